@@ -68,7 +68,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.gates import Gates as Gates
     from masksearch.gates.result import DamResult as DamResult
     from masksearch.gates.units import Units as Units
-    from masksearch.loggers.progress import progress as progress
+    from masksearch.loggers.console import progress as progress
     from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import Mask as Mask
     from masksearch.masks.lower import flex_block_mask as flex_block_mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,9 +35,9 @@ from masksearch.contracts import (
     Scheduler,
     Strategy,
 )
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, unknown_name
 from masksearch.executors.local import Local
-from masksearch.loggers.progress import show_progress
+from masksearch.loggers.console import Watcher
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import names_run
@@ -473,20 +473,19 @@ def run_session(
     Raises:
         KeyboardInterrupt: As it came, with a note that says how to go on.
     """
-    with ExitStack() as stack:
-        display = []
-        if progress is not None:
-            shown = show_progress(progress, session.evaluator.objectives, title)
-            display.append(stack.enter_context(shown))
-        session.listeners = [*display, *session.listeners]
+    if progress not in ("auto", None):
+        raise unknown_name("progress", str(progress), ["auto"])
+    shown = Watcher(session.evaluator.objectives, None, title) if progress else nullcontext()
+    with shown as watcher:
+        session.listeners = [*([watcher] if watcher else []), *session.listeners]
         session.restore()
-        for watcher in display:
+        if watcher:
             watcher.expect(session.expected(), session.seconds)
             if session.evaluator.offers("provide_models") and not isinstance(
                 executor, Local | None
             ):  # whose trainings are not seen here
                 seeds = ", ".join(map(str, session.seeds))
-                watcher.print(f"{title}: shared models of seed {seeds} first")
+                watcher.display.print(f"{title}: shared models of seed {seeds} first")
         try:
             session.run_on(executor or Local())
         except KeyboardInterrupt as stop:

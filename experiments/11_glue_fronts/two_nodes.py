@@ -22,7 +22,7 @@ import run as experiment
 from ray.cluster_utils import Cluster
 
 import masksearch as ms
-from masksearch.loggers.files import open_loggers
+from masksearch.loggers.trackers import open_loggers
 
 KILL_AFTER, SMOKE_AFTER = 8, 2  # records
 

@@ -177,7 +177,7 @@ def train_and_save(
     from masksearch.attention.attach import attach
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.files import write_text_in_one_move
-    from masksearch.loggers.progress import progress
+    from masksearch.loggers.console import progress
     from masksearch.masks.lower import lower
     from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
     from masksearch.models.saving import save_pretrained

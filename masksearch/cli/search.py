@@ -239,7 +239,7 @@ def run_search(given: Mapping[str, Any]) -> Study:
         unit_levels,
     )
     from masksearch.driver import search
-    from masksearch.loggers.files import open_loggers
+    from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.strategies.halving import ParetoHalving
     from masksearch.user_code import load_function

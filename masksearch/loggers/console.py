@@ -1,4 +1,9 @@
-"""Shows a search while it runs: a display on a terminal and in a notebook, else plain lines."""
+"""Shows searches and trainings while they run: a display on a terminal and in a notebook, else
+plain lines.
+
+with progress():
+    reports = list(evaluator(mask, seed=0, workdir=folder))
+"""
 
 from __future__ import annotations
 
@@ -6,70 +11,103 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.errors import ConsoleError
 from rich.live import Live
-from rich.progress import Progress
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from masksearch.analysis.pareto import (
-    SPARSITIES,
-    Snapshot,
-    learned_nothing,
-    sparsity_of,
-)
-from masksearch.contracts import Objective, Record, Report, is_side_value
+from masksearch.analysis.pareto import SPARSITIES, Snapshot, learned_nothing, sparsity_of
+from masksearch.contracts import Objective, Record, Report
 from masksearch.masks.text import short_text
-from masksearch.study.status import seconds_left
+from masksearch.study.status import LONGEST, clock, counted, figures, seconds_left, with_mask
+from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
-PAUSE = 0.5  # seconds between two updates
-WIDTH = 120  # characters of a line
+PAUSE = 0.5  # seconds between two updates of a notebook's output
+TICK = 0.25  # ... and of a training's bar
+MINUTE = 60.0  # seconds between two lines about a training where there is no terminal
+STEPS, SAMPLES = 0.05, 0.3  # weight of the newest loss in the shown one: of every step; on a GPU
+LEAST = 36  # characters of a line for a mask, at least; what else it says is cut at its end
 
 
-class NotebookOutput:
-    """Shows what `render` returns, as plain text, and again whenever it is asked to.
+class Display:
+    """Shows what `render` returns, and again whenever it is asked to; elsewhere lines alone.
+
+    It ends no search: where it fails (standard error is closed) it is given up.
 
     Args:
         render: What to show now.
+        console: Where to; default: standard error.
+        transient: Whether a terminal is wiped at the end.
     """
 
-    def __init__(self, render: Callable[[], RenderableType]) -> None:
-        self.render = render
-        self.handle: Any = None  # IPython's
+    def __init__(
+        self,
+        render: Callable[[], RenderableType],
+        console: Console | None = None,
+        *,
+        transient: bool = False,
+    ) -> None:
+        self.render, self.transient = render, transient
+        self.own, self.console = console is None, console or Console(stderr=True)
+        self.live: Live | None = None  # on a terminal
+        self.handle: Any = None  # IPython's, in a notebook
         self.due = 0.0
+        self.broken = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is drawn again in place."""
+        return self.live is not None or self.handle is not None
 
     def start(self) -> None:
-        """Makes the output in the cell that runs."""
-        from IPython import display  # in a notebook it is there
+        """Makes room for it: a live display, or the output of the notebook's cell that runs."""
+        if self.console.is_jupyter:
+            from IPython import display  # in a notebook it is there
 
-        show: Any = display.display  # not typed in IPython
-        self.handle = show(self.content(), raw=True, display_id=True)
+            show: Any = display.display  # not typed in IPython
+            self.handle = show(self.content(), raw=True, display_id=True)
+        elif (
+            self.console.is_terminal
+            and not self.console.is_dumb_terminal
+            and not (self.own and has_other_display())
+        ):
+            live = Live(
+                get_renderable=self.render,
+                console=self.console,
+                transient=self.transient,
+                redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # else a file's
+            )
+            self.attempt(live.start)
+            self.live = None if self.broken else live
 
-    def refresh(self) -> None:
-        """Shows the present state, unless that was done half a second ago."""
-        if time.monotonic() >= self.due:
-            self.update()
+    def refresh(self, *, last: bool = False) -> None:
+        """Shows the present state; a notebook's, unless that was done half a second ago."""
+        if self.live is not None:
+            self.attempt(self.live.refresh)
+        elif self.handle is not None and (last or time.monotonic() >= self.due):
+            self.due = time.monotonic() + PAUSE
+            self.attempt(lambda: self.handle.update(self.content(), raw=True))
 
     def stop(self) -> None:
         """Shows the last state, which stays."""
-        self.update()
-
-    def update(self) -> None:
-        """Shows the present state."""
-        self.due = time.monotonic() + PAUSE
-        if self.handle is not None:
-            self.handle.update(self.content(), raw=True)
+        self.broken = False  # whatever was shown is put away
+        if self.live is not None:
+            self.attempt(self.live.stop)
+        self.live = None
+        self.refresh(last=True)
+        self.handle = None
 
     def content(self) -> dict[str, str]:
         """The present state as a notebook keeps it."""
         console = Console(
-            file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False,
+            file=io.StringIO(), width=LONGEST, color_system=None, force_terminal=False,
             force_jupyter=False,
         )  # fmt: skip
         with console.capture() as text:
@@ -77,21 +115,159 @@ class NotebookOutput:
         lines = (line.rstrip() for line in text.get().splitlines())
         return {"text/plain": "\n".join(lines)}
 
+    def print(self, line: str) -> None:
+        """One line, above the display if there is one."""
+        self.attempt(lambda: self.write(clipped(line)))
 
-LONGEST = 120  # characters of a line
-LEAST = 36  # of them for a mask, at least; what else a line says is cut at its end
+    def write(self, line: str) -> None:
+        """A line as it is."""
+        if self.live is not None:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif self.own and tqdm_bars():
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        elif not self.own or sys.stderr is not None:  # (a program without a console has none)
+            print(line, file=sys.stderr if self.own else self.console.file, flush=True)
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Shows something. A display that fails once is not tried again."""
+        if self.broken:
+            return
+        try:
+            action()
+        except (OSError, ValueError, RuntimeError, ConsoleError, SystemExit):
+            self.broken = True  # rich ends the program where nobody reads what it writes
+
+
+class StepBar:
+    """Follows trainings: their steps, rate, loss and time left, of the one under way.
+
+    Where it can be drawn again it is a bar, which goes when the training is done; elsewhere, such
+    as in a log file, one line a minute. A step costs it one or two microseconds. On a GPU it reads
+    a loss only when the next one is shown, a quarter of a second later, so that no step waits.
+
+    Args:
+        title: In front of the bar of a training without a title of its own; from the second one
+            on with its number.
+        display: That shows it.
+    """
+
+    def __init__(self, title: str, display: Display) -> None:
+        self.title, self.display = title, display
+        self.config: TrainConfig | None = None  # of the training under way
+        self.trainings = self.number = self.first = self.tokens = self.losses = 0
+        self.loss = self.started = self.due = 0.0
+        self.sampled: Step | None = None  # of the last update, on a GPU
+        self.line = ""  # that is shown
+
+    def __call__(self, step: Step, config: TrainConfig) -> None:
+        """Takes one finished step."""
+        now = time.monotonic()
+        if config is not self.config or step.number <= self.number:
+            self.begin(step, config, now)
+        else:
+            self.tokens += step.tokens
+        self.number = step.number
+        if step.value.__class__ is float:
+            self.smooth(step.loss, STEPS)
+        if step.number == config.steps:
+            self.end()
+        elif now >= self.due:
+            self.update(step, config, now)
+
+    def begin(self, step: Step, config: TrainConfig, now: float) -> None:
+        """A training's first step here (one that goes on does not begin at 1)."""
+        self.end()
+        self.config, self.first, self.started = config, step.number, now  # its time is not known
+        self.trainings += 1
+        self.tokens = self.losses = 0
+        self.sampled = None
+        self.due = now + (TICK if self.display.alive else MINUTE)
+        if not self.display.alive and step.title:
+            self.display.print(f"{step.title}: {config.steps} steps")
+
+    def smooth(self, value: float, weight: float) -> None:
+        """Takes a loss into the shown one: a plain mean at first, then an exponential one."""
+        self.losses += 1
+        share = max(weight, 1 / self.losses)
+        self.loss = value if share == 1 else self.loss + (value - self.loss) * share
+
+    def update(self, step: Step, config: TrainConfig, now: float) -> None:
+        """Brings what is shown up to date: steps, rates, loss (once there is one) and time."""
+        self.due = now + (TICK if self.display.alive else MINUTE)
+        if step.value.__class__ is not float:
+            if self.sampled is not None:
+                self.smooth(self.sampled.loss, SAMPLES)
+            self.sampled = step
+        gone = max(now - self.started, 1e-9)
+        rate = (step.number - self.first) / gone
+        left = (config.steps - step.number) / max(rate, 1e-9)
+        title = step.title or f"{self.title}{f' {self.trainings}' if self.trainings > 1 else ''}"
+        self.line = (
+            f"{title} {step.number}/{config.steps}  {rate:.3g} steps/s  "
+            f"{thousands(self.tokens / gone)} tokens/s  "
+            + (f"loss {self.loss:.3f}  " if self.losses else "")
+            + f"{clock(gone)} gone, {clock(left)} left"
+        )
+        if self.display.alive:
+            self.display.refresh()
+        else:
+            self.display.print(self.line)
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        self.config, self.line, self.number = None, "", 0
+
+    def rows(self) -> list[RenderableType]:
+        """The bar and its line, where a training is under way."""
+        if not self.line or self.config is None:
+            return []
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(self.config.steps, self.number, width=20), Text(self.line))
+        return [row]
+
+
+@contextmanager
+def progress(title: str = "training", *, console: Console | None = None) -> Iterator[StepBar]:
+    """Shows every training of this context (thread or task): steps, rate, loss, time left.
+
+    On a terminal and in a notebook one bar, four updates a second, for the training under way;
+    it goes when that is done. Elsewhere, such as in a log file, one line a minute. Trainings in
+    other processes are not seen. Under torchrun use it in the first process alone.
+
+    Args:
+        title: In front of the bar.
+        console: Where to; default: standard error.
+
+    Yields:
+        What follows the trainings.
+    """
+
+    def render() -> Group:
+        rows = bar.rows()
+        if not rows and display.handle is not None:
+            rows = [Text(f"{title}: {bar.trainings} trained")]
+        return Group(*rows)
+
+    display = Display(render, console, transient=True)
+    bar = StepBar(title, display)
+    display.start()
+    try:
+        with follow_trainings(bar):
+            yield bar
+    finally:
+        bar.end()
+        display.stop()
 
 
 class Watcher:
-    """A listener that shows how far a search is, its Pareto front and the best mask so far.
+    """A listener that shows how far a search is, its Pareto front and the best mask so far, and
+    the trainings in this process.
 
     On a terminal a bar, and below it the front, the best mask and what runs; above it a line for
     every record that joined the front or failed. In a notebook the same in one output, which
     changes in place. Elsewhere, and below another program's bar, one plain line a record. A line
-    has at most 120 characters. A resumed search goes on counting where it stopped.
-
-    A display never ends a search: where it fails (standard error is closed) it is given up. Use
-    it as a context manager and pass it in `listeners`.
+    has at most 120 characters. A resumed search goes on counting where it stopped. Use it as a
+    context manager and pass it in `listeners`.
 
     Args:
         objectives: Those of the study; the first one is the score.
@@ -110,7 +286,8 @@ class Watcher:
     ) -> None:
         self.objectives, self.score = tuple(objectives), objectives[0].name
         self.title, self.total = title, total
-        self.own, self.console = console is None, console or Console(stderr=True)
+        self.display = Display(self.render, console)
+        self.bar = StepBar("training", self.display)
         self.state = Snapshot(self.objectives)
         self.counted = 0
         self.new = 0  # records of this call
@@ -118,24 +295,12 @@ class Watcher:
         self.started = time.monotonic()
         self.running: tuple[int, Report] | None = None  # the last report of a running trial
         self.failure = ""  # the last one
-        self.screen: Live | NotebookOutput | None = None  # while entered; None = plain lines
-        self.broken = False
-        self.below: list[Progress] = []  # bars of others, shown where they hold any
+        self.stack = ExitStack()
 
     def __enter__(self) -> Watcher:
         self.started = time.monotonic()
-        if self.console.is_jupyter:
-            self.screen = NotebookOutput(self.render)
-        elif is_alive(self.console) and not (self.own and has_other_display()):
-            self.screen = Live(
-                get_renderable=self.render,
-                console=self.console,
-                redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # else a file's
-            )
-        if self.screen is not None:
-            self.attempt(self.screen.start)
-        if self.broken:
-            self.screen = None
+        self.display.start()
+        self.stack.enter_context(follow_trainings(self.bar))
         return self
 
     def __exit__(
@@ -144,29 +309,29 @@ class Watcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.running, self.broken = None, False  # whatever was shown is put away
-        if self.screen is not None:
-            self.attempt(self.screen.stop)
-            self.screen = None
+        self.stack.close()
+        self.bar.end()
+        self.running = None
+        self.display.stop()
 
     # -- what it is told -----------------------------------------------------------------------
     def restore(self, records: Sequence[Record]) -> None:
         """Starts from the finished records that a resumed study holds."""
         self.state = Snapshot(self.objectives).after(*records)
         self.counted = sum(counts(record, restored=True) for record in records)
-        if records and self.screen is None:
-            self.print("  ".join([self.count(), "resumed", *self.standing()]))
+        if records and not self.display.alive:
+            self.display.print("  ".join([self.count(), "resumed", *self.standing()]))
 
     def expect(self, records: int | None, seconds: float | None = None) -> None:
         """Sets how many further records, and how many seconds, this call may take."""
         self.total = None if records is None else self.counted + records
         self.limit = seconds
-        self.redraw()
+        self.display.refresh()
 
     def reported(self, number: int, report: Report) -> None:
         """Takes a running trial's report."""
         self.running = (number, report)
-        self.redraw()
+        self.display.refresh()
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
@@ -177,17 +342,17 @@ class Watcher:
             self.running = None
         if record.status == "failed":
             self.failure = f"#{record.number} failed: {record.reason}"
-        if self.screen is None:
-            self.print(self.line(record))
-        elif isinstance(self.screen, Live) and record.status == "failed":
-            self.print(self.failure)
-        elif isinstance(self.screen, Live) and self.state.joined:
-            self.print(fitted("", record, [*self.figures(record), "joined the front"]))
-        self.redraw()
+        if not self.display.alive:
+            self.display.print(self.line(record))
+        elif self.display.live is not None and record.status == "failed":
+            self.display.print(self.failure)
+        elif self.display.live is not None and self.state.joined:
+            self.display.print(about("", record, [*self.figures(record), "joined the front"]))
+        self.display.refresh()
 
     # -- what it shows -------------------------------------------------------------------------
     def render(self) -> Group:
-        """The bar, those of `below`, and the state of the search."""
+        """The bar, that of the training under way, and the state of the search."""
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(self.total or 1, self.counted, width=30) if self.total else ""
         gone, left = self.times()
@@ -199,13 +364,11 @@ class Watcher:
             lines.append(f"best: #{best.number} {short_text(best.mask or '', LONGEST - 16)}")
         if self.running is not None:
             number, report = self.running
-            values = {n: v for n, v in report.values.items() if not is_side_value(n)}
-            figures = (f"{name} {value:.4f}" for name, value in values.items())
-            lines.append("  ".join([f"runs: #{number} at step {report.step}", *figures]))
-        if isinstance(self.screen, NotebookOutput) and self.failure:
+            lines.append(f"runs: #{number} at step {report.step}  {figures(report.values)}")
+        if self.display.handle is not None and self.failure:
             lines.append(self.failure)
         texts = [Text(clipped(line), no_wrap=True, overflow="ellipsis") for line in lines]
-        return Group(row, *(bars for bars in self.below if bars.tasks), *texts)
+        return Group(row, *self.bar.rows(), *texts)
 
     def line(self, record: Record) -> str:
         """One finished record, and the state of the search after it."""
@@ -222,29 +385,7 @@ class Watcher:
             brief.append(f"best {best.value(self.score):.4f} at {sparsity_of(best):.3f}")
         gone, left = self.times()
         brief.append(f"{clock(left)} left" if left else f"in {clock(gone)}")
-        return fitted(f"{self.count()}  ", record, [*figures, *brief])
-
-    def print(self, line: str) -> None:
-        """One line, above the display if there is one."""
-        self.attempt(lambda: self.write(clipped(line)))
-
-    def write(self, line: str) -> None:
-        """A line as it is."""
-        if isinstance(self.screen, Live):
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        elif self.own and tqdm_bars():
-            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
-        elif not self.own or sys.stderr is not None:  # (a program without a console has none)
-            print(line, file=sys.stderr if self.own else self.console.file, flush=True)
-
-    def redraw(self) -> None:
-        """Brings the display up to date."""
-        if self.screen is not None:
-            self.attempt(self.screen.refresh)
-
-    def attempt(self, action: Callable[[], Any]) -> None:
-        """Shows something. A display that fails once is not tried again."""
-        self.broken = self.broken or not shown(action)
+        return about(f"{self.count()}  ", record, [*figures, *brief])
 
     # -- pieces of text ------------------------------------------------------------------------
     def count(self) -> str:
@@ -272,10 +413,8 @@ class Watcher:
         parts = []
         if math.isfinite(self.state.hypervolume):
             parts.append(f"hypervolume {self.state.hypervolume:.4g}")
-        for status in ("failed", "stopped"):
-            if self.state.count(status):
-                parts.append(f"{self.state.count(status)} {status}")
-        return parts
+        ended = {each: self.state.count(each) for each in ("failed", "stopped")}
+        return [*parts, *counted(ended)]
 
     def figures(self, record: Record) -> list[str]:
         """What a record says of itself, beside its mask."""
@@ -290,18 +429,9 @@ class Watcher:
         elif "effective_sparsity" in known and "sparsity" not in judged:
             known.pop("sparsity", None)  # full attention of a decoder has a half-empty table
         names = dict.fromkeys([*judged, *SPARSITIES])
-        parts += [f"{name} {known[name]:.4f}" for name in names if name in known]
+        parts += [figures({name: known[name]}) for name in names if name in known]
         parts += ["unsettled gates"] * (record.params.get("gates") == "unsettled")
         return parts + ["learned nothing"] * learned_nothing(record)
-
-
-def shown(action: Callable[[], Any]) -> bool:
-    """Does what shows something; False where the place to show it is gone."""
-    try:
-        action()
-    except (OSError, ValueError, RuntimeError, ConsoleError, SystemExit):
-        return False  # rich ends the program where nobody reads what it writes
-    return True
 
 
 def counts(record: Record, *, restored: bool) -> bool:
@@ -313,22 +443,17 @@ def counts(record: Record, *, restored: bool) -> bool:
     return record.role == "baseline" or (record.role != "trial" and not restored)
 
 
-def fitted(start: str, record: Record, parts: Sequence[str]) -> str:
+def about(start: str, record: Record, parts: Sequence[str]) -> str:
     """A line about a record; its mask, or its name, gets the room that the rest leaves."""
-    start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
     name = record.name or record.mask or "one-shot training"
-    return start + short_text(name, max(LEAST, LONGEST - len(start) - len(rest))) + rest
+    rest = "".join(f"  {part}" for part in parts)
+    return with_mask(f"{start}#{record.number} ", name, rest, LEAST)
 
 
 def clipped(line: str) -> str:
     """A line that is not too long, and is one line."""
     line = " ".join(line.split("\n"))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
-
-
-def is_alive(console: Console) -> bool:
-    """Whether lines can be drawn again in place."""
-    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
 
 
 def has_other_display() -> bool:
@@ -342,12 +467,13 @@ def tqdm_bars() -> bool:
     return bool(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", None))
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds.
+def thousands(number: float) -> str:
+    """A rate in three digits.
 
-    >>> clock(3725), clock(65)
-    ('1:02:05', '1:05')
+    >>> thousands(950.0), thousands(23_100.0), thousands(1_250_000.0)
+    ('950', '23.1k', '1.25M')
     """
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    for limit, mark in ((1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{mark}"
+    return f"{number:.0f}"

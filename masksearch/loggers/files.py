@@ -1,6 +1,8 @@
-"""Loggers of a search: records, curves and the front, as CSV or for TensorBoard.
+"""What all loggers share, and the one that writes CSV files.
 
-Those that speak to a server (MLflow, Weights & Biases) are in `trackers`.
+A logger writes every record at least once. What it holds is known by the keys of records, so that
+a resumed search writes none of them again; a kill may repeat the last record and the steps of the
+trials that ran.
 """
 
 from __future__ import annotations
@@ -8,28 +10,213 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
-from masksearch.contracts import Listener, Objective, Report
-from masksearch.errors import SearchError, unknown_name
-from masksearch.loggers.ledger import (
-    Ledger,
-    LoggedRecord,
-    RecordLogger,
-    cut_to_whole_lines,
-    required_module,
-    step_key,
-)
-from masksearch.loggers.trackers import MlflowLogger, WandbLogger
+from masksearch.analysis.pareto import Snapshot
+from masksearch.contracts import Objective, Record, Report
+from masksearch.errors import SearchError
 from masksearch.masks.measure import MEASURES
-from masksearch.study.store import read_address
 
-LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 TEXTS = ("number", "status", "origin", "name", "role", "source", "seed", "fingerprint", "protocol")
-KEY = ("number", "status", "seed", "fingerprint", "protocol")  # what tells rows apart
+KEY = ("number", "status", "seed", "fingerprint", "protocol")  # what tells records apart
+
+
+@dataclass(frozen=True)
+class LoggedRecord:
+    """One record, and the state of the search after it."""
+
+    record: Record
+    state: Snapshot
+
+    @property
+    def key(self) -> str:
+        """What tells this record from every other one, in one line of text."""
+        return json.dumps([str(getattr(self.record, name)) for name in KEY])
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Measures, values and seconds of the record; finite ones only."""
+        known = {**self.record.measures, **self.record.values, "seconds": self.record.seconds}
+        return {name: value for name, value in known.items() if math.isfinite(value)}
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What is said of the record in words, where there is any; figures that are not finite
+        are among them."""
+        r = self.record
+        figures = {**r.measures, **r.values}
+        known = {
+            **{name: getattr(r, name) for name in TEXTS},
+            "mask": r.mask or "",
+            **{f"params.{name}": value for name, value in r.params.items()},
+            **{name: value for name, value in figures.items() if not math.isfinite(value)},
+            "error": r.reason,
+        }
+        return {name: text for name, value in known.items() if (text := str(value))}
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """The state of the search after the record: front, hypervolume, counts, compute."""
+        now = self.state
+        return {
+            "front/size": float(len(now.front)),
+            **({"front/hypervolume": now.hypervolume} if math.isfinite(now.hypervolume) else {}),
+            "search/finished": float(now.finished),
+            "search/seconds": now.seconds,
+            **{f"search/{status}": float(n) for status, n in now.statuses.items()},
+        }
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """The front as rows: number, origin, name, seed, objectives, mask."""
+        return [
+            {
+                **{name: getattr(r, name) for name in ("number", "origin", "name", "seed")},
+                **{objective.name: r.value(objective.name) for objective in self.state.objectives},
+                "mask": str(r.mask),
+            }
+            for r in self.state.front
+        ]
+
+
+class RecordLogger:
+    """A listener that writes every record, the front after it, and curves while trials run.
+
+    Where nobody heard a trial's steps, they follow with its record. A sink that fails (a server
+    that is down, a full disk) does not end the search: one warning says so, and what it has not
+    taken is written before the next record, or when the search is resumed with such a logger.
+
+    Subclasses have `start`, `write`, `write_steps` and `stop`, and name the exceptions that mean
+    "the sink failed" in `failures`.
+
+    Args:
+        objectives: Those of the study.
+        memory: Text file that holds the keys of what was written, a line each, for a sink that
+            cannot be asked; None = nothing is known of earlier calls.
+    """
+
+    failures: tuple[type[Exception], ...] = (OSError,)
+    place: ClassVar[str] = "log"  # what a warning calls the sink
+
+    def __init__(self, objectives: Sequence[Objective], memory: Path | None = None) -> None:
+        self.objectives, self.memory = tuple(objectives), memory
+        self.state = Snapshot(self.objectives)
+        self.known: set[str] = set()  # keys of the records that the sink holds
+        self.waiting: list[LoggedRecord] = []
+        self.steps: dict[int, int] = {}  # the last step that the sink has of a running trial
+        self.started = self.failed = False
+        self.gone = False  # whether the last attempt failed
+
+    # -- what a sink does ----------------------------------------------------------------------
+    def start(self) -> None:
+        """Opens the sink, and puts the keys of what it holds into `known`."""
+        raise NotImplementedError
+
+    def write(self, entry: LoggedRecord) -> None:
+        """Writes one record and the front after it; its curve has been written."""
+        raise NotImplementedError
+
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Writes a part of the curve of trial `number`."""
+        raise NotImplementedError
+
+    def stop(self, error: BaseException | None) -> None:
+        """Closes the sink; `error` is what ended the search, if anything did."""
+
+    # -- the listener --------------------------------------------------------------------------
+    def restore(self, records: Sequence[Record]) -> None:
+        """Takes the finished records of a resumed study; adds those that the sink lacks."""
+        self.state = Snapshot(self.objectives)
+        for record in records:
+            self.queue(record)
+        self.attempt(self.write_waiting)
+
+    def reported(self, number: int, report: Report) -> None:
+        """Takes a running trial's report. A sink that failed is not asked before the record."""
+        if self.started and not self.gone:
+            self.attempt(lambda: self.add_steps(number, [report]))
+
+    def __call__(self, record: Record) -> None:
+        """Takes one finished record."""
+        self.queue(record)
+        self.attempt(self.write_waiting)
+
+    def queue(self, record: Record) -> None:
+        """Puts a record behind those that the sink has not taken yet."""
+        self.state = self.state.after(record)
+        self.waiting.append(LoggedRecord(record, self.state))
+
+    def write_waiting(self) -> None:
+        """Writes the records that the sink lacks."""
+        while self.waiting:
+            entry, number = self.waiting[0], self.waiting[0].record.number
+            if entry.key not in self.known:
+                self.add_steps(number, entry.record.curve)
+                self.write(entry)
+                self.known.add(entry.key)
+                if self.memory is not None:
+                    with self.memory.open("a", encoding="utf-8") as file:
+                        file.write(f"\n{entry.key}")  # a line that a kill cut off ends here
+            self.steps.pop(number, None)
+            del self.waiting[0]
+
+    def add_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Writes those of a trial's reports that came after its last written step."""
+        new = [report for report in reports if report.step > self.steps.get(number, -1)]
+        if new:
+            self.write_steps(number, new)
+            self.steps[number] = new[-1].step
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Opens the sink, if it is not, and writes to it."""
+        try:
+            if not self.started:
+                if self.memory is not None and self.memory.is_file():
+                    self.known.update(self.memory.read_text(encoding="utf-8").splitlines())
+                self.start()
+                self.started = True
+            action()
+            self.gone = False
+        except self.failures as problem:
+            self.gone = True
+            self.warn_once("does not take records now", problem)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the sink; a second call does nothing."""
+        if self.started:
+            self.started = False
+            try:
+                self.stop(error)
+            except self.failures as problem:
+                self.warn_once("could not be closed", problem)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+    def warn_once(self, text: str, problem: BaseException) -> None:
+        """One warning for all failures of this sink."""
+        lines = str(problem).strip().splitlines() or [""]
+        if not self.failed:
+            warnings.warn(
+                f"the {self.place} {text} ({type(problem).__name__}: {lines[0][:200]}); the "
+                "search goes on, and resuming it with this logger adds what is missing",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.failed = True
 
 
 class CsvLogger(RecordLogger):
@@ -40,7 +227,7 @@ class CsvLogger(RecordLogger):
     the record was on the front when it came), front_size, hypervolume, `values` and `params` as
     JSON, error (its last line). A second file, `NAME.curves.csv`, gets a row for every report
     while trials run: number, step, every objective, `values` as JSON. A resumed search adds the
-    rows that are missing and no other.
+    records that are missing and no other; steps of a trial that was interrupted come again.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -64,29 +251,21 @@ class CsvLogger(RecordLogger):
         self.curve_columns = ("number", "step", *scores, "values")
 
     def start(self) -> None:
-        """Writes the headers, or reads what files with the same headers hold."""
-        for row in self.begin(self.path, self.columns):
-            number, status, seed, *prints = (row[name] for name in KEY)
-            self.known.add(json.dumps([int(number), status, int(seed), *prints]))
-        for row in self.begin(self.curves, self.curve_columns):
-            self.known.add(step_key(int(row["number"]), int(row["step"])))
-
-    def begin(self, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-        """The rows of a file, which is made if it is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cut_to_whole_lines(path)
-        if not path.is_file() or path.stat().st_size == 0:
-            self.append(path, columns)
-            return []
-        with path.open(encoding="utf-8", newline="") as file:
+        """Writes the headers, or reads which records files with the same headers hold."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for path, columns in ((self.path, self.columns), (self.curves, self.curve_columns)):
+            if not path.is_file() or path.stat().st_size == 0:
+                self.append(path, columns)
+        cut_to_whole_lines(self.path)
+        with self.path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             have = rows.fieldnames or ()
-            if tuple(have) != tuple(columns):
+            if tuple(have) != self.columns:
                 raise SearchError(
-                    f"{path} has the columns {', '.join(have)}, and this "
-                    f"search writes {', '.join(columns)}; choose another file"
+                    f"{self.path} has the columns {', '.join(have)}, and this "
+                    f"search writes {', '.join(self.columns)}; choose another file"
                 )
-            return list(rows)
+            self.known |= {json.dumps([row[name] for name in KEY]) for row in rows}
 
     def write(self, entry: LoggedRecord) -> None:
         """Appends one row."""
@@ -122,135 +301,12 @@ class CsvLogger(RecordLogger):
             writer.writerow([" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells])
 
 
-class TensorBoardLogger(RecordLogger):
-    """Event files for TensorBoard, written by its own writer.
-
-    The search is one run of TensorBoard: front/size, front/hypervolume and the counts over
-    the number of finished records, every record's values and measures over its number, and the
-    front as a text table whenever it changes. Every trial is a run of its own, `trials/NUMBER`:
-    its curve over optimiser steps, while it runs, then its parameters and results for the HPARAMS
-    tab.
-
-    Args:
-        folder: Where to; `tensorboard --logdir FOLDER` shows it.
-        objectives: Those of the study.
-
-    Raises:
-        SearchError: If tensorboard is not installed.
-    """
-
-    place = "TensorBoard log"
-
-    def __init__(self, folder: Path | str, objectives: Sequence[Objective]) -> None:
-        super().__init__(objectives)
-        required_module("tensorboard", "tensorboard")
-        self.library = required_module("torch.utils.tensorboard", "tensorboard")
-        self.hparams = required_module("torch.utils.tensorboard.summary", "tensorboard").hparams
-        self.folder = Path(folder)
-        self.ledger = Ledger(self.folder / "logged.txt")
-        self.writer: Any = None
-        self.trials: dict[int, Any] = {}  # the writers of running trials
-
-    def start(self) -> None:
-        """Opens a new event file; TensorBoard joins it with those of earlier calls."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.known = self.ledger.read()
-        self.writer = self.library.SummaryWriter(str(self.folder))
-
-    def write(self, entry: LoggedRecord) -> None:
-        """The search's figures and the trial's own run, on disk when this returns."""
-        record, step = entry.record, entry.state.finished
-        for name, value in entry.totals.items():
-            self.writer.add_scalar(name, value, step)
-        for name, value in entry.figures.items():
-            self.writer.add_scalar(f"record/{name}", value, record.number)
-        if entry.state.joined:
-            rows = entry.front
-            table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-            lines = ["| " + " | ".join(cell(c) for c in row) + " |" for row in table]
-            self.writer.add_text("front", "\n".join(lines), step)
-        self.writer.add_text(
-            f"record/{record.status}",
-            "\n\n".join(f"{name}: {text}" for name, text in entry.texts.items() if text),
-            record.number,
-        )
-        self.writer.flush()
-        with self.writer_of(record.number) as own:
-            texts = {n: t for n, t in entry.texts.items() if n != "error" or t}
-            params = {
-                f"params.{n}": v if isinstance(v, bool | int | float) else str(v)
-                for n, v in record.params.items()
-            }
-            finals = {f"final/{name}": value for name, value in entry.figures.items()}
-            for summary in self.hparams({**texts, **params}, finals):
-                own.file_writer.add_summary(summary)
-            for name, value in finals.items():
-                own.add_scalar(name, value, record.step)
-        del self.trials[record.number]
-        self.ledger.add(entry.key)
-
-    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
-        """Points of the trial's own curve, on disk when this returns."""
-        own = self.writer_of(number)
-        for report in reports:
-            for name, value in report.values.items():
-                own.add_scalar(name, value, report.step)
-        own.flush()
-        self.ledger.add(*(step_key(number, report.step) for report in reports))
-
-    def writer_of(self, number: int) -> Any:
-        """The event file of a trial that runs."""
-        if number not in self.trials:
-            folder = self.folder / "trials" / str(number)
-            self.trials[number] = self.library.SummaryWriter(str(folder))
-        return self.trials[number]
-
-    def stop(self, error: BaseException | None) -> None:
-        """Closes the event files."""
-        for writer in [self.writer, *self.trials.values()]:
-            writer.close()
-
-
-def cell(value: object) -> str:
-    """A cell of a Markdown table."""
-    return str(f"{value:.6g}" if isinstance(value, float) else value).replace("|", "\\|")
-
-
-@contextmanager
-def open_loggers(
-    names: Sequence[str], run: Path, objectives: Sequence[Objective]
-) -> Iterator[list[Listener]]:
-    """The loggers of a command line, closed at the end; their files are below the run folder.
-
-    `csv` writes log.csv, `tensorboard` the folder tensorboard, `mlflow` the SQLite file
-    mlflow/mlflow.db (unless MLFLOW_TRACKING_URI names another store), `wandb` the folder wandb
-    (its account and mode come from its own settings, WANDB_MODE=offline among them).
-
-    Args:
-        names: Of `LOGGERS`; one that is named twice counts once.
-        run: The run folder.
-        objectives: Those of the study.
-
-    Raises:
-        UnknownNameError: If a name is unknown; names the nearest.
-        SearchError: If a library is not installed.
-    """
-    for name in names:
-        if name not in LOGGERS:
-            raise unknown_name("logger", name, LOGGERS)
-    with ExitStack() as stack:
-        yield [stack.enter_context(make_logger(n, run, objectives)) for n in dict.fromkeys(names)]
-
-
-def make_logger(name: str, run: Path, objectives: Sequence[Objective]) -> RecordLogger:
-    """One of `LOGGERS`, with its files below the run folder."""
-    address = read_address(run)  # the folder may have been renamed
-    title = run.resolve().name if address is None else address.name
-    match name:
-        case "csv":
-            return CsvLogger(run / "log.csv", objectives)
-        case "tensorboard":
-            return TensorBoardLogger(run / "tensorboard", objectives)
-        case "mlflow":
-            return MlflowLogger("masksearch", objectives, folder=run / "mlflow", name=title)
-    return WandbLogger("masksearch", objectives, folder=run, name=title)
+def cut_to_whole_lines(path: Path) -> None:
+    """Removes a last line without its end, which a kill or a full disk may leave."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

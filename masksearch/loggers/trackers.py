@@ -1,35 +1,117 @@
-"""Loggers of a search that speak to a server: MLflow, and Weights & Biases."""
+"""Loggers of a search for TensorBoard, MLflow, and Weights & Biases.
+
+Curves are written under their steps and runs under their names or ids, so that what comes twice
+after a kill (the last record, the steps of trials that ran) stands on its first copy.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib
 import logging
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from masksearch.contracts import Objective, Report
-from masksearch.loggers.ledger import (
-    Ledger,
-    LoggedRecord,
-    RecordLogger,
-    required_module,
-    step_key,
-)
+from masksearch.contracts import Listener, Objective, Report
+from masksearch.errors import SearchError, install_command, unknown_name
+from masksearch.loggers.files import CsvLogger, LoggedRecord, RecordLogger
+from masksearch.study.store import read_address
 
+MEMORY = "logged.txt"  # keys of the records that a sink holds, where it cannot be asked
+RUN_ID = "run_id.txt"  # of the search's run
 ENDINGS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 KEY = "masksearch.record"  # tag of a run that holds a whole record
 TRIAL = "masksearch.trial"  # tag of a trial's run: its number
 MOST_FIGURES, MOST_TEXTS = 1000, 100  # in one request to MLflow
 LONGEST = 5000  # characters of a text in MLflow
 PATIENCE = 30  # seconds that Weights & Biases may take to begin
+
+
+class TensorBoardLogger(RecordLogger):
+    """Event files for TensorBoard, written by its own writer.
+
+    The search is one run of TensorBoard: front/size, front/hypervolume and the counts over
+    the number of finished records, every record's values and measures over its number, and the
+    front as a text table whenever it changes. Every trial is a run of its own, `trials/NUMBER`:
+    its curve over optimiser steps, while it runs, then its parameters and results for the HPARAMS
+    tab.
+
+    Args:
+        folder: Where to; `tensorboard --logdir FOLDER` shows it.
+        objectives: Those of the study.
+
+    Raises:
+        SearchError: If tensorboard is not installed.
+    """
+
+    place = "TensorBoard log"
+
+    def __init__(self, folder: Path | str, objectives: Sequence[Objective]) -> None:
+        self.folder = Path(folder)
+        super().__init__(objectives, self.folder / MEMORY)
+        required_module("tensorboard", "tensorboard")
+        self.library = required_module("torch.utils.tensorboard", "tensorboard")
+        self.hparams = required_module("torch.utils.tensorboard.summary", "tensorboard").hparams
+        self.writer: Any = None
+        self.trials: dict[int, Any] = {}  # the writers of running trials
+
+    def start(self) -> None:
+        """Opens a new event file; TensorBoard joins it with those of earlier calls."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.writer = self.library.SummaryWriter(str(self.folder))
+
+    def write(self, entry: LoggedRecord) -> None:
+        """The search's figures and the trial's own run, on disk when this returns."""
+        record, step = entry.record, entry.state.finished
+        for name, value in entry.totals.items():
+            self.writer.add_scalar(name, value, step)
+        for name, value in entry.figures.items():
+            self.writer.add_scalar(f"record/{name}", value, record.number)
+        if entry.state.joined:
+            rows = entry.front
+            table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+            lines = ["| " + " | ".join(cell(c) for c in row) + " |" for row in table]
+            self.writer.add_text("front", "\n".join(lines), step)
+        texts = "\n\n".join(f"{name}: {text}" for name, text in entry.texts.items())
+        self.writer.add_text(f"record/{record.status}", texts, record.number)
+        self.writer.flush()
+        numbers = {
+            f"params.{n}": v for n, v in record.params.items() if isinstance(v, int | float)
+        }
+        finals = {f"final/{name}": value for name, value in entry.figures.items()}
+        with self.writer_of(record.number) as own:
+            for summary in self.hparams({**entry.texts, **numbers}, finals):
+                own.file_writer.add_summary(summary)
+            for name, value in finals.items():
+                own.add_scalar(name, value, record.step)
+        del self.trials[record.number]
+
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Points of the trial's own curve, on disk when this returns."""
+        own = self.writer_of(number)
+        for report in reports:
+            for name, value in report.values.items():
+                own.add_scalar(name, value, report.step)
+        own.flush()
+
+    def writer_of(self, number: int) -> Any:
+        """The event file of a trial that runs."""
+        if number not in self.trials:
+            folder = self.folder / "trials" / str(number)
+            self.trials[number] = self.library.SummaryWriter(str(folder))
+        return self.trials[number]
+
+    def stop(self, error: BaseException | None) -> None:
+        """Closes the event files."""
+        for writer in [self.writer, *self.trials.values()]:
+            writer.close()
 
 
 class MlflowLogger(RecordLogger):
@@ -81,37 +163,44 @@ class MlflowLogger(RecordLogger):
         self.trials: dict[int, str] = {}  # the runs of trials that have not ended
 
     def start(self) -> None:
-        """Finds or makes the experiment and the search's run; reads what its trials hold."""
+        """Finds or makes the experiment and the search's run; asks which trials it holds."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        with quiet("mlflow.store.db.utils"):
-            self.client = self.library.MlflowClient(tracking_uri=self.uri)
-            known = self.client.get_experiment_by_name(self.experiment)
-        if known is None:
+        self.client = self.library.MlflowClient(tracking_uri=self.uri)
+        if (known := self.client.get_experiment_by_name(self.experiment)) is not None:
+            self.group = known.experiment_id
+        else:
             own = self.folder is not None and (self.uri or "").startswith("sqlite:")
             artifacts = (self.folder / "artifacts").as_uri() if self.folder and own else None
             self.group = self.client.create_experiment(self.experiment, artifacts)
+        memory = None if self.folder is None else self.folder / RUN_ID
+        kept = memory.read_text(encoding="utf-8") if memory and memory.is_file() else ""
+        if kept and self.runs(f"attributes.run_id = '{kept}'"):  # else it is another server's
+            self.parent = kept
+            self.client.update_run(kept, status="RUNNING")
         else:
-            self.group = known.experiment_id
-        self.parent = self.resumed_run() or self.create_search_run()
-        query, token = f"tags.mlflow.parentRunId = '{self.parent}'", None
-        while True:
-            page = self.client.search_runs([self.group], query, page_token=token)
-            self.known |= {run.data.tags[KEY] for run in page if KEY in run.data.tags}
-            for run in page:
-                if TRIAL in run.data.tags and KEY not in run.data.tags:
-                    self.continue_trial(int(run.data.tags[TRIAL]), run)
-            if not (token := page.token):
-                return
+            goals = {f"objective.{o.name}": o.goal for o in self.objectives}
+            run = self.client.create_run(self.group, tags=goals, run_name=self.name)
+            self.parent = run.info.run_id
+            if memory is not None:
+                memory.write_text(self.parent, encoding="utf-8")
+        for run in self.runs(f"tags.mlflow.parentRunId = '{self.parent}'"):
+            if KEY in run.data.tags:
+                self.known.add(run.data.tags[KEY])
+            else:
+                self.trials[int(run.data.tags[TRIAL])] = run.info.run_id
 
-    def continue_trial(self, number: int, run: Any) -> None:
-        """Takes up the run of a trial that was interrupted."""
-        self.trials[number] = run.info.run_id
-        for name in run.data.metrics:
-            for point in self.client.get_metric_history(run.info.run_id, name):
-                self.known.add(step_key(number, point.step))
+    def runs(self, query: str) -> list[Any]:
+        """The experiment's runs that a query finds."""
+        page = self.client.search_runs([self.group], query)
+        found = list(page)
+        while page.token:
+            page = self.client.search_runs([self.group], query, page_token=page.token)
+            found += page
+        return found
 
     def run_of(self, number: int, seconds: float = 0.0) -> str:
         """The run of a trial, which began that long ago where it is a new one."""
@@ -124,54 +213,33 @@ class MlflowLogger(RecordLogger):
             self.trials[number] = str(run.info.run_id)
         return self.trials[number]
 
-    def resumed_run(self) -> str:
-        """The run that an earlier call has made, open again; empty where there is none."""
-        memory = None if self.folder is None else self.folder / "run_id.txt"
-        if memory is None or not memory.is_file():
-            return ""
-        parent = memory.read_text(encoding="utf-8").strip()
-        if not self.client.search_runs([self.group], f"attributes.run_id = '{parent}'"):
-            return ""  # it is another server's
-        self.client.update_run(parent, status="RUNNING")
-        return parent
-
-    def create_search_run(self) -> str:
-        """A new run for the search."""
-        goals = {f"objective.{o.name}": o.goal for o in self.objectives}
-        run = self.client.create_run(self.group, tags=goals, run_name=self.name)
-        if self.folder is not None:
-            (self.folder / "run_id.txt").write_text(run.info.run_id, encoding="utf-8")
-        return str(run.info.run_id)
-
     def write(self, entry: LoggedRecord) -> None:
         """The rest of the trial's run, then the search's figures."""
-        record, now = entry.record, round(1000 * time.time())
+        record, finished = entry.record, entry.state.finished
         child = self.run_of(record.number, record.seconds)
         self.log_metrics(child, [(name, v, record.step) for name, v in entry.figures.items()])
         texts = [
             self.entities.Param(key_for(name), text[:LONGEST])
             for name, text in entry.texts.items()
-            if text
         ]
         for start in range(0, len(texts), MOST_TEXTS):
             self.client.log_batch(child, params=texts[start : start + MOST_TEXTS])
-        finished = entry.state.finished
         self.log_metrics(self.parent, [(name, v, finished) for name, v in entry.totals.items()])
         if entry.state.joined:
             front = {"finished": finished, "front": entry.front}
             self.client.log_dict(self.parent, front, "front.json")
         self.client.set_tag(child, KEY, entry.key)
-        self.client.set_terminated(child, ENDINGS[record.status], end_time=now)
+        self.client.set_terminated(child, ENDINGS[record.status])
         del self.trials[record.number]
 
     def write_steps(self, number: int, reports: Sequence[Report]) -> None:
         """Points of the trial's curve."""
         values = [
-            (name, v, report.step) for report in reports for name, v in report.values.items()
+            (f"curve/{name}", value, report.step)
+            for report in reports
+            for name, value in report.values.items()
         ]
-        self.log_metrics(
-            self.run_of(number), [(f"curve/{name}", value, step) for name, value, step in values]
-        )
+        self.log_metrics(self.run_of(number), values)
 
     def log_metrics(self, run: str, rows: Sequence[tuple[str, float, int]]) -> None:
         """Logs (name, value, step) to a run."""
@@ -202,8 +270,8 @@ class WandbLogger(RecordLogger):
         mode: `"online"`, `"offline"` (files that `wandb sync` uploads later), `"disabled"`;
             None = wandb's own default, which WANDB_MODE sets.
         folder: wandb's files go to `wandb/` in it, and there the runs are remembered, so that a
-            resumed search continues them and writes no trial twice. Offline, which cannot
-            continue a run, the search's run and those of interrupted trials are written anew.
+            resumed search continues them. Offline, which cannot continue a run, each call adds a
+            run of the search with the records of that call.
             None = files where wandb puts them; every call makes new runs, with all records.
         name: What the search's run is called, and the group of all runs: the study's name.
 
@@ -222,45 +290,33 @@ class WandbLogger(RecordLogger):
         folder: Path | str | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(objectives)
+        self.mode = mode or os.environ.get("WANDB_MODE")
+        self.folder = None if folder is None else Path(folder).resolve()
+        self.offline = self.mode in ("offline", "disabled")
+        kept = self.folder is not None and self.mode != "disabled"
+        super().__init__(
+            objectives, self.folder / "wandb" / MEMORY if self.folder and kept else None
+        )
         self.library = required_module("wandb", "wandb")
         self.failures = (OSError, self.library.errors.Error)
         self.project, self.name = project, name
-        self.mode = mode or os.environ.get("WANDB_MODE")
-        self.offline = self.mode in ("offline", "disabled")
-        self.folder = None if folder is None else Path(folder).resolve()
-        kept = "logged_offline.txt" if self.offline else "logged.txt"
-        self.ledger = (
-            Ledger(self.folder / "wandb" / kept)
-            if self.folder is not None and self.mode != "disabled"
-            else None
-        )
-        self.written: set[str] = set()  # keys of the ledger
         self.identity = uuid.uuid4().hex  # of the search; its trials' add their numbers
         self.run: Any = None
         self.trials: dict[int, Any] = {}  # the runs of trials that have not ended
 
     def start(self) -> None:
         """Begins the search's run, or continues the one that an earlier call has begun."""
-        if self.folder is not None and self.ledger is not None:
-            (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
-            memory = self.folder / "wandb" / "run_id.txt"
-            if not memory.is_file():
-                memory.write_text(self.identity, encoding="utf-8")
-            self.identity = memory.read_text(encoding="utf-8").strip()
-            self.written = self.ledger.read()
-            self.known = self.steps_of_ended_trials() if self.offline else set(self.written)
+        if self.memory is not None:
+            place = self.memory.with_name(RUN_ID)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.is_file():
+                place.write_text(self.identity, encoding="utf-8")
+            self.identity = place.read_text(encoding="utf-8")
         search = uuid.uuid4().hex if self.offline else self.identity
         goals = {o.name: [o.goal, o.worst] for o in self.objectives}
         self.run = self.begin(search, self.name, "search", {"objectives": goals})
         self.run.define_metric("search/finished")
         self.run.define_metric("*", step_metric="search/finished")
-
-    def steps_of_ended_trials(self) -> set[str]:
-        """Keys of the steps that need not be written again to files of another call."""
-        keys = [json.loads(line) for line in self.written]
-        ended = {key[0] for key in keys if len(key) > 2}
-        return {step_key(*key) for key in keys if len(key) == 2 and key[0] in ended}
 
     def begin(self, identity: str, name: str | None, kind: str, config: dict[str, Any]) -> Any:
         """A run, or where wandb can continue one, the run of that identity."""
@@ -289,12 +345,17 @@ class WandbLogger(RecordLogger):
 
     def write(self, entry: LoggedRecord) -> None:
         """The end of the trial's run, and one step of the search's."""
-        if entry.key not in self.written:
-            self.end_trial(entry)
-        row: dict[str, Any] = {**entry.totals}
-        row.update({f"record/{name}": text for name, text in entry.texts.items() if text})
-        row.update({f"record/{name}": value for name, value in entry.figures.items()})
-        row["record/number"] = entry.record.number
+        record, own, words = entry.record, self.run_of(entry.record.number), entry.texts
+        own.summary.update(
+            {**entry.figures, "on_front": int(entry.state.joined), "status": record.status}
+            | ({"error": record.reason} if record.reason else {})
+        )
+        told = {name: text for name, text in words.items() if name not in ("status", "error")}
+        own.config.update({**told, "number": record.number}, allow_val_change=True)
+        own.finish(exit_code=int(record.status == "failed"))
+        del self.trials[record.number]
+        row = {f"record/{name}": each for name, each in (words | entry.figures).items()}
+        row |= {**entry.totals, "record/number": record.number}
         row["record/on_front"] = int(entry.state.joined)
         if entry.state.joined:
             front = entry.front
@@ -302,30 +363,11 @@ class WandbLogger(RecordLogger):
                 columns=list(front[0]), data=[list(r.values()) for r in front]
             )
         self.run.log(row)
-        self.note(entry.key)
-
-    def end_trial(self, entry: LoggedRecord) -> None:
-        """What is known of a trial when it has ended."""
-        record, own = entry.record, self.run_of(entry.record.number)
-        words = {name: text for name, text in entry.texts.items() if text}
-        summary: dict[str, Any] = {**entry.figures, "on_front": int(entry.state.joined)}
-        summary |= {name: words.pop(name) for name in ("status", "error") if name in words}
-        own.config.update({**words, "number": record.number}, allow_val_change=True)
-        own.summary.update(summary)
-        own.finish(exit_code=int(record.status == "failed"))
-        del self.trials[record.number]
 
     def write_steps(self, number: int, reports: Sequence[Report]) -> None:
         """Points of the trial's curve."""
         for report in reports:
             self.run_of(number).log(dict(report.values), step=report.step)
-        self.note(*(step_key(number, report.step) for report in reports))
-
-    def note(self, *keys: str) -> None:
-        """Remembers what is written, for another call."""
-        new = [key for key in keys if key not in self.written]
-        if self.ledger is not None and new:
-            self.ledger.add(*new)
 
     def stop(self, error: BaseException | None) -> None:
         """Ends the runs and waits until they are written or uploaded."""
@@ -333,18 +375,62 @@ class WandbLogger(RecordLogger):
             run.finish(exit_code=0 if error is None else 1)
 
 
+@contextmanager
+def open_loggers(
+    names: Sequence[str], run: Path, objectives: Sequence[Objective]
+) -> Iterator[list[Listener]]:
+    """The loggers of a command line, closed at the end; their files are below the run folder.
+
+    `csv` writes log.csv, `tensorboard` the folder tensorboard, `mlflow` the SQLite file
+    mlflow/mlflow.db (unless MLFLOW_TRACKING_URI names another store), `wandb` the folder wandb
+    (its account and mode come from its own settings, WANDB_MODE=offline among them).
+
+    Args:
+        names: Of these four; one that is named twice counts once.
+        run: The run folder.
+        objectives: Those of the study.
+
+    Raises:
+        UnknownNameError: If a name is unknown; names the nearest.
+        SearchError: If a library is not installed.
+    """
+    address = read_address(run)  # the folder may have been renamed
+    title = run.resolve().name if address is None else address.name
+    known: dict[str, Callable[[], RecordLogger]] = {
+        "csv": lambda: CsvLogger(run / "log.csv", objectives),
+        "tensorboard": lambda: TensorBoardLogger(run / "tensorboard", objectives),
+        "mlflow": lambda: MlflowLogger(
+            "masksearch", objectives, folder=run / "mlflow", name=title
+        ),
+        "wandb": lambda: WandbLogger("masksearch", objectives, folder=run, name=title),
+    }
+    for name in names:
+        if name not in known:
+            raise unknown_name("logger", name, known)
+    with ExitStack() as stack:
+        yield [stack.enter_context(known[name]()) for name in dict.fromkeys(names)]
+
+
+def required_module(module: str, extra: str) -> Any:
+    """A module of an optional library.
+
+    Raises:
+        SearchError: If it is not installed; gives the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SearchError(
+            f"logging to {extra} needs the package {module.split('.')[0]}, which cannot be "
+            f"imported ({error}); install it with: {install_command(extra)}"
+        ) from error
+
+
+def cell(value: object) -> str:
+    """A cell of a Markdown table."""
+    return str(f"{value:.6g}" if isinstance(value, float) else value).replace("|", "\\|")
+
+
 def key_for(name: str) -> str:
     """A name as MLflow allows it: letters, digits, `_ - . / :` and spaces."""
     return re.sub(r"[^\w\-./: ]", "_", name)[:250]
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """A library's logger without its chatter."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -13,7 +13,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -22,6 +22,7 @@ from masksearch.analysis.pareto import Snapshot, sparsity_of
 from masksearch.contracts import Objective, Record, Report, is_side_value
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
+from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
 from masksearch.study.storage import is_locked
 
@@ -89,8 +90,7 @@ class StatusBoard:
         """A running job has reported."""
         if number in self.running:
             self.running[number]["step"] = report.step
-            values = {n: v for n, v in report.values.items() if not is_side_value(n)}
-            self.running[number]["values"] = values
+            self.running[number]["values"] = dict(report.values)
         self.write_soon()
 
     def ended(self, record: Record) -> None:
@@ -213,7 +213,7 @@ def next_command(run: Path) -> str:
 def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     """The state for people."""
     runs, volume, left = state["running"], state["hypervolume"], state["seconds_left"]
-    counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
+    counts = ", ".join(counted(state["counts"]))
     lines = [f"{run}: {state['title']}, {state['state']}; {counts or 'nothing finished yet'}"]
     if state["state"] in ("killed", "interrupted"):
         lines[0] += f", {len(runs)} interrupted" if runs else ""
@@ -234,12 +234,12 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     if state["best"] is not None:
         best = dict(state["best"])
         number, origin, mask = best.pop("number"), best.pop("origin"), best.pop("mask")
-        lines.append(with_mask(f"best: trial {number} ({origin})  {figures(best)}", mask))
+        lines.append(with_mask(f"best: trial {number} ({origin})  {figures(best)}  ", mask))
     for job in runs if state["state"] == "running" else []:
         at = f"  step {job['step']}" if "step" in job else ""
         text = f"runs: trial {job['number']} ({job['origin']}) for {in_words(job['seconds'])}{at}"
         values = figures(job.get("values", {}))
-        lines.append(with_mask("  ".join([text, values] if values else [text]), job["mask"]))
+        lines.append(with_mask("  ".join(filter(None, [text, values])) + "  ", job["mask"]))
     lines += [
         f"failed: trial {failure['number']} ({failure['origin']}): {failure['reason']}"
         for failure in state["failures"]
@@ -248,14 +248,21 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     return [part for line in lines for part in wrap(line, LONGEST, subsequent_indent="    ")]
 
 
-def with_mask(text: str, mask: str) -> str:
-    """A line that ends with a mask, in the room that is left for it."""
-    return f"{text}  {short_text(mask, max(16, LONGEST - 2 - len(text)))}"
+# -- words that the console, the status and the pages share --------------------------------------
+def with_mask(start: str, mask: Mask | str, end: str = "", least: int = 16) -> str:
+    """A line with a mask, in the room that is left for it, and at least so many characters."""
+    return start + short_text(mask, max(least, LONGEST - len(start) - len(end))) + end
 
 
-def figures(values: dict[str, float]) -> str:
-    """Named figures in one line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+def figures(values: Mapping[str, float]) -> str:
+    """Named figures in one line, those that stand beside others (majorities, bounds) left out."""
+    shown = {name: value for name, value in values.items() if not is_side_value(name)}
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+
+
+def counted(statuses: Mapping[Any, int]) -> list[str]:
+    """How many records came to which end, where any did."""
+    return [f"{number} {name}" for name, number in statuses.items() if number]
 
 
 def in_words(seconds: float) -> str:
@@ -270,3 +277,14 @@ def in_words(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, where they change in place.
+
+    >>> clock(3725), clock(65)
+    ('1:02:05', '1:05')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -124,10 +124,10 @@ def test_reports_of_running_trials_are_shown_until_they_end():
     with Watcher(OBJECTIVES, 2, "tpe", console) as watcher:
         watcher.reported(0, Report(30, {"loss": 2.5}))
         page = Console(file=io.StringIO(), width=120)
-        page.print(watcher.render())
+        page.print(watcher.display.render())
         assert "runs: #0 at step 30  loss 2.5000" in page.file.getvalue()
         watcher(record(0, 2.0))
-        page.print(watcher.render())
+        page.print(watcher.display.render())
     assert "runs:" not in page.file.getvalue().split("tpe 1/2")[1]
 
 
@@ -167,11 +167,11 @@ def test_below_another_live_display_lines_are_printed(monkeypatch):
     with Progress(console=outer) as bars:
         bars.add_task("mine", total=2)
         with Watcher(OBJECTIVES, 6, "tpe") as watcher:
-            assert watcher.screen is None
+            assert not watcher.display.alive
             watcher(RECORDS[0])
     assert "tpe 1/6  #0 window(0)" in outer.file.getvalue()  # above that display's bars
     with tqdm(total=2), Watcher(OBJECTIVES, 6, "tpe") as watcher:
-        assert watcher.screen is None
+        assert not watcher.display.alive
         watcher(RECORDS[0])
     assert "\ntpe 1/6  #0 window(0)" in said.getvalue().replace("\r", "\n")
 
