@@ -110,7 +110,7 @@ def warmup_problems(values: Mapping[str, float], steps: int) -> dict[str, str]:
     Kinds are `"attention_unlearned"` and `"unsettled"`; none for a run whose warm-up was given.
 
     Args:
-        values: Those of `masksearch.gates.warmup.WarmupWatch.values` among others.
+        values: Those of `masksearch.gates.pruning.WarmupWatch.values` among others.
         steps: Optimiser steps of the run.
     """
     if "pruned_steps" not in values:

@@ -1,13 +1,15 @@
-"""How a DAM run is carried out: steps, rates, density, and the preset of the published run."""
+"""How a DAM run is carried out: steps, rates, density; and settings and gates from plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from masksearch.errors import unknown_name
-from masksearch.gates.sparsebert import published_rate
+from masksearch.contracts import OneShot, Shape
+from masksearch.errors import HeadCountError, LayerCountError, SearchError, unknown_name
+from masksearch.gates.gates import Gates
+from masksearch.gates.sparsebert import PublishedGates, published_rate
 
 Control = Literal["hinge", "sum"]
 Optimiser = Literal["adamw", "lamb"]
@@ -27,7 +29,7 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("micro_batches",), "be at least 1", lambda value: value >= 1),
     (("lr_warmup",), "lie in [0, 1)", lambda value: 0 <= value < 1),
     (("anneal", "cooling"), "lie in (0, 1]", lambda value: 0 < value <= 1),
-    (("final_lr",), "lie in [0, 1]", lambda value: 0 <= value <= 1),
+    (("density",), "be a share of the edges in (0, 1)", lambda value: 0 < value < 1),
     (("lr", "gate_lr", "clip"), "be above 0", lambda value: value > 0),
     (("strength",), "be above 0", lambda value: value > 0),
     (("penalty", "weight_decay"), "be at least 0", lambda value: value >= 0),
@@ -53,7 +55,7 @@ class DamConfig:
 
     With `dense_warmup="auto"` pruning begins when attention has learned and the loss has settled:
     after half of the steps at the earliest, at once where the model comes trained, never where
-    attention has learned nothing (see `masksearch.gates.warmup`).
+    attention has learned nothing (see `masksearch.gates.pruning`).
 
     With `train="gates"` the weights stay as they are, and so do dropout (off) and the running
     statistics of the model; there is no warm-up then. A model whose weights are all frozen
@@ -68,7 +70,7 @@ class DamConfig:
 
     steps: int = 2500  # optimiser steps
     dense_warmup: float | Literal["auto"] = "auto"  # share of the steps with dense attention
-    density: float | Sequence[float] = 0.05  # target in (0, 1): of the table, or one a layer
+    density: float = 0.05  # target: share of the edges, in (0, 1)
     control: Control = "hinge"
     strength: float = 0.3  # size of the hinge's gradient, as a multiple of the task's
     anneal: float = 0.8  # share of the steps after the warm-up in which the target sinks
@@ -77,8 +79,7 @@ class DamConfig:
     cooling: float = 1.0  # factor on the gates' temperature at the end, reached geometrically
     lr: float = 2e-3  # peak rate of the weights
     lr_warmup: float = 0.03  # share of the steps in which that rate rises
-    schedule: Schedule = "linear"  # of the rate; "sqrt": the published one, for gates too
-    final_lr: float = 1.0  # what "linear" leaves of the rate at the last step
+    schedule: Schedule = "linear"  # a rise, then level; "sqrt": the published one, for gates too
     gate_lr: float = 0.02  # Adam on the gates' logits
     weight_decay: float = 0.01  # on the weight matrices, never on gates
     clip: float = 5.0  # largest norm of the weights' gradient; 1 loses edges
@@ -90,14 +91,11 @@ class DamConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 raise unknown_name(f"DAM {name}", getattr(self, name), get_args(known))
-        if not isinstance(self.density, (int, float)):
-            object.__setattr__(self, "density", tuple(float(share) for share in self.density))
-        if not self.targets or not all(0 < share < 1 for share in self.targets):
-            raise ValueError(f"density is a share of the edges in (0, 1), got {self.density}")
         for names, rule, fits in RANGES:
             for name in names:
-                if not fits(getattr(self, name)):
-                    raise ValueError(f"{name} must {rule}, got {getattr(self, name)}")
+                value = getattr(self, name)
+                if not isinstance(value, int | float) or not fits(value):
+                    raise ValueError(f"{name} must {rule}, got {value!r}")
         if self.dense_warmup != AUTO and (
             isinstance(self.dense_warmup, str) or not 0 <= self.dense_warmup < 1
         ):
@@ -109,21 +107,6 @@ class DamConfig:
                 "LAMB trains weights and gates in one step with one clip, so it takes "
                 "control='sum', got control='hinge'"
             )
-
-    @property
-    def targets(self) -> tuple[float, ...]:
-        """The target densities: one for the whole table, or one a layer."""
-        return (self.density,) if isinstance(self.density, (int, float)) else tuple(self.density)
-
-    @property
-    def target(self) -> float:
-        """Target density of the whole table."""
-        return sum(self.targets) / len(self.targets)
-
-    @property
-    def holds_density(self) -> bool:
-        """Whether the control holds the density at the target, and does not just lower it."""
-        return self.control == "hinge"
 
     @property
     def waits(self) -> bool:
@@ -140,9 +123,7 @@ class DamConfig:
         if self.schedule == "sqrt":
             return published_rate(step + 1, self.steps, warmup=self.lr_warmup)
         rising = max(1, round(self.lr_warmup * self.steps))
-        if step < rising:
-            return (step + 1) / rising
-        return 1 - (1 - self.final_lr) * (step - rising) / max(1, self.steps - rising)
+        return min(1.0, (step + 1) / rising)
 
     def temperature_factor(self, step: int, begin: int | None = None) -> float:
         """Factor on the gates' temperature at a step (from 0); they act from `begin` on (None =
@@ -203,3 +184,81 @@ def build_config(arguments: Mapping[str, Any]) -> DamConfig:
     if name is None:
         return DamConfig(**changed)
     return replace(preset(name), **changed)
+
+
+def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
+    """Refuses what gates cannot reach.
+
+    Raises:
+        ValueError: If the target density is too low, or the control counts what the gates lack.
+    """
+    if config.control == "sum":
+        if gates.units is not None:
+            raise ValueError(
+                "control='sum' counts open edges, and a switch has none; use control='hinge'"
+            )
+    elif config.density < gates.least_density:
+        if gates.units is not None:
+            gates.units.refuse_less(config.density)
+        least = "1/n = " if gates.weights is None else ""
+        raise ValueError(
+            f"every row keeps a key, so density is at least {least}{gates.least_density:.6g} at "
+            f"length {gates.length}, got {config.density}"
+        )
+
+
+def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Gates]:
+    """Settings and gates of a job.
+
+    Args:
+        job: `job.gates` are arguments of `Gates` beside `length` and `heads`, `job.config` those
+            of `DamConfig`; `"preset": "sparsebert"` in the one makes them `PublishedGates`, in
+            the other starts from the published settings. Where `layers` is not given, all layers
+            share their gates, but switches, and gates that are trained alone, are each layer's
+            own: frozen layers cannot adapt to one another's masks.
+        shape: Of the model.
+        seed: Of the gates' noise.
+
+    Raises:
+        SearchError: If the job names an unknown argument.
+        LayerCountError, HeadCountError: If the gates do not fit.
+        UnknownNameError, ValueError: If a value is none of those that it may be.
+    """
+    try:
+        config = build_config(job.config)
+        arguments = {**shape.to_dict(), "seed": seed}
+        if "preset" in job.gates:
+            del arguments["layers"]
+        elif config.train != "gates" and job.gates.get("structure") != "switch":
+            arguments["layers"] = 1
+        arguments |= job.gates
+        if arguments.get("layers") != shape.layers:
+            arguments.pop("read", None)  # other layers need the rows that the last one does not
+        gates = build_gates(arguments)
+    except TypeError as error:
+        raise SearchError(
+            f"a one-shot job holds arguments of Gates and DamConfig: {error}"
+        ) from None
+    for name, misfit in (("layers", LayerCountError), ("heads", HeadCountError)):
+        own, wanted = getattr(gates, name), getattr(shape, name)
+        if own not in (1, wanted):
+            raise misfit(
+                f"these gates have {own} {name}, the model {wanted}; give {name}={wanted}, or "
+                f"{name}=1 to share them"
+            )
+    return config, gates
+
+
+def build_gates(arguments: Mapping[str, Any]) -> Gates:
+    """Gates from plain data: arguments of `Gates`, or of `PublishedGates` where a preset is named.
+
+    Raises:
+        UnknownNameError: For another preset than "sparsebert".
+    """
+    arguments = dict(arguments)
+    name = arguments.pop("preset", None)
+    if name is None:
+        return Gates(**arguments)
+    if name != "sparsebert":
+        raise unknown_name("gate preset", name, ("sparsebert",))
+    return PublishedGates(**arguments)

@@ -13,180 +13,58 @@ from the loss, and are pushed together towards the target density; at the end th
     gates      at rest            learn              learn                      cut
     density    as it began        its target sinks   held at the target         exactly as asked
 
-`JointTraining` is what happens in a step.
+`dam_reports` puts the gates on the model and takes them off again; `JointTraining.advance` is one
+step: rates and temperature, the gradient of the loss, the push on the gates towards the density,
+the optimisers. Of frozen weights only the gates learn, from the first step on.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from masksearch.contracts import (
-    Batch,
-    Evaluator,
-    OneShot,
-    Report,
-    Shape,
-    Task,
-    mixed_seed,
-)
-from masksearch.errors import HeadCountError, LayerCountError, SearchError, unknown_name
-from masksearch.gates.config import DamConfig, build_config
-from masksearch.gates.config import preset as preset_named
+from masksearch.contracts import Batch, Evaluator, OneShot, Report, Task, mixed_seed
+from masksearch.errors import NonFiniteLossError, ResumeError
+from masksearch.gates.config import DamConfig, one_shot_parts, refuse_unreachable
+from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
-from masksearch.gates.joint_training import JointTraining
-from masksearch.gates.result import DamResult as DamResult
-from masksearch.gates.sparsebert import PublishedGates
-from masksearch.gates.warmup import CollapseWatch
-from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import keeping_modes
+from masksearch.gates.pruning import (
+    AttentionLoss,
+    CollapseWatch,
+    DensityControl,
+    Verdict,
+    WarmupWatch,
+)
+from masksearch.gates.result import DamResult
+from masksearch.gates.units import as_shares, cut_switches
+from masksearch.training.checkpoints import Checkpoints, restore_state, training_state
+from masksearch.training.lamb import Lamb
+from masksearch.training.loop import (
+    keeping_modes,
+    model_loss,
+    on_device,
+    parameter_groups,
+    save_or_warn,
+    seeded_noise,
+)
 
 Batches = Iterable[Batch] | Task
 CHECKPOINT_SECONDS = 60.0  # wall time between two checkpoints
 GATES_FILE = "gates.safetensors"  # what a one-shot job leaves
-
-
-def dam_reports(
-    model: nn.Module,
-    batches: Batches,
-    gates: Gates,
-    config: DamConfig,
-    *,
-    held_out: Sequence[Batch] = (),
-    seed: int = 0,
-    checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> Generator[Report, None, DamResult]:
-    """Runs DAM step by step, yielding reports; closing the generator stops it. See `dam`.
-
-    Warns while it goes on, and at its end, where everything is pruned, nothing is, or the loss is
-    lost. The gates are attached to the model unless they are part of it already; what was
-    attached here is detached at the end.
-
-    Args:
-        model: As for `dam`, and so are those up to `seed`.
-        batches: An iterator cannot be begun again, and must hold enough.
-        gates: Trained in place.
-        config: Steps, rates and target.
-        held_out: For the losses of the last report.
-        seed: Of a Task's batches.
-        checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
-            as it would have, given the same batches from their beginning.
-        checkpoint_seconds: Wall time between two checkpoints.
-
-    Yields:
-        About a hundred reports with `loss` (mean over the batches since the last report),
-        `density`, `target`, `entropy` (bits), `control` (the term added to the loss), with
-        `dense_warmup="auto"` also those of `WarmupWatch.values`, and with held-out batches at the
-        end what `JointTraining.held_out_losses` returns.
-
-    Returns:
-        The result (`result = yield from dam_reports(..)`).
-    """
-    from masksearch.attention.attach import attach, detach  # loads transformers
-
-    config = config_for(config, model, gates)
-    if isinstance(batches, Task) and not held_out:
-        held_out = batches.held_out()
-    gates.to(next(model.parameters()).device)
-    frozen = trainable_weights(model, gates) if config.train == "gates" else []
-    ours = all(module is not gates for module in model.modules())
-    if ours:
-        attach(model, gates)
-    with keeping_modes(model, gates):
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-            model.train(config.train == "both")
-            gates.train()
-            run = JointTraining(model, gates, config, held_out)
-            first = gates.whole_density().item()
-            watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)
-            for report in run.reports(endless(batches, seed), checkpoints, checkpoint_seconds):
-                begun = run.warmup.begin
-                watch.warmup_steps = run.config.steps if begun is None else begun
-                problem = watch.look(report)
-                if problem is not None:
-                    warnings.warn(f"DAM: {problem}", stacklevel=2)
-                yield report
-        finally:
-            gates.enabled, gates.cooling = True, 1.0
-            if ours:
-                detach(model, missing_ok=True)
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-    probabilities = gates.probabilities().detach().float().cpu()
-    curve = tuple(run.curve)
-    result = DamResult(probabilities, curve, config.target, gates.arguments, asdict(run.config))
-    for problem in result.health().problems.values():
-        warnings.warn(f"DAM: {problem}", stacklevel=2)
-    return result
-
-
-def config_for(config: DamConfig, model: nn.Module, gates: Gates) -> DamConfig:
-    """Checks a configuration against model and gates; frozen weights make it train="gates".
-
-    Raises:
-        As `refuse_unreachable`.
-    """
-    refuse_unreachable(config, gates)
-    return config if trainable_weights(model, gates) else replace(config, train="gates")
-
-
-def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
-    """Refuses targets that gates cannot reach.
-
-    Raises:
-        LayerCountError: If there are targets for another number of layers.
-        ValueError: If a target density is too low, or the control counts what the gates lack.
-    """
-    check_targets(config, gates)
-    if config.control == "sum" and gates.units is not None:
-        raise ValueError(
-            "control='sum' counts open edges, and a switch has none; use control='hinge'"
-        )
-    if config.holds_density and min(config.targets) < gates.least_density:
-        if gates.units is not None:
-            gates.units.refuse_less(min(config.targets))
-        least = "1/n = " if gates.weights is None else ""
-        raise ValueError(
-            f"every row keeps a key, so density is at least {least}{gates.least_density:.6g} at "
-            f"length {gates.length}, got {config.density}"
-        )
-
-
-def check_targets(config: DamConfig, gates: Gates) -> None:
-    """Raises LayerCountError if there are targets for another number of layers."""
-    if len(config.targets) > 1 and len(config.targets) != gates.layers:
-        raise LayerCountError(
-            f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
-            "give one share for all, or one for each layer of the gates"
-        )
-
-
-def trainable_weights(model: nn.Module, gates: Gates) -> list[nn.Parameter]:
-    """The model's parameters that require a gradient, without those of the gates."""
-    return [p for p in model.parameters() if p.requires_grad and p is not gates.logits]
-
-
-def endless(batches: Batches, seed: int = 0) -> Iterator[Batch]:
-    """The batches as one iterator; what can be begun again is, whenever it ends."""
-    if isinstance(batches, Task):
-        yield from batches.batches(seed)
-    elif isinstance(batches, Iterator):
-        yield from batches
-    else:
-        found = True
-        while found:
-            found = False
-            for batch in batches:
-                found = True
-                yield batch
+REPORTS = 100  # of a run, about
+TEST_ROWS = 256  # held-out sequences, about, on which attention is taken away
+SAMPLES = 4  # samples of the gates whose losses are averaged at the end
+GATE_EPS = 1e-20  # of Adam on the gates: far below any gradient, so that their scale is free
 
 
 def dam(
@@ -195,13 +73,14 @@ def dam(
     gates: Gates,
     config: DamConfig | None = None,
     *,
-    preset: str | None = None,
     held_out: Sequence[Batch] | None = None,
     seed: int = 0,
     on_report: Callable[[Report], None] | None = None,
     checkpoints: Path | str | None = None,
 ) -> DamResult:
     """Trains weights and gates together and returns what the gates have learned.
+
+    Dropout draws from the gates' seed; torch's global generators stay as they were.
 
     Args:
         model: A Hugging Face model, or a module holding one, whose `model(**batch).loss` is
@@ -210,8 +89,8 @@ def dam(
         batches: Batches (mappings of tensors) in any iterable, begun again where it ends, or a
             Task.
         gates: Trained in place.
-        config: Steps, rates and target; None = `DamConfig()`.
-        preset: `"sparsebert"`: the published algorithm, see `masksearch.gates.sparsebert`.
+        config: Steps, rates and target; None = `DamConfig()`. The published algorithm is
+            `masksearch.gates.config.preset("sparsebert")`.
         held_out: Batches for the losses of the health card; a Task brings its own.
         seed: Of a Task's batches.
         on_report: Called about a hundred times with a `Report`.
@@ -225,23 +104,16 @@ def dam(
         NonFiniteLossError: If a loss is NaN or infinite.
         ResumeError: If the folder holds another run's checkpoints.
         LengthError, HeadCountError, LayerCountError: If the gates do not fit the model.
-        UnknownNameError: For an unknown preset.
-        ValueError: If a target density is below one key a row, or the batches end too early.
+        ValueError: If the target density is below one key a row, or the batches end too early.
 
     Reference: SparseBERT, arXiv 2102.12871, Section 4 (the idea; gradient and density control
         are our own).
     """
-    if preset is not None and config is not None:
-        raise ValueError(
-            f"preset={preset!r} is a config of its own; give one of the two (a changed preset is "
-            "dataclasses.replace(masksearch.gates.config.preset(..), ..))"
-        )
-    config = config or (DamConfig() if preset is None else preset_named(preset))
     reports = dam_reports(
         model,
         batches,
         gates,
-        config,
+        config or DamConfig(),
         held_out=held_out or (),
         seed=seed,
         checkpoints=None if checkpoints is None else Checkpoints(Path(checkpoints), "dam"),
@@ -292,59 +164,404 @@ def run_one_shot(
     checkpoints.clear()
 
 
-def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Gates]:
-    """Settings and gates of a job.
+def dam_reports(
+    model: nn.Module,
+    batches: Batches,
+    gates: Gates,
+    config: DamConfig,
+    *,
+    held_out: Sequence[Batch] = (),
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Generator[Report, None, DamResult]:
+    """Runs DAM step by step, yielding reports; closing the generator stops it. See `dam`.
+
+    Warns while it goes on, and at its end, where everything is pruned, nothing is, or the loss is
+    lost.
 
     Args:
-        job: `job.gates` are arguments of `Gates` beside `length` and `heads`, `job.config` those
-            of `DamConfig`; `"preset": "sparsebert"` in the one makes them `PublishedGates`, in
-            the other starts from the published settings. Where `layers` is not given, all layers
-            share their gates, but switches, and gates that are trained alone, are each layer's
-            own: frozen layers cannot adapt to one another's masks.
-        shape: Of the model.
-        seed: Of the gates' noise.
+        model: As for `dam`, and so are those up to `seed`.
+        batches: An iterator cannot be begun again, and must hold enough.
+        gates: Trained in place.
+        config: Steps, rates and target.
+        held_out: For the losses of the last report.
+        seed: Of a Task's batches.
+        checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
+            as it would have, given the same batches from their beginning.
+        checkpoint_seconds: Wall time between two checkpoints.
 
-    Raises:
-        SearchError: If the job names an unknown argument.
-        LayerCountError, HeadCountError: If the gates, or the densities of layers, do not fit.
-        UnknownNameError, ValueError: If a value is none of those that it may be.
+    Yields:
+        About a hundred reports with `loss` (mean over the batches since the last report),
+        `density`, `target`, `entropy` (bits), `control` (the term added to the loss), with
+        `dense_warmup="auto"` also those of `WarmupWatch.values`, and with held-out batches at the
+        end what `JointTraining.held_out_losses` returns.
+
+    Returns:
+        The result (`result = yield from dam_reports(..)`).
     """
-    try:
-        config = build_config(job.config)
-        arguments = {**shape.to_dict(), "seed": seed}
-        if "preset" in job.gates:
-            del arguments["layers"]
-        elif config.train != "gates" and job.gates.get("structure") != "switch":
-            arguments["layers"] = 1
-        arguments |= job.gates
-        if arguments.get("layers") != shape.layers:
-            arguments.pop("read", None)  # other layers need the rows that the last one does not
-        gates = build_gates(arguments)
-    except TypeError as error:
-        raise SearchError(
-            f"a one-shot job holds arguments of Gates and DamConfig: {error}"
-        ) from None
-    for name, misfit in (("layers", LayerCountError), ("heads", HeadCountError)):
-        own, wanted = getattr(gates, name), getattr(shape, name)
-        if own not in (1, wanted):
-            raise misfit(
-                f"these gates have {own} {name}, the model {wanted}; give {name}={wanted}, or "
-                f"{name}=1 to share them"
+    refuse_unreachable(config, gates)
+    if not trained_weights(model, gates):
+        config = replace(config, train="gates")
+    if isinstance(batches, Task) and not held_out:
+        held_out = batches.held_out()
+    with gates_on(model, gates, config):
+        run = JointTraining(model, gates, config, held_out)
+        first = gates.whole_density().item()
+        watch = CollapseWatch(config.density, first, config.warmup_steps, config.steps)
+        for report in run.reports(endless(batches, seed), checkpoints, checkpoint_seconds):
+            begun = run.warmup.begin
+            watch.warmup_steps = config.steps if begun is None else begun
+            problem = watch.look(report)
+            if problem is not None:
+                warnings.warn(f"DAM: {problem}", stacklevel=2)
+            yield report
+    probabilities = gates.probabilities().detach().float().cpu()
+    curve = tuple(run.curve)
+    result = DamResult(probabilities, curve, config.density, gates.arguments, asdict(config))
+    for problem in result.health().problems.values():
+        warnings.warn(f"DAM: {problem}", stacklevel=2)
+    return result
+
+
+@contextmanager
+def gates_on(model: nn.Module, gates: Gates, config: DamConfig) -> Iterator[None]:
+    """Attaches the gates (unless they are part of the model) and sets modes and what is frozen;
+    afterwards all that is as it was."""
+    from masksearch.attention.attach import attach, detach  # loads transformers
+
+    gates.to(next(model.parameters()).device)
+    frozen = trained_weights(model, gates) if config.train == "gates" else []
+    ours = all(module is not gates for module in model.modules())
+    if ours:
+        attach(model, gates)
+    with keeping_modes(model, gates):
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            model.train(config.train == "both")
+            gates.train()
+            yield
+        finally:
+            gates.enabled, gates.cooling = True, 1.0
+            if ours:
+                detach(model, missing_ok=True)
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+
+def trained_weights(model: nn.Module, gates: Gates) -> list[nn.Parameter]:
+    """The model's parameters that require a gradient, without those of the gates."""
+    return [p for p in model.parameters() if p.requires_grad and p is not gates.logits]
+
+
+def endless(batches: Batches, seed: int = 0) -> Iterator[Batch]:
+    """The batches as one iterator; what can be begun again is, whenever it ends."""
+    if isinstance(batches, Task):
+        yield from batches.batches(seed)
+    elif isinstance(batches, Iterator):
+        yield from batches
+    else:
+        empty = False
+        while not empty:
+            empty = True
+            for batch in batches:
+                empty = False
+                yield batch
+
+
+class JointTraining:
+    """Trains the weights of a model and the gates that are attached to it.
+
+    Args:
+        model: In training mode, with the gates on it.
+        gates: Trained in place.
+        config: Steps, rates and target.
+        held_out: Batches for the losses of the last report.
+    """
+
+    def __init__(
+        self, model: nn.Module, gates: Gates, config: DamConfig, held_out: Sequence[Batch] = ()
+    ) -> None:
+        self.model, self.gates, self.config, self.held_out = model, gates, config, held_out
+        self.device = next(model.parameters()).device
+        self.weights: list[Tensor] = []  # those that are trained
+        self.optimisers = self.build_optimisers()
+        self.control = DensityControl(config, gates)
+        self.warmup = WarmupWatch(config)
+        if config.waits:
+            self.control.pause(0)  # until pruning begins
+        self.tested = few_rows(held_out, TEST_ROWS)  # batches for the tests of attention
+        self.latest: Batch = {}  # that the weights were trained on
+        self.step = 0  # optimiser steps that are done
+        self.losses: list[float] = []  # since the last report
+        self.curve: list[Report] = []
+
+    def build_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name: `both` for LAMB, otherwise `weights` (if any) and `gates`."""
+        config, logits = self.config, self.gates.logits
+        groups: list[dict[str, Any]] = []
+        for group in parameter_groups(self.model, config.weight_decay):
+            members = [p for p in cast("list[Tensor]", group["params"]) if p is not logits]
+            if members:
+                self.weights += members
+                groups.append({**group, "params": members, "lr": config.lr})
+        if config.optimiser == "lamb":
+            groups.append({"params": [logits], "lr": config.gate_lr, "weight_decay": 0.0})
+            return {"both": Lamb(groups, max_grad_norm=config.clip)}
+        found: dict[str, torch.optim.Optimizer] = {}
+        if groups:
+            found["weights"] = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        found["gates"] = torch.optim.Adam([logits], config.gate_lr, eps=GATE_EPS, fused=True)
+        return found
+
+    def reports(
+        self,
+        batches: Iterator[Batch],
+        checkpoints: Checkpoints | None,
+        checkpoint_seconds: float,
+    ) -> Iterator[Report]:
+        """Trains to the end; of a run that goes on, the earlier reports come first."""
+        if checkpoints is not None:
+            self.restore(checkpoints)
+        for step in range(self.step):  # what the steps that are done have used
+            for _ in range(self.config.micro_batches):
+                self.next_batch(batches, step)
+        yield from tuple(self.curve)
+        saved, full = time.monotonic(), False
+        while self.step < self.config.steps:
+            report = self.advance(batches)
+            if checkpoints is not None and time.monotonic() - saved >= checkpoint_seconds:
+                full = save_or_warn(checkpoints, self.step, *self.state(), warned=full)
+                saved = time.monotonic()
+            if report is not None:
+                yield report
+
+    def advance(self, batches: Iterator[Batch]) -> Report | None:
+        """One optimiser step of the weights and, after the warm-up, of the gates."""
+        config, gates, step = self.config, self.gates, self.step
+        if step == 0 and self.tested:
+            self.follow(self.warmup.at_start(self.attention_loss))
+        gates.enabled = self.warmup.acts(step)
+        gates.cooling = config.temperature_factor(step, self.warmup.begin)
+        self.set_rates(config.lr_factor(step))
+        count = len(self.losses)
+        cost = self.set_gradients(batches, controlled=gates.enabled)
+        of_step = self.losses[count:]  # of the weights' batches
+        if config.optimiser == "adamw":
+            torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
+        for name, optimiser in self.optimisers.items():
+            if name != "gates" or gates.enabled:
+                optimiser.step()
+        self.step += 1
+        self.follow(self.warmup.look(self.step, of_step, self.attention_loss))
+        if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
+            return None
+        self.curve.append(self.report(cost))
+        return self.curve[-1]
+
+    def follow(self, verdict: Verdict) -> None:
+        """Does what the warm-up's watch says is due before the next step."""
+        if verdict == "begin":
+            self.control.begin(self.step)
+        elif verdict == "pause":
+            self.control.pause(self.step)
+        elif verdict == "go on":
+            self.control.go_on(self.step)
+
+    @torch.no_grad()
+    def attention_loss(self) -> AttentionLoss:
+        """What the model loses when every query sees itself alone, in eval mode; on the held-out
+        batches, or where there are none on the latest training batch."""
+        model, gates, before = self.model, self.gates, self.gates.enabled
+        batches = self.tested or [self.latest]
+        with keeping_modes(model, gates):
+            model.eval()
+            gates.enabled = False
+            try:
+                dense = self.mean_loss(batches)
+                gates.alone = True
+                return AttentionLoss(dense, self.mean_loss(batches))
+            finally:
+                gates.alone, gates.enabled = False, before
+
+    def set_rates(self, factor: float) -> None:
+        """Sets the learning rates of a step; the gates have a schedule only where "sqrt"."""
+        config = self.config
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                if group["params"][0] is not self.gates.logits:
+                    group["lr"] = config.lr * factor
+                elif config.schedule == "sqrt":
+                    group["lr"] = config.gate_lr * factor
+
+    def set_gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
+        """Computes the gradients of weights and gates, a mean over the micro-batches.
+
+        Args:
+            batches: One is taken for each micro-batch.
+            controlled: Whether the gates are also pushed towards their density.
+
+        Returns:
+            What the density control added to the loss, in nats.
+        """
+        count, cost = self.config.micro_batches, 0.0
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        for number in range(count):
+            self.latest = self.next_batch(batches, self.step)
+            with seeded_noise(self.device, self.gates.seed, self.step, number):  # of dropout
+                loss = self.loss(self.latest)
+                value = loss.item()
+                self.losses.append(value)
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(
+                        f"the loss became {value} at step {self.step + 1} of {self.config.steps};"
+                        " lower lr or gate_lr"
+                    )
+                if controlled:
+                    term = self.control.cost(self.gates)
+                    cost += term.item() / count
+                    loss = loss + term
+                (loss / count).backward()  # type: ignore[no-untyped-call]
+        return cost + self.control.push(self.gates, self.step) if controlled else cost
+
+    def next_batch(self, batches: Iterator[Batch], step: int) -> Batch:
+        """The next batch; an error where there is none."""
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"the batches ended after {step} of {self.config.steps} steps")
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch at the run's precision."""
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return model_loss(self.model, on_device(self.model, batch))
+
+    def mean_loss(self, batches: Sequence[Batch]) -> float:
+        """Mean over the batches."""
+        return sum(self.loss(batch).item() for batch in batches) / len(batches)
+
+    def report(self, cost: float) -> Report:
+        """The report after this step."""
+        gates = self.gates
+        values = {
+            "loss": sum(self.losses) / len(self.losses),
+            "density": gates.whole_density().item(),
+            "target": self.control.target(self.step - 1).item(),
+            "entropy": gates.entropy().item(),
+            "control": cost,
+        }
+        self.losses.clear()
+        if self.config.waits:
+            values |= self.warmup.values(self.step)
+        if self.step == self.config.steps and self.held_out:
+            values |= self.held_out_losses()
+        return Report(self.step, values)
+
+    @torch.no_grad()
+    def held_out_losses(self) -> dict[str, float]:
+        """Mean held-out loss in eval mode, under four readings of the same gates.
+
+        Returns:
+            In nats: `relaxed` (every gate at its probability), `sampled` (mean over four
+            samples), `held_out` (every gate rounded), `discretised` (the mask of exactly the
+            target density; at least one key a row).
+        """
+        model, gates = self.model, self.gates
+        form, enabled = gates.form, gates.enabled
+        noise = gates.noise_generator(self.device)
+        state, found = noise.get_state(), dict[str, float]()
+        with keeping_modes(model, gates):
+            model.eval()
+            gates.enabled = True
+            probabilities = gates.probabilities()
+            try:
+                gates.fixed = probabilities
+                if gates.form == "flip":  # which rounds
+                    gates.form = "log"
+                found["relaxed"] = self.mean_loss(self.held_out)
+                gates.form, gates.fixed = form, None
+                gates.train()
+                samples = [self.mean_loss(self.held_out) for _ in range(SAMPLES)]
+                found["sampled"] = sum(samples) / SAMPLES
+                gates.deterministic = True
+                found["held_out"] = self.mean_loss(self.held_out)
+                gates.fixed = self.cut(probabilities.cpu()).to(probabilities)
+                found["discretised"] = self.mean_loss(self.held_out)
+            finally:
+                gates.fixed, gates.deterministic = None, False
+                gates.form, gates.enabled = form, enabled
+                noise.set_state(state)
+        return found
+
+    def cut(self, probabilities: Tensor) -> Tensor:
+        """The mask of the target density, in the form of `Gates.drawn`."""
+        gates, density = self.gates, max(self.config.density, self.gates.least_density)
+        if gates.units is not None:
+            found = cut_switches(gates.units, probabilities, density)
+            return as_shares(gates.units, found, probabilities.shape)
+        weights = None if gates.weights is None else gates.weights.cpu()
+        return at_sparsity(probabilities, 1 - density, weights=weights)
+
+    # -- checkpoints ---------------------------------------------------------------------------
+    def identity(self) -> dict[str, Any]:
+        """Configuration and gates as plain data: a checkpoint of others is refused."""
+        found = {"config": asdict(self.config), "gates": self.gates.arguments}
+        return dict(json.loads(json.dumps(found)))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain facts from which `restore` goes on."""
+        tensors = training_state(self.model, self.optimisers)
+        if self.config.train == "gates":  # the weights are whoever called's, as they were
+            own = {id(tensor) for tensor in self.gates.state_dict(keep_vars=True).values()}
+            for name, tensor in self.model.state_dict(keep_vars=True).items():
+                if id(tensor) not in own:
+                    del tensors[f"model.{name}"]
+        tensors["random.gates"] = self.gates.noise_generator(self.device).get_state()
+        facts = {
+            "run": self.identity(),
+            "losses": self.losses,
+            "curve": [asdict(report) for report in self.curve],
+            "control": self.control.state(),
+            "warmup": self.warmup.state(),
+        }
+        return tensors, facts
+
+    def restore(self, checkpoints: Checkpoints) -> None:
+        """Goes on from the newest checkpoint, if there is one."""
+        found = checkpoints.load()
+        if found is None:
+            return
+        facts, tensors = found.facts, dict(found.tensors)
+        differing = [
+            f"{part}.{name}"
+            for part, ours in self.identity().items()
+            for name in ours
+            if facts["run"][part].get(name) != ours[name]
+        ]
+        if differing:
+            raise ResumeError(
+                f"{checkpoints.folder} holds the checkpoint of a run with other "
+                f"{', '.join(differing)}; give the same arguments, or another folder"
             )
-    check_targets(config, gates)
-    return config, gates
+        as_given = {f"model.{name}": part for name, part in self.model.state_dict().items()}
+        restore_state(as_given | tensors, self.model, self.optimisers)
+        self.gates.noise_generator(self.device).set_state(tensors["random.gates"])
+        self.losses = list(facts["losses"])
+        self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
+        vars(self.control).update(facts["control"])
+        self.warmup.restore(facts["warmup"])
+        self.step = found.step
 
 
-def build_gates(arguments: Mapping[str, Any]) -> Gates:
-    """Gates from plain data: arguments of `Gates`, or of `PublishedGates` where a preset is named.
-
-    Raises:
-        UnknownNameError: For another preset than "sparsebert".
-    """
-    arguments = dict(arguments)
-    name = arguments.pop("preset", None)
-    if name is None:
-        return Gates(**arguments)
-    if name != "sparsebert":
-        raise unknown_name("gate preset", name, ("sparsebert",))
-    return PublishedGates(**arguments)
+def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """The first batches with about so many rows (the first axis of all but scalars)."""
+    found: list[Batch] = []
+    for batch in batches:
+        if rows <= 0:
+            break
+        found.append({n: value[:rows] if value.ndim else value for n, value in batch.items()})
+        rows -= max(len(value) for value in batch.values() if value.ndim)
+    return found

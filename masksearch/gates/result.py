@@ -39,8 +39,8 @@ from masksearch.gates.discretise import (
     weights_of,
 )
 from masksearch.gates.gates import Gates
+from masksearch.gates.pruning import PRUNE_MORE, CollapseWatch
 from masksearch.gates.units import Allocation, Units, cut_switches, read_levels
-from masksearch.gates.warmup import PRUNE_MORE, CollapseWatch
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import overlap
 from masksearch.masks.picture import table_html

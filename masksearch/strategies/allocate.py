@@ -38,7 +38,7 @@ from masksearch.contracts import (
     Shape,
 )
 from masksearch.errors import SearchError, unknown_name
-from masksearch.gates.dam import one_shot_parts, refuse_unreachable
+from masksearch.gates.config import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
     Allocation,
     Scores,

@@ -17,8 +17,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
-from masksearch.gates.config import build_config
-from masksearch.gates.dam import one_shot_parts
+from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.strategies.allocate import (
@@ -116,7 +115,7 @@ def build_strategy(
             units=units,
             counts=counts,
             config=config,
-            target=build_config(config).target,
+            target=build_config(config).density,
             length=evaluator.shape.length,
             least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
             densities=options.get("densities"),

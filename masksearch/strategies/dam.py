@@ -86,7 +86,7 @@ class DamStrategy:
             ValueError: Before the training, if a density that was asked for is below one key a
                 row.
         """
-        from masksearch.gates.dam import DamResult
+        from masksearch.gates.result import DamResult
 
         draw = max(self.known, default=-1) + 1
         if draw == 0:

@@ -203,6 +203,22 @@ def keeping_modes(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def seeded_noise(device: torch.device, *seeds: int) -> Iterator[None]:
+    """What is drawn from torch's global generators (dropout) follows from these seeds; afterwards
+    the generators are as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_generators(device, mixed_seed(*seeds))
+        yield
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seeds torch's global generators, of the CPU and of a GPU."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 def train(
     model: nn.Module,
     batches: Batches,
@@ -352,10 +368,7 @@ class Training:
         if self.noise_seed is None:
             return
         own = () if self.group.first else (self.group.rank,)
-        drawn = mixed_seed(self.noise_seed, self.done, *own)
-        torch.default_generator.manual_seed(drawn)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(drawn)
+        seed_generators(self.device, mixed_seed(self.noise_seed, self.done, *own))
 
     def next_batch(self) -> Batch:
         """The next batch.

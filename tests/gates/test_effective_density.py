@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksearch import DamConfig, DamResult, Gates, lower
+from masksearch import DamConfig, DamResult, Gates, dam, lower
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError
-from masksearch.gates.dam import config_for
 from masksearch.gates.discretise import (
     at_sparsity,
     at_threshold,
@@ -161,7 +160,7 @@ def test_targets_are_effective():
     lengths = {5: 3, 8: 1}
     gates = Gates("toeplitz", length=16, heads=1, lengths=lengths)
     with pytest.raises(ValueError, match=r"density is at least 0\.165\d+ at length 16, got 0\.1"):
-        config_for(DamConfig(density=0.1), torch.nn.Linear(1, 1), gates)
+        dam(torch.nn.Linear(1, 1), [], gates, DamConfig(density=0.1))
 
 
 def test_a_result_of_a_decoder_counts_its_past(tmp_path):

@@ -32,9 +32,8 @@ from masksearch.analysis.cautions import search_cautions
 from masksearch.contracts import Batch, OneShot, Record, Report
 from masksearch.errors import SearchError
 from masksearch.gates.config import build_config
-from masksearch.gates.dam import dam_reports, run_one_shot
-from masksearch.gates.joint_training import DensityControl
-from masksearch.gates.warmup import AttentionLoss, WarmupWatch
+from masksearch.gates.dam import DensityControl, dam_reports, run_one_shot
+from masksearch.gates.pruning import AttentionLoss, WarmupWatch
 from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
@@ -169,7 +168,7 @@ def test_the_target_sinks_through_any_pauses_and_arrives(
     if control.paused:
         control.go_on(steps)
     last = control.target(2 * steps + 2).item()
-    assert last == pytest.approx(config.target, rel=1e-5)
+    assert last == pytest.approx(config.density, rel=1e-5)
     assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(seen))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import masksearch as ms
-from masksearch import Units, masks
 from masksearch.contracts import OneShot, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.gates.dam import one_shot_parts
@@ -44,7 +43,7 @@ def test_wrong_settings_of_gates_are_refused_before_anything_is_trained(tmp_path
     [
         ({"gates": {"layers": 3}}, r"3 layers, the model 1; give layers=1"),
         ({"gates": {"heads": 3}}, r"3 heads, the model 2; give heads=2, or heads=1 to share"),
-        ({"config": {"density": [0.3, 0.2]}}, r"density names 2 layers, the gates have 1; give"),
+        ({"config": {"density": [0.3, 0.2]}}, r"edges in \(0, 1\), got \[0.3, 0.2\]"),
         ({"densities": [2]}, r"numbers in \(0, 1\], got 2; give"),
         ({"densities": [0.3, "a"]}, r"numbers in \(0, 1\], got 'a'; give"),
     ],
@@ -52,13 +51,6 @@ def test_wrong_settings_of_gates_are_refused_before_anything_is_trained(tmp_path
 def test_gates_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, options, problem):
     with pytest.raises(ValueError, match=problem):
         build_strategy("dam", None, EVALUATOR, seed=0, run=tmp_path, options=options)
-
-
-def test_switches_have_a_target_for_each_layer(tmp_path):
-    units = Units(Shape(8, 2, 2), (masks.star(), masks.full()), "layer")
-    given = {"gates": {}, "units": units, "length": 8, "target": 0.7}
-    each = DamStrategy(tmp_path, config={"density": [0.6, 0.8]}, **given)
-    assert each.densities == DamStrategy(tmp_path, config={"density": 0.7}, **given).densities
 
 
 def test_gates_that_are_trained_alone_are_each_layers_own_unless_it_is_said():

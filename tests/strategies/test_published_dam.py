@@ -11,7 +11,6 @@ from toy_sentences import write_sentences
 
 import masksearch as ms
 from masksearch.contracts import Evaluate, OneShot, Record, Refused
-from masksearch.errors import LayerCountError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.strategies.published_dam import PUBLISHED, PublishedDamStrategy
 
@@ -60,11 +59,6 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     assert len(beside.ours) == 14
     assert beside.common == ["SST-2"]
     assert sum("its gates have reached" in line for line in beside.notes()) == 8
-
-
-def test_densities_of_layers_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(LayerCountError, match=r"density names 2 layers, the gates have 1; give"):
-        search(tmp_path / "run", EVALUATOR, config={"density": [0.2, 0.3]})
 
 
 def test_masks_wait_for_their_gates_and_survive_lost_ones(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""When gates may be pruned: after attention has learned, and its loss has settled.
+"""When gates are pruned and how far, and whether the run collapses on the way.
+
+`WarmupWatch` says when: after attention has learned, and its loss has settled. `DensityControl`
+pushes the gates towards their target density; `CollapseWatch` warns where nothing is left of the
+task, of the gates, or of the pruning.
 
 Gates that are pruned before attention has learned are pruned at random. Whether it has is a cheap
 question: what does the loss lose when all attention is taken away? Taken away means that every
@@ -23,9 +27,15 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+import torch
+from torch import Tensor
+
 from masksearch.contracts import Report
 from masksearch.gates.config import DamConfig
+from masksearch.gates.gates import Gates
+from masksearch.gates.sparsebert import published_penalty
 
+# -- when --------------------------------------------------------------------------------------
 LOOKS = 50  # of a run, about
 SPAN = 3  # looks whose mean loss is held against that of as many before
 LEARNED = 0.02  # share of the loss without attention that attention must be worth
@@ -197,6 +207,106 @@ def is_unknown(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+# -- how far -----------------------------------------------------------------------------------
+SMALLEST = 1e-30  # root mean square of a gradient that is divided by
+LATE = 0.02  # excess of log density above which the hinge grows stronger
+GROWTH = 1.02  # factor on its strength at such a step; undone at any other
+SHORT = 0.004  # density by which the last target may be fallen short of without a pull upwards
+
+
+class DensityControl:
+    """Pushes the density of gates to its target, through the loss or the logits' gradient.
+
+    Args:
+        config: Names the control and the target.
+        gates: As they are at the start.
+
+    Attributes:
+        initial: Density at the start.
+        strength: Of the hinge; grows while the density lags behind.
+        power: Sum of the mean squares of the task's gradient.
+        count: Number of gradients in that sum.
+        since: Step at which the target sinks, or sinks again after a pause.
+        span: Steps from there until it has arrived.
+        part: How much of its way, in log density, it had gone by then; in [0, 1].
+        paused: Whether it stands still.
+    """
+
+    def __init__(self, config: DamConfig, gates: Gates) -> None:
+        self.config = config
+        self.initial, self.strength = gates.whole_density().item(), config.strength
+        self.power, self.count = 0.0, 0
+        self.since, self.span, self.part, self.paused = 0, 1.0, 0.0, False
+        self.begin(config.warmup_steps)
+
+    def begin(self, step: int) -> None:
+        """The target sinks from that step on, over the `anneal` share of those that are left."""
+        self.since, self.part, self.paused = step, 0.0, False
+        self.span = self.config.anneal * (self.config.steps - step)
+
+    def pause(self, step: int) -> None:
+        """The target stands still from that step on."""
+        self.part, self.paused = self.gone(step), True
+
+    def go_on(self, step: int) -> None:
+        """The target sinks again; it arrives when it would have without the pause."""
+        self.span = max(1.0, self.since + self.span - step)
+        self.since, self.paused = step, False
+
+    def gone(self, step: int) -> float:
+        """The share of its way, in log density, that the target has gone at a step."""
+        if self.paused:
+            return self.part
+        return self.part + (1 - self.part) * min(1.0, max(0, step - self.since) / self.span)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes during a run, as plain data for a checkpoint."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
+
+    def target(self, step: int) -> Tensor:
+        """Density that is asked for at that step (from 0): a float scalar."""
+        config, first = self.config, self.initial
+        if config.control != "hinge":
+            return torch.tensor(config.density)
+        return torch.tensor(first * (min(config.density, first) / first) ** self.gone(step))
+
+    def cost(self, gates: Gates) -> Tensor:
+        """The term of the loss, in nats: a fp32 scalar."""
+        if self.config.control == "sum":
+            return published_penalty(gates, self.config.penalty)
+        return gates.logits.new_zeros(())
+
+    def push(self, gates: Gates, step: int) -> float:
+        """Adds the hinge's gradient to that of the logits, before an optimiser step.
+
+        It pushes down where the target is exceeded and, once the target has stopped sinking,
+        pulls up where the density is below it by more than `SHORT`.
+
+        Returns:
+            The factor on the gradient of log density; 0 where nothing was to be done.
+        """
+        gradient = gates.logits.grad
+        if self.config.control != "hinge" or gradient is None:
+            return 0.0
+        self.count += 1
+        self.power += gradient.square().mean().item()
+        density = gates.whole_density()
+        target = self.target(step).to(density.device)
+        excess = (density.detach() / target).log().item()
+        settled = self.target(step - 1).item() == target.item()
+        short = settled and bool(target - density.detach() > SHORT)
+        growth = GROWTH if short or excess > LATE else 1 / GROWTH
+        self.strength = max(self.config.strength, self.strength * growth)
+        if not short and excess <= 0:
+            return 0.0
+        (slope,) = torch.autograd.grad(density.log(), gates.logits)
+        usual = math.sqrt(self.power / self.count)
+        factor = self.strength * usual / max(slope.square().mean().sqrt().item(), SMALLEST)
+        gradient.add_(slope, alpha=math.copysign(factor, excess))
+        return factor
+
+
+# -- collapse ----------------------------------------------------------------------------------
 RISE = 0.3  # nats by which a loss must rise, at least, to count as lost function
 RISE_SHARE = 0.2  # and the share of the loss at the end of the warm-up
 FALL_SHARE = 0.5  # and the share of what the warm-up had gained
