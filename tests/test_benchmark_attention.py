@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from masksearch import masks
-from masksearch.masks.measure import block_density
+from masksearch.contracts import Shape
+from masksearch.masks.measure import measures
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = ("rounds", "attention_kernels", "attention_models", "attention_tables", "attention")
@@ -108,7 +109,8 @@ def test_random_blocks_have_the_density_that_their_name_says(kernels, percent):
     assert torch.equal(layout, kernels.random_blocks(32, percent / 100, heads=3))
     mask = masks.block_layout(layout, 4)
     assert mask.dense(126)[0].shape == (3, 126, 126)
-    assert block_density(mask, 126, 4) == pytest.approx(layout.float().mean().item())
+    found = measures(mask, Shape(126, 1, 3), block=4)
+    assert found["block_density"] == pytest.approx(layout.float().mean().item())
 
 
 @pytest.mark.parametrize("trains", [False, True])

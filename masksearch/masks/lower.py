@@ -218,12 +218,8 @@ def distinct_tiles(
 
     Raises:
         LengthError: If the mask has another length.
-        ValueError: If `length` or `block` is less than 1, or there is no such layer or head.
+        ValueError: If `length` or `block` is less than 1.
     """
-    for name, asked, count in (("layer", layer, mask.layers), ("head", head, mask.heads)):
-        if asked < 0 or (count is not None and asked >= count):
-            limit = "at least 0" if count is None else f"in [0, {count})"
-            raise ValueError(f"{name} must be {limit}, got {asked}")
     if block < 1:
         raise ValueError(f"block must be at least 1 position, got {block}")
     tiles = -(-length // block)

@@ -246,11 +246,6 @@ def unread_note(shape: HasShape) -> str:
     )
 
 
-def empty_rows(table: DenseMask) -> int:
-    """Number of (layer, head, query) rows that keep no key."""
-    return int((~table.any(-1)).sum())
-
-
 def block_density(mask: Mask, length: int, block: int = BLOCK) -> float:
     """Share of the `block` x `block` tiles that hold a kept cell, in [0, 1].
 

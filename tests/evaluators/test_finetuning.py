@@ -21,7 +21,7 @@ from masksearch import GlueEvaluator, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
-from masksearch.models.encoders import ARCHITECTURES, Size, encoder
+from masksearch.models.encoders import ARCHITECTURES, encoder
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings, freeze
 
@@ -151,7 +151,7 @@ def test_scores_are_means_over_fine_tuning_seeds(data: Path, tmp_path: Path) -> 
 # -- frozen layers ------------------------------------------------------------------------------
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_frozen_layers_are_the_lower_ones(architecture: str) -> None:
-    body = encoder(Size(3, 16, 2), 30, 16, seed=0, architecture=architecture)
+    body = encoder("3x16x2", 30, 16, seed=0, architecture=architecture)
     freeze(body, 2)
     trained = {name for name, p in body.named_parameters() if p.requires_grad}
     layers = {name for name, _ in body.named_parameters() if ".2." in name or "s.2." in name}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.tasks.mlm import mark_scored
 
-SMALL = Size(layers=1, width=16, heads=2)
+SMALL = "1x16x2"
 
 
 def batch_of(labels: list[list[int]]) -> dict[str, torch.Tensor]:

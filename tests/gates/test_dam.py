@@ -30,11 +30,11 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.gates.dam import DensityControl, dam_reports, run_one_shot
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 
 
 def small_model(layers: int = 1) -> MaskedLanguageModel:
-    return MaskedLanguageModel(encoder(Size(layers, 16, 2), 11, 8, seed=0), seed=0)
+    return MaskedLanguageModel(encoder(f"{layers}x16x2", 11, 8, seed=0), seed=0)
 
 
 def random_batches(count: int = 10_000) -> Iterator[Batch]:

@@ -41,7 +41,7 @@ from masksearch.gates.dam import JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import with_own_keys
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.tasks.planted.process import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:DAM")  # a few steps prune next 
 
 
 def model(layers: int = 1, dropout: float = 0.0) -> MaskedLanguageModel:
-    body = encoder(Size(layers, 16, 2), 11, 8, seed=0, dropout=dropout)
+    body = encoder(f"{layers}x16x2", 11, 8, seed=0, dropout=dropout)
     return MaskedLanguageModel(body, seed=0)
 
 

@@ -34,7 +34,7 @@ from masksearch.errors import SearchError
 from masksearch.gates.config import build_config
 from masksearch.gates.dam import DensityControl, dam_reports, run_one_shot
 from masksearch.gates.pruning import AttentionLoss, WarmupWatch
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
 from masksearch.tasks.planted.process import PlantedTask
@@ -174,7 +174,7 @@ def test_the_target_sinks_through_any_pauses_and_arrives(
 
 # -- tiny models -------------------------------------------------------------------------------
 def model(dropout: float = 0.0) -> MaskedLanguageModel:
-    return MaskedLanguageModel(encoder(Size(1, 16, 2), 11, 8, seed=0, dropout=dropout), seed=0)
+    return MaskedLanguageModel(encoder("1x16x2", 11, 8, seed=0, dropout=dropout), seed=0)
 
 
 def batches(count: int = 10_000) -> Iterator[Batch]:

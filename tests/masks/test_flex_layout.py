@@ -8,9 +8,10 @@ from mask_trees import HEADS, sized_trees
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from masksearch import masks
+from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, LayerCountError, LengthError
 from masksearch.masks.lower import flex_block_mask
-from masksearch.masks.measure import block_density
+from masksearch.masks.measure import measures
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -97,4 +98,6 @@ def test_blocks_of_a_longer_mask_are_those_of_its_block_density():
     blocks = flex_block_mask(mask, length, 256)
     assert blocks.shape == (1, 1, length, length)
     density = float(blocks.to_dense().float().mean())
-    assert density == pytest.approx(block_density(mask, length, 256))
+    assert density == pytest.approx(
+        measures(mask, Shape(length, 1, 1), block=256)["block_density"]
+    )

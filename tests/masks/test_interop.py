@@ -1,15 +1,8 @@
-"""Masks to and from other libraries' forms: round trips, golden layouts, the libraries themselves.
+"""Masks to and from other libraries' forms: round trips, golden layouts, and theirs."""
 
-What is not installed is skipped: `pip install --no-deps deepspeed==0.14.5 xformers==0.0.28
-attn-gym` into a folder on PYTHONPATH is enough, nothing of theirs is compiled.
-"""
-
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -107,55 +100,6 @@ def test_masks_have_the_layouts_of_deepspeed(case):
     assert torch.equal(masks.to_block_layout(back, case["length"], block, exact=True), found)
 
 
-def installed(package, path):
-    """A file of an installed package, found without importing the package; else a skip."""
-    found = importlib.util.find_spec(package)
-    folders = [Path(folder) for folder in found.submodule_search_locations or []] if found else []
-    file = next((folder / path for folder in folders if (folder / path).is_file()), None)
-    return file or pytest.skip(f"{package} is not installed, or has no {path}")
-
-
-def loaded(file):
-    """A module from its file alone."""
-    spec = importlib.util.spec_from_file_location(f"alone_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("case", GOLDEN["layouts"], ids=NAMES)
-def test_golden_layouts_are_those_of_the_installed_deepspeed(case):
-    module = loaded(installed("deepspeed", "ops/sparse_attention/sparsity_config.py"))
-    before = random.getstate()
-    random.seed(case.get("seed"))
-    layout = getattr(module, case["class"])(**case["arguments"]).make_layout(case["length"])
-    random.setstate(before)
-    assert torch.equal(layout, golden(case))
-
-
-def test_patterns_of_the_installed_xformers(monkeypatch):
-    file = installed("xformers", "components/attention/attention_patterns.py")
-    for name in ("xformers", "xformers.components", "xformers.components.attention"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # theirs need a build for CUDA
-    needed = ModuleType("xformers.components.attention.sparsity_config")
-    for kind in ("BigBird", "BSLongformer", "Fixed", "Variable"):
-        setattr(needed, f"{kind}SparsityConfig", None)
-    monkeypatch.setitem(sys.modules, needed.__name__, needed)
-    patterns = loaded(file)
-    assert torch.equal(patterns.local_1d_pattern(20, 7), masks.window(3).dense(20)[0, 0])
-    assert torch.equal(patterns.causal_1d_pattern(9), masks.causal().dense(9)[0, 0])
-    chosen = torch.zeros(12, dtype=torch.bool)
-    chosen[[0, 5]] = True
-    ours = masks.global_tokens(positions=[0, 5]).dense(12)[0, 0]
-    assert torch.equal(patterns.global_token_pattern(chosen), ours)
-    for rows, columns in ((3, 4), (5, 2), (1, 6)):
-        ours = masks.axial(rows, columns).dense(rows * columns)[0, 0]
-        assert torch.equal(patterns.axial_2d_pattern(rows, columns), ours)
-    for mask in (masks.bigbird(), masks.axial(8, 8), masks.per_head([masks.star(), masks.full()])):
-        layout = patterns.pattern_to_layout(mask.dense(64)[0], 16)
-        assert torch.equal(masks.to_block_layout(mask, 64, 16), layout)
-
-
 @settings(max_examples=25, deadline=None)
 @given(sized_trees(layers=False), st.integers(1, 7))
 def test_to_block_layout_is_the_pooled_table(sized, block):
@@ -174,12 +118,6 @@ def test_to_block_layout_is_the_pooled_table(sized, block):
             masks.to_block_layout(mask, length, block, exact=True)
     else:
         assert torch.equal(masks.to_block_layout(mask, length, block, exact=True), layout)
-
-
-def test_to_block_layout_makes_no_table():
-    layout = masks.to_block_layout(masks.longformer(256, 64), 8192, 64)
-    assert layout.shape == (1, 128, 128)
-    assert int(layout.sum()) == 128 * 9 - 20 + 2 * 128 - 1 - 9
 
 
 # -- NumPy -------------------------------------------------------------------------------------
@@ -366,28 +304,6 @@ def test_block_masks_of_whole_blocks_become_layouts():
     tall = BlockMask.from_kv_blocks(count, index, BLOCK_SIZE=(16, 8), seq_lengths=(40, 40))
     wanted = mask.dense(80, 1, 2)[:, :, :40, ::2]
     assert torch.equal(masks.from_block_mask(tall).dense(40), wanted)
-
-
-def test_masks_of_the_installed_attention_gym():
-    gym = pytest.importorskip("attn_gym.masks")
-    chosen = torch.zeros(40, dtype=torch.bool)
-    chosen[[0, 9]] = True
-    for rule, mask in (
-        (gym.causal_mask, masks.causal()),
-        (gym.generate_sliding_window(5), masks.window(5) & masks.causal()),
-        (gym.generate_dilated_sliding_window(6, 3), masks.dilated(6, 3)),
-        (
-            gym.generate_global_sliding_window(2, chosen),
-            masks.window(2) | masks.global_tokens(positions=[0, 9]),
-        ),
-        (
-            gym.generate_prefix_lm_mask(7),
-            masks.causal() | masks.columns(7),
-        ),
-    ):
-        assert torch.equal(masks.from_mask_mod(rule, 40).dense(40), mask.dense(40))
-        made = create_block_mask(rule, 1, 1, 40, 40, device="cpu", BLOCK_SIZE=8)
-        assert torch.equal(masks.from_block_mask(made).dense(40), mask.dense(40))
 
 
 # -- messages ----------------------------------------------------------------------------------

@@ -5,14 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
-from masksearch.masks.lower import tile_counts
 
 
 def generated(*shape):
@@ -69,12 +66,6 @@ def test_leaf_matches_loop(mask, rule):
     assert copy.deepcopy(mask) == mask
 
 
-@pytest.mark.parametrize(("mask", "rule"), RULES, ids=IDS)
-def test_mask_mod_under_vmap_matches_dense(mask, rule):
-    made = create_mask(mask.mask_mod(13), 1, 1, 13, 13, device="cpu")
-    assert torch.equal(made, mask.dense(13))
-
-
 def test_flex_attention_takes_layouts_with_heads():
     bits = generated(2, 4, 4) | torch.eye(4, dtype=torch.bool)
     mask = masks.block_layout(bits, 4) & (masks.axial(4, 4) | masks.columns(3))
@@ -103,51 +94,6 @@ def test_compiled_flex_attention_takes_every_layout():
         kept = mask.dense(128, 1, 2)[0]
         wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, kept)
         assert torch.allclose(found, wanted, atol=1e-5), str(mask)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_tiles_match_the_table_at_every_block(data):
-    block = data.draw(st.sampled_from([1, 2, 3, 4, 5, 8, 12, 16]))
-    mask = data.draw(
-        st.sampled_from(
-            [
-                masks.axial(6, 11, 3),
-                masks.axial(23, 3),
-                masks.butterfly(1),
-                masks.butterfly(4),
-                masks.butterfly(6),
-                masks.columns(positions=[0, 1, 2, 3, 4, 5, 6, 7, 31, 60]),
-                masks.block_layout(generated(2, 3, 9, 9), 8),
-                masks.block_layout(generated(70, 9, 9), 8),
-                masks.block_layout(generated(18, 18), 4),
-            ]
-        )
-    )
-    length = data.draw(st.integers(60, 69))
-    count = -(-length // block)
-    table = mask.dense(length)
-    padded = torch.zeros(*table.shape[:2], count * block, count * block, dtype=torch.bool)
-    padded[..., :length, :length] = table
-    wanted = padded.view(*table.shape[:2], count, block, count, block).sum((3, 5))
-    assert torch.equal(tile_counts(mask, length, block), wanted)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 140))
-def test_tiles_of_butterflies_of_any_two_sizes(size, block, length):
-    mask, count = masks.butterfly(size), -(-length // block)
-    padded = torch.zeros(count * block, count * block, dtype=torch.int64)
-    padded[:length, :length] = mask.dense(length)[0, 0]
-    wanted = padded.view(count, block, count, block).sum((1, 3))
-    assert torch.equal(tile_counts(mask, length, block)[0, 0], wanted)
-
-
-def test_butterfly_reaches_every_position_in_as_many_layers_as_bits():
-    table = masks.butterfly(2).dense(32)[0, 0].float()
-    reached = torch.linalg.matrix_power(table, 4) > 0
-    assert reached.all()
-    assert not (torch.linalg.matrix_power(table, 3) > 0).all()
 
 
 def test_block_layout_per_layer_and_head():

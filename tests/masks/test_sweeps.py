@@ -6,7 +6,6 @@ import pytest
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.masks.families import members, sweep_families
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density
 
@@ -20,10 +19,10 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_each_density_has_a_member_of_its_own_that_is_no_denser(shape):
-    found = sweep_families(shape, DENSITIES)
+    found = masks.sweep_families(shape, DENSITIES)
     assert len(found) == len(DENSITIES)
     assert len(set(found.values())) == len(DENSITIES)
-    sparsest = min(effective_density(mask, shape) for _, _, mask in members(shape.length))
+    sparsest = effective_density(next(iter(masks.sweep_families(shape, [0.0]).values())), shape)
     for density, mask in zip(DENSITIES, found.values(), strict=True):
         own = effective_density(mask, shape)
         lower(mask, shape)
@@ -33,7 +32,7 @@ def test_each_density_has_a_member_of_its_own_that_is_no_denser(shape):
 
 
 def test_families_take_turns():
-    found = sweep_families(SHAPES[0], DENSITIES)
+    found = masks.sweep_families(SHAPES[0], DENSITIES)
     families = [name.partition("(")[0] for name in found]
     assert set(families) == set(masks.FAMILIES)
     assert max(map(families.count, families)) <= 4
@@ -41,12 +40,12 @@ def test_families_take_turns():
 
 def test_members_of_table_keep_their_names():
     densities = [mask.density(128) for mask in masks.FAMILIES.values()]
-    found = sweep_families(SHAPES[0], densities)
+    found = masks.sweep_families(SHAPES[0], densities)
     for name, mask in found.items():
         assert masks.FAMILIES.get(name, mask) == mask
         assert masks.parse(name if "(" in name else f"{name}()") == mask
 
 
 def test_a_density_below_the_sparsest_member_gets_that_one():
-    assert list(sweep_families(SHAPES[0], [0.001])) == ["longformer(0)"]
-    assert sweep_families(SHAPES[0], []) == {}
+    assert list(masks.sweep_families(SHAPES[0], [0.001])) == ["longformer(0)"]
+    assert masks.sweep_families(SHAPES[0], []) == {}

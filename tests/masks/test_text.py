@@ -1,5 +1,7 @@
 """Masks as text: what is printed can be read back, and nothing else is read."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from mask_trees import sized_trees
 
 from masksearch import masks
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, UnknownNameError
-from masksearch.masks.text import outermost, short_text
+from masksearch.masks.text import short_text
 
 
 @given(sized_trees(tables=False))
@@ -198,11 +200,8 @@ def test_short_text_fits_and_cuts_between_operands(sized, width):
     assert head.count("...") >= 1
     assert head.count("(") == head.count(")")
     assert head.count("[") == head.count("]")
-    while head:  # every operand or argument that is shown whole is one of the mask's
-        ends = [start for start, _ in outermost(head, r",\s?| [|&-] ")]
-        for piece in [head[a:b] for a, b in zip([0, *ends], [*ends, len(head)], strict=True)]:
-            assert "..." in piece or piece in text
-        head = head[head.find("(") + 1 : head.rfind(")")].strip("[]") if "(" in head else ""
+    for piece in re.split(r"[|&]|, ", head):  # what is shown whole is the mask's
+        assert "..." in piece or piece.strip() in text
 
 
 @pytest.mark.parametrize(

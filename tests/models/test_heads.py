@@ -14,13 +14,12 @@ from masksearch.models.encoders import (
     ChoiceScorer,
     MaskedLanguageModel,
     SequenceClassifier,
-    Size,
     SpanPredictor,
     encoder,
 )
 from masksearch.models.pretrained import TunedHead
 
-SMALL = Size(layers=2, width=32, heads=4)
+SMALL = "2x32x4"
 
 
 def albert() -> hf.PreTrainedModel:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from masksearch import attach, masks, open_pretrained, save_pretrained
 from masksearch.errors import AttachError
-from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, encoder
 from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
 
@@ -18,7 +18,7 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "mask", "#
 
 def made(architecture: str = "bert", *, pairs: bool = False) -> MaskedLanguageModel:
     """A model whose every weight is drawn, biases too, as training would leave them."""
-    body = encoder(Size(2, 16, 2), VOCABULARY, LENGTH, seed=0, architecture=architecture, pad=1)
+    body = encoder("2x16x2", VOCABULARY, LENGTH, seed=0, architecture=architecture, pad=1)
     model = use_their_epsilon(MaskedLanguageModel(body, seed=0, pairs=pairs))
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():

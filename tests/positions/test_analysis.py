@@ -18,7 +18,7 @@ from masksearch.errors import (
     NonFiniteLossError,
     UnknownNameError,
 )
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 
@@ -256,7 +256,7 @@ def test_the_model_is_left_as_it_was(model, method):
 
 
 def test_a_mask_on_the_model_is_studied_under():
-    model = MaskedLanguageModel(encoder(Size(2, 16, 2), 13, LENGTH, seed=0), seed=0)
+    model = MaskedLanguageModel(encoder("2x16x2", 13, LENGTH, seed=0), seed=0)
     attach(model, masks.window(1))
     batches = random_batches(2, padded=False)
     found = importance(model, batches)

@@ -24,7 +24,6 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.models.encoders import Size
 from masksearch.strategies.allocate import AllocateStrategy, ranked_path, solve
 from masksearch.strategies.build import build_strategy
 
@@ -363,7 +362,7 @@ def test_gates_that_cannot_be_scores_are_refused_before_any_training(
     with pytest.raises((MaskSearchError, ValueError), match=problem):
         ms.search(
             None,
-            ms.PlantedEvaluator(process, size=Size(2, 16, 2)),
+            ms.PlantedEvaluator(process, size="2x16x2"),
             run=tmp_path / "run",
             trials=3,
             strategy="allocate",
@@ -374,7 +373,7 @@ def test_gates_that_cannot_be_scores_are_refused_before_any_training(
 
 def test_gates_that_all_heads_share_score_layers(tmp_path):
     process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
-    judge = ms.PlantedEvaluator(process, size=Size(2, 16, 2))
+    judge = ms.PlantedEvaluator(process, size="2x16x2")
     options = {"levels": "star()", "unit": "layer", "method": "gates", "gates": {"heads": 1}}
     assert build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options).ask()
 

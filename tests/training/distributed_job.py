@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from masksearch import attach, masks
 from masksearch.contracts import Batch
-from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier, encoder
 from masksearch.training.accumulation import Group, group, join_processes
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
@@ -47,7 +47,7 @@ def uneven(seed: int) -> Iterator[Batch]:
 
 
 def body() -> nn.Module:
-    return encoder(Size(1, 16, 2), VOCABULARY, LENGTH, seed=0, dropout=0.0)
+    return encoder("1x16x2", VOCABULARY, LENGTH, seed=0, dropout=0.0)
 
 
 def case(name: str) -> tuple[nn.Module, Iterator[Batch], TrainConfig]:

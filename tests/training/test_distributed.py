@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.training.accumulation import Accumulator, Group, group, join_processes
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import model_loss, train
@@ -53,7 +53,7 @@ def test_parts_of_all_processes_add_up_to_the_whole(seed, sizes, processes, rows
         labels = torch.where(torch.rand(ids.shape, generator=drawn) < 0.2, ids, -100)
         batches.append({"input_ids": ids, "labels": labels})
     batches[0]["labels"][0, 0] = 3
-    model = MaskedLanguageModel(encoder(Size(1, 8, 2), 20, 6, seed=0), seed=0)
+    model = MaskedLanguageModel(encoder("1x8x2", 20, 6, seed=0), seed=0)
 
     def taken(accumulator: Accumulator) -> tuple[float, torch.Tensor]:
         value = accumulator.gradients(
@@ -74,7 +74,7 @@ def test_parts_of_all_processes_add_up_to_the_whole(seed, sizes, processes, rows
 def test_a_step_without_any_label_is_refused_on_every_process():
     batch = {"input_ids": torch.ones(2, 4, dtype=torch.int64)}
     batch["labels"] = torch.full((2, 4), -100)
-    model = MaskedLanguageModel(encoder(Size(1, 8, 2), 20, 4, seed=0), seed=0)
+    model = MaskedLanguageModel(encoder("1x8x2", 20, 4, seed=0), seed=0)
     for rank in range(3):
         with pytest.raises(ValueError, match="no label of the batch is scored"):
             Accumulator(group=Group(rank, 3)).gradients(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch
 from masksearch.errors import NonFiniteLossError
 from masksearch.gates.sparsebert import published_rate
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.lamb import Lamb
 from masksearch.training.loop import (
@@ -58,7 +58,7 @@ def tokens(seed: int = 0) -> Iterator[Batch]:
 
 
 def small(seed: int = 0) -> MaskedLanguageModel:
-    return MaskedLanguageModel(encoder(Size(1, 16, 2), 20, 8, seed=seed), seed=seed)
+    return MaskedLanguageModel(encoder("1x16x2", 20, 8, seed=seed), seed=seed)
 
 
 # -- the schedule ------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_identity_holds_new_fields_where_they_differ():
 
 # -- a run that is killed ------------------------------------------------------------------------
 def dropping(seed: int = 0) -> MaskedLanguageModel:
-    return MaskedLanguageModel(encoder(Size(1, 16, 2), 20, 8, seed=seed, dropout=0.3), seed=seed)
+    return MaskedLanguageModel(encoder("1x16x2", 20, 8, seed=seed, dropout=0.3), seed=seed)
 
 
 def weights(model: nn.Module) -> list[Tensor]:

@@ -18,7 +18,6 @@ from masksearch.attention.kernels import gather as kernels
 from masksearch.attention.kernels import plan as planning
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.errors import HeadCountError, LengthError
-from masksearch.masks.lower import block_view
 
 SCALING = 0.3
 
@@ -165,17 +164,6 @@ def test_the_parts_for_other_devices_equal_dense(monkeypatch):
     check(plan_of(table, 16), table, visible=visible, given=states(4, 100, 3))
 
 
-def test_a_table_and_its_mask_have_the_same_plan():
-    mask = masks.per_head([masks.window(9), masks.star()])
-    one = GatherPlan.of_mask(mask, 50, block=8)
-    other = plan_of(mask.dense(50)[0], block=8)
-    assert len(one.bundles) == len(other.bundles)
-    for mine, theirs in zip(one.bundles, other.bundles, strict=True):
-        assert mine.run == theirs.run
-        assert len(mine.tensors) == len(theirs.tensors)
-        assert all(map(torch.equal, mine.tensors.values(), theirs.tensors.values()))
-
-
 @pytest.mark.parametrize(
     ("dtype", "error"), [(torch.float32, 2e-6), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)]
 )
@@ -302,15 +290,6 @@ def test_queries_without_keys_give_zero_and_no_gradient():
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_block_masks_need_no_bias_and_no_padding():
-    layout = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4
-    table = layout.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    plan = plan_of(table, block=4)
-    assert all(bundle.index is None for bundle in plan.bundles)
-    assert plan.pairs == int(layout.sum())
-    check(plan, table)
-
-
 def test_a_window_is_one_run_of_few_bytes():
     plan = GatherPlan.of_mask(masks.window(64), 4096, block=64)
     runs = [bundle for bundle in plan.bundles if bundle.run is not None]
@@ -320,37 +299,6 @@ def test_a_window_is_one_run_of_few_bytes():
     assert runs[0].index is not None
     assert len(runs[0].index) == 1
     assert plan.bytes < 1 << 14
-
-
-def test_rows_that_read_everything_are_taken_alone():
-    mask = masks.window(64) | masks.global_tokens(1)
-    plan = GatherPlan.of_mask(mask, 4096, block=64)
-    units = 4096 // plan.unit
-    wide = [bundle for bundle in plan.bundles if bundle.keys.shape[1] == units]
-    assert [bundle.queries.tolist() for bundle in wide] == [[[0]]]
-    assert plan.pairs < 0.75 * int(block_view(mask, 4096, 64).sum())
-
-
-def test_unstructured_masks_take_about_a_bit_a_cell():
-    table = torch.rand(1, 1024, 1024, generator=torch.Generator().manual_seed(3)) < 0.3
-    assert plan_of(table).bytes < 1024 * 1024 / 8 * 1.2
-
-
-def test_planning_a_long_window_makes_no_large_tensor():
-    length = 8192
-    with LargestTensor() as largest:
-        plan = GatherPlan.of_mask(masks.window(64), length)
-    assert 0 < largest.bytes < length**2 / 8
-    assert plan.pairs == 2.5 * length // 64 - 1
-
-
-def test_padding_of_a_bundle_is_small():
-    generator = torch.Generator().manual_seed(2)
-    table = torch.rand(2, 128, 128, generator=generator) < 0.05
-    plan = plan_of(table, block=4)
-    kept = table.view(2, 32, 4, 32, 4).any(4).any(2).sum()
-    assert kept <= plan.pairs <= kept / 0.875
-    check(plan, table)
 
 
 def test_no_tensor_of_all_pairs_is_made():
