@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -16,14 +16,13 @@ from optuna.storages import BaseStorage
 from masksearch.analysis.candidates import (
     Candidate,
     describe_reuse,
-    from_a_search,
+    join_front,
     read_candidates,
-    read_discoveries,
     read_front,
     read_seeds,
 )
-from masksearch.analysis.compare import Against, Comparison, check_against
-from masksearch.analysis.runs import Kind, check_kinds, kind_of_mask
+from masksearch.analysis.compare import Comparison, check_against
+from masksearch.analysis.runs import Against, Found, Kind, check_kinds, kind_of_mask
 from masksearch.contracts import (
     Evaluator,
     Executor,
@@ -363,43 +362,45 @@ def compare(
     run, seeds = Path(run), read_seeds(seeds)
     check_against(against)
     evaluator = judge_on(evaluator, half)
-    seedless = evaluator.seedless
-    seeds = seeds[:1] if seedless else seeds
-    split = evaluator.half or ""
+    seeds = seeds[:1] if evaluator.seedless else seeds
     promised: dict[str, float | None] = {}
+    of_front: dict[str, Kind] = {}
     if front_of is not None:
-        found_by = front_of.run, front_of.records(), front_of.objectives
-        front = read_front(*found_by, evaluator.shape)
-        candidates, kinds = front.beside(candidates), {**front.kinds, **kinds}
-        promised = front.promised(evaluator.objectives[0], protocols_of_halves(evaluator))
-    chosen, found, said = read_compared(candidates, kinds)
+        front = read_front(front_of.run, front_of.records(), front_of.objectives)
+        candidates, of_front = join_front(front, candidates, evaluator.shape)
+        alike, score = protocols_of_halves(evaluator), evaluator.objectives[0].name
+        promised = {
+            n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
+        }
+    chosen = read_candidates(candidates)
+    named = {name: open_run(each) for name, each in candidates.items()}
+    found = {n: r for n, r in named.items() if isinstance(r, Record) and r.role == "trial"}
+    said: dict[str, Kind] = {**dict.fromkeys(found, "searched"), **of_front}
+    said |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     store = StudyStore(run, storage)
     try:
-        about = {"kind": "compare", **({"half": split} if split else {})}
-        about |= evaluator_facts(evaluator)
-        store.create(evaluator.objectives, about)
+        facts = {"kind": "compare", **evaluator_facts(evaluator)}
+        store.create(
+            evaluator.objectives, facts | ({"half": evaluator.half} if evaluator.half else {})
+        )
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor or Local()))
-        before, objectives = store.records(), store.objectives()
-        earlier = Comparison.of(before, objectives, store.facts())
-        # a name that now has another mask loses what is known of the earlier one
-        same = {r.name for r in before if prints.get(r.name, r.fingerprint) == r.fingerprint}
-        known = {n: each for n, each in earlier.found_with.items() if n in same}
+        before = store.records()
+        told = Comparison.of(before, store.objectives(), store.facts())
         told = replace(
-            earlier,
-            kinds={**earlier.kinds, **said},
+            told,
+            kinds={**told.kinds, **said},
             meanings=evaluator.meanings,
-            half=split,
-            found_with=read_discoveries(
-                found, protocols_of_rows(evaluator) if found else (), known
+            found_with=remember_found(
+                told, found, prints, protocols_of_rows(evaluator) if found else ()
             ),
-            promised={**earlier.promised, **promised},
+            promised={**told.promised, **promised},
             against=against,
-            seedless=seedless,
+            seedless=evaluator.seedless,
         )
         store.add_facts(told.facts)
         here = {name: each for name, each in told.found_with.items() if name in chosen}
-        for line in describe_reuse(here, seeds, split):
+        for line in describe_reuse(here, seeds, told.half):
             warnings.warn(line, stacklevel=outside_level())
         held = {
             (r.name, r.fingerprint, r.seed)
@@ -439,15 +440,28 @@ def compare(
     )
 
 
-def read_compared(
-    candidates: Mapping[str, Candidate], kinds: Mapping[str, str]
-) -> tuple[dict[str, Mask], dict[str, Record], dict[str, Kind]]:
-    """The masks of a comparison, the records of those that a search found, and known kinds."""
-    chosen = read_candidates(candidates)
-    records = {name: open_run(each) for name, each in candidates.items()}
-    found = {n: r for n, r in records.items() if isinstance(r, Record) and from_a_search(r)}
-    said: dict[str, Kind] = dict.fromkeys(found, "searched")
-    return chosen, found, said | check_kinds(kinds, candidates)
+def remember_found(
+    earlier: Comparison,
+    found: Mapping[str, Record],
+    prints: Mapping[str, str],
+    protocols: Collection[str],
+) -> dict[str, Found]:
+    """How the masks of a comparison were found, in this call and in earlier ones.
+
+    Args:
+        earlier: The comparison so far; a name that now has another mask loses what it says.
+        found: Name -> what a search recorded of the mask.
+        prints: Name -> fingerprint.
+        protocols: Ids of what judges by rows of the comparison.
+    """
+    same = {r.name for r in earlier.records if prints.get(r.name, r.fingerprint) == r.fingerprint}
+    known = {name: each for name, each in earlier.found_with.items() if name in same}
+    for name, record in found.items():
+        seeds, same_rows = known.get(name, Found((), False))
+        known[name] = Found(
+            tuple(sorted({*seeds, record.seed})), same_rows or record.protocol in protocols
+        )
+    return known
 
 
 def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposal]:

@@ -104,7 +104,7 @@ def test_what_found_a_mask_is_remembered(tmp_path):
     found = compare(SplitToy(), tmp_path / "c", candidates=candidates)
     assert set(found.found_with) == {"record", "text"}
     known = found.found_with["record"]
-    assert (known.seeds, known.protocols, known.same_rows) == ((7,), ("toy search",), False)
+    assert (known.seeds, known.same_rows) == ((7,), False)
     assert ms.Comparison.open(tmp_path / "c").found_with == found.found_with
     # it outlives a call that names the mask alone, and not another mask of that name
     again = compare(SplitToy(), tmp_path / "c", candidates={"record": best.mask})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from masksearch.analysis.pareto import pareto
+from masksearch.analysis.runs import Found, Kind
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks import parse
@@ -18,15 +17,6 @@ from masksearch.masks.families import random_like, sweep_families
 from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """How searches found a mask of a comparison."""
-
-    seeds: tuple[int, ...]  # that they scored it with
-    protocols: tuple[str, ...]  # ids of what scored it
-    same_rows: bool  # whether one of these judges by rows of the comparison
 
 
 def read_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
@@ -92,49 +82,7 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def from_a_search(candidate: Candidate) -> bool:
-    """Whether a candidate is what a search proposed: a record, but not of a baseline."""
-    return isinstance(candidate, Record) and candidate.role == "trial"
-
-
-def read_discoveries(
-    records: Mapping[str, Record],
-    protocols: Collection[str],
-    known: Mapping[str, Discovery] | None = None,
-) -> dict[str, Discovery]:
-    """How masks were found.
-
-    Args:
-        records: Name -> what a search recorded of the mask.
-        protocols: Ids of what judges by rows of the comparison.
-        known: Earlier discoveries of these masks, under the same names.
-    """
-    found = dict(known or {})
-    for name, record in records.items():
-        before = found.get(name, Discovery((), (), False))
-        found[name] = Discovery(
-            tuple(sorted({*before.seeds, record.seed})),
-            tuple(sorted({*before.protocols, record.protocol})),
-            before.same_rows or record.protocol in protocols,
-        )
-    return found
-
-
-def discoveries_json(found: Mapping[str, Discovery]) -> str:
-    """For the facts of a comparison."""
-    return json.dumps({name: asdict(each) for name, each in found.items()})
-
-
-def stored_discoveries(facts: Mapping[str, str]) -> dict[str, Discovery]:
-    """Inverse of `discoveries_json`; empty for comparisons of earlier versions."""
-    stored = json.loads(facts.get("found_with", "{}"))
-    return {
-        name: Discovery(tuple(each["seeds"]), tuple(each["protocols"]), each["same_rows"])
-        for name, each in stored.items()
-    }
-
-
-def describe_reuse(found: Mapping[str, Discovery], seeds: Collection[int], half: str) -> list[str]:
+def describe_reuse(found: Mapping[str, Found], seeds: Collection[int], half: str) -> list[str]:
     """What flatters the masks of searches: seeds and rows that found them and judge them too.
 
     Args:
@@ -158,72 +106,20 @@ def describe_reuse(found: Mapping[str, Discovery], seeds: Collection[int], half:
 
 
 # -- the front of a search ---------------------------------------------------------------------
-@dataclass(frozen=True)
-class FrontCandidates:
-    """The masks of a comparison of fronts.
-
-    Args:
-        records: Name (`"front #7"`: trial 7) -> what the search recorded of the mask.
-        hand_designed: Members of `masks.FAMILIES`, as many.
-        random: `"random like front #7"` -> a mask of that one's effective density.
-    """
-
-    records: Mapping[str, Record]
-    hand_designed: Mapping[str, Mask]
-    random: Mapping[str, Mask]
-
-    @property
-    def kinds(self) -> dict[str, str]:
-        """What each of them is."""
-        return {
-            **dict.fromkeys(self.records, "searched"),
-            **dict.fromkeys(self.hand_designed, "hand-designed"),
-            **dict.fromkeys(self.random, "control"),
-        }
-
-    def promised(self, score: Objective, protocols: Collection[str]) -> dict[str, float | None]:
-        """What the search scored its masks with; None where another protocol has scored them.
-
-        Args:
-            score: Of the comparison.
-            protocols: Ids of the comparison's protocol, on any rows.
-        """
-        return {
-            name: record.values.get(score.name) if record.protocol in protocols else None
-            for name, record in self.records.items()
-        }
-
-    def beside(self, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
-        """All of them, and a caller's own candidates.
-
-        Raises:
-            CandidateError: If one of these has the name of another mask.
-        """
-        own: dict[str, Candidate] = {**self.records, **self.hand_designed, **self.random}
-        for name, candidate in candidates.items():
-            if own.get(name, candidate) != candidate:
-                raise CandidateError(
-                    f"{name!r} is the name of a mask that front_of= adds itself; give yours "
-                    "another one"
-                )
-        return {**own, **candidates}
-
-
 def name_alike(name: str) -> str:
     """Name of the random mask that a mask of the front is judged beside."""
     return f"random like {name}"
 
 
 def read_front(
-    run: object, records: Sequence[Record], objectives: Sequence[Objective], shape: Shape
-) -> FrontCandidates:
-    """The front of what a search's strategy has proposed, and its opponents.
+    run: object, records: Sequence[Record], objectives: Sequence[Objective]
+) -> dict[str, Record]:
+    """`"front #7"` (trial 7) -> its record, for the front of what a search's strategy proposed.
 
     Args:
         run: Folder of the search, for the error.
         records: Of the search.
         objectives: Of the search.
-        shape: What the comparison lowers masks to; densities are effective ones.
 
     Raises:
         CandidateError: If the search has no front.
@@ -234,11 +130,37 @@ def read_front(
             f"{run} has no front to judge: none of its {len(records)} trials is a finished one of "
             "its strategy that has learned something; search on"
         )
-    named = {f"front #{record.number}": record for record in front}
-    found = {name: record.mask for name, record in named.items() if record.mask is not None}
-    densities = [effective_density(mask, shape) for mask in found.values()]
+    return {f"front #{record.number}": record for record in front}
+
+
+def join_front(
+    front: Mapping[str, Record], candidates: Mapping[str, Candidate], shape: Shape
+) -> tuple[dict[str, Candidate], dict[str, Kind]]:
+    """A front, its opponents and a caller's own candidates; and what the first two are.
+
+    As many members of `masks.FAMILIES` and as many random masks have the front's densities.
+
+    Args:
+        front: Of `read_front`.
+        candidates: The caller's own.
+        shape: What the comparison lowers masks to; densities are effective ones.
+
+    Raises:
+        CandidateError: If one of these has the name of another mask.
+    """
+    found = {name: record.mask for name, record in front.items() if record.mask is not None}
+    hand = sweep_families(shape, [effective_density(mask, shape) for mask in found.values()])
     alike = {
         name_alike(name): random_like(mask, shape, seed)
         for seed, (name, mask) in enumerate(found.items())
     }
-    return FrontCandidates(named, sweep_families(shape, densities), alike)
+    own: dict[str, Candidate] = {**front, **hand, **alike}
+    for name, candidate in candidates.items():
+        if own.get(name, candidate) != candidate:
+            raise CandidateError(
+                f"{name!r} is the name of a mask that front_of= adds itself; give yours "
+                "another one"
+            )
+    kinds: dict[str, Kind] = {**dict.fromkeys(front, "searched")}
+    kinds |= {**dict.fromkeys(hand, "hand-designed"), **dict.fromkeys(alike, "control")}
+    return {**own, **candidates}, kinds

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from masksearch.analysis.candidates import Discovery, discoveries_json, stored_discoveries
 from masksearch.analysis.fronts import ComparedFronts, compare_fronts
-from masksearch.analysis.pareto import SPARSITIES, beats_constant, sparsity_of
+from masksearch.analysis.pareto import SPARSITIES, sparsity_of
 from masksearch.analysis.runs import (
     MATCHED,
+    Against,
+    ComparedRuns,
     Finding,
-    Kind,
     MaskRuns,
     Outcome,
-    draws_keys,
-    has_diverged,
-    kind_of_mask,
     mean,
-    read_kinds,
-    rows_file,
 )
 from masksearch.analysis.stats import (
     PairedDifference,
     correct_family,
-    diverged_score,
     estimate,
     paired_difference,
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
-from masksearch.contracts import Objective, Record, Shape, is_side_value
+from masksearch.contracts import is_side_value
 from masksearch.errors import unknown_name
 from masksearch.masks import FAMILIES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Against = Literal["nearest", "all"]
 READ = "masksearch.report.collect:open_comparison"  # what stands right of this file is found late
 WRITE = "masksearch.report.collect:write_comparison"
 LATEX = "masksearch.report.tables:comparison_latex"
@@ -50,61 +42,8 @@ TEXT, HTML = (f"masksearch.report.display:comparison_{kind}" for kind in ("text"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The runs of a comparison: every mask trained with every seed.
-
-    Args:
-        records: `name` is the mask's, `seed` the seed.
-        objectives: The first one is the score.
-        run: Folder of the runs, if there is one.
-        notes: Facts to print in the report (protocol, command, machine).
-        shape: What the masks were lowered to; without it the report draws no masks.
-        kinds: Name -> `"searched"` (it comes from a search), `"hand-designed"`, `"control"` or
-            `"candidate"` (nobody says where it comes from); for those not named see
-            `kind_of_mask`.
-        meanings: Reported value -> what it measures, in a few words, for the verdict.
-        half: Which rows judged; empty where the evaluator has no halves, or it is not known.
-        found_with: Searched mask -> how it was found, as far as it is known.
-        promised: Mask of a search's front that is judged again -> its score in the search; None
-            where that is of another protocol.
-        against: Whether a mask is set against the `"nearest"` hand-designed one, or `"all"`.
-        seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
-
-    Raises:
-        ValueError: If there is no objective, a record names no mask, or the records come from
-            more than one protocol.
-    """
-
-    records: tuple[Record, ...]
-    objectives: tuple[Objective, ...]
-    run: Path | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
-    shape: Shape | None = None
-    kinds: Mapping[str, Kind] = field(default_factory=dict)
-    meanings: Mapping[str, str] = field(default_factory=dict)
-    half: str = ""
-    found_with: Mapping[str, Discovery] = field(default_factory=dict)
-    promised: Mapping[str, float | None] = field(default_factory=dict)
-    against: Against = "nearest"
-    seedless: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "records", tuple(self.records))
-        object.__setattr__(self, "objectives", tuple(self.objectives))
-        if not self.objectives:
-            raise ValueError("a comparison needs at least one objective: the score")
-        nameless = [record.number for record in self.records if not record.name]
-        if nameless:
-            raise ValueError(
-                f"records {nameless[:5]} name no mask; a comparison's records have a `name`, as "
-                "those of masksearch.compare do"
-            )
-        protocols = sorted({record.protocol for record in self.records if record.scored})
-        if len(protocols) > 1:
-            raise ValueError(
-                f"scores of the protocols {', '.join(map(repr, protocols))} cannot be compared; "
-                "run every mask under one of them"
-            )
+class Comparison(ComparedRuns):
+    """The runs of a comparison, every mask trained with every seed, and what they say."""
 
     def __repr__(self) -> str:
         return str(pkgutil.resolve_name(TEXT)(self))
@@ -112,7 +51,6 @@ class Comparison:
     def _repr_html_(self) -> str:
         return str(pkgutil.resolve_name(HTML)(self))
 
-    # -- in a run folder -----------------------------------------------------------------------
     @classmethod
     def open(cls, run: Path | str) -> Comparison:
         """A comparison that is stored in a run folder.
@@ -120,57 +58,7 @@ class Comparison:
         Raises:
             SearchError: If the folder holds none.
         """
-        found: Comparison = pkgutil.resolve_name(READ)(Path(run))
-        return found
-
-    @classmethod
-    def of(
-        cls,
-        records: Sequence[Record],
-        objectives: Sequence[Objective],
-        facts: Mapping[str, str],
-        *,
-        run: Path | None = None,
-        shape: Shape | None = None,
-    ) -> Comparison:
-        """The comparison of a study's records; of several masks with one name the last counts.
-
-        Args:
-            records: Of the study.
-            objectives: Of the study.
-            facts: Of the study, as `facts` writes them.
-            run: Its folder.
-            shape: What masks are lowered to.
-        """
-        current = {r.name: r.fingerprint for r in records if r.name and r.fingerprint}
-        own = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
-        promised = json.loads(facts.get("promised", "{}"))
-        return cls(
-            tuple(own),
-            tuple(objectives),
-            run,
-            shape=shape,
-            kinds=read_kinds(facts, current),
-            meanings=json.loads(facts.get("meanings", "{}")),
-            half=facts.get("half", ""),
-            found_with={n: d for n, d in stored_discoveries(facts).items() if n in current},
-            promised={name: score for name, score in promised.items() if name in current},
-            against=check_against(facts.get("against", "nearest")),
-            seedless=facts.get("seedless") == "true",
-        )
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a study stores beside the records, as JSON; read again by `of`."""
-        facts = {
-            "kinds": json.dumps(dict(self.kinds)),
-            "meanings": json.dumps(dict(self.meanings)),
-            "found_with": discoveries_json(self.found_with),
-            "against": self.against,
-        }
-        if self.seedless:
-            facts["seedless"] = "true"
-        return facts | ({"promised": json.dumps(dict(self.promised))} if self.promised else {})
+        return cast("Comparison", pkgutil.resolve_name(READ)(Path(run)))
 
     def report(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained HTML page.
@@ -192,75 +80,6 @@ class Comparison:
             columns: Further reported values, such as single tasks.
         """
         return str(pkgutil.resolve_name(LATEX)(self, columns))
-
-    # -- masks -----------------------------------------------------------------------------------
-    @cached_property
-    def entries(self) -> dict[str, MaskRuns]:
-        """Mask name -> its runs, in the order of the records."""
-        names = dict.fromkeys(record.name for record in self.records)
-        return {name: self.entry(name) for name in names}
-
-    def entry(self, name: str) -> MaskRuns:
-        """Collects the runs of one mask; of several runs of one seed the last one counts."""
-        runs = [record for record in self.records if record.name == name]
-        # Every record whose mask is known says how sparse it is, a failed one too.
-        known = next((record for record in runs if record.scored), runs[0])
-        score = self.objectives[0].name
-        by_seed = {r.seed: r for r in runs if r.scored and math.isfinite(r.value(score))}
-        lost = {record.seed: record for record in runs if record.seed not in by_seed}
-        diverged = tuple(seed for seed, record in lost.items() if has_diverged(record, score))
-        scores = {seed: record.value(score) for seed, record in by_seed.items()}
-        if math.isfinite(self.worst):
-            scores |= dict.fromkeys(diverged, self.worst)
-        values: dict[str, dict[int, float]] = {}
-        for seed, record in by_seed.items():
-            for key, value in record.values.items():
-                if math.isfinite(value):
-                    values.setdefault(key, {})[seed] = value
-        beaten = beats_constant({key: mean(each) for key, each in values.items()})
-        return MaskRuns(
-            name=name,
-            kind=self.kinds.get(name) or kind_of_mask(known.mask),
-            expression="" if known.mask is None else str(known.mask),
-            fingerprint=known.fingerprint,
-            at_random=known.mask is not None and draws_keys(known.mask),
-            sparsity=sparsity_of(known) if known.measures else math.nan,
-            table_sparsity=known.measures.get("sparsity", math.nan),
-            block_density=known.measures.get("block_density", math.nan),
-            scores=scores,
-            diverged=diverged,
-            row_files={s: path for s, r in by_seed.items() if (path := self.rows_of(r))},
-            values=values,
-            at_majority=frozenset(task for task, beats in beaten.items() if not beats),
-            learned_nothing=bool(beaten) and not any(beaten.values()),
-            failed=sum(r.status == "failed" for s, r in lost.items() if s not in diverged),
-            unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
-        )
-
-    @cached_property
-    def worst(self) -> float:
-        """The score of a diverged run; NaN where nothing tells it."""
-        name = self.objectives[0].name
-        scores = [record.value(name) for record in self.records if record.scored]
-        try:
-            return diverged_score(self.objectives[0], scores)
-        except ValueError:
-            return math.nan
-
-    def rows_of(self, record: Record) -> Path | None:
-        """The file with a run's scores row by row; that of the run that a reused one repeats."""
-        return None if self.run is None else rows_file(self.run, record)
-
-    @property
-    def mixture(self) -> str:
-        """Why the scores cannot be compared; empty where they can."""
-        steps = sorted({record.step for record in self.records if record.scored})
-        if len(steps) < 2:
-            return ""
-        return (
-            f"scores after {steps[0]:,} and after {steps[-1]:,} steps cannot be compared: a "
-            "comparison is of runs of one length; judge the masks again in a new folder"
-        )
 
     @property
     def tasks(self) -> list[str]:
@@ -352,20 +171,6 @@ class Comparison:
     def has_majority(self, task: str) -> bool:
         """Whether any run reports the constant answer's score of that task."""
         return any(f"{task}/majority" in entry.values for entry in self.entries.values())
-
-    def surpassing(self, entry: MaskRuns) -> MaskRuns | None:
-        """The hand-designed mask with the best mean, among those that are as sparse and have a
-        better mean than a mask; None where there is none."""
-        sign = 1 if self.objectives[0].goal == "max" else -1
-        above = [
-            other
-            for other in self.entries.values()
-            if other.kind == "hand-designed"
-            and other.scores
-            and other.sparsity >= entry.sparsity - MATCHED
-            and sign * (other.score.value - entry.score.value) > 0
-        ]
-        return max(above, key=lambda other: sign * other.score.value, default=None)
 
     # -- verdict -----------------------------------------------------------------------------
     def opponents(

@@ -16,7 +16,7 @@ import numpy as np
 from masksearch.analysis.candidates import name_alike
 from masksearch.analysis.pareto import dominated_volume, on_front
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.runs import Compared, MaskRuns
+from masksearch.analysis.runs import ComparedRuns, MaskRuns
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Floats,
@@ -112,7 +112,7 @@ def arm_of(entry: MaskRuns, promised: Collection[str]) -> str:
     return entry.kind if entry.kind == "hand-designed" or not promised else ""
 
 
-def compare_fronts(comparison: Compared) -> ComparedFronts | None:
+def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     """Judges the fronts of a comparison that was made with `front_of`.
 
     Masks of other searches are on none of these fronts. Masks that have learned nothing are on
@@ -186,7 +186,7 @@ def compare_fronts(comparison: Compared) -> ComparedFronts | None:
 
 
 def gains_by_seed(
-    comparison: Compared, entries: Sequence[MaskRuns], seeds: Sequence[int]
+    comparison: ComparedRuns, entries: Sequence[MaskRuns], seeds: Sequence[int]
 ) -> Floats:
     """`[masks, seeds, objectives]`, measured from the objectives' `worst`; more is better.
 
@@ -237,7 +237,7 @@ def gains_by_rows(gains: Floats, rows: Sequence[RowScores], sign: float) -> Floa
 
 
 def lost_promise(
-    comparison: Compared, entries: Sequence[MaskRuns], seeds: Sequence[int], sign: float
+    comparison: ComparedRuns, entries: Sequence[MaskRuns], seeds: Sequence[int], sign: float
 ) -> Interval | None:
     """Mean of (score in the search - fresh score), positive where the search had flattered."""
     promised = {n: score for n, score in comparison.promised.items() if score is not None}

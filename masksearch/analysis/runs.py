@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Self, cast
 
-from masksearch.analysis.candidates import Discovery
+from masksearch.analysis.pareto import beats_constant, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.analysis.stats import Interval, PairedDifference, estimate
-from masksearch.contracts import Objective, Record
+from masksearch.analysis.stats import Interval, PairedDifference, diverged_score, estimate
+from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import unknown_name
 from masksearch.masks import FAMILIES, full
 from masksearch.masks.core import Mask
 
 Kind = Literal["searched", "hand-designed", "candidate", "control"]
+Against = Literal["nearest", "all"]
 Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"]
 KINDS: tuple[Kind, ...] = ("searched", "hand-designed", "candidate", "control")
 MATCHED = 0.01  # sparsities within one point count as equal
@@ -58,22 +59,11 @@ def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, K
     return cast("dict[str, Kind]", dict(kinds))
 
 
-def read_kinds(facts: Mapping[str, str], names: Iterable[str]) -> dict[str, Kind]:
-    """Kinds of the masks of a stored comparison.
+class Found(NamedTuple):
+    """How searches found a mask of a comparison."""
 
-    Args:
-        facts: Of the study; `kinds` holds them as JSON.
-        names: Of its masks. Comparisons that were made before kinds were stored went by their
-            names: dense, oracle and random ones were controls, all unknown ones searched.
-    """
-    if "kinds" in facts:
-        return dict(json.loads(facts["kinds"]))
-    kinds: dict[str, Kind] = {}
-    for name in names:
-        control = name in ("dense", "oracle") or name.startswith("random")
-        hand: Kind = "hand-designed" if name in FAMILIES else "searched"
-        kinds[name] = "control" if control else hand
-    return kinds
+    seeds: tuple[int, ...]  # that they scored it with
+    same_rows: bool  # whether one of these judged by rows of the comparison
 
 
 # -- runs of masks -----------------------------------------------------------------------------
@@ -140,51 +130,184 @@ class Finding:
         return self.outcome != "better" or self.gap >= -MATCHED or self.role == "reference"
 
 
-class Compared(Protocol):
-    """A comparison, as its fronts and its verdict read it; see `compare.Comparison`."""
+@dataclass(frozen=True)
+class ComparedRuns:
+    """The runs of a comparison: every mask trained with every seed.
+
+    Args:
+        records: `name` is the mask's, `seed` the seed.
+        objectives: The first one is the score.
+        run: Folder of the runs, if there is one.
+        notes: Facts to print in the report (protocol, command, machine).
+        shape: What the masks were lowered to; without it the report draws no masks.
+        kinds: Name -> `"searched"` (it comes from a search), `"hand-designed"`, `"control"` or
+            `"candidate"` (nobody says where it comes from); for those not named see
+            `kind_of_mask`.
+        meanings: Reported value -> what it measures, in a few words, for the verdict.
+        half: Which rows judged; empty where the evaluator has no halves, or it is not known.
+        found_with: Searched mask -> how it was found, as far as it is known.
+        promised: Mask of a search's front that is judged again -> its score in the search; None
+            where that is of another protocol.
+        against: Whether a mask is set against the `"nearest"` hand-designed one, or `"all"`.
+        seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
+
+    Raises:
+        ValueError: If there is no objective, a record names no mask, or the records come from
+            more than one protocol.
+    """
+
+    records: tuple[Record, ...]
+    objectives: tuple[Objective, ...]
+    run: Path | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    shape: Shape | None = None
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    half: str = ""
+    found_with: Mapping[str, Found] = field(default_factory=dict)
+    promised: Mapping[str, float | None] = field(default_factory=dict)
+    against: Against = "nearest"
+    seedless: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "records", tuple(self.records))
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        if not self.objectives:
+            raise ValueError("a comparison needs at least one objective: the score")
+        nameless = [record.number for record in self.records if not record.name]
+        if nameless:
+            raise ValueError(
+                f"records {nameless[:5]} name no mask; a comparison's records have a `name`, as "
+                "those of masksearch.compare do"
+            )
+        protocols = sorted({record.protocol for record in self.records if record.scored})
+        if len(protocols) > 1:
+            raise ValueError(
+                f"scores of the protocols {', '.join(map(repr, protocols))} cannot be compared; "
+                "run every mask under one of them"
+            )
+
+    # -- in a run folder -----------------------------------------------------------------------
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[Record],
+        objectives: Sequence[Objective],
+        facts: Mapping[str, str],
+        *,
+        run: Path | None = None,
+        shape: Shape | None = None,
+    ) -> Self:
+        """The comparison of a study's records; of several masks with one name the last counts.
+
+        Args:
+            records: Of the study.
+            objectives: Of the study.
+            facts: Of the study, as `facts` writes them.
+            run: Its folder.
+            shape: What masks are lowered to.
+        """
+        current = {r.name: r.fingerprint for r in records if r.name and r.fingerprint}
+        own = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
+        told = json.loads(facts.get("comparison", "{}"))
+        found, promised = told.pop("found_with", {}), told.pop("promised", {})
+        return cls(
+            tuple(own),
+            tuple(objectives),
+            run,
+            shape=shape,
+            half=facts.get("half", ""),
+            found_with={n: Found(tuple(s), r) for n, (s, r) in found.items() if n in current},
+            promised={name: score for name, score in promised.items() if name in current},
+            **told,
+        )
 
     @property
-    def records(self) -> tuple[Record, ...]:
-        """Every run."""
+    def facts(self) -> dict[str, str]:
+        """What a study stores beside the records, as JSON; read again by `of`."""
+        names = ("kinds", "meanings", "found_with", "promised", "against", "seedless")
+        return {
+            "comparison": json.dumps({name: getattr(self, name) for name in names}, default=dict)
+        }
 
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The first one is the score."""
+    # -- masks -----------------------------------------------------------------------------------
+    @cached_property
+    def entries(self) -> dict[str, MaskRuns]:
+        """Mask name -> its runs, in the order of the records."""
+        names = dict.fromkeys(record.name for record in self.records)
+        return {name: self.entry(name) for name in names}
 
-    @property
-    def entries(self) -> Mapping[str, MaskRuns]:
-        """Mask name -> its runs."""
+    def entry(self, name: str) -> MaskRuns:
+        """Collects the runs of one mask; of several runs of one seed the last one counts."""
+        runs = [record for record in self.records if record.name == name]
+        # Every record whose mask is known says how sparse it is, a failed one too.
+        known = next((record for record in runs if record.scored), runs[0])
+        score = self.objectives[0].name
+        by_seed = {r.seed: r for r in runs if r.scored and math.isfinite(r.value(score))}
+        lost = {record.seed: record for record in runs if record.seed not in by_seed}
+        diverged = tuple(seed for seed, record in lost.items() if has_diverged(record, score))
+        scores = {seed: record.value(score) for seed, record in by_seed.items()}
+        if math.isfinite(self.worst):
+            scores |= dict.fromkeys(diverged, self.worst)
+        values: dict[str, dict[int, float]] = {}
+        for seed, record in by_seed.items():
+            for key, value in record.values.items():
+                if math.isfinite(value):
+                    values.setdefault(key, {})[seed] = value
+        beaten = beats_constant({key: mean(each) for key, each in values.items()})
+        return MaskRuns(
+            name=name,
+            kind=self.kinds.get(name) or kind_of_mask(known.mask),
+            expression="" if known.mask is None else str(known.mask),
+            fingerprint=known.fingerprint,
+            at_random=known.mask is not None and draws_keys(known.mask),
+            sparsity=sparsity_of(known) if known.measures else math.nan,
+            table_sparsity=known.measures.get("sparsity", math.nan),
+            block_density=known.measures.get("block_density", math.nan),
+            scores=scores,
+            diverged=diverged,
+            row_files={s: path for s, r in by_seed.items() if (path := rows_file(self.run, r))},
+            values=values,
+            at_majority=frozenset(task for task, beats in beaten.items() if not beats),
+            learned_nothing=bool(beaten) and not any(beaten.values()),
+            failed=sum(r.status == "failed" for s, r in lost.items() if s not in diverged),
+            unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
+        )
 
-    @property
-    def promised(self) -> Mapping[str, float | None]:
-        """Mask of a search's front -> its score in the search."""
-
-    @property
-    def found_with(self) -> Mapping[str, Discovery]:
-        """Searched mask -> how it was found."""
-
-    @property
-    def meanings(self) -> Mapping[str, str]:
-        """Reported value -> what it measures."""
-
-    @property
-    def half(self) -> str:
-        """Which rows judged."""
-
-    @property
-    def seedless(self) -> bool:
-        """Whether every seed gives a mask the same scores."""
-
-    @property
+    @cached_property
     def worst(self) -> float:
-        """The score of a diverged run."""
+        """The score of a diverged run; NaN where nothing tells it."""
+        name = self.objectives[0].name
+        scores = [record.value(name) for record in self.records if record.scored]
+        try:
+            return diverged_score(self.objectives[0], scores)
+        except ValueError:
+            return math.nan
 
     @property
     def mixture(self) -> str:
         """Why the scores cannot be compared; empty where they can."""
+        steps = sorted({record.step for record in self.records if record.scored})
+        if len(steps) < 2:
+            return ""
+        return (
+            f"scores after {steps[0]:,} and after {steps[-1]:,} steps cannot be compared: a "
+            "comparison is of runs of one length; judge the masks again in a new folder"
+        )
 
     def surpassing(self, entry: MaskRuns) -> MaskRuns | None:
-        """The best hand-designed mask that is as sparse as a mask, and better."""
+        """The hand-designed mask with the best mean, among those that are as sparse and have a
+        better mean than a mask; None where there is none."""
+        sign = 1 if self.objectives[0].goal == "max" else -1
+        above = [
+            other
+            for other in self.entries.values()
+            if other.kind == "hand-designed"
+            and other.scores
+            and other.sparsity >= entry.sparsity - MATCHED
+            and sign * (other.score.value - entry.score.value) > 0
+        ]
+        return max(above, key=lambda other: sign * other.score.value, default=None)
 
 
 def has_diverged(record: Record, score: str) -> bool:
@@ -195,11 +318,11 @@ def has_diverged(record: Record, score: str) -> bool:
     return record.status == "failed" and kind in ("NonFiniteLossError", "FloatingPointError")
 
 
-def rows_file(run: Path, record: Record) -> Path | None:
-    """The file with a record's scores row by row, in its run folder; None where it has none."""
-    if "reused_from" in record.artifacts:
+def rows_file(run: Path | None, record: Record) -> Path | None:
+    """The file with a run's scores row by row; that of the run that a reused one repeats."""
+    if run is not None and "reused_from" in record.artifacts:
         return run / "trials" / record.artifacts["reused_from"] / ROWS
-    return run / record.artifacts["rows"] if "rows" in record.artifacts else None
+    return run / record.artifacts["rows"] if run and "rows" in record.artifacts else None
 
 
 def read_rows(path: Path, score: float) -> RowScores | None:

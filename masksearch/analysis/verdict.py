@@ -7,7 +7,7 @@ import math
 
 from masksearch.analysis.candidates import describe_reuse
 from masksearch.analysis.fronts import ComparedFronts, describe_fronts
-from masksearch.analysis.runs import Compared, Finding, MaskRuns
+from masksearch.analysis.runs import ComparedRuns, Finding, MaskRuns
 from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p, seeds_needed
 
 WORDS = {
@@ -21,7 +21,10 @@ INDENT = "  "  # of the lines that give the figures behind an outcome
 
 
 def verdict_text(
-    comparison: Compared, fronts: ComparedFronts | None, findings: list[Finding], reference: str
+    comparison: ComparedRuns,
+    fronts: ComparedFronts | None,
+    findings: list[Finding],
+    reference: str,
 ) -> str:
     """The outcome of each mask with its figures indented below, then the warnings."""
     if comparison.mixture:
@@ -68,7 +71,7 @@ def how_to_say(name: str) -> str:
     )
 
 
-def outcome_line(comparison: Compared, entry: MaskRuns, findings: list[Finding]) -> str:
+def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding]) -> str:
     """One line: better than, worse than, not distinguishable from."""
     score = comparison.objectives[0]
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
@@ -114,7 +117,7 @@ def count(number: int, thing: str) -> str:
 
 
 def detail_lines(
-    comparison: Compared, entry: MaskRuns, findings: list[Finding], family: int
+    comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding], family: int
 ) -> list[str]:
     """The figures behind one mask's outcome; `family` comparisons are corrected together."""
     if not entry.scores:
@@ -142,7 +145,7 @@ def sparser(gap: float) -> str:
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
 
 
-def describe_finding(comparison: Compared, finding: Finding, family: int) -> str:
+def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) -> str:
     """One comparison in a line: with which mask, the difference, the outcome.
 
     Args:
@@ -188,7 +191,7 @@ def needed(finding: Finding, family: int) -> str:
     return f"if it is true, {seeds} seeds would show it (power 0.8)"
 
 
-def warning_lines(comparison: Compared) -> list[str]:
+def warning_lines(comparison: ComparedRuns) -> list[str]:
     """What a reader must know before believing the scores."""
     entries = list(comparison.entries.values())
     lines = row_lines(comparison, [entry for entry in entries if entry.kind == "searched"])
@@ -256,7 +259,7 @@ ROWS_THAT_JUDGE = {
 }
 
 
-def row_lines(comparison: Compared, searched: list[MaskRuns]) -> list[str]:
+def row_lines(comparison: ComparedRuns, searched: list[MaskRuns]) -> list[str]:
     """On which rows and seeds searched masks are judged, and which of them had found them."""
     if not searched:
         return []

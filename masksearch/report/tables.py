@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from masksearch.analysis.compare import Against, Comparison
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.pareto import (
     SPARSITIES,
     hypervolume,
@@ -17,6 +17,7 @@ from masksearch.analysis.pareto import (
     sparsity_of,
 )
 from masksearch.analysis.proxy_card import ProxyCard, default_goal, interval_text
+from masksearch.analysis.runs import Against
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record, is_side_value

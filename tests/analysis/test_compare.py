@@ -9,7 +9,6 @@ import pytest
 
 from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.runs import kind_of_mask, read_kinds
 from masksearch.analysis.stats import seeds_needed
 from masksearch.analysis.verdict import join_names
 from masksearch.contracts import Objective
@@ -37,7 +36,7 @@ def judged(compared, objectives, shape):
             kinds = {
                 name: "searched"
                 for name, (mask, _) in runs.items()
-                if kind_of_mask(mask) == "candidate"
+                if mask != masks.full() and mask not in masks.FAMILIES.values()
             }
         records = tuple(compared(runs, **fields))
         return Comparison(records, objectives, shape=shape, kinds=kinds)
@@ -65,15 +64,6 @@ def test_kinds_follow_the_mask_never_the_name(judged):
         "everything": "control",
         "mine": "searched",
     }
-
-
-def test_kinds_of_earlier_comparisons_are_read_from_their_names():
-    names = ["star", "log_sparse", "dense", "oracle", "random_90", "dam", "my best"]
-    assert list(read_kinds({}, names).values()) == [
-        *("hand-designed", "hand-designed", "control", "control", "control"),
-        *("searched", "searched"),
-    ]
-    assert read_kinds({"kinds": '{"dam": "candidate"}'}, names) == {"dam": "candidate"}
 
 
 def test_verdict_says_of_a_candidate_that_it_is_one(judged):
