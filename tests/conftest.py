@@ -4,13 +4,16 @@ import functools
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import alembic.util
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -33,6 +36,15 @@ load_file, load_revision = (
 alembic.util.load_python_file = lambda folder, name: (
     load_file(folder, name) if name == "env.py" else load_revision(folder, name)
 )
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+def unsynced(connection: Any, record: object) -> None:
+    """SQLite waits for no disk: what a test has written need not outlive a power cut."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
+
+
 settings.register_profile(
     "masksearch", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
