@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.token_scores import document_scores
+from masksearch.evaluators.next_tokens import document_scores
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))

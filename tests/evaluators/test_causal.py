@@ -24,7 +24,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import LengthError, NonFiniteLossError
-from masksearch.evaluators.token_scores import band_means, document_scores, score_tokens
+from masksearch.evaluators.next_tokens import band_means, document_scores, score_tokens
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
 from masksearch.training.loop import follow_trainings
@@ -145,7 +145,7 @@ def test_pieces_and_batches_do_not_show(data: Path, monkeypatch: pytest.MonkeyPa
     model, tokens = judge.model(0), judge.rows.tokens[:9]
     whole = score_tokens(model, tokens, answers=True)
     monkeypatch.setattr(decoders, "HELD", 100)
-    monkeypatch.setattr("masksearch.evaluators.token_scores.TOKENS", 50)
+    monkeypatch.setattr("masksearch.evaluators.next_tokens.TOKENS", 50)
     parts = score_tokens(model, tokens, answers=True)
     assert torch.allclose(parts.nll, whole.nll, atol=1e-5)
     assert torch.equal(parts.right, whole.right)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextCo
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.token_scores import score_tokens
+from masksearch.evaluators.next_tokens import score_tokens
 from masksearch.models import layer_states
 from masksearch.models.decoders import NextTokenModel
 from masksearch.models.layer_states import LayerStates

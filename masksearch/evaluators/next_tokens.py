@@ -1,14 +1,19 @@
-"""What a decoder says of every held-out token, in pieces, and its means over bands of tokens.
+"""Decoders on text: their training, and what they say of every held-out token.
 
+for number in NextTokenTraining(text, batch=16).steps(model, config, seed, key, checkpoints):
+    ...
 scores = score_tokens(model, rows.tokens)
 band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-255": 2.7, ..}
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,13 +22,123 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores
+from masksearch.attention.attach import detach
+from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
 from masksearch.models.decoders import NextTokenModel, divergence
 from masksearch.models.layer_states import LayerStates
-from masksearch.tasks.next_token import NextTokenRows
-from masksearch.training.loop import keeping_modes
+from masksearch.tasks.next_token import NextTokenRows, NextTokenTask
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.loop import (
+    Precision,
+    TrainConfig,
+    autocast,
+    keeping_modes,
+    move_batches,
+    train,
+)
 
+DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about
+LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
+
+
+@dataclass(frozen=True)
+class NextTokenTraining:
+    """Trains decoders on a text.
+
+    Args:
+        text: Gives batches.
+        batch: Sequences of a batch.
+        place: The device.
+        precision: `"float32"`, or `"bfloat16"` for autocast.
+        checkpoint_seconds: Wall time between two checkpoints.
+    """
+
+    text: NextTokenTask
+    batch: int
+    place: torch.device = torch.device("cpu")  # noqa: RUF009 (it does not change)
+    precision: Precision = "float32"
+    checkpoint_seconds: float = 60.0
+
+    def steps(
+        self,
+        model: NextTokenModel,
+        config: TrainConfig,
+        seed: int,
+        key: str,
+        kept: Checkpoints | None,
+        *,
+        title: str = "",
+        teacher: NextTokenModel | None = None,
+        memory: dict[str, Any] | None = None,
+    ) -> Iterator[int]:
+        """Trains all weights of a model in place; yields the number of each step.
+
+        Args:
+            model: With its mask on, or without one.
+            config: Steps and rate.
+            seed: Of the order of the text and of the dropout.
+            key: Of the run; checkpoints of others are not taken.
+            kept: Where checkpoints are kept; None = nowhere.
+            title: What is trained, for a display.
+            teacher: Whose predictions are learnt; None = the next token is.
+            memory: Plain data that the checkpoints keep.
+        """
+
+        def loss(student: nn.Module, batch: Batch) -> Tensor:
+            with autocast(batch, self.precision):
+                found = student(**batch)
+                if teacher is None:
+                    return cast(Tensor, found.loss)
+                with torch.no_grad():
+                    target = teacher(**batch).logits
+                return divergence(found.logits.float(), target.float()).mean()
+
+        order = mixed_seed(seed, DATA)
+        model.requires_grad_(True)
+        run = train(
+            model,
+            lambda start: move_batches(self.text.batches(order, self.batch, start), self.place),
+            config,
+            loss,
+            checkpoints=kept,
+            checkpoint_seconds=self.checkpoint_seconds,
+            key=key,
+            memory=memory,
+            noise_seed=mixed_seed(seed, NOISE),
+            title=title,
+        )
+        for step in run:
+            yield step.number
+
+
+class DenseDecoder:
+    """A dense decoder that masks are put on in turn, and what it makes of the judged tokens.
+
+    Whoever puts a mask on `model` takes it off again.
+
+    Args:
+        model: Its weights are frozen.
+        tokens: Ids `[rows, length]`.
+        precision: `"float32"`, or `"bfloat16"` for autocast.
+    """
+
+    def __init__(self, model: NextTokenModel, tokens: Tensor, precision: Precision) -> None:
+        self.model, self.tokens, self.precision = model, tokens, precision
+
+    @cached_property
+    def states(self) -> LayerStates:
+        """Hidden states of lower layers under the mask before."""
+        return LayerStates(self.model, self.tokens.numel())
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """Hidden states without a mask. The model carries one when they are asked for, so they
+        come from a copy of it."""
+        model = detach(copy.deepcopy(self.model), missing_ok=True)
+        made = cast(NextTokenModel, model)
+        return dense_features(made, self.tokens, precision=self.precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +165,7 @@ def score_tokens(
     *,
     answers: bool = False,
     dense: Sequence[Tensor] | None = None,
-    half_precision: bool = False,
+    precision: Precision = "float32",
     states: LayerStates | None = None,
 ) -> TokenScores:
     """Judges every token; a table of all logits is never made.
@@ -60,7 +175,7 @@ def score_tokens(
         tokens: Ids `[rows, length]`.
         answers: Whether `right` is asked for, which costs a fifth of the output layer more.
         dense: `dense_features` of the same tokens and weights without a mask, for `kl`.
-        half_precision: Whether it is computed in bfloat16.
+        precision: `"float32"`, or `"bfloat16"` for autocast.
         states: What the model's lower layers made of the same tokens under the mask before.
 
     Raises:
@@ -73,7 +188,7 @@ def score_tokens(
     size = max(1, TOKENS // tokens.shape[1])
     with (
         keeping_modes(model),
-        torch.autocast(place.type, torch.bfloat16, enabled=half_precision),
+        torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"),
         casts_kept(model),
         nullcontext() if states is None else states.reused(model),
     ):
@@ -126,13 +241,16 @@ def casts_kept(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def dense_features(
-    model: NextTokenModel, tokens: Tensor, *, half_precision: bool = False
+    model: NextTokenModel, tokens: Tensor, *, precision: Precision = "float32"
 ) -> list[Tensor]:
     """The features of a model without a mask, one tensor for each forward pass of `score_tokens`,
     on the CPU: 4 bytes for each token and number of a hidden state."""
     place = next(model.parameters()).device
     size, found = max(1, TOKENS // tokens.shape[1]), list[Tensor]()
-    with keeping_modes(model), torch.autocast(place.type, torch.bfloat16, enabled=half_precision):
+    with (
+        keeping_modes(model),
+        torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
         model.eval()
         for start in range(0, len(tokens), size):
             features = model.features(tokens[start : start + size].to(place))
@@ -207,3 +325,40 @@ def row_scores(values: Tensor, rows: NextTokenRows) -> RowScores:
     return RowScores(
         {"text": document_scores(values, rows)}, {"text": 1.0}, {"text": rows.digest()}
     )
+
+
+def token_values(
+    scores: TokenScores, rows: NextTokenRows, edges: Sequence[int]
+) -> dict[str, float]:
+    """What a report holds: the loss, its means over bands of tokens and, where they are known, the
+    divergence and the answers.
+
+    Args:
+        scores: What a model says of the tokens.
+        rows: The tokens.
+        edges: As of `band_means`.
+    """
+    found = {LOSS: float(document_scores(scores.nll, rows).mean())}
+    means = band_means(scores.nll, rows, edges)
+    found |= {f"{LOSS}/{band}": mean for band, mean in means.items()}
+    if scores.kl is not None:
+        found["kl"] = float(document_scores(scores.kl, rows).mean())
+    if rows.answers is not None and scores.right is not None:
+        found[RECALL] = scores.right[rows.answers].double().mean().item()
+        found[f"{LOSS}/{RECALL}"] = scores.nll[rows.answers].double().mean().item()
+    return found
+
+
+def passkey_values(scores: TokenScores, rows: NextTokenRows) -> dict[str, float]:
+    """Whether hidden numbers are repeated in full, and the loss of their tokens."""
+    assert scores.right is not None
+    assert rows.answers is not None
+    whole = (scores.right | ~rows.answers).all(1)
+    loss = scores.nll[rows.answers].double().mean().item()
+    return {"passkey": whole.double().mean().item(), f"{LOSS}/passkey": loss}
+
+
+def constant_loss(text: NextTokenTask, rows: NextTokenRows) -> float:
+    """What a guess by how frequent tokens are in the training text loses, in nats a token."""
+    share, labels = text.frequencies.log(), rows.labels
+    return -share[labels[labels != -100]].mean().item()
