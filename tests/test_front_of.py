@@ -27,7 +27,7 @@ from masksearch.errors import CandidateError
 from masksearch.masks import Mask
 from masksearch.masks.measure import effective_density
 from masksearch.report.chart_data import compared_chart
-from masksearch.report.figures.masks import Pictures
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 
 LENGTHS = {9: 3, 20: 5, 32: 2}

@@ -36,7 +36,7 @@ from masksearch.loggers.console import Watcher
 from masksearch.report.chart_data import compared_chart, search_chart
 from masksearch.report.charts import paper_spec
 from masksearch.report.display import study_html, study_text
-from masksearch.report.figures.masks import Pictures
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.tables import comparison_table, front_table, runs_table, tasks_table
 from masksearch.study.status import read_status, status_lines

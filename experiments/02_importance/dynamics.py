@@ -14,8 +14,8 @@ from masksearch.contracts import Batch
 from masksearch.positions.analysis import importance
 from masksearch.positions.instrument import list_batches
 from masksearch.positions.result import Importance, Method, Per, Profile, Special
-from masksearch.report.figures.dam import EFFECTS, GATES
-from masksearch.report.figures.style import (
+from masksearch.report.dam import EFFECTS, GATES
+from masksearch.report.style import (
     COLUMN,
     INK,
     LABEL,

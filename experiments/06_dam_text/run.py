@@ -20,8 +20,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.stats import paired_difference
 from masksearch.report.collect import studies_in
-from masksearch.report.figures.dam import plot_dam, plot_offsets
-from masksearch.report.figures.style import save
+from masksearch.report.dam import plot_dam, plot_offsets
+from masksearch.report.style import save
 
 HERE = Path(__file__).parent
 DENSITY = 0.0387  # star's at 128 positions: 634 of 16,384 cells

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from verdict import DRAWN, HERE, Results, mean
 
-from masksearch.report.figures import style
+from masksearch.report import style
 
 SHOWN = {  # arm -> what the legend says, colour, marker
     "restore": ("allocate, restore one", style.BLUE, "o"),

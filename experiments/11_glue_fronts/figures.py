@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate
-from masksearch.report.figures import style
+from masksearch.report import style
 
 HERE = Path(__file__).parent
 ARMS = {  # mask without its budget -> what the legend says, colour, marker

@@ -15,7 +15,7 @@ import regret
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from masksearch.report.figures import style
+from masksearch.report import style
 
 HERE = Path(__file__).parent
 SHOWN = {  # method -> what the legend says, colour

@@ -207,7 +207,7 @@ def show_mask(
             "mask": named.text, "iou": named.iou, "explained": named.explained
         }  # fmt: skip
     if out is not None:
-        from masksearch.report.figures.masks import plot_masks
+        from masksearch.report.pictures import plot_masks
 
         out.parent.mkdir(parents=True, exist_ok=True)
         title = short_text(found, 60)
@@ -301,8 +301,8 @@ def proxy_card(
         masksearch proxy-card runs/search --target score --out runs/card.png
     """
     from masksearch.cli.output import print_proxy_card
-    from masksearch.report.figures.proxy import write_proxy
-    from masksearch.report.proxy import proxy_card as card_of
+    from masksearch.report.collect import proxy_card as card_of
+    from masksearch.report.proxy import write_proxy
 
     card = card_of(runs, proxy=proxy, target=target, reference=reference)
     if out is not None and out.suffix == ".csv":

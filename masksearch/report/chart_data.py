@@ -18,9 +18,9 @@ from masksearch.analysis.search_curves import Compute, band_of, curves_of, witho
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import LOW, Objective, Record, Shape, is_side_value
 from masksearch.masks.measure import unit_densities
-from masksearch.report.figures.masks import Pictures
-from masksearch.report.figures.style import GREY, INK, ORANGE, PINK, TITLES, styles_of
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
+from masksearch.report.style import GREY, INK, ORANGE, PINK, TITLES, styles_of
 from masksearch.report.tables import percent
 
 COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs

@@ -20,7 +20,7 @@ import numpy as np
 import vl_convert
 from PIL import Image
 
-from masksearch.report.figures.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
+from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
 
 PRINTED = ("pdf", "svg", "png")
 DATA = ("points", "lines", "levels")  # of a chart, as its specification names them

@@ -1,4 +1,4 @@
-"""The report's section on DAM: health cards, their figures, and what several runs say together."""
+"""DAM's runs on a page: health cards, their figures, what several runs say together, and maps."""
 
 from __future__ import annotations
 
@@ -6,20 +6,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
-from masksearch.contracts import OneShot, Record
+from masksearch.contracts import OneShot, Record, Report
 from masksearch.gates.result import Health
-from masksearch.report.figures.dam import (
-    plot_agreement,
-    plot_dam,
-    plot_gates,
-    plot_offsets,
-    plot_switches,
+from masksearch.report.style import (
+    BLUE,
+    COLUMN,
+    GREY,
+    INK,
+    ORANGE,
+    PAGE,
+    SHADE,
+    SMALL,
+    SPARE,
+    clean,
+    new_figure,
 )
 from masksearch.report.tables import health_table
 
+GATES = "Blues"  # probability 0 = white
+EFFECTS = "RdBu_r"  # of both signs, around 0: red = dropping it hurts
+WIDEST = PAGE - 1.7  # inches of the heat maps, without names and bar
+SIDE = 1.6  # inches of one heat map, at most
+NAMED = 32  # panels that get names and captions, at most
+TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 CARDS = 4  # runs that are shown in full at most
 
 
@@ -168,3 +184,236 @@ def health_data(runs: DamRuns) -> dict[str, Any]:
 def sentence(line: str) -> str:
     """A line with a capital and a full stop."""
     return f"{line[:1].upper()}{line[1:]}."
+
+
+# -- figures -------------------------------------------------------------------------------------
+def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
+    """DAM's density (log scale) with its target, and its loss, over the training steps.
+
+    Args:
+        curve: Reports with `density` and, where known, `target` (both in (0, 1]) and `loss`.
+        warmup_steps: Steps before the gates acted; shaded.
+    """
+    figure = new_figure(COLUMN, 3.6)
+    density, loss = figure.subplots(2, 1, sharex=True)
+    if curve and warmup_steps > 0:
+        shade = {"color": SHADE, "zorder": 0, "linewidth": 0}
+        density.axvspan(0, warmup_steps, label="warm-up: dense attention", **shade)
+        loss.axvspan(0, warmup_steps, **shade)
+    for name, colour, style in (("density", ORANGE, "-"), ("target", INK, "--")):
+        points = [(r.step, r.values[name]) for r in curve if r.values.get(name, 0.0) > 0]
+        if points:
+            x, y = zip(*points, strict=True)
+            density.plot(x, y, style, color=colour, linewidth=1.2, label=name)
+    points = [(r.step, r.values["loss"]) for r in curve if "loss" in r.values]
+    if points:
+        loss.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.0)
+    clean(density, "", "density (kept share of cells)")
+    clean(loss, "optimiser steps", "training loss (nats)")
+    if density.lines:
+        density.set_yscale("log")
+        density.yaxis.set_major_formatter(ScalarFormatter())
+        density.yaxis.set_minor_locator(NullLocator())
+        low, high = density.get_ylim()
+        shown = [tick for tick in TICKS if low <= tick <= high]
+        if len(shown) >= 2:
+            density.set_yticks(shown, [f"{tick:g}" for tick in shown])
+        density.legend(fontsize=SMALL, frameon=False)
+    return figure
+
+
+def plot_gates(probabilities: Tensor) -> Figure:
+    """A heat map of every layer (down) and head (across), the density of each above it.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]` in [0, 1]; an axis of 1 is called "all".
+    """
+    p = probabilities.detach().float().cpu()
+    return plot_heads(p, "gate probability", GATES, (0, 1), captions=True)
+
+
+def plot_switches(probabilities: Tensor) -> Figure:
+    """How likely each layer's units (across) take their last, fullest mask.
+
+    Args:
+        probabilities: float `[layers, units of a layer, options]` in [0, 1].
+    """
+    fullest = probabilities.detach().float().cpu()[..., -1]
+    layers, units = fullest.shape
+    figure = new_figure(max(3.2, min(PAGE, 0.3 * units + 2.0)), max(1.8, 0.16 * layers + 1.0))
+    axes = figure.add_subplot()
+    picture = axes.imshow(fullest.numpy(), cmap=GATES, vmin=0, vmax=1, aspect="auto")
+    axes.set_xlabel("unit of the layer", fontsize=SMALL, color=INK)
+    axes.set_ylabel("layer", fontsize=SMALL, color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    bar = figure.colorbar(picture, ax=axes, aspect=16)
+    bar.set_label("probability of the fullest mask", fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+    return figure
+
+
+def plot_heads(
+    values: Tensor,
+    label: str,
+    colours: str,
+    scale: tuple[float, float],
+    *,
+    captions: bool = False,
+) -> Figure:
+    """A heat map of every layer (down) and head (across): queries down, keys across.
+
+    Args:
+        values: float `[layers, heads, n, n]`; an axis of 1 is called "all".
+        label: What the colours mean, with its unit.
+        colours: matplotlib's name of them.
+        scale: Values of the first and the last colour, for all panels.
+        captions: Whether each of up to 32 panels has its mean above it, as a percentage.
+    """
+    layers, heads, length, _ = values.shape
+    named = layers * heads <= NAMED
+    gap = max(1, length // 16)  # cells between two panels
+    side = min(SIDE, WIDEST / heads * length / (length + gap))
+    captions = captions and named
+    above = max(gap, round(0.2 * length / side)) if captions else gap  # room for a line of text
+    pitch = (length + above, length + gap)
+    image = np.full((layers * pitch[0], heads * pitch[1] - gap), np.nan)
+    corners = {
+        (layer, head): (layer * pitch[0] + above, head * pitch[1])
+        for layer in range(layers)
+        for head in range(heads)
+    }
+    for (layer, head), (top, left) in corners.items():
+        image[top : top + length, left : left + length] = values[layer, head].numpy()
+    inches = side / length  # of a cell
+    figure = new_figure(
+        max(3.6, image.shape[1] * inches + 1.7), max(2.2, image.shape[0] * inches + 0.7)
+    )
+    axes = figure.add_subplot()
+    picture = axes.imshow(image, cmap=colours, vmin=scale[0], vmax=scale[1], interpolation="none")
+    for (layer, head), (top, left) in corners.items():
+        outline = Rectangle((left - 0.5, top - 0.5), length, length, fill=False, clip_on=False)
+        outline.set(edgecolor="#AAAAAA", linewidth=0.6)
+        axes.add_patch(outline)
+        if captions:
+            share = f"{100 * values[layer, head].mean().item():.1f}%"
+            axes.text(left + length / 2, top - 1, share, ha="center", fontsize=SMALL, color=INK)
+    middle = (length - 1) / 2
+    across = [f"head {head}" if named else f"{head}" for head in range(heads)]
+    down = [f"layer {layer}" for layer in range(layers)]
+    axes.set_xticks(
+        [head * pitch[1] + middle for head in range(heads)],
+        across if heads > 1 else ["all heads"],
+    )
+    axes.set_yticks(
+        [layer * pitch[0] + above + middle for layer in range(layers)],
+        down if layers > 1 else ["all layers"],
+    )
+    axes.tick_params(labelsize=SMALL, length=0, colors=INK)
+    axes.spines[:].set_visible(False)
+    if not named:
+        axes.set_xlabel("head", fontsize=SMALL, color=INK)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=16)
+    bar.set_label(label, fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+    return figure
+
+
+def plot_attention_maps(values: Tensor, label: str = "attention weight") -> Figure:
+    """A heat map for every layer (down) and head (across): queries down, keys across.
+
+    Values of both signs are coloured around 0, others from 0 up; all panels share the scale.
+
+    Args:
+        values: float `[layers, heads, n, n]`; an axis of 1 is called "all".
+        label: What the colours mean, with its unit.
+
+    Raises:
+        ValueError: If the tensor has another shape.
+    """
+    if values.ndim != 4 or values.shape[-1] != values.shape[-2]:
+        raise ValueError(
+            f"maps are [layers, heads, n, n], got {list(values.shape)}; "
+            "add axes of 1 for what is pooled"
+        )
+    shown = values.detach().float().cpu()
+    low, high = shown.min().item(), shown.max().item()
+    reach = max(abs(low), abs(high)) or 1.0
+    if low < 0:
+        return plot_heads(shown, label, EFFECTS, (-reach, reach))
+    return plot_heads(shown, label, GATES, (0.0, reach))
+
+
+def plot_offsets(probabilities: Tensor) -> Figure:
+    """Mean probability of an edge by signed offset (key minus query): all heads, and each one.
+
+    The level line is what gates of equal probability would have.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]` in [0, 1].
+    """
+    p = probabilities.detach().float().cpu()
+    layers, heads, length, _ = p.shape
+    offsets = range(1 - length, length)
+    profile = torch.stack([p.diagonal(offset, -2, -1).mean(-1) for offset in offsets], -1)
+    figure = new_figure(COLUMN, 2.5)
+    axes = figure.add_subplot()
+    clean(axes, "offset (key minus query)", "mean probability of an edge")
+    for layer in range(layers) if layers * heads > 1 else ():
+        title = "each head" if layers == 1 else f"layer {layer}, each head"
+        lines = axes.plot(
+            offsets, profile[layer].numpy().T, color=SPARE[layer % len(SPARE)][0], linewidth=0.8,
+            alpha=0.55,
+        )  # fmt: skip
+        lines[0].set_label(title)
+    axes.plot(offsets, profile.mean((0, 1)).numpy(), color=INK, linewidth=1.2, label="mean of all")
+    axes.axhline(
+        p.mean().item(), color=GREY, linewidth=1, linestyle=":", label="if all were equal"
+    )
+    axes.set_ylim(-0.02, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if layers <= 6:
+        axes.legend(fontsize=SMALL, frameon=False)
+    return figure
+
+
+def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Overlap (IoU) of the masks of several seeds, against that of random gates.
+
+    Bars are means over pairs of seeds, points the pairs, black lines chance.
+
+    Args:
+        agreements: Name of the runs -> `seeds`, `iou`, `chance`, `matched`, `matched_chance`,
+            `by_pair`, `matched_by_pair`.
+    """
+    figure = new_figure(COLUMN if len(agreements) < 3 else PAGE, 2.8)
+    axes = figure.add_subplot()
+    clean(axes, "", "overlap of two seeds' masks (IoU)")
+    axes.grid(visible=False, axis="x")
+    for place, found in enumerate(agreements.values()):
+        kinds = (
+            (-0.2, "iou", "chance", "by_pair", GREY, "heads as they stand"),
+            (0.2, "matched", "matched_chance", "matched_by_pair", BLUE, "heads matched"),
+        )
+        for shift, name, chance, pairs, colour, label in kinds:
+            x = place + shift
+            axes.bar(
+                x, found[name], width=0.34, color=colour, alpha=0.75,
+                label=None if place else label,
+            )  # fmt: skip
+            axes.scatter(
+                [x] * len(found[pairs]), found[pairs], s=14, color="white", edgecolors=INK,
+                linewidths=0.8, zorder=3,
+            )  # fmt: skip
+            axes.plot(
+                [x - 0.19, x + 0.19], [found[chance]] * 2, color="black", linewidth=2, zorder=4,
+                label="chance" if shift > 0 and place == 0 else None,
+            )  # fmt: skip
+    names = [f"{name}\n({found['seeds']} seeds)" for name, found in agreements.items()]
+    axes.set_xticks(range(len(names)), names, fontsize=SMALL)
+    spare = max(0.0, 3 - len(names)) / 2  # keeps few bars slender
+    axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
+    axes.set_ylim(0, 1.02)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
+    return figure

@@ -17,8 +17,8 @@ from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
 from masksearch.report.chart_data import compared_chart, search_chart
 from masksearch.report.charts import chart_png, paper_spec
-from masksearch.report.figures.masks import Pictures
 from masksearch.report.layout import TextTable
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.tables import by_origin, comparison_table, front_table
 

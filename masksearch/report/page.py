@@ -19,12 +19,12 @@ from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.report.charts import chart_spec, write_chart
 from masksearch.report.dam import Picture, dam_pictures
-from masksearch.report.figures.masks import plot_masks
-from masksearch.report.figures.proxy import plot_proxy
-from masksearch.report.figures.style import save
 from masksearch.report.layout import TextTable, write_tables
+from masksearch.report.pictures import plot_masks
+from masksearch.report.proxy import plot_proxy
 from masksearch.report.result import plain_data, result_of
 from masksearch.report.section import Section
+from masksearch.report.style import save
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
 REFRESH = 5  # seconds after which the page of a run that goes on loads itself again

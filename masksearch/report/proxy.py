@@ -1,70 +1,81 @@
-"""A proxy card of run folders."""
+"""The figure of a proxy card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 
-from masksearch.analysis.proxy_card import ProxyCard, judge_proxy, observe
-from masksearch.errors import SearchError
-from masksearch.report.collect import studies_in
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from masksearch.analysis.proxy_card import ProxyCard
+from masksearch.report.style import (
+    DPI,
+    GREEN,
+    INK,
+    LABEL,
+    ORANGE,
+    PAGE,
+    SMALL,
+    TITLES,
+    clean,
+    new_figure,
+    write_figure,
+)
+
+LINES = {
+    "within": ("means over seeds", ORANGE, "s"),
+    "between_seeds": ("one seed against another", GREEN, "^"),
+}
 
 
-def proxy_card(
-    runs: Path | str | Sequence[Path | str],
-    *,
-    proxy: str = "loss",
-    target: str | None = None,
-    reference: Path | str | None = None,
-    bands: int | None = None,
-    fraction: float = 0.9,
-    resamples: int = 1000,
-) -> ProxyCard:
-    """How far to trust a short run that judges masks.
+def plot_proxy(card: ProxyCard) -> Figure:
+    """Agreement within density bands against budget, and every mask's value against budget.
 
-    Ranks the masks of finished runs by a cheap measure at every budget and compares that with
-    the reference: the same measure at the longest budget, or another one that counts (the GLUE
-    score). Within density bands, against the noise ceiling (two seeds).
-
-    Args:
-        runs: Run folders of searches and comparisons (or folders that hold several).
-        proxy: The reported value that is cheap.
-        target: The reported value that counts; None = the proxy at the longest budget.
-        reference: Run folder that judges the others; needed where the runs come from several
-            protocols (of 200, 800 and 3,200 steps, say), each of which is then judged at its
-            end. It need not be among `runs`.
-        bands: Density bands of about equally many masks; None = factors of two.
-        fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
-        resamples: Draws of the bootstrap behind the 95% intervals (>= 1).
-
-    Returns:
-        With `.verdict()`, `.frame`, `.valid_from` and `.to_dict()`.
-
-    Raises:
-        SearchError: If a folder holds no run, runs have no curves, protocols are mixed without
-            a reference, or fewer than two masks can be compared.
-        UnknownNameError: If no run reports such a measure.
-        ValueError: If an argument is out of range.
+    Left: tau-b of means with its interval shaded, one seed against another, and the noise ceiling.
+    Right: one line a mask (mean over seeds), darker the denser, so that crossings are seen.
     """
-    folders = [runs] if isinstance(runs, Path | str) else list(runs)
-    named = {Path(each).resolve(): str(each) for each in folders}
-    judge = (
-        None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
-    )
-    if not named:
-        raise SearchError("a proxy card needs at least one run folder")
-    for folder, name in named.items():
-        if not folder.is_dir():
-            raise SearchError(f"{name}: no such run folder")
-    studies = {name: studies_in(Path(name)) for name in named.values()}
-    return judge_proxy(
-        observe(
-            {n: [r for each in found for r in each.records] for n, found in studies.items()}, judge
-        ),
-        proxy=proxy,
-        target=target,
-        objectives=[o for found in studies.values() for each in found for o in each.objectives],
-        bands=bands,
-        fraction=fraction,
-        resamples=resamples,
-    )
+    figure = new_figure(PAGE, 3.2)
+    agreement, values = figure.subplots(1, 2)
+    clean(agreement, "budget (optimiser steps)", "tau-b within density bands")
+    title = f"{card.proxy} against {card.target} at {card.reference[1]:,} steps"
+    agreement.set_title(title, fontsize=LABEL, color=INK)
+    several = len(card.series()) > 1
+    for style, (name, rows) in zip(("-", "--", ":") * 9, card.series().items(), strict=False):
+        for part, (label, colour, marker) in LINES.items():
+            agreement.plot(
+                rows["budget"], rows[part], style, color=colour, marker=marker, markersize=3.5,
+                linewidth=1.2, label=f"{label}, {name}" if several else label,
+            )  # fmt: skip
+        ends = rows["within_low"], rows["within_high"]
+        agreement.fill_between(rows["budget"], *ends, color=ORANGE, alpha=0.16, linewidth=0)
+    if math.isfinite(card.ceiling.value):
+        label = f"noise ceiling ({card.ceiling.value:.2f})"
+        agreement.axhline(card.ceiling.value, color=INK, linewidth=1.3, ls="--", label=label)
+    agreement.axhline(0, color="#999999", linewidth=0.8)
+    agreement.set_ylim(min(-0.15, card.frame["within_low"].min() - 0.05), 1.05)
+    budget_axis(agreement, card.frame["budget"].tolist())
+    agreement.legend(fontsize=SMALL, frameon=False, loc="lower right")
+
+    schedule = next(iter(card.series()))
+    places = sorted(place for place in card.cells if place[:2] == (card.proxy, schedule))
+    means = np.stack([card.cells[place].mean(axis=1).to_numpy() for place in places])
+    clean(values, "optimiser steps", TITLES.get(card.proxy, card.proxy))
+    values.set_title("every mask, mean over seeds", fontsize=LABEL, color=INK)
+    for order, index in enumerate(np.argsort(card.densities)):
+        shade = str(0.8 - 0.8 * order / max(1, len(card.densities) - 1))
+        values.plot([place[2] for place in places], means[:, index], color=shade, linewidth=0.8)
+    budget_axis(values, [place[2] for place in places])
+    return figure
+
+
+def write_proxy(card: ProxyCard, path: Path | str) -> Path:
+    """Writes the figure (`.png`, `.pdf`, `.svg`); folders are made."""
+    return write_figure(plot_proxy(card), Path(path), DPI)
+
+
+def budget_axis(axes: Axes, budgets: list[int]) -> None:
+    """A log axis; 0 is the budget of a mask on a trained model."""
+    axes.set_xscale("symlog" if min(budgets) == 0 else "log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -28,8 +28,8 @@ from masksearch.report.chart_data import (
     volume_charts,
 )
 from masksearch.report.dam import health_data, sentence
-from masksearch.report.figures.masks import Pictures
 from masksearch.report.layout import Cell, TextTable
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.tables import (
     budgets_table,

@@ -2,17 +2,135 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from masksearch.analysis.compare import Comparison
 from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
-from masksearch.report.reproduce import Recipe
+
+UNKNOWN = "not recorded"
+DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag", "process")
+CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
+ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
+JUDGES = (  # options of a search that say how a mask is judged
+    *("corpus", "glue", "squad", "swag", "decoder", "tasks", "rows", "evaluator", "latency"),
+    *("memory", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
+    *("vocabulary", "steps", "batch", "lr", "preset", "set"),
+)
+OF_STRATEGIES = ("dam.", "allocate.", "units.", "shared.", "evolution.", "strategy.", "halving.")
+SKIPPED = ("as_json", "progress")  # options that change nothing in a study
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What repeats a study.
+
+    Args:
+        title: Which study it is.
+        command: The command line that made it; empty where Python code did.
+        rows: What else is known, by name.
+        settings: The evaluator's settings by name.
+    """
+
+    title: str
+    command: str
+    rows: tuple[tuple[str, str], ...]
+    settings: Mapping[str, Any]
+
+
+def evaluate_line(command: Mapping[str, Any] | None) -> str:
+    """The command that judges `MASK` as a study did; empty where Python code began it."""
+    if command is None:
+        return ""
+    options = {name: value for name, value in command["options"].items() if name in JUDGES}
+    settings = options.get("set") or []
+    options["set"] = [each for each in settings if not each.startswith(OF_STRATEGIES)]
+    given = {"mask": ["MASK"], "controls": False, **options}
+    return shell_line({"command": "compare", "options": given})
+
+
+def recipe_of(
+    title: str,
+    facts: Mapping[str, str],
+    calls: Sequence[Mapping[str, Any]],
+    command: Mapping[str, Any] | None,
+) -> Recipe:
+    """A study's recipe from what its folder holds.
+
+    Args:
+        title: Which study it is.
+        facts: That it was created with.
+        calls: With what each call that ran trials worked; empty in studies of earlier versions.
+        command: What `command.json` holds; None where there is none.
+    """
+    first: Mapping[str, Any] = calls[0] if calls else {}
+    rows: list[tuple[str, str]] = []
+    if command is None:
+        rows.append(("called in Python", f"masksearch.{facts.get('kind', 'search')}"))
+        known = {**{name: facts.get(name, "") for name in ABOUT}, **first}
+        names = [*CALLED, *ABOUT]
+        rows += [
+            (name, str(known[name])) for name in names if known.get(name) not in ("", "[]", None)
+        ]
+    rows.append(("protocol", facts.get("protocol") or UNKNOWN))
+    given = {**(command or {}).get("options", {}), **first.get("evaluator", {})}
+    paths = [f"{name} {given[name]}" for name in DATA if given.get(name)]
+    hashes = [f"{name} {value}" for name, value in first.get("data", {}).items()]
+    none = "the evaluator names none"
+    rows.append(("data", ", ".join(paths) or "the evaluator's own"))
+    rows.append(("data hashes", ", ".join(hashes) or (none if calls else UNKNOWN)))
+    rows += call_rows(first)
+    for before, call in itertools.pairwise(calls):
+        changed = [row for row in call_rows(call) if row not in call_rows(before)]
+        if changed:
+            text = "; ".join(f"{name}: {value}" for name, value in changed)
+            rows.append((f"from trial {call['first_trial']} on", text))
+    line = shell_line(command) if command is not None else ""
+    return Recipe(title, line, tuple(rows), first.get("evaluator", {}))
+
+
+def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Versions, commit and machine of a call."""
+    versions = ", ".join(f"{name} {version}" for name, version in call.get("versions", {}).items())
+    commit = call.get("commit", "no git working tree" if call else UNKNOWN)
+    return [
+        ("versions", versions or UNKNOWN),
+        ("git commit", commit),
+        ("machine", call.get("machine", UNKNOWN)),
+    ]
+
+
+def shell_line(command: Mapping[str, Any]) -> str:
+    """The command line that a `command.json` stands for, every option given.
+
+    >>> options = {"space": "my.py:space", "trials": 6, "families": True, "controls": False}
+    >>> shell_line({"command": "search", "options": options | {"set": ["a=1", "b=2"]}})
+    'masksearch search my.py:space --trials 6 --families --no-controls --set a=1 --set b=2'
+    """
+    words = ["masksearch", command["command"]]
+    options = dict(command["options"])
+    words += [space] if (space := options.pop("space", None)) is not None else []
+    words += options.pop("mask", None) or []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "controls":  # the one flag that is on by default
+            words += [] if value else ["--no-controls"]
+        elif name in SKIPPED or value is None or value is False:
+            continue
+        elif value is True:
+            words.append(option)
+        else:
+            for each in value if isinstance(value, list) else [value]:
+                words += [option, str(each)]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)

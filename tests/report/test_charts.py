@@ -11,7 +11,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.report.chart_data import compared_chart, search_chart, volume_charts
 from masksearch.report.charts import paper_spec, spread, write_chart
-from masksearch.report.figures.masks import Pictures
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 
 

@@ -25,7 +25,7 @@ from masksearch.report.collect import (
     studies_in,
     tell_apart,
 )
-from masksearch.report.reproduce import recipe_of, shell_line
+from masksearch.report.section import recipe_of, shell_line
 from masksearch.study.storage import LOCK
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)

@@ -17,10 +17,9 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density, unit_densities
-from masksearch.report.figures.masks import Pictures
-from masksearch.report.reproduce import evaluate_line
+from masksearch.report.pictures import Pictures
 from masksearch.report.result import plain_data, result_of
-from masksearch.report.section import Section
+from masksearch.report.section import Section, evaluate_line
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
 

@@ -22,7 +22,7 @@ from masksearch.contracts import Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts, under_causality
-from masksearch.report.figures.style import LABEL, PAGE, SMALL
+from masksearch.report.style import LABEL, PAGE, SMALL
 
 KEPT, DROPPED, SEAM = to_rgb("#0B3C6F"), to_rgb("#F2F0EA"), to_rgb("#FFFFFF")
 COLUMNS = 4  # masks with one panel that share a row

@@ -6,7 +6,7 @@ from matplotlib.text import Text
 
 from masksearch import masks
 from masksearch.errors import HeadCountError
-from masksearch.report.figures.masks import planes, plot_masks
+from masksearch.report.pictures import planes, plot_masks
 
 
 def words(figure):
