@@ -224,41 +224,30 @@ def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Ga
         LayerCountError, HeadCountError: If the gates do not fit.
         UnknownNameError, ValueError: If a value is none of those that it may be.
     """
+    own = dict(job.gates)
+    published = own.pop("preset", None)
+    if published not in (None, "sparsebert"):
+        raise unknown_name("gate preset", published, ("sparsebert",))
     try:
         config = build_config(job.config)
         arguments = {**shape.to_dict(), "seed": seed}
-        if "preset" in job.gates:
+        if published:
             del arguments["layers"]
-        elif config.train != "gates" and job.gates.get("structure") != "switch":
+        elif config.train != "gates" and own.get("structure") != "switch":
             arguments["layers"] = 1
-        arguments |= job.gates
+        arguments |= own
         if arguments.get("layers") != shape.layers:
             arguments.pop("read", None)  # other layers need the rows that the last one does not
-        gates = build_gates(arguments)
+        gates = PublishedGates(**arguments) if published else Gates(**arguments)
     except TypeError as error:
         raise SearchError(
             f"a one-shot job holds arguments of Gates and DamConfig: {error}"
         ) from None
     for name, misfit in (("layers", LayerCountError), ("heads", HeadCountError)):
-        own, wanted = getattr(gates, name), getattr(shape, name)
-        if own not in (1, wanted):
+        given, wanted = getattr(gates, name), getattr(shape, name)
+        if given not in (1, wanted):
             raise misfit(
-                f"these gates have {own} {name}, the model {wanted}; give {name}={wanted}, or "
+                f"these gates have {given} {name}, the model {wanted}; give {name}={wanted}, or "
                 f"{name}=1 to share them"
             )
     return config, gates
-
-
-def build_gates(arguments: Mapping[str, Any]) -> Gates:
-    """Gates from plain data: arguments of `Gates`, or of `PublishedGates` where a preset is named.
-
-    Raises:
-        UnknownNameError: For another preset than "sparsebert".
-    """
-    arguments = dict(arguments)
-    name = arguments.pop("preset", None)
-    if name is None:
-        return Gates(**arguments)
-    if name != "sparsebert":
-        raise unknown_name("gate preset", name, ("sparsebert",))
-    return PublishedGates(**arguments)

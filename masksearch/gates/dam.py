@@ -44,6 +44,7 @@ from masksearch.gates.pruning import (
     DensityControl,
     Verdict,
     WarmupWatch,
+    changing,
 )
 from masksearch.gates.result import DamResult
 from masksearch.gates.units import as_shares, cut_switches
@@ -524,8 +525,8 @@ class JointTraining:
             "run": self.identity(),
             "losses": self.losses,
             "curve": [asdict(report) for report in self.curve],
-            "control": self.control.state(),
-            "warmup": self.warmup.state(),
+            "control": changing(self.control),
+            "warmup": changing(self.warmup),
         }
         return tensors, facts
 
@@ -552,7 +553,7 @@ class JointTraining:
         self.losses = list(facts["losses"])
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
         vars(self.control).update(facts["control"])
-        self.warmup.restore(facts["warmup"])
+        vars(self.warmup).update(facts["warmup"])
         self.step = found.step
 
 

@@ -2,7 +2,6 @@
 
 at_sparsity(probabilities, 0.9)                  # the likeliest tenth of all edges
 at_sparsity(probabilities, 0.9, per="head")      # of every head
-top_keys(probabilities, 8)                       # of every row: 8 keys
 at_threshold(probabilities, 0.5)
 at_sparsity(probabilities, 0.9, weights=pair_weights(shape))   # of the pairs that tokens form
 
@@ -25,12 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import unknown_name
-from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import counts_all_alike, pair_weights
 
 Per = Literal["mask", "layer", "head"]
-EmptyRows = Literal["best", "refuse"]
 
 
 def weights_of(shape: HasShape) -> Tensor | None:
@@ -62,24 +59,16 @@ def lasting_edges(weights: Tensor | None, length: int) -> Tensor:
     return possible & (weights == weights.diagonal(0, -2, -1)[..., None])
 
 
-def ranking(
-    probabilities: Tensor,
-    per: Per = "mask",
-    *,
-    empty_rows: EmptyRows = "best",
-    weights: Tensor | None = None,
-) -> Tensor:
+def ranking(probabilities: Tensor, per: Per = "mask", *, weights: Tensor | None = None) -> Tensor:
     """Every edge's place in the order in which edges are kept.
 
-    First the best key of each row (unless `empty_rows="refuse"`), then all other edges, the
-    likelier first. Ties go to the nearer offset (earlier keys before later ones), then to the
-    first layer, head and query: with Toeplitz gates whole offsets follow one another. Edges
-    without weight come last.
+    First the best key of each row, then all other edges, the likelier first. Ties go to the nearer
+    offset (earlier keys before later ones), then to the first layer, head and query: with Toeplitz
+    gates whole offsets follow one another. Edges without weight come last.
 
     Args:
         probabilities: float `[layers, heads, queries, keys]`; any scores do, if none is NaN.
         per: Among which edges: those of the whole `"mask"`, of each `"layer"` or each `"head"`.
-        empty_rows: `"best"`: best keys first; `"refuse"`: by the probabilities alone.
         weights: As of `weights_of`, how much each edge counts; None = all alike.
 
     Returns:
@@ -88,12 +77,10 @@ def ranking(
 
     Raises:
         ValueError: If a probability is NaN.
-        UnknownNameError: For another `per` or `empty_rows`.
+        UnknownNameError: For another `per`.
     """
     if per not in get_args(Per):
         raise unknown_name("part of a mask", per, get_args(Per))
-    if empty_rows not in get_args(EmptyRows):
-        raise unknown_name("rule for empty rows", empty_rows, get_args(EmptyRows))
     scores = probabilities.detach().cpu()
     if scores.isnan().any():
         raise ValueError("probabilities hold NaN, which has no place in an order; train again")
@@ -109,11 +96,10 @@ def ranking(
         last = ~possible_edges(weights, length).expand(probabilities.shape).reshape(groups, -1)
         order = order.gather(1, last.gather(1, order).byte().argsort(dim=1, stable=True))
     places = order.argsort(1)  # the inverse of a permutation
-    if empty_rows == "best":
-        rows = places.view(groups, -1, length)
-        lasting = lasting_edges(weights, length).expand(probabilities.shape).reshape(rows.shape)
-        best = (rows == rows.masked_fill(~lasting, rows.numel()).amin(2, keepdim=True)).flatten(1)
-        places = (places + places.shape[1] * ~best).argsort(1).argsort(1)
+    rows = places.view(groups, -1, length)
+    lasting = lasting_edges(weights, length).expand(probabilities.shape).reshape(rows.shape)
+    best = (rows == rows.masked_fill(~lasting, rows.numel()).amin(2, keepdim=True)).flatten(1)
+    places = (places + places.shape[1] * ~best).argsort(1).argsort(1)
     return places.view(probabilities.shape)
 
 
@@ -122,7 +108,6 @@ def at_sparsity(
     sparsity: float,
     per: Per = "mask",
     *,
-    empty_rows: EmptyRows = "best",
     weights: Tensor | None = None,
 ) -> Tensor:
     """The likeliest edges, in exactly the number that the sparsity asks for.
@@ -137,8 +122,6 @@ def at_sparsity(
         probabilities: float `[layers, heads, n, n]`.
         sparsity: 1 - kept / all, in [0, 1 - 1/n]; with weights `effective_sparsity`.
         per: What has that sparsity: the whole `"mask"`, each `"layer"` or each `"head"`.
-        empty_rows: `"best"`: every row keeps its best key, which counts; `"refuse"`: an error
-            where the likeliest edges leave a row without any.
         weights: As of `weights_of`, how much each edge counts; None = all alike.
 
     Returns:
@@ -146,19 +129,18 @@ def at_sparsity(
 
     Raises:
         ValueError: If the sparsity is out of range, or too high for one key in every row.
-        EmptyRowError: With `empty_rows="refuse"`; names layer, head and row.
     """
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1], got {sparsity}")
-    places = ranking(probabilities, per, empty_rows=empty_rows, weights=weights)
+    places = ranking(probabilities, per, weights=weights)
     edges, length = int(places.max()) + 1, places.shape[-1]
     if weights is None:
         kept = torch.tensor([[round((1 - sparsity) * edges)]])
     else:
         kept = kept_by_weight(places, edges, 1 - sparsity, weights)
         if per != "mask" and weights.ndim > 2:  # one key a row may be more than that share
-            kept = kept.clamp(min=edges // length if empty_rows == "best" else 0)
-    if (kept < edges // length).any() and empty_rows == "best":
+            kept = kept.clamp(min=edges // length)
+    if (kept < edges // length).any():
         most = "1 - 1/n = " if weights is None else ""
         raise ValueError(
             f"every row keeps a key, so sparsity is at most {most}"
@@ -195,48 +177,23 @@ def kept_by_weight(places: Tensor, edges: int, density: float, weights: Tensor) 
 
 def without_empty_padding(mask: Tensor, weights: Tensor | None) -> Tensor:
     """The mask, where queries that count for nothing keep themselves; no row may be empty."""
-    if weights is not None:
-        mask = mask | torch.diag_embed(weights.diagonal(0, -2, -1) == 0)
-    no_empty_rows(mask)
-    return mask
-
-
-def top_keys(probabilities: Tensor, keys: int, *, weights: Tensor | None = None) -> Tensor:
-    """The likeliest keys of each query; ties as in `ranking`.
-
-    Args:
-        probabilities: float `[layers, heads, n, n]`.
-        keys: Kept keys of every row, in 1 .. n; a row with fewer edges that count keeps those.
-        weights: As of `weights_of`, how much each edge counts; None = all alike.
-
-    Returns:
-        bool `[layers, heads, n, n]`.
-
-    Raises:
-        ValueError: If `keys` is out of range.
-    """
-    length = probabilities.shape[-1]
-    if isinstance(keys, bool) or not isinstance(keys, int) or not 1 <= keys <= length:
-        raise ValueError(f"keys must be a whole number in 1 .. n = {length}, got {keys!r}")
-    chosen = ranking(probabilities, weights=weights).topk(keys, dim=-1, largest=False).indices
-    mask = torch.zeros(probabilities.shape, dtype=torch.bool).scatter_(-1, chosen, True)
-    return mask & possible_edges(weights, length)
+    if weights is None:
+        return mask
+    return mask | torch.diag_embed(weights.diagonal(0, -2, -1) == 0)
 
 
 def at_threshold(
     probabilities: Tensor,
     threshold: float,
     *,
-    empty_rows: EmptyRows = "best",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Edges of at least that probability.
+    """Edges of at least that probability; a row without any (with weights: in any sequence) keeps
+    its best key.
 
     Args:
         probabilities: float `[layers, heads, n, n]`.
         threshold: Lowest kept probability, in [0, 1].
-        empty_rows: `"best"`: a row without any (with weights: in any sequence) keeps its best
-            key; `"refuse"`: an error there.
         weights: As of `weights_of`; edges of weight 0 are left out. None = all count alike.
 
     Returns:
@@ -244,17 +201,14 @@ def at_threshold(
 
     Raises:
         ValueError: If the threshold is out of range.
-        EmptyRowError: With `empty_rows="refuse"`; names layer, head and row.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
-    places = ranking(probabilities, empty_rows=empty_rows, weights=weights)
-    kept = probabilities.detach().cpu() >= threshold
-    kept = kept & possible_edges(weights, kept.shape[-1])
-    if empty_rows == "best":
-        rows = probabilities.numel() // probabilities.shape[-1]
-        lasting = kept & lasting_edges(weights, kept.shape[-1])
-        kept = kept | ((places < rows) & ~lasting.any(-1, keepdim=True))
+    places, length = ranking(probabilities, weights=weights), probabilities.shape[-1]
+    kept = (probabilities.detach().cpu() >= threshold) & possible_edges(weights, length)
+    lasting = kept & lasting_edges(weights, length)
+    best = places < probabilities.numel() // length
+    kept = kept | (best & ~lasting.any(-1, keepdim=True))
     return without_empty_padding(kept, weights)
 
 
@@ -272,9 +226,3 @@ def mean_of_edges(
         whole = weights.mean() if axes is None else weights.mean(axes, keepdim=True)
         values = values * (weights / whole).to(values)
     return values.mean() if axes is None else values.mean(axes)
-
-
-def entropy_bits(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean binary entropy of probabilities, in bits; over edges by their weight."""
-    p = probabilities.clamp(1e-7, 1 - 1e-7)
-    return mean_of_edges(-(p * p.log2() + (1 - p) * (1 - p).log2()), weights)

@@ -17,18 +17,9 @@ from torch import Tensor, nn
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.discretise import entropy_bits, least_density, weights_of
+from masksearch.gates.discretise import least_density, mean_of_edges, weights_of
 from masksearch.gates.estimators import form_named
-from masksearch.gates.units import (
-    Unit,
-    Units,
-    attend_switched,
-    draw_levels,
-    entropy_of_levels,
-    read_levels,
-    straight_through,
-    write_levels,
-)
+from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
 
@@ -257,47 +248,15 @@ class Gates(nn.Module):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
         names = (
-            *("structure", "length", "heads", "layers", "signed", "form", "hard"),
-            *("temperature", "initial", "global_count", "block", "seed"),
+            *("structure", "signed", "form", "hard", "temperature", "initial"),
+            *("global_count", "block", "seed"),
         )
-        found = {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names} | self.shape.to_dict()
         if self.units is not None:
             found |= {"levels": write_levels(self.units.levels), "unit": self.units.unit}
             known = {"kv_heads": self.units.kv_heads, "costs": self.units.costs}
             found |= {name: value for name, value in known.items() if value is not None}
-        return found | self.data_arguments
-
-    @property
-    def data_arguments(self) -> dict[str, Any]:
-        """`causal`, `lengths` and `read` as plain data, without what is at its default."""
-        known = self.shape.to_dict()
-        found = {name: known[name] for name in ("causal", "read") if name in known}
-        lengths = known.get("lengths")
-        return found | ({"lengths": [list(pair) for pair in lengths]} if lengths else {})
-
-    def spread(self, values: Tensor, fill: float = 0.0) -> tuple[Tensor, ...]:
-        """The values of every edge's gates: its own and, of "toeplitz+global", two more.
-
-        Args:
-            values: float `[layers, heads, gates]`.
-            fill: Value of the gates that rows and columns beyond the first ones do not have.
-
-        Returns:
-            `[layers, heads, length, length]`, and the rows' `[.., length, 1]` and the columns'
-            `[.., 1, length]`.
-        """
-        shape = (*values.shape[:2], self.length, self.length)
-        count = self.extra_rows
-        if self.structure == "free":
-            return (values.view(shape),)
-        own = values[..., : values.shape[-1] - 2 * count].flatten(0, 1)
-        edges = own.index_select(1, self.position.to(values.device)).view(shape)
-        if not count:
-            return (edges,)
-        rest = (0, self.length - count)
-        row = F.pad(values[..., -2 * count : -count], rest, value=fill)
-        column = F.pad(values[..., -count:], rest, value=fill)
-        return edges, row[..., :, None], column[..., None, :]
+        return found
 
     def table(self, values: Tensor) -> Tensor:
         """Expands one value in [0, 1] per gate to one per edge; an edge's gates combine by or.
@@ -308,9 +267,18 @@ class Gates(nn.Module):
         Returns:
             float `[layers, heads, length, length]`.
         """
-        edges, *lines = self.spread(values)
-        for line in lines:
-            edges = edges + line - edges * line
+        shape = (*values.shape[:2], self.length, self.length)
+        if self.structure == "free":
+            return values.view(shape)
+        count = self.extra_rows
+        own = values[..., : values.shape[-1] - 2 * count].flatten(0, 1)
+        edges = own.index_select(1, self.position.to(values.device)).view(shape)
+        if count:
+            rest = (0, self.length - count)
+            rows = F.pad(values[..., -2 * count : -count], rest)[..., :, None]
+            columns = F.pad(values[..., -count:], rest)[..., None, :]
+            for line in (rows, columns):
+                edges = edges + line - edges * line
         return edges
 
     def draw(self) -> None:
@@ -324,18 +292,23 @@ class Gates(nn.Module):
 
     def sample(self) -> Tensor:
         """A value in [0, 1] for every gate, `[layers, heads, gates]`, with its gradient."""
-        logits = self.logits.float()
-        drawn = self.training and not self.deterministic
-        noise = self.noise_generator(logits.device) if drawn else None
-        if self.units is not None:
-            shares = draw_levels(logits, noise, self.temperature * self.cooling)
-            return straight_through(shares) if self.hard else shares
-        if noise is not None:
+        logits, temperature = self.logits.float(), self.temperature * self.cooling
+        uniform = None
+        if self.training and not self.deterministic:
+            noise = self.noise_generator(logits.device)
             uniform = torch.rand(logits.shape, generator=noise, device=logits.device)
             uniform = uniform.clamp_(1e-6, 1 - 1e-6)
-            logits = (logits + uniform.logit()) / (self.temperature * self.cooling)
-        soft = logits.sigmoid()
-        return (soft.detach() > 0.5).float() + (soft - soft.detach()) if self.hard else soft
+        if self.units is not None:
+            if uniform is not None:
+                logits = (logits - (-uniform.log()).log()) / temperature
+            soft = logits.softmax(-1)
+            hard = F.one_hot(soft.detach().argmax(-1), soft.shape[-1]).to(soft)
+        else:
+            if uniform is not None:
+                logits = (logits + uniform.logit()) / temperature
+            soft = logits.sigmoid()
+            hard = (soft.detach() > 0.5).float()
+        return hard + (soft - soft.detach()) if self.hard else soft
 
     def noise_generator(self, device: torch.device) -> torch.Generator:
         """The generator of the sampling noise on that device."""
@@ -411,10 +384,12 @@ class Gates(nn.Module):
 
     def entropy(self) -> Tensor:
         """Mean entropy of what is not yet decided, an edge or a unit's option, in bits."""
-        found = self.probabilities().detach()
-        if self.units is None:
-            return entropy_bits(found, self.weights)
-        return entropy_of_levels(found.flatten(0, 1)[: len(self.units.names)])
+        p = self.probabilities().detach()
+        if self.units is not None:
+            p = p.flatten(0, 1)[: len(self.units.names)].clamp_min(1e-30)
+            return -(p * p.log2()).sum(-1).mean()
+        p = p.clamp(1e-7, 1 - 1e-7)
+        return mean_of_edges(-(p * p.log2() + (1 - p) * (1 - p).log2()), self.weights)
 
     def density(self) -> Tensor:
         """Mean probability of an edge: float `[layers, heads]`, differentiable.
@@ -423,10 +398,7 @@ class Gates(nn.Module):
         over the whole table where all count. A gate costs what it covers: a Toeplitz gate counts
         once for each of its edges.
         """
-        return self.density_of(self.logits.float())
-
-    def density_of(self, logits: Tensor) -> Tensor:
-        """The density that these logits, `[.., heads, gates]`, would give: `[.., heads]`."""
+        logits = self.logits.float()
         if self.units is not None:
             return (logits.softmax(-1) * self.coverage).sum(-1)
         open_chance = self.open_chance(logits)
@@ -439,11 +411,9 @@ class Gates(nn.Module):
         return found if self.shares is None else found / self.shares
 
     def whole_density(self) -> Tensor:
-        """Mean probability of an edge of all layers and heads: a float scalar, differentiable."""
-        return self.pooled(self.density())
-
-    def pooled(self, density: Tensor) -> Tensor:
-        """Density of all from that of each, `[layers, heads]`: a layer weighs by its pairs."""
+        """Mean probability of an edge of all layers and heads, where a layer weighs by its pairs:
+        a float scalar, differentiable."""
+        density = self.density()
         return (density if self.shares is None else density * self.shares).mean()
 
     def extra_repr(self) -> str:

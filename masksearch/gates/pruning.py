@@ -83,17 +83,6 @@ class WarmupWatch:
         self.losses: list[float] = []
         self.moved, self.level, self.paused, self.tests = 0, math.inf, False, 0
 
-    def state(self) -> dict[str, Any]:
-        """Everything that changes during a run, as plain data for a checkpoint."""
-        kept = {name: value for name, value in vars(self).items() if name != "config"}
-        return {name: None if is_unknown(value) else value for name, value in kept.items()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` has returned."""
-        unknown = {"worth": math.nan, "without": math.inf, "level": math.inf}
-        for name, value in state.items():
-            setattr(self, name, unknown.get(name) if value is None else value)
-
     @property
     def every(self) -> int:
         """Steps between two looks."""
@@ -202,9 +191,10 @@ class WarmupWatch:
         return fmean(self.means[-2 * SPAN : -SPAN]) - fmean(self.means[-SPAN:])
 
 
-def is_unknown(value: Any) -> bool:
-    """Whether a number is none that JSON could hold."""
-    return isinstance(value, float) and not math.isfinite(value)
+def changing(part: WarmupWatch | DensityControl) -> dict[str, Any]:
+    """Everything of it that changes during a run, as plain data for a checkpoint, which goes back
+    by `vars(part).update(..)`."""
+    return {name: value for name, value in vars(part).items() if name != "config"}
 
 
 # -- how far -----------------------------------------------------------------------------------
@@ -258,10 +248,6 @@ class DensityControl:
         if self.paused:
             return self.part
         return self.part + (1 - self.part) * min(1.0, max(0, step - self.since) / self.span)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that changes during a run, as plain data for a checkpoint."""
-        return {name: value for name, value in vars(self).items() if name != "config"}
 
     def target(self, step: int) -> Tensor:
         """Density that is asked for at that step (from 0): a float scalar."""

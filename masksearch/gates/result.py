@@ -29,13 +29,11 @@ from masksearch.contracts import Report, Shape, generator
 from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.discretise import (
-    EmptyRows,
     Per,
     at_sparsity,
     at_threshold,
     least_density,
     mean_of_edges,
-    top_keys,
     weights_of,
 )
 from masksearch.gates.gates import Gates
@@ -190,12 +188,15 @@ class DamResult:
         """The layers or heads of switches, and their masks; None where edges have gates."""
         if self.gates.get("structure") != "switch":
             return None
-        names = ("length", "layers", "heads", "causal", "lengths", "read")
-        told = {name: self.gates[name] for name in names if name in self.gates}
-        shape = Shape(**told | {"lengths": dict(told.get("lengths") or {}) or None})
+        sizes = {name: self.gates[name] for name in ("length", "layers", "heads")}
         levels = read_levels(self.gates["levels"])
         rest = self.gates.get("kv_heads"), self.gates.get("costs")
-        return Units(shape, levels, self.gates["unit"], *rest)
+        return Units(self.shape(**sizes), levels, self.gates["unit"], *rest)
+
+    def shape(self, length: int, layers: int, heads: int) -> Shape:
+        """Those sizes, with what the gates know of the data."""
+        told = {n: self.gates[n] for n in ("causal", "lengths", "read") if n in self.gates}
+        return Shape(length, layers, heads, **told)
 
     @property
     def density(self) -> float:
@@ -209,17 +210,8 @@ class DamResult:
         """How much each edge counts, float64 `[n, n]` or `[layers, 1, n, n]`
         (`masksearch.masks.measure.pair_weights` of the data that the gates were trained on);
         None where all count alike."""
-        lengths = self.gates.get("lengths")
-        return weights_of(
-            Shape(
-                length=self.probabilities.shape[-1],
-                layers=self.probabilities.shape[0],
-                heads=1,
-                causal=bool(self.gates.get("causal", False)),
-                lengths=None if lengths is None else dict(lengths),
-                read=self.gates.get("read"),
-            )
-        )
+        layers, _, length, _ = self.probabilities.shape
+        return weights_of(self.shape(length=length, layers=layers, heads=1))
 
     @property
     def held_out(self) -> float | None:
@@ -245,12 +237,10 @@ class DamResult:
         *,
         sparsity: float | None = None,
         threshold: float | None = None,
-        keys: int | None = None,
         per: Per = "mask",
         merge_heads: bool = False,
-        empty_rows: EmptyRows = "best",
     ) -> Mask:
-        """Cuts a mask from the probabilities; give exactly one of the first three arguments.
+        """Cuts a mask from the probabilities; give a sparsity or a threshold.
 
         Warns where the gates were pruned before attention had learned, or not at all.
 
@@ -263,37 +253,27 @@ class DamResult:
                 Switches take the only argument that this is; the mask is the densest on the
                 path of `masksearch.gates.units.cut_switches` that is at least as sparse.
             threshold: Lowest kept probability, in [0, 1].
-            keys: Number of keys that every row keeps, 1..n.
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.
             merge_heads: One mask for all heads of a layer, by an edge's largest probability:
                 weights that are trained anew may use the heads in another way.
-            empty_rows: `"best"`: a row that would be empty keeps its best key, which counts in
-                the density; `"refuse"`: it is an error.
 
         Returns:
             A table mask of length n.
 
         Raises:
-            ValueError: If none or several are given, or one is out of range.
-            EmptyRowError: If a row would be empty and `empty_rows` is `"refuse"`.
+            ValueError: If none or both are given, or one is out of range.
         """
         if self.units is not None:
-            plain = per == "mask" and not merge_heads and empty_rows == "best"
-            if sparsity is None or threshold is not None or keys is not None or not plain:
+            if sparsity is None or threshold is not None or per != "mask" or merge_heads:
                 raise ValueError(
                     "switches choose whole masks, so mask() takes their sparsity alone: "
                     "result.mask(sparsity=0.7)"
                 )
             return self.units.mask(self.allocation(1 - sparsity))
-        given = [
-            name
-            for name, value in (("sparsity", sparsity), ("threshold", threshold), ("keys", keys))
-            if value is not None
-        ]
-        if len(given) != 1:
+        if (sparsity is None) == (threshold is None):
             raise ValueError(
-                "mask() takes exactly one of sparsity, threshold and keys, got "
-                f"{' and '.join(given) or 'none'}"
+                "mask() takes exactly one of sparsity and threshold, got "
+                f"{'none' if sparsity is None else 'both'}"
             )
         for problem in self.warmup_problems.values():
             warnings.warn(f"DAM: {problem}", stacklevel=2)
@@ -301,12 +281,9 @@ class DamResult:
         if merge_heads:
             table = table.amax(1, keepdim=True)
         if sparsity is not None:
-            kept = at_sparsity(table, sparsity, per, empty_rows=empty_rows, weights=self.weights)
+            kept = at_sparsity(table, sparsity, per, weights=self.weights)
         elif threshold is not None:
-            kept = at_threshold(table, threshold, empty_rows=empty_rows, weights=self.weights)
-        else:
-            assert keys is not None
-            kept = top_keys(table, keys, weights=self.weights)
+            kept = at_threshold(table, threshold, weights=self.weights)
         return masks.table(kept)
 
     def allocation(self, density: float) -> Allocation:
@@ -333,7 +310,8 @@ class DamResult:
         Raises:
             ValueError: If `others` have another shape, or the gates are switches.
         """
-        p, weights, units = self.probabilities.detach().float().cpu(), self.weights, self.units
+        p, units = self.probabilities.detach().float().cpu(), self.units
+        weights = self.weights if units is None else None
         if units is not None and others:
             raise ValueError(
                 "the agreement of seeds is measured for gates of edges; of switches compare "

@@ -113,8 +113,9 @@ class PublishedGates(Gates):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
-        names = ("structure", "length", "heads", "seed")
-        return {name: getattr(self, name) for name in names} | self.data_arguments
+        found = {"structure": self.structure, "seed": self.seed} | self.shape.to_dict()
+        del found["layers"]
+        return found
 
     def sample(self) -> Tensor:
         """Exactly 0 or 1 for every gate, `[1, heads, gates]`; the gradient of the soft sample."""

@@ -495,28 +495,6 @@ def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor
     return found
 
 
-def draw_levels(logits: Tensor, noise: torch.Generator | None, temperature: float) -> Tensor:
-    """Shares of the levels, float `[.., levels]`: Gumbel's softmax of logits; without noise
-    (None) the softmax itself."""
-    if noise is None:
-        return logits.softmax(-1)
-    uniform = torch.rand(logits.shape, generator=noise, device=logits.device)
-    gumbel = -(-uniform.clamp_(1e-6, 1 - 1e-6).log()).log()
-    return ((logits + gumbel) / temperature).softmax(-1)
-
-
-def straight_through(shares: Tensor) -> Tensor:
-    """The largest share as 1 and the others as 0, with the gradient of the shares."""
-    hard = F.one_hot(shares.detach().argmax(-1), shares.shape[-1]).to(shares)
-    return hard + (shares - shares.detach())
-
-
-def entropy_of_levels(probabilities: Tensor) -> Tensor:
-    """Mean entropy of the units' choices, in bits."""
-    p = probabilities.clamp_min(1e-30)
-    return -(p * p.log2()).sum(-1).mean()
-
-
 # -- from probabilities to masks -----------------------------------------------------------------
 def cut_switches(units: Units, probabilities: Tensor, density: float) -> Allocation:
     """The units' levels as the probabilities say, as dense as a budget allows.

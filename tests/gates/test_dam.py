@@ -23,7 +23,6 @@ from masksearch import (
 )
 from masksearch.contracts import Batch, Evaluator, OneShot, Report
 from masksearch.errors import (
-    EmptyRowError,
     MaskFormatError,
     NonFiniteLossError,
     SearchError,
@@ -272,16 +271,14 @@ def test_result_cuts_masks():
     mask = result.mask(sparsity=0.5)
     assert int(mask.dense(4, heads=2).sum()) == 16
     assert result.mask(threshold=1.0).dense(4, heads=2).sum(-1).eq(1).all()
-    with pytest.raises(ValueError, match="exactly one of sparsity, threshold and keys, got none"):
+    with pytest.raises(ValueError, match="exactly one of sparsity and threshold, got none"):
         result.mask()
-    with pytest.raises(ValueError, match="got sparsity and threshold"):
+    with pytest.raises(ValueError, match="threshold, got both"):
         result.mask(sparsity=0.5, threshold=0.5)
 
 
-def test_masks_by_row_by_head_and_merged():
+def test_masks_by_head_and_merged():
     result = sample_result()
-    by_row = result.mask(keys=2).dense(4, heads=2)
-    assert by_row.sum(-1).eq(2).all()
     by_head = result.mask(sparsity=0.5, per="head").dense(4, heads=2)
     assert by_head.sum((-2, -1)).eq(8).all()
     merged = result.mask(threshold=0.6, merge_heads=True)
@@ -293,8 +290,6 @@ def test_masks_by_row_by_head_and_merged():
             likely = max(float(p[0, query, key]), float(p[1, query, key]))
             kept = bool(merged.dense(4)[0, 0, query, key])
             assert kept == (likely >= 0.6 or (best < 0.6 and likely == best))
-    with pytest.raises(EmptyRowError, match="layer 0, head 0"):
-        result.mask(threshold=1.0, empty_rows="refuse")
 
 
 def test_only_a_control_that_holds_the_density_can_miss_its_target():

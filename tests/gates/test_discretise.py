@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import Gates
-from masksearch.errors import EmptyRowError, UnknownNameError
-from masksearch.gates.discretise import at_sparsity, at_threshold, ranking, top_keys
+from masksearch.errors import UnknownNameError
+from masksearch.gates.discretise import at_sparsity, at_threshold, ranking
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)
@@ -82,35 +82,6 @@ def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
 
     mask = at_sparsity(table, 0.8 * share, per)
     assert torch.equal(at_sparsity(permuted(table), 0.8 * share, per), permuted(mask))
-    assert torch.equal(top_keys(permuted(table), 2), permuted(top_keys(table, 2)))
-
-
-@given(table=tables(), data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_top_keys_match_sorting_each_row(table: Tensor, data: st.DataObject):
-    n = table.shape[-1]
-    keys = data.draw(st.integers(1, n))
-    for row, open_chance in enumerate(table.flatten(0, 2).tolist()):
-        i = row % n
-        order = sorted(range(n), key=lambda j: (-open_chance[j], abs(j - i), j > i))
-        kept = top_keys(table, keys).flatten(0, 2)[row].nonzero().flatten().tolist()
-        assert kept == sorted(order[:keys])
-
-
-@given(table=tables(), share=st.floats(0, 1), per=parts)
-@settings(max_examples=60, deadline=None)
-def test_refusing_empty_rows_keeps_the_likeliest_or_raises(table: Tensor, share: float, per: Any):
-    kept = round((1 - share) * split(table, per)[0].numel())
-    places = ranking(table, per, empty_rows="refuse")
-    wanted = places < kept
-    for part, open_chance in zip(split(wanted, per), split(table, per), strict=True):
-        if 0 < kept < part.numel():
-            assert open_chance[part].min() >= open_chance[~part].max()
-    if wanted.any(-1).all():
-        assert torch.equal(at_sparsity(table, share, per, empty_rows="refuse"), wanted)
-        return
-    with pytest.raises(EmptyRowError):
-        at_sparsity(table, share, per, empty_rows="refuse")
 
 
 @given(table=tables())
@@ -164,22 +135,7 @@ def test_messages():
         at_sparsity(table, 1.5)
     with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got -1"):
         at_threshold(table, -1)
-    with pytest.raises(ValueError, match=r"keys must be a whole number in 1 \.\. n = 4, got 5"):
-        top_keys(table, 5)
-    with pytest.raises(ValueError, match=r"in 1 \.\. n = 4, got True"):
-        top_keys(table, True)
     with pytest.raises(UnknownNameError, match="unknown part of a mask 'heads'; did you mean"):
         at_sparsity(table, 0.5, "heads")  # type: ignore[arg-type]
-    with pytest.raises(UnknownNameError, match="unknown rule for empty rows 'keep'"):
-        at_threshold(table, 0.5, empty_rows="keep")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="probabilities hold NaN"):
         ranking(table * torch.nan)
-
-
-def test_empty_rows_are_refused_by_name():
-    table = torch.full((2, 1, 3, 3), 0.9)
-    table[1, 0, 2] = 0.1
-    for cut in (at_threshold, at_sparsity):
-        with pytest.raises(EmptyRowError, match="layer 1, head 0, row 2 keeps no key"):
-            cut(table, 0.5, empty_rows="refuse")
-    assert at_threshold(table, 0.5)[1, 0, 2].tolist() == [False, False, True]

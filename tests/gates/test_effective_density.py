@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 
 from masksearch import DamConfig, DamResult, Gates, dam, lower
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError
 from masksearch.gates.discretise import (
     at_sparsity,
     at_threshold,
     least_density,
     mean_of_edges,
-    top_keys,
     weights_of,
 )
 from masksearch.gates.result import agreement
@@ -86,14 +84,9 @@ def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, sha
 
 @given(shapes(), st.integers(0, 1000), st.data())
 @settings(max_examples=60, deadline=None)
-def test_keys_and_thresholds_leave_out_what_does_not_exist(shape, seed, data):
+def test_thresholds_leave_out_what_does_not_exist(shape, seed, data):
     weights, table = pair_weights(shape), scores_of(shape, seed)
     possible = (weights > 0) | torch.eye(shape.length, dtype=torch.bool)
-    keys = data.draw(st.integers(1, shape.length))
-    mask = top_keys(table, keys, weights=weights)
-    assert (mask.sum(-1) == possible.sum(-1).clamp(max=keys)).all()
-    assert not (mask & ~possible).any()
-    no_query_is_alone(mask, shape)
     threshold = data.draw(st.sampled_from([0.0, 0.4, 1.0]))
     mask = at_threshold(table, threshold, weights=weights)
     assert not (mask & ~possible).any()
@@ -102,16 +95,13 @@ def test_keys_and_thresholds_leave_out_what_does_not_exist(shape, seed, data):
     assert ((table >= threshold) & (weights > 0) <= mask).all()
 
 
-def test_too_sparse_and_empty_rows_are_refused_by_what_exists():
+def test_too_sparse_is_refused_by_what_exists():
     shape = Shape(4, 1, 1, causal=True)
     weights, table = pair_weights(shape), torch.full((1, 1, 4, 4), 0.5)
     with pytest.raises(ValueError, match=r"sparsity is at most 0\.6 at length 4, got 0\.7"):
         at_sparsity(table, 0.7, weights=weights)
     mask = at_sparsity(table, 0.6, weights=weights)
     assert torch.equal(mask[0, 0], torch.eye(4, dtype=torch.bool))
-    table[..., 0] = 1.0
-    with pytest.raises(EmptyRowError, match="row 1 keeps no key"):
-        at_sparsity(table, 0.9, empty_rows="refuse", weights=weights)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["structure"])

@@ -177,7 +177,10 @@ def test_messages(tmp_path: Path) -> None:
         (lambda: switches("decoder", "head", form="log"), "a switch has no form of its own"),
         (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
         (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps more than the one before"),
-        (lambda: result.mask(keys=3), "choose whole masks, so mask.. takes their sparsity alone"),
+        (
+            lambda: result.mask(threshold=0.3),
+            "choose whole masks, so mask.. takes their sparsity alone",
+        ),
         (lambda: result.mask(sparsity=0.9), r"lowest mask, window\(1\), the density is 0.2949"),
         (lambda: trained(density=0.1), r"density is 0.2949, asked for 0.1; ask for more"),
         (lambda: trained(control="sum"), "a switch has none; use control='hinge'"),
