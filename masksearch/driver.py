@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.candidates import (
+from masksearch.analysis.compare import Comparison, check_against
+from masksearch.analysis.runs import (
+    Against,
     Candidate,
+    Found,
+    Kind,
+    check_kinds,
     describe_reuse,
     join_front,
+    kind_of_mask,
     read_candidates,
     read_front,
     read_seeds,
 )
-from masksearch.analysis.compare import Comparison, check_against
-from masksearch.analysis.runs import Against, Found, Kind, check_kinds, kind_of_mask
 from masksearch.contracts import (
     Evaluator,
     Executor,

@@ -21,13 +21,13 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.cautions import nothing_learned
 from masksearch.analysis.pareto import (
     Snapshot,
     beats_constant,
     best_record,
     hypervolume,
     learned_nothing,
+    nothing_learned,
     pareto,
 )
 from masksearch.cli.output import print_front

@@ -8,15 +8,14 @@ the objective's `worst`. A seed is the same draw of weights, data order and rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from masksearch.analysis.candidates import name_alike
 from masksearch.analysis.pareto import dominated_volume, on_front
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.runs import ComparedRuns, MaskRuns
+from masksearch.analysis.runs import ComparedRuns, MaskRuns, name_alike
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Floats,
@@ -133,47 +132,39 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
     known = all(len(runs) == len(seeds) for runs in rows)
     tables = stack_rows(rows) if known else None
-    known, noise = tables is not None, None
-    grouped = known and comparison.seedless
+    grouped = tables is not None and comparison.seedless
     if grouped:
         gains = gains_by_rows(gains, [runs[0] for runs in rows], sign)
-    elif tables is not None and len(seeds) > 1:
-        noise = tables.covariance()
     learned = [m for m, entry in enumerate(entries) if not entry.learned_nothing]
     chances = np.zeros(len(entries))
     if learned:
-        chances[learned] = membership(
-            gains[learned], None if noise is None else noise[np.ix_(learned, learned)]
-        )
+        noise = None
+        if tables is not None and not grouped and len(seeds) > 1:
+            noise = tables.covariance()[np.ix_(learned, learned)]
+        chances[learned] = membership(gains[learned], noise)
 
-    places: dict[str, list[int]] = {"searched": [], "hand-designed": [], "random": []}
-    for place, entry in enumerate(entries):
-        if name := arm_of(entry, comparison.promised):
-            places[name].append(place)
     arms: dict[str, Arm] = {}
     volumes: dict[str, SeedVolumes] = {}
-    for name, own in places.items():
+    arm_by_place = [arm_of(entry, comparison.promised) for entry in entries]
+    for name in ("searched", "hand-designed", "random"):
+        own = [place for place, arm in enumerate(arm_by_place) if arm == name]
         if not own:
             continue
         alive = [m for m in own if m in learned]
         means = gains[alive].mean(1)
-        corrected = jackknife(gains[alive], dominated_volume)
-        each = [dominated_volume(gains[alive, draw]) for draw in range(gains.shape[1])]
         by_row: dict[int, RowScores] = {}
-        if known and not grouped:  # what a row adds to the hypervolume, by the slopes of the front
+        if tables is not None and not grouped:  # what a row adds, by the slopes of the front
             slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
             shares = [slopes.get(m, 0.0) for m in own]
             for draw in range(len(seeds)):
                 by_row[draw] = mix_rows([rows[m][draw] for m in own], shares)
-        volumes[name] = SeedVolumes(
-            dict(enumerate(corrected.tolist())), dict(enumerate(each)), by_row
-        )
+        volumes[name] = volumes_of(gains[alive], by_row)
         best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
         best.sort(key=lambda m: entries[m].sparsity)
         arms[name] = Arm(
             tuple(entries[m].name for m in own),
             tuple(entries[m].name for m in best),
-            estimate(corrected.tolist(), rows=by_row.values()),
+            estimate(list(volumes[name].corrected.values()), rows=by_row.values()),
         )
     return ComparedFronts(
         tuple(seeds),
@@ -254,6 +245,12 @@ def lost_promise(
     return estimate(left, rows=rows)
 
 
+def volumes_of(gains: Floats, rows: Mapping[int, RowScores]) -> SeedVolumes:
+    """Hypervolumes of one arm; `gains` as those of `jackknife`."""
+    single = [dominated_volume(gains[:, draw]) for draw in range(gains.shape[1])]
+    return SeedVolumes(dict(enumerate(jackknife(gains).tolist())), dict(enumerate(single)), rows)
+
+
 def compare_volumes(volumes: Mapping[str, SeedVolumes]) -> dict[str, VolumeFinding]:
     """The searched hypervolume against each other arm's, paired over seeds (Holm, 5%)."""
     if "searched" not in volumes:
@@ -286,27 +283,26 @@ def volume_difference(mine: SeedVolumes, other: SeedVolumes, level: float) -> Pa
 
 
 # -- hypervolume ----------------------------------------------------------------------------------
-def jackknife(values: Floats, statistic: Callable[[Floats], float]) -> Floats:
-    """Pseudo-values of a statistic of means: their mean is the statistic without most of its bias.
+def jackknife(gains: Floats) -> Floats:
+    """Pseudo-values of the hypervolume of means: their mean is it without most of its bias.
 
     The hypervolume of noisy means is too large, because their maximum is. `S * f(all) - (S - 1) *
     f(all but one)` has that bias in the order of 1 / S^2, and its mean over seeds a t-interval.
 
     Args:
-        values: `[masks, seeds, objectives]`.
-        statistic: Of means over seeds, `[masks, objectives]`.
+        gains: `[masks, seeds, objectives]`.
 
     Returns:
-        One pseudo-value a seed; of one seed the statistic itself.
+        One pseudo-value a seed; of one seed the hypervolume itself.
 
     Reference: Quenouille, Biometrika 43, 353 (1956); Tukey, Annals of Mathematical Statistics 29,
     614 (1958).
     """
-    seeds = values.shape[1]
-    whole = statistic(values.mean(1))
+    seeds = gains.shape[1]
+    whole = dominated_volume(gains.mean(1))
     if seeds < 2:
         return np.full(seeds, whole)
-    without = [statistic(np.delete(values, seed, 1).mean(1)) for seed in range(seeds)]
+    without = [dominated_volume(np.delete(gains, seed, 1).mean(1)) for seed in range(seeds)]
     found: Floats = seeds * whole - (seeds - 1) * np.asarray(without)
     return found
 
@@ -426,7 +422,10 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
         "means."
     ]
     details = [promise_line(fronts, objectives[0]), *chance_lines(fronts, searched)]
-    volumes = ", ".join(f"{name} {volume_text(arm)}" for name, arm in fronts.arms.items())
+    volumes = ", ".join(
+        f"{name} {arm.hypervolume.text() if arm.front else '0 (nothing learned)'}"
+        for name, arm in fronts.arms.items()
+    )
     worst = ", ".join(f"{o.name} {o.worst:g}" for o in objectives)
     details.append(f"hypervolume from {worst} with 95% intervals: {volumes}")
     drawn = "rows" if fronts.groups else "seeds"
@@ -468,14 +467,6 @@ def chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
         named = ", ".join(f"{name} ({chance:.2f})" for name, chance in doubted.items())
         line += f"; rather not than yes: {named}"
     return [line]
-
-
-def volume_text(arm: Arm) -> str:
-    """A front's hypervolume with its interval."""
-    volume = arm.hypervolume
-    if not arm.front:
-        return "0 (nothing learned)"
-    return volume.text()
 
 
 def volume_line(finding: VolumeFinding, drawn: str) -> str:

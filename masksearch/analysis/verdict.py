@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from masksearch.analysis.candidates import describe_reuse
 from masksearch.analysis.fronts import ComparedFronts, describe_fronts
-from masksearch.analysis.runs import ComparedRuns, Finding, MaskRuns
+from masksearch.analysis.runs import ComparedRuns, Finding, MaskRuns, describe_reuse
 from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p, seeds_needed
 
 WORDS = {

@@ -41,7 +41,7 @@ def print_front(study: Study, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(rows))
         return
-    from masksearch.analysis.cautions import nothing_learned, unlearned_gates
+    from masksearch.analysis.pareto import nothing_learned, unlearned_gates
     from masksearch.report.tables import by_origin, front_table
 
     records = study.records()

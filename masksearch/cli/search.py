@@ -358,7 +358,7 @@ def run_compare(given: Mapping[str, Any]) -> Comparison:
 
 def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
-    from masksearch.analysis.candidates import read_candidates
+    from masksearch.analysis.runs import read_candidates
     from masksearch.cli.build import named_candidates
     from masksearch.driver import open_study
     from masksearch.masks import FAMILIES, full

@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.analysis.cautions import warmup_problems
+from masksearch.analysis.pareto import warmup_problems
 from masksearch.contracts import Report, Shape, generator
 from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.config import warmup_steps

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from masksearch.analysis.cautions import nothing_learned, search_cautions
-from masksearch.analysis.pareto import pareto
+from masksearch.analysis.pareto import nothing_learned, pareto, search_cautions
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, Record

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from masksearch.analysis.cautions import warmup_problems
+from masksearch.analysis.pareto import warmup_problems
 from masksearch.contracts import (
     Evaluate,
     Evaluator,

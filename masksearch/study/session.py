@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from masksearch.analysis.cautions import IN_A_ROW, search_cautions
+from masksearch.analysis.pareto import IN_A_ROW, search_cautions
 from masksearch.contracts import (
     EquipsJobs,
     Evaluate,

@@ -11,7 +11,7 @@ from page_text import Page
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.cautions import search_cautions
+from masksearch.analysis.pareto import search_cautions
 from masksearch.contracts import Evaluate, Record
 from masksearch.study.status import read_status, status_lines
 

@@ -9,8 +9,6 @@ import pytest
 
 from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import seeds_needed
-from masksearch.analysis.verdict import join_names
 from masksearch.contracts import Objective
 from masksearch.errors import UnknownNameError
 
@@ -182,8 +180,7 @@ def test_two_seeds_make_no_claim_and_say_how_many_would(judged):
     )
     found, _ = comparison.findings()
     assert (found.outcome, found.difference.n) == ("too few seeds", 2)
-    needed = seeds_needed(0.015, 2, sd=found.difference.sd)
-    line = f"which decide nothing; if it is true, {needed} seeds would show it (power 0.8)"
+    line = "which decide nothing; if it is true, 7 seeds would show it (power 0.8)"
     assert line in comparison.verdict()
 
 
@@ -207,12 +204,6 @@ def test_a_diverged_run_counts_as_the_worst_score(judged, record, objectives):
     row = comparison.frame().set_index("mask").loc["mine"]
     assert row[["n_seeds", "diverged", "failed"]].tolist() == [5, 2, 1]
     assert row["glue"] == pytest.approx(0.746)
-
-
-def test_a_score_that_is_not_finite_has_diverged(judged):
-    comparison = judged({"mine": (masks.window(1), [0.9, math.nan])})
-    entry = comparison.entries["mine"]
-    assert (entry.scores, entry.failed, entry.diverged) == ({0: 0.9, 1: 0.5}, 0, (1,))
 
 
 def test_a_run_that_was_mended_is_no_longer_lost(judged, record, objectives):
@@ -336,10 +327,6 @@ def test_one_tick_more_on_every_seed_is_no_evidence(with_rows):
     (found,) = comparison.findings()
     assert found.outcome == "not distinguishable"
     assert found.adjusted > 0.2
-
-
-def test_names_are_listed():
-    assert [join_names(list("abc")[:k]) for k in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
 def test_opponent_is_the_nearest_that_is_not_much_sparser(judged):

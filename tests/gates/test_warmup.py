@@ -28,7 +28,7 @@ from masksearch import (
     detach,
     masks,
 )
-from masksearch.analysis.cautions import search_cautions
+from masksearch.analysis.pareto import search_cautions
 from masksearch.contracts import Batch, OneShot, Record, Report
 from masksearch.errors import SearchError
 from masksearch.gates.config import build_config
