@@ -478,12 +478,21 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Differentiable:
-    """What a one-shot search trains on: a model whose `model(**batch).loss` is differentiable,
-    an endless iterator of training batches, and a fixed list of held-out batches."""
+    """What a one-shot search trains on.
+
+    Args:
+        model: Its `model(**batch).loss` is differentiable.
+        batches: Training batches, endless.
+        held_out: Held-out batches, always the same.
+        steps: Optimiser steps that an evaluation trains such a model for; None = not said.
+        lr: Their peak learning rate; None = not said.
+    """
 
     model: nn.Module
     batches: Iterator[Batch]
     held_out: list[Batch]
+    steps: int | None = None
+    lr: float | None = None
 
 
 class Strategy(Protocol):

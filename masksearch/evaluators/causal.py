@@ -578,7 +578,8 @@ class CausalEvaluator(Evaluator):
             for at in range(0, len(rows.tokens), size)
         )
         batches = targets(self.task().batches(order, size))
-        return Differentiable(model.train(), batches, list(targets(held_out)))
+        how = list(targets(held_out)), self.steps, self.train_config.lr
+        return Differentiable(model.train(), batches, *how)
 
 
 # -- made once a process -----------------------------------------------------------------------

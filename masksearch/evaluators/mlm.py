@@ -419,6 +419,8 @@ class MlmEvaluator(Evaluator):
             self.model(seed),
             move_batches(task.batches(mixed_seed(seed, DATA)), self.place),
             list(move_batches(iter(task.held_out()), self.place)),
+            self.steps or None,
+            peak_rate("lr", self.lr, scratch=self.weights is None),
         )
 
     def pretrain(

@@ -228,7 +228,8 @@ class PlantedEvaluator(Evaluator):
         task = replace(self.task, batch=self.gate_batch)
         batches = task.batches(mixed_seed(seed, DATA))
         gentle = replace(self, initializer_range=self.gate_initializer_range)
-        return Differentiable(gentle.model(seed), batches, self.task.held_out())
+        how = self.task.held_out(), self.steps, self.lr
+        return Differentiable(gentle.model(seed), batches, *how)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Trains and yields reports.

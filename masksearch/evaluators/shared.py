@@ -11,8 +11,9 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +72,7 @@ class SharedWeights(Evaluator):
         evaluator: Any evaluator with `differentiable(seed)`: model, batches, held-out batches.
         space: Draws the masks that the super-net is trained with.
         steps: Optimiser steps of the super-net; None = as many as the wrapped evaluator trains one
-            mask for, or 1,000 where it does not say.
+            mask for (`Differentiable.steps`), or 1,000 where it does not say.
         masks_per_step: Masks in a batch; its rows are shared out among them.
         sandwich: Whether every batch also carries the dense mask.
         seed: Seed of the super-net's weights, data and masks.
@@ -103,9 +104,6 @@ class SharedWeights(Evaluator):
     tokens: int = TOKENS
     folder: Path | None = None
     checkpoint_seconds: float = 60.0
-    packed_weights: Mapping[str, Tensor] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         if not self.evaluator.offers("differentiable"):
@@ -120,21 +118,17 @@ class SharedWeights(Evaluator):
                 f"{type(self.evaluator).__name__} are frozen; give it a corpus to train on, or "
                 "use another strategy (dam searches on trained models)"
             )
-        _ = self.config
-        if self.adapt_steps < 0:
-            raise ValueError(f"adapt_steps must be at least 0, got {self.adapt_steps}")
-        for name in ("held_out_sequences", "tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        steps = 1 if self.steps is None else self.steps
+        SuperNetConfig(steps, self.masks_per_step, self.sandwich, self.lr or DEFAULT_LR)
+        for name, least in (("adapt_steps", 0), ("held_out_sequences", 1), ("tokens", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.folder is not None:  # workers may run in another folder
             object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model: a process finds the super-net in the folder."""
-        kept = {"key", "protocol"}  # which cost a few draws
-        names = {f for f in self.__dataclass_fields__} | kept
-        return {name: value for name, value in self.__dict__.items() if name in names}
+        return {name: value for name, value in self.__dict__.items() if name != "loaded"}
 
     @property
     def half(self) -> Half | None:
@@ -144,11 +138,7 @@ class SharedWeights(Evaluator):
     def on(self, half: Half) -> Self:
         """The same super-net, judging by other held-out rows."""
         inner = self.evaluator.on(half)
-        if inner is self.evaluator:
-            return self
-        made = replace(self, evaluator=inner)
-        object.__setattr__(made, "packed_weights", self.packed_weights)
-        return made
+        return self if inner is self.evaluator else replace(self, evaluator=inner)
 
     @property
     def trained(self) -> Evaluator:
@@ -168,18 +158,19 @@ class SharedWeights(Evaluator):
         loss = own[0] if own else Objective("loss", "min", WORST)
         return (loss, Objective("sparsity", "max", 0.0))
 
+    @cached_property
+    def begun(self) -> tuple[str, SuperNetConfig]:
+        """Hash of what the training starts from, and how it goes on."""
+        source = self.source(self.seed)
+        steps = source.steps or DEFAULT_STEPS if self.steps is None else self.steps
+        lr = self.lr or source.lr or DEFAULT_LR
+        config = SuperNetConfig(steps, self.masks_per_step, self.sandwich, lr)
+        return hash_start(source), config
+
     @property
     def config(self) -> SuperNetConfig:
         """How the super-net is trained."""
-        of_trials = getattr(self.evaluator, "train_config", None)
-        steps = int(getattr(of_trials, "steps", DEFAULT_STEPS))
-        lr = float(getattr(of_trials, "lr", DEFAULT_LR))
-        return SuperNetConfig(
-            steps if self.steps is None else self.steps,
-            self.masks_per_step,
-            self.sandwich,
-            self.lr or lr,
-        )
+        return self.begun[1]
 
     @property
     def draws(self) -> SpaceDraws:
@@ -192,7 +183,7 @@ class SharedWeights(Evaluator):
         parts = (
             "supernet-1",
             self.trained.protocol,
-            hash_start(self.source(self.seed)),
+            self.begun[0],
             asdict(self.shape),
             self.draws.digest(),
             asdict(self.config),
@@ -236,7 +227,7 @@ class SharedWeights(Evaluator):
             OSError: If the folder cannot be written.
         """
         finished = Checkpoints(self.place, "weights")
-        if self.packed_weights is not None or finished.load() is not None:
+        if finished.load() is not None:
             return
         self.place.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.place / ".lock"):
@@ -270,32 +261,23 @@ class SharedWeights(Evaluator):
     @cached_property
     def loaded(self) -> tuple[HeldOut, Mapping[str, Tensor]]:
         """The super-net at work, and a copy of its weights."""
-        weights = self.packed_weights
-        if weights is None:
-            for _ in self.prepare():
-                pass
-            found = Checkpoints(self.place, "weights").load()
-            if found is None:
-                raise SearchError(
-                    f"the super-net in {self.place} cannot be read back; give another folder"
-                )
-            weights = found.tensors
+        for _ in self.prepare():
+            pass
+        found = Checkpoints(self.place, "weights").load()
+        if found is None:
+            raise SearchError(
+                f"the super-net in {self.place} cannot be read back; give another folder"
+            )
         source = self.source(self.seed)
-        source.model.load_state_dict(weights)
+        source.model.load_state_dict(found.tensors)
         batches = first_sequences(source.held_out, self.held_out_sequences)
-        return HeldOut(source.model, self.shape, batches, self.tokens), weights
+        return HeldOut(source.model, self.shape, batches, self.tokens), found.tensors
 
     def packed(self) -> Self:
-        """The same evaluator with its data and the trained super-net in memory.
-
-        The super-net is trained here if nobody has done so.
-        """
-        if self.packed_weights is not None:
-            return self
-        made = replace(self, evaluator=self.evaluator.packed())
-        object.__setattr__(made, "packed_weights", dict(self.loaded[1]))
-        made.__dict__.update(key=self.key, protocol=self.protocol)  # no file is read for them
-        return made
+        """The same with the wrapped evaluator's data in memory. The super-net stays in its folder,
+        which workers on other machines must see, or they train it again."""
+        inner = self.evaluator.packed()
+        return self if inner is self.evaluator else replace(self, evaluator=inner)
 
     def data_hashes(self) -> Mapping[str, str]:
         """The wrapped evaluator's."""
@@ -317,24 +299,15 @@ class SharedWeights(Evaluator):
             EmptyRowError, HeadCountError, ...: If a mask does not fit, before anything is trained.
         """
         tables = [lower(mask, self.shape) for mask in masks]  # refuses before any training
-        return self.judge_tables(tables, seed)
-
-    def judge_tables(self, tables: Sequence[DenseMask], seed: int = 0) -> list[dict[str, float]]:
-        """As `judge`, of masks that are lowered already: bool `[layers, heads, n, n]` each."""
-        held_out = self.loaded[0]
-        before = held_out.losses(tables)
+        before = self.loaded[0].losses(tables)
         if not self.adapt_steps:
             return [{"loss": loss} for loss in before]
-        batches = self.adaptation(seed)
+        source = self.source(mixed_seed(self.seed, seed, ADAPTATION))
+        batches = list(islice(source.batches, self.adapt_steps))  # the same for every mask
         return [
             {"loss": self.adapted_loss(table, batches), "shared_loss": loss}
             for table, loss in zip(tables, before, strict=True)
         ]
-
-    def adaptation(self, seed: int) -> list[Batch]:
-        """The batches of an adaptation, the same for every mask."""
-        batches = self.source(mixed_seed(self.seed, seed, ADAPTATION)).batches
-        return [next(batches) for _ in range(self.adapt_steps)]
 
     def adapted_loss(self, table: DenseMask, batches: list[Batch]) -> float:
         """Held-out loss of a copy of the weights after a few steps under the mask."""

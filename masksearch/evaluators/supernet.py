@@ -39,7 +39,6 @@ from masksearch.training.loop import Step, TrainConfig, model_loss, train
 
 Space = Callable[[BaseTrial], Mask]
 ATTEMPTS = 20  # draws of a space that may fail in a row
-RENEWED = 256  # draws after which the study behind them is forgotten
 SAMPLE = 32  # draws that stand for a space in a digest
 DRAWS = 31  # stream of random numbers
 
@@ -58,8 +57,6 @@ class SpaceDraws:
 
     def __init__(self, space: Space, shape: Shape, seed: int) -> None:
         self.space, self.shape, self.seed = space, shape, seed
-        self.study: optuna.Study | None = None
-        self.made = 0
 
     def table(self, number: int) -> DenseMask:
         """The lowered mask of a draw: bool `[layers, heads, n, n]`.
@@ -80,13 +77,9 @@ class SpaceDraws:
 
     def draw(self, number: int, attempt: int) -> Mask:
         """One attempt at a draw."""
+        seed = mixed_seed(self.seed, DRAWS, number, attempt) % 2**32
         with quiet():
-            if self.study is None or self.made % RENEWED == 0:
-                self.study = optuna.create_study()
-            self.made += 1
-            seed = mixed_seed(self.seed, DRAWS, number, attempt) % 2**32
-            self.study.sampler = RandomSampler(seed=seed)
-            mask = self.space(self.study.ask())
+            mask = self.space(optuna.create_study(sampler=RandomSampler(seed=seed)).ask())
         if not isinstance(mask, Mask):
             raise SearchError(
                 f"the space returned {type(mask).__name__}, not a Mask; end it with for example "
