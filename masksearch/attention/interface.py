@@ -35,7 +35,7 @@ from transformers.masking_utils import (
 )
 
 from masksearch.attention.call import AttentionCall
-from masksearch.attention.kernels.custom_op import compute
+from masksearch.attention.kernels.choose import compute
 from masksearch.attention.kernels.plan import asks_gradient
 from masksearch.attention.layer import (
     POSITIONS,

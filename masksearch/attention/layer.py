@@ -21,8 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from masksearch.attention.kernels.choose import BLOCK, SHORTEST, KernelChoice, choose
-from masksearch.attention.kernels.custom_op import NUMBERS, SOURCES
+from masksearch.attention.kernels.choose import (
+    BLOCK,
+    NUMBERS,
+    SHORTEST,
+    SOURCES,
+    KernelChoice,
+    choose,
+)
 from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
 from masksearch.attention.tokens import TokenMask

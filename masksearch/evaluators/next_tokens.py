@@ -25,8 +25,7 @@ from masksearch.analysis.row_scores import RowScores
 from masksearch.attention.attach import detach
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
-from masksearch.models.decoders import NextTokenModel, divergence
-from masksearch.models.layer_states import LayerStates
+from masksearch.models.decoders import LayerStates, NextTokenModel, divergence
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import (

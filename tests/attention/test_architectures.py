@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention.kernels import custom_op as kernels
+from masksearch.attention.kernels import choose as kernels
 from masksearch.errors import AttachError
 
 BESIDE = masks.shifts([-1, 2]) | masks.global_tokens(1)  # without most of the diagonal
@@ -42,14 +42,17 @@ PADDED = 4
 Given = dict[str, Tensor]
 
 every = pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
-texts = pytest.mark.parametrize(
-    "at",
-    [
-        at if at.name in SERVED else pytest.param(at, marks=pytest.mark.slow)
-        for at in ARCHITECTURES.values()
-        if at.padded
-    ],
-    ids=lambda at: at.name,
+texts, decoders = (
+    pytest.mark.parametrize(
+        "at",
+        [
+            at if at.name in SERVED else pytest.param(at, marks=pytest.mark.slow)
+            for at in ARCHITECTURES.values()
+            if getattr(at, which)
+        ],
+        ids=lambda at: at.name,
+    )
+    for which in ("padded", "causal")
 )
 by_mask_and_gates = pytest.mark.parametrize("way", ["mask", "flip"])
 
@@ -183,9 +186,7 @@ def test_padding_never_reaches_real_positions(at: Architecture, way: str, left: 
 
 
 @by_mask_and_gates
-@pytest.mark.parametrize(
-    "at", [at for at in ARCHITECTURES.values() if at.causal], ids=lambda at: at.name
-)
+@decoders
 def test_the_future_never_reaches_the_past(at: Architecture, way: str):
     model = at.made()
     for given in (at.inputs(), at.inputs(PADDED, left=True)):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, BERT, HEADS, TEXT, Architecture
+from architectures import ARCHITECTURES, BERT, EVERY, HEADS, TEXT, Architecture
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -23,7 +23,7 @@ GIVEN = AT.inputs(4)
 IDS = GIVEN["input_ids"][:1, :9]
 
 
-@pytest.mark.parametrize("at", ARCHITECTURES.values(), ids=lambda at: at.name)
+@pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
 class TestEveryArchitecture:
     def test_attaching_again_replaces_and_detach_restores(self, at: Architecture):
         model, given = at.made(), at.inputs(4)

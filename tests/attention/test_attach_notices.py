@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, states
+from architectures import ARCHITECTURES, EVERY, states
 from torch import nn
 
 import masksearch as ms
@@ -63,9 +63,8 @@ def test_another_implementation_is_noticed(change, through, tmp_path):
     assert attached(model) == {"self": NARROW}
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_every_architecture_notices(name):
-    at = ARCHITECTURES[name]
+@pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
+def test_every_architecture_notices(at):
     model, given = at.made(), at.inputs()
     plain = at.run(model, given)
     attach(model, masks.star(), part=at.part)
@@ -77,9 +76,8 @@ def test_every_architecture_notices(name):
     assert torch.allclose(at.run(model, given), plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_no_architecture_gives_weights_that_are_none(name):
-    at = ARCHITECTURES[name]
+@pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
+def test_no_architecture_gives_weights_that_are_none(at):
     model, given = at.made(), at.inputs()
     attach(model, masks.full(), part=at.part)
     at.run(model, given | {"output_attentions": False})

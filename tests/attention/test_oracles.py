@@ -33,7 +33,7 @@ EQUAL = 1e-5
 @pytest.fixture(params=["sdpa", "gather"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The backend to attach with; whether it was the one that computed is seen to."""
-    from masksearch.attention.kernels import custom_op as kernels
+    from masksearch.attention.kernels import choose as kernels
 
     calls: list[int] = []
     original = kernels.gather_attention
