@@ -31,7 +31,7 @@ from masksearch.errors import SearchError
 from masksearch.masks import FAMILIES
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
-from masksearch.report.collect import Found, studies_in
+from masksearch.report.collect import StoredStudy, studies_in
 from masksearch.strategies.published_dam import describe_cut, is_published_dam
 from masksearch.tasks.glue.metrics import LEFT_OUT, column_value, find_task
 
@@ -395,7 +395,7 @@ def record_row(record: Record, bits: Mapping[str, str]) -> tuple[PrintedRow | No
     return alike[0], True
 
 
-def chosen_records(study: Found, bits: Mapping[str, str]) -> list[Record]:
+def chosen_records(study: StoredStudy, bits: Mapping[str, str]) -> list[Record]:
     """The scored records of masks of the table; of several masks for one row, that with its bits,
     or else the last one."""
     found: dict[str, list[tuple[bool, Record]]] = {}
@@ -422,7 +422,7 @@ def describe_mask(record: Record, exact: bool) -> OurScores:
     )
 
 
-def add_scores(own: OurScores, record: Record, column: str, study: Found) -> None:
+def add_scores(own: OurScores, record: Record, column: str, study: StoredStudy) -> None:
     """Adds a record's score of one column, its rows, and the spread of its fine-tuning runs."""
     task = find_task(column)
     value = column_value(record.values, column, task, "bert")
@@ -440,7 +440,7 @@ def add_scores(own: OurScores, record: Record, column: str, study: Found) -> Non
         own.by_row.setdefault(column, {})[record.seed] = 100 * rows.astype(np.float64)
 
 
-def describe_settings(study: Found) -> str:
+def describe_settings(study: StoredStudy) -> str:
     """How a run was made, as far as it says it."""
     given = {**study.settings, "half": study.settings.get("half") or study.facts.get("half")}
     known = [f"{name} {given[name]}" for name in SAID if given.get(name) not in (None, "", False)]

@@ -83,13 +83,8 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
     own = {point["group"] for point in points if point["search"]}
     styles = styles_of(name for name in dict.fromkeys(strategies.values()) if name in own)
     groups = [
-        {
-            "name": name,
-            "colour": colour,
-            "shape": shape,
-            "arm": "random" if name == "random" else "searched",
-        }
-        for name, (colour, shape) in styles.items()
+        group_of(name, style, "random" if name == "random" else "searched")
+        for name, style in styles.items()
     ]
     if not points:
         return None
@@ -126,11 +121,7 @@ def compared_chart(
             }
         )
     styles: list[tuple[str, tuple[str, str]]] = [*KINDS.items(), *styles_of(["random"]).items()]
-    groups = [
-        {"name": kind, "colour": colour, "shape": shape, "arm": kind}
-        for kind, (colour, shape) in styles
-        if kind != "hand-designed"
-    ]
+    groups = [group_of(kind, style, kind) for kind, style in styles if kind != "hand-designed"]
     if not points:
         return None
     entries = {f"{section.key}{name} {e.name}": e for e in comparison.entries.values()}
@@ -149,11 +140,7 @@ def front_chart(
 ) -> dict[str, Any]:
     """Points, the front of each group of them but for those that are `alone`, the true front where
     it is known, and full attention as a level line."""
-    hand, shape = KINDS["hand-designed"]
-    groups = [
-        *groups,
-        {"name": "hand-designed", "colour": hand, "shape": shape, "arm": "hand-designed"},
-    ]
+    groups = [*groups, group_of("hand-designed", KINDS["hand-designed"], "hand-designed")]
     sparse = [point for point in points if point["saved"] > 0]
     used = [g for g in groups if any(point["group"] == g["name"] for point in sparse)]
     sign = 1 if score.goal == "max" else -1
@@ -169,7 +156,7 @@ def front_chart(
             known = {name: step[name] for name in ("id", "group", "score", "low", "high")}
             lines.append({**known, "arm": group["arm"], "saved": at})
     if truth:
-        used = [*used, {"name": TRUE_FRONT, "colour": PINK, "shape": "o", "arm": "truth"}]
+        used = [*used, group_of(TRUE_FRONT, (PINK, "o"), "truth")]
         known = {"id": "", "group": TRUE_FRONT, "arm": "truth", "low": None, "high": None}
         places = sorted(truth)
         ends = [(min(left / 100, places[0][0]), places[0][1]), *places]
@@ -188,6 +175,11 @@ def front_chart(
         "lines": lines,
         "levels": levels_of([point for point in points if point["saved"] == 0], sign),
     }
+
+
+def group_of(name: str, style: tuple[str, str], arm: str) -> dict[str, str]:
+    """A group of points: its name, colour and shape, and whose front it is."""
+    return {"name": name, "colour": style[0], "shape": style[1], "arm": arm}
 
 
 def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
@@ -316,16 +308,9 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
                 band = [*band_of(runs, by).items()]
                 for at in np.unique(np.linspace(0, len(band) - 1, STEPS).astype(int)):
                     compute, volume = band[at]
-                    known = math.isfinite(volume.low)
-                    lines.append(
-                        {
-                            "group": name,
-                            "compute": compute,
-                            "mean": volume.value,
-                            "low": max(0.0, volume.low) if known else None,
-                            "high": volume.high,
-                        }
-                    )
+                    low = max(0.0, volume.low) if math.isfinite(volume.low) else None
+                    known = {"mean": volume.value, "low": low, "high": volume.high}
+                    lines.append({"group": name, "compute": compute, **known})
             if any(line["mean"] > 0 for line in lines):
                 yield {
                     "kind": "hypervolume",
@@ -333,13 +318,8 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
                     "score": objectives[0].name,
                     "compute": title,
                     "groups": [
-                        {
-                            "name": name,
-                            "colour": colour,
-                            "shape": shape,
-                            "searches": len(curves[name]),
-                        }
-                        for name, (colour, shape) in styles.items()
+                        {"name": name, "colour": c, "shape": s, "searches": len(curves[name])}
+                        for name, (c, s) in styles.items()
                     ],
                     "lines": lines,
                 }

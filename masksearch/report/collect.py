@@ -33,6 +33,7 @@ from masksearch.study.store import StudyStore, holds_study
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there
 WATCHED = 2.0  # seconds between two looks at a run that goes on
+RESAMPLES = 300  # draws of the bootstrap of a page's proxy card
 LONGEST = 40  # characters of a setting that may stand in a section's title
 ROWS = {  # by which rows masks were judged -> how a section says it
     "search": "what the searches saw",
@@ -43,7 +44,7 @@ ROWS = {  # by which rows masks were judged -> how a section says it
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredStudy:
     """One study of a run folder."""
 
     run: Path
@@ -68,7 +69,7 @@ class Found:
         return self.calls[0].get("evaluator", {}) if self.calls else {}
 
 
-def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Found]:
+def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[StoredStudy]:
     """The study of a run folder, or those of its direct subfolders that can be read.
 
     A subfolder that cannot be read is left out with a warning.
@@ -88,13 +89,13 @@ def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Foun
 
 def read_folders(
     run: Path, storage: str | BaseStorage | None = None
-) -> tuple[list[Found], list[str]]:
+) -> tuple[list[StoredStudy], list[str]]:
     """See `studies_in`; also gives a line for each subfolder that cannot be read."""
     if storage is not None:
         return [read_study(run, storage)], []
     if holds_study(run):
         return [read_study(run)], []
-    found: list[Found] = []
+    found: list[StoredStudy] = []
     unread: list[str] = []
     for folder in sorted(run.glob("*/")):
         if holds_study(folder):
@@ -111,7 +112,7 @@ def read_folders(
     return tell_apart(found), unread
 
 
-def tell_apart(found: Sequence[Found]) -> list[Found]:
+def tell_apart(found: Sequence[StoredStudy]) -> list[StoredStudy]:
     """The studies; those of one name under the ends of their folders, as short as tells them
     apart."""
     given = [study.name for study in found]
@@ -125,7 +126,7 @@ def tell_apart(found: Sequence[Found]) -> list[Found]:
     return [replace(study, name=name) for study, name in zip(found, names, strict=True)]
 
 
-def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
+def read_study(folder: Path, storage: str | BaseStorage | None = None) -> StoredStudy:
     """Reads one study.
 
     Raises:
@@ -138,7 +139,7 @@ def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
             f"nothing says what the study of {folder} is; its search was ended before it began, "
             "or another program has written it"
         )
-    return Found(
+    return StoredStudy(
         folder,
         facts["kind"],
         facts.get("strategy", folder.name),
@@ -151,10 +152,10 @@ def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
     )
 
 
-def comparison_of(study: Found) -> Comparison:
+def comparison_of(study: StoredStudy) -> Comparison:
     """A stored comparison."""
-    about = study.records, study.objectives, study.facts
-    return Comparison.of(*about, run=study.run, shape=study.shape)
+    known = study.records, study.objectives, study.facts
+    return Comparison.of(*known, run=study.run, shape=study.shape)
 
 
 def open_comparison(run: Path) -> Comparison:
@@ -168,7 +169,7 @@ def open_comparison(run: Path) -> Comparison:
     return comparison_of(stored[0])
 
 
-def limits_of(searches: Sequence[Found]) -> dict[str, str]:
+def limits_of(searches: Sequence[StoredStudy]) -> dict[str, str]:
     """What the searches were not allowed, or ended early, for the page."""
     found: dict[str, str] = {}
     for study in searches:
@@ -205,7 +206,7 @@ def report_on(
         The path of the page.
     """
     runs = [runs] if isinstance(runs, Path) else list(runs)
-    found: list[Found] = []
+    found: list[StoredStudy] = []
     unread: list[str] = []
     for run in runs:
         studies, problems = read_folders(run, storage)
@@ -215,7 +216,7 @@ def report_on(
     for line in unread:
         warnings.warn(line, stacklevel=2)
     notes = read_notes(runs[0]) if len(runs) == 1 else {}
-    groups: dict[tuple[Any, ...], list[Found]] = {}
+    groups: dict[tuple[Any, ...], list[StoredStudy]] = {}
     for study in found:
         key = (study.facts.get("protocol", ""), study.objectives, study.shape)
         groups.setdefault(key, []).append(study)
@@ -228,9 +229,9 @@ def report_on(
         sections = [replace(section, truth=truth) for section in sections]
     return write_report(
         path,
+        sections,
         title=notes.get("title", "Attention masks: sparsity against score"),
         about=notes.get("about", []),
-        sections=sections,
         verdicts=notes.get("verdicts", []),
         unread=unread,
         progress=progress_of([study.run for study in found]) if live else (),
@@ -250,11 +251,7 @@ def progress_of(runs: Sequence[Path]) -> list[str]:
 
 
 def watch_runs(
-    runs: Sequence[Path],
-    path: Path,
-    *,
-    storage: str | BaseStorage | None = None,
-    period: float = WATCHED,
+    runs: Sequence[Path], path: Path, *, storage: str | BaseStorage | None = None
 ) -> Iterator[Path]:
     """Writes the page again and again while a run goes on; at last with its figures and tables.
 
@@ -262,17 +259,16 @@ def watch_runs(
         runs: As in `report_on`. Folders that hold no study yet are waited for.
         path: Of the page.
         storage: As in `report_on`.
-        period: Seconds between two looks at the runs.
 
     Yields:
         The page, whenever it was written; the last time after all runs have ended.
     """
-    before: list[tuple[str, int]] = []
+    before: list[int] = []
     while True:
         began = time.monotonic()
         folders = [f for run in runs for f in (run, *sorted(run.glob("*/"))) if holds_study(f)]
         boards = [folder / STATUS for folder in folders if (folder / STATUS).is_file()]
-        now = [(str(board), board.stat().st_mtime_ns) for board in boards]
+        now = [board.stat().st_mtime_ns for board in boards]
         going = not folders or bool(progress_of(folders))
         if folders and (now != before or not going):
             with contextlib.suppress(*([SearchError] if going else [])):  # has hardly begun
@@ -280,7 +276,7 @@ def watch_runs(
         if not going:
             return
         before = now
-        time.sleep(period + 3 * (time.monotonic() - began))  # a quarter of a core at most
+        time.sleep(WATCHED + 3 * (time.monotonic() - began))  # a quarter of a core at most
 
 
 def write_comparison(comparison: Comparison, path: Path | str) -> Path:
@@ -290,18 +286,14 @@ def write_comparison(comparison: Comparison, path: Path | str) -> Path:
         with contextlib.suppress(MaskSearchError):  # the page is about the comparison at hand
             recipes.append(read_study(comparison.run).recipe)
     section = Section(
-        {},
-        comparison.objectives,
-        {"": comparison},
-        facts=comparison.notes,
-        shape=comparison.shape,
-        recipes=recipes,
-    )
-    return write_report(path, title="Masks compared", sections=[section])
+        *({}, comparison.objectives, {"": comparison}),
+        facts=comparison.notes, shape=comparison.shape, recipes=recipes,
+    )  # fmt: skip
+    return write_report(path, [section], title="Masks compared")
 
 
 def section_on(
-    studies: Sequence[Found], title: str, facts: Mapping[str, str], *, live: bool = False
+    studies: Sequence[StoredStudy], title: str, facts: Mapping[str, str], *, live: bool = False
 ) -> Section:
     """The section of studies of one protocol; without a proxy card while a run goes on."""
     main, searches = studies[0], [study for study in studies if study.kind == "search"]
@@ -318,7 +310,7 @@ def section_on(
         title,
         {"protocol": main.facts.get("protocol", ""), **limits_of(searches), **facts},
         main.shape,
-        dam_health(searches) or DamRuns(),
+        dam_health(searches),
         None if live else card_of_studies(studies),
         [study.recipe for study in studies],
         searches_of(searches),
@@ -327,7 +319,7 @@ def section_on(
     )
 
 
-def searches_of(studies: Sequence[Found]) -> dict[str, dict[int, list[Record]]]:
+def searches_of(studies: Sequence[StoredStudy]) -> dict[str, dict[int, list[Record]]]:
     """Strategy -> search seed -> records; empty where no strategy was run with several seeds.
 
     Searches belong together where they differ in nothing but their seed.
@@ -344,7 +336,7 @@ def searches_of(studies: Sequence[Found]) -> dict[str, dict[int, list[Record]]]:
     return groups if any(len(runs) > 1 for runs in groups.values()) else {}
 
 
-def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
+def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
     """A title for the studies of each protocol: what sets them apart; empty for one alone.
 
     Score, model, length, steps and half are looked at first, then the evaluator's other settings,
@@ -379,12 +371,15 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
     rest = [name for each in described for name in each if name not in first]
     titles = [""] * len(groups)
     for name in dict.fromkeys([*first, *rest]):
-        texts = [each.get(name, "") for each in described]
-        for title in dict.fromkeys(titles) if name not in first else [None]:
-            alike = [at for at, other in enumerate(titles) if title in (None, other)]
-            if len({texts[at] for at in alike}) > 1:
-                for at in alike:
-                    titles[at] = ", ".join(filter(None, (titles[at], texts[at])))
+        named = [
+            (title, each.get(name, "")) for title, each in zip(titles, described, strict=True)
+        ]
+        titles = [
+            ", ".join(filter(None, (title, text)))
+            if any(other != text and (name in first or same == title) for same, other in named)
+            else title
+            for title, text in named
+        ]
     return [
         title if title and titles.count(title) == 1
         else ", ".join(filter(None, [title, f"protocol {studies[0].facts.get('protocol', '')}"]))
@@ -392,35 +387,25 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
     ]  # fmt: skip
 
 
-def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyCard | None:
+def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     """The card of a report's own studies; None where their runs cannot give one, or decide none.
 
     The first objective is the target; the proxy is the loss where it is reported along the
-    way, else the objective itself. Only studies of the first one's protocol go in.
+    way, else the objective itself.
     """
     scored = [record for study in studies for record in study.records if record.scored]
-    if not scored:
-        return None
-    protocol = scored[0].protocol
-    records = {
-        str(study.run): [r for r in study.records if r.protocol == protocol or not r.scored]
-        for study in studies
-    }
-    alike = [record for record in scored if record.protocol == protocol]
     target = studies[0].objectives[0].name
-    steps = {(name, report.step) for r in alike for report in r.curve for name in report.values}
-    along = {name for name, step in steps if any(step < other for _, other in steps)}
+    along = {name for r in scored for report in r.curve[:-1] for name in report.values}
     proxy = "loss" if "loss" in along else target
-    if len({record.fingerprint for record in alike}) < FEWEST or proxy not in along:
+    if len({record.fingerprint for record in scored}) < FEWEST or proxy not in along:
         return None
-    objectives = [objective for study in studies for objective in study.objectives]
     try:
         card = judge_proxy(
-            observe(records),
+            observe({str(study.run): study.records for study in studies}),
             proxy=proxy,
             target=target,
-            objectives=objectives,
-            resamples=resamples,
+            objectives=studies[0].objectives,
+            resamples=RESAMPLES,
         )
     except SearchError:  # too few masks have both values, or there is no shorter budget
         return None
@@ -487,11 +472,10 @@ def proxy_card(
     )
 
 
-def dam_health(searches: Sequence[Found]) -> DamRuns | None:
+def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
     """The health cards of every one-shot job that left its gates, and what they say together.
 
-    Runs whose jobs are equal differ in their seed: their agreement is measured. None where
-    no gates are.
+    Runs whose jobs are equal differ in their seed: their agreement is measured.
     """
     found: list[tuple[str, Record, DamResult, float | None]] = []
     missing: list[str] = []
@@ -506,8 +490,6 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
                 missing.append(f"{name}: {error}.")
                 continue
             found.append((name, record, result, retrained_loss(study.records, result.target)))
-    if not found and not missing:
-        return None
     cards = []
     agreements: dict[str, Mapping[str, Any]] = {}
     for index, (name, record, result, retrained) in enumerate(found):

@@ -76,82 +76,59 @@ class DamRuns:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the section, with its texts."""
+    """A figure of the page: its key, its texts, and the number of its card, if it has one."""
 
     key: str
     figure: Figure
     alt: str
     caption: str
+    card: int | None = None
 
 
-def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int | None, Picture]]:
-    """Every figure of the section, with the number of its card (None = of several runs).
+def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[Picture]:
+    """Every figure of the section.
 
     Args:
         runs: Cards; the first `CARDS` are drawn in full.
         records: Of the page; one-shot jobs without a card get their curve only.
     """
+    course = "DAM's density and loss over the training steps"
     for index, card in enumerate(runs.cards[:CARDS]):
-        for picture in card_pictures(card, f"dam_{index}" if len(runs.cards) > 1 else "dam"):
-            yield index, picture
+        key, p = f"dam_{index}" if len(runs.cards) > 1 else "dam", card.probabilities
+        text = "Density of the gates with its target, and the training loss."
+        yield Picture(key, plot_dam(card.record.curve, card.warmup_steps), course, text, index)
+        if p.ndim == 3:
+            alt = "Probability of the fullest mask for every unit of every layer"
+            text = "Which units take their fullest mask: layers down, the units of a layer across."
+            yield Picture(f"{key}_gates", plot_switches(p), alt, text, index)
+            continue
+        alt = "Gate probabilities of every layer and head"
+        text = (
+            "Probability of every edge at the end: queries down, keys across; above each panel "
+            "its density."
+        )
+        yield Picture(f"{key}_gates", plot_gates(p), alt, text, index)
+        text = "Where the mass lies: mean probability of an edge by key minus query."
+        alt = "Gate probabilities by signed offset"
+        yield Picture(f"{key}_offsets", plot_offsets(p), alt, text, index)
     shown = {id(card.record) for card in runs.cards[:CARDS]}
-    curves = [
-        record
-        for record in records
-        if isinstance(record.job, OneShot)
-        if record.curve and id(record) not in shown
-    ]
+    jobs = [record for record in records if isinstance(record.job, OneShot) and record.curve]
+    curves = [record for record in jobs if id(record) not in shown]
     alone = len(curves) == 1 and not shown
     titles = {id(card.record): card.title for card in runs.cards}
     for index, record in enumerate(curves, start=len(shown)):
         title = titles.get(id(record), f"Trial {record.number}")
-        picture = Picture(
-            "dam" if alone else f"dam_{index}",
-            plot_dam(record.curve),
-            "DAM's density and loss over the training steps",
-            f"{title}: density of the gates with its target, and the loss.",
-        )
-        yield None, picture
+        text = f"{title}: density of the gates with its target, and the loss."
+        key = "dam" if alone else f"dam_{index}"
+        yield Picture(key, plot_dam(record.curve), course, text)
     if runs.agreements:
-        picture = Picture(
+        yield Picture(
             "dam_agreement",
             plot_agreement(runs.agreements),
             "Overlap of the masks of several seeds against chance",
             "Do seeds find the same mask? Bars: mean intersection over union of two seeds' masks, "
             "cut at the target density; points: each pair; black lines: gates with random values.",
         )
-        yield None, picture
-
-
-def card_pictures(card: DamCard, key: str) -> Iterator[Picture]:
-    """The figures of one run; `key` begins their names."""
-    yield Picture(
-        key,
-        plot_dam(card.record.curve, card.warmup_steps),
-        "DAM's density and loss over the training steps",
-        "Density of the gates with its target, and the training loss.",
-    )
-    if card.probabilities.ndim == 3:
-        yield Picture(
-            f"{key}_gates",
-            plot_switches(card.probabilities),
-            "Probability of the fullest mask for every unit of every layer",
-            "Which units take their fullest mask: layers down, the units of a layer across.",
-        )
-        return
-    yield Picture(
-        f"{key}_gates",
-        plot_gates(card.probabilities),
-        "Gate probabilities of every layer and head",
-        "Probability of every edge at the end: queries down, keys across; above each panel its "
-        "density.",
-    )
-    yield Picture(
-        f"{key}_offsets",
-        plot_offsets(card.probabilities),
-        "Gate probabilities by signed offset",
-        "Where the mass lies: mean probability of an edge by key minus query.",
-    )
 
 
 def health_data(runs: DamRuns) -> dict[str, Any]:

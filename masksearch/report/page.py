@@ -33,15 +33,7 @@ ZOOM = 1.5 * 96  # pixels of the page for an inch of a figure
 
 
 def write_report(
-    path: Path | str,
-    *,
-    title: str,
-    sections: Sequence[Section],
-    about: Sequence[str] = (),
-    verdicts: Sequence[str] = (),
-    unread: Sequence[str] = (),
-    progress: Sequence[str] = (),
-    command: str = "",
+    path: Path | str, sections: Sequence[Section], *, progress: Sequence[str] = (), **head: Any
 ) -> Path:
     """Writes the page, and beside it `result.json`, `figures/` and `tables/`.
 
@@ -51,14 +43,10 @@ def write_report(
 
     Args:
         path: Of the page; folders are made.
-        title: Headline.
         sections: One for each protocol; scores of two protocols never share a figure.
-        about: What the page is about, a paragraph each.
-        verdicts: Lines for the head of the page.
-        unread: Lines on folders that could not be read.
         progress: Lines on runs that go on. With them the page loads itself again and again, and
             neither figures nor tables are written.
-        command: Writes this page again.
+        **head: What else stands on top, as in `result_of`.
 
     Returns:
         The path of the page.
@@ -68,15 +56,7 @@ def write_report(
         ValueError: If a study mixes protocols, or an objective's `worst` is not finite.
     """
     path = Path(path)
-    told = result_of(
-        sections,
-        title=title,
-        about=about,
-        verdicts=verdicts,
-        unread=unread,
-        progress=progress,
-        command=command,
-    )
+    told = result_of(sections, progress=progress, **head)
     result: dict[str, Any] = plain_data(told)
     for chart in () if progress else charts_of(result):
         write_chart(chart, path.parent / FIGURES)
@@ -163,16 +143,16 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
             save(figure, folder, f"{section.key}masks")
     shown = list(dam_pictures(section.dam, section.searched))
     if section.proxy is not None:
-        shown.append((None, proxy_picture(section.proxy)))
+        shown.append(proxy_picture(section.proxy))
     return {
         made.key: {
             "file": save(made.figure, folder, f"{section.key}{made.key}")[0].name,
             "alt": made.alt,
             "caption": made.caption,
             "width": round(made.figure.get_figwidth() * ZOOM),
-            "card": card,
+            "card": made.card,
         }
-        for card, made in shown
+        for made in shown
     }
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from masksearch.contracts import Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts, under_causality
-from masksearch.report.style import LABEL, PAGE, SMALL
+from masksearch.report.style import LABEL, PAGE, SMALL, new_figure
 
 KEPT, DROPPED, SEAM = to_rgb("#0B3C6F"), to_rgb("#F2F0EA"), to_rgb("#FFFFFF")
 COLUMNS = 4  # masks with one panel that share a row
@@ -100,8 +99,7 @@ def plot_masks(
             down, across = panels(tables[name])
             heights.append(min(PANEL, (PAGE - 1.0) / across) * down + 0.8)
             rows.append([name])
-    figure = Figure(figsize=(PAGE, max(1.0, sum(heights))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(PAGE, max(1.0, sum(heights)))
     if not rows:
         figure.text(0.5, 0.5, "no mask to draw", ha="center", va="center", fontsize=LABEL)
         return figure

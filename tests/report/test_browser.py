@@ -50,7 +50,7 @@ def page(tmp_path_factory, record, compared, objectives, shape):
         evaluate="masksearch evaluate MASK --glue folder",
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("page")
-    return write_report(folder / "report.html", title="t", sections=[section])
+    return write_report(folder / "report.html", [section], title="t")
 
 
 def test_a_mask_is_shown_on_hover_and_opened_on_click(page):

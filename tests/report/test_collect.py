@@ -17,7 +17,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch import masks
 from masksearch.report.collect import (
-    Found,
+    StoredStudy,
     name_groups,
     progress_of,
     read_study,
@@ -137,10 +137,10 @@ def test_flags_and_lists_stand_in_the_command():
 
 
 def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape):
-    def group(shape=shape, objectives=objectives, protocol="p", **settings) -> list[Found]:
+    def group(shape=shape, objectives=objectives, protocol="p", **settings) -> list[StoredStudy]:
         calls = [{"evaluator": settings}] if settings else []
         facts = {"protocol": protocol}
-        return [Found(tmp_path, "search", "tpe", [], objectives, shape, facts, calls)]
+        return [StoredStudy(tmp_path, "search", "tpe", [], objectives, shape, facts, calls)]
 
     one = group(steps=2, lr=0.1, corpus="x" * 200)
     assert name_groups([one]) == [""]
@@ -184,9 +184,8 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
 
 def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path, objectives, shape):
     folders = ["a/tpe/0", "a/tpe/1", "a/random/0", "b/other"]
-    found = [
-        Found(tmp_path / each, "search", "tpe", [], objectives, shape, {}, []) for each in folders
-    ]
+    rest = ("search", "tpe", [], objectives, shape, {}, [])
+    found = [StoredStudy(tmp_path / each, *rest) for each in folders]
     names = [study.name for study in tell_apart(found)]
     assert names == ["tpe/0", "tpe/1", "random/0", "b/other"]
     assert [study.name for study in tell_apart(found[:1])] == ["tpe"]

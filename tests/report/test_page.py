@@ -11,8 +11,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Report, generator
 from masksearch.gates.result import DamResult
-from masksearch.report.collect import Found, dam_health
-from masksearch.report.dam import DamRuns
+from masksearch.report.collect import StoredStudy, dam_health
 from masksearch.report.page import write_report as write_sections
 from masksearch.report.section import Section
 from masksearch.report.tables import health_table
@@ -21,11 +20,8 @@ from masksearch.report.tables import health_table
 def write_report(path, *, title, comparison=None, verdicts=(), command="", **fields):
     """A page of one section."""
     fields["comparisons"] = {} if comparison is None else {"compared": comparison}
-    fields["dam"] = fields.get("dam") or DamRuns()
     section = Section(**fields)
-    return write_sections(
-        path, title=title, sections=[section], verdicts=verdicts, command=command
-    )
+    return write_sections(path, [section], title=title, verdicts=verdicts, command=command)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +194,7 @@ def test_numbers_of_a_column_have_the_same_digits(full):
 def dam_study(tmp_path, one_shot, record, objectives, shape):
     """A study of one DAM run: its gates on the disk, and masks cut from them."""
 
-    def make(seed: int, target: float = 0.25, cut: tuple[tuple[float, float], ...] = ()) -> Found:
+    def make(seed, target=0.25, cut=()) -> StoredStudy:
         folder = tmp_path / f"run_{seed}_{target}"
         folder.mkdir()
         last = one_shot.curve[-1]
@@ -221,7 +217,7 @@ def dam_study(tmp_path, one_shot, record, objectives, shape):
             for k, (density, loss) in enumerate(cut)
         ]  # fmt: skip
         name = f"dam_{seed}_{target}"
-        return Found(folder, "search", name, [first, *rest], objectives, shape, {})
+        return StoredStudy(folder, "search", name, [first, *rest], objectives, shape, {})
 
     return make
 
@@ -308,7 +304,7 @@ def test_lost_gates_are_said_to_be_lost(dam_study, tmp_path, objectives, quick):
     )
     assert "dam_0_0.25, trial 0 (seed 0): no gates at" in Page(path.read_text()).text
     assert quick == ["dam"]  # the curve is in the record
-    assert dam_health([replace(study, records=[])]) is None
+    assert not dam_health([replace(study, records=[])]).missing
 
 
 @pytest.mark.parametrize(
