@@ -6,6 +6,7 @@ Never evaluates code, and reads no pickle; a mask prints itself.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import pkgutil
@@ -24,6 +25,7 @@ from masksearch.masks.core import RECIPES, Mask
 LONGEST = 100_000  # characters of an expression
 LONGEST_PATH = 4096  # ... and of a place
 FILES = (".json", ".safetensors", ".npy")
+BARE = ("...", "per_layer([...])", "per_head([...])")  # short texts that say nothing of a mask
 RUN = re.compile(r".[#@][\w.-]+$")  # how the name of a run's mask may end
 # What reads the masks of a run stands right of masks/, which may not import it: it is found by
 # its name when a text names a run. tests/test_layers.py holds that this is the only such arrow.
@@ -151,20 +153,51 @@ def short_text(mask: Mask | str, width: int = 60) -> str:
         width: Most characters (>= 16).
 
     Returns:
-        The expression where it fits. Else the operands that fit, "..." for those that do not,
-        and the first 8 digits of the mask's digest.
+        The expression where it fits. Else the operands that fit, "..." for those that do not (of
+        a list of heads none of which fits, how many are full), and the first 8 digits of the
+        mask's digest.
 
     >>> from masksearch import masks
     >>> short_text(masks.window(3) | masks.stride(5) | masks.offsets(range(40)), 45)
     'window(3) | stride(5) | ... [ac772799]'
     >>> short_text(masks.per_head([masks.window(3), masks.bigbird(), masks.star()]), 38)
     'per_head([window(3), ...]) [b458f4c9]'
+    >>> short_text(masks.per_layer([masks.per_head([masks.full()] + [masks.star()] * 5)] * 3), 38)
+    '3 of 18 heads full [20833d50]'
     """
     text = str(mask)
     if len(text) <= width:
         return text
     end = f" [{mask.digest[:8]}]" if isinstance(mask, Mask) else ""
-    return cut_operands(text, width - len(end)) + end
+    short, words = cut_operands(text, width - len(end)), heads_in_words(text)
+    if words and short in BARE and len(words + end) <= width:
+        short = words
+    return short + end
+
+
+def heads_in_words(text: str) -> str:
+    """How many heads of a mask that tells them apart are full; empty for any other expression.
+
+    >>> heads_in_words("per_layer([full(), per_head([window(2), full()])])")
+    '3 of 4 heads full'
+    >>> heads_in_words("per_head([window(2), star(), window(2)])")
+    '2 masks in 3 heads'
+    """
+    rows = [parts_of(part, "per_head") for part in parts_of(text, "per_layer")]
+    most = max(map(len, rows))
+    heads = [head for row in rows for head in (row if len(row) > 1 else row * most)]
+    full = heads.count("full()")
+    said = f"{full} of {len(heads)} heads full" if full else ""
+    return (said or f"{len(set(heads))} masks in {len(heads)} heads") if most > 1 else ""
+
+
+def parts_of(text: str, name: str) -> list[str]:
+    """The masks of an expression `name([..])`; of any other, the expression itself."""
+    if not (text.startswith(f"{name}([") and text.endswith("])")) or outermost(text, r" [|&-] "):
+        return [text]
+    inside = text[len(name) + 2 : -2]
+    ends = [(0, 0), *outermost(inside, r",\s?"), (len(inside), 0)]
+    return [inside[a:b] for (_, a), (b, _) in itertools.pairwise(ends)]
 
 
 def cut_operands(text: str, room: int) -> str:

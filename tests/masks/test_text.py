@@ -197,6 +197,8 @@ def test_short_text_fits_and_cuts_between_operands(sized, width):
     assert len(shown) <= width
     head, _, digest = shown.rpartition(" ")
     assert digest == f"[{mask.digest[:8]}]"
+    if re.fullmatch(r"\d+ of \d+ heads full|\d+ masks in \d+ heads", head):
+        return
     assert head.count("...") >= 1
     assert head.count("(") == head.count(")")
     assert head.count("[") == head.count("]")
@@ -217,6 +219,12 @@ def test_short_text_fits_and_cuts_between_operands(sized, width):
             34,
             "(window(3) | ...) & ... [8 digits]",
         ),
+        (
+            masks.per_layer([masks.per_head([masks.full(), masks.star()]), masks.full()]),
+            34,
+            "3 of 4 heads full [8 digits]",
+        ),
+        (str(masks.per_head([masks.window(1), masks.window(2)] * 9)), 20, "2 masks in 18 heads"),
         ("star", 16, "star"),
         ("the mask that I drew myself", 16, "the mask that..."),
     ],
