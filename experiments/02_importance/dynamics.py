@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch
 from masksearch.positions.analysis import importance
-from masksearch.positions.instrument import list_batches
+from masksearch.positions.probes import list_batches
 from masksearch.positions.result import Importance, Method, Per, Profile, Special
 from masksearch.report.dam import EFFECTS, GATES
 from masksearch.report.style import (

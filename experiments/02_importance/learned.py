@@ -20,8 +20,14 @@ from torch import Tensor, nn
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Batch
 from masksearch.gates.dam import endless
-from masksearch.positions.instrument import attached_probe, shape_of, special_keys
-from masksearch.positions.probes import Observe, PositionProbe, ignore
+from masksearch.positions.probes import (
+    Observe,
+    PositionProbe,
+    attached_probe,
+    ignore,
+    shape_of,
+    special_keys,
+)
 from masksearch.positions.result import (
     Importance,
     ImportanceSpec,
@@ -187,5 +193,4 @@ def learned_importance(
         losses[-max(1, steps // 10) :],
         values=values,
         batches=steps,
-        forwards=steps,
     )

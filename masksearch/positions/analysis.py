@@ -7,22 +7,23 @@ found.diagonal.mean, found.by_offset, found.special["[CLS]"], found.frame()
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from masksearch.contracts import Batch, Shape
+from masksearch.contracts import Batch
 from masksearch.errors import unknown_name
-from masksearch.positions.instrument import (
+from masksearch.positions.probes import (
+    FlippedAttention,
+    ThinnedAttention,
+    WatchedAttention,
     attached_probe,
     list_batches,
     shape_of,
     special_keys,
 )
-from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 from masksearch.positions.result import (
     Importance,
     ImportanceSpec,
@@ -38,7 +39,6 @@ from masksearch.training.loop import finite_loss, on_device
 
 NEAR = 16  # farthest offset that "drop" measures unless it is told others
 
-Progress = Callable[[int, int], None]
 Unit = tuple[str, int | str]  # ("offset", -1), ("key", 0), ("special", "[CLS]")
 
 
@@ -52,7 +52,6 @@ def importance(
     special: Special | None = None,
     offsets: Iterable[int] | None = None,
     keys: Iterable[int] | None = None,
-    progress: Progress | None = None,
 ) -> Importance:
     """Measures how much the positions of the attention matrix matter.
 
@@ -84,11 +83,10 @@ def importance(
         offsets: Signed offsets (key minus query) of the profile, in -(n - 1) .. n - 1; 0 is
             always added. None = all; for `"drop"` those within 16.
         keys: Key positions of the profile, in 0 .. n - 1. None = all.
-        progress: Called by `"drop"` with the forward passes done and in all, first with 0.
 
     Returns:
         Values `[layers | 1, heads | 1, n, n]` (not for `"drop"`), profiles with intervals, a
-        table and a file.
+        table.
 
     Raises:
         UnknownNameError: For an unknown method or `per`.
@@ -125,34 +123,8 @@ def importance(
     units = tuple(sorted(at)), tuple(sorted(columns))
     spec = ImportanceSpec(shape, method, per, signed, special or {}, *units)
     if method == "drop":
-        return drop_importance(model, found, spec, progress)
+        return drop_importance(model, found, spec)
     return first_order_importance(model, found, spec)
-
-
-class RunningMean:
-    """Mean and standard error of a table over batches (Welford's algorithm).
-
-    Attributes:
-        mean: float64, of the tables so far.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor = torch.zeros((), dtype=torch.float64)
-        self.squares: Tensor = torch.zeros((), dtype=torch.float64)
-
-    def add(self, table: Tensor) -> None:
-        """One batch's table, float64."""
-        self.count += 1
-        change = table - self.mean
-        self.mean = self.mean + change / self.count
-        self.squares = self.squares + change * (table - self.mean)
-
-    def error(self) -> Tensor:
-        """Standard error of the mean; NaN for a single batch."""
-        if self.count < 2:
-            return torch.full_like(self.mean, math.nan)
-        return (self.squares / (self.count - 1) / self.count).sqrt()
 
 
 def first_order_importance(
@@ -168,7 +140,7 @@ def first_order_importance(
 
     kind = WatchedAttention if spec.method == "gradient" else FlippedAttention
     probe = kind(shape.length, shape.heads, shape.layers, observe)
-    values = RunningMean()
+    values = torch.zeros((), dtype=torch.float64)  # mean of the tables so far
     lines: list[Tensor] = []
     chosen = spec.lines()
     tokens: dict[str, list[Tensor]] = {name: [] for name in spec.special}
@@ -197,7 +169,7 @@ def first_order_importance(
                     token_counts[name] += (share * at[:, None]).sum((1, 2)).mean().item()
             calls.clear()
             table = spec.pool(table)
-            values.add(table)
+            values = values + (table - values) / (number + 1)
             lines.append(line_sums(table)[..., chosen])
             for name, sums in onto.items():
                 tokens[name].append(spec.pool(sums))
@@ -208,20 +180,9 @@ def first_order_importance(
         {name: mean_with_interval(torch.stack(found)) for name, found in tokens.items()},
         token_counts,
         losses,
-        values=values.mean,
-        errors=values.error(),
+        values=values,
         batches=len(batches),
-        forwards=len(batches),
     )
-
-
-def drop_forwards(shape: Shape, batches: int, per: Per, units: int) -> int:
-    """Forward passes of `"drop"`: batches x (1 + units x scopes).
-
-    Scopes are 1 for `"model"`, the layers for `"layer"`, layers x heads for `"head"`.
-    """
-    scopes = {"model": 1, "layer": shape.layers, "head": shape.layers * shape.heads}[per]
-    return batches * (1 + units * scopes)
 
 
 def pairs_of(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
@@ -236,9 +197,7 @@ def pairs_of(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def drop_importance(
-    model: nn.Module, batches: list[Batch], spec: ImportanceSpec, progress: Progress | None
-) -> Importance:
+def drop_importance(model: nn.Module, batches: list[Batch], spec: ImportanceSpec) -> Importance:
     """Importance by `"drop"`; see `importance`."""
     shape, per, special = spec.shape, spec.per, list(spec.special)
     units: list[Unit] = [("offset", at) for at in spec.offsets]
@@ -246,22 +205,9 @@ def drop_importance(
     units += [("special", name) for name in special]
     layers = [None] if per == "model" else list(range(shape.layers))
     heads = list(range(shape.heads)) if per == "head" else [None]
-    total = drop_forwards(shape, len(batches), per, len(units))
     effects = torch.zeros(len(batches), len(layers), len(heads), len(units), dtype=torch.float64)
     cells = torch.zeros(len(units), dtype=torch.float64)
     losses: list[float] = []
-    done = 0
-
-    def loss(batch: Batch, number: int) -> float:
-        nonlocal done
-        found = finite_loss(model, batch, number).item()
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return found
-
-    if progress is not None:
-        progress(done, total)
     probe = ThinnedAttention(shape.length, shape.heads, shape.layers)
     with attached_probe(model, probe, batches[0]):
         model.eval()
@@ -269,14 +215,15 @@ def drop_importance(
             batch = on_device(model, batch)
             standing = special_keys(batch, spec.special)
             probe.removed = None
-            losses.append(loss(batch, number))
+            losses.append(finite_loss(model, batch, number).item())
             for index, unit in enumerate(units):
                 pairs = pairs_of(unit, shape.length, standing)
                 probe.removed = pairs.to(next(model.parameters()).device)
                 probe.cells.clear()
                 for row, column in itertools.product(range(len(layers)), range(len(heads))):
                     probe.layer, probe.head = layers[row], heads[column]
-                    effects[number, row, column, index] = loss(batch, number) - losses[-1]
+                    thinned = finite_loss(model, batch, number).item()
+                    effects[number, row, column, index] = thinned - losses[-1]
                 cells[index] += sum(probe.cells) / len(probe.cells) / len(batches)
     found = mean_with_interval(effects)
     known = len(spec.offsets) + len(spec.keys)
@@ -291,5 +238,4 @@ def drop_importance(
         {name: cells[at].item() for at, name in enumerate(special, start=known)},
         losses,
         batches=len(batches),
-        forwards=total,
     )

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.positions.instrument import (
+from masksearch.positions.probes import (
+    WatchedAttention,
     attached_probe,
     list_batches,
     shape_of,
     special_keys,
 )
-from masksearch.positions.probes import WatchedAttention
 from masksearch.positions.result import Special, offset_sums
 from masksearch.training.loop import on_device
 

@@ -1,13 +1,11 @@
-"""What an importance analysis is asked and leaves: values, profiles with intervals, a file."""
+"""What an importance analysis is asked and leaves: values, profiles with intervals, a table."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +13,6 @@ from scipy import stats
 from torch import Tensor
 
 from masksearch.contracts import Shape
-from masksearch.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +21,7 @@ Method = Literal["gradient", "flip", "drop"]
 Per = Literal["model", "layer", "head"]
 Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
 POOLED: dict[Per, tuple[int, ...]] = {"model": (0, 1), "layer": (1,), "head": ()}
-FORMAT = "masksearch-importance-1"
 LEVEL = 0.95  # of every interval
-PARTS = ("mean", "low", "high", "cells")  # tensors of a profile
 
 
 @dataclass(frozen=True)
@@ -159,8 +154,6 @@ class Importance:
             heads (or layers and heads) are those of taking them out everywhere at once.
         length: Positions n.
         values: float `[layers | 1, heads | 1, n, n]`, or None for `"drop"`.
-        errors: Standard error of the values over batches, the same shape; None for `"drop"`,
-            NaN for a single batch.
         by_offset: Profile over signed offsets (key minus query), 0 always among them.
         by_key: Profile over key positions.
         special: Name -> mean, low and high, each `[layers | 1, heads | 1]`: attention to such
@@ -168,7 +161,6 @@ class Importance:
         special_cells: Name -> valid pairs, mean over sequences, layers and heads.
         loss: Mean loss of the batches, nothing taken out.
         batches: Number of batches.
-        forwards: Forward passes that it took.
         signed: False = every effect is the sum over sequences of its absolute value in each.
     """
 
@@ -176,14 +168,12 @@ class Importance:
     per: Per
     length: int
     values: Tensor | None
-    errors: Tensor | None
     by_offset: Profile
     by_key: Profile
     special: Mapping[str, Measured] = field(default_factory=dict)
     special_cells: Mapping[str, float] = field(default_factory=dict)
     loss: float = math.nan
     batches: int = 0
-    forwards: int = 0
     signed: bool = True
 
     def __repr__(self) -> str:
@@ -194,11 +184,6 @@ class Importance:
             f"batches, loss {self.loss:.4g}; nats a token: diagonal {self.diagonal}{special}; "
             f"{len(self.by_offset.at)} offsets, {len(self.by_key.at)} keys)"
         )
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """The offsets that were measured."""
-        return self.by_offset.at
 
     @property
     def diagonal(self) -> Measured:
@@ -231,56 +216,6 @@ class Importance:
         columns = ["kind", "unit", "layer", "head", "mean", "low", "high", "cells"]
         return pd.DataFrame(rows, columns=columns)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes one `.safetensors` file: tensors, and the rest as JSON metadata.
-
-        Raises:
-            ValueError: If the path has another ending.
-        """
-        tensors = {"values": self.values, "errors": self.errors}
-        for name, profile in (("by_offset", self.by_offset), ("by_key", self.by_key)):
-            tensors |= {f"{name}.{part}": getattr(profile, part) for part in PARTS}
-        for number, found in enumerate(self.special.values()):
-            tensors |= {f"special.{number}.{part}": t for part, t in found._asdict().items()}
-        plain = ("method", "per", "length", "batches", "forwards", "signed")
-        about = {name: getattr(self, name) for name in plain} | {
-            "loss": None if math.isnan(self.loss) else self.loss,
-            "at": [self.by_offset.at, self.by_key.at],
-            "special": [[name, self.special_cells[name]] for name in self.special],
-        }
-        known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        metadata = {"format": FORMAT, "importance": json.dumps(about)}
-        return write_tensors(path, known, metadata, what="importance")
-
-    @staticmethod
-    def load(path: str | Path) -> Importance:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            MaskFormatError: If the file is not one of `save`.
-        """
-        tensors, metadata = read_tensors(path, what="importance", expected=FORMAT)
-        about = json.loads(metadata["importance"])
-        at, special, loss = about.pop("at"), about.pop("special"), about.pop("loss")
-        by_offset, by_key = (
-            Profile(tuple(units), *(tensors[f"{name}.{part}"] for part in PARTS))
-            for name, units in zip(("by_offset", "by_key"), at, strict=True)
-        )
-        return Importance(
-            **about,
-            by_offset=by_offset,
-            by_key=by_key,
-            loss=math.nan if loss is None else loss,
-            values=tensors.get("values"),
-            errors=tensors.get("errors"),
-            special={
-                name: Measured(*(tensors[f"special.{k}.{part}"] for part in Measured._fields))
-                for k, (name, _) in enumerate(special)
-            },
-            special_cells=dict(special),
-        )
-
 
 def build_importance(
     spec: ImportanceSpec,
@@ -291,9 +226,7 @@ def build_importance(
     losses: Sequence[float],
     *,
     values: Tensor | None = None,
-    errors: Tensor | None = None,
     batches: int,
-    forwards: int,
 ) -> Importance:
     """Puts a result together, with the offsets and keys that the specification names.
 
@@ -305,9 +238,7 @@ def build_importance(
         token_cells: Name -> valid pairs.
         losses: Of the batches, or the last steps.
         values: float `[layers | 1, heads | 1, n, n]`, or None.
-        errors: Their standard errors, or None.
         batches: Number of batches.
-        forwards: Forward passes that it took.
     """
     count = len(spec.offsets)
     parts = [part.float() for part in (*lines, cells)]
@@ -318,13 +249,11 @@ def build_importance(
         spec.per,
         spec.shape.length,
         None if values is None else values.float(),
-        None if errors is None else errors.float(),
         by_offset,
         by_key,
         {name: Measured(*(part.float() for part in found)) for name, found in tokens.items()},
         dict(token_cells),
         sum(losses) / len(losses),
         batches,
-        forwards,
         spec.signed,
     )

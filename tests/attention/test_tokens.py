@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.errors import AttachError, EmptyRowError, HeadCountError
-from masksearch.positions.instrument import attached_probe
-from masksearch.positions.probes import WatchedAttention
+from masksearch.positions.probes import WatchedAttention, attached_probe
 
 SPECIAL = 7
 HUBS = masks.window(1) | masks.special_tokens(SPECIAL)

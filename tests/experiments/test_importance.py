@@ -93,7 +93,7 @@ def test_learned_profile_is_the_mean_over_pairs():
     for offset in (-3, 0, 2):
         mean = found.values[0, 0].diagonal(offset).mean()
         torch.testing.assert_close(found.by_offset.one(offset).mean[0, 0], mean)
-        assert found.by_offset.cells[found.offsets.index(offset)] == LENGTH - abs(offset)
+        assert found.by_offset.cells[found.by_offset.at.index(offset)] == LENGTH - abs(offset)
     torch.testing.assert_close(found.by_key.mean[0, 0], found.values[0, 0].mean(0))
     again = learned.learned_importance(model, iter(batches * 2), steps=2, per="model", initial=1)
     torch.testing.assert_close(again.values, found.values)
@@ -121,4 +121,4 @@ def test_planted_edges_are_found_by_every_measure():
     assert auroc(sizes.values[0, 0], edges) > 0.95
     dropped = ms.importance(model, held_out, method="drop", per="model", keys=[])
     best = dropped.by_offset.mean[0, 0].topk(2).indices.tolist()
-    assert {dropped.offsets[index] for index in best} == {-5, 5}
+    assert {dropped.by_offset.at[index] for index in best} == {-5, 5}

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch import Gates, Importance, attach, detach, importance, masks
+from masksearch import Gates, attach, detach, importance, masks
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import ATTACHMENT
 from masksearch.errors import (
     AttachError,
     LengthError,
-    MaskFormatError,
     NonFiniteLossError,
     UnknownNameError,
 )
@@ -58,8 +57,7 @@ def test_gradient_matches_autograd_on_a_handwritten_attention(model):
         expected.append(-torch.autograd.grad(loss, scale)[0])
     both = torch.stack(expected)
     torch.testing.assert_close(found.values, both.mean(0), rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(found.errors, both.std(0) / math.sqrt(2), rtol=1e-4, atol=1e-6)
-    assert found.forwards == found.batches == 2
+    assert found.batches == 2
 
 
 def test_gradient_is_the_slope_of_the_loss(model):
@@ -172,21 +170,6 @@ def test_drop_in_one_layer_or_head(model, per):
     assert effect == pytest.approx(under - loss_of(model, batch), abs=1e-5)
 
 
-def test_drop_states_its_cost_before_it_starts(model):
-    told: list[tuple[int, int]] = []
-    found = importance(
-        model,
-        random_batches(2),
-        method="drop",
-        offsets=[1],
-        keys=[0],
-        special={"token": 4},
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told[0] == (0, 2 * (1 + 4 * LAYERS * HEADS))  # offsets 0 and 1, a key, a token
-    assert told[-1] == (found.forwards, found.forwards) == (told[0][1],) * 2
-
-
 def test_special_tokens_are_found_wherever_they_stand(model):
     batch = random_batches(1)[0]
     batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == 5, 6)
@@ -283,8 +266,10 @@ def test_a_causal_model_has_no_importance_ahead():
         assert values[..., LENGTH - 2, :3].abs().min() > 0
     found = importance(model, batches, method="drop", per="model", keys=[])
     assert found.by_offset.one(1).mean.item() == 0
-    assert found.by_offset.cells[found.offsets.index(0)] == LENGTH - 1  # row 0 has no other key
-    assert found.by_offset.cells[found.offsets.index(-1)] == LENGTH - 1
+    assert (
+        found.by_offset.cells[found.by_offset.at.index(0)] == LENGTH - 1
+    )  # row 0 has no other key
+    assert found.by_offset.cells[found.by_offset.at.index(-1)] == LENGTH - 1
 
 
 def test_a_layer_that_is_called_twice_adds_up():
@@ -342,21 +327,6 @@ def test_frozen_weights_have_the_same_gradient(model):
         torch.testing.assert_close(importance(model, batches).values, expected)
 
 
-@pytest.mark.parametrize("method", ["flip", "drop"])
-def test_save_and_load(model, tmp_path, method):
-    found = importance(
-        model, random_batches(2), method=method, per="layer", special={"[CLS]": 4, "a.b": 5}
-    )
-    loaded = Importance.load(found.save(tmp_path / "new" / "importance.safetensors"))
-    assert loaded.frame().equals(found.frame())
-    assert (loaded.values is None) == (method == "drop")
-    if found.values is not None:
-        assert torch.equal(loaded.values, found.values)
-        assert torch.equal(loaded.errors, found.errors)
-    for name in ("method", "per", "length", "loss", "batches", "forwards", "signed", "offsets"):
-        assert getattr(loaded, name) == getattr(found, name)
-
-
 def test_frame_names_what_is_pooled(model):
     frame = importance(model, random_batches(2), per="layer", keys=[0], special={"t": 4}).frame()
     assert set(frame["layer"]) == {0, 1}
@@ -374,7 +344,7 @@ def test_per_cell_divides_by_pairs(model):
         profile.one(99)
 
 
-def test_messages(model, tmp_path):
+def test_messages(model):
     batches = random_batches(1)
     with pytest.raises(UnknownNameError, match="did you mean 'gradient'"):
         importance(model, batches, method="gradients")
@@ -401,8 +371,3 @@ def test_messages(model, tmp_path):
     attach(model, Gates(length=LENGTH, heads=HEADS))
     with pytest.raises(AttachError, match="carries trainable gates"):
         importance(model, batches)
-    with pytest.raises(FileNotFoundError, match="no importance at"):
-        Importance.load(tmp_path / "none.safetensors")
-    (tmp_path / "bad.safetensors").write_bytes(b"no")
-    with pytest.raises(MaskFormatError, match="not a readable"):
-        Importance.load(tmp_path / "bad.safetensors")

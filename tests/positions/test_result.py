@@ -45,8 +45,8 @@ def test_importance_fits_a_line_or_two(layers):
     units = tuple(range(-63, 64))
     values = torch.rand(layers, 1, 64, 64)
     found = Importance(
-        "drop", "model", 64, values, values, profile(layers, units), profile(layers, units[:64]),
-        {"[CLS]": profile(layers, (0,)).one(0)}, {"[CLS]": 64.0}, 2.5, 20, 100,
+        "drop", "model", 64, values, profile(layers, units), profile(layers, units[:64]),
+        {"[CLS]": profile(layers, (0,)).one(0)}, {"[CLS]": 64.0}, 2.5, 20,
     )  # fmt: skip
     assert len(repr(found)) <= 240
     assert "Importance(drop, per model, 64 positions, 20 batches, loss 2.5; nats a token" in repr(
