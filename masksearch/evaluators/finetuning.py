@@ -53,8 +53,9 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import AnySize
 from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.tokenizer import TokenSource, Vocabulary, read_vocabulary
+from masksearch.tasks.text.tokenizer import Vocabulary, read_vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (

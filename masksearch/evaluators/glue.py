@@ -39,9 +39,9 @@ from masksearch.tasks.glue.metrics import (
 )
 from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
 from masksearch.tasks.glue.tasks import GlueTask, task_named, task_number
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.packing import shrink
-from masksearch.tasks.text.tokenizer import TokenSource
 
 
 @dataclass(frozen=True)

@@ -581,15 +581,15 @@ def read_corpus(
         tokenizer = tokenizer or start.tokenizer_source
         made = open_tokenizer(tokenizer)
         start.check_tokens(id_count(made), special_ids(made)["pad"])
-    corpus = Corpus.load(
+    return Corpus.load(
         path,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         length=length,
         cache=cache,
         held_out=held_out,
+        test=test,
     )
-    return corpus.on_test_text(path, cache) if test else corpus
 
 
 def preset_of(kind: type, name: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from masksearch.tasks.squad import (
     score,
 )
 from masksearch.tasks.squad_windows import Answer, SquadWindows, WindowSize, decode, make_windows
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import absolute_source, short_hash
-from masksearch.tasks.text.tokenizer import TokenSource
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
 from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import absolute_source, short_hash
 from masksearch.tasks.text.packing import shrink
-from masksearch.tasks.text.tokenizer import TokenSource
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, Half, gen
 from masksearch.errors import SearchError
 from masksearch.files import write_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import IdLists, shrink
-from masksearch.tasks.text.tokenizer import TokenSource
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, hold_lock
 from masksearch.training.loop import (

@@ -24,7 +24,7 @@ from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import epoch_batches
 from masksearch.tasks.splits import check_sequences, spread
-from masksearch.tasks.text.corpus import deal_stretches, read_test_text, tokenize_text
+from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces, short_hash
 from masksearch.tasks.text.packing import Boundaries, Sequences
 from masksearch.tasks.text.tokenizer import encode, id_count
@@ -158,26 +158,20 @@ class NextTokenText:
         stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache, paragraph_pieces)
         made, content = stored.tokenizer, list(stored.content)
         prefix, about = text_prefix(made), (made.to_str(), str(length))
-        named, inner = ("next token", paragraph_pieces.__name__), length - len(prefix)
-        train, held = stored.parts(inner)
+        named = "next token", paragraph_pieces.__name__
+        train, held = stored.parts(length - len(prefix))
         train_digest = short_hash(*named, *content, *about)
         if test:
             tested = read_test_text(path, made, cache, paragraph_pieces)
             held, content = tested.held_out, [content[0], "test", tested.content[1]]
-        if len(train.ids) < inner or len(held.ids) < inner:
-            raise DataError(
-                f"{path} holds {len(train.ids):,} tokens to train on and {len(held.ids):,} to "
-                f"judge by; at least a sequence of {length} tokens of each is needed: give more "
-                "text or a smaller length"
-            )
-        whole = held.part(0, len(held.ids) // inner * inner)
+        (train_rows, _), (held_rows, begins) = pack_parts(path, (train, held), length, prefix)
         return cls(
-            train=Sequences.packed(train.ids, length, prefix),
-            held=Sequences.packed(held.ids, length, prefix),
+            train=train_rows,
+            held=held_rows,
             tokenizer=made,
             digest=short_hash(*named, *content, *about),
             train_digest=train_digest,
-            begins=whole.begins,
+            begins=begins,
         )
 
     @property

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksearch.tasks.squad import Question
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import IdLists, shrink
-from masksearch.tasks.text.tokenizer import TokenSource
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -27,9 +27,9 @@ from masksearch.tasks.splits import (
     two_files,
     two_parts,
 )
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 from masksearch.tasks.text.packing import IdLists, shrink
-from masksearch.tasks.text.tokenizer import TokenSource
 
 CHOICE_ORDER = 43  # stream of random numbers
 SUFFIXES = (".csv", ".jsonl", ".parquet")

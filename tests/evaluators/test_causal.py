@@ -447,7 +447,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ms.DataError, match="'bert' is not a decoder"):
         bert.settings()
     short = replace(evaluator(data), text=tmp_path / "short.txt", length=60)
-    with pytest.raises(ms.DataError, match="at least a sequence of 60 tokens"):
+    with pytest.raises(ms.DataError, match="at least a sequence of 60 positions"):
         short.settings()
     more = tiny_decoder(tmp_path / "more", [f"w{number}" for number in range(50)])
     with pytest.raises(ms.DataError, match=r"tokenizer has 51 ids, .* embeds 42"):

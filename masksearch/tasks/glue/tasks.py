@@ -198,92 +198,53 @@ QUESTIONS = ("question1", "question2")
 NLI = ("entailment", "neutral", "contradiction")
 TWO_WAY = ("entailment", "not_entailment")
 
-TASKS = {
-    task.name: task
-    for task in (
-        GlueTask(
-            "CoLA",
-            (3,),
-            1,
-            metrics=("matthews", "accuracy"),
-            fields=4,
-            hub=HubForm("cola", ("sentence",), ("unacceptable", "acceptable")),
-            seed_number=0,
+OFFICIAL = (
+    GlueTask(
+        "CoLA", (3,), 1, metrics=("matthews", "accuracy"), fields=4, seed_number=0,
+        hub=HubForm("cola", ("sentence",), ("unacceptable", "acceptable")),
+    ),
+    GlueTask(
+        "SST-2", ("sentence",), "label", seed_number=1,
+        hub=HubForm("sst2", ("sentence",), ("negative", "positive")),
+    ),
+    GlueTask(
+        "MRPC", ("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1"),
+        bert_metric="f1", seed_number=2,
+        hub=HubForm("mrpc", PAIR, ("not_equivalent", "equivalent")),
+    ),
+    GlueTask(
+        "STS-B", PAIR, "score", labels=(), metrics=("pearson", "spearman"),
+        bert_metric="spearman", seed_number=3, hub=HubForm("stsb", PAIR),
+    ),
+    GlueTask(  # the official files hold questions with a line break in them
+        "QQP", QUESTIONS, "is_duplicate", metrics=("accuracy", "f1"), bert_metric="f1",
+        dev={"QQP": ("dev.tsv", "heldout.tsv")}, broken_lines=16, seed_number=4,
+        hub=HubForm("qqp", QUESTIONS, ("not_duplicate", "duplicate")),
+    ),
+    GlueTask(
+        "MNLI", PAIR, "gold_label", labels=NLI, seed_number=5,
+        dev={
+            "MNLI": ("dev_matched.tsv",),
+            "MNLI-mm": ("dev_mismatched.tsv", "dev_mismatched_sample.tsv"),
+        },
+        hub=HubForm(
+            "mnli", ("premise", "hypothesis"), NLI,
+            {"MNLI": "validation_matched", "MNLI-mm": "validation_mismatched"},
         ),
-        GlueTask(
-            "SST-2",
-            ("sentence",),
-            "label",
-            hub=HubForm("sst2", ("sentence",), ("negative", "positive")),
-            seed_number=1,
-        ),
-        GlueTask(
-            "MRPC",
-            ("#1 String", "#2 String"),
-            "Quality",
-            metrics=("accuracy", "f1"),
-            bert_metric="f1",
-            hub=HubForm("mrpc", PAIR, ("not_equivalent", "equivalent")),
-            seed_number=2,
-        ),
-        GlueTask(
-            "STS-B",
-            PAIR,
-            "score",
-            labels=(),
-            metrics=("pearson", "spearman"),
-            bert_metric="spearman",
-            hub=HubForm("stsb", PAIR),
-            seed_number=3,
-        ),
-        GlueTask(
-            "QQP",
-            QUESTIONS,
-            "is_duplicate",
-            metrics=("accuracy", "f1"),
-            dev={"QQP": ("dev.tsv", "heldout.tsv")},
-            broken_lines=16,  # the official files hold questions with a line break in them
-            bert_metric="f1",
-            hub=HubForm("qqp", QUESTIONS, ("not_duplicate", "duplicate")),
-            seed_number=4,
-        ),
-        GlueTask(
-            "MNLI",
-            PAIR,
-            "gold_label",
-            labels=NLI,
-            dev={
-                "MNLI": ("dev_matched.tsv",),
-                "MNLI-mm": ("dev_mismatched.tsv", "dev_mismatched_sample.tsv"),
-            },
-            hub=HubForm(
-                "mnli",
-                ("premise", "hypothesis"),
-                NLI,
-                {"MNLI": "validation_matched", "MNLI-mm": "validation_mismatched"},
-            ),
-            seed_number=5,
-        ),
-        GlueTask(
-            "QNLI",
-            ("question", "sentence"),
-            "label",
-            labels=TWO_WAY,
-            hub=HubForm("qnli", ("question", "sentence"), TWO_WAY),
-            seed_number=6,
-        ),
-        GlueTask(
-            "RTE", PAIR, "label", labels=TWO_WAY, hub=HubForm("rte", PAIR, TWO_WAY), seed_number=7
-        ),
-        GlueTask(
-            "WNLI",
-            PAIR,
-            "label",
-            hub=HubForm("wnli", PAIR, ("not_entailment", "entailment")),
-            seed_number=8,
-        ),
-    )
-}
+    ),
+    GlueTask(
+        "QNLI", ("question", "sentence"), "label", labels=TWO_WAY, seed_number=6,
+        hub=HubForm("qnli", ("question", "sentence"), TWO_WAY),
+    ),
+    GlueTask(
+        "RTE", PAIR, "label", labels=TWO_WAY, seed_number=7, hub=HubForm("rte", PAIR, TWO_WAY)
+    ),
+    GlueTask(
+        "WNLI", PAIR, "label", seed_number=8,
+        hub=HubForm("wnli", PAIR, ("not_entailment", "entailment")),
+    ),
+)  # fmt: skip
+TASKS = {task.name: task for task in OFFICIAL}
 
 
 def task_named(task: str | GlueTask) -> GlueTask:

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.contracts import Batch
 from masksearch.masks.core import Mask
-from masksearch.tasks.planted.process import hide_tokens
 
 Curve = NDArray[np.float64]  # accuracy by the number of kept keys
 HEADROOM = 1e-12  # accuracies that close are equal
@@ -147,7 +145,7 @@ class GradedProcess:
     Args:
         length: Positions of a sequence (>= 12 for the default dependencies).
         symbols: Symbols of each part (>= 2).
-        dependencies: Who shares symbols; None = `graded_dependencies(length)`. A part of a
+        dependencies: Who shares symbols; () = `graded_dependencies(length)`. A part of a
             position is in one dependency at most, and two positions share one symbol at most.
         hidden: Probability, in (0, 1), that a position other than 0 is masked.
         seed: Seed of the held-out sequences.
@@ -162,7 +160,7 @@ class GradedProcess:
 
     length: int = 21
     symbols: int = 3
-    dependencies: tuple[Dependency, ...] | None = None
+    dependencies: tuple[Dependency, ...] = ()
     hidden: float = 0.2
     seed: int = 0
 
@@ -171,25 +169,20 @@ class GradedProcess:
             raise ValueError(f"symbols must be at least 2, got {self.symbols}")
         if not 0 < self.hidden < 1:
             raise ValueError(f"hidden is a probability in (0, 1), got {self.hidden}")
-        if self.dependencies is None:
+        if not self.dependencies:
             if self.length < 12:
                 raise ValueError(
                     f"the default dependencies need at least 12 positions, got {self.length}; "
                     "raise length or give dependencies"
                 )
             object.__setattr__(self, "dependencies", graded_dependencies(self.length))
-        object.__setattr__(self, "dependencies", tuple(self.planted))
-        check_dependencies(self.length, self.planted)
-
-    @property
-    def planted(self) -> tuple[Dependency, ...]:
-        """The dependencies, the default ones where none were given."""
-        return self.dependencies or ()
+        object.__setattr__(self, "dependencies", tuple(self.dependencies))
+        check_dependencies(self.length, self.dependencies)
 
     @property
     def parts(self) -> int:
         """Number of parts of a token."""
-        return 1 + max(dependency.part for dependency in self.planted)
+        return 1 + max(dependency.part for dependency in self.dependencies)
 
     @property
     def vocabulary(self) -> int:
@@ -220,7 +213,7 @@ class GradedProcess:
     def asked(self) -> Tensor:
         """Which parts of which positions are counted: bool `[length, parts]`."""
         found = torch.zeros(self.length, self.parts, dtype=torch.bool)
-        for dependency in self.planted:
+        for dependency in self.dependencies:
             found[list(dependency.members), dependency.part] = True
         return found
 
@@ -232,7 +225,7 @@ class GradedProcess:
         alone, since it is certain.
         """
         needed = torch.zeros(self.length, self.length, dtype=torch.bool)
-        for dependency in self.planted:
+        for dependency in self.dependencies:
             rows = torch.tensor(dependency.members)
             keys = torch.tensor([0]) if dependency.has_token else rows
             needed[rows[:, None], keys] = True
@@ -258,7 +251,7 @@ class GradedProcess:
         """
         kept = mask.dense(self.length)[0].any(0)
         total = 0.0
-        for dependency in self.planted:
+        for dependency in self.dependencies:
             members = torch.tensor(dependency.members)
             votes = kept[members[:, None], members].fill_diagonal_(False).sum(1)
             for count, sees_token in zip(
@@ -313,7 +306,7 @@ class GradedProcess:
         """A row's best accuracy by its number of keys, summed over its parts (-inf with none),
         and the keys that reach it."""
         curve, choices = np.zeros(1), [list[int]()]
-        for dependency in self.planted:
+        for dependency in self.dependencies:
             if position not in dependency.members:
                 continue
             mates = [mate for mate in dependency.members if mate != position]
@@ -334,14 +327,14 @@ class GradedProcess:
     def digest(self) -> str:
         """Short hash of everything that the distribution depends on."""
         fields = (self.length, self.symbols, self.hidden, self.seed)
-        text = repr(("graded-1", fields, [astuple(planted) for planted in self.planted]))
+        text = repr(("graded-1", fields, [astuple(each) for each in self.dependencies]))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Draws sequences: int64 `[count, length]`."""
         shape = (count, self.length, self.parts)
         parts = torch.randint(self.symbols, shape, generator=random)
-        for dependency in self.planted:
+        for dependency in self.dependencies:
             at = list(dependency.positions)
             symbol = torch.randint(self.symbols, (count, 1), generator=random)
             shown = torch.rand(count, len(at), generator=random) < dependency.reliability
@@ -353,10 +346,6 @@ class GradedProcess:
     def places(self) -> Tensor:
         """What a step of each part adds to an id: int64 `[parts]`."""
         return self.symbols ** torch.arange(self.parts)
-
-    def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
-        """Masks tokens; see `masksearch.tasks.planted.process.hide_tokens`."""
-        return hide_tokens(tokens, self.hidden, self.mask_id, random)
 
     def mark(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Counts right answers, and all that are asked for.
@@ -377,8 +366,6 @@ class GradedProcess:
 
 def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
     """Raises ValueError unless the true front of these dependencies is a sum over them."""
-    if not dependencies:
-        raise ValueError("a process needs at least one dependency, got none")
     parts, shared = set[tuple[int, int]](), set[frozenset[int]]()
     for dependency in dependencies:
         at = dependency.positions

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from masksearch import masks
 from masksearch.contracts import Batch, generator
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
+from masksearch.tasks.planted.graded import GradedProcess
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -277,19 +278,6 @@ class PlantedProcess:
             return torch.zeros(len(tokens), dtype=torch.int64)
         return tokens[:, 0] - (self.vocabulary + 1)
 
-    def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
-        """Masks tokens, each with probability `hidden`; never position 0.
-
-        Args:
-            tokens: Token ids `[count, length]`.
-            random: Source of the draws.
-
-        Returns:
-            `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
-            token is scored.
-        """
-        return hide_tokens(tokens, self.hidden, self.mask_id, random)
-
     def mark(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Counts right answers on the paired positions, and all that are asked for there.
 
@@ -306,13 +294,14 @@ class PlantedProcess:
         return (asked & (predicted == labels)).long(), asked.long()
 
 
-def hide_tokens(tokens: Tensor, hidden: float, mask_id: int, random: torch.Generator) -> Batch:
-    """Masks tokens, each with probability `hidden`; never position 0.
+def mask_tokens(
+    process: PlantedProcess | GradedProcess, tokens: Tensor, random: torch.Generator
+) -> Batch:
+    """Masks tokens, each with probability `process.hidden`; never position 0.
 
     Args:
+        process: The distribution.
         tokens: Token ids `[count, length]`.
-        hidden: Probability in (0, 1).
-        mask_id: The id that masks a token.
         random: Source of the draws.
 
     Returns:
@@ -321,27 +310,13 @@ def hide_tokens(tokens: Tensor, hidden: float, mask_id: int, random: torch.Gener
     """
     draw = torch.rand(tokens.shape, generator=random)
     draw[:, 0] = 2.0
-    scored = draw < hidden
+    scored = draw < process.hidden
     if not scored.any():
         scored = draw == draw.min()
     return {
-        "input_ids": tokens.masked_fill(scored, mask_id),
+        "input_ids": tokens.masked_fill(scored, process.mask_id),
         "labels": tokens.masked_fill(~scored, -100),
     }
-
-
-class SequenceSource(Protocol):
-    """What `PlantedTask` needs of a process."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the held-out sequences."""
-
-    def sample(self, count: int, random: torch.Generator) -> Tensor:
-        """Draws sequences: int64 `[count, length]`."""
-
-    def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
-        """Masks tokens: `input_ids` and `labels` (-100 = not scored)."""
 
 
 def held_out_stream(draw: int) -> tuple[int, ...]:
@@ -360,7 +335,7 @@ class PlantedTask:
         draw_number: Number of their draw, from 0; two draws have nothing in common.
     """
 
-    process: SequenceSource
+    process: PlantedProcess | GradedProcess
     batch: int = 64
     held_out_sequences: int = 1024
     draw_number: int = 0
@@ -379,14 +354,14 @@ class PlantedTask:
         """Endless training batches, a function of `seed` alone."""
         random = generator(seed)
         while True:
-            yield self.process.mask_tokens(self.process.sample(self.batch, random), random)
+            yield mask_tokens(self.process, self.process.sample(self.batch, random), random)
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
         random = generator(self.process.seed, HELD_OUT, *held_out_stream(self.draw_number))
         tokens = self.process.sample(self.held_out_sequences, random)
         return [
-            self.process.mask_tokens(tokens[start : start + 256], random)
+            mask_tokens(self.process, tokens[start : start + 256], random)
             for start in range(0, len(tokens), 256)
         ]
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +46,7 @@ from masksearch.tasks.text.packing import (
     read_stream,
 )
 from masksearch.tasks.text.tokenizer import (
+    Vocabulary,
     encode,
     id_count,
     open_tokenizer,
@@ -133,32 +134,6 @@ class Corpus:
         check_sequences(len(rows), len(self.held_out), half, self.length)
         return rows
 
-    def on_test_text(self, path: Path | str, cache: Path | str | None = None) -> Corpus:
-        """The same corpus with the test text in place of the held-out one.
-
-        Args:
-            path: What the corpus was loaded from: a folder with a test.txt, or a dataset `hf:..`
-                with a split "test".
-            cache: As in `load`.
-
-        Raises:
-            DataError: If there is no test text, or less than a sequence of it.
-        """
-        stored = read_test_text(path, self.tokenizer, cache)
-        held, inner = stored.held_out, self.length - 2
-        if len(held.ids) < inner:
-            raise DataError(
-                f"{path}: the test text holds {len(held.ids):,} tokens; a sequence of "
-                f"{self.length} positions is needed: give more text or a smaller length"
-            )
-        whole = held.part(0, len(held.ids) // inner * inner)
-        return replace(
-            self,
-            held_out=Sequences.packed(held.ids, self.length, *around(self.special)),
-            digest=short_hash(self.digest, "test", stored.content[1]),
-            begins=self.begins and (self.begins[0], whole.begins),
-        )
-
     @classmethod
     def load(
         cls,
@@ -169,6 +144,7 @@ class Corpus:
         length: int = 128,
         cache: Path | str | None = None,
         held_out: Path | str | None = None,
+        test: bool = False,
     ) -> Corpus:
         """Reads, tokenizes and packs plain text (UTF-8, with or without a byte-order mark).
 
@@ -187,6 +163,8 @@ class Corpus:
             length: Positions of a sequence, with `[CLS]` and `[SEP]` (>= 3).
             cache: Folder of the cache; default `$MASKSEARCH_CACHE` or `~/.cache/masksearch`.
             held_out: What to hold out, spelled like `path`.
+            test: Whether the test text takes the place of the held-out one: a folder's test.txt,
+                or the split "test" of a dataset.
 
         Raises:
             DataError: If a path is missing, a file is not UTF-8, the text is too short, the
@@ -195,30 +173,49 @@ class Corpus:
         if length < 3:
             raise ValueError(f"length must be at least 3 ([CLS], a token, [SEP]), got {length}")
         stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache)
-        made, inner = stored.tokenizer, length - 2
+        made = stored.tokenizer
         special = special_ids(made)
-        train, held = stored.parts(inner)
-        if len(train.ids) < 2 * inner or len(held.ids) < inner:
-            raise DataError(
-                f"{path} holds {len(train.ids):,} tokens to train on and {len(held.ids):,} held "
-                f"out; at least two training sequences and one held-out sequence of {length} "
-                f"positions are needed: give more text or a smaller length"
-            )
-        whole = [stream.part(0, len(stream.ids) // inner * inner) for stream in (train, held)]
+        train, held = stored.parts(length - 2)
         content = [one or content_hash([]) for one in stored.content]
+        digest = short_hash(*content, made.to_str(), str(length))
+        if test:
+            tested = read_test_text(path, made, cache)
+            held, digest = tested.held_out, short_hash(digest, "test", tested.content[1])
+        around = (special["cls"],), (special["sep"],)
+        train_rows, held_rows = pack_parts(path, (train, held), length, *around)
         return cls(
-            train=Sequences.packed(train.ids, length, *around(special)),
-            held_out=Sequences.packed(held.ids, length, *around(special)),
+            train=train_rows[0],
+            held_out=held_rows[0],
             tokenizer=made,
             special=special,
-            digest=short_hash(*content, made.to_str(), str(length)),
-            begins=(whole[0].begins, whole[1].begins),
+            digest=digest,
+            begins=(train_rows[1], held_rows[1]),
         )
 
 
-def around(special: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What begins a sequence, and what ends it."""
-    return (special["cls"],), (special["sep"],)
+TokenSource = Corpus | Vocabulary  # what turns text into ids
+
+
+def pack_parts(
+    path: Path | str,
+    parts: tuple[TokenStream, TokenStream],
+    length: int,
+    before: tuple[int, ...],
+    after: tuple[int, ...] = (),
+) -> list[tuple[Sequences, Boundaries]]:
+    """The sequences of a training and a held-out text; see `TokenStream.packed`.
+
+    Raises:
+        DataError: If either is shorter than a sequence.
+    """
+    inner = length - len(before) - len(after)
+    train, held = (len(part.ids) for part in parts)
+    if min(train, held) < inner:
+        raise DataError(
+            f"{path} holds {train:,} tokens to train on and {held:,} held out; at least a "
+            f"sequence of {length} positions of each is needed: give more text or a smaller length"
+        )
+    return [part.packed(length, before, after) for part in parts]
 
 
 class StoredTokens(NamedTuple):

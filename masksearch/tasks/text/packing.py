@@ -2,7 +2,7 @@
 
 count = encode_stream(tokenizer, marked_pieces(files), folder, "train")
 stream = read_stream(folder, "train", count, id_type(tokenizer))
-rows = Sequences.packed(stream.ids, 128, before=(2,), after=(3,))
+rows, begins = stream.packed(128, before=(2,), after=(3,))
 rows[torch.tensor([0, 7])]      # int32 [2, 128], `[CLS] ... [SEP]`
 rows[0::2]                      # every second one, still not copied
 """
@@ -68,6 +68,21 @@ class TokenStream:
     def part(self, start: int, stop: int) -> TokenStream:
         """The tokens from `start` up to `stop`; nothing is copied."""
         return TokenStream(self.ids[start:stop], self.begins.part(start, stop))
+
+    def packed(
+        self, length: int, before: tuple[int, ...], after: tuple[int, ...] = ()
+    ) -> tuple[Sequences, Boundaries]:
+        """Sequences without padding, and the boundaries of the text in them; the incomplete last
+        one is dropped.
+
+        Args:
+            length: Positions of a sequence, with what stands around it.
+            before: Ids that begin it.
+            after: Ids that end it.
+        """
+        inner = length - len(before) - len(after)
+        whole = self.part(0, len(self.ids) // inner * inner)
+        return Sequences(whole.ids.reshape(-1, inner), before, after), whole.begins
 
 
 def shrink(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -169,21 +184,6 @@ class Sequences:
     body: NDArray[Any]
     before: tuple[int, ...]
     after: tuple[int, ...]
-
-    @classmethod
-    def packed(
-        cls, ids: NDArray[Any], length: int, before: tuple[int, ...], after: tuple[int, ...] = ()
-    ) -> Sequences:
-        """Sequences without padding; the incomplete last one is dropped.
-
-        Args:
-            ids: The stream.
-            length: Positions of a sequence, with what stands around it.
-            before: Ids that begin it.
-            after: Ids that end it.
-        """
-        inner = length - len(before) - len(after)
-        return cls(ids[: len(ids) // inner * inner].reshape(-1, inner), before, after)
 
     @property
     def shape(self) -> torch.Size:

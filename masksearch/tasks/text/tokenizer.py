@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,31 +30,6 @@ SPECIALS = {  # role -> spellings, the first one is used by trained vocabularies
     "mask": ("[MASK]", "<mask>"),
 }
 SENTENCE_ENDS = frozenset(".!?…。！？")  # noqa: RUF001  (full-width marks end sentences too)
-
-
-class TokenSource(Protocol):
-    """What turns text into ids: a `Corpus`, or a tokenizer with a length."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizes, with character offsets where they are asked for."""
-
-    @property
-    def special(self) -> dict[str, int]:
-        """Token ids by role: pad, unknown, cls, sep, mask."""
-
-    @property
-    def length(self) -> int:
-        """Largest number of positions of a row."""
-
-    @property
-    def digest(self) -> str:
-        """Hash of the tokenizer, the length and whatever text there is."""
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-
-    def __hash__(self) -> int: ...
 
 
 def word_piece(vocabulary: dict[str, int]) -> Tokenizer:
@@ -86,8 +61,8 @@ def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Token
 
     if vocabulary < 32:
         raise ValueError(f"a vocabulary needs at least 32 token ids, got {vocabulary}")
-    size = sum(file.stat().st_size for file in files)
-    stop = None if whole else round((1 - HELD_OUT_SHARE) * size)
+    written = sum(file.stat().st_size for file in files)
+    stop = None if whole else round((1 - HELD_OUT_SHARE) * written)
     first = [spellings[0] for spellings in SPECIALS.values()]
     alphabet: list[str] = []
     for size in (len(first), vocabulary):
@@ -114,16 +89,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     if path.is_dir():
         known = [path / "tokenizer.json", path / "vocab.txt"]
         path = next((file for file in known if file.is_file()), path)
-    if path.is_file() and path.suffix == ".json":
-        text = path.read_text(encoding="utf-8")
-        try:
-            made = Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{path} is not a tokenizer.json file: {error}") from error
-        made.no_padding()
-        made.no_truncation()
-        return made
-    if path.is_file():
+    if path.is_file() and path.suffix != ".json":
         tokens = path.read_text(encoding="utf-8-sig").splitlines()
         if "[UNK]" not in tokens:
             raise DataError(
@@ -131,9 +97,28 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
                 "give a vocab.txt, a tokenizer.json or a folder that holds one"
             )
         return word_piece({token: number for number, token in enumerate(tokens)})
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = downloaded_tokenizer(name, local=not path.is_dir() and not hub_answers())
+    try:
+        made = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{path} is not a tokenizer.json file: {error}") from error
+    made.no_padding()
+    made.no_truncation()
+    return made
+
+
+def downloaded_tokenizer(name: str | Path, *, local: bool) -> str:
+    """The tokenizer.json of a name on the Hub, or of a folder that transformers can read.
+
+    Args:
+        name: The name or the folder.
+        local: Whether only what was downloaded before is looked at.
+    """
     from transformers import AutoTokenizer
 
-    local = not path.is_dir() and not hub_answers()
     try:
         loaded = AutoTokenizer.from_pretrained(
             str(name), trust_remote_code=False, local_files_only=local
@@ -147,10 +132,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     fast = getattr(loaded, "backend_tokenizer", None)
     if fast is None:
         raise DataError(f"tokenizer {str(name)!r} has no fast version (tokenizer.json)")
-    made = Tokenizer.from_str(fast.to_str())
-    made.no_padding()
-    made.no_truncation()
-    return made
+    return str(fast.to_str())
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from masksearch import PlantedProcess, lower
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
-from masksearch.tasks.planted.process import PlantedLabelTask, PlantedTask, pair_by_offsets
+from masksearch.tasks.planted.process import (
+    PlantedLabelTask,
+    PlantedTask,
+    mask_tokens,
+    pair_by_offsets,
+)
 
 PROCESSES = [
     PlantedProcess(),
@@ -57,7 +62,7 @@ def test_permutations_hold_in_samples_and_disagree_between_keys(process):
 @each
 def test_ceiling_and_chance_match_simulated_decoders(process):
     random = generator(3)
-    batch = process.mask_tokens(process.sample(1500, random), random)
+    batch = mask_tokens(process, process.sample(1500, random), random)
     partner = dict(process.pairs) | {second: first for first, second in process.pairs}
     known = {}
     for row in process.sample(2000, generator(77)).tolist():
@@ -78,7 +83,7 @@ def test_ceiling_and_chance_match_simulated_decoders(process):
 @each
 def test_masked_hides_the_scored_tokens_and_never_position_zero(process):
     tokens = process.sample(400, generator(5))
-    batch = process.mask_tokens(tokens, generator(6))
+    batch = mask_tokens(process, tokens, generator(6))
     scored = batch["labels"] != -100
     assert torch.equal(scored, batch["input_ids"] == process.mask_id)
     assert torch.equal(batch["labels"][scored], tokens[scored])
@@ -90,7 +95,7 @@ def test_masked_hides_the_scored_tokens_and_never_position_zero(process):
 def test_masked_always_scores_a_token():
     process = PlantedProcess(length=3, offsets=(1,), hidden=0.01)
     for seed in range(20):
-        batch = process.mask_tokens(process.sample(1, generator(seed)), generator(seed))
+        batch = mask_tokens(process, process.sample(1, generator(seed)), generator(seed))
         assert (batch["labels"] != -100).any()
 
 
@@ -185,7 +190,7 @@ def test_edges_match_loop(process):
 def test_grouped_ceilings_match_a_decoder_by_labels(process):
     random = generator(3)
     tokens = process.sample(4000, random)
-    batch = process.mask_tokens(tokens, random)
+    batch = mask_tokens(process, tokens, random)
     label, inverse = process.labels.tolist(), process.labels.argsort().tolist()
     hits = blind = count = 0
     keys = process.key(tokens).tolist()

@@ -235,7 +235,9 @@ def test_errors_say_what_and_where(folder: Path, tmp_path: Path) -> None:
         load(tmp_path / "empty")
     short = tmp_path / "short.txt"
     short.write_text("ban dart\n")
-    with pytest.raises(DataError, match=r"short\.txt holds .* at least two training"):
+    with pytest.raises(
+        DataError, match=r"short\.txt holds .* at least a sequence of 16 positions"
+    ):
         load(short)
     short.write_text("")
     with pytest.raises(DataError, match="holds 0 tokens"):

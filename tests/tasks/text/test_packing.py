@@ -15,6 +15,7 @@ from masksearch.tasks.text.files import DOCUMENT, PARAGRAPH, TEXT
 from masksearch.tasks.text.packing import (
     Boundaries,
     Sequences,
+    TokenStream,
     encode_stream,
     id_type,
     read_stream,
@@ -28,7 +29,9 @@ def rows(count: int = 23, length: int = 6) -> tuple[Sequences, torch.Tensor]:
     ids = np.arange(5, 5 + count * (length - 2) + 1, dtype=np.uint16)
     body = torch.from_numpy(ids[:-1].astype(np.int32)).view(count, length - 2)
     edge = torch.ones(count, 1, dtype=torch.int32)
-    return Sequences.packed(ids, length, (2,), (3,)), torch.cat([edge * 2, body, edge * 3], 1)
+    begins = Boundaries(len(ids), np.array([0]), np.array([0]))
+    made, _ = TokenStream(ids, begins).packed(length, (2,), (3,))
+    return made, torch.cat([edge * 2, body, edge * 3], 1)
 
 
 @pytest.mark.parametrize(
