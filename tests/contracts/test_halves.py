@@ -31,7 +31,6 @@ from toy_questions import WORDS
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import EvaluatorError
-from masksearch.evaluators.finetuning import FineTuning
 from masksearch.tasks.splits import in_final_half, take_half
 
 HALVES = ("search", "final", "test", "all")
@@ -120,7 +119,7 @@ class TestHalves:
             batch = next(source.batches)
             weights = torch.cat([w.flatten() for w in source.model.parameters()])
             found.append((batch["input_ids"].tolist(), batch["labels"].tolist(), weights.tolist()))
-            for name in inner.downstream if isinstance(inner, FineTuning) else ():
+            for name in inner.downstream if hasattr(inner, "downstream") else ():
                 train = inner.tokens(name).train
                 found[-1] += ([train[number] for number in range(len(train))],)
         assert all(one == found[0] for one in found)

@@ -22,7 +22,6 @@ from tokenizers import pre_tokenizers
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import LengthError, NonFiniteLossError
 from masksearch.evaluators.next_tokens import band_means, document_scores, score_tokens
 from masksearch.models import decoders
@@ -99,14 +98,6 @@ def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: 
     with suppress(ms.EmptyRowError):
         judged(judge, masks.columns(1) - masks.window(0), tmp_path)
     assert judged(judge, masks.full(), tmp_path) == found[0]
-
-
-def test_documents_are_the_rows_of_statistics(data: Path, tmp_path: Path) -> None:
-    judge = evaluator(data)
-    values = judged(judge, masks.window(1), tmp_path)
-    scores = RowScores.load(tmp_path / "rows.safetensors").scores["text"]
-    assert len(scores) == len(set(judge.rows.documents)) < len(judge.rows.tokens)
-    assert scores.mean() == pytest.approx(values["nll"], rel=1e-6)
 
 
 def test_scores_of_documents_are_those_of_a_ratio() -> None:

@@ -5,15 +5,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from masksearch import lower, masks
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape
 from masksearch.errors import LengthError, SearchError
-from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows
+from masksearch.evaluators.supernet import MaskBank, SpaceDraws
 
 SHAPE = Shape(length=6, layers=2, heads=2)
 
@@ -81,14 +79,6 @@ def test_digest_tells_one_source_in_two_surroundings_apart():
     assert len(digests) == 3
     assert SpaceDraws(windows, SHAPE, 0).digest() == SpaceDraws(windows, SHAPE, 0).digest()
     assert SpaceDraws(windows, SHAPE, 0).digest() != SpaceDraws(moody, SHAPE, 0).digest()
-
-
-@given(st.integers(1, 40), st.data())
-def test_rows_are_shared_out_evenly(rows, data):
-    count = data.draw(st.integers(1, rows))
-    found = share_rows(rows, count).bincount(minlength=count)
-    assert found.sum() == rows
-    assert found.max() - found.min() <= 1
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -71,23 +71,6 @@ def test_real_glue_rows(data, task, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_nine_give_the_papers_average(data, tmp_path):
-    evaluator = ms.GlueEvaluator(
-        data / "wikitext-2",
-        glue=data / "glue",
-        tasks=tuple(TASKS),
-        rows=16,
-        dev_rows=32,
-        epochs=1,
-        **SMALL,
-    )
-    found = last(evaluator, tmp_path)
-    score = ms.glue_score(found.values)
-    assert score.missing == ()
-    assert found.values["glue"] == pytest.approx(score.nine)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("pretraining", ["mlm", "mlm+next", "mlm+order"])
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_real_text(data, pretraining, whole_words, tmp_path):

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_checkpoint import tiny_checkpoint
 
 import masksearch as ms
@@ -21,12 +19,6 @@ from masksearch import GlueEvaluator, WithCost, attach, glue_score, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
-from masksearch.evaluators.tuning import (
-    TokenRow,
-    TokenRows,
-    pad_rows,
-    tokenize_rows,
-)
 from masksearch.masks import Mask
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue import TASKS, GlueTask
@@ -124,59 +116,51 @@ def test_pretraining_is_found_again(
     assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
 
 
-def logits(table: torch.Tensor, rows: list[TokenRow], data: Path, width: int) -> torch.Tensor:
-    judge = evaluator(data)
-    corpus = judge.source
-    model = SequenceClassifier(encoder("nano", corpus.vocabulary, 48, seed=0), 2, seed=1)
-    attach(model, masks.cropped(masks.table(table), 48))
-    batch = pad_rows(rows, corpus)
-    spare = width - batch["input_ids"].shape[1]
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        batch[name] = torch.nn.functional.pad(batch[name], (0, spare))
-    found: torch.Tensor = model(**batch).logits
-    return found
-
-
 @pytest.mark.parametrize("empty", [False, True], ids=["kept", "a row empty in the corner"])
 def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    table = torch.rand(1, 2, 48, 48, generator=generator) < 0.2
+    judge = evaluator(data)
+    table = torch.rand(1, 2, 48, 48, generator=torch.Generator().manual_seed(0)) < 0.2
     table |= torch.eye(48, dtype=torch.bool)
     if empty:
         table[0, 0, 3, :47] = False
         table[0, 0, 3, 47] = True
-    corpus = evaluator(data).source
-    rows = tokenize_rows(corpus, [("ban dar kit",), ("gon",)], [0, 1])
-    assert pad_rows(rows, corpus)["input_ids"].shape[1] == 16
-    short, long = (logits(table, rows, data, width) for width in (16, 48))
-    torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
+    rows = judge.tokens("SST-2").train
+    short = judge.inputs(rows, [n for n, length in enumerate(rows.lengths) if length <= 16][:4])
+    assert short["input_ids"].shape == (4, 16)
+    model = SequenceClassifier(encoder("nano", judge.source.vocabulary, 48, seed=0), 2, seed=1)
+    attach(model, masks.cropped(masks.table(table), 48))
+    labels = short.pop("labels")
+    long = {name: torch.nn.functional.pad(part, (0, 32)) for name, part in short.items()}
+    found, padded = (model(**batch, labels=labels).logits for batch in (short, long))
+    torch.testing.assert_close(found, padded, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_become_segments(data: Path) -> None:
-    corpus = evaluator(data).source
-    cls, sep = corpus.special["cls"], corpus.special["sep"]
-    single, double = corpus.encode(["ban dar"])[0], corpus.encode(["kit"])[0]
-    (row,) = tokenize_rows(corpus, [("ban dar", "kit")], [2])
-    assert row.ids == [cls, *single, sep, *double, sep]
-    batch = pad_rows([row], corpus)
-    count, first = len(row.ids), len(single) + 2
-    assert batch["attention_mask"][0].tolist() == [1] * count + [0] * (16 - count)
-    segments = [0] * first + [1] * (count - first) + [0] * (16 - count)
-    assert batch["token_type_ids"][0].tolist() == segments
-    assert batch["labels"].tolist() == [2]
-    assert (batch["input_ids"][0, count:] == corpus.special["pad"]).all()
-
-
-@pytest.mark.parametrize(("one", "two"), [(100, 3), (3, 100), (100, 100), (22, 22)])
-def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: int) -> None:
-    corpus = evaluator(data).source
-    texts = (" ".join(["ban"] * one), " ".join(["kit"] * two))
-    left, right = (len(ids) for ids in corpus.encode(list(texts)))
-    (row,) = tokenize_rows(corpus, [texts], [0])
-    assert len(row.ids) == min(48, left + right + 3)
-    kept = (row.first - 2, len(row.ids) - row.first - 1)
-    assert kept[0] >= min(left, 22)
-    assert kept[1] >= min(right, 22)
+@pytest.mark.parametrize("length", [16, 48])
+@pytest.mark.parametrize("task", ["MNLI", "STS-B", "SST-2"])
+def test_rows_become_segments_and_long_ones_lose_the_end_of_the_longer_text(
+    data: Path, task: str, length: int
+) -> None:
+    judge = evaluator(data, tasks=(task,), length=length)
+    corpus, rows, texts = judge.source, judge.tokens(task).train, judge.data(task).train
+    cls, sep, pad = (corpus.special[name] for name in ("cls", "sep", "pad"))
+    batch = judge.inputs(rows, list(range(len(rows))))
+    for number, row in enumerate(texts.texts):
+        parts, pairs = [corpus.encode([text])[0] for text in row], len(row) == 2
+        room = length - 2 - pairs
+        if pairs and len(parts[0]) + len(parts[1]) > room:
+            half = room // 2
+            short = min(len(part) for part in parts)
+            cut = room - short if short <= half else half
+            least = [room - half, half] if short > half else [cut, cut]
+            parts = [part[:most] for part, most in zip(parts, least, strict=True)]
+        segments = [[cls, *parts[0][:room], sep], *([*part, sep] for part in parts[1:])]
+        ids = [one for segment in segments for one in segment]
+        spare = [0] * (batch["input_ids"].shape[1] - len(ids))
+        assert batch["input_ids"][number].tolist() == ids + [pad] * len(spare)
+        assert batch["attention_mask"][number].tolist() == [1] * len(ids) + spare
+        kinds = [kind for kind, segment in enumerate(segments) for _ in segment]
+        assert batch["token_type_ids"][number].tolist() == kinds + spare
+        assert batch["labels"][number].item() == pytest.approx(texts.labels[number])
 
 
 def test_protocol_and_pickle(data: Path) -> None:
@@ -231,21 +215,6 @@ def test_a_task_of_ones_own_beside_a_known_one(data: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="each once, got"):
         replace(judge, tasks=(own, own))
     assert pickle.loads(pickle.dumps(judge)) == judge
-
-
-number_rows = st.lists(st.integers(0, 70_000), min_size=1, max_size=6)
-
-
-@given(st.lists(st.tuples(number_rows, st.integers(0, 48), st.integers(0, 2)), min_size=1))
-def test_token_rows_give_their_rows_back(parts: list[tuple[list[int], int, int]]) -> None:
-    for kind in (int, float):
-        rows = [TokenRow(ids, first, kind(label)) for ids, first, label in parts]
-        held: TokenRows = pickle.loads(pickle.dumps(TokenRows.of(rows)))
-        assert list(held) == rows
-        assert held[-1] == rows[-1]
-        assert all(type(row.label) is kind for row in held)
-        with pytest.raises(IndexError):
-            held[len(rows)]
 
 
 def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:

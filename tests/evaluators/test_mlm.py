@@ -183,14 +183,6 @@ def test_protocol_follows_what_the_score_depends_on(corpus: Path) -> None:
     assert evaluator(corpus, reports=2, cache=corpus.parent / "two").protocol == base.protocol
 
 
-def test_pickle_is_small_and_equal(corpus: Path) -> None:
-    judge = evaluator(corpus)
-    judge.task()
-    text = pickle.dumps(judge)
-    assert len(text) < 2000
-    assert pickle.loads(text) == judge
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
 def test_packed_is_the_same_where_no_file_is(
@@ -220,18 +212,6 @@ def test_packed_equals_and_is_packed_once(corpus: Path) -> None:
     assert repr(packed) == repr(judge)
     assert len(pickle.dumps(judge)) < 2000 < len(pickle.dumps(packed))
     assert replace(packed, length=18).task().corpus.length == 18  # reads its own corpus
-
-
-def test_a_corpus_pickles_small_and_whole(corpus: Path) -> None:
-    whole = evaluator(corpus).task().corpus
-    shipped = pickle.dumps(whole)
-    copy: Any = pickle.loads(shipped)
-    assert torch.equal(copy.train.tensor(), whole.train.tensor())
-    assert torch.equal(copy.held_out.tensor(), whole.held_out.tensor())
-    assert (copy.special, copy.digest) == (whole.special, whole.digest)
-    assert copy.encode(["ban nab dor"]) == whole.encode(["ban nab dor"])
-    ids = whole.train.shape.numel() + whole.held_out.shape.numel()  # a byte each: 200 words
-    assert len(shipped) < ids + len(whole.tokenizer.to_str()) + 1000
 
 
 def test_relative_paths_are_made_absolute(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

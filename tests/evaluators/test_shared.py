@@ -30,7 +30,7 @@ from masksearch.errors import (
     NonFiniteLossError,
     SearchError,
 )
-from masksearch.evaluators.supernet import HeldOut, SpaceDraws, SuperNetConfig, train_supernet
+from masksearch.evaluators.supernet import HeldOut
 from masksearch.training.checkpoints import Checkpoints
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
@@ -168,23 +168,13 @@ def test_pickle_is_small_and_finds_the_super_net(shared):
 
 def weights_after(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
     """Trains 9 steps with a checkpoint after each; begins anew after `stop_at` of them."""
-    config = SuperNetConfig(steps=9, masks_per_step=3, sandwich=True, lr=4e-3)
-    while True:
-        source = INNER.differentiable(0)
-        steps = train_supernet(
-            source,
-            SpaceDraws(space, INNER.shape, 0),
-            config,
-            checkpoints=Checkpoints(folder),
-            checkpoint_seconds=0.0,
-        )
-        for step in steps:
-            if step.number == stop_at:
-                stop_at = None
-                steps.close()
-                break
-        else:
-            return copy.deepcopy(source.model.state_dict())
+    how = dict(steps=9, masks_per_step=3, sandwich=True, lr=4e-3, checkpoint_seconds=0.0)
+    made = SharedWeights(INNER, space, folder=folder, **how)
+    reports = made.prepare()
+    for report in reports:
+        if report.step == stop_at:
+            reports.close()
+    return dict(made.loaded[1])
 
 
 def test_killed_training_goes_on_bit_for_bit(tmp_path):
@@ -192,17 +182,6 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path):
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
-
-
-def test_checkpoint_of_another_training_is_passed_over(tmp_path):
-    weights_after(tmp_path, None)
-    steps = train_supernet(
-        INNER.differentiable(0),
-        SpaceDraws(space, INNER.shape, 0),
-        SuperNetConfig(steps=20),
-        checkpoints=Checkpoints(tmp_path),
-    )
-    assert next(steps).number == 1
 
 
 def test_damaged_super_net_is_trained_again(tmp_path):

@@ -1,20 +1,16 @@
 """SWAG fine-tuning as the judge of a mask."""
 
-import math
-import os
 import pickle
 import shutil
 from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 
-from masksearch import SwagEvaluator, attach, masks
+from masksearch import SwagEvaluator, masks
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.masks import Mask
-from masksearch.models.encoders import ChoiceScorer, encoder
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +46,6 @@ def test_a_start_that_sees_no_ending_learns_nothing(data: Path, tmp_path: Path) 
     assert last.values["accuracy"] == labels.count(0) / len(labels)
 
 
-def test_the_same_twice_and_found_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = evaluator(data, rows=16, finetune_seeds=2, finetune_lr=1e-4)
-    runs = [
-        list(judge(masks.star(), seed=seed, workdir=tmp_path / str(run)))
-        for run, seed in enumerate((0, 0, 1))
-    ]
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-    assert "accuracy/std" in runs[0][-1].values
-    monkeypatch.setattr(SwagEvaluator, "adapted", None)
-    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]
-
-
 def test_batches_hold_every_item_once_an_epoch(data: Path) -> None:
     judge = evaluator(data, rows=20)
     rows = judge.tokens().train
@@ -90,22 +71,6 @@ def test_batches_hold_every_item_once_an_epoch(data: Path) -> None:
             assert right == [index == label for index in range(4)]
             seen.append(tuple(map(tuple, (ids * shown).tolist())))
     assert len(set(seen)) == 20
-
-
-def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
-    judge = evaluator(data, rows=8)
-    table = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.3
-    table |= torch.eye(32, dtype=torch.bool)
-    vocabulary = judge.source.vocabulary
-    head = ChoiceScorer(encoder("nano", vocabulary, 32, seed=0), seed=1)
-    attach(head, masks.cropped(masks.table(table), 32))
-    short = judge.inputs(judge.tokens().train, [0, 1, 2])
-    del short["labels"]
-    long = {name: torch.nn.functional.pad(x, (0, 16)) for name, x in short.items()}
-    assert long["input_ids"].shape == (3, 4, 32)
-    one, two = head(**short).logits, head(**long).logits
-    assert one.shape == (3, 4)
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_protocol_pickle_and_packed(data: Path, tmp_path: Path) -> None:
@@ -139,27 +104,3 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
     path = write_swag(tmp_path / "x.jsonl", rows)
     with pytest.raises(DataError, match="label 7 is not the index of a choice"):
         next(evaluator(data, str(path))(masks.star(), seed=0, workdir=tmp_path))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
-def test_real_items(tmp_path: Path) -> None:
-    folder = Path(os.environ["MASKSEARCH_DATA"])
-    judge = SwagEvaluator(
-        folder / "wikitext-2" / "valid.txt",
-        folder / "swag",
-        steps=5,
-        held_out_sequences=32,
-        reports=1,
-        tokenizer=folder / "bert-vocab" / "vocab.txt",
-        rows=100,
-        epochs=1,
-        device="cpu",
-        cache=tmp_path / "cache",
-    )
-    *_, last = judge(masks.star(), seed=0, workdir=tmp_path / "work")
-    assert all(math.isfinite(value) for value in last.values.values())
-    assert 0.25 <= last.values["accuracy/majority"] < 0.4
-    assert 0.1 < last.values["accuracy"] < 0.5

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import Gates, attach, masks
-from masksearch.evaluators.tuning import deal_rows
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 
@@ -106,9 +105,3 @@ def test_padded_positions_of_spans_count_nothing() -> None:
 
 
 # -- rows ----------------------------------------------------------------------------------------
-@given(st.integers(2, 4000))
-def test_every_row_is_learnt_from_or_held_out(count: int) -> None:
-    learnt, aside = deal_rows(count)
-    assert learnt
-    assert 1 <= len(aside) <= 256
-    assert sorted(learnt + aside) == list(range(count))
