@@ -232,9 +232,19 @@ class Comparison(ComparedRuns):
             if mine.tested and mine.scores and not self.mixture
             for role, other in self.opponents(mine, reference, against)
         ]
-        found = correct_family(
-            pairs, lambda pair, level: compare_runs(pair[0], pair[2], level, self.seedless)
-        )
+
+        def differ(pair: tuple[MaskRuns, str, MaskRuns], level: float) -> PairedDifference:
+            mine, _, other = pair
+            rows = [*mine.rows.values(), *other.rows.values()]
+            return paired_difference(
+                *(mine.scores, other.scores, level),
+                tick=max((run.tick for run in rows), default=0.0),
+                rows_a=mine.rows,
+                rows_b=other.rows,
+                seedless=self.seedless,
+            )
+
+        found = correct_family(pairs, differ)
         sign = 1 if self.objectives[0].goal == "max" else -1
         findings: list[Finding] = []
         for (mine, role, other), (difference, p) in zip(pairs, found, strict=True):
@@ -280,17 +290,3 @@ def check_against(against: str) -> Against:
     if against not in get_args(Against):
         raise unknown_name("choice of hand-designed masks in against=", against, get_args(Against))
     return cast("Against", against)
-
-
-def compare_runs(
-    mine: MaskRuns, other: MaskRuns, level: float = 0.95, seedless: bool = False
-) -> PairedDifference:
-    """The paired difference of two masks' scores, over seeds and known rows."""
-    tick = max((rows.tick for rows in (*mine.rows.values(), *other.rows.values())), default=0.0)
-    return paired_difference(
-        *(mine.scores, other.scores, level),
-        tick=tick,
-        rows_a=mine.rows,
-        rows_b=other.rows,
-        seedless=seedless,
-    )

@@ -312,7 +312,7 @@ def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objectiv
     """Exact volume dominated by `points`, measured from each objective's `worst`.
 
     Args:
-        points: One value per objective, in the objectives' units. Points at or beyond a
+        points: One finite value per objective, in the objectives' units. Points at or beyond a
             `worst` add nothing; duplicates and dominated points change nothing.
         objectives: Any number (>= 1); see `dominated_volume` for the time that they take.
 
@@ -320,33 +320,25 @@ def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objectiv
         The product of the objectives' units; 0.0 for no points.
 
     Raises:
-        ValueError: If a coordinate or a `worst` is not finite, or a point has the wrong size.
+        ValueError: If a `worst` is not finite.
 
     >>> score, sparsity = Objective("glue", "max", 0.0), Objective("sparsity", "max", 0.0)
     >>> hypervolume([(2.0, 1.0), (1.0, 3.0)], (score, sparsity))
     4.0
     """
-    if not objectives:
-        raise ValueError("a hypervolume needs at least one objective, got none")
-    worst = [objective.worst for objective in objectives]
     for objective in objectives:
         if not math.isfinite(objective.worst):
             raise ValueError(
                 f"objective {objective.name!r} has worst={objective.worst}; the hypervolume "
                 "needs a finite reference: choose the worst value that still counts"
             )
-    boxes = []
-    for point in points:
-        if len(point) != len(worst):
-            raise ValueError(f"{len(worst)} objectives need as many values, got {len(point)}")
-        if not all(map(math.isfinite, point)):
-            raise ValueError(f"a point of the hypervolume must be finite, got {tuple(point)}")
-        boxes.append(
-            [
-                value - o.worst if o.goal == "max" else o.worst - value
-                for value, o in zip(point, objectives, strict=True)
-            ]
-        )
+    boxes = [
+        [
+            value - o.worst if o.goal == "max" else o.worst - value
+            for value, o in zip(point, objectives, strict=True)
+        ]
+        for point in points
+    ]
     return dominated_volume(boxes)
 
 

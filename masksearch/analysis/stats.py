@@ -299,48 +299,35 @@ def paired_difference(
     differences = [a[seed] - b[seed] for seed in seeds]
     mean = estimate(differences, level).value
     rows_a, rows_b = rows_a or {}, rows_b or {}
-    if seedless and seeds:
-        return row_difference(mean, rows_a.get(seeds[0]), rows_b.get(seeds[0]), level)
-    if len(seeds) < 2:
+    if len(seeds) < (1 if seedless else 2):
         return PairedDifference(mean, n=len(seeds), level=level)
     both = [seed for seed in seeds if seed in rows_a and seed in rows_b]
+    if seedless:
+        both = [seed for seed in both if seed == seeds[0]]
     mine, others = [rows_a[seed] for seed in both], [rows_b[seed] for seed in both]
     tables = stack_rows([mine], others)
     scale = max(abs(score) for seed in seeds for score in (a[seed], b[seed]))
     gaps = [more - less for less, more in itertools.pairwise(sorted(differences))]
     seen = min((gap for gap in gaps if gap > EQUAL * scale), default=0.0)
     tick = max([tick, *(run.tick for run in mine)]) or seen
-    over_seeds = seed_error(differences, tick)
-    sd = math.sqrt(over_seeds.variance * len(seeds))
     over_rows = tables.errors() if tables else []
+    parts, sd = [part for part in over_rows if part.variance > 0], math.nan
+    known = bool(tables and (parts or not seedless))
+    if not seedless:
+        over_seeds = seed_error(differences, tick)
+        sd = math.sqrt(over_seeds.variance * len(seeds))
+        decides = len(seeds) >= CLAIM_SEEDS and sd > EQUAL * scale
+        parts = [over_seeds, *over_rows] if decides else []
     p_value = low = high = math.nan
-    if len(seeds) >= CLAIM_SEEDS and sd > EQUAL * scale:
-        parts = [over_seeds, *over_rows]
-        half = half_width(parts, level)
-        low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
-    return PairedDifference(
-        *(mean, low, high, len(seeds), p_value, level),
-        n_rows=tables.n_rows if tables else 0,
-        sd=sd,
-        row_error=math.sqrt(math.fsum(part.variance for part in over_rows)),
-    )
-
-
-def row_difference(
-    mean: float, mine: RowScores | None, other: RowScores | None, level: float
-) -> PairedDifference:
-    """A difference whose only error is the draw of the rows; no interval without them."""
-    tables = None if mine is None or other is None else stack_rows([[mine]], [other])
-    parts = [part for part in (tables.errors() if tables else []) if part.variance > 0]
-    low = high = p_value = math.nan
     if parts:
         half = half_width(parts, level)
         low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
     return PairedDifference(
-        *(mean, low, high, 1, p_value, level),
-        n_rows=tables.n_rows if tables and parts else 0,
-        row_error=math.sqrt(math.fsum(part.variance for part in parts)),
-        seedless=True,
+        *(mean, low, high, 1 if seedless else len(seeds), p_value, level),
+        n_rows=tables.n_rows if tables and known else 0,
+        sd=sd,
+        row_error=math.sqrt(math.fsum(part.variance for part in over_rows)),
+        seedless=seedless,
     )
 
 

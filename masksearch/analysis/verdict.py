@@ -217,36 +217,33 @@ def warning_lines(comparison: ComparedRuns) -> list[str]:
     single = [entry.name for entry in entries if len(entry.scores) == 1]
     if single and not comparison.seedless:
         lines.append(f"One seed only, hence no interval: {', '.join(single)}.")
-    if spoilt := [f"{entry.name} ({len(entry.diverged)})" for entry in entries if entry.diverged]:
-        worst = format_estimate(comparison.worst)
-        lines.append(f"Diverged runs, each counted as {worst}: {', '.join(spoilt)}.")
-    lines += lost_rows(entries)
-    lost = [f"{entry.name} ({entry.failed})" for entry in entries if entry.failed]
-    if lost:
-        lines.append(f"Failed runs, left out of the means: {', '.join(lost)}.")
-    pending = [f"{entry.name} ({entry.unfinished})" for entry in entries if entry.unfinished]
-    if pending:
-        lines.append(f"Runs not finished: {', '.join(pending)}.")
+    worst = format_estimate(comparison.worst)
+    diverged = {entry.name: len(entry.diverged) for entry in entries}
+    lines += counted(f"Diverged runs, each counted as {worst}", diverged)
+    finished = {entry.name: len(entry.scores) - len(entry.diverged) for entry in entries}
+    if any(entry.rows for entry in entries):
+        lines += counted(
+            "Scores of single rows are missing or damaged, so that fewer seeds (below two: none) "
+            "tell how rows vary",
+            {entry.name: finished[entry.name] - len(entry.rows) for entry in entries},
+        )
+    elif any(finished.values()):
+        lines.append(
+            "The scores of single rows were not kept, so that intervals cover other seeds only."
+        )
+    failed = {entry.name: entry.failed for entry in entries}
+    lines += counted("Failed runs, left out of the means", failed)
+    lines += counted("Runs not finished", {entry.name: entry.unfinished for entry in entries})
     unknown = [entry.name for entry in entries if math.isnan(entry.sparsity)]
     if unknown:
         lines.append(f"Sparsity unknown: {', '.join(unknown)}.")
     return lines
 
 
-def lost_rows(entries: list[MaskRuns]) -> list[str]:
-    """That intervals do not cover other rows, and why."""
-    runs = {entry.name: len(entry.scores) - len(entry.diverged) for entry in entries}
-    if not any(entry.rows for entry in entries):
-        said = "The scores of single rows were not kept, so that intervals cover other seeds only."
-        return [said] if any(runs.values()) else []
-    missing = {entry.name: runs[entry.name] - len(entry.rows) for entry in entries}
-    names = [f"{name} ({number})" for name, number in missing.items() if number]
-    if not names:
-        return []
-    return [
-        "Scores of single rows are missing or damaged, so that fewer seeds (below two: none) tell "
-        f"how rows vary: {', '.join(names)}."
-    ]
+def counted(text: str, numbers: dict[str, int]) -> list[str]:
+    """A line with the masks that a fact is true of, and how often; none where it is of none."""
+    those = [f"{name} ({number})" for name, number in numbers.items() if number]
+    return [f"{text}: {', '.join(those)}."] if those else []
 
 
 ROWS_THAT_JUDGE = {
