@@ -19,7 +19,6 @@ from masksearch.contracts import Evaluate, Proposal, Record, Report
 from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.executors.job import JobRun
-from masksearch.report.collect import comparison_of, studies_in
 from masksearch.study.store import StudyStore
 
 
@@ -659,8 +658,8 @@ def test_compare_remembers_what_kind_each_mask_is(tmp_path):
         "star": "hand-designed",
         "dense": "control",
     }
-    (stored,) = studies_in(tmp_path / "run")
-    assert {n: e.kind for n, e in comparison_of(stored).entries.items()} == kinds
+    stored = ms.Comparison.open(tmp_path / "run")
+    assert {n: e.kind for n, e in stored.entries.items()} == kinds
     again = ms.compare({"found": found.mask, "mine": masks.window(3)}, ToyEvaluator(), **arguments)
     assert {n: e.kind for n, e in again.entries.items()} == {
         "found": "searched",

@@ -100,7 +100,7 @@ def test_left_never_imports_right():
 
 def test_two_arrows_are_bound_late():
     """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name. So
-    does a comparison that is opened, printed or written as a page: analysis/ asks report/."""
+    does a comparison that is opened, printed or written: analysis/ asks study/ and report/."""
     late = [name for name in NAMES if "resolve_name(" in (PACKAGE / name).read_text()]
     assert late == ["analysis/compare.py", "masks/text.py"]
     from masksearch.analysis import compare
@@ -109,7 +109,7 @@ def test_two_arrows_are_bound_late():
     assert READ_RUN == "masksearch.study.references:read_run_mask"
     for place in (
         READ_RUN,
-        compare.READ,
+        compare.STORE,
         compare.WRITE,
         compare.LATEX,
         compare.TEXT,

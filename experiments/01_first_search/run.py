@@ -18,7 +18,6 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.collect import comparison_of, studies_in
 
 HERE = Path(__file__).parent
 SPACES = HERE.parent.parent / "search_spaces"
@@ -187,7 +186,7 @@ class Experiment:
             frame = study.frame().drop(columns=["error", "fingerprint"])
             frame.to_csv(folder / f"{run.name}.csv", index=False, float_format="%.5g")
             print(run.name, len(frame))
-        judged = comparison_of(studies_in(self.runs / "compare")[0])
+        judged = ms.Comparison.open(self.runs / "compare")
         by_loss = replace(judged, objectives=self.text.objectives)
         text = f"Validation loss\n\n{by_loss.verdict()}\n\nTasks\n\n{judged.verdict()}\n"
         (folder / "verdict.txt").write_text(text, encoding="utf-8")

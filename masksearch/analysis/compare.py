@@ -29,13 +29,13 @@ from masksearch.analysis.stats import (
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
 from masksearch.contracts import is_side_value
-from masksearch.errors import unknown_name
+from masksearch.errors import SearchError, unknown_name
 from masksearch.masks import FAMILIES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-READ = "masksearch.report.collect:open_comparison"  # what stands right of this file is found late
+STORE = "masksearch.study.store:StudyStore"  # what stands right of this file is found late
 WRITE = "masksearch.report.collect:write_comparison"
 LATEX = "masksearch.report.tables:comparison_latex"
 TEXT, HTML = (f"masksearch.report.display:comparison_{kind}" for kind in ("text", "html"))
@@ -58,7 +58,14 @@ class Comparison(ComparedRuns):
         Raises:
             SearchError: If the folder holds none.
         """
-        return cast("Comparison", pkgutil.resolve_name(READ)(Path(run)))
+        store = pkgutil.resolve_name(STORE)(Path(run), write=False)
+        facts = store.facts()
+        if facts.get("kind") != "compare":
+            raise SearchError(
+                f"{run} holds no comparison; name the folder that was given to compare(.., run=)"
+            )
+        about = store.told(), store.objectives(), facts
+        return cls.of(*about, run=Path(run), shape=store.shape())
 
     def report(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained HTML page.

@@ -115,10 +115,12 @@ def report(
         return
     page = report_on(folders, place, storage=storage)
     found: dict[str, Any] = {"report": str(page.resolve())}
-    if len(folders) == 1 and [s.kind for s in studies_in(folders[0], storage)] == ["compare"]:
+    studies = studies_in(folders[0], storage) if len(folders) == 1 else []
+    if [study.kind for study in studies] == ["compare"]:
         from masksearch.analysis.compare import Comparison
 
-        found |= read_verdict(Comparison.open(folders[0]), folders[0], reference, against)
+        judged = Comparison.open(studies[0].run)
+        found |= read_verdict(judged, folders[0], reference, against)
     elif against is not None:
         raise OptionsError(
             "--against belongs to the verdict of one comparison; a search has none, since its "

@@ -152,23 +152,6 @@ def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Stored
     )
 
 
-def comparison_of(study: StoredStudy) -> Comparison:
-    """A stored comparison."""
-    known = study.records, study.objectives, study.facts
-    return Comparison.of(*known, run=study.run, shape=study.shape)
-
-
-def open_comparison(run: Path) -> Comparison:
-    """See `Comparison.open`."""
-    stored = [study for study in studies_in(run) if study.kind == "compare"]
-    if len(stored) != 1:
-        raise SearchError(
-            f"{run} holds {len(stored)} comparisons; name the folder that was given to "
-            "compare(.., run=)"
-        )
-    return comparison_of(stored[0])
-
-
 def limits_of(searches: Sequence[StoredStudy]) -> dict[str, str]:
     """What the searches were not allowed, or ended early, for the page."""
     found: dict[str, str] = {}
@@ -306,7 +289,10 @@ def section_on(
     return Section(
         {name: study.records for name, study in zip(names, searches, strict=True)},
         main.objectives,
-        {study.name: comparison_of(study) for study in compared},
+        {
+            s.name: Comparison.of(s.records, s.objectives, s.facts, run=s.run, shape=s.shape)
+            for s in compared
+        },
         title,
         {"protocol": main.facts.get("protocol", ""), **limits_of(searches), **facts},
         main.shape,
