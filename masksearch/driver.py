@@ -47,13 +47,12 @@ from masksearch.masks.text import names_run
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
 from masksearch.strategies.samplers import Space
-from masksearch.study.constraints import parse_constraint
 from masksearch.study.halves import (
     judge_on,
     protocols_of_halves,
     protocols_of_rows,
 )
-from masksearch.study.records import describe_call
+from masksearch.study.records import describe_call, parse_constraint
 from masksearch.study.references import choose_best, read_run_record
 from masksearch.study.session import Session, outside_level
 from masksearch.study.status import next_command
@@ -255,7 +254,7 @@ def search(
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, options = Path(run), dict(strategy_options or {})
+    run, options, executor = Path(run), dict(strategy_options or {}), executor or Local()
     given = draw_enqueued(space, enqueue, evaluator.shape) if enqueue else []
     name = strategy_name(strategy)
     facts = {
@@ -288,7 +287,7 @@ def search(
             )
         chosen = Enqueued(chosen, given) if given else chosen
         store.create(evaluator.objectives, facts)
-        asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
+        asked = {"trials": trials, "seconds": seconds, "executor": executor}
         store.note_call(describe_call(evaluator, space, **asked))
         session = Session(
             store,
@@ -363,7 +362,7 @@ def compare(
             anything is trained.
     """
     check_evaluator(evaluator)
-    run, seeds = Path(run), read_seeds(seeds)
+    run, seeds, executor = Path(run), read_seeds(seeds), executor or Local()
     check_against(against)
     evaluator = judge_on(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
@@ -388,7 +387,7 @@ def compare(
         store.create(
             evaluator.objectives, facts | ({"half": evaluator.half} if evaluator.half else {})
         )
-        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor or Local()))
+        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
         before = store.records()
         told = Comparison.of(before, store.objectives(), store.facts())
         told = replace(
@@ -484,7 +483,7 @@ def as_compared(proposal: Proposal, kind: Kind, found: Mapping[str, Record]) -> 
 
 
 def run_session(
-    session: Session, executor: Executor | None, progress: Literal["auto"] | None, title: str
+    session: Session, executor: Executor, progress: Literal["auto"] | None, title: str
 ) -> None:
     """Runs the trials of one call, and shows them.
 
@@ -499,13 +498,12 @@ def run_session(
         session.restore()
         if watcher:
             watcher.expect(session.expected(), session.seconds)
-            if session.evaluator.offers("provide_models") and not isinstance(
-                executor, Local | None
-            ):  # whose trainings are not seen here
+            shared = session.evaluator.offers("provide_models")
+            if shared and not isinstance(executor, Local):  # whose trainings are not seen here
                 seeds = ", ".join(map(str, session.seeds))
                 watcher.display.print(f"{title}: shared models of seed {seeds} first")
         try:
-            session.run_on(executor or Local())
+            session.run_on(executor)
         except KeyboardInterrupt as stop:
             stop.add_note(
                 f"what was finished is kept in {session.workdir}; go on with: "

@@ -32,7 +32,7 @@ from masksearch.masks import FAMILIES
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.report.collect import StoredStudy, studies_in
-from masksearch.strategies.published_dam import describe_cut, is_published_dam
+from masksearch.strategies.dam import describe_cut, is_published_dam
 from masksearch.tasks.glue.metrics import LEFT_OUT, column_value, find_task
 
 AVERAGE, WITHOUT = "average", f"without {LEFT_OUT}"

@@ -289,7 +289,7 @@ def named_candidates(text: str) -> dict[str, Mask | Record]:
     sparsebert stands for all of its masks, under their names in the published table.
     """
     from masksearch.masks.text import names_run
-    from masksearch.strategies.published_dam import is_published_dam
+    from masksearch.strategies.dam import is_published_dam
     from masksearch.study.references import parse_reference, read_run_record
     from masksearch.study.store import StudyStore
 

@@ -22,7 +22,10 @@ from masksearch.cli.options import (
     OUTPUT,
     OptionsError,
     declare,
+    flag,
+    optional,
     takes,
+    valued,
 )
 from masksearch.cli.resuming import resumable
 
@@ -34,6 +37,58 @@ ATTACHED = "Which mask, on which model"
 LONGEST = 4096  # positions that are explained where nothing is said
 
 
+def show_attached(given: Mapping[str, Any]) -> None:
+    """Puts a mask on a model and says what computes it; writes both, if that is asked for."""
+    from masksearch.attention.attach import attach as attach_to
+    from masksearch.attention.explain import explain
+    from masksearch.masks.text import names_run
+    from masksearch.models.saving import open_model, save_pretrained
+
+    model, mask, out, length = (given[name] for name in ("model", "mask", "out", "length"))
+    if length is not None and length < 1:
+        raise ValueError(f"--length is at least 1 position, got {length}")
+    folder = find_folder(model)
+    found = read_mask_or_plan(mask, folder, model)
+    whole = open_model(folder)
+    attach_to(whole, found, backend=given["backend"], part=given["part"])
+    longest = getattr(whole.config, "max_position_embeddings", LONGEST)
+    if length is None:
+        length = min(longest, LONGEST, found.longest or LONGEST)
+    typer.echo(str(explain(whole, length, given["train"])))
+    if out is not None:
+        written = save_pretrained(whole, out)
+        copy_tokenizer(folder, written)
+        typer.echo(f"model and mask: {written}")
+        if names_run(mask):
+            typer.echo(
+                f"weights: of {model}, as they are there; those that a search fine-tunes before "
+                "it judges masks are in its cache (docs/trained_encoders.md: how to take them)"
+            )
+
+
+ATTACHING = {
+    "out": optional(
+        "Write model and mask to this folder, which ms.load_pretrained opens.",
+        *(OUTPUT, "not written", "FOLDER", Path),
+    ),
+    "part": optional(
+        "Part of the model that gets the mask: encoder, decoder, cross, or a submodule's name.",
+        *(ATTACHED, "the whole model", "NAME"),
+    ),
+    "backend": valued(
+        "auto",
+        "What computes attention: auto (the fastest), sdpa, gather or flex.",
+        *(ATTACHED, "NAME"),
+    ),
+    "length": optional(
+        "Length of the sequences that are explained.",
+        *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS", int),
+    ),
+    "train": flag("train", "Explain steps of training, not inference.", OUTPUT),
+}
+
+
+@takes({}, {}, ATTACHING, calls=show_attached)
 def attach(
     model: Annotated[
         str,
@@ -52,47 +107,7 @@ def attach(
             metavar="MASK",
         ),
     ],
-    out: Annotated[
-        Path | None,
-        declare(
-            "Write model and mask to this folder, which ms.load_pretrained opens.",
-            OUTPUT,
-            "not written",
-            "FOLDER",
-        ),
-    ] = None,
-    part: Annotated[
-        str | None,
-        declare(
-            "Part of the model that gets the mask: encoder, decoder, cross, or a submodule's "
-            "name.",
-            ATTACHED,
-            "the whole model",
-            "NAME",
-        ),
-    ] = None,
-    backend: Annotated[
-        str,
-        declare(
-            "What computes attention: auto (the fastest), sdpa, gather or flex.",
-            ATTACHED,
-            "",
-            "NAME",
-        ),
-    ] = "auto",
-    length: Annotated[
-        int | None,
-        declare(
-            "Length of the sequences that are explained.",
-            OUTPUT,
-            "that of the mask, else the model's longest, up to 4096",
-            "POSITIONS",
-        ),
-    ] = None,
-    train: Annotated[
-        bool,
-        declare("Explain steps of training, not inference.", OUTPUT, name="--train"),
-    ] = False,
+    **_: object,
 ) -> None:
     """Put a mask on a model, say what computes each layer and why, and save both together.
 
@@ -100,30 +115,6 @@ def attach(
         masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
         masksearch attach runs/model "window(16)" --length 64 --train
     """
-    from masksearch.attention.attach import attach as attach_to
-    from masksearch.attention.explain import explain
-    from masksearch.masks.text import names_run
-    from masksearch.models.saving import open_model, save_pretrained
-
-    if length is not None and length < 1:
-        raise ValueError(f"--length is at least 1 position, got {length}")
-    folder = find_folder(model)
-    found = read_mask_or_plan(mask, folder, model)
-    whole = open_model(folder)
-    attach_to(whole, found, backend=backend, part=part)
-    longest = getattr(whole.config, "max_position_embeddings", LONGEST)
-    if length is None:
-        length = min(longest, LONGEST, found.longest or LONGEST)
-    typer.echo(str(explain(whole, length, train)))
-    if out is not None:
-        written = save_pretrained(whole, out)
-        copy_tokenizer(folder, written)
-        typer.echo(f"model and mask: {written}")
-        if names_run(mask):
-            typer.echo(
-                f"weights: of {model}, as they are there; those that a search fine-tunes before "
-                "it judges masks are in its cache (docs/trained_encoders.md: how to take them)"
-            )
 
 
 def find_folder(model: str) -> Path:
@@ -163,37 +154,13 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
                 shutil.copy(path, out / path.name)
 
 
-def export(
-    mask: options.MaskArgument,
-    out: Annotated[
-        Path,
-        declare(
-            "The file: NAME.json (any mask), NAME.safetensors (tables as tensors) or NAME.npy (a "
-            "block layout of 0 and 1, for block-sparse kernels).",
-            OUTPUT,
-            "",
-            "FILE",
-        ),
-    ],
-    block: Annotated[
-        int | None,
-        declare("NAME.npy: side of a block, in positions.", COMPARED, "none", "N"),
-    ] = None,
-    length: Annotated[
-        int | None,
-        declare("NAME.npy: positions that the layout covers.", COMPARED, "none", "N"),
-    ] = None,
-) -> None:
-    """Write a mask to a file: the mask of a trial, the best of a run, or any other.
-
-    Examples:
-        masksearch export "runs/search#7" --out mask.json
-        masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128
-    """
+def write_mask(given: Mapping[str, Any]) -> None:
+    """Writes a mask to a file, and says how to use it."""
     from masksearch.masks import parse
     from masksearch.masks.text import save_mask, short_text
 
-    found = parse(mask)
+    out, block, length = (given[name] for name in ("out", "block", "length"))
+    found = parse(given["mask"])
     if out.suffix == ".npy":
         if block is None or length is None:
             raise OptionsError(
@@ -210,6 +177,35 @@ def export(
         note = short_text(found)
         use = f"ms.load_mask({str(out)!r}), or masksearch report {out}"
     typer.echo(f"{out}: {note}; use it: {use}")
+
+
+EXPORTING = {
+    "block": optional("NAME.npy: side of a block, in positions.", COMPARED, "none", "N", int),
+    "length": optional("NAME.npy: positions that the layout covers.", COMPARED, "none", "N", int),
+}
+
+
+@takes({}, {}, EXPORTING, calls=write_mask)
+def export(
+    mask: options.MaskArgument,
+    out: Annotated[
+        Path,
+        declare(
+            "The file: NAME.json (any mask), NAME.safetensors (tables as tensors) or NAME.npy (a "
+            "block layout of 0 and 1, for block-sparse kernels).",
+            OUTPUT,
+            "",
+            "FILE",
+        ),
+    ],
+    **_: object,
+) -> None:
+    """Write a mask to a file: the mask of a trial, the best of a run, or any other.
+
+    Examples:
+        masksearch export "runs/search#7" --out mask.json
+        masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128
+    """
 
 
 def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:

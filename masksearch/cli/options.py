@@ -64,6 +64,11 @@ def optional(help: str, group: str, shown: str, value: str, kind: Any = str) -> 
     return Annotated[kind | None, declare(help, group, shown, value)], None
 
 
+def valued(default: Any, help: str, group: str, value: str | None = None) -> tuple[Any, object]:
+    """Annotation and default of an option that has one; see `declare`."""
+    return Annotated[type(default), declare(help, group, "", value)], default
+
+
 def flag(name: str, help: str, group: str) -> tuple[Any, object]:
     """Annotation and default of a flag that is off where it is not given."""
     return Annotated[bool, declare(help, group, name=f"--{name}")], False

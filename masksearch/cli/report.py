@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from masksearch.cli import options
-from masksearch.cli.options import OUTPUT, RUN, OptionsError, declare
+from masksearch.cli.options import OUTPUT, RUN, OptionsError, flag, optional, takes, valued
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import Comparison
@@ -18,120 +19,6 @@ if TYPE_CHECKING:
 LONGEST_TABLE = 4096  # positions up to which every cell of a mask is looked at
 DOTS = 1024  # rows of tiles in the picture of a longer one
 A_MASK = "Of a mask"
-
-
-def report(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Folders of searches and comparisons, or folders that hold several. Or one mask: "
-            "an expression, a family, a file, RUN#7 or RUN@0.9.",
-            rich_help_panel=RUN,
-            metavar="RUN... | MASK",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        declare(
-            "Write the page to this file; of a mask, its picture (NAME.png).",
-            OUTPUT,
-            "report.html in the folder; here, where there are several",
-            "FILE",
-        ),
-    ] = None,
-    watch: Annotated[
-        bool,
-        declare("Write the page again and again while a run goes on.", OUTPUT, name="--watch"),
-    ] = False,
-    storage: options.Storage = None,
-    against: Annotated[
-        str | None,
-        declare(
-            "Hand-designed masks that are opponents in the verdict of a comparison: nearest (in "
-            "sparsity), or all.",
-            RUN,
-            "as the comparison was made",
-            "NAME",
-        ),
-    ] = None,
-    reference: Annotated[
-        str, declare("A mask that every other is also compared with there.", RUN, "", "NAME")
-    ] = "dense",
-    length: Annotated[
-        int, declare("Length of the sequence, in positions.", A_MASK, "", "N")
-    ] = 128,
-    layers: Annotated[
-        int | None, declare("Layers of the model.", A_MASK, "those of the mask, else 1", "N")
-    ] = None,
-    heads: Annotated[
-        int | None, declare("Heads of a layer.", A_MASK, "those of the mask, else 1", "N")
-    ] = None,
-    block: Annotated[
-        int, declare("Side of a kernel's block, for the block density.", A_MASK, "", "POSITIONS")
-    ] = 64,
-    nearest: Annotated[
-        bool,
-        declare(
-            "Also name the structured mask that explains this one best.", A_MASK, name="--nearest"
-        ),
-    ] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Write the page of runs, and say what a comparison shows; or show what a mask is.
-
-    Each sentence on a comparison has its seeds, rows, interval and p-value (docs/statistics.md has
-    the rules, and how often they err). Of a mask: its sparsity, block density, empty rows, and a
-    picture.
-
-    Examples:
-        masksearch report runs/search --watch
-        masksearch report runs/a runs/b --out runs/all.html
-        masksearch report runs/compare --against all
-        masksearch report "bigbird(2,1,2) | window(3)" --length 48
-    """
-    folders = [Path(run) for run in runs if Path(run).is_dir()]
-    if not folders and len(runs) == 1:
-        show_mask(
-            runs[0],
-            out,
-            nearest,
-            as_json,
-            length=length,
-            layers=layers,
-            heads=heads,
-            block=block,
-        )
-        return
-    if len(folders) < len(runs):
-        stray = next(run for run in runs if not Path(run).is_dir())
-        raise FileNotFoundError(f"{stray}: no such run folder")
-    from masksearch.report.collect import report_on, studies_in, watch_runs
-
-    place = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-    if watch:
-        typer.echo(f"watching; the page loads itself again: {place.resolve()}")
-        *_, page = watch_runs(folders, place, storage=storage)
-        typer.echo(f"report: {page.resolve()}")
-        return
-    page = report_on(folders, place, storage=storage)
-    found: dict[str, Any] = {"report": str(page.resolve())}
-    studies = studies_in(folders[0], storage) if len(folders) == 1 else []
-    if [study.kind for study in studies] == ["compare"]:
-        from masksearch.analysis.compare import Comparison
-
-        judged = Comparison.open(studies[0].run)
-        found |= read_verdict(judged, folders[0], reference, against)
-    elif against is not None:
-        raise OptionsError(
-            "--against belongs to the verdict of one comparison; a search has none, since its "
-            "scores chose the masks: judge them again by masksearch compare RUN"
-        )
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    for line in found.get("verdict", []):
-        typer.echo(line)
-    typer.echo(f"report: {found['report']}")
 
 
 def read_verdict(
@@ -150,17 +37,7 @@ def read_verdict(
     return {"verdict": text.splitlines(), "findings": json.loads(rows)}
 
 
-def show_mask(
-    text: str,
-    out: Path | None,
-    nearest: bool,
-    as_json: bool,
-    *,
-    length: int,
-    layers: int | None,
-    heads: int | None,
-    block: int,
-) -> None:
+def show_mask(text: str, given: Mapping[str, Any]) -> None:
     """Prints what a mask is, and draws it."""
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
@@ -169,6 +46,8 @@ def show_mask(
     from masksearch.masks.measure import hops
     from masksearch.masks.text import short_text
 
+    out, nearest = given["out"], given["nearest"]
+    length, layers, heads, block = (given[n] for n in ("length", "layers", "heads", "block"))
     if length < 1 or block < 1:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
     if nearest and length > LONGEST_TABLE:
@@ -217,7 +96,7 @@ def show_mask(
         picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
         picture.savefig(out, dpi=150, bbox_inches="tight")
         facts["picture"] = str(out)
-    if as_json:
+    if given["as_json"]:
         typer.echo(json.dumps(facts))
         return
     size = "x".join(map(str, facts["shape"]))
@@ -238,6 +117,98 @@ def show_mask(
         typer.echo(f"picture: {out}")
 
 
+def show_report(given: Mapping[str, Any]) -> None:
+    """Writes the page of runs with their verdict, or shows a mask."""
+    runs, out, storage, against = (given[n] for n in ("runs", "out", "storage", "against"))
+    folders = [Path(run) for run in runs if Path(run).is_dir()]
+    if not folders and len(runs) == 1:
+        show_mask(runs[0], given)
+        return
+    if len(folders) < len(runs):
+        stray = next(run for run in runs if not Path(run).is_dir())
+        raise FileNotFoundError(f"{stray}: no such run folder")
+    from masksearch.report.collect import report_on, studies_in, watch_runs
+
+    place = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    if given["watch"]:
+        typer.echo(f"watching; the page loads itself again: {place.resolve()}")
+        *_, page = watch_runs(folders, place, storage=storage)
+        typer.echo(f"report: {page.resolve()}")
+        return
+    page = report_on(folders, place, storage=storage)
+    found: dict[str, Any] = {"report": str(page.resolve())}
+    studies = studies_in(folders[0], storage) if len(folders) == 1 else []
+    if [study.kind for study in studies] == ["compare"]:
+        from masksearch.analysis.compare import Comparison
+
+        judged = Comparison.open(studies[0].run)
+        found |= read_verdict(judged, folders[0], given["reference"], against)
+    elif against is not None:
+        raise OptionsError(
+            "--against belongs to the verdict of one comparison; a search has none, since its "
+            "scores chose the masks: judge them again by masksearch compare RUN"
+        )
+    if given["as_json"]:
+        typer.echo(json.dumps(found))
+        return
+    for line in found.get("verdict", []):
+        typer.echo(line)
+    typer.echo(f"report: {found['report']}")
+
+
+REPORTED = {
+    "out": optional(
+        "Write the page to this file; of a mask, its picture (NAME.png).",
+        *(OUTPUT, "report.html in the folder; here, where there are several", "FILE", Path),
+    ),
+    "watch": flag("watch", "Write the page again and again while a run goes on.", OUTPUT),
+    "storage": (options.Storage, None),
+    "against": optional(
+        "Hand-designed masks that are opponents in the verdict of a comparison: nearest (in "
+        "sparsity), or all.",
+        *(RUN, "as the comparison was made", "NAME"),
+    ),
+    "reference": valued(
+        "dense", "A mask that every other is also compared with there.", RUN, "NAME"
+    ),
+    "length": valued(128, "Length of the sequence, in positions.", A_MASK, "N"),
+    "layers": optional("Layers of the model.", A_MASK, "those of the mask, else 1", "N", int),
+    "heads": optional("Heads of a layer.", A_MASK, "those of the mask, else 1", "N", int),
+    "block": valued(64, "Side of a kernel's block, for the block density.", A_MASK, "POSITIONS"),
+    "nearest": flag(
+        "nearest", "Also name the structured mask that explains this one best.", A_MASK
+    ),
+    "as_json": (options.Json, False),
+}
+
+
+@takes({}, {}, REPORTED, calls=show_report)
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of searches and comparisons, or folders that hold several. Or one mask: "
+            "an expression, a family, a file, RUN#7 or RUN@0.9.",
+            rich_help_panel=RUN,
+            metavar="RUN... | MASK",
+        ),
+    ],
+    **_: object,
+) -> None:
+    """Write the page of runs, and say what a comparison shows; or show what a mask is.
+
+    Each sentence on a comparison has its seeds, rows, interval and p-value (docs/statistics.md has
+    the rules, and how often they err). Of a mask: its sparsity, block density, empty rows, and a
+    picture.
+
+    Examples:
+        masksearch report runs/search --watch
+        masksearch report runs/a runs/b --out runs/all.html
+        masksearch report runs/compare --against all
+        masksearch report "bigbird(2,1,2) | window(3)" --length 48
+    """
+
+
 def status(run: options.RunArgument, as_json: options.Json = False) -> None:
     """Print what runs, what failed and why, the best so far, and the time left.
 
@@ -255,6 +226,41 @@ def status(run: options.RunArgument, as_json: options.Json = False) -> None:
         typer.echo(line)
 
 
+def show_proxy_card(given: Mapping[str, Any]) -> None:
+    """Prints the proxy card of runs."""
+    from masksearch.cli.output import print_proxy_card
+    from masksearch.report.collect import proxy_card as card_of
+    from masksearch.report.proxy import write_proxy
+
+    out, runs = given["out"], given["runs"]
+    asked = {name: given[name] for name in ("proxy", "target", "reference")}
+    card = card_of(runs, **{name: value for name, value in asked.items() if value is not None})
+    if out is not None and out.suffix == ".csv":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        card.frame.to_csv(out, index=False)
+    elif out is not None:
+        write_proxy(card, out)
+    if given["as_json"]:
+        typer.echo(json.dumps(card.to_dict()))
+        return
+    print_proxy_card(card)
+    typer.echo(card.verdict())
+    if out is not None:
+        typer.echo(f"written: {out}")
+
+
+@takes(
+    {RUN: "proxy target reference"},
+    {"": "masksearch.report.collect:proxy_card"},
+    {
+        "out": optional(
+            "Write the table (NAME.csv) or the figure (any other ending) to this file.",
+            *(OUTPUT, "not written", "FILE", Path),
+        ),
+        "as_json": (options.Json, False),
+    },
+    calls=show_proxy_card,
+)
 def proxy_card(
     runs: Annotated[
         list[Path],
@@ -262,37 +268,7 @@ def proxy_card(
             help="Run folders of searches or comparisons.", rich_help_panel=RUN, metavar="RUN..."
         ),
     ],
-    proxy: Annotated[
-        str, declare("The reported value that a short run gives.", RUN, "", "NAME")
-    ] = "loss",
-    target: Annotated[
-        str | None,
-        declare(
-            "The reported value that counts, such as glue.",
-            RUN,
-            "--proxy, after the most steps",
-            "NAME",
-        ),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        declare(
-            "Run folder that judges the others, where their protocols differ.",
-            RUN,
-            "none",
-            "FOLDER",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        declare(
-            "Write the table (NAME.csv) or the figure (any other ending) to this file.",
-            OUTPUT,
-            "not written",
-            "FILE",
-        ),
-    ] = None,
-    as_json: options.Json = False,
+    **_: object,
 ) -> None:
     """Say how far to trust short runs: whether they rank masks as longer ones or GLUE do.
 
@@ -302,20 +278,3 @@ def proxy_card(
         masksearch proxy-card runs/search
         masksearch proxy-card runs/search --target score --out runs/card.png
     """
-    from masksearch.cli.output import print_proxy_card
-    from masksearch.report.collect import proxy_card as card_of
-    from masksearch.report.proxy import write_proxy
-
-    card = card_of(runs, proxy=proxy, target=target, reference=reference)
-    if out is not None and out.suffix == ".csv":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        card.frame.to_csv(out, index=False)
-    elif out is not None:
-        write_proxy(card, out)
-    if as_json:
-        typer.echo(json.dumps(card.to_dict()))
-        return
-    print_proxy_card(card)
-    typer.echo(card.verdict())
-    if out is not None:
-        typer.echo(f"written: {out}")

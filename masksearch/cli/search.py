@@ -20,10 +20,10 @@ from masksearch.cli.options import (
     PLACE,
     SEARCHED,
     OptionsError,
-    declare,
     flag,
     optional,
     takes,
+    valued,
 )
 from masksearch.cli.resuming import resumable
 from masksearch.errors import MaskSearchError
@@ -103,14 +103,11 @@ SEARCHING = {
         None,
     ),
     "run": (options.Run, Path("runs/search")),
-    "strategy": (
-        optional(
-            "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, "
-            "dam, sparsebert (the published DAM and its table), shared+tpe, or your own as "
-            "FILE.py:NAME.",
-            *(SEARCHED, "", "NAME"),
-        )[0],
+    "strategy": valued(
         "tpe",
+        "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, dam, "
+        "sparsebert (the published DAM and its table), shared+tpe, or your own as FILE.py:NAME.",
+        *(SEARCHED, "NAME"),
     ),
     "trials": optional(
         "Masks to judge; the search ends then.",
@@ -170,29 +167,14 @@ COMPARING = {
         *(COMPARED, "none", "FOLDER", Path),
     ),
     "run": (options.Run, Path("runs/compare")),
-    "seeds": (
-        Annotated[
-            int, declare("Trainings of each mask, on seeds that all share.", COMPARED, "", "N")
-        ],
-        5,
+    "seeds": valued(5, "Trainings of each mask, on seeds that all share.", COMPARED, "N"),
+    "first_seed": valued(
+        1000, "First of these seeds; use others than the search's.", COMPARED, "N"
     ),
-    "first_seed": (
-        Annotated[
-            int,
-            declare("First of these seeds; use others than the search's.", COMPARED, "", "N"),
-        ],
-        1000,
-    ),
-    "controls": (
-        Annotated[
-            bool,
-            declare(
-                "Also judge dense attention, the hand-designed masks, and random keys in the "
-                "same number.",
-                COMPARED,
-            ),
-        ],
+    "controls": valued(
         True,
+        "Also judge dense attention, the hand-designed masks, and random keys in the same number.",
+        COMPARED,
     ),
     "as_json": (options.Json, False),
 }
@@ -405,7 +387,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
 
 def say_cuts(study: Study) -> None:
     """How sparse the gates of the published DAM became, and where their masks were cut."""
-    from masksearch.strategies.published_dam import describe_cut, is_published_dam
+    from masksearch.strategies.dam import describe_cut, is_published_dam
 
     for record in study.records():
         if is_published_dam(record):

@@ -19,32 +19,35 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
+import signal
 import sys
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cloudpickle
 
 from masksearch.contracts import Trials
 from masksearch.errors import MaskSearchError, SearchError, install_command
-from masksearch.executors.environment import (
-    catch_interrupt,
-    own_token,
+from masksearch.executors.local import Pool, WorkerLoss
+from masksearch.executors.worker import (
+    TrialRunner,
+    TrialSpec,
+    WorkerConfig,
     pickle_by_value,
-    replace_attribute,
-    set_environment,
-    set_log_level,
-    temporary_storage,
+    pickle_for_workers,
 )
-from masksearch.executors.pool import Pool, WorkerLoss
-from masksearch.executors.worker import TrialRunner, TrialSpec, WorkerConfig, pickle_for_workers
 from masksearch.user_code import describe_error
 
+TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first
 MISSING = ""  # what there is to say where Ray is not installed
 try:
     import ray
@@ -87,7 +90,6 @@ class RayTune:
             None = every node sees the run folder (one machine, or NFS), and trials work there.
         max_failures: So often a trial is begun again when its process or its node dies.
         limit_seconds: Wall time after which a trial's process is ended; None = no limit.
-        reuse: Whether a worker process takes another trial after one that went well.
         checkpoint_seconds: With `storage_path`: least time between two copies, in seconds.
         dashboard: Whether a Ray that is started here serves its dashboard (on 127.0.0.1).
         quiet: Keeps Ray's own messages away.
@@ -99,7 +101,6 @@ class RayTune:
     storage_path: str | None = None
     max_failures: int = 2
     limit_seconds: float | None = None
-    reuse: bool = True
     checkpoint_seconds: float = 30.0
     dashboard: bool = False
     quiet: bool = True
@@ -198,7 +199,7 @@ class RayTune:
 
     def make_tuner(self, guard: FirstError, folder: str, name: str) -> tune.Tuner:
         """A fresh Tuner whose searcher, scheduler and stopper speak for the pool."""
-        scheduler = TuneScheduler(guard, self.reuse)
+        scheduler = TuneScheduler(guard)
         return tune.Tuner(
             tune.with_resources(TuneWorker, dict(self.needs)),
             tune_config=tune.TuneConfig(
@@ -206,7 +207,7 @@ class RayTune:
                 scheduler=scheduler,
                 num_samples=-1,
                 max_concurrent_trials=self.slots,
-                reuse_actors=self.reuse,
+                reuse_actors=True,
                 trial_name_creator=str,
                 trial_dirname_creator=lambda trial: trial.config["spec"].name,
             ),
@@ -307,15 +308,16 @@ class TuneSearcher(Searcher):
 class TuneScheduler(FIFOScheduler):
     """Takes every report before the next step is asked for, and every loss of a worker.
 
+    Workers take further trials, but one that failed may be unsound and is asked once more, which
+    ends its process (see `TrialRunner`).
+
     Args:
         guard: Around the pool.
-        reuse: Whether workers take further trials. One that failed may be unsound and is asked
-            once more, which ends its process (see `TrialRunner`).
     """
 
-    def __init__(self, guard: FirstError, reuse: bool) -> None:
+    def __init__(self, guard: FirstError) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.guard, self.reuse = guard, reuse
+        self.guard = guard
         self.trials: dict[str, Any] = {}  # those that have not ended
 
     def __getstate__(self) -> dict[str, Any]:
@@ -335,7 +337,7 @@ class TuneScheduler(FIFOScheduler):
         step = result["step"]
         goes_on = self.guard.call(self.guard.pool.on_step, trial.trial_id, step, otherwise=False)
         step.files = {}  # Tune keeps every trial's last result
-        goes_on |= self.reuse and bool(step.error) and self.guard.error is None
+        goes_on |= bool(step.error) and self.guard.error is None
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -485,8 +487,108 @@ def silence_ray(quiet: bool) -> Iterator[None]:
     if not quiet:
         yield
         return
-    with (
-        set_log_level("ray", logging.CRITICAL),
-        replace_attribute(ray._private.worker, "print_to_stdstream", lambda *line, **named: None),
-    ):
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    printing = ray._private.worker, "print_to_stdstream", lambda *line, **named: None
+    try:
+        with replace_attribute(*printing):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+# -- what Ray needs around it: everything is put back at the end --------------------------------
+@contextmanager
+def set_environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> Iterator[None]:
+    """Sets environment variables.
+
+    Args:
+        settings: Name -> value.
+        family: Beginnings of the names of others that may change meanwhile.
+    """
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
         yield
+    finally:
+        for name in {*before, *os.environ}:
+            if name not in settings and not name.startswith(family or "\0"):
+                continue
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replaces an attribute of a module or class; one that is not there stays away."""
+    if not hasattr(owner, name):
+        yield
+        return
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def catch_interrupt(first: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `first`, the second does what Ctrl-C did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python hands signals to the main thread only
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        first()
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # Tune leaves a SIGUSR1 handler behind
+            signal.signal(number, handler)
+
+
+@contextmanager
+def temporary_storage(storage_path: str | None) -> Iterator[tuple[str, str]]:
+    """A folder or URI, and a new name in it for files that are removed at the end.
+
+    Args:
+        storage_path: Where it is to be; None = among this machine's temporary files.
+    """
+    name = f"masksearch-{secrets.token_hex(4)}"
+    if storage_path is None:
+        with tempfile.TemporaryDirectory(prefix="masksearch-") as folder:
+            yield folder, name
+        return
+    from pyarrow import fs  # type: ignore[import-untyped, unused-ignore]
+
+    place = storage_path if "://" in storage_path else str(Path(storage_path).resolve())
+    try:
+        yield place, name
+    finally:
+        files, path = fs.FileSystem.from_uri(place)
+        if files.get_file_info(f"{path}/{name}").type == fs.FileType.Directory:
+            files.delete_dir(f"{path}/{name}")
+
+
+def own_token() -> dict[str, str]:
+    """Environment of a Ray that starts here, where its token cannot be kept in the home folder.
+
+    Ray asks every process for a token, which it keeps in `~/.ray/auth_token`; where that cannot
+    be written, this search gets a token of its own.
+    """
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    folder = Path.home() / ".ray"
+    if any(name in os.environ for name in names) or (folder / "auth_token").is_file():
+        return {}
+    place = folder if folder.is_dir() else Path.home()
+    if place.is_dir() and os.access(place, os.W_OK):
+        return {}
+    return {"RAY_AUTH_TOKEN": TOKEN}

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,6 +54,35 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
             "attribute out in __getstate__ (with one local slot nothing travels)"
         ) from error
     return pickled
+
+
+@contextmanager
+def pickle_by_value() -> Iterator[None]:
+    """Lets cloudpickle carry by value what modules define that no worker could import.
+
+    These are the modules that were loaded from a path, such as a search space that is named on
+    the command line.
+    """
+    modules = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        own = getattr(module, "__name__", "") == name and name != "__main__"
+        if not own or name in sys.stdlib_module_names or "." in name or file[-3:] != ".py":
+            continue
+        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+        specs = (find(name, None) for find in finders if find is not None)
+        found = next((spec.origin for spec in specs if spec is not None), None)
+        if os.path.realpath(found or "") != os.path.realpath(file):
+            modules.append(module)
+    registered = set(cloudpickle.list_registry_pickle_by_value())
+    modules = [module for module in modules if module.__name__ not in registered]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:

@@ -418,9 +418,9 @@ def proxy_card(
         runs: Run folders of searches and comparisons (or folders that hold several).
         proxy: The reported value that is cheap.
         target: The reported value that counts; None = the proxy at the longest budget.
-        reference: Run folder that judges the others; needed where the runs come from several
-            protocols (of 200, 800 and 3,200 steps, say), each of which is then judged at its
-            end. It need not be among `runs`.
+        reference: Run folder that judges the others; None = none. It is needed where the runs
+            come from several protocols (of 200, 800 and 3,200 steps, say), each of which is then
+            judged at its end, and need not be among `runs`.
         bands: Density bands of about equally many masks; None = factors of two.
         fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
         resamples: Draws of the bootstrap behind the 95% intervals (>= 1).

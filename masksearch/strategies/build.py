@@ -29,26 +29,23 @@ from masksearch.strategies.allocate import (
 )
 from masksearch.strategies.allocate import NAME as ALLOCATE
 from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
-from masksearch.strategies.dam import DamStrategy
+from masksearch.strategies.dam import SPARSEBERT, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.published_dam import NAME as PUBLISHED
-from masksearch.strategies.published_dam import OPTIONS as PUBLISHED_OPTIONS
-from masksearch.strategies.published_dam import PublishedDamStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
-from masksearch.study.constraints import Constraint
+from masksearch.study.records import Constraint
 from masksearch.user_code import load_strategy
 
 OPTIONS = {
     ALLOCATE: ALLOCATE_OPTIONS,
     "dam": ("gates", "config", "densities", "merge_heads", "cost"),
-    PUBLISHED: PUBLISHED_OPTIONS,
+    SPARSEBERT: ("config",),
     "evolution": ("population", "sample"),
     **dict.fromkeys(SHARED, SHARED_OPTIONS),
 }
-STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", PUBLISHED, *SHARED)
+STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", SPARSEBERT, *SHARED)
 
 
 def build_strategy(
@@ -98,7 +95,7 @@ def build_strategy(
         return strategy
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
-    if name in ("dam", PUBLISHED, *SHARED) and not evaluator.offers("differentiable"):
+    if name in ("dam", SPARSEBERT, *SHARED) and not evaluator.offers("differentiable"):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
             f"{type(evaluator).__name__} has none"
@@ -121,14 +118,14 @@ def build_strategy(
             densities=options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),
         )
-    if strategy == PUBLISHED:
+    if strategy == SPARSEBERT:
         config = one_shot_config(options, evaluator, preset=True)
         if taken := {"penalty", "preset"} & config.keys():
             raise SearchError(
-                f"strategy {PUBLISHED!r} has the penalties of the published table: drop "
+                f"strategy {SPARSEBERT!r} has the penalties of the published table: drop "
                 f"{', '.join(sorted(taken))}, or train one with strategy='dam'"
             )
-        job = OneShot({"preset": PUBLISHED}, {"preset": PUBLISHED, **config})
+        job = OneShot({"preset": SPARSEBERT}, {"preset": SPARSEBERT, **config})
         one_shot_parts(job, evaluator.shape, seed)  # refuses wrong values now
         return PublishedDamStrategy(run, config=config)
     if strategy == ALLOCATE:

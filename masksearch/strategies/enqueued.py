@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -16,16 +16,20 @@ from optuna.distributions import (
     IntDistribution,
     distribution_to_json,
 )
-from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FixedTrial
 
 from masksearch.contracts import EquipsJobs, Evaluate, Job, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.samplers import OptunaStrategy, Space, describe_kind, no_mask
-from masksearch.study.store import quiet
+from masksearch.strategies.samplers import (
+    CheckedTrial,
+    OptunaStrategy,
+    Space,
+    describe_kind,
+    no_mask,
+)
 from masksearch.user_code import describe_error
 
 ORIGIN = "enqueued"
@@ -77,39 +81,6 @@ class Enqueued:
         return strategy.equipped(job) if isinstance(strategy, EquipsJobs) else job
 
 
-class GivenValues(RandomSampler):
-    """Answers with given values, and refuses what the space cannot draw.
-
-    Args:
-        values: Parameter -> value.
-        what: Names them in errors.
-    """
-
-    def __init__(self, values: Mapping[str, Any], what: str) -> None:
-        super().__init__(seed=0)  # which draws nothing
-        self.values, self.what = values, what
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """The given value, where the space can draw it.
-
-        Raises:
-            SearchError: If it is not given or cannot be drawn; says what can be.
-        """
-        wanted = f"the space asks for {describe_kind(param_distribution)}"
-        if param_name not in self.values:
-            raise SearchError(f"{self.what} lacks {param_name!r}; {wanted}")
-        value = self.values[param_name]
-        if not can_be_drawn(param_distribution, value):
-            raise SearchError(f"{self.what}: {param_name} = {value!r} cannot be drawn; {wanted}")
-        return value
-
-
 def draw_enqueued(
     space: Space | None, enqueue: Sequence[Mapping[str, Any]], shape: Shape
 ) -> list[Proposal]:
@@ -135,15 +106,15 @@ def draw_enqueued(
         what = f"enqueue[{number}]"
         if not isinstance(given, Mapping):
             raise SearchError(f"{what} maps parameters to values, got {given!r}")
-        with quiet():
-            trial = optuna.create_study(sampler=GivenValues(given, what)).ask()
-            try:
-                mask = space(trial)
-            except SearchError:
-                raise
-            except Exception as error:  # the user's code
-                problem = f"the space raised {describe_error(error)}"
-                raise SearchError(f"{what} = {dict(given)}: {problem}") from error
+        check = functools.partial(check_given, what, given)
+        trial, drawn = FixedTrial(dict(given)), dict[str, Any]()
+        try:
+            mask = space(CheckedTrial(trial, check))  # type: ignore[arg-type]
+        except SearchError:
+            raise
+        except Exception as error:  # the user's code
+            problem = f"the space raised {describe_error(error)}"
+            raise SearchError(f"{what} = {dict(given)}: {problem}") from error
         for name, value in given.items():
             if name not in trial.params:
                 asked = ", ".join(trial.params) or "nothing"
@@ -151,11 +122,8 @@ def draw_enqueued(
                     f"{what}: the space does not ask for {name!r} (= {value!r}) with these "
                     f"values; it asks for {asked}"
                 )
-            if trial.params[name] != value:  # Optuna asks no sampler where there is one value
-                only = describe_kind(trial.distributions[name])
-                raise SearchError(
-                    f"{what}: {name} = {value!r} cannot be drawn; the space asks for {only}"
-                )
+        for name, kind in trial.distributions.items():
+            drawn[name] = kind.to_external_repr(kind.to_internal_repr(given[name]))
         if not isinstance(mask, Mask):
             raise SearchError(f"{what} = {dict(given)}: {no_mask(mask)}")
         try:
@@ -164,8 +132,27 @@ def draw_enqueued(
             raise SearchError(f"{what} = {dict(given)}: {error}") from error
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
         memo = {"distributions": json.dumps(kinds)}
-        proposals.append(Proposal(number, Evaluate(mask), dict(trial.params), ORIGIN, memo=memo))
+        proposals.append(Proposal(number, Evaluate(mask), drawn, ORIGIN, memo=memo))
     return proposals
+
+
+def check_given(what: str, given: Mapping[str, Any], name: str, kind: BaseDistribution) -> None:
+    """Refuses what a space cannot draw.
+
+    Args:
+        what: Names the parameters in errors.
+        given: Parameter -> value.
+        name: Of the parameter that the space asks for.
+        kind: Its kind and range.
+
+    Raises:
+        SearchError: If it is not given or cannot be drawn; says what can be.
+    """
+    wanted = f"the space asks for {describe_kind(kind)}"
+    if name not in given:
+        raise SearchError(f"{what} lacks {name!r}; {wanted}")
+    if not can_be_drawn(kind, given[name]):
+        raise SearchError(f"{what}: {name} = {given[name]!r} cannot be drawn; {wanted}")
 
 
 def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:

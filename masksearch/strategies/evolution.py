@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Evaluate, Objective, Proposal, Record, generator
 from masksearch.strategies.samplers import Parameters, Space, draw_job, violation
-from masksearch.study.constraints import Constraint
+from masksearch.study.records import Constraint
 from masksearch.study.store import quiet
 
 FAR = 0.2  # share of mutations of an integer that go anywhere

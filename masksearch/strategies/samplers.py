@@ -17,6 +17,7 @@ memo, and is written back from there.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -53,8 +54,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import MaskSearchError, SpaceError
 from masksearch.masks.core import Mask
-from masksearch.study.constraints import Constraint
-from masksearch.study.records import STATES
+from masksearch.study.records import STATES, Constraint
 from masksearch.study.store import directions, quiet
 from masksearch.user_code import describe_error
 
@@ -94,9 +94,9 @@ def draw_job(space: Space, trial: Trial, parameters: Parameters, draw: int) -> J
     Raises:
         SpaceError: If a parameter's kind or range is not what it was before.
     """
-    checked: Any = CheckedTrial(trial, parameters, draw)
+    check = functools.partial(parameters.check, draw)
     try:
-        mask = space(checked)
+        mask = space(CheckedTrial(trial, check))  # type: ignore[arg-type]
     except SpaceError:
         raise
     except MaskSearchError as error:
@@ -130,7 +130,7 @@ class Parameters:
         for name, text in kinds.items():
             self.first.setdefault(name, (record.number, json_to_distribution(text)))
 
-    def check(self, name: str, kind: BaseDistribution, draw: int) -> None:
+    def check(self, draw: int, name: str, kind: BaseDistribution) -> None:
         """Takes a parameter that is being drawn.
 
         Raises:
@@ -165,19 +165,18 @@ class CheckedTrial:
 
     Args:
         trial: Optuna's.
-        parameters: Of the draws so far.
-        draw: Number of this one.
+        check: Called with each parameter's name, kind and range.
     """
 
-    def __init__(self, trial: Trial, parameters: Parameters, draw: int) -> None:
-        self.trial, self.parameters, self.draw = trial, parameters, draw
+    def __init__(self, trial: BaseTrial, check: Callable[[str, BaseDistribution], None]) -> None:
+        self.trial, self.check = trial, check
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trial, name)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices."""
-        self.parameters.check(name, CategoricalDistribution(choices), self.draw)
+        self.check(name, CategoricalDistribution(choices))
         return self.trial.suggest_categorical(name, choices)
 
     def suggest_float(
@@ -190,12 +189,12 @@ class CheckedTrial:
         log: bool = False,
     ) -> float:
         """A number in [low, high]."""
-        self.parameters.check(name, FloatDistribution(low, high, log=log, step=step), self.draw)
+        self.check(name, FloatDistribution(low, high, log=log, step=step))
         return self.trial.suggest_float(name, low, high, step=step, log=log)
 
     def suggest_int(self, name: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
         """A whole number in low .. high."""
-        self.parameters.check(name, IntDistribution(low, high, log=log, step=step), self.draw)
+        self.check(name, IntDistribution(low, high, log=log, step=step))
         return self.trial.suggest_int(name, low, high, step=step, log=log)
 
 

@@ -34,7 +34,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import MEASURES, measures, table_fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
-from masksearch.study.constraints import Constraint, parse_constraint
+from masksearch.study.records import Constraint, parse_constraint
 
 RANKING_FILE = "ranking.json"
 FORMAT = "masksearch-ranking-1"

@@ -1,4 +1,5 @@
-"""What stands in an Optuna trial, and the way back to a record; and with what a call works.
+"""What stands in an Optuna trial, and the way back to a record; the limits that records keep; and
+with what a call works.
 
 There are two attributes for people (`origin`, `mask`), `starts`, one `proposal` and one `result`
 (few rows are fast to write and read), and one `observed:N` for each observation of a scheduler.
@@ -14,15 +15,17 @@ import hashlib
 import importlib.metadata
 import inspect
 import math
+import operator
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -37,8 +40,9 @@ from masksearch.contracts import (
     Report,
     Shared,
 )
-from masksearch.errors import MaskFormatError, SearchError
+from masksearch.errors import MaskFormatError, SearchError, unknown_name
 from masksearch.masks.core import Mask
+from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
 
 FORMAT = 3  # of what is written; the first one that was released
@@ -50,6 +54,8 @@ STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+PROPOSED = ("seed", "fingerprint", "protocol", "name", "role", "source")  # stored as they are
+FINISHED = ("status", "step", "seconds", "error")  # likewise, once there is a result
 ANSWER = "observed:"  # + the observation's order in the study: one attribute each
 
 
@@ -99,16 +105,11 @@ def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
         "starts": 1,
         "proposal": {
             "draw": draw,
-            "seed": record.seed,
             "job": job_data(record, run),
-            "fingerprint": record.fingerprint,
-            "protocol": record.protocol,
             "measures": finite_json(record.measures),
             "params": dict(record.params),
             "memo": dict(record.memo),
-            "name": record.name,
-            "role": record.role,
-            "source": record.source,
+            **{name: getattr(record, name) for name in PROPOSED},
         },
     }
 
@@ -116,13 +117,10 @@ def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
 def result_data(record: Record, order: int) -> dict[str, Any]:
     """The attribute `result` of a finished trial; `order` counts the finished ones."""
     return {
-        "status": record.status,
         "values": finite_json(record.values),
-        "step": record.step,
         "curve": [[report.step, finite_json(report.values)] for report in record.curve],
         "artifacts": dict(record.artifacts),
-        "seconds": record.seconds,
-        "error": record.error,
+        **{name: getattr(record, name) for name in FINISHED},
         "order": order,
     }
 
@@ -183,29 +181,23 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         number=trial.number,
         status="running",
         job=read_job(proposal["job"], trial.number, run),
-        fingerprint=proposal["fingerprint"],
-        protocol=proposal["protocol"],
-        seed=proposal["seed"],
         params=proposal["params"],
         origin=known["origin"],
         measures=from_json(proposal["measures"]),
         memo=proposal["memo"],
-        name=proposal["name"],
-        role=proposal["role"],
-        source=proposal["source"] or trial_source(run, trial.number),
+        **{name: proposal[name] for name in PROPOSED},
     )
+    if not record.source:
+        record = replace(record, source=trial_source(run, trial.number))
     order, result = math.inf, known.get("result")
     if result is not None and trial.state.is_finished():
         order = result["order"]
         record = replace(
             record,
-            status=result["status"],
             values=from_json(result["values"]),
-            step=result["step"],
             curve=tuple(Report(step, from_json(values)) for step, values in result["curve"]),
             artifacts=result["artifacts"],
-            seconds=result["seconds"],
-            error=result["error"],
+            **{name: result[name] for name in FINISHED},
         )
     return StoredTrial(record, proposal["draw"], order, read_answers(trial))
 
@@ -245,15 +237,6 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
     return Refused(data["reason"])
 
 
-def count_starts(trials: Iterable[FrozenTrial]) -> dict[int, int]:
-    """Running trial -> how often it was begun."""
-    return {
-        trial.number: int(trial.user_attrs.get("starts", 1))
-        for trial in trials
-        if not trial.state.is_finished()
-    }
-
-
 def read_answers(trial: FrozenTrial) -> tuple[SchedulerAnswer, ...]:
     """What a scheduler has answered about a trial."""
     found = {key: value for key, value in trial.user_attrs.items() if key.startswith(ANSWER)}
@@ -271,18 +254,6 @@ def finite_json(values: Mapping[str, float]) -> dict[str, float | str]:
 def from_json(values: Mapping[str, float | str]) -> dict[str, float]:
     """Inverse of `finite_json`."""
     return {key: float(value) for key, value in values.items()}
-
-
-def hash_space_source(space: Callable[..., Mask]) -> str:
-    """Hash of what a space does: its source, or its byte code where there is no source."""
-    text = getattr(space, "masksearch_source", None)
-    if text is None:
-        try:
-            text = inspect.getsource(space)
-        except (OSError, TypeError):
-            code = getattr(space, "__code__", None)
-            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 PACKAGES = ("torch", "transformers", "optuna", "numpy", "scipy", "tokenizers", "ray")
@@ -349,6 +320,18 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def hash_space_source(space: Callable[..., Mask]) -> str:
+    """Hash of what a space does: its source, or its byte code where there is no source."""
+    text = getattr(space, "masksearch_source", None)
+    if text is None:
+        try:
+            text = inspect.getsource(space)
+        except (OSError, TypeError):
+            code = getattr(space, "__code__", None)
+            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def machine_name() -> str:
     """Processor, cores, GPUs and system of this machine."""
     model = platform.processor() or platform.machine()
@@ -387,3 +370,83 @@ def place_of(space: Callable[..., Any] | None) -> str:
     """`FILE:NAME` of a user's function; empty where it is none."""
     code = getattr(space, "__code__", None)
     return "" if code is None else f"{code.co_filename}:{code.co_qualname}"
+
+
+PATTERN = re.compile(r"\s*([\w/]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
+
+SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One limit on a measure of the mask or on a reported value.
+
+    Args:
+        name: `effective_sparsity`, `sparsity` (of the table), `block_density`, `hops`, ... are
+            known before any training, and a mask that violates a limit on them is stopped
+            without training; a limit on a reported value (a measured latency, say) is checked
+            when the trial has ended.
+        sign: How the value must compare.
+        limit: With what.
+        measured: Whether the evaluator knows it before training (`Evaluator.measures_of`).
+    """
+
+    name: str
+    sign: Literal["<=", ">=", "<", ">"]
+    limit: float
+    measured: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.sign} {self.limit:g}"
+
+    @property
+    def early(self) -> bool:
+        """Whether it is known before training."""
+        return self.measured or self.name in MEASURES
+
+    def holds(self, value: float) -> bool:
+        """Whether a value keeps the limit.
+
+        >>> Constraint("sparsity", ">=", 0.9).holds(0.95)
+        True
+        """
+        return bool(SIGNS[self.sign](value, self.limit))
+
+    def excess(self, value: float) -> float:
+        """By how much a value violates the limit; Optuna's sign: feasible at 0 and below."""
+        return value - self.limit if self.sign in ("<=", "<") else self.limit - value
+
+    def violated_by(self, record: Record) -> str:
+        """The reason why a record violates it; empty where it does not."""
+        value = record.value(self.name)
+        return "" if self.holds(value) else f"violates {self}: {self.name} = {value:.6g}"
+
+
+def parse_constraint(
+    text: str, reported: Iterable[str] = (), measured: Collection[str] = ()
+) -> Constraint:
+    """`"sparsity >= 0.9"` as a constraint.
+
+    Args:
+        text: `NAME <= NUMBER`, or with `>=`, `<`, `>`.
+        reported: Names of reported values that may be limited beside the measures.
+        measured: Names of what the evaluator knows of a mask before training.
+
+    Raises:
+        ValueError: If the text does not read like that.
+        UnknownNameError: If NAME is neither a measure nor reported.
+    """
+    match = PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
+    name, sign = match[1], match[2]
+    known = list(dict.fromkeys((*MEASURES, *measured, *reported)))
+    if name not in known:
+        raise unknown_name("measure", name, known)
+    try:
+        limit = float(match[3])
+    except ValueError:
+        raise ValueError(
+            f"a constraint ends with a number, got {match[3]!r} in {text!r}"
+        ) from None
+    return Constraint(name, sign, limit, name in measured)  # type: ignore[arg-type]

@@ -47,8 +47,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.measure import fingerprint, measures
-from masksearch.study.constraints import Constraint
-from masksearch.study.records import trial_source
+from masksearch.study.records import Constraint, trial_source
 from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
 from masksearch.user_code import describe_error

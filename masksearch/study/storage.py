@@ -52,10 +52,6 @@ REMEDIES = {  # what helps, by what a server or the system says
 }
 
 
-class DiskFullError(SearchError):
-    """A write that did not fit on the disk; nothing of it is stored."""
-
-
 @dataclass(frozen=True)
 class StorageLocation:
     """Where a study's trials are kept.
@@ -192,7 +188,7 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
     text = " ".join(str(cause).split())
     full = isinstance(cause, OSError) and cause.errno in FULL
     if full or re.search("database or disk is full|No space left on device", text):
-        return DiskFullError(
+        return SearchError(
             f"disk full at {where}; what was written before is safe, and a trial whose result did "
             "not fit runs again: free space and repeat the command"
         )

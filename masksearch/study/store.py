@@ -39,7 +39,6 @@ from masksearch.study.records import (
     FORMAT,
     StoredTrial,
     check_format,
-    count_starts,
     final_state,
     finite_json,
     own_version,
@@ -146,17 +145,15 @@ def find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, wr
     address, folder = read_address(run), run.resolve().name
     studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
     own = location.path == run.resolve() / DATABASE
-    # a folder of an earlier version whose storage is elsewhere
-    begun = (run / "status.json").is_file() and not (run / DATABASE).is_file()
     if address is not None and (address.name in studies or location.kind == "other"):
         return address.name
     if address is None and not own and folder in studies:
         return folder
-    if len(studies) == 1 and (own or (address is None and (begun or not write))):
+    if len(studies) == 1 and (own or (address is None and not write)):
         return next(iter(studies))
     if not studies and (own or address is None):
         return folder if address is None else address.name
-    if write and address is None and not own and not begun:
+    if write and address is None and not own:
         return folder
     shown = [f"{name!r} ({storage.get_n_trials(key)} trials)" for name, key in studies.items()]
     listed = ", ".join([*shown[:LISTED], *(["..."] if len(shown) > LISTED else [])])
@@ -304,7 +301,8 @@ class StudyStore:
         self.finished = sum(trial.state.is_finished() for trial in trials)
         answered = [answer.order for trial in trials for answer in read_answers(trial)]
         self.answers = 1 + max(answered, default=-1)
-        self.begun = count_starts(trials)
+        running = (trial for trial in trials if not trial.state.is_finished())
+        self.begun = {each.number: int(each.user_attrs.get("starts", 1)) for each in running}
 
     def optuna_study(self) -> optuna.Study:
         """The Optuna study, for whoever wants Optuna's own tools."""

@@ -18,7 +18,6 @@ some tensor of a group lacks a gradient at some step, which none did in that rec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from torch.optim.optimizer import ParamsT
 class Lamb(torch.optim.Optimizer):
     """Large-batch Adam: each decayed tensor moves by `lr` times its own norm.
 
-    Meant for fp32 or fp64 weights; the moments have the weights' dtype. Gradients are read, not
-    changed.
+    Meant for fp32 or fp64 weights with dense gradients; the moments have the weights' dtype.
+    Gradients are read, not changed.
 
     Args:
         params: Parameters or parameter groups; a group may set any of the following but
@@ -40,9 +39,6 @@ class Lamb(torch.optim.Optimizer):
         eps: Added to the root of the second moment, at least 0.
         weight_decay: At least 0; 0 also turns the layer-wise scaling off.
         max_grad_norm: Largest L2 norm of all gradients together, above 0; `math.inf` = no clip.
-
-    Raises:
-        ValueError: If a value is out of range.
 
     Reference: LAMB, arXiv 1904.00962, Algorithm 2 (which clips nothing and scales every tensor).
     """
@@ -57,51 +53,18 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: float = 0.01,
         max_grad_norm: float = 1.0,
     ) -> None:
-        if not max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm must be above 0, got {max_grad_norm}; math.inf clips nothing"
-            )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "max_grad_norm": max_grad_norm})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters; see the class for the values that it may set."""
-        values = {**self.defaults, **param_group}
-        for name in ("lr", "eps", "weight_decay"):
-            if not values[name] >= 0:
-                raise ValueError(f"{name} must not be negative, got {values[name]}")
-        if not all(0 <= beta < 1 for beta in values["betas"]):
-            raise ValueError(f"betas must lie in [0, 1), got {values['betas']}")
-        super().add_param_group(param_group)
-
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
-        """Moves every parameter that has a gradient.
-
-        Args:
-            closure: Evaluates the model again and returns the loss.
-
-        Returns:
-            What the closure returned.
-
-        Raises:
-            RuntimeError: If a gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves every parameter that has a gradient."""
         gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if any(gradient.is_sparse for gradient in gradients):
-            raise RuntimeError("Lamb takes dense gradients only; use sparse=False in embeddings")
         if gradients:
             norm = torch.nn.utils.get_total_norm(gradients)
             divisor = (norm / self.defaults["max_grad_norm"]).clamp_min(1)
             for group in self.param_groups:
                 self.move(group, divisor)
-        return loss
 
     def move(self, group: dict[str, Any], divisor: Tensor) -> None:
         """One step of one group, its gradients divided by `divisor`."""

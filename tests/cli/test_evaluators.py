@@ -10,7 +10,7 @@ import masksearch as ms
 from masksearch.cli.build import build_evaluator, build_executor
 from masksearch.cli.main import complete
 from masksearch.cli.options import OptionsError
-from masksearch.cli.resuming import COMMAND, remember
+from masksearch.cli.resuming import remember
 from masksearch.cli.search import search
 from masksearch.errors import UnknownNameError
 
@@ -170,7 +170,7 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
     (tmp_path / "text.txt").write_text("a")
     given = {"corpus": "text.txt", "weights": "owner/model", "glue": "hf:nyu-mll/glue"}
     remember(tmp_path / "run", "search", given)
-    stored = json.loads((tmp_path / "run" / COMMAND).read_text())["options"]
+    stored = json.loads((tmp_path / "run" / "command.json").read_text())["options"]
     assert stored == {**given, "corpus": str(tmp_path / "text.txt")}
 
 

@@ -16,14 +16,14 @@ from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
 from masksearch.cli.main import app
-from masksearch.cli.options import EXAMPLES, Argument, read_arguments
+from masksearch.cli.options import read_arguments
 
 COMMANDS = typer.main.get_command(app).commands
 
 
 def examples(command: str) -> list[list[str]]:
     """The words of each example of a command, without the program's name."""
-    lines = COMMANDS[command].help.partition(EXAMPLES)[2].replace("\\\n", " ").splitlines()
+    lines = COMMANDS[command].help.partition("Examples:\n")[2].replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.strip()]
 
 
@@ -119,7 +119,9 @@ def test_defaults_are_those_of_the_evaluators(capsys, wide):
 
 def test_options_say_what_the_docstring_says():
     found = read_arguments("masksearch.evaluators.mlm:MlmEvaluator")
-    assert found["steps"] == Argument(int, "800", "Optimiser steps of pre-training")
+    steps = found["steps"]
+    assert (steps.kind, steps.default) == (int, "800")
+    assert steps.help == "Optimiser steps of pre-training"
     assert found["whole_words"].kind is bool
     assert found["weights"].default == "random weights"
     taken = read_arguments("masksearch.driver:search")

@@ -127,13 +127,6 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
     assert not Checkpoints(broken, "pretraining").files()
 
 
-def test_preset_fills_what_is_not_given():
-    from masksearch.evaluators.mlm import MlmEvaluator
-
-    built = MlmEvaluator.preset("sparsebert", "x", steps=3)
-    assert (built.steps, built.optimiser, built.micro_batches) == (3, "lamb", 1024)
-
-
 def test_preset_runs(tmp_path, text):
     out = tmp_path / "out"
     run("full", "--corpus", text, "--out", out, *SMALL, "--preset", "sparsebert",

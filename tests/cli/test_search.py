@@ -22,7 +22,6 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Record, Report
 from masksearch.study.status import StatusBoard, read_status, status_lines
-from masksearch.study.store import storable_storage
 
 HELD = """
 import sys, time
@@ -222,19 +221,6 @@ def test_log_csv_has_a_row_a_record(monkeypatch, capsys, tmp_path, job):
     code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--log", "csw")
     assert code == 2
     assert "did you mean 'csv'" in err
-
-
-@pytest.mark.parametrize(
-    ("storage", "written"),
-    [
-        ("postgresql://me:s3cret@db:5432/masks", "postgresql://me@db:5432/masks"),
-        ("postgresql:///masks", "postgresql:///masks"),
-        ("journal:/mnt/log", "journal:/mnt/log"),
-        ("sqlite:////data/x.db", "sqlite:////data/x.db"),
-    ],
-)
-def test_passwords_are_not_written_down(storage, written):
-    assert storable_storage(storage) == written
 
 
 @pytest.mark.slow

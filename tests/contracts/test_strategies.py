@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from toy import ToyEvaluator
+from toy import ToyEvaluator, built
 from toy import space as conditional
 
 from masksearch import masks
@@ -35,10 +35,8 @@ from masksearch.gates.units import Units
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.enqueued import Listed
-from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
 from masksearch.strategies.supernet import Candidate, SharedStrategy, write_ranking
-from masksearch.study.constraints import Constraint
+from masksearch.study.records import Constraint
 
 OBJECTIVES = {
     1: (Objective("loss", "min", 10.0),),
@@ -67,13 +65,8 @@ def unshaped(trial):
 def build(
     name, *, seed=0, space=conditional, objectives=OBJECTIVES[2], constraints=()
 ) -> Strategy:
-    if name == "evolution":
-        return EvolutionStrategy(
-            space, objectives, seed=seed, population=8, constraints=constraints
-        )
-    return OptunaStrategy(
-        space, objectives, sampler=SAMPLERS[name], seed=seed, name=name, constraints=constraints
-    )
+    options = {"population": 8} if name == "evolution" else {}
+    return built(name, space, objectives, seed=seed, constraints=constraints, **options)
 
 
 def listed() -> Listed:
@@ -156,7 +149,7 @@ def essence(proposal: Proposal):
 
 def content(strategy: Strategy):
     """Everything that a sampler can read of the study in memory."""
-    if not isinstance(strategy, OptunaStrategy):
+    if not hasattr(strategy, "sampler"):
         return None
     trials = [
         (t.number, t.state, t.params, t.distributions, t.values, t.system_attrs)
@@ -380,15 +373,15 @@ def test_genetic_sampler_warns_once_on_a_conditional_space(name):
 
 def test_sampler_object_is_used_as_it_is():
     sampler = optuna.samplers.RandomSampler(seed=5)
-    strategy = OptunaStrategy(conditional, OBJECTIVES[2], sampler=sampler, seed=0, name="mine")
-    assert asked(strategy).origin == "mine"
+    strategy = built(sampler, conditional, OBJECTIVES[2])
+    assert asked(strategy).origin == "RandomSampler"
     assert strategy.study.sampler is sampler
 
 
 def test_exhausted_grid_is_done():
     grid = {"reach": [1, 2, 3], "count": [1, 2]}
     sampler = optuna.samplers.GridSampler(grid, seed=0)
-    strategy = OptunaStrategy(flat, OBJECTIVES[2], sampler=sampler, seed=0, name="grid")
+    strategy = built(sampler, flat, OBJECTIVES[2])
     drawn = {json.dumps(p.params) for p in run(strategy, 6)}
     assert len(drawn) == 6
     assert strategy.ask() == "done"

@@ -12,6 +12,7 @@ from optuna.trial import BaseTrial
 from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Record, Report, Shape, Strategy
 from masksearch.masks import Mask
+from masksearch.strategies.build import build_strategy
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,19 @@ class PlainTrials:
     def tell(self, record: Record) -> None:
         self.records.append(record)
         self.strategy.tell(record)
+
+
+def built(
+    name: Any,
+    space: Any,
+    objectives: Sequence[Objective],
+    *,
+    seed=0,
+    constraints=(),
+    **options: Any,
+) -> Strategy:
+    """The strategy of that name, or around that sampler, for these objectives."""
+    judge = type("Judge", (ToyEvaluator,), {"objectives": tuple(objectives)})()
+    return build_strategy(
+        name, space, judge, seed=seed, run=Path(), options=options, constraints=constraints
+    )

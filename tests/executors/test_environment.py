@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from masksearch.executors.environment import (
+from masksearch.executors.ray import (
     catch_interrupt,
     own_token,
 )
@@ -42,7 +42,7 @@ def test_a_token_of_its_own_where_the_home_is_missing(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_modules_of_python_and_of_packages_do_not():
     code = (
-        "from masksearch.executors.environment import pickle_by_value; import cloudpickle, torch\n"
+        "from masksearch.executors.worker import pickle_by_value; import cloudpickle, torch\n"
         "with pickle_by_value(): print(sorted(cloudpickle.list_registry_pickle_by_value()))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

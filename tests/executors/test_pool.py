@@ -15,8 +15,8 @@ from toy import PlainTrials
 from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal
 from masksearch.errors import SearchError
-from masksearch.executors.pool import Pool, WorkerLoss
-from masksearch.executors.worker import TIME_LIMIT_NOTE, TrialRunner, TrialSpec, WorkerConfig
+from masksearch.executors.local import Pool, WorkerLoss
+from masksearch.executors.worker import TrialRunner, WorkerConfig
 from masksearch.strategies.enqueued import Listed
 
 CRASH = WorkerLoss("the process is gone")
@@ -45,7 +45,6 @@ class Story:
 
     def take(self, name: str, worker: TrialRunner) -> None:
         spec = self.pool.next_trial(name)
-        assert isinstance(spec, TrialSpec)
         worker.take(spec, self.folder / "scratch")
 
     def finish(self, name: str, worker: TrialRunner) -> None:
@@ -140,7 +139,7 @@ def test_a_time_limit_is_not_tried_again(tmp_path):
     worker = story.worker()
     story.take("a", worker)
     assert story.pool.on_step("a", worker.step())
-    stuck = tmp_path / "run/trials/0" / TIME_LIMIT_NOTE
+    stuck = tmp_path / "run/trials/0" / "time_limit.txt"
     stuck.write_text("File somewhere, line 3")
     story.pool.on_worker_lost("a", WorkerLoss("gone", seconds=6.0))
     (record,) = story.records
@@ -162,7 +161,7 @@ def test_a_death_that_is_heard_of_after_the_limit_is_tried_again(tmp_path):
     worker = story.worker()
     story.take("a", worker)
     assert story.pool.on_step("a", worker.step())
-    stuck = tmp_path / "run/trials/0" / TIME_LIMIT_NOTE
+    stuck = tmp_path / "run/trials/0" / "time_limit.txt"
     stuck.touch()  # the process had five seconds, and had not used them up
     story.pool.on_worker_lost("a", WorkerLoss("killed", seconds=6.0))
     assert story.records == []

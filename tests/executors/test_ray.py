@@ -48,7 +48,7 @@ PACKAGE = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def cluster():
     """Two CPUs of this machine."""
-    from masksearch.executors.environment import set_environment
+    from masksearch.executors.ray import set_environment
 
     with set_environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         ray.init(

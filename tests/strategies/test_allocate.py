@@ -24,7 +24,7 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.strategies.allocate import AllocateStrategy, ranked_path, solve
+from masksearch.strategies.allocate import ranked_path, solve
 from masksearch.strategies.build import build_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
@@ -65,10 +65,15 @@ def best_scores(landscape: Landscape) -> list[float]:
     return [max(landscape.score(set(full)) for full in sets) for sets in sizes]
 
 
+def allocation(landscape: Landscape, **options):
+    """The strategy over stars and full heads."""
+    options = {"levels": "star()", **options}
+    return build_strategy("allocate", None, landscape, seed=0, run=Path(), options=options)
+
+
 def judge(landscape: Landscape, **options) -> list[Record]:
     """The records of a whole allocation of stars and full heads, without a study."""
-    units = Units(SHAPE, (STAR, FULL))
-    strategy, records = AllocateStrategy(units, OBJECTIVE, **options), []
+    strategy, records, units = allocation(landscape, **options), [], Units(SHAPE, (STAR, FULL))
     while isinstance(proposal := strategy.ask(), Proposal):
         assert isinstance(proposal.job, Evaluate)
         full = {units.names.index(name) for name in proposal.params}
@@ -380,7 +385,7 @@ def test_gates_that_all_heads_share_score_layers(tmp_path):
 
 def test_failed_units_are_passed_over():
     """Head 3, the best, cannot be judged when it is full."""
-    strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, method="greedy")
+    strategy = allocation(Landscape(), method="greedy")
     chosen = []
     while (answer := strategy.ask()) != "done":
         assert isinstance(answer, Proposal)
@@ -472,6 +477,6 @@ def test_masks_within_budgets_are_trials(tmp_path):
      {"method": "greedy", "tries": 2, "budgets": [0.8]}],
 )  # fmt: skip
 def test_the_number_of_masks_is_known_before_the_first(options):
-    strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, **options)
+    strategy = allocation(Landscape(), **options)
     judged = len(judge(Landscape(), **options))
     assert judged <= strategy.most_trials <= judged + 4  # a mask that is known is not judged again

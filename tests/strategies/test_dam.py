@@ -127,14 +127,6 @@ def test_density_that_leaves_rows_empty_is_refused_before_the_training(tmp_path,
     assert not ms.Study(tmp_path / "run").records()
 
 
-def test_study_of_an_earlier_version_keeps_a_density_that_failed(tmp_path):
-    strategy = DamStrategy(
-        tmp_path, gates={}, config={}, target=0.3, length=12, densities=(0.3, 0.01)
-    )
-    strategy.tell(Record(0, "running", OneShot({}, {})))
-    assert strategy.ask() == "wait"
-
-
 def test_failed_training_ends_the_search(tmp_path):
     strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.1, length=12)
     proposal = strategy.ask()

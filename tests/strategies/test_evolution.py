@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from toy import built
 
 from masksearch import Constraint, masks
 from masksearch.contracts import Evaluate, Objective, Record, Refused
-from masksearch.strategies.evolution import EvolutionStrategy, by_rank_and_crowding
+from masksearch.strategies.evolution import by_rank_and_crowding
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))
@@ -40,7 +41,7 @@ def record(number, loss, sparsity=0.5):
 
 
 def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
-    strategy, drawn, children = EvolutionStrategy(nested, ONE, seed=0, population=6), {}, 0
+    strategy, drawn, children = built("evolution", nested, ONE, population=6), {}, 0
     for _ in range(60):
         proposal = strategy.ask()
         drawn[proposal.number] = dict(proposal.params)
@@ -56,7 +57,7 @@ def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
 
 
 def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
-    strategy = EvolutionStrategy(nested, ONE, seed=0, population=5)
+    strategy = built("evolution", nested, ONE, population=5)
     for number in range(40):
         proposal = strategy.ask()
         assert ("parent" in proposal.memo) == (number >= 5)
@@ -66,7 +67,7 @@ def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
 
 
 def test_parameters_are_not_proposed_twice_while_others_are_near():
-    strategy, seen = EvolutionStrategy(nested, ONE, seed=0, population=6), []
+    strategy, seen = built("evolution", nested, ONE, population=6), []
     for _ in range(80):
         proposal = strategy.ask()
         seen.append(json.dumps(proposal.params, sort_keys=True))
@@ -81,7 +82,7 @@ def test_children_are_new_masks_where_most_changes_cross_no_threshold():
         full = [trial.suggest_float(f"h{head}", 0, 1) < share for head in range(40)]
         return masks.per_head([masks.full() if each else masks.star() for each in full])
 
-    strategy, drawn = EvolutionStrategy(thresholds, ONE, seed=0, population=6), set()
+    strategy, drawn = built("evolution", thresholds, ONE, population=6), set()
     for number in range(60):
         proposal = strategy.ask()
         drawn.add(proposal.job.mask)
@@ -91,7 +92,7 @@ def test_children_are_new_masks_where_most_changes_cross_no_threshold():
 
 def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
     limit = Constraint("sparsity", ">=", 0.9)
-    strategy = EvolutionStrategy(nested, ONE, seed=0, population=4, constraints=(limit,))
+    strategy = built("evolution", nested, ONE, population=4, constraints=(limit,))
     parents = set()
     for number in range(30):
         proposal = strategy.ask()
@@ -107,7 +108,7 @@ def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
 
 def test_stopped_records_breed_by_their_violation_where_nothing_was_scored():
     limit = Constraint("sparsity", ">=", 0.9)
-    strategy = EvolutionStrategy(nested, ONE, seed=0, population=4, sample=4, constraints=(limit,))
+    strategy = built("evolution", nested, ONE, population=4, sample=4, constraints=(limit,))
     for sparsity in (0.1, 0.7, 0.3, 0.2):
         strategy.tell(finished(strategy.ask(), "stopped", sparsity=sparsity))
     assert strategy.ask().memo["parent"] == "1"
@@ -115,14 +116,14 @@ def test_stopped_records_breed_by_their_violation_where_nothing_was_scored():
 
 def test_feasible_parent_wins_over_a_better_one_that_violates_a_limit():
     limit = Constraint("latency", "<=", 5)
-    strategy = EvolutionStrategy(nested, ONE, seed=0, population=2, sample=2, constraints=(limit,))
+    strategy = built("evolution", nested, ONE, population=2, sample=2, constraints=(limit,))
     strategy.tell(finished(strategy.ask(), loss=0.1, latency=9.0))
     strategy.tell(finished(strategy.ask(), loss=0.9, latency=4.0))
     assert strategy.ask().memo["parent"] == "1"
 
 
 def test_without_any_parent_draws_stay_random():
-    strategy = EvolutionStrategy(nested, ONE, seed=0, population=2)
+    strategy = built("evolution", nested, ONE, population=2)
     for _ in range(8):
         proposal = strategy.ask()
         assert "parent" not in proposal.memo
@@ -148,7 +149,7 @@ def test_space_that_raises_is_refused_with_its_reason():
         trial.suggest_int("reach", 0, 3)
         raise KeyError("no such family")
 
-    job = EvolutionStrategy(broken, ONE, seed=0).ask().job
+    job = built("evolution", broken, ONE).ask().job
     assert isinstance(job, Refused)
     assert "no such family" in job.reason
 
@@ -162,4 +163,4 @@ def test_space_that_raises_is_refused_with_its_reason():
 )
 def test_wrong_sizes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        EvolutionStrategy(nested, ONE, seed=0, **arguments)
+        built("evolution", nested, ONE, **arguments)

@@ -12,7 +12,7 @@ from toy_sentences import write_sentences
 import masksearch as ms
 from masksearch.contracts import Evaluate, OneShot, Record, Refused
 from masksearch.gates.discretise import at_sparsity
-from masksearch.strategies.published_dam import PUBLISHED, PublishedDamStrategy
+from masksearch.strategies.build import build_strategy
 
 EVALUATOR = ms.PlantedEvaluator(
     ms.PlantedProcess(length=24, offsets=(4,), vocabulary=4),
@@ -20,6 +20,16 @@ EVALUATOR = ms.PlantedEvaluator(
     downstream_steps=2,
     held_out_sequences=32,
 )
+PUBLISHED = {  # structure, lambda and sparsity in percent: README of SparseBERT at 5ce10ac
+    "DAM_u 1e-4": ("symmetric", 1e-4, 78.9),
+    "DAM_u 1e-3": ("symmetric", 1e-3, 79.2),
+    "DAM_u 1e-2": ("symmetric", 1e-2, 79.8),
+    "DAM_u 1e-1": ("symmetric", 1e-1, 85.8),
+    "DAM_s 1e-4": ("toeplitz", 1e-4, 91.2),
+    "DAM_s 1e-3": ("toeplitz", 1e-3, 91.6),
+    "DAM_s 1e-2": ("toeplitz", 1e-2, 91.7),
+    "DAM_s 1e-1": ("toeplitz", 1e-1, 93.5),
+}
 SHORT = {"steps": 3, "micro_batches": 1}
 
 
@@ -44,14 +54,14 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     study = search(run, judge, baselines=ms.FAMILIES)  # goes on
     gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
     cut = {r.name: r for r in study.records() if "reached" in r.params}
-    assert [*gates] == [*cut] == [row.name for row in PUBLISHED]
-    for row in PUBLISHED:
-        record = cut[row.name]
-        result = ms.DamResult.load(run / gates[row.name].artifacts["gates"])
-        assert (result.config["penalty"], result.config["control"]) == (row.penalty, "sum")
-        assert result.gates["structure"] == row.structure
-        kept = at_sparsity(result.probabilities, row.sparsity / 100)
-        assert record.measures["sparsity"] == pytest.approx(row.sparsity / 100, abs=1 / 32**2)
+    assert [*gates] == [*cut] == [*PUBLISHED]
+    for name, (structure, penalty, percent) in PUBLISHED.items():
+        record = cut[name]
+        result = ms.DamResult.load(run / gates[name].artifacts["gates"])
+        assert (result.config["penalty"], result.config["control"]) == (penalty, "sum")
+        assert result.gates["structure"] == structure
+        kept = at_sparsity(result.probabilities, percent / 100)
+        assert record.measures["sparsity"] == pytest.approx(percent / 100, abs=1 / 32**2)
         assert record.mask is not None
         assert record.mask.dense(32, 1, kept.shape[1]).equal(kept)
         assert record.params["reached"] == pytest.approx(1 - result.probabilities.mean().item())
@@ -62,7 +72,8 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
 
 
 def test_masks_wait_for_their_gates_and_survive_lost_ones(tmp_path: Path) -> None:
-    strategy = PublishedDamStrategy(tmp_path, config=SHORT)
+    options = {"config": SHORT}
+    strategy = build_strategy("sparsebert", None, EVALUATOR, seed=0, run=tmp_path, options=options)
     for number in range(8):
         asked = strategy.ask()
         assert isinstance(asked, ms.Proposal)

@@ -7,14 +7,19 @@ import json
 import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState
+from toy import built
 
 from masksearch import Constraint, masks
 from masksearch.contracts import Evaluate, Objective, Record
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, TrialWriter, excesses
+from masksearch.strategies.samplers import TrialWriter, excesses
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))
 SPARSE, FAST = Constraint("sparsity", ">=", 0.5), Constraint("ms", "<", 4.0)
+
+
+def windows(trial):
+    return masks.window(trial.suggest_int("reach", 0, 9))
 
 
 def record(number=0, status="done", **known):
@@ -84,10 +89,7 @@ def test_value_on_a_strict_limit_is_infeasible():
 def test_draws_of_others_keep_their_numbers_in_any_order():
     made = []
     for told_first in (1, 2):
-        strategy = OptunaStrategy(
-            lambda trial: masks.window(trial.suggest_int("reach", 0, 9)), TWO,
-            sampler=SAMPLERS["random"], seed=0, name="random",
-        )  # fmt: skip
+        strategy = built("random", windows, TWO)
         strategy.tell(record(told_first, loss=1.0, sparsity=0.5))
         strategy.tell(record(3 - told_first, "running"))
         assert strategy.ask().number == 3
@@ -101,10 +103,7 @@ def test_draws_of_others_keep_their_numbers_in_any_order():
      ("gp", "COMPLETE")],
 )  # fmt: skip
 def test_every_sampler_is_told_of_a_violating_mask(name, state):
-    strategy = OptunaStrategy(
-        lambda trial: masks.window(trial.suggest_int("reach", 0, 9)), TWO,
-        sampler=SAMPLERS[name], seed=0, name=name, constraints=(SPARSE,),
-    )  # fmt: skip
+    strategy = built(name, windows, TWO, constraints=(SPARSE,))
     strategy.tell(record(0, "stopped", sparsity=0.25))
     strategy.ask()
     assert strategy.study.trials[0].state.name == state

@@ -100,15 +100,6 @@ def test_parameter_that_changes_after_a_pause_is_refused(strategy):
         resumed.ask()
 
 
-@pytest.mark.parametrize("strategy", ["tpe", "evolution"])
-def test_study_whose_parameter_has_changed_already_goes_on(strategy):
-    """Earlier versions let ranges change."""
-    resumed = proposer(reached, strategy)
-    resumed.tell(drawn(reached, strategy, 0))
-    resumed.tell(drawn(narrow, strategy, 1))
-    assert resumed.ask().params["reach"] in range(1, 9)
-
-
 @pytest.mark.filterwarnings("ignore:strategy .nsga2. on a conditional space")
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
 def test_parameters_that_appear_only_sometimes_are_fine(tmp_path, strategy):

@@ -11,7 +11,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch.report.collect import studies_in
-from masksearch.study.store import FILE, storable_storage
+from masksearch.study.store import storable_storage
 
 
 def search(run, trials=3, **settings):
@@ -62,20 +62,10 @@ def test_renamed_folder_of_a_shared_storage_finds_its_study(tmp_path):
         search(tmp_path / "c", storage=other)
 
 
-def test_folder_of_an_earlier_version_was_named_after_its_study(tmp_path):
-    for name, storage in (("a", None), ("b", f"journal:{tmp_path / 'log'}")):
-        search(tmp_path / name, storage=storage)
-        (tmp_path / name / FILE).unlink()
-        run = (tmp_path / name).rename(tmp_path / f"{name}, renamed")
-        assert len(ms.Study(run, storage).records()) == 3
-        assert len(search(run, trials=4, storage=storage).records()) == 4
-        assert (run / FILE).is_file()
-
-
 def two_studies(run):
     """As `resume` of an earlier version left a folder that had been renamed."""
     search(run)
-    (run / FILE).unlink()
+    (run / "study.json").unlink()
     optuna.create_study(storage=f"sqlite:///{run / 'study.db'}", study_name="renamed")
 
 
@@ -90,8 +80,8 @@ def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
     with pytest.raises(ms.SearchError) as refused:
         ms.Study(run)
     remedy = str(refused.value).partition("echo ")[2]
-    assert remedy == f'\'{{"study": "first"}}\' > {run / FILE}'
-    (run / FILE).write_text('{"study": "first"}')
+    assert remedy == f'\'{{"study": "first"}}\' > {run / "study.json"}'
+    (run / "study.json").write_text('{"study": "first"}')
     assert len(search(run, trials=4).records()) == 4
 
 
@@ -105,16 +95,22 @@ def test_report_of_several_runs_leaves_out_the_one_that_cannot_be_read(tmp_path)
 @pytest.mark.parametrize("text", ["", "[]", '{"study": 3}', '{"storage": null}'])
 def test_damaged_file_is_named(tmp_path, text):
     search(tmp_path / "run")
-    (tmp_path / "run" / FILE).write_text(text)
+    (tmp_path / "run" / "study.json").write_text(text)
     with pytest.raises(ms.SearchError, match=r"study\.json is damaged .* it reads"):
         ms.Study(tmp_path / "run")
 
 
 def test_storage_is_written_down_without_password(tmp_path):
-    url = "postgresql://me:secret@db/masks?password=secret&sslmode=require"
-    assert storable_storage(url) == "postgresql://me@db/masks?sslmode=require"
+    for given, written in {
+        "postgresql://me:secret@db/masks?password=secret&sslmode=require": (
+            "postgresql://me@db/masks?sslmode=require"
+        ),
+        "postgresql://me:s3cret@db:5432/masks": "postgresql://me@db:5432/masks",
+        **{place: place for place in ("postgresql:///masks", "journal:/log", "sqlite:////x.db")},
+    }.items():
+        assert storable_storage(given) == written
     search(tmp_path / "run", storage=f"journal:{tmp_path / 'run' / 'log'}")
-    stored = json.loads((tmp_path / "run" / FILE).read_text())
+    stored = json.loads((tmp_path / "run" / "study.json").read_text())
     assert stored == {"study": "run", "storage": "journal:{run}/log"}
 
 

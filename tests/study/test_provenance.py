@@ -10,8 +10,7 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.study import records
-from masksearch.study.records import describe_call, git_commit
+from masksearch.study.records import describe_call
 from masksearch.study.store import StudyStore
 
 TINY = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
@@ -45,7 +44,7 @@ def test_search_keeps_with_what_it_was_made(tmp_path):
 def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
     run = tmp_path / "run"
     search(run, 1)
-    monkeypatch.setattr(records, "machine_name", lambda: "another machine")
+    monkeypatch.setattr("masksearch.study.records.machine_name", lambda: "another machine")
     search(run, 1)  # runs nothing, and notes nothing
     assert len(calls(run)) == 1
     search(run, 2)
@@ -79,12 +78,13 @@ def test_evaluator_that_says_nothing_is_named(tmp_path):
 def test_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_commit() == ""
+    assert "commit" not in describe_call(ToyEvaluator())
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     (tmp_path / "file").write_text("1")
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
         subprocess.run(["git", *words], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert git_commit() == head.stdout.strip()
+    assert describe_call(ToyEvaluator())["commit"] == head.stdout.strip()
     (tmp_path / "file").write_text("2")
-    assert git_commit() == f"{head.stdout.strip()} with uncommitted changes"
+    dirty = f"{head.stdout.strip()} with uncommitted changes"
+    assert describe_call(ToyEvaluator())["commit"] == dirty

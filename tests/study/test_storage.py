@@ -20,8 +20,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record, Report
 from masksearch.errors import SearchError
-from masksearch.study import storage as storages
-from masksearch.study.storage import DiskFullError, locate_storage, open_storage, redact
+from masksearch.study.storage import locate_storage, open_storage, redact
 from masksearch.study.store import StudyStore
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
@@ -100,7 +99,7 @@ def test_locked_database_is_waited_for(tmp_path, monkeypatch):
     threading.Timer(0.1, other.rollback).start()
     assert store.begin(running(), 1) == 1  # after a while
     store.close()
-    monkeypatch.setattr(storages, "BUSY", 0.1)
+    monkeypatch.setattr("masksearch.study.storage.BUSY", 0.1)
     store = made(tmp_path / "run")
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(SearchError, match=r"study\.db is locked: another process holds it"):
@@ -174,7 +173,7 @@ def test_full_disk_keeps_what_was_written_before(small_disk, tmp_path, kind):
     store = made(run, storage, trials=2)
     number = store.begin(running(), 2)
     fill(small_disk / "filler")
-    with pytest.raises(DiskFullError, match=r"disk full at .*; what was written before is safe"):
+    with pytest.raises(SearchError, match=r"disk full at .*; what was written before is safe"):
         store.finish(finished(number, points=2000))
     store.close()
     reader = StudyStore(run, storage, write=False)  # on the full disk

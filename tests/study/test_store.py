@@ -12,7 +12,6 @@ import masksearch
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report, Shared
 from masksearch.errors import ResumeError, SearchError
-from masksearch.study.records import FORMAT, SchedulerAnswer
 from masksearch.study.store import StudyStore
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
@@ -175,20 +174,23 @@ def test_observations_come_back_in_their_order(store):
     store.observe(*made[2])
     store.finish(finished(running(), 1, status="stopped"))
     first, second = store.stored_trials()
-    expected = [SchedulerAnswer(order, *seen[1:]) for order, seen in enumerate(made)]
-    assert first.answers == (expected[1],)
-    assert second.answers == (expected[0], expected[2])
+    found = [
+        [(each.order, each.report, each.goes_on) for each in trial.answers]
+        for trial in (first, second)
+    ]
+    expected = [(order, *seen[1:]) for order, seen in enumerate(made)]
+    assert found == [[expected[1]], [expected[0], expected[2]]]
 
 
 def test_newer_format_names_both_versions(store):
     study = store.optuna_study()
-    assert study.user_attrs["format"] == FORMAT
+    assert study.user_attrs["format"] == 3
     assert study.user_attrs["masksearch"] == masksearch.__version__
-    study.set_user_attr("format", FORMAT + 1)
+    study.set_user_attr("format", 4)
     study.set_user_attr("masksearch", "9.8.7")
     message = (
-        rf"was written by masksearch 9\.8\.7 in format {FORMAT + 1}; this is masksearch "
-        rf"{masksearch.__version__}, which reads format {FORMAT}; install"
+        rf"was written by masksearch 9\.8\.7 in format 4; this is masksearch "
+        rf"{masksearch.__version__}, which reads format 3; install"
     )
     with pytest.raises(SearchError, match=message):
         store.create(OBJECTIVES, FACTS)

@@ -18,10 +18,14 @@ from torch import nn
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.training.accumulation import Accumulator, Group, group, join_processes
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import model_loss, train
+from masksearch.training.loop import train
 
 JOB = Path(__file__).with_name("distributed_job.py")
 CPU = torch.device("cpu")
+
+
+def model_loss(model, batch):
+    return model(**batch).loss
 
 
 # -- shares ------------------------------------------------------------------------------------
