@@ -229,7 +229,7 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
     if block < 1 or length < 1:
         raise ValueError(f"--block and --length are at least 1, got {block} and {length}")
     mask.refuse_tokens()
-    layout = to_block_layout(mask, length, block, heads=mask.heads or 1)
+    layout = to_block_layout(mask, length, block)
     whole = float(layout.double().mean())
     kept = mask.density(length)
     out.parent.mkdir(parents=True, exist_ok=True)

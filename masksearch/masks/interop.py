@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
+from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import block_view
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-def to_block_layout(
-    mask: Mask, length: int, block: int, *, heads: int = 1, exact: bool = False
-) -> Tensor:
+def to_block_layout(mask: Mask, length: int, block: int) -> Tensor:
     """Which blocks hold a kept cell, in the form of DeepSpeed's and xFormers' sparse attention.
 
     Those libraries compute whole blocks: where a mask keeps a part of one, they attend to the
@@ -36,35 +34,21 @@ def to_block_layout(
         mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
         length: Positions; the last block may be ragged (DeepSpeed wants whole ones).
         block: Positions of a block's side (>= 1; DeepSpeed's default is 16).
-        heads: Heads of the layout; 1 also serves a mask with several: they are then all
-            returned.
-        exact: Whether a mask that keeps a part of a block is refused.
 
     Returns:
-        int64 of 0 and 1, `[heads, ceil(n / block), ceil(n / block)]`.
+        int64 of 0 and 1, `[heads | 1, ceil(n / block), ceil(n / block)]`; heads are those that the
+        mask tells apart.
 
     Raises:
-        LayerCountError, HeadCountError: If the mask has several layers, or other heads.
+        LayerCountError: If the mask has several layers.
         LengthError: If the mask has another length.
-        ValueError: If `exact` and a block is kept in part; names the first.
 
     >>> from masksearch import masks
     >>> to_block_layout(masks.fixed(4, 2), length=8, block=2)[0].tolist()
     [[1, 1, 0, 1], [1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
     one_layer(mask, "a block layout")
-    view = block_view(mask, length, block)[0]
-    if exact:
-        whole = block_layout(view, block)
-        part = block_view(whole - mask, length, block)[0]
-        if part.any():
-            head, row, column = (int(index) for index in part.nonzero()[0])
-            raise ValueError(
-                f"head {head}, block ({row}, {column}) of {block} positions is kept in part "
-                f"({int(part.sum())} such blocks), so a layout keeps more than the mask: take "
-                "exact=False, or a smaller block"
-            )
-    return expand_heads(mask, view, heads).long()
+    return block_view(mask, length, block)[0].long()
 
 
 def from_block_layout(layout: Tensor | NDArray[Any], block: int) -> Mask:
@@ -315,13 +299,3 @@ def one_layer(mask: Mask, what: str) -> None:
             f"{what} serves one layer, the mask has {mask.layers}; "
             "call masks.layer_of(mask, layer) first"
         )
-
-
-def expand_heads(mask: Mask, planes: Tensor, heads: int) -> Tensor:
-    """Planes `[heads | 1, ..]` for that many heads; 1 = those that there are."""
-    if heads != 1 and mask.heads not in (None, heads):
-        raise HeadCountError(
-            f"the mask has {mask.heads} heads, asked for {heads}; "
-            "per_head needs one mask for each head"
-        )
-    return planes.expand(heads, -1, -1) if len(planes) == 1 else planes
