@@ -15,7 +15,8 @@ from masksearch import masks
 from masksearch.cli.output import print_comparison, print_front
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks.families import random_like
-from masksearch.report.tables import comparison_table, front_table
+from masksearch.report.result import result_of
+from masksearch.report.section import Section
 
 DECODER = Shape(16, 1, 1, causal=True)  # 16 x 17 / 2 = 136 pairs
 PADDED = Shape(16, 1, 1, lengths={4: 2, 8: 1, 16: 1})  # 2 x 16 + 64 + 256 = 352 pairs
@@ -93,7 +94,8 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert study.best(sparsity=share["window(0)"]).mask == masks.window(0)
     with pytest.raises(ms.SearchError, match=f"the sparsest has {share['window(0)']:.4f}"):
         study.best(sparsity=table["window(0)"])  # which only the table has
-    front = front_table({"s": study.records()}, study.objectives)
+    section = Section({"s": study.records()}, study.objectives)
+    front = result_of([section], title="t")["sections"][0]["front"]
     (row,) = [row for row in front.rows if row[-1].text == "window(0)"]
     shown = dict(zip((cell.text for cell in front.head), (c.text for c in row), strict=True))
     assert shown["sparsity"] == f"{100 * share['window(0)']:.1f}%"
@@ -114,7 +116,8 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert printed["mine"][2:4] == both
     assert printed["dense"][2:4] == ["0.0%", f"{100 * table['dense']:.1f}%"]
     assert float(printed["drawn"][2][:-1]) == pytest.approx(100 * share["window(2)"], abs=1)
-    page = comparison_table(comparison)
+    section = Section({}, comparison.objectives, {"c": comparison})
+    page = result_of([section], title="t")["sections"][0]["comparisons"][0]["table"]
     cells = {row[0].text: [cell.text for cell in row] for row in page.rows}
     assert cells["mine"][2] == f"{100 * share['window(2)']:.1f}%"
     assert cells["mine"][4] == f"{100 * (1 - share['window(2)']):.1f}%"  # density

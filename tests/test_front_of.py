@@ -23,8 +23,7 @@ from masksearch.contracts import Objective, Report, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks import Mask
 from masksearch.masks.measure import effective_density
-from masksearch.report.chart_data import compared_chart
-from masksearch.report.pictures import Pictures
+from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
 LENGTHS = {9: 3, 20: 5, 32: 2}
@@ -167,7 +166,7 @@ def test_the_verdict_says_what_is_left_of_the_front(study, judged):
 def test_the_page_draws_the_fronts_that_are_judged(judged):
     """Controls form nobody's front, on a page as in what is claimed."""
     section = Section({}, judged.objectives, {"c": judged}, shape=judged.shape)
-    chart = compared_chart(section, "c", "compared", Pictures())
+    chart = result_of([section], title="t")["sections"][0]["comparisons"][0]["chart"]
     drawn: dict[str, set[str]] = {}
     for line in chart["lines"]:
         drawn.setdefault(line["group"], set()).add(line["id"].removeprefix("c "))

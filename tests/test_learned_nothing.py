@@ -33,12 +33,9 @@ from masksearch.analysis.pareto import (
 from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
 from masksearch.loggers.console import Watcher
-from masksearch.report.chart_data import compared_chart, search_chart
 from masksearch.report.charts import paper_spec
-from masksearch.report.display import study_html, study_text
-from masksearch.report.pictures import Pictures
+from masksearch.report.result import result_of
 from masksearch.report.section import Section
-from masksearch.report.tables import comparison_table, front_table, runs_table, tasks_table
 from masksearch.study.status import read_status, status_lines
 
 GOALS = (Objective("glue", "max", 0.5), Objective("sparsity", "max", 0.0))
@@ -183,17 +180,15 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched):
     assert not any(map(learned_nothing, front))
     assert f"a front of {len(front)}, {len(dull)} learned nothing" in repr(study)
     assert f"{len(dull)} of the {len(records)} finished trials have" in nothing_learned(records)
-    html = study_html(study.run, records, study.objectives)
-    assert f"{len(dull)} learned nothing" in html
-    chart = search_chart(Section({"tpe": records}, study.objectives), Pictures())
-    assert "Crosses: no better than a constant answer." in paper_spec(chart)["title"]["text"]
-    head = [cell.text for cell in runs_table({"a": records}, study.objectives).head]
-    row = [cell.text for cell in runs_table({"a": records}, study.objectives).rows[0]]
-    assert dict(zip(head, row, strict=True))["learned nothing"] == str(len(dull))
-    assert len(front_table({"a": records}, study.objectives).rows) == len(front)
-    assert "learned nothing" not in [
-        cell.text for cell in runs_table({"a": front}, study.objectives).head
-    ]
+    assert f"{len(dull)} learned nothing" in study._repr_html_()
+    section = Section({"tpe": records}, study.objectives)
+    told = result_of([section], title="t")["sections"][0]
+    notes = paper_spec(told["chart"])["title"]["text"]
+    assert "Crosses: no better than a constant answer." in notes
+    head, row = told["runs"].head, told["runs"].rows[0]
+    shown = {name.text: cell.text for name, cell in zip(head, row, strict=True)}
+    assert shown["learned nothing"] == str(len(dull))
+    assert len(told["front"].rows) == len(front)
 
 
 def test_lines_of_a_running_search_mark_them(record):
@@ -237,8 +232,9 @@ def test_side_values_are_no_figures_of_a_record(record):
 def test_a_study_without_constant_answers_says_nothing_of_them(record):
     records = [record(0, 0.4), record(1, 0.6, masks.window(2))]
     assert nothing_learned(records) == ""
-    assert "nothing" not in study_text(Path("run"), records, GOALS)
-    assert "nothing" not in study_html(Path("run"), records, GOALS)
+    told = result_of([Section({"tpe": records}, GOALS)], title="t")["sections"][0]
+    assert "learned nothing" not in [cell.text for cell in told["runs"].head]
+    assert not any("nothing" in line for line in told["verdicts"] + told["cautions"])
 
 
 # -- comparisons -------------------------------------------------------------------------------
@@ -257,10 +253,11 @@ def test_masks_of_a_comparison_are_marked_and_on_no_front(comparison):
     frame = comparison.frame().set_index("mask")
     assert frame["learned_nothing"].to_dict() == {n: e.learned_nothing for n, e in entries.items()}
     section = Section({}, comparison.objectives, {"c": comparison})
-    lines = compared_chart(section, "c", "compared", Pictures())["lines"]
+    (told,) = result_of([section], title="t")["sections"][0]["comparisons"]
+    lines = told["chart"]["lines"]
     assert lines
     assert {line["id"] for line in lines} <= {"c bright", "c star"}
-    marks = {row[0].text: [cell.mark for cell in row] for row in comparison_table(comparison).rows}
+    marks = {row[0].text: [cell.mark for cell in row] for row in told["table"].rows}
     assert "majority" in marks["dull"]
     assert "majority" not in marks["bright"]
 
@@ -285,7 +282,9 @@ def test_a_comparison_that_learned_nothing_says_so_once(compared, shape):
 
 
 def test_side_values_are_no_columns(comparison):
-    names = [*comparison.frame().columns, *(cell.text for cell in tasks_table(comparison).head)]
+    section = Section({}, comparison.objectives, {"c": comparison})
+    (told,) = result_of([section], title="t")["sections"][0]["comparisons"]
+    names = [*comparison.frame().columns, *(cell.text for cell in told["tasks"].head)]
     assert not [name for name in names if name.endswith(("/majority", "/low"))]
     assert comparison.tasks == ["RTE"]  # its accuracy is the same figure
     assert {"RTE", "RTE at majority"} <= set(names)

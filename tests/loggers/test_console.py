@@ -195,12 +195,3 @@ def test_failed_baselines_and_comparisons_count():
     failed = [record(0, None, role="baseline"), record(1, None, role="compared")]
     assert "tpe 2/6" in shown(False, [], failed)
     assert "tpe 1/6  resumed" in shown(False, failed, [])  # a comparison runs its failures again
-
-
-def test_watcher_knows_the_best_record():
-    watcher = Watcher(OBJECTIVES, None, "tpe", Console(file=io.StringIO()))
-    assert watcher.state.best is None
-    for each in RECORDS:
-        watcher(each)
-    assert watcher.state.best is not None
-    assert watcher.state.best.number == 1

@@ -9,10 +9,14 @@ import pytest
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.chart_data import compared_chart, search_chart, volume_charts
-from masksearch.report.charts import paper_spec, spread, write_chart
-from masksearch.report.pictures import Pictures
+from masksearch.report.charts import paper_spec, write_chart
+from masksearch.report.result import result_of
 from masksearch.report.section import Section
+
+
+def told(section):
+    """What the page says of a section."""
+    return result_of([section], title="t")["sections"][0]
 
 
 @pytest.fixture
@@ -43,13 +47,17 @@ def compared_section(objectives, compared, shape):
 
 @pytest.fixture
 def chart(compared_section):
-    return compared_chart(compared_section, "c", "compared", Pictures(room=0))
+    return told(compared_section)["comparisons"][0]["chart"]
 
 
 def names_of(spec):
     colours = [layer["encoding"].get("color", {}) for layer in spec["layer"]]
     place = [colour.get("field") for colour in colours].index("ink")
-    return {row["label"] for row in spec["layer"][place]["data"]["values"]}
+    rows = spec["layer"][place]["data"]["values"]
+    places = [row["at"] for row in rows]
+    gaps = [b - a for a, b in itertools.pairwise(places)]
+    assert min(gaps, default=1) > 0.01 * (max(places) - min(places))  # none lies on another
+    return {row["label"] for row in rows}
 
 
 def test_each_kind_of_masks_has_a_front_and_controls_have_none(chart):
@@ -87,7 +95,7 @@ def test_page_print_and_verdict_count_the_same_masks_on_each_front(compared, obj
         promised={"front #1": 0.9, "front #2": 0.9},
     )
     section = Section({}, objectives, {"c": comparison})
-    chart = compared_chart(section, "c", "compared", Pictures(room=0))
+    chart = told(section)["comparisons"][0]["chart"]
     drawn = paper_spec(chart)["datasets"]["lines"]
     assert drawn == chart["lines"]
     fronts: dict[str, set[str]] = {}
@@ -102,38 +110,30 @@ def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
     others = {"found with tpe, at 0.8", "oracle"}
     assert names_of(paper_spec(chart)) == {*masks.FAMILIES, *others}
     assert [level["label"] for level in chart["levels"]] == ["dense (nothing left out)"]
-    front = search_chart(searched, Pictures(room=0))
+    front = told(searched)["chart"]
     assert names_of(paper_spec(front)) == set(masks.FAMILIES)  # not the trials
     assert len(front["points"]) == len(masks.FAMILIES) + 8
 
 
 def test_nothing_finished_is_no_chart(record, objectives, compared):
-    empty = Section({"tpe": [record(0, None)]}, objectives)
-    assert search_chart(empty, Pictures()) is None
     runs = ms.Comparison(tuple(compared({"mine": (masks.star(), [None])})), objectives)
-    assert compared_chart(Section({}, objectives, {"c": runs}), "c", "c", Pictures()) is None
-    assert not list(volume_charts(empty))
+    empty = told(Section({"tpe": [record(0, None)]}, objectives, {"c": runs}))
+    assert empty["chart"] is None
+    assert empty["comparisons"][0]["chart"] is None
+    assert empty["volumes"] == []
 
 
 def test_hypervolume_leaves_baselines_out(searched):
-    by_trials, by_seconds = volume_charts(searched)
+    by_trials, by_seconds = told(searched)["volumes"]
     assert by_trials["lines"][-1]["compute"] == 9  # 8 finished and 1 stopped trial
     assert by_seconds["lines"][-1]["compute"] == 20  # seconds, the failed one's too
 
 
 def test_the_true_front_is_a_line_of_its_own(searched):
     known = Section(searched.studies, searched.objectives, truth=[(0.9, 0.5), (0.6, 0.8)])
-    lines = search_chart(known, Pictures(room=0))["lines"]
+    lines = told(known)["chart"]["lines"]
     true = [(line["saved"], line["score"]) for line in lines if line["group"] == "true front"]
     assert true[1:] == [(60, 0.8), (90, 0.5)]
-
-
-@pytest.mark.parametrize("wanted", [[0.2], [0.5] * 9, [0.0, 0.01, 0.99, 1.0], [0.3] * 40])
-def test_names_are_spread_in_order(wanted):
-    found = spread(wanted, 0.1)
-    gap = min(0.1, 1 / max(1, len(wanted) - 1))
-    assert all(b - a >= gap - 1e-5 for a, b in itertools.pairwise(found))
-    assert all(-1e-5 <= place <= 1 + 1e-5 for place in found)
 
 
 def test_charts_are_fit_for_print(tmp_path, chart):

@@ -20,12 +20,10 @@ from masksearch.report.collect import (
     StoredStudy,
     name_groups,
     progress_of,
-    read_study,
     report_on,
     studies_in,
     tell_apart,
 )
-from masksearch.report.section import recipe_of, shell_line
 from masksearch.study.storage import LOCK
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
@@ -98,12 +96,13 @@ def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):
         report_on(tmp_path, tmp_path / "report.html")
 
 
-def test_later_call_on_another_machine_is_told():
+def test_later_call_on_another_machine_is_told(tmp_path, objectives, shape):
     versions = {"masksearch": "1", "torch": "2"}
     first = {"versions": versions, "machine": "a", "commit": "c", "first_trial": 0}
     second = {**first, "machine": "b", "first_trial": 7}
     third = {**second, "trials": 20, "first_trial": 9}
-    rows = dict(recipe_of("t", {}, [first, second, third], None).rows)
+    study = StoredStudy(tmp_path, "search", "t", [], objectives, shape, {}, [first, second, third])
+    rows = dict(study.recipe.rows)
     assert rows["from trial 7 on"] == "machine: b"
     assert "from trial 9 on" not in rows
 
@@ -114,7 +113,7 @@ def test_command_of_the_page_makes_the_study_again(tmp_path):
     words = ["search", f"{here}:space", "--evaluator", f"{here}:ToyEvaluator", "--trials", 3]
     words += ["--strategy", "random", "--constraint", "sparsity >= 0.1", "--families"]
     assert run_command(*words, "--run", tmp_path / "a b").returncode == 0
-    line = read_study(tmp_path / "a b").recipe.command
+    line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"
     first = results(tmp_path / "a b")
     shutil.rmtree(tmp_path / "a b")
@@ -124,16 +123,7 @@ def test_command_of_the_page_makes_the_study_again(tmp_path):
 
 
 def results(run: Path) -> list[tuple[str, str, dict[str, float]]]:
-    return [(str(r.mask), r.status, dict(r.values)) for r in read_study(run).records]
-
-
-def test_flags_and_lists_stand_in_the_command():
-    options = {"controls": False, "as_json": True, "found": ["a b", "c"], "sparsity": None}
-    line = shell_line({"command": "compare", "options": options})
-    assert line == "masksearch compare --no-controls --found 'a b' --found c"
-    assert (
-        shell_line({"command": "compare", "options": {"controls": True}}) == "masksearch compare"
-    )
+    return [(str(r.mask), r.status, dict(r.values)) for r in studies_in(run)[0].records]
 
 
 def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import math
 import re
 
 import pandas as pd
@@ -13,13 +12,20 @@ from rich.console import Console
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.layout import escape, write_tables
-from masksearch.report.page import paper_tables
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
-from masksearch.report.tables import comparison_table, findings_table, front_table
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
+ESCAPED = (
+    r"50\%\_of \& \#1 \{a\}\textbackslash{}b \textasciitilde{}x\textasciicircum{}2 \$y\$ "
+    r"\textgreater{}= \textless{}0.8\textbar{}"
+)
+
+
+def told_of(comparison):
+    """The tables of a page about a comparison."""
+    section = Section({}, comparison.objectives, {"c": comparison})
+    return result_of([section], title="t")["sections"][0]["comparisons"][0]
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def check_latex(text: str) -> list[list[str]]:
 
 
 def test_comparison_is_a_table(comparison):
-    head, *rows = check_latex(comparison_table(comparison, ["SST-2", "sst_loss"]).latex())
+    head, *rows = check_latex(comparison.latex(["SST-2", "sst_loss"]))
     assert head == [*("Mask", "Kind", "Sparsity", "Density", "Glue", "SST-2", "Sst loss", "Seeds")]
     found = {row[0]: row for row in rows}
     assert len(found) == len(comparison.entries)
@@ -66,7 +72,7 @@ def test_comparison_is_a_table(comparison):
         r"100.0\%",
         "0.910 [0.885, 0.935]",
     ]  # dense is not bold
-    best = found[escape(NASTY)]
+    best = found[ESCAPED]
     assert best[4] == r"\textbf{0.810 [0.785, 0.835]}"
     assert sum("textbf" in row[4] for row in rows) == 1
     assert found["once"][4] == "0.500 (1 seed)"
@@ -84,12 +90,12 @@ def test_least_loss_is_the_best(compared):
         type(r)(**{**vars(r), "status": "done", "values": {"loss": 1.5 + k}, "error": ""})
         for k, r in enumerate(records)
     ]
-    text = comparison_table(ms.Comparison(tuple(records), goals)).latex()
+    text = ms.Comparison(tuple(records), goals).latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", text) == ["1.500 (1 seed)"]
 
 
 def test_findings_are_a_table(comparison):
-    head, *rows = check_latex(findings_table(comparison).latex())
+    head, *rows = check_latex(told_of(comparison)["findings"].latex())
     assert len(rows) == len(comparison.findings())
     mine = next(row for row in rows if row[0] == "mine" and row[1] == "dense")
     said = dict(zip(head, mine, strict=True))
@@ -100,7 +106,8 @@ def test_findings_are_a_table(comparison):
 
 def test_front_is_a_table(record, objectives):
     studies = {"a_b": [record(0, 0.8, masks.star()), record(1, 0.9, masks.window(3))]}
-    _, *rows = check_latex(front_table(studies, objectives).latex())
+    told = result_of([Section(studies, objectives)], title="t")["sections"][0]
+    _, *rows = check_latex(told["front"].latex())
     assert [row[-1] for row in rows] == [r"\texttt{window(3)}", r"\texttt{star()}"]
     assert rows[0][0] == r"a\_b"
 
@@ -114,26 +121,8 @@ def test_baselines_are_no_trials_of_a_strategy(record, objectives):
     assert rows == [("tpe", "2", "1"), ("tpe: baselines", "1", "1")]
 
 
-def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
-    studies = {"tpe": [record(0, 1 / 3, masks.star())]}
-    section = Section(studies, objectives, {"c": comparison})
-    told = result_of([section], title="t")["sections"][0]
-    write_tables(tmp_path / "t", "one_", paper_tables(told, section))
-    assert pd.read_csv(tmp_path / "t" / "one_front.csv")["glue"].tolist() == [1 / 3]
-    summary = pd.read_csv(tmp_path / "t" / "one_compared.csv").set_index("mask")
-    runs = pd.read_csv(tmp_path / "t" / "one_compared_seeds.csv")
-    for name, entry in comparison.entries.items():
-        own = runs[runs["mask"] == name]
-        assert dict(zip(own["seed"], own["glue"], strict=True)) == pytest.approx(
-            dict(entry.scores) if entry.scores else dict.fromkeys(range(3), math.nan), nan_ok=True
-        )
-        assert summary.loc[name, "glue"] == pytest.approx(entry.score.value, nan_ok=True)
-    findings = pd.read_csv(tmp_path / "t" / "one_findings.csv")
-    assert set(findings["outcome"]) <= {"better", "worse", "not distinguishable", "same mask"}
-
-
 def test_every_layout_shows_the_same_cells(comparison):
-    table = comparison_table(comparison).only("mask", "glue").beside("more", ["x"] * 6)
+    table = told_of(comparison)["table"].only("mask", "glue").beside("more", ["x"] * 6)
     shown = table.html()
     printed = Console(width=160)
     with printed.capture() as text:
@@ -149,10 +138,9 @@ def test_every_layout_shows_the_same_cells(comparison):
 
 
 def test_comparison_gives_its_table(comparison):
-    mine = ms.Comparison(**{f: getattr(comparison, f) for f in ("records", "objectives", "kinds")})
-    assert mine.latex() == comparison_table(comparison).latex()
-    assert "SST-2" in mine.latex(columns=["SST-2"])
-    frame = mine.frame(per="seed")
+    assert comparison.latex() == told_of(comparison)["table"].latex()
+    assert "SST-2" in comparison.latex(columns=["SST-2"])
+    frame = comparison.frame(per="seed")
     assert len(frame) == len(comparison.records)
     assert frame.loc[frame["status"] == "failed", "error"].unique() == ["CUDA out of memory"]
     assert pd.read_csv(io.StringIO(frame.to_csv(index=False))).shape == frame.shape
