@@ -21,8 +21,8 @@ from masksearch.report.layout import TextTable
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.tables import by_origin, comparison_table, front_table
+from masksearch.study.status import LONGEST, counted, with_mask
 
-WIDTH = 120  # characters of a line
 ROWS = 8  # lines below the first one
 DPI = 100  # of the picture of a front
 
@@ -35,8 +35,8 @@ def study_text(run: Path, records: Sequence[Record], objectives: Sequence[Object
     for origin, trial, *cells, mask in front.rows[:ROWS]:
         named = zip(front.head[2:-1], cells, strict=True)
         figures = (f"{name.text} {cell.text}" for name, cell in named)
-        begin = "  ".join([f"  trial {trial.text:>3}", *figures, origin.text])
-        lines.append(f"{begin}  {short_text(mask.text, max(16, WIDTH - 2 - len(begin)))}")
+        begin = "  ".join([f"  trial {trial.text:>3}", *figures, origin.text, ""])
+        lines.append(with_mask(begin, mask.text))
     if len(front.rows) > ROWS:
         lines.append(f"  and {len(front.rows) - ROWS} more: study.frontier()")
     return "\n".join(lines)
@@ -60,7 +60,7 @@ def count_trials(records: Sequence[Record]) -> str:
     statuses = Counter(record.status for record in records)
     own = [record for record in records if record.role != "baseline"]
     origins = dict.fromkeys(record.origin for record in own if record.origin)
-    counts = [f"{count} {status}" for status, count in statuses.items()]
+    counts = counted(statuses)
     if len(own) < len(records):
         counts.append(f"{len(records) - len(own)} of them baselines")
     said = ", ".join(counts)
@@ -94,9 +94,9 @@ def comparison_text(comparison: Comparison) -> str:
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for cells in shown:
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        short = len(line) <= WIDTH - 2
+        short = len(line) <= LONGEST - 2
         lines.append(
-            line.rstrip() if short else textwrap.shorten(line, WIDTH - 2, placeholder=" ...")
+            line.rstrip() if short else textwrap.shorten(line, LONGEST - 2, placeholder=" ...")
         )
     if len(entries) > ROWS:
         lines.append(f"and {len(entries) - ROWS} more")

@@ -77,35 +77,6 @@ def test_each_kind_of_masks_has_a_front_and_controls_have_none(chart):
     assert paper_spec(chart)["datasets"]["lines"] == chart["lines"]
 
 
-def test_page_print_and_verdict_count_the_same_masks_on_each_front(compared, objectives, shape):
-    runs = {
-        "front #1": (masks.window(1), [0.8, 0.81]),
-        "front #2": (masks.window(3), [0.7, 0.71]),  # denser, and worse
-        "random like front #1": (masks.random_keys(3, 0), [0.6, 0.61]),
-        "star": (masks.star(), [0.75, 0.74]),
-        "of another search": (masks.window(0), [0.9, 0.91]),
-        "oracle": (masks.window(0) | masks.columns(1), [0.95, 0.96]),
-    }
-    comparison = ms.Comparison(
-        tuple(compared(runs)),
-        objectives,
-        shape=shape,
-        kinds={name: "searched" for name in runs if "front #" in name or "search" in name}
-        | {"random like front #1": "control", "oracle": "control"},
-        promised={"front #1": 0.9, "front #2": 0.9},
-    )
-    section = Section({}, objectives, {"c": comparison})
-    chart = told(section)["comparisons"][0]["chart"]
-    drawn = paper_spec(chart)["datasets"]["lines"]
-    assert drawn == chart["lines"]
-    fronts: dict[str, set[str]] = {}
-    for line in drawn:
-        fronts.setdefault(line["group"], set()).add(line["id"].removeprefix("c "))
-    assert fronts == {name: set(arm.front) for name, arm in comparison.fronts.arms.items()}
-    assert fronts["searched"] == {"front #1"}
-    assert "Short bars: scored so by the search." in paper_spec(chart)["title"]["text"]
-
-
 def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
     others = {"found with tpe, at 0.8", "oracle"}
     assert names_of(paper_spec(chart)) == {*masks.FAMILIES, *others}
