@@ -142,15 +142,14 @@ class TextTable:
 
 
 def text_table(
-    names: Sequence[str],
-    rows: Iterable[Sequence[Cell | str]],
-    text: Sequence[str] = (),
-    **more: Any,
+    rows: Sequence[Mapping[str, Cell | str]], text: Sequence[str] = (), **more: Any
 ) -> TextTable:
-    """A table of cells and plain texts; columns that are not named in `text` hold numbers."""
+    """A table of rows, each the names of all columns -> cells or plain texts; columns that are not
+    named in `text` hold numbers."""
+    names = rows[0] if rows else {}
     return TextTable(
         tuple(Cell(name, number=name not in text) for name in names),
-        tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows),
+        tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row.values()) for row in rows),
         **more,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from masksearch.analysis.compare import Comparison
 from masksearch.analysis.pareto import (
@@ -28,6 +28,10 @@ from masksearch.study.status import in_words
 SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
 PAIRS = "Sparsity: left out of the pairs that real tokens form (of the table: of all cells)."
 TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
+ENDS = {  # how the table of runs calls what became of trials
+    **{"finished": "done", "reused": "reused", "stopped early": "stopped"},
+    **{"failed": "failed", "running": "running"},
+}
 REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
 LOSSES = (  # of the health card: its name, the row's title, what it means
@@ -49,11 +53,6 @@ def runs_table(
 ) -> TextTable:
     """What each strategy did, what it cost and reached; baselines in rows of their own."""
     nothing = any(r.scored and learned_nothing(r) for study in studies.values() for r in study)
-    names = [
-        *("strategy", "trials", "finished", "reused", "stopped early", "failed", "running"),
-        *(["learned nothing"] if nothing else []),
-        *("masks", "compute", "hypervolume"),
-    ]
     rows = []
     for name, study in studies.items():
         hand = [record for record in study if record.role == "baseline"]
@@ -62,23 +61,23 @@ def runs_table(
             if not group and title != name:
                 continue
             statuses: list[str] = [record.status for record in group]
-            each = ("done", "reused", "stopped", "failed", "running")
+            cells = {"strategy": title, "trials": str(len(group))}
+            for head, status in ENDS.items():
+                cells[head] = str(statuses.count(status))
+            if nothing:
+                unlearned = sum(record.scored and learned_nothing(record) for record in group)
+                cells["learned nothing"] = str(unlearned)
             masks = {record.fingerprint for record in group if record.fingerprint}
-            unlearned = sum(record.scored and learned_nothing(record) for record in group)
-            counts = [len(group), *map(statuses.count, each), *[unlearned] * nothing, len(masks)]
+            points = [[r.value(o.name) for o in objectives] for r in pareto(group, objectives)]
             seconds = in_words(sum(record.seconds for record in group))
-            front = pareto(group, objectives)
-            points = [[record.value(o.name) for o in objectives] for record in front]
-            reached = digits(hypervolume(points, objectives), 4)
-            rows.append((title, *map(str, counts), seconds, reached))
-    return text_table(names, rows, text=("strategy",))
+            cells |= {"masks": str(len(masks)), "compute": seconds}
+            rows.append(cells | {"hypervolume": digits(hypervolume(points, objectives), 4)})
+    return text_table(rows, text=("strategy",))
 
 
 def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextTable:
     """Hypervolumes of strategies at equal compute over search seeds, with and without RTE."""
-    names = ["strategy", "score", "searches", "at equal trials", "at equal compute"]
-    names += ["difference", "adjusted p", "outcome"]
-    rows: list[tuple[str, ...]] = []
+    rows: list[dict[str, str]] = []
     data: list[dict[str, Any]] = []
     for goals in filter(None, (objectives, without_rte(searches, objectives))):
         found = compare_searches(curves_of(searches, goals))
@@ -99,12 +98,20 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
                 whole |= {"adjusted_p": judged.adjusted, "n_seeds": d.n}
                 if not math.isnan(d.p_value):
                     adjusted = format_p(judged.adjusted)
-            volumes = (v.text(decimals=places) for v in (each.at_trials, each.at_seconds))
-            cells = (each.strategy, words(score), str(seeds), *volumes, difference, adjusted)
-            rows.append((*cells, each.outcome))
+            rows.append(
+                {
+                    "strategy": each.strategy,
+                    "score": words(score),
+                    "searches": str(seeds),
+                    "at equal trials": each.at_trials.text(decimals=places),
+                    "at equal compute": each.at_seconds.text(decimals=places),
+                    "difference": difference,
+                    "adjusted p": adjusted,
+                    "outcome": each.outcome,
+                }
+            )
             data.append({**whole, "outcome": each.outcome})
     return text_table(
-        names,
         rows,
         text=("strategy", "score", "outcome"),
         data=data,
@@ -127,22 +134,30 @@ def front_table(
     """The joint front of all studies, best score first."""
     scores = [objective.name for objective in objectives if objective.name not in SHARES]
     owners = {id(record): name for name, study in studies.items() for record in study}
-    rows: list[tuple[Cell | str, ...]] = []
+    rows: list[dict[str, Cell | str]] = []
     front = pareto([r for study in studies.values() for r in study], objectives)
-    two = (TABLE,) * sparsities_differ(front)
-    names = ["strategy", "trial", *map(words, scores), "sparsity", *two, "block density"]
+    two = sparsities_differ(front)
     places = {name: decimals_for(record.value(name) for record in front) for name in scores}
     data = []
     for record in front:
         origin = record.proposer if record.role == "baseline" else owners[id(record)]
-        figures = (
-            *(format_estimate(record.value(name), decimals=places[name]) for name in scores),
-            percent(sparsity_of(record)),
-            *(percent(record.measures["sparsity"]) for _ in two),
-            percent(record.measures.get("block_density", math.nan)),
-        )
         mask = Cell(str(record.mask or ""), code=True)
-        rows.append((origin, str(record.number), *figures, str(record.seed), mask))
+        density = record.measures.get("block_density", math.nan)
+        rows.append(
+            {
+                "strategy": origin,
+                "trial": str(record.number),
+                **{
+                    words(name): format_estimate(record.value(name), decimals=places[name])
+                    for name in scores
+                },
+                "sparsity": percent(sparsity_of(record)),
+                **({TABLE: percent(record.measures["sparsity"])} if two else {}),
+                "block density": percent(density),
+                "seed": str(record.seed),
+                "mask": mask,
+            }
+        )
         data.append(
             {
                 "strategy": origin,
@@ -156,7 +171,6 @@ def front_table(
             }
         )
     return text_table(
-        [*names, "seed", "mask"],
         rows,
         text=("strategy", "mask"),
         data=data,
@@ -176,9 +190,7 @@ def comparison_table(comparison: Comparison, columns: Sequence[str] = ()) -> Tex
     if not comparison.entries:
         return TextTable()
     judged = [o.name for o in comparison.objectives if o.name not in SHARES]
-    two = (TABLE,) * sparsities_differ(comparison.records)
-    again = [] if comparison.fronts is None else ["score in search", "P(on front)"]
-    names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged, *columns]
+    two = sparsities_differ(comparison.records)
     frame = comparison.frame()
     data = frame.to_dict("records")
     places = {
@@ -193,46 +205,34 @@ def comparison_table(comparison: Comparison, columns: Sequence[str] = ()) -> Tex
             best[name] = sparse[name].min() if goal == "min" else sparse[name].max()
     rows = []
     for row in data:
-        means = [task_cell(row, name, places[name], interval=True) for name in judged]
-        means += [task_cell(row, name, places[name], interval=False) for name in columns]
-        rows.append(
-            (
-                name_cell(row),
-                row["kind"],
-                percent(row["effective_sparsity"]),
-                *(percent(row["sparsity"]) for _ in two),
-                percent(1 - row["effective_sparsity"]),
-                percent(row["block_density"]),
-                *(
-                    replace(cell, mark=cell.mark or "best")
-                    if row["effective_sparsity"] > 0 and row[name] == best.get(name)
-                    else cell
-                    for name, cell in zip((*judged, *columns), means, strict=True)
-                ),
-                *(again and front_cells(row, places[judged[0]])),
-                str(row["n_seeds"]),
-                str(row["diverged"] or DASH),
-                str(row["failed"] or DASH),
-            )
-        )
-    names += [*again, "seeds", "diverged", "failed"]
+        note = "" if row["expression"].removesuffix("()") == row["mask"] else row["expression"]
+        mark: Literal["", "searched"] = "searched" if row["kind"] == "searched" else ""
+        cells: dict[str, Cell | str] = {
+            "mask": Cell(row["mask"], mark=mark, note=note),
+            "kind": row["kind"],
+            "sparsity": percent(row["effective_sparsity"]),
+            **({TABLE: percent(row["sparsity"])} if two else {}),
+            "density": percent(1 - row["effective_sparsity"]),
+            "block density": percent(row["block_density"]),
+        }
+        for name in (*judged, *columns):
+            cell = task_cell(row, name, places[name], interval=name in judged)
+            if row["effective_sparsity"] > 0 and row[name] == best.get(name):
+                cell = replace(cell, mark=cell.mark or "best")
+            cells[name] = cell
+        if comparison.fronts is not None:  # what the search had said, and what is left of it
+            score, chance = row["score in search"], row["p on front"]
+            cells["score in search"] = format_estimate(score, decimals=places[judged[0]])
+            cells["P(on front)"] = DASH if math.isnan(chance) else f"{chance:.2f}"
+        cells["seeds"] = str(row["n_seeds"])
+        rows.append(cells | {n: str(row[n] or DASH) for n in ("diverged", "failed")})
     return text_table(
-        names,
         rows,
         text=("mask", "kind"),
         data=data,
         caption="Means over seeds with 95% intervals over seeds and, where they are known, rows. "
         "Bold: the best mean of a column among the masks that leave cells out. " + PAIRS,
         aside=("block density", "diverged", "failed"),
-    )
-
-
-def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
-    """What a search had scored a mask of its front with, and the probability of its place."""
-    chance = row["p on front"]
-    return (
-        format_estimate(row["score in search"], decimals=places),
-        DASH if math.isnan(chance) else f"{chance:.2f}",
     )
 
 
@@ -246,16 +246,11 @@ def tasks_table(comparison: Comparison) -> TextTable:
     tasks, frame = comparison.tasks, comparison.frame()
     places = {name: decimals_for(frame[name]) for name in tasks}
     rows = [
-        (row["mask"], *(task_cell(row, name, places[name], interval=False) for name in tasks))
+        {"mask": row["mask"]}
+        | {name: task_cell(row, name, places[name], interval=False) for name in tasks}
         for row in frame.to_dict("records")
     ]
-    return text_table(["mask", *tasks], rows if tasks else [], text=("mask",))
-
-
-def name_cell(row: Mapping[Any, Any]) -> Cell:
-    """A mask's name, with its expression below it where that says more."""
-    note = "" if row["expression"].removesuffix("()") == row["mask"] else row["expression"]
-    return Cell(row["mask"], mark="searched" if row["kind"] == "searched" else "", note=note)
+    return text_table(rows if tasks else [], text=("mask",))
 
 
 def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) -> Cell:
@@ -272,10 +267,9 @@ def findings_table(
     comparison: Comparison, reference: str = "dense", against: Against | None = None
 ) -> TextTable:
     """The declared comparisons, one row each; see `Comparison.findings`."""
-    text = ("mask", "against", "because it is", "outcome")
-    names = [*text, "difference", "interval", "adjusted p", "common seeds", "rows"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
-    rows, data, findings = [], [], comparison.findings(reference, against)
+    rows: list[dict[str, Cell | str]] = []
+    data, findings = [], comparison.findings(reference, against)
     differences = [finding.difference for finding in findings]
     places = decimals_for(value for d in differences for value in (d.value, d.low, d.high))
     for finding in findings:
@@ -284,18 +278,20 @@ def findings_table(
             interval = f"[{d.low:+z.{places}f}, {d.high:+z.{places}f}] at {100 * d.level:.4g}%"
             adjusted = format_p(finding.adjusted)
         rows.append(
-            (
-                Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
-                finding.against,
-                finding.role,
-                "the same mask" if finding.same else finding.outcome,
-                format_estimate(d.value, signed=True, decimals=places),
-                interval,
-                adjusted,
-                str(d.n),
-                f"{d.n_rows:,}" if d.n_rows else DASH,
-                DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points",
-            )
+            {
+                "mask": Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
+                "against": finding.against,
+                "because it is": finding.role,
+                "outcome": "the same mask" if finding.same else finding.outcome,
+                "difference": format_estimate(d.value, signed=True, decimals=places),
+                "interval": interval,
+                "adjusted p": adjusted,
+                "common seeds": str(d.n),
+                "rows": f"{d.n_rows:,}" if d.n_rows else DASH,
+                "sparser by": DASH
+                if math.isnan(finding.gap)
+                else f"{100 * finding.gap:+.1f} points",
+            }
         )
         data.append(
             {
@@ -315,9 +311,8 @@ def findings_table(
         )
     score = words(comparison.objectives[0].name)
     return text_table(
-        [*names, "sparser by"],
         rows,
-        text=text,
+        text=("mask", "against", "because it is", "outcome"),
         data=data,
         caption=f"Paired differences in {score} over common seeds (and rows, where their number "
         "is given), corrected together (Holm, 5%); intervals at the corrected level.",
@@ -376,28 +371,25 @@ def health_table(health: Health) -> TextTable:
             ),
         ):
             rows.append((title, f"IoU {digits(iou)} (chance {digits(chance)})", meaning))
-    return text_table(CARD, rows, text=CARD)
+    return text_table([dict(zip(CARD, row, strict=True)) for row in rows], text=CARD)
 
 
 def budgets_table(card: ProxyCard) -> TextTable:
     """One row a budget: agreement with the reference, regret."""
     several = card.frame["schedule"].nunique() > 1
-    names = [
-        *(["schedule"] if several else []),
-        *("steps", "masks", "tau-b in bands", "between seeds"),
-        *(f"regret ({card.target})", "at random"),
-    ]
     rows = [
-        [
-            *([row["schedule"]] if several else []),
-            f"{row['budget']:,}" + (f" {REFERENCE}" if row["reference"] else ""),
-            str(row["masks"]),
-            *(interval_text(row, part) for part in ("within", "between_seeds")),
-            *(digits(row[name]) for name in ("regret", "regret_at_random")),
-        ]
+        {
+            **({"schedule": row["schedule"]} if several else {}),
+            "steps": f"{row['budget']:,}" + (f" {REFERENCE}" if row["reference"] else ""),
+            "masks": str(row["masks"]),
+            "tau-b in bands": interval_text(row, "within"),
+            "between seeds": interval_text(row, "between_seeds"),
+            f"regret ({card.target})": digits(row["regret"]),
+            "at random": digits(row["regret_at_random"]),
+        }
         for _, row in card.frame.iterrows()
     ]
-    return text_table(names, rows, text=("schedule",))
+    return text_table(rows, text=("schedule",))
 
 
 def digits(value: float, places: int = 3) -> str:
