@@ -185,7 +185,7 @@ class TestEvaluator:
 
     def test_head_and_row_order_are_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
         evaluator = make(tmp_path)
-        if not hasattr(evaluator, "downstream"):
+        if not hasattr(evaluator, "class_names"):
             pytest.skip("nothing is fine-tuned")
         heads, orders = [], []
 

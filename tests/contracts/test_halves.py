@@ -119,7 +119,7 @@ class TestHalves:
             batch = next(source.batches)
             weights = torch.cat([w.flatten() for w in source.model.parameters()])
             found.append((batch["input_ids"].tolist(), batch["labels"].tolist(), weights.tolist()))
-            for name in inner.downstream if hasattr(inner, "downstream") else ():
+            for name in inner.downstream if hasattr(inner, "class_names") else ():
                 train = inner.tokens(name).train
                 found[-1] += ([train[number] for number in range(len(train))],)
         assert all(one == found[0] for one in found)
