@@ -14,14 +14,20 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from masksearch.analysis.row_scores import ROWS
-from masksearch.contracts import Differentiable, Evaluator, Half, Objective, Report, Shape
+from masksearch.contracts import Differentiable, Evaluator, Half, Report
 from masksearch.files import write_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
+
+
+def inner(name: str) -> Any:
+    """A property of a wrapper that is its inner evaluator's."""
+    return property(attrgetter(f"evaluator.{name}"))
 
 
 @dataclass(frozen=True)
@@ -34,45 +40,11 @@ class EvaluatorWrapper(Evaluator):
 
     evaluator: Evaluator
 
-    @property
-    def shape(self) -> Shape:
-        """The inner evaluator's."""
-        return self.evaluator.shape
-
-    @property
-    def half(self) -> Half | None:
-        """The inner evaluator's."""
-        return self.evaluator.half
-
-    @property
-    def seedless(self) -> bool:
-        """The inner evaluator's."""
-        return self.evaluator.seedless
-
-    @property
-    def meanings(self) -> Mapping[str, str]:
-        """The inner evaluator's."""
-        return self.evaluator.meanings
-
-    @property
-    def measure_names(self) -> tuple[str, ...]:
-        """The inner evaluator's."""
-        return self.evaluator.measure_names
-
-    @property
-    def kv_head_count(self) -> int | None:
-        """The inner evaluator's."""
-        return self.evaluator.kv_head_count
-
-    @property
-    def weights_frozen(self) -> bool:
-        """The inner evaluator's."""
-        return self.evaluator.weights_frozen
-
-    @property
-    def weight_lr(self) -> float | None:
-        """The inner evaluator's."""
-        return self.evaluator.weight_lr
+    shape, objectives, protocol, half = map(inner, ("shape", "objectives", "protocol", "half"))
+    seedless, beyond_shape = inner("seedless"), inner("beyond_shape")
+    meanings, measure_names = inner("meanings"), inner("measure_names")
+    kv_head_count = inner("kv_head_count")
+    weights_frozen, weight_lr = inner("weights_frozen"), inner("weight_lr")
 
     def measures_of(self, mask: Mask) -> Mapping[str, float]:
         """The inner evaluator's."""
@@ -143,21 +115,6 @@ class Cached(EvaluatorWrapper):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The inner evaluator's."""
-        return self.evaluator.objectives
-
-    @property
-    def protocol(self) -> str:
-        """The inner evaluator's: an answer is worth what a run is worth."""
-        return self.evaluator.protocol
-
-    @property
-    def beyond_shape(self) -> bool:
-        """The inner evaluator's."""
-        return self.evaluator.beyond_shape
 
     def place(self, mask: Mask, seed: int) -> Path:
         """The file of a run, there or not."""
