@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,13 +46,8 @@ LATEST = 0.75  # share of the steps after which no pruning begins, and none is p
 QUIET = 0.5  # a plateau may last this share of the steps that came before it, and end in a step
 
 Verdict = Literal["wait", "begin", "pause", "go on"]
-
-
-class AttentionLoss(NamedTuple):
-    """Losses of one model on the same batches, in the units of its loss."""
-
-    dense: float  # as it is
-    alone: float  # every query sees itself alone
+AttentionLoss = tuple[float, float]
+"""Of a model on the same batches: as it is, and where every query sees itself alone."""
 
 
 class WarmupWatch:
@@ -172,10 +167,10 @@ class WarmupWatch:
 
     def measure(self, test: Callable[[], AttentionLoss]) -> None:
         """Measures what attention is worth."""
-        found = test()
+        dense, alone = test()
         self.tests += 1
-        self.without = min(self.without, found.alone)
-        self.worth = self.without - found.dense
+        self.without = min(self.without, alone)
+        self.worth = self.without - dense
 
     def prune(self, step: int, *, settled: bool = True) -> Verdict:
         """Pruning begins at that step."""

@@ -176,11 +176,6 @@ def published_rate(update: int, updates: int, *, warmup: float = 0.2843) -> floa
         update: Number of the update, from 1.
         updates: Updates of the whole run (7,038 in the official script).
         warmup: Share of the updates in which the rate rises, in [0, 1].
-
-    Raises:
-        ValueError: If the update lies outside 1..updates.
     """
-    if not 1 <= update <= updates:
-        raise ValueError(f"updates count from 1 to {updates}, got {update}")
     progress = update / updates
     return float(progress / warmup if progress < warmup else (1 - progress) ** 0.5)

@@ -21,26 +21,16 @@ from masksearch import (
     attach,
     dam,
 )
-from masksearch.contracts import Batch, Evaluator, OneShot, Report
+from masksearch.contracts import Evaluator, OneShot, Report
 from masksearch.errors import (
     MaskFormatError,
     NonFiniteLossError,
     SearchError,
     UnknownNameError,
 )
-from masksearch.gates.dam import DensityControl, dam_reports, run_one_shot
-from masksearch.models.encoders import MaskedLanguageModel, encoder
-
-
-def small_model(layers: int = 1) -> MaskedLanguageModel:
-    return MaskedLanguageModel(encoder(f"{layers}x16x2", 11, 8, seed=0), seed=0)
-
-
-def random_batches(count: int = 10_000) -> Iterator[Batch]:
-    source = torch.Generator().manual_seed(0)
-    for _ in range(count):
-        tokens = torch.randint(0, 11, (4, 8), generator=source)
-        yield {"input_ids": tokens, "labels": tokens}
+from masksearch.gates.dam import dam_reports, run_one_shot
+from masksearch.gates.pruning import DensityControl
+from tests.gates.conftest import batches, model
 
 
 def found(evaluator: PlantedEvaluator, gates: Gates, config: DamConfig, seed: int) -> DamResult:
@@ -86,7 +76,7 @@ def test_toeplitz_gates_find_the_planted_offset_and_column():
 def test_reports_are_about_a_hundred_and_reach_the_target():
     gates = Gates(length=8, heads=2, layers=2)
     config = DamConfig(steps=200, density=0.25, gate_lr=0.1, dense_warmup=0.1)
-    reports = list(dam_reports(small_model(2), random_batches(), gates, config))
+    reports = list(dam_reports(model(2), batches(), gates, config))
     assert len(reports) == 100
     assert set(reports[0].values) == {"loss", "density", "target", "entropy", "control"}
     assert reports[-1].step == 200
@@ -96,26 +86,28 @@ def test_reports_are_about_a_hundred_and_reach_the_target():
 
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_warmup_leaves_gates_alone_and_trains_weights():
-    model, gates = small_model(), Gates(length=8, heads=2)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained, gates = model(), Gates(length=8, heads=2)
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
     config = DamConfig(steps=20, dense_warmup=0.5, density=0.2)
-    for report in dam_reports(model, random_batches(), gates, config):
+    for report in dam_reports(trained, batches(), gates, config):
         if report.step == 10:
             assert (gates.logits == 2.0).all()
     assert (gates.logits != 2.0).any()
-    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert any(
+        not torch.equal(before[name], value) for name, value in trained.state_dict().items()
+    )
 
 
 def test_gates_are_attached_only_for_the_run():
-    model, gates = small_model(), Gates(length=8, heads=2)
-    reports = dam_reports(model, random_batches(), gates, DamConfig(steps=50, density=0.5))
+    trained, gates = model(), Gates(length=8, heads=2)
+    reports = dam_reports(trained, batches(), gates, DamConfig(steps=50, density=0.5))
     next(reports)
-    assert any(module is gates for module in model.modules())
+    assert any(module is gates for module in trained.modules())
     reports.close()
-    assert all(module is not gates for module in model.modules())
-    attach(model, gates)
-    list(dam_reports(model, random_batches(), gates, DamConfig(steps=5, density=0.9)))
-    assert any(module is gates for module in model.modules())
+    assert all(module is not gates for module in trained.modules())
+    attach(trained, gates)
+    list(dam_reports(trained, batches(), gates, DamConfig(steps=5, density=0.9)))
+    assert any(module is gates for module in trained.modules())
 
 
 def test_optimisation_of_the_gates_ignores_weight_decay():
@@ -129,10 +121,10 @@ def test_optimisation_of_the_gates_ignores_weight_decay():
         weight_decay=1e3,
         lr=1e-9,
     )
-    model = small_model()
-    attach(model, gates)
+    trained = model()
+    attach(trained, gates)
     with pytest.warns(UserWarning, match="nothing is pruned"):
-        dam(model, random_batches(), gates, config)
+        dam(trained, batches(), gates, config)
     assert (gates.logits - 3.0).abs().max() <= 20 * config.gate_lr + 1e-4
 
 
@@ -180,11 +172,11 @@ def test_the_hinge_pulls_up_what_the_task_has_closed():
 def test_collapse_is_said():
     gates, config = Gates(length=8, heads=2), DamConfig(steps=5, dense_warmup=0.5, density=0.2)
     with pytest.warns(UserWarning, match=r"step 4: nothing is pruned"):
-        slow = dam(small_model(), random_batches(), gates, config)
+        slow = dam(model(), batches(), gates, config)
     assert "nothing_pruned" in slow.health().problems
     gates = Gates(length=8, heads=2, initial=-9.0)
     with pytest.warns(UserWarning, match="nearly everything is pruned"):
-        empty = dam(small_model(), random_batches(), gates, config)
+        empty = dam(model(), batches(), gates, config)
     assert "pruned_away" in empty.health().problems
 
 
@@ -193,7 +185,7 @@ class Broken(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = small_model()
+        self.inner = model()
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
         output = self.inner(input_ids, labels)
@@ -205,11 +197,11 @@ class Broken(nn.Module):
 def test_runs_that_cannot_go_on_say_why():
     gates = Gates(length=8, heads=2)
     with pytest.raises(NonFiniteLossError, match="nan at step 1 of 2500; lower lr"):
-        dam(Broken(), random_batches(), gates, DamConfig(density=0.2))
+        dam(Broken(), batches(), gates, DamConfig(density=0.2))
     with pytest.raises(ValueError, match="the batches ended after 3 of 10 steps"):
-        dam(small_model(), random_batches(3), gates, DamConfig(steps=10, density=0.2))
+        dam(model(), batches(3), gates, DamConfig(steps=10, density=0.2))
     with pytest.raises(ValueError, match=r"at least 1/n = 0.125 at length 8, got 0.1"):
-        dam(small_model(), random_batches(), gates, DamConfig(density=0.1))
+        dam(model(), batches(), gates, DamConfig(density=0.1))
 
 
 SHARE = r"density must be a share of the edges in \(0, 1\)"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masksearch import Gates
 from masksearch.errors import UnknownNameError
-from masksearch.gates.discretise import at_sparsity, at_threshold, ranking
+from masksearch.gates.discretise import at_sparsity, at_threshold
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)
@@ -86,7 +86,7 @@ def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
 
 @given(table=tables())
 @settings(max_examples=60, deadline=None)
-def test_ranking_matches_sorting_by_hand(table: Tensor):
+def test_kept_edges_match_sorting_by_hand(table: Tensor):
     layers, heads, n, _ = table.shape
     cells = [
         (-float(table[la, h, i, j]), abs(j - i), j > i, la, h, i, j)
@@ -94,8 +94,9 @@ def test_ranking_matches_sorting_by_hand(table: Tensor):
     ]  # fmt: skip
     best = {min(cell for cell in cells if cell[3:6] == row) for row in {c[3:6] for c in cells}}
     order = sorted(cells, key=lambda cell: (cell not in best, cell))
-    places = ranking(table)
-    assert [int(places[cell[3:]]) for cell in order] == list(range(len(cells)))
+    for count in {len(best), len(cells) // 2, len(cells) - 1, len(cells)} - {*range(len(best))}:
+        kept = at_sparsity(table, 1 - count / len(cells)).nonzero().tolist()
+        assert kept == sorted(list(cell[3:]) for cell in order[:count])
 
 
 @given(table=tables(), threshold=st.floats(0, 1))
@@ -138,4 +139,4 @@ def test_messages():
     with pytest.raises(UnknownNameError, match="unknown part of a mask 'heads'; did you mean"):
         at_sparsity(table, 0.5, "heads")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="probabilities hold NaN"):
-        ranking(table * torch.nan)
+        at_sparsity(table * torch.nan, 0.5)

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from masksearch import DamConfig, DamResult, Gates, dam, lower
 from masksearch.contracts import Shape
-from masksearch.gates.discretise import (
-    at_sparsity,
-    at_threshold,
-    least_density,
-    mean_of_edges,
-    weights_of,
-)
+from masksearch.gates.discretise import at_sparsity, at_threshold
 from masksearch.gates.result import agreement
 from masksearch.masks import table as table_mask
 from masksearch.masks.measure import effective_density, pair_weights
@@ -60,8 +54,8 @@ def no_query_is_alone(mask: torch.Tensor, shape: Shape) -> None:
 @given(shapes(), st.integers(0, 1000), st.floats(0, 1), st.sampled_from(PARTS))
 @settings(max_examples=100, deadline=None)
 def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, share, per):
-    weights = weights_of(shape)
-    least = least_density(shape.length, weights)
+    weights = pair_weights(shape)
+    least = (weights.diagonal(0, -2, -1).sum() / weights.sum()).item()
     table = scores_of(shape, seed)
     sparsity = share * (1 - least)
     mask = at_sparsity(table, sparsity, per, weights=weights)
@@ -126,7 +120,7 @@ def test_density_of_gates_is_the_mean_over_pairs_that_exist(kind, shape, seed):
     each = weights.expand(gates.probabilities().shape)
     whole = pytest.approx(((gates.probabilities() * each).sum() / each.sum()).item(), abs=1e-6)
     assert gates.whole_density().item() == whole
-    assert mean_of_edges(gates.probabilities(), gates.weights).item() == whole
+    assert DamResult(gates.probabilities(), (), 0.5, gates.arguments).density == whole
     gates.density().sum().backward()
     if kind["structure"] == "free":  # what does not exist earns nothing
         unseen = (weights == 0).flatten(-2).expand_as(gates.logits)

@@ -17,7 +17,7 @@ from torch import Tensor
 from masksearch import DamResult, Gates
 from masksearch.contracts import Report, generator
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.result import Health, agreement
+from masksearch.gates.result import agreement
 from masksearch.masks.measure import overlap
 
 
@@ -37,7 +37,7 @@ def card(
     warmup: float = 0.4,
     others: Iterable[Tensor] = (),
     **given: Any,
-) -> Health:
+) -> Any:
     """The card of a run of 100 steps."""
     config = {"steps": 100, "dense_warmup": warmup}
     run = DamResult(probabilities, tuple(curve), target, {}, config)
@@ -76,7 +76,7 @@ def test_a_card_is_plain_data_and_knows_empty_gates() -> None:
 
 
 # -- the chain of losses -------------------------------------------------------------------------
-def chain(retrained: float | None = None, **values: float) -> Health:
+def chain(retrained: float | None = None, **values: float) -> Any:
     last = Report(100, {"loss": 1.0, "density": 0.5, "target": 0.5, **values})
     return card(table(1, 2, 4, 4), [last], retrained=retrained)
 

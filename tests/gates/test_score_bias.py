@@ -14,14 +14,14 @@ from masksearch.attention.call import AttentionCall, GateBank
 from masksearch.contracts import Shape
 from masksearch.evaluators.supernet import MaskBank
 from masksearch.gates.estimators import FORMS
-from masksearch.gates.sparsebert import PublishedGates, published_form
+from masksearch.gates.sparsebert import PublishedGates
 from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
 flip = FORMS["flip"]
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 4
 SCALING = 0.6
 SIZES = (LENGTH, HEADS, 1)
-ALL_FORMS = {**FORMS, "published": published_form}
+ALL_FORMS = {**FORMS, "published": PublishedGates(length=LENGTH, heads=HEADS).compute}
 SHAPES = [(1, HEADS), (BATCH, HEADS), (BATCH, 1), (1, 1)]
 
 

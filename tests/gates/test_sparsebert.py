@@ -14,8 +14,9 @@ from torch import Tensor
 from masksearch import Gates
 from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LengthError, UnknownNameError
+from masksearch.gates.config import preset
 from masksearch.gates.estimators import FORMS
-from masksearch.gates.sparsebert import PublishedGates, published_penalty, published_rate
+from masksearch.gates.sparsebert import PublishedGates, published_penalty
 
 N, HEADS, WIDTH = 8, 2, 4
 SCALING = WIDTH**-0.5
@@ -102,20 +103,6 @@ def test_sample_is_gumbel_argmax_of_the_edges_gate(structure: str, seed: int):
                 assert drawn[0, head, i, j].item() == float(first >= second)
 
 
-def test_first_logit_means_open():
-    gates = PublishedGates(length=N, heads=1)
-    with torch.no_grad():
-        gates.logits[..., 0] = 60.0
-    gates.draw()
-    assert (sample(gates) == 1).all()
-    assert gates.density().item() == pytest.approx(1.0)
-    with torch.no_grad():
-        gates.logits[..., 1] = 120.0
-    gates.draw()
-    assert (sample(gates) == 0).all()
-    assert gates.density().item() == pytest.approx(0.0)
-
-
 def test_eval_mode_samples_too_and_only_deterministic_rounds():
     gates = PublishedGates(length=N, heads=HEADS).eval()
     seen = set()
@@ -156,13 +143,6 @@ def test_arguments_rebuild_the_gates():
     assert again.arguments == {"structure": "symmetric", "length": N, "heads": HEADS, "seed": 5}
 
 
-def test_disabled_gates_are_dense_attention():
-    gates = opened(1)
-    gates.enabled = False
-    gates.draw()
-    torch.testing.assert_close(attend(gates, *calls()), dense(*calls()))
-
-
 # -- the traps -------------------------------------------------------------------------------
 def test_fully_masked_row_is_dense_attention_yet_counts_as_empty():
     gates = opened()
@@ -201,24 +181,6 @@ def test_closed_edge_learns_from_the_task_in_empty_rows_only():
     assert (gate.grad[0, 0][closed & empty] != 0).all()
 
 
-def test_open_edge_learns_ten_thousand_times_the_log_form():
-    learned = []
-    for form in ("published", "log"):
-        gates = opened(0, 2, 3)
-        gate = sample(gates).detach().requires_grad_()
-        gates.drawn = gate
-        query, key, value = calls()
-        if form == "published":
-            output = attend(gates, query, key, value)
-        else:
-            output = FORMS["log"](AttentionCall(query, key, value, scaling=SCALING), gate[0])
-        output.square().sum().backward()
-        assert gate.grad is not None
-        learned.append(gate.grad[gate.detach() == 1])
-    assert learned[1].abs().max() > 1e-3
-    torch.testing.assert_close(learned[0], 1e4 * learned[1], rtol=1e-4, atol=1e-2)
-
-
 def test_padding_is_exact_here_and_leaks_in_the_published_sum():
     query, key, value = calls()
     gates = opened(7)  # row 0 may only look at key 7
@@ -254,25 +216,13 @@ def test_penalty_counts_open_edges_and_is_deaf_at_closed_gates():
     assert ((soft < 0.5) & (gates.logits.grad[..., 0] == 0)).any()
 
 
-def test_penalty_at_bert_base_size_is_finite_where_fp16_overflows():
-    gates = PublishedGates(length=128, heads=12)
-    gates.draw()
-    assert published_penalty(gates).item() == pytest.approx(5e-5 * 98304, rel=0.1)
-    assert sample(gates).half().norm(p=1).isinf()
-    with torch.no_grad():
-        gates.logits[..., 0] = 60.0
-    gates.draw()
-    assert published_penalty(gates).item() == pytest.approx(9.8304)
-
-
 def test_rate_rises_then_falls_with_the_root():
-    rates = [published_rate(update, 7038) for update in range(1, 7039)]
+    rates = [preset("sparsebert").lr_factor(step) for step in range(7038)]
     assert rates[0] == pytest.approx(1 / 7038 / 0.2843)
     assert rates.index(max(rates)) == 2000 - 1  # 0.2843 x 7038 = 2000.9
     assert rates[2000] == pytest.approx(math.sqrt(1 - 2001 / 7038))
     assert all(a > b for a, b in itertools.pairwise(rates[2000:]))
     assert rates[-1] == 0
-    assert published_rate(5, 10, warmup=0.5) == pytest.approx(math.sqrt(0.5))
 
 
 # -- errors ----------------------------------------------------------------------------------
@@ -293,13 +243,3 @@ def test_misfits_are_named():
     longer = [torch.cat([tensor, tensor], -2) for tensor in calls(heads=3)]
     with pytest.raises(LengthError, match="hold 8 positions, got 16 queries"):
         attend(gates, *longer)
-    with pytest.raises(ValueError, match="updates count from 1 to 5, got 0"):
-        published_rate(0, 5)
-
-
-def test_fewer_queries_than_keys_are_the_last_ones():
-    gates = PublishedGates(length=N, heads=1)
-    gates.draw()
-    query, key, value = calls()
-    whole = attend(gates, query, key, value)
-    torch.testing.assert_close(attend(gates, query[:, :, -3:], key, value), whole[:, :, -3:])

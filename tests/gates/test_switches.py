@@ -15,7 +15,6 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 import masksearch as ms
 from masksearch import Units, masks
 from masksearch.contracts import Shape
-from masksearch.gates.units import cut_switches, read_levels, write_levels
 from masksearch.strategies.build import build_strategy
 
 LENGTH, LAYERS, HEADS = 12, 2, 4
@@ -109,27 +108,34 @@ def test_rows_that_nobody_reads_have_no_switch() -> None:
     loss(judged)
 
 
+def shared_out(options: tuple[str, ...]) -> tuple[ms.DamResult, Units]:
+    """What random switches of a decoder's heads would leave."""
+    gates = switches("decoder", "head", options)
+    shape = (LAYERS, HEADS, len(options))
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = ms.DamResult(logits.softmax(-1), (), 0.5, gates.arguments)
+    assert result.units is not None
+    return result, result.units
+
+
 def test_a_cut_is_the_likeliest_allocation_of_its_cost() -> None:
-    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_levels(OPTIONS[::2]))
-    logits = torch.randn(LAYERS, HEADS, 2, generator=torch.Generator().manual_seed(0))
-    found = logits.softmax(-1)
-    likely = found.double().log().flatten(0, 1)
+    result, units = shared_out(OPTIONS[::2])
+    likely = result.probabilities.double().log().flatten(0, 1)
     for count in range(9):
         best = max(
             (a for a in itertools.product((0, 1), repeat=8) if sum(a) == count),
             key=lambda a: likely[range(8), list(a)].sum().item(),
         )
-        assert cut_switches(units, found, units.density(best)) == best
-        assert cut_switches(units, found, units.density(best) + 0.01) == best
+        assert result.allocation(units.density(best)) == best
+        assert result.allocation(units.density(best) + 0.01) == best
 
 
 def test_several_windows_rise_together() -> None:
-    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_levels(OPTIONS))
-    logits = torch.randn(LAYERS, HEADS, 3, generator=torch.Generator().manual_seed(0))
-    before = cut_switches(units, logits.softmax(-1), units.least)
+    result, units = shared_out(OPTIONS)
+    before = result.allocation(units.least)
     assert before == (0,) * 8
     for density in torch.linspace(units.least, 1, 9).tolist():
-        cut = cut_switches(units, logits.softmax(-1), density)
+        cut = result.allocation(density)
         assert units.density(cut) <= density + 1e-9
         assert all(high >= low for high, low in zip(cut, before, strict=True))
         before = cut
@@ -186,10 +192,7 @@ def test_messages(tmp_path: Path) -> None:
         (lambda: trained(control="sum"), "a switch has none; use control='hinge'"),
         (lambda: result.health(others=[result]), "measured for gates of edges"),
         (
-            lambda: (
-                Units(Shape(LENGTH, LAYERS, HEADS), read_levels(OPTIONS)).read_scores(path)
-                and Units(Shape(LENGTH, 1, HEADS), read_levels(OPTIONS)).read_scores(path)
-            ),
+            lambda: Units(Shape(LENGTH, 1, HEADS), result.units.levels).read_scores(path),
             "2 x 4 x 3; the units are heads among .* 1 x 4 x 3",
         ),
     )
@@ -202,10 +205,13 @@ def test_messages(tmp_path: Path) -> None:
 
 def test_levels_as_texts_are_read_back() -> None:
     table = masks.table(torch.ones(4, 4).tril() > 0)
-    levels = (masks.window(3) | masks.columns(2), table, masks.full())
-    assert read_levels(write_levels(levels)) == levels
+    levels = (masks.window(1) & table, table | masks.columns(1), masks.full())
+    gates = ms.Gates("switch", levels=levels, length=4, heads=2)
+    again = ms.Gates(**gates.arguments)
+    assert again.units is not None
+    assert again.units.levels == levels
     with pytest.raises(ms.MaskFormatError, match=r"two masks or more, .* got one"):
-        read_levels("full()")
+        ms.Gates("switch", levels="full()", length=4, heads=2)
 
 
 @pytest.mark.parametrize("unit", ["layer", "kv_head"])

@@ -336,6 +336,24 @@ def test_frame_names_what_is_pooled(model):
     assert row["low"].item() < row["mean"].item() < row["high"].item()
 
 
+def test_figures_fit_a_line_and_one_number_reads_as_one(model):
+    found = importance(model, random_batches(2), per="model", special={"t": 4})
+    assert len(repr(found)) <= 240
+    said = f"Importance(gradient, per model, {LENGTH} positions, 2 batches, loss {found.loss:.4g};"
+    assert repr(found).startswith(said)
+    mean, low, high = (part.item() for part in found.diagonal)
+    assert float(found.diagonal) == mean
+    assert repr(found.diagonal) == f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+    alone = importance(model, random_batches(1), per="model").diagonal
+    assert repr(alone) == f"{float(alone):.3g}"  # one batch has no interval
+    each = importance(model, random_batches(1)).diagonal
+    least, most = each.mean.min().item(), each.mean.max().item()
+    assert repr(each) == f"{LAYERS} x {HEADS} means, {least:.3g} to {most:.3g}"
+    assert "tensor" not in repr(found.by_offset)
+    with pytest.raises((RuntimeError, ValueError), match="6 elements"):
+        float(each)
+
+
 def test_per_cell_divides_by_pairs(model):
     profile = importance(model, random_batches(2, padded=False), per="model").by_offset
     single = profile.per_cell()

@@ -62,6 +62,9 @@ def test_a_mask_on_the_model_stays_in_force(model):
 
 def test_frame_has_a_row_for_each_measurement(model):
     found = attention_maps(model, random_batches(1), special={"three": 3})
+    even, three = found.diagonal_chance.mean().item(), found.special["three"].mean().item()
+    assert repr(found).startswith(f"AttentionMaps({LAYERS} x {HEADS} x {LENGTH} x {LENGTH}, 3 seq")
+    assert f"(evenly {even:.3g}), three {three:.3g} (evenly" in repr(found)
     frame = found.frame()
     chances = frame.loc[frame["kind"] == "diagonal", "chance"].tolist()
     assert chances == pytest.approx(found.diagonal_chance.flatten().tolist())

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from masksearch.attention.call import AttentionCall, GateBank
 from masksearch.errors import LengthError
-from masksearch.positions.probes import (
-    FlippedAttention,
-    ThinnedAttention,
-    WatchedAttention,
-    valid_pairs,
-)
+from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
 SIZES = (5, 2, 1)  # positions, heads, layers
 
@@ -43,15 +38,17 @@ def by_hand(query: Tensor, key: Tensor, keep: Tensor, scaling: float) -> Tensor:
     return weights
 
 
-def test_a_position_that_one_head_sees_is_no_padding():
-    visible = torch.ones(2, 2, 5, 5, dtype=torch.bool)
-    visible[:, 1, :, 4] = False
-    assert torch.equal(valid_pairs(visible, 2, 5, torch.device("cpu")), visible)
+ONE_HEAD = torch.ones(2, 2, 5, 5, dtype=torch.bool)
+ONE_HEAD[:, 1, :, 4] = False
+CAUSAL = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
 
 
-def test_causal_pairs_count_although_the_last_key_is_seen_once():
-    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
-    assert torch.equal(valid_pairs(causal, 2, 5, torch.device("cpu"))[1], causal[0])
+@pytest.mark.parametrize("visible", [ONE_HEAD, CAUSAL], ids=["seen by one head", "seen once"])
+def test_pairs_that_are_seen_are_no_padding(visible):
+    seen: list[Tensor] = []
+    bank = WatchedAttention(*SIZES, lambda layer, weights, valid: seen.append(valid))
+    bank.attend(0, AttentionCall(*parts(), visible=visible, scaling=1.0))
+    assert torch.equal(seen[0], visible.expand(seen[0].shape))
 
 
 def test_banks_that_change_nothing_agree_with_each_other():
