@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -129,40 +128,6 @@ def test_a_cell_compares_equal_results(kernels, trains):
     assert found["rounds"] == 2
 
 
-def test_rows_are_written_one_by_one_and_other_lengths_are_kept(load, monkeypatch, tmp_path):
-    attention = load("attention")
-    path = tmp_path / "new" / "attention.json"
-    seen: list[list[int]] = []
-
-    def rows(lengths: list[int], value: int):
-        for length in lengths:
-            yield {"length": length, "value": value}
-            kept = json.loads(path.read_text(encoding="utf-8"))["kernels"]["rows"]
-            seen.append([row["length"] for row in kept])
-
-    def measured(lengths: list[int], value: int, chosen: list[int] | None) -> dict[int, int]:
-        monkeypatch.setattr(attention, "rows_of", lambda *_: rows(lengths, value))
-        attention.measured("kernels", argparse.Namespace(device="cpu", lengths=chosen), path)
-        found = json.loads(path.read_text(encoding="utf-8"))["kernels"]
-        assert {"machine", "load", "versions", "seconds"} <= set(found)
-        return {row["length"]: row["value"] for row in found["rows"]}
-
-    assert measured([512, 1024], 1, None) == {512: 1, 1024: 1}
-    assert seen == [[512], [512, 1024]]
-    assert measured([512], 2, [512]) == {512: 2, 1024: 1}
-    assert seen[-1] == [512, 1024]
-    assert measured([2048], 3, None) == {2048: 3}
-
-
-def test_the_searched_mask_is_what_the_experiment_wrote(models):
-    whole = models.searched(4, 12)
-    assert (whole.layers, whole.heads) == (4, 12)
-    table, few = whole.dense(128), models.searched(2, 4).dense(128)
-    assert torch.equal(table, few.repeat(2, 3, 1, 1))
-    assert 0.01 < few.double().mean() < 0.05  # it was cut at a density of about .03
-    assert few.any(-1).all()
-
-
 def test_sides_of_whole_models_differ_in_their_masks_alone(models):
     work = models.Work(96, 1, "nano", 50, 8, "cpu")
     batch = models.batch_of(work)
@@ -236,19 +201,6 @@ def test_goals_are_judged_by_the_medians(tables):
     assert judged["whole train step, n = 4096, random blocks, 95 %"] is None
     name = "train step with a fixed mask over without, n = 128, random blocks, 95 %"
     assert judged[name] is False
-
-
-def test_the_table_names_what_is_missed(tables):
-    text = tables.table(made_up(tables))
-    what = "| forward, n = 4096, window 64 (auto: gather)"
-    assert f"{what} | >= 10 x | 9.00 (8.90 to 9.10) | **missed** |" in text
-    assert "<= 1.05 x | 1.25 (1.11 to 1.43) | **missed** |" in text
-    assert "n = 4096: 1 of 2; **missed** by 1.20 random blocks, 90 % f" in text
-    assert "1.67 random blocks, 90 % f" in text  # 1 / (6 x 0.1) of the ideal
-    assert "| window 64 | 0.50, **9.00** |" in text
-    assert "| dense | 1.00 (0.90 to 1.10), 3 MiB |" in text
-    assert "1.70 (1.60 to 1.80), sdpa and gather |" in text
-    assert tables.table({}).strip() == ""
 
 
 def test_the_readme_is_what_the_json_says(tables):

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoder import tiny_decoder, written_text
 
-import masksearch as ms
 from benchmarks.planted_runs import recovery
 
 ROOT = Path(__file__).parents[1]
@@ -86,33 +85,6 @@ def test_finished_runs_are_read_and_not_repeated(load, tmp_path):
     assert kept.of("A")["another"][0]["problems"] == "none, or some"
 
 
-def test_scaled_loss_has_scaled_gradients(load):
-    runs = load(FOLDER / "planted_runs.py", "planted_runs")
-    evaluator = ms.PlantedEvaluator()
-    source = evaluator.differentiable(0)
-    batch = next(source.batches)
-    plain = torch.autograd.grad(source.model(**batch).loss, source.model.bias)[0]
-    scaled = torch.autograd.grad(runs.Scaled(source.model, 1e3)(**batch).loss, source.model.bias)[
-        0
-    ]
-    assert torch.allclose(scaled, 1e3 * plain, rtol=1e-4)
-
-
-def test_planted_offsets_on_top_are_told_from_others(load):
-    load(FOLDER / "planted_runs.py", "planted_runs")
-    dam = load(FOLDER / "dam.py", "dam_benchmark")
-    process = ms.PlantedProcess(length=12, offsets=(5,), keys=1)
-    setting = dam.Setting(process, gates={"structure": "toeplitz", "signed": True})
-    gates = torch.full((1, 2, 12, 12), 0.1)
-    for offset in (-5, 5):
-        gates[0, 0].diagonal(offset).fill_(0.6)
-    found = dam.offsets_on_top(gates, setting)
-    assert found["value"] == 1
-    assert found["margin"] == pytest.approx(0.5)
-    gates[0, 1, 0, 11] = 0.7  # one far corner is an offset of its own
-    assert dam.offsets_on_top(gates, setting)["value"] == 0
-
-
 def test_planted_masks_reach_full_recovery_by_the_measure_used(load):
     load(FOLDER / "planted_runs.py", "planted_runs")
     experiment = load(PLANTED, "dam_planted")
@@ -140,20 +112,6 @@ def test_recovery_matches_loops_over_pairs_and_ways_of_breaking_ties(seed, lengt
         for chosen in itertools.combinations(tied, len(true) - len(sure))
     ]
     assert found.precision == pytest.approx(sum(shares) / len(shares))
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "edges", "message"),
-    [
-        (torch.ones(1, 1, 4, 4), torch.ones(3, 3) > 0, r"\[1, 1, 4, 4\] do not fit"),
-        (torch.ones(1, 1, 3, 3), torch.ones(3, 3) > 0, "got 6 of 6"),
-        (torch.ones(1, 1, 3, 3), torch.eye(3) > 0, "got 0 of 6"),
-        (torch.full((3, 3), torch.nan), torch.ones(3, 3).triu() > 0, "hold NaN"),
-    ],
-)
-def test_recovery_refuses_wrong_arguments(probabilities, edges, message):
-    with pytest.raises(ValueError, match=message):
-        recovery(probabilities, edges)
 
 
 @pytest.mark.slow

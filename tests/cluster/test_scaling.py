@@ -3,7 +3,6 @@
 import heapq
 import importlib.util
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,6 @@ def test_free_driver_packs_like_list_scheduling(durations: list[float], slots: i
     assert outcome.bottleneck == "trials"
 
 
-@given(lengths, st.integers(1, 30))
-def test_more_slots_never_lengthen_a_search_with_a_free_driver(
-    durations: list[float], slots: int
-) -> None:
-    free = scaling.Costs()
-    one, more = (scaling.simulate(durations, n, free).seconds for n in (slots, slots + 1))
-    assert more <= one + 1e-9
-
-
 @given(lengths, costs, st.integers(1, 20), st.integers(0, 3))
 def test_more_slots_lengthen_a_costly_search_by_a_queue_at_most(
     durations: list[float], cost: Any, slots: int, n: int
@@ -98,18 +88,6 @@ def test_driver_bound_search_runs_at_one_over_the_cost() -> None:
     assert 4000 / outcome.seconds == pytest.approx(1 / 0.1, rel=0.02)
     assert outcome.utilisation > 0.98
     assert outcome.bottleneck == "dispatch"
-
-
-def test_asking_follows_the_measured_points() -> None:
-    cost = scaling.Costs(ask=((0, 1.0), (10, 2.0), (30, 6.0)))
-    assert [cost.asking(n) for n in (0, 5, 10, 20, 30, 40)] == [1, 1.5, 2, 4, 6, 8]
-
-
-def test_durations_have_the_mean_and_the_spread() -> None:
-    draws = scaling.drawn(300.0, 20_000, seed=1)
-    assert statistics.mean(draws) == pytest.approx(300, rel=0.01)
-    assert draws == scaling.drawn(300.0, 20_000, seed=1)
-    assert statistics.stdev(draws) / 300 == pytest.approx(0.307, rel=0.03)
 
 
 def test_stored_measurement_gives_a_row_for_every_case(tmp_path: Path) -> None:

@@ -114,39 +114,31 @@ def test_mismatched_is_optional_and_the_matched_set_is_not(tmp_path: Path) -> No
         load_glue(f"hf:{tmp_path}", "MNLI")
 
 
-def test_bad_rows_are_named(tmp_path: Path) -> None:
-    task, place = TASKS["SST-2"], f"hf:{tmp_path}"
+GOOD = {"sentence": "a", "label": 1, "idx": 0}
 
-    def dev(*rows: dict[str, Any]) -> None:
-        good = {"sentence": "a", "label": 1, "idx": 0}
-        write(tmp_path, task, {"train": [good]})
-        file = tmp_path / "sst2" / "validation-00000-of-00001.parquet"
-        datasets.Dataset.from_list([good, *rows]).to_parquet(file)
 
-    dev({"sentence": "b", "label": -1, "idx": 1})
-    with pytest.raises(DataError, match=r"sst2/validation, row 1: the label is hidden \(-1\)"):
-        load_glue(place, "SST-2")
-    dev({"sentence": "b", "label": 2, "idx": 1})
-    with pytest.raises(DataError, match=r"sst2/validation, row 1: unknown label 2"):
-        load_glue(place, "SST-2")
-    dev({"sentence": "b", "label": None, "idx": 1})
-    with pytest.raises(DataError, match=r"row 1: unknown label None; SST-2 has 0, 1"):
-        load_glue(place, "SST-2")
-    dev({"sentence": None, "label": 1, "idx": 1})
-    with pytest.raises(DataError, match=r"row 1: sentence is None, not a text"):
-        load_glue(place, "SST-2")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, GOOD | {"label": -1}], r"sst2/validation, row 1: the label is hidden \(-1\)"),
+        ([GOOD, GOOD | {"label": 2}], r"sst2/validation, row 1: unknown label 2; SST-2 has 0, 1"),
+        ([GOOD, GOOD | {"label": None}], r"row 1: unknown label None"),
+        ([GOOD, GOOD | {"sentence": None}], r"row 1: sentence is None, not a text"),
+        ([{"text": "b", "label": 1}], r"no column sentence; SST-2 needs sentence, .* found text"),
+        ({"sentence": [], "label": []}, r"sst2/validation is empty"),
+        (b"no parquet", r"sst2 cannot be read: .*[Pp]arquet"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, rows: Any, message: str) -> None:
+    write(tmp_path, TASKS["SST-2"], {"train": [GOOD]})
     file = tmp_path / "sst2" / "validation-00000-of-00001.parquet"
-    datasets.Dataset.from_list([{"text": "b", "label": 1}]).to_parquet(file)
-    with pytest.raises(
-        DataError, match=r"no column sentence; SST-2 needs sentence, label, found text"
-    ):
-        load_glue(place, "SST-2")
-    datasets.Dataset.from_dict({"sentence": [], "label": []}).to_parquet(file)
-    with pytest.raises(DataError, match=r"sst2/validation is empty"):
-        load_glue(place, "SST-2")
-    file.write_bytes(b"no parquet")
-    with pytest.raises(DataError, match=r"sst2 cannot be read: .*[Pp]arquet"):
-        load_glue(place, "SST-2")
+    if isinstance(rows, bytes):
+        file.write_bytes(rows)
+    else:
+        made = datasets.Dataset.from_dict if isinstance(rows, dict) else datasets.Dataset.from_list
+        made(rows).to_parquet(file)
+    with pytest.raises(DataError, match=message):
+        load_glue(f"hf:{tmp_path}", "SST-2")
 
 
 def test_hidden_scores_and_other_class_orders_are_named(tmp_path: Path) -> None:

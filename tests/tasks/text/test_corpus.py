@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -227,33 +228,33 @@ def test_cased_list_keeps_capitals(tmp_path: Path, folder: Path) -> None:
     assert corpus.encode(["Ban ban"]) == [[5, 6]]
 
 
-def test_errors_say_what_and_where(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such text file or folder: .*nowhere"):
-        load(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no \*\.txt"):
-        load(tmp_path / "empty")
-    short = tmp_path / "short.txt"
-    short.write_text("ban dart\n")
-    with pytest.raises(
-        DataError, match=r"short\.txt holds .* at least a sequence of 16 positions"
-    ):
-        load(short)
-    short.write_text("")
-    with pytest.raises(DataError, match="holds 0 tokens"):
-        load(short)
-    short.write_bytes(b"fine\nna\xefve\n")
-    with pytest.raises(DataError, match=r"short\.txt, line 2: byte 0xef is not UTF-8"):
-        load(short)
-    with pytest.raises(ValueError, match="length must be at least 3"):
-        load(folder, length=2)
-    with pytest.raises(ValueError, match="at least 32 token ids"):
-        load(folder, vocabulary=8)
-    only = tmp_path / "only"
-    only.mkdir()
-    (only / "valid.txt").write_text(text(500))
-    with pytest.raises(DataError, match="no training text"):
-        load(only)
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "message"),
+    [
+        ("nowhere", None, {}, r"no such text file or folder: .*nowhere"),
+        ("empty/a.md", "x", {}, r"holds no \*\.txt"),
+        (
+            "short.txt",
+            "ban dart\n",
+            {},
+            r"short\.txt holds .* at least a sequence of 16 pos",
+        ),
+        ("short.txt", "", {}, "holds 0 tokens"),
+        ("short.txt", b"fine\nna\xefve\n", {}, r"short\.txt, line 2: byte 0xef is not UTF-8"),
+        ("long.txt", text(500), {"length": 2}, "length must be at least 3"),
+        ("long.txt", text(500), {"vocabulary": 8}, "at least 32 token ids"),
+        ("only/valid.txt", text(500), {}, "no training text"),
+    ],
+)
+def test_errors_say_what_and_where(
+    tmp_path: Path, name: str, content: str | bytes | None, settings: Any, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError if settings else DataError, match=message):
+        load(tmp_path / Path(name).parts[0], cache=tmp_path / "cache", **settings)
 
 
 def test_tokenizer_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
