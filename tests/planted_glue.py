@@ -18,7 +18,7 @@ from torch import Tensor
 
 import masksearch as ms
 from masksearch.contracts import generator
-from masksearch.tasks.glue import NLI, TASKS
+from masksearch.tasks.glue import TASKS
 
 TEXT, ROWS = 31, 32  # streams of random numbers
 HEADERS = {  # in the shape of official tasks: CoLA, MRPC, MNLI, STS-B (some columns left out)
@@ -159,7 +159,7 @@ def tsv_line(name: str, number: int, texts: str, label: float) -> str:
         return f"planted\t{label}\t{'' if label else '*'}\t{texts}\n"
     if name == "paraphrase":
         return f"{label}\t{2 * number}\t{2 * number + 1}\t{texts}\n"
-    spelled = NLI[int(label)] if name == "entailment" else f"{label:.3f}"
+    spelled = TASKS["MNLI"].labels[int(label)] if name == "entailment" else f"{label:.3f}"
     return f"{number}\tplanted\t{texts}\t{spelled}\n"
 
 

@@ -16,7 +16,6 @@ from masksearch.tasks.glue import (
     load_glue,
     majority,
     score,
-    task_named,
 )
 from masksearch.tasks.glue.tasks import task_number
 
@@ -165,7 +164,7 @@ def test_a_task_of_ones_own_is_a_row_in_a_file_of_ones_own(tmp_path: Path) -> No
     for name in ("train.tsv", "dev.tsv"):
         write(tmp_path / "tone", name, "id\ttone\treview", "0\tglad\tgood", "1\tcalm\tbad")
     data = load_glue(tmp_path, TONE)
-    assert task_named(TONE) is data.task is TONE
+    assert data.task is TONE
     assert (data.train.texts, data.train.labels) == ([("good",), ("bad",)], [2, 0])
     assert list(data.dev) == ["tone"]
     assert score(TONE, [2, 0], data.dev["tone"].labels) == {"accuracy": 1.0, "matthews": 1.0}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.squad import best_threshold, exact_match, f1, normalise, score
+from masksearch.tasks.squad import score
 
 WORDS = (*"a The an cat cats cat's red-cat x , \u201c Ana".split(" "), " ", "\u00a0")
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
@@ -44,18 +44,18 @@ def slow_f1(prediction: str, gold: str, nullable: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-@given(texts)
-def test_normalised_matches_letters(text: str) -> None:
-    assert normalise(text).split() == slow_words(text)
-    assert normalise(normalise(text)) == normalise(text)
+def scored(prediction: str, gold: str, nullable: bool = False) -> tuple[float, float]:
+    """Exact match and F1 of one question."""
+    found = score({"q": prediction}, {"q": [gold]}, nullable=nullable)
+    return found["exact"], found["f1"]
 
 
 @given(texts, texts, st.booleans())
 def test_f1_matches_striking_off(prediction: str, gold: str, nullable: bool) -> None:
-    found = f1(prediction, gold, nullable=nullable)
+    exact, found = scored(prediction, gold, nullable)
     assert found == pytest.approx(slow_f1(prediction, gold, nullable))
-    assert found == f1(gold, prediction, nullable=nullable)
-    assert exact_match(prediction, gold) == (slow_words(prediction) == slow_words(gold))
+    assert exact == (slow_words(prediction) == slow_words(gold))
+    assert scored(gold, prediction, nullable) == (exact, found)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,7 @@ def test_f1_matches_striking_off(prediction: str, gold: str, nullable: bool) -> 
     ],
 )
 def test_golden_pairs(prediction: str, gold: str, equal: float, overlap: float) -> None:
-    assert exact_match(prediction, gold) == equal
-    assert f1(prediction, gold) == pytest.approx(overlap)
+    assert scored(prediction, gold) == (equal, pytest.approx(overlap))
 
 
 def test_the_best_answer_counts() -> None:
@@ -126,9 +125,10 @@ def test_no_threshold_beats_the_best(
 
 
 def test_ties_stay_together() -> None:
-    best = best_threshold({"a": 1.0, "b": 0.0, "c": 0.0}, dict.fromkeys("abc", 5.0), ["a"])
-    assert best.value == 2 / 3  # between the tied ones 1.0 could be had, by no threshold
-    assert best.threshold < 5.0
+    said, answers = dict.fromkeys("abc", "x"), {"a": ["x"], "b": [], "c": []}
+    found = score(said, answers, nullable=True, null_scores=dict.fromkeys("abc", 5.0))
+    assert found["best_exact"] == 2 / 3  # between the tied ones 1.0 could be had, by no threshold
+    assert found["best_exact/threshold"] < 5.0
 
 
 def test_messages() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.files import DOCUMENT, PARAGRAPH, TEXT, marked_pieces, pieces
+from masksearch.tasks.text.files import marked_pieces
+
+TEXT, PARAGRAPH, DOCUMENT = 0, 1, 2
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -53,8 +55,8 @@ def test_long_lines_are_cut_at_words(tmp_path: Path) -> None:
 
 def test_stop_counts_bytes_of_lines(tmp_path: Path) -> None:
     path = written(tmp_path, "a", "abc\n\nde\nf\n")
-    assert list(pieces([path], 5)) == ["abc\n"]
-    assert list(pieces([path], 6)) == ["abc\n", "de\n"]
+    assert list(marked_pieces([path], 5)) == [(DOCUMENT, "abc\n")]
+    assert list(marked_pieces([path], 6)) == [(DOCUMENT, "abc\n"), (PARAGRAPH, "de\n")]
 
 
 @pytest.mark.parametrize(
@@ -73,4 +75,4 @@ def test_stop_counts_bytes_of_lines(tmp_path: Path) -> None:
 )
 def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        list(pieces([written(tmp_path, "bad.txt", content)]))
+        list(marked_pieces([written(tmp_path, "bad.txt", content)]))

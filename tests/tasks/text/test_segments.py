@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.sentence_pairs import SHORTEST, TextWindows, sentence_starts
+from masksearch.tasks.sentence_pairs import TextWindows, sentence_starts
 
 
 @st.composite
@@ -17,7 +17,7 @@ def texts(draw: st.DrawFn) -> tuple[Any, Any, Any, int]:
     documents = sorted({0, *draw(st.sets(st.integers(0, count - 1), max_size=6))})
     starts = sorted(draw(st.sets(st.integers(0, count - 1), max_size=20)))
     arrays = np.arange(count), np.array(documents), np.array(starts, np.int64)
-    return *arrays, draw(st.integers(SHORTEST, 30))
+    return *arrays, draw(st.integers(4, 30))
 
 
 @given(texts())
@@ -30,12 +30,12 @@ def test_windows_stay_in_their_document_and_leave_nothing_out(text: Any) -> None
     for one, two, last in zip(begin, end, stop, strict=True):
         number = int(np.searchsorted(documents, one, "right"))
         assert bounds[number - 1] <= one < two <= bounds[number] == last
-        assert SHORTEST <= two - one <= size
+        assert 4 <= two - one <= size
         assert two == last or two - one == size
         covered[one:two] = True
     for at in np.flatnonzero(~covered):  # only the rest of a document
         number = int(np.searchsorted(documents, at, "right"))
-        assert bounds[number] - at < SHORTEST
+        assert bounds[number] - at < 4
     assert begin == sorted(set(begin))
 
 
