@@ -168,7 +168,8 @@ def encoder(
     import transformers
 
     size = find_size(size)
-    check_name("architecture", architecture, ARCHITECTURES)
+    if architecture not in ARCHITECTURES:
+        raise unknown_name("architecture", architecture, ARCHITECTURES)
     if architecture == "modernbert" and size.width // size.heads % 2:
         raise ValueError(
             f"a head of modernbert is an even number wide (rotary positions come in pairs), got "

@@ -81,7 +81,7 @@ class StatusBoard:
         self.running[record.number] = {
             "number": record.number,
             "origin": record.proposer,
-            "mask": short_text(record.mask or "one-shot training", LONGEST),
+            "mask": str(record.mask or "one-shot training"),
             "since": time.monotonic(),
         }
         self.write_soon()
@@ -161,7 +161,7 @@ class StatusBoard:
             "origin": record.proposer,
             self.score.name: record.value(self.score.name),
             "sparsity": sparsity_of(record),
-            "mask": short_text(record.mask or "", LONGEST),
+            "mask": str(record.mask or ""),
         }
 
 
