@@ -706,12 +706,6 @@ def test_compare_says_what_it_takes_before_training(tmp_path, candidates, seeds,
     assert not (tmp_path / "run").exists()
 
 
-def test_compare_reads_expressions(tmp_path):
-    given = {"mine": "window(3) | global_tokens(1)"}
-    found = ms.compare(given, ToyEvaluator(), run=tmp_path / "run", seeds=[0], progress=None)
-    assert found.records[0].mask == masks.window(3) | masks.global_tokens(1)
-
-
 @pytest.mark.slow
 def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path):
     toy, arguments = ToyEvaluator(), {"seeds": [1], "progress": None}

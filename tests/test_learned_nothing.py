@@ -25,9 +25,7 @@ from masksearch.analysis.pareto import (
     Snapshot,
     beats_constant,
     best_record,
-    hypervolume,
     learned_nothing,
-    nothing_learned,
     pareto,
 )
 from masksearch.cli.output import print_front
@@ -92,13 +90,6 @@ def test_what_has_learned_nothing_changes_no_front(records: Sequence[Record]) ->
     assert (state.front, state.best) == (alone.front, alone.best)
     assert state.hypervolume == alone.hypervolume
     assert state.unlearned == sum(r.scored for r in records) - sum(r.scored for r in learned)
-    assert any(learned_nothing(r) and r.scored for r in records) == bool(nothing_learned(records))
-
-
-@given(st.floats(0.0, 0.5), st.floats(0.0, 1.0))
-def test_a_point_at_or_below_worst_adds_no_hypervolume(score: float, sparsity: float) -> None:
-    better = [(0.75, 0.5), (0.6, 0.75)]
-    assert hypervolume([*better, (score, sparsity)], GOALS) == hypervolume(better, GOALS)
 
 
 # -- a search in which nothing, or something, is learned ---------------------------------------
@@ -171,7 +162,7 @@ def test_the_best_of_nothing_is_given_with_a_warning(searched):
     assert study.best(0.4) in study.frontier() or learned_nothing(study.best(0.4))
 
 
-def test_some_masks_that_learned_nothing_are_counted_and_marked(searched):
+def test_some_masks_that_learned_nothing_are_counted_and_marked(searched, capsys):
     study = searched(0.6)
     records, front = study.records(), study.frontier()
     dull = [record for record in records if learned_nothing(record)]
@@ -179,8 +170,10 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched):
     assert front
     assert not any(map(learned_nothing, front))
     assert f"a front of {len(front)}, {len(dull)} learned nothing" in repr(study)
-    assert f"{len(dull)} of the {len(records)} finished trials have" in nothing_learned(records)
     assert f"{len(dull)} learned nothing" in study._repr_html_()
+    print_front(study, as_json=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{len(dull)} of the {len(records)} finished trials have" in printed
     section = Section({"tpe": records}, study.objectives)
     told = result_of([section], title="t")["sections"][0]
     notes = paper_spec(told["chart"])["title"]["text"]
@@ -209,19 +202,6 @@ def test_lines_of_a_running_search_mark_them(record):
     assert "front 1 (new)  best so far" in bright
 
 
-def test_a_line_of_padded_data_has_room_for_the_time_left(record):
-    goals = (GOALS[0], Objective("effective_sparsity", "max", 0.0))
-    measures = {"sparsity": 0.2051, "effective_sparsity": 0.1835}
-    console = Console(file=io.StringIO(), force_terminal=False, width=200)
-    with Watcher(goals, 3, "random", console) as watcher:
-        watcher(record(0, 0.629, values=BRIGHT, measures=measures))
-        watcher(record(1, 0.6256, masks.window(17), values=BRIGHT, measures=measures))
-    first, second = console.file.getvalue().splitlines()
-    assert first.endswith(" left")
-    assert second.endswith(" left")
-    assert "effective_sparsity 0.1835  front" in first
-
-
 def test_side_values_are_no_figures_of_a_record(record):
     text = repr(record(0, None, values=DULL, status="done"))
     assert "RTE 0.55" in text
@@ -231,7 +211,6 @@ def test_side_values_are_no_figures_of_a_record(record):
 
 def test_a_study_without_constant_answers_says_nothing_of_them(record):
     records = [record(0, 0.4), record(1, 0.6, masks.window(2))]
-    assert nothing_learned(records) == ""
     told = result_of([Section({"tpe": records}, GOALS)], title="t")["sections"][0]
     assert "learned nothing" not in [cell.text for cell in told["runs"].head]
     assert not any("nothing" in line for line in told["verdicts"] + told["cautions"])
