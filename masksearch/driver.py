@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import Comparison, check_against
 from masksearch.analysis.runs import (
+    SOURCES,
     Against,
     Candidate,
     Found,
@@ -62,13 +63,6 @@ from masksearch.user_code import check_evaluator, definition_hashes
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
-
-SOURCES: Mapping[Kind, str] = {  # of a mask that no search has recorded
-    "hand-designed": "hand",
-    "control": "control",
-    "candidate": "own",
-    "searched": "search",
-}
 
 
 class Study:
@@ -383,10 +377,8 @@ def compare(
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     store = StudyStore(run, storage)
     try:
-        facts = {"kind": "compare", **evaluator_facts(evaluator)}
-        store.create(
-            evaluator.objectives, facts | ({"half": evaluator.half} if evaluator.half else {})
-        )
+        facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
+        store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
         before = store.records()
         told = Comparison.of(before, store.objectives(), store.facts())
@@ -411,7 +403,7 @@ def compare(
             if r.status in ("done", "reused", "running")
         }
         queue = [
-            as_compared(each, told.kinds.get(each.name) or kind_of_mask(chosen[each.name]), found)
+            as_compared(each, told.kind(each.name, chosen[each.name]), found)
             for each in Listed(chosen, seeds, "compare", "compared").proposals
             if (each.name, prints[each.name], each.seed) not in held
         ]
@@ -431,16 +423,10 @@ def compare(
             for record in store.records()
             if prints.get(record.name) == record.fingerprint and record.seed in seeds
         ]
+        about = wanted, store.objectives(), store.facts()
+        return Comparison.of(*about, run=run, shape=evaluator.shape)
     finally:
         store.close()
-    return replace(
-        told,
-        records=tuple(wanted),
-        run=run,
-        shape=evaluator.shape,
-        found_with=here,
-        promised={name: score for name, score in told.promised.items() if name in chosen},
-    )
 
 
 def remember_found(

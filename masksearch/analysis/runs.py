@@ -28,7 +28,12 @@ Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its 
 Kind = Literal["searched", "hand-designed", "candidate", "control"]
 Against = Literal["nearest", "all"]
 Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"]
-KINDS: tuple[Kind, ...] = ("searched", "hand-designed", "candidate", "control")
+SOURCES: dict[Kind, str] = {  # a kind -> what a record says of a mask that no search recorded
+    "searched": "search",
+    "hand-designed": "hand",
+    "candidate": "own",
+    "control": "control",
+}
 MATCHED = 0.01  # sparsities within one point count as equal
 CLOSE = 1e-3  # rows whose mean is farther from the score, relative to it, are of another run
 
@@ -60,8 +65,8 @@ def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, K
     for name, kind in kinds.items():
         if name not in names:
             raise unknown_name("mask of the comparison in kinds=", name, names)
-        if kind not in KINDS:
-            raise unknown_name(f"kind of mask {name!r}:", kind, KINDS)
+        if kind not in SOURCES:
+            raise unknown_name(f"kind of mask {name!r}:", kind, SOURCES)
     return cast("dict[str, Kind]", dict(kinds))
 
 
@@ -263,7 +268,7 @@ class ComparedRuns:
         beaten = beats_constant({key: mean(each) for key, each in values.items()})
         return MaskRuns(
             name=name,
-            kind=self.kinds.get(name) or kind_of_mask(known.mask),
+            kind=self.kind(name, known.mask),
             expression="" if known.mask is None else str(known.mask),
             fingerprint=known.fingerprint,
             at_random=known.mask is not None and draws_keys(known.mask),
@@ -279,6 +284,10 @@ class ComparedRuns:
             failed=sum(r.status == "failed" for s, r in lost.items() if s not in diverged),
             unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
         )
+
+    def kind(self, name: str, mask: Mask | None) -> Kind:
+        """What a mask of that name is: what was said of it, else what its value says."""
+        return self.kinds.get(name) or kind_of_mask(mask)
 
     @cached_property
     def worst(self) -> float:
