@@ -29,7 +29,6 @@ from masksearch.contracts import (
     Half,
     Objective,
     Report,
-    Shape,
     mixed_seed,
 )
 from masksearch.errors import SearchError
@@ -42,6 +41,7 @@ from masksearch.evaluators.supernet import (
     SuperNetConfig,
     train_supernet,
 )
+from masksearch.evaluators.wrappers import inner
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.training.checkpoints import Checkpoints, copy_weights
@@ -105,6 +105,8 @@ class SharedWeights(Evaluator):
     folder: Path | None = None
     checkpoint_seconds: float = 60.0
 
+    shape, half = inner("shape"), inner("half")
+
     def __post_init__(self) -> None:
         if not self.evaluator.offers("differentiable"):
             raise SearchError(
@@ -130,26 +132,16 @@ class SharedWeights(Evaluator):
         """Without the model: a process finds the super-net in the folder."""
         return {name: value for name, value in self.__dict__.items() if name != "loaded"}
 
-    @property
-    def half(self) -> Half | None:
-        """The wrapped evaluator's."""
-        return self.evaluator.half
-
     def on(self, half: Half) -> Self:
         """The same super-net, judging by other held-out rows."""
-        inner = self.evaluator.on(half)
-        return self if inner is self.evaluator else replace(self, evaluator=inner)
+        made = self.evaluator.on(half)
+        return self if made is self.evaluator else replace(self, evaluator=made)
 
     @property
     def trained(self) -> Evaluator:
         """The wrapped evaluator as far as its training goes, which no half changes."""
         one = self.evaluator
         return one if one.half is None else one.on("all")
-
-    @property
-    def shape(self) -> Shape:
-        """What a mask is lowered to."""
-        return self.evaluator.shape
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -276,8 +268,8 @@ class SharedWeights(Evaluator):
     def packed(self) -> Self:
         """The same with the wrapped evaluator's data in memory. The super-net stays in its folder,
         which workers on other machines must see, or they train it again."""
-        inner = self.evaluator.packed()
-        return self if inner is self.evaluator else replace(self, evaluator=inner)
+        made = self.evaluator.packed()
+        return self if made is self.evaluator else replace(self, evaluator=made)
 
     def data_hashes(self) -> Mapping[str, str]:
         """The wrapped evaluator's."""
