@@ -97,7 +97,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.serving.native import to_native as to_native
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.study.records import Constraint as Constraint
-    from masksearch.tasks.glue.metrics import glue_score as glue_score
+    from masksearch.tasks.glue.tasks import glue_score as glue_score
     from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
     from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
     from masksearch.tasks.recall import Recall as Recall

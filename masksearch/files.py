@@ -1,9 +1,11 @@
 """Files written in one move, so that whoever reads one finds all of it or what lay there before;
-tensors in safetensors files."""
+hashes of files and settings; tensors in safetensors files."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -37,6 +39,20 @@ def write_text_in_one_move(path: Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with write_in_one_move(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def content_hash(files: list[Path]) -> str:
+    """Hash of the bytes of the files, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def short_hash(*parts: str) -> str:
+    """16 hexadecimal digits of SHA-256 over the parts, which cannot run into each other."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def cache_folder(given: Path | str | None) -> Path:

@@ -33,7 +33,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.report.collect import StoredStudy, studies_in
 from masksearch.strategies.dam import describe_cut, is_published_dam
-from masksearch.tasks.glue.metrics import LEFT_OUT, column_value, find_task
+from masksearch.tasks.glue.tasks import LEFT_OUT, column_value, find_task
 
 AVERAGE, WITHOUT = "average", f"without {LEFT_OUT}"
 DRAWS = 2000  # of the means' errors, for the intervals of tau

@@ -49,7 +49,7 @@ from masksearch.evaluators.next_tokens import (
     score_tokens,
     token_values,
 )
-from masksearch.files import cache_folder
+from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.decoders import (
@@ -64,7 +64,7 @@ from masksearch.models.encoders import AnySize, find_size, initial_spread, size_
 from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
-from masksearch.tasks.text.files import absolute_if_local, absolute_source, short_hash
+from masksearch.tasks.text.files import absolute_if_local, absolute_source
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (
     Precision,

@@ -48,13 +48,12 @@ from masksearch.evaluators.tuning import (
     train_together,
     write_scores,
 )
-from masksearch.files import cache_folder
+from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import AnySize
 from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.tokenizer import Vocabulary, read_vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense

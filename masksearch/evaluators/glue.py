@@ -24,10 +24,13 @@ from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_se
 from masksearch.errors import check_name
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, TokenRows, pad_rows, tokenize_rows
+from masksearch.files import short_hash
 from masksearch.models.encoders import SequenceClassifier
-from masksearch.tasks.glue.metrics import (
+from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
+from masksearch.tasks.glue.tasks import (
     COLUMNS,
     Convention,
+    GlueTask,
     column_metrics,
     column_value,
     constant_scores,
@@ -36,11 +39,10 @@ from masksearch.tasks.glue.metrics import (
     reported,
     row_scores,
     score,
+    task_named,
+    task_number,
 )
-from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
-from masksearch.tasks.glue.tasks import GlueTask, task_named, task_number
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.packing import shrink
 
 

@@ -35,6 +35,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import NonFiniteLossError, check_name
+from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import (
@@ -51,7 +52,7 @@ from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.mlm import MlmTask, mark_scored
 from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.files import absolute_if_local, absolute_source, short_hash
+from masksearch.tasks.text.files import absolute_if_local, absolute_source
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, copy_weights

@@ -23,6 +23,7 @@ from masksearch.contracts import LOW, Batch, Objective
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
+from masksearch.files import short_hash
 from masksearch.models.encoders import SpanPredictor
 from masksearch.tasks.squad import (
     Question,
@@ -34,7 +35,7 @@ from masksearch.tasks.squad import (
 )
 from masksearch.tasks.squad_windows import Answer, SquadWindows, WindowSize, decode, make_windows
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import absolute_source, short_hash
+from masksearch.tasks.text.files import absolute_source
 
 log = logging.getLogger(__name__)
 

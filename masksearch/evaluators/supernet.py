@@ -28,12 +28,12 @@ from masksearch.attention.attach import attach, detach
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Batch, Differentiable, Shape, mixed_seed
 from masksearch.errors import LengthError, MaskSearchError, SearchError
+from masksearch.files import short_hash
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.study.records import hash_space_source
 from masksearch.study.store import quiet
-from masksearch.tasks.text.files import short_hash
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import Step, TrainConfig, model_loss, train
 

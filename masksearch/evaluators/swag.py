@@ -22,10 +22,11 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
+from masksearch.files import short_hash
 from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import absolute_source, short_hash
+from masksearch.tasks.text.files import absolute_source
 from masksearch.tasks.text.packing import shrink
 
 

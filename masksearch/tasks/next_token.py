@@ -22,10 +22,11 @@ from torch import Tensor
 
 from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
+from masksearch.files import short_hash
 from masksearch.tasks.mlm import epoch_batches
 from masksearch.tasks.splits import check_sequences, spread
 from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
-from masksearch.tasks.text.files import paragraph_pieces, short_hash
+from masksearch.tasks.text.files import paragraph_pieces
 from masksearch.tasks.text.packing import Boundaries, Sequences
 from masksearch.tasks.text.tokenizer import encode, id_count
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
+from masksearch.files import content_hash, short_hash
 from masksearch.tasks.splits import (
     labelled_test_file,
     sample_rows,
@@ -28,7 +29,7 @@ from masksearch.tasks.splits import (
     two_files,
     two_parts,
 )
-from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
+from masksearch.tasks.text.files import decode_utf8
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII alone, as in the official script
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")

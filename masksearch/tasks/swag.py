@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
+from masksearch.files import content_hash, short_hash
 from masksearch.tasks.splits import (
     labelled_test_file,
     sample_rows,
@@ -28,7 +29,7 @@ from masksearch.tasks.splits import (
     two_parts,
 )
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
+from masksearch.tasks.text.files import decode_utf8
 from masksearch.tasks.text.packing import IdLists, shrink
 
 CHOICE_ORDER = 43  # stream of random numbers

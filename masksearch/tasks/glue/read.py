@@ -17,18 +17,17 @@ from typing import Any
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
+from masksearch.files import content_hash, short_hash
 from masksearch.tasks.glue.tasks import TASKS, GlueTask, HubForm, task_named
 from masksearch.tasks.splits import sample_rows, take_half
 from masksearch.tasks.text.files import (
     PREFIX,
     absolute_source,
-    content_hash,
     decode_utf8,
     hub_folder,
     hub_problems,
     is_hub,
     load_hub,
-    short_hash,
 )
 
 LOCAL_GLUE = (

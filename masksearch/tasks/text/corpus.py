@@ -24,15 +24,13 @@ from torch import Tensor
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
-from masksearch.files import cache_folder
+from masksearch.files import cache_folder, content_hash, short_hash
 from masksearch.tasks.splits import FEW, check_sequences, in_final_half
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     HubText,
-    content_hash,
     is_hub,
     marked_pieces,
-    short_hash,
     split_files,
     text_files,
 )

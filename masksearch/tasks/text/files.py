@@ -18,8 +18,6 @@ out; but where one of the first rows is blank the rows are lines of text, as in 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import urllib.error
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from masksearch.errors import DataError, install_command
+from masksearch.files import content_hash
 
 HELD_OUT_STEMS = ("valid", "validation", "dev")
 HELD_OUT_SHARE = 0.05  # of the tokens, where no file is held out
@@ -74,20 +73,6 @@ def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], li
     if not train:
         raise DataError(f"{path} holds no training text beside its held-out and test files")
     return train, held
-
-
-def content_hash(files: list[Path]) -> str:
-    """Hash of the bytes of the files, in order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def short_hash(*parts: str) -> str:
-    """16 hexadecimal digits of SHA-256 over the parts, which cannot run into each other."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def decode_utf8(raw: bytes, file: Path, line: int = 1) -> str:

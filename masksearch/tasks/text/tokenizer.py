@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.files import HELD_OUT_SHARE, hub_answers, pieces, short_hash
+from masksearch.files import short_hash
+from masksearch.tasks.text.files import HELD_OUT_SHARE, hub_answers, pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

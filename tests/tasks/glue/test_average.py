@@ -26,17 +26,17 @@ def test_the_average_is_the_printed_one(mask: str, row: list[float], average: fl
     assert found.nine == pytest.approx(average, abs=SLACK)
     assert found.nine == pytest.approx(sum(row) / 9)
     assert found.without_rte == pytest.approx(sum(row[:8]) / 8)
-    assert (found.columns, found.missing) == (COLUMNS, ())
+    assert (tuple(found.values), found.missing) == (COLUMNS, ())
     assert str(found).startswith("GLUE (9 columns): ")
 
 
 def test_a_partial_set_has_no_full_score() -> None:
     found = glue_score({"RTE": 0.5, "MNLI": 0.7, "WNLI": 0.1, "acceptability": 1.0, "loss": 3.0})
-    assert found.columns == ("MNLI", "RTE")
+    assert tuple(found.values) == ("MNLI", "RTE")
     assert found.nine is None
     assert found.without_rte is None
     assert found.partial == pytest.approx(0.6)
-    assert set(found.columns) | set(found.missing) == set(COLUMNS)
+    assert set(found.values) | set(found.missing) == set(COLUMNS)
     assert str(found).startswith("mean of 2 of 9 GLUE columns (MNLI, RTE): 0.6; missing: MNLI-mm")
 
 
