@@ -94,8 +94,8 @@ def print_proxy_card(card: ProxyCard) -> None:
 
 
 def sketch(table: Any) -> list[str]:
-    """A small mask as text; large ones need --png."""
+    """A small mask as text; large ones need --out."""
     if table.shape[-1] > 64:
-        return ["(--png FILE draws it; masks of up to 64 positions are drawn here)"]
+        return ["(--out FILE.png draws it; masks of up to 64 positions are drawn here)"]
     plane = table.any(0).any(0)
     return ["".join("##" if kept else " ." for kept in row) for row in plane.tolist()]

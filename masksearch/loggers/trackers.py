@@ -24,6 +24,7 @@ from masksearch.errors import SearchError, install_command, unknown_name
 from masksearch.loggers.files import CsvLogger, LoggedRecord, RecordLogger
 from masksearch.study.store import read_address
 
+PROJECT = "masksearch"  # the experiment of MLflow, the project of Weights & Biases
 MEMORY = "logged.txt"  # keys of the records that a sink holds, where it cannot be asked
 RUN_ID = "run_id.txt"  # of the search's run
 ENDINGS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -122,16 +123,14 @@ class MlflowLogger(RecordLogger):
     FINISHED, KILLED (ended early) or FAILED. The search's run holds front/size, front/hypervolume
     and the counts over the number of finished records, and the front as the artifact front.json.
 
-    A server that does not answer is given up after seconds, not MLflow's minutes, unless
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES and MLFLOW_HTTP_REQUEST_TIMEOUT say otherwise.
+    They are in the experiment "masksearch" of the server that MLFLOW_TRACKING_URI names, else in
+    `mlflow.db` in the folder. A server that does not answer is given up after seconds, not
+    MLflow's minutes, unless MLFLOW_HTTP_REQUEST_MAX_RETRIES and MLFLOW_HTTP_REQUEST_TIMEOUT say
+    otherwise.
 
     Args:
-        experiment: Name of the experiment; made if it is missing.
+        folder: Where the search's run is remembered, so that a resumed search continues it.
         objectives: Those of the study.
-        tracking_uri: A server's address, `sqlite:///PATH`, ..; None = MLFLOW_TRACKING_URI, or
-            else `mlflow.db` in `folder`, or else MLflow's own default.
-        folder: Where the search's run is remembered, so that a resumed search continues it;
-            None = every call makes a new one, with all records of the study.
         name: What the search's run is called.
 
     Raises:
@@ -141,23 +140,15 @@ class MlflowLogger(RecordLogger):
     place = "MLflow log"
 
     def __init__(
-        self,
-        experiment: str,
-        objectives: Sequence[Objective],
-        *,
-        tracking_uri: str | None = None,
-        folder: Path | str | None = None,
-        name: str = "search",
+        self, folder: Path | str, objectives: Sequence[Objective], name: str = "search"
     ) -> None:
         super().__init__(objectives)
         self.library = required_module("mlflow", "mlflow")
         self.entities = required_module("mlflow.entities", "mlflow")
         self.failures = (OSError, SQLAlchemyError, self.library.exceptions.MlflowException)
-        self.experiment, self.name = experiment, name
-        self.folder = None if folder is None else Path(folder).resolve()
-        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if self.uri is None and self.folder is not None:
-            self.uri = f"sqlite:///{self.folder / 'mlflow.db'}"
+        self.folder, self.name = Path(folder).resolve(), name
+        own = f"sqlite:///{self.folder / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
         self.group = self.parent = ""  # ids of the experiment and of the search's run
         self.client: Any = None
         self.trials: dict[int, str] = {}  # the runs of trials that have not ended
@@ -167,17 +158,17 @@ class MlflowLogger(RecordLogger):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.client = self.library.MlflowClient(tracking_uri=self.uri)
-        if (known := self.client.get_experiment_by_name(self.experiment)) is not None:
+        if (known := self.client.get_experiment_by_name(PROJECT)) is not None:
             self.group = known.experiment_id
         else:
-            own = self.folder is not None and (self.uri or "").startswith("sqlite:")
-            artifacts = (self.folder / "artifacts").as_uri() if self.folder and own else None
-            self.group = self.client.create_experiment(self.experiment, artifacts)
-        memory = None if self.folder is None else self.folder / RUN_ID
-        kept = memory.read_text(encoding="utf-8") if memory and memory.is_file() else ""
+            files = (
+                (self.folder / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
+            )
+            self.group = self.client.create_experiment(PROJECT, files)
+        memory = self.folder / RUN_ID
+        kept = memory.read_text(encoding="utf-8") if memory.is_file() else ""
         if kept and self.runs(f"attributes.run_id = '{kept}'"):  # else it is another server's
             self.parent = kept
             self.client.update_run(kept, status="RUNNING")
@@ -185,8 +176,7 @@ class MlflowLogger(RecordLogger):
             goals = {f"objective.{o.name}": o.goal for o in self.objectives}
             run = self.client.create_run(self.group, tags=goals, run_name=self.name)
             self.parent = run.info.run_id
-            if memory is not None:
-                memory.write_text(self.parent, encoding="utf-8")
+            memory.write_text(self.parent, encoding="utf-8")
         for run in self.runs(f"tags.mlflow.parentRunId = '{self.parent}'"):
             if KEY in run.data.tags:
                 self.known.add(run.data.tags[KEY])
@@ -262,17 +252,14 @@ class WandbLogger(RecordLogger):
     (status, error, ..) as its summary, and origin, mask and parameters as its configuration.
     Each record is one step of the search's run: its figures and words (`record/..`), front/size,
     front/hypervolume and the counts over the number of finished records. The front is a table,
-    logged again whenever it changes.
+    logged again whenever it changes. They are in the project "masksearch" of wandb's own account,
+    or with WANDB_MODE=offline in files that `wandb sync` uploads later.
 
     Args:
-        project: Name of the project.
-        objectives: Those of the study.
-        mode: `"online"`, `"offline"` (files that `wandb sync` uploads later), `"disabled"`;
-            None = wandb's own default, which WANDB_MODE sets.
         folder: wandb's files go to `wandb/` in it, and there the runs are remembered, so that a
             resumed search continues them. Offline, which cannot continue a run, each call adds a
             run of the search with the records of that call.
-            None = files where wandb puts them; every call makes new runs, with all records.
+        objectives: Those of the study.
         name: What the search's run is called, and the group of all runs: the study's name.
 
     Raises:
@@ -282,24 +269,15 @@ class WandbLogger(RecordLogger):
     place = "Weights & Biases log"
 
     def __init__(
-        self,
-        project: str,
-        objectives: Sequence[Objective],
-        *,
-        mode: str | None = None,
-        folder: Path | str | None = None,
-        name: str | None = None,
+        self, folder: Path | str, objectives: Sequence[Objective], name: str = "search"
     ) -> None:
-        self.mode = mode or os.environ.get("WANDB_MODE")
-        self.folder = None if folder is None else Path(folder).resolve()
+        self.folder, self.name = Path(folder).resolve(), name
+        self.mode = os.environ.get("WANDB_MODE")
         self.offline = self.mode in ("offline", "disabled")
-        kept = self.folder is not None and self.mode != "disabled"
-        super().__init__(
-            objectives, self.folder / "wandb" / MEMORY if self.folder and kept else None
-        )
+        memory = None if self.mode == "disabled" else self.folder / "wandb" / MEMORY
+        super().__init__(objectives, memory)
         self.library = required_module("wandb", "wandb")
         self.failures = (OSError, self.library.errors.Error)
-        self.project, self.name = project, name
         self.identity = uuid.uuid4().hex  # of the search; its trials' add their numbers
         self.run: Any = None
         self.trials: dict[int, Any] = {}  # the runs of trials that have not ended
@@ -321,13 +299,13 @@ class WandbLogger(RecordLogger):
     def begin(self, identity: str, name: str | None, kind: str, config: dict[str, Any]) -> Any:
         """A run, or where wandb can continue one, the run of that identity."""
         return self.library.init(
-            project=self.project,
+            project=PROJECT,
             name=name,
             group=self.name,
             job_type=kind,
             id=identity,
             resume=None if self.offline else "allow",
-            dir=None if self.folder is None else str(self.folder),
+            dir=str(self.folder),
             mode=self.mode,
             config=config,
             reinit="create_new",
@@ -399,10 +377,8 @@ def open_loggers(
     known: dict[str, Callable[[], RecordLogger]] = {
         "csv": lambda: CsvLogger(run / "log.csv", objectives),
         "tensorboard": lambda: TensorBoardLogger(run / "tensorboard", objectives),
-        "mlflow": lambda: MlflowLogger(
-            "masksearch", objectives, folder=run / "mlflow", name=title
-        ),
-        "wandb": lambda: WandbLogger("masksearch", objectives, folder=run, name=title),
+        "mlflow": lambda: MlflowLogger(run / "mlflow", objectives, title),
+        "wandb": lambda: WandbLogger(run, objectives, title),
     }
     for name in names:
         if name not in known:

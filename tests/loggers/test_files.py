@@ -305,9 +305,9 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
 @pytest.mark.slow
 def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    in_two_calls(lambda: MlflowLogger("lab", OBJECTIVES, folder=tmp_path / "m", name="mine"))
+    in_two_calls(lambda: MlflowLogger(tmp_path / "m", OBJECTIVES, "mine"))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'm' / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("masksearch").experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert (parent.info.run_name, parent.info.status) == ("mine", "FINISHED")
     history = client.get_metric_history(parent.info.run_id, "front/hypervolume")
@@ -333,9 +333,10 @@ def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path)
     assert children["trial 1"].data.params["error"] == "ValueError: a, b"
 
 
-def test_mlflow_server_that_is_down_does_not_end_a_search():
+def test_mlflow_server_that_is_down_does_not_end_a_search(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
-    logger = MlflowLogger("lab", OBJECTIVES, tracking_uri="http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    logger = MlflowLogger(tmp_path, OBJECTIVES)
     with pytest.warns(RuntimeWarning) as found:
         feed(logger)
     texts = [str(w.message) for w in found if "MLflow log" in str(w.message)]
@@ -398,10 +399,10 @@ def offline_runs(folder: Path, kind: str) -> list[OfflineRun]:
 
 
 @pytest.mark.slow
-def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
+def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    given = {"mode": "offline", "folder": tmp_path, "name": "mine"}
-    in_two_calls(lambda: WandbLogger("lab", OBJECTIVES, **given))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    in_two_calls(lambda: WandbLogger(tmp_path, OBJECTIVES, "mine"))
     searches = offline_runs(tmp_path, "search")
     assert [len(search.steps) for search in searches] == [3, 3]  # one a call, which cannot go on
     steps = [step for search in searches for step in search.steps]
@@ -431,9 +432,10 @@ def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_MODE", "online")
     with (
         pytest.warns(RuntimeWarning, match="Weights & Biases log does not take records"),
-        WandbLogger("lab", OBJECTIVES, mode="online", folder=tmp_path) as logger,
+        WandbLogger(tmp_path, OBJECTIVES) as logger,
     ):
         logger(RECORDS[0])
 
