@@ -92,6 +92,8 @@ class TextTable:
 
     def html(self, most: int | None = None) -> str:
         """The first rows for a notebook, which has no style sheet."""
+        if not self.rows:
+            return ""
         cell = '<td style="text-align:left">{}</td>'
         head = '<th style="text-align:left">{}</th>'
         names = "".join(head.format(html.escape(each.text)) for each in self.head)
