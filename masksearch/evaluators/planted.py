@@ -44,8 +44,8 @@ from masksearch.models.encoders import (
     find_size,
     size_name,
 )
-from masksearch.tasks.planted.graded import GradedProcess
-from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
+from masksearch.tasks.planted.graded import GradedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess
 from masksearch.training.loop import TrainConfig, train
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers

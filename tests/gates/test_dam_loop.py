@@ -40,7 +40,7 @@ from masksearch.gates.config import preset
 from masksearch.gates.dam import JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.tasks.planted.process import PlantedTask
+from masksearch.tasks.planted.graded import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 from tests.gates.conftest import batches, model
 

@@ -34,7 +34,7 @@ from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.pruning import DensityControl, WarmupWatch
 from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
-from masksearch.tasks.planted.process import PlantedTask
+from masksearch.tasks.planted.graded import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
 from tests.gates.conftest import batches, model

@@ -20,7 +20,7 @@ from masksearch import masks
 from masksearch.contracts import Batch, generator
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
-from masksearch.tasks.planted.graded import GradedProcess
+from masksearch.tasks.planted.graded import HELD_OUT, held_out_stream
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -53,7 +53,7 @@ def pair_by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Group
     return tuple(found)
 
 
-PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS = 1, 2, 3, 4  # streams of random numbers
+PERMUTATIONS, INTACT, FOLLOWS = 1, 3, 4  # streams of random numbers, beside HELD_OUT
 
 
 def check_groups(groups: Groups, length: int) -> None:
@@ -292,78 +292,6 @@ class PlantedProcess:
         paired[self.pair_positions.flatten()] = True
         asked = paired & (labels != -100)
         return (asked & (predicted == labels)).long(), asked.long()
-
-
-def mask_tokens(
-    process: PlantedProcess | GradedProcess, tokens: Tensor, random: torch.Generator
-) -> Batch:
-    """Masks tokens, each with probability `process.hidden`; never position 0.
-
-    Args:
-        process: The distribution.
-        tokens: Token ids `[count, length]`.
-        random: Source of the draws.
-
-    Returns:
-        `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
-        token is scored.
-    """
-    draw = torch.rand(tokens.shape, generator=random)
-    draw[:, 0] = 2.0
-    scored = draw < process.hidden
-    if not scored.any():
-        scored = draw == draw.min()
-    return {
-        "input_ids": tokens.masked_fill(scored, process.mask_id),
-        "labels": tokens.masked_fill(~scored, -100),
-    }
-
-
-def held_out_stream(draw: int) -> tuple[int, ...]:
-    """What a draw of held-out sequences adds to its stream; the first one adds nothing."""
-    return (draw,) if draw else ()
-
-
-@dataclass(frozen=True)
-class PlantedTask:
-    """Masked prediction on a planted process; every training batch is drawn anew.
-
-    Args:
-        process: The distribution.
-        batch: Sequences of a batch.
-        held_out_sequences: Number of held-out sequences.
-        draw_number: Number of their draw, from 0; two draws have nothing in common.
-    """
-
-    process: PlantedProcess | GradedProcess
-    batch: int = 64
-    held_out_sequences: int = 1024
-    draw_number: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "held_out_sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 sequence, got {getattr(self, name)}")
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return "planted"
-
-    def batches(self, seed: int) -> Iterator[Batch]:
-        """Endless training batches, a function of `seed` alone."""
-        random = generator(seed)
-        while True:
-            yield mask_tokens(self.process, self.process.sample(self.batch, random), random)
-
-    def held_out(self) -> list[Batch]:
-        """The held-out sequences, the same in every call."""
-        random = generator(self.process.seed, HELD_OUT, *held_out_stream(self.draw_number))
-        tokens = self.process.sample(self.held_out_sequences, random)
-        return [
-            mask_tokens(self.process, tokens[start : start + 256], random)
-            for start in range(0, len(tokens), 256)
-        ]
 
 
 Rule = Literal["intact", "follows"]

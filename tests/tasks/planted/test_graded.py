@@ -11,7 +11,7 @@ from masksearch import GradedProcess, masks
 from masksearch.contracts import generator
 from masksearch.masks.tables import Table
 from masksearch.tasks.planted import Dependency
-from masksearch.tasks.planted.process import mask_tokens
+from masksearch.tasks.planted.graded import mask_tokens
 
 SMALL = GradedProcess(
     length=5,

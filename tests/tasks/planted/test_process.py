@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from masksearch import PlantedProcess, lower
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
+from masksearch.tasks.planted.graded import PlantedTask, mask_tokens
 from masksearch.tasks.planted.process import (
     PlantedLabelTask,
-    PlantedTask,
-    mask_tokens,
     pair_by_offsets,
 )
 
