@@ -215,11 +215,7 @@ class FineTuning(Evaluator, ABC):
 
     @abstractmethod
     def tokenize(self, name: str) -> TaskTokens:
-        """Reads and tokenizes a task's rows, once a process.
-
-        Raises:
-            DataError: If they cannot be read.
-        """
+        """Reads and tokenizes a task's rows, once a process; DataError if they cannot be read."""
 
     @abstractmethod
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
