@@ -10,6 +10,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,7 +180,7 @@ def allocate_each(
             "native": write_native(judge, plan, run / f"native{end}.json"),
             "trial": record.number,
         }
-        plans[limit] = plan.with_found(found)
+        plans[limit] = replace(plan, found=found)
         plans[limit].save(run / f"plan{end}.json")
     return plans
 

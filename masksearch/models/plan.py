@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ class Plan:
     units: Mapping[str, int]
     mask: Mask
     found: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_found(self, found: Mapping[str, Any]) -> Plan:
-        """The same plan with another account of how it was found."""
-        return replace(self, found=found)
 
     def save(self, path: Path | str) -> Path:
         """Writes the plan, in one move."""

@@ -93,11 +93,6 @@ class FlexPlan:
         """Heads that the plan tells apart; 1 serves any number."""
         return self.partial.shape[0]
 
-    @property
-    def pairs(self) -> int:
-        """(query block, key block) pairs that are computed, over the heads."""
-        return int((self.partial | self.whole).sum())
-
     def to(self, device: torch.device | str) -> FlexPlan:
         """The plan on another device."""
         if torch.device(device) == self.partial.device:

@@ -95,12 +95,6 @@ class GatherPlan:
         return -(-self.length // self.block) * (self.block // self.unit)
 
     @property
-    def pairs(self) -> float:
-        """Computed cells over the heads, padding included, in tiles of block x block."""
-        cells = sum(b.queries.numel() * b.keys.shape[1] for b in self.bundles) * self.unit**2
-        return cells / self.block**2
-
-    @property
     def bytes(self) -> int:
         """Bytes of the plan's indices and cells."""
         return sum(tensor.nbytes for bundle in self.bundles for tensor in bundle.tensors.values())
