@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.fronts import gains_by_rows
 from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective, Report, Shape
@@ -318,3 +321,24 @@ def test_the_page_draws_both_fronts(judged, tmp_path):
         assert table.loc[name, "score in search"] == score
         assert 0 <= table.loc[name, "p on front"] <= 1
     assert "P(on front)" in (tmp_path / "tables" / "compared.tex").read_text()
+
+
+@given(st.integers(1, 400), st.integers(2, 90), st.sampled_from([1.0, -1.0]), st.floats(0.1, 2.0))
+def test_groups_of_rows_have_the_mean_of_all_rows(many, few, sign, weight):
+    random = np.random.default_rng(many)
+    rows = [
+        RowScores(
+            {"a": random.normal(size=many), "b": random.normal(size=few)},
+            {"a": weight, "b": 1.0},
+            {"a": "", "b": ""},
+        )
+        for _ in range(3)
+    ]
+    gains = np.stack([[[sign * each.score - 1.0, 0.3]] for each in rows])
+    found = gains_by_rows(gains, rows, sign)
+    assert found.mean(1) == pytest.approx(gains[:, 0])
+    fewest = min(many, few)
+    assert found.shape == (3, fewest if fewest <= 30 else 10, 2)
+    if many == few <= 30:  # then each group is a row
+        each = weight * rows[0].scores["a"] + rows[0].scores["b"]
+        assert found[0, :, 0] == pytest.approx(sign * each - 1.0)

@@ -10,11 +10,13 @@ from masksearch.analysis.fronts import (
     compare_volumes,
     jackknife,
     membership,
+    mix_rows,
     volume_slopes,
     volumes_of,
 )
 from masksearch.analysis.pareto import dominated_volume, on_front
-from masksearch.analysis.stats import estimate
+from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import RowTables, estimate
 
 SEED_SD = 0.0082  # of one mask's score over seeds, and about that over masks (GLUE, 3 tasks)
 
@@ -164,3 +166,24 @@ def test_two_seeds_claim_nothing_about_hypervolumes():
     searched, hand = (volumes_of(each, {}) for each in few)
     (found,) = compare_volumes({"searched": searched, "hand-designed": hand}).values()
     assert found.outcome == "too few seeds"
+
+
+def test_row_covariance_is_that_of_the_rows_and_not_of_the_seeds():
+    draws = np.random.default_rng(3)
+    rows = draws.normal(0, 0.5, (3, 1, 400))
+    noise = draws.normal(0, 0.8, (3, 5, 400))
+    shift = draws.normal(0, 5.0, (3, 5, 1))
+    found = RowTables({"a": rows + noise + shift}, {"a": 0.5}).covariance()
+    assert np.diag(found) == pytest.approx([0.5**2 * 0.25 / 400] * 3, rel=0.25)
+    same = RowTables({"a": noise - noise.mean(1, keepdims=True)}, {"a": 1.0}).covariance()
+    assert np.abs(same).max() < 1e-9
+
+
+def test_mixed_rows_have_the_mixed_score():
+    draws = np.random.default_rng(4)
+    rows = [
+        RowScores({"a": draws.random(5), "b": draws.random(3)}, {"a": 0.25, "b": 0.75}, {})
+        for _ in range(2)
+    ]
+    mixed = mix_rows(rows, [2.0, -1.0])
+    assert mixed.score == pytest.approx(2 * rows[0].score - rows[1].score)

@@ -309,3 +309,25 @@ def test_messages(act, message):
 )
 def test_numbers_of_an_interval_have_the_same_decimals(figures, text):
     assert format_estimate(*figures) == text
+
+
+def test_differences_that_repeat_show_the_tick():
+    star = dict(enumerate((150, 152, 149, 151)))
+    found = {0: 152, 1: 155, 2: 151, 3: 153}  # 2, 3, 2 and 2 more
+    counted = paired_difference(found, star)
+    known = paired_difference(found, star, tick=1)
+    assert (counted.sd, counted.p_value) == (1, known.p_value)
+    shares = [{seed: right / 277 for seed, right in each.items()} for each in (found, star)]
+    assert paired_difference(*shares).p_value == pytest.approx(known.p_value)
+
+
+@pytest.mark.slow
+def test_power_is_how_often_the_test_finds_it():
+    draws = np.random.default_rng(0).normal(size=(1500, 5))
+    for difference in (0.0, 1.5, 3.0):
+        found = [
+            paired_difference(dict(enumerate(row + difference)), dict.fromkeys(range(5), 0.0))
+            for row in draws
+        ]
+        rate = np.mean([each.p_value < 0.05 for each in found])
+        assert rate == pytest.approx(power(difference, 5, sd=1), abs=0.03)
