@@ -135,11 +135,7 @@ class Report:
 
 
 def plain_number(name: str, value: Any) -> float:
-    """A reported value as Python's own number.
-
-    Raises:
-        EvaluatorError: If it is none; names it, and the line to write.
-    """
+    """A reported value as Python's own number; an EvaluatorError names the line to write."""
     if type(value) in (float, int, bool):
         return value  # type: ignore[no-any-return]
     try:
@@ -454,18 +450,11 @@ class Evaluator:
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, what all evaluations of that seed share; called before the first
-        trial, so that what would make every trial fail is said before anything else is paid for.
-
-        Raises:
-            MaskSearchError: If no mask can be judged on it.
-        """
+        trial, so that what would make every trial fail is said (a MaskSearchError) before
+        anything else is paid for."""
 
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search (DAM) trains on.
-
-        Raises:
-            SearchError: If there is no such thing.
-        """
+        """What a one-shot search (DAM) trains on; SearchError where there is no such thing."""
         raise SearchError(
             f"{type(self).__name__} has no differentiable(seed), which trains gates and weights; "
             "use another strategy or, for example, a PlantedEvaluator or an MlmEvaluator"
