@@ -5,11 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
+from masksearch.masks.lower import tile_counts
 
 
 def generated(*shape):
@@ -179,3 +182,38 @@ def test_str_of_long_layouts_shows_shape_and_digest():
 def test_messages(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_butterfly_reaches_every_position_in_as_many_layers_as_bits():
+    table = masks.butterfly(2).dense(32)[0, 0].float()
+    reached = torch.linalg.matrix_power(table, 4) > 0
+    assert reached.all()
+    assert not (torch.linalg.matrix_power(table, 3) > 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_tiles_match_the_table_at_every_block(data):
+    block = data.draw(st.sampled_from([1, 2, 3, 4, 5, 8, 12, 16]))
+    mask = data.draw(
+        st.sampled_from(
+            [
+                masks.axial(6, 11, 3),
+                masks.axial(23, 3),
+                masks.butterfly(1),
+                masks.butterfly(4),
+                masks.butterfly(6),
+                masks.columns(positions=[0, 1, 2, 3, 4, 5, 6, 7, 31, 60]),
+                masks.block_layout(generated(2, 3, 9, 9), 8),
+                masks.block_layout(generated(70, 9, 9), 8),
+                masks.block_layout(generated(18, 18), 4),
+            ]
+        )
+    )
+    length = data.draw(st.integers(60, 69))
+    count = -(-length // block)
+    table = mask.dense(length)
+    padded = torch.zeros(*table.shape[:2], count * block, count * block, dtype=torch.bool)
+    padded[..., :length, :length] = table
+    wanted = padded.view(*table.shape[:2], count, block, count, block).sum((3, 5))
+    assert torch.equal(tile_counts(mask, length, block), wanted)

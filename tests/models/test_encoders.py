@@ -13,6 +13,7 @@ from masksearch.models.encoders import (
     encoder,
     find_preset,
     find_size,
+    initial_spread,
 )
 
 SMALL = "2x32x4"
@@ -162,3 +163,10 @@ def test_sparsebert_is_bert_base_as_published():
     assert model["initializer_range"] == 0.02
     signature = inspect.signature(published_rate).parameters
     assert signature["warmup"].default == model["warmup"]
+
+
+def test_initial_spread_is_berts_at_its_width():
+    assert initial_spread(768) == 0.02  # BERT, initializer_range of the released configuration
+    assert initial_spread(192) == pytest.approx(0.04)
+    wide = encoder(SMALL, 400, 16, seed=0)
+    assert wide.config.initializer_range == initial_spread(32)

@@ -122,3 +122,11 @@ def test_gather_pays_from_some_length():
     assert chosen(masks.longformer(8, 1), first // 2).backend == "sdpa"
     assert gather_pays_from(masks.strided(4)) is None
     assert gather_pays_from(layout(torch.eye(8) > 0)) == 512
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("length", [1, 64, 128, 255])
+def test_nothing_sparse_below_256(length, device):
+    assert chosen(masks.causal() & masks.window(0), length, device=device).backend in (
+        ("sdpa", "dense") if length == 1 else ("sdpa",)
+    )

@@ -18,6 +18,7 @@ from masksearch.attention.kernels import gather as kernels
 from masksearch.attention.kernels import plan as planning
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.errors import HeadCountError, LengthError
+from masksearch.masks.lower import block_view
 
 SCALING = 0.3
 
@@ -325,3 +326,40 @@ def test_wrong_lengths_heads_and_tables_are_refused():
         GatherPlan.of_mask(masks.full(), 8, block=0)
     with pytest.raises(LengthError):
         GatherPlan.of_mask(masks.table(torch.ones(4, 4, dtype=torch.bool)), 8)
+
+
+def pairs(plan):
+    """Computed cells over the heads, padding included, in tiles of block x block."""
+    cells = sum(each.queries.numel() * each.keys.shape[1] for each in plan.bundles)
+    return cells * plan.unit**2 / plan.block**2
+
+
+def test_planning_a_long_window_makes_no_large_tensor():
+    length = 8192
+    with LargestTensor() as largest:
+        plan = GatherPlan.of_mask(masks.window(64), length)
+    assert 0 < largest.bytes < length**2 / 8
+    assert pairs(plan) == 2.5 * length // 64 - 1
+
+
+def test_padding_of_a_bundle_is_small():
+    generator = torch.Generator().manual_seed(2)
+    table = torch.rand(2, 128, 128, generator=generator) < 0.05
+    plan = plan_of(table, block=4)
+    kept = table.view(2, 32, 4, 32, 4).any(4).any(2).sum()
+    assert kept <= pairs(plan) <= kept / 0.875
+    check(plan, table)
+
+
+def test_rows_that_read_everything_are_taken_alone():
+    mask = masks.window(64) | masks.global_tokens(1)
+    plan = GatherPlan.of_mask(mask, 4096, block=64)
+    units = 4096 // plan.unit
+    wide = [bundle for bundle in plan.bundles if bundle.keys.shape[1] == units]
+    assert [bundle.queries.tolist() for bundle in wide] == [[[0]]]
+    assert pairs(plan) < 0.75 * int(block_view(mask, 4096, 64).sum())
+
+
+def test_unstructured_masks_take_about_a_bit_a_cell():
+    table = torch.rand(1, 1024, 1024, generator=torch.Generator().manual_seed(3)) < 0.3
+    assert plan_of(table).bytes < 1024 * 1024 / 8 * 1.2
