@@ -278,3 +278,14 @@ MIXED = [Record(n, "done", JOB, protocol=p, values={"o0": 1.0}) for n, p in enum
 def test_messages(act, error, message):
     with pytest.raises(error, match=message):
         act()
+
+
+def test_snapshot_refuses_two_protocols_and_no_objective():
+    snapshot = Snapshot((Objective("a", "min", 1.0),))
+    snapshot = snapshot.after(Record(0, "done", JOB, protocol="p", values={"a": 1.0}))
+    with pytest.raises(ValueError, match="one protocol, got 'p', 'q'"):
+        snapshot.after(Record(1, "done", JOB, protocol="q", values={"a": 1.0}))
+    with pytest.raises(KeyError, match="holds no 'a'"):
+        snapshot.after(Record(1, "done", JOB, protocol="p"))
+    with pytest.raises(ValueError, match="at least one objective"):
+        Snapshot(())

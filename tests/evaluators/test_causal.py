@@ -22,6 +22,7 @@ from tokenizers import pre_tokenizers
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import LengthError, NonFiniteLossError
 from masksearch.evaluators.next_tokens import band_means, document_scores, score_tokens
 from masksearch.models import decoders
@@ -471,3 +472,11 @@ def test_damaged_weights_are_named(data: Path, tmp_path: Path) -> None:
 def test_a_dense_model_that_knows_nothing_is_refused(data: Path) -> None:
     with pytest.raises(ms.SearchError, match=r"loses \d.* nats a token, and a guess by how"):
         evaluator(data).provide_models(0)
+
+
+def test_documents_are_the_rows_of_statistics(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data)
+    values = judged(judge, masks.window(1), tmp_path)
+    scores = RowScores.load(tmp_path / "rows.safetensors").scores["text"]
+    assert len(scores) == len(set(judge.rows.documents)) < len(judge.rows.tokens)
+    assert scores.mean() == pytest.approx(values["nll"], rel=1e-6)

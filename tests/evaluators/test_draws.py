@@ -5,13 +5,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from masksearch import lower, masks
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape
 from masksearch.errors import LengthError, SearchError
-from masksearch.evaluators.supernet import MaskBank, SpaceDraws
+from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows
 
 SHAPE = Shape(length=6, layers=2, heads=2)
 
@@ -125,3 +127,11 @@ def test_bank_refuses_what_does_not_fit():
         bank.attend(0, AttentionCall(long, long, long, scaling=1.0))
     assert not list(bank.parameters())
     assert not bank.state_dict()
+
+
+@given(st.integers(1, 40), st.data())
+def test_rows_are_shared_out_evenly(rows, data):
+    count = data.draw(st.integers(1, rows))
+    found = share_rows(rows, count).bincount(minlength=count)
+    assert found.sum() == rows
+    assert found.max() - found.min() <= 1

@@ -88,3 +88,20 @@ def test_real_questions_and_endings(data, tmp_path):
     assert {"exact", "f1"} <= set(last(squad, tmp_path / "squad").values)
     swag = ms.SwagEvaluator(data / "wikitext-2", data / "swag" / "swag_val500.jsonl", **few)
     assert 0 <= last(swag, tmp_path / "swag").values["accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_all_nine_give_the_papers_average(data, tmp_path):
+    evaluator = ms.GlueEvaluator(
+        data / "wikitext-2",
+        glue=data / "glue",
+        tasks=tuple(TASKS),
+        rows=16,
+        dev_rows=32,
+        epochs=1,
+        **SMALL,
+    )
+    found = last(evaluator, tmp_path)
+    score = ms.glue_score(found.values)
+    assert score.missing == ()
+    assert found.values["glue"] == pytest.approx(score.nine)

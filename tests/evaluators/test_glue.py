@@ -19,6 +19,7 @@ from masksearch import GlueEvaluator, WithCost, attach, glue_score, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
+from masksearch.evaluators.tuning import tokenize_rows
 from masksearch.masks import Mask
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue import TASKS, GlueTask
@@ -327,3 +328,15 @@ def test_worst_is_what_constant_answers_earn(data: Path) -> None:
     shares = [max(each.count(label) for label in each) / len(each) for each in labels.values()]
     assert judge.objectives[0].worst == pytest.approx((sum(shares) + 0.0) / 3)
     assert judge.final().objectives[0].worst != judge.objectives[0].worst
+
+
+@pytest.mark.parametrize(("one", "two"), [(100, 3), (3, 100), (100, 100), (22, 22)])
+def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: int) -> None:
+    corpus = evaluator(data).source
+    texts = (" ".join(["ban"] * one), " ".join(["kit"] * two))
+    left, right = (len(ids) for ids in corpus.encode(list(texts)))
+    (row,) = tokenize_rows(corpus, [texts], [0])
+    assert len(row.ids) == min(48, left + right + 3)
+    kept = (row.first - 2, len(row.ids) - row.first - 1)
+    assert kept[0] >= min(left, 22)
+    assert kept[1] >= min(right, 22)

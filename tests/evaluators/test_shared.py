@@ -30,7 +30,7 @@ from masksearch.errors import (
     NonFiniteLossError,
     SearchError,
 )
-from masksearch.evaluators.supernet import HeldOut
+from masksearch.evaluators.supernet import HeldOut, SpaceDraws, SuperNetConfig, train_supernet
 from masksearch.training.checkpoints import Checkpoints
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
@@ -268,3 +268,14 @@ def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):
         attach(model, mask)
         own = inner.held_out_values(model, inner.differentiable(0).held_out)["loss"]
         assert values["loss"] == pytest.approx(own, rel=1e-5), mask
+
+
+def test_checkpoint_of_another_training_is_passed_over(tmp_path):
+    weights_after(tmp_path, None)
+    steps = train_supernet(
+        INNER.differentiable(0),
+        SpaceDraws(space, INNER.shape, 0),
+        SuperNetConfig(steps=20),
+        checkpoints=Checkpoints(tmp_path),
+    )
+    assert next(steps).number == 1

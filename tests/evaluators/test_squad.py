@@ -1,6 +1,8 @@
 """SQuAD fine-tuning as the judge of a mask."""
 
 import logging
+import math
+import os
 import pickle
 import shutil
 from itertools import islice
@@ -10,9 +12,11 @@ import pytest
 import torch
 from toy_questions import small, squad_json, write_squad, write_text
 
+import masksearch as ms
 from masksearch import SquadEvaluator, masks
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.squad import trivial
+from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
 from masksearch.tasks.squad import Question
 
@@ -175,3 +179,70 @@ def test_misplaced_answers_are_counted(
     path = str(write_squad(tmp_path / "z.json", content))
     with pytest.raises(DataError, match="no training question is left"):
         evaluator(data, path, squad_held_out=held).tokens()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+def test_real_questions(tmp_path: Path) -> None:
+    folder = Path(os.environ["MASKSEARCH_DATA"])
+    judge = SquadEvaluator(
+        folder / "wikitext-2" / "valid.txt",
+        folder / "squad",
+        steps=5,
+        held_out_sequences=32,
+        reports=1,
+        tokenizer=folder / "bert-vocab" / "vocab.txt",
+        rows=200,
+        dev_rows=100,
+        epochs=1,
+        device="cpu",
+        cache=tmp_path / "cache",
+    )
+    values = last_values(judge, masks.star(), tmp_path / "work")
+    assert all(math.isfinite(value) for value in values.values())
+    assert 0 < values["f1/majority"] < 0.2
+    assert values["exact/majority"] < 0.02
+
+
+def test_a_killed_fine_tuning_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, rows=64, dev_rows=20, checkpoint_seconds=0.0)
+    whole = list(judge(masks.star(), seed=0, workdir=tmp_path / "whole"))
+    kept = TaskTraining.batches
+    starts: list[int] = []
+
+    def broken(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
+        starts.append(start)
+        yield from islice(kept(self, windows, seed, start), 2)
+        raise KeyboardInterrupt
+
+    run = judge(masks.star(), seed=0, workdir=tmp_path / "killed")
+    monkeypatch.setattr(TaskTraining, "batches", broken)
+    with pytest.raises(KeyboardInterrupt):
+        list(run)
+
+    def counted(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
+        starts.append(start)
+        return kept(self, windows, seed, start)
+
+    monkeypatch.setattr(TaskTraining, "batches", counted)
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "killed"))[-1] == whole[-1]
+    assert starts == [0, 2]
+
+
+def test_the_same_twice_and_found_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, rows=32, dev_rows=20)
+    runs = [
+        list(judge(masks.star(), seed=seed, workdir=tmp_path / str(run)))
+        for run, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    monkeypatch.setattr(ms.MlmEvaluator, "pretrain", None)
+    monkeypatch.setattr(SquadEvaluator, "adapted", None)
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]

@@ -1,5 +1,7 @@
 """SWAG fine-tuning as the judge of a mask."""
 
+import math
+import os
 import pickle
 import shutil
 from itertools import islice
@@ -104,3 +106,27 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
     path = write_swag(tmp_path / "x.jsonl", rows)
     with pytest.raises(DataError, match="label 7 is not the index of a choice"):
         next(evaluator(data, str(path))(masks.star(), seed=0, workdir=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+def test_real_items(tmp_path: Path) -> None:
+    folder = Path(os.environ["MASKSEARCH_DATA"])
+    judge = SwagEvaluator(
+        folder / "wikitext-2" / "valid.txt",
+        folder / "swag",
+        steps=5,
+        held_out_sequences=32,
+        reports=1,
+        tokenizer=folder / "bert-vocab" / "vocab.txt",
+        rows=100,
+        epochs=1,
+        device="cpu",
+        cache=tmp_path / "cache",
+    )
+    *_, last = judge(masks.star(), seed=0, workdir=tmp_path / "work")
+    assert all(math.isfinite(value) for value in last.values.values())
+    assert 0.25 <= last.values["accuracy/majority"] < 0.4
+    assert 0.1 < last.values["accuracy"] < 0.5

@@ -243,3 +243,39 @@ def test_misfits_are_named():
     longer = [torch.cat([tensor, tensor], -2) for tensor in calls(heads=3)]
     with pytest.raises(LengthError, match="hold 8 positions, got 16 queries"):
         attend(gates, *longer)
+
+
+def test_penalty_at_bert_base_size_is_finite_where_fp16_overflows():
+    gates = PublishedGates(length=128, heads=12)
+    gates.draw()
+    assert published_penalty(gates).item() == pytest.approx(5e-5 * 98304, rel=0.1)
+    assert sample(gates).half().norm(p=1).isinf()
+    with torch.no_grad():
+        gates.logits[..., 0] = 60.0
+    gates.draw()
+    assert published_penalty(gates).item() == pytest.approx(9.8304)
+
+
+def test_open_edge_learns_ten_thousand_times_the_log_form():
+    learned = []
+    for form in ("published", "log"):
+        gates = opened(0, 2, 3)
+        gate = sample(gates).detach().requires_grad_()
+        gates.drawn = gate
+        query, key, value = calls()
+        if form == "published":
+            output = attend(gates, query, key, value)
+        else:
+            output = FORMS["log"](AttentionCall(query, key, value, scaling=SCALING), gate[0])
+        output.square().sum().backward()
+        assert gate.grad is not None
+        learned.append(gate.grad[gate.detach() == 1])
+    assert learned[1].abs().max() > 1e-3
+    torch.testing.assert_close(learned[0], 1e4 * learned[1], rtol=1e-4, atol=1e-2)
+
+
+def test_disabled_gates_are_dense_attention():
+    gates = opened(1)
+    gates.enabled = False
+    gates.draw()
+    torch.testing.assert_close(attend(gates, *calls()), dense(*calls()))

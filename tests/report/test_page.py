@@ -305,3 +305,15 @@ def test_health_table_is_in_words(one_shot, objectives):
     assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
     assert cells["diagonal"] == "25.0%"
     assert cells["loss, retrained"] == "not measured"
+
+
+@pytest.mark.slow
+def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
+    study = [
+        record(0, 0.7, masks.star()),
+        record(1, 0.99, masks.window(5), status="stopped"),
+    ]
+    path = write_report(
+        tmp_path / "r.html", title="t", studies={"tpe": study}, objectives=objectives, shape=shape
+    )
+    assert "0.99" not in Page(path.read_text()).text

@@ -211,3 +211,12 @@ def test_a_mask_for_another_model_is_refused_before_anything_is_trained(tmp_path
     with pytest.raises(ValueError, match=said):
         ms.search(lambda trial: make(), Provides(), run=tmp_path / "run", trials=2)
     assert not trained
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "evolution"])
+def test_study_whose_parameter_has_changed_already_goes_on(strategy):
+    """Earlier versions let ranges change."""
+    resumed = proposer(reached, strategy)
+    resumed.tell(drawn(reached, strategy, 0))
+    resumed.tell(drawn(narrow, strategy, 1))
+    assert resumed.ask().params["reach"] in range(1, 9)

@@ -1,13 +1,17 @@
 """The official metrics against definitions written out here."""
 
 import math
+import random
 from collections import Counter
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from masksearch.tasks.glue import TASKS, majority, score
 
@@ -16,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 two_way = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
 number = st.integers(-1000, 1000).map(lambda value: value / 100)
 scores = st.lists(st.tuples(number, number), min_size=2, max_size=40)
+
+three_way = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60)
 
 
 def plain_matthews(pairs: list[tuple[int, int]]) -> float:
@@ -126,3 +132,36 @@ def test_majority_is_the_commonest_label() -> None:
     assert majority(TASKS["CoLA"], [1, 1, 0]) == 0.0
     assert majority(TASKS["MNLI"], [2, 2, 0, 1]) == 0.5
     assert majority(TASKS["STS-B"], [1.5, 2.5, 2.5]) == 0.0
+
+
+@settings(max_examples=15)
+@given(two_way, three_way, scores)
+def test_metrics_are_those_of_the_libraries(
+    two: list[tuple[int, int]], three: list[tuple[int, int]], pairs: list[tuple[float, float]]
+) -> None:
+    guess, truth = [p for p, _ in two], [t for _, t in two]
+    assert score(TASKS["QQP"], guess, truth) == {
+        "accuracy": accuracy_score(truth, guess),
+        "f1": f1_score(truth, guess, zero_division=0),
+    }
+    if len(set(truth)) > 1 and len(set(guess)) > 1:
+        assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
+    answers, facts = [p for p, _ in three], [t for _, t in three]
+    assert score(TASKS["MNLI"], answers, facts) == {"accuracy": accuracy_score(facts, answers)}
+    left, right = [p for p, _ in pairs], [t for _, t in pairs]
+    if len(set(left)) > 1 and len(set(right)) > 1:
+        assert score(TASKS["STS-B"], left, right) == {
+            "pearson": pearsonr(left, right).statistic,
+            "spearman": spearmanr(left, right).statistic,
+        }
+
+
+def test_many_random_predictions_agree_with_the_libraries() -> None:
+    draw = random.Random(0)
+    truth = [draw.randint(0, 1) for _ in range(5_000)]
+    guess = [label if draw.random() < 0.7 else 1 - label for label in truth]
+    assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
+    numbers = [draw.random() * 5 for _ in truth]
+    noisy = [value + draw.gauss(0, 1) for value in numbers]
+    found = score(TASKS["STS-B"], np.array(noisy), np.array(numbers))
+    assert found["pearson"] == pearsonr(noisy, numbers).statistic
