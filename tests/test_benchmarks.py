@@ -1,4 +1,4 @@
-"""Benchmarks and the planted DAM experiment: documented, and their smoke runs end."""
+"""Benchmarks and the planted DAM experiment: what they measure, and that their smoke runs end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoder import tiny_decoder, written_text
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.planted_runs import recovery
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.masks.measure import measures
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -27,23 +32,24 @@ PLANTED = ROOT / "experiments" / "03_dam_planted" / "run.py"
 
 @pytest.fixture
 def load(monkeypatch):
-    """Loads a script by path, with benchmarks/ importable as it is when they run."""
+    """Loads a script, with benchmarks/ importable by bare names as it is when they run."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names: list[str] = []
+    before = set(sys.modules)
 
-    def module(path: Path, name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, path)
+    def module(name: str, path: Path | None = None) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path or FOLDER / f"{name}.py")
         loaded = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
-        names.append(name)
         return loaded
 
     yield module
-    for name in (*names, "planted_runs"):
-        sys.modules.pop(name, None)
+    for name in set(sys.modules) - before:
+        if FOLDER.as_posix() in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
-def run(script: Path, *arguments: str) -> str:
+def run(script: Path, *arguments: str, code: int = 0) -> str:
+    """What a script prints; where it is to fail, what it says of that."""
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
         capture_output=True,
@@ -51,19 +57,132 @@ def run(script: Path, *arguments: str) -> str:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stderr if code else done.stdout
 
 
-def test_every_script_is_in_the_readme():
+# -- how it measures ---------------------------------------------------------------------------
+def test_sides_take_turns_and_ratios_are_of_one_round(load, monkeypatch):
+    rounds = load("rounds")
+    now, slowness, calls = 0.0, {"dense": 4.0, "own": 1.0}, []
+
+    def side(name: str):
+        def call() -> None:
+            nonlocal now
+            calls.append(name)
+            now += slowness[name] * (10 if len(calls) > 8 else 1)  # then the load rises
+
+        return call
+
+    monkeypatch.setattr(rounds, "clock", lambda place: now)
+    sides = {name: side(name) for name in slowness}
+    times = rounds.interleaved(sides, 5, 1e9, torch.device("cpu"))
+    warm, measured = calls[:4], calls[4:]
+    assert warm == ["dense", "dense", "own", "own"]
+    assert measured == ["dense", "own", "own", "dense"] * 2 + ["dense", "own"]
+    assert rounds.faster(times, "dense", "own") == {"median": 4.0, "low": 4.0, "high": 4.0}
+    assert times["own"] == [1.0, 1.0, 10.0, 10.0, 10.0]
+
+
+def test_short_calls_are_repeated_and_long_rounds_stop(load, monkeypatch):
+    rounds = load("rounds")
+    now, count = 0.0, 0
+
+    def quick() -> None:
+        nonlocal now, count
+        now, count = now + 0.001, count + 1
+
+    monkeypatch.setattr(rounds, "clock", lambda place: now)
+    times = rounds.interleaved({"quick": quick}, 50, 0.09, torch.device("cpu"))
+    assert times["quick"] == pytest.approx([0.001] * 5)  # 20 calls each: 0.1 s are over
+    assert count == 2 + 5 * 20
+    assert len(rounds.interleaved({"quick": quick}, 50, 0.0, torch.device("cpu"))["quick"]) == 3
+
+
+# -- what it measures --------------------------------------------------------------------------
+@pytest.mark.parametrize("percent", [50, 75, 90, 95])
+def test_random_blocks_have_the_density_that_their_name_says(load, percent):
+    kernels = load("attention_kernels")
+    layout = kernels.random_blocks(32, percent / 100, heads=3)
+    assert layout.float().mean().item() == pytest.approx(1 - percent / 100, abs=1 / 32**2)
+    assert layout.diagonal(dim1=1, dim2=2).all()
+    assert not torch.equal(layout[0], layout[1])
+    assert torch.equal(layout, kernels.random_blocks(32, percent / 100, heads=3))
+    mask = masks.block_layout(layout, 4)
+    assert mask.dense(126)[0].shape == (3, 126, 126)
+    found = measures(mask, Shape(126, 1, 3), block=4)
+    assert found["block_density"] == pytest.approx(layout.float().mean().item())
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_cell_compares_equal_results(load, trains):
+    kernels, place = load("attention_kernels"), torch.device("cpu")
+    setting = kernels.Setting(place, (96,), ("sdpa", "gather"), 2, 0.0, 16)
+    found = kernels.cell("mixture", kernels.mixture(96, 16), 96, setting, trains)
+    gather = found["backends"]["gather"]
+    assert 0 < gather["error"] < 1e-5
+    assert found["backends"]["sdpa"]["error"] == 0
+    assert gather["share_of_ideal"] == pytest.approx(
+        gather["speedup"]["median"] * found["block_density"]
+    )
+    assert found["auto"]["backend"] == "sdpa"  # below 256 positions
+    assert found["auto"]["over_fastest"] > 0
+    assert found["rounds"] == 2
+
+
+def test_sides_of_whole_models_differ_in_their_masks_alone(load):
+    models = load("attention_models")
+    work = models.Work(96, 1, "nano", 50, 8, "cpu")
+    batch = models.batch_of(work)
+    assert (batch["labels"] != -100).any()
+    outputs = {}
+    for side in models.sides_of(work):
+        model = models.built(work, side)
+        outputs[side] = models.forward(work, model)()
+        assert outputs[side].shape == (1, 96, 64)
+        call = models.training(work, model)
+        assert call() > call()  # it learns its one batch
+    own = [output for side, output in outputs.items() if "Hugging" not in side]
+    assert len(own) == 6
+    assert len(outputs) == 8
+    assert all(not torch.allclose(output, own[0]) for output in own[1:])
+
+
+def test_the_readme_is_what_the_json_says(load):
+    tables = load("attention_tables")
+    found = json.loads((FOLDER / "results" / "attention.json").read_text(encoding="utf-8"))
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for script in FOLDER.glob("*.py"):
-        if "__main__" in script.read_text(encoding="utf-8"):
-            assert f"`{script.name}`" in text
+    assert tables.in_readme(text).strip() == tables.table(found).strip()
+    emptied = text.replace(tables.in_readme(text), "")
+    assert (
+        tables.in_readme(tables.rewritten(emptied, found)).strip() == tables.table(found).strip()
+    )
+
+
+def test_operations_are_those_of_the_matrices(load):
+    """Against torch's own count of a forward and backward pass."""
+    sides = load("proxy_sides")
+    model = MaskedLanguageModel(encoder("nano", 300, 16, seed=0), seed=0)
+    model.encoder.set_attn_implementation("eager")
+    ids = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
+    labels = torch.where(torch.arange(16) < 4, ids, -100)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels).loss.backward()
+    expected = counter.get_total_flops() / ids.numel()
+    assert sides.flops("nano", 16, 300, scored=0.25) == pytest.approx(expected, rel=0.05)
+
+
+def test_only_counted_steps_are_in_the_figure(load, monkeypatch):
+    sides = load("proxy_sides")
+    times = iter([1.0, 5.0, 6.0, 8.0])
+    monkeypatch.setattr(sides, "clock", lambda place: next(times))
+    assert sides.timed(iter(range(4)), 4, torch.device("cpu")) == [1.0, 2.0]
+    times = iter([5.0, 8.0])
+    assert sides.timed(iter(range(4)), 4, torch.device("cuda")) == [1.5]
 
 
 def test_finished_runs_are_read_and_not_repeated(load, tmp_path):
-    runs = load(FOLDER / "planted_runs.py", "planted_runs")
+    runs = load("planted_runs")
     calls: list[int] = []
 
     def make(seed: int) -> dict[str, object]:
@@ -86,8 +205,8 @@ def test_finished_runs_are_read_and_not_repeated(load, tmp_path):
 
 
 def test_planted_masks_reach_full_recovery_by_the_measure_used(load):
-    load(FOLDER / "planted_runs.py", "planted_runs")
-    experiment = load(PLANTED, "dam_planted")
+    load("planted_runs")
+    experiment = load("dam_planted", PLANTED)
     for process in experiment.processes().values():
         assert recovery(process.oracle.dense(process.length).float(), process.edges) == (1, 1)
 
@@ -137,14 +256,6 @@ def test_dam_planted_smoke(tmp_path):
     assert "## grid" in (tmp_path / "tables.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make gpu measures")
-def test_without_a_gpu_the_runner_says_what_it_skips():
-    printed = run(FOLDER / "__main__.py", "--device", "cuda")
-    assert "no CUDA device here" in printed
-    assert "attention" in printed
-    assert "proxy" in printed
-
-
 @pytest.mark.slow
 def test_decode_benchmark_smoke(tmp_path):
     text = run(FOLDER / "decode.py", "--smoke", "--out", str(tmp_path))
@@ -170,3 +281,38 @@ def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
     assert set(found["share"]) == {"one mask", "leave one out"}
     assert all(0 < share["median"] < 100 for share in found["share"].values())
     assert "| leave one out |" in printed
+
+
+@pytest.mark.slow
+def test_attention_benchmark_smoke(tmp_path):
+    text = run(FOLDER / "attention.py", "--smoke", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "attention.json").read_text(encoding="utf-8"))
+    assert {"machine", "load", "versions", "seconds", "rows"} <= set(found["kernels"])
+    assert len(found["kernels"]["rows"]) == 2 * 10 * 2
+    assert [row["length"] for row in found["models"]["rows"]] == [64, 64, 128]
+    assert all(
+        row["error"] < 1e-5
+        for cell in found["kernels"]["rows"]
+        for row in cell["backends"].values()
+    )
+    assert "| what | goal |" in text
+    assert (tmp_path / "attention.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_proxy_benchmark_smoke(tmp_path):
+    parts = ["sizes"]
+    if importlib.util.find_spec("accelerate") is not None:  # transformers' Trainer needs it
+        parts += ["pretrain", "finetune", "scores"]
+    run(FOLDER / "proxy.py", *parts, "--smoke", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "proxy.json").read_text(encoding="utf-8"))
+    assert {"machine", "load", "versions", "seconds"} <= set(found["sizes"])
+    assert 0 < found["sizes"]["nano"]["share_of_matrix_product"] < 1
+    assert "unknown part speed; known: pretrain" in run(FOLDER / "proxy.py", "speed", code=2)
+    if len(parts) == 1:
+        return
+    for mask in ("dense", "star"):
+        assert set(found["pretrain"][mask]["tokens_per_second"]) == {"own", "trainer"}
+    assert found["finetune"]["ratio_to_padded"] > 0
+    for values in found["scores"]["accuracy"].values():
+        assert all(0 <= value <= 1 for value in values)

@@ -69,11 +69,3 @@ def test_recorded_curves_are_read(script):
     found = script.recorded(place, "loss")
     assert len({mask for mask, *_ in found}) == 24
     assert sorted({budget for *_, budget, _, _ in found}) == [3, 6, 12, 25, 50, 100, 200, 400]
-
-
-def test_a_folder_without_runs_is_a_mistake(script, monkeypatch, capsys, tmp_path):
-    words = ["card.py", "--runs", str(tmp_path), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit):
-        script.main()
-    assert "holds no finished run" in capsys.readouterr().err

@@ -202,13 +202,6 @@ def test_lines_of_a_running_search_mark_them(record):
     assert "front 1 (new)  best so far" in bright
 
 
-def test_side_values_are_no_figures_of_a_record(record):
-    text = repr(record(0, None, values=DULL, status="done"))
-    assert "RTE 0.55" in text
-    assert "/majority" not in text
-    assert "/low" not in text
-
-
 def test_a_study_without_constant_answers_says_nothing_of_them(record):
     records = [record(0, 0.4), record(1, 0.6, masks.window(2))]
     told = result_of([Section({"tpe": records}, GOALS)], title="t")["sections"][0]

@@ -129,7 +129,3 @@ def test_install_lines_name_what_there_is():
     )
     assert "masksearch" in project["scripts"]
     assert project["requires-python"].removeprefix(">=") in TEXT
-
-
-def test_it_is_short():
-    assert len(TEXT.splitlines()) <= 150

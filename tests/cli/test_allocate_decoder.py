@@ -89,14 +89,3 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     native = json.loads((tmp_path / "run" / "native.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(place / "model")
     assert native["layer_types"] == ms.to_native(model, plan.mask).config.layer_types
-
-
-def test_mistakes_are_one_line(allocate, tmp_path):
-    words = ("model", "text", "--length", 24, "--run", tmp_path / "run")
-    for further, problem in [
-        (("--budget", 1.5), r"a budget is a share of the dense cache, in (0, 1]; got [1.5]"),
-        (("--budget", 0.5, "--unit", "block"), r"'block'"),
-    ]:
-        code, _, err = allocate(*words, *further)
-        assert (code, err.count("\n")) == (2, 1), err
-        assert problem in err

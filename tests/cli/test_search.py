@@ -185,15 +185,6 @@ def test_edited_space_is_refused(monkeypatch, capsys, tmp_path, job):
     assert len(ms.Study(folder).records()) == 3
 
 
-def test_options_of_ray_need_ray(monkeypatch, capsys, tmp_path, job):
-    words = [*job, "--run", tmp_path / "run"]
-    code, _, err = run(monkeypatch, capsys, *words, "--gpus", 0.5)
-    assert (code, err) == (2, "error: --gpus belongs to --executor ray\n")
-    code, _, err = run(monkeypatch, capsys, *words, "--executor", "rey")
-    assert code == 2
-    assert "unknown executor 'rey'; did you mean 'ray'?" in err
-
-
 @pytest.mark.slow  # continuous integration runs it
 def test_halving_ends_trials_early(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
@@ -290,7 +281,3 @@ def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path,
     assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]
     assert all(record.values["memory"] > 0 for record in study.frontier())
     assert "memory" in out
-    code, _, err = run(
-        monkeypatch, capsys, *job, "--run", tmp_path / "x", "--set", "cost.length=256"
-    )
-    assert (code, err) == (2, "error: --set cost.length needs --latency or --memory\n")

@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-import masksearch as ms
 import masksearch.loggers.console as module
 from masksearch import masks, progress
 from masksearch.contracts import Evaluate, Objective, Record
@@ -179,9 +178,3 @@ def test_inside_a_watcher_there_is_one_display(clock):
             bar(Step(number, 1.5, 8), config)
             clock[0] += 2
     assert len(plain.file.getvalue().splitlines()) == 1
-
-
-def test_another_kind_of_progress_is_refused(tmp_path):
-    space = lambda trial: masks.window(trial.suggest_int("reach", 1, 2))  # noqa: E731
-    with pytest.raises(ms.UnknownNameError, match="unknown progress 'bar'"):
-        ms.search(space, ms.PlantedEvaluator(steps=1), run=tmp_path, trials=1, progress="bar")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import tokens
 
 from masksearch import attach, masks, open_pretrained
 from masksearch.contracts import Shape
@@ -44,10 +45,6 @@ SAVED = {  # name -> class, configuration, layers with weights of their own, pos
     "albert": (hf.AlbertForMaskedLM, hf.AlbertConfig(**NARROW), 1, 20),
     "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(**MODERN), 2, 20),
 }
-
-
-def tokens(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
 
 
 def saved(folder: Path, name: str = "bert", maker: type | None = None) -> hf.PreTrainedModel:

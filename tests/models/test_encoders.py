@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 import torch
+from tiny_encoders import SMALL, same, tokens, weights
 
 from masksearch import attach, masks
-from masksearch.errors import UnknownNameError
 from masksearch.gates.sparsebert import published_rate
 from masksearch.models.encoders import (
     ARCHITECTURES,
@@ -15,20 +15,6 @@ from masksearch.models.encoders import (
     find_size,
     initial_spread,
 )
-
-SMALL = "2x32x4"
-
-
-def tokens(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
-
-
-def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -45,13 +31,6 @@ def test_weights_follow_the_seed_and_nothing_else(architecture):
     torch.set_rng_state(state)
 
 
-def test_unknown_size_gives_the_nearest():
-    with pytest.raises(UnknownNameError, match="unknown model size 'tinny'; did you mean 'tiny'"):
-        find_size("tinny")
-    with pytest.raises(UnknownNameError):
-        encoder("huge", 40, 16, seed=0)
-
-
 def test_a_size_of_ones_own_is_taken_as_text_mapping_or_object():
     given = ["4x128x4", "4 x 128 x 4", {"layers": 4, "width": 128, "heads": 4}]
     found = [find_size(size) for size in given]
@@ -63,25 +42,28 @@ def test_a_size_of_ones_own_is_taken_as_text_mapping_or_object():
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "changed", "said"),
     [
-        ("4x130x4", "multiple of its heads, got width 130 with 4 heads; 128 or 132 is"),
-        ("2x3x4", "got width 3 with 4 heads; 4 is"),
-        ("0x128x4", "layers of a model is a whole number of at least 1, got 0"),
-        ("4x128", "unknown model size '4x128'.*layers x width x heads such as 4x128x4"),
-        ({"layers": 4, "width": 128}, '"heads": 4}, got'),
-        ({"layers": 4, "width": 128.0, "heads": 4}, "width of a model is a whole .* got 128.0"),
-        (4, "a model size is a name, .* got 4"),
+        ("tinny", {}, "unknown model size 'tinny'; did you mean 'tiny'"),
+        ("4x130x4", {}, "multiple of its heads, got width 130 with 4 heads; 128 or 132 is"),
+        ("2x3x4", {}, "got width 3 with 4 heads; 4 is"),
+        ("0x128x4", {}, "layers of a model is a whole number of at least 1, got 0"),
+        ("4x128", {}, "unknown model size '4x128'.*layers x width x heads such as 4x128x4"),
+        ({"layers": 4, "width": 128}, {}, '"heads": 4}, got'),
+        (
+            {"layers": 4, "width": 128.0, "heads": 4},
+            {},
+            "width of a model is a whole .* got 128.0",
+        ),
+        (4, {}, "a model size is a name, .* got 4"),
+        ("1x6x2", {"architecture": "modernbert"}, r"even number wide .* got 3 in 1x6x2"),
+        (SMALL, {"architecture": "robert"}, "unknown architecture 'robert'; did you mean"),
+        (SMALL, {"pad": 40}, r"pad must be a token id in 0\.\.39, got 40"),
     ],
 )
-def test_an_impossible_size_is_refused(size, said):
+def test_an_impossible_encoder_is_refused(size, changed, said):
     with pytest.raises(ValueError, match=said):
-        find_size(size)
-
-
-def test_rotary_positions_need_an_even_width_of_a_head():
-    with pytest.raises(ValueError, match=r"even number wide .* got 3 in 1x6x2"):
-        encoder("1x6x2", 40, 16, seed=0, architecture="modernbert")
+        encoder(size, 40, 16, seed=0, **changed)
 
 
 # -- other architectures -----------------------------------------------------------------------
@@ -146,13 +128,6 @@ def test_no_gradient_crosses_a_masked_edge(architecture):
         )
         crossed = grad[0].abs().amax(-1) > 0
         assert crossed.tolist() == [abs(query - key) < 4 for key in range(12)]
-
-
-def test_unknown_architecture_and_pad():
-    with pytest.raises(UnknownNameError, match="unknown architecture 'robert'; did you mean"):
-        encoder(SMALL, 40, 16, seed=0, architecture="robert")
-    with pytest.raises(ValueError, match=r"pad must be a token id in 0\.\.39, got 40"):
-        encoder(SMALL, 40, 16, seed=0, pad=40)
 
 
 def test_sparsebert_is_bert_base_as_published():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
+from tiny_encoders import SMALL, same, tokens, weights
 
 from masksearch import attach, masks
 from masksearch.models.encoders import (
@@ -18,8 +19,6 @@ from masksearch.models.encoders import (
     encoder,
 )
 from masksearch.models.pretrained import TunedHead
-
-SMALL = "2x32x4"
 
 
 def albert() -> hf.PreTrainedModel:
@@ -67,18 +66,6 @@ HEADS = {
     "span": lambda body, seed: SpanPredictor(body, seed=seed),
     "choice": lambda body, seed: ChoiceScorer(body, seed=seed),
 }
-
-
-def tokens(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
-
-
-def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def batch(head: str) -> dict[str, torch.Tensor]:

@@ -272,13 +272,6 @@ def test_tokenizer_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         load(folder, tokenizer="masksearch/nothing")
 
 
-def test_rows_lie_in_the_mapped_file(folder: Path) -> None:
-    parts: Any = (load(folder).train, load(folder).held_out)
-    for part in parts:
-        assert part.body.dtype == "uint8"
-        assert not part.body.flags.owndata
-
-
 def test_a_cache_that_cannot_be_written_is_refused(folder: Path) -> None:
     blocked = folder.parent / "file"
     blocked.write_text("")
