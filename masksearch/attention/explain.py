@@ -154,7 +154,7 @@ def explain(
 
 def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
     """Lengths that the model has been run at, else the only one that its masks have."""
-    run = {n for state in states if state.lowered is not None for n in state.lowered.lengths()}
+    run = {n for state in states if state.lowered is not None for n in state.lowered.lowered}
     own = {state.mask.length for state in states if isinstance(state.mask, Mask)}
     if found := run or {size for size in own if size is not None}:
         return sorted(found)

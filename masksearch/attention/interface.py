@@ -36,7 +36,6 @@ from transformers.masking_utils import (
 
 from masksearch.attention.call import AttentionCall
 from masksearch.attention.kernels.choose import compute
-from masksearch.attention.kernels.plan import asks_gradient
 from masksearch.attention.layer import (
     POSITIONS,
     STATE,
@@ -165,7 +164,9 @@ def sparse_attention(
     state.fallback = why_only_sdpa(state, call, causal, rest)
     if state.fallback:
         return None
-    size, trains = fixed(length), asks_gradient(call.query, call.key, call.value)
+    states: tuple[Tensor, ...] = (call.query, call.key, call.value)
+    trains = torch.is_grad_enabled() and any(each.requires_grad for each in states)
+    size = fixed(length)
     backend = lowered.in_graph("sparse_backend", size, device, trains)
     if not backend:
         return None
@@ -180,7 +181,6 @@ def sparse_attention(
         return None
     if call.dropout > 0 and backend == "flex":
         backend, state.fallback = "gather", "FlexAttention has no dropout: block gather computes"
-    states: tuple[Tensor, ...] = (call.query, call.key, call.value)
     padding = None if call.visible is None else call.visible.flatten(1)
     if not compiling:
         plan = lowered.plan(backend, size, device)

@@ -63,7 +63,7 @@ class LayerMask:
 
     Attributes:
         given: The mask as it was given; `mask` is its corner where it has only one length.
-        lowered: (length, what, ..) -> table, choice or plan of the last lengths.
+        lowered: Length -> (what, ..) -> table, choice or plan, of the last lengths.
         key: Its name in `SOURCES`, by which a graph finds it.
     """
 
@@ -80,7 +80,7 @@ class LayerMask:
         self.mask = mask if mask.length is None else Cropped(mask, mask.length)
         self.backend, self.head_dim, self.plain = backend, head_dim, plain
         self.by_length = depends_on_length(self.mask)
-        self.lowered: dict[tuple[Any, ...], Any] = {}
+        self.lowered: dict[int, dict[tuple[Any, ...], Any]] = {}
         self.key = str(next(NUMBERS))
         SOURCES[self.key] = self
         self.in_graph = graph_function(self.key)
@@ -97,21 +97,16 @@ class LayerMask:
         does so in one thread: torch.export and its fake tensors, inference mode, torch.func,
         torch.jit.trace, a default device. In a new thread there is none of it.
         """
-        key = (length, *what)
-        if key not in self.lowered:
+        known = self.lowered.get(length, {})
+        if what not in known:
             refuse_longer(self.given, length, self.where)
             with ThreadPoolExecutor(1) as pool:
-                made = pool.submit(make).result()
-            others = list(dict.fromkeys(n for n, *_ in self.lowered if n != length))
-            for old in others[: max(0, len(others) + 1 - LENGTHS)]:
-                self.lowered = {k: v for k, v in self.lowered.items() if k[0] != old}
-            self.lowered[key] = made
-        found: T = self.lowered[key]
+                known[what] = pool.submit(make).result()
+            self.lowered[length] = known
+            if len(self.lowered) > LENGTHS:
+                del self.lowered[next(iter(self.lowered))]
+        found: T = known[what]
         return found
-
-    def lengths(self) -> set[int]:
-        """Lengths that something was lowered at."""
-        return {length for length, *_ in self.lowered}
 
     def table(self, length: int, device: torch.device) -> Tensor | None:
         """Bool `[1, heads | 1, n, n]`, or None where everything is kept.
@@ -123,14 +118,22 @@ class LayerMask:
 
         def make() -> Tensor | None:
             self.refuse_empty_rows(length)
-            return self.cells(length, device)
+            table = self.mask.dense(length)[0]
+            return None if table.all() else table[None].to(device)
 
         return self.lower(make, length, "table", device)
 
-    def cells(self, length: int, device: torch.device) -> Tensor | None:
-        """A new table, whose rows nobody has looked at; None where everything is kept."""
-        table = self.mask.dense(length)[0]
-        return None if table.all() else table[None].to(device)
+    def cells(self, query: Tensor, key: Tensor, length: int) -> Tensor:
+        """Those of some queries and keys, bool `[1, heads | 1, queries, keys]`.
+
+        Args:
+            query: int64 `[queries, 1]`, positions.
+            key: int64 `[1, keys]`, likewise.
+            length: Positions of the whole.
+        """
+        heads = range(self.mask.heads or 1)
+        found = [self.mask.allows(Points(query, key, length, 0, head)) for head in heads]
+        return torch.stack([one.expand(len(query), key.shape[1]) for one in found])[None]
 
     def refuse_empty_rows(self, length: int) -> None:
         """Raises EmptyRowError where a query keeps no key, without a table of all cells."""
@@ -150,14 +153,8 @@ class LayerMask:
                 f"{empty.numel()}); add for example masks.window(0), the diagonal"
             )
 
-    def choice(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
-        """What computes a self-attention call over whole sequences of that length."""
-        return self.lower(
-            lambda: self.choose(length, device, trains), length, "choice", device, trains
-        )
-
     def choose(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
-        """The same, remembering nothing."""
+        """What computes a self-attention call over whole sequences of that length."""
         refuse_longer(self.given, length, self.where)
         asked: dict[str, Any] = {
             "head_dim": self.head_dim,
@@ -177,7 +174,8 @@ class LayerMask:
 
     def sparse_backend(self, length: int, device: torch.device, trains: bool) -> str:
         """`"gather"` or `"flex"` where such a call is computed by it, else empty."""
-        backend = self.choice(length, device, trains).backend
+        asked = (length, device, trains)
+        backend = self.lower(lambda: self.choose(*asked), length, "choice", *asked).backend
         return backend if backend in ("gather", "flex") else ""
 
     def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:
@@ -202,23 +200,27 @@ class LayerMask:
     def corner(
         self, length: int, device: torch.device, start: int, stop: int, keys: int
     ) -> Tensor | None:
-        """The table for cross-attention, of which only those queries and keys are judged."""
-        table = self.lower(lambda: self.cells(length, device), length, "cells", device)
-        if table is not None:
-            judged = (length, "judged", start, stop, keys)
-            self.lower(lambda: self.judge_corner(table, start, stop, keys), *judged)
-        return table
+        """The cells of a cross-attention call, `[1, heads | 1, stop - start, keys]`; None = all.
 
-    def judge_corner(self, table: Tensor, start: int, stop: int, keys: int) -> None:
-        """Refuses empty rows of a corner of a table `[1, heads | 1, n, n]`."""
-        empty = ~table[0, :, start:stop, :keys].any(-1)
-        if empty.any():
-            head, row = (int(index) for index in empty.nonzero()[0])
-            raise EmptyRowError(
-                f"{self.where}, head {head}: query {start + row} keeps none of the {keys} keys of "
-                "the encoder; rows are the decoder's positions, columns the encoder's: add for "
-                "example masks.global_tokens(1)"
+        Raises:
+            EmptyRowError: If one of those queries keeps none of those keys.
+        """
+
+        def make() -> Tensor | None:
+            table = self.cells(
+                torch.arange(start, stop)[:, None], torch.arange(keys)[None], length
             )
+            empty = ~table[0].any(-1)
+            if empty.any():
+                head, row = (int(index) for index in empty.nonzero()[0])
+                raise EmptyRowError(
+                    f"{self.where}, head {head}: query {start + row} keeps none of the {keys} "
+                    "keys of the encoder; rows are the decoder's positions, columns the "
+                    "encoder's: add for example masks.global_tokens(1)"
+                )
+            return None if table.all() else table.to(device)
+
+        return self.lower(make, length, "corner", device, start, stop, keys)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("causal", "where", "backend", "head_dim", "plain")
@@ -488,13 +490,10 @@ class LayerState:
             AttachError: If the model's mask has another number of positions.
         """
         assert self.lowered is not None
-        mask, length = self.lowered.mask, int(held[-1]) + 1
+        length = int(held[-1]) + 1
         held = held if visible is None else held.to(visible.device)
         query, key = held[-queries:, None], held[None]
-        heads = range(mask.heads or 1)
-        cells = [mask.allows(Points(query, key, length, 0, head)) for head in heads]
-        kept = torch.stack([one.expand(queries, len(held)) for one in cells])[None]
-        kept = kept & (key <= query)
+        kept = self.lowered.cells(query, key, length) & (key <= query)
         if (empty := ~kept.any(-1)).any():
             _, head, row = (int(index) for index in empty.nonzero()[0])
             raise EmptyRowError(
@@ -526,4 +525,4 @@ class LayerState:
             )
         numbers = (fixed(length), device, fixed(start), fixed(start + queries), fixed(keys))
         corner: Tensor | None = lowered.in_graph("corner", *numbers)
-        return None if corner is None else corner[:, :, start : start + queries, :keys]
+        return corner

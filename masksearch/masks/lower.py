@@ -190,24 +190,10 @@ def block_view(mask: Mask, length: int, block: int) -> Tensor:
     return tile_counts(mask, length, block) > 0
 
 
-@dataclass(frozen=True, eq=False)
-class DistinctTiles:
-    """The tiles of one layer and head, each kind once.
-
-    Args:
-        index: int64 `[ceil(n / block), ceil(n / block)]`, which of `patterns` each tile is.
-        patterns: bool `[distinct, block, block]`, no two equal; the first keeps nothing. Cells
-            beyond the end of the table are False.
-    """
-
-    index: Tensor
-    patterns: Tensor
-
-
 def distinct_tiles(
     mask: Mask, length: int, block: int, layer: int = 0, head: int = 0
-) -> DistinctTiles:
-    """The distinct tiles of one layer and head.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tiles of one layer and head, each kind once.
 
     Args:
         mask: Any mask.
@@ -216,12 +202,15 @@ def distinct_tiles(
         layer: Layer; any where the mask tells none apart.
         head: Head; likewise.
 
+    Returns:
+        int64 `[ceil(n / block), ceil(n / block)]`, which pattern each tile is; and the patterns,
+        bool `[distinct, block, block]`, no two equal. The first keeps nothing. Cells beyond the
+        end of the table are False.
+
     Raises:
         LengthError: If the mask has another length.
-        ValueError: If `length` or `block` is less than 1.
+        ValueError: If `length` is less than 1.
     """
-    if block < 1:
-        raise ValueError(f"block must be at least 1 position, got {block}")
     tiles = -(-length // block)
     numbers = {bytes(block * -(-block // 8)): 0}  # by a tile's cells as bits; the empty one first
     index = []
@@ -232,7 +221,7 @@ def distinct_tiles(
         index.append([numbers.setdefault(tile.tobytes(), len(numbers)) for tile in packed])
     bits = np.frombuffer(b"".join(numbers), dtype=np.uint8).reshape(len(numbers), block, -1)
     patterns = np.unpackbits(bits, axis=2, count=block).astype(bool)
-    return DistinctTiles(torch.tensor(index), torch.from_numpy(patterns))
+    return np.array(index), patterns
 
 
 def flex_block_mask(mask: Mask, length: int, block: int = 128, device: str = "cpu") -> BlockMask:

@@ -35,7 +35,6 @@ from torch import Tensor
 
 from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
-from masksearch.errors import check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts
 
@@ -90,10 +89,8 @@ def choose(
             keeps everything is plain SDPA whatever was asked for.
 
     Raises:
-        UnknownNameError: If `requested` is no backend.
         LengthError: If the mask has another length.
     """
-    check_name("backend", str(requested), REQUESTS)
     counts = tile_counts(mask, length, BLOCK)[0]
     cells = counts.shape[0] * length * length
     kept = int(counts.sum())
@@ -226,11 +223,7 @@ def attention_backward(
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attention` in query, key and value."""
-    given = (
-        query.detach().requires_grad_(),
-        key.detach().requires_grad_(),
-        value.detach().requires_grad_(),
-    )
+    given = [states.detach().requires_grad_() for states in (query, key, value)]
     plan = SOURCES[name].plan(backend, query.shape[2], query.device)
     # operators run below autograd, which is needed here once more
     with (

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from masksearch.attention.kernels.plan import asks_gradient, check_states
+from masksearch.attention.kernels.plan import check_states
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import Predicate, block_mask_of, tile_counts
-from masksearch.masks.tables import layer_of
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -37,20 +36,16 @@ class FlexPlan:
     """What FlexAttention computes for one layer. Build it once for many calls.
 
     Args:
-        mask: The mask.
         length: Positions.
         block: Side of a block, in positions.
-        layer: Layer of a mask that tells layers apart.
         partial: bool `[heads, nb, nb]`, blocks kept in part; one head serves any number.
         whole: bool of the same shape, blocks kept whole.
-        predicate: The layer's `mask_mod`.
+        predicate: The mask's `mask_mod`.
         blocks: The block mask where no key is padding.
     """
 
-    mask: Mask
     length: int
     block: int
-    layer: int
     partial: Tensor
     whole: Tensor
     predicate: Predicate
@@ -58,46 +53,34 @@ class FlexPlan:
 
     @staticmethod
     def of_mask(
-        mask: Mask,
-        length: int,
-        block: int = 64,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
+        mask: Mask, length: int, block: int = 64, device: torch.device | str = "cpu"
     ) -> FlexPlan:
-        """Plans one layer of a mask, from its tiles; no n x n tensor is made.
+        """Plans the mask of one layer, from its tiles; no n x n tensor is made.
 
         Args:
-            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
-                with a bool mask in `scaled_dot_product_attention`.
+            mask: A mask that does not tell layers apart. Rows that keep no key are not refused
+                here: their output is 0, as with a bool mask in `scaled_dot_product_attention`.
             length: Positions; the last block may be ragged.
             block: Side of a block, in positions (>= 1); on CUDA rounded up to a multiple of 128,
                 because FlexAttention refuses finer blocks than its kernels take at a time.
-            layer: Layer of a mask that tells layers apart.
             device: Where the plan lies.
 
         Raises:
-            LengthError: If the mask has another length.
-            ValueError: If `block` or `length` is less than 1, or there is no such layer.
+            LengthError, LayerCountError: If the mask has another length, or tells layers apart.
+            ValueError: If `block` or `length` is less than 1.
         """
         block = block_on(device, block)
-        single = layer_of(mask, layer)
-        counts = tile_counts(single, length, block)[0].to(device)
+        counts = tile_counts(mask, length, block)[0].to(device)
         whole = counts == block * block
         partial = (counts > 0) & ~whole
-        predicate = single.mask_mod(length)
+        predicate = mask.mask_mod(length)
         blocks = block_mask_of(partial, whole, length, block, predicate)
-        return FlexPlan(mask, length, block, layer, partial, whole, predicate, blocks)
+        return FlexPlan(length, block, partial, whole, predicate, blocks)
 
     @property
     def heads(self) -> int:
         """Heads that the plan tells apart; 1 serves any number."""
         return self.partial.shape[0]
-
-    def to(self, device: torch.device | str) -> FlexPlan:
-        """The plan on another device."""
-        if torch.device(device) == self.partial.device:
-            return self
-        return FlexPlan.of_mask(self.mask, self.length, self.block, self.layer, device)
 
     def padded(self, visible: Tensor) -> BlockMask:
         """The block mask where some keys are padding.
@@ -114,13 +97,6 @@ class FlexPlan:
         partial = self.partial | (self.whole & ~clean)
         predicate = with_padding(self.predicate, visible.to(torch.int8))
         return block_mask_of(partial, whole, self.length, self.block, predicate)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FlexPlan:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        where = (self.mask, self.length, self.block, self.layer, str(self.partial.device))
-        return FlexPlan.of_mask, where
 
 
 def block_on(device: torch.device | str, block: int) -> int:
@@ -164,31 +140,24 @@ def flex_attention_under(
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
-        NotImplementedError: If a gradient is asked for on the CPU, or in a type that
-            FlexAttention does not compute there.
+        NotImplementedError: If FlexAttention does not compute the type on the CPU.
         ValueError: If `visible` has another shape or type, or lies on another device.
     """
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    check_states(query, key, value, plan, visible)
+    check_states(query, key, value, visible, plan.length, plan.heads)
     if plan.partial.device != query.device:
         raise ValueError(
             f"the plan lies on {plan.partial.device}, the queries on {query.device}; "
-            "move it with plan.to(device)"
+            "plan the mask where they lie: FlexPlan.of_mask(.., device=..)"
         )
-    if kind == "cpu":
-        if asks_gradient(query, key, value):
-            raise NotImplementedError(
-                "FlexAttention has no backward on the CPU; train with the backend 'gather', or "
-                "compute without a gradient under torch.no_grad()"
-            )
-        if query.dtype not in CPU_TYPES:
-            raise NotImplementedError(
-                f"FlexAttention computes float32, bfloat16 and float16 on the CPU, got "
-                f"{query.dtype}; take the backend 'gather'"
-            )
+    if kind == "cpu" and query.dtype not in CPU_TYPES:
+        raise NotImplementedError(
+            f"FlexAttention computes float32, bfloat16 and float16 on the CPU, got "
+            f"{query.dtype}; take the backend 'gather'"
+        )
     blocks = plan.blocks
     if visible is not None:
         blocks = plan.padded(visible.to(query.device))

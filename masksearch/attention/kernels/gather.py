@@ -67,7 +67,7 @@ def gather_attention(
         LengthError, HeadCountError: If the plan is of another length or number of heads.
         ValueError: If `visible` has another type or shape.
     """
-    check_states(query, key, value, plan, visible)
+    check_states(query, key, value, visible, plan.length, plan.heads)
     batch, heads, length, head_dim = query.shape
     kind = query.device.type
     if torch.is_autocast_enabled(kind):

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class GatherPlan:
         block: Side of the tiles that the plan was made from, in positions.
         unit: Positions that are gathered together; divides the block.
         bundles: The work. Queries that keep no key at all may be in none.
-        kept: Its parts for some shapes of the states; not copied or pickled with the plan.
+        kept: Its parts for some shapes of the states.
     """
 
     length: int
@@ -62,9 +62,6 @@ class GatherPlan:
     kept: dict[Any, list[GatherPart]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return GatherPlan, (self.length, self.heads, self.block, self.unit, self.bundles)
 
     @staticmethod
     def of_mask(mask: Mask, length: int, block: int = 64, layer: int = 0) -> GatherPlan:
@@ -86,7 +83,7 @@ class GatherPlan:
         planner = Planner(block)
         for head in range(mask.heads or 1):
             tiles = distinct_tiles(mask, length, block, layer if mask.layers else 0, head)
-            planner.add(tiles.index.numpy(), tiles.patterns.numpy(), head)
+            planner.add(*tiles, head)
         return GatherPlan(length, mask.heads or 1, block, planner.unit, tuple(planner.bundles()))
 
     @property
@@ -461,40 +458,31 @@ def cut_parts(
 
 
 # -- what is given with a plan -----------------------------------------------------------------
-class KernelPlan(Protocol):
-    """What a kernel computes for one layer."""
-
-    @property
-    def length(self) -> int:
-        """Positions."""
-
-    @property
-    def heads(self) -> int:
-        """Heads that the plan tells apart; 1 serves any number."""
-
-
-def asks_gradient(*states: Tensor) -> bool:
-    """Whether a call on these states will be gone backward through."""
-    return torch.is_grad_enabled() and any(each.requires_grad for each in states)
-
-
 def check_states(
-    query: Tensor, key: Tensor, value: Tensor, plan: KernelPlan, visible: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, planned: int, told: int
 ) -> None:
-    """Refuses states that do not fit the plan; arguments as in `gather_attention`.
+    """Refuses states that do not fit a plan; the first arguments as in `gather_attention`.
+
+    Args:
+        query: Queries.
+        key: Keys.
+        value: Values.
+        visible: Keys that may be attended.
+        planned: Positions of the plan.
+        told: Heads that it tells apart.
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
         ValueError: If `visible` has another type or shape.
     """
     batch, heads, length, _ = query.shape
-    if length != plan.length or key.shape[2] != length or key.shape != value.shape:
+    if length != planned or key.shape[2] != length or key.shape != value.shape:
         raise LengthError(
-            f"the plan holds {plan.length} positions of queries and keys, got queries "
+            f"the plan holds {planned} positions of queries and keys, got queries "
             f"{list(query.shape)} and keys {list(key.shape)}; plan the mask at that length"
         )
-    if plan.heads not in (1, heads):
-        raise HeadCountError(f"the plan has {plan.heads} heads, the queries have {heads}")
+    if told not in (1, heads):
+        raise HeadCountError(f"the plan has {told} heads, the queries have {heads}")
     if heads % key.shape[1]:
         raise HeadCountError(
             f"{heads} query heads cannot share {key.shape[1]} KV heads; the number of query "

@@ -11,7 +11,7 @@ from mask_trees import sized_trees
 
 from masksearch import masks
 from masksearch.attention.kernels.choose import choose, choose_on_cpu, gather_pays_from
-from masksearch.errors import LengthError, UnknownNameError
+from masksearch.errors import LengthError
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
@@ -91,9 +91,7 @@ def test_flex_that_cannot_train_says_so():
     assert "no backward" not in on_cuda.reason
 
 
-def test_unknown_backends_and_other_lengths_are_refused():
-    with pytest.raises(UnknownNameError, match="unknown backend 'gathr'; did you mean 'gather'"):
-        chosen(masks.full(), 8, requested="gathr")
+def test_other_lengths_are_refused():
     with pytest.raises(LengthError):
         chosen(masks.table(torch.ones(8, 8, dtype=torch.bool)), 16)
 

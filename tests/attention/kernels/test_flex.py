@@ -1,8 +1,5 @@
 """FlexAttention under a mask equals SDPA with that mask; what it cannot do, it says."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,35 +139,11 @@ def test_ragged_blocks_are_never_whole():
     plan = FlexPlan.of_mask(masks.full(), 150, block=64)
     assert plan.whole.int().tolist() == [[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]
     assert (plan.whole | plan.partial).all()
-    assert int((plan.partial | plan.whole).sum()) == 9
 
 
 def test_blocks_on_cuda_are_as_large_as_its_kernels():
     assert [block_on("cuda:0", block) for block in (16, 64, 128, 192)] == [128, 128, 128, 256]
     assert block_on("cpu", 64) == 64
-
-
-def test_a_plan_takes_one_layer():
-    mask = masks.per_layer([masks.full(), masks.blocks(8)])
-    for layer, computed in enumerate((4, 2)):
-        plan = FlexPlan.of_mask(mask, 16, 8, layer=layer)
-        assert int((plan.partial | plan.whole).sum()) == computed
-
-
-def test_plans_are_copied_and_pickled():
-    plan = FlexPlan.of_mask(masks.per_head([masks.window(3), masks.star()]), 40, 16)
-    assert copy.deepcopy(plan) is plan
-    back = pickle.loads(pickle.dumps(plan))
-    assert (back.mask, back.length, back.heads) == (plan.mask, 40, 2)
-    assert torch.equal(back.partial, plan.partial)
-    assert plan.to("cpu") is plan
-
-
-def test_gradients_on_the_cpu_are_refused():
-    query, key, value = states(64)
-    plan = FlexPlan.of_mask(masks.window(3), 64)
-    with pytest.raises(NotImplementedError, match=r"no backward on the CPU.*'gather'.*no_grad"):
-        flex_attention_under(query.requires_grad_(), key, value, plan, scaling=1.0)
 
 
 def test_other_types_are_refused_on_the_cpu():

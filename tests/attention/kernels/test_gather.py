@@ -1,8 +1,5 @@
 """Block-gather attention equals dense attention with the same mask, gradients included."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,7 +206,7 @@ def test_pieces_of_few_keys_equal_dense_in_each_type_without_a_gradient():
         torch.testing.assert_close(mine.double(), dense, rtol=error, atol=error)
 
 
-def test_a_plan_keeps_its_parts_for_few_shapes_and_copies_go_without():
+def test_a_plan_keeps_its_parts_for_few_shapes():
     mask = masks.per_head([masks.window(5), masks.random_keys(1, 0)])
     plan = GatherPlan.of_mask(mask, 150, block=16)
 
@@ -225,10 +222,9 @@ def test_a_plan_keeps_its_parts_for_few_shapes_and_copies_go_without():
     for batch in (1, 2, 3, 4, 5):
         check(plan, mask.dense(150, 1, 2)[0], batch=batch)
     assert len(plan.kept) <= planning.SHAPES
-    for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan)), plan.to("cpu")):
-        assert not copied.kept
-        assert (copied.length, copied.heads, copied.block, copied.unit) == (150, 2, 16, 16)
-        check(copied, mask.dense(150, 1, 2)[0])
+    moved = plan.to("cpu")
+    assert not moved.kept
+    check(moved, mask.dense(150, 1, 2)[0])
 
 
 def test_transposed_inputs_and_checkpointing_change_nothing():
