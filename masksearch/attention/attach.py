@@ -82,11 +82,6 @@ class Attachment:
     token_masks: list[tuple[list[TokenMask], nn.Module]] = field(default_factory=list)
     hooks: list[Any] = field(default_factory=list)
 
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The attention modules."""
-        return list(self.states)
-
 
 def attach(
     model: nn.Module,

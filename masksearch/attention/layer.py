@@ -174,8 +174,10 @@ class LayerMask:
 
     def sparse_backend(self, length: int, device: torch.device, trains: bool) -> str:
         """`"gather"` or `"flex"` where such a call is computed by it, else empty."""
-        asked = (length, device, trains)
-        backend = self.lower(lambda: self.choose(*asked), length, "choice", *asked).backend
+        choice = self.lower(
+            lambda: self.choose(length, device, trains), length, "choice", device, trains
+        )
+        backend = choice.backend
         return backend if backend in ("gather", "flex") else ""
 
     def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:

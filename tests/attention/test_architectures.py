@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.kernels import choose as kernels
-from masksearch.errors import AttachError
+from masksearch.errors import AttachError, HeadCountError, LayerCountError
 
 BESIDE = masks.shifts([-1, 2]) | masks.global_tokens(1)  # without most of the diagonal
 MIXED = masks.per_head([masks.window(1), masks.star(), BESIDE, masks.stride(3)])
@@ -166,6 +166,48 @@ def test_gates_learn_on_the_edges_they_should(at: Architecture, form: str):
     assert not found[~seen.expand_as(found)].any()
     dropped = ~kept & seen
     assert found[dropped].all() if form == "flip" else not found[dropped].any()
+
+
+# -- on and off ---------------------------------------------------------------------------------
+@every
+def test_attaching_again_replaces_and_detach_restores(at: Architecture):
+    model, given = at.made(), at.inputs(PADDED)
+    before, keys = at.run(model, given), list(model.state_dict())
+    assert ms.attach(model, MIXED, part=at.part) is model
+    masked = at.run(model, given)
+    assert not torch.allclose(masked, before, atol=1e-3)
+    assert list(model.state_dict()) == keys
+    with pytest.raises(HeadCountError, match="the mask has 3 heads, asked for 4"):
+        ms.attach(model, masks.per_head([masks.full()] * 3), part=at.part)
+    with pytest.raises(LayerCountError, match="the mask has 5 layers, asked for"):
+        ms.attach(model, masks.per_layer([masks.full()] * 5), part=at.part)
+    assert torch.equal(at.run(model, given), masked)  # a refused mask leaves the earlier one
+    alone = at.run(ms.attach(at.made(), OTHER, part=at.part), given)
+    assert torch.equal(at.run(ms.attach(model, OTHER, part=at.part), given), alone)
+    assert ms.detach(model) is model
+    assert torch.equal(at.run(model, given), before)
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(AttachError, match=r"nothing is attached to this .*; detach takes"):
+        ms.detach(model)
+    ms.detach(model, missing_ok=True)
+
+
+@every
+def test_probe_leaves_mode_and_generator_alone(at: Architecture):
+    model = at.made().train()
+    model.get_submodule(next(n for n, m in model.named_modules() if n)).eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    ms.attach(model, masks.star(), part=at.part)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_detach_goes_back_to_the_implementation_before():
+    model = ARCHITECTURES["bert"].made()
+    model.set_attn_implementation("eager")
+    ms.detach(ms.attach(model, masks.star()))
+    assert model.config._attn_implementation == "eager"
 
 
 # -- what the model hides ----------------------------------------------------------------------
@@ -461,23 +503,3 @@ def test_gather_equals_sdpa(at: Architecture, left: bool, monkeypatch: pytest.Mo
         assert bool(calls) == computes
     for expected, got in zip(*found.values(), strict=True):
         assert torch.allclose(got, expected, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "vit", "llama", "bart-decoder"])
-def test_compiled_gather_equals_sdpa(name: str):
-    at = ARCHITECTURES[name]
-    given = at.inputs(33, length=LONG)
-    models = [at.made(layers=1, length=LONG) for _ in range(2)]
-    for model, backend in zip(models, ("sdpa", "gather"), strict=True):
-        put(at, model, BLOCKS, backend=backend)
-    torch.compiler.reset()
-    compiled = torch.compile(models[1], backend="aot_eager")
-    for some in (given, at.inputs(length=LONG)):
-        real, expected = at.real(some), at.run(models[0], some)
-        assert torch.allclose(at.run(compiled, some)[real], expected[real], atol=1e-5)
-    for model in (models[0], compiled):
-        at.read(model(**given))[at.real(given)].square().mean().backward()
-    for (name, one), (_, other) in zip(*(m.named_parameters() for m in models), strict=True):
-        grads = [torch.zeros(1) if p.grad is None else p.grad for p in (one, other)]
-        assert torch.allclose(*grads, atol=1e-5), name

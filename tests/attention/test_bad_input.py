@@ -1,8 +1,10 @@
-"""What is no model, no mask, no part or no length: one sentence that says what is."""
+"""What is no model, mask, part or length: one sentence that says what is, and a way out."""
 
 from __future__ import annotations
 
+import re
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention.attach import attach, attached, detach
+from masksearch.attention.attach import attach, detach
 from masksearch.attention.explain import explain
 from masksearch.errors import AttachError, UnknownNameError
 
@@ -67,6 +69,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     },
     "pipeline": (lambda: attach(HOLDER, masks.full()), TypeError, GIVE_IT % "attach"),
     "pipeline, detached": (lambda: detach(HOLDER), TypeError, GIVE_IT % "d"),
+    "no model inside": (
+        lambda: attach(nn.Linear(2, 2), masks.full()),
+        AttachError,
+        "Linear contains no Hugging Face model",
+    ),
     "part": (lambda: attach(bert(), masks.full(), part=3), TypeError, NO_PART),
     "part of a mapping": (lambda: attach(bert(), {0: masks.full()}), TypeError, NO_PART),
     **{
@@ -104,13 +111,6 @@ def test_mistakes_say_what_is_given(call, error, message):
         call()
 
 
-def test_a_refused_mask_leaves_the_model_alone():
-    model = bert()
-    with pytest.raises(TypeError, match="a mask or gates"):
-        attach(model, 3)
-    assert attached(model) == {}
-
-
 def test_numbers_of_numpy_are_lengths():
     assert explain(WINDOW, length=np.int64(8)).rows == explain(WINDOW, length=8).rows
 
@@ -127,30 +127,6 @@ def test_wrappers_that_pass_their_inputs_on_need_no_example(wrap):
     plain = detach(whole)(**given)[0]
     assert torch.allclose(plain, at.made()(**given)[0], atol=1e-6)
     assert not torch.allclose(plain, expected, atol=1e-3)
-
-
-def test_wrapped_models_are_detached_as_they_were_attached():
-    class Wrapper(nn.Module):
-        def __init__(self, base: nn.Module) -> None:
-            super().__init__()
-            self.base = base
-
-        def forward(self, **given: torch.Tensor) -> torch.Tensor:
-            return self.base(**given)[0]
-
-    at = ARCHITECTURES["bert"]
-    model, given = at.made(), at.inputs()
-    expected = attach(at.made(), masks.window(1))(**given)[0]
-    whole = Wrapper(model).eval()
-    attach(whole, masks.window(1), inputs=given)
-    assert torch.equal(whole(**given), expected)
-    with pytest.raises(AttachError, match="put on through another module"):
-        attach(model, masks.window(2))
-    with pytest.raises(AttachError, match="nothing is attached to this BertModel"):
-        detach(model)
-    assert torch.equal(whole(**given), expected)
-    detach(whole)
-    assert torch.equal(whole(**given), model(**given)[0])
 
 
 # -- what a made-up forward pass cannot do -----------------------------------------------------
@@ -225,9 +201,15 @@ def test_wrappers_name_the_model_inside():
     expected = attach(at.made(), masks.window(1))(**given)[0]
     attach(whole.get_submodule("encoder.hub"), masks.window(1))
     assert torch.equal(whole(given), expected)
+    with pytest.raises(AttachError, match="put on through another module; detach that one first"):
+        attach(whole, masks.window(1), inputs={"features": given})
     detach(whole.get_submodule("encoder.hub"))
     attach(whole, masks.window(1), inputs={"features": given})
     assert torch.equal(whole(given), expected)
+    with pytest.raises(AttachError, match="put on through another module"):
+        attach(whole.get_submodule("encoder.hub"), masks.window(2))
+    detach(whole)
+    assert not torch.allclose(whole(given), expected, atol=1e-3)
 
 
 # -- weights that lie elsewhere ----------------------------------------------------------------
@@ -275,3 +257,49 @@ def test_gates_and_reentrant_checkpoints(settings):
     gates.requires_grad_(False)
     for _ in range(2):
         model(**given)[0].sum().backward()
+
+
+# -- what errors advise is done here to the letter, and works -----------------------------------
+MASK = masks.window(1)
+IDS = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def advice(call: Callable[[], Any], kind: type[Exception] = AttachError) -> list[str]:
+    """The calls that an error names, in their order."""
+    with pytest.raises(kind) as error:
+        call()
+    found = re.findall(r"(?:ms|model|x)\.[\w.]+\((?:[^()]|\([^()]*\))*\)", str(error.value))
+    assert found, error.value
+    return found
+
+
+def test_other_attention_and_weights():
+    model = attach(bert(), MASK)
+    masked = model(IDS)[0]
+    model.set_attn_implementation("eager")
+    again, off, other = advice(lambda: model(IDS))
+    eval(again, {"ms": ms, "model": model, "mask": MASK})
+    assert torch.equal(model(IDS)[0], masked)
+    for step in (off, other):
+        eval(step, {"ms": ms, "model": model})
+    assert torch.allclose(model(IDS)[0], bert()(IDS)[0], atol=1e-5)
+    ms.attach(model, MASK)
+    for step in advice(lambda: model(IDS, output_attentions=True)):
+        eval(step, {"ms": ms, "model": model})
+    assert len(model(IDS, output_attentions=True).attentions) == 2
+
+
+def test_parts_and_things_that_are_no_model(tmp_path):
+    t5 = hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    model = hf.T5Model(t5).eval()
+    for step in advice(lambda: ms.attach(model, MASK)):
+        eval(step, {"ms": ms, "model": model, "mask": MASK})
+        assert ms.attached(model)
+    holder = type("Pipe", (), {"model": bert()})()
+    [step] = advice(lambda: ms.attach(holder, MASK), TypeError)
+    eval(step, {"ms": ms, "x": holder, "mask": MASK})
+    assert ms.attached(holder.model) == {"self": MASK}
+    folder = str(ms.save_pretrained(holder.model, tmp_path))
+    [step] = advice(lambda: ms.attach(bert(), folder), TypeError)
+    made = eval(step, {"ms": ms, "model": bert()})
+    assert ms.attached(made) == {"self": MASK}

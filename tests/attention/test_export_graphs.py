@@ -78,7 +78,7 @@ def test_exported_graphs_hold_tables_in_place_of_plans():
     found = exported(model, at.inputs(3, length=LONG))
     (state,) = states(model)
     assert state.fallback == "the model is exported: SDPA computes"
-    assert {what for _, what, *_ in state.lowered.lowered} == {"table"}
+    assert {what for what, *_ in state.lowered.lowered[LONG]} == {"table"}
     attach(model.model, MASK, backend="sdpa")
     check("bert", found, model, at.inputs(9, length=LONG))
 
@@ -181,7 +181,7 @@ def test_what_was_lowered_under_a_transform_serves_later_calls():
 
     grad(loss)({key: some.detach() for key, some in model.named_parameters()})
     (state,) = states(model)
-    (table,) = state.lowered.lowered.values()
+    (table,) = state.lowered.lowered[17].values()
     assert not torch._C._functorch.is_functorch_wrapped_tensor(table)
     assert torch.equal(table[0], MASK.dense(17)[0])
     fresh = made("bert", 17)

@@ -23,7 +23,10 @@ WINDOW = masks.window(5)  # sparse by its blocks at 300 positions, too
 
 def made(model: nn.Module) -> list[set[str]]:
     """What each layer's mask was lowered to: "table", "choice", "gather", "flex"."""
-    return [{what for _, what, *_ in state.lowered.lowered} for state in states(model)]
+    return [
+        {what for lowered in state.lowered.lowered.values() for what, *_ in lowered}
+        for state in states(model)
+    ]
 
 
 def built(model: nn.Module) -> set[str]:
