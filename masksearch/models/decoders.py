@@ -509,7 +509,7 @@ def layers_of(model: NextTokenModel) -> list[nn.Module]:
     """The layers of a decoder, each with one of the attention modules that carry the mask, in
     order; empty where they are not found."""
     attachment = in_force(model)
-    attentions = [] if attachment is None else attachment.modules
+    attentions = [] if attachment is None else list(attachment.states)
     for stack in model.modules():
         if isinstance(stack, nn.ModuleList) and len(stack) == len(attentions) > 1:
             inside = [[each for each in layer.modules() if each in attentions] for layer in stack]
