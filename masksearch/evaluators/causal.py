@@ -64,7 +64,7 @@ from masksearch.models.encoders import AnySize, find_size, initial_spread, size_
 from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
-from masksearch.tasks.text.files import absolute_if_local, absolute_source
+from masksearch.tasks.text.files import absolute_if_local, make_absolute
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (
     Precision,
@@ -216,12 +216,10 @@ class CausalEvaluator(Evaluator):
             made["bands"] = tuple(self.bands)
         if self.text == RECALL:
             made["text"] = Recall() if self.length is None else Recall.of_length(self.length)
-        for name in ("text", "held_out", "cache", "tokenizer", "weights"):
-            absolute = absolute_if_local if name in ("tokenizer", "weights") else absolute_source
-            if name not in made and isinstance(given := getattr(self, name), Path | str):
-                made[name] = absolute(given)
         for name, value in made.items():
             object.__setattr__(self, name, value)
+        make_absolute(self, "text", "held_out", "cache")
+        make_absolute(self, "tokenizer", "weights", resolve=absolute_if_local)
         _ = (self.train_config, self.recover_config)  # check steps and rates
         if not isinstance(self.text, Recall):
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import cached_property
@@ -18,8 +18,6 @@ from masksearch.attention.attach import attach
 from masksearch.contracts import (
     Batch,
     Differentiable,
-    Evaluator,
-    Half,
     Objective,
     Report,
     Shape,
@@ -29,10 +27,7 @@ from masksearch.errors import DataError, SearchError, check_name
 from masksearch.evaluators.mlm import (
     NO_CORPUS,
     MlmEvaluator,
-    Pretraining,
-    check_settings,
-    preset_of,
-    read_weights,
+    TextEvaluator,
 )
 from masksearch.evaluators.tuning import (
     TaskScores,
@@ -51,17 +46,13 @@ from masksearch.evaluators.tuning import (
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.encoders import AnySize
-from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
+from masksearch.models.pretrained import open_tuned, rows_read, tuned_kind
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.tokenizer import Vocabulary, read_vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (
     Frozen,
-    Optimiser,
-    Precision,
-    Schedule,
     TrainConfig,
     check_frozen,
     find_device,
@@ -75,7 +66,7 @@ LearnFrom = Literal["labels", "dense"]
 
 
 @dataclass(frozen=True)
-class FineTuning(Evaluator, ABC):
+class FineTuning(TextEvaluator):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks, says how their rows become batches and scores (the abstract
@@ -124,38 +115,7 @@ class FineTuning(Evaluator, ABC):
             `"labels"`, or the logits of the `"dense"` model.
     """
 
-    corpus: Path | str | None
     _: KW_ONLY
-    # The text, and what is predicted of it.
-    held_out: Path | str | None = None
-    held_out_sequences: int = 512
-    half: Half = "search"
-    tokenizer: str | Path | None = None
-    vocabulary: int = 4096
-    length: int = 128
-    pretraining: Pretraining = "mlm"
-    whole_words: bool = False
-    cache: Path | str | None = None
-    # The model.
-    size: AnySize = "tiny"
-    architecture: str = "bert"
-    initializer_range: float | None = None
-    dropout: float | None = None
-    weights: str | Path | None = None
-    # The training, its reports and its machine.
-    steps: int = 800
-    batch: int = 32
-    micro_batches: int = 1
-    lr: float | None = None
-    warmup: float = 0.06
-    schedule: Schedule = "linear"
-    optimiser: Optimiser = "adamw"
-    reports: int = 8
-    device: str = "auto"
-    precision: Precision = "float32"
-    compile: bool = False
-    checkpoint_seconds: float = 60.0
-    # The tasks, and what is trained on them.
     rows: int | None = 10_000
     dev_rows: int | None = 2_000
     finetune_lr: float | None = None
@@ -167,12 +127,12 @@ class FineTuning(Evaluator, ABC):
     recover_steps: int = 100
     recover_lr: float | None = None
     learn_from: LearnFrom = "labels"
-    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
     packed_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
     packed_tasks: Mapping[str, Any] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
+    score_name: ClassVar[str]  # what a search improves
     streams: ClassVar[tuple[int, int]]
     head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`
     head_reads: ClassVar[int | None] = None  # leading rows of hidden states that `head` reads
@@ -180,7 +140,7 @@ class FineTuning(Evaluator, ABC):
     def __post_init__(self) -> None:
         if self.corpus is None and self.weights is None:
             raise ValueError(f"{NO_CORPUS}, or the weights of a checkpoint to fine-tune")
-        check_settings(self)
+        super().__post_init__()
         if self.corpus is not None:
             self.text  # noqa: B018  (checks what a pre-training is told)
         counts = ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows")
@@ -208,6 +168,11 @@ class FineTuning(Evaluator, ABC):
     @abstractmethod
     def downstream(self) -> tuple[str, ...]:
         """Names of the tasks, in order."""
+
+    @property
+    @abstractmethod
+    def constant_score(self) -> float:
+        """The score of constant answers to the rows that are scored."""
 
     @abstractmethod
     def task_settings(self) -> dict[str, object]:
@@ -254,11 +219,6 @@ class FineTuning(Evaluator, ABC):
         return MlmEvaluator(**{name: getattr(self, name) for name in names} | half)
 
     @property
-    def start(self) -> Pretrained:
-        """The checkpoint, opened once a process; DataError if it cannot be opened."""
-        return self.packed_start or read_weights(self.weights)
-
-    @property
     def training(self) -> TaskTraining:
         """What fine-tunes a head, and has it predict."""
         how = self.frozen, find_device(self.device), self.precision, self.checkpoint_seconds
@@ -294,24 +254,7 @@ class FineTuning(Evaluator, ABC):
             made.__dict__["text"] = self.text.packed()
         return made
 
-    @classmethod
-    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
-        """An evaluator with published settings; see `MlmEvaluator.preset`."""
-        return cls(*args, **(preset_of(cls, name) | changes))
-
     # -- what it is ----------------------------------------------------------------------------
-    def on(self, half: Half) -> Self:
-        """The same evaluator on other rows of its tasks: another protocol, the same training.
-
-        Raises:
-            DataError: If a task, or the text, has no such rows.
-        """
-        if half == self.half:
-            return self
-        made = replace(self, half=half)
-        made.settings()  # refuses an empty half
-        return made
-
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to, with the training rows' lengths and the last layer's rows."""
@@ -334,9 +277,12 @@ class FineTuning(Evaluator, ABC):
         return pooled_lengths(tasks, self.length)
 
     @property
-    def sparsity(self) -> Objective:
-        """The second objective: sparsity over pairs of tokens, since rows are padded."""
-        return Objective("sparsity" if self.half == "all" else "effective_sparsity", "max", 0.0)
+    def objectives(self) -> tuple[Objective, ...]:
+        """The score (worst: constant answers) and the mask's sparsity over pairs of tokens, since
+        rows are padded; of all rows as versions without halves had them."""
+        whole = self.half == "all"
+        score = Objective(self.score_name, "max", 0.0 if whole else self.constant_score)
+        return (score, Objective("sparsity" if whole else "effective_sparsity", "max", 0.0))
 
     @property
     def seedless(self) -> bool:
@@ -368,11 +314,6 @@ class FineTuning(Evaluator, ABC):
             each = found if isinstance(found, Mapping) else {name: found}
             named |= {task: value for task, value in each.items() if isinstance(value, str)}
         return named
-
-    @property
-    def protocol(self) -> str:
-        """Hash of the data, the model and the trainings; reads the data."""
-        return short_hash("mlm-1", repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""

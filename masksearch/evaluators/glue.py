@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_seed
+from masksearch.contracts import LOW, MAJORITY, Batch, Half, mixed_seed
 from masksearch.errors import check_name
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, TokenRows, pad_rows, tokenize_rows
@@ -76,6 +76,7 @@ class GlueEvaluator(FineTuning):
     _: KW_ONLY
     convention: Convention = "primary"
 
+    score_name: ClassVar[str] = "glue"
     streams: ClassVar[tuple[int, int]] = (21, 22)
     head_kind: ClassVar[str] = "SequenceClassification"
 
@@ -88,22 +89,14 @@ class GlueEvaluator(FineTuning):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be at least one name, each once, got {names}")
 
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The GLUE score (worst: constant answers) and the mask's sparsity over pairs of tokens;
-        of all rows as versions without halves had them."""
-        worst = 0.0 if self.half == "all" else self.constant_score
-        return (Objective("glue", "max", worst), self.sparsity)
-
     @cached_property
     def constant_score(self) -> float:
         """The GLUE score of constant answers to the rows that are scored."""
         values: dict[str, float] = {}
-        source = self.data if self.packed_tasks is None else self.tokens
         for name in self.downstream:
-            for part, rows in source(name).dev.items():
-                labels = np.asarray(rows.labels).tolist()
-                values |= reported(part, constant_scores(self.glue_task(name), labels))
+            for part, rows in self.tokens(name).dev.items():
+                constant = constant_scores(self.glue_task(name), rows.labels.tolist())
+                values |= reported(part, constant)
         return self.summary(values)["glue"]
 
     @property
@@ -117,10 +110,8 @@ class GlueEvaluator(FineTuning):
 
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""
-        source = self.data if self.packed_tasks is None else self.tokens
-        found: dict[str, object] = {
-            "glue": {name: source(name).digest for name in self.downstream}
-        }
+        digests = {name: self.tokens(name).digest for name in self.downstream}
+        found: dict[str, object] = {"glue": digests}
         return found | ({} if self.convention == "primary" else {"convention": self.convention})
 
     def data(self, name: str) -> GlueData:

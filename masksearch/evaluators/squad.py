@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, Batch, Objective
+from masksearch.contracts import LOW, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
@@ -35,7 +35,7 @@ from masksearch.tasks.squad import (
 )
 from masksearch.tasks.squad_windows import Answer, SquadWindows, WindowSize, decode, make_windows
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import absolute_source
+from masksearch.tasks.text.files import make_absolute
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,13 @@ class SquadEvaluator(FineTuning):
     max_answer: int = 30
     null_threshold: float = 0.0
 
+    score_name: ClassVar[str] = "f1"
     streams: ClassVar[tuple[int, int]] = (51, 52)
     head_kind: ClassVar[str] = "QuestionAnswering"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("squad", "squad_held_out"):  # workers may run in another folder
-            if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, absolute_source(path))
+        make_absolute(self, "squad", "squad_held_out")  # workers may run in another folder
         if self.max_answer < 1:
             raise ValueError(f"max_answer must be at least 1, got {self.max_answer}")
         self.window  # noqa: B018  (checks the sizes)
@@ -100,20 +99,11 @@ class SquadEvaluator(FineTuning):
         """How paragraphs are cut."""
         return WindowSize(self.length, self.max_question, self.stride)
 
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """F1 of the held-out answers (worst: answers that need no question) and the mask's
-        sparsity over pairs of tokens; of all rows as versions without halves had them."""
-        worst = 0.0 if self.half == "all" else self.trivial_f1
-        return (Objective("f1", "max", worst), self.sparsity)
-
     @cached_property
-    def trivial_f1(self) -> float:
+    def constant_score(self) -> float:
         """F1 of answers to the held-out questions that need no question."""
-        packed = self.packed_tasks is not None
-        nullable = self.tokens().nullable if packed else self.data().nullable
-        asked = self.tokens().questions if packed else self.data().dev
-        return trivial(asked, nullable=nullable)["f1/majority"]
+        data = self.tokens()
+        return trivial(data.questions, nullable=data.nullable)["f1/majority"]
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -123,7 +113,7 @@ class SquadEvaluator(FineTuning):
     def task_settings(self) -> dict[str, object]:
         """Hash of the questions, and how they are cut and decoded."""
         return {
-            "squad": (self.data() if self.packed_tasks is None else self.tokens()).digest,
+            "squad": self.tokens().digest,
             "window": (self.window.longest_question, self.window.step),
             "max_answer": self.max_answer,
             "null_threshold": self.null_threshold,

@@ -8,9 +8,8 @@ print(last.values["accuracy"], last.values["accuracy/majority"])
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,14 +18,14 @@ import torch
 from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch, Objective
+from masksearch.contracts import LOW, MAJORITY, Batch
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
 from masksearch.files import short_hash
 from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import absolute_source
+from masksearch.tasks.text.files import make_absolute
 from masksearch.tasks.text.packing import shrink
 
 
@@ -57,27 +56,20 @@ class SwagEvaluator(FineTuning):
     swag_held_out: Path | str | None = None
     split_seed: int = 0
 
+    score_name: ClassVar[str] = "accuracy"
     streams: ClassVar[tuple[int, int]] = (53, 54)
     head_reads: ClassVar[int | None] = 1
     head_kind: ClassVar[str] = "MultipleChoice"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("swag", "swag_held_out"):  # workers may run in another folder
-            if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, absolute_source(path))
+        make_absolute(self, "swag", "swag_held_out")  # workers may run in another folder
 
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """Accuracy on the held-out items (worst: the most frequent place) and the mask's sparsity
-        over pairs of tokens; of all rows as versions without halves had them."""
-        if self.half == "all":
-            return (Objective("accuracy", "max", 0.0), self.sparsity)
-        if self.packed_tasks is None:
-            labels = [item.label for item in self.data().dev]
-        else:
-            labels = self.tokens().dev.labels.tolist()
-        return (Objective("accuracy", "max", most_frequent(labels)), self.sparsity)
+    @cached_property
+    def constant_score(self) -> float:
+        """Accuracy of always naming the most frequent place."""
+        labels = self.tokens().dev.labels.tolist()
+        return max(Counter(labels).values()) / len(labels)
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -86,7 +78,7 @@ class SwagEvaluator(FineTuning):
 
     def task_settings(self) -> dict[str, object]:
         """Hash of the items."""
-        return {"swag": (self.data() if self.packed_tasks is None else self.tokens()).digest}
+        return {"swag": self.tokens().digest}
 
     @property
     def files(self) -> TaskFiles:
@@ -129,17 +121,12 @@ class SwagEvaluator(FineTuning):
         right = (said == data.dev.labels).astype(np.float64)
         values = {
             "accuracy": int(right.sum()) / len(right),
-            f"accuracy{MAJORITY}": most_frequent(data.dev.labels.tolist()),
+            f"accuracy{MAJORITY}": self.constant_score,
         }
         if self.half != "all":
             values[f"accuracy{LOW}"] = lower_bound(right)
         digests, predictions = {name: data.rows_digest}, {name: shrink(said)}
         return TaskScores(values, RowScores({name: right}, {name: 1.0}, digests, predictions))
-
-
-def most_frequent(labels: Sequence[int]) -> float:
-    """Accuracy of always naming the most frequent place."""
-    return max(Counter(labels).values()) / len(labels)
 
 
 @dataclass(frozen=True, eq=False)

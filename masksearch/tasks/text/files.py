@@ -22,7 +22,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -181,6 +181,17 @@ def absolute_if_local(name: Path | str) -> Path | str:
     """The absolute path of what lies on disk; a name on the Hub as it is."""
     path = Path(name).expanduser()
     return path.resolve() if path.exists() else name
+
+
+def make_absolute(
+    owner: object,
+    *names: str,
+    resolve: Callable[[Path | str], Path | str] = absolute_source,
+) -> None:
+    """Makes those places of a frozen dataclass absolute, where they are given."""
+    for name in names:
+        if isinstance(given := getattr(owner, name), Path | str):
+            object.__setattr__(owner, name, resolve(given))
 
 
 def hub_folder(name: str) -> Path | None:
