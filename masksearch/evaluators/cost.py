@@ -149,20 +149,19 @@ class CostEvaluator(Evaluator):
             EmptyRowError, HeadCountError, LayerCountError, LengthError: If the mask does not
                 fit.
         """
-        yield Report(0, self.costs(mask, seed=seed, strict=True))
+        if not bool((row_counts(mask, self.length) > 0).all()):
+            lower(mask, self.shape)  # raises, and names the row
+        yield Report(0, self.costs(mask, seed=seed))
 
-    def costs(self, mask: Mask, *, seed: int = 0, strict: bool = False) -> dict[str, float]:
+    def costs(self, mask: Mask, *, seed: int = 0) -> dict[str, float]:
         """The chosen costs by name, and the times of the single kernels where they were taken.
 
         Args:
-            mask: Any mask that fits `shape`.
+            mask: Any mask that fits `shape`; queries may keep no key.
             seed: Seed of the numbers that a measured cost computes with.
-            strict: Whether a query that keeps no key is an EmptyRowError.
         """
         mask.counts(self.layers, self.heads)
         size, tile = self.length, self.block * self.block
-        if strict and not bool((row_counts(mask, size) > 0).all()):
-            lower(mask, self.shape)  # raises, and names the row
         needs_blocks = not {"block_density", "flops", "memory"}.isdisjoint(self.measure)
         blocks = float(block_view(mask, size, self.block).double().mean()) if needs_blocks else 0.0
         analytic: dict[str, Callable[[], float]] = {
@@ -275,9 +274,6 @@ class WithCost(EvaluatorWrapper):
             is taken at that length as it is. One that holds a table is cropped where `length`
             is shorter, and refused where it is longer: tables do not stretch. A search then
             answers only equal expressions from its study, not equal cells (`beyond_shape`).
-        block: Side of the kernel's block, in positions.
-        width: Width of one head.
-        repeats: Rounds of a latency.
 
     Raises:
         ValueError: If neither cost is chosen, or the evaluator has an objective of that name.
@@ -286,9 +282,6 @@ class WithCost(EvaluatorWrapper):
     latency: bool | Literal["ratio", "milliseconds"] = True
     memory: bool = False
     length: int | None = None
-    block: int = 64
-    width: int = 64
-    repeats: int = 5
 
     def __post_init__(self) -> None:
         if self.latency not in (True, False, "ratio", "milliseconds"):
@@ -310,10 +303,7 @@ class WithCost(EvaluatorWrapper):
             length=shape.length if self.length is None else self.length,
             layers=shape.layers,
             heads=shape.heads,
-            width=self.width,
-            block=self.block,
             measure=(chosen,) * bool(self.latency) + ("memory",) * self.memory,
-            repeats=self.repeats,
         )
 
     @property
@@ -356,7 +346,7 @@ class WithCost(EvaluatorWrapper):
         if cost.length < own and mask.length is not None:
             mask = Cropped(mask, own)
         try:
-            return cost.costs(mask, seed=seed, strict=cost.length == own)
+            return cost.costs(mask, seed=seed)
         except LengthError as error:
             if cost.length == own:
                 raise

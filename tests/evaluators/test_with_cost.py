@@ -29,7 +29,7 @@ class Inner(Evaluator):
     """Three reports; counts how it ends in `log`."""
 
     log: Path | None = None
-    shape = Shape(length=16, layers=1, heads=2)
+    shape = Shape(length=160, layers=1, heads=2)
     objectives = (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
     protocol = "inner"
 
@@ -66,7 +66,7 @@ def reports(evaluator: WithCost, mask: Mask) -> list[Report]:
 
 
 def test_every_report_holds_its_own_values_and_the_costs():
-    evaluator = WithCost(Inner(), memory=True, block=4, repeats=1)
+    evaluator = WithCost(Inner(), memory=True)
     inner = list(Inner()(masks.star(), seed=2, workdir=Path("unused")))
     found = reports(evaluator, masks.star())
     assert [report.step for report in found] == [report.step for report in inner]
@@ -90,7 +90,7 @@ def test_every_report_holds_its_own_values_and_the_costs():
     ids=str,
 )
 def test_objectives_are_the_inner_ones_and_the_chosen_costs(settings, names):
-    evaluator = WithCost(Inner(), block=4, repeats=1, **settings)
+    evaluator = WithCost(Inner(), **settings)
     assert evaluator.objectives[:2] == Inner.objectives
     added = evaluator.objectives[2:]
     assert [objective.name for objective in added] == names
@@ -100,7 +100,7 @@ def test_objectives_are_the_inner_ones_and_the_chosen_costs(settings, names):
 
 
 def test_memory_alone_is_deterministic_and_not_timed():
-    evaluator = WithCost(Inner(), latency=False, memory=True, block=4)
+    evaluator = WithCost(Inner(), latency=False, memory=True)
     assert reports(evaluator, masks.star()) == reports(evaluator, masks.star())
     assert set(reports(evaluator, masks.star())[-1].values) == {"score", "memory"}
 
@@ -117,18 +117,18 @@ def test_it_offers_gradients_exactly_where_the_inner_one_does():
 
 def test_it_carries_data_exactly_where_the_inner_one_does():
     assert (plain := WithCost(Learning())).packed() is plain
-    evaluator = WithCost(Carrying(), latency=False, memory=True, block=32)
+    evaluator = WithCost(Carrying(), latency=False, memory=True)
     packed = evaluator.packed()
     assert packed == replace(evaluator, evaluator=Carrying().packed())
     assert packed.packed() is packed
     assert packed.protocol == evaluator.protocol
     assert packed.objectives == evaluator.objectives
-    outer = WithCost(evaluator, repeats=1)  # wrapped twice
+    outer = WithCost(evaluator)  # wrapped twice
     assert outer.packed().evaluator == packed
 
 
 def test_wraps_one_that_is_wrapped_already():
-    outer = WithCost(WithCost(Learning(), latency=False, memory=True), latency=True, repeats=1)
+    outer = WithCost(WithCost(Learning(), latency=False, memory=True), latency=True)
     assert [o.name for o in outer.objectives] == ["score", "sparsity", "memory", "latency_ratio"]
     assert outer.offers("differentiable")
     assert pickle.loads(pickle.dumps(WithCost(CostEvaluator()))) == WithCost(CostEvaluator())
@@ -138,9 +138,6 @@ def test_protocol_joins_the_inner_one_and_the_settings(monkeypatch):
     evaluator = WithCost(Inner(), memory=True)
     changes = (
         {"length": 32},
-        {"block": 8},
-        {"width": 8},
-        {"repeats": 2},
         {"memory": False},
         {"latency": False},
         {"latency": "milliseconds"},
@@ -157,7 +154,7 @@ def test_protocol_joins_the_inner_one_and_the_settings(monkeypatch):
 
 def test_closing_it_closes_the_run_within(tmp_path):
     log = tmp_path / "log"
-    running = WithCost(Inner(log), repeats=1)(masks.star(), seed=0, workdir=tmp_path)
+    running = WithCost(Inner(log))(masks.star(), seed=0, workdir=tmp_path)
     next(running)
     assert not log.exists()
     running.close()
@@ -166,33 +163,33 @@ def test_closing_it_closes_the_run_within(tmp_path):
 
 
 def memory_at(length: int | None, mask: Mask) -> float:
-    evaluator = WithCost(Inner(), latency=False, memory=True, length=length, block=4)
+    evaluator = WithCost(Inner(), latency=False, memory=True, length=length)
     return reports(evaluator, mask)[-1].values["memory"]
 
 
 def test_costs_are_taken_at_their_own_length():
-    own = CostEvaluator(64, 1, 2, block=4, measure=("memory",))
-    assert memory_at(64, masks.window(3)) == own.costs(masks.window(3))["memory"]
-    assert memory_at(64, masks.window(3)) > memory_at(None, masks.window(3))
+    own = CostEvaluator(256, 1, 2, measure=("memory",))
+    assert memory_at(256, masks.window(3)) == own.costs(masks.window(3))["memory"]
+    assert memory_at(256, masks.window(3)) > memory_at(None, masks.window(3))
 
 
 def test_a_table_is_cropped_to_a_shorter_length_and_refused_at_a_longer_one():
-    table = masks.table(torch.ones(16, 16, dtype=torch.bool))
-    shorter = CostEvaluator(8, 1, 2, block=4, measure=("memory",))
-    assert memory_at(8, table) == shorter.costs(masks.full())["memory"]
-    with pytest.raises(LengthError, match=r"taken at 32 positions.*length=None"):
-        memory_at(32, table)
-    bits = masks.toeplitz(torch.ones(16, dtype=torch.bool))
-    assert memory_at(8, bits) == shorter.costs(masks.full())["memory"]
-    with pytest.raises(LengthError, match=r"taken at 32 positions.*length=None"):
-        memory_at(32, bits)
-    with pytest.raises(LengthError, match="Table holds 8 positions, asked for 16"):
+    table = masks.table(torch.ones(160, 160, dtype=torch.bool))
+    shorter = CostEvaluator(100, 1, 2, measure=("memory",))
+    assert memory_at(100, table) == shorter.costs(masks.full())["memory"]
+    with pytest.raises(LengthError, match=r"taken at 200 positions.*length=None"):
+        memory_at(200, table)
+    bits = masks.toeplitz(torch.ones(160, dtype=torch.bool))
+    assert memory_at(100, bits) == shorter.costs(masks.full())["memory"]
+    with pytest.raises(LengthError, match=r"taken at 200 positions.*length=None"):
+        memory_at(200, bits)
+    with pytest.raises(LengthError, match="Table holds 8 positions, asked for 160"):
         memory_at(None, masks.table(torch.ones(8, 8, dtype=torch.bool)))
 
 
 def test_masks_that_do_not_fit_are_refused_before_any_training(tmp_path):
     log = tmp_path / "log"
-    evaluator = WithCost(Inner(log), repeats=1)
+    evaluator = WithCost(Inner(log))
     with pytest.raises(EmptyRowError):
         reports(evaluator, masks.shifts([-1]))
     with pytest.raises(HeadCountError):
