@@ -33,7 +33,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import (
@@ -117,8 +117,7 @@ class PlantedEvaluator(Evaluator):
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
-        if self.half not in get_args(Half):
-            raise unknown_name("half", self.half, get_args(Half))
+        check_name("half", self.half, get_args(Half))
         object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
         _ = (self.downstream_config, self.downstream_tasks)
@@ -259,10 +258,13 @@ class PlantedEvaluator(Evaluator):
             if step.number in due:
                 values, rows = self.masked_prediction(model, held_out)
                 yield Report(step.number, values)
-        said, right, chance = dict[str, NDArray[Any]](), {PARTS: rows}, self.process.chance
-        if self.downstream_tasks:
-            said, right = self.fine_tuned(model, seed)
-            chance = 0.5
+        said, right, chance = dict[str, NDArray[Any]](), dict[str, NDArray[Any]](), 0.5
+        pretrained = {name: value.clone() for name, value in model.state_dict().items()}
+        for task in self.downstream_tasks:
+            model.load_state_dict(pretrained)
+            said[task.name], right[task.name] = self.fine_tuned(model, task, seed)
+        if not right:
+            right, chance = {PARTS: rows}, self.process.chance
         scores = {name: float(hits.sum()) / len(hits) for name, hits in right.items()}
         sides = {f"{name}{MAJORITY}": chance for name in right}
         sides |= {f"{name}{LOW}": lower_bound(hits) for name, hits in right.items()}
@@ -297,18 +299,6 @@ class PlantedEvaluator(Evaluator):
         return values, (right.double() * len(right) / among).numpy()
 
     def fine_tuned(
-        self, model: MaskedLanguageModel, seed: int
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        """Fine-tunes on each downstream task; what the model says, and whether it is right."""
-        pretrained = {name: value.clone() for name, value in model.state_dict().items()}
-        right, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
-        for task in self.downstream_tasks:
-            model.load_state_dict(pretrained)
-            found = self.downstream(model, task, mixed_seed(seed, DOWNSTREAM))
-            said[task.name], right[task.name] = found
-        return said, right
-
-    def downstream(
         self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Fine-tunes the model on the task; what it says of every held-out sequence, and whether
@@ -316,7 +306,8 @@ class PlantedEvaluator(Evaluator):
         hidden = torch.zeros(self.process.length, dtype=torch.bool)
         hidden[task.process.pair_positions[:, 1]] = True
         classifier = LikelihoodClassifier(model, hidden, self.process.mask_id)
-        for _ in train(classifier, task.batches(seed), self.downstream_config):
+        batches = task.batches(mixed_seed(seed, DOWNSTREAM))
+        for _ in train(classifier, batches, self.downstream_config):
             pass
         classifier.eval()
         (batch,) = task.held_out()

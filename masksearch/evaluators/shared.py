@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
@@ -42,6 +41,7 @@ from masksearch.evaluators.supernet import (
     train_supernet,
 )
 from masksearch.evaluators.wrappers import inner
+from masksearch.files import cache_folder
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.training.checkpoints import Checkpoints, copy_weights
@@ -153,7 +153,7 @@ class SharedWeights(Evaluator):
     @cached_property
     def begun(self) -> tuple[str, SuperNetConfig]:
         """Hash of what the training starts from, and how it goes on."""
-        source = self.source(self.seed)
+        source = self.evaluator.differentiable(self.seed)
         steps = source.steps or DEFAULT_STEPS if self.steps is None else self.steps
         lr = self.lr or source.lr or DEFAULT_LR
         config = SuperNetConfig(steps, self.masks_per_step, self.sandwich, lr)
@@ -200,12 +200,7 @@ class SharedWeights(Evaluator):
     @property
     def place(self) -> Path:
         """The super-net's own folder."""
-        cache = Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch").expanduser()
-        return (self.folder or cache / "supernets") / self.key
-
-    def source(self, seed: int) -> Differentiable:
-        """Model and data of the wrapped evaluator."""
-        return self.evaluator.differentiable(seed)
+        return (self.folder or cache_folder(None) / "supernets") / self.key
 
     # -- the super-net --------------------------------------------------------------------------
     def prepare(self) -> Iterator[Report]:
@@ -225,7 +220,8 @@ class SharedWeights(Evaluator):
         with filelock.FileLock(self.place / ".lock"):
             if finished.load() is not None:
                 return
-            started, source, losses = time.monotonic(), self.source(self.seed), list[float]()
+            source = self.evaluator.differentiable(self.seed)
+            started, losses = time.monotonic(), list[float]()
             running, steps = Checkpoints(self.place, "training"), self.config.steps
             for step in train_supernet(
                 source,
@@ -260,7 +256,7 @@ class SharedWeights(Evaluator):
             raise SearchError(
                 f"the super-net in {self.place} cannot be read back; give another folder"
             )
-        source = self.source(self.seed)
+        source = self.evaluator.differentiable(self.seed)
         source.model.load_state_dict(found.tensors)
         batches = first_sequences(source.held_out, self.held_out_sequences)
         return HeldOut(source.model, self.shape, batches, self.tokens), found.tensors
@@ -294,7 +290,7 @@ class SharedWeights(Evaluator):
         before = self.loaded[0].losses(tables)
         if not self.adapt_steps:
             return [{"loss": loss} for loss in before]
-        source = self.source(mixed_seed(self.seed, seed, ADAPTATION))
+        source = self.evaluator.differentiable(mixed_seed(self.seed, seed, ADAPTATION))
         batches = list(islice(source.batches, self.adapt_steps))  # the same for every mask
         return [
             {"loss": self.adapted_loss(table, batches), "shared_loss": loss}

@@ -175,13 +175,11 @@ def order_of_training(candidates: Sequence[Candidate], bands: int) -> list[Candi
         bands: Largest number of density bands; each holds as many candidates, as far as equal
             densities stay together.
     """
-    by_density = sorted({candidate.density for candidate in candidates})
     ranked = sorted(candidate.density for candidate in candidates)
     edges = sorted({ranked[len(ranked) * band // bands] for band in range(1, bands)})
-    band_of = {density: sum(density >= edge for edge in edges) for density in by_density}
     fronts = nondominated_ranks([(-c.density, -c.loss) for c in candidates])
     placed = [
-        replace(candidate, band=band_of[candidate.density], front=int(front))
+        replace(candidate, band=sum(candidate.density >= each for each in edges), front=int(front))
         for candidate, front in zip(candidates, fronts, strict=True)
     ]
     queues = [
@@ -236,15 +234,12 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
             if isinstance(proposal, str):
                 break  # a finite space is exhausted
             opened.append(record_of_proposal(proposal, shared.shape, limits))
-        new = {r.fingerprint: r for r in opened if r.status == "running"}
-        fresh = [r for key, r in new.items() if key not in found and r.mask is not None]
-        judged = shared.judge([r.mask for r in fresh if r.mask is not None])
-        for record, values in zip(fresh, judged, strict=True):
-            assert record.mask is not None
+        running = {r.fingerprint: (r, r.mask) for r in opened if r.status == "running" and r.mask}
+        fresh = {key: each for key, each in running.items() if key not in found}
+        judged = shared.judge([mask for _, mask in fresh.values()])
+        for (key, (record, mask)), values in zip(fresh.items(), judged, strict=True):
             density = record.measures["density"]
-            found[record.fingerprint] = Candidate(
-                record.mask, record.params, density, values["loss"]
-            )
+            found[key] = Candidate(mask, record.params, density, values["loss"])
         for record in opened:
             if record.status == "running":
                 loss = found[record.fingerprint].loss

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
@@ -217,11 +217,6 @@ def normalise(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, gold: str) -> float:
-    """1.0 where both are the same after normalisation, else 0.0."""
-    return float(normalise(prediction) == normalise(gold))
-
-
 def f1(prediction: str, gold: str, *, nullable: bool = False) -> float:
     """Harmonic mean of precision and recall of the normalised words, as a bag, in [0, 1].
 
@@ -239,18 +234,6 @@ def f1(prediction: str, gold: str, *, nullable: bool = False) -> float:
         return float(nullable and found == true)
     shared = (Counter(found) & Counter(true)).total()
     return 2 * shared / (len(found) + len(true))
-
-
-class Threshold(NamedTuple):
-    """The best score that some threshold on the null scores earns.
-
-    Args:
-        value: The score, in [0, 1].
-        threshold: A question counts as unanswered where its null score is above.
-    """
-
-    value: float
-    threshold: float
 
 
 def score(
@@ -305,11 +288,9 @@ def score(
                 values[f"{prefix}{metric}"] = math.fsum(scores[n] for n in names) / len(names)
     if null_scores is not None:
         for metric, scores in raw.items():
-            best = best_threshold(
-                scores, null_scores, [n for n, golds in answers.items() if golds]
-            )
-            values[f"best_{metric}"] = best.value
-            values[f"best_{metric}/threshold"] = best.threshold
+            solvable = {name for name, golds in answers.items() if golds}
+            best, at = best_threshold(scores, null_scores, solvable)
+            values |= {f"best_{metric}": best, f"best_{metric}/threshold": at}
     return values
 
 
@@ -327,7 +308,7 @@ def question_scores(
                 "score with nullable=True"
             )
         said = predictions[name]
-        raw["exact"][name] = max(exact_match(said, gold) for gold in golds)
+        raw["exact"][name] = float(normalise(said) in map(normalise, golds))
         raw["f1"][name] = max(f1(said, gold, nullable=nullable) for gold in golds)
     return raw
 
@@ -350,9 +331,9 @@ def after_threshold(
 
 
 def best_threshold(
-    scores: Mapping[str, float], null_scores: Mapping[str, float], answerable: Sequence[str]
-) -> Threshold:
-    """The threshold on the null scores that earns the highest mean score.
+    scores: Mapping[str, float], null_scores: Mapping[str, float], answerable: Collection[str]
+) -> tuple[float, float]:
+    """The highest mean score that some threshold on the null scores earns, and that threshold.
 
     Questions with the same null score stand on the same side of every threshold (the official
     script may part them, and then names a score that no threshold earns). Of equally good
@@ -363,17 +344,16 @@ def best_threshold(
         null_scores: Question id -> null score.
         answerable: Ids of the questions that have an answer.
 
-    >>> best_threshold({"a": 1.0, "b": 0.0}, {"a": -2.0, "b": 3.0}, ["a"])
-    Threshold(value=1.0, threshold=-2.0)
+    >>> best_threshold({"a": 1.0, "b": 0.0}, {"a": -2.0, "b": 3.0}, {"a"})
+    (1.0, -2.0)
     """
-    has_answer = set(answerable)
     order = sorted(scores, key=lambda name: null_scores[name])
     lowest = null_scores[order[0]]
-    total = float(len(order) - len(has_answer))  # every prediction taken back
+    total = float(len(order) - len(answerable))  # every prediction taken back
     best, at = total, math.nextafter(lowest, -math.inf)
     for index, name in enumerate(order):
-        total += scores[name] - (name not in has_answer)
+        total += scores[name] - (name not in answerable)
         last = index + 1 == len(order)
         if (last or null_scores[order[index + 1]] > null_scores[name]) and total > best:
             best, at = total, null_scores[name]
-    return Threshold(best / len(order), at)
+    return best / len(order), at
