@@ -17,19 +17,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
+import optuna
+import torch
 
-from masksearch.contracts import Evaluator
+import masksearch as ms
+from masksearch.contracts import Evaluator, Objective, Record, Report, Shape
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import measures, table_fingerprint
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.study.store import StudyStore
+from masksearch.user_code import load_function
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "head_shifts.py"  # 14 parameters
+OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 MILESTONES = {"random": (0, 500, 1000, 2000), "tpe": (10, 50, 100, 200, 500, 1000, 2000)}
 
 
 def measured(postgres: str | None, with_ray: bool) -> dict[str, Any]:
     """Every cost, on this machine."""
-    import optuna
-    import torch
-
     torch.set_num_threads(1)
     found: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
@@ -56,13 +63,8 @@ def usual(times: Sequence[float]) -> float:
 
 def proposals(name: str, told: Sequence[Any] = ()) -> Any:
     """A strategy of that name on a space of 14 parameters, which has been told some records."""
-    from masksearch.contracts import Objective
-    from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
-    from masksearch.user_code import load_function
-
     space = load_function(f"{SPACE}:space")
-    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
-    strategy = OptunaStrategy(space, objectives, sampler=SAMPLERS[name], seed=0, name=name)
+    strategy = OptunaStrategy(space, OBJECTIVES, sampler=SAMPLERS[name], seed=0, name=name)
     for record in told:
         strategy.tell(record)
     return strategy
@@ -70,8 +72,6 @@ def proposals(name: str, told: Sequence[Any] = ()) -> Any:
 
 def histories(count: int) -> list[Any]:
     """Finished records of random masks, with made-up losses."""
-    from masksearch.contracts import Record
-
     strategy, losses = proposals("random"), np.random.default_rng(0).random((count, 2))
     asked_for = [strategy.ask() for _ in range(count)]
     return [
@@ -105,10 +105,6 @@ def asked(name: str, milestones: Sequence[int], repeats: int = 10) -> list[tuple
 
 def lowered(count: int = 30) -> float:
     """Usual CPU seconds of lowering, hashing and measuring a mask, length 128."""
-    from masksearch.contracts import Shape
-    from masksearch.masks.lower import lower
-    from masksearch.masks.measure import measures, table_fingerprint
-
     times, shape = [], Shape(128, 4, 4)
     for record in histories(count):
         start = time.process_time()
@@ -121,11 +117,8 @@ def lowered(count: int = 30) -> float:
 
 def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
     """Usual wall seconds of the driver's writes."""
-    from masksearch.contracts import Objective, Report
-    from masksearch.study.store import StudyStore
-
     store, times = StudyStore(run, storage), {"begin": [], "observe": [], "finish": []}
-    store.create((Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0)), {})
+    store.create(OBJECTIVES, {})
     curve = tuple(Report(step, {"loss": 1.0}) for step in range(10))
     for record in histories(count):
         clock = [time.perf_counter()]
@@ -144,16 +137,13 @@ def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
 class NoOp(Evaluator):
     """An evaluator whose trials take no time, or sleep."""
 
-    def __init__(self, reports: int, seconds: float = 0.0) -> None:
-        from masksearch.contracts import Objective, Shape
+    shape, objectives = Shape(16, 1, 4), OBJECTIVES
 
+    def __init__(self, reports: int, seconds: float = 0.0) -> None:
         self.pause = seconds / reports
-        self.reports, self.shape, self.protocol = reports, Shape(16, 1, 4), f"no-op {reports}"
-        self.objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+        self.reports, self.protocol = reports, f"no-op {reports}"
 
     def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[Any]:
-        from masksearch.contracts import Report
-
         for step in range(self.reports):
             time.sleep(self.pause)
             yield Report(step, {"loss": 1.0})
@@ -166,14 +156,11 @@ def dispatched(few: int = 1, many: int = 11) -> dict[str, float]:
     driver; workers and driver share this machine's cores, which makes them dear rather than
     cheap. `latency` is what a single slot waits beyond that.
     """
-    from masksearch.executors.local import Local
-    from masksearch.executors.ray import RayTune
-
-    local_cpu, _ = pace(Local(1), few)
-    cpu, alone = pace(RayTune(slots=1), few)
-    _, alone_many = pace(RayTune(slots=1), many)
-    _, busy = pace(RayTune(slots=2), few)
-    _, busy_many = pace(RayTune(slots=2), many)
+    local_cpu, _ = pace(ms.Local(1), few)
+    cpu, alone = pace(ms.RayTune(slots=1), few)
+    _, alone_many = pace(ms.RayTune(slots=1), many)
+    _, busy = pace(ms.RayTune(slots=2), few)
+    _, busy_many = pace(ms.RayTune(slots=2), many)
     report = max(0.0, (busy_many - busy) / (many - few))
     return {
         "dispatch": max(0.0, busy - local_cpu - few * report),
@@ -190,11 +177,6 @@ def pace(
     executor: Any, reports: int, warm: int = 15, count: int = 75, seconds: float = 0.0
 ) -> tuple[float, float]:
     """(CPU seconds of this process, wall seconds) of a trial once the search runs."""
-    import cloudpickle
-    import optuna
-
-    import masksearch as ms
-
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this
     clock: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -216,8 +198,6 @@ def pace(
 def slept(slots: int, seconds: float, reports: int, rounds: int = 15) -> float:
     """Wall seconds of a trial that sleeps, with that many slots of a real Ray Tune, after ten
     rounds in which the worker processes start."""
-    from masksearch.executors.ray import RayTune
-
-    executor = RayTune(slots=slots, resources={"cpu": 1 / slots})
+    executor = ms.RayTune(slots=slots, resources={"cpu": 1 / slots})
     _, wall = pace(executor, reports, 10 * slots - 1, rounds * slots, seconds)
     return wall

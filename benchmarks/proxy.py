@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -40,6 +38,7 @@ from proxy_sides import (
     timed,
     trainers_pretraining,
 )
+from rounds import machine
 
 from masksearch import masks
 from masksearch.attention.attach import attach
@@ -255,11 +254,6 @@ def main() -> None:
     if given.device == "cpu":
         torch.set_num_threads(1)
     setting = Setting(torch.device(given.device), given.data, given.smoke)
-    machine = (
-        torch.cuda.get_device_name()
-        if given.device == "cuda"
-        else f"{platform.machine()}, 1 thread of {os.cpu_count()} cores"
-    )
     path = given.out / "proxy.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in given.parts or DEFAULT:
@@ -267,15 +261,8 @@ def main() -> None:
         result = PARTS[name](setting)
         key = name if given.data is None else f"{name}, real text"
         key += "" if given.device == "cpu" else f", {given.device}"
-        found[key] = result | {
-            "machine": machine,
-            "load": os.getloadavg()[0],
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "seconds": {
-                "wall": time.perf_counter() - start,
-                "cpu": time.process_time() - cpu,
-            },
-        }
+        took = {"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+        found[key] = result | machine(setting.place) | {"seconds": took}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}", file=sys.stderr)

@@ -24,9 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
-from masksearch.contracts import Evaluator
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Evaluate, Evaluator, Objective, Record, Report, Shape
+from masksearch.strategies.build import build_strategy
+from masksearch.strategies.enqueued import Listed
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.json"
@@ -43,25 +49,14 @@ class Sleeping(Evaluator):
 
     seconds: float = SECONDS
 
-    @property
-    def shape(self) -> Any:
-        from masksearch.contracts import Shape
-
-        return Shape(16, 1, 4)
-
-    @property
-    def objectives(self) -> Any:
-        from masksearch.contracts import Objective
-
-        return (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+    shape = Shape(16, 2, 4)  # of the space
+    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
     @property
     def protocol(self) -> str:
         return f"sleeping {self.seconds}"
 
     def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[Any]:
-        from masksearch.contracts import Report
-
         for step in range(1, 5):
             time.sleep(self.seconds / 4)
             yield Report(step, {"loss": 1 / step})
@@ -70,11 +65,6 @@ class Sleeping(Evaluator):
 def orchestration(_: Path) -> dict[str, Any]:
     """Wall time of 40 trials of 2 s on 2 slots, from the first trial's start to the last one's
     end, over the ideal; the start-up beside it."""
-    import cloudpickle
-
-    import masksearch as ms
-    from masksearch import masks
-
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     found: dict[str, Any] = {"ideal": TRIALS * SECONDS / SLOTS}
     executors: dict[str, Callable[[], Any]] = {
@@ -109,11 +99,6 @@ def orchestration(_: Path) -> dict[str, Any]:
 
 def strategy_named(name: str) -> Any:
     """A fresh strategy over the benchmark's space."""
-    from masksearch import masks
-    from masksearch.strategies.build import build_strategy
-    from masksearch.strategies.enqueued import Listed
-    from masksearch.user_code import load_function
-
     if name == "listed":
         return Listed({f"m{n}": masks.random_keys(3, seed=n) for n in range(LONG[name])}, [0])
     space = load_function(f"{SPACE}:space")
@@ -122,8 +107,6 @@ def strategy_named(name: str) -> Any:
 
 def sampler(_: Path) -> dict[str, Any]:
     """Milliseconds of ask + tell for every trial of a long search (CPU time)."""
-    from masksearch.contracts import Evaluate, Record
-
     found: dict[str, Any] = {}
     for name, trials in LONG.items():
         strategy, times = strategy_named(name), []
@@ -154,9 +137,6 @@ def sampler(_: Path) -> dict[str, Any]:
 
 def study(folder: Path) -> dict[str, Any]:
     """A study of 10,000 trials that cost nothing: seconds of the search, report and status."""
-    import masksearch as ms
-    from masksearch.user_code import load_function
-
     run = folder / "study"
     ends: list[float] = []
     start = time.perf_counter()
