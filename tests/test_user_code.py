@@ -74,24 +74,16 @@ def test_class_carries_the_text_of_its_file(file):
         ("Windows", {"frist": 1}, UnknownNameError, "option of strategy .*'frist'.*first"),
         ("wants_more", {}, UserCodeError, "wants 'temperature', .* gives space, objectives, seed"),
         ("nothing", {}, UserCodeError, "makes a list, .* has no ask and no tell; write ask"),
+        ("{}/none.py:Windows", {}, UserCodeError, r"none\.py: no such file"),
+        ("", {}, UserCodeError, r"name it as file\.py:function"),
+        ("{}/late.py:mask", {}, UserCodeError, "late.py, line 3: .*did you mean 'window'"),
     ],
 )
 def test_mistakes_are_said_in_words(file, name, options, error, message):
+    (file.parent / "late.py").write_text("from masksearch import masks\n\nmask = masks.windw(3)\n")
+    place = name.format(file.parent) if "{" in name or name == "" else f"{file}:{name}"
     with pytest.raises(error, match=message):
-        load_strategy(f"{file}:{name}", options, **OFFERED)
-
-
-def test_missing_file_and_missing_name_are_said_in_words(tmp_path):
-    with pytest.raises(UserCodeError, match=r"none\.py: no such file"):
-        load_strategy(f"{tmp_path / 'none.py'}:Windows", **OFFERED)
-    with pytest.raises(UserCodeError, match=r"name it as file\.py:function"):
-        load_strategy("Windows", **OFFERED)
-
-
-def test_import_error_has_its_line(tmp_path):
-    (tmp_path / "late.py").write_text("from masksearch import masks\n\nmask = masks.windw(3)\n")
-    with pytest.raises(UserCodeError, match=r"in .*late\.py, line 3: .*did you mean 'window'"):
-        load_function(f"{tmp_path / 'late.py'}:mask")
+        load_strategy(place or "Windows", options, **OFFERED)
 
 
 SPACE = """

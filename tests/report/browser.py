@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import socket
@@ -69,18 +68,6 @@ class Browser:
         """What the page has logged as errors so far."""
         lines = self.call("/se/log", type="browser")
         return [line["message"] for line in lines if line["level"] == "SEVERE"]
-
-    def picture(self, path: Path, whole: bool = True) -> Path:
-        """A screenshot of the window, or of the whole page."""
-        data = {"captureBeyondViewport": whole, "format": "png"}
-        if whole:
-            size = self.run(
-                "const d = document.documentElement; return [d.clientWidth, d.scrollHeight]"
-            )
-            data["clip"] = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
-        found = self.call("/goog/cdp/execute", cmd="Page.captureScreenshot", params=data)
-        path.write_bytes(base64.b64decode(found["data"]))
-        return path
 
 
 @contextmanager

@@ -1,38 +1,21 @@
 """Studies and comparisons at a prompt and in a notebook: a screen, complete, no markup let in."""
 
 import re
-from html.parser import HTMLParser
 
 import pytest
+from page_text import Page
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record
 
-VOID = {"br", "img"}
 
-
-class Balanced(HTMLParser):
-    """Checks that every tag that is opened is closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.words = [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        assert tag != "script"
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
+def words_of(html):
+    """The texts of a piece of HTML whose tags are balanced and which holds no script."""
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    return page.words
 
 
 @pytest.fixture
@@ -58,7 +41,7 @@ def test_study_shows_its_front(study):
 
 def test_study_is_a_picture_and_a_table_in_a_notebook(study):
     html = study._repr_html_()
-    words = Balanced(html).words
+    words = words_of(html)
     assert html.count("data:image/png") == 1
     assert str(study.frontier()[0].mask) in words
     assert len(html) < 50_000
@@ -87,7 +70,7 @@ def test_comparison_shows_scores_and_outcomes(tmp_path, study):
     assert fits(text)
     assert "17 masks, 3 seeds" in text
     assert text.index("<script>") < text.index("m0")
-    words = Balanced(found._repr_html_()).words
+    words = words_of(found._repr_html_())
     assert "<script>x</script>" in words
     assert "star" in words
     assert found.verdict() in "".join(words)

@@ -72,17 +72,14 @@ def test_files_are_read_like_any_other(tmp_path):
         ("{run}@90", r"a least sparsity in \[0, 1\] is named as RUN@0\.9"),
         ("{run}#best", r"a trial is named as RUN#7"),
         ("{run}/..", r"holds no study"),
+        ("runs/none", r"none' is no run folder, no mask file and no mask"),
+        ("none#7", r"none' is no run folder, no mask file and no mask"),
+        ("none@0.5", r"none' is no run folder, no mask file and no mask"),
     ],
 )
 def test_what_a_run_does_not_hold(run, text, message):
     with pytest.raises(ms.SearchError, match=message):
         masks.parse(text.format(run=run))
-
-
-@pytest.mark.parametrize("text", ["runs/none", "none#7", "none@0.5"])
-def test_folder_that_is_not_there(text):
-    with pytest.raises(ms.SearchError, match=r"none' is no run folder, no mask file and no mask"):
-        masks.parse(text)
 
 
 def test_comparison_is_named_by_trial(tmp_path):

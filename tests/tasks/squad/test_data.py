@@ -87,25 +87,9 @@ def test_rows_are_a_seeded_sample(tmp_path: Path) -> None:
 
 
 AT = r"x\.json, article 0 \(T\), paragraph 0"
-GOOD = {
-    "data": [
-        {
-            "title": "T",
-            "paragraphs": [
-                {
-                    "context": "a b c",
-                    "qas": [
-                        {
-                            "id": "p",
-                            "question": "?",
-                            "answers": [{"text": "b", "answer_start": 2}],
-                        }
-                    ],
-                }
-            ],
-        }
-    ]
-}
+QUESTION = {"id": "p", "question": "?", "answers": [{"text": "b", "answer_start": 2}]}
+PARAGRAPH = {"context": "a b c", "qas": [QUESTION]}
+GOOD = {"data": [{"title": "T", "paragraphs": [PARAGRAPH]}]}
 PLACES: dict[str, tuple[Any, ...]] = {
     "article": ("data", 0),
     "paragraph": ("data", 0, "paragraphs", 0),
@@ -137,30 +121,25 @@ WRONG = [
 ]
 
 
-def changed(place: tuple[Any, ...], values: dict[str, Any], drop: str = "") -> dict[str, Any]:
+def changed(place: tuple[Any, ...], change: str | dict[str, Any]) -> dict[str, Any]:
+    """The good file without a key there, or with other values."""
     content = copy.deepcopy(GOOD)
     found: Any = content
     for step in place:
         found = found[step]
-    found.update(values)
-    found.pop(drop, None)
+    if isinstance(change, str):
+        del found[change]
+    else:
+        found.update(change)
     return content
 
 
-@pytest.mark.parametrize(("place", "key", "message"), MISSING)
-def test_missing_keys_are_named(
-    tmp_path: Path, place: tuple[Any, ...], key: str, message: str
+@pytest.mark.parametrize(("place", "change", "message"), MISSING + WRONG)
+def test_missing_keys_and_wrong_values_are_named(
+    tmp_path: Path, place: tuple[Any, ...], change: str | dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        read_squad(write_squad(tmp_path / "x.json", changed(place, {}, key)))
-
-
-@pytest.mark.parametrize(("place", "values", "message"), WRONG)
-def test_wrong_values_are_named(
-    tmp_path: Path, place: tuple[Any, ...], values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        read_squad(write_squad(tmp_path / "x.json", changed(place, values)))
+        read_squad(write_squad(tmp_path / "x.json", changed(place, change)))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
