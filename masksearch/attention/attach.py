@@ -340,31 +340,26 @@ def states_for(
                 name=names[call.module],
                 part=part.name,
                 layer=layer,
-                mask=None,
-                bank=None,
                 positions=positions,
                 backend=backend,
                 causal=call.causal,
                 cross=part.cross,
             )
             where = f"layer {layer}" if part.name == SELF else f"{part.name} layer {layer}"
-            if isinstance(value, Mask) and value.needs_tokens:
-                mask = state.mask = value.of_layer(layer)
-                named = (mask.digest, call.causal, part.name)
-                state.token_mask = token_masks.setdefault(
-                    named, TokenMask(mask, call.causal, where)
-                )
-            elif isinstance(value, Mask):
-                mask = state.mask = value.of_layer(layer)
-                key = (mask.digest, call.causal, part.cross, call.biased, call.head_dim)
-                plain = not (part.cross or call.biased)
-                if key not in shared:
-                    shared[key] = LayerMask(
-                        mask, call.causal, where, backend, call.head_dim, plain
-                    )
-                state.lowered = shared[key]
-            else:
+            if not isinstance(value, Mask):
                 state.bank = value
+                continue
+            mask = state.mask = value.of_layer(layer)
+            if value.needs_tokens:
+                named = (mask.digest, call.causal, part.name)
+                made = TokenMask(mask, call.causal, where)
+                state.token_mask = token_masks.setdefault(named, made)
+                continue
+            key = (mask.digest, call.causal, part.cross, call.biased, call.head_dim)
+            plain = not (part.cross or call.biased)
+            if key not in shared:
+                shared[key] = LayerMask(mask, call.causal, where, backend, call.head_dim, plain)
+            state.lowered = shared[key]
     return states
 
 

@@ -384,9 +384,9 @@ class LayerState:
         name: Qualified name of the module within the model.
         part: `"self"` in a plain model, else the part that it belongs to.
         layer: Index of the layer within its part.
+        positions: Of the running forward pass.
         mask: The layer's own mask; None where gates are attached.
         bank: The gates; None where a mask is attached.
-        positions: Of the running forward pass.
         backend: As asked for: `"auto"`, `"sdpa"`, `"gather"` or `"flex"`.
         causal: Whether the model hides later keys here.
         cross: Whether queries and keys come from different sequences.
@@ -398,9 +398,9 @@ class LayerState:
     name: str
     part: str
     layer: int
-    mask: Mask | None
-    bank: GateBank | None
     positions: SequencePositions
+    mask: Mask | None = None
+    bank: GateBank | None = None
     backend: str = "auto"
     causal: bool = False
     cross: bool = False

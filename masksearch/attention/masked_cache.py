@@ -85,8 +85,8 @@ class MaskedCache(Cache):
                 f"one (layer_idx {sorted(map(str, numbered))}); use transformers' DynamicCache"
             )
         modules = [numbered[index] for index in range(len(windows))]
-        whole = {check_state(attachment.states[one]) for one in modules}
-        reached = [one.longest for one in whole if one.longest is not None]
+        own = [check_state(attachment.states[one]) for one in modules]
+        reached = [one.longest for one in own if one.longest is not None]
         known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         if length is None and known is None and not reached:
             raise LengthError(
@@ -100,8 +100,7 @@ class MaskedCache(Cache):
             )
         made: dict[tuple[Mask, int | None], Retention] = {}
         layers: list[Any] = []
-        for module, window in zip(modules, windows, strict=True):
-            mask = check_state(attachment.states[module])
+        for module, mask, window in zip(modules, own, windows, strict=True):
             if (mask, window) not in made:
                 made[mask, window] = Retention(last_of_layer(mask, window, until))
             layers.append(MaskedCacheLayer(module, mask, made[mask, window]))

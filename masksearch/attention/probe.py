@@ -199,7 +199,7 @@ def probing_mask(*args: Any, **rest: Any) -> Any:
     return sdpa_mask(*args, **rest)
 
 
-def hides_later(module: nn.Module, mask: Any, is_causal: bool | None, shape: torch.Size) -> bool:
+def hides_later(module: nn.Module, mask: Any, is_causal: bool | None) -> bool:
     """Whether no query sees a later key."""
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == mask.shape[-2] > 1:
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -219,7 +219,7 @@ def probing_attention(
         )
     if Probe.calls is not None:
         queries, keys = query.shape[2], key.shape[2]
-        hidden = hides_later(module, attention_mask, rest.get("is_causal"), query.shape)
+        hidden = hides_later(module, attention_mask, rest.get("is_causal"))
         causal = hidden and queries == keys
         biased = rest.get("position_bias") is not None
         Probe.calls.append(

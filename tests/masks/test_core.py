@@ -81,18 +81,6 @@ def test_measures_match_dense(sized):
     assert mask.sparsity(length) == pytest.approx(1 - float(dense(mask, length).double().mean()))
 
 
-@given(sized_trees(layers=False))
-def test_mask_mod_matches_dense(sized):
-    length, mask = sized
-    positions, heads = torch.arange(length), torch.arange(HEADS)
-    predicate = mask.mask_mod(length)
-    found = predicate(
-        torch.tensor(0), heads[:, None, None], positions[:, None], positions[None, :]
-    )
-    found = found.expand(HEADS, length, length)
-    assert torch.equal(found, mask.dense(length, 1, HEADS)[0])
-
-
 @given(sized_trees())
 def test_resolve_keeps_bits_and_removes_random_leaves(sized):
     length, mask = sized

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_trees import HEADS, sized_trees
+from mask_trees import sized_trees
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from masksearch import masks
@@ -60,15 +60,6 @@ def test_equals_create_block_mask_for_a_table():
     tiles = drawn(3, 5, 5).repeat_interleave(8, 1).repeat_interleave(8, 2)
     same_blocks(masks.table(tiles) | masks.window(0), 40, 8)
     same_blocks(masks.table(drawn(3, 40, 40)) | masks.window(0), 40, 8)
-
-
-@settings(max_examples=40)
-@given(sized_trees())
-def test_predicate_equals_the_table_without_random_leaves(sized):
-    length, mask = sized
-    single = masks.layer_of(mask, 0)
-    made = create_mask(single.mask_mod(length), None, HEADS, length, length, device="cpu")
-    assert torch.equal(made[0], single.dense(length, 1, HEADS)[0])
 
 
 @settings(max_examples=40)

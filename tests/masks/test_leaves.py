@@ -1,4 +1,4 @@
-"""Each leaf against its rule, written again as a loop over (query, key)."""
+"""Each leaf, and what recipes make of them, against its rule as a loop over (query, key)."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,29 @@ import torch
 from scipy.stats import chisquare
 
 from masksearch import masks
-from masksearch.errors import MaskFormatError
+from masksearch.errors import LengthError, MaskFormatError
 
 BITS = [True, False, True, True, False, False, True]
+
+TILES, NINE = (
+    torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) > 0.5
+    for shape in ((4, 4), (1, 1, 9, 9))
+)
+
+
+def row_and_column(position, columns, prefix):
+    return divmod(position - prefix, columns)
+
+
+def axial(columns, prefix=0):
+    def rule(q, k):
+        if min(q, k) < prefix:
+            return True
+        (a, b), (c, d) = (row_and_column(p, columns, prefix) for p in (q, k))
+        return a == c or b == d
+
+    return rule
+
 
 RULES = [
     (masks.full(), lambda q, k: True),
@@ -29,6 +49,28 @@ RULES = [
     (masks.toeplitz(torch.tensor(BITS)), lambda q, k: BITS[abs(q - k)]),
     (masks.toeplitz(torch.tensor(BITS), signed=True), lambda q, k: BITS[k - q + 3]),
     (masks.cropped(masks.block_columns(20), 20), lambda q, k: k == 19),
+    (masks.columns(2), lambda q, k: k < 2),
+    (masks.columns(positions=[1, 5, 70]), lambda q, k: k in (1, 5)),
+    (masks.axial(3, 5), axial(5)),
+    (masks.axial(5, 3), axial(3)),
+    (masks.axial(3, 4, prefix=1), axial(4, 1)),
+    (masks.axial(2, 6, 3), axial(6, 3)),
+    (masks.axial(1, 99), lambda q, k: True),
+    (masks.axial(99, 1), lambda q, k: True),
+    (masks.butterfly(), lambda q, k: bin(q ^ k).count("1") <= 1),
+    (masks.butterfly(3), lambda q, k: bin(q // 3 ^ k // 3).count("1") <= 1),
+    (masks.block_layout(TILES, 4), lambda q, k: bool(TILES[q // 4, k // 4])),
+    (masks.block_layout(NINE, 3), lambda q, k: bool(NINE[0, 0, q // 3, k // 3])),
+    (masks.a_shape(2, 3), lambda q, k: k < 2 or abs(q - k) <= 3),
+    (masks.vertical_slash([0, 7], [1, 4]), lambda q, k: k in (0, 7) or abs(q - k) in (1, 4)),
+    (masks.a_shape(2, 3) & masks.causal(), lambda q, k: k <= q and (k < 2 or q - k <= 3)),
+    (masks.axial(3, 5) & masks.causal(), lambda q, k: k <= q and axial(5)(q, k)),
+    (masks.butterfly() & masks.causal(), lambda q, k: k <= q and bin(q ^ k).count("1") < 2),
+    (
+        masks.block_layout(TILES, 4) & masks.causal(),
+        lambda q, k: k <= q and TILES[q // 4, k // 4],
+    ),
+    (masks.vertical_slash([0], [0]) & masks.causal(), lambda q, k: k == 0 or k == q),
 ]
 
 
@@ -38,7 +80,10 @@ def test_leaf_matches_loop(mask, rule):
     dense = mask.dense(length)
     assert dense.shape == (1, 1, length, length)
     assert dense.dtype == torch.bool
-    assert all(dense[0, 0, q, k] == rule(q, k) for q in range(length) for k in range(length))
+    cells = [(q, k) for q in range(length) for k in range(length)]
+    assert all(bool(dense[0, 0, q, k]) == bool(rule(q, k)) for q, k in cells)
+    assert masks.parse(str(mask)) == mask
+    assert masks.Mask.from_json(mask.to_json()) == mask
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 5, 5), (2, 3, 5, 5), (2, 1, 5, 5)])
@@ -229,6 +274,39 @@ COUNTS = r"count must be at most 2\*\*20"
             MaskFormatError,
             "signed bits are 2n - 1, an odd number, got 4",
         ),
+        (lambda: masks.columns(), ValueError, "columns takes a count or positions"),
+        (lambda: masks.columns(1, positions=[0]), ValueError, "exactly one of them"),
+        (lambda: masks.columns(0), ValueError, "count must be a whole number >= 1, got 0"),
+        (lambda: masks.columns(positions=[-1]), ValueError, "positions must be >= 0, got -1"),
+        (lambda: masks.axial(0, 3), ValueError, "rows must be a whole number >= 1, got 0"),
+        (lambda: masks.axial(3, 1.0), ValueError, "columns must be a whole number >= 1, got 1.0"),
+        (lambda: masks.axial(3, 3, -1), ValueError, "prefix must be a whole number >= 0, got -1"),
+        (
+            lambda: masks.axial(3, 4, 1).dense(14),
+            LengthError,
+            r"axial\(3, 4, 1\) has 13 positions, asked for 14; give the grid",
+        ),
+        (lambda: masks.axial(3, 4, 1).kept(1400), LengthError, "has 13 positions, asked for 1400"),
+        (lambda: masks.butterfly(0), ValueError, "block must be a whole number >= 1, got 0"),
+        (
+            lambda: masks.block_layout(torch.ones(2, 2), 4),
+            MaskFormatError,
+            "a block_layout is a bool tensor, got torch.float32",
+        ),
+        (lambda: masks.block_layout([[3]], 4), MaskFormatError, r"got \[\[3\]\]"),
+        (lambda: masks.block_layout(np.ones((2, 2)), 4), MaskFormatError, "got float64"),
+        (lambda: masks.table(np.ones((2, 2))), MaskFormatError, "bool tensor, got float64"),
+        (lambda: masks.block_layout(torch.ones(2, 3) > 0, 4), MaskFormatError, r"got \[2, 3\]"),
+        (lambda: masks.block_layout(torch.ones(2, 2) > 0, 0), ValueError, "block must be a whole"),
+        (
+            lambda: masks.block_layout(torch.ones(2, 2) > 0, 4).dense(9),
+            LengthError,
+            "has 2 blocks of 4 positions, asked for 9 positions; .*at most 8",
+        ),
+        (lambda: masks.parse("block_layout([[1,2],[0,0]], 4)"), MaskFormatError, "lists of 0 and"),
+        (lambda: masks.vertical_slash([], [0]), ValueError, "columns must be a non-empty list"),
+        (lambda: masks.vertical_slash([0], [-1]), ValueError, "offsets must be >= 0, got -1"),
+        (lambda: masks.a_shape(4, -1), ValueError, "reach must be a whole number >= 0, got -1"),
     ],
 )
 def test_bad_arguments_say_rule_and_value(build, error, message):
