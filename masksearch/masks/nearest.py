@@ -14,7 +14,7 @@ none, would now be shorter. That ends when nothing shortens the description any 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -46,13 +46,12 @@ from masksearch.masks.leaves import (
     GlobalTokens,
     Offsets,
     PowersOfTwo,
-    RandomKeys,
     Shifts,
     Stride,
     Window,
 )
 from masksearch.masks.measure import overlap
-from masksearch.masks.tables import PerHead, PerLayer, Table, Toeplitz
+from masksearch.masks.tables import PerHead, PerLayer
 
 WORD = 5.0  # bits of a name or an operator of the language, of which there are about 32
 GAPS = 32  # largest gap that dilated is tried with, in positions
@@ -77,10 +76,9 @@ class NearestFamily:
         missing: Cells that the table keeps and the mask does not, over all layers and heads.
         extra: Cells that the mask keeps and the table does not, likewise.
         bits: Length of the description: the expression, and the cells where it is wrong.
-        listing: Bits of listing the table's cells without any structure.
         explained: Whether the mask says more of the table than its density does: it is exact,
-            or it is shorter than the listing and overlaps more than a random mask of the table's
-            density would. Else `mask` is merely the best of a bad lot.
+            or it is shorter than a list of the table's cells and overlaps more than a random mask
+            of the table's density would. Else `mask` is merely the best of a bad lot.
     """
 
     mask: Mask
@@ -89,7 +87,6 @@ class NearestFamily:
     missing: int
     extra: int
     bits: float
-    listing: float
     explained: bool
 
 
@@ -156,24 +153,22 @@ def nearest_family(
         missing=int((table & ~dense).sum()),
         extra=int((dense & ~table).sum()),
         bits=bits,
-        listing=listing,
         explained=exact or (bits < listing and iou > density / (2 - density)),
     )
 
 
 def explain(table: DenseMask) -> tuple[Mask, float]:
     """The shortest description of `[layers, heads, n, n]`: one mask, per head or per layer."""
-    layers, heads = table.shape[:2]
     options = [shortest_union(table.flatten(0, 1))]
-    if not torch.equal(table, table[:1, :1].expand_as(table)):
-        if heads > 1:
-            found = [shortest_union(head.flatten(0, 1)) for head in table.unsqueeze(2).unbind(1)]
+    for kind, axis in ((PerHead, 1), (PerLayer, 0)):
+        planes = table.split(1, axis)
+        if len(planes) > 1 and not torch.equal(table, table[:1, :1].expand_as(table)):
+            found = [
+                shortest_union(plane.flatten(0, 1)) if kind is PerHead else explain(plane)
+                for plane in planes
+            ]
             bits = WORD + sum(bits for _, bits in found)
-            options.append((PerHead(tuple(mask for mask, _ in found)), bits))
-        if layers > 1:
-            found = [explain(layer) for layer in table.unsqueeze(1)]
-            bits = WORD + sum(bits for _, bits in found)
-            options.append((PerLayer(tuple(mask for mask, _ in found)), bits))
+            options.append((kind(tuple(mask for mask, _ in found)), bits))
     return min(options, key=lambda option: option[1])
 
 
@@ -191,20 +186,16 @@ def shortest_union(planes: Tensor) -> tuple[Mask, float]:
     """The union of parts that describes some planes in the fewest bits, and those bits.
 
     Args:
-        planes: bool `[.., n, n]`.
+        planes: bool `[planes, n, n]`.
     """
     length = planes.shape[-1]
-    planes = planes.reshape(-1, length, length)
-    nowhere = torch.zeros(length, length, dtype=torch.bool)
-    found = Union(planes, nowhere, None).grow()
+    found = Union(planes, None).shortest()
     for limit in (Causal(), ~Offsets((0,))):
-        outside = ~cells_of(limit, length)
-        missed = (2 * planes[:, outside].sum(0) - len(planes)).clamp(min=0)  # kept there by most
-        least = (
-            WORD + expression_bits(limit, length) + float(error_bits(missed.sum(), planes.numel()))
-        )
+        outside = planes[:, ~cells_of(limit, length)].sum(0)
+        missed = int((2 * outside - len(planes)).clamp(min=0).sum())  # kept there by most planes
+        least = WORD + expression_bits(limit, length) + float(error_bits(missed, planes.numel()))
         if least < found[1]:
-            found = min(found, Union(planes, outside, limit).grow(), key=lambda option: option[1])
+            found = min(found, Union(planes, limit).shortest(), key=lambda option: option[1])
     return found
 
 
@@ -217,46 +208,50 @@ class Union:
 
     Args:
         planes: bool `[planes, n, n]`.
-        outside: bool `[n, n]`, the cells beyond the limit.
-        limit: The limit as a mask; None = none.
+        limit: The cells beyond this mask are not kept; None = no limit.
     """
 
-    def __init__(self, planes: Tensor, outside: Tensor, limit: Mask | None) -> None:
+    def __init__(self, planes: Tensor, limit: Mask | None) -> None:
         self.length, self.cells, self.kept = planes.shape[-1], planes.numel(), int(planes.sum())
-        self.weight = (2 * planes.sum(0).double() - len(planes)).masked_fill(outside, 0)
-        self.outside, self.limit = outside, limit
+        self.limit, self.within = limit, cells_of(limit or Full(), self.length)
+        self.weight = (2 * planes.sum(0).double() - len(planes)) * self.within
         self.known: dict[Parts, float] = {}
 
-    def grow(self) -> tuple[Mask, float]:
+    def shortest(self) -> tuple[Mask, float]:
         """The shortest union that a part of any kind grows to, its parts then exchanged."""
-        starts = sorted(self.grow_by_one(()), key=self.bits)[:STARTS]
-        parts = min(map(self.extend, starts), key=self.bits)
-        shorter = True
-        while shorter:
-            without = [tuple(p for p in parts if p != part) for part in parts]
-            options = [
-                *without,
-                *(o for rest in (parts, *without) for o in self.grow_by_one(rest)),
-            ]
-            best = min(options, key=self.bits, default=parts)
-            shorter = self.bits(best) < self.bits(parts)
-            parts = best if shorter else parts
+        starts = sorted(self.grow(()), key=self.bits)[:STARTS]
+        parts = min((self.improve(start, self.grow) for start in starts), key=self.bits)
+        parts = self.improve(parts, self.exchange)
         return self.expression(parts), self.bits(parts)
 
-    def extend(self, parts: Parts) -> Parts:
-        """Adds the part that shortens the description most, as long as one does."""
-        while True:
-            best = min(self.grow_by_one(parts), key=self.bits)
-            if self.bits(best) >= self.bits(parts):
-                return parts
+    def improve(self, parts: Parts, options: Callable[[Parts], Iterable[Parts]]) -> Parts:
+        """Takes the shortest of the options again and again, as long as it is shorter."""
+        while (best := min(options(parts), key=self.bits)) and self.bits(best) < self.bits(parts):
             parts = best
+        return parts
+
+    def grow(self, parts: Parts) -> Iterator[Parts]:
+        """The union with one more part: the best of every kind."""
+        cover = self.cover(parts)
+        wrong = self.wrong(cover)
+        weight = self.weight.masked_fill(cover, 0)
+        for part in best_parts(weight, lambda gain: error_bits(wrong - gain, self.cells)):
+            yield merge_parts(*parts, part)
+
+    def exchange(self, parts: Parts) -> Iterator[Parts]:
+        """The union with one part less, with another one in its place, and with one more."""
+        for part in parts:
+            rest = tuple(other for other in parts if other != part)
+            yield rest
+            yield from self.grow(rest)
+        yield from self.grow(parts)
 
     def cover(self, parts: Parts) -> Tensor:
         """The cells of the union, bool `[n, n]`."""
-        cover = torch.zeros_like(self.outside)
+        cover = torch.zeros_like(self.within)
         for part in parts:
             cover = cover | cells_of(part, self.length)
-        return cover & ~self.outside
+        return cover & self.within
 
     def wrong(self, cover: Tensor) -> int:
         """Cells where a union is wrong, over all planes."""
@@ -276,19 +271,6 @@ class Union:
             self.known[parts] = bits + errors if cover.any() else math.inf
         return self.known[parts]
 
-    def grow_by_one(self, parts: Parts) -> Iterator[Parts]:
-        """The union with one more part: the best of every kind."""
-        cover = self.cover(parts)
-        wrong = self.wrong(cover)
-        weight = self.weight.masked_fill(cover, 0)
-
-        def errors(gain: Any) -> Any:
-            return error_bits(wrong - gain, self.cells)
-
-        for offered in (by_offset, by_block, by_position):
-            for option in offered(weight, errors):
-                yield merge_parts(*parts, *option)
-
 
 @lru_cache(maxsize=512)
 def cells_of(part: Mask, length: int) -> Tensor:
@@ -306,87 +288,74 @@ def merge_parts(*parts: Mask) -> Parts:
     return tuple(sorted(found, key=lambda part: (ORDER.index(type(part)), str(part))))
 
 
-# -- the library: the best parts of every kind, given what each cell [n, n] gains ---------------
-Errors = Callable[[Any], Any]  # bits of the cells that are still wrong after a gain; elementwise
-
-
+# -- the library ---------------------------------------------------------------------------------
 @lru_cache(maxsize=2)
-def patterns(length: int) -> tuple[list[Mask], Tensor, Tensor]:
-    """Parts that depend on j - i alone; 1 where they keep it, `[parts, 2n - 1]`; their bits."""
-    found: list[Mask] = [Full(), Causal(), log_sparse(), PowersOfTwo()]
-    found += [Window(reach) for reach in range(max(1, length - 1))]
-    found += [kind(period) for kind in (Stride, strided) for period in range(2, length)]
+def library(length: int) -> list[tuple[list[Mask], Tensor, Tensor]]:
+    """Parts with whole numbers that follow the offset j - i alone, and those that follow the key.
+
+    Returns:
+        Of both: the parts, where they keep (1 or 0, `[parts, 2n - 1]` and `[parts, n]`), and
+        their bits `[parts]`.
+    """
+    offset, key = torch.arange(1 - length, length), torch.arange(length)
+    by_offset: list[Mask] = [Full(), Causal(), log_sparse(), PowersOfTwo()]
+    by_offset += [Window(reach) for reach in range(max(1, length - 1))]
+    by_offset += [kind(period) for kind in (Stride, strided) for period in range(2, length)]
     for gap in range(2, min(GAPS, length // 2) + 1):
-        found += [Dilated(reach, gap) for reach in range(gap, length, gap)]
-    offset = torch.arange(1 - length, length)
-    at = Points(torch.zeros_like(offset), offset, length)
-    kept = torch.stack([part.allows(at) for part in found]).double()
-    return found, kept, torch.tensor([expression_bits(part, length) for part in found]).double()
+        by_offset += [Dilated(reach, gap) for reach in range(gap, length, gap)]
+    by_key: list[Mask] = [Columns(count) for count in range(1, length + 1)]
+    for last in range(1, LASTS + 1):
+        by_key += [BlockColumns(size, last) for size in range(last + 1, length // 2 + 1)]
+    found = []
+    for parts, keys in ((by_offset, offset), (by_key, key)):
+        at = Points(torch.zeros_like(keys), keys, length)
+        kept = torch.stack([part.allows(at) for part in parts]).double()
+        bits = torch.tensor([expression_bits(part, length) for part in parts]).double()
+        found.append((parts, kept, bits))
+    return found
 
 
-def by_offset(weight: Tensor, errors: Errors) -> Iterator[Parts]:
-    """The best pattern of each kind, and the best sets of distances and of signed offsets."""
-    length = len(weight)
+def best_parts(weight: Tensor, errors: Callable[[Any], Any]) -> Iterator[Mask]:
+    """The best part of every kind.
+
+    Args:
+        weight: What each cell gains, `[n, n]`.
+        errors: Bits of the cells that are still wrong after a gain; elementwise.
+    """
+    length, position = len(weight), torch.arange(len(weight))
     query, key = grid(length)
     along = torch.zeros(2 * length - 1, dtype=torch.float64)
     along.index_add_(0, (key - query + length - 1).flatten(), weight.flatten())
-    parts, kept, price = patterns(length)
-    bits, seen = price + errors(kept @ along), set()
-    for index in bits.argsort(stable=True).tolist():
-        if parts[index].kind not in seen:
-            seen.add(parts[index].kind)
-            yield (parts[index],)
-    distance = along[length - 1 :] + along[:length].flip(0)
-    distance[0] = along[length - 1]
-    for chosen in best_set(distance, errors):
-        yield (Offsets(chosen),)
-    for chosen in best_set(along, errors):
-        yield (Shifts([index - length + 1 for index in chosen]),)
-
-
-def by_block(weight: Tensor, errors: Errors) -> Iterator[Parts]:
-    """The best blocks, block columns, and both together, by sums of columns above each row."""
-    length = len(weight)
-    sizes, position = torch.arange(2, max(3, length // 2 + 1))[:, None], torch.arange(length)
+    columns = weight.sum(0)
+    for (parts, kept, price), gain in zip(library(length), (along, columns), strict=True):
+        order = (price + errors(kept @ gain)).argsort(stable=True).flip(0).tolist()
+        yield from {parts[index].kind: parts[index] for index in order}.values()  # last = best
+    sizes = torch.arange(2, max(3, length // 2 + 1))[:, None]
     start = position // sizes * sizes
     above = torch.cat([torch.zeros(1, length), weight.cumsum(0)])
     own = above[(start + sizes).clamp(max=length), position] - above[start, position]
-    columns = weight.sum(0)
-    yield (Blocks(int(sizes[int(errors(own.sum(1)).argmin())])),)
-    for last in range(1, LASTS + 1):
-        kept = (position % sizes >= sizes - last) & (sizes > last)
-        for whole, gain in ((False, columns * kept), (True, torch.where(kept, columns, own))):
-            size = int(sizes[int(errors(gain.sum(1)).argmin())])
-            if size > last:
-                part = BlockColumns(size, last)
-                yield (Blocks(size), part) if whole else (part,)
-
-
-def by_position(weight: Tensor, errors: Errors) -> Iterator[Parts]:
-    """The best global tokens and the best columns: the first ones, or any."""
-    length = len(weight)
-    columns, both = weight.sum(0), weight.sum(0) + weight.sum(1) - weight.diagonal()
-    for own, kind in ((columns, Columns), (both, GlobalTokens)):
-        ranked = own.argsort(descending=True, stable=True)
-        ranked = ranked[own[ranked] > 0]
-        some = set_bits(torch.arange(1, len(ranked) + 1), length)
-        for order, price in ((torch.arange(length), torch.zeros(1)), (ranked, some)):
-            if not len(order):
-                continue
-            gain = own[order].cumsum(0)
+    yield Blocks(int(sizes[int(errors(own.sum(1)).argmin())]))
+    distance = along[length - 1 :] + along[:length].flip(0)
+    distance[0] = along[length - 1]
+    both = columns + weight.sum(1) - weight.diagonal()
+    for kind, each, first in (
+        (Offsets, distance, 0),
+        (Shifts, along, 1 - length),
+        (Columns, columns, 0),
+        (GlobalTokens, both, 0),
+    ):
+        ranked = each.argsort(descending=True, stable=True)[: int((each > 0).sum())]
+        some = set_bits(torch.arange(1, len(ranked) + 1), len(each))
+        orders = [(ranked, some)] if len(ranked) else []
+        if kind is GlobalTokens:
+            orders.append((position, torch.zeros(1)))
+        for order, price in orders:
+            gain = each[order].cumsum(0)
             if kind is GlobalTokens:  # less the cells that are in a row and in a column
                 crossing = weight[order][:, order].fill_diagonal_(0)
                 gain = gain - crossing.cumsum(0).cumsum(1).diagonal()
             count = int((price + errors(gain)).argmin()) + 1
-            yield (kind(positions=order[:count].tolist()),)
-
-
-def best_set(gain: Tensor, errors: Errors) -> Iterator[list[int]]:
-    """The members, of those that gain anything, that shorten the description most."""
-    order = gain.argsort(descending=True, stable=True)[: int((gain > 0).sum())]
-    if len(order):
-        price = set_bits(torch.arange(1, len(order) + 1), len(gain))
-        yield order[: int((price + errors(gain[order].cumsum(0))).argmin()) + 1].tolist()
+            yield kind(**{SETS[kind]: (order[:count] + first).tolist()})
 
 
 # -- the length of a description (minimum description length) ------------------------------------
@@ -407,8 +376,6 @@ def expression_bits(mask: Mask, length: int) -> float:
         case GlobalTokens(positions=members) | Columns(positions=members):
             first = members == tuple(range(len(members)))
             return WORD + 1 + (number if first else float(set_bits(len(members), length)))
-        case Table() | Toeplitz() | RandomKeys() | PerHead() | PerLayer():
-            raise TypeError(f"{mask.kind} has no description in names and whole numbers")
     return WORD + number * len(field_names(mask))
 
 
