@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cache
 from typing import Any
 
@@ -334,7 +335,6 @@ def measures(
 # reached by key k. One step after another is then an `or` of whole rows.
 Bits = NDArray[np.uint64]
 LONGEST = 8192  # positions up to which hops are counted: that takes 3 to 20 s
-PRODUCTS = 2  # dense products' worth of single steps that are taken before doubling
 GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in a core's cache
 LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
@@ -376,35 +376,25 @@ def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = F
     goal = pack_bits(np.tri(size, dtype=bool) if causal else np.ones((size, size), dtype=bool))
     made = [Relation(layer | own) for layer in layers.numpy(force=True)]
     steps = [made[place] for place in order]
-    reached, count, spent = pack_bits(own), 0, 0
-    while spent <= PRODUCTS * steps[0].dense_cost:  # one step after another
-        before = reached
-        for step in steps:
-            reached, count = step.after(reached), count + 1
-            if np.array_equal(reached, goal):
-                return float(count)
-        if np.array_equal(before, reached):
-            return float("inf")
-        spent += sum(step.cost for step in steps)
-    powers = [Relation(unpack_bits(reached, size))]  # the steps so far 1, 2, 4, .. times
-    while True:
-        doubled = powers[-1].after(powers[-1].bits)
-        if np.array_equal(doubled, goal):
-            break
-        if np.array_equal(doubled, powers[-1].bits):
-            return float("inf")
-        powers.append(Relation(unpack_bits(doubled, size)))
-    reached, span = powers[-1].bits, count
-    count *= 2 ** (len(powers) - 1)
+    reached = pack_bits(own)
+    for step in steps:
+        reached = step.after(reached)
+    powers = [reached]  # all steps 1, 2, 4, .. times
+    while not np.array_equal(powers[-1], goal):
+        doubled = Relation(unpack_bits(powers[-1], size)).after(powers[-1])
+        if np.array_equal(doubled, powers[-1]):
+            return math.inf
+        powers.append(doubled)
+    reached, count = pack_bits(own), 0
     for exponent, power in reversed(list(enumerate(powers[:-1]))):
-        further = power.after(reached)
-        if not np.array_equal(further, goal):  # the largest number of spans that is not enough
-            reached, count = further, count + span * 2**exponent
-    while True:
-        for step in steps:
-            reached, count = step.after(reached), count + 1
-            if np.array_equal(reached, goal):
-                return float(count)
+        further = Relation(unpack_bits(power, size)).after(reached)
+        if not np.array_equal(further, goal):  # the largest number of times that is not enough
+            reached, count = further, count + len(steps) * 2**exponent
+    for step in steps:
+        if np.array_equal(reached, goal):
+            break
+        reached, count = step.after(reached), count + 1
+    return float(count)
 
 
 def join_heads(mask: Mask, length: int) -> tuple[Tensor, list[int]]:
@@ -429,11 +419,9 @@ class Relation:
 
     def __init__(self, cells: NDArray[np.bool_]) -> None:
         self.bits = pack_bits(cells)
-        size, words = self.bits.shape
+        size = len(self.bits)
         edges = int(np.count_nonzero(cells))
-        self.dense_cost = size * -(-size // 8) * words  # words read by a product
-        self.cost = min(edges * words, self.dense_cost)
-        self.sparse = edges * words < self.dense_cost
+        self.sparse = edges < size * -(-size // 8)  # fewer words read than by a product
         if self.sparse:
             query, self.key = np.nonzero(cells)
             self.start = np.searchsorted(query, np.arange(size + 1))

@@ -161,7 +161,7 @@ def explain(table: DenseMask) -> tuple[Mask, float]:
     """The shortest description of `[layers, heads, n, n]`: one mask, per head or per layer."""
     options = [shortest_union(table.flatten(0, 1))]
     for kind, axis in ((PerHead, 1), (PerLayer, 0)):
-        planes = table.split(1, axis)
+        planes = torch.split(table, 1, axis)
         if len(planes) > 1 and not torch.equal(table, table[:1, :1].expand_as(table)):
             found = [
                 shortest_union(plane.flatten(0, 1)) if kind is PerHead else explain(plane)
@@ -355,7 +355,8 @@ def best_parts(weight: Tensor, errors: Callable[[Any], Any]) -> Iterator[Mask]:
                 crossing = weight[order][:, order].fill_diagonal_(0)
                 gain = gain - crossing.cumsum(0).cumsum(1).diagonal()
             count = int((price + errors(gain)).argmin()) + 1
-            yield kind(**{SETS[kind]: (order[:count] + first).tolist()})
+            fields: dict[str, Any] = {SETS[kind]: (order[:count] + first).tolist()}
+            yield kind(**fields)
 
 
 # -- the length of a description (minimum description length) ------------------------------------

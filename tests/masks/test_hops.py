@@ -43,13 +43,11 @@ def tables(layers: int, size: int, keys: float, seed: int) -> Tensor:
     st.integers(1, 140),
     st.sampled_from([0.3, 0.6, 1.2, 3, 30, 1000]),
     st.integers(0, 99),
-    st.sampled_from([0, 2, 100]),
     st.sampled_from([1, 50, 1 << 20]),
 )
-def test_hops_of_random_tables(layers, size, keys, seed, products, words):
+def test_hops_of_random_tables(layers, size, keys, seed, words):
     table = tables(layers, size, keys, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("masksearch.masks.measure.PRODUCTS", products)
         patch.setattr("masksearch.masks.measure.GATHERED", words)
         patch.setattr("masksearch.masks.measure.LOOKED_UP", words * 256)
         assert hops(table) == by_matrices(table)
@@ -69,9 +67,7 @@ def test_hops_of_random_tables(layers, size, keys, seed, products, words):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("products", [0, 2])
-def test_hops_of_long_chains(mask, products, monkeypatch):
-    monkeypatch.setattr("masksearch.masks.measure.PRODUCTS", products)
+def test_hops_of_long_chains(mask):
     table = mask.dense(150)
     assert hops(table) == by_matrices(table)
 
