@@ -2,152 +2,78 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import pytest
+import split_evaluators as split
 import torch
 from tiny_checkpoint import tiny_checkpoint
-from tiny_decoder import tiny_decoder
 from toy import ToyEvaluator, space
-from toy_questions import squad_json, swag_rows
+from toy_questions import WORDS
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import pareto
-from masksearch.contracts import Evaluate, Evaluator, Record
-from masksearch.errors import HeadCountError
+from masksearch.contracts import Evaluate, Evaluator, OneShot, Proposal, Record
+from masksearch.errors import EmptyRowError, HeadCountError, LengthError
+from masksearch.executors.job import JobRun
 from masksearch.training.checkpoints import Checkpoints
 
 SPARSITIES = {"sparsity", "effective_sparsity"}
 SCORES = {"score", "glue", "f1", "accuracy"} | SPARSITIES  # of everything else, less is better
-WORDS = ("the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "one", "old", "dog")
-
-
-def text_file(folder: Path) -> Path:
-    path = folder / "text.txt"
-    order = torch.randint(0, len(WORDS), (400, 12), generator=torch.Generator().manual_seed(0))
-    lines = (" ".join(WORDS[index] for index in row) for row in order.tolist())
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def glue_folder(folder: Path) -> Path:
-    task = folder / "glue" / "SST-2"
-    task.mkdir(parents=True)
-    for name, count in (("train", 16), ("dev", 8)):
-        rows = [f"the {'red cat' if i % 2 else 'old dog'} sat\t{i % 2}" for i in range(count)]
-        (task / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
-    return folder / "glue"
-
-
-def planted(folder: Path) -> Evaluator:
-    process = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
-    return ms.PlantedEvaluator(process, steps=6, downstream_steps=2, held_out_sequences=32)
-
-
-def text(folder: Path) -> Evaluator:
-    return ms.MlmEvaluator(text_file(folder), **SMALL, cache=folder / "cache")
 
 
 def pairs(folder: Path) -> Evaluator:
-    changes = {"pretraining": "mlm+order", "whole_words": True, "dropout": 0.1, "length": 20}
-    settings = {**SMALL, **changes, "cache": folder / "cache"}
-    return ms.MlmEvaluator(text_file(folder), **settings)
+    return replace(split.pairs(folder), whole_words=True, dropout=0.1)
 
 
 def from_weights(folder: Path) -> Evaluator:
-    weights = tiny_checkpoint(folder / "checkpoint", list(WORDS))
-    settings = {**SMALL, "cache": folder / "cache"}
-    return ms.MlmEvaluator(text_file(folder), weights=weights, **settings)
+    return split.text(folder, weights=tiny_checkpoint(folder / "checkpoint", WORDS))
 
 
 def finetuning(folder: Path) -> Evaluator:
-    weights = tiny_checkpoint(folder / "checkpoint", list(WORDS))
-    tasks = glue_folder(folder)
-    return ms.GlueEvaluator(
-        None,
-        glue=tasks,
-        weights=weights,
-        tasks=("SST-2",),
-        epochs=1,
-        length=16,
-        finetune_seeds=2,
-        frozen=1,
-    )
-
-
-def glue(folder: Path) -> Evaluator:
-    corpus, tasks = text_file(folder), glue_folder(folder)
-    settings = {**SMALL, "cache": folder / "cache"}
-    return ms.GlueEvaluator(corpus, glue=tasks, tasks=("SST-2",), epochs=1, **settings)
-
-
-def squad(folder: Path) -> Evaluator:
-    path = folder / "squad.json"
-    path.write_text(json.dumps(squad_json(30, 2, seed=0)), encoding="utf-8")
-    settings = {**SMALL, "length": 24, "cache": folder / "cache"}
-    return ms.SquadEvaluator(text_file(folder), path, epochs=1, **settings)
-
-
-def swag(folder: Path) -> Evaluator:
-    path = folder / "swag.jsonl"
-    rows = swag_rows(60, seed=0)
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    settings = {**SMALL, "length": 24, "cache": folder / "cache"}
-    return ms.SwagEvaluator(text_file(folder), path, epochs=1, **settings)
-
-
-def causal(folder: Path) -> Evaluator:
-    settings = {"length": 16, "vocabulary": 60, "size": "1x16x2", "held_out_sequences": 8}
-    place = {"batch": 4, "steps": 6, "cache": folder / "cache"}
-    return ms.CausalEvaluator(text_file(folder), **settings, **place)
-
-
-def decoder(folder: Path) -> Evaluator:
-    weights = tiny_decoder(folder / "decoder", list(WORDS))
-    settings = {"length": 16, "held_out_sequences": 8, "kl": True}
-    return ms.CausalEvaluator(text_file(folder), weights=weights, **settings, cache=folder)
+    weights = tiny_checkpoint(folder / "checkpoint", WORDS)
+    settings = {"tasks": ("SST-2",), "epochs": 1, "length": 16, "finetune_seeds": 2, "frozen": 1}
+    return ms.GlueEvaluator(None, split.write_glue(folder), weights=weights, **settings)
 
 
 def recovered(folder: Path) -> Evaluator:
-    settings = {"adapt": "recover", "recover_tokens": 300, "batch": 4, "learn_from": "dense"}
-    return replace(decoder(folder), kl=False, **settings)
-
-
-def recall(folder: Path) -> Evaluator:
-    task = ms.Recall(pairs=2, keys=4, values=4, middle=4)
-    settings = {"size": "1x16x2", "held_out_sequences": 16, "batch": 4, "steps": 6}
-    return ms.CausalEvaluator(task, adapt="none", kl=True, cache=folder / "cache", **settings)
+    settings = {"adapt": "recover", "recover_tokens": 300, "learn_from": "dense"}
+    return replace(split.decoder(folder), **settings)
 
 
 def shared(folder: Path) -> Evaluator:
-    return ms.SharedWeights(planted(folder), space, steps=4, folder=folder / "nets")
+    return ms.SharedWeights(split.planted(folder), space, steps=4, folder=folder / "nets")
 
 
-SMALL = dict(steps=6, size="nano", length=16, vocabulary=60, batch=4, held_out_sequences=8)
 MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "toy": lambda folder: ToyEvaluator(),
-    "planted": planted,
-    "mlm": text,
+    "planted": split.planted,
+    "mlm": split.text,
     "pairs": pairs,
     "from weights": from_weights,
     "fine-tuning": finetuning,
-    "glue": glue,
-    "squad": squad,
-    "swag": swag,
-    "causal": causal,
-    "decoder": decoder,
+    "glue": split.glue,
+    "squad": split.squad,
+    "swag": lambda folder: replace(split.swag(folder), finetune_batch=4),
+    "causal": split.causal,
+    "decoder": lambda folder: replace(split.decoder(folder), kl=True),
     "recovered": recovered,
-    "recall": recall,
+    "recall": lambda folder: replace(split.recall(folder), adapt="none", kl=True),
     "shared": shared,
-    "cached": lambda folder: ms.Cached(text(folder), folder / "judged"),
+    "cached": lambda folder: ms.Cached(split.text(folder), folder / "judged"),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
-    "with_cost": lambda folder: ms.WithCost(planted(folder), latency=False, memory=True),
+    "with_cost": lambda folder: ms.WithCost(split.planted(folder), latency=False, memory=True),
 }
 # Another seed changes nothing, or no score of so few rows
 SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder", "shared", "cost")]
@@ -226,9 +152,13 @@ class TestEvaluator:
     def test_survives_pickling_with_its_protocol(self, make, tmp_path):
         evaluator = make(tmp_path)
         twin = pickle.loads(pickle.dumps(evaluator))
-        assert twin == evaluator
-        assert twin.protocol == evaluator.protocol
-        assert twin.shape == evaluator.shape
+        packed = evaluator.packed()
+        assert packed.packed() is packed
+        for other in (twin, packed):
+            assert (type(other), repr(other)) == (type(evaluator), repr(evaluator))
+            assert (other, hash(other)) == (evaluator, hash(evaluator))
+            assert other.protocol == evaluator.protocol
+            assert (other.shape, other.objectives) == (evaluator.shape, evaluator.objectives)
         assert len(pickle.dumps(evaluator)) < 20_000
 
     def test_closing_the_generator_stops_it(self, make, tmp_path):
@@ -237,21 +167,77 @@ class TestEvaluator:
         reports.close()
         assert list(reports) == []
 
-    def test_mask_of_another_shape_is_refused(self, make, tmp_path):
+    def test_masks_that_do_not_fit_are_refused(self, make, tmp_path):
         evaluator = make(tmp_path)
         if isinstance(evaluator, ToyEvaluator):
             pytest.skip("the toy reads the sparsity only")
-        wrong = masks.per_head([masks.full()] * (evaluator.shape.heads + 1))
-        with pytest.raises(HeadCountError):
-            list(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
+        for wrong, error in (
+            (masks.per_head([masks.full()] * (evaluator.shape.heads + 1)), HeadCountError),
+            (masks.full() - masks.full(), EmptyRowError),
+            (masks.table(torch.ones(2, 2, dtype=torch.bool)), LengthError),
+        ):
+            with pytest.raises(error):
+                next(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
 
     def test_differentiable_offers_batches_with_a_loss(self, make, tmp_path):
         evaluator = make(tmp_path)
         if not evaluator.offers("differentiable"):
             pytest.skip("no gradients offered")
-        offered = evaluator.differentiable(0)
-        loss = offered.model(**next(offered.batches)).loss
+        offered, again, other = map(evaluator.differentiable, (0, 0, 1))
+        for one, twin in zip(offered.model.parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(one, twin)
+        batch, same, others = (next(source.batches) for source in (offered, again, other))
+        assert torch.equal(batch["input_ids"], same["input_ids"])
+        assert not torch.equal(batch["input_ids"], others["input_ids"])
+        loss = offered.model(**batch).loss
         frozen = evaluator.weights_frozen
         assert loss.requires_grad != frozen  # what is attached there learns, and nothing else
         assert math.isfinite(loss.item())
         assert offered.held_out
+
+
+def outcome(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
+    """Everything that must not depend on where an evaluator runs: its description, its reports
+    under a mask, and a one-shot job's."""
+    job = Proposal(0, OneShot({}, {"steps": 4, "density": 0.3}), seed=1)
+    record = JobRun(job, evaluator, workdir).run()
+    return {
+        "description": (evaluator.shape, evaluator.objectives, evaluator.protocol),
+        "reports": list(evaluator(masks.star(), seed=3, workdir=workdir)),
+        "one-shot": (record.status, record.curve, record.error),
+    }
+
+
+ELSEWHERE = """
+import cloudpickle, pickle, torch
+from pathlib import Path
+from test_evaluators import outcome
+torch.set_num_threads(1)
+evaluator = cloudpickle.loads(Path("payload").read_bytes())
+Path("result").write_bytes(pickle.dumps(outcome(evaluator, Path("work"))))
+"""
+
+
+@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
+@pytest.mark.parametrize("name", ["mlm", "from weights", "fine-tuning", "glue", "squad", "swag"])
+def test_packed_is_the_same_where_no_file_is(name, tmp_path):
+    """In a process of its own, in an empty folder, with no home and no cache."""
+    data, empty = tmp_path / "data", tmp_path / "empty"
+    data.mkdir()
+    empty.mkdir()
+    evaluator = ms.WithCost(MAKERS[name](data), latency=False, memory=True)
+    expected, packed = outcome(evaluator, tmp_path / "here"), evaluator.packed()
+    for path in data.iterdir():
+        if path.name != "checkpoint":  # which every machine sees
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (empty / "payload").write_bytes(cloudpickle.dumps(packed))
+    settings = {**os.environ, "HOME": str(empty), "HF_HOME": str(empty / "hub")}
+    settings["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    settings.pop("MASKSEARCH_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], cwd=empty, env=settings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert expected["one-shot"][::2] == ("done", "")
+    assert pickle.loads((empty / "result").read_bytes()) == expected

@@ -31,7 +31,7 @@ from toy_questions import WORDS
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import EvaluatorError
-from masksearch.tasks.splits import in_final_half, take_half
+from masksearch.tasks.splits import take_half
 
 HALVES = ("search", "final", "test", "all")
 
@@ -129,12 +129,12 @@ class TestHalves:
             make(tmp_path).on("finale")
 
 
-def test_a_half_is_the_same_on_every_machine():
+def test_a_text_is_final_where_its_hash_is_odd_on_every_machine():
     """The first byte of the SHA-256 of UTF-8: `printf 'the cat' | sha256sum` begins with 70."""
     known = {"the cat": 0x70, "the dog": 0x29, "": 0xE3, "\u00e9t\u00e9": 0xBD}
-    assert {one: in_final_half(one) for one in known} == {
-        one: bool(b % 2) for one, b in known.items()
-    }
+    for half, odd in (("search", 0), ("final", 1)):
+        wanted = [one for one, byte in known.items() if byte % 2 == odd]
+        assert take_half(list(known), half, "", str) == wanted
 
 
 def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
@@ -191,12 +191,6 @@ def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
     assert "no ranking can be read from so few; hold out more" in caplog.text
     assert "(about 20 sequences, 240 tokens)" in caplog.text
     assert ms.MlmEvaluator(tmp_path / "short.txt", half="all", **short).protocol
-
-
-def test_a_text_is_final_where_its_hash_is_odd():
-    rows = ["the cat", "the dog", "", "\u00e9t\u00e9"]  # bytes as above: even, and three odd ones
-    assert take_half(rows, "search", "", str) == rows[:1]
-    assert take_half(rows, "final", "", str) == rows[1:]
 
 
 def test_the_text_of_a_test_set_is_one_that_no_search_has_seen(tmp_path):

@@ -13,7 +13,7 @@ from split_evaluators import causal, decoder, glue, pairs, planted, recall, squa
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.row_scores import ROWS, RowScores, lower_bound
+from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY
 
 EVALUATORS = {"mlm": text, "pairs": pairs, "glue": glue, "squad": squad, "swag": swag}
@@ -25,7 +25,7 @@ PADDED = {name: EVALUATORS[name] for name in ("glue", "squad", "swag")}
 
 def judged(evaluator: ms.Evaluator, workdir: Path, seed: int = 0) -> tuple[ms.Report, RowScores]:
     *_, last = evaluator(masks.star(), seed=seed, workdir=workdir)
-    return last, RowScores.load(workdir / ROWS)
+    return last, RowScores.load(workdir / "rows.safetensors")
 
 
 @pytest.mark.slow  # continuous integration runs it
@@ -42,7 +42,7 @@ def test_rows_add_up_to_the_objective(make, half, tmp_path):
     assert [len(a) for a in again.scores.values()] == [len(a) for a in rows.scores.values()]
     for part, said in rows.predictions.items():
         assert len(said) == len(rows.scores[part])
-    assert (tmp_path / "run" / ROWS).stat().st_size < 20_000
+    assert (tmp_path / "run" / "rows.safetensors").stat().st_size < 20_000
 
 
 @pytest.mark.parametrize("make", EVALUATORS.values(), ids=EVALUATORS)

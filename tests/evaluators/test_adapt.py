@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -117,33 +117,6 @@ def test_a_killed_dense_training_goes_on(data: Path, tmp_path: Path) -> None:
 def kept_model(cache: Path) -> Path:
     (path,) = (cache / "dense").glob("SST-2-*.safetensors")
     return path
-
-
-def copied(cache: Path, tmp_path: Path) -> Path:
-    folder: Path = shutil.copytree(cache, tmp_path / "cache")
-    return folder
-
-
-def test_a_damaged_dense_model_is_trained_again(data: Path, cache: Path, tmp_path: Path) -> None:
-    own = copied(cache, tmp_path)
-    path = kept_model(own)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match=r"is damaged .* fine-tuned again"):
-        scores, steps = judged(evaluator(data, own), tmp_path / "a")
-    assert steps > 0
-    assert scores == judged(evaluator(data, cache), tmp_path / "b")[0]
-
-
-def test_a_dense_model_of_another_protocol_is_refused(
-    data: Path, cache: Path, tmp_path: Path
-) -> None:
-    own = copied(cache, tmp_path)
-    path = kept_model(own)
-    judge = evaluator(data, own)
-    other = path.with_name(f"SST-2-{judge.dense_key(judge.dense('SST-2', 1), 'SST-2', 2)}")
-    path.rename(other.with_suffix(".safetensors"))
-    with pytest.raises(DataError, match=r"another protocol .* remove it"):
-        judged(judge, tmp_path / "a", seed=2)
 
 
 def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) -> None:
@@ -285,15 +258,6 @@ def judge_bytes(judge: GlueEvaluator) -> int:
     return sum(4 * p.numel() for p in judge.dense("SST-2", 1).parameters())
 
 
-def test_gates_and_weights_are_trained_together_without_a_corpus(
-    data: Path, cache: Path, tmp_path: Path
-) -> None:
-    judge = evaluator(data, cache, adapt="train", tasks=("SST-2", "RTE"))
-    model = judge.differentiable(1).model
-    assert all(p.requires_grad for p in model.parameters())
-    assert trained_gates(judge, tmp_path)[-1].step == 20
-
-
 @pytest.mark.parametrize(("frozen", "trained"), [(None, 3), (1, 1), ("all", 0)])
 def test_gates_are_trained_beside_the_weights_that_judged_masks_train(
     data: Path, cache: Path, frozen: Any, trained: int
@@ -303,11 +267,6 @@ def test_gates_are_trained_beside_the_weights_that_judged_masks_train(
     parts = (".embeddings.", ".layer.0.", ".layer.1.")
     assert sum(any(part in name for name in found) for part in parts) == trained
     assert any("encoder" not in name for name in found)  # the head
-
-
-def test_gates_refuse_to_freeze_more_layers_than_there_are(data: Path, cache: Path) -> None:
-    with pytest.raises(ValueError, match="frozen=99, but the encoder has 2 layers"):
-        evaluator(data, cache, adapt="train", frozen=99).differentiable(1)
 
 
 def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: Path) -> None:
@@ -321,20 +280,6 @@ def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: P
         cache=tmp_path / "cache", device="cpu", adapt="train",
     )  # fmt: skip
     assert [int(batch["task"]) for batch in judge.differentiable(1).held_out] == [0, 1, 0, 1]
-
-
-def test_frozen_weights_are_not_trained_beside_gates(
-    data: Path, cache: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(SearchError, match=r"train='both' .* frozen: leave train out"):
-        ms.search(
-            None,
-            evaluator(data, cache),
-            run=tmp_path / "run",
-            trials=2,
-            strategy="dam",
-            strategy_options={"config": {"train": "both"}},
-        )
 
 
 def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path) -> None:
@@ -438,24 +383,14 @@ def test_a_fine_tuned_folder_that_does_not_fit_is_refused(data: Path, tmp_path: 
     with pytest.raises(DataError, match="one model of one task"):
         judged(two, tmp_path / "a")
     config = (data / "checkpoint" / "config.json").read_text()
-    bare = shutil.copytree(data / "checkpoint", tmp_path / "bare")
-    changed = config.replace("BertForMaskedLM", "BertForSequenceClassification")
-    (bare / "config.json").write_text(changed)
-    with pytest.raises(DataError, match="its head is missing"):
-        judged(evaluator(data, tmp_path, weights=bare), tmp_path / "a")
-    bare = shutil.copytree(data / "checkpoint", tmp_path / "spans")
-    changed = config.replace("BertForMaskedLM", "BertForQuestionAnswering")
-    (bare / "config.json").write_text(changed)
-    with pytest.raises(DataError, match=r"points at answers .* this task needs a classifier"):
-        judged(evaluator(data, tmp_path, weights=bare), tmp_path / "a")
-
-
-def test_shared_weights_ask_for_text(data: Path, cache: Path) -> None:
-    with pytest.raises(SearchError, match="weights of this GlueEvaluator are frozen; give it a"):
-        ms.SharedWeights(evaluator(data, cache), lambda trial: masks.star())
-    tasks = evaluator(data, cache, adapt="train")
-    with pytest.raises(SearchError, match="batches are the rows of tasks; give the evaluator a"):
-        ms.SharedWeights(tasks, lambda trial: masks.star(), folder=cache).judge([masks.star()])
+    for head, said in (
+        ("SequenceClassification", "its head is missing"),
+        ("QuestionAnswering", r"points at answers .* this task needs a classifier"),
+    ):
+        bare = shutil.copytree(data / "checkpoint", tmp_path / head)
+        (bare / "config.json").write_text(config.replace("MaskedLM", head))
+        with pytest.raises(DataError, match=said):
+            judged(evaluator(data, tmp_path, weights=bare), tmp_path / "a")
 
 
 # -- the other tasks -----------------------------------------------------------------------------
@@ -525,12 +460,51 @@ def test_questions_and_endings_take_fine_tuned_folders(
 
 
 # -- bad input -----------------------------------------------------------------------------------
-def test_settings_that_do_not_go_together_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="recover"):
-        evaluator(data, tmp_path, adapt="recovr")
-    with pytest.raises(ValueError, match="has no weights"):
-        GlueEvaluator(data / "text.txt", data / "glue", adapt="none")
-    with pytest.raises(ValueError, match="recover_steps must be at least 1"):
-        evaluator(data, tmp_path, recover_steps=0)
-    with pytest.raises(ValueError, match="recover_lr must be positive"):
-        evaluator(data, tmp_path, recover_lr=-1.0)
+def both_trained(data: Path, place: Path) -> ms.Study:
+    options = {"config": {"train": "both"}}
+    return ms.search(
+        *(None, evaluator(data, place)), run=place / "run", trials=2, strategy="dam",
+        strategy_options=options,
+    )  # fmt: skip
+
+
+def judged_by_a_super_net(judge: GlueEvaluator, place: Path) -> object:
+    return ms.SharedWeights(judge, lambda trial: masks.star(), folder=place).judge([masks.star()])
+
+
+REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
+    (lambda d, p: evaluator(d, p, adapt="recovr"), UnknownNameError, "recover"),
+    (
+        lambda d, p: GlueEvaluator(d / "text.txt", d / "glue", adapt="none"),
+        *(ValueError, "has no weights"),
+    ),
+    (
+        lambda d, p: evaluator(d, p, recover_steps=0),
+        *(ValueError, "recover_steps must be at least 1"),
+    ),
+    (
+        lambda d, p: evaluator(d, p, recover_lr=-1.0),
+        *(ValueError, "recover_lr must be positive"),
+    ),
+    (
+        lambda d, p: evaluator(d, p, adapt="train", frozen=99).differentiable(1),
+        *(ValueError, "frozen=99, but the encoder has 2 layers"),
+    ),
+    (both_trained, SearchError, r"train='both' .* frozen: leave train out"),
+    (
+        lambda d, p: judged_by_a_super_net(evaluator(d, p), p),
+        *(SearchError, "weights of this GlueEvaluator are frozen; give it a"),
+    ),
+    (
+        lambda d, p: judged_by_a_super_net(evaluator(d, p, adapt="train"), p),
+        *(SearchError, "batches are the rows of tasks; give the evaluator a"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("act", "error", "said"), REFUSED)
+def test_settings_that_do_not_go_together_are_refused(
+    data: Path, tmp_path: Path, act: Any, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        act(data, tmp_path)

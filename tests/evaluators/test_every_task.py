@@ -53,24 +53,6 @@ def data() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_real_glue_rows(data, task, tmp_path):
-    evaluator = ms.GlueEvaluator(
-        data / "wikitext-2",
-        glue=data / "glue",
-        tasks=(task,),
-        rows=64,
-        dev_rows=64,
-        epochs=1,
-        **SMALL,
-    )
-    found = last(evaluator, tmp_path)
-    for name in TASKS[task].dev_files:
-        assert -1 <= found.values[name] <= 1
-        assert f"{name}/majority" in found.values
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("pretraining", ["mlm", "mlm+next", "mlm+order"])
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_real_text(data, pretraining, whole_words, tmp_path):

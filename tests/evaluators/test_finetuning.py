@@ -7,7 +7,6 @@ import math
 import os
 import random
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 from torch import nn
+from toy_sentences import WORDS, write_lines
 
 from masksearch import GlueEvaluator, masks
 from masksearch.analysis.row_scores import RowScores
@@ -24,8 +24,6 @@ from masksearch.errors import DataError, LengthError
 from masksearch.models.encoders import ARCHITECTURES, encoder
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings, freeze
-
-WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +37,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(count):
             half = WORDS[:40] if number % 2 else WORDS[40:]
             rows.append(f"{' '.join(draw.choices(half, k=draw.randint(2, 20)))}\t{number % 2}")
-        write(folder / "glue" / "SST-2" / f"{name}.tsv", rows)
+        write_lines(folder / "glue" / "SST-2" / f"{name}.tsv", rows)
         rows = ["sentence1\tsentence2\tscore"]
         rows += [f"{' '.join(draw.choices(WORDS, k=4))}\tban\t{draw.random()}" for _ in range(16)]
-        write(folder / "glue" / "STS-B" / f"{name}.tsv", rows)
+        write_lines(folder / "glue" / "STS-B" / f"{name}.tsv", rows)
     tiny_checkpoint(folder / "checkpoint", WORDS)
     return folder
-
-
-def write(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
 
 
 def evaluator(data: Path, **settings: Any) -> GlueEvaluator:
@@ -181,16 +174,7 @@ def test_fine_tuning_moves_what_is_not_frozen(
     assert moved == moves
 
 
-def test_frozen_refuses(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="frozen is a number of layers"):
-        evaluator(data, frozen=-1)
-    with pytest.raises(ValueError, match=r"frozen is a number of layers.*'some'"):
-        evaluator(data, frozen="some")
-    reports = evaluator(data, frozen=9)(masks.star(), seed=0, workdir=tmp_path)
-    with pytest.raises(ValueError, match="frozen=9, but the encoder has"):
-        next(reports)  # before the pre-training
-    with pytest.raises(ValueError, match="frozen=3, but the encoder has 2 layers"):
-        list(finetuned_only(data, frozen=3)(masks.star(), seed=0, workdir=tmp_path))
+def test_an_encoder_without_a_list_of_layers_is_refused() -> None:
     odd = nn.Linear(2, 2)
     odd.config = encoder("nano", 20, 8, seed=0).config  # type: ignore[assignment]
     with pytest.raises(ValueError, match="Linear has no list of 1 layers"):
@@ -225,34 +209,21 @@ def test_text_and_checkpoint_go_together(data: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_training(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no corpus; give .* or the weights"):
-        evaluator(data, corpus=None)
-    with pytest.raises(LengthError, match="48 positions, asked for 64"):
-        list(finetuned_only(data, length=64)(masks.star(), seed=0, workdir=tmp_path))
     larger = tiny_checkpoint(tmp_path / "larger", WORDS, more=2)
-    judge = evaluator(data, corpus=None, weights=larger)
-    with pytest.raises(DataError, match="the tokenizer has 87 ids"):
-        list(judge(masks.star(), seed=0, workdir=tmp_path))
-    with pytest.raises(ValueError, match="finetune_seeds must be at least 1"):
-        evaluator(data, finetune_seeds=0)
-    with pytest.raises(ValueError, match="lr must be positive"):
-        evaluator(data, finetune_lr=0.0)
-
-
-def test_packed_fine_tuning_reads_no_rows(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = finetuned_only(data, tasks=("SST-2",))
-    packed = judge.packed()
-    assert packed.packed() is packed
-    expected = list(judge(masks.star(), seed=0, workdir=tmp_path / "one"))
-    for name in ("read_tokens", "read_glue"):
-        monkeypatch.setattr(f"masksearch.evaluators.glue.{name}", None)
-    monkeypatch.setattr("masksearch.evaluators.finetuning.read_vocabulary", None)
-    assert list(packed(masks.star(), seed=0, workdir=tmp_path / "two")) == expected
-
-
-# -- rows ---------------------------------------------------------------------------------------
+    alone: dict[str, Any] = {"corpus": None, "weights": data / "checkpoint"}
+    for settings, error, said in (
+        ({"frozen": -1}, ValueError, "frozen is a number of layers"),
+        ({"frozen": "some"}, ValueError, r"frozen is a number of layers.*'some'"),
+        ({"frozen": 9}, ValueError, "frozen=9, but the encoder has"),
+        ({**alone, "frozen": 3}, ValueError, "frozen=3, but the encoder has 2 layers"),
+        ({"corpus": None}, ValueError, r"there is no corpus; give .* or the weights"),
+        ({**alone, "length": 64}, LengthError, "48 positions, asked for 64"),
+        ({"corpus": None, "weights": larger}, DataError, "the tokenizer has 87 ids"),
+        ({"finetune_seeds": 0}, ValueError, "finetune_seeds must be at least 1"),
+        ({"finetune_lr": 0.0}, ValueError, "lr must be positive"),
+    ):
+        with pytest.raises(error, match=said):  # before the pre-training
+            next(evaluator(data, **settings)(masks.star(), seed=0, workdir=tmp_path))
 
 
 # -- real weights -------------------------------------------------------------------------------
@@ -285,12 +256,3 @@ def test_minilm_learns_sst2_in_a_few_steps(minilm: Path, tmp_path: Path) -> None
     (report,) = judge(masks.full(), seed=0, workdir=tmp_path)
     assert report.step == 30
     assert report.values["SST-2"] > report.values["SST-2/majority"] + 0.15
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -2,50 +2,42 @@
 
 import math
 import os
-import pickle
 import random
-import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
+from toy_sentences import WORDS
 
 from masksearch import MlmEvaluator, masks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.row_scores import RowScores
-from masksearch.contracts import Evaluate, Evaluator, Record, Shape
+from masksearch.contracts import Evaluate, Record, Shape
 from masksearch.errors import (
     DataError,
-    EmptyRowError,
     LengthError,
     NonFiniteLossError,
     UnknownNameError,
 )
-from masksearch.masks import Mask
 from masksearch.training.loop import follow_trainings
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
 )
 
-Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Words that come in pairs: the neighbour tells the word."""
     draw = random.Random(0)
-    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
     lines = []
     for _ in range(1500):
-        chosen = draw.choices(words, k=6)
+        chosen = draw.choices(WORDS, k=6)
         lines.append(" ".join(f"{word} {word[::-1]}" for word in chosen))
     path = tmp_path_factory.mktemp("evaluator") / "pairs.txt"
     path.write_text("\n".join(lines))
@@ -142,18 +134,6 @@ def test_one_held_out_sequence_is_enough(corpus: Path, tmp_path: Path) -> None:
     )
 
 
-def test_masks_share_weights_data_and_masking(corpus: Path, tmp_path: Path) -> None:
-    judge = evaluator(corpus)
-    one, two = judge.differentiable(3), judge.differentiable(3)
-    for name, weight in one.model.state_dict().items():
-        assert torch.equal(weight, two.model.state_dict()[name])
-    assert torch.equal(next(one.batches)["input_ids"], next(two.batches)["input_ids"])
-    assert torch.equal(one.held_out[0]["labels"], two.held_out[0]["labels"])
-    other = judge.differentiable(4)
-    assert not torch.equal(next(one.batches)["input_ids"], next(other.batches)["input_ids"])
-    assert one.model(**one.held_out[0]).loss.requires_grad
-
-
 def test_held_out_loss_is_the_mean_over_tokens_and_restores_the_mode(corpus: Path) -> None:
     judge = evaluator(corpus)
     parts = judge.differentiable(0)
@@ -183,35 +163,9 @@ def test_protocol_follows_what_the_score_depends_on(corpus: Path) -> None:
     assert evaluator(corpus, reports=2, cache=corpus.parent / "two").protocol == base.protocol
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
-def test_packed_is_the_same_where_no_file_is(
-    corpus: Path, tmp_path: Path, here: Outcome, elsewhere: Outcome
-) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    vocabulary = folder / "vocab.txt"
-    names = evaluator(corpus).task().corpus.tokenizer.get_vocab()
-    vocabulary.write_text("\n".join(sorted(names, key=lambda name: names[name])))
-    text = Path(shutil.copy(corpus, folder))
-    judge = evaluator(text, cache=folder / "cache", tokenizer=vocabulary)
-    expected, packed = here(judge, masks.star()), judge.packed()
-    shutil.rmtree(folder)
-    assert expected["one-shot"][::2] == ("done", "")
-    assert elsewhere(packed, masks.star()) == expected
-
-
-def test_packed_equals_and_is_packed_once(corpus: Path) -> None:
-    judge = evaluator(corpus)
-    packed = judge.packed()
-    assert packed.packed() is packed
-    assert packed is not judge
-    assert type(packed) is MlmEvaluator
-    assert packed == judge
-    assert hash(packed) == hash(judge)
-    assert repr(packed) == repr(judge)
-    assert len(pickle.dumps(judge)) < 2000 < len(pickle.dumps(packed))
-    assert replace(packed, length=18).task().corpus.length == 18  # reads its own corpus
+def test_a_changed_copy_of_a_packed_one_reads_its_own_corpus(corpus: Path) -> None:
+    packed = evaluator(corpus).packed()
+    assert replace(packed, length=18).task().corpus.length == 18
 
 
 def test_relative_paths_are_made_absolute(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +212,6 @@ def test_what_cannot_be_trained_is_refused(corpus: Path, tmp_path: Path) -> None
         _ = MlmEvaluator(tmp_path / "nowhere").protocol
     with pytest.raises(DataError, match="no such text file"):
         MlmEvaluator(tmp_path / "nowhere").packed()
-    with pytest.raises(EmptyRowError):
-        list(evaluator(corpus)(masks.shifts([1]), seed=0, workdir=tmp_path))
 
 
 # -- a run that is killed ------------------------------------------------------------------------
@@ -322,14 +274,9 @@ def test_pairs_are_reported_beside_the_loss(corpus: Path, tmp_path: Path) -> Non
     assert parts.model(**batch).loss.item() == pytest.approx(both.sum().item(), rel=1e-6)
 
 
-def test_dropout_is_drawn_from_the_seed(corpus: Path, tmp_path: Path) -> None:
+def test_dropout_changes_what_is_learnt(corpus: Path, tmp_path: Path) -> None:
     dropping = evaluator(corpus, dropout=0.3)
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
     first = list(dropping(masks.star(), seed=0, workdir=tmp_path))
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert list(dropping(masks.star(), seed=0, workdir=tmp_path)) == first
     assert list(evaluator(corpus)(masks.star(), seed=0, workdir=tmp_path)) != first
 
 
@@ -365,8 +312,7 @@ def test_preset_is_the_published_run(corpus: Path) -> None:
 # -- from a checkpoint ---------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
-    words += [word[::-1] for word in words]
+    words = [*WORDS, *(word[::-1] for word in WORDS)]
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), sorted(set(words)))
 
 
@@ -389,7 +335,6 @@ def test_weights_bring_shape_tokenizer_and_vocabulary(
     seen = {judge.protocol, as_it_is.protocol, evaluator(corpus, steps=4).protocol}
     assert len(seen) == 3
     assert evaluator(corpus, weights=checkpoint, steps=4).protocol == judge.protocol
-    assert pickle.loads(pickle.dumps(judge)) == judge
 
 
 def test_a_checkpoint_is_trained_at_a_lower_rate_unless_one_is_given(

@@ -7,7 +7,7 @@ import torch
 
 from masksearch import PlantedEvaluator, PlantedProcess, masks
 from masksearch.analysis.row_scores import RowScores
-from masksearch.errors import EmptyRowError, LengthError, NonFiniteLossError, UnknownNameError
+from masksearch.errors import NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier
 
 QUICK = PlantedEvaluator(
@@ -98,25 +98,6 @@ def test_protocol_changes_with_every_setting_but_the_reports():
     protocols = {replace(QUICK, **{name: value}).protocol for name, value in changes.items()}
     assert len(protocols | {QUICK.protocol}) == len(changes) + 1
     assert replace(QUICK, reports=1).protocol == QUICK.protocol
-
-
-def test_differentiable_offers_the_model_and_data_of_a_run():
-    assert QUICK.offers("differentiable")
-    one, two = QUICK.differentiable(3), QUICK.differentiable(3)
-    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    batch = next(one.batches)
-    assert torch.equal(batch["input_ids"], next(two.batches)["input_ids"])
-    one.model(**batch).loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in one.model.parameters() if p.grad is not None)
-    assert sum(len(batch["input_ids"]) for batch in one.held_out) == 32
-
-
-def test_masks_that_do_not_fit_are_refused_before_training():
-    with pytest.raises(EmptyRowError):
-        reports(QUICK, masks.without_diagonal(masks.window(0)))
-    with pytest.raises(LengthError):
-        reports(QUICK, masks.table(torch.ones(8, 8, dtype=torch.bool)))
 
 
 def test_divergence_surfaces():

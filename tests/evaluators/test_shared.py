@@ -11,10 +11,10 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
+from split_evaluators import text
 from torch import nn
 
 from masksearch import (
-    MlmEvaluator,
     PlantedEvaluator,
     PlantedProcess,
     SharedWeights,
@@ -250,15 +250,7 @@ def test_errors_say_what_to_do(tmp_path):
 
 
 def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):
-    words = ("the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "one", "old", "dog")
-    order = torch.randint(0, len(words), (300, 12), generator=torch.Generator().manual_seed(0))
-    text = "\n".join(" ".join(words[index] for index in row) for row in order.tolist())
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    inner = MlmEvaluator(
-        tmp_path / "text.txt",
-        **dict(steps=6, size="nano", length=16, vocabulary=60, batch=4, held_out_sequences=8),
-        cache=tmp_path / "cache",
-    )
+    inner = text(tmp_path)
     made = SharedWeights(inner, space, steps=3, folder=tmp_path / "nets", tokens=160)
     assert made.objectives[0] == inner.objectives[0]
     model = inner.model(0)

@@ -22,7 +22,7 @@ class Troubled(Evaluator):
     """Loss = 100 * number + step, in four reports; some trials go wrong at step 2.
 
     `how`: trial number -> "raise", "nan", "exit", "exit once", "kill once", "full", "hang",
-    "spin".
+    "spin", "SIGKILL", "SIGSEGV".
     A checkpoint of one line a step is written to the trial's folder, and read again.
     """
 
@@ -56,6 +56,8 @@ class Troubled(Evaluator):
             raise ValueError(f"trial {number} is broken")
         if how == "exit":
             os._exit(3)
+        if how in ("SIGKILL", "SIGSEGV"):  # as the kernel does when memory runs out
+            os.kill(os.getpid(), getattr(signal, how))
         if how in ("exit once", "kill once"):
             mark = Path(self.diary) / f"{number}.died"
             if not mark.exists():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import time
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_fixtures import Troubled, Unloadable
 from toy import PlainTrials, ToyEvaluator
 
 from masksearch import Local, masks
@@ -31,94 +33,42 @@ def run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [1, 2])
-def test_every_job_becomes_one_record(slots, tmp_path):
-    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(5)}, [0, 1])
-    records = run(Local(slots), listed, ToyEvaluator(), tmp_path)
-    assert sorted(record.number for record in records) == list(range(10))
-    assert {record.status for record in records} == {"done"}
-    assert {record.seed for record in records} == {0, 1}
-
-
-@dataclass(frozen=True)
-class Crashing(ToyEvaluator):
-    """Takes its process with it on one mask."""
-
-    def __call__(self, mask, *, seed, workdir):
-        if str(mask) == "window(2)":
-            os._exit(9)
-        yield from super().__call__(mask, seed=seed, workdir=workdir)
-
-
-@pytest.mark.slow
 def test_dead_worker_fails_its_trial_only(tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(5)}, [0])
-    records = run(Local(slots=2), listed, Crashing(), tmp_path)
+    records = run(Local(slots=2), listed, Troubled({2: "exit"}), tmp_path)
     assert sorted(record.number for record in records) == list(range(5))
     (failed,) = [record for record in records if record.status == "failed"]
     assert failed.name == "w2"
-    assert failed.error == "the worker process died 2 times in this trial: exit code 9"
-    assert failed.protocol == "toy"
-
-
-@dataclass(frozen=True)
-class Signalled(ToyEvaluator):
-    """Its process is killed from outside, as the kernel does when memory runs out."""
-
-    number: int = signal.SIGKILL
-
-    def __call__(self, mask, *, seed, workdir):
-        if str(mask) == "window(1)":
-            os.kill(os.getpid(), self.number)
-        yield from super().__call__(mask, seed=seed, workdir=workdir)
+    assert failed.error == "the worker process died 2 times in this trial: exit code 3"
+    assert failed.protocol == "troubled"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "words"),
-    [(signal.SIGKILL, r"SIGKILL \(out of memory\?\)"), (signal.SIGSEGV, "SIGSEGV")],
+    ("how", "words"), [("SIGKILL", r"SIGKILL \(out of memory\?\)"), ("SIGSEGV", "SIGSEGV")]
 )
-def test_cause_of_death_is_named(number, words, tmp_path):
+def test_cause_of_death_is_named(how, words, tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
-    records = run(Local(slots=2), listed, Signalled(number=number), tmp_path)
+    records = run(Local(slots=2), listed, Troubled({1: how}), tmp_path)
     (failed,) = [record for record in records if record.status == "failed"]
     assert re.search(words, failed.error)
     assert len(records) == 3
 
 
-@dataclass(frozen=True)
-class Hanging(ToyEvaluator):
-    """Never comes back from one mask."""
-
-    def __call__(self, mask, *, seed, workdir):
-        while str(mask) == "window(1)":
-            time.sleep(0.05)
-        yield from super().__call__(mask, seed=seed, workdir=workdir)
-
-
 @pytest.mark.slow
 def test_hanging_trial_meets_the_time_limit(tmp_path):
     listed = Listed({"w1": masks.window(1)}, [0])
-    (failed,) = run(Local(limit_seconds=0.5), listed, Hanging(), tmp_path)
+    (failed,) = run(Local(limit_seconds=0.5), listed, Troubled({0: "hang"}), tmp_path)
     assert failed.status == "failed"
     assert failed.reason == "ran longer than the time limit of 0.5 s"
-    assert "in __call__" in failed.error  # where it hung
+    assert "in go_wrong" in failed.error  # where it hung
     assert failed.seconds >= 0.5
-
-
-@dataclass(frozen=True)
-class Slow(ToyEvaluator):
-    """Takes a second and a half."""
-
-    def __call__(self, mask, *, seed, workdir):
-        time.sleep(1.5)
-        yield from super().__call__(mask, seed=seed, workdir=workdir)
 
 
 @pytest.mark.slow
 def test_time_limit_is_of_one_trial(tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
-    records = run(Local(limit_seconds=4.0), listed, Slow(), tmp_path)
+    records = run(Local(limit_seconds=4.0), listed, Troubled(seconds=0.4), tmp_path)
     assert [record.status for record in records] == ["done"] * 3
     assert not list(tmp_path.rglob("time_limit.txt"))
 
@@ -154,6 +104,7 @@ def test_reports_reach_the_driver_in_order_and_can_stop_a_job(slots, tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
     records = run(Local(slots), listed, ToyEvaluator(), tmp_path, on_report)
     assert heard == {0: [1, 2, 4], 1: [1, 2], 2: [1, 2, 4]}
+    assert sorted(record.number for record in records) == [0, 1, 2]
     (stopped,) = [record for record in records if record.status == "stopped"]
     assert (stopped.number, stopped.step, len(stopped.curve)) == (1, 2, 2)
     assert stopped.error == "ended early by the scheduler at step 2"
@@ -168,24 +119,15 @@ def test_suspect_runs_in_a_process_of_its_own(tmp_path):
             return proposal if isinstance(proposal, str) else replace(proposal, starts=2)
 
     here = os.getpid()
-    (record,) = run(Local(), Again({"w2": masks.window(2)}, [0]), Crashing(), tmp_path)
+    (record,) = run(Local(), Again({"w2": masks.window(2)}, [0]), Troubled({0: "exit"}), tmp_path)
     assert os.getpid() == here
     assert record.status == "failed"
 
 
 @pytest.mark.slow
 def test_worker_that_cannot_load_the_evaluator_ends_the_search(tmp_path):
-    with pytest.raises(SearchError, match=r"(?s)cannot load the evaluator.*no such thing"):
+    with pytest.raises(SearchError, match=r"(?s)cannot load the evaluator.*no such data"):
         run(Local(slots=2), Listed({"w": masks.window(1)}, [0]), Unloadable(), tmp_path)
-
-
-class Unloadable(ToyEvaluator):
-    def __reduce__(self):
-        return refuse, ()
-
-
-def refuse() -> None:
-    raise RuntimeError("no such thing")
 
 
 def test_strategy_that_waits_for_nothing_is_an_error(tmp_path):

@@ -48,9 +48,8 @@ PACKAGE = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def cluster():
     """Two CPUs of this machine."""
-    from masksearch.executors.ray import set_environment
-
-    with set_environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local",
             num_cpus=2,

@@ -11,7 +11,6 @@ from optuna.samplers import RandomSampler
 
 import masksearch as ms
 from masksearch.errors import SearchError
-from masksearch.executors.worker import pickle_for_workers
 from masksearch.study.status import read_status, status_lines
 
 
@@ -93,8 +92,6 @@ def test_strategy_and_space_stay_where_they_are(tmp_path):
         with lock:
             return space(trial)
 
-    with pytest.raises(SearchError, match=r"tuple\[0\] is a _thread\.lock"):
-        pickle_for_workers((lock,), "a lock")
     study = ms.search(
         locked,
         ToyEvaluator(),

@@ -216,23 +216,16 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"cooling": 0.0}, "cooling .*got 0.0"),
     ({"optimiser": "lamb"}, "takes control='sum', got control='hinge'"),
     ({"dense_warmup": "never"}, r"dense_warmup must lie in \[0, 1\) or be 'auto'"),
-]
-UNKNOWN = [
-    ("control", "hinges", "did you mean 'hinge'"),
-    *((name, "sgd", f"DAM {name} 'sgd'") for name in ("optimiser", "precision", "schedule")),
+    ({"control": "hinges"}, "did you mean 'hinge'"),
+    *(({name: "sgd"}, f"DAM {name} 'sgd'") for name in ("optimiser", "precision", "schedule")),
 ]
 
 
 @pytest.mark.parametrize(("given", "said"), MISTAKES, ids=str)
 def test_wrong_settings_are_refused(given: dict[str, Any], said: str):
-    with pytest.raises(ValueError, match=said):
+    unknown = "sgd" in given.values() or "hinges" in given.values()
+    with pytest.raises(UnknownNameError if unknown else ValueError, match=said):
         DamConfig(**given)
-
-
-@pytest.mark.parametrize(("name", "value", "said"), UNKNOWN)
-def test_unknown_names_are_refused(name: str, value: str, said: str):
-    with pytest.raises(UnknownNameError, match=said):
-        DamConfig(**{name: value})
 
 
 def sample_result() -> DamResult:

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksearch import DamConfig, DamResult, Gates, dam, lower
+from masksearch import DamConfig, DamResult, Gates, dam, lower, masks
 from masksearch.contracts import Shape
 from masksearch.gates.discretise import at_sparsity, at_threshold
 from masksearch.gates.result import agreement
-from masksearch.masks import table as table_mask
 from masksearch.masks.measure import effective_density, pair_weights
 
 PARTS = ["mask", "layer", "head"]
@@ -63,7 +62,7 @@ def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, sha
     nothing = counted == 0
     unseen = torch.diag_embed(counted.diagonal(0, -2, -1) == 0)
     assert torch.equal(mask & nothing, (unseen & nothing).expand_as(mask))  # and nothing else
-    lower(table_mask(mask), shape)  # no row is empty, a decoder's neither
+    lower(masks.table(mask), shape)  # no row is empty, a decoder's neither
     no_query_is_alone(mask, shape)
     each = counted.expand(mask.shape)
     axes = {"mask": (0, 1, 2, 3), "layer": (1, 2, 3), "head": (2, 3)}[per]
@@ -72,7 +71,7 @@ def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, sha
     # An edge that counts is missing or too much by half of it at most.
     assert (((mask * each).sum(axes) - wanted).abs() <= counted.max() / 2 + 1e-9).all()
     assert (at_sparsity(table, 0, per, weights=weights) | ~mask).all()  # sparser: a subset
-    whole = table_mask(at_sparsity(table, 0, per, weights=weights))
+    whole = masks.table(at_sparsity(table, 0, per, weights=weights))
     assert effective_density(whole, shape) == pytest.approx(1)
 
 

@@ -18,7 +18,6 @@ from masksearch import DamResult, Gates
 from masksearch.contracts import Report, generator
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.result import agreement
-from masksearch.masks.measure import overlap
 
 
 def table(*shape: int, seed: int = 0) -> Tensor:
@@ -193,6 +192,11 @@ def test_a_card_judges_the_end_of_a_run_by_its_mask() -> None:
 
 
 # -- agreement -----------------------------------------------------------------------------------
+def overlap(first: Tensor, second: Tensor) -> float:
+    """Kept cells in both over kept cells in either."""
+    return int((first & second).sum()) / int((first | second).sum())
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 2), st.integers(1, 4), st.integers(0, 99))
 def test_matched_heads_are_the_best_of_all_orders(layers: int, heads: int, seed: int) -> None:

@@ -32,7 +32,7 @@ from masksearch.contracts import OneShot, Record, Report
 from masksearch.errors import SearchError
 from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.pruning import DensityControl, WarmupWatch
-from masksearch.strategies.allocate import build_allocate, build_units
+from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
 from masksearch.tasks.planted.graded import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
@@ -313,23 +313,24 @@ def test_a_mask_of_gates_that_attention_was_late_for_warns(
     assert all(remedy in problem for remedy in remedies)
 
 
-def cut_from(folder: Path, **values: float) -> Any:
-    """What DAM's strategy proposes once such gates are trained."""
-    strategy = DamStrategy(folder, gates={}, config={}, target=0.3, length=12)
+@pytest.mark.parametrize(
+    ("values", "params"),
+    [
+        (UNLEARNED, None),
+        (EARLY, {"density": 0.3, "gates": "unsettled"}),
+        (EARLY | {"settled": 1.0}, {"density": 0.3}),
+    ],
+)
+def test_a_search_cuts_and_marks_masks_by_when_gates_were_pruned(
+    tmp_path: Path, values: dict[str, float], params: dict[str, Any] | None
+):
+    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.3, length=12)
     proposal = strategy.ask()
     assert not isinstance(proposal, str)
-    planted_result(**values).save(folder / "gates.safetensors")
+    planted_result(**values).save(tmp_path / "gates.safetensors")
     strategy.tell(Record(0, "done", proposal.job, artifacts={"gates": "gates.safetensors"}))
-    return strategy.ask()
-
-
-def test_a_search_cuts_no_masks_from_gates_that_were_not_pruned(tmp_path: Path):
-    assert cut_from(tmp_path, **UNLEARNED) == "done"
-
-
-def test_a_search_marks_masks_of_gates_that_were_pruned_too_early(tmp_path: Path):
-    assert cut_from(tmp_path, **EARLY).params == {"density": 0.3, "gates": "unsettled"}
-    assert cut_from(tmp_path, **EARLY | {"settled": 1.0}).params == {"density": 0.3}
+    cut = strategy.ask()
+    assert cut == "done" if params is None else cut.params == params
 
 
 @pytest.mark.parametrize(("values", "said"), [(UNLEARNED, 1), (EARLY, 1), ({}, 0)])
@@ -340,8 +341,8 @@ def test_a_search_says_that_attention_was_late(values: dict[str, float], said: i
 
 def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(4,), vocabulary=4))
-    units = build_units({"unit": "head", "levels": "window(2)"}, evaluator.shape)
-    strategy = build_allocate({"method": "gates"}, units, evaluator, tmp_path)
+    options = {"unit": "head", "levels": "window(2)", "method": "gates"}
+    strategy = build_strategy("allocate", None, evaluator, seed=0, run=tmp_path, options=options)
     proposal = strategy.ask()
     assert not isinstance(proposal, str)
     found = Record(

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch import Gates, attach, detach, importance, masks
+from masksearch import Gates, attach, attached, detach, importance, masks
 from masksearch.analysis.stats import estimate
-from masksearch.attention.attach import ATTACHMENT
 from masksearch.errors import (
     AttachError,
     LengthError,
@@ -220,14 +219,14 @@ def test_the_model_is_left_as_it_was(model, method):
     modes = [module.training for module in model.modules()]
     model(**batches[0]).loss.backward()
     grads = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
-    attachment, names = model.__dict__[ATTACHMENT], set(dict(model.named_modules()))
+    names = set(dict(model.named_modules()))
     model.eval()
     before = loss_of(model, batches[0])
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
     importance(model, batches, method=method, keys=[0], offsets=[0], per="model")
     assert [module.training for module in model.modules()] == modes
-    assert model.__dict__[ATTACHMENT] is attachment
+    assert list(attached(model).values()) == [star]
     assert set(dict(model.named_modules())) == names
     for name, parameter in model.named_parameters():
         assert parameter.grad is grads[name][0]
@@ -364,28 +363,23 @@ def test_per_cell_divides_by_pairs(model):
 
 def test_messages(model):
     batches = random_batches(1)
-    with pytest.raises(UnknownNameError, match="did you mean 'gradient'"):
-        importance(model, batches, method="gradients")
-    with pytest.raises(UnknownNameError, match="resolution"):
-        importance(model, batches, per="row")
-    with pytest.raises(ValueError, match=r"offsets .* lie in -6 \.\. 6, got 7"):
-        importance(model, batches, offsets=[7])
-    with pytest.raises(ValueError, match=r"keys .* lie in 0 \.\. 6, got -1"):
-        importance(model, batches, keys=[-1])
-    with pytest.raises(ValueError, match="may be endless"):
-        importance(model, itertools.cycle(batches))
-    with pytest.raises(ValueError, match="signed=False"):
-        importance(model, batches, method="drop", signed=False)
     short = {name: tensor[:, :5] for name, tensor in batches[0].items()}
-    with pytest.raises(LengthError, match="pad the batches to one length"):
-        importance(model, [*batches, short])
     empty = {**batches[0], "labels": torch.full((3, LENGTH), -100)}
-    with pytest.raises(NonFiniteLossError, match="loss of batch 0 is nan"):
-        importance(model, [empty])
     wordless = {"inputs_embeds": torch.zeros(3, LENGTH, 12), "labels": batches[0]["labels"]}
-    with pytest.raises(ValueError, match="found by their ids"):
-        importance(model, [wordless], special={"[CLS]": 1})
-    assert ATTACHMENT not in model.__dict__
+    for given, options, error, said in (
+        (batches, {"method": "gradients"}, UnknownNameError, "did you mean 'gradient'"),
+        (batches, {"per": "row"}, UnknownNameError, "resolution"),
+        (batches, {"offsets": [7]}, ValueError, r"offsets .* lie in -6 \.\. 6, got 7"),
+        (batches, {"keys": [-1]}, ValueError, r"keys .* lie in 0 \.\. 6, got -1"),
+        (itertools.cycle(batches), {}, ValueError, "may be endless"),
+        (batches, {"method": "drop", "signed": False}, ValueError, "signed=False"),
+        ([*batches, short], {}, LengthError, "pad the batches to one length"),
+        ([empty], {}, NonFiniteLossError, "loss of batch 0 is nan"),
+        ([wordless], {"special": {"[CLS]": 1}}, ValueError, "found by their ids"),
+    ):
+        with pytest.raises(error, match=said):
+            importance(model, given, **options)
+    assert not attached(model)
     attach(model, Gates(length=LENGTH, heads=HEADS))
     with pytest.raises(AttachError, match="carries trainable gates"):
         importance(model, batches)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from hypothesis import given, settings
@@ -147,25 +148,24 @@ def test_units_count_pairs_of_real_tokens():
     assert units.prices.tolist() == [[0.25, 0.25], [1.0, 1.0]]
 
 
-def test_units_refuse_what_cannot_be_allocated():
-    with pytest.raises(ValueError, match=r"in l0\.h0, star\(\) keeps .* full\(\) 1; order them"):
-        Units(SHAPE, (FULL, STAR))
-    with pytest.raises(ValueError, match=r"two masks or more.*got 1"):
-        Units(SHAPE, (FULL,))
-    with pytest.raises(UnknownNameError, match=r"'heads'.*did you mean.*head"):
-        Units(SHAPE, (STAR, FULL), "heads")
-    with pytest.raises(HeadCountError):
-        Units(SHAPE, (masks.per_head([STAR] * 2), FULL))
-    with pytest.raises(EmptyRowError):
-        Units(SHAPE, (masks.without_diagonal(masks.window(0)), FULL))
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        (((FULL, STAR),), ValueError, r"in l0\.h0, star\(\) keeps .* full\(\) 1; order them"),
+        (((FULL,),), ValueError, r"two masks or more.*got 1"),
+        (((STAR, FULL), "heads"), UnknownNameError, r"'heads'.*did you mean.*head"),
+        (((masks.per_head([STAR] * 2), FULL),), HeadCountError, ""),
+        (((masks.without_diagonal(masks.window(0)), FULL),), EmptyRowError, ""),
+    ],
+)
+def test_units_refuse_what_cannot_be_allocated(given, error, said):
+    with pytest.raises(error, match=said):
+        Units(SHAPE, *given)
 
 
 def test_random_draws_of_units_reach_every_size_alike():
-    from optuna import create_study
-    from optuna.samplers import RandomSampler
-
     units = Units(SHAPE, (STAR, FULL))
-    study = create_study(sampler=RandomSampler(seed=0))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     sizes = []
     for _ in range(700):
         kept = units(study.ask()).dense(8, 2, 3).flatten(0, 1).all(-1).all(-1)
@@ -258,10 +258,6 @@ def test_given_scores_cost_no_trial():
 
 
 def test_scores_from_a_table_and_from_gates(tmp_path):
-    import torch
-
-    from masksearch.gates.result import DamResult
-
     table = torch.tensor(WORTH).view(2, 3, 1, 1).expand(2, 3, 8, 8) / 10
     units = Units(SHAPE, (STAR, FULL))
     found = units.scores_of(table)
@@ -269,10 +265,10 @@ def test_scores_from_a_table_and_from_gates(tmp_path):
     assert [levels[1] for levels in found.values()] == pytest.approx(
         [w / 10 * added for w in WORTH]
     )
-    path = DamResult(table, (), 0.5).save(tmp_path / "gates.safetensors")
+    path = ms.DamResult(table, (), 0.5).save(tmp_path / "gates.safetensors")
     study = search(tmp_path / "run", method=str(path))
     assert found_scores(study.records()) == best_scores(Landscape())
-    DamResult(1 - table, (), 0.5).save(path)
+    ms.DamResult(1 - table, (), 0.5).save(path)
     with pytest.raises(ResumeError, match="strategy_source: was"):
         search(tmp_path / "run", method=str(path))
     with pytest.raises(ValueError, match=r"table of 2 x 3 x 8 x 8 values, got 1 x 1 x 8 x 8"):

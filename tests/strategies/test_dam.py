@@ -88,21 +88,22 @@ def test_dam_resumes_from_its_gates(tmp_path):
     assert outcome(whole) == outcome(parts)
 
 
-def test_densities_end_at_what_the_length_allows(tmp_path):
-    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.05, length=24)
-    assert strategy.densities == pytest.approx((0.05, 1 / 24, 0.1, 0.07, 0.14))
+@pytest.mark.parametrize(
+    ("given", "densities"),
+    [
+        ({"target": 0.05, "length": 24}, (0.05, 1 / 24, 0.1, 0.07, 0.14)),
+        ({"target": 0.95, "length": 24}, (0.95, 0.475, 0.665, 0.3325)),
+        ({"target": 0.05, "length": 64, "least": 0.04}, (0.05, 0.04, 0.1, 0.07, 0.14)),
+    ],
+)
+def test_densities_end_at_what_the_length_allows(tmp_path, given, densities):
+    strategy = DamStrategy(tmp_path, gates={}, config={}, **given)
+    assert strategy.densities == pytest.approx(densities)
 
 
-def test_a_high_target_is_cut_as_it_was_asked_for(tmp_path):
-    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.95, length=24)
-    assert strategy.densities == pytest.approx((0.95, 0.475, 0.665, 0.3325))
-
-
-def test_densities_end_at_one_key_for_every_token(tmp_path):
-    """What short sentences allow is more than 1/n; a target that nobody asked for rises."""
-    given = {"gates": {}, "target": 0.05, "length": 64, "least": 0.04}
-    strategy = DamStrategy(tmp_path, config={}, **given)
-    assert strategy.densities == pytest.approx((0.05, 0.04, 0.1, 0.07, 0.14))
+def test_a_target_that_nobody_asked_for_rises(tmp_path):
+    """What short sentences allow is more than 1/n."""
+    given = {"gates": {}, "target": 0.05, "length": 64}
     short = DamStrategy(tmp_path, config={"steps": 9}, **given | {"least": 0.1})
     assert short.densities == pytest.approx((0.2, 0.1, 0.4, 0.14, 0.28, 0.56))
     assert short.ask().job == OneShot({}, {"steps": 9, "dense_warmup": "auto", "density": 0.2})

@@ -213,31 +213,23 @@ def test_a_missing_measure_is_named(ranking):
         ({"goal": "lower"}, "goal must be 'min' or 'max', got 'lower'"),
         ({"against": ()}, "ranking='metric'"),
         ({"against": "sparsity"}, r"against is a list, got 'sparsity'"),
+        ({"ranking": "non-dominated"}, "did you mean 'nondominated'"),
+        ({"against": ("densty",)}, "did you mean 'density'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    unknown = "did you mean" in message
+    with pytest.raises(UnknownNameError if unknown else ValueError, match=message):
         ParetoHalving(**arguments)
-
-
-def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean 'nondominated'"):
-        ParetoHalving(ranking="non-dominated")
-    with pytest.raises(UnknownNameError, match="did you mean 'density'"):
-        ParetoHalving(against=("densty",))
 
 
 def test_repr_names_every_argument_and_no_state():
     scheduler = ParetoHalving(rungs=[1, 2])
-    text = repr(scheduler)
     arrivals(scheduler, [(1.0, 0.5)])
-    assert (
-        repr(scheduler)
-        == text
-        == (
-            "ParetoHalving(rungs=(1, 2), metric='loss', goal='min', factor=2, "
-            "ranking='nondominated', against=('sparsity',), strata=2, grace=None)"
-        )
+    text = repr(scheduler)
+    assert text == (
+        "ParetoHalving(rungs=(1, 2), metric='loss', goal='min', factor=2, "
+        "ranking='nondominated', against=('sparsity',), strata=2, grace=None)"
     )
     assert scheduler == eval(text)
 

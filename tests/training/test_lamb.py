@@ -112,16 +112,6 @@ def test_group_without_decay_moves_as_adam():
     torch.testing.assert_close(weight, twin)
 
 
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
-def test_decayed_tensor_moves_by_rate_times_its_norm(scale: float):
-    weight = nn.Parameter(torch.randn(20, 5, generator=torch.Generator().manual_seed(0)) * scale)
-    before = weight.detach().clone()
-    weight.grad = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
-    Lamb([weight], lr=0.02).step()
-    moved = (weight.detach() - before).norm() / before.norm()
-    assert moved.item() == pytest.approx(0.02, rel=1e-3)
-
-
 def test_decayed_tensor_of_zeros_still_leaves_zero():
     weight = nn.Parameter(torch.zeros(3))
     weight.grad = torch.tensor([1.0, -1.0, 0.0])
