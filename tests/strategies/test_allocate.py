@@ -154,8 +154,8 @@ def test_units_count_pairs_of_real_tokens():
         (((FULL, STAR),), ValueError, r"in l0\.h0, star\(\) keeps .* full\(\) 1; order them"),
         (((FULL,),), ValueError, r"two masks or more.*got 1"),
         (((STAR, FULL), "heads"), UnknownNameError, r"'heads'.*did you mean.*head"),
-        (((masks.per_head([STAR] * 2), FULL),), HeadCountError, ""),
-        (((masks.without_diagonal(masks.window(0)), FULL),), EmptyRowError, ""),
+        (((masks.per_head([STAR] * 2), FULL),), HeadCountError, "2 heads"),
+        (((masks.without_diagonal(masks.window(0)), FULL),), EmptyRowError, "keeps no key"),
     ],
 )
 def test_units_refuse_what_cannot_be_allocated(given, error, said):
