@@ -144,7 +144,7 @@ def tokenized(
         for part, found in dev.items()
     }
     trained = TokenRows.of(tokenize_rows(corpus, train_rows.texts, train_rows.labels))
-    return GlueTokens(task, trained, tokens, name)
+    return GlueTokens(task, trained, tokens, name, {})
 
 
 def probe(name: str, path: Path, count: int) -> Rows:

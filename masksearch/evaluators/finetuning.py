@@ -31,7 +31,6 @@ from masksearch.evaluators.mlm import (
 )
 from masksearch.evaluators.tuning import (
     TaskScores,
-    TaskTokens,
     TaskTraining,
     batches_an_epoch,
     check_learned,
@@ -179,8 +178,13 @@ class FineTuning(TextEvaluator):
         """What the scores depend on beside the settings here."""
 
     @abstractmethod
-    def tokenize(self, name: str) -> TaskTokens:
-        """Reads and tokenizes a task's rows, once a process; DataError if they cannot be read."""
+    def tokenize(self, name: str) -> Any:
+        """Reads and tokenizes a task's rows, once a process; DataError if they cannot be read.
+
+        Returns:
+            With `train`, which has `lengths`, `len()` and rows by number; `digest`, a hash of the
+            data and of the row limits; and what the evaluator scores.
+        """
 
     @abstractmethod
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
@@ -389,7 +393,7 @@ class FineTuning(TextEvaluator):
                     kept = Checkpoints(workdir, f"finetuning.{name}.{own:x}")
                     found = self.adapted(encoder, name, table, kept, seed=own)
                     scores[run] = found.values
-                    if found.rows is not None and group().first:
+                    if group().first:
                         found.rows.save(workdir / run)
                     write_scores(workdir / "scores.json", key, scores)
                     kept.clear()

@@ -345,10 +345,8 @@ def first_sequences(batches: Sequence[Batch], sequences: int | None) -> list[Bat
     """The first sequences of some batches."""
     if sequences is None:
         return list(batches)
-    kept: list[Batch] = []
+    kept, left = list[Batch](), sequences
     for batch in batches:
-        left = sequences - sum(len(b["input_ids"]) for b in kept)
-        if left <= 0:
-            break
         kept.append({name: tensor[:left] for name, tensor in batch.items()})
-    return kept
+        left = max(0, left - len(batch["input_ids"]))
+    return [batch for batch in kept if len(batch["input_ids"])]

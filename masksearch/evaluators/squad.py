@@ -83,6 +83,7 @@ class SquadEvaluator(FineTuning):
     max_answer: int = 30
     null_threshold: float = 0.0
 
+    downstream: ClassVar[tuple[str, ...]] = ("SQuAD",)
     score_name: ClassVar[str] = "f1"
     streams: ClassVar[tuple[int, int]] = (51, 52)
     head_kind: ClassVar[str] = "QuestionAnswering"
@@ -104,11 +105,6 @@ class SquadEvaluator(FineTuning):
         """F1 of answers to the held-out questions that need no question."""
         data = self.tokens()
         return trivial(data.questions, nullable=data.nullable)["f1/majority"]
-
-    @property
-    def downstream(self) -> tuple[str, ...]:
-        """The one task."""
-        return ("SQuAD",)
 
     def task_settings(self) -> dict[str, object]:
         """Hash of the questions, and how they are cut and decoded."""

@@ -56,6 +56,7 @@ class SwagEvaluator(FineTuning):
     swag_held_out: Path | str | None = None
     split_seed: int = 0
 
+    downstream: ClassVar[tuple[str, ...]] = ("SWAG",)
     score_name: ClassVar[str] = "accuracy"
     streams: ClassVar[tuple[int, int]] = (53, 54)
     head_reads: ClassVar[int | None] = 1
@@ -70,11 +71,6 @@ class SwagEvaluator(FineTuning):
         """Accuracy of always naming the most frequent place."""
         labels = self.tokens().dev.labels.tolist()
         return max(Counter(labels).values()) / len(labels)
-
-    @property
-    def downstream(self) -> tuple[str, ...]:
-        """The one task."""
-        return ("SWAG",)
 
     def task_settings(self) -> dict[str, object]:
         """Hash of the items."""

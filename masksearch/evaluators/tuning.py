@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, Half, generator
 from masksearch.errors import SearchError
-from masksearch.files import write_in_one_move
+from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import IdLists, shrink
@@ -184,26 +184,11 @@ class TaskScores:
 
     Args:
         values: Name -> score.
-        rows: The same row by row, with the weights of its parts in the first objective; None =
-            not known.
+        rows: The same row by row, with the weights of its parts in the first objective.
     """
 
     values: dict[str, float]
-    rows: RowScores | None = None
-
-
-class TaskTokens(Protocol):
-    """A task's tokenized rows; a part of them has `lengths`, `len()` and rows by number."""
-
-    @property
-    def train(self) -> Any:
-        """What is trained on; the evaluator scores what else there is."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Hash of the data and of the row limits."""
-        ...
+    rows: RowScores
 
 
 def read_scores(path: Path, key: str) -> dict[str, dict[str, float]]:
@@ -222,8 +207,7 @@ def read_scores(path: Path, key: str) -> dict[str, dict[str, float]]:
 def write_scores(path: Path, key: str, scores: Mapping[str, Mapping[str, float]]) -> None:
     """Keeps the scores of finished runs, in one move; several processes once."""
     if group().first:
-        with write_in_one_move(path) as beside:
-            beside.write_text(json.dumps({"key": key, "scores": scores}, indent=1), "utf-8")
+        write_text_in_one_move(path, json.dumps({"key": key, "scores": scores}, indent=1))
 
 
 def check_learned(

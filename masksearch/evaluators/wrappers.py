@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import Differentiable, Evaluator, Half, Report
-from masksearch.files import write_in_one_move
+from masksearch.files import write_in_one_move, write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 
@@ -148,8 +148,7 @@ class Cached(EvaluatorWrapper):
         text = json.dumps({"reports": [[report.step, dict(report.values)] for report in reports]})
         try:
             copy_rows(rows, path.with_suffix(".safetensors"))
-            with write_in_one_move(path) as beside:
-                beside.write_text(text + "\n", "utf-8")
+            write_text_in_one_move(path, text + "\n")
         except OSError as error:
             log.warning("cannot keep the result in %s: %s", path.parent, error)
 

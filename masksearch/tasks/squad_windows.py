@@ -275,7 +275,7 @@ def decode(
         logits: For every window, float `[positions, 2]`: of the start and of the end; padding
             behind the window's own positions is passed over.
         questions: The questions.
-        max_answer: Largest number of tokens of an answer.
+        max_answer: Largest number of tokens of an answer (>= 1).
 
     Returns:
         Question id -> answer.
@@ -283,10 +283,8 @@ def decode(
     Reference: BERT, arXiv 1810.04805, Sections 4.2 and 4.3.
 
     Raises:
-        ValueError: If the windows are not those of the questions, or `max_answer` is below 1.
+        ValueError: If the windows are not those of the questions.
     """
-    if max_answer < 1:
-        raise ValueError(f"max_answer is at least 1, got {max_answer}")
     if len(logits) != len(windows) or len(windows.asked) != len(questions):
         raise ValueError(
             f"{len(logits)} tables of logits and {len(questions)} questions for {len(windows)} "
