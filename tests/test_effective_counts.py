@@ -24,11 +24,7 @@ PADDED = Shape(16, 1, 1, lengths={4: 2, 8: 1, 16: 1})  # 2 x 16 + 64 + 256 = 352
 # Kept pairs by hand. window(2) keeps n + 2 (n - 1) + 2 (n - 2) of n x n cells, of a decoder's
 # n + (n - 1) + (n - 2): of 16 positions 74 and 45, of 8 positions 34, of 4 positions 14.
 CASES = {
-    "decoder": (
-        DECODER,
-        {"dense": (136, 136), "window(2)": (45, 45), "window(0)": (16, 16)},
-        136,
-    ),
+    "decoder": (DECODER, {"dense": (136, 136), "window(2)": (45, 45), "window(0)": (16, 16)}, 136),
     "padded": (
         PADDED,
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import statistics
 import sys
 import time
@@ -123,23 +122,6 @@ class TestSpace:
         assert all(isinstance(space(trial), Mask) for trial in drawn)
         asked = {tuple(trial.params) for trial in drawn}
         assert (len(asked) == 1) == (path.stem in FLAT)
-
-    def test_is_short_and_says_how_to_run_it(self, path):
-        text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 60
-        (command,) = (line for line in text.splitlines() if "masksearch search" in line)
-        assert f"masksearch search search_spaces/{path.name}:space" in command
-        named = "--size tiny" in command or "--weights" in text  # an encoder of these sizes
-        assert named == any(c in text for c in ("LAYERS", "HEADS"))
-
-    def test_imports_masksearch_and_optuna_trial_only(self, path):
-        modules = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                modules.add(node.module)
-        assert modules <= {"masksearch", "optuna.trial", "collections.abc"}
 
     def test_stands_in_the_table_with_its_picture(self, path):
         readme = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -6,12 +6,7 @@ import pytest
 
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import UnknownNameError
-from masksearch.user_code import (
-    UserCodeError,
-    definition_hashes,
-    load_function,
-    load_strategy,
-)
+from masksearch.user_code import UserCodeError, definition_hashes, load_function, load_strategy
 
 FILE = '''
 from masksearch import masks

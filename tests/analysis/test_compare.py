@@ -427,6 +427,5 @@ def test_messages(judged, record, objectives):
         Comparison((), ())
     with pytest.raises(ValueError, match="protocols 'p', 'q' cannot be compared"):
         Comparison(
-            tuple(record(n, 0.5, name="m", protocol=p) for n, p in enumerate("pq")),
-            objectives,
+            tuple(record(n, 0.5, name="m", protocol=p) for n, p in enumerate("pq")), objectives
         )

@@ -44,8 +44,7 @@ def records_of(points: list[tuple[float, ...]]) -> list[Record]:
 
 cases = st.integers(1, 4).flatmap(
     lambda d: st.tuples(
-        st.text("xn", min_size=d, max_size=d),
-        st.lists(st.tuples(*[coordinate] * d), max_size=8),
+        st.text("xn", min_size=d, max_size=d), st.lists(st.tuples(*[coordinate] * d), max_size=8)
     )
 )
 

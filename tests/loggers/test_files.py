@@ -25,12 +25,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, RecordLogger
-from masksearch.loggers.trackers import (
-    MlflowLogger,
-    TensorBoardLogger,
-    WandbLogger,
-    open_loggers,
-)
+from masksearch.loggers.trackers import MlflowLogger, TensorBoardLogger, WandbLogger, open_loggers
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 

@@ -327,9 +327,7 @@ def test_a_cached_hub_checkpoint_needs_no_network(monkeypatch, tmp_path):
     (home / "refs" / "main").write_text(revision, encoding="utf-8")
     plain = checkpoint_files.snapshot_download
     monkeypatch.setattr(
-        checkpoint_files,
-        "snapshot_download",
-        lambda **rest: plain(cache_dir=tmp_path, **rest),
+        checkpoint_files, "snapshot_download", lambda **rest: plain(cache_dir=tmp_path, **rest)
     )
     monkeypatch.setattr(checkpoint_files, "HfApi", None)
     start = open_pretrained("someone/bert")

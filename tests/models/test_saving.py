@@ -386,10 +386,7 @@ def wide_head() -> Any:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            bert,
-            r"no mask is attached to this BertModel; attach a mask .* or save the weights",
-        ),
+        (bert, r"no mask is attached to this BertModel; attach a mask .* or save the weights"),
         (
             lambda: attach(bert(), Gates(length=LENGTH, heads=HEADS, layers=LAYERS)),
             r"gates are attached to this BertModel; .*of gates: result\.mask\(sparsity=0\.9\)",
@@ -495,11 +492,7 @@ MANIFESTS: dict[str, tuple[Any, type[Exception], str]] = {
         r"builds the model with \{'add_pooling_layer': 'no'\}",
     ),
     "odd masks": (lambda f: edited(f, masks=["self"]), MaskFormatError, "cannot be used"),
-    "newer": (
-        lambda f: edited(f, format=2),
-        MaskFormatError,
-        r"format 2, .* reads 1; it was",
-    ),
+    "newer": (lambda f: edited(f, format=2), MaskFormatError, r"format 2, .* reads 1; it was"),
     "up": (lambda f: sole_mask(f, "../mask.json"), MaskFormatError, "names '../mask.json', which"),
     "absolute": (lambda f: sole_mask(f, "/etc/passwd"), MaskFormatError, "not a file of that"),
     "no mask": (absent("mask.json"), FileNotFoundError, "names this mask file, it is missing"),

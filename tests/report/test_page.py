@@ -309,10 +309,7 @@ def test_health_table_is_in_words(one_shot, objectives):
 
 @pytest.mark.slow
 def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
-    study = [
-        record(0, 0.7, masks.star()),
-        record(1, 0.99, masks.window(5), status="stopped"),
-    ]
+    study = [record(0, 0.7, masks.star()), record(1, 0.99, masks.window(5), status="stopped")]
     path = write_report(
         tmp_path / "r.html", title="t", studies={"tpe": study}, objectives=objectives, shape=shape
     )

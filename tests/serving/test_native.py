@@ -50,7 +50,7 @@ DECODERS = {
 MODELS = DECODERS | {
     "modernbert": lambda **more: hf.ModernBertForMaskedLM(
         hf.ModernBertConfig(**SIZES | EVERYTHING | {"cls_token_id": 1, "sep_token_id": 2} | more)
-    ),
+    )
 }
 MASK = masks.per_layer([masks.window(5), masks.full(), masks.window(5)])
 IDS = torch.arange(80).view(2, 40) * 7 % 96 + 3

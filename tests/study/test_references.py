@@ -93,12 +93,7 @@ def test_comparison_is_named_by_trial(tmp_path):
 def test_baseline_is_named_by_trial_only(tmp_path):
     run = tmp_path / "run"
     ms.search(
-        space,
-        ToyEvaluator(),
-        run=run,
-        trials=0,
-        baselines={"w": masks.window(2)},
-        progress=None,
+        space, ToyEvaluator(), run=run, trials=0, baselines={"w": masks.window(2)}, progress=None
     )
     assert masks.parse(f"{run}#0") == masks.window(2)
     with pytest.raises(ms.SearchError, match="only baselines have finished"):

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from masksearch.errors import DataError, UnknownNameError
-from masksearch.tasks.glue import (
-    TASKS,
-    GlueTask,
-    constant_scores,
-    load_glue,
-    majority,
-    score,
-)
+from masksearch.tasks.glue import TASKS, GlueTask, constant_scores, load_glue, majority, score
 from masksearch.tasks.glue.tasks import task_number
 
 real = pytest.mark.skipif(

@@ -9,10 +9,7 @@ from masksearch import PlantedProcess, lower
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
 from masksearch.tasks.planted.graded import PlantedTask, mask_tokens
-from masksearch.tasks.planted.process import (
-    PlantedLabelTask,
-    pair_by_offsets,
-)
+from masksearch.tasks.planted.process import PlantedLabelTask, pair_by_offsets
 
 PROCESSES = [
     PlantedProcess(),

@@ -101,9 +101,7 @@ def test_version_2_by_hand() -> None:
 
 
 questions = st.dictionaries(
-    ids,
-    st.tuples(st.lists(texts, max_size=2), texts, st.integers(-2, 2).map(float)),
-    min_size=1,
+    ids, st.tuples(st.lists(texts, max_size=2), texts, st.integers(-2, 2).map(float)), min_size=1
 )
 
 

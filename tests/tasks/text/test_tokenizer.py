@@ -14,11 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.files import hub_answers
-from masksearch.tasks.text.tokenizer import (
-    sentence_ends,
-    word_piece,
-    word_starts,
-)
+from masksearch.tasks.text.tokenizer import sentence_ends, word_piece, word_starts
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
