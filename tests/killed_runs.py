@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from masksearch import Mask
 from masksearch.contracts import Evaluator, Report
-from masksearch.masks import Mask
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 

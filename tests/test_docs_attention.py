@@ -13,8 +13,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from masksearch import masks, save_pretrained
-from masksearch.attention.attach import attach
+from masksearch import attach, masks, save_pretrained
 
 PAGE = (Path(__file__).parents[1] / "docs" / "attention.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.S)

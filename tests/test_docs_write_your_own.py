@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cli_runs import run
 
-from masksearch.masks import Mask
+from masksearch import Mask
 
 PAGE = Path(__file__).parents[1] / "docs" / "write_your_own.md"
 BLOCKS = re.findall(r"```(python|bash|text)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)

@@ -18,13 +18,12 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Mask, masks
 from masksearch.analysis.fronts import gains_by_rows
 from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective, Report, Shape
 from masksearch.errors import CandidateError
-from masksearch.masks import Mask
 from masksearch.masks.measure import effective_density
 from masksearch.report.result import result_of
 from masksearch.report.section import Section

@@ -17,8 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 
 import masksearch as ms
-from masksearch import masks
-from masksearch.masks import Mask
+from masksearch import Mask, masks
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from masksearch import load_function
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import UnknownNameError
-from masksearch.user_code import UserCodeError, definition_hashes, load_function, load_strategy
+from masksearch.user_code import UserCodeError, definition_hashes, load_strategy
 
 FILE = '''
 from masksearch import masks

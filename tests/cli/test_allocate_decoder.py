@@ -11,8 +11,7 @@ from tiny_decoder import tiny_decoder, written_text
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
-from masksearch import masks
-from masksearch.models.plan import Plan
+from masksearch import Plan, masks
 
 WORDS = [f"w{number}" for number in range(12)]
 

@@ -12,11 +12,9 @@ from tiny_checkpoint import tiny_checkpoint
 from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
-from masksearch import load_pretrained, masks, save_pretrained
-from masksearch.attention.attach import attach, attached
+from masksearch import attach, attached, load_pretrained, masks, save_mask, save_pretrained
 from masksearch.cli import main as cli
 from masksearch.errors import DataError
-from masksearch.masks.text import save_mask
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from masksearch import load_pretrained, open_pretrained
-from masksearch.attention.attach import attached
+from masksearch import attached, load_mask, load_pretrained, open_pretrained
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
 from masksearch.masks import window
-from masksearch.masks.text import load_mask
 from masksearch.training.checkpoints import Checkpoints
 
 SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")
