@@ -74,13 +74,6 @@ def test_a_held_out_loss_that_is_not_finite_names_the_remedy(corpus: Path, tmp_p
         list(evaluator(corpus, steps=4, lr=1e30)(masks.full(), seed=0, workdir=tmp_path))
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_refused(corpus: Path, tmp_path: Path, name: str) -> None:
-    judge = evaluator(corpus, device=name)
-    with pytest.raises(ValueError, match=f"no device '{name}' on this machine; take 'auto'"):
-        list(judge(masks.full(), seed=0, workdir=tmp_path))
-
-
 def test_loss_falls(corpus: Path, tmp_path: Path) -> None:
     first, *_, last = evaluator(corpus, steps=80)(masks.window(1), seed=0, workdir=tmp_path)
     assert last.step == 80
@@ -352,20 +345,20 @@ def test_a_checkpoint_is_trained_at_a_lower_rate_unless_one_is_given(
         _ = replace(trained, lr=0.0).train_config
 
 
-def test_weights_that_do_not_fit_are_refused_before_training(
+def test_what_does_not_fit_is_refused_before_training(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(LengthError, match="48 positions, asked for 64"):
-        next(
-            evaluator(corpus, weights=checkpoint, length=64)(
-                masks.full(), seed=0, workdir=tmp_path
-            )
-        )
     larger = tiny_checkpoint(tmp_path / "larger", ["ban", "dar"], more=3)
-    with pytest.raises(DataError, match="the tokenizer has 10 ids"):
-        next(evaluator(corpus, weights=larger)(masks.full(), seed=0, workdir=tmp_path))
-    with pytest.raises(DataError):
-        _ = evaluator(corpus, weights=tmp_path / "nowhere").protocol
+    device = "no device '{}' on this machine; take 'auto'"
+    for settings, error, said in (
+        ({"weights": checkpoint, "length": 64}, LengthError, "48 positions, asked for 64"),
+        ({"weights": larger}, DataError, "the tokenizer has 10 ids"),
+        ({"weights": tmp_path / "nowhere"}, DataError, "nowhere"),
+        ({"device": "cuda:99"}, ValueError, device.format("cuda:99")),
+        ({"device": "gpu"}, ValueError, device.format("gpu")),
+    ):
+        with pytest.raises(error, match=said):
+            next(evaluator(corpus, **settings)(masks.full(), seed=0, workdir=tmp_path))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from masksearch import Gates
-from masksearch.attention.call import AttentionCall, GateBank
+from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape
 from masksearch.evaluators.supernet import MaskBank
 from masksearch.gates.estimators import FORMS
@@ -255,7 +255,7 @@ def test_banks_add_the_bias_and_learn_it(
     name: str, visible: Tensor | None, shape: tuple[int, int]
 ):
     make, factor = BANKS[name]
-    bank: GateBank = make()
+    bank = make()
     tensors, bias = parts(), score_bias(shape)
     got = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=bias))
     if name == "thinned":  # only pairs of two real tokens are dropped
@@ -296,7 +296,7 @@ def test_each_sequences_gate_is_flipped_under_the_bias():
 
 @pytest.mark.parametrize("name", ["log", "watched", "thinned", "masked", "off"])
 def test_the_biass_gradient_matches_finite_differences(name: str):
-    bank: GateBank = BANKS[name][0]()
+    bank = BANKS[name][0]()
     assert torch.autograd.gradcheck(
         lambda *given: bank.attend(
             0, AttentionCall(*given[:3], visible=padding(), scaling=SCALING, bias=given[3])

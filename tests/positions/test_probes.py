@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from masksearch.attention.call import AttentionCall, GateBank
+from masksearch.attention.call import AttentionCall
 from masksearch.errors import LengthError
 from masksearch.positions.probes import (
     FlippedAttention,
@@ -59,7 +60,7 @@ def test_pairs_that_are_seen_are_no_padding(visible):
 def test_banks_that_change_nothing_agree_with_each_other():
     query, key, value = parts()
     seen: list[Tensor] = []
-    banks: list[GateBank] = [
+    banks: list[Any] = [
         WatchedAttention(*SIZES, lambda layer, weights, valid: seen.append(weights)),
         FlippedAttention(*SIZES, lambda layer, gate, valid: None),
         ThinnedAttention(*SIZES),
