@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import cached_property
@@ -18,6 +18,8 @@ from masksearch.attention.attach import attach
 from masksearch.contracts import (
     Batch,
     Differentiable,
+    Evaluator,
+    Half,
     Objective,
     Report,
     Shape,
@@ -27,7 +29,10 @@ from masksearch.errors import DataError, SearchError, check_name
 from masksearch.evaluators.mlm import (
     NO_CORPUS,
     MlmEvaluator,
-    TextEvaluator,
+    Pretraining,
+    check_settings,
+    preset_of,
+    read_weights,
 )
 from masksearch.evaluators.tuning import (
     TaskScores,
@@ -45,13 +50,17 @@ from masksearch.evaluators.tuning import (
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.pretrained import open_tuned, rows_read, tuned_kind
+from masksearch.models.encoders import AnySize
+from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.tokenizer import Vocabulary, read_vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (
     Frozen,
+    Optimiser,
+    Precision,
+    Schedule,
     TrainConfig,
     check_frozen,
     find_device,
@@ -65,7 +74,7 @@ LearnFrom = Literal["labels", "dense"]
 
 
 @dataclass(frozen=True)
-class FineTuning(TextEvaluator):
+class FineTuning(Evaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks, says how their rows become batches and scores (the abstract
@@ -114,7 +123,38 @@ class FineTuning(TextEvaluator):
             `"labels"`, or the logits of the `"dense"` model.
     """
 
+    corpus: Path | str | None
     _: KW_ONLY
+    # The text, and what is predicted of it.
+    held_out: Path | str | None = None
+    held_out_sequences: int = 512
+    half: Half = "search"
+    tokenizer: str | Path | None = None
+    vocabulary: int = 4096
+    length: int = 128
+    pretraining: Pretraining = "mlm"
+    whole_words: bool = False
+    cache: Path | str | None = None
+    # The model.
+    size: AnySize = "tiny"
+    architecture: str = "bert"
+    initializer_range: float | None = None
+    dropout: float | None = None
+    weights: str | Path | None = None
+    # The training, its reports and its machine.
+    steps: int = 800
+    batch: int = 32
+    micro_batches: int = 1
+    lr: float | None = None
+    warmup: float = 0.06
+    schedule: Schedule = "linear"
+    optimiser: Optimiser = "adamw"
+    reports: int = 8
+    device: str = "auto"
+    precision: Precision = "float32"
+    compile: bool = False
+    checkpoint_seconds: float = 60.0
+    # The tasks, and what is trained on them.
     rows: int | None = 10_000
     dev_rows: int | None = 2_000
     finetune_lr: float | None = None
@@ -126,6 +166,7 @@ class FineTuning(TextEvaluator):
     recover_steps: int = 100
     recover_lr: float | None = None
     learn_from: LearnFrom = "labels"
+    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
     packed_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
     packed_tasks: Mapping[str, Any] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -139,7 +180,7 @@ class FineTuning(TextEvaluator):
     def __post_init__(self) -> None:
         if self.corpus is None and self.weights is None:
             raise ValueError(f"{NO_CORPUS}, or the weights of a checkpoint to fine-tune")
-        super().__post_init__()
+        check_settings(self)
         if self.corpus is not None:
             self.text  # noqa: B018  (checks what a pre-training is told)
         counts = ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows")
@@ -179,12 +220,8 @@ class FineTuning(TextEvaluator):
 
     @abstractmethod
     def tokenize(self, name: str) -> Any:
-        """Reads and tokenizes a task's rows, once a process; DataError if they cannot be read.
-
-        Returns:
-            With `train`, which has `lengths`, `len()` and rows by number; `digest`, a hash of the
-            data and of the row limits; and what the evaluator scores.
-        """
+        """A task's rows, tokenized once a process: `train`, with `lengths` and rows by number;
+        `digest`, of data and row limits; what is scored. DataError if they cannot be read."""
 
     @abstractmethod
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
@@ -223,6 +260,11 @@ class FineTuning(TextEvaluator):
         return MlmEvaluator(**{name: getattr(self, name) for name in names} | half)
 
     @property
+    def start(self) -> Pretrained:
+        """The checkpoint, opened once a process; DataError if it cannot be opened."""
+        return self.packed_start or read_weights(self.weights)
+
+    @property
     def training(self) -> TaskTraining:
         """What fine-tunes a head, and has it predict."""
         how = self.frozen, find_device(self.device), self.precision, self.checkpoint_seconds
@@ -258,7 +300,21 @@ class FineTuning(TextEvaluator):
             made.__dict__["text"] = self.text.packed()
         return made
 
+    @classmethod
+    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
+        """An evaluator with published settings; see `MlmEvaluator.preset`."""
+        return cls(*args, **(preset_of(cls, name) | changes))
+
     # -- what it is ----------------------------------------------------------------------------
+    def on(self, half: Half) -> Self:
+        """The same evaluator on other rows of its tasks: another protocol, the same training.
+        DataError if a task, or the text, has no such rows."""
+        if half == self.half:
+            return self
+        made = replace(self, half=half)
+        made.settings()  # refuses an empty half
+        return made
+
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to, with the training rows' lengths and the last layer's rows."""
@@ -319,6 +375,11 @@ class FineTuning(TextEvaluator):
             named |= {task: value for task, value in each.items() if isinstance(value, str)}
         return named
 
+    @property
+    def protocol(self) -> str:
+        """Hash of the data, the model and the trainings; reads the data."""
+        return short_hash("mlm-1", repr(self.settings()))
+
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
         if self.corpus is not None:
@@ -362,11 +423,8 @@ class FineTuning(TextEvaluator):
         return mixed_seed(seed, ROUND, number) if number else seed
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        """Yields pre-training reports `{"loss": ..}`, then one with every score.
-
-        Raises:
-            DataError: Before any training, if a task cannot be read.
-        """
+        """Yields pre-training reports `{"loss": ..}`, then one with every score. DataError, before
+        any training, if a task cannot be read."""
         table = masks.table(lower(mask, self.shape))
         key = short_hash(self.protocol, mask.digest, str(seed))
         for name in self.downstream:

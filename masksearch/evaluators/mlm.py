@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from functools import lru_cache
@@ -81,108 +80,7 @@ PRETRAINED = "pretrained"  # and of that of a finished one
 
 
 @dataclass(frozen=True)
-class TextEvaluator(Evaluator, ABC):
-    """What `MlmEvaluator`, which describes the settings, and `FineTuning` share.
-
-    Raises:
-        ValueError: If a setting is out of its range.
-    """
-
-    corpus: Path | str | None
-    _: KW_ONLY
-    # The text, and what is predicted of it.
-    held_out: Path | str | None = None
-    held_out_sequences: int = 512
-    half: Half = "search"
-    tokenizer: str | Path | None = None
-    vocabulary: int = 4096
-    length: int = 128
-    pretraining: Pretraining = "mlm"
-    whole_words: bool = False
-    cache: Path | str | None = None
-    # The model.
-    size: AnySize = "tiny"
-    architecture: str = "bert"
-    initializer_range: float | None = None
-    dropout: float | None = None
-    weights: str | Path | None = None
-    # The training, its reports and its machine.
-    steps: int = 800
-    batch: int = 32
-    micro_batches: int = 1
-    lr: float | None = None
-    warmup: float = 0.06
-    schedule: Schedule = "linear"
-    optimiser: Optimiser = "adamw"
-    reports: int = 8
-    device: str = "auto"
-    precision: Precision = "float32"
-    compile: bool = False
-    checkpoint_seconds: float = 60.0
-    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
-        check_name("half", self.half, get_args(Half))
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
-        make_absolute(self, "corpus", "held_out", "cache")
-        make_absolute(self, "tokenizer", "weights", resolve=absolute_if_local)
-
-    @abstractmethod
-    def settings(self) -> dict[str, object]:
-        """Everything that a score depends on, beside mask and seed; refuses an empty half."""
-
-    @classmethod
-    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
-        """An evaluator with published settings.
-
-        evaluator = MlmEvaluator.preset("sparsebert", "wikipedia", device="cuda")
-
-        Args:
-            name: `"sparsebert"`: BERT-base as in SparseBERT (arXiv 2102.12871), whose batches
-                of 65,536 sequences are 1,024 batches of 64 each step; change `batch` and
-                `micro_batches` together.
-            args: Positional arguments of the evaluator, such as the corpus.
-            changes: Settings in place of the preset's.
-
-        Raises:
-            UnknownNameError: If there is no such preset.
-        """
-        known = {each.name for each in fields(cls)}
-        found = {key: value for key, value in find_preset(name).items() if key in known}
-        return cls(*args, **(found | changes))
-
-    def on(self, half: Half) -> Self:
-        """The same evaluator on other held-out rows: another protocol, and the same training.
-
-        Args:
-            half: `"search"`, `"final"`, `"test"` or `"all"`.
-
-        Raises:
-            DataError: If the data has no such rows.
-        """
-        if half == self.half:
-            return self
-        made = replace(self, half=half)
-        made.settings()  # refuses an empty half
-        return made
-
-    @property
-    def start(self) -> Pretrained:
-        """The checkpoint, opened once a process; DataError if it cannot be opened."""
-        return self.packed_start or read_weights(self.weights)
-
-    @property
-    def protocol(self) -> str:
-        """Hash of the data, the model and the training; reads the data."""
-        return short_hash("mlm-1", repr(self.settings()))
-
-
-@dataclass(frozen=True)
-class MlmEvaluator(TextEvaluator):
+class MlmEvaluator(Evaluator):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that
@@ -237,18 +135,92 @@ class MlmEvaluator(TextEvaluator):
             too small or not UTF-8.
     """
 
+    corpus: Path | str | None
+    _: KW_ONLY
+    # The text, and what is predicted of it.
+    held_out: Path | str | None = None
+    held_out_sequences: int = 512
+    half: Half = "search"
+    tokenizer: str | Path | None = None
+    vocabulary: int = 4096
+    length: int = 128
+    pretraining: Pretraining = "mlm"
+    whole_words: bool = False
+    cache: Path | str | None = None
+    # The model.
+    size: AnySize = "tiny"
+    architecture: str = "bert"
+    initializer_range: float | None = None
+    dropout: float | None = None
+    weights: str | Path | None = None
+    # The training, its reports and its machine.
+    steps: int = 800
+    batch: int = 32
+    micro_batches: int = 1
+    lr: float | None = None
+    warmup: float = 0.06
+    schedule: Schedule = "linear"
+    optimiser: Optimiser = "adamw"
+    reports: int = 8
+    device: str = "auto"
+    precision: Precision = "float32"
+    compile: bool = False
+    checkpoint_seconds: float = 60.0
     packed_corpus: Corpus | None = field(default=None, init=False, repr=False, compare=False)
+    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.corpus is None:
             raise ValueError(NO_CORPUS)
-        super().__post_init__()
         if self.reports < 1:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         check_name("pre-training", self.pretraining, get_args(Pretraining))
         check_name("architecture", self.architecture, ARCHITECTURES)
+        check_settings(self)
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
+
+    @classmethod
+    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
+        """An evaluator with published settings.
+
+        evaluator = MlmEvaluator.preset("sparsebert", "wikipedia", device="cuda")
+
+        Args:
+            name: `"sparsebert"`: BERT-base as in SparseBERT (arXiv 2102.12871), whose batches
+                of 65,536 sequences are 1,024 batches of 64 each step; change `batch` and
+                `micro_batches` together.
+            args: Positional arguments of the evaluator, such as the corpus.
+            changes: Settings in place of the preset's.
+
+        Raises:
+            UnknownNameError: If there is no such preset.
+        """
+        return cls(*args, **(preset_of(cls, name) | changes))
+
+    def on(self, half: Half) -> Self:
+        """The same evaluator on other held-out rows: another protocol, and the same training.
+
+        Args:
+            half: `"search"`, `"final"`, `"test"` or `"all"`.
+
+        Raises:
+            DataError: If the data has no such rows.
+        """
+        if half == self.half:
+            return self
+        made = replace(self, half=half)
+        made.task().held_out_rows  # noqa: B018 (refuses an empty half)
+        return made
+
+    @property
+    def start(self) -> Pretrained:
+        """The checkpoint that the training starts from, opened once a process.
+
+        Raises:
+            DataError: If it cannot be opened.
+        """
+        return self.packed_start or read_weights(self.weights)
 
     @property
     def shape(self) -> Shape:
@@ -283,6 +255,11 @@ class MlmEvaluator(TextEvaluator):
     def weight_lr(self) -> float | None:
         """Peak learning rate of a checkpoint's weights beside gates; None from random weights."""
         return None if self.weights is None else self.train_config.lr
+
+    @property
+    def protocol(self) -> str:
+        """Hash of the data, the model and the training; reads the corpus."""
+        return short_hash("mlm-1", repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
@@ -548,6 +525,26 @@ class MlmEvaluator(TextEvaluator):
         Checkpoints(workdir, PRETRAINING).clear()
 
 
+def check_settings(evaluator: Any) -> None:
+    """Checks what every evaluator on text is told, and makes places absolute, as workers may run
+    in another folder.
+
+    Args:
+        evaluator: An `MlmEvaluator` or a `FineTuning`, which has its fields.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    if evaluator.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is float32 or bfloat16, got {evaluator.precision!r}")
+    check_name("half", evaluator.half, get_args(Half))
+    if evaluator.dropout is not None and not 0 <= evaluator.dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {evaluator.dropout}")
+    object.__setattr__(evaluator, "size", size_name(evaluator.size))  # one text for equal sizes
+    make_absolute(evaluator, "corpus", "held_out", "cache")
+    make_absolute(evaluator, "tokenizer", "weights", resolve=absolute_if_local)
+
+
 @lru_cache(maxsize=4)
 def read_weights(name_or_folder: str | Path | None) -> Pretrained:
     """A checkpoint, opened once a process; see `open_pretrained`.
@@ -592,3 +589,9 @@ def read_corpus(
         held_out=held_out,
         test=test,
     )
+
+
+def preset_of(kind: type, name: str) -> dict[str, Any]:
+    """Those of a preset's settings that an evaluator has."""
+    known = {each.name for each in fields(kind)}
+    return {key: value for key, value in find_preset(name).items() if key in known}
