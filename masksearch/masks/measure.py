@@ -23,7 +23,6 @@ from masksearch.masks.lower import (
     row_counts,
     under_causality,
 )
-from masksearch.masks.tables import Table
 
 BLOCK = 64  # side of a kernel's block, in positions
 MEASURES = (
@@ -284,16 +283,13 @@ def sparsity_off_diagonal(counts: Tensor, on: Tensor) -> float:
     return 1 - (int(counts.sum()) - int(on.sum())) / cells if cells else 0.0
 
 
-def measures(
-    mask: Mask, shape: HasShape, block: int = BLOCK, table: DenseMask | None = None
-) -> dict[str, float]:
+def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float]:
     """The measures that every record carries.
 
     Args:
         mask: Any mask.
         shape: What it is lowered to.
         block: Side of a kernel's block, in positions.
-        table: The lowered mask, where it is at hand already.
 
     Returns:
         `sparsity` and `density` in [0, 1] of the lowered table, `effective_sparsity` (1 -
@@ -307,24 +303,18 @@ def measures(
     """
     size = shape.length
     mask = under_causality(mask, shape)
-    if table is None:
-        mask.counts(shape.layers, shape.heads)
-        counts, on = row_counts(mask, size), on_diagonal(mask, size)
-        no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
-        own = None
-    else:
-        own = table[: mask.layers or 1, : mask.heads or 1]  # the planes that are told apart
-        counts, on = own.sum(-1), own.diagonal(0, -2, -1)
-    planes, kept = len(mask.planes), int(counts.sum())
-    density = kept / (planes * size**2)
+    mask.counts(shape.layers, shape.heads)
+    counts, on = row_counts(mask, size), on_diagonal(mask, size)
+    no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
+    density = int(counts.sum()) / (len(mask.planes) * size**2)
     result = {
         "sparsity": 1 - density,
-        "effective_sparsity": 1 - effective_density(mask if own is None else Table(own), shape),
+        "effective_sparsity": 1 - effective_density(mask, shape),
         "density": density,
         "block_density": block_density(mask, size, block),
     }
     if size <= LONGEST:
-        result["hops"] = hops(mask if own is None else own, size, causal=shape.causal)
+        result["hops"] = hops(mask, size, causal=shape.causal)
     if size > 1:
         result["sparsity_off_diagonal"] = sparsity_off_diagonal(counts, on)
     return result
@@ -339,15 +329,15 @@ GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in 
 LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
 
-def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = False) -> float:
+def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
     """Attention steps until every position has reached every other, over the heads' union.
 
     A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
     2006.04862, Assumption 1). Layers are taken as alternating and the residual path as kept.
 
     Args:
-        given: A table, bool `[layers, heads, n, n]`, or a mask.
-        length: Positions that a mask is taken at.
+        mask: Any mask.
+        length: Positions that it is taken at.
         causal: Count until every position has reached all later ones instead (of a decoder,
             whose mask keeps no later key).
 
@@ -355,25 +345,18 @@ def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = F
         A whole number; 0 for one position, infinity where some position is never reached.
 
     Raises:
-        TypeError: If a mask comes without a length.
         UncountedHops: Beyond 8,192 positions.
     """
-    if isinstance(given, Mask) and length is None:
-        raise TypeError("the hops of a mask need a length")
-    size = given.shape[-1] if not isinstance(given, Mask) else int(length or 0)
-    if size > LONGEST:
+    if length > LONGEST:
         raise UncountedHops(
-            f"hops are counted up to {LONGEST} positions, asked for {size}: take the mask at a "
+            f"hops are counted up to {LONGEST} positions, asked for {length}: take the mask at a "
             "shorter length, where a family has as many or fewer"
         )
-    if isinstance(given, Mask):
-        layers, order = join_heads(given, size)
-    else:
-        layers, order = given.any(1), list(range(len(given)))
-    if size == 1:
+    layers, order = join_heads(mask, length)
+    if length == 1:
         return 0.0
-    own = np.eye(size, dtype=bool)  # the residual path
-    goal = pack_bits(np.tri(size, dtype=bool) if causal else np.ones((size, size), dtype=bool))
+    own = np.eye(length, dtype=bool)  # the residual path
+    goal = pack_bits(np.tri(length, dtype=bool) if causal else np.ones_like(own))
     made = [Relation(layer | own) for layer in layers.numpy(force=True)]
     steps = [made[place] for place in order]
     reached = pack_bits(own)
@@ -381,13 +364,13 @@ def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = F
         reached = step.after(reached)
     powers = [reached]  # all steps 1, 2, 4, .. times
     while not np.array_equal(powers[-1], goal):
-        doubled = Relation(unpack_bits(powers[-1], size)).after(powers[-1])
+        doubled = Relation(unpack_bits(powers[-1], length)).after(powers[-1])
         if np.array_equal(doubled, powers[-1]):
             return math.inf
         powers.append(doubled)
     reached, count = pack_bits(own), 0
     for exponent, power in reversed(list(enumerate(powers[:-1]))):
-        further = Relation(unpack_bits(power, size)).after(reached)
+        further = Relation(unpack_bits(power, length)).after(reached)
         if not np.array_equal(further, goal):  # the largest number of times that is not enough
             reached, count = further, count + len(steps) * 2**exponent
     for step in steps:

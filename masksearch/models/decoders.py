@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,10 +121,7 @@ def decoder(
     The global generator is left as it was; the other arguments are those of `decoder_config`.
     """
     config = decoder_config(
-        architecture,
-        size,
-        vocabulary,
-        length,
+        *(architecture, size, vocabulary, length),
         kv_heads=kv_heads,
         initializer_range=initializer_range,
     )
@@ -319,14 +316,14 @@ class NextTokenModel(nn.Module):
         """Logits of some features, `[.., vocabulary]`."""
         if not self.plain:
             return features
-        found: Tensor = output_layer(self.model)(features)
+        found: Tensor = cast(Any, self.model).get_output_embeddings()(features)
         return found
 
     def pieces(self, features: Tensor) -> Iterator[slice]:
         """Parts of `features` `[tokens, width]` whose logits fit into memory."""
         vocabulary = features.shape[-1]
         if self.plain:
-            vocabulary = output_layer(self.model).weight.shape[0]
+            vocabulary = cast(Any, self.model).get_output_embeddings().weight.shape[0]
         size = max(1, HELD // vocabulary)
         for start in range(0, len(features), size):
             yield slice(start, start + size)
@@ -383,14 +380,9 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - said)).sum(-1)
 
 
-def output_layer(model: Any) -> Any:
-    """What makes logits of hidden states; None where the model names none."""
-    return model.get_output_embeddings()
-
-
 def has_plain_head(model: Any) -> bool:
     """Whether the logits are the output embeddings' of the body's last hidden states."""
-    head = output_layer(model)
+    head = model.get_output_embeddings()
     if head is None or model.base_model is model:
         return False
     place = next(model.parameters()).device

@@ -293,7 +293,7 @@ def record_of_proposal(
         table = lower(proposal.job.mask, shape)
     except MaskSearchError as error:
         return replace(record, status="failed", error=f"{type(error).__name__}: {error}")
-    known = measures(proposal.job.mask, shape, table=table)
+    known = measures(proposal.job.mask, shape)
     record = replace(record, fingerprint=table_fingerprint(table), measures=known)
     reason = next(filter(None, (limit.violated_by(record) for limit in constraints)), "")
     return replace(record, status="stopped", error=reason) if reason else record
