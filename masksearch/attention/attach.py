@@ -56,7 +56,7 @@ from masksearch.attention.probe import (
     unwrapped,
 )
 from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
-from masksearch.errors import AttachError, HeadCountError, LayerCountError, check_name
+from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name
 from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def attach(
     Errors of a forward pass (EmptyRowError, LengthError, AttachError) that torch.compile meets
     while it traces come inside an error of its own, with the same message.
     """
-    check_name("backend", str(backend), REQUESTS)
+    if backend not in REQUESTS:
+        raise unknown_name("backend", str(backend), REQUESTS)
     check_module("attach", model)
     if isinstance(what, (str, Path)):
         raise TypeError(
