@@ -83,10 +83,12 @@ def built(
     *,
     seed=0,
     constraints=(),
+    shape: Shape = ToyEvaluator.shape,
     **options: Any,
 ) -> Strategy:
     """The strategy of that name, or around that sampler, for these objectives."""
-    judge = type("Judge", (ToyEvaluator,), {"objectives": tuple(objectives)})()
+    facts = {"objectives": tuple(objectives), "shape": shape}
+    judge = type("Judge", (ToyEvaluator,), facts)()
     return build_strategy(
         name, space, judge, seed=seed, run=Path(), options=options, constraints=constraints
     )

@@ -8,7 +8,7 @@ import pytest
 from toy import built
 
 from masksearch import Constraint, masks
-from masksearch.contracts import Evaluate, Objective, Record, Refused
+from masksearch.contracts import Evaluate, Objective, Record, Refused, Shape
 from masksearch.strategies.evolution import by_rank_and_crowding
 
 ONE = (Objective("loss", "min", 10.0),)
@@ -82,7 +82,8 @@ def test_children_are_new_masks_where_most_changes_cross_no_threshold():
         full = [trial.suggest_float(f"h{head}", 0, 1) < share for head in range(40)]
         return masks.per_head([masks.full() if each else masks.star() for each in full])
 
-    strategy, drawn = built("evolution", thresholds, ONE, population=6), set()
+    many = Shape(length=16, layers=1, heads=40)
+    strategy, drawn = built("evolution", thresholds, ONE, shape=many, population=6), set()
     for number in range(60):
         proposal = strategy.ask()
         drawn.add(proposal.job.mask)
