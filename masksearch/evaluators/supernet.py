@@ -13,6 +13,7 @@ on recurrent cells), which is why the best are trained for real.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,6 @@ from masksearch.files import short_hash
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
-from masksearch.study.records import hash_space_source
 from masksearch.study.store import quiet
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import Step, TrainConfig, model_loss, train
@@ -328,3 +328,15 @@ class HeldOut:
         finally:
             detach(self.model)
         return found
+
+
+def hash_space_source(space: Callable[..., Mask]) -> str:
+    """Hash of what a space does: its source, or its byte code where there is no source."""
+    text = getattr(space, "masksearch_source", None)
+    if text is None:
+        try:
+            text = inspect.getsource(space)
+        except (OSError, TypeError):
+            code = getattr(space, "__code__", None)
+            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -350,8 +350,7 @@ def gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Un
     if trained.layers != layers or (trained.heads != heads and units.unit != "layer"):
         raise SearchError(
             f"method='gates' takes gates of each {units.unit}'s own, {layers} layers of "
-            f"{heads} heads, got layers={trained.layers}, heads={trained.heads}; leave both "
-            "out (--gate-layers)"
+            f"{heads} heads, got layers={trained.layers}, heads={trained.heads}; leave both out"
         )
     return training
 

@@ -11,9 +11,7 @@ whoever reads or repeats the study: nothing in it must be equal when a search go
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import inspect
 import math
 import operator
 import os
@@ -318,18 +316,6 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def hash_space_source(space: Callable[..., Mask]) -> str:
-    """Hash of what a space does: its source, or its byte code where there is no source."""
-    text = getattr(space, "masksearch_source", None)
-    if text is None:
-        try:
-            text = inspect.getsource(space)
-        except (OSError, TypeError):
-            code = getattr(space, "__code__", None)
-            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def machine_name() -> str:

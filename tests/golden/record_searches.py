@@ -61,8 +61,7 @@ def section(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
 
 def searched(run: Path, evaluator: Any, strategy: str, **given: Any) -> Any:
-    """A search, plainly. Dropout beside gates draws from the global generator."""
-    torch.manual_seed(0)
+    """A search, plainly."""
     settings: dict[str, Any] = {"trials": 3, "progress": None} | given
     space = settings.pop("space", None)
     return study_plain(ms.search(space, evaluator, run=run, strategy=strategy, **settings))
