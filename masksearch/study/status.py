@@ -187,11 +187,11 @@ def read_status(run: Path) -> dict[str, Any]:
         SearchError: If the folder holds no run.
     """
     if not (run / NAME).is_file():
-        raise SearchError(
-            f"{run} holds no {NAME}; a search or comparison writes it when it starts"
-            if run.is_dir()
-            else f"{run}: no such run folder"
-        )
+        if not run.is_dir():
+            raise SearchError(f"{run}: no such run folder")
+        parts = ", ".join(str(path.parent) for path in sorted(run.glob(f"*/{NAME}")))
+        remedy = f"its parts do: {parts}" if parts else "a search or comparison writes it at once"
+        raise SearchError(f"{run} holds no {NAME}; {remedy}")
     state: dict[str, Any] = json.loads((run / NAME).read_text(encoding="utf-8"))
     if state["state"] == "running" and is_locked(run):
         state["elapsed"] += max(0.0, time.time() - state["updated"])

@@ -153,6 +153,9 @@ def test_status_of_a_folder_without_a_run(monkeypatch, capsys, tmp_path):
     assert code == 2
     assert "holds no status.json" in err
     assert "no such run folder" in run(monkeypatch, capsys, "status", tmp_path / "x")[2]
+    (tmp_path / "dam").mkdir()
+    (tmp_path / "dam" / "status.json").write_text("{}")
+    assert f"its parts do: {tmp_path / 'dam'}" in run(monkeypatch, capsys, "status", tmp_path)[2]
 
 
 def test_status_tells_a_killed_search_from_a_running_one(monkeypatch, capsys, tmp_path, job):
