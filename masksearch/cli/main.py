@@ -234,7 +234,7 @@ command(MODELS)(pretrain)
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
-    signal.signal(signal.SIGTERM, raise_interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is Ctrl-C
     warnings.formatwarning = one_line
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -271,8 +271,3 @@ def fail(message: str) -> None:
 def one_line(message: Warning | str, *where: object, **line: object) -> str:
     """A warning as people read it: without the place in the code."""
     return f"warning: {' '.join(str(message).split())}\n"
-
-
-def raise_interrupt(number: int, frame: object) -> None:
-    """A cluster's polite end (SIGTERM) is Ctrl-C."""
-    raise KeyboardInterrupt

@@ -56,6 +56,7 @@ try:
     from ray.air.execution._internal import RayActorManager
     from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.tune import Stopper, Trainable
+    from ray.tune.execution.tune_controller import TuneController
     from ray.tune.result import SHOULD_CHECKPOINT
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
@@ -70,6 +71,10 @@ TUNE_SETTINGS = {  # read by Tune from the environment, while it runs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would swallow Ctrl-C
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # no snapshots of the experiment
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the records
+}
+KEEPALIVE = {  # so soon a driver asks whether a silent line still stands; Ray: after 300 s
+    "RAY_grpc_client_keepalive_time_ms": "20000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
 
 
@@ -136,6 +141,7 @@ class RayTune:
             pickle_by_value(),
             silence_ray(self.quiet),
             tolerate_losses(),
+            keep_starting_workers(),
             join_cluster(self),
         ):
             self.check_room()
@@ -440,7 +446,10 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
         }
     if settings.quiet:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    with set_environment({"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else {})):
+    handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
+    keepalive = {name: os.environ.get(name, value) for name, value in KEEPALIVE.items()}
+    own = {"RAY_USAGE_STATS_ENABLED": "0"} | keepalive | (own_token() if alone else {})
+    with set_environment(own):
         try:
             # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
             # Ray reads its own variable for that once, when it is imported
@@ -451,9 +460,13 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
                 f"Ray at address={settings.address!r} does not answer: {error}"
             ) from error
         try:
+            if main:  # Ray has put its own in its place, which ends the process
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
             yield
         finally:
             ray.shutdown()
+            if main:
+                signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -477,6 +490,25 @@ def tolerate_losses() -> Iterator[None]:
         for name in ("_actor_task_failed", "_actor_start_failed"):
             handler = tolerant(getattr(RayActorManager, name))
             stack.enter_context(replace_attribute(RayActorManager, name, handler))
+        yield
+
+
+@contextmanager
+def keep_starting_workers() -> Iterator[None]:
+    """Lets a worker that has room on a node start, whichever worker becomes free meanwhile.
+
+    Tune gives the free worker to the trial whose own one is starting, and ends that one. Where
+    trials are shorter than a start, a node that joins late would start workers for ever. There
+    is no public setting for that.
+    """
+    reuse = getattr(TuneController, "_maybe_reuse_cached_actor", None)
+
+    def reuse_unless_starting(self: Any, trial: Any) -> bool:
+        worker = self._trial_to_actor.get(trial)
+        placed = worker is not None and self._actor_manager.is_actor_started(worker)
+        return not (placed and trial not in self._resetting_trials) and reuse(self, trial)  # type: ignore[misc]
+
+    with replace_attribute(TuneController, "_maybe_reuse_cached_actor", reuse_unless_starting):
         yield
 
 
@@ -535,19 +567,27 @@ def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+def in_main_thread() -> bool:
+    """Whether Python hands signals to this thread."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def catch_interrupt(first: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `first`, the second does what Ctrl-C did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python hands signals to the main thread only
+    """The first Ctrl-C or SIGTERM calls `first`, the second does what it did before."""
+    if not in_main_thread():
+        yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    ends = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (*ends, signal.SIGUSR1)}
 
     def once(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        for each in ends:
+            signal.signal(each, before[each])
         first()
 
-    signal.signal(signal.SIGINT, once)
+    for number in ends:
+        signal.signal(number, once)
     try:
         yield
     finally:

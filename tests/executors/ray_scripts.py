@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,7 +31,8 @@ def say(**facts: object) -> None:
 
 
 def interrupted(folder: Path) -> None:
-    """Two trials that hang; the parent sends SIGINT after the first reports."""
+    """Two trials that hang; the parent sends a signal after the first reports."""
+    before = signal.getsignal(signal.SIGTERM)
 
     def on_report(number, report):
         say(report=number)
@@ -41,7 +43,8 @@ def interrupted(folder: Path) -> None:
     except KeyboardInterrupt:
         import ray
 
-        say(interrupted=True, ray=ray.is_initialized())
+        restored = signal.getsignal(signal.SIGTERM) == before
+        say(interrupted=True, ray=ray.is_initialized(), restored=restored)
 
 
 def alone(folder: Path) -> None:

@@ -59,11 +59,12 @@ def test_shelves_are_removed(tmp_path):
         assert list((tmp_path / place[-1]).iterdir()) == []
 
 
-def test_the_first_ctrl_c_calls_and_the_second_raises():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_calls_and_the_second_raises(number):
     calls = []
     before = signal.getsignal(signal.SIGINT)
     with catch_interrupt(lambda: calls.append(1)):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert calls == [1]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

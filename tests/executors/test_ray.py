@@ -448,7 +448,8 @@ def test_a_home_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_trials_and_ray(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_trials_and_ray(tmp_path, number):
     process = script("interrupted", tmp_path)
     reports = 0
     for line in process.stdout:
@@ -456,10 +457,11 @@ def test_ctrl_c_ends_trials_and_ray(tmp_path):
         if reports == 2:
             break
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     facts, out = facts_of(process)
     assert facts.get("interrupted"), out
     assert not facts["ray"]
+    assert facts["restored"]
     assert time.monotonic() - began < 300  # the trials would hang for 600
     assert process.returncode == 0
 

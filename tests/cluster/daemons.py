@@ -1,0 +1,244 @@
+"""Machines with Ray's real daemons: processes of this host, in its own network or in namespaces.
+
+Everything that is started carries a mark in its environment, and is found and ended by it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from sleepy import essence, read_log
+
+import masksearch as ms
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SPACE = f"{ROOT / 'search_spaces' / 'head_shifts.py'}:space"
+MARK = "MASKSEARCH_TEST_MARK"
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+def wait_until(true: Callable[[], object], seconds: float, what: str) -> float:
+    """Waits for something; the seconds that it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, f"{what}: not after {seconds:g} s"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that carry a mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK, "").startswith(mark):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # it has ended
+    return found
+
+
+@dataclass
+class Machine:
+    """One machine: its address, its mark, its temporary folder and its network namespace."""
+
+    address: str
+    mark: str
+    folder: Path
+    token: str
+    namespace: str = ""
+
+    def start(self, *words: str, output: Path, **settings: str) -> subprocess.Popen[bytes]:
+        """A process of this machine."""
+        clean = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "TUNE_"))}
+        paths = [str(ROOT), str(HERE), *filter(None, sys.path)]
+        env = clean | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            MARK: self.mark,
+        }
+        if self.namespace:  # with a /tmp/ray of its own
+            inside = f'mount --bind {self.folder} /tmp/ray && exec "$@"'
+            words = ("ip", "netns", "exec", self.namespace, "sh", "-c", inside, "-", *words)
+        with output.open("ab") as file:
+            return subprocess.Popen(
+                words, env=env | settings, stdout=file, stderr=file, stdin=subprocess.DEVNULL
+            )
+
+    def start_ray(self, *words: str, cpus: int) -> None:
+        """The daemons of a node."""
+        own = () if self.namespace else (f"--temp-dir={self.folder}",)
+        options = (f"--num-cpus={cpus}", f"--node-ip-address={self.address}", "--block")
+        self.start(*RAY, "start", *words, *options, *own, output=self.folder / "start.txt")
+
+    def daemons(self, name: str) -> list[psutil.Process]:
+        """The daemons of that name that run here."""
+        return [process for process in marked(self.mark) if process.name().startswith(name)]
+
+    def kill(self, name: str) -> None:
+        """Ends the daemons of that name as a power cut does."""
+        for process in self.daemons(name):
+            process.send_signal(signal.SIGKILL)
+
+    def cut(self, *, off: bool) -> None:
+        """Takes the line away, or gives it back; nobody is told."""
+        bridge = ["nomaster"] if off else ["master", self.namespace.rpartition("-")[0]]
+        ip("link", "set", f"{self.namespace}v", *bridge)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def machines(count: int, *, apart: bool = False) -> Iterator[list[Machine]]:
+    """Machines without daemons yet; whatever they run is ended, and all that they had is removed.
+
+    Args:
+        count: How many.
+        apart: Whether each has a network namespace and an address of its own (needs root).
+    """
+    mark = f"ms{secrets.token_hex(3)}"
+    place = Path(tempfile.mkdtemp(prefix="ms", dir="/tmp"))
+    found = []
+    try:
+        if apart:
+            Path("/tmp/ray").mkdir(exist_ok=True)
+            ip("link", "add", mark, "type", "bridge")
+            ip("link", "set", mark, "up")
+        for number in range(1, count + 1):
+            folder, name = place / str(number), f"{mark}-{number}" if apart else ""
+            folder.mkdir()
+            address = f"10.77.0.{number}" if apart else "127.0.0.1"
+            found.append(Machine(address, f"{mark}.{number}.", folder, mark * 8, name))
+            if apart:
+                ip("netns", "add", name)
+                ip(
+                    "link",
+                    "add",
+                    f"{name}v",
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    "eth0",
+                    "netns",
+                    name,
+                )
+                ip("link", "set", f"{name}v", "master", mark, "up")
+                ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+                ip("-n", name, "link", "set", "eth0", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        yield found
+    finally:
+        for _ in range(3):  # what is ended may have started something
+            for process in marked(mark):
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.3)
+        for machine in found if apart else ():
+            subprocess.run(["ip", "netns", "delete", machine.namespace], check=False)
+        if apart:
+            subprocess.run(["ip", "link", "delete", mark], check=False)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def start_head(machine: Machine, port: int, *, cpus: int) -> str:
+    """The head of a cluster; its address."""
+    machine.start_ray("--head", f"--port={port}", "--include-dashboard=false", cpus=cpus)
+
+    def listens() -> bool:
+        connections = [c for p in machine.daemons("gcs_server") for c in p.net_connections("tcp")]
+        return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in connections)
+
+    wait_until(listens, 60, "the head listens")
+    return f"{machine.address}:{port}"
+
+
+class Search:
+    """`masksearch search` on a machine, with the evaluator that sleeps.
+
+    Args:
+        machine: Where the driver runs.
+        run: Folder of the run.
+        words: Further options, or another command after `command`.
+        seconds: Of a trial.
+    """
+
+    def __init__(self, machine: Machine, run: Path, *words: str, seconds: float = 3.0) -> None:
+        self.run, self.output = run, run.parent / f"{run.name}.txt"
+        self.begun = len(self.ends())
+        command = (*PLAN, "--run", str(run), "--storage", f"journal:{run}.journal", *words)
+        if words[:1] == ("resume",):
+            command = (*words[:1], str(run), *words[1:])
+        self.process = machine.start(
+            sys.executable,
+            "-m",
+            "masksearch",
+            *command,
+            output=self.output,
+            SLEEPY_SECONDS=str(seconds),
+        )
+
+    def ends(self) -> list[dict[str, object]]:
+        """Every evaluation that ran to its end, also before this call."""
+        return [line for line in read_log(self.run) if line["what"] == "end"]
+
+    def wait_for(self, results: int, seconds: float = 120) -> None:
+        """Waits until that many evaluations of this call have ended."""
+
+        def there() -> bool:
+            assert self.process.poll() is None, self.said()
+            return len(self.ends()) - self.begun >= results
+
+        wait_until(there, seconds, f"{results} results")
+
+    def wait(self, seconds: float = 240) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it has not ended after {seconds:g} s: {self.said()}") from None
+
+    def said(self) -> str:
+        """All that it printed."""
+        return self.output.read_text(errors="replace")
+
+
+PLAN = (
+    "search", SPACE, "--evaluator", f"{HERE / 'sleepy.py'}:Sleepy", "--strategy", "random",
+    "--seed", "5",
+)  # fmt: skip
+
+
+def equals_undisturbed(search: Search, trials: int) -> bool:
+    """Whether every record is that of a search which nothing happened to, once each."""
+    from sleepy import Sleepy
+
+    quick = Sleepy()
+    quick.seconds = 0.0
+    plain = ms.search(
+        ms.load_function(SPACE),
+        quick,
+        run=search.run.parent / f"{search.run.name}-undisturbed",
+        trials=trials,
+        strategy="random",
+        seed=5,
+        progress=None,
+    )
+    found = ms.open_study(search.run).records()
+    return essence(found) == essence(plain.records())
