@@ -39,7 +39,7 @@ from masksearch.contracts import (
     Scheduler,
     Strategy,
 )
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError, outside_level, unknown_name
 from masksearch.executors.local import Local
 from masksearch.loggers.console import Watcher
 from masksearch.masks.core import Mask
@@ -55,7 +55,7 @@ from masksearch.study.halves import (
 )
 from masksearch.study.records import describe_call, parse_constraint
 from masksearch.study.references import choose_best, read_run_record
-from masksearch.study.session import Session, outside_level
+from masksearch.study.session import Session
 from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
 from masksearch.user_code import check_evaluator, definition_hashes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -62,6 +64,10 @@ class NonFiniteLossError(MaskSearchError, FloatingPointError):
 
 class SearchError(MaskSearchError, RuntimeError):
     """A search that cannot start or go on."""
+
+
+class ServerUnreachableError(SearchError):
+    """A database server that went away in mid-search and has not come back in time."""
 
 
 class SpaceError(SearchError):
@@ -125,3 +131,15 @@ def install_command(extra: str) -> str:
     if (clone / "pyproject.toml").is_file():
         return f'pip install -e "{clone}[{extra}]"'
     return f'pip install "masksearch[{extra}]"'  # adds to what is installed
+
+
+def outside_level() -> int:
+    """The `stacklevel` at which a warning points at whoever has called masksearch."""
+    level, found = 0, 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").startswith("masksearch"):
+            found = level + 1
+        frame = frame.f_back
+    return found

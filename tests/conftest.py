@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # `toy`, `killing`, `browser`
-for folder in ("cli", "training", "faults", "contracts", "attention", "report", ""):
+for folder in ("cli", "training", "faults", "contracts", "cluster", "attention", "report", ""):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

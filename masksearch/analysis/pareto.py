@@ -20,6 +20,7 @@ from masksearch.contracts import LOW, MAJORITY, Objective, OneShot, Record, Stat
 NEAR = 0.005  # of a constant answer's score: noise, where no interval over rows is reported
 FEWEST = 3  # scored masks before their scores say anything together
 IN_A_ROW = 5  # draws of known masks after which a space seems to be used up
+SPENT = 200  # and after which a search ends
 REMEDY = (
     "train longer (more steps, epochs or rows), with another learning rate, or take an easier task"
 )

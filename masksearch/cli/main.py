@@ -39,7 +39,7 @@ from masksearch.cli.search import (
     show_comparison,
     show_search,
 )
-from masksearch.errors import MaskSearchError
+from masksearch.errors import MaskSearchError, ServerUnreachableError
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, where
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+MISTAKE = 2  # exit code after a user's mistake
+TRY_AGAIN = 75  # where the same command may work later (EX_TEMPFAIL of sysexits.h)
+INTERRUPTED = 130  # after Ctrl-C, as shells have it
 
 # Groups of commands in `masksearch --help`, in the order of use.
 BEGIN = "Begin here"
@@ -247,7 +249,7 @@ def main() -> None:
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
-        fail(str(error))
+        fail(str(error), TRY_AGAIN if isinstance(error, ServerUnreachableError) else MISTAKE)
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
 
 
@@ -262,10 +264,10 @@ def usage_mistake(error: Any) -> str:
     return f"{said.rstrip('.')}; see: {error.ctx.command_path} --help"
 
 
-def fail(message: str) -> None:
-    """One line, exit code 2."""
+def fail(message: str, code: int = MISTAKE) -> None:
+    """One line, and an exit code."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def one_line(message: Warning | str, *where: object, **line: object) -> str:

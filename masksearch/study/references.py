@@ -10,9 +10,8 @@ from pathlib import Path
 
 from masksearch.analysis.pareto import best_record, sparsity_of
 from masksearch.contracts import Objective, Record
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, outside_level
 from masksearch.masks.core import Mask
-from masksearch.study.session import outside_level
 from masksearch.study.store import StudyStore
 
 

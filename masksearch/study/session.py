@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 import time
 import traceback
 import warnings
@@ -26,10 +25,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
-from masksearch.analysis.pareto import IN_A_ROW, search_cautions
+from masksearch.analysis.pareto import IN_A_ROW, SPENT, search_cautions
 from masksearch.contracts import (
     EquipsJobs,
     Evaluate,
@@ -45,7 +43,7 @@ from masksearch.contracts import (
     Scheduler,
     Strategy,
 )
-from masksearch.errors import MaskSearchError, SearchError
+from masksearch.errors import MaskSearchError, SearchError, outside_level
 from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.records import Constraint, trial_source
 from masksearch.study.status import StatusBoard
@@ -113,12 +111,12 @@ class Session:
         self.board = StatusBoard(store.run, evaluator.objectives, trials, seconds, title)
         self.started = time.monotonic()
         self.open: dict[int, OpenTrial] = {}  # by trial number
-        self.results: dict[Key, Record] = {}  # what a trial of the same mask is answered with
+        self.results: dict[Key, Record] = {}  # of every known mask: what it is answered with
         self.counted = 0  # towards the budget, those of earlier calls too
         self.finished = 0  # by this call
         self.failures: list[Record] = []  # in a row, the last ones of this call
         self.trained = 0  # masks, those of earlier calls too
-        self.repeats = 0  # draws in a row that were answered with a known mask's result
+        self.repeats = 0  # draws in a row of known masks
         self.exhausted = False  # the strategy has nothing left to propose
 
     @property
@@ -249,7 +247,8 @@ class Session:
             proposal, draw = self.queue.popleft(), -1
         else:
             pending = sum(trial.draw >= 0 for trial in self.open.values())
-            if self.trials is not None and self.counted + pending >= self.trials:
+            spent = self.repeats >= SPENT
+            if spent or (self.trials is not None and self.counted + pending >= self.trials):
                 return "wait" if pending else "done"
             answer = self.ask_strategy()
             if isinstance(answer, str):
@@ -372,12 +371,14 @@ class Session:
         """Counts a finished record and remembers its result."""
         self.finished += 1
         self.trained += record.status == "done" and isinstance(record.job, Evaluate)
-        self.repeats = self.repeats + 1 if record.status == "reused" else 0
+        key = self.key_of(record)
+        if draw >= 0:
+            self.repeats = self.repeats + 1 if key in self.results else 0
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if draw >= 0 and record.status != "failed":
             self.counted += 1
-        if record.status in ("done", "stopped") and record.curve:
-            self.results[self.key_of(record)] = record
+        if key[0] and (record.status == "stopped" or (record.status == "done" and record.curve)):
+            self.results[key] = record
 
     def key_of(self, record: Record) -> Key:
         """What makes two trials the same: (fingerprint, protocol, seed), never the parameters.
@@ -412,6 +413,12 @@ class Session:
                 "the strategy has no more masks to propose: "
                 f"{self.counted} of {self.trials} trials"
             )
+        if self.repeats >= SPENT:
+            found.append(
+                f"the space is spent: the last {self.repeats} draws were all masks that were known"
+                f" already ({len(self.results)} different ones after {self.counted} trials); "
+                "search a larger space, with fewer trials, or with another strategy"
+            )
         self.board.state["cautions"] = found
         for caution in found:
             if caution not in said:
@@ -433,18 +440,6 @@ class Session:
                 f"the {'first' if first else 'last'} {count} trials all failed; trial "
                 f"{self.failures[0].number}: {reason} (all reasons are in {self.store.run})"
             )
-
-
-def outside_level() -> int:
-    """The `stacklevel` at which a warning points at whoever has called masksearch."""
-    level, found = 0, 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        level += 1
-        if frame.f_globals.get("__name__", "").startswith("masksearch"):
-            found = level + 1
-        frame = frame.f_back
-    return found
 
 
 def check_executor(executor: Executor) -> None:

@@ -11,6 +11,9 @@ the study in its storage, because two run folders on two machines may name one s
 journals: a lock file beside the database. PostgreSQL: an advisory lock of a session of its own,
 so the server frees it when the driver dies (behind PgBouncer it needs session pooling). Of other
 storages (in memory, MySQL) only the run folder is locked.
+
+A line to PostgreSQL that is cut is noticed within half a minute on either side. A server that went
+away is a ConnectionError here: `StudyStore.perform` waits for it.
 """
 
 from __future__ import annotations
@@ -39,6 +42,15 @@ from sqlalchemy import exc, text
 from masksearch.errors import SearchError, install_command
 from masksearch.files import FULL
 
+LINE: dict[str, Any] = {  # libpq's names; what a user's URL sets is left alone
+    "connect_timeout": 10,  # seconds
+    "tcp_user_timeout": 20_000,  # milliseconds that what was sent may go unanswered
+    "keepalives_idle": 10,  # seconds
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+    " -c tcp_user_timeout=20000",  # the server's side: it frees the lock of a lost driver
+}
 BUSY = 20.0  # seconds that a database locked by another process is waited for, per attempt
 REMEDIES = {  # what helps, by what a server or the system says
     "password|authentication|fe_sendauth": "check the user and the password in the URL",
@@ -120,7 +132,7 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
         if location.kind == "journal":
             cut_torn_line(Path(str(path)))
-            return JournalStorage(JournalFileBackend(str(path)))
+            return Journal(str(path))
         url = location.url or str(storage)
         if storage is None:  # a path may hold braces, which Optuna would fill in
             url = url.replace("{", "{{").replace("}", "}}")
@@ -128,6 +140,8 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
             database = RDBStorage(url, engine_kwargs=engine_settings(location))
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
+        if location.kind == "postgresql":
+            sqlalchemy.event.listen(database.engine, "handle_error", raise_lost_server)
         opened = optuna.storages.get_storage(database)
         weakref.finalize(opened, database.engine.dispose)  # or its pool is left open
         return opened
@@ -139,8 +153,54 @@ def engine_settings(location: StorageLocation) -> dict[str, Any]:
         return {"connect_args": {"timeout": BUSY}}
     settings: dict[str, Any] = {"pool_pre_ping": True}  # dropped connections are opened again
     if location.kind == "postgresql":
-        settings["connect_args"] = {"connect_timeout": 10}
+        settings["connect_args"] = line_settings(location)
     return settings
+
+
+def line_settings(location: StorageLocation) -> dict[str, Any]:
+    """What a connection to PostgreSQL is made with, beside what its URL says."""
+    given = sqlalchemy.engine.make_url(location.url).query
+    return {name: value for name, value in LINE.items() if name not in given}
+
+
+def raise_lost_server(context: sqlalchemy.engine.ExceptionContext) -> None:
+    """Makes a server that went away a ConnectionError.
+
+    Optuna would take it for a deadlock and repeat the write, which may have been committed.
+    """
+    said = context.original_exception
+    lost = context.is_disconnect or context.connection is None  # cut off, or not connected
+    if not context.is_pre_ping and (lost or str(getattr(said, "sqlstate", "")).startswith("57P")):
+        raise ConnectionError(str(said)) from said
+
+
+class JournalFile(JournalFileBackend):
+    """A journal; what is written inside `with file:` is appended at its end, in one step."""
+
+    held: list[dict[str, Any]] | None = None
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends lines, or keeps them for the end."""
+        if self.held is None:
+            super().append_logs(logs)
+        else:
+            self.held += logs
+
+    def __enter__(self) -> None:
+        self.held = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        held, self.held = self.held, None
+        if kind is None and held:
+            super().append_logs(held)
+
+
+class Journal(JournalStorage):
+    """A storage whose `file` can be written in one step; see `JournalFile`."""
+
+    def __init__(self, path: str) -> None:
+        self.file = JournalFile(path)
+        super().__init__(self.file)
 
 
 def cut_torn_line(path: Path) -> None:
@@ -315,13 +375,14 @@ class ServerLock:
                 location.url,
                 poolclass=sqlalchemy.pool.NullPool,
                 isolation_level="AUTOCOMMIT",
-                connect_args={"connect_timeout": 10},
+                connect_args=line_settings(location),
             )
             self.session = self.engine.connect()
             self.ask("SELECT set_config('application_name', :who, false)", who=this_process())
             if not self.ask("SELECT pg_try_advisory_lock(:key)", key=self.key):
                 holder = (  # the server keeps the two halves of a key in two columns
-                    "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+                    "SELECT a.application_name || '; if it is dead, SELECT pg_terminate_backend('"
+                    " || a.pid || ') ends it' FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
                     " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND"
                     " l.classid::bigint = :high AND l.objid::bigint = :low"
                 )
@@ -338,13 +399,13 @@ class ServerLock:
         """Called before every write.
 
         Raises:
-            SearchError: If the session was lost, and the lock with it: another driver may have
-                come meanwhile.
+            ConnectionError: If the session was lost, and the lock with it: another driver may
+                have come meanwhile.
         """
         try:
             self.ask("SELECT 1")
         except exc.SQLAlchemyError:
-            raise SearchError(
+            raise ConnectionError(
                 f"the server has ended the session that locks {self.what} (a restart, a broken "
                 "line); everything finished is kept: repeat the command to go on"
             ) from None

@@ -15,13 +15,15 @@ written when the study is made, so that a folder can be renamed, moved and copie
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -32,7 +34,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.contracts import Objective, Record, Report, Shape
-from masksearch.errors import ResumeError, SearchError
+from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
 from masksearch.files import write_text_in_one_move
 from masksearch.study.records import (
     ANSWER,
@@ -48,6 +50,7 @@ from masksearch.study.records import (
     result_data,
 )
 from masksearch.study.storage import (
+    Journal,
     LockFile,
     ServerLock,
     StorageLocation,
@@ -56,11 +59,16 @@ from masksearch.study.storage import (
     lock_run,
     lock_study,
     open_storage,
+    redact,
 )
 
 FILE, DATABASE = "study.json", "study.db"
 LISTED = 8  # studies that an error names
 HERE = "{run}"  # the run folder, in the storage that is written down
+SERVER_WAIT = 600.0  # seconds that a search waits for a server that went away
+SERVER_PAUSE = 1.0  # seconds between two looks at it
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,7 @@ class StudyStore:
         if not write and storage is None and not (self.run / DATABASE).is_file():
             raise SearchError(f"{self.run} holds no study (no study.db); run a search first")
         self.locks: list[LockFile | ServerLock] = []
+        self.owner = ""  # who holds the server's lock, once the study says it
         self.study: optuna.Study | None = None
         self.goals: tuple[Objective, ...] = ()
         self.ids: list[int] = []  # the storage's own number of every trial
@@ -262,7 +271,8 @@ class StudyStore:
                     directions=directions(objectives),
                 )
         study = self.optuna_study()
-        with self.writing(), quiet():
+
+        def describe(_: bool) -> None:
             study.set_user_attr("format", FORMAT)
             study.set_user_attr("masksearch", own_version())
             if not existed:
@@ -270,12 +280,17 @@ class StudyStore:
                 study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
                 study.set_user_attr("facts", dict(facts))  # the last: now it is described
             write_address(self.run, self.name, self.given)
+            if isinstance(self.locks[-1], ServerLock):
+                study.set_user_attr("owner", owner := secrets.token_hex(8))
+                self.owner = owner
+
+        with quiet():
+            self.perform(describe)
         return existed
 
     def forget(self) -> None:
         """Deletes the study, in which no trial has finished, and the folders of its trials."""
-        with self.writing():
-            optuna.delete_study(study_name=self.name, storage=self.storage)
+        self.perform(lambda _: optuna.delete_study(study_name=self.name, storage=self.storage))
         for number in range(len(self.ids)):
             shutil.rmtree(self.run / "trials" / str(number), ignore_errors=True)
         self.ids, self.begun, self.answers = [], {}, 0
@@ -321,8 +336,8 @@ class StudyStore:
         """Adds facts that may change between two calls on one study (which masks are searched)."""
         known = self.facts()
         if any(known.get(key) != value for key, value in facts.items()):
-            with self.writing():
-                self.optuna_study().set_user_attr("facts", {**known, **facts})
+            study, all_facts = self.optuna_study(), {**known, **facts}
+            self.perform(lambda _: study.set_user_attr("facts", all_facts))
 
     def note_call(self, call: Mapping[str, Any]) -> None:
         """Keeps with what this call works, once it begins a trial that an earlier one did not.
@@ -346,8 +361,7 @@ class StudyStore:
 
     def calls(self) -> list[dict[str, Any]]:
         """What each call that ran trials worked with."""
-        with explain_errors(self.location):
-            found = self.optuna_study().user_attrs.get("calls", "[]")
+        found = self.perform(lambda _: self.optuna_study().user_attrs.get("calls", "[]"))
         calls: list[dict[str, Any]] = json.loads(found)
         return calls
 
@@ -369,19 +383,94 @@ class StudyStore:
             lock.release()
         self.locks = []
 
-    # -- writing -----------------------------------------------------------------------------
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Around every write.
+    # -- the storage, which may go away ------------------------------------------------------
+    def perform(self, action: Callable[[bool], T], *, new: int = 0) -> T:
+        """Reads or writes; every write of a search goes through here.
+
+        Where the server went away, it is waited for, and the action is repeated once the lock is
+        taken again and nobody else has written.
+
+        Args:
+            action: Is told whether it may have been done before, with an answer that was lost.
+            new: Trials that it makes.
 
         Raises:
             SearchError: If the disk is full, the storage fails, or the study's lock was lost.
         """
-        for lock in self.locks:
-            lock.check()
+        again, since = False, time.monotonic()
         with explain_errors(self.location):
-            yield
+            while True:
+                try:
+                    for lock in self.locks:
+                        lock.check()
+                    return action(again)
+                except ConnectionError as lost:
+                    again = True
+                    self.wait_for_server(lost, since, new)
 
+    def wait_for_server(self, lost: ConnectionError, since: float, new: int) -> None:
+        """Takes the lock again once the server answers.
+
+        Args:
+            lost: What happened.
+            since: When, in monotonic seconds.
+            new: Trials that may have been made unheard.
+
+        Raises:
+            ConnectionError: If the study has no lock that could be taken again.
+            ServerUnreachableError: If the server does not answer for `SERVER_WAIT` seconds.
+            ResumeError: If somebody else has written.
+        """
+        lock = self.locks[-1] if self.locks else None
+        if not isinstance(lock, ServerLock) or not self.owner:
+            raise lost
+        wait, reason = f"{SERVER_WAIT / 60:g} minutes", redact(str(lost), self.location.url)
+        self.say(f"does not answer; results wait for it, up to {wait}")
+        while time.monotonic() - since < SERVER_WAIT:
+            time.sleep(SERVER_PAUSE)
+            try:
+                self.check_owner(new)
+                lock.release()
+                self.locks[-1] = lock = ServerLock(self.location, self.name, lock.what)
+                self.check_owner(new)  # nobody came between the two
+                return self.say(f"answers again after {time.monotonic() - since:.0f} s; going on")
+            except SearchError as error:
+                reason = str(error)
+        raise ServerUnreachableError(
+            f"the server did not come back within {wait}: {reason}; everything that was written "
+            "is kept: repeat the command to go on"
+        ) from None
+
+    def say(self, what: str) -> None:
+        """One line on the server, with the time, since it may happen again."""
+        line = f"{time.strftime('%H:%M:%S')}: the server of {self.location.shown} {what}"
+        warnings.warn(line, stacklevel=outside_level())
+
+    def check_owner(self, new: int) -> None:
+        """Whether the study is as this driver has left it.
+
+        Args:
+            new: Trials that it may hold beyond those that this driver knows.
+
+        Raises:
+            ResumeError: If it is not.
+            SearchError: If the server does not answer.
+        """
+        study = self.optuna_study()._study_id
+        with explain_errors(self.location):
+            try:
+                owner = self.storage.get_study_user_attrs(study).get("owner")
+                more = self.storage.get_n_trials(study) - len(self.ids)
+            except KeyError:  # deleted
+                owner, more = "", 0
+        if owner != self.owner or not 0 <= more <= new:
+            raise ResumeError(
+                f"another process has written to the study {self.name!r} while the server of "
+                f"{self.location.shown} was away ({more:+d} trials); everything that was written "
+                "is kept: repeat the command once that process has ended"
+            )
+
+    # -- writing -----------------------------------------------------------------------------
     def begin(self, record: Record, draw: int) -> int:
         """Writes a proposal as a RUNNING trial.
 
@@ -399,10 +488,15 @@ class StudyStore:
             distributions={name: json_to_distribution(text) for name, text in kinds.items()},
             user_attrs=proposal_data(record, draw, self.run),
         )
-        with self.writing():
-            self.write_call(len(self.ids))
-            self.ids.append(self.storage.create_new_trial(self.optuna_study()._study_id, trial))
-        number = len(self.ids) - 1
+        study, number = self.optuna_study()._study_id, len(self.ids)
+
+        def create(again: bool) -> int:
+            self.write_call(number)
+            if again and self.storage.get_n_trials(study) > number:
+                return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+            return self.storage.create_new_trial(study, trial)
+
+        self.ids.append(self.perform(create, new=1))
         self.begun[number] = 1
         return number
 
@@ -418,9 +512,12 @@ class StudyStore:
         if number not in self.begun:
             raise ValueError(f"trial {number} of {self.run} is not running; begin another trial")
         count = self.begun[number] + 1
-        with self.writing():
+
+        def write(_: bool) -> None:
             self.write_call(number)
             self.storage.set_trial_user_attr(self.ids[number], "starts", count)
+
+        self.perform(write)
         self.begun[number] = count
         return count
 
@@ -434,29 +531,34 @@ class StudyStore:
         """
         key, data = f"{ANSWER}{self.answers}", [report.step, finite_json(report.values), goes_on]
         self.answers += 1
-        with self.writing():
-            self.storage.set_trial_user_attr(self.ids[number], key, data)
+        trial = self.ids[number]
+        self.perform(lambda _: self.storage.set_trial_user_attr(trial, key, data))
 
     def finish(self, record: Record) -> None:
-        """Writes a result: curve and values first, then the trial's state.
+        """Writes a result: curve and values first, then the trial's state; a journal in one step.
 
         Raises:
             ValueError: If a finished record's objective is NaN.
         """
         state, values = final_state(record, self.objectives())
-        trial = self.ids[record.number]
-        with self.writing():
-            data = result_data(record, self.finished)
-            self.storage.set_trial_user_attr(trial, "result", data)
-            self.storage.set_trial_state_values(trial, state, values)
+        trial, data = self.ids[record.number], result_data(record, self.finished)
+
+        def write(again: bool) -> None:
+            if again and self.storage.get_trial(trial).state.is_finished():
+                return
+            with self.storage.file if isinstance(self.storage, Journal) else nullcontext():
+                self.storage.set_trial_user_attr(trial, "result", data)
+                self.storage.set_trial_state_values(trial, state, values)
+
+        self.perform(write)
         self.begun.pop(record.number, None)
         self.finished += 1
 
     # -- reading -----------------------------------------------------------------------------
     def trials(self) -> list[FrozenTrial]:
         """The study's trials as Optuna has them, by number."""
-        with explain_errors(self.location):
-            return self.optuna_study().get_trials(deepcopy=False)
+        study = self.optuna_study()
+        return self.perform(lambda _: study.get_trials(deepcopy=False))
 
     def stored_trials(self) -> list[StoredTrial]:
         """What the study holds of every trial, by number."""

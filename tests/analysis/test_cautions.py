@@ -90,6 +90,53 @@ def test_used_up_space_is_said_when_it_happens(tmp_path):
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc", "evolution"])
+def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
+    monkeypatch.setattr("masksearch.study.session.SPENT", 25)
+    log = tmp_path / "log"
+    options = {"strategy": strategy, "trials": 300, "evaluator": ToyEvaluator(log=log)}
+    said, study = warned(tmp_path / "run", four, **options)
+    records = study.records()
+    known = len({record.fingerprint for record in records})
+    assert len(log.read_text().splitlines()) == known
+    assert known + 24 < len(records) < 300
+    assert all(record.status == "reused" for record in records[-25:])
+    assert said[-1] == (
+        "the space is spent: the last 25 draws were all masks that were known already "
+        f"({known} different ones after {len(records)} trials); search a larger space, with "
+        "fewer trials, or with another strategy"
+    )
+    state = "\n".join(status_lines(study.run, read_status(study.run)))
+    assert "warning: the space is spent" in state
+    monkeypatch.setattr("masksearch.study.session.Session.ask_strategy", None)  # not asked
+    again, study = warned(tmp_path / "run", four, **{**options, "trials": 400})
+    assert said[-1] in again
+    assert study.records() == records
+
+
+@pytest.mark.slow
+def test_two_hundred_known_masks_spend_a_space(tmp_path):
+    said, study = warned(tmp_path / "run", one, trials=None, seconds=600)
+    assert len(study.records()) == 201
+    assert "the last 200 draws were all masks that were known already (1 different" in said[-1]
+
+
+def test_masks_that_violate_a_constraint_again_and_again_spend_a_space(tmp_path, monkeypatch):
+    monkeypatch.setattr("masksearch.study.session.SPENT", 25)
+    said, study = warned(tmp_path / "run", four, trials=300, constraints=["sparsity >= 0.99"])
+    assert "the space is spent" in said[-1]
+    assert {record.status for record in study.records()} == {"stopped"}
+    assert len(study.records()) < 300
+
+
+@pytest.mark.slow
+def test_space_is_spent_with_several_slots(tmp_path, monkeypatch):
+    monkeypatch.setattr("masksearch.study.session.SPENT", 25)
+    said, study = warned(tmp_path / "run", four, trials=600, executor=ms.Local(slots=2))
+    assert "the space is spent: the last 25 draws" in said[-1]
+    assert len(study.records()) < 100
+
+
 def test_strategy_that_ends_early_says_so(tmp_path):
     from optuna.samplers import GridSampler
 

@@ -11,16 +11,30 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
+import optuna
 import pytest
+import sqlalchemy
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages.journal import JournalFileBackend
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record, Report
-from masksearch.errors import SearchError
-from masksearch.study.storage import locate_storage, open_storage, redact
+from masksearch.errors import ResumeError, SearchError, ServerUnreachableError
+from masksearch.study.storage import (
+    JournalFile,
+    line_settings,
+    locate_storage,
+    lock_study,
+    open_storage,
+    redact,
+)
 from masksearch.study.store import StudyStore
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
@@ -154,6 +168,50 @@ def test_damaged_journal_is_named(tmp_path):
         StudyStore(tmp_path / "run", f"journal:{log}")
 
 
+VALUES = st.integers() | st.text() | st.none() | st.lists(st.floats(0, 1))
+LINES = st.lists(st.dictionaries(st.text(), VALUES), min_size=1, max_size=3)
+
+
+@given(steps=st.lists(st.tuples(st.booleans(), LINES), max_size=5))
+def test_journal_reads_the_same_whether_lines_are_held_or_not(tmp_path_factory, steps):
+    folder = tmp_path_factory.mktemp("journal")
+    plain, ours = JournalFileBackend(str(folder / "plain")), JournalFile(str(folder / "ours"))
+    with mock.patch("os.fsync"):
+        for held, lines in steps:
+            for line in lines:
+                plain.append_logs([line])
+            with ours if held else contextlib.nullcontext():
+                for line in lines:
+                    ours.append_logs([line])
+    assert list(ours.read_logs(0)) == list(plain.read_logs(0))
+    assert (folder / "ours").read_bytes() == (folder / "plain").read_bytes()
+
+
+def test_journal_forgets_what_an_error_has_cut_short(tmp_path):
+    file = JournalFile(str(tmp_path / "log"))
+    with contextlib.suppress(ZeroDivisionError), file:
+        file.append_logs([{"a": 1}])
+        raise ZeroDivisionError
+    file.append_logs([{"b": 2}])
+    assert list(file.read_logs(0)) == [{"b": 2}]
+
+
+def test_result_and_state_are_one_append_of_a_journal(tmp_path, monkeypatch):
+    log, synced, sync = tmp_path / "log", [], os.fsync
+    store = made(tmp_path / "run", f"journal:{log}", trials=2)
+    number, before = store.begin(running(), 2), log.stat().st_size
+    monkeypatch.setattr(os, "fsync", lambda fd: [synced.append(fd), sync(fd)])
+    store.finish(finished(number))
+    assert len(synced) == 1
+    store.close()
+    whole = log.read_bytes()
+    for end in range(before, len(whole) + 1, 29):  # killed in the middle of it
+        log.write_bytes(whole[:end])
+        reader = StudyStore(tmp_path / "run", f"journal:{log}", write=False)
+        last = reader.records()[number]
+        assert (last.status, last.values) in [("running", {}), ("done", {"loss": 0.25})]
+
+
 # -- the disk ------------------------------------------------------------------------------------
 def fill(path: Path) -> None:
     """Leaves no free byte on a disk."""
@@ -258,9 +316,8 @@ def test_postgresql_keeps_a_search(server, tmp_path):
 
 def test_postgresql_study_has_one_driver(server, tmp_path):
     first = made(tmp_path / "here" / "team-b", server.url())
-    with pytest.raises(
-        SearchError, match=rf"the study 'team-b' .*process {os.getpid()} "
-    ) as error:
+    said = rf"the study 'team-b' .*process {os.getpid()} .*pg_terminate_backend\(\d+\)"
+    with pytest.raises(SearchError, match=said) as error:
         StudyStore(tmp_path / "there" / "team-b", server.url())
     assert server.password not in str(error.value)
     session = first.locks[1].session
@@ -285,20 +342,157 @@ def test_postgresql_says_what_is_wrong(server, tmp_path):
         StudyStore(tmp_path / "run", url)
 
 
-@pytest.mark.slow
-def test_postgresql_restarted_in_the_middle(server, tmp_path):
-    """The lock is gone with the session, and another driver may have come: the search ends."""
+def test_line_settings_of_the_url_are_left_alone(tmp_path):
+    plain = line_settings(locate_storage(tmp_path, "postgresql://ann@host/db"))
+    assert plain["connect_timeout"] == 10
+    assert "tcp_keepalives_idle=10" in plain["options"]
+    url = "postgresql://ann@host/db?options=-c%20work_mem%3D1MB&tcp_user_timeout=0"
+    rest = line_settings(locate_storage(tmp_path, url))
+    assert rest == {n: v for n, v in plain.items() if n not in ("options", "tcp_user_timeout")}
+
+
+def ask(server, statement: str) -> object:
+    """What the server answers."""
+    engine = sqlalchemy.create_engine(server.url(scheme="postgresql+psycopg"))
+    with engine.connect() as session:
+        answer = session.execute(sqlalchemy.text(statement)).scalar()
+        session.commit()
+    engine.dispose()
+    return answer
+
+
+END_SESSIONS = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+    " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("masksearch.study.store.SERVER_PAUSE", 0.05)
+    monkeypatch.setattr("masksearch.study.store.SERVER_WAIT", 5.0)
+
+
+def test_both_connections_to_postgresql_notice_a_line_that_is_cut(server, tmp_path):
+    store = made(tmp_path / "team-k", server.url(), trials=1)
+    shown = sqlalchemy.text("SHOW tcp_keepalives_idle")
+    assert store.locks[1].session.execute(shown).scalar() == "10"
+    with store.storage._backend.engine.connect() as session:
+        assert session.execute(shown).scalar() == "10"
+    store.close()
+
+
+def test_postgresql_that_lost_its_sessions_is_locked_again(server, tmp_path, impatient):
     store = made(tmp_path / "team-c", server.url(), trials=1)
     number = store.begin(running(), 1)
-    server.stop()
-    server.start()
-    with pytest.raises(SearchError, match=r"ended the session that locks the study 'team-c'"):
+    ask(server, END_SESSIONS)
+    with pytest.warns(UserWarning, match="the server of") as said:
+        store.finish(finished(number))
+    first, second = (str(each.message) for each in said)
+    assert "does not answer; results wait for it, up to" in first
+    assert "answers again after 0 s; going on" in second
+    assert not any(server.password in line for line in (first, second))
+    with pytest.raises(SearchError, match="another process is writing"):
+        StudyStore(tmp_path / "b" / "team-c", server.url())
+    assert [record.status for record in store.records()] == ["done", "done"]
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["owner", "trial", "deleted"])
+def test_postgresql_study_that_somebody_has_written_to_is_refused(
+    server, tmp_path, impatient, what
+):
+    name = f"team-{what}"
+    store = made(tmp_path / name, server.url(), trials=1)
+    number = store.begin(running(), 1)
+    url = server.url(scheme="postgresql+psycopg")
+    other = optuna.load_study(study_name=name, storage=url)
+    if what == "owner":
+        other.set_user_attr("owner", "somebody")
+    elif what == "trial":
+        other.ask()
+    else:
+        optuna.delete_study(study_name=name, storage=other._storage)
+    ask(server, END_SESSIONS)
+    with (
+        pytest.warns(UserWarning, match="does not answer"),
+        pytest.raises(ResumeError, match=f"another process has written to the study '{name}'"),
+    ):
         store.finish(finished(number))
     store.close()
-    again = made(tmp_path / "team-c", server.url())  # the command is repeated
-    again.finish(finished(number))
-    assert [record.status for record in again.records()] == ["done", "done"]
-    again.close()
+
+
+def test_postgresql_study_that_another_driver_holds_is_refused(server, tmp_path, impatient):
+    store = made(tmp_path / "team-l", server.url(), trials=1)
+    store.locks[1].release()
+    other = made(tmp_path / "b" / "team-l", server.url())
+    with (
+        pytest.warns(UserWarning, match="does not answer"),
+        pytest.raises(ResumeError, match="another process has written to the study 'team-l'"),
+    ):
+        store.begin(running(), 1)
+    other.close()
+    store.close()
+
+
+def test_postgresql_lock_that_a_lost_session_still_holds_is_waited_for(
+    server, tmp_path, impatient
+):
+    store = made(tmp_path / "team-m", server.url(), trials=1)
+    store.locks[1].release()
+    lost = lock_study(store.location, "team-m")
+    threading.Timer(0.5, lost.release).start()
+    with pytest.warns(UserWarning, match="going on"):
+        assert store.begin(running(), 1) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["before", "after"])
+@pytest.mark.parametrize(
+    "method", ["create_new_trial", "set_trial_user_attr", "set_trial_state_values"]
+)
+def test_write_whose_answer_is_lost_is_done_once(
+    server, tmp_path, impatient, monkeypatch, method, lost
+):
+    store = made(tmp_path / f"team-{lost}-{method}", server.url(), trials=1)
+    write, calls = getattr(store.storage, method), []
+
+    def loses_its_answer(*arguments, **named):
+        calls.append(method)
+        answer = write(*arguments, **named) if lost == "after" or len(calls) > 1 else None
+        if len(calls) == 1:
+            raise ConnectionError("cut")
+        return answer
+
+    monkeypatch.setattr(store.storage, method, loses_its_answer)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        number = store.begin(running(), 1)
+        store.finish(finished(number))
+    assert [str(each.message).rpartition("; ")[2] for each in said][1:] == ["going on"]
+    assert number == 1
+    assert store.records() == [finished(0), finished(1)]
+    assert store.begin(running(), 2) == 2
+    store.close()
+
+
+def test_postgresql_that_stays_away_is_an_error_of_its_own(
+    server, tmp_path, impatient, monkeypatch
+):
+    monkeypatch.setattr("masksearch.study.store.SERVER_WAIT", 0.3)
+    store = made(tmp_path / "team-d", server.url(), trials=1)
+    server.stop()
+    try:
+        with (
+            pytest.warns(UserWarning, match="does not answer"),
+            pytest.raises(ServerUnreachableError, match=r"refused.*: repeat the command") as error,
+        ):
+            store.begin(running(), 1)
+        assert server.password not in str(error.value)
+        assert error.value.__suppress_context__, "a traceback would show the address"
+    finally:
+        server.start()
+    store.close()
 
 
 @pytest.mark.slow

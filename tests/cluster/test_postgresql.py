@@ -1,0 +1,226 @@
+"""A search whose PostgreSQL server restarts, dies, ends sessions or is cut off, in mid-search."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from record_fixtures import Server
+from sleepy import Sleepy, essence, judged_twice, read_log
+
+import masksearch as ms
+from masksearch.user_code import load_function
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+SPACE = f"{HERE.parents[1] / 'search_spaces' / 'head_shifts.py'}:space"
+TRIALS, SECONDS = 30, 0.8
+BEFORE = 8  # results, when it happens
+SHORT = (  # the command line, with less patience
+    "import masksearch.study.store as store; store.SERVER_WAIT = 4.0; "
+    "from masksearch.cli.main import main; main()"
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list[tuple[object, ...]]:
+    """What a search of the same seed finds to which nothing happens."""
+    quick = Sleepy()
+    quick.seconds = 0.0
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    study = ms.search(
+        load_function(SPACE), quick, run=run, trials=TRIALS, strategy="random", seed=5,
+        progress=None,
+    )  # fmt: skip
+    return essence(study.records())
+
+
+@contextmanager
+def searching(
+    run: Path, storage: str, *words: str
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
+    """A search on two slots which has its first results; what it says."""
+    said = run.parent / f"{run.name}.txt"
+    command = ("search", SPACE, "--evaluator", f"{HERE / 'sleepy.py'}:Sleepy", "--seed", "5",
+               "--strategy", "random", "--run", str(run), "--storage", storage,
+               "--trials", str(TRIALS), "--slots", "2")  # fmt: skip
+    environment = os.environ | {
+        "SLEEPY_SECONDS": str(SECONDS),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+    }
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *(words or ("-m", "masksearch")), *command],
+            stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment, text=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while ended(run) < BEFORE:
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.05)
+        yield process, said.read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ended(run: Path) -> int:
+    """Evaluations that ran to their end."""
+    return sum(line["what"] == "end" for line in read_log(run))
+
+
+def ask(server: Server, statement: str) -> object:
+    """What the server answers, by its socket."""
+    url = sqlalchemy.make_url(server.url(scheme="postgresql+psycopg"))
+    engine = sqlalchemy.create_engine(url.set(host=str(server.folder)))
+    with engine.connect() as session:
+        answer = session.execute(sqlalchemy.text(statement)).scalar()
+    engine.dispose()
+    return answer
+
+
+def restart(server: Server) -> None:
+    server.call("pg_ctl", "-D", server.folder / "data", "-m", "fast", "-w", "stop")
+    server.start()
+
+
+def kill(server: Server) -> None:
+    postmaster = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGKILL)
+    for _ in range(50):  # its processes hold the shared memory for a moment
+        time.sleep(0.2)
+        with suppress(subprocess.SubprocessError):
+            return server.start()
+    raise AssertionError("the server does not start again")
+
+
+def pause(server: Server) -> None:
+    server.stop()
+    time.sleep(10)
+    server.start()
+
+
+def end_sessions(server: Server) -> None:
+    ask(
+        server,
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
+    )
+
+
+def check(run: Path, storage: str, undisturbed: list[tuple[object, ...]]) -> None:
+    records = ms.open_study(run, storage).records()
+    assert [record.number for record in records] == list(range(TRIALS))
+    assert essence(records) == undisturbed
+    assert not judged_twice(run)
+    assert sum(line["what"] == "begin" for line in read_log(run)) == TRIALS
+
+
+@pytest.mark.parametrize("happens", [restart, kill, pause, end_sessions])
+def test_server_that_comes_back_changes_nothing(server, tmp_path, undisturbed, happens):
+    run = tmp_path / f"pg-{happens.__name__}"
+    with searching(run, server.url()) as (process, said):
+        happens(server)
+        assert process.wait(timeout=120) == 0, said()
+    assert said().count("does not answer; results wait for it, up to 10 minutes") == 1, said()
+    assert said().count("; going on") == 1, said()
+    assert server.password not in said()
+    check(run, server.url(), undisturbed)
+
+
+def test_server_that_stays_away_ends_the_search_with_a_code_of_its_own(
+    server, tmp_path, undisturbed
+):
+    run = tmp_path / "pg-away"
+    with searching(run, server.url(), "-c", SHORT) as (process, said):
+        server.stop()
+        try:
+            assert process.wait(timeout=60) == 75, said()
+            last = said().splitlines()[-1]
+            assert last.startswith("error: the server did not come back within"), last
+            assert last.endswith("repeat the command to go on")
+        finally:
+            server.start()
+    with searching(run, server.url()) as (process, said):
+        assert process.wait(timeout=120) == 0, said()
+    assert essence(ms.open_study(run, server.url()).records()) == undisturbed
+
+
+def test_ctrl_c_ends_the_waiting(server, tmp_path):
+    run = tmp_path / "pg-stopped"
+    with searching(run, server.url()) as (process, said):
+        server.stop()
+        try:
+            deadline = time.monotonic() + 60
+            while "does not answer" not in said():
+                assert time.monotonic() < deadline, said()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 130, said()
+        finally:
+            server.start()
+    assert "Go on with: masksearch resume" in said()
+
+
+class Network:
+    """A network namespace of loopback alone, in which this thread can start processes."""
+
+    def __init__(self) -> None:
+        self.libc, here = ctypes.CDLL(None, use_errno=True), "/proc/thread-self/ns/net"
+        self.outside = os.open(here, os.O_RDONLY)
+        if self.libc.unshare(0x40000000):  # CLONE_NEWNET
+            os.close(self.outside)
+            pytest.skip(f"no network namespace here: {os.strerror(ctypes.get_errno())}")
+        self.inside = os.open(here, os.O_RDONLY)
+        self.line("up")
+
+    def enter(self, namespace: int) -> None:
+        """Moves this thread."""
+        assert self.libc.setns(namespace, 0x40000000) == 0, os.strerror(ctypes.get_errno())
+
+    def line(self, state: str) -> None:
+        """Cuts the line (`down`), or mends it (`up`)."""
+        subprocess.run(["ip", "link", "set", "lo", state], check=True)
+
+    def close(self) -> None:
+        """Goes back to where this thread came from."""
+        self.enter(self.outside)
+        os.close(self.inside)
+        os.close(self.outside)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may cut the line between two processes")
+def test_line_that_is_cut_for_40_seconds_changes_nothing(server, tmp_path, undisturbed):
+    """The lock is free before that, as for a driver that does not come back."""
+    assert threading.current_thread() is threading.main_thread()
+    network = Network()
+    apart = None
+    try:
+        apart = Server(server.binaries)
+        apart.start()
+        run = tmp_path / "pg-cut"
+        with searching(run, apart.url()) as (process, said):
+            network.line("down")
+            time.sleep(40)
+            assert "does not answer; results wait for it, up to 10 minutes" in said()
+            assert ask(apart, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+            network.line("up")
+            assert process.wait(timeout=120) == 0, said()
+        assert said().count("; going on") == 1, said()
+        check(run, apart.url(), undisturbed)
+    finally:
+        if apart is not None:
+            apart.stop()
+        network.close()
