@@ -196,7 +196,7 @@ def test_damaged_super_net_is_trained_again(tmp_path):
 def test_two_processes_train_one_super_net(tmp_path):
     code = f"""
 import sys, torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 torch.set_num_threads(1)
 from pathlib import Path
 from test_shared import INNER, TRIO, SharedWeights, space
