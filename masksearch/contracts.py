@@ -90,6 +90,10 @@ class Shape:
         return sizes | {name: value for name, value in own.items() if value}
 
 
+POINT = 0.01  # margin of accuracies, F1 and correlations: what papers on sparse models call small
+NATS = 0.05  # margin of a loss a token: five percent of perplexity
+
+
 @dataclass(frozen=True)
 class Objective:
     """A quantity that a search improves.
@@ -99,11 +103,15 @@ class Objective:
             (`sparsity`, `block_density`, `hops`), which are known before any training.
         goal: `"min"` or `"max"`.
         worst: Reference for the hypervolume; a record beyond it adds nothing.
+        margin: How much of this score a mask may lose to dense attention for a comparison to call
+            it small, in the score's units: `POINT` of accuracy or correlation, `NATS` of a loss a
+            token; None = nothing is known, and a comparison tests against no difference.
     """
 
     name: str
     goal: Literal["min", "max"]
     worst: float
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         if self.goal not in ("min", "max"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.compare import Comparison, check_against
+from masksearch.analysis.compare import Comparison, check_against, check_margin
 from masksearch.analysis.runs import (
     SOURCES,
     Against,
@@ -313,6 +313,7 @@ def compare(
     front_of: Study | None = None,
     kinds: Mapping[str, str] = {},
     against: Against = "nearest",
+    margin: float | None = None,
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
     listeners: Sequence[Listener] = (),
@@ -342,6 +343,10 @@ def compare(
             candidate, whatever its name. The run folder remembers it.
         against: With which hand-designed masks a searched one is compared: the `"nearest"` in
             sparsity, or `"all"`, which pays for as many comparisons.
+        margin: How much a mask may lose to dense attention, in units of the score: the verdict
+            says whether it loses at most that, loses more, gains more, or is undecided. None =
+            what the evaluator calls small (.01 of an accuracy, F1 or correlation, .05 nats a
+            token), and of an evaluator that says nothing a test of no difference.
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
@@ -358,6 +363,7 @@ def compare(
     check_evaluator(evaluator)
     run, seeds, executor = Path(run), read_seeds(seeds), executor or Local()
     check_against(against)
+    margin = check_margin(margin, evaluator.objectives[0])
     evaluator = judge_on(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
     promised: dict[str, float | None] = {}
@@ -391,6 +397,7 @@ def compare(
             ),
             promised={**told.promised, **promised},
             against=against,
+            margin=margin,
             seedless=evaluator.seedless,
         )
         store.add_facts(told.facts)

@@ -25,10 +25,11 @@ from masksearch.analysis.stats import (
     PairedDifference,
     correct_family,
     estimate,
+    judge_margins,
     paired_difference,
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
-from masksearch.contracts import is_side_value
+from masksearch.contracts import Objective, is_side_value
 from masksearch.errors import SearchError, unknown_name
 from masksearch.masks import FAMILIES
 
@@ -214,12 +215,17 @@ class Comparison(ComparedRuns):
         elif controls:
             found.append(("control of equal sparsity", min(controls, key=distance)))
         other = self.entries.get(reference)
-        if other in scored and all(other is not each for _, each in found):
+        said = all(other is not each for _, each in found)  # unless it is an opponent already
+        if other in scored and (said or self.margin is not None):
             found.append(("reference", other))
         return found
 
     def findings(self, reference: str = "dense", against: Against | None = None) -> list[Finding]:
-        """Every declared comparison, corrected together (Holm, 5%); none of a `mixture`.
+        """Every declared comparison; none of a `mixture`.
+
+        Those with opponents are tests of no difference, corrected together (Holm, 5%), and so
+        are those with the reference unless there is a margin (`judge_margins`). Then their
+        intervals hold together (Bonferroni).
 
         Args:
             reference: Name of the mask that each of them is also compared with; left out where
@@ -251,32 +257,47 @@ class Comparison(ComparedRuns):
                 seedless=self.seedless,
             )
 
-        found = correct_family(pairs, differ)
-        sign = 1 if self.objectives[0].goal == "max" else -1
-        findings: list[Finding] = []
-        for (mine, role, other), (difference, p) in zip(pairs, found, strict=True):
+        sign: Literal[1, -1] = 1 if self.objectives[0].goal == "max" else -1
+        tested = [pair for pair in pairs if self.margin is None or pair[1] != "reference"]
+        bounded = [pair for pair in pairs if self.margin is not None and pair[1] == "reference"]
+        found: list[tuple[Outcome, PairedDifference, float]] = []
+        for difference, p in correct_family(tested, differ):
+            better = sign * difference.value > 0
+            outcome: Outcome = "better" if better else "worse"
+            found.append((outcome if p <= 0.05 else "not distinguishable", difference, p))
+        if self.margin is not None and bounded:
+            together = [differ(pair, 1 - 0.05 / len(bounded)) for pair in bounded]
+            judged = judge_margins(together, self.margin, sign)
+            found += [(said, d, p) for d, (said, p) in zip(together, judged, strict=True)]
+        findings: dict[tuple[str, str, str], Finding] = {}
+        for (mine, role, other), (outcome, difference, p) in zip(
+            [*tested, *bounded], found, strict=True
+        ):
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
-            outcome: Outcome = "not distinguishable"
+            margin = self.margin if role == "reference" else None
+            empty = {  # what says nothing where that mask has learned nothing
+                "better": mine, "gains more than": mine, "worse": other,
+                "loses at most": other, "loses more than": other,
+            }  # fmt: skip
             if not difference.decides:
                 outcome = "too few seeds"
-            elif p <= 0.05 and not same:
-                better = sign * difference.value > 0
-                if not (mine if better else other).learned_nothing:  # or else nobody has won
-                    outcome = "better" if better else "worse"
-            findings.append(
-                Finding(mine.name, other.name, role, outcome, difference, p, gap, same)
+            elif same or (outcome in empty and empty[outcome].learned_nothing):
+                outcome = "not distinguishable" if margin is None else "undecided"
+            findings[mine.name, role, other.name] = Finding(
+                mine.name, other.name, role, outcome, difference, p, gap, same, margin
             )
-        return findings
+        return [findings[mine.name, role, other.name] for mine, role, other in pairs]
 
     def verdict(self, reference: str = "dense", against: Against | None = None) -> str:
         """What the runs say of every searched mask and every candidate, in plain words.
 
         Each of them is set against the hand-designed mask nearest in sparsity (which it may be
         denser than by one point at most) or against all, the random control of equal sparsity
-        where there is one, and `reference`: better, worse or not distinguishable by the paired
-        difference over common seeds, Holm-corrected over all these comparisons (5%). Below
-        three common seeds nothing is decided.
+        where there is one: better, worse or not distinguishable by the paired difference over
+        common seeds, Holm-corrected over all these comparisons (5%). Against `reference` it loses
+        at most the margin, loses more, gains more, or is undecided. Below three common seeds
+        nothing is decided.
 
         Args:
             reference: See `findings`.
@@ -297,3 +318,22 @@ def check_against(against: str) -> Against:
     if against not in get_args(Against):
         raise unknown_name("choice of hand-designed masks in against=", against, get_args(Against))
     return cast("Against", against)
+
+
+def check_margin(margin: float | None, score: Objective) -> float | None:
+    """The margin, or that of the score where none is given.
+
+    Raises:
+        ValueError: If it is not above 0, or as large as the score's whole range.
+    """
+    if margin is None:
+        return score.margin
+    best = 0.0 if score.goal == "min" else max(1.0, score.worst)
+    room = abs(best - score.worst) if score.margin is not None else math.inf
+    if not 0 < margin < room:
+        within = f"between 0 and {room:g}, the range of" if math.isfinite(room) else "above 0, of"
+        raise ValueError(
+            f"a margin is what a mask may lose, {within} {score.name}, got {margin:g}; give such "
+            f"as margin={score.margin or 0.01:g}"
+        )
+    return margin

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from masksearch.analysis.pareto import beats_constant, pareto, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.analysis.stats import Interval, PairedDifference, diverged_score, estimate
+from masksearch.analysis.stats import (
+    Interval,
+    MarginOutcome,
+    PairedDifference,
+    diverged_score,
+    estimate,
+)
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import CandidateError, unknown_name
 from masksearch.masks import FAMILIES, full, parse
@@ -27,7 +33,7 @@ from masksearch.masks.measure import effective_density
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
 Kind = Literal["searched", "hand-designed", "candidate", "control"]
 Against = Literal["nearest", "all"]
-Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"]
+Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"] | MarginOutcome
 SOURCES: dict[Kind, str] = {  # a kind -> what a record says of a mask that no search recorded
     "searched": "search",
     "hand-designed": "hand",
@@ -131,9 +137,17 @@ class Finding:
     role: str  # why it is compared with that one
     outcome: Outcome
     difference: PairedDifference  # mask - other; its interval agrees with Holm's test
-    adjusted: float  # Holm's adjusted p-value
+    adjusted: float  # Holm's adjusted p-value; one-sided where a margin is tested
     gap: float  # sparsity of the mask - sparsity of the other
     same: bool  # equal bits
+    margin: float | None = None  # of losing to the reference; None = a test of no difference
+
+    @property
+    def words(self) -> str:
+        """The outcome, with the margin where one was tested."""
+        if self.same:
+            return "the same mask"
+        return self.outcome if self.margin is None else f"{self.outcome} {self.margin:g}"
 
     @property
     def fair(self) -> bool:
@@ -161,6 +175,8 @@ class ComparedRuns:
             where that is of another protocol.
         against: Whether a mask is set against the `"nearest"` hand-designed one, or `"all"`.
         seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
+        margin: How much a mask may lose to the reference, in units of the score; None = each is
+            only tested for a difference from it.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -179,6 +195,7 @@ class ComparedRuns:
     promised: Mapping[str, float | None] = field(default_factory=dict)
     against: Against = "nearest"
     seedless: bool = False
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -236,7 +253,7 @@ class ComparedRuns:
     @property
     def facts(self) -> dict[str, str]:
         """What a study stores beside the records, as JSON; read again by `of`."""
-        names = ("kinds", "meanings", "found_with", "promised", "against", "seedless")
+        names = ("kinds", "meanings", "found_with", "promised", "against", "seedless", "margin")
         return {
             "comparison": json.dumps({name: getattr(self, name) for name in names}, default=dict)
         }

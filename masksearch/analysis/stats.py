@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 Pair = TypeVar("Pair")
 CLAIM_SEEDS = 3  # below so many common seeds nothing is claimed
 EQUAL = 1e-9  # differences that agree to this share of the scores are equal but for rounding
+ONE_SIDED = 0.025  # rate of false outcomes of one kind, where a margin is tested
 LEAST_P = 1e-100  # smaller p-values are given as this
 POWER = 0.8  # usual in plans: four of five true differences of that size are found
 MOST_SEEDS = 1000
@@ -79,11 +80,21 @@ class PairedDifference(Interval):
     sd: float = math.nan  # of the differences over seeds, at least a tick; NaN for one seed
     row_error: float = 0.0  # standard error that more seeds leave: from the draw of the rows
     seedless: bool = False  # every seed gives the same, so that one is enough and rows decide
+    errors: tuple[ErrorPart, ...] = ()  # of the mean; none where nothing decides
 
     @property
     def decides(self) -> bool:
         """Whether there are seeds enough to claim anything."""
         return self.seedless or self.n >= CLAIM_SEEDS
+
+    def p_above(self, edge: float, sign: Literal[1, -1] = 1) -> float:
+        """The one-sided p-value that speaks for a true `sign * difference` above `edge`; NaN
+        where nothing decides."""
+        if not self.errors:
+            return math.nan
+        beyond = sign * self.value - edge
+        p = two_sided_p(beyond, self.errors) / 2
+        return p if beyond > 0 else 1 - p
 
 
 def check_level(level: float) -> float:
@@ -328,6 +339,7 @@ def paired_difference(
         sd=sd,
         row_error=math.sqrt(math.fsum(part.variance for part in over_rows)),
         seedless=seedless,
+        errors=tuple(parts),
     )
 
 
@@ -474,6 +486,40 @@ def correct_family(
     return list(zip(differences, holm(p_values), strict=True))
 
 
+MarginOutcome = Literal["loses at most", "loses more than", "gains more than", "undecided"]
+
+
+def judge_margins(
+    differences: Sequence[PairedDifference], margin: float, sign: Literal[1, -1]
+) -> list[tuple[MarginOutcome, float]]:
+    """Which masks lose at most a margin, lose more, or gain more than it.
+
+    Each kind of outcome has one-sided tests of its own, corrected by Holm over all masks at
+    2.5 %: at most that often is any mask wrongly said to lose at most the margin, and as often
+    any to lose more.
+
+    Args:
+        differences: Of each mask to the reference.
+        margin: In units of the score, above 0.
+        sign: 1 where more of the score is better, else -1.
+
+    Returns:
+        Each outcome with the adjusted p-value that it rests on; of one that is undecided that
+        of "loses at most".
+    """
+    kept = [each.p_above(-margin, sign) for each in differences]
+    claims: dict[MarginOutcome, list[float]] = {  # who gains more loses at most, too
+        "gains more than": holm([each.p_above(margin, sign) for each in differences]),
+        "loses at most": holm(kept),
+        "loses more than": holm([1 - p for p in kept]),
+    }
+    found: list[tuple[MarginOutcome, float]] = []
+    for at in range(len(differences)):
+        shown = [(kind, p[at]) for kind, p in claims.items() if p[at] <= ONE_SIDED]
+        found.append(shown[0] if shown else ("undecided", claims["loses at most"][at]))
+    return found
+
+
 @dataclass(frozen=True)
 class VolumeFinding:
     """Whether one hypervolume is larger than another."""
@@ -571,6 +617,32 @@ def seeds_needed(
     def enough(seeds: int) -> bool:
         found = power(difference, seeds, comparisons, sd=sd, row_error=row_error, level=level)
         return found >= POWER
+
+    first = bisect.bisect_left(candidates, True, key=enough)
+    return candidates[first] if first < len(candidates) else None
+
+
+def rows_needed(
+    difference: float, seeds: int, comparisons: int = 1, *, rows: int, sd: float, row_error: float
+) -> int | None:
+    """The least number of rows with which a difference is found with probability 0.8.
+
+    Args:
+        difference: See `power`, as all others.
+        seeds: As many as there are.
+        comparisons: Corrected together.
+        rows: That `row_error` was found on.
+        sd: Over seeds, of the paired difference; 0 where rows alone decide.
+        row_error: On that many rows.
+
+    Returns:
+        None where a thousand times the rows are too few, for want of seeds.
+    """
+    candidates = range(max(rows, 1), 1000 * rows)
+
+    def enough(more: int) -> bool:
+        error = row_error * math.sqrt(rows / more)
+        return power(difference, seeds, comparisons, sd=sd, row_error=error) >= POWER
 
     first = bisect.bisect_left(candidates, True, key=enough)
     return candidates[first] if first < len(candidates) else None

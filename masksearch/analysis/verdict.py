@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 from masksearch.analysis.fronts import ComparedFronts, describe_fronts
 from masksearch.analysis.runs import ComparedRuns, Finding, MaskRuns, describe_reuse
-from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p, seeds_needed
+from masksearch.analysis.stats import (
+    CLAIM_SEEDS,
+    POWER,
+    format_estimate,
+    format_p,
+    rows_needed,
+    seeds_needed,
+)
 
 WORDS = {
     "better": "better than",
     "worse": "worse than",
     "not distinguishable": "not distinguishable from",
     "too few seeds": "too few seeds to tell from",
+    "loses at most": "loses at most {margin:g} to",
+    "loses more than": "loses more than {margin:g} to",
+    "gains more than": "gains more than {margin:g} over",
+    "undecided": "undecided (margin {margin:g}) against",
 }
 FAMILY = "one of all hand-designed families"  # role where every one of them is an opponent
 INDENT = "  "  # of the lines that give the figures behind an outcome
@@ -40,16 +52,8 @@ def verdict_text(
     for entry in tested:
         own = [finding for finding in findings if finding.mask == entry.name]
         lines.append(outcome_line(comparison, entry, own))
-        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own, len(findings)))
-    seedless = comparison.seedless
-    if findings:
-        lines.append(
-            f"Differences in {comparison.objectives[0].name} to each of these, over "
-            f"{'rows: every seed gives the same scores' if seedless else 'common seeds'} "
-            "(paired t-test); p and intervals hold for "
-            f"{count(len(findings), 'comparison')} together (Holm, 5%). 'Not "
-            "distinguishable' is not 'equal'."
-        )
+        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own, findings))
+    lines += rule_lines(comparison, findings, reference)
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
             "No mask is said to come from a search, so these are outcomes of candidates. "
@@ -60,6 +64,26 @@ def verdict_text(
     elif tested and not entries[reference].scores:
         lines.append(f"{reference} has no finished run, so nothing is said about it.")
     return "\n".join([*lines, *warning_lines(comparison)])
+
+
+def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str) -> list[str]:
+    """By which rules the outcomes were found."""
+    over = "rows: every seed gives the same scores" if comparison.seedless else "common seeds"
+    score, lines = comparison.objectives[0].name, []
+    bounded = sum(finding.margin is not None for finding in findings)
+    if tested := len(findings) - bounded:
+        lines.append(
+            f"Differences in {score} to each of these, over {over} (paired t-test); p and "
+            f"intervals hold for {count(tested, 'comparison')} together (Holm, 5%). 'Not "
+            "distinguishable' is not 'equal'."
+        )
+    if bounded:
+        lines.append(
+            f"Against {reference} the margin is {comparison.margin:g} of {score}: one-sided tests "
+            f"over {over}, p of each kind of outcome for {count(bounded, 'mask')} together (Holm, "
+            "2.5%), and so the intervals (Bonferroni, 95%)."
+        )
+    return lines
 
 
 def how_to_say(name: str) -> str:
@@ -96,7 +120,8 @@ def outcome_words(findings: list[Finding]) -> str:
     families = [finding for finding in findings if finding.role == FAMILY]
     alike = len({(f.outcome, f.same) for f in families}) == 1 and all(f.fair for f in families)
     for finding in findings:
-        word = "the same mask as" if finding.same else WORDS[finding.outcome]
+        word = WORDS[finding.outcome].format(margin=finding.margin)
+        word = "the same mask as" if finding.same else word
         names = said.setdefault(word, [])
         if not (alike and finding.role == FAMILY):
             names.append(finding.against)
@@ -116,12 +141,13 @@ def count(number: int, thing: str) -> str:
 
 
 def detail_lines(
-    comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding], family: int
+    comparison: ComparedRuns, entry: MaskRuns, own: list[Finding], findings: list[Finding]
 ) -> list[str]:
-    """The figures behind one mask's outcome; `family` comparisons are corrected together."""
+    """The figures behind one mask's outcome; `own` of all the findings are the mask's."""
     if not entry.scores:
         return []
-    lines = [describe_finding(comparison, finding, family) for finding in findings]
+    together = Counter(finding.margin for finding in findings)  # corrected together
+    lines = [describe_finding(comparison, each, together[each.margin]) for each in own]
     hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
     if not hands:
         lines.append("no hand-designed mask has a finished run to compare it with")
@@ -164,30 +190,43 @@ def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) ->
     seeds = "any seed" if difference.seedless else count(difference.n, "common seed")
     if finding.outcome == "too few seeds":
         verb = "decides" if difference.n == 1 else "decide"
-        return f"{name}: {shown} on {seeds}, which {verb} nothing; {needed(finding, family)}"
+        more = needed(comparison, finding, family)
+        return f"{name}: {shown} on {seeds}, which {verb} nothing; {more}"
     if math.isnan(difference.p_value):
         if difference.seedless and other.rows and comparison.entries[finding.mask].rows:
             return f"{name}: {shown} on every row, so no difference can be claimed"
         rows = "; its rows were not kept" if difference.seedless else ""
         return f"{name}: {shown} on each of {seeds}, which says nothing of others{rows}"
     rows = f" and {difference.n_rows:,} rows" if difference.n_rows else ""
+    outcome = finding.words
+    if finding.outcome == "undecided":
+        outcome = f"undecided: {needed(comparison, finding, family)}"
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
-        f"p {format_p(finding.adjusted)}, {finding.outcome}"
+        f"p {format_p(finding.adjusted)}, {outcome}"
     ) + ("" if finding.fair else "; it keeps more cells than that mask, so this is no fair win")
 
 
-def needed(finding: Finding, family: int) -> str:
-    """How many seeds would show a difference that too few have shown."""
-    difference = finding.difference
-    if difference.n < 2:
+def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
+    """How many seeds or rows would decide, were the difference that was found the true one."""
+    found = finding.difference
+    if not found.seedless and found.n < 2:
         return f"run {CLAIM_SEEDS} seeds or more"
-    seeds = seeds_needed(
-        abs(difference.value), family, sd=difference.sd, row_error=difference.row_error
+    if any(comparison.entries[name].learned_nothing for name in (finding.mask, finding.against)):
+        return "a mask that has learned nothing decides nothing"
+    sign = 1 if comparison.objectives[0].goal == "max" else -1
+    beyond = abs(found.value if finding.margin is None else sign * found.value + finding.margin)
+    about = {"sd": 0.0 if found.seedless else found.sd, "row_error": found.row_error}
+    seeds = None if found.seedless else seeds_needed(beyond, family, **about)
+    if seeds is not None:
+        return f"if it is true, {seeds} seeds would show it (power {POWER:g})"
+    without = "" if found.seedless else "no number of seeds would show it on these rows; "
+    rows = found.n_rows and rows_needed(
+        beyond, max(found.n, CLAIM_SEEDS), family, rows=found.n_rows, **about
     )
-    if seeds is None:
-        return "no number of seeds would show a difference of that size on these rows"
-    return f"if it is true, {seeds} seeds would show it (power 0.8)"
+    if not rows:
+        return f"{without}nor would more rows" if without else "no number of rows would show it"
+    return f"{without}if it is true, {rows:,} rows would (power {POWER:g})"
 
 
 def warning_lines(comparison: ComparedRuns) -> list[str]:

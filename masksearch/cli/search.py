@@ -382,6 +382,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
         "front_of": None if given["front"] is None else open_study(given["front"]),
         "kinds": kinds,
         "against": given["against"] or "nearest",
+        "margin": given["margin"],
     }
 
 
@@ -410,7 +411,10 @@ def search(**_: object) -> None:
 
 
 @takes(
-    {COMPARED: "half against", **JUDGING}, TAKEN_FROM, COMPARING | DECLARED, calls=show_comparison
+    {COMPARED: "half against margin", **JUDGING},
+    TAKEN_FROM,
+    COMPARING | DECLARED,
+    calls=show_comparison,
 )
 def compare(**_: object) -> None:
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.

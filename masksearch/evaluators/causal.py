@@ -26,6 +26,7 @@ from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     LOW,
     MAJORITY,
+    NATS,
     Batch,
     Differentiable,
     Evaluator,
@@ -319,7 +320,7 @@ class CausalEvaluator(Evaluator):
         cost = Objective(self.cost, "min", 1.0)
         if self.cost == SPARSITY:
             cost = Objective(SPARSITY, "max", 0.0)
-        return (Objective(LOSS, "min", math.log(source.vocabulary)), cost)
+        return (Objective(LOSS, "min", math.log(source.vocabulary), NATS), cost)
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
         """Shares of the dense cache's bytes at the evaluator's length: of a cache that frees keys

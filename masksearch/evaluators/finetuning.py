@@ -16,6 +16,7 @@ from masksearch import masks
 from masksearch.analysis.row_scores import ROWS
 from masksearch.attention.attach import attach
 from masksearch.contracts import (
+    POINT,
     Batch,
     Differentiable,
     Evaluator,
@@ -341,7 +342,7 @@ class FineTuning(Evaluator, ABC):
         """The score (worst: constant answers) and the mask's sparsity over pairs of tokens, since
         rows are padded; of all rows as versions without halves had them."""
         whole = self.half == "all"
-        score = Objective(self.score_name, "max", 0.0 if whole else self.constant_score)
+        score = Objective(self.score_name, "max", 0.0 if whole else self.constant_score, POINT)
         return (score, Objective("sparsity" if whole else "effective_sparsity", "max", 0.0))
 
     @property

@@ -25,6 +25,7 @@ from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     LOW,
     MAJORITY,
+    NATS,
     Batch,
     Differentiable,
     Evaluator,
@@ -235,7 +236,7 @@ class MlmEvaluator(Evaluator):
         """Held-out loss in nats a token (worst: a uniform guess) and the mask's sparsity."""
         vocabulary = self.vocabulary if self.weights is None else self.start.vocabulary
         return (
-            Objective("loss", "min", math.log(vocabulary)),
+            Objective("loss", "min", math.log(vocabulary), NATS),
             Objective("sparsity", "max", 0.0),
         )
 

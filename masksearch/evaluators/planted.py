@@ -24,6 +24,7 @@ from masksearch.attention.attach import attach
 from masksearch.contracts import (
     LOW,
     MAJORITY,
+    POINT,
     Batch,
     Differentiable,
     Evaluator,
@@ -152,7 +153,7 @@ class PlantedEvaluator(Evaluator):
     def objectives(self) -> tuple[Objective, ...]:
         """The score (worst: nothing right, of a graded process chance) and the mask's sparsity."""
         worst = self.process.chance if isinstance(self.process, GradedProcess) else 0.0
-        return (Objective("score", "max", worst), Objective("sparsity", "max", 0.0))
+        return (Objective("score", "max", worst, POINT), Objective("sparsity", "max", 0.0))
 
     @property
     def train_config(self) -> TrainConfig:

@@ -194,8 +194,12 @@ def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
     )
 
 
+WINS, LOSSES = ("better", "gains more than", "loses at most"), ("worse", "loses more than")
+
+
 def difference_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
-    """Paired differences with their intervals, one a row, beside the line of no difference."""
+    """Paired differences with their intervals, one a row, beside the line of no difference; a
+    tick shows the margin that may be lost."""
     rows: Sequence[Mapping[str, Any]] = chart["lines"]
     base = alt.Chart(alt.NamedData("lines")).encode(
         alt.Y(
@@ -207,8 +211,8 @@ def difference_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
         alt.Color(
             "outcome:N",
             scale=alt.Scale(
-                domain=["better", "worse", "not distinguishable", "too few seeds"],
-                range=["#009E73", "#D55E00", GREY, GREY],
+                domain=[*WINS, *LOSSES, "not distinguishable", "undecided", "too few seeds"],
+                range=["#009E73"] * len(WINS) + ["#D55E00"] * len(LOSSES) + [GREY] * 3,
             ),
             legend=None,
         ),
@@ -218,6 +222,9 @@ def difference_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
             alt.Chart(alt.InlineData([{"zero": 0}]))
             .mark_rule(strokeDash=[4, 3])
             .encode(alt.X("zero:Q", title=chart["title"])),
+            base.mark_tick(thickness=1.2 * medium.line)
+            .encode(alt.X("margin:Q", title=chart["title"]))
+            .transform_filter("isValid(datum.margin)"),
             base.mark_rule(strokeWidth=1.2 * medium.line)
             .encode(alt.X("low:Q", title=chart["title"]), alt.X2("high:Q"))
             .transform_filter("isValid(datum.low)"),

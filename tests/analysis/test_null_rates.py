@@ -19,7 +19,14 @@ from scipy import stats as scipy_stats
 
 from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import diverged_score, holm, paired_difference, power
+from masksearch.analysis.stats import (
+    ErrorPart,
+    PairedDifference,
+    diverged_score,
+    holm,
+    paired_difference,
+    power,
+)
 from masksearch.contracts import Evaluate, Objective, Record
 
 Floats = NDArray[np.float64]
@@ -361,6 +368,98 @@ def test_equal_masks_that_share_rows():
     table = [(f"{case}: {rule}", cells) for (case, rule), cells in lines.items()]
     show(f"rows answered otherwise: rule | {CASES}", table)
     assert worst <= below(0.07, draws)
+
+
+# -- masks whose loss is the margin -------------------------------------------------------------
+ROWS_THERE, MARGIN, PAIRED = 730, 0.01, SD * math.sqrt(2)  # rows, margin, sd of a difference
+ROW_EFFECTS = {  # error over rows, in errors of the mean over three seeds
+    "no row effect": 0.0,
+    "rows err as much as 3 seeds": 1.0,
+    "rows err thrice as much": 3.0,
+}
+
+
+def gains_at(
+    draws: np.random.Generator, gain: float, shape: tuple[int, int], seeds: int, rows: float
+) -> tuple[Floats, Floats, Floats]:
+    """Mean gains of independent masks, and the parts of their variance as they are estimated.
+
+    The sums of squares of a balanced design of normal effects are independent of one another and
+    of the mean, so that they are drawn at once.
+
+    Args:
+        draws: Random numbers.
+        gain: The true one.
+        shape: Draws, masks.
+        seeds: Of each.
+        rows: Error over rows, see `ROW_EFFECTS`.
+    """
+    row = rows * PAIRED * math.sqrt(ROWS_THERE / 3)  # sd of a row's own effect
+    rest = 0.3  # sd of what neither explains
+    dfs = (seeds - 1, ROWS_THERE - 1, (seeds - 1) * (ROWS_THERE - 1))
+    expected = (
+        PAIRED**2 + rest**2 / ROWS_THERE,
+        seeds * row**2 + rest**2,
+        rest**2,
+    )
+    squares = [m * draws.chisquare(df, shape) / df for m, df in zip(expected, dfs, strict=True)]
+    error = math.sqrt(expected[0] / seeds + row**2 / ROWS_THERE)
+    over_rows = np.maximum(0, squares[1] - squares[2]) / seeds / ROWS_THERE
+    over_seeds = np.maximum(squares[0], 1 / ROWS_THERE**2) / seeds
+    return gain + error * draws.normal(size=shape), over_seeds, over_rows
+
+
+def margin_claims(
+    means: Floats, parts: Sequence[Floats], seeds: int, edge: float, sign: int
+) -> NDArray[np.bool_]:
+    """Whether any mask is said to gain more than an edge (sign 1), or less (-1); Holm's first
+    step decides that."""
+    alpha = 0.025 / means.shape[1]
+    ts = [float(scipy_stats.t.isf(alpha, n - 1)) for n in (seeds, ROWS_THERE)]
+    half = np.sqrt(ts[0] ** 2 * parts[0] + ts[1] ** 2 * parts[1])
+    claimed: NDArray[np.bool_] = (sign * (means - edge) > half).any(1)
+    return claimed
+
+
+def test_margins_are_decided_as_the_package_does():
+    draws = np.random.default_rng(0)
+    for seeds, rows in ((3, 0.0), (5, 1.0), (5, 3.0)):
+        means, *parts = gains_at(draws, -MARGIN / 2, (40, 3), seeds, rows)
+        decided = margin_claims(means, parts, seeds, -MARGIN, 1)
+        for mean, over_seeds, over_rows, claim in zip(means, *parts, decided, strict=True):
+            found = [
+                PairedDifference(
+                    float(m), errors=(ErrorPart(s, seeds - 1), ErrorPart(r, ROWS_THERE - 1))
+                )
+                for m, s, r in zip(mean, over_seeds, over_rows, strict=True)
+            ]
+            p_values = holm([each.p_above(-MARGIN) for each in found])
+            assert (min(p_values) <= 0.025) == claim
+
+
+@pytest.mark.slow
+def test_masks_whose_loss_is_the_margin():
+    draws, cases = np.random.default_rng(0), [(n, s) for n in (1, 9, 18, 30) for s in (3, 5)]
+    false: dict[str, list[str]] = {}
+    true: dict[str, list[str]] = {}
+    for name, rows in ROW_EFFECTS.items():
+        for size, seeds in cases:
+            at_edge = gains_at(draws, -MARGIN, (DRAWS, size), seeds, rows)
+            at_most, more = (
+                float(margin_claims(at_edge[0], at_edge[1:], seeds, -MARGIN, sign).mean())
+                for sign in (1, -1)
+            )
+            assert max(at_most, more) <= below(0.025), (name, size, seeds)
+            false.setdefault(name, []).append(f"{at_most:.3f} / {more:.3f}")
+            as_good = gains_at(draws, 0.0, (DRAWS, size), seeds, rows)
+            first = [as_good[0][:, :1], *(part[:, :1] for part in as_good[1:])]
+            alpha = 0.025 / size
+            ts = [float(scipy_stats.t.isf(alpha, n - 1)) for n in (seeds, ROWS_THERE)]
+            half = np.sqrt(ts[0] ** 2 * first[1] + ts[1] ** 2 * first[2])
+            true.setdefault(name, []).append(f"{float((first[0] + MARGIN > half).mean()):.2f}")
+    head = " | ".join(f"{size} masks, {seeds} seeds" for size, seeds in cases)
+    show(f'any false "loses at most" / "more than" | {head}', list(false.items()))
+    show(f'a mask that loses nothing "loses at most" | {head}', list(true.items()))
 
 
 # -- runs that diverge --------------------------------------------------------------------------

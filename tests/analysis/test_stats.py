@@ -15,8 +15,10 @@ from masksearch.analysis.stats import (
     format_estimate,
     holm,
     holm_levels,
+    judge_margins,
     paired_difference,
     power,
+    rows_needed,
     seeds_needed,
 )
 from masksearch.contracts import Objective
@@ -331,3 +333,81 @@ def test_power_is_how_often_the_test_finds_it():
         ]
         rate = np.mean([each.p_value < 0.05 for each in found])
         assert rate == pytest.approx(power(difference, 5, sd=1), abs=0.03)
+
+
+# -- margins -----------------------------------------------------------------------------------
+gains = st.lists(st.floats(-0.05, 0.05), min_size=3, max_size=7, unique=True)
+
+
+@given(gains, st.sampled_from([0.001, 0.01, 0.03]), st.sampled_from([1, -1]))
+def test_margin_tests_match_scipy(values, margin, sign):
+    found = paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    if not found.errors or abs(found.sd - np.std(values, ddof=1)) > 1e-12:
+        return
+    better = [sign * value for value in values]
+    for edge in (-margin, margin):
+        expected = scipy_stats.ttest_1samp(better, edge, alternative="greater").pvalue
+        assert found.p_above(edge, sign) == pytest.approx(expected, abs=1e-12)
+    outcome, p = judge_margins([found], margin, sign)[0]
+    tests = {
+        "gains more than": scipy_stats.ttest_1samp(better, margin, alternative="greater").pvalue,
+        "loses at most": scipy_stats.ttest_1samp(better, -margin, alternative="greater").pvalue,
+        "loses more than": scipy_stats.ttest_1samp(better, -margin, alternative="less").pvalue,
+    }
+    shown = [kind for kind, value in tests.items() if value <= 0.025]
+    assert outcome == (shown[0] if shown else "undecided")
+    assert p == pytest.approx(tests.get(outcome, tests["loses at most"]), abs=1e-12)
+
+
+@given(st.lists(gains, min_size=1, max_size=4))
+def test_a_wider_margin_is_lost_at_most_where_a_narrow_one_is(masks):
+    dense = dict.fromkeys(range(7), 0.0)
+    found = [paired_difference(dict(enumerate(values)), dense) for values in masks]
+    kept = [
+        {
+            at
+            for at, (outcome, _) in enumerate(judge_margins(found, margin, 1))
+            if outcome in ("loses at most", "gains more than")
+        }
+        for margin in (0.001, 0.01, 0.1)
+    ]
+    assert kept[0] <= kept[1] <= kept[2]
+
+
+def test_holm_corrects_every_kind_of_outcome_by_its_own_tests():
+    noise = (-0.001, 0.0, 0.001)
+    dense = dict.fromkeys(range(3), 0.0)
+    near, far = ({s: mean + e for s, e in enumerate(noise)} for mean in (0.0, -0.05))
+    one = paired_difference(near, dense).p_above(-0.004)
+    assert one == pytest.approx(0.0101, abs=1e-4)
+    alone = judge_margins([paired_difference(near, dense)], 0.004, 1)
+    beside = judge_margins([paired_difference(each, dense) for each in (near, far)], 0.004, 1)
+    many = judge_margins([paired_difference(near, dense)] * 3, 0.004, 1)
+    assert alone[0] == ("loses at most", pytest.approx(one))
+    assert beside[0] == ("loses at most", pytest.approx(2 * one))
+    assert beside[1][0] == "loses more than"
+    assert many[0] == ("undecided", pytest.approx(3 * one))
+
+
+def test_a_comparison_that_cannot_be_made_stays_in_the_family():
+    lost = paired_difference({0: 0.5}, {0: 0.5})
+    near = paired_difference({0: 0.0, 1: 0.001, 2: -0.001}, dict.fromkeys(range(3), 0.0))
+    outcomes = judge_margins([lost, near], 0.004, 1)
+    assert outcomes[0] == ("undecided", 1.0)
+    assert outcomes[1][1] == pytest.approx(2 * near.p_above(-0.004))
+
+
+@given(st.floats(0.002, 0.05), st.sampled_from([0.0, 0.004, 0.02]), st.integers(3, 9))
+def test_rows_needed_is_where_power_reaches_four_fifths(difference, sd, seeds):
+    about = {"sd": sd, "row_error": 0.01}
+    rows = rows_needed(difference, seeds, rows=500, **about)
+
+    def reached(count):
+        error = 0.01 * math.sqrt(500 / count)
+        return power(difference, seeds, sd=sd, row_error=error) >= 0.8
+
+    if rows is None:
+        assert not reached(499_999)
+    else:
+        assert reached(rows)
+        assert rows == 500 or not reached(rows - 1)
