@@ -91,7 +91,7 @@ def test_first_search_finds_its_mask(folder):
     out, shown = run(folder, f"'{sys.executable}' first.py")
     [line] = [line for line in out.splitlines() if line.startswith("found: ")]
     [printed] = [line for line in block("text", "found: ").splitlines() if line[:7] == "found: "]
-    assert line.split(" (")[0] == printed.split(" (")[0]
+    assert line.split("% sparse")[0] == printed.split("% sparse")[0]
     found = masks.parse(out.splitlines()[0])
     process = ms.GradedProcess()
     assert found.sparsity(process.length) >= 0.7

@@ -147,7 +147,8 @@ class Finding:
         """The outcome, with the margin where one was tested."""
         if self.same:
             return "the same mask"
-        return self.outcome if self.margin is None else f"{self.outcome} {self.margin:g}"
+        ends = "" if self.margin is None or self.outcome == "undecided" else f" {self.margin:g}"
+        return f"{self.outcome}{ends}"
 
     @property
     def fair(self) -> bool:

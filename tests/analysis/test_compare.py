@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from masksearch import Comparison, masks
+from masksearch.analysis.compare import check_margin
 from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import seeds_needed
 from masksearch.contracts import Objective
 from masksearch.errors import UnknownNameError
 
@@ -429,3 +432,146 @@ def test_messages(judged, record, objectives):
         Comparison(
             tuple(record(n, 0.5, name="m", protocol=p) for n, p in enumerate("pq")), objectives
         )
+
+
+# -- a margin against the reference --------------------------------------------------------------
+def bounded(judged, runs, margin=0.01, **fields):
+    return replace(judged(runs, **fields), margin=margin)
+
+
+def test_a_margin_is_tested_against_the_reference_and_nothing_else(judged):
+    runs = {
+        "near": (masks.window(1), [0.701, 0.699, 0.7005, 0.7, 0.6995]),
+        "far": (masks.window(2), [0.601, 0.599, 0.6005, 0.6, 0.5995]),
+        "above": (masks.window(3), [0.801, 0.799, 0.8005, 0.8, 0.7995]),
+        "wild": (masks.window(4), [0.75, 0.62, 0.71, 0.66, 0.74]),
+        "star": (masks.star(), around(0.6)),
+        "dense": (masks.full(), [0.7] * 5),
+    }
+    comparison = bounded(judged, runs)
+    against = {(f.mask, f.role == "reference"): f for f in comparison.findings()}
+    assert {mask: f.outcome for (mask, reference), f in against.items() if reference} == {
+        "near": "loses at most",
+        "far": "loses more than",
+        "above": "gains more than",
+        "wild": "undecided",
+    }
+    assert all((f.margin == 0.01) == reference for (_, reference), f in against.items())
+    assert against["above", False].outcome == "better"
+    levels = {f.difference.level for (_, reference), f in against.items() if reference}
+    assert levels == {1 - 0.05 / 4}  # Bonferroni
+    text = comparison.verdict()
+    assert "near: better than star, loses at most 0.01 to dense (" in text
+    assert "far: not distinguishable from star, loses more than 0.01 to dense (" in text
+    assert "above: better than star, gains more than 0.01 over dense (" in text
+    assert "undecided (margin 0.01) against dense (" in text
+    assert "Against dense the margin is 0.01 of glue: one-sided tests over common seeds" in text
+    assert "for 4 masks together (Holm, 2.5%)" in text
+    assert "intervals hold for 4 comparisons together (Holm, 5%)" in text
+
+
+def test_not_distinguishable_is_said_of_nothing_that_has_a_margin(judged):
+    runs = {
+        "mine": (masks.window(1), [0.75, 0.62, 0.71, 0.66, 0.74]),
+        "dense": (masks.full(), [0.7] * 5),
+    }
+    plain, margin = judged(runs), bounded(judged, runs)
+    assert "not distinguishable from dense" in plain.verdict()
+    assert "istinguishable" not in margin.verdict()
+    (finding,) = margin.findings()
+    assert finding.words == "undecided"
+    assert finding.adjusted == pytest.approx(finding.difference.p_above(-0.01))
+
+
+def test_a_lost_loss_is_turned_round(judged):
+    runs = {
+        "mine": (masks.window(1), [2.04, 2.0401, 2.0399, 2.04]),
+        "dense": (masks.full(), [2.0, 2.0, 2.0, 2.0]),
+    }
+    lower = replace(judged(runs), objectives=(Objective("glue", "min", 3.0),))
+    for margin, outcome in ((0.05, "loses at most"), (0.02, "loses more than")):
+        assert outcomes(replace(lower, margin=margin)) == {("mine", "dense"): outcome}
+    gained = replace(lower, kinds={"dense": "searched", "mine": "control"}, margin=0.02)
+    assert outcomes(gained, "mine") == {("dense", "mine"): "gains more than"}
+
+
+def test_what_would_decide_is_said(judged):
+    def line(scores):
+        runs = {"mine": (masks.window(1), scores), "dense": (masks.full(), [0.7] * len(scores))}
+        return bounded(judged, runs).verdict().splitlines()[1]
+
+    seeds = seeds_needed(0.011, sd=float(np.std([0.69, 0.702, 0.711], ddof=1)))
+    assert line([0.69, 0.702, 0.711]).endswith(f"{seeds} seeds would show it (power 0.8)")
+    assert "which decide nothing; if it is true, " in line([0.69, 0.702])
+    assert "which decides nothing; run 3 seeds or more" in line([0.69])
+
+
+def test_rows_that_would_decide_are_said(judged):
+    draws = np.random.default_rng(0)
+    easy = draws.random(200)
+    runs = {"mine": (masks.window(1), [0.0] * 3), "dense": (masks.full(), [0.0] * 3)}
+    comparison = bounded(judged, runs)
+    entries = {}
+    for name, shift in (("mine", draws.normal(0, 0.3, 200)), ("dense", np.zeros(200))):
+        rows = {
+            seed: RowScores({"RTE": easy + shift + draws.normal(0, 0.01, 200)}, {"RTE": 1.0},
+                            {"RTE": "a"})
+            for seed in range(3)
+        }  # fmt: skip
+        entry = comparison.entries[name]
+        entries[name] = replace(entry, scores={s: each.score for s, each in rows.items()})
+        entries[name].__dict__["rows"] = rows
+    comparison.__dict__["entries"] = entries
+    (finding,) = comparison.findings()
+    assert finding.outcome == "undecided"
+    said = comparison.verdict()
+    assert "no number of seeds would show it on these rows; if it is true, " in said
+    assert "rows would (power 0.8)" in said
+
+
+def test_no_loss_is_small_to_a_reference_that_has_learned_nothing(judged):
+    dull = {"RTE": 0.5, "RTE/majority": 0.5, "RTE/low": 0.45}
+    runs = {
+        "mine": (masks.window(1), [0.5, 0.5001, 0.4999]),
+        "dense": (masks.full(), [0.5, 0.5, 0.5]),
+    }
+    comparison = bounded(judged, runs)
+    assert outcomes(comparison) == {("mine", "dense"): "loses at most"}
+    records = tuple(replace(r, values={**r.values, **dull}) for r in comparison.records)
+    nothing = replace(comparison, records=records)
+    assert outcomes(nothing) == {("mine", "dense"): "undecided"}
+    assert "a mask that has learned nothing decides nothing" in nothing.verdict()
+
+
+def test_a_margin_is_stored_and_comes_from_the_evaluator(tmp_path):
+    from toy import ToyEvaluator
+
+    from masksearch import compare
+
+    class Point(ToyEvaluator):
+        @property
+        def objectives(self):
+            first, *rest = super().objectives
+            return (replace(first, margin=0.05), *rest)
+
+    both = {"dense": masks.full(), "mine": masks.window(2)}
+    for judge, given, stored in ((ToyEvaluator(), None, None), (Point(), None, 0.05),
+                                 (Point(), 0.2, 0.2)):  # fmt: skip
+        run = tmp_path / f"{type(judge).__name__}{given}"
+        compare(both, judge, run=run, seeds=range(3), margin=given, progress=None)
+        assert Comparison.open(run).margin == stored
+
+
+@pytest.mark.parametrize(
+    ("margin", "score", "said"),
+    [
+        (0.0, Objective("glue", "max", 0.5, 0.01), "between 0 and 0.5, the range of glue, got 0"),
+        (-0.1, Objective("glue", "max", 0.5, 0.01), "got -0.1; give such as margin=0.01"),
+        (0.6, Objective("glue", "max", 0.5, 0.01), "got 0.6"),
+        (9.0, Objective("loss", "min", 8.5, 0.05), "between 0 and 8.5, the range of loss, got 9"),
+        (math.nan, Objective("mine", "max", -math.inf), "above 0, of mine, got nan"),
+    ],
+)
+def test_margins_are_refused(margin, score, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_margin(margin, score)
