@@ -114,6 +114,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
                 "name": name,
                 "key": f"compared{end}",
                 "judged_again": comparison.fronts is not None,
+                "margin": comparison.margin,
                 "chart": compared_chart(section, name, f"compared{end}", pictures),
                 "table": comparison_table(comparison),
                 "tasks": tasks_table(comparison),
@@ -128,7 +129,9 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
         "title": section.title,
         "verdicts": headline(section, compared),
         "facts": known_facts(section),
-        "objectives": [asdict(objective) for objective in section.objectives],
+        "objectives": [
+            {"name": o.name, "goal": o.goal, "worst": o.worst} for o in section.objectives
+        ],
         "shape": None if section.shape is None else section.shape.to_dict(),
         "costs": [{"name": name, "title": COSTS[name]} for name in COSTS if name in known],
         "evaluate": section.evaluate,
