@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cloudpickle
 import numpy as np
@@ -26,13 +27,17 @@ import masksearch as ms
 from masksearch.contracts import Evaluator, Objective, Record, Report, Shape
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import measures, table_fingerprint
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.strategies.build import build_strategy
 from masksearch.study.store import StudyStore
 from masksearch.user_code import load_function
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "head_shifts.py"  # 14 parameters
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
-MILESTONES = {"random": (0, 500, 1000, 2000), "tpe": (10, 50, 100, 200, 500, 1000, 2000)}
+MILESTONES = {
+    "random": (0, 500, 1000, 2000),
+    "evolution": (100, 500, 1000, 2000),
+    "tpe": (10, 50, 100, 200, 500, 1000, 2000),
+}
 
 
 def measured(postgres: str | None, with_ray: bool) -> dict[str, Any]:
@@ -45,12 +50,14 @@ def measured(postgres: str | None, with_ray: bool) -> dict[str, Any]:
         "ask": {name: asked(name, at) for name, at in MILESTONES.items()},
         "lower": lowered(),
         "storage": {},
+        "trial": {},
     }
     with tempfile.TemporaryDirectory() as folder:
         storages = {"sqlite": None, "journal": f"journal:{folder}/journal", "postgresql": postgres}
         for name, storage in storages.items():
             if storage is not None or name == "sqlite":
                 found["storage"][name] = stored(Path(folder) / f"r{os.getpid()}_{name}", storage)
+                found["trial"][name] = whole(Path(folder) / f"w{os.getpid()}_{name}", storage)
     if with_ray:
         found["ray"] = dispatched()
     return found
@@ -64,7 +71,7 @@ def usual(times: Sequence[float]) -> float:
 def proposals(name: str, told: Sequence[Any] = ()) -> Any:
     """A strategy of that name on a space of 14 parameters, which has been told some records."""
     space = load_function(f"{SPACE}:space")
-    strategy = OptunaStrategy(space, OBJECTIVES, sampler=SAMPLERS[name], seed=0, name=name)
+    strategy = build_strategy(name, space, NoOp(1), seed=0, run=Path(), options={})
     for record in told:
         strategy.tell(record)
     return strategy
@@ -134,6 +141,26 @@ def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
     return {name: usual(values) for name, values in times.items()}
 
 
+def whole(run: Path, storage: str | None, count: int = 500) -> dict[str, float]:
+    """Wall seconds of a trial that takes no time, all that the driver does included, and how many
+    times a file's content was forced to the disk by Python (SQLite does that by itself)."""
+    clock: list[float] = []
+    with mock.patch("os.fsync", side_effect=os.fsync) as synced:
+        ms.search(
+            load_function(f"{SPACE}:space"),
+            NoOp(1),
+            run=run,
+            storage=storage,
+            trials=count,
+            strategy="random",
+            progress=None,
+            listeners=[lambda record: clock.append(time.perf_counter())],
+        )
+    times = [end - start for start, end in pairwise(clock)]
+    mean = statistics.mean(times)
+    return {"usual": usual(times), "mean": mean, "fsyncs": synced.call_count / count}
+
+
 class NoOp(Evaluator):
     """An evaluator whose trials take no time, or sleep."""
 
@@ -181,7 +208,7 @@ def pace(
     clock: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         ms.search(
-            proposals("random").space,
+            load_function(f"{SPACE}:space"),
             NoOp(reports, seconds),
             run=Path(folder) / "run",
             storage=optuna.storages.InMemoryStorage(),

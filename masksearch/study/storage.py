@@ -132,7 +132,7 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
         if location.kind == "journal":
             cut_torn_line(Path(str(path)))
-            return Journal(str(path))
+            return JournalStorage(JournalFile(str(path)))
         url = location.url or str(storage)
         if storage is None:  # a path may hold braces, which Optuna would fill in
             url = url.replace("{", "{{").replace("}", "}}")
@@ -175,32 +175,17 @@ def raise_lost_server(context: sqlalchemy.engine.ExceptionContext) -> None:
 
 
 class JournalFile(JournalFileBackend):
-    """A journal; what is written inside `with file:` is appended at its end, in one step."""
+    """A journal in which a trial's result waits for its state: one append in place of two."""
 
-    held: list[dict[str, Any]] | None = None
+    held: tuple[dict[str, Any], ...] = ()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends lines, or keeps them for the end."""
-        if self.held is None:
-            super().append_logs(logs)
+        """Appends lines, after those that waited."""
+        logs, self.held = [*self.held, *logs], ()
+        if "result" in logs[-1].get("user_attr", ()):
+            self.held = tuple(logs)
         else:
-            self.held += logs
-
-    def __enter__(self) -> None:
-        self.held = []
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        held, self.held = self.held, None
-        if kind is None and held:
-            super().append_logs(held)
-
-
-class Journal(JournalStorage):
-    """A storage whose `file` can be written in one step; see `JournalFile`."""
-
-    def __init__(self, path: str) -> None:
-        self.file = JournalFile(path)
-        super().__init__(self.file)
+            super().append_logs(logs)
 
 
 def cut_torn_line(path: Path) -> None:

@@ -20,7 +20,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +50,6 @@ from masksearch.study.records import (
     result_data,
 )
 from masksearch.study.storage import (
-    Journal,
     LockFile,
     ServerLock,
     StorageLocation,
@@ -535,7 +534,7 @@ class StudyStore:
         self.perform(lambda _: self.storage.set_trial_user_attr(trial, key, data))
 
     def finish(self, record: Record) -> None:
-        """Writes a result: curve and values first, then the trial's state; a journal in one step.
+        """Writes a result: curve and values first, then the trial's state.
 
         Raises:
             ValueError: If a finished record's objective is NaN.
@@ -546,9 +545,8 @@ class StudyStore:
         def write(again: bool) -> None:
             if again and self.storage.get_trial(trial).state.is_finished():
                 return
-            with self.storage.file if isinstance(self.storage, Journal) else nullcontext():
-                self.storage.set_trial_user_attr(trial, "result", data)
-                self.storage.set_trial_state_values(trial, state, values)
+            self.storage.set_trial_user_attr(trial, "result", data)  # in a journal it waits
+            self.storage.set_trial_state_values(trial, state, values)
 
         self.perform(write)
         self.begun.pop(record.number, None)
