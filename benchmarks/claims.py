@@ -45,6 +45,19 @@ served = {
     for name in storage
 }
 simulation = runpy.run_path(str(FOLDER / "scaling.py"))
+rates_of = {
+    (name, trials): 1
+    / sum(simulation["costs_of"](scaling, name, "journal").of_trial(trials, 10).values())
+    for name in scaling["ask"]
+    for trials in (500, 1000, 2000)
+}
+lost = [
+    100 * (1 - simulation["simulate"](durations, slots, costs).efficiency)
+    for slots, seconds in ((64, 10.0), (64, 5.0), (256, 10.0))
+    for durations in [simulation["drawn"](seconds, simulation["TRIALS"])]
+    for name in ("random", "evolution", "tpe")
+    for costs in [simulation["costs_of"](scaling, name, "journal")]
+]
 half_a_minute = simulation["drawn"](30.0, simulation["TRIALS"])
 efficiency = [
     simulation["simulate"](half_a_minute, slots, costs).efficiency
@@ -263,7 +276,26 @@ CLAIMS = [
                 served[name] for name in ("journal", "sqlite", "postgresql")
             ],
             "| draw a mask: random | {} |": [1000 * dict(scaling["ask"]["random"])[0]],
+            "evolution, after 1,000 / 2,000 trials | {} / {} |": [
+                1000 * dict(scaling["ask"]["evolution"])[trials] for trials in (1000, 2000)
+            ],
             "(14 parameters) | {} / {} / {} / {} |": draws,
+            "no time, on one slot, random: journal / SQLite / PostgreSQL | {} / {} / {} |": [
+                1000 * scaling["trial"][name]["usual"]
+                for name in ("journal", "sqlite", "postgresql")
+            ],
+            "serves {} trials per second with random, {} with evolution, and with tpe {}\n"
+            "after 500 trials, {} after 1,000 and {} after 2,000": [
+                rates_of["random", 1000],
+                rates_of["evolution", 1000],
+                *(rates_of["tpe", trials] for trials in (500, 1000, 2000)),
+            ],
+            **{
+                f"| {search} | {{}} % | {{}} % | {{}} % |": lost[3 * row : 3 * row + 3]
+                for row, search in enumerate(
+                    ("64, of 10 s | 6", "64, of 5 s | 13", "256, of 10 s | 26")
+                )
+            },
             "(length 128, 4 layers, 4 heads) | {} |": [1000 * scaling["lower"]],
             "| write proposal and result: journal / SQLite / PostgreSQL | {} / {} / {} |": [
                 1000 * storage[name] for name in ("journal", "sqlite", "postgresql")
