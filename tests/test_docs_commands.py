@@ -12,6 +12,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)")
+OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, and arrows in a drawing
+    *("--abbrev", "--always", "--dirty", "--exclude", "--no-optional-locks", "--query-gpu"),
+    *("--format", "--logdir", "--nproc-per-node", "--frozen", "--sampler", "--on", "--no"),
+}
 
 
 def shown(page: Path) -> list[tuple[str, list[str]]]:
@@ -35,6 +40,15 @@ def test_commands_and_options_exist(page):
         known = {name for one in given for name in (*one.opts, *one.secondary_opts)}
         for option in options:
             assert option in known | {"--help"}, f"{page.name}: masksearch {command} {option}"
+
+
+def test_messages_name_options_that_there_are():
+    known = {name for each in COMMANDS.values() for one in each.params for name in one.opts}
+    known |= {"--help", "--load", "--version"}
+    for path in (ROOT / "masksearch").rglob("*.py"):
+        named = set(OPTION.findall(path.read_text(encoding="utf-8"))) - OF_OTHERS
+        assert named <= known | {f"--no-{name[2:]}" for name in known}, path.name
+    assert OPTION.findall("give --slots, or --no-controls") == ["--slots", "--no-controls"]
 
 
 def test_the_walk_sees_commands():

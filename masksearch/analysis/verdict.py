@@ -90,7 +90,7 @@ def how_to_say(name: str) -> str:
     """How a caller says that a mask comes from a search."""
     return (
         f'Say so of one that does: kinds={{{json.dumps(name)}: "searched"}}, or compare the '
-        "record that the search made of it (--found RUN)."
+        "record that the search made of it (on the command line RUN, or RUN#7)."
     )
 
 
