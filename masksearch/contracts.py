@@ -7,7 +7,7 @@ An evaluator inherits from `Evaluator`; what implements the protocols below only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -538,8 +538,9 @@ class Trials(Protocol):
 
     The driver answers: it writes every proposal and every result to the study, so an executor
     only runs what it is given. Proposals carry the trial's number in the study and its seed.
-    `workdir` is the run folder; trial 7 works in `trials/7` below it. `seeds` are those of the
-    evaluations that are to come, for `Evaluator.provide_models`.
+    `workdir` is the run folder; trial 7 works in `trials/7` below it, or where it is begun again
+    in a folder below that. `seeds` are those of the evaluations that are to come, for
+    `Evaluator.provide_models`.
     """
 
     @property
@@ -561,6 +562,11 @@ class Trials(Protocol):
 
     def tell(self, record: Record) -> None:
         """Takes the one record of a proposal."""
+        ...
+
+    def note_waiting(self, numbers: Collection[int]) -> None:
+        """Takes the trials that wait for a place to run, now; an executor that starts what it is
+        given at once never says so."""
         ...
 
 

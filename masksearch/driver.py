@@ -490,11 +490,15 @@ def run_session(
         session.listeners = [*([watcher] if watcher else []), *session.listeners]
         session.restore()
         if watcher:
+            watcher.work = session.board.work
             watcher.expect(session.expected(), session.seconds)
             shared = session.evaluator.offers("provide_models")
             if shared and not isinstance(executor, Local):  # whose trainings are not seen here
                 seeds = ", ".join(map(str, session.seeds))
                 watcher.display.print(f"{title}: shared models of seed {seeds} first")
+            if getattr(executor, "address", None):  # where the head dies, Ray ends this process
+                again = f"{title}: if it ends, go on with: {next_command(session.workdir)}"
+                watcher.display.attempt(lambda: watcher.display.write(again))
         try:
             session.run_on(executor)
         except KeyboardInterrupt as stop:

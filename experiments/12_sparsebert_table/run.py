@@ -131,7 +131,7 @@ class Experiment:
         found = {"dense": masks.full(), **ms.FAMILIES}
         for name, sparsity in PRINTED.items():
             run = self.runs / "gates" / name.split()[0] / task
-            for path in run.glob("trials/*/gates.safetensors"):
+            for path in run.glob("trials/**/gates.safetensors"):
                 result = ms.DamResult.load(path)
                 least = least_density(self.evaluators[task].length, result.weights)
                 found[name] = result.mask(sparsity=min(sparsity, 1 - least))

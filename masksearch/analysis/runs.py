@@ -353,9 +353,10 @@ def has_diverged(record: Record, score: str) -> bool:
 
 def rows_file(run: Path | None, record: Record) -> Path | None:
     """The file with a run's scores row by row; that of the run that a reused one repeats."""
-    if run is not None and "reused_from" in record.artifacts:
-        return run / "trials" / record.artifacts["reused_from"] / ROWS
-    return run / record.artifacts["rows"] if run and "rows" in record.artifacts else None
+    known = dict(record.artifacts)
+    if "reused_from" in known:  # an older study names no more
+        known.setdefault("rows", f"trials/{known['reused_from']}/{ROWS}")
+    return run / known["rows"] if run and "rows" in known else None
 
 
 def read_rows(path: Path, score: float) -> RowScores | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from masksearch.analysis.row_scores import ROWS
@@ -19,7 +23,7 @@ from masksearch.contracts import (
     Shared,
 )
 from masksearch.errors import EvaluatorError, MaskSearchError, SearchError
-from masksearch.files import FULL
+from masksearch.files import FULL, write_in_one_move
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
@@ -30,6 +34,7 @@ ARTIFACTS = {  # name -> file in the trial's folder
     "ranking": "ranking.json",
     "rows": ROWS,
 }
+TIME_LIMIT_NOTE = "time_limit.txt"  # what a process that ends itself at its limit was doing
 
 
 class JobRun:
@@ -40,11 +45,15 @@ class JobRun:
         evaluator: Judges masks.
         workdir: The run folder. The trial works in its folder below it (`trial_folder`), and
             its artifacts are recorded relative to it.
+        losses: Workers that were lost with the job since it was handed out.
     """
 
-    def __init__(self, proposal: Proposal, evaluator: Evaluator, workdir: Path) -> None:
+    def __init__(
+        self, proposal: Proposal, evaluator: Evaluator, workdir: Path, losses: int = 0
+    ) -> None:
         self.proposal, self.evaluator = proposal, evaluator
-        self.workdir, self.place = workdir, workdir / trial_folder(proposal)
+        self.workdir, self.folder = workdir, trial_folder(proposal, losses)
+        self.place = workdir / self.folder
         self.began = time.monotonic()
         self.curve: list[Report] = []
         self.error, self.stopped = "", False
@@ -96,6 +105,7 @@ class JobRun:
     def start(self) -> Iterator[Report]:
         """The job's generator."""
         self.place.mkdir(parents=True, exist_ok=True)
+        take_over_files(self.workdir / trial_folder(replace(self.proposal, starts=0)), self.place)
         seed, job = self.proposal.seed or 0, self.proposal.job
         match job:
             case Evaluate(mask=mask):
@@ -131,7 +141,7 @@ class JobRun:
     def artifacts(self) -> dict[str, str]:
         """Name -> path below the run folder, of those that the job has left."""
         return {
-            name: f"{trial_folder(self.proposal)}/{file}"
+            name: f"{self.folder}/{file}"
             for name, file in ARTIFACTS.items()
             if (self.place / file).is_file()
         }
@@ -181,9 +191,34 @@ def make_record(
     )
 
 
-def trial_folder(proposal: Proposal) -> str:
-    """Folder of a trial below the run folder."""
-    return f"trials/{proposal.number}"
+def trial_folder(proposal: Proposal, losses: int = 0) -> str:
+    """Folder of an attempt at a trial, below the run folder: `trials/7`, and of every later
+    attempt one below it, such as `trials/7/1-0` after one resumed search and no lost worker."""
+    first = proposal.starts == losses == 0
+    return f"trials/{proposal.number}" + ("" if first else f"/{proposal.starts}-{losses}")
+
+
+def take_over_files(home: Path, place: Path) -> None:
+    """Moves what earlier attempts at a trial have left into the folder of this one.
+
+    File by file, as copies: an attempt that was given up and lives on, such as in a cut-off node,
+    writes into what it has open, and to where nobody reads.
+
+    Args:
+        home: Folder of the first attempt; those of the others lie in it.
+        place: Folder of this attempt.
+    """
+    later = [path for path in home.iterdir() if re.fullmatch(r"\d+-\d+", path.name)]
+    attempts = [home, *sorted(later, key=lambda path: [*map(int, path.name.split("-"))])]
+    for folder in attempts[: attempts.index(place)]:
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            of_another = folder == home and not set(path.parents).isdisjoint(later)
+            if path.name == TIME_LIMIT_NOTE or of_another:
+                continue
+            to = place / path.relative_to(folder)
+            with suppress(FileNotFoundError), write_in_one_move(to) as beside:
+                shutil.copy2(path, beside)  # not there: the other one has just removed it
+            path.unlink(missing_ok=True)
 
 
 def idle_strategy_error() -> SearchError:

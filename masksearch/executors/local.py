@@ -292,7 +292,7 @@ class Pool:
         if not self.answer:
             proposal = self.ask()
             if isinstance(proposal, Proposal):
-                spec = self.make_spec(proposal, proposal.starts)
+                spec = self.make_spec(proposal)
                 self.running[name] = RunningTrial(proposal, spec)
                 return spec
             self.answer = proposal
@@ -332,7 +332,7 @@ class Pool:
         if trial is None:
             return
         if limit is not None and loss.died:
-            folder = self.work.workdir / trial_folder(trial.proposal)
+            folder = self.work.workdir / trial_folder(trial.proposal, trial.losses)
             note = read_time_limit_note(folder)
             if loss.seconds >= limit if note is None else note:
                 reason = f"ran longer than the time limit of {limit:g} s"
@@ -348,16 +348,17 @@ class Pool:
             return
         checkpoint = loss.checkpoint or trial.spec.checkpoint
         trial.spec.empty()
-        trial.spec = self.make_spec(trial.proposal, trial.proposal.starts + trial.losses)
+        trial.spec = self.make_spec(trial.proposal, trial.losses)
         trial.spec.checkpoint = checkpoint
         trial.curve.clear()
         self.waiting.append(self.running.pop(name))
 
     # -- inside --------------------------------------------------------------------------------
-    def make_spec(self, proposal: Proposal, start: int) -> TrialSpec:
+    def make_spec(self, proposal: Proposal, losses: int = 0) -> TrialSpec:
         """A proposal made ready to travel."""
         data = pickle_for_workers(proposal, f"trial {proposal.number}")
-        return TrialSpec(f"{proposal.number}.{start}", data, config=self.config)
+        name = f"{proposal.number}.{proposal.starts + losses}"
+        return TrialSpec(name, data, losses, self.config)
 
     def tell(self, name: str, seconds: float, **ended: Any) -> None:
         """The one record of a proposal; `ended` as in `make_record`."""

@@ -21,12 +21,13 @@ import math
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from typing import Any
 import cloudpickle
 
 from masksearch.contracts import Trials
-from masksearch.errors import MaskSearchError, SearchError, install_command
+from masksearch.errors import MaskSearchError, SearchError, install_command, outside_level
 from masksearch.executors.local import Pool, WorkerLoss
 from masksearch.executors.worker import (
     TrialRunner,
@@ -51,8 +52,10 @@ TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first
 MISSING = ""  # what there is to say where Ray is not installed
 try:
     import ray
+    from pyarrow import fs
     from ray import tune
     from ray._private import ray_constants
+    from ray._private.services import canonicalize_bootstrap_address as find_address
     from ray.air.execution._internal import RayActorManager
     from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.tune import Stopper, Trainable
@@ -60,6 +63,7 @@ try:
     from ray.tune.result import SHOULD_CHECKPOINT
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as problem:
     MISSING = f"RayTune needs Ray Tune ({problem}): {install_command('ray')}"
     Searcher = FIFOScheduler = Stopper = Trainable = object  # type: ignore[assignment, misc]
@@ -143,8 +147,12 @@ class RayTune:
             tolerate_losses(),
             keep_starting_workers(),
             join_cluster(self),
+            temporary_storage(self.storage_path) as (folder, name),
         ):
-            self.check_room()
+            nodes = self.check_room()
+            if self.address is not None:
+                own = str(work.workdir.resolve()) if self.storage_path is None else folder
+                check_folder(own, nodes)
             config = ray.put(shared)
             if work.evaluator.offers("provide_models"):
                 self.provide_models(config, work.seeds)
@@ -156,10 +164,7 @@ class RayTune:
                     config=config,
                 )
             )
-            with (
-                temporary_storage(self.storage_path) as (folder, name),
-                catch_interrupt(guard.interrupt),
-            ):
+            with catch_interrupt(guard.interrupt):
                 self.make_tuner(guard, folder, name).fit()
         if guard.error is not None:
             raise guard.error
@@ -205,7 +210,7 @@ class RayTune:
 
     def make_tuner(self, guard: FirstError, folder: str, name: str) -> tune.Tuner:
         """A fresh Tuner whose searcher, scheduler and stopper speak for the pool."""
-        scheduler = TuneScheduler(guard)
+        scheduler = TuneScheduler(guard, ClusterWatch(guard.pool, self.slots))
         return tune.Tuner(
             tune.with_resources(TuneWorker, dict(self.needs)),
             tune_config=tune.TuneConfig(
@@ -227,22 +232,29 @@ class RayTune:
             ),
         )
 
-    def check_room(self) -> None:
-        """A trial that no node could ever hold would wait for ever.
+    def check_room(self) -> list[str]:
+        """The nodes that can hold a trial; says how many trials at a time they can.
 
         Raises:
-            SearchError: If no node is big enough and none can be added.
+            SearchError: If they are fewer than `slots`, and no node can be added.
         """
         names = {"cpu": "CPU", "gpu": "GPU"}
-        needs = {names.get(key, key): amount for key, amount in self.needs.items()}
-        listed: Any = ray.nodes  # not typed in Ray
-        nodes = [node["Resources"] for node in listed() if node["Alive"]]
-        if any(all(has.get(k, 0) >= v for k, v in needs.items()) for has in nodes):
-            return
+        needs = {names.get(key, key): amount for key, amount in self.needs.items() if amount}
+        room = {
+            node: int(
+                min((has["Resources"].get(k, 0) / v + 1e-6 for k, v in needs.items()), default=9e9)
+            )
+            for node, has in list_nodes().items()
+        }
+        total = sum(room.values())
         text = f"no node has the resources of one trial, {dict(self.needs)}"
-        if self.address is None:
-            raise SearchError(f"{text}; lower them with RayTune(resources=...)")
-        warnings.warn(f"{text}; waiting for one to join the cluster", stacklevel=3)
+        if total:
+            text = f"slots = {self.slots} of {dict(self.needs)}, and there is room for {total} now"
+        if total < self.slots and self.address is None:
+            raise SearchError(f"{text}; lower them with RayTune(slots=..., resources=...)")
+        if total < self.slots:
+            warn(f"{text}; waiting for nodes to join")
+        return [node for node, trials in room.items() if trials]
 
 
 def provide_shared_models(config: WorkerConfig, seed: int) -> str:
@@ -319,12 +331,14 @@ class TuneScheduler(FIFOScheduler):
 
     Args:
         guard: Around the pool.
+        watch: Says what the cluster lacks.
     """
 
-    def __init__(self, guard: FirstError) -> None:
+    def __init__(self, guard: FirstError, watch: ClusterWatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.guard = guard
+        self.guard, self.watch = guard, watch
         self.trials: dict[str, Any] = {}  # those that have not ended
+        self.resetting: Collection[Any] = ()  # trials that a free worker takes just now
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its configuration."""
@@ -333,6 +347,7 @@ class TuneScheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial is about to be placed."""
         self.trials[trial.trial_id] = trial
+        self.resetting = getattr(tune_controller, "_resetting_trials", ())
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
         """A trial has ended."""
@@ -350,6 +365,7 @@ class TuneScheduler(FIFOScheduler):
         """A worker process has ended, or failed outside of its job."""
         self.trials.pop(trial.trial_id, None)
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        self.guard.call(self.watch.note_loss, trial.trial_id, error, otherwise=None)
         started = trial.run_metadata.start_time
         loss = WorkerLoss(
             reason=str(error),
@@ -360,12 +376,68 @@ class TuneScheduler(FIFOScheduler):
         )
         self.guard.call(self.guard.pool.on_worker_lost, trial.trial_id, loss, otherwise=None)
 
+    def look(self) -> None:
+        """Has the watch look, once a second."""
+        if time.monotonic() < self.watch.looked + 1:
+            return
+        placed = {t.trial_id for t in self.trials.values() if t.status != "PENDING"}
+        placed |= {trial.trial_id for trial in self.resetting}
+        running = self.guard.pool.running.items()
+        self.watch.look([each.proposal.number for name, each in running if name not in placed])
+
     def kill_workers(self) -> None:
         """Ends the processes of all trials now: Tune would wait for them, up to 15 s."""
         for trial in self.trials.values():
             if trial.temporary_state.ray_actor is not None:
                 ray.kill(trial.temporary_state.ray_actor)
         self.trials = {}
+
+
+class ClusterWatch:
+    """Says which nodes were lost, with the trials that run again, and whether slots stand still.
+
+    Args:
+        pool: The trials.
+        slots: Trials at a time.
+    """
+
+    def __init__(self, pool: Pool, slots: int) -> None:
+        self.pool, self.slots = pool, slots
+        self.nodes: dict[str, Any] = {}  # by id, those that lived at the last look
+        self.gone: dict[str, Any] = {}  # those that did not live any more
+        self.losses: list[tuple[float, str | None, int]] = []  # when, node, trial
+        self.looked = self.busy = time.monotonic()  # the last look; at which all slots worked
+
+    def note_loss(self, name: str, error: Exception) -> None:
+        """Takes a trial whose worker was lost; its node may be found to be lost later."""
+        trial, actor = self.pool.running.get(name), getattr(error, "actor_id", None)
+        if trial is not None and actor is not None:
+            known = ray._private.state.actors(actor).get("Address", {})
+            self.losses.append((time.monotonic(), known.get("NodeID"), trial.proposal.number))
+
+    def look(self, waiting: Sequence[int]) -> None:
+        """Looks at the cluster, once a second.
+
+        Args:
+            waiting: The trials that no worker runs yet.
+        """
+        now, alive = time.monotonic(), list_nodes()
+        for node, facts in self.gone.items():  # a second ago: all its trials are known by now
+            again = sorted({n for at, where, n in self.losses if where == node and now - at < 120})
+            lost = f"{facts['NodeManagerAddress']} was lost"
+            warn(f"{lost}; trials that run again: {', '.join(map(str, again)) or 'none'}")
+        self.gone = {node: self.nodes[node] for node in self.nodes.keys() - alive.keys()}
+        self.looked, self.nodes = now, alive
+        self.pool.work.note_waiting(waiting)
+        if not waiting:
+            self.busy = now
+        elif self.busy < now - 60:
+            self.busy = math.inf  # said once, until all slots have worked again
+            warn(
+                f"{len(self.pool.running) - len(waiting)} of {self.slots} slots have worked for a "
+                f"minute; trials that wait for a node: {', '.join(map(str, waiting))} (`ray "
+                "status` lists the nodes; one that was cut off needs `ray start` again)"
+            )
 
 
 class TuneStopper(Stopper):
@@ -380,6 +452,7 @@ class TuneStopper(Stopper):
 
     def stop_all(self) -> bool:
         """Asked at every step."""
+        self.guard.call(self.scheduler.look, otherwise=None)
         if self.guard.error is not None:
             self.scheduler.kill_workers()
         return self.guard.error is not None
@@ -453,11 +526,20 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
         try:
             # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
             # Ray reads its own variable for that once, when it is imported
-            with replace_attribute(ray_constants, "ENABLE_RAY_CLUSTER", not alone):
+            with (
+                replace_attribute(ray_constants, "ENABLE_RAY_CLUSTER", not alone),
+                replace_attribute(ray_constants, "NUM_REDIS_GET_RETRIES", 20 if alone else 2),
+            ):
+                # Ray itself waits minutes for an address at which nobody listens
+                if settings.address and (found := find_address(settings.address)):
+                    host, _, port = found.rpartition(":")
+                    socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
                 ray.init(**arguments)
         except (RayError, RuntimeError, ValueError, OSError) as error:
             raise SearchError(
-                f"Ray at address={settings.address!r} does not answer: {error}"
+                f"Ray at address={settings.address!r} does not answer: {error}; this process "
+                "needs the address (`ray status`), the token, RAY_AUTH_MODE=token if there is "
+                "one, and the versions of Ray and Python that the head has"
             ) from error
         try:
             if main:  # Ray has put its own in its place, which ends the process
@@ -467,6 +549,61 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
             ray.shutdown()
             if main:
                 signal.signal(signal.SIGTERM, handler)
+
+
+def list_nodes() -> dict[str, Any]:
+    """The nodes that live, by their ids."""
+    listed: Any = ray.nodes  # not typed in Ray
+    return {node["NodeID"]: node for node in listed() if node["Alive"]}
+
+
+def warn(text: str) -> None:
+    """A line for whoever has called masksearch."""
+    warnings.warn(text, stacklevel=outside_level())
+
+
+def check_folder(place: str, nodes: Sequence[str]) -> None:
+    """Has every node read a file of this process in a folder, and write another one.
+
+    Args:
+        place: The folder, a path or URI.
+        nodes: Ids; one that does not answer in 20 s is not waited for.
+
+    Raises:
+        SearchError: If a node cannot.
+    """
+    files, path = fs.FileSystem.from_uri(place)
+    marker = f"{path}/.masksearch-{secrets.token_hex(8)}"
+    files.create_dir(path, recursive=True)
+    files.open_output_stream(marker).close()
+    ask = ray.remote(num_cpus=0)(copy_marker)
+    here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    try:
+        asked = [ask.options(scheduling_strategy=each).remote(place, marker) for each in here]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=20)
+        for each in answered:
+            try:
+                reason = ray.get(each)
+            except RayError:
+                continue  # the node has just been lost
+            if reason:
+                raise SearchError(
+                    f"the nodes do not share the folder {place}: {reason}; name one that all see "
+                    "under this path, or storage_path (--storage-path), such as s3://bucket/runs"
+                )
+    finally:
+        files.delete_file(marker)
+
+
+def copy_marker(place: str, marker: str) -> str:
+    """Why this node cannot read a file of the driver, or not write beside it; or nothing."""
+    node, (files, _) = ray.get_runtime_context().get_node_id(), fs.FileSystem.from_uri(place)
+    try:
+        files.copy_file(marker, f"{marker}-{node}")
+        files.delete_file(f"{marker}-{node}")
+    except OSError as error:
+        return f"{list_nodes()[node]['NodeManagerAddress']} says: {error}"
+    return ""
 
 
 @contextmanager
@@ -607,8 +744,6 @@ def temporary_storage(storage_path: str | None) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory(prefix="masksearch-") as folder:
             yield folder, name
         return
-    from pyarrow import fs  # type: ignore[import-untyped, unused-ignore]
-
     place = storage_path if "://" in storage_path else str(Path(storage_path).resolve())
     try:
         yield place, name

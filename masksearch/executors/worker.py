@@ -25,10 +25,9 @@ import cloudpickle
 
 from masksearch.contracts import Evaluator, Report
 from masksearch.errors import SearchError
-from masksearch.executors.job import JobRun
+from masksearch.executors.job import TIME_LIMIT_NOTE, JobRun
 from masksearch.user_code import describe_error
 
-TIME_LIMIT_NOTE = "time_limit.txt"  # what a process that ends itself at its limit was doing
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 READY = "ready"  # a worker process's first message
 
@@ -122,6 +121,7 @@ class TrialSpec:
 
     name: str  # "NUMBER.START"
     proposal: bytes  # cloudpickle
+    losses: int = 0  # workers that were lost with it
     config: Any = None  # Ray's reference to the `WorkerConfig`
     checkpoint: Any = None  # saved folder of an earlier attempt
 
@@ -261,7 +261,7 @@ class TrialRunner:
         self.began = self.saved = time.monotonic()
         proposal = cloudpickle.loads(self.spec.proposal)
         root = self.scratch if self.config.workdir is None else Path(self.config.workdir)
-        job = JobRun(proposal, evaluator, root)
+        job = JobRun(proposal, evaluator, root, self.spec.losses)
         job.place.mkdir(parents=True, exist_ok=True)
         if self.spec.checkpoint is not None:
             with self.spec.checkpoint.as_directory() as saved:

@@ -295,6 +295,7 @@ class Watcher:
         self.started = time.monotonic()
         self.running: tuple[int, Report] | None = None  # the last report of a running trial
         self.failure = ""  # the last one
+        self.work: Callable[[], str] = str  # says how many slots work
         self.stack = ExitStack()
 
     def __enter__(self) -> Watcher:
@@ -358,7 +359,7 @@ class Watcher:
         gone, left = self.times()
         times = f"{clock(gone)} gone" + (f", {clock(left)} left" if left else "")
         row.add_row(self.count(), bar, times)
-        lines = ["  ".join([*self.standing(), *self.totals()])]
+        lines = ["  ".join(filter(None, [*self.standing(), *self.totals(), self.work()]))]
         best = self.state.best
         if best is not None:
             lines.append(f"best: #{best.number} {short_text(best.mask or '', LONGEST - 16)}")

@@ -22,7 +22,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -175,6 +175,7 @@ class Session:
         state = "interrupted"
         try:
             check_executor(executor)
+            self.board.slots = getattr(executor, "slots", None)
             executor.run(self)
             self.say_cautions()
             state = "ended"
@@ -236,6 +237,11 @@ class Session:
         for trial in self.open.values():  # answered from this one or, if it failed, run
             if trial.state == "twin" and self.key_of(trial.record) == self.key_of(record):
                 trial.state = "ready"
+
+    def note_waiting(self, numbers: Collection[int]) -> None:
+        """Takes the trials that wait for a place to run, for the status."""
+        self.board.waiting = frozenset(numbers)
+        self.board.write_soon()
 
     # -- inside --------------------------------------------------------------------------------
     def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
@@ -317,7 +323,7 @@ class Session:
             values=same.values,
             step=same.step,
             curve=same.curve,
-            artifacts={"reused_from": str(same.number)},
+            artifacts={**same.artifacts, "reused_from": str(same.number)},
             error=same.error,
         )
 

@@ -57,6 +57,8 @@ class StatusBoard:
         self.started = time.monotonic()
         self.written = float("-inf")
         self.running: dict[int, dict[str, Any]] = {}
+        self.slots: int | None = None  # jobs at a time, where the executor says so
+        self.waiting: frozenset[int] = frozenset()  # of the running ones, those without a place
         self.failures: list[dict[str, Any]] = []
         self.expected: int | None = None  # records of this call
         self.new = 0  # records of this call so far
@@ -119,6 +121,11 @@ class StatusBoard:
         ]
         self.failures = [*self.failures, *failed][-FAILURES:]
 
+    def work(self) -> str:
+        """How many of several slots have a trial to run."""
+        working = len(self.running.keys() - self.waiting)
+        return f"{working} of {self.slots} slots work" if (self.slots or 1) > 1 else ""
+
     def write_soon(self, period: float = PERIOD) -> None:
         """Writes unless that was done a moment ago."""
         if time.monotonic() - self.written >= period:
@@ -143,10 +150,11 @@ class StatusBoard:
             "unlearned": now.unlearned,
             "hypervolume": now.hypervolume if math.isfinite(now.hypervolume) else None,
             "best": None if now.best is None else self.describe(now.best),
+            "work": self.work(),
             "running": [
                 {name: value for name, value in job.items() if name != "since"}
-                | {"seconds": self.written - job["since"]}
-                for job in self.running.values()
+                | {"seconds": self.written - job["since"], "waits": number in self.waiting}
+                for number, job in self.running.items()
             ],
             "failures": self.failures,
             "seconds_left": left if self.state["state"] == "running" else None,
@@ -221,9 +229,10 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     if state["state"] == "running":
         of = "" if state["expected"] is None else f" of {state['expected']}"
         rest = "" if left is None else f", about {in_words(left)} left"
+        work = f"; {state['work']}" if state.get("work") else ""
         lines.append(
             f"this call: {state['new']}{of} in {in_words(state['elapsed'])}{rest} "
-            f"(pid {state['pid']} on {state['host']})"
+            f"(pid {state['pid']} on {state['host']}){work}"
         )
     lines.append(
         f"front: {state['front']} masks"
@@ -237,7 +246,10 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
         lines.append(with_mask(f"best: trial {number} ({origin})  {figures(best)}  ", mask))
     for job in runs if state["state"] == "running" else []:
         at = f"  step {job['step']}" if "step" in job else ""
-        text = f"runs: trial {job['number']} ({job['origin']}) for {in_words(job['seconds'])}{at}"
+        does = "waits" if job.get("waits") else "runs"
+        text = (
+            f"{does}: trial {job['number']} ({job['origin']}) for {in_words(job['seconds'])}{at}"
+        )
         values = figures(job.get("values", {}))
         lines.append(with_mask("  ".join(filter(None, [text, values])) + "  ", job["mask"]))
     lines += [

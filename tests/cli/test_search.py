@@ -32,7 +32,8 @@ from toy import ToyEvaluator
 class Held(ToyEvaluator):
     def __call__(self, mask, *, seed, workdir):
         for report in super().__call__(mask, seed=seed, workdir=workdir):
-            while int(workdir.name) >= 3 and Path({hold!r}).exists():
+            number = int(workdir.parts[workdir.parts.index("trials") + 1])
+            while number >= 3 and Path({hold!r}).exists():
                 (workdir / "held").touch()
                 time.sleep(0.02)
             yield report
@@ -157,6 +158,20 @@ def test_lines_of_status_are_short_and_masks_are_whole(tmp_path):
     assert "go on with: the same call of ms.search" in "".join(
         status_lines(tmp_path, read_status(tmp_path))
     )
+
+
+@pytest.mark.parametrize(("slots", "said"), [(4, "; 2 of 4 slots work"), (1, ""), (None, "")])
+def test_status_says_how_many_slots_work_and_which_trials_wait(tmp_path, slots, said):
+    board = StatusBoard(tmp_path, ToyEvaluator.objectives, 9, None, "search by tpe")
+    board.slots, board.waiting = slots, frozenset({2})
+    for number in range(3):
+        board.began(Record(number, "running", Evaluate(masks.window(number)), origin="tpe"))
+    board.write()
+    lines = status_lines(tmp_path, read_status(tmp_path) | {"state": "running"})
+    (call,) = (line for line in lines if line.startswith("this call: "))
+    assert call.partition(")")[2] == said
+    does = [line.partition(" (")[0] for line in lines if "trial " in line]
+    assert does == ["runs: trial 0", "runs: trial 1", "waits: trial 2"]
 
 
 def test_status_of_a_folder_without_a_run(monkeypatch, capsys, tmp_path):

@@ -60,6 +60,7 @@ class Machine:
     folder: Path
     token: str
     namespace: str = ""
+    hidden: Path | None = None  # a folder in whose place its processes see an empty one
 
     def start(self, *words: str, output: Path, **settings: str) -> subprocess.Popen[bytes]:
         """A process of this machine."""
@@ -73,7 +74,8 @@ class Machine:
             MARK: self.mark,
         }
         if self.namespace:  # with a /tmp/ray of its own
-            inside = f'mount --bind {self.folder} /tmp/ray && exec "$@"'
+            hide = f"mount -t tmpfs none {self.hidden} && " if self.hidden else ""
+            inside = f'{hide}mount --bind {self.folder} /tmp/ray && exec "$@"'
             words = ("ip", "netns", "exec", self.namespace, "sh", "-c", inside, "-", *words)
         with output.open("ab") as file:
             return subprocess.Popen(
@@ -93,6 +95,11 @@ class Machine:
     def kill(self, name: str) -> None:
         """Ends the daemons of that name as a power cut does."""
         for process in self.daemons(name):
+            process.send_signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ends everything that runs here."""
+        for process in marked(self.mark):
             process.send_signal(signal.SIGKILL)
 
     def cut(self, *, off: bool) -> None:
@@ -162,8 +169,9 @@ def start_head(machine: Machine, port: int, *, cpus: int) -> str:
     machine.start_ray("--head", f"--port={port}", "--include-dashboard=false", cpus=cpus)
 
     def listens() -> bool:
-        connections = [c for p in machine.daemons("gcs_server") for c in p.net_connections("tcp")]
-        return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in connections)
+        heads = [Path(f"/proc/{process.pid}/net") for process in machine.daemons("gcs_server")]
+        tables = [(net / name).read_text() for net in heads for name in ("tcp", "tcp6")]
+        return any(f":{port:04X} {'0' * 8}" in table for table in tables)  # of its namespace
 
     wait_until(listens, 60, "the head listens")
     return f"{machine.address}:{port}"
@@ -177,9 +185,12 @@ class Search:
         run: Folder of the run.
         words: Further options, or another command after `command`.
         seconds: Of a trial.
+        settings: Further environment variables.
     """
 
-    def __init__(self, machine: Machine, run: Path, *words: str, seconds: float = 3.0) -> None:
+    def __init__(
+        self, machine: Machine, run: Path, *words: str, seconds: float = 3.0, **settings: str
+    ) -> None:
         self.run, self.output = run, run.parent / f"{run.name}.txt"
         self.begun = len(self.ends())
         command = (*PLAN, "--run", str(run), "--storage", f"journal:{run}.journal", *words)
@@ -192,6 +203,7 @@ class Search:
             *command,
             output=self.output,
             SLEEPY_SECONDS=str(seconds),
+            **settings,
         )
 
     def ends(self) -> list[dict[str, object]]:

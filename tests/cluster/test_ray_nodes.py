@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socket
 import sys
@@ -63,3 +65,27 @@ def test_a_search_that_is_told_to_stop_says_how_to_go_on(tmp_path, executor, num
         assert again.wait() == 0, again.said()
     assert equals_undisturbed(search, 6)
     assert judged_twice(search.run) == []
+
+
+OTHER_RAY = "import ray; ray.__version__ = '2.0.0'"  # in sitecustomize.py
+
+
+def test_what_keeps_a_driver_out_of_a_cluster_is_said_in_one_line(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(OTHER_RAY)
+    path = f"{tmp_path}{os.pathsep}{os.pathsep.join(filter(None, sys.path))}"
+    with machines(1) as (machine,):
+        address = start_head(machine, free_port(), cpus=2)
+        nobody = f"127.0.0.1:{free_port()}"
+        for name, where, said, settings in [
+            ("nobody", nobody, "Connection refused", {}),
+            ("token", address, "Failed to connect to Ray", {"RAY_AUTH_TOKEN": "f" * 64}),
+            ("version", address, "Version mismatch.*Ray: 2.0.0", {"PYTHONPATH": path}),
+        ]:
+            began = time.monotonic()
+            options = ("--executor", "ray", "--address", where, "--trials", "1")
+            search = Search(machine, tmp_path / name, *options, **settings)
+            assert search.wait() == 2, search.said()
+            assert time.monotonic() - began < 45, name  # of which Python's imports take their part
+            error = search.said().splitlines()[-1]
+            assert re.match(f"error: Ray at address='{where}' does not answer: .*{said}", error)
+            assert "RAY_AUTH_MODE=token" in error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,9 @@ class PlainTrials:
     def tell(self, record: Record) -> None:
         self.records.append(record)
         self.strategy.tell(record)
+
+    def note_waiting(self, numbers: Collection[int]) -> None:
+        self.waiting = set(numbers)
 
 
 def built(

@@ -35,7 +35,8 @@ class Troubled(Evaluator):
     protocol = "troubled"
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        number, state = int(workdir.name), workdir / "state"
+        home = workdir if workdir.parent.name == "trials" else workdir.parent  # of a later attempt
+        number, state = int(home.name), workdir / "state"
         done = len(state.read_text().splitlines()) if state.is_file() else 0
         for step in range(done + 1, STEPS + 1):
             if self.diary:

@@ -15,6 +15,7 @@ from toy import PlainTrials
 from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal
 from masksearch.errors import SearchError
+from masksearch.executors.job import JobRun
 from masksearch.executors.local import Pool, WorkerLoss
 from masksearch.executors.worker import TrialRunner, WorkerConfig
 from masksearch.strategies.enqueued import Listed
@@ -110,6 +111,50 @@ def test_a_death_repeats_the_trial_and_yields_one_record(tmp_path):
     assert [report.step for report in record.curve] == [3, 4]  # those of the last attempt alone
 
 
+def test_an_attempt_that_was_given_up_and_lives_on_changes_nothing(tmp_path):
+    story, home = Story(tmp_path, Troubled(how={0: "gates"}), count=1), tmp_path / "run/trials/0"
+    first, second, third = (story.worker() for _ in range(3))
+    story.take("a", first)
+    assert story.pool.on_step("a", first.step())
+    with (home / "state").open("a") as kept_open:
+        story.pool.on_worker_lost("a", CRASH)
+        story.take("b", second)
+        assert story.pool.on_step("b", second.step())
+        assert not (home / "state").exists(), "it was moved, not doubled"
+        kept_open.write("never read\n" * 5)  # by its worker, in a node that was cut off
+    assert (home / "0-1" / "state").read_text() == "1\n2\n"
+    first.step()
+    (home / "gates.safetensors").write_bytes(b"of the worker that was given up")
+    (home / "state").write_text("half a checkp")
+    story.pool.on_worker_lost("b", CRASH)
+    story.take("c", third)
+    story.finish("c", third)
+    (record,) = story.records
+    assert [step for _, step in story.reports] == [1, 2, 3, 4]  # no step was run again
+    assert record.artifacts == {"gates": "trials/0/0-2/gates.safetensors"}
+    assert (tmp_path / "run" / record.artifacts["gates"]).read_bytes() == b"gates of 0"
+
+
+@pytest.mark.parametrize(("starts", "losses"), [(0, 11), (2, 0)])
+def test_an_attempt_finds_the_newest_file_of_all_before_it_and_takes_none_after(
+    tmp_path, starts, losses
+):
+    for folder in ("", "0-2/", "0-10/", "1-0/", "3-0/"):
+        place = tmp_path / "trials/5" / folder
+        (place / "deep").mkdir(parents=True)
+        (place / "deep" / "state").write_text(folder)
+        (place / f"only{folder.strip('/')}").touch()
+        (place / "time_limit.txt").touch()
+    proposal = Proposal(5, Evaluate(masks.window(1)), seed=0, starts=starts)
+    job = JobRun(proposal, Troubled(), tmp_path, losses)
+    job.start()
+    before = ["only", "only0-10", "only0-2"] + ["only1-0"] * bool(starts)
+    assert sorted(path.name for path in job.place.glob("only*")) == before
+    assert (job.place / "deep" / "state").read_text() == ("1-0/" if starts else "0-10/")
+    assert not (job.place / "time_limit.txt").exists()
+    assert (tmp_path / "trials/5/3-0/deep/state").read_text() == "3-0/"
+
+
 def test_deaths_are_counted_and_the_last_reason_is_kept(tmp_path):
     story = Story(tmp_path, count=2)
     for name in "abc":
@@ -184,8 +229,8 @@ def test_a_trial_that_travels_leaves_artifacts_and_finds_its_checkpoint(tmp_path
     story.finish("b", second)
     (record,) = story.records
     assert [step for _, step in story.reports] == [1, 2, 3, 4]  # step 1 was not run again
-    assert record.artifacts == {"gates": "trials/0/gates.safetensors"}
-    assert (tmp_path / "run/trials/0/gates.safetensors").read_bytes() == b"gates of 0"
+    assert record.artifacts == {"gates": "trials/0/0-1/gates.safetensors"}
+    assert (tmp_path / "run/trials/0/0-1/gates.safetensors").read_bytes() == b"gates of 0"
 
 
 class Saved:

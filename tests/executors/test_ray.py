@@ -35,7 +35,7 @@ from masksearch import (
 from masksearch.contracts import Record
 from masksearch.errors import SearchError, install_command
 from masksearch.evaluators.tuning import TaskTraining
-from masksearch.executors.ray import tolerate_losses
+from masksearch.executors.ray import check_folder, copy_marker, list_nodes, tolerate_losses
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.enqueued import Listed
 
@@ -496,6 +496,26 @@ def test_ray_client_is_refused_with_the_remedy(tmp_path):
 def test_resources_that_nobody_has_are_refused(cluster, tmp_path):
     with pytest.raises(SearchError, match="no node has the resources of one trial"):
         Run(tmp_path, Troubled(), resources={"cpu": 1, "gpu": 64})
+
+
+def test_slots_that_a_machine_has_no_room_for_are_refused(cluster, tmp_path):
+    with pytest.raises(SearchError, match=r"slots = 3 of \{'cpu': 1\}, and there is room for 2"):
+        Run(tmp_path, Troubled(), slots=3)
+
+
+def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):
+    nodes = [*list_nodes()]
+    check_folder(str(tmp_path / "made"), nodes)
+    assert [*(tmp_path / "made").iterdir()] == []
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(  # as in a node that has another folder of that name
+        "masksearch.executors.ray.copy_marker",
+        lambda place, marker: copy_marker(place, marker.replace("made", "elsewhere")),
+    )
+    said = r"do not share the folder .*made: [0-9.]+ says: .*No such file.*storage_path"
+    with pytest.raises(SearchError, match=said):
+        check_folder(str(tmp_path / "made"), nodes)
+    assert [*(tmp_path / "made").iterdir()] == []
 
 
 @pytest.mark.parametrize(
