@@ -5,11 +5,15 @@
 #       search /shared/my_space.py:space --corpus /shared/wikitext-2 --trials 2000 \
 #       --run /shared/runs/first --storage journal:/shared/runs/first.journal
 #
+# Without GPUs: sbatch --nodes=16 --gpus-per-node=0 --cpus-per-task=32 cluster/slurm.sh search ...
+#
 # Everything behind the script's name is a masksearch command line; the script adds
 # `--executor ray --address ... --slots ... --gpus ... --cpus ...`. Run folder, journal, corpus
 # and space must lie where all nodes see them. Submitting the same line again goes on where the
-# search stopped. Near the time limit the search is stopped cleanly and the job requeued; where
-# it is preempted (SIGTERM) it is stopped cleanly and Slurm requeues it by its own rules.
+# search stopped. Near the time limit, or where Slurm announces a preemption by SIGUSR1, the
+# search is stopped cleanly and the job requeued. Any other end (scancel, requeue, preemption)
+# reaches Ray and the search alike: trials that run are dropped, and begun again later.
+# A search that lost its storage (exit code 75) is requeued once.
 #
 # Settings, as environment variables of sbatch:
 #   TRIALS_PER_GPU   trials that share a GPU (default 4); memory is shared, not isolated
@@ -55,15 +59,18 @@ private=$(pwd)/.masksearch-$SLURM_JOB_ID
 (umask 077 && mkdir -p "$private" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$private/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token
 export RAY_USAGE_STATS_ENABLED=0
+# Ray would wait 30 s for running trials, and Slurm kills what is left after 30 s
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
-search='' # process id of the search
-why=''    # why it is to stop
-told=''   # whether the search has been told
-steps=()  # process ids of the srun steps that hold Ray
+search=''                # process id of the search
+why=''                   # why it is to stop
+told=''                  # whether the search has been told
+steps=()                 # process ids of the srun steps that hold Ray
+pause=${POLL_SECONDS:-2} # between two looks at the search
 
 # shellcheck disable=SC2329  # called by the traps
 stop() {
-    why=$1
+    why=$1 pause=0.2
     echo "masksearch: $why: stopping the search" >&2
     if [[ -n $search ]]; then
         told=yes
@@ -72,14 +79,29 @@ stop() {
 }
 # shellcheck disable=SC2329
 finish() {
-    # not `ray stop`, which would end other people's Ray on a shared node
+    rm -rf "$private" # first: Slurm may not leave time for more
+    if [[ -n $search ]]; then kill -KILL -- "-$search" 2>/dev/null || true; fi
+    # SIGTERM for the steps; not `ray stop`, which would end other people's Ray on a shared node,
+    # nor a signal for srun, which kills
+    local until=$((SECONDS + 20))
     if ((${#steps[@]})); then
+        scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true
+        while ((SECONDS < until)) && kill -0 "${steps[@]}" 2>/dev/null; do sleep 0.2; done
         kill "${steps[@]}" 2>/dev/null || true
         wait "${steps[@]}" 2>/dev/null || true
     fi
-    rm -rf "$private"
 }
-trap 'stop "time limit"' USR1
+again() { # STATUS: whether the job is to run again; Slurm itself does what it has terminated
+    local job mark="masksearch: requeued, its storage went away" # in the comment, which stays
+    if (($1 == 0)) || [[ $why == terminated ]]; then return 1; fi
+    job=$(scontrol show job "$SLURM_JOB_ID")
+    if (($1 == 75)) && [[ $job != *"$mark"* ]]; then
+        scontrol update "JobId=$SLURM_JOB_ID" "Comment=$mark"
+    elif [[ $job != *PreemptTime=[0-9]* ]]; then # an error (1, 2) would only come again
+        (($1 >= 128)) && [[ $why == "time limit or preemption" ]]
+    fi
+}
+trap 'stop "time limit or preemption"' USR1
 trap 'stop "terminated"' TERM
 trap finish EXIT
 
@@ -104,7 +126,15 @@ ip_of() {
 head_ip=$(ip_of "${nodes[0]}")
 address=$head_ip:$port
 options=(--num-cpus="$cpus" --num-gpus="$gpus" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --block)
-on "${nodes[0]}" ray start --head --node-ip-address="$head_ip" --port="$port" \
+# Holds Ray on a node, and removes its files when it has ended.
+# shellcheck disable=SC2016  # expanded there
+hold=(bash -c '
+    "$@" &
+    trap "kill $! 2>/dev/null" TERM
+    while kill -0 $! 2>/dev/null; do wait $!; done
+    rm -rf "/tmp/ray-$SLURM_JOB_ID" || { sleep 1 && rm -rf "/tmp/ray-$SLURM_JOB_ID"; }
+' ray)
+on "${nodes[0]}" "${hold[@]}" ray start --head --node-ip-address="$head_ip" --port="$port" \
     --dashboard-host=127.0.0.1 "${options[@]}" &
 steps+=($!)
 
@@ -126,7 +156,7 @@ wait_for() { # COUNT
 wait_for 1
 for node in "${nodes[@]:1}"; do
     ip=$(ip_of "$node")
-    on "$node" ray start --address="$address" --node-ip-address="$ip" "${options[@]}" &
+    on "$node" "${hold[@]}" ray start --address="$address" --node-ip-address="$ip" "${options[@]}" &
     steps+=($!)
 done
 wait_for "${#nodes[@]}"
@@ -149,12 +179,27 @@ set +m
 if [[ -n $why && -z $told ]]; then kill -INT "$search" 2>/dev/null || true; fi
 
 # Not `wait` alone: a signal would end it with the signal's own number, and one that comes as it
-# begins would be heard only after the search.
-while kill -0 "$search" 2>/dev/null; do sleep "${POLL_SECONDS:-2}"; done
+# begins would be heard only after the search. Preemption with a time of grace tells the steps
+# alone. A search without its Ray can close no trial; what it has finished is on disk.
+last='' # second at which it is killed
+while kill -0 "$search" 2>/dev/null; do
+    if [[ -z $last ]] && ! kill -0 "${steps[0]}" 2>/dev/null; then
+        last=$((SECONDS + 2))
+        if [[ -z $why ]]; then stop "Ray has ended"; fi
+    fi
+    if [[ -n $last ]] && ((SECONDS >= last)); then
+        kill -KILL -- "-$search" 2>/dev/null || true
+    fi
+    sleep "$pause" || true # Slurm ends this one too
+done
 if wait "$search"; then status=0; else status=$?; fi
+search=''
 
-# An error (1 or 2) would only come again.
-if [[ $why == "time limit" ]] && ((status == 0 || status >= 128)); then
+trap '' USR1 # it comes too late
+finish
+trap - EXIT
+if again "$status"; then
+    echo "masksearch: the job is queued again" >&2
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

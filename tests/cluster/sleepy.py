@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class Sleepy(Evaluator):
 
     def log(self, run: Path, what: str, number: int) -> None:
         facts = {"what": what, "number": number, "time": time.time(), "pid": os.getpid()}
-        facts["node"] = os.environ.get("RAY_RAYLET_PID", "")
+        facts["node"] = f"{platform.node()}:{os.environ.get('RAY_RAYLET_PID', '')}"
         with (run / "log").open("a") as file:
             file.write(json.dumps(facts) + "\n")
 

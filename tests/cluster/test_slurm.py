@@ -17,13 +17,20 @@ NODES = ["gpu01", "gpu02", "gpu03"]
 STAND_INS = {
     "scontrol": """
         echo "scontrol $*" >> "$LOG"
-        if [[ $1 == show ]]; then printf '%s\\n' gpu01 gpu02 gpu03; fi""",
+        if [[ $1 == update ]]; then printf '%s\\n' "${@:3}" >> "$STATE/comment"; fi
+        if [[ $1 == show ]]; then
+            [[ $2 == job ]] && cat "$STATE/comment" || printf '%s\\n' gpu01 gpu02 gpu03
+        fi""",
+    "scancel": """
+        echo "scancel $*" >> "$LOG"
+        kill $(cat "$STATE/steps")""",
     "srun": """
         echo "srun $*" >> "$LOG"
         while [[ $1 == --* ]]; do
             case $1 in --nodelist=*) export NODE=${1#*=};; esac
             shift
         done
+        [[ $* != *ray* ]] || echo $$ >> "$STATE/steps"
         exec "$@" """,
     "hostname": 'echo "10.0.0.${NODE#gpu0} fe80::1"',
     "ray": """
@@ -36,7 +43,8 @@ STAND_INS = {
         fi
         stat --format='%a' "$RAY_AUTH_TOKEN_PATH" >> "$STATE/modes"
         cat "$RAY_AUTH_TOKEN_PATH" >> "$STATE/tokens"
-        trap 'rm -f "$STATE/up-$NODE"; echo "down $NODE" >> "$LOG"; exit 0' TERM
+        trap '[[ $RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 0 ]] && sleep 0.3
+            rm -f "$STATE/up-$NODE"; echo "down $NODE" >> "$LOG"; exit 0' TERM
         touch "$STATE/up-$NODE"
         while true; do sleep 0.05; done""",
 }
@@ -46,12 +54,13 @@ log, state = pathlib.Path(os.environ["LOG"]), pathlib.Path(os.environ["STATE"])
 with log.open("a") as file: print("masksearch", *sys.argv[1:], file=file)
 if "--fails" in sys.argv: sys.exit(2)
 if "--quick" in sys.argv: sys.exit(0)
+if "--lost" in sys.argv: sys.exit(75)
 try:
     (state / "searching").touch()
     time.sleep(600)
 except KeyboardInterrupt:
     with log.open("a") as file: print("search stopped cleanly", file=file)
-    sys.exit(130)
+    sys.exit(0 if "--last" in sys.argv else 130)
 """
 
 
@@ -64,9 +73,10 @@ class Job:
         for folder in (self.bin, self.state):
             folder.mkdir()
         self.log.touch()
+        (self.state / "comment").touch()
         self.started: list[subprocess.Popen[str]] = []
         for name, text in STAND_INS.items():
-            self.program(name, f"#!/bin/bash\n{text}\n")
+            self.program(name, f"{text}\n")
         self.program("masksearch", f"#!{sys.executable}\n{SEARCH}")
         self.environment = {
             **os.environ,
@@ -81,7 +91,8 @@ class Job:
         }
 
     def program(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(text)
+        start = "" if text.startswith("#!") else "#!/bin/bash\n"
+        (self.bin / name).write_text(start + text)
         (self.bin / name).chmod(0o755)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -156,7 +167,7 @@ def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
     assert run.returncode == 0, errors
     assert job.calls("search stopped cleanly")
     assert job.calls("scontrol requeue") == ["scontrol requeue 4711"]
-    assert "time limit: stopping the search" in errors
+    assert "time limit or preemption: stopping the search" in errors
     assert len(job.calls("down")) == 3
 
 
@@ -181,6 +192,44 @@ def test_search_that_ends_before_its_trap_does_keeps_its_status(job: Job) -> Non
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=120)
     assert run.returncode == 130
+
+
+@pytest.mark.parametrize("when", ["before its last trial ends", "when it has ended"])
+def test_finished_search_is_not_requeued_by_a_late_signal(job: Job, when: str) -> None:
+    early = when.startswith("before")
+    run = job.start("search", "--last" if early else "--quick")
+    wait_until((job.state / "searching").exists if early else lambda: job.calls("scancel"))
+    run.send_signal(signal.SIGUSR1)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert not job.calls("scontrol requeue")
+    assert len(job.calls("down")) == 3
+
+
+@pytest.mark.slow
+def test_lost_storage_requeues_once(job: Job) -> None:
+    for code, times in ((0, 1), (75, 1)):
+        run = job.start("search", "--lost")
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == code, errors
+        assert len(job.calls("scontrol requeue")) == times
+        (job.state / "steps").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preempted", "code"), [("2026-11-23T10:00:00", 0), ("None", 137)])
+def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(
+    job: Job, preempted: str, code: int
+) -> None:
+    (job.state / "comment").write_text(f"PreemptEligibleTime=2026-11-23 PreemptTime={preempted}")
+    job.program("masksearch", 'touch "$STATE/searching"; while true; do sleep 0.1; done')
+    run = job.start("search")
+    wait_until((job.state / "searching").exists)
+    subprocess.run([job.bin / "scancel"], env=job.environment, check=True)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == code, errors
+    assert "Ray has ended: stopping the search" in errors
+    assert len(job.calls("scontrol requeue")) == (code == 0)
 
 
 @pytest.mark.slow
@@ -216,7 +265,7 @@ REFUSALS = {  # what is replaced, environment that is set or gone, words, exit c
 def test_refusals_say_why_and_nothing_is_searched(job: Job, case: str) -> None:
     programs, environment, code, message = REFUSALS[case]
     for name, text in programs.items():
-        job.program(name, f"#!/bin/bash\n{text}")
+        job.program(name, text)
     given = job.environment | environment
     job.environment = {name: value for name, value in given.items() if value is not None}
     run = job.start("search")
