@@ -1,6 +1,7 @@
 # make demo   the demonstration: a few minutes, no data needed
 # make test   ruff, mypy and the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
+# make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
 # Each but the last makes a virtual environment in .venv first, and installs when versions change.
@@ -10,7 +11,7 @@ BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
 
-.PHONY: demo test test-all verify-results gpu install format clean
+.PHONY: demo test test-all test-cluster verify-results gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -23,7 +24,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not ray" -n 2
-	$(BIN)/python -m pytest -m "ray and not gpu"
+	$(BIN)/python -m pytest -m "ray and not gpu" --ignore tests/cluster
+
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/cluster -m "not gpu" -rs --durations 20
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify

@@ -85,10 +85,10 @@ finish() {
     # nor a signal for srun, which kills
     local until=$((SECONDS + 20))
     if ((${#steps[@]})); then
-        scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true
+        scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null & # (tries for long where the job ends)
         while ((SECONDS < until)) && kill -0 "${steps[@]}" 2>/dev/null; do sleep 0.2; done
-        kill "${steps[@]}" 2>/dev/null || true
-        wait "${steps[@]}" 2>/dev/null || true
+        kill $! "${steps[@]}" 2>/dev/null || true
+        wait 2>/dev/null || true
     fi
 }
 again() { # STATUS: whether the job is to run again; Slurm itself does what it has terminated

@@ -315,9 +315,12 @@ def test_requeued_search_goes_on(
 def test_time_limit_stops_the_search_and_it_goes_on(
     slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
 ) -> None:
-    setup = job.folder / "setup.sh"
-    setup.write_text("export SLEEPY_SECONDS=10\n")
-    job.submit("--time=2", "--signal=B:USR1@20", SETUP=str(setup))
+    setup = job.folder / "setup.sh"  # read at every start
+    setup.write_text("export SLEEPY_SECONDS=15\n")
+    job.submit("--signal=B:USR1@40", SETUP=str(setup))
+    job.wait_for_results(2)
+    minutes = int(job.fact("RunTime").split(":")[1]) + 2
+    slurm.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
     wait_until(lambda: "stopping the search" in job.said(), 150, job.said)
     setup.write_text("export SLEEPY_SECONDS=1\n")
     job.check_requeue()
