@@ -229,7 +229,7 @@ class Job:
     def check_requeue(self, times: int = 1) -> None:
         """Slurm puts the job back and nothing is left of it; its two minutes are cut short."""
         wait_until(lambda: self.fact("Restarts") == str(times), 120, self.said)
-        wait_until(lambda: self.state() == "PENDING", 40, self.said)
+        wait_until(lambda: self.state() == "PENDING", 20, self.said)
         self.check_nothing_is_left()
         self.slurm.run("scontrol", "update", f"JobId={self.number}", "StartTime=now+3")
 
