@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,17 +31,21 @@ SHORT = (  # the command line, with less patience
 )
 
 
+def search_quickly(run: Path, storage: str | None = None) -> list[tuple[object, ...]]:
+    """What the same search finds, or goes on to find, in this process and without sleeping."""
+    quick = Sleepy()
+    quick.seconds = 0.0
+    study = ms.search(
+        load_function(SPACE), quick, run=run, storage=storage, trials=TRIALS, strategy="random",
+        seed=5, progress=None,
+    )  # fmt: skip
+    return essence(study.records())
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list[tuple[object, ...]]:
     """What a search of the same seed finds to which nothing happens."""
-    quick = Sleepy()
-    quick.seconds = 0.0
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    study = ms.search(
-        load_function(SPACE), quick, run=run, trials=TRIALS, strategy="random", seed=5,
-        progress=None,
-    )  # fmt: skip
-    return essence(study.records())
+    return search_quickly(tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 @contextmanager
@@ -65,15 +68,19 @@ def searching(
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment, text=True,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while ended(run) < BEFORE:
-            assert process.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            time.sleep(0.05)
+        wait_until(lambda: ended(run) >= BEFORE or process.poll() is not None, 120, said.read_text)
         yield process, said.read_text
     finally:
         process.kill()
         process.wait()
+
+
+def wait_until(true: Callable[[], bool], seconds: float, said: Callable[[], str]) -> None:
+    """Waits for something that happens to a search."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.1)
 
 
 def ended(run: Path) -> int:
@@ -153,9 +160,7 @@ def test_server_that_stays_away_ends_the_search_with_a_code_of_its_own(
             assert last.endswith("repeat the command to go on")
         finally:
             server.start()
-    with searching(run, server.url()) as (process, said):
-        assert process.wait(timeout=120) == 0, said()
-    assert essence(ms.open_study(run, server.url()).records()) == undisturbed
+    assert search_quickly(run, server.url()) == undisturbed
 
 
 def test_ctrl_c_ends_the_waiting(server, tmp_path):
@@ -163,10 +168,7 @@ def test_ctrl_c_ends_the_waiting(server, tmp_path):
     with searching(run, server.url()) as (process, said):
         server.stop()
         try:
-            deadline = time.monotonic() + 60
-            while "does not answer" not in said():
-                assert time.monotonic() < deadline, said()
-                time.sleep(0.1)
+            wait_until(lambda: "does not answer" in said(), 60, said)
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 130, said()
         finally:
@@ -202,9 +204,8 @@ class Network:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may cut the line between two processes")
-def test_line_that_is_cut_for_40_seconds_changes_nothing(server, tmp_path, undisturbed):
-    """The lock is free before that, as for a driver that does not come back."""
-    assert threading.current_thread() is threading.main_thread()
+def test_line_that_is_cut_changes_nothing(server, tmp_path, undisturbed):
+    """Both ends notice it within a minute, so that the lock is free for another driver."""
     network = Network()
     apart = None
     try:
@@ -213,9 +214,10 @@ def test_line_that_is_cut_for_40_seconds_changes_nothing(server, tmp_path, undis
         run = tmp_path / "pg-cut"
         with searching(run, apart.url()) as (process, said):
             network.line("down")
-            time.sleep(40)
-            assert "does not answer; results wait for it, up to 10 minutes" in said()
-            assert ask(apart, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+            wait_until(lambda: "does not answer; results wait for it" in said(), 60, said)
+            locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+            wait_until(lambda: ask(apart, locks) == 0, 20, said)
+            time.sleep(5)  # it tries meanwhile
             network.line("up")
             assert process.wait(timeout=120) == 0, said()
         assert said().count("; going on") == 1, said()
