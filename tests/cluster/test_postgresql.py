@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -206,11 +207,13 @@ class Network:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may cut the line between two processes")
 def test_line_that_is_cut_changes_nothing(server, tmp_path, undisturbed):
     """Both ends notice it within a minute, so that the lock is free for another driver."""
-    network = Network()
-    apart = None
-    try:
+    with ExitStack() as last:
+        network = Network()
+        last.callback(network.close)
         apart = Server(server.binaries)
+        last.callback(shutil.rmtree, apart.folder)
         apart.start()
+        last.callback(apart.stop)
         run = tmp_path / "pg-cut"
         with searching(run, apart.url()) as (process, said):
             network.line("down")
@@ -222,7 +225,3 @@ def test_line_that_is_cut_changes_nothing(server, tmp_path, undisturbed):
             assert process.wait(timeout=120) == 0, said()
         assert said().count("; going on") == 1, said()
         check(run, apart.url(), undisturbed)
-    finally:
-        if apart is not None:
-            apart.stop()
-        network.close()
