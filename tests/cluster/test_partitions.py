@@ -2,7 +2,8 @@
 
 The machines are network namespaces of this host, joined by a bridge: a head with the driver and
 no room for trials, and two workers of two slots. Scenarios follow each other on one cluster, and
-each leaves it whole. Records are compared with those of an undisturbed search.
+each leaves it whole. Records are compared with those of an undisturbed search. An evaluation may
+run to its end twice only where its last report was on its way to a driver that could not hear it.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def test_a_cut_of_20_seconds_costs_a_node_less_than_a_minute(nodes, tmp_path):
     back = [seconds for seconds in since(search, began, node) if seconds > 20]
     assert min(back) < 60
     assert equals_undisturbed(search, 60)
-    assert judged_twice(search.run) == []
+    assert len(judged_twice(search.run)) <= 2
 
 
 def test_a_node_that_is_cut_off_is_named_with_its_trials(nodes, tmp_path):
@@ -141,7 +142,7 @@ def test_a_node_that_is_cut_off_is_named_with_its_trials(nodes, tmp_path):
     assert lost_trials(search, nodes.first)
     assert search.said().count("2 of 4 slots have worked for a minute; trials that wait") == 1
     assert equals_undisturbed(search, 64)
-    assert judged_twice(search.run) == []
+    assert len(judged_twice(search.run)) <= 2
 
 
 def test_a_run_folder_that_a_node_does_not_see_is_refused(nodes, tmp_path):
@@ -167,6 +168,7 @@ def test_a_killed_raylet_is_named_with_its_trials(nodes, tmp_path):
     assert search.wait() == 0, search.said()
     assert lost_trials(search, nodes.second)
     assert equals_undisturbed(search, 24)
+    assert len(judged_twice(search.run)) <= 2
 
 
 def test_a_driver_killed_in_a_partition_goes_on_while_the_line_is_down(nodes, tmp_path):
@@ -177,7 +179,7 @@ def test_a_driver_killed_in_a_partition_goes_on_while_the_line_is_down(nodes, tm
     again = Search(nodes.head, search.run, "resume")
     assert again.wait() == 0, again.said()
     assert equals_undisturbed(search, 24)
-    assert judged_twice(search.run) == []
+    assert len(judged_twice(search.run)) <= 4
 
 
 def test_a_killed_head_ends_the_search_which_has_said_how_to_go_on(nodes, tmp_path):
@@ -190,4 +192,4 @@ def test_a_killed_head_ends_the_search_which_has_said_how_to_go_on(nodes, tmp_pa
     again = Search(nodes.head, search.run, "resume")
     assert again.wait() == 0, again.said()
     assert equals_undisturbed(search, 24)
-    assert len(judged_twice(search.run)) <= 4  # what ended on the workers without being heard
+    assert len(judged_twice(search.run)) <= 4
