@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -40,15 +39,22 @@ def wait_until(true: Callable[[], object], seconds: float, what: str) -> float:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The processes that carry a mark in their environment."""
-    found = []
+    """The processes that carry a mark in their environment, and all below them: Ray's agents and
+    workers write their titles over it."""
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error, OSError):  # it has ended
             if process.environ().get(MARK, "").startswith(mark):
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue  # it has ended
-    return found
+                below = process.children(recursive=True)
+                found |= {each.pid: each for each in (process, *below)}
+    return [*found.values()]
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Ends processes as a power cut does."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 @dataclass
@@ -60,6 +66,7 @@ class Machine:
     folder: Path
     token: str
     namespace: str = ""
+    orphans: list[psutil.Process] = field(default_factory=list)
     hidden: Path | None = None  # a folder in whose place its processes see an empty one
 
     def start(self, *words: str, output: Path, **settings: str) -> subprocess.Popen[bytes]:
@@ -90,17 +97,22 @@ class Machine:
 
     def daemons(self, name: str) -> list[psutil.Process]:
         """The daemons of that name that run here."""
-        return [process for process in marked(self.mark) if process.name().startswith(name)]
+        found = []
+        for process in marked(self.mark):
+            with suppress(psutil.Error):  # it has ended
+                found += [process] * process.name().startswith(name)
+        return found
 
     def kill(self, name: str) -> None:
-        """Ends the daemons of that name as a power cut does."""
-        for process in self.daemons(name):
-            process.send_signal(signal.SIGKILL)
+        """Ends the daemons of that name; what they have started lives on."""
+        daemons = self.daemons(name)
+        self.orphans += [child for each in daemons for child in each.children(recursive=True)]
+        end(daemons)
 
     def stop(self) -> None:
         """Ends everything that runs here."""
-        for process in marked(self.mark):
-            process.send_signal(signal.SIGKILL)
+        for _ in range(2):  # what is ended may have started something
+            end([*marked(self.mark), *self.orphans])
 
     def cut(self, *, off: bool) -> None:
         """Takes the line away, or gives it back; nobody is told."""
@@ -153,10 +165,8 @@ def machines(count: int, *, apart: bool = False) -> Iterator[list[Machine]]:
                 ip("-n", name, "link", "set", "lo", "up")
         yield found
     finally:
-        for _ in range(3):  # what is ended may have started something
-            for process in marked(mark):
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.3)
+        for machine in found:
+            machine.stop()
         for machine in found if apart else ():
             subprocess.run(["ip", "netns", "delete", machine.namespace], check=False)
         if apart:
