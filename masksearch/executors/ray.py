@@ -521,7 +521,7 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
     keepalive = {name: os.environ.get(name, value) for name, value in KEEPALIVE.items()}
-    own = {"RAY_USAGE_STATS_ENABLED": "0"} | keepalive | (own_token() if alone else {})
+    own = {"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else keepalive)
     with set_environment(own):
         try:
             # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
