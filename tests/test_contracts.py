@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from masksearch import masks, search
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import EvaluatorError
-from masksearch.user_code import check_evaluator
 
 QUERIES, KEYS = 3, 5
 
@@ -127,11 +127,17 @@ class Inner(Judge):
         (type("J", (Judge,), {"__call__": lambda self, m: []})(), "cannot be called with"),
     ],
 )
-def test_an_evaluator_that_lacks_something_is_refused_in_a_line(evaluator, said):
+def test_an_evaluator_that_lacks_something_is_refused_in_a_line(evaluator, said, tmp_path):
+    given = {"run": tmp_path / "run", "trials": 1}
     with pytest.raises(EvaluatorError, match=said) as raised:
-        check_evaluator(evaluator)
+        search(lambda trial: masks.window(1), evaluator, **given)
     assert "\n" not in str(raised.value)
-    check_evaluator(Judge())
+    assert not given["run"].exists()
+
+
+def test_an_evaluator_that_lacks_nothing_is_taken(tmp_path):
+    study = search(lambda trial: masks.window(1), Judge(), run=tmp_path, trials=1)
+    assert [record.status for record in study.records()] == ["done"]
 
 
 @given(st.dictionaries(st.integers(1, 64), st.integers(1, 9), min_size=1), st.booleans())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from cli_runs import run
 from toy_sentences import write_sentences
 
 import masksearch as ms
-from masksearch.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = {  # what the page says -> what a toy takes
@@ -57,12 +56,9 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
     """The standard output of a command that works."""
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    shown = capsys.readouterr()
-    assert not stop.value.code, shown.err
-    return shown.out
+    code, out, err = run(monkeypatch, capsys, *words[1:])
+    assert code == 0, err
+    return out
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record, Report
-from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.executors.job import JobRun
 from masksearch.study.store import StudyStore
@@ -257,10 +256,10 @@ def test_listener_that_remembers_is_told_what_a_resumed_study_holds(tmp_path):
 @pytest.mark.slow
 def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
     """Two open trials of one mask: the first runs, the second is answered from it."""
+    evaluator, mask = ToyEvaluator(), masks.window(3)
+    once = ms.compare({"a": mask}, evaluator, run=tmp_path / "once", seeds=[0])
     store = StudyStore(tmp_path / "run")
-    evaluator = ToyEvaluator()
-    store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
-    mask = masks.window(3)
+    store.create(evaluator.objectives, once.notes)
     for name in "ab":
         record = Record(
             -1,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from toy import ToyEvaluator
 
-from masksearch import load_function
-from masksearch.contracts import Evaluate, Objective, Record
+from masksearch import load_function, search
 from masksearch.errors import UnknownNameError
-from masksearch.user_code import UserCodeError, definition_hashes, load_strategy
+from masksearch.user_code import UserCodeError, definition_hashes
 
 FILE = '''
 from masksearch import masks
@@ -40,7 +40,6 @@ def wants_more(seed, temperature):
 def nothing(seed):
     return [seed]
 '''
-OFFERED = {"space": None, "objectives": (Objective("loss", "min", 9.0),), "seed": 3}
 
 
 @pytest.fixture
@@ -52,11 +51,11 @@ def file(tmp_path):
 
 def test_class_and_function_get_what_they_name(file):
     for name in ("Windows", "made"):
-        strategy = load_strategy(f"{file}:{name}", {"first": 4}, **OFFERED)
-        proposal = strategy.ask()
-        assert proposal.params == {"reach": 7}
-        strategy.tell(Record(5, "running", Evaluate(proposal.job.mask)))
-        assert strategy.ask().number == 6
+        given = {"strategy": f"{file}:{name}", "strategy_options": {"first": 4}, "seed": 3}
+        for trials in (1, 3):  # the second call tells it what the first one found
+            study = search(None, ToyEvaluator(), run=file.parent / name, trials=trials, **given)
+            found = [(record.number, record.params["reach"]) for record in study.records()]
+            assert found == [(0, 7), (1, 8), (2, 9)][:trials]
 
 
 def test_class_carries_the_text_of_its_file(file):
@@ -71,15 +70,17 @@ def test_class_carries_the_text_of_its_file(file):
         ("wants_more", {}, UserCodeError, "wants 'temperature', .* gives space, objectives, seed"),
         ("nothing", {}, UserCodeError, "makes a list, .* has no ask and no tell; write ask"),
         ("{}/none.py:Windows", {}, UserCodeError, r"none\.py: no such file"),
-        ("", {}, UserCodeError, r"name it as file\.py:function"),
         ("{}/late.py:mask", {}, UserCodeError, "late.py, line 3: .*did you mean 'window'"),
     ],
 )
 def test_mistakes_are_said_in_words(file, name, options, error, message):
     (file.parent / "late.py").write_text("from masksearch import masks\n\nmask = masks.windw(3)\n")
-    place = name.format(file.parent) if "{" in name or name == "" else f"{file}:{name}"
+    place = name.format(file.parent) if "{" in name else f"{file}:{name}"
+    given = {"strategy": place, "strategy_options": options}
     with pytest.raises(error, match=message):
-        load_strategy(place or "Windows", options, **OFFERED)
+        search(None, ToyEvaluator(), run=file.parent / "run", trials=1, **given)
+    with pytest.raises(UserCodeError, match=r"name it as file\.py:function"):
+        load_function("Windows")
 
 
 SPACE = """

@@ -87,6 +87,18 @@ def test_short_inputs_say_from_where_a_sparse_kernel_pays():
     text = " ".join(str(explain(attach(bert(), masks.window(8)), 128)).split())
     assert "below 256 positions nothing sparse pays" in text
     assert "window(8): block gather pays from about 512 positions on." in text
+    model = attach(bert(), masks.longformer(8, 1))
+    assert "pays from about 512 positions on." in " ".join(str(explain(model, 256)).split())
+    assert [only(model, length).backend for length in (256, 512)] == ["sdpa", "gather"]
+    assert "nothing sparse pays, at any length" in str(
+        explain(attach(bert(), masks.strided(4)), 128)
+    )
+
+
+def test_a_table_of_one_length_says_whether_auto_would_gather():
+    tiles = torch.eye(8).repeat_interleave(64, -1).repeat_interleave(64, -2)
+    model = attach(bert(), masks.table(tiles > 0), backend="sdpa")
+    assert 'backend="auto" would take block gather.' in " ".join(str(explain(model)).split())
 
 
 def test_parts_of_an_encoder_decoder():

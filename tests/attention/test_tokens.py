@@ -13,10 +13,9 @@ import transformers as hf
 from architectures import ARCHITECTURES, gpt2_config
 from torch import Tensor, nn
 
-from masksearch import masks
+from masksearch import attention_maps, masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.errors import AttachError, EmptyRowError, HeadCountError
-from masksearch.positions.probes import WatchedAttention, attached_probe
 
 SPECIAL = 7
 HUBS = masks.window(1) | masks.special_tokens(SPECIAL)
@@ -158,10 +157,8 @@ def test_rows_that_keep_nothing_are_refused():
 
 def test_positions_are_not_studied_under_content():
     model = attach(ARCHITECTURES["bert"].made(), HUBS)
-    bank = WatchedAttention(9, 4, 2, lambda layer, weights, valid: None)
     with pytest.raises(AttachError, match=r"carries window\(1\).*which follows the tokens"):
-        with attached_probe(model, bank, {"input_ids": tokens(0)}):
-            pass
+        attention_maps(model, [{"input_ids": tokens(0)}])
     assert isinstance(attached(model)["self"], type(HUBS))
 
 

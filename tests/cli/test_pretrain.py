@@ -16,10 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from masksearch import attached, load_mask, load_pretrained, open_pretrained
+from masksearch import attached, load_mask, load_pretrained, masks, open_pretrained
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
-from masksearch.masks import window
 from masksearch.training.checkpoints import Checkpoints
 
 SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")
@@ -68,8 +67,8 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
         "command.json", "config.json", "curve.csv", "mask.json", "masksearch.json",
         "model.safetensors", "settings.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    assert load_mask(out / "mask.json") == window(2)
-    assert attached(load_pretrained(out)) == {"self": window(2)}
+    assert load_mask(out / "mask.json") == masks.window(2)
+    assert attached(load_pretrained(out)) == {"self": masks.window(2)}
     stored = json.loads((out / "settings.json").read_text())
     assert (stored["mask"], stored["seed"], stored["settings"]["steps"]) == ("window(2)", 0, 6)
     rows = list(csv.DictReader((out / "curve.csv").open()))
@@ -90,7 +89,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
     run("window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "micro_batches=2")
     last = list(csv.DictReader((out / "curve.csv").open()))[-1]
     judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4, half="all")
-    (report,) = judge(window(2), seed=0, workdir=tmp_path / "judge")
+    (report,) = judge(masks.window(2), seed=0, workdir=tmp_path / "judge")
     assert report.values["loss"] == pytest.approx(float(last["loss"]), abs=2e-6)
 
 

@@ -13,7 +13,6 @@ from masksearch.models.encoders import (
     encoder,
     find_preset,
     find_size,
-    initial_spread,
 )
 
 
@@ -141,7 +140,7 @@ def test_sparsebert_is_bert_base_as_published():
 
 
 def test_initial_spread_is_berts_at_its_width():
-    assert initial_spread(768) == 0.02  # BERT, initializer_range of the released configuration
-    assert initial_spread(192) == pytest.approx(0.04)
-    wide = encoder(SMALL, 400, 16, seed=0)
-    assert wide.config.initializer_range == initial_spread(32)
+    spreads = {768: 0.02, 192: 0.04, 48: 0.08}  # 768: of BERT's released configuration
+    for width, spread in spreads.items():
+        config = encoder(f"1x{width}x2", 40, 16, seed=0).config
+        assert config.initializer_range == pytest.approx(spread)

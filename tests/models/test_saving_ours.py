@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from masksearch import attach, masks, open_pretrained, save_pretrained
 from masksearch.errors import AttachError
 from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, encoder
-from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
+from masksearch.models.pretrained import use_their_epsilon
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
 
 LENGTH, VOCABULARY = 12, 40
@@ -62,7 +62,7 @@ def test_a_pair_head_of_bert_is_kept(tmp_path):
     from transformers import BertForPreTraining
 
     model = made(pairs=True)
-    hugging_face_model(model).save_pretrained(tmp_path)
+    save_pretrained(attach(model, masks.full()), tmp_path)
     tokens = torch.randint(3, VOCABULARY, (5, LENGTH), generator=torch.Generator().manual_seed(2))
     start = open_pretrained(tmp_path)
     assert start.has_pair_head
@@ -77,7 +77,7 @@ def test_a_pair_head_of_bert_is_kept(tmp_path):
 
 def test_a_pair_head_of_another_is_left_out_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "masksearch"):
-        hugging_face_model(made("electra", pairs=True)).save_pretrained(tmp_path)
+        save_pretrained(attach(made("electra", pairs=True), masks.full()), tmp_path)
     assert "sentence-pair head is not written" in caplog.text
     assert open_pretrained(tmp_path).has_head
 
@@ -85,7 +85,7 @@ def test_a_pair_head_of_another_is_left_out_with_a_warning(tmp_path, caplog):
 def test_without_their_epsilon_logits_are_close(tmp_path):
     model = made()
     model.norm.eps = 1e-5
-    hugging_face_model(model).save_pretrained(tmp_path)
+    save_pretrained(attach(model, masks.full()), tmp_path)
     again = open_pretrained(tmp_path).masked_language_model(seed=0).eval()
     assert torch.allclose(logits(again), logits(model), atol=1e-2)
 

@@ -9,12 +9,7 @@ from torch import Tensor
 
 from masksearch.attention.call import AttentionCall
 from masksearch.errors import LengthError
-from masksearch.positions.probes import (
-    FlippedAttention,
-    ThinnedAttention,
-    WatchedAttention,
-    valid_pairs,
-)
+from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
 SIZES = (5, 2, 1)  # positions, heads, layers
 
@@ -90,8 +85,3 @@ def test_another_length_is_refused():
     bank = ThinnedAttention(6, 2, 1)
     with pytest.raises(LengthError, match=r"first one, 6 positions, got 5 queries.*pad"):
         bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
-
-
-def test_causal_pairs_count_although_the_last_key_is_seen_once():
-    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
-    assert torch.equal(valid_pairs(causal, 2, 5, torch.device("cpu"))[1], causal[0])

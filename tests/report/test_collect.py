@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import filelock
 import pandas as pd
 import pytest
 from toy import ToyEvaluator, space
@@ -19,12 +18,10 @@ from masksearch import masks
 from masksearch.report.collect import (
     StoredStudy,
     name_groups,
-    progress_of,
     report_on,
     studies_in,
     tell_apart,
 )
-from masksearch.study.storage import LOCK
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
@@ -84,9 +81,17 @@ def test_page_says_how_every_study_was_made(runs):
 
 
 def test_a_run_that_goes_on_is_told(tmp_path):
-    with filelock.FileLock(tmp_path / LOCK):
-        assert progress_of([tmp_path]) == [f"{tmp_path} begins"]
-    assert progress_of([tmp_path]) == []
+    run, pages = tmp_path / "run", []
+
+    def told(record: ms.Record) -> None:
+        if len(pages) == 1:
+            (run / "status.json").unlink()  # as before its first trial
+        pages.append(report_on(run, tmp_path / "page.html", live=True).read_text())
+
+    ms.search(space, ToyEvaluator(), run=run, trials=2, listeners=[told], progress=None)
+    assert [f"{run} begins" in page for page in pages] == [False, True]
+    ended = report_on(run, tmp_path / "page.html", live=True).read_text()
+    assert ["search by tpe" in page for page in (pages[0], ended)] == [True, False]
 
 
 def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):

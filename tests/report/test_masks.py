@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from matplotlib.text import Text
 
 from masksearch import masks
 from masksearch.errors import HeadCountError
-from masksearch.report.pictures import planes, plot_masks
+from masksearch.report.pictures import plot_masks
 
 
 def words(figure):
@@ -14,11 +16,16 @@ def words(figure):
 
 
 def test_equal_layers_and_heads_are_one_panel():
-    assert planes(masks.star(), 16, 3, 2).shape == (1, 1, 16, 16)
     two = masks.per_head([masks.star(), masks.window(2)])
-    assert planes(two, 16, 3, 2).shape == (1, 2, 16, 16)
-    assert planes(masks.per_layer([two, masks.star()]), 16, 2, 2).shape == (2, 2, 16, 16)
-    assert planes(torch.ones(16, 16), 16, 2, 2).shape == (1, 1, 16, 16)
+    for mask, named in (
+        (masks.star(), set()),
+        (torch.ones(16, 16), set()),
+        (two, {"every layer", "head 0", "head 1"}),
+        (masks.per_layer([masks.star(), two]), {"layer 0", "layer 1", "head 0", "head 1"}),
+        (masks.per_layer([masks.star(), masks.full()]), {"layer 0", "layer 1", "every head"}),
+    ):
+        figure = plot_masks({"mine": mask}, 16, 2, 2)
+        assert {text for text in words(figure) if re.search("layer|head", text)} == named
 
 
 def test_masks_show_names_and_sparsity():

@@ -16,9 +16,10 @@ from PIL import Image
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.masks.measure import effective_density, unit_densities
+from masksearch.masks.measure import effective_density
+from masksearch.report.page import write_report
 from masksearch.report.pictures import Pictures
-from masksearch.report.result import plain_data, result_of
+from masksearch.report.result import result_of
 from masksearch.report.section import Section, evaluate_line
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
@@ -39,9 +40,9 @@ def section(record, compared, objectives, shape):
     return Section({"tpe": found}, objectives, {"c": comparison}, shape=shape)
 
 
-def test_result_validates_and_is_json(section):
-    result = plain_data(result_of([section], title="t", progress=["on its way"]))
-    again = json.loads(json.dumps(result, allow_nan=False))
+def test_result_validates_and_is_json(section, tmp_path):
+    write_report(tmp_path / "t.html", [section], title="t", progress=["on its way"])
+    again = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
     schema = resources.files("masksearch.report").joinpath("result.schema.json")
     jsonschema.validate(again, json.loads(schema.read_text()))
     assert again["failures"][0]["reason"] == "boom"
@@ -76,14 +77,16 @@ def test_fronts_of_several_searches_have_a_band(record, objectives, shape):
 def test_allocation_is_of_the_uneven_masks_of_the_front(section):
     found = result_of([section], title="t")["sections"][0]["allocation"]
     assert [each["name"] for each in found["masks"]] == ["tpe 4"]
-    assert np.allclose(found["masks"][0]["kept"], unit_densities(UNEVEN, section.shape))
+    dense = UNEVEN.dense(16, 2, 2).float()
+    assert np.allclose(found["masks"][0]["kept"], dense.mean((2, 3)))
     assert any("more masks of the front keep the same share" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_units_keep_together_what_the_mask_keeps(causal):
+def test_units_keep_together_what_the_mask_keeps(section, causal):
     shape = Shape(16, 2, 2, causal=causal, lengths={9: 2, 16: 1})
-    mean = float(np.mean(unit_densities(UNEVEN, shape)))
+    found = result_of([replace(section, shape=shape)], title="t")["sections"][0]["allocation"]
+    mean = float(np.mean(found["masks"][0]["kept"]))
     assert mean == pytest.approx(effective_density(UNEVEN, shape))
 
 

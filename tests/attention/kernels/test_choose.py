@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from mask_trees import sized_trees
 
 from masksearch import masks
-from masksearch.attention.kernels.choose import choose, choose_on_cpu, gather_pays_from
+from masksearch.attention.kernels.choose import choose, choose_on_cpu
 from masksearch.errors import LengthError
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
@@ -110,16 +110,6 @@ def test_devices_without_figures_take_sdpa():
     made = chosen(masks.window(64), 4096, device="mps")
     assert made.backend == "sdpa"
     assert 'backend="gather"' in made.reason
-
-
-# -- from which length -------------------------------------------------------------------------
-def test_gather_pays_from_some_length():
-    first = gather_pays_from(masks.longformer(8, 1))
-    assert first == 512
-    assert chosen(masks.longformer(8, 1), first).backend == "gather"
-    assert chosen(masks.longformer(8, 1), first // 2).backend == "sdpa"
-    assert gather_pays_from(masks.strided(4)) is None
-    assert gather_pays_from(layout(torch.eye(8) > 0)) == 512
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

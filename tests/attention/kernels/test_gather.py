@@ -15,7 +15,6 @@ from masksearch.attention.kernels import gather as kernels
 from masksearch.attention.kernels import plan as planning
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.errors import HeadCountError, LengthError
-from masksearch.masks.lower import block_view
 
 SCALING = 0.3
 
@@ -353,7 +352,7 @@ def test_rows_that_read_everything_are_taken_alone():
     units = 4096 // plan.unit
     wide = [bundle for bundle in plan.bundles if bundle.keys.shape[1] == units]
     assert [bundle.queries.tolist() for bundle in wide] == [[[0]]]
-    assert pairs(plan) < 0.75 * int(block_view(mask, 4096, 64).sum())
+    assert pairs(plan) < 0.75 * int(masks.to_block_layout(mask, 4096, 64).sum())
 
 
 def test_unstructured_masks_take_about_a_bit_a_cell():

@@ -9,7 +9,7 @@ import pytest
 
 from masksearch.errors import DataError
 from masksearch.tasks.glue import TASKS, GlueTask, load_glue
-from masksearch.tasks.glue.read import glue_place, open_folder
+from masksearch.tasks.glue.read import glue_place
 
 datasets = pytest.importorskip("datasets")
 
@@ -186,13 +186,19 @@ def test_offline_mode_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_the_hub_is_asked_for_the_configuration(
-    hub: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
     def loaded(name: str, config: str, **options: Any) -> dict[str, Any]:
         asked.extend((name, config))
-        return open_folder(hub / config, splits(TASKS["MNLI"]))
+        return {
+            split: datasets.Dataset.from_parquet(
+                [str(file) for file in sorted((hub / config).glob(f"{split}-*"))],
+                cache_dir=str(tmp_path),
+            )
+            for split in splits(TASKS["MNLI"])
+        }
 
     monkeypatch.setattr("masksearch.tasks.text.files.hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", loaded)

@@ -9,7 +9,6 @@ import torch
 
 from masksearch import GradedProcess, masks
 from masksearch.contracts import generator
-from masksearch.masks.tables import Table
 from masksearch.tasks.planted import Dependency
 from masksearch.tasks.planted.graded import mask_tokens
 
@@ -30,7 +29,7 @@ PROCESSES = [GradedProcess(), SMALL, VOTES]
 each = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.digest)
 
 
-def random_table(length: int, random: torch.Generator, density: float) -> Table:
+def random_table(length: int, random: torch.Generator, density: float) -> masks.table:
     kept = torch.rand(length, length, generator=random) < density
     return masks.table(kept | torch.eye(length, dtype=torch.bool))
 
