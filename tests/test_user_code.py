@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+
 import pytest
 from toy import ToyEvaluator
 
-from masksearch import load_function, search
-from masksearch.errors import UnknownNameError
-from masksearch.user_code import UserCodeError, definition_hashes
+from masksearch import load_function, masks, search
+from masksearch.errors import ResumeError, UnknownNameError
+from masksearch.report.collect import studies_in
+from masksearch.user_code import UserCodeError
 
 FILE = '''
 from masksearch import masks
@@ -103,28 +107,34 @@ def space(trial):
         ("def space(trial):\n", 'def space(trial):\n    """Windows."""\n', set()),
         ("UNUSED = 3", "UNUSED = 4", set()),
         ("FARTHEST = 9", "FARTHEST = 8", {"FARTHEST"}),
-        ("suggest_int", "suggest_categorical", {"reach"}),
+        ('"reach", 0', '"reach", 1', {"reach"}),
         ("masks.window", "masks.dilated", {"space"}),
     ],
 )
 def test_an_edit_counts_where_it_changes_what_a_space_does(tmp_path, old, new, edited):
-    hashes = []
+    run = tmp_path / "run"
     for text in (SPACE, SPACE.replace(old, new)):
         (tmp_path / "spaces.py").write_text(text)
-        hashes.append(definition_hashes(load_function(f"{tmp_path / 'spaces.py'}:space")))
-    first, second = hashes
-    assert {"space", "reach", "FARTHEST", "masks"} == first.keys()
-    assert {name for name in first if first[name] != second[name]} == edited
+        refused = text != SPACE and edited
+        said = rf"\(the space's code was edited: {', '.join(edited)}\)"
+        with pytest.raises(ResumeError, match=said) if refused else nullcontext():
+            call = load_function(f"{tmp_path / 'spaces.py'}:space")
+            search(call, ToyEvaluator(), run=run, trials=1)
+    (study,) = studies_in(run)
+    assert json.loads(study.facts["space"]).keys() == {"space", "reach", "FARTHEST", "masks"}
 
 
-def test_a_space_that_a_function_makes_is_known_by_what_it_says_or_by_its_code():
+def test_a_space_that_a_function_makes_is_known_by_what_it_says_or_by_its_code(tmp_path):
     def made(says):
         def space(trial):
-            return says
+            return masks.window(trial.suggest_int("reach", 0, 3))
 
         if says:
             space.masksearch_source = says
         return space
 
-    assert definition_hashes(made("4 heads")) != definition_hashes(made("8 heads"))
-    assert definition_hashes(made("")) == definition_hashes(made(""))
+    for says in ("", "", "4 heads", "4 heads"):
+        search(made(says), ToyEvaluator(), run=tmp_path / f"run {says}", trials=1)
+    for says, other in (("", "4 heads"), ("4 heads", "8 heads")):
+        with pytest.raises(ResumeError, match="space"):
+            search(made(other), ToyEvaluator(), run=tmp_path / f"run {says}", trials=1)

@@ -9,8 +9,10 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, RecordLogger
-from masksearch.loggers.trackers import MlflowLogger, TensorBoardLogger, WandbLogger, open_loggers
+from masksearch.loggers.trackers import open_loggers
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
@@ -76,9 +78,16 @@ def own_environment(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def feed(logger: RecordLogger) -> None:
+@contextmanager
+def opened(name: str, run: Path) -> Iterator[Any]:
+    """The logger of that name."""
+    with open_loggers([name], run, OBJECTIVES) as (logger,):
+        yield logger
+
+
+def feed(name: str, run: Path) -> None:
     """A new search from its beginning to its end."""
-    with logger:
+    with opened(name, run) as logger:
         logger.restore([])
         for each in RECORDS:
             logger(each)
@@ -108,25 +117,25 @@ def csv_steps(folder: Path) -> list[tuple[int, float]]:
 
 def tensorboard_steps(folder: Path) -> list[tuple[int, float]]:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    trial = reader.EventAccumulator(str(folder / "trials" / "5")).Reload()
+    trial = reader.EventAccumulator(str(folder / "tensorboard/trials/5")).Reload()
     return [(event.step, event.value) for event in trial.Scalars("loss")]
 
 
 @pytest.mark.parametrize(
-    ("make", "steps"),
+    ("name", "steps"),
     [
-        (lambda folder: CsvLogger(folder / "log.csv", OBJECTIVES), csv_steps),
-        (lambda folder: TensorBoardLogger(folder, OBJECTIVES), tensorboard_steps),
+        ("csv", csv_steps),
+        ("tensorboard", tensorboard_steps),
     ],
     ids=["csv", "tensorboard"],
 )
-def test_steps_are_there_while_a_trial_runs_and_once_it_was_begun_again(tmp_path, make, steps):
-    with make(tmp_path) as logger:
+def test_steps_are_there_while_a_trial_runs_and_once_it_was_begun_again(tmp_path, name, steps):
+    with opened(name, tmp_path) as logger:
         logger.restore([])
         for report in RECORDS[-1].curve[:2]:
             logger.reported(5, report)
         assert steps(tmp_path) == [(1, 2.5), (2, 2.0)]
-    with make(tmp_path) as logger:  # the driver was killed: steps come again, on themselves
+    with opened(name, tmp_path) as logger:  # after a kill steps come again, on themselves
         assert isinstance(logger, FollowsReports)
         logger.restore([])
         for report in RECORDS[-1].curve[:2]:
@@ -269,8 +278,8 @@ def test_search_goes_on_where_the_disk_refuses(tmp_path):
 # -- TensorBoard -----------------------------------------------------------------------------
 def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    in_two_calls(lambda: TensorBoardLogger(tmp_path, OBJECTIVES))
-    search = reader.EventAccumulator(str(tmp_path), {"tensors": 0}).Reload()
+    in_two_calls(lambda: opened("tensorboard", tmp_path))
+    search = reader.EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0}).Reload()
     size = search.Scalars("front/size")
     assert [(e.step, e.value) for e in size] == list(enumerate(SIZES, start=1))
     assert [e.value for e in search.Scalars("front/hypervolume")] == VOLUMES
@@ -285,7 +294,7 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
     ]
     words = search.Tensors("record/failed/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "error: ValueError: a, b" in words
-    trial = reader.EventAccumulator(str(tmp_path / "trials" / "5")).Reload()
+    trial = reader.EventAccumulator(str(tmp_path / "tensorboard/trials/5")).Reload()
     curve = {(event.step, event.value) for event in trial.Scalars("loss")}
     assert curve == {(1, 2.5), (2, 2.0), (3, 1.5)}
     assert trial.Scalars("final/loss")[0].value == 1.5
@@ -300,8 +309,8 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
 @pytest.mark.slow
 def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    in_two_calls(lambda: MlflowLogger(tmp_path / "m", OBJECTIVES, "mine"))
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'm' / 'mlflow.db'}")
+    in_two_calls(lambda: opened("mlflow", tmp_path / "mine"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mine/mlflow/mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("masksearch").experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert (parent.info.run_name, parent.info.status) == ("mine", "FINISHED")
@@ -309,9 +318,8 @@ def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path)
     assert [m.value for m in sorted(history, key=lambda m: m.step)] == VOLUMES
     assert parent.data.metrics["front/size"] == 2
     assert parent.data.metrics["search/failed"] == 1
-    front = json.loads(
-        (tmp_path / "m/artifacts" / parent.info.run_id / "artifacts/front.json").read_text()
-    )
+    artifacts = tmp_path / "mine/mlflow/artifacts" / parent.info.run_id / "artifacts"
+    front = json.loads((artifacts / "front.json").read_text())
     assert [row["number"] for row in front["front"]] == [2, 5]
     children = {run.info.run_name: run for run in runs if run is not parent}
     assert sorted(children) == [f"trial {number}" for number in range(6)]
@@ -331,9 +339,8 @@ def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path)
 def test_mlflow_server_that_is_down_does_not_end_a_search(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    logger = MlflowLogger(tmp_path, OBJECTIVES)
     with pytest.warns(RuntimeWarning) as found:
-        feed(logger)
+        feed("mlflow", tmp_path)
     texts = [str(w.message) for w in found if "MLflow log" in str(w.message)]
     assert len(texts) == 1
     assert "the search goes on" in texts[0]
@@ -397,8 +404,8 @@ def offline_runs(folder: Path, kind: str) -> list[OfflineRun]:
 def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    in_two_calls(lambda: WandbLogger(tmp_path, OBJECTIVES, "mine"))
-    searches = offline_runs(tmp_path, "search")
+    in_two_calls(lambda: opened("wandb", tmp_path / "mine"))
+    searches = offline_runs(tmp_path / "mine", "search")
     assert [len(search.steps) for search in searches] == [3, 3]  # one a call, which cannot go on
     steps = [step for search in searches for step in search.steps]
     assert [s["search/finished"] for s in steps] == [1, 2, 3, 4, 5, 6]
@@ -410,9 +417,9 @@ def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, 
     assert steps[2]["record/error"] == "ValueError: a, b"
     changes = [s["search/finished"] for s in steps if any("front/table" in key for key in s)]
     assert changes == [1, 2, 6]
-    tables = tmp_path.glob("wandb/offline-run-*/files/media/table/front/*.json")
+    tables = tmp_path.glob("mine/wandb/offline-run-*/files/media/table/front/*.json")
     assert {len(json.loads(path.read_text())["data"]) for path in tables} == {1, 2}
-    trials = offline_runs(tmp_path, "trial")
+    trials = offline_runs(tmp_path / "mine", "trial")
     assert sorted(run.name for run in trials) == [f"trial {n}" for n in (0, 1, 2, 3, 4, 5, 5)]
     assert {run.group for run in [*searches, *trials]} == {"mine"}
     begun, whole = (run for run in trials if run.name == "trial 5")  # it was interrupted
@@ -430,7 +437,7 @@ def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     with (
         pytest.warns(RuntimeWarning, match="Weights & Biases log does not take records"),
-        WandbLogger(tmp_path, OBJECTIVES) as logger,
+        opened("wandb", tmp_path) as logger,
     ):
         logger(RECORDS[0])
 
