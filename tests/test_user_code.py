@@ -108,7 +108,7 @@ def space(trial):
         ("UNUSED = 3", "UNUSED = 4", set()),
         ("FARTHEST = 9", "FARTHEST = 8", {"FARTHEST"}),
         ('"reach", 0', '"reach", 1', {"reach"}),
-        ("masks.window", "masks.dilated", {"space"}),
+        ("masks.window", "masks.causal() | masks.window", {"space"}),
     ],
 )
 def test_an_edit_counts_where_it_changes_what_a_space_does(tmp_path, old, new, edited):
