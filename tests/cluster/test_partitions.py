@@ -9,6 +9,7 @@ run to its end twice only where its last report was on its way to a driver that 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -107,9 +108,9 @@ def since(search: Search, began: float, node: object) -> list[float]:
     ]
 
 
-def node_of(search: Search, machine: Machine) -> str:
+def node_of(machine: Machine) -> str:
     """What the log calls a machine."""
-    return str(machine.daemons("raylet")[0].pid)
+    return f"{platform.node()}:{machine.daemons('raylet')[0].pid}"
 
 
 def lost_trials(search: Search, machine: Machine) -> list[str]:
@@ -121,7 +122,7 @@ def lost_trials(search: Search, machine: Machine) -> list[str]:
 
 def test_a_cut_of_20_seconds_costs_a_node_less_than_a_minute(nodes, tmp_path):
     search = nodes.search(tmp_path / "run", 60)
-    node, began = node_of(search, nodes.first), time.time()
+    node, began = node_of(nodes.first), time.time()
     nodes.first.cut(off=True)
     time.sleep(20)
     nodes.first.cut(off=False)
