@@ -168,6 +168,7 @@ def machines(count: int, *, apart: bool = False) -> Iterator[list[Machine]]:
         for machine in found:
             machine.stop()
         for machine in found if apart else ():
+            subprocess.run(["ip", "link", "delete", f"{machine.namespace}v"], check=False)
             subprocess.run(["ip", "netns", "delete", machine.namespace], check=False)
         if apart:
             subprocess.run(["ip", "link", "delete", mark], check=False)
