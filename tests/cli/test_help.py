@@ -16,7 +16,6 @@ from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
 from masksearch.cli.main import app
-from masksearch.cli.options import read_arguments
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -118,15 +117,14 @@ def test_defaults_are_those_of_the_evaluators(capsys, wide):
 
 
 def test_options_say_what_the_docstring_says():
-    found = read_arguments("masksearch.evaluators.mlm:MlmEvaluator")
-    steps = found["steps"]
-    assert (steps.kind, steps.default) == (int, "800")
-    assert steps.help == "Optimiser steps of pre-training"
-    assert found["whole_words"].kind is bool
-    assert found["weights"].default == "random weights"
-    taken = read_arguments("masksearch.driver:search")
-    assert (taken["seed"].kind, taken["seed"].default) == (int, "0")
-    assert taken["trials"].kind is int
+    for command in ("search", "compare"):
+        options = {option.name: option for option in COMMANDS[command].params}
+        assert options["steps"].type_descriptor.annotation is int
+        assert options["steps"].help.startswith("Optimiser steps of pre-training.  [default: 800;")
+        assert options["weights"].help.endswith("[default: random weights]")
+    options = {option.name: option for option in COMMANDS["search"].params}
+    assert options["seed"].help.endswith("[default: 0]")
+    assert [options[name].type_descriptor.annotation for name in ("seed", "trials")] == [int, int]
 
 
 def test_commands_are_listed_in_the_order_of_use(monkeypatch, capsys):
