@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -13,10 +14,8 @@ from toy_questions import small, squad_json, write_squad, write_text
 import masksearch as ms
 from masksearch import SquadEvaluator, masks
 from masksearch.errors import DataError
-from masksearch.evaluators.squad import trivial
 from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
-from masksearch.tasks.squad import Question
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +120,20 @@ def test_a_single_file_is_split_and_says_so(data: Path, caplog: pytest.LogCaptur
     assert len(other.data().dev) == 90
 
 
-def test_answers_that_need_no_question() -> None:
-    context = "x b c d"
-    questions = [Question("q", "?", context, "T", ("b",), (2,)), Question("r", "?", context, "T")]
-    assert trivial(questions, nullable=True) == {"exact/majority": 0.5, "f1/majority": 0.5}
-    assert trivial(questions[:1], nullable=False) == {"exact/majority": 0.0, "f1/majority": 0.4}
+@pytest.mark.parametrize(("name", "exact", "overlap"), [("two", 0.5, 0.5), ("one", 0.0, 0.4)])
+def test_answers_that_need_no_question(
+    data: Path, tmp_path: Path, name: str, exact: float, overlap: float
+) -> None:
+    shutil.copy(data / name / "train-v.json", tmp_path)
+    qas: list[dict[str, object]] = [
+        {"id": "q", "question": "?", "answers": [{"text": "b", "answer_start": 2}]},
+        {"id": "r", "question": "?", "answers": [], "is_impossible": True},
+    ]
+    told = {"context": "x b c d", "qas": qas if name == "two" else qas[:1]}
+    write_squad(tmp_path / "dev-v.json", {"data": [{"title": "T", "paragraphs": [told]}]})
+    judge = evaluator(data, str(tmp_path), rows=16, epochs=1, half="all")
+    values = last_values(judge, masks.full(), tmp_path / "work")
+    assert (values["exact/majority"], values["f1/majority"]) == (exact, overlap)
 
 
 def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from toy import built
 
 from masksearch import Constraint, masks
 from masksearch.contracts import Evaluate, Objective, Record, Refused, Shape
-from masksearch.strategies.evolution import by_rank_and_crowding
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))
@@ -38,6 +37,14 @@ def finished(proposal, status="done", loss=1.0, **measures):
 
 def record(number, loss, sparsity=0.5):
     return Record(number, "done", MASK, values={"loss": loss}, measures={"sparsity": sparsity})
+
+
+def ranked(records, objectives):
+    """The numbers of possible parents, best first."""
+    strategy = built("evolution", nested, objectives, population=len(records))
+    for each in records:
+        strategy.tell(each)
+    return [each.number for each in strategy.rank_parents()]
 
 
 def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
@@ -134,15 +141,14 @@ def test_without_any_parent_draws_stay_random():
 def test_ranking_puts_fronts_first_and_the_lonely_before_the_crowded():
     rows = {0: (1, 0.1), 1: (2, 0.5), 2: (2.1, 0.52), 3: (3, 0.9), 4: (3, 0.2), 5: (9, 0.1)}
     records = [record(number, *row) for number, row in rows.items()]
-    order = [r.number for r in by_rank_and_crowding(records, TWO)]
+    order = ranked(records, TWO)
     assert set(order[:2]) == {0, 3}
     assert set(order[2:4]) == {1, 2}
     assert order[4:] == [4, 5]
 
 
 def test_one_objective_ranks_by_value():
-    order = by_rank_and_crowding([record(n, loss) for n, loss in enumerate((3, 1, 2))], ONE)
-    assert [r.number for r in order] == [1, 2, 0]
+    assert ranked([record(n, loss) for n, loss in enumerate((3, 1, 2))], ONE) == [1, 2, 0]
 
 
 def test_space_that_raises_is_refused_with_its_reason():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.training.accumulation import Accumulator, count_scored
+from masksearch.training.accumulation import Accumulator
 
 
 class Tagger(nn.Module):
@@ -26,6 +26,10 @@ class Tagger(nn.Module):
 
 def both(model: nn.Module, batch: Batch) -> Tensor:
     hidden = model.table[batch["input_ids"]]
+    if "labels" not in batch:
+        return hidden.square().mean()
+    if batch["labels"].is_floating_point():
+        return F.mse_loss(hidden.mean((1, 2)), batch["labels"])
     tokens = F.cross_entropy(hidden.flatten(0, 1), batch["labels"].flatten())
     if "next_label" not in batch:
         return tokens
@@ -36,25 +40,34 @@ def begun(model: nn.Module) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def drawn(rows: int, seed: int, pairs: bool) -> Batch:
+def drawn(rows: int, seed: int, kind: str) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (rows, 4), generator=draw)
     labels[torch.rand(rows, 4, generator=draw) < 0.6] = -100
     labels[0, 0] = 1
-    batch = {"input_ids": torch.randint(0, 7, (rows, 4), generator=draw), "labels": labels}
+    batch = {"input_ids": torch.randint(0, 7, (rows, 4), generator=draw)}
+    scores = torch.randint(-101, -98, (rows,), generator=draw).double()  # no classes
     pair = torch.randint(0, 5, (rows,), generator=draw)
-    return batch | {"next_label": pair} if pairs else batch
+    return (
+        batch
+        | {
+            "rows": {},
+            "scores": {"labels": scores},
+            "tokens": {"labels": labels},
+            "pairs": {"labels": labels, "next_label": pair},
+        }[kind]
+    )
 
 
 @given(
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     rows=st.none() | st.integers(1, 5),
-    pairs=st.booleans(),
+    kind=st.sampled_from(["rows", "scores", "tokens", "pairs"]),
     seed=st.integers(0, 99),
 )
-def test_parts_equal_one_large_batch(sizes, rows, pairs, seed):
+def test_parts_equal_one_large_batch(sizes, rows, kind, seed):
     """Also where parts score different numbers of labels, or a part none at all."""
-    batches = [drawn(size, seed + number, pairs) for number, size in enumerate(sizes)]
+    batches = [drawn(size, seed + number, kind) for number, size in enumerate(sizes)]
     whole = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
     one, other = Tagger(), Tagger()
     expected = both(one, whole).sum()
@@ -62,17 +75,6 @@ def test_parts_equal_one_large_batch(sizes, rows, pairs, seed):
     value = Accumulator(rows).gradients(other, batches, both, lambda: begun(other))
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert torch.allclose(other.table.grad, one.table.grad, rtol=1e-10, atol=1e-14)
-
-
-def test_scored_counts_labels():
-    tokens = torch.tensor([[1, -100, -100], [4, 5, -100]])
-    ids = {"input_ids": torch.ones(2, 3)}
-    assert count_scored(ids) == (2,)
-    assert count_scored(ids | {"labels": tokens}) == (3,)
-    scores = torch.tensor([0.5, -100.0])  # no classes
-    assert count_scored(ids | {"labels": scores}) == (2,)
-    pairs = {"next_sentence_label": torch.tensor([0, 1]), "labels": tokens}
-    assert count_scored(ids | pairs) == (3, 2)
 
 
 # -- memory that runs out ----------------------------------------------------------------------
@@ -91,7 +93,7 @@ def greedy(limit: int, message: str = "can't allocate memory: you tried to alloc
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 def test_out_of_memory_halves_the_rows_once_and_for_all(limit):
-    batch, plain, model = drawn(12, 3, True), Tagger(), Tagger()
+    batch, plain, model = drawn(12, 3, "pairs"), Tagger(), Tagger()
     expected = both(plain, batch).sum()
     expected.backward()
     accumulator = Accumulator()
@@ -113,14 +115,14 @@ def test_out_of_memory_halves_the_rows_once_and_for_all(limit):
 def test_a_single_row_that_does_not_fit_is_the_error():
     model = Tagger()
     with pytest.raises(RuntimeError, match="can't allocate"):
-        Accumulator().gradients(model, [drawn(4, 0, False)], greedy(0), lambda: begun(model))
+        Accumulator().gradients(model, [drawn(4, 0, "tokens")], greedy(0), lambda: begun(model))
 
 
 def test_other_errors_are_not_taken_for_it():
     model = Tagger()
     with pytest.raises(RuntimeError, match="shapes"):
         Accumulator().gradients(
-            model, [drawn(4, 0, False)], greedy(0, "shapes do not fit"), lambda: begun(model)
+            model, [drawn(4, 0, "tokens")], greedy(0, "shapes do not fit"), lambda: begun(model)
         )
 
 
@@ -132,11 +134,11 @@ def test_the_cpu_allocator_says_what_is_looked_for():
 
     model = Tagger()
     with pytest.warns(UserWarning, match="out of memory with 4 rows at once"):
-        Accumulator().gradients(model, [drawn(4, 0, False)], loss, lambda: begun(model))
+        Accumulator().gradients(model, [drawn(4, 0, "tokens")], loss, lambda: begun(model))
 
 
 def test_no_scored_label_at_all_is_an_error():
-    model, batch = Tagger(), drawn(4, 0, False)
+    model, batch = Tagger(), drawn(4, 0, "tokens")
     batch["labels"].fill_(-100)
     with pytest.raises(ValueError, match="no label of the batch is scored"):
         Accumulator(2).gradients(model, [batch], both, lambda: begun(model))
