@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from masksearch.errors import (
     NonFiniteLossError,
     SearchError,
 )
-from masksearch.evaluators.supernet import HeldOut, SpaceDraws, SuperNetConfig, train_supernet
+from masksearch.evaluators.supernet import HeldOut
 from masksearch.training.checkpoints import Checkpoints
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
@@ -263,11 +264,11 @@ def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):
 
 
 def test_checkpoint_of_another_training_is_passed_over(tmp_path):
-    weights_after(tmp_path, None)
-    steps = train_supernet(
-        INNER.differentiable(0),
-        SpaceDraws(space, INNER.shape, 0),
-        SuperNetConfig(steps=20),
-        checkpoints=Checkpoints(tmp_path),
-    )
-    assert next(steps).number == 1
+    how = dict(folder=tmp_path, checkpoint_seconds=0.0)
+    stopped, other = (SharedWeights(INNER, space, steps=steps, **how) for steps in (9, 20))
+    reports = stopped.prepare()
+    assert [next(reports).step for _ in range(5)] == [1, 2, 3, 4, 5]
+    reports.close()
+    shutil.copytree(stopped.place, other.place)
+    assert next(stopped.prepare()).step > 1
+    assert next(other.prepare()).step == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -20,7 +21,6 @@ from masksearch.report.collect import (
     name_groups,
     report_on,
     studies_in,
-    tell_apart,
 )
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
@@ -114,12 +114,16 @@ def test_later_call_on_another_machine_is_told(tmp_path, objectives, shape):
 
 @pytest.mark.slow
 def test_command_of_the_page_makes_the_study_again(tmp_path):
-    here = Path(__file__).parents[1] / "contracts" / "toy.py"
+    here = shutil.copy(Path(__file__).parents[1] / "contracts" / "toy.py", tmp_path / "my toy.py")
     words = ["search", f"{here}:space", "--evaluator", f"{here}:ToyEvaluator", "--trials", 3]
     words += ["--strategy", "random", "--constraint", "sparsity >= 0.1", "--families"]
     assert run_command(*words, "--run", tmp_path / "a b").returncode == 0
     line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"
+    report_on(tmp_path / "a b", tmp_path / "page.html", live=True)
+    (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
+    judged = f"masksearch compare MASK --no-controls --evaluator '{here}:ToyEvaluator'"
+    assert section["evaluate"] == judged
     first = results(tmp_path / "a b")
     shutil.rmtree(tmp_path / "a b")
     again = run_command(*shlex.split(line)[1:])
@@ -177,10 +181,12 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     assert "one search each" in one
 
 
-def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path, objectives, shape):
-    folders = ["a/tpe/0", "a/tpe/1", "a/random/0", "b/other"]
-    rest = ("search", "tpe", [], objectives, shape, {}, [])
-    found = [StoredStudy(tmp_path / each, *rest) for each in folders]
-    names = [study.name for study in tell_apart(found)]
-    assert names == ["tpe/0", "tpe/1", "random/0", "b/other"]
-    assert [study.name for study in tell_apart(found[:1])] == ["tpe"]
+def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [tmp_path / each for each in ("a/tpe/0", "a/tpe/1", "a/random/0", "b/other")]
+    for run in runs:
+        ms.search(space, ToyEvaluator(), run=run, trials=1, progress=None)
+    for shown, names in ((runs, ["tpe/0", "tpe/1", "random/0", "b/other"]), (runs[:1], ["tpe"])):
+        report_on(shown, tmp_path / "page.html", live=True)
+        (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
+        assert [row[0]["text"] for row in section["runs"]["rows"]] == names
+        assert section["evaluate"] == ""  # no command began them

@@ -12,7 +12,6 @@ import masksearch as ms
 from masksearch import DamResult, masks
 from masksearch.contracts import Report, generator
 from masksearch.report.collect import StoredStudy, dam_health
-from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report as write_sections
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
@@ -293,12 +292,13 @@ def test_retrained_is_the_mask_nearest_to_the_target(dam_study, cut, loss):
     assert card.health.losses.get("retrained") == loss
 
 
-def test_health_table_is_in_words(one_shot, objectives):
+def test_health_table_is_in_words(dam_study, objectives):
     table = torch.zeros(1, 2, 8, 8)
     table[0, 0].diagonal(-1).fill_(0.9)
     table[0, 1].fill_diagonal_(0.5)
-    card = DamCard("", one_shot, DamResult(table, (), 0.1).health(), table)
-    section = Section({}, objectives, dam=DamRuns([card]))
+    runs = dam_health([dam_study(0)])
+    card = replace(runs.cards[0], health=DamResult(table, (), 0.1).health(), probabilities=table)
+    section = Section({}, objectives, dam=replace(runs, cards=[card]))
     rows = result_of([section], title="t")["sections"][0]["dam"]["cards"][0]["table"].rows
     cells = {row[0].text: row[1].text for row in rows}
     assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")

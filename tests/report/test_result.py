@@ -20,7 +20,7 @@ from masksearch.masks.measure import effective_density
 from masksearch.report.page import write_report
 from masksearch.report.pictures import Pictures
 from masksearch.report.result import result_of
-from masksearch.report.section import Section, evaluate_line
+from masksearch.report.section import Section
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
 
@@ -108,10 +108,3 @@ def test_pictures_are_the_bits_and_each_is_made_once():
     assert (np.diag(shades, 2) == 0).all()
     assert Pictures(room=10).panels(masks.star(), shape) is None
     assert Pictures().panels(UNEVEN, Shape(16, 3, 2)) is None  # of another model
-
-
-def test_cards_name_the_command_that_judges():
-    given = {"space": "a.py:s", "trials": 3, "glue": "my glue", "tasks": ["RTE"], "rows": None}
-    line = evaluate_line({"command": "search", "options": given})
-    assert line == "masksearch compare MASK --no-controls --glue 'my glue' --tasks RTE"
-    assert evaluate_line(None) == ""
