@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from masksearch import masks
 from masksearch.errors import LengthError, TokensNeededError
-from masksearch.masks.lifetimes import held_keys
+from masksearch.masks.lifetimes import held_keys, last_queries
 from tests.mask_trees import bits, sized_trees
 
 INTERVALS = [
@@ -20,16 +20,19 @@ INTERVALS = [
 
 
 @settings(max_examples=60)
-@given(sized_trees(longest=7))
-def test_keys_are_held_as_long_as_a_query_keeps_them(sized):
+@given(sized_trees(longest=7), st.integers(0, 6))
+def test_last_queries_match_a_loop(sized, start):
     length, mask = sized
     table = mask.dense(length)
     for layer, head in mask.planes:
-        for count in range(1, length + 1):
-            first = min(count, length - 1)
-            seen = table[layer, head].tril()[first:, :count].any(0)
-            held = held_keys(mask.of_layer(layer), count, length, head)
-            assert held.tolist() == seen.tolist()
+        cells = table[layer, head]
+        found = last_queries(
+            mask, torch.arange(length), length, layer=layer, head=head, start=start
+        )
+        for key in range(length):
+            seen = [query for query in range(key, length) if cells[query, key]]
+            last = max(seen, default=-1)
+            assert int(found[key]) == last if last >= start else int(found[key]) < start
 
 
 @pytest.mark.parametrize("mask", INTERVALS, ids=str)
