@@ -179,10 +179,10 @@ class FewHeads:
 
 
 def methods(
-    known: Tabulated, units: ms.Units, gates: Path, smoke: bool
+    known: Tabulated, units: ms.Units, switched: Path, smoke: bool
 ) -> dict[str, dict[str, Any]]:
     """Name -> arguments of `search`; of those that draw, one for each seed of the search. DAM is
-    the first, as its switches, in the file `gates`, are scores of units as well."""
+    the first, as its switches, left in the run `switched`, are scores of units as well."""
     few, found = FewHeads(units), dict[str, dict[str, Any]]()
     sizes = [(1,) * size + (0,) * (len(units.names) - size) for size in range(1, LARGEST + 1)]
     densities = [units.density(one) for one in sizes if len(one) == len(units.names)]
@@ -196,7 +196,7 @@ def methods(
             name: {"method": partial(score_units, known, units, own, 0)}
             for name, own in RIVALS.items()
         },
-        "gates": {"method": gates},
+        "gates": {"method": partial(find_gates, switched)},
         "greedy addition": {"method": "greedy"},
         "greedy addition, 3 tries": {"method": "greedy", "tries": 3},
     }
@@ -211,6 +211,11 @@ def methods(
     return found
 
 
+def find_gates(run: Path) -> Path:
+    """The file of gates that a search by DAM has left, in whichever attempt."""
+    return run / next(r.artifacts["gates"] for r in ms.open_study(run).records() if not r.number)
+
+
 def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False) -> None:
     """Each method in a study of its own: those that draw at random, or the others."""
     place, judge = given.runs / name_of(checkpoint), evaluator(given, checkpoint)
@@ -219,8 +224,8 @@ def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False)
     wanted = 8 if given.smoke else regret.EVALUATIONS
     path = place / "judged.json"
     judged: dict[str, list[int]] = json.loads(path.read_text()) if path.is_file() else {}
-    gates = place / "dam_switches" / "trials" / "0" / "gates.safetensors"
-    for name, arguments in methods(known, units, gates, given.smoke).items():
+    switched = place / "dam_switches"
+    for name, arguments in methods(known, units, switched, given.smoke).items():
         sampled = arguments["strategy"] in SAMPLED
         if name in judged or sampled != drawn:
             continue
@@ -229,7 +234,7 @@ def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False)
             trials = 100  # to its end: greedy removal needs more to come down to one head
         with timed(place, name):
             options = dict(arguments.get("strategy_options", {}))
-            if callable(options.get("method")):  # scores of a rival
+            if callable(options.get("method")):  # scores of a rival, or a file
                 options["method"] = options["method"]()
             while True:
                 study = ms.search(
