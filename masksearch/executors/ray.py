@@ -140,6 +140,7 @@ class RayTune:
             raise SearchError(MISSING)
         with pickle_by_value():  # before a cluster is started
             shared = self.worker_config(work)
+        least = 1 if ray.is_initialized() else self.slots  # what was joined before may grow
         with (
             set_environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
             pickle_by_value(),
@@ -149,7 +150,7 @@ class RayTune:
             join_cluster(self),
             temporary_storage(self.storage_path) as (folder, name),
         ):
-            nodes = self.check_room()
+            nodes = self.check_room(least)
             if self.address is not None:
                 own = str(work.workdir.resolve()) if self.storage_path is None else folder
                 check_folder(own, nodes)
@@ -232,11 +233,14 @@ class RayTune:
             ),
         )
 
-    def check_room(self) -> list[str]:
+    def check_room(self, least: int) -> list[str]:
         """The nodes that can hold a trial; says how many trials at a time they can.
 
+        Args:
+            least: Trials at a time without which it is refused, where no address is given.
+
         Raises:
-            SearchError: If they are fewer than `slots`, and no node can be added.
+            SearchError: If there are fewer, and no node can be added.
         """
         names = {"cpu": "CPU", "gpu": "GPU"}
         needs = {names.get(key, key): amount for key, amount in self.needs.items() if amount}
@@ -250,7 +254,7 @@ class RayTune:
         text = f"no node has the resources of one trial, {dict(self.needs)}"
         if total:
             text = f"slots = {self.slots} of {dict(self.needs)}, and there is room for {total} now"
-        if total < self.slots and self.address is None:
+        if total < least and self.address is None:
             raise SearchError(f"{text}; lower them with RayTune(slots=..., resources=...)")
         if total < self.slots:
             warn(f"{text}; waiting for nodes to join")

@@ -498,9 +498,13 @@ def test_resources_that_nobody_has_are_refused(cluster, tmp_path):
         Run(tmp_path, Troubled(), resources={"cpu": 1, "gpu": 64})
 
 
-def test_slots_that_a_machine_has_no_room_for_are_refused(cluster, tmp_path):
-    with pytest.raises(SearchError, match=r"slots = 3 of \{'cpu': 1\}, and there is room for 2"):
-        Run(tmp_path, Troubled(), slots=3)
+def test_slots_beyond_the_room_are_refused_or_said_where_nodes_may_join(cluster, tmp_path):
+    said = r"slots = 3 of \{'cpu': 1\}, and there is room for 2 now"
+    with pytest.raises(SearchError, match=f"{said}; lower them"):
+        RayTune(slots=3).check_room(least=3)  # as on a Ray of its own
+    with pytest.warns(UserWarning, match=f"{said}; waiting for nodes to join"):
+        run = Run(tmp_path, Troubled(), slots=3)
+    assert len(run.by_number()) == 4
 
 
 def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):
