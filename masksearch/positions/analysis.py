@@ -60,6 +60,9 @@ def importance(
     - `"gradient"`: -dL/dA of (P * A) v at A = 1, which is -P dL/dP. One backward pass a batch.
     - `"flip"`: the first-order rise of L when that pair is dropped and the others share its
       weight, -P/(1 - P) <dL/dy, v_j - y> (1 - P is taken as 0.1 where it is smaller).
+    - `"fisher"`: the mean over sequences of the square of one sequence's slope of L by a bias on
+      the pair's score, P (dL/dP - sum_k P_k dL/dP_k): where slopes of both signs cancel in a
+      mean, their squares do not. Never negative, and no effect on L.
     - `"drop"`: the rise of L itself when an offset, a key position or a special token is dropped
       and the softmax is taken over the remaining keys. A row that would be empty keeps what it
       has. It takes batches x (1 + units x scopes) forward passes, units being the offsets, keys
@@ -96,7 +99,8 @@ def importance(
         NonFiniteLossError: If a loss is NaN or infinite.
 
     Reference: `"gradient"` is gradient x input (arXiv 1605.01713) with attention weights as the
-    input; without the sign, as arXiv 1905.10650 ranks heads.
+    input; without the sign, as arXiv 1905.10650 ranks heads. `"fisher"` is the diagonal of the
+    empirical Fisher information, as arXiv 1801.05787 prunes channels.
     """
     if method not in get_args(Method):
         raise unknown_name("importance method", method, get_args(Method))
@@ -130,7 +134,7 @@ def importance(
 def first_order_importance(
     model: nn.Module, batches: list[Batch], spec: ImportanceSpec
 ) -> Importance:
-    """Importance by `"gradient"` or `"flip"`; see `importance`."""
+    """Importance by `"gradient"`, `"flip"` or `"fisher"`; see `importance`."""
     shape = spec.shape
     size, square = (shape.layers, shape.heads), (shape.length, shape.length)
     calls: list[tuple[int, Tensor, Tensor]] = []  # layer, what has a gradient, valid pairs
@@ -138,7 +142,7 @@ def first_order_importance(
     def observe(layer: int, leaf: Tensor, valid: Tensor) -> None:
         calls.append((layer, leaf, valid))
 
-    kind = WatchedAttention if spec.method == "gradient" else FlippedAttention
+    kind = FlippedAttention if spec.method == "flip" else WatchedAttention
     probe = kind(shape.length, shape.heads, shape.layers, observe)
     values = torch.zeros((), dtype=torch.float64)  # mean of the tables so far
     lines: list[Tensor] = []
@@ -160,6 +164,11 @@ def first_order_importance(
             onto = {name: torch.zeros(size, dtype=torch.float64) for name in standing}
             for (layer, leaf, valid), grad in zip(calls, grads, strict=True):
                 rise = -(grad * leaf.detach()).view(len(valid), shape.heads, *square) * valid
+                if (
+                    spec.method == "fisher"
+                ):  # the loss is a mean: a sequence's own is so many times
+                    slope = rise - leaf.detach() * rise.sum(-1, keepdim=True)
+                    rise = len(valid) * slope.square()
                 rise = rise if spec.signed else rise.abs()
                 table[layer] += rise.double().sum(0).cpu()
                 share = valid.double().mean(1) / len(calls) / len(batches)

@@ -17,7 +17,7 @@ from masksearch.contracts import Shape
 if TYPE_CHECKING:
     import pandas as pd
 
-Method = Literal["gradient", "flip", "drop"]
+Method = Literal["gradient", "flip", "fisher", "drop"]
 Per = Literal["model", "layer", "head"]
 Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
 POOLED: dict[Per, tuple[int, ...]] = {"model": (0, 1), "layer": (1,), "head": ()}
@@ -144,7 +144,8 @@ class Importance:
     """How much attention positions matter.
 
     For `"gradient"`, `"flip"` and `"drop"` a value is the rise of the loss, in nats per scored
-    token, if these pairs are taken out of every sequence (to first order for the first two).
+    token, if these pairs are taken out of every sequence (to first order for the first two); for
+    `"fisher"` it is a mean square of slopes, in nats^2.
     Profiles and `special` give the effect of taking all pairs of an offset, of a key position or
     of a token; `Profile.per_cell` that of one pair.
 

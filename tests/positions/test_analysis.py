@@ -25,8 +25,9 @@ def loss_of(model, batch):
         return model(**batch).loss.item()
 
 
-def handwritten(model, batch, scale: Tensor) -> Tensor:
-    """BERT's loss computed from its weights, P scaled by `[layers, heads, n, n]`."""
+def handwritten(model, batch, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """BERT's loss computed from its weights, P scaled by `[layers, heads, n, n]`; `bias` is added
+    to the scores, `[layers, batch, heads, n, n]`."""
     body = model.bert
     x = body.embeddings(batch["input_ids"])
     hidden = batch["attention_mask"][:, None, None, :] == 0
@@ -37,6 +38,7 @@ def handwritten(model, batch, scale: Tensor) -> Tensor:
             for part in (attention.self.query, attention.self.key, attention.self.value)
         )
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        scores = scores if bias is None else scores + bias[layer]
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1) * scale[layer]
         mixed = (weights @ value).transpose(1, 2).flatten(2)
         x = attention.output.LayerNorm(attention.output.dense(mixed) + x)
@@ -69,6 +71,28 @@ def test_gradient_is_the_slope_of_the_loss(model):
     slope = (down - up).item() / 2e-2
     assert found.by_offset.one(1).mean.item() == pytest.approx(slope, rel=0.02, abs=1e-4)
     assert found.by_offset.one(1).low.isnan().all()  # one batch has no interval
+
+
+def test_fisher_is_the_mean_square_of_each_sequences_own_slope(model):
+    batches = random_batches(2)
+    batches[0]["attention_mask"][:, -2:] = 0
+    found = importance(model, batches, method="fisher")
+    scale, expected = torch.ones(LAYERS, HEADS, LENGTH, LENGTH), []
+    for batch in batches:
+        rows = len(batch["input_ids"])
+        bias = torch.zeros(LAYERS, rows, HEADS, LENGTH, LENGTH, requires_grad=True)
+        own = rows * torch.autograd.grad(handwritten(model, batch, scale, bias), bias)[0]
+        real = batch["attention_mask"][:, None, :, None] * batch["attention_mask"][:, None, None]
+        expected.append((own.square() * real).mean(1))
+    torch.testing.assert_close(found.values, torch.stack(expected).mean(0), rtol=1e-4, atol=1e-12)
+    assert (found.values >= 0).all()
+
+
+def test_fisher_does_not_depend_on_how_often_a_sequence_stands_in_a_batch(model):
+    batch = random_batches(1)[0]
+    there = importance(model, [batch], method="fisher").values
+    both = {name: torch.cat([part, part]) for name, part in batch.items()}
+    assert torch.allclose(importance(model, [both], method="fisher").values, there, rtol=1e-4)
 
 
 def test_flip_is_the_gradient_of_open_gates(model):
@@ -110,7 +134,7 @@ def test_padding_has_no_importance_and_no_cells(model):
     for batch in (batches := random_batches(2)):
         batch["attention_mask"][:, -2:] = 0
         batch["labels"][:, -2:] = -100
-    for method in ("gradient", "flip", "drop"):
+    for method in ("gradient", "flip", "fisher", "drop"):
         found = importance(model, batches, method=method, per="model")
         assert found.by_key.mean[..., -2:].abs().max() == 0, method
         assert found.by_key.cells[-2:].sum() == 0, method
@@ -121,7 +145,7 @@ def test_padding_has_no_importance_and_no_cells(model):
         )
 
 
-@pytest.mark.parametrize("method", ["gradient", "flip", "drop"])
+@pytest.mark.parametrize("method", ["gradient", "flip", "fisher", "drop"])
 def test_padded_queries_have_no_importance_even_where_they_are_scored(model, method):
     batch = random_batches(1)[0]
     batch["attention_mask"][:, -2:] = 0
