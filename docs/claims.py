@@ -97,6 +97,7 @@ CLAIMS = [
             "gradient, `signed=False`": measured["gradient, signed=False"],
             "flip": measured["flip, signed"],
             "flip, `signed=False`": measured["flip, signed=False"],
+            "fisher": measured["fisher"],
             "learned, 400 steps from the start": measured["learned, 400 steps"],
             "learned, 1,000 steps": measured["learned, 1000 steps"],
             "drop: the three largest offsets (nats)": side_by_side(first, second, third),

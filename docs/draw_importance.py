@@ -78,13 +78,15 @@ def print_table() -> None:
 
     for seed in range(3):
         model = trained(seed)
-        add("accuracy", f"{EVALUATOR.masked_prediction(model, held_out)['accuracy']:.2f}")
+        add("accuracy", f"{EVALUATOR.masked_prediction(model, held_out)[0]['accuracy']:.2f}")
         add("attention map", f"{auroc(attention_maps(model, held_out).maps.mean((0, 1))):.3f}")
         for method in ("gradient", "flip"):
             for signed in (True, False):
                 found = importance(model, held_out, method=method, per="model", signed=signed)
                 name = f"{method}, {'signed' if signed else 'signed=False'}"
                 add(name, f"{auroc(found.values[0, 0]):.3f}")
+        found = importance(model, held_out, method="fisher", per="model")
+        add("fisher", f"{auroc(found.values[0, 0]):.3f}")
         for steps in LEARNED_STEPS:
             add(f"learned, {steps} steps", f"{auroc(learned(seed, steps).values[0, 0]):.3f}")
         wide = range(1 - EVALUATOR.process.length, EVALUATOR.process.length)
