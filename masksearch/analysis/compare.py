@@ -257,17 +257,16 @@ class Comparison(ComparedRuns):
                 seedless=self.seedless,
             )
 
-        sign: Literal[1, -1] = 1 if self.objectives[0].goal == "max" else -1
         tested = [pair for pair in pairs if self.margin is None or pair[1] != "reference"]
         bounded = [pair for pair in pairs if self.margin is not None and pair[1] == "reference"]
         found: list[tuple[Outcome, PairedDifference, float]] = []
         for difference, p in correct_family(tested, differ):
-            better = sign * difference.value > 0
+            better = self.sign * difference.value > 0
             outcome: Outcome = "better" if better else "worse"
             found.append((outcome if p <= 0.05 else "not distinguishable", difference, p))
         if self.margin is not None and bounded:
             together = [differ(pair, 1 - 0.05 / len(bounded)) for pair in bounded]
-            judged = judge_margins(together, self.margin, sign)
+            judged = judge_margins(together, self.margin, self.sign)
             found += [(said, d, p) for d, (said, p) in zip(together, judged, strict=True)]
         findings: dict[tuple[str, str, str], Finding] = {}
         for (mine, role, other), (outcome, difference, p) in zip(

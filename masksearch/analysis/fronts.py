@@ -128,7 +128,7 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     if not seeds:
         return None
     gains = gains_by_seed(comparison, entries, seeds)
-    sign = 1.0 if comparison.objectives[0].goal == "max" else -1.0
+    sign = comparison.sign
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
     known = all(len(runs) == len(seeds) for runs in rows)
     tables = stack_rows(rows) if known else None

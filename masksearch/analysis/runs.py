@@ -328,10 +328,15 @@ class ComparedRuns:
             "comparison is of runs of one length; judge the masks again in a new folder"
         )
 
+    @property
+    def sign(self) -> Literal[1, -1]:
+        """1 where more of the score is better, else -1."""
+        return 1 if self.objectives[0].goal == "max" else -1
+
     def surpassing(self, entry: MaskRuns) -> MaskRuns | None:
         """The hand-designed mask with the best mean, among those that are as sparse and have a
         better mean than a mask; None where there is none."""
-        sign = 1 if self.objectives[0].goal == "max" else -1
+        sign = self.sign
         above = [
             other
             for other in self.entries.values()

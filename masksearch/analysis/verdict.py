@@ -214,8 +214,8 @@ def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
         return f"run {CLAIM_SEEDS} seeds or more"
     if any(comparison.entries[name].learned_nothing for name in (finding.mask, finding.against)):
         return "a mask that has learned nothing decides nothing"
-    sign = 1 if comparison.objectives[0].goal == "max" else -1
-    beyond = abs(found.value if finding.margin is None else sign * found.value + finding.margin)
+    edge = 0.0 if finding.margin is None else finding.margin
+    beyond = abs(comparison.sign * found.value + edge)
     about = {"sd": 0.0 if found.seedless else found.sd, "row_error": found.row_error}
     seeds = None if found.seedless else seeds_needed(beyond, family, **about)
     if seeds is not None:

@@ -265,14 +265,13 @@ def values_of(entry: MaskRuns, comparison: Comparison) -> dict[str, list[float]]
 def difference_chart(comparison: Comparison, key: str) -> dict[str, Any] | None:
     """The declared comparisons: paired differences with their intervals; None without one."""
     score = comparison.objectives[0].name
-    worse = -1 if comparison.objectives[0].goal == "max" else 1
     lines = [
         {
             "label": f"{finding.mask} minus {finding.against}",
             "mask": finding.mask,
             "against": finding.against,
             "outcome": "the same mask" if finding.same else finding.outcome,
-            "margin": None if finding.margin is None else worse * finding.margin,
+            "margin": None if finding.margin is None else -comparison.sign * finding.margin,
             "mean": finding.difference.value,
             "low": finding.difference.low,
             "high": finding.difference.high,
