@@ -222,6 +222,23 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
     assert band == {0.1: 0, 0.29: 0, 0.3: 1, 0.84: 1}.get(density)
 
 
+@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+@pytest.mark.parametrize("task", ["QQP", "QNLI"])
+def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER / "15_referee"))
+    rows = importlib.import_module("rows")
+    sizes = rows.deal(task, Path(DATA), tmp_path)
+    assert sizes["select"] == 4_800
+    dealt = []
+    for folder, name in (("fit", "train"), ("select", "train"), ("judge", "test")):
+        path = tmp_path / folder / task / f"{name}.tsv"
+        found = rows.read(path, task)[1]
+        dealt.append({text for texts, _ in found for text in texts})
+    for one, two in itertools.combinations(dealt, 2):
+        assert one.isdisjoint(two)
+    sys.modules.pop("rows")
+
+
 def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
     """Runs a script of 11_glue_fronts at smoke size on planted data; returns its results."""
     data, runs = write_sentences(folder), folder / "runs"
