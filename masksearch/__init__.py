@@ -101,6 +101,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
     from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
     from masksearch.tasks.recall import Recall as Recall
+    from masksearch.user_code import budget_of as budget_of
     from masksearch.user_code import load_function as load_function
 
 __version__ = "0.1.0"

@@ -20,7 +20,7 @@ from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import Record
-from masksearch.driver import Study, search
+from masksearch.driver import search
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates.units import Unit, read_levels, write_levels
@@ -29,6 +29,7 @@ from masksearch.models.plan import Plan
 from masksearch.serving.native import native_config
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
+from masksearch.study.records import read_budgets
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import FEW
 
@@ -130,10 +131,7 @@ def allocate_each(
             f"model is a folder, a name on the Hub or a GGUF file, got {type(model).__name__}: "
             "save it with its tokenizer (save_pretrained), and give the folder"
         )
-    if not budgets or not all(0 < each <= 1 for each in budgets):
-        raise ValueError(
-            f"a budget is a share of the dense cache, in (0, 1]; got {list(budgets) or 'none'}"
-        )
+    limits = sorted(read_budgets(budgets))
     judge = CausalEvaluator(
         text,
         weights=model,
@@ -143,7 +141,6 @@ def allocate_each(
         adapt="none",
         cost="kv_bytes" if unit == "layer" else "kv_bytes_per_head",
     )
-    limits = sorted({*budgets})
     levels = write_levels(read_levels([local or default_local(length), masks.full()]))
     options: dict[str, Any] = {"unit": unit, "levels": levels, "method": method, "budgets": limits}
     options |= {} if tries is None else {"tries": tries}
@@ -165,7 +162,14 @@ def allocate_each(
     for record in study.records():
         strategy.tell(record)
     strategy.ask()  # the scores are known once the masks that they come from are
-    within = {each: best_within(study, judge, each) for each in limits}
+    within = dict[float, Record]()
+    for each in limits:
+        if not (inside := study.within(each)):
+            raise SearchError(
+                f"no mask within the budget {each:g} was judged in {len(study.records())} trials; "
+                "give more trials, and repeat the call"
+            )
+        within[each] = inside[0]
     unseen = judge_unseen(judge, within) if check else {}
     plans = {}
     for limit, record in within.items():
@@ -201,27 +205,6 @@ def read_strategy(
     found = build_strategy("allocate", None, judge, seed=0, run=run, options=options)
     assert isinstance(found, AllocateStrategy)
     return found
-
-
-def best_within(study: Study, judge: CausalEvaluator, budget: float) -> Record:
-    """The mask with the lowest loss of those that keep a budget.
-
-    Raises:
-        SearchError: If none was judged.
-    """
-    inside = [
-        record
-        for record in study.records()
-        if record.scored
-        and record.mask is not None
-        and record.measures.get(judge.cost, math.inf) <= budget * (1 + 1e-6)
-    ]
-    if not inside:
-        raise SearchError(
-            f"no mask within the budget {budget:g} was judged in {len(study.records())} trials; "
-            "give more trials, and repeat the call"
-        )
-    return min(inside, key=lambda record: record.values["nll"])
 
 
 def judge_unseen(

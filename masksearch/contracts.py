@@ -26,6 +26,7 @@ Role = Literal["trial", "baseline", "compared", "control"]
 Half = Literal["search", "final", "test", "all"]
 MAJORITY = "/majority"  # ends the name of a reported value: what a constant answer earns
 LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
+BEYOND = "beyond its budget"  # begins the error of a draw that is refused for what it costs
 
 
 def is_side_value(name: str) -> bool:
@@ -47,6 +48,9 @@ class Shape:
             kept as sorted pairs; padding stands behind the tokens. None = all have `length`.
         read: Leading rows of the last layer that reach the model's output (1 = a classifier reads
             [CLS] alone); what the others attend to counts for no density. None = all.
+        tokens: Rows of the data, int64 `[rows, length]`, -1 behind their ends, by which masks that
+            follow the tokens are counted; None = not known. No part of what a shape equals, nor
+            of `to_dict`.
 
     Raises:
         ValueError: If a number is below 1, or a sequence or `read` is beyond `length`.
@@ -58,6 +62,7 @@ class Shape:
     causal: bool = False
     lengths: tuple[tuple[int, int], ...] | Mapping[int, int] | None = None
     read: int | None = None
+    tokens: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("length", "layers", "heads"):
@@ -193,13 +198,24 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class Prune:
+    """Job: measure every edge of a trained model by its first-order effect; leaves their order.
+
+    `config` is plain data: `rows`, `rounds`, `per` and the least `density` (see
+    `strategies.prune`).
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Refused:
     """Job that cannot be carried out: the space raised, or returned no mask."""
 
     reason: str
 
 
-Job = Evaluate | OneShot | Shared | Refused
+Job = Evaluate | OneShot | Shared | Prune | Refused
 
 
 @dataclass(frozen=True)
@@ -307,6 +323,11 @@ class Record:
     def scored(self) -> bool:
         """Whether the record holds a full-fidelity result (done or reused) of a mask."""
         return self.status in ("done", "reused") and isinstance(self.job, Evaluate)
+
+    @property
+    def refused(self) -> bool:
+        """Whether it is a draw beyond its budget: it was not trained, and counts as no trial."""
+        return self.status == "stopped" and self.error.startswith(BEYOND)
 
     @property
     def reason(self) -> str:

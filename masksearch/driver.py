@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import Comparison, check_against, check_margin
+from masksearch.analysis.pareto import keeps_budget, ranked
 from masksearch.analysis.runs import (
     SOURCES,
     Against,
@@ -35,16 +37,20 @@ from masksearch.contracts import (
     Listener,
     Proposal,
     Record,
+    Refused,
     Role,
     Scheduler,
     Strategy,
 )
 from masksearch.errors import SearchError, outside_level, unknown_name
 from masksearch.executors.local import Local
+from masksearch.gates.units import Units
 from masksearch.loggers.console import Watcher
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import names_run
+from masksearch.models.encoders import READ_OUT
+from masksearch.strategies.allocate import AllocateStrategy, with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
 from masksearch.strategies.samplers import Space
@@ -53,8 +59,13 @@ from masksearch.study.halves import (
     protocols_of_halves,
     protocols_of_rows,
 )
-from masksearch.study.records import describe_call, parse_constraint
-from masksearch.study.references import choose_best, read_run_record
+from masksearch.study.records import (
+    describe_call,
+    evaluator_settings,
+    parse_constraint,
+    read_budgets,
+)
+from masksearch.study.references import choose_best, read_run_record, within_budgets
 from masksearch.study.session import Session
 from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
@@ -151,6 +162,14 @@ class Study:
         """
         return choose_best(self.records(), self.objectives, sparsity, baselines=baselines)
 
+    def within(self, budget: float) -> list[Record]:
+        """The strategy's masks that cost no more than a budget, the best first (as `best`).
+
+        Args:
+            budget: A share of what dense attention costs, as of `search`.
+        """
+        return ranked(self.records(), self.objectives, budget=budget)
+
     def report(self, path: Path | str = "report.html") -> Path:
         """Writes a self-contained HTML page, its figures and its tables (CSV, LaTeX) beside it.
 
@@ -188,6 +207,7 @@ def search(
     executor: Executor | None = None,
     scheduler: Scheduler | None = None,
     constraints: Sequence[str] = (),
+    budget: float | Sequence[float] | None = None,
     baselines: Mapping[str, Mask] | None = None,
     listeners: Sequence[Listener] = (),
     enqueue: Sequence[Mapping[str, Any]] = (),
@@ -197,7 +217,7 @@ def search(
 
     Args:
         space: Draws a mask from an Optuna trial; None where the strategy needs none ("dam",
-            "sparsebert", "allocate").
+            "prune", "sparsebert", "allocate").
         evaluator: Judges masks.
         run: Folder of the run.
         storage: None (what the run folder says; SQLite in it where it is new),
@@ -205,13 +225,15 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call; None = no limit.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"allocate"`, `"dam"`, `"sparsebert"`, `"shared+tpe"` (or `"shared+random"`,
-            `"shared+evolution"`), `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.
+            `"allocate"`, `"dam"`, `"prune"`, `"sparsebert"`, `"shared+tpe"` (or
+            `"shared+random"`, `"shared+evolution"`), `"file.py:Name"`, an Optuna sampler, or an
+            object with ask/tell.
         strategy_options: For "allocate": `unit`, `levels` (see `Units`), `method`, `tries`,
             `budgets`, `cost` (see `AllocateStrategy`); for "dam": `gates`, `config`,
             `densities` (see `DamStrategy`); for "sparsebert": `config` (see
             `PublishedDamStrategy`); for
-            "evolution": `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
+            "prune": `rows`, `rounds`, `per`, `densities` (see `PruneStrategy`); for "evolution":
+            `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
             `steps`, `candidates`, `bands`, ... (see `SharedStrategy`); for "file.py:Name": its
             arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
@@ -221,6 +243,12 @@ def search(
         constraints: Such as `"sparsity >= 0.9"`. A mask that violates one on a measure that is
             known before training is stopped without training; one on an objective that is
             reported (a measured latency) is checked at the end.
+        budget: What a mask may cost, a share of dense attention's in (0, 1], or several: draw d
+            has the one at d modulo their number. It is a share of the pairs of real tokens, or of
+            what the evaluator's second objective counts (`kv_bytes`). A space asks
+            `masksearch.budget_of(trial)`; draws beyond theirs are not trained and count as no
+            trials, and after 50 in a row the search ends. "dam" and "prune" cut their
+            masks at these densities, "allocate" solves for these budgets.
         baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
         listeners: Called with every finished record; one with a method `reported` also with
             the reports of running trials (`masksearch.contracts.FollowsReports`).
@@ -237,6 +265,7 @@ def search(
         SearchError: If the first five trials all fail, the folder cannot be written, parameters
             in `enqueue` cannot be drawn, ...
         UnknownNameError: If the strategy is unknown; names the nearest.
+        ValueError: If a budget is no share in (0, 1], or less than any mask costs.
     """
     check_evaluator(evaluator)
     if trials is None and seconds is None:
@@ -249,7 +278,10 @@ def search(
     measured = evaluator.measure_names
     limits = [parse_constraint(text, reported, measured) for text in constraints]
     run, options, executor = Path(run), dict(strategy_options or {}), executor or Local()
-    given = draw_enqueued(space, enqueue, evaluator.shape) if enqueue else []
+    budgets = read_budgets(budget)
+    if budgets and isinstance(space, Units):
+        space = with_costs(space, evaluator, None, required=True)
+    given = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
     name = strategy_name(strategy)
     facts = {
         "kind": "search",
@@ -257,6 +289,7 @@ def search(
         "space": "" if space is None else json.dumps(definition_hashes(space)),
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
+        "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else repr(scheduler),
         "enqueue": json.dumps([each.params for each in given], default=repr) if given else "",
         **evaluator_facts(evaluator),
@@ -271,6 +304,7 @@ def search(
             run=run,
             options=options,
             constraints=limits,
+            budgets=budgets,
         )
         least = getattr(chosen, "least_trials", 0)
         if trials and least and trials <= least:
@@ -291,6 +325,7 @@ def search(
             trials=trials,
             seconds=seconds,
             constraints=limits,
+            budgets=() if isinstance(chosen, AllocateStrategy) else budgets,  # which keeps its own
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
@@ -314,6 +349,7 @@ def compare(
     kinds: Mapping[str, str] = {},
     against: Against = "nearest",
     margin: float | None = None,
+    budget: float | Sequence[float] | None = None,
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
     listeners: Sequence[Listener] = (),
@@ -347,6 +383,10 @@ def compare(
             says whether it loses at most that, loses more, gains more, or is undecided. None =
             what the evaluator calls small (.01 of an accuracy, F1 or correlation, .05 nats a
             token), and of an evaluator that says nothing a test of no difference.
+        budget: What masks of searches may cost, as in `search`, or several: a candidate that names
+            a whole run (`"runs/tpe"`) stands for its best mask within each, under names such as
+            `"tpe within 0.3"`, and of a front that is kept which is within the largest. A run
+            without such a mask counts as failed.
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
@@ -368,19 +408,26 @@ def compare(
     seeds = seeds[:1] if evaluator.seedless else seeds
     promised: dict[str, float | None] = {}
     of_front: dict[str, Kind] = {}
+    budgets = read_budgets(budget)
+    missing: dict[str, str] = {}
+    if budgets and isinstance(candidates, Mapping):  # what else is given is refused below
+        candidates, missing = within_budgets(candidates, budgets)
     if front_of is not None:
-        front = read_front(front_of.run, front_of.records(), front_of.objectives)
+        goals, most = front_of.objectives, max(budgets, default=math.inf)
+        inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
+        front = read_front(front_of.run, inside, goals)
         candidates, of_front = join_front(front, candidates, evaluator.shape)
         alike, score = protocols_of_halves(evaluator), evaluator.objectives[0].name
         promised = {
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
-    chosen = read_candidates(candidates)
+    chosen = read_candidates(candidates) if candidates or not missing else {}
     named = {name: open_run(each) for name, each in candidates.items()}
     found = {n: r for n, r in named.items() if isinstance(r, Record) and r.role == "trial"}
-    said: dict[str, Kind] = {**dict.fromkeys(found, "searched"), **of_front}
+    said: dict[str, Kind] = {**dict.fromkeys([*found, *missing], "searched"), **of_front}
     said |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
+    prints |= dict.fromkeys(missing, "")
     store = StudyStore(run, storage)
     try:
         facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
@@ -413,6 +460,11 @@ def compare(
             as_compared(each, told.kind(each.name, chosen[each.name]), found)
             for each in Listed(chosen, seeds, "compare", "compared").proposals
             if (each.name, prints[each.name], each.seed) not in held
+        ]
+        queue += [
+            Proposal(-1, Refused(reason), {}, "compare", seeds[0], name=name, role="compared")
+            for name, reason in missing.items()
+            if all(each.name != name for each in before)
         ]
         session = Session(
             store,
@@ -517,8 +569,10 @@ def open_run(candidate: Candidate) -> Candidate:
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
     """What must not change between two calls on one run folder."""
+    read_out = str(evaluator_settings(evaluator).get("read_out", READ_OUT))
     return {
         "protocol": evaluator.protocol,
         "shape": json.dumps(evaluator.shape.to_dict()),
         "objectives": json.dumps([[o.name, o.goal, o.worst] for o in evaluator.objectives]),
+        **({} if read_out == READ_OUT else {"read_out": read_out}),
     }

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 from masksearch.errors import EvaluatorError, MaskSearchError, unknown_name
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
+    from optuna.trial import BaseTrial
+
     from masksearch.contracts import Strategy
 
+BUDGET = "budget"  # the name under which a record's parameters hold what its draw may cost
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -277,6 +280,28 @@ def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered
         )
     made: Strategy = strategy
     return made
+
+
+def budget_of(trial: BaseTrial) -> float | None:
+    """What the mask of a draw may cost, for a space to draw within; None = the search has no
+    budget.
+
+    Args:
+        trial: That the space was called with, or a `FixedTrial` of a record's parameters.
+
+    Returns:
+        A share of what dense attention costs, in (0, 1]: of its pairs of real tokens, or of what
+        the evaluator counts (`search(.., budget=)`).
+    """
+    from optuna.trial import FixedTrial
+
+    found: float | None = getattr(trial, BUDGET, None)
+    if found is not None or not isinstance(trial, FixedTrial) or hasattr(trial, BUDGET):
+        return found
+    try:
+        return trial.suggest_float(BUDGET, 0, 1)
+    except ValueError:  # it has none
+        return None
 
 
 def check_evaluator(evaluator: object) -> None:

@@ -5,33 +5,55 @@ masks for 12 layers (set LAYERS, or call `space_of`). A layer is full where its 
 lies below `share`, so random draws have 0, 1, .. 12 full layers equally often. `baselines` has the
 patterns that people draw by hand; random ones are this space under `--strategy random`.
 
+Within a budget as many layers are full as it pays, in the order of their numbers. It counts
+pairs, at LENGTH tokens or of a shape that `space_of` is given; of a cache these masks take less.
+
     masksearch search search_spaces/local_global_layers.py:space --decoder TEXT --weights MODEL
 """
 
+import math
 from collections.abc import Callable
+from functools import cache
 
 from optuna.trial import BaseTrial
 
-from masksearch import masks
+from masksearch import Shape, budget_of, masks
+from masksearch.masks.measure import effective_density
 
 LAYERS = 12  # of the decoder that is searched
 REACHES = [7, 15, 31, 63, 127, 255]  # keys before the query's own
 SINKS = [0, 1, 4, 16]  # first positions, which all later ones see
+LENGTH = 1024  # tokens of a sequence, where budgets are counted without a shape
 EVERY = [2, 3, 4, 6]  # of the baselines: one of so many layers is full
 
 
-def space_of(layers: int) -> Callable[[BaseTrial], masks.Mask]:
+def space_of(layers: int, shape: Shape | None = None) -> Callable[[BaseTrial], masks.Mask]:
     """The space of a decoder with that many layers."""
 
-    def space(trial: BaseTrial) -> masks.Mask:
-        share = trial.suggest_float("share", 0, 1)  # of the layers are full, on average
-        local = masks.window(REACHES[trial.suggest_int("reach", 0, len(REACHES) - 1)])
-        sinks = trial.suggest_categorical("sinks", SINKS)
-        local = local | masks.columns(sinks) if sinks else local
-        numbers = [trial.suggest_float(f"l{layer}", 0, 1) for layer in range(layers)]
-        return masks.per_layer([masks.full() if n < share else local for n in numbers])
+    def local(place: int, sinks: int) -> masks.Mask:
+        near = masks.window(REACHES[place])
+        return near | masks.columns(sinks) if sinks else near
 
-    space.masksearch_source = f"{layers} {REACHES} {SINKS}"  # for resuming
+    @cache
+    def cost(place: int, sinks: int) -> float:
+        return effective_density(local(place, sinks), shape or Shape(LENGTH, 1, 1, causal=True))
+
+    def space(trial: BaseTrial) -> masks.Mask:
+        budget = budget_of(trial)
+        share = trial.suggest_float("share", 0, 1) if budget is None else 0.0  # full on average
+        place = trial.suggest_int("reach", 0, len(REACHES) - 1)
+        sinks = trial.suggest_categorical("sinks", SINKS)
+        numbers = [trial.suggest_float(f"l{layer}", 0, 1) for layer in range(layers)]
+        if budget is not None:
+            sinks = max(n for n in SINKS if not n or (n <= sinks and cost(0, n) <= budget))
+            paid = sum(cost(each, sinks) <= budget for each in range(len(REACHES)))
+            place = place * paid // len(REACHES)
+            room = (budget - cost(place, sinks)) / max(1e-9, 1 - cost(place, sinks))
+            share = [*sorted(numbers), math.inf][max(0, int(room * len(numbers) + 1e-9))]
+        near = local(place, sinks)
+        return masks.per_layer([masks.full() if n < share else near for n in numbers])
+
+    space.masksearch_source = f"{layers} {REACHES} {SINKS}{shape or ''}"  # for resuming
     return space
 
 

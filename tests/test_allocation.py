@@ -95,7 +95,7 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
 @pytest.mark.parametrize(
     ("how", "error", "problem"),
     [
-        ({"budget": 1.5}, ValueError, r"share of the dense cache, in \(0, 1\]; got \[1.5\]"),
+        ({"budget": 1.5}, ValueError, r"shares in \(0, 1\].*got 1.5$"),
         ({"budget": 0.1}, ValueError, r"at least what the cheapest masks of all units cost"),
         ({"unit": "head"}, SearchError, r"kv_bytes_per_head does not add up"),
         ({"local": "full()"}, ValueError, r"drop what keeps the same"),

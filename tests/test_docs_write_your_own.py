@@ -48,7 +48,7 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 
 
 def test_the_page_has_a_file_for_each_part():
-    assert len(FILES) == len(sections()) == 8
+    assert len(FILES) == len(sections()) == 9
 
 
 @pytest.mark.slow

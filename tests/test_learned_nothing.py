@@ -24,9 +24,9 @@ from masksearch import masks
 from masksearch.analysis.pareto import (
     Snapshot,
     beats_constant,
-    best_record,
     learned_nothing,
     pareto,
+    ranked,
 )
 from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
@@ -85,7 +85,7 @@ def searches(draw: st.DrawFn) -> list[Record]:
 def test_what_has_learned_nothing_changes_no_front(records: Sequence[Record]) -> None:
     learned = [record for record in records if not learned_nothing(record)]
     assert pareto(records, GOALS) == pareto(learned, GOALS)
-    assert best_record(records, GOALS) == best_record(learned, GOALS)
+    assert ranked(records, GOALS) == ranked(learned, GOALS)
     state, alone = Snapshot(GOALS).after(*records), Snapshot(GOALS).after(*learned)
     assert (state.front, state.best) == (alone.front, alone.best)
     assert state.hypervolume == alone.hypervolume

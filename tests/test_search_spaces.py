@@ -50,6 +50,8 @@ class Scripted(FixedTrial):
     Of a float the middles of two halves are its choices.
     """
 
+    budget = None
+
     def __init__(self, script):
         super().__init__({})
         self.script, self.taken, self.sizes = script, [], []

@@ -386,14 +386,18 @@ def best_within(records: list[ms.Record], name: str) -> dict[str, ms.Mask]:
 
 
 def without_cells(name: str, mask: ms.Mask, shape: ms.Shape, seed: int) -> dict[str, ms.Mask]:
-    """The mask without its diagonal, and without as many other cells of the same rows."""
-    table = lower(mask, shape)
+    """The mask without its diagonal, and without as many other pairs of real tokens: of each row
+    cells are dropped in random order until they serve as much of the data as its own key does."""
+    table, weights = lower(mask, shape), pair_weights(shape)
     diagonal = torch.eye(shape.length, dtype=torch.bool)
     whole = (table & ~diagonal).any(-1, keepdim=True)  # a row of the diagonal alone keeps it
     drop = table & diagonal & whole
     draws = torch.rand(table.shape, generator=torch.Generator().manual_seed(seed))
-    draws = draws.masked_fill(~table | diagonal, -1.0)
-    other = F.one_hot(draws.argmax(-1), shape.length).bool() & drop.any(-1, keepdim=True)
+    order = draws.argsort(-1)
+    served = (weights * (table & ~diagonal)).gather(-1, order)
+    wanted = (weights * drop).sum(-1, keepdim=True)
+    chosen = (served > 0) & (served.cumsum(-1) - served / 2 < wanted)  # half a cell over or under
+    other = torch.zeros_like(table).scatter(-1, order, chosen)
     enough = (table & ~other).any(-1, keepdim=True)
     return {
         f"{name} without its diagonal": masks.table(table & ~drop),

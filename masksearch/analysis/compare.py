@@ -190,7 +190,7 @@ class Comparison(ComparedRuns):
         in sparsity among those that the mask is not denser than by more than one point; a
         hand-designed one is taken from the sparser side only where there is no other, and said
         to be so. Of the controls of equal sparsity
-        those that are drawn at random go first.
+        those that are drawn at random go first, and of these the one that scores best.
         """
         scored = [each for each in self.entries.values() if each.scores and each is not mine]
 
@@ -211,7 +211,8 @@ class Comparison(ComparedRuns):
             if each.kind == "control" and each.name != reference and distance(each)[0] <= MATCHED
         ]
         if drawn := [each for each in controls if each.at_random]:
-            found.append(("random control of equal sparsity", min(drawn, key=distance)))
+            best = max(drawn, key=lambda each: self.sign * each.score.value)
+            found.append(("random control of equal sparsity", best))
         elif controls:
             found.append(("control of equal sparsity", min(controls, key=distance)))
         other = self.entries.get(reference)
@@ -242,7 +243,7 @@ class Comparison(ComparedRuns):
         pairs = [
             (mine, role, other)
             for mine in self.entries.values()
-            if mine.tested and mine.scores and not self.mixture
+            if mine.tested and (mine.scores or mine.failed) and not self.mixture
             for role, other in self.opponents(mine, reference, against)
         ]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from masksearch.analysis.pareto import dominated_volume, on_front
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.runs import ComparedRuns, MaskRuns, name_alike
+from masksearch.analysis.runs import ComparedRuns, MaskRuns, names_alike
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Floats,
@@ -104,7 +104,7 @@ def arm_of(entry: MaskRuns, promised: Collection[str]) -> str:
     """
     if entry.name in promised:
         return "searched"
-    if entry.name in map(name_alike, promised):
+    if any(entry.name in names_alike(name) for name in promised):
         return "random"
     if entry.kind == "control":
         return "random" if entry.at_random and not promised else ""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from masksearch.contracts import LOW, MAJORITY, Objective, OneShot, Record, Status
+from masksearch.masks.measure import MEASURES
 
 NEAR = 0.005  # of a constant answer's score: noise, where no interval over rows is reported
 FEWEST = 3  # scored masks before their scores say anything together
@@ -30,6 +31,7 @@ ATTENTION_REMEDY = (
     "adapt='none', which trains gates alone on a model that has learned"
 )
 
+SLACK = 1e-6  # share of a budget that rounding may add
 SPARSITIES = ("effective_sparsity", "sparsity")  # over pairs of real tokens, over the n x n cells
 
 
@@ -258,41 +260,53 @@ def sparsity_of(record: Record) -> float:
     return record.measures.get("effective_sparsity", record.measures.get("sparsity", 0.0))
 
 
+def cost_of(record: Record, objectives: Sequence[Objective]) -> float:
+    """What the record's mask costs, as a share of dense attention: the second objective, where
+    that is a measure of the evaluator's own (`kv_bytes`), else its effective density."""
+    own = [o.name for o in objectives[1:2] if o.name in record.measures and o.name not in MEASURES]
+    return record.measures[own[0]] if own else 1 - sparsity_of(record)
+
+
+def keeps_budget(record: Record, objectives: Sequence[Objective], budget: float) -> bool:
+    """Whether a mask costs no more than a share of what dense attention costs (`cost_of`)."""
+    return cost_of(record, objectives) <= budget * (1 + SLACK)
+
+
 def sparsities_differ(records: Iterable[Record]) -> bool:
     """Whether any mask's sparsity is not that of its n x n table, so that both must be shown."""
     tables = ((record.measures.get("sparsity"), sparsity_of(record)) for record in records)
     return any(table is not None and table != found for table, found in tables)
 
 
-def best_record(
+def ranked(
     records: Iterable[Record],
     objectives: Sequence[Objective],
     sparsity: float = 0.0,
+    budget: float = math.inf,
     *,
     baselines: bool = False,
     learned: bool = True,
-) -> Record | None:
-    """The best first objective among the masks at least that sparse.
+) -> list[Record]:
+    """The masks at least that sparse and within a budget, the best first objective first.
 
     A tie goes to the mask that the other objectives prefer, then to the sparser one, then to the
-    lowest number, so that no other eligible mask dominates it. Records that `pareto` leaves out
-    are left out.
+    lowest number, so that no other eligible mask dominates the first. Records that `pareto` leaves
+    out are left out.
 
     Args:
         records: Any records, of one protocol.
         objectives: At least one.
         sparsity: Least sparsity, in [0, 1].
+        budget: What masks cost at most (`cost_of`).
         baselines: Whether masks count that no strategy has proposed.
         learned: Whether records that have learned nothing are left out.
-
-    Returns:
-        None where no record is eligible.
     """
     eligible = [
         record
         for record in records
         if record.scored
         and sparsity_of(record) >= sparsity - 1e-9
+        and keeps_budget(record, objectives, budget)
         and (baselines or record.role != "baseline")
         and all(math.isfinite(record.value(o.name)) for o in objectives)
         and not (learned and learned_nothing(record))
@@ -306,7 +320,8 @@ def best_record(
         return first, *others, -record.number
 
     gains = gains_of(eligible, objectives).tolist()
-    return max(zip(eligible, gains, strict=True), key=order, default=(None, None))[0]
+    found = sorted(zip(eligible, gains, strict=True), key=order, reverse=True)
+    return [record for record, _ in found]
 
 
 def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objective]) -> float:
@@ -357,24 +372,26 @@ class Snapshot:
     joined: bool = False  # whether the last record is on the front (it may leave it later)
     statuses: Mapping[Status, int] = field(default_factory=dict)  # records so far, by status
     seconds: float = 0.0  # compute so far, in seconds, failed and stopped records included
-    best: Record | None = None  # of what the strategy has proposed, as `best_record`
+    best: Record | None = None  # of what the strategy has proposed, the first of `ranked`
     unlearned: int = 0  # scored records so far that have learned nothing
 
     def __post_init__(self) -> None:
         pareto((), self.objectives)  # refuses a search without objectives
 
     def after(self, *records: Record) -> Snapshot:
-        """The state after further records; those that are still running change nothing.
+        """The state after further records; those that are still running, and draws that were
+        refused as beyond their budget, change nothing.
 
         Raises:
             KeyError: If a scored record lacks an objective.
             ValueError: If scored records come from more than one protocol.
         """
-        ended = [record for record in records if record.status != "running"]
+        ended = [each for each in records if each.status != "running" and not each.refused]
         statuses = dict(self.statuses)
         for record in ended:
             statuses[record.status] = statuses.get(record.status, 0) + 1
         front = tuple(pareto([*self.front, *ended], self.objectives))
+        known = [self.best] if self.best else []
         return Snapshot(
             self.objectives,
             self.finished + len(ended),
@@ -382,7 +399,7 @@ class Snapshot:
             bool(records) and any(record is records[-1] for record in front),
             MappingProxyType(statuses),
             self.seconds + sum(record.seconds for record in ended),
-            best_record([*([self.best] if self.best else []), *ended], self.objectives),
+            next(iter(ranked([*known, *ended], self.objectives)), None),
             self.unlearned + sum(r.scored and learned_nothing(r) for r in ended),
         )
 

@@ -27,7 +27,7 @@ from masksearch.errors import CandidateError, unknown_name
 from masksearch.masks import FAMILIES, full, parse
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
-from masksearch.masks.families import random_like, sweep_families
+from masksearch.masks.families import FIRST_KEY, random_like, sweep_families
 from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
@@ -171,6 +171,7 @@ class ComparedRuns:
             `kind_of_mask`.
         meanings: Reported value -> what it measures, in a few words, for the verdict.
         half: Which rows judged; empty where the evaluator has no halves, or it is not known.
+        read_out: What heads read of the encoder, where it is not the default.
         found_with: Searched mask -> how it was found, as far as it is known.
         promised: Mask of a search's front that is judged again -> its score in the search; None
             where that is of another protocol.
@@ -192,6 +193,7 @@ class ComparedRuns:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     half: str = ""
+    read_out: str = ""
     found_with: Mapping[str, Found] = field(default_factory=dict)
     promised: Mapping[str, float | None] = field(default_factory=dict)
     against: Against = "nearest"
@@ -246,6 +248,7 @@ class ComparedRuns:
             run,
             shape=shape,
             half=facts.get("half", ""),
+            read_out=facts.get("read_out", ""),
             found_with={n: Found(tuple(s), r) for n, (s, r) in found.items() if n in current},
             promised={name: score for name, score in promised.items() if name in current},
             **told,
@@ -468,9 +471,10 @@ def describe_reuse(found: Mapping[str, Found], seeds: Collection[int], half: str
 
 
 # -- the front of a search ---------------------------------------------------------------------
-def name_alike(name: str) -> str:
-    """Name of the random mask that a mask of the front is judged beside."""
-    return f"random like {name}"
+def names_alike(name: str) -> tuple[str, str]:
+    """Names of the random masks that a mask of the front is judged beside: without and with the
+    first key in every row."""
+    return f"random like {name}", f"random like {name}{FIRST_KEY}"
 
 
 def read_front(
@@ -500,7 +504,8 @@ def join_front(
 ) -> tuple[dict[str, Candidate], dict[str, Kind]]:
     """A front, its opponents and a caller's own candidates; and what the first two are.
 
-    As many members of `masks.FAMILIES` and as many random masks have the front's densities.
+    As many members of `masks.FAMILIES`, and as many random masks without and with the first key in
+    every row, have the front's densities.
 
     Args:
         front: Of `read_front`.
@@ -513,8 +518,9 @@ def join_front(
     found = {name: record.mask for name, record in front.items() if record.mask is not None}
     hand = sweep_families(shape, [effective_density(mask, shape) for mask in found.values()])
     alike = {
-        name_alike(name): random_like(mask, shape, seed)
+        other: random_like(mask, shape, seed, first_key=other.endswith(FIRST_KEY))
         for seed, (name, mask) in enumerate(found.items())
+        for other in names_alike(name)
     }
     own: dict[str, Candidate] = {**front, **hand, **alike}
     for name, candidate in candidates.items():

@@ -99,7 +99,9 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
     score = comparison.objectives[0]
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
-        return f"{name}: no finished run ({entry.failed} failed), so nothing is known."
+        own = (record.reason for record in comparison.records if record.name == entry.name)
+        failed = ": ".join([f"{entry.failed} failed", *[*filter(None, own)][:1]])
+        return f"{name}: no finished run ({failed}), so nothing is known."
     verdict = outcome_words(findings) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
     lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
@@ -232,7 +234,10 @@ def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
 def warning_lines(comparison: ComparedRuns) -> list[str]:
     """What a reader must know before believing the scores."""
     entries = list(comparison.entries.values())
-    lines = row_lines(comparison, [entry for entry in entries if entry.kind == "searched"])
+    searched = [entry for entry in entries if entry.kind == "searched" and entry.scores]
+    lines = row_lines(comparison, searched)
+    if comparison.read_out:
+        lines.append(f"Judged with heads of read_out={comparison.read_out!r}.")
     nothing = [entry.name for entry in entries if entry.learned_nothing]
     judged = [entry for entry in entries if entry.scores]
     whole = len(nothing) == len(judged)  # then the tasks need no lines of their own

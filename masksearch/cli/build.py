@@ -21,7 +21,7 @@ from masksearch.masks.core import Mask
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
-    from masksearch.contracts import Record
+    from masksearch.analysis.runs import Candidate
     from masksearch.strategies.samplers import Space
 
 EXECUTORS = ("local", "ray")
@@ -230,7 +230,7 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
 
 
 def unit_levels(given: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
-    """The masks of a unit, rising: `--local` and full attention, or those of `units.levels`.
+    """The masks of a unit, the cheapest first: `--local` and full attention, or `units.levels`.
 
     Raises:
         OptionsError: If units are given without their masks.
@@ -282,8 +282,9 @@ def split_name(text: str) -> tuple[str, str]:
     return text, text
 
 
-def named_candidates(text: str) -> dict[str, Mask | Record]:
-    """What `NAME=MASK` or `MASK` names: a mask, or what a run has recorded of one.
+def named_candidates(text: str, *, whole: bool = False) -> dict[str, Candidate]:
+    """What `NAME=MASK` or `MASK` names: a mask, or what a run has recorded of one; `whole` = a run
+    without a trial or sparsity stays one.
 
     The mask of a search is named by its strategy, unless it is given a name; a run of strategy
     sparsebert stands for all of its masks, under their names in the published table.
@@ -295,16 +296,17 @@ def named_candidates(text: str) -> dict[str, Mask | Record]:
 
     name, mask = split_name(text)
     if not names_run(mask):
-        return {name: read_mask(mask)}
-    record = read_run_record(mask)
+        return {name: parse(mask)}
+    reference = parse_reference(mask)
+    whole = whole and reference.trial is None and not reference.sparsity
+    record = mask if whole else read_run_record(mask)
     if name != text:
         return {name: record}
-    reference = parse_reference(mask)
     store = StudyStore(reference.run, write=False)
     label = store.facts().get("strategy", reference.run.name)
     if reference.trial is not None:
         return {f"{label} #{reference.trial}": record}
-    if label == "sparsebert" and not reference.sparsity:
+    if label == "sparsebert" and not reference.sparsity and not whole:
         return {record.name: record for record in store.records() if is_published_dam(record)}
     return {label if not reference.sparsity else f"{label} >= {reference.sparsity:g}": record}
 
@@ -316,7 +318,11 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-PREFIXES = ("dam", "allocate", "units", "shared", "evolution", "strategy", "halving", "cost")
+PLAIN: dict[str, dict[str, Any]] = {  # strategies whose settings are plain values
+    "evolution": {"population": int, "sample": int},
+    "prune": {"rows": int, "rounds": int, "per": str, "densities": Sequence[float]},
+}
+PREFIXES = ("dam", "allocate", "units", "shared", *PLAIN, "strategy", "halving", "cost")
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -430,7 +436,7 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
         OptionsError: If settings belong to another strategy, or a value is of another type.
         UnknownNameError: If the strategy has no such setting.
     """
-    own = {"sparsebert": ["dam"], "dam": ["dam"], "evolution": ["evolution"]}.get(strategy, [])
+    own = {"sparsebert": ["dam"], "dam": ["dam"]}.get(strategy, [strategy] * (strategy in PLAIN))
     if strategy == "allocate":
         by_gates = "gates" in settings.get("allocate", {}).values()
         own = ["allocate", "dam"] if by_gates else ["allocate"]
@@ -438,7 +444,7 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
         own = ["shared"]
     if ".py:" in strategy:
         own = ["strategy"]
-    for prefix in ("dam", "allocate", "shared", "evolution", "strategy"):
+    for prefix in ("dam", "allocate", "shared", *PLAIN, "strategy"):
         if prefix in settings and prefix not in own:
             name = next(iter(settings[prefix]))
             wanted = {"strategy": "a strategy of your own (FILE.py:NAME)", "shared": "shared+tpe"}
@@ -455,9 +461,8 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
 
         hints = dict.fromkeys(OF_ALLOCATE, Any) | {"tries": int, "budgets": Sequence[float]}
         options |= read_settings(settings.get("allocate", {}), hints, "allocate", "allocate")
-    if "evolution" in own:
-        hints = {"population": int, "sample": int}
-        options |= read_settings(settings.get("evolution", {}), hints, "evolution", "evolution")
+    for name in PLAIN.keys() & own:
+        options |= read_settings(settings.get(name, {}), PLAIN[name], name, name)
     if "shared" in own:
         from masksearch.evaluators.shared import SharedWeights
         from masksearch.strategies.supernet import OPTIONS

@@ -48,6 +48,10 @@ def print_front(study: Study, as_json: bool) -> None:
     found = front_table(by_origin(records), study.objectives).without("block density")
     if found.rows:
         print_table(found, f"Front of {study.run}")
+    for budget in json.loads(study.store.facts().get("budget") or "[]"):
+        inside, score = study.within(budget), study.objectives[0].name
+        best = [f"best #{each.number}, {score} {each.value(score):.4f}" for each in inside[:1]]
+        typer.echo("; ".join([f"masks judged within {budget:g}: {len(inside)}", *best]))
     print_note(study.frontier(), study.shape)
     if nothing := nothing_learned(records):
         typer.echo(nothing)

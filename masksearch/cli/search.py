@@ -30,9 +30,9 @@ from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import Comparison
-    from masksearch.contracts import Evaluator, Record
+    from masksearch.analysis.runs import Candidate
+    from masksearch.contracts import Evaluator
     from masksearch.driver import Study
-    from masksearch.masks import Mask
 
 DECLARED = {  # options of both commands
     "corpus": optional(
@@ -106,7 +106,8 @@ SEARCHING = {
     "strategy": valued(
         "tpe",
         "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, dam, "
-        "sparsebert (the published DAM and its table), shared+tpe, or your own as FILE.py:NAME.",
+        "prune, sparsebert (the published DAM and its table), shared+tpe, or your own as "
+        "FILE.py:NAME.",
         *(SEARCHED, "NAME"),
     ),
     "trials": optional(
@@ -117,6 +118,10 @@ SEARCHING = {
     "constraint": optional(
         "What a mask must keep, such as 'effective_sparsity >= 0.9'; repeatable.",
         *(SEARCHED, "none", "TEXT", list[str]),
+    ),
+    "budget": optional(
+        "What a mask may cost, as a share of dense attention; repeatable, draws take turns.",
+        *(SEARCHED, "no limit", "SHARE", list[float]),
     ),
     "families": flag(
         "families", "Judge the six hand-designed masks first, beside the trials.", SEARCHED
@@ -134,7 +139,7 @@ SEARCHING = {
     ),
     "local": optional(
         "The mask of a unit that needs little, such as 'window(8) | global_tokens(1)'; others "
-        'have full attention. Several masks, rising: --set units.levels=["star()", ..].',
+        'have full attention. Several, the cheapest first: --set units.levels=["star()", ..].',
         *(ALLOCATION, "none: no units", "MASK"),
     ),
     "unit": optional(
@@ -170,6 +175,10 @@ COMPARING = {
     "seeds": valued(5, "Trainings of each mask, on seeds that all share.", COMPARED, "N"),
     "first_seed": valued(
         1000, "First of these seeds; use others than the search's.", COMPARED, "N"
+    ),
+    "budget": optional(
+        "What masks of runs cost at most: RUN stands for its best mask within each; repeatable.",
+        *(COMPARED, "no limit", "SHARE", list[float]),
     ),
     "controls": valued(
         True,
@@ -229,13 +238,14 @@ def run_search(given: Mapping[str, Any]) -> Study:
     space, strategy, run = given["space"], given["strategy"], given["run"]
     settings = split_settings(given["set"] or ())
     levels = unit_levels(given, settings.get("units", {}))
-    needs_none = strategy in ("dam", "sparsebert", "allocate") or ".py:" in strategy
+    spaceless = ("dam", "sparsebert", "prune")
+    needs_none = strategy in (*spaceless, "allocate") or ".py:" in strategy
     if space is None and not needs_none and not levels:
         raise OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
-    if space is not None and strategy in ("dam", "sparsebert"):
+    if space is not None and strategy in spaceless:
         raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
-    if strategy == "sparsebert" and levels:
-        raise OptionsError("strategy 'sparsebert' takes no space: drop --local")
+    if strategy in ("sparsebert", "prune") and levels:
+        raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
     if space is not None and levels:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
     of_strategy = strategy_options(strategy, settings)
@@ -271,6 +281,7 @@ def run_search(given: Mapping[str, Any]) -> Study:
             executor=build_executor(given),
             scheduler=scheduler,
             constraints=tuple(given["constraint"] or ()),
+            budget=given["budget"],
             baselines=FAMILIES if given["families"] else {},
             listeners=loggers,
             enqueue=enqueued,
@@ -344,11 +355,13 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     from masksearch.cli.build import named_candidates
     from masksearch.driver import open_study
     from masksearch.masks import FAMILIES, full
-    from masksearch.masks.families import random_like
+    from masksearch.masks.families import FIRST_KEY, random_like
+    from masksearch.study.records import read_budgets
+    from masksearch.study.references import within_budgets
 
-    named: dict[str, Mask | Record] = {}
+    named: dict[str, Candidate] = {}
     for text in dict.fromkeys(given["mask"] or []):
-        for name, each in named_candidates(text).items():
+        for name, each in named_candidates(text, whole=bool(given["budget"])).items():
             if name in named and "=" in text and named[name] != each:
                 raise OptionsError(
                     f"{name!r} names two masks; give one of them another name (NAME=MASK)"
@@ -358,13 +371,16 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
                 name = f"{name} ({'/'.join(place.parts[-2:])})"
                 name = f"{name} ({place})" if name in named else name
             named[name] = each
-    mine = read_candidates(named) if named else {}
+    budgets = read_budgets(given["budget"])
+    found = within_budgets(named, budgets)[0] if budgets else named
+    mine = read_candidates(found) if found else {}
     candidates, kinds = dict(named), {}
     if given["controls"]:
         alike = {
-            f"random keys like {name}": random_like(chosen, judge.shape)
+            f"random keys like {name}{end}": random_like(chosen, judge.shape, first_key=bool(end))
             for name, chosen in mine.items()
             if name not in FAMILIES
+            for end in ("", FIRST_KEY)
         }
         families = FAMILIES if given["front"] is None else {}  # a front brings its own
         own = {"dense": full(), **families, **alike}
@@ -383,6 +399,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
         "kinds": kinds,
         "against": given["against"] or "nearest",
         "margin": given["margin"],
+        "budget": given["budget"],
     }
 
 

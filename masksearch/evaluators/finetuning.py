@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS
@@ -245,6 +245,11 @@ class FineTuning(Evaluator, ABC):
         found: Sequence[int] = rows.lengths
         return found
 
+    @property
+    def token_rows(self) -> Tensor | None:
+        """`Shape.tokens`; None = masks that follow the tokens are refused."""
+        return None
+
     def class_names(self, name: str) -> Sequence[str] | None:
         """A task's classes in the order of their numbers; None = its head is of another kind."""
         return None
@@ -322,7 +327,7 @@ class FineTuning(Evaluator, ABC):
         shape = self.start.shape(self.length) if self.corpus is None else self.text.shape
         if self.half == "all":
             return shape
-        return replace(shape, lengths=self.lengths, read=self.read)
+        return replace(shape, lengths=self.lengths, read=self.read, tokens=self.token_rows)
 
     @cached_property
     def read(self) -> int | None:
@@ -426,7 +431,8 @@ class FineTuning(Evaluator, ABC):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score. DataError, before
         any training, if a task cannot be read."""
-        table = masks.table(lower(mask, self.shape))
+        follows = mask.needs_tokens and self.shape.tokens is not None
+        table = mask if follows else masks.table(lower(mask, self.shape))
         key = short_hash(self.protocol, mask.digest, str(seed))
         for name in self.downstream:
             self.tokens(name)

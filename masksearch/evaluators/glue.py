@@ -16,16 +16,18 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Half, mixed_seed
-from masksearch.errors import check_name
+from masksearch.errors import DataError, check_name
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, TokenRows, pad_rows, tokenize_rows
 from masksearch.files import short_hash
-from masksearch.models.encoders import SequenceClassifier
+from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
+from masksearch.models.pretrained import tuned_kind
 from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
 from masksearch.tasks.glue.tasks import (
     COLUMNS,
@@ -44,6 +46,8 @@ from masksearch.tasks.glue.tasks import (
 )
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import shrink
+
+COUNTED = 1000  # training rows in which masks that follow the tokens are counted
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,16 @@ class GlueEvaluator(FineTuning):
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
             Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
             of both); see `ms.glue_score`.
+        read_out: What the head reads of the last hidden states: `"first+mean"`, or of pairs of
+            texts `"pair"`, which compares them outside of attention; see `SequenceClassifier`.
+            (`read` is how many rows of them reach a score.)
     """
 
     glue: Path | str
     tasks: tuple[str | GlueTask, ...] = ("SST-2", "QQP", "MNLI")
     _: KW_ONLY
     convention: Convention = "primary"
+    read_out: ReadOut = READ_OUT
 
     score_name: ClassVar[str] = "glue"
     streams: ClassVar[tuple[int, int]] = (21, 22)
@@ -88,6 +96,13 @@ class GlueEvaluator(FineTuning):
         names = self.downstream
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be at least one name, each once, got {names}")
+        check_name("read-out", self.read_out, get_args(ReadOut))
+        single = [name for name in names if len(self.glue_task(name).texts) == 1]
+        if self.read_out == "pair" and single:
+            raise ValueError(
+                f"read_out='pair' compares two texts, and {', '.join(single)} has one; leave it "
+                "out, or take tasks of pairs"
+            )
 
     @cached_property
     def constant_score(self) -> float:
@@ -114,6 +129,18 @@ class GlueEvaluator(FineTuning):
         found: dict[str, object] = {"glue": digests}
         return found | ({} if self.convention == "primary" else {"convention": self.convention})
 
+    def settings(self) -> dict[str, object]:
+        """As of `FineTuning`; DataError where a checkpoint's own head has another read-out."""
+        found = super().settings()
+        if self.read_out == READ_OUT:
+            return found
+        if self.adapt != "train" and tuned_kind(self.start.locate()) is not None:
+            raise DataError(
+                f"{self.weights} is fine-tuned already and has a head of its own, so there is no "
+                f"read_out={self.read_out!r}; leave it out, or give a pre-trained checkpoint"
+            )
+        return found | {"read_out": self.read_out}
+
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process."""
         task = self.glue_task(name)
@@ -124,13 +151,24 @@ class GlueEvaluator(FineTuning):
         place = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.half)
         return read_tokens(self.source, *place)
 
+    @cached_property
+    def token_rows(self) -> Tensor:
+        """The training rows, of each task every k-th such that they are at most 1,000 in all."""
+        found = []
+        for name in self.downstream:
+            rows = self.tokens(name).train
+            step = -(-len(rows) * len(self.downstream) // COUNTED)
+            found += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
+        return torch.stack([F.pad(ids, (0, self.length - len(ids)), value=-1) for ids in found])
+
     def task_seed(self, name: str, seed: int) -> int:
         """Every task has its own numbers, whichever others there are."""
         return mixed_seed(seed, task_number(self.glue_task(name)))
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A classifier, or a regression where the task has no classes."""
-        return SequenceClassifier(encoder, max(1, len(self.glue_task(name).labels)), seed=seed)
+        labels = max(1, len(self.glue_task(name).labels))
+        return SequenceClassifier(encoder, labels, seed=seed, read_out=self.read_out)
 
     def class_names(self, name: str) -> Sequence[str] | None:
         """The labels as the task's files spell them."""

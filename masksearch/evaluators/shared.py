@@ -172,11 +172,12 @@ class SharedWeights(Evaluator):
     @cached_property
     def key(self) -> str:
         """Short hash of everything that the shared weights depend on."""
+        shape = {name: value for name, value in vars(self.shape).items() if name != "tokens"}
         parts = (
             "supernet-1",
             self.trained.protocol,
             self.begun[0],
-            asdict(self.shape),
+            shape,
             self.draws.digest(),
             asdict(self.config),
             self.seed,

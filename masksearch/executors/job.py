@@ -18,6 +18,7 @@ from masksearch.contracts import (
     Evaluator,
     OneShot,
     Proposal,
+    Prune,
     Record,
     Report,
     Shared,
@@ -26,11 +27,13 @@ from masksearch.errors import EvaluatorError, MaskSearchError, SearchError
 from masksearch.files import FULL, write_in_one_move
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
+from masksearch.strategies.prune import ORDER_FILE, run_prune
 from masksearch.strategies.supernet import run_shared
 from masksearch.user_code import describe_error
 
 ARTIFACTS = {  # name -> file in the trial's folder
     "gates": "gates.safetensors",  # of a job without a mask, and the next one
+    "order": ORDER_FILE,
     "ranking": "ranking.json",
     "rows": ROWS,
 }
@@ -117,6 +120,8 @@ class JobRun:
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Shared():
                 return run_shared(self.evaluator, job, seed=seed, workdir=self.place)
+            case Prune():
+                return run_prune(self.evaluator, job, seed=seed, workdir=self.place)
         raise ValueError(f"{type(job).__name__} is no job to run")
 
     def stop(self) -> None:

@@ -109,6 +109,7 @@ def at_sparsity(
     per: Per = "mask",
     *,
     weights: Tensor | None = None,
+    within: bool = False,
 ) -> Tensor:
     """The likeliest edges, in exactly the number that the sparsity asks for.
 
@@ -123,6 +124,8 @@ def at_sparsity(
         sparsity: 1 - kept / all, in [0, 1 - 1/n]; with weights `effective_sparsity`.
         per: What has that sparsity: the whole `"mask"`, each `"layer"` or each `"head"`.
         weights: As of `weights_of`, how much each edge counts; None = all alike.
+        within: Whether to take, in place of the nearest number, the largest that is at least as
+            sparse.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -135,9 +138,10 @@ def at_sparsity(
     places = ranking(probabilities, per, weights=weights)
     edges, length = int(places.max()) + 1, places.shape[-1]
     if weights is None:
-        kept = torch.tensor([[round((1 - sparsity) * edges)]])
+        asked = (1 - sparsity) * edges
+        kept = torch.tensor([[int(asked + 1e-6) if within else round(asked)]])
     else:
-        kept = kept_by_weight(places, edges, 1 - sparsity, weights)
+        kept = kept_by_weight(places, edges, 1 - sparsity, weights, within)
         if per != "mask" and weights.ndim > 2:  # one key a row may be more than that share
             kept = kept.clamp(min=edges // length)
     if (kept < edges // length).any():
@@ -150,7 +154,9 @@ def at_sparsity(
     return without_empty_padding(mask, weights)
 
 
-def kept_by_weight(places: Tensor, edges: int, density: float, weights: Tensor) -> Tensor:
+def kept_by_weight(
+    places: Tensor, edges: int, density: float, weights: Tensor, within: bool
+) -> Tensor:
     """How many edges in the order of `places` have that share of the weight.
 
     Args:
@@ -158,6 +164,7 @@ def kept_by_weight(places: Tensor, edges: int, density: float, weights: Tensor) 
         edges: Edges of a mask, layer or head that is cut.
         density: In [0, 1].
         weights: float64, as of `weights_of`.
+        within: Whether none is to have more.
 
     Returns:
         int64 `[groups, 1]`, at most the number of possible edges: the longest of those whose
@@ -168,9 +175,10 @@ def kept_by_weight(places: Tensor, edges: int, density: float, weights: Tensor) 
     sums = F.pad(each.gather(1, order).cumsum(1), (1, 0))
     possible = possible_edges(weights, places.shape[-1]).expand(places.shape)
     most = possible.reshape(order.shape).sum(1, keepdim=True)
-    gaps = (sums - density * sums[:, -1:]).abs()
-    gaps = gaps.masked_fill(torch.arange(edges + 1) > most, torch.inf)
+    above = sums - density * sums[:, -1:]
     slack = 1e-9 * float(weights.sum())  # sums of the same edges differ by rounding
+    left_out = (torch.arange(edges + 1) > most) | (within & (above > slack))
+    gaps = above.abs().masked_fill(left_out, torch.inf)
     longest = (gaps <= gaps.amin(1, keepdim=True) + slack).int().flip(1).argmax(1, keepdim=True)
     return edges - longest
 

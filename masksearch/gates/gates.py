@@ -182,6 +182,7 @@ class Gates(nn.Module):
             buffers, first = self.lay_out_edges()
         else:
             self.units = Units(self.shape, read_levels(levels), unit, kv_heads, costs)
+            self.units.refuse_unordered()
             buffers, first = self.lay_out_switches(self.units)
         for buffer, found in buffers.items():
             single = found.float() if found is not None and found.is_floating_point() else found

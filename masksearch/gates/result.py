@@ -239,6 +239,7 @@ class DamResult:
         threshold: float | None = None,
         per: Per = "mask",
         merge_heads: bool = False,
+        within: bool = False,
     ) -> Mask:
         """Cuts a mask from the probabilities; give a sparsity or a threshold.
 
@@ -256,6 +257,8 @@ class DamResult:
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.
             merge_heads: One mask for all heads of a layer, by an edge's largest probability:
                 weights that are trained anew may use the heads in another way.
+            within: Keep at most as many edges as the sparsity says, in place of the nearest
+                number.
 
         Returns:
             A table mask of length n.
@@ -281,7 +284,7 @@ class DamResult:
         if merge_heads:
             table = table.amax(1, keepdim=True)
         if sparsity is not None:
-            kept = at_sparsity(table, sparsity, per, weights=self.weights)
+            kept = at_sparsity(table, sparsity, per, weights=self.weights, within=within)
         elif threshold is not None:
             kept = at_threshold(table, threshold, weights=self.weights)
         return masks.table(kept)

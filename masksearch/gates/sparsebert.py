@@ -129,17 +129,12 @@ class PublishedGates(Gates):
         return hard + (soft - soft.detach())
 
     def compute(self, call: AttentionCall, gate: Tensor) -> Tensor:
-        """One attention call under a gate, by the published form."""
-        return published_form(call, gate)
+        """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
+        return add_to_scores(call, (1 - gate) * MASKED).attend()
 
     def open_chance(self, logits: Tensor) -> Tensor:
         """Chance that a gate with these two logits, on the last axis, is open."""
         return (logits[..., 0] - logits[..., 1]).sigmoid()
-
-
-def published_form(call: AttentionCall, gate: Tensor) -> Tensor:
-    """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
-    return add_to_scores(call, (1 - gate) * MASKED).attend()
 
 
 def published_penalty(gates: Gates, weight: float = 5e-5) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers, KV heads or heads that each take one of several masks, from a local one to a full one.
+"""Layers, KV heads or heads that each take one of several masks, the first of which is cheapest.
 
 `Units` is the vocabulary of `strategy="allocate"`, and a search space over the same masks for
 any other strategy.
@@ -33,8 +33,9 @@ from masksearch.files import read_tensors
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower, row_counts, under_causality
-from masksearch.masks.measure import pair_weights
+from masksearch.masks.measure import pair_weights, unit_densities
 from masksearch.masks.text import parse
+from masksearch.user_code import budget_of
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -54,15 +55,16 @@ class Units:
     It can be called with an Optuna trial: it is a search space. The trial draws how many steps up
     are `raised`, evenly from none to all, and picks them by Fisher and Yates' shuffle, so every
     density occurs as often, and of one size every allocation is equally likely. (A coin for each
-    of 72 heads would draw nothing but halves.)
+    of 72 heads would draw nothing but halves.) Within a budget (`budget_of`) nothing is left to
+    draw but the picks: as many as it pays, those that it does not pay passed over.
 
     Args:
         shape: Of the model.
-        levels: The masks of a unit, from the local one to the full one; each keeps more pairs of
-            real tokens than the one before, in every unit. A mask that tells layers or heads apart
-            gives each its own. Where only some rows of the last layer are read (`Shape.read`) and
-            two masks keep the same of them, that layer has no units; it keeps what the full one
-            keeps.
+        levels: The masks of a unit. The first keeps fewer pairs of real tokens than any other, in
+            every unit. The others are in any order for `strategy="allocate"`; gates and a space
+            need `rising` ones. A mask that tells layers or heads apart gives each its own. Where
+            only some rows of the last layer are read (`Shape.read`) and the masks do not rise
+            there, that layer has no units; it keeps what the last one keeps.
         unit: `"layer"`, `"head"`, or `"kv_head"`: all query heads that share keys and values.
         kv_heads: KV heads of a layer, for `"kv_head"`: a divisor of the heads.
         costs: What each level of each unit costs, `[levels][units]`, in the place of its pairs,
@@ -71,8 +73,8 @@ class Units:
 
     Raises:
         UnknownNameError: For another unit.
-        ValueError: If there are fewer than two masks, or one keeps no more than the one before; or
-            the KV heads are not known, or divide nothing.
+        ValueError: If there are fewer than two masks, or one keeps no more than the first; or the
+            KV heads are not known, or divide nothing.
         EmptyRowError, HeadCountError, LayerCountError, LengthError: If a mask does not fit.
 
     >>> units = Units(Shape(8, 2, 2), (masks.star(), masks.full()))
@@ -110,18 +112,33 @@ class Units:
                 )
         if len(self.levels) < 2:
             raise ValueError(
-                "a unit has two masks or more, from the local one to the full one; got "
-                f"{len(self.levels)}"
+                f"a unit has two masks or more, the cheapest first; got {len(self.levels)}"
             )
-        for level, rises in enumerate(self.prices.diff(dim=0) > 0, start=1):
+        self.refuse_order([0] * self.top, "the first mask of a unit keeps less than any other")
+
+    def refuse_order(self, below: Sequence[int], rule: str) -> None:
+        """Raises ValueError, with the rule, where one of the levels 1, 2, .. costs no more than
+        the level that is to be below it."""
+        for level, lower_one in enumerate(below, start=1):
+            rises = self.prices[level] > self.prices[lower_one] * (1 + ROUNDING)
             if not bool(rises.all()):
                 at = int((~rises).nonzero()[0])
                 raise ValueError(
-                    f"each mask of a unit keeps more than the one before: in {self.names[at]}, "
-                    f"{self.levels[level]} keeps {self.prices[level, at].item():.4g} of the pairs "
-                    f"and {self.levels[level - 1]} {self.prices[level - 1, at].item():.4g}; order "
-                    "them from local to full, and drop what keeps the same"
+                    f"{rule}: in {self.names[at]}, {self.levels[level]} keeps "
+                    f"{self.prices[level, at].item():.4g} of the pairs and "
+                    f"{self.levels[lower_one]} {self.prices[lower_one, at].item():.4g}; order "
+                    "them so, and drop what keeps the same"
                 )
+
+    def refuse_unordered(self) -> None:
+        """Raises ValueError unless the levels are `rising`."""
+        rule = "gates and spaces take masks of a unit each of which keeps more than the one before"
+        self.refuse_order(range(self.top), rule)
+
+    @cached_property
+    def rising(self) -> bool:
+        """Whether each level costs more than the one before, in every unit."""
+        return bool((self.prices[1:] > self.prices[:-1] * (1 + ROUNDING)).all())
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -174,12 +191,16 @@ class Units:
         table = torch.zeros(len(self.levels), self.shape.layers, self.shape.heads).double()
         for level, mask in enumerate(self.levels):
             self.check_rows(mask)
+            follows = unit_densities(mask, self.shape) if mask.needs_tokens else None
             for layer, head in itertools.product(
                 range(self.shape.layers), range(self.shape.heads)
             ):
                 part = mask.of_layer(layer).of_head(head)
                 counted = weights[min(layer, len(weights) - 1)]
                 key = (part, 0 if part.heads is None else head, layer == self.shape.layers - 1)
+                if follows is not None:
+                    table[level, layer, head] = follows[layer][head] * counted.sum() / average
+                    continue
                 if key not in known:
                     known[key] = kept_weight(part, head, counted) / average
                 table[level, layer, head] = known[key]
@@ -192,6 +213,8 @@ class Units:
             EmptyRowError, HeadCountError, LayerCountError, LengthError: As `lower`.
         """
         mask.counts(self.shape.layers, self.shape.heads)
+        if mask.needs_tokens and self.shape.tokens is not None:
+            return  # what it keeps is counted in rows of tokens
         counts = row_counts(under_causality(mask, self.shape), self.shape.length)
         no_empty_rows((counts > 0)[..., None])
 
@@ -292,14 +315,22 @@ class Units:
         return tuple(int(params.get(name, 0)) for name in self.names)
 
     def __call__(self, trial: BaseTrial) -> Mask:
-        """Draws an allocation."""
+        """Draws an allocation; ValueError unless the levels are `rising`."""
+        self.refuse_unordered()
         steps = len(self.names) * self.top  # a unit stands in as many places as it can rise
         order = list(range(steps))
-        levels = [0] * len(self.names)
-        for place in range(trial.suggest_int("raised", 0, steps)):
+        levels, budget = [0] * len(self.names), budget_of(trial)
+        room = math.inf if budget is None else budget * (1 + ROUNDING) - self.least
+        rises = [[*unit, math.inf] for unit in self.shares.diff(dim=0).T.tolist()]
+        for place in range(trial.suggest_int("raised", 0, steps) if budget is None else steps):
+            if room < min(unit[at] for unit, at in zip(rises, levels, strict=True)):
+                break
             picked = trial.suggest_int(f"pick{place}", place, steps - 1)
             order[place], order[picked] = order[picked], order[place]
-            levels[order[place] % len(self.names)] += 1
+            unit = order[place] % len(self.names)
+            if (rise := rises[unit][levels[unit]]) <= room:
+                room -= rise
+                levels[unit] += 1
         return self.mask(levels)
 
     @property
@@ -367,14 +398,19 @@ def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:
     return (*allocation[:unit], level, *allocation[unit + 1 :])
 
 
+def dearer(costs: Sequence[float], level: int) -> list[int]:
+    """The levels of a unit that cost more than one of them, beyond rounding."""
+    return [at for at, cost in enumerate(costs) if cost > costs[level] * (1 + ROUNDING)]
+
+
 def ranked_path(
     worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> list[Allocation]:
-    """From all units at level 0 to all at the top, the best gain per pair first.
+    """From all units at level 0 to all at their dearest one, the best gain per pair first.
 
     Args:
         worth: Of each unit, of each level.
-        costs: Of each level, of each unit; rising with the level.
+        costs: Of each level, of each unit; level 0 is the cheapest.
 
     Returns:
         Allocations, each with one unit more that is raised (along its convex hull, so that of
@@ -385,13 +421,10 @@ def ranked_path(
     """
     moves = []
     for unit, levels in enumerate(worth):
-        at, top, last = 0, len(levels) - 1, math.inf
-        while at < top:
-            slopes = [
-                ((levels[to] - levels[at]) / (costs[to][unit] - costs[at][unit]), to)
-                for to in range(at + 1, top + 1)
-            ]
-            slope, at = max(slopes)
+        at, last = 0, math.inf
+        own = [level[unit] for level in costs]
+        while above := dearer(own, at):
+            slope, at = max(((levels[to] - levels[at]) / (own[to] - own[at]), to) for to in above)
             last = min(slope, last)  # a hull bends down; rounding must not undo that
             moves.append((-last, unit, at))
     path = [(0,) * len(worth)]

@@ -26,6 +26,7 @@ from masksearch.masks.leaves import (
 )
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import counts_all_alike, effective_density
+from masksearch.masks.tables import PerHead, PerLayer
 
 
 @recipe
@@ -124,6 +125,7 @@ SWEPT: dict[str, tuple[Callable[..., Mask], int]] = {  # family -> its size, and
     "longformer": (longformer, 0),
     "bigbird": (bigbird, 0),
 }
+FIRST_KEY = " + first key"  # ends the name of a random control that keeps it in every row
 NEAR = 0.002  # difference of effective densities that is near enough
 ATTEMPTS = 32  # draws, of which the nearest is taken where none is near enough
 
@@ -182,59 +184,72 @@ def members(length: int) -> list[tuple[str, str, Mask]]:
     return list(found.values())
 
 
-def random_like(mask: Mask, shape: HasShape, seed: int = 0) -> Mask:
+def random_like(mask: Mask, shape: HasShape, seed: int = 0, *, first_key: bool = False) -> Mask:
     """Random keys that keep as much as a mask does: its fair opponent at equal density.
 
     Where all cells count alike (`pair_weights`), these are `random_keys` in the number that gives
     the mask's density, at least one a row. Where sequences are padded or the shape is causal, the
     drawn keys of a query may all be padding, or all lie later. So the diagonal is kept too (but
     for a padded mask that keeps fewer pairs than the diagonal), and of several draws one is taken
-    whose effective density agrees.
+    whose effective density agrees. Where the mask tells layers or heads apart, each has keys of
+    its own.
 
     Args:
         mask: Any mask of that shape.
         shape: What it is lowered to, and the lengths of the data.
         seed: Of the draws.
+        first_key: Keep the diagonal and the first key ([CLS], or a decoder's sink) in every row;
+            the control is denser than a mask that keeps fewer pairs than these.
 
     >>> from masksearch import Shape, masks
     >>> random_like(masks.window(3), Shape(64, 1, 1))
     random_keys(7, 0)
     """
+    apart = mask.layers is not None or mask.heads is not None
+    planes = shape.layers * shape.heads if apart else 1
+
+    def draw(keys: int, first: int) -> Mask:
+        """So many keys of a query in all planes together."""
+        each = [RandomKeys((keys + at) // planes, first * planes + at) for at in range(planes)]
+        rows = [each[at : at + shape.heads] for at in range(0, planes, shape.heads)]
+        return PerLayer([PerHead(row) for row in rows]) if apart else each[0]
+
     target = effective_density(mask, shape)
-    if counts_all_alike(shape):
-        return RandomKeys(max(1, round(target * shape.length)), seed)
-    if shape.causal or target >= effective_density(Window(0), shape):
-        return match_density(
-            lambda count, s: RandomKeys(count, s) | Window(0), target, shape, seed
-        )
-    return match_density(lambda count, s: RandomKeys(max(1, count), s), target, shape, seed)
+    if counts_all_alike(shape) and not (apart or first_key):
+        return draw(max(1, round(target * shape.length)), seed)
+    kept = Window(0) | Columns(1) if first_key else Window(0)
+    if first_key or shape.causal or target >= effective_density(kept, shape):
+        return match_density(lambda keys, s: draw(keys, s) | kept, target, shape, seed, planes)
+    return match_density(lambda keys, s: draw(max(planes, keys), s), target, shape, seed, planes)
 
 
 def match_density(
-    make: Callable[[int, int], Mask], target: float, shape: HasShape, seed: int
+    make: Callable[[int, int], Mask], target: float, shape: HasShape, seed: int, planes: int = 1
 ) -> Mask:
     """A mask with random keys whose effective density is near a given one.
 
     Args:
-        make: (keys of a row, seed of their draw) -> mask; its density changes evenly with the
-            number of keys.
+        make: (keys of a row in all planes, seed of their draw) -> mask; its density changes
+            evenly with the number of keys.
         target: Effective density, in [0, 1].
         shape: Length, causality, and lengths of the data.
         seed: Of the first draw; the same seed gives the same mask.
+        planes: Layers and heads with keys of their own.
 
     Returns:
         The first of some draws that is near enough, or the nearest of them.
     """
-    none, all_ = (effective_density(make(keys, seed), shape) for keys in (0, shape.length))
+    most = planes * shape.length
+    none, all_ = (effective_density(make(keys, seed), shape) for keys in (0, most))
     if none == all_:  # one position: there is nothing to draw
         return make(0, seed)
-    wanted = shape.length * (target - none) / (all_ - none)
+    wanted = most * (target - none) / (all_ - none)
     if counts_all_alike(shape):  # then another draw has the same density
         return make(round(wanted), seed)
     found: list[tuple[float, int, Mask]] = []
     for attempt in range(ATTEMPTS):
         keys = int(wanted) + attempt % 2
-        drawn = make(max(0, min(shape.length, keys)), seed + 1_000_003 * (attempt // 2))
+        drawn = make(max(0, min(most, keys)), seed + 1_000_003 * (attempt // 2))
         gap = abs(effective_density(drawn, shape) - target)
         if gap <= NEAR:
             return drawn

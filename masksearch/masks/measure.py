@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.errors import UncountedHops
+from masksearch.errors import MaskSearchError, UncountedHops
 from masksearch.masks.checks import grid, no_empty_rows
-from masksearch.masks.core import DenseMask, Mask, Points
+from masksearch.masks.core import CELLS_AT_ONCE, DenseMask, Mask, Points
+from masksearch.masks.leaves import SpecialTokens
 from masksearch.masks.lower import (
     HasShape,
     Plane,
@@ -23,6 +24,7 @@ from masksearch.masks.lower import (
     row_counts,
     under_causality,
 )
+from masksearch.masks.text import short_text
 
 BLOCK = 64  # side of a kernel's block, in positions
 MEASURES = (
@@ -33,12 +35,16 @@ MEASURES = (
 
 def fingerprint(mask: Mask, shape: HasShape) -> str:
     """SHA-256 of the lowered bits and their shape, in hex: equal masks from different
-    expressions have one fingerprint.
+    expressions have one fingerprint. Of a mask that follows the tokens it is of the expression.
 
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
+        TokensNeededError: If a mask follows the tokens, and the shape has none.
     """
     mask.counts(shape.layers, shape.heads)
+    if mask.needs_tokens and shape.tokens is not None:
+        text = f"{shape.layers}x{shape.heads}x{shape.length} {mask.digest}"
+        return hashlib.sha256(text.encode()).hexdigest()
     counts = row_counts(under_causality(mask, shape), shape.length)
     some = (counts > 0).expand(shape.layers, shape.heads, -1)
     no_empty_rows(some[..., None])
@@ -140,6 +146,11 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
     1.0
     """
     size = shape.length
+    if mask.needs_tokens:
+        by_layer = np.mean(unit_densities(mask, shape), 1)
+        of_whole, of_last = layer_pairs(shape)
+        pairs = [*[of_whole] * (shape.layers - 1), of_last]
+        return float(np.average(by_layer, weights=pairs))
     if counts_all_alike(shape):
         return mask.density(size)
     layers, read = mask.layers or 1, size
@@ -189,6 +200,8 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
     [[1.0, 0.4]]
     """
     mask.counts(shape.layers, shape.heads)
+    if mask.needs_tokens and shape.tokens is not None:
+        return token_densities(mask, shape, shape.tokens)
     size, heads = shape.length, mask.heads or 1
     planes, index = distinct_planes(mask)
     of_whole, of_last = layer_pairs(shape)
@@ -205,6 +218,45 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
         own = [share(place, *counted) for place in index[first : first + heads]]
         found.append(own * (shape.heads // heads))
     return found
+
+
+def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[float]]:
+    """`unit_densities` of a mask that follows the tokens, counted in rows of the data.
+
+    Args:
+        mask: The mask.
+        shape: What it is lowered to; not causal.
+        tokens: int64 `[rows, length]`, -1 behind the end of a row.
+
+    Raises:
+        MaskSearchError: If the mask names a token that no row has.
+        EmptyRowError: If a query keeps no key in one of the rows.
+    """
+    if missing := token_ids(mask) - set(tokens.flatten().tolist()):
+        raise MaskSearchError(
+            f"{short_text(mask, 80)} follows the token {min(missing)}, which no row of the data "
+            "has: take ids of the tokenizer that the evaluator uses, such as its [SEP]"
+        )
+
+    @cache
+    def shares(own: Mask, read: int) -> list[float]:
+        kept, pairs = torch.zeros(own.heads or 1), 0
+        for ids in torch.split(tokens, max(1, CELLS_AT_ONCE // shape.length**2)):
+            real = ids >= 0
+            there = real[:, None, :read, None] & real[:, None, None]
+            kept += (own.table(ids)[:, :, :read] & there).sum((0, 2, 3))
+            pairs += int(there.sum())
+        found: list[float] = (kept / pairs).expand(shape.heads).tolist()
+        return found
+
+    reads = [shape.length] * (shape.layers - 1) + [shape.read or shape.length]
+    return [shares(mask.of_layer(layer), read) for layer, read in enumerate(reads)]
+
+
+def token_ids(mask: Mask) -> set[int]:
+    """The tokens that a mask follows."""
+    own = mask.ids if isinstance(mask, SpecialTokens) else ()
+    return set(own).union(*map(token_ids, mask.parts))
 
 
 def layer_pairs(shape: HasShape) -> tuple[int, int]:
@@ -296,12 +348,15 @@ def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float
         `effective_density`: over the pairs that real tokens form), `sparsity_off_diagonal` (over
         the cells with i != j), `block_density` at `block` positions, and `hops` up to the
         length that they are counted at (of a causal shape: until each position has reached all
-        later ones).
+        later ones). Of a mask that follows the tokens the first three, all by pairs of tokens.
 
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
     """
     size = shape.length
+    if mask.needs_tokens:
+        kept = effective_density(mask, shape)
+        return {"sparsity": 1 - kept, "effective_sparsity": 1 - kept, "density": kept}
     mask = under_causality(mask, shape)
     mask.counts(shape.layers, shape.heads)
     counts, on = row_counts(mask, size), on_diagonal(mask, size)

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -400,21 +400,40 @@ class MaskedLanguageModel(Head):
         return Output(logits, loss, pair_logits)
 
 
+ReadOut = Literal["first+mean", "pair"]
+READ_OUT: ReadOut = "first+mean"  # the default
+
+
 class SequenceClassifier(Head):
-    """An encoder with a two-layer head on the concatenation of [CLS] and the mean of the tokens.
+    """An encoder with a two-layer head on what is read out of its last hidden states.
 
     Args:
         encoder: The (pre-trained) encoder; shared, not copied.
         labels: Number of classes; 1 = regression with a squared loss.
         seed: Seed of the head's weights.
+        read_out: `"first+mean"`: [CLS] and the mean of all tokens. `"pair"`: [u; v; |u - v|], the
+            means of the tokens of the first and of the second text, special tokens left out.
+
+    Raises:
+        UnknownNameError: For another read-out.
+
+    Reference: Sentence-BERT, arXiv 1908.10084, Section 3 (`"pair"`, there of separate passes).
     """
 
-    def __init__(self, encoder: PreTrainedModel, labels: int, *, seed: int) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        labels: int,
+        *,
+        seed: int,
+        read_out: ReadOut = READ_OUT,
+    ) -> None:
         super().__init__(encoder)
-        width = encoder.config.hidden_size
+        check_name("read-out", read_out, get_args(ReadOut))
+        self.read_out, width = read_out, encoder.config.hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.dense = nn.Linear(2 * width, width)
+            self.dense = nn.Linear((3 if read_out == "pair" else 2) * width, width)
             self.out = nn.Linear(width, labels)
 
     def forward(
@@ -426,13 +445,34 @@ class SequenceClassifier(Head):
     ) -> Output:
         """Returns logits `[batch, labels]` and, given labels `[batch]`, the mean loss."""
         hidden = self.hidden(input_ids, attention_mask, token_type_ids)
-        if attention_mask is None:
-            mean = hidden.mean(1)
+        every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if self.read_out == "pair":
+            u, v = text_means(hidden, every, token_type_ids)
+            read = [u, v, (u - v).abs()]
         else:
-            weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
-            mean = (hidden * weight).sum(1) / weight.sum(1)
-        logits = self.out(torch.tanh(self.dense(torch.cat([hidden[:, 0], mean], -1))))
+            read = [hidden[:, 0], mean_over(hidden, every)]
+        logits = self.out(torch.tanh(self.dense(torch.cat(read, -1))))
         return class_output(logits, labels)
+
+
+def text_means(hidden: Tensor, visible: Tensor, types: Tensor | None) -> list[Tensor]:
+    """Means of the hidden states over each text of `[CLS] a [SEP] b [SEP]`, `[batch, width]`.
+
+    Args:
+        hidden: `[batch, length, width]`.
+        visible: 1 for tokens, 0 for padding, `[batch, length]`.
+        types: 1 for the second segment, `[batch, length]`; None = there is none.
+    """
+    second = visible * (torch.zeros_like(visible) if types is None else types)
+    first = visible - second
+    first[:, 0] = 0  # [CLS]; the last token of each is [SEP]
+    return [mean_over(hidden, own * F.pad(own[:, 1:], (0, 1))) for own in (first, second)]
+
+
+def mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the hidden states over chosen tokens, `[batch, width]`; 0 where there are none."""
+    weight = chosen.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class SpanPredictor(Head):

@@ -198,7 +198,8 @@ def shape_of(model: nn.Module, batch: Batch) -> Shape:
 
 def example(model: nn.Module, batch: Batch) -> Batch:
     """The first sequence of a batch, on the model's device."""
-    return {name: tensor[:1] for name, tensor in on_device(model, batch).items()}
+    batch = on_device(model, batch)
+    return {name: part[:1] if part.ndim else part for name, part in batch.items()}
 
 
 def list_batches(batches: Iterable[Batch]) -> list[Batch]:

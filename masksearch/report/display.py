@@ -121,6 +121,7 @@ def outcomes(comparison: Comparison) -> TextTable:
     said = []
     for cell, *_ in table.rows:
         own = outcome_words([each for each in findings if each.mask == cell.text])
+        own = own if comparison.entries[cell.text].scores else "failed" * bool(own)
         nothing = "learned nothing" * comparison.entries[cell.text].learned_nothing
         said.append("; ".join(filter(None, (own, nothing))))
     return table.beside("outcome", said)

@@ -18,6 +18,7 @@ from masksearch.analysis.search_curves import compare_searches, curves_of, descr
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, Record
 from masksearch.masks.measure import unread_note
+from masksearch.models.encoders import READ_OUT
 from masksearch.report.chart_data import (
     COSTS,
     allocation_data,
@@ -197,6 +198,8 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
     protocols = sorted({record.protocol for record in records if record.protocol})
     if protocols and "protocol" not in section.facts:
         rows.append(("protocol", ", ".join(protocols)))
+    read_outs = {str(each.settings.get("read_out", READ_OUT)) for each in section.recipes}
+    rows += [("read-out", each) for each in sorted(read_outs - {READ_OUT})]
     seeds = sorted({record.seed for record in records})
     if seeds and "seeds" not in section.facts:
         rows.append(("evaluation seeds", ", ".join(map(str, seeds))))

@@ -18,6 +18,7 @@ Reference:
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ from masksearch.gates.units import (
     Scores,
     Unit,
     Units,
+    dearer,
     ranked_path,
     read_levels,
     replaced,
@@ -52,6 +54,7 @@ from masksearch.gates.units import (
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full
 from masksearch.strategies.dam import waiting
+from masksearch.study.records import read_budgets
 
 NAME = "allocate"
 OPTIONS = (
@@ -68,17 +71,19 @@ class AllocateStrategy:
     """Proposes allocations: masks in which every unit has one of its masks.
 
     Where scores are those of gates, the first job trains these. The first masks are the two ends,
-    all units local and all full. Then
+    all units local and all full, at their dearest level. Then
 
     - by scores, without budgets: the units are raised in the order of their scores (of several
       masks, in the order of gain per pair kept, along each unit's convex hull). The masks on this
       path are judged from coarse to fine, so that any number of trials is spread over all sizes.
       Scores of units need not add up: compare with `"greedy"`.
-    - by scores, within each budget: of all allocations the one with the largest sum of scores.
-    - `"greedy"`: from all local on, in each round every unit that can is raised by one level; the
-      one that gains most per pair stays raised. Rounds of all units cost about units² / 2 trials;
-      with `tries` a round judges only that many, the best by what is known of them: restored
-      alone, or later their last round.
+    - by scores, within each budget: of all allocations the one with the largest sum of scores. Of
+      gates, whose scores have no zero, the densest one on that path.
+    - `"greedy"`: from all local on, in each round every unit that can is raised by one level, or
+      where levels do not rise to each dearer one; what gains most per pair stays raised. Rounds of
+      all units cost about units² / 2 trials (times the dearer levels); with `tries` a round judges
+      only that many units, the best by what is known of them: restored alone, or later their last
+      round.
 
     Args:
         units: The layers or heads, and their masks.
@@ -119,8 +124,7 @@ class AllocateStrategy:
                 "tries is how many units a round of method='greedy' judges, 1 or more; got "
                 f"{tries} for {method!r:.80}"
             )
-        if not all(isinstance(each, int | float) and 0 < each <= 1 for each in budgets):
-            raise ValueError(f"budgets are shares in (0, 1], got {list(budgets)}")
+        budgets = read_budgets(budgets)
         self.units, self.objective = units, objective
         self.method, self.tries = method, tries
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
@@ -133,7 +137,8 @@ class AllocateStrategy:
         self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
         self.prices: list[list[float]] = units.prices.tolist()
         self.shares: list[list[float]] = units.shares.tolist()
-        self.budgets = tuple(sorted({*budgets}))
+        self.moves = 1 if units.rising else units.top  # levels that a round tries of a unit
+        self.budgets = tuple(sorted(budgets))
         if budgets:  # too small ones are refused before anything is judged
             solve([[0.0] * (units.top + 1) for _ in units.names], self.shares, self.budgets[0])
 
@@ -198,18 +203,19 @@ class AllocateStrategy:
             chosen = len(self.budgets) or count * top - 1
             return 2 + alone + chosen + (self.training is not None)
         steps, spent = 0, sum(self.shares[0])
-        prices = [np.diff([level[u] for level in self.shares]) for u in range(count)]
+        prices = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
         for price in sorted(np.concatenate(prices)):  # at most as many as the cheapest ones
             spent += price
             steps += self.fits(spent)
         free = [count - step if top == 1 else count for step in range(steps)]
-        return 2 + alone + sum(min(self.tries or count, each) for each in free)
+        return 2 + alone + sum(min(self.tries or count, each) * self.moves for each in free)
 
     # -- the plan ------------------------------------------------------------------------------
     def plan(self) -> Iterator[Sequence[Allocation]]:
         """Batches of allocations; each is asked for when the last was judged."""
         count, top = len(self.units.names), self.units.top
-        local, full = (0,) * count, (top,) * count
+        costs = zip(*self.prices, strict=True)
+        local, full = (0,) * count, tuple(own.index(max(own)) for own in costs)
         worth: list[list[float]] | None = None
         if self.trained is not None:
             self.method = self.read_gates(self.trained)
@@ -226,11 +232,13 @@ class AllocateStrategy:
             self.worth = dict(zip(self.units.names, worth, strict=True))
         if self.method == "greedy":
             yield from self.rounds(local, worth)
-        elif worth is not None and self.budgets:
+        elif worth is not None and self.budgets and self.training is None:
             yield [solve(worth, self.shares, budget) for budget in self.budgets]
         elif worth is not None:
             path = ranked_path(worth, self.prices)
-            yield [path[at] for at in spread(len(path))]
+            shares = [self.share(allocation) * (1 - SLACK) for allocation in path]
+            within = [bisect.bisect_right(shares, budget) - 1 for budget in self.budgets]
+            yield [path[at] for at in within or spread(len(path))]
 
     def read_gates(self, record: Record) -> dict[str, list[float]]:
         """The scores that the gates of the first job stand for."""
@@ -248,7 +256,7 @@ class AllocateStrategy:
     def rounds(
         self, now: Allocation, worth: list[list[float]] | None
     ) -> Iterator[Sequence[Allocation]]:
-        """Raises one unit a round by one level, until none can rise.
+        """Raises one unit a round, until none can rise.
 
         Args:
             now: Where the rounds begin.
@@ -257,38 +265,47 @@ class AllocateStrategy:
         latest = [0.0] * len(now)  # gain per pair of each unit's next step
         if worth is not None:
             for u, levels in enumerate(worth):
-                latest[u] = (levels[now[u] + 1] - levels[now[u]]) / self.price(u, now[u])
-        while free := [u for u in range(len(now)) if self.may_rise(now, u)]:
+                gains = [(levels[to] - levels[0], to) for to in self.above(now, u)]
+                latest[u] = max((gain / self.price(u, 0, to) for gain, to in gains), default=0.0)
+        while free := {u: higher for u in range(len(now)) if (higher := self.above(now, u))}:
             order = sorted(free, key=lambda u: (-latest[u], u))
-            size, scored = self.tries or len(order), list[int]()
+            size, scored = self.tries or len(order), dict[tuple[int, int], float]()
             for first in range(0, len(order), size):
-                tried = order[first : first + size]
-                moved = {u: replaced(now, u, now[u] + 1) for u in tried}
-                yield [moved[u] for u in sorted(tried)]  # neighbours share their lower layers
+                tried = sorted(order[first : first + size])  # neighbours share their lower layers
+                moved = {(u, to): replaced(now, u, to) for u in tried for to in free[u]}
+                yield [*moved.values()]
+                rates = {
+                    (u, to): (self.gain(raised) - self.gain(now)) / self.price(u, now[u], to)
+                    for (u, to), raised in moved.items()
+                }
                 for u in tried:
-                    latest[u] = (self.gain(moved[u]) - self.gain(now)) / self.price(u, now[u])
-                scored = [u for u in tried if moved[u] in self.gains]
+                    latest[u] = max(rates[u, to] for to in free[u])
+                scored = {move: rates[move] for move in moved if moved[move] in self.gains}
                 if scored:
                     break
             if not scored:
                 return  # all were stopped by a constraint, or failed
-            best = min(scored, key=lambda u: (-latest[u], u))
-            now = replaced(now, best, now[best] + 1)
+            now = replaced(now, *min(scored, key=lambda move: (-scored[move], move)))
 
-    def may_rise(self, now: Allocation, unit: int) -> bool:
-        """Whether a unit has a level above its own that the largest budget pays."""
-        if now[unit] == self.units.top:
-            return False
-        raised = replaced(now, unit, now[unit] + 1)
-        return self.fits(sum(self.shares[level][u] for u, level in enumerate(raised)))
+    def above(self, now: Allocation, unit: int) -> list[int]:
+        """The levels that a unit may rise to within the largest budget: the next one or, where
+        levels do not rise, every dearer one."""
+        levels = dearer([level[unit] for level in self.prices], now[unit])
+        return [
+            to for to in levels[: self.moves] if self.fits(self.share(replaced(now, unit, to)))
+        ]
+
+    def share(self, allocation: Allocation) -> float:
+        """What an allocation costs, of what all full units do."""
+        return sum(self.shares[level][unit] for unit, level in enumerate(allocation))
 
     def fits(self, share: float) -> bool:
         """Whether the largest budget pays that share."""
         return not self.budgets or share <= self.budgets[-1] * (1 + SLACK)
 
-    def price(self, unit: int, level: int) -> float:
-        """What the next level of a unit costs more than this one."""
-        return self.prices[level + 1][unit] - self.prices[level][unit]
+    def price(self, unit: int, low: int, high: int) -> float:
+        """What one level of a unit costs more than another."""
+        return self.prices[high][unit] - self.prices[low][unit]
 
     def gain(self, allocation: Allocation) -> float:
         """How good an allocation is; that of one without a score is the objective's worst."""
@@ -359,7 +376,7 @@ def build_units(options: Mapping[str, Any], shape: Shape, kv_heads: int | None =
     """The units that plain options stand for: `unit` and `levels`.
 
     Args:
-        options: `levels` are masks from local to full, or texts as for `masks.parse`; the only
+        options: `levels` are masks, the cheapest first, or texts as for `masks.parse`; the only
             one is the local mask beside full attention.
         shape: Of the model.
         kv_heads: KV heads of a layer of a decoder; None = not known.
@@ -411,14 +428,13 @@ def spread(count: int) -> list[int]:
 
 
 # -- budgets -----------------------------------------------------------------------------------
-def find_cost(units: Units, evaluator: Evaluator, name: str | None = None) -> str:
-    """The name of what units cost: `"density"`, or a measure of the evaluator.
+def find_cost(evaluator: Evaluator, name: str | None = None) -> str:
+    """The name of what masks cost: `"density"`, or a measure of the evaluator.
 
     Args:
-        units: The units.
         evaluator: It may know measures of masks, such as `"kv_bytes"`.
         name: What was asked for; None = the evaluator's second objective, where it is such a
-            measure and adds up over these units, else density.
+            measure, else density.
 
     Raises:
         UnknownNameError: If the evaluator knows no such measure.
@@ -447,7 +463,7 @@ def with_costs(
     Raises:
         SearchError: If it does not add up over these units.
     """
-    found = find_cost(units, evaluator, name)
+    found = find_cost(evaluator, name)
     if found == DENSITY:
         return units
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
+from masksearch.analysis.pareto import SLACK
 from masksearch.contracts import (
     Evaluator,
     OneShot,
@@ -20,6 +21,8 @@ from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_levels, write_levels
+from masksearch.masks import window
+from masksearch.masks.measure import effective_density
 from masksearch.strategies.allocate import (
     DENSITY,
     build_allocate,
@@ -31,6 +34,9 @@ from masksearch.strategies.allocate import NAME as ALLOCATE
 from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
 from masksearch.strategies.dam import SPARSEBERT, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.prune import NAME as PRUNE
+from masksearch.strategies.prune import OPTIONS as PRUNE_OPTIONS
+from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
@@ -42,10 +48,11 @@ OPTIONS = {
     ALLOCATE: ALLOCATE_OPTIONS,
     "dam": ("gates", "config", "densities", "merge_heads", "cost"),
     SPARSEBERT: ("config",),
+    PRUNE: PRUNE_OPTIONS,
     "evolution": ("population", "sample"),
     **dict.fromkeys(SHARED, SHARED_OPTIONS),
 }
-STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", SPARSEBERT, *SHARED)
+STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", SPARSEBERT, PRUNE, *SHARED)
 
 
 def build_strategy(
@@ -57,6 +64,7 @@ def build_strategy(
     run: Path,
     options: Mapping[str, Any],
     constraints: Sequence[Constraint] = (),
+    budgets: Sequence[float] = (),
 ) -> Strategy:
     """The strategy that a name, `file.py:Name`, a sampler or an object stands for.
 
@@ -68,6 +76,7 @@ def build_strategy(
         run: The run folder, where one-shot jobs leave what they have found.
         options: Settings of this strategy alone.
         constraints: What the masks must keep.
+        budgets: What they may cost, in turn.
 
     Raises:
         UnknownNameError: If the strategy or one of its options is unknown; names the nearest.
@@ -75,6 +84,10 @@ def build_strategy(
         SpaceError: If the space has a mistake that the first draw shows.
         LayerCountError, HeadCountError: If its masks are for another model.
     """
+    if budgets:
+        options = keep_budgets(budgets, strategy_name(strategy), options, space, evaluator)
+        constraints = [*constraints, loosest(budgets, evaluator)]
+    limits: dict[str, Any] = {"constraints": constraints, "budgets": budgets}
     if isinstance(strategy, str) and is_user_code(strategy):
         return load_strategy(
             strategy,
@@ -82,7 +95,7 @@ def build_strategy(
             space=space,
             objectives=evaluator.objectives,
             seed=seed,
-            constraints=constraints,
+            **limits,
             evaluator=evaluator,
             run=run,
         )
@@ -95,7 +108,7 @@ def build_strategy(
         return strategy
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
-    if name in ("dam", SPARSEBERT, *SHARED) and not evaluator.offers("differentiable"):
+    if name in ("dam", SPARSEBERT, PRUNE, *SHARED) and not evaluator.offers("differentiable"):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
             f"{type(evaluator).__name__} has none"
@@ -105,6 +118,13 @@ def build_strategy(
         gates, units, counts = plain_gates(options, evaluator)
         if units is not None and options.get("merge_heads"):
             raise SearchError("switches choose whole masks for units: leave merge_heads out")
+        if budgets and counts != find_cost(evaluator):
+            raise SearchError(
+                f"these gates count {counts}, and a budget counts {find_cost(evaluator)}: give "
+                "strategy 'dam' switches of layers, or leave budget out"
+            )
+        if budgets and units is not None:
+            units.refuse_less(min(budgets))
         one_shot_parts(OneShot(gates, config), evaluator.shape, seed)  # refuses wrong values now
         return DamStrategy(
             run,
@@ -117,6 +137,7 @@ def build_strategy(
             least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
             densities=options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),
+            within=bool(budgets),
         )
     if strategy == SPARSEBERT:
         config = one_shot_config(options, evaluator, preset=True)
@@ -128,6 +149,13 @@ def build_strategy(
         job = OneShot({"preset": SPARSEBERT}, {"preset": SPARSEBERT, **config})
         one_shot_parts(job, evaluator.shape, seed)  # refuses wrong values now
         return PublishedDamStrategy(run, config=config)
+    if strategy == PRUNE:
+        if not evaluator.weights_frozen:
+            raise SearchError(
+                "strategy 'prune' measures a trained model, and here weights are trained under "
+                "each mask: take an evaluator with adapt='none' or 'recover', or strategy='dam'"
+            )
+        return PruneStrategy(run, evaluator.shape, within=bool(budgets), **options)
     if strategy == ALLOCATE:
         if space is not None:
             raise SearchError(
@@ -144,21 +172,68 @@ def build_strategy(
         return build_allocate(options, units, evaluator, run)
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
-    try_space(space, evaluator.shape)
+    try_space(space, evaluator.shape, budgets[0] if budgets else None)
     if strategy == "evolution":
-        return EvolutionStrategy(
-            space, evaluator.objectives, seed=seed, constraints=constraints, **options
-        )
+        return EvolutionStrategy(space, evaluator.objectives, seed=seed, **limits, **options)
     if isinstance(strategy, str) and strategy in SHARED:
-        return SharedStrategy(run, space, name=strategy, options=options, constraints=constraints)
+        return SharedStrategy(run, space, name=strategy, options=options, **limits)
     return OptunaStrategy(
         space,
         evaluator.objectives,
         sampler=SAMPLERS[strategy] if isinstance(strategy, str) else strategy,
         seed=seed,
         name=name,
-        constraints=constraints,
+        **limits,
     )
+
+
+def keep_budgets(
+    budgets: Sequence[float],
+    name: str,
+    options: Mapping[str, Any],
+    space: Space | None,
+    evaluator: Evaluator,
+) -> Mapping[str, Any]:
+    """The options of a strategy that is to keep budgets.
+
+    Raises:
+        SearchError: If it cannot, or its options have budgets of their own.
+        ValueError: If no mask, or none of a space of units, costs as little; says the least.
+    """
+    if name == SPARSEBERT:
+        raise SearchError(
+            f"strategy {SPARSEBERT!r} cuts its masks at the printed sparsities and keeps no "
+            "budget: leave budget out, or take strategy 'dam'"
+        )
+    if isinstance(space, Units):
+        space.refuse_less(min(budgets))
+    cost, own = find_cost(evaluator), window(0)
+    least = {DENSITY: effective_density(own, evaluator.shape), **evaluator.measures_of(own)}[cost]
+    if min(budgets) < least * (1 - SLACK):
+        raise ValueError(
+            f"a budget is at least what the diagonal costs, {least:.4g} ({cost}); got "
+            f"{min(budgets):g}: raise it"
+        )
+    if name == PRUNE and cost != DENSITY:
+        raise SearchError(f"strategy {PRUNE!r} cuts pairs, and a budget counts {cost} here")
+    taken = {"dam": "densities", PRUNE: "densities", ALLOCATE: "budgets"}.get(name)
+    if taken is None:
+        return options
+    if options.get(taken):
+        raise SearchError(
+            f"a budget is what {taken} of strategy {name!r} are: give one of the two"
+        )
+    if options.get("cost", cost) != cost:
+        raise SearchError(f"a budget counts {cost} here: drop cost={options['cost']!r}")
+    return {**options, taken: list(budgets)}
+
+
+def loosest(budgets: Sequence[float], evaluator: Evaluator) -> Constraint:
+    """What all masks within budgets keep, for samplers to learn from."""
+    cost = find_cost(evaluator)
+    if cost == DENSITY:
+        return Constraint("effective_sparsity", ">=", 1 - max(budgets))
+    return Constraint(cost, "<=", max(budgets), measured=True)
 
 
 def plain_gates(
@@ -185,7 +260,7 @@ def plain_gates(
         units = replace(units, costs=gates["costs"])
         return {**gates, "levels": write_levels(levels)}, units, DENSITY
     units = with_costs(units, evaluator, cost)
-    counts = DENSITY if units.costs is None else find_cost(units, evaluator, cost)
+    counts = DENSITY if units.costs is None else find_cost(evaluator, cost)
     costs = {} if units.costs is None else {"costs": [list(each) for each in units.costs]}
     return {**gates, "levels": write_levels(levels), **costs}, units, counts
 

@@ -32,6 +32,7 @@ class DamStrategy:
         densities: Densities of the masks to cut, in (0, 1]; None = around the target, raised to
             one key in every row, and at most .9 (or the target).
         merge_heads: Cut one mask for all heads of a layer.
+        within: Whether the densities are budgets, which no mask exceeds.
         least: Density of one key in every row; None = 1 / length, that of data without padding.
             Where `config` asks for no density, the gates are trained for twice that at least.
         counts: What the densities are shares of, where units have costs of their own.
@@ -53,6 +54,7 @@ class DamStrategy:
         length: int,
         densities: Sequence[float] | None = None,
         merge_heads: bool = False,
+        within: bool = False,
         least: float | None = None,
         units: Units | None = None,
         counts: str = "density",
@@ -76,7 +78,7 @@ class DamStrategy:
         above = (floor + (target - floor) * factor for factor in SPREAD)
         around = (max(self.least, min(max(0.9, target), density)) for density in above)
         self.densities = tuple(densities or dict.fromkeys(around))
-        self.merge_heads = merge_heads
+        self.merge_heads, self.within = merge_heads, within
         self.known: set[int] = set()
         self.found: Path | None = None
         self.lost = False
@@ -118,7 +120,9 @@ class DamStrategy:
                 params["gates"] = "unsettled"
             with warnings.catch_warnings():  # a caution of the search says it
                 warnings.filterwarnings("ignore", "DAM: ")
-                mask = result.mask(sparsity=1 - density, merge_heads=self.merge_heads)
+                mask = result.mask(
+                    sparsity=1 - density, merge_heads=self.merge_heads, within=self.within
+                )
             if result.units is not None:
                 params |= result.units.params(result.allocation(density))
             job = Evaluate(mask)

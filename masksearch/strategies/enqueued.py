@@ -21,7 +21,7 @@ from optuna.trial import FixedTrial
 from masksearch.contracts import EquipsJobs, Evaluate, Job, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.masks.measure import fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import (
     CheckedTrial,
@@ -30,7 +30,8 @@ from masksearch.strategies.samplers import (
     describe_kind,
     no_mask,
 )
-from masksearch.user_code import describe_error
+from masksearch.study.records import read_budgets
+from masksearch.user_code import BUDGET, describe_error
 
 ORIGIN = "enqueued"
 
@@ -82,7 +83,10 @@ class Enqueued:
 
 
 def draw_enqueued(
-    space: Space | None, enqueue: Sequence[Mapping[str, Any]], shape: Shape
+    space: Space | None,
+    enqueue: Sequence[Mapping[str, Any]],
+    shape: Shape,
+    budgets: Sequence[float] = (),
 ) -> list[Proposal]:
     """Proposals of the masks that a space makes of given parameters.
 
@@ -90,6 +94,7 @@ def draw_enqueued(
         space: Draws a mask from an Optuna trial.
         enqueue: Of each mask, every parameter that the space asks for.
         shape: What the masks must fit.
+        budgets: What they may cost, in turn, unless the parameters have a `budget`.
 
     Returns:
         Numbered from 0.
@@ -108,15 +113,18 @@ def draw_enqueued(
             raise SearchError(f"{what} maps parameters to values, got {given!r}")
         check = functools.partial(check_given, what, given)
         trial, drawn = FixedTrial(dict(given)), dict[str, Any]()
+        if budgets:
+            [drawn[BUDGET]] = read_budgets(given.get(BUDGET, budgets[number % len(budgets)]))
         try:
-            mask = space(CheckedTrial(trial, check))  # type: ignore[arg-type]
+            own = CheckedTrial(trial, check, drawn.get(BUDGET))
+            mask = space(own)  # type: ignore[arg-type]
         except SearchError:
             raise
         except Exception as error:  # the user's code
             problem = f"the space raised {describe_error(error)}"
             raise SearchError(f"{what} = {dict(given)}: {problem}") from error
         for name, value in given.items():
-            if name not in trial.params:
+            if name not in trial.params and name not in drawn:
                 asked = ", ".join(trial.params) or "nothing"
                 raise SearchError(
                     f"{what}: the space does not ask for {name!r} (= {value!r}) with these "
@@ -127,7 +135,7 @@ def draw_enqueued(
         if not isinstance(mask, Mask):
             raise SearchError(f"{what} = {dict(given)}: {no_mask(mask)}")
         try:
-            lower(mask, shape)
+            fingerprint(mask, shape)
         except MaskSearchError as error:
             raise SearchError(f"{what} = {dict(given)}: {error}") from error
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}

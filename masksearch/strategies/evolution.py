@@ -210,6 +210,7 @@ class EvolutionStrategy:
         population: How many records can become parents, and how many draws are random; >= 2.
         sample: Size of a tournament, 1 to `population`; None = a quarter of the population.
         constraints: What the search's masks must keep.
+        budgets: What the masks of the draws may cost, in turn; a child has its own draw's.
 
     Proposals carry the draw of their `parent` and the `changed` parameter in their memo.
     """
@@ -224,6 +225,7 @@ class EvolutionStrategy:
         population: int = 24,
         sample: int | None = None,
         constraints: Sequence[Constraint] = (),
+        budgets: Sequence[float] = (),
     ) -> None:
         if population < 2:
             raise ValueError(f"population must be at least 2, got {population}")
@@ -239,7 +241,7 @@ class EvolutionStrategy:
         self.violating: list[int] = []  # draws that were stopped by a constraint, ascending
         self.drawn: set[int] = set()
         self.seen: set[str] = set()  # parameters and masks that were drawn
-        self.parameters = Parameters()
+        self.parameters = Parameters(budgets)
         self.next = 0
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
@@ -313,10 +315,10 @@ class EvolutionStrategy:
                 memo = {"parent": str(winner.number), "changed": changed}
         with quiet():
             trial = optuna.create_study(sampler=Replay(values, changed, draws)).ask()
-        job = draw_job(self.space, trial, self.parameters, draw)
+        job, params = draw_job(self.space, trial, self.parameters, draw)
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
         memo["distributions"] = json.dumps(kinds)
-        return Proposal(draw, job, dict(trial.params), self.name, memo=memo)
+        return Proposal(draw, job, params, self.name, memo=memo)
 
 
 def identity(drawn: Proposal | Record) -> set[str]:

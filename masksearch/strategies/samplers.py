@@ -56,14 +56,19 @@ from masksearch.errors import MaskSearchError, SpaceError
 from masksearch.masks.core import Mask
 from masksearch.study.records import STATES, Constraint
 from masksearch.study.store import directions, quiet
-from masksearch.user_code import describe_error
+from masksearch.user_code import BUDGET, describe_error
 
 Space = Callable[[BaseTrial], Mask]
 BUGS = (AttributeError, ImportError, NameError, TypeError)  # whatever is drawn
 
 
-def try_space(space: Space, shape: Shape) -> None:
+def try_space(space: Space, shape: Shape, budget: float | None = None) -> None:
     """Draws from a space once, so that a mistake is found before anything is trained.
+
+    Args:
+        space: The user's function.
+        shape: What its masks must fit.
+        budget: What the mask may cost; None = the search has no budget.
 
     Raises:
         SpaceError: If it is broken Python, or returns no mask; gives the file and the line.
@@ -72,7 +77,7 @@ def try_space(space: Space, shape: Shape) -> None:
     with quiet():
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     try:
-        mask = space(trial)
+        mask = space(CheckedTrial(trial, lambda name, kind: None, budget))  # type: ignore[arg-type]
     except BUGS as error:
         raise SpaceError(f"the space raised {describe_error(error)}") from error
     except Exception:  # of this draw, maybe: the record of such a trial says what it was
@@ -82,29 +87,44 @@ def try_space(space: Space, shape: Shape) -> None:
     mask.counts(shape.layers, shape.heads)
 
 
-def draw_job(space: Space, trial: Trial, parameters: Parameters, draw: int) -> Job:
+def draw_job(
+    space: Space, trial: Trial, parameters: Parameters, draw: int
+) -> tuple[Job, dict[str, Any]]:
     """What a space makes of a trial; a failure becomes a job that is refused, with its reason.
 
     Args:
         space: The user's function.
         trial: Optuna's.
         parameters: Of the draws so far.
-        draw: Number of this one.
+        draw: Number of this one; its budget is the next in turn.
+
+    Returns:
+        The job, and the parameters of the proposal: the trial's, and the `budget` where there is
+        one.
 
     Raises:
-        SpaceError: If a parameter's kind or range is not what it was before.
+        SpaceError: If a parameter's kind or range is not what it was before, or one takes the
+            name of the budget.
     """
+    budgets = parameters.budgets
+    budget = budgets[draw % len(budgets)] if budgets else None
     check = functools.partial(parameters.check, draw)
+    job: Job
     try:
-        mask = space(CheckedTrial(trial, check))  # type: ignore[arg-type]
+        mask = space(CheckedTrial(trial, check, budget))  # type: ignore[arg-type]
+        job = Evaluate(mask) if isinstance(mask, Mask) else Refused(no_mask(mask))
     except SpaceError:
         raise
     except MaskSearchError as error:
-        return Refused(f"{type(error).__name__}: {error}")
+        job = Refused(f"{type(error).__name__}: {error}")
     except Exception as error:  # the user's code; the reason becomes a failed record
         trace = traceback.format_exc(limit=-4)
-        return Refused(f"{trace}\nthe space raised {describe_error(error)}")
-    return Evaluate(mask) if isinstance(mask, Mask) else Refused(no_mask(mask))
+        job = Refused(f"{trace}\nthe space raised {describe_error(error)}")
+    if budget is None:
+        return job, dict(trial.params)
+    if BUDGET in trial.params:
+        raise SpaceError(f"{BUDGET!r} is what a draw may cost: give that parameter another name")
+    return job, {**trial.params, BUDGET: budget}
 
 
 def no_mask(answer: object) -> str:
@@ -119,9 +139,13 @@ class Parameters:
     """The kind and range that each parameter of a space had when it was first drawn.
 
     A sampler learns from earlier draws only what is said of the same choices.
+
+    Args:
+        budgets: What the masks of the draws may cost, in turn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budgets: Sequence[float] = ()) -> None:
+        self.budgets = budgets
         self.first: dict[str, tuple[int, BaseDistribution]] = {}
 
     def learn(self, record: Record) -> None:
@@ -166,10 +190,16 @@ class CheckedTrial:
     Args:
         trial: Optuna's.
         check: Called with each parameter's name, kind and range.
+        budget: What the mask may cost (`budget_of`); None = the search has no budget.
     """
 
-    def __init__(self, trial: BaseTrial, check: Callable[[str, BaseDistribution], None]) -> None:
-        self.trial, self.check = trial, check
+    def __init__(
+        self,
+        trial: BaseTrial,
+        check: Callable[[str, BaseDistribution], None],
+        budget: float | None = None,
+    ) -> None:
+        self.trial, self.check, self.budget = trial, check, budget
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trial, name)
@@ -283,6 +313,7 @@ class OptunaStrategy:
         name: Origin of the proposals.
         constraints: What the search's masks must keep; the sampler learns which do, from early
             stopped masks too (`TrialWriter` says how).
+        budgets: What the masks of the draws may cost, in turn; samplers do not model it.
     """
 
     def __init__(
@@ -294,6 +325,7 @@ class OptunaStrategy:
         seed: int,
         name: str,
         constraints: Sequence[Constraint] = (),
+        budgets: Sequence[float] = (),
     ) -> None:
         self.space, self.objectives = space, tuple(objectives)
         self.sampler, self.name = sampler, name
@@ -309,7 +341,7 @@ class OptunaStrategy:
         self.records: dict[int, Record] = {}  # draw -> the latest that is known of it
         self.changed: set[int] = set()  # draws that the study in memory holds otherwise
         self.next = 0  # the next draw
-        self.parameters = Parameters()
+        self.parameters = Parameters(budgets)
         self.study = StudyInMemory(objectives, first)
         self.parameter_sets: set[frozenset[str]] = set()
 
@@ -328,10 +360,10 @@ class OptunaStrategy:
         before = study.attributes()
         with quiet():  # a GP says so where it falls back to its default kernel
             trial = study.ask()
-            job = draw_job(self.space, trial, self.parameters, draw)
+            job, params = draw_job(self.space, trial, self.parameters, draw)
         study.drawn.add(draw)
         memo = study.memo(trial, before)
-        proposal = Proposal(draw, job, dict(trial.params), self.name, memo=memo)
+        proposal = Proposal(draw, job, params, self.name, memo=memo)
         self.tell(Record(draw, "running", job, params=proposal.params, memo=memo))
         return proposal
 

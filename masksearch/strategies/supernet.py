@@ -90,6 +90,7 @@ class SharedStrategy:
             `bands` (of density); plain data.
         constraints: Of the search: masks that violate one that is known without training are not
             judged, and the sampler learns so.
+        budgets: What the masks that are proposed to the super-net may cost, in turn.
 
     Raises:
         UnknownNameError: For another name or option.
@@ -104,6 +105,7 @@ class SharedStrategy:
         name: str = "shared+tpe",
         options: Mapping[str, Any] | None = None,
         constraints: Sequence[Constraint] = (),
+        budgets: Sequence[float] = (),
     ) -> None:
         if name not in NAMES:
             raise unknown_name("strategy", name, NAMES)
@@ -121,6 +123,7 @@ class SharedStrategy:
             "candidates": int(given.pop("candidates", CANDIDATES)),
             "constraints": [str(limit) for limit in constraints if limit.name in MEASURES],
             "net": given,
+            **({"budgets": list(budgets)} if budgets else {}),
         }
         self.known: set[int] = set()
         self.ranking: Path | None = None
@@ -223,7 +226,8 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
         evaluator, job.space, seed=seed, folder=workdir / "supernet", **config["net"]
     )
     yield from shared.prepare()
-    limits = [parse_constraint(text) for text in config["constraints"]]
+    constraints = [parse_constraint(text) for text in config["constraints"]]
+    limits = {"constraints": constraints, "budgets": config.get("budgets", ())}
     inner = proposer(config["sampler"], job.space, shared.objectives, seed, limits)
     found: dict[str, Candidate] = {}
     wanted, refused = config["candidates"], ""
@@ -233,7 +237,7 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
             proposal = inner.ask()
             if isinstance(proposal, str):
                 break  # a finite space is exhausted
-            opened.append(record_of_proposal(proposal, shared.shape, limits))
+            opened.append(record_of_proposal(proposal, shared.shape, constraints))
         running = {r.fingerprint: (r, r.mask) for r in opened if r.status == "running" and r.mask}
         fresh = {key: each for key, each in running.items() if key not in found}
         judged = shared.judge([mask for _, mask in fresh.values()])
@@ -264,18 +268,18 @@ def proposer(
     space: Space,
     objectives: Sequence[Objective],
     seed: int,
-    constraints: Sequence[Constraint],
+    limits: Mapping[str, Any],
 ) -> Strategy:
-    """Who proposes masks to the super-net."""
+    """Who proposes masks to the super-net, within the limits (`constraints` and `budgets`)."""
     if sampler == "evolution":
-        return EvolutionStrategy(space, objectives, seed=seed, constraints=constraints)
+        return EvolutionStrategy(space, objectives, seed=seed, **limits)
     return OptunaStrategy(
         space,
         objectives,
         sampler=SAMPLERS[sampler],
         seed=seed,
         name=PREFIX + sampler,
-        constraints=constraints,
+        **limits,
     )
 
 

@@ -33,6 +33,7 @@ from masksearch.contracts import (
     Job,
     Objective,
     OneShot,
+    Prune,
     Record,
     Refused,
     Report,
@@ -132,7 +133,7 @@ def final_state(
         ValueError: If one of them is NaN.
     """
     state = STATES[record.status]
-    if state is TrialState.COMPLETE and isinstance(record.job, OneShot | Shared):
+    if state is TrialState.COMPLETE and isinstance(record.job, OneShot | Shared | Prune):
         return TrialState.PRUNED, None
     if state is not TrialState.COMPLETE:
         return state, None
@@ -158,6 +159,8 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
             return {"kind": "one_shot", "gates": dict(gates), "config": dict(config)}
         case Shared(config=config):
             return {"kind": "shared", "config": dict(config)}
+        case Prune(config=config):
+            return {"kind": "prune", "config": dict(config)}
         case Refused(reason=reason):
             return {"kind": "refused", "reason": reason}
 
@@ -232,6 +235,8 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
             return OneShot(data["gates"], data["config"])
         case "shared":
             return Shared(data["config"])
+        case "prune":
+            return Prune(data["config"])
     return Refused(data["reason"])
 
 
@@ -406,6 +411,22 @@ class Constraint:
         """The reason why a record violates it; empty where it does not."""
         value = record.value(self.name)
         return "" if self.holds(value) else f"violates {self}: {self.name} = {value:.6g}"
+
+
+def read_budgets(budget: float | Sequence[float] | None) -> tuple[float, ...]:
+    """One budget or several, each once, in their order; none for None.
+
+    Raises:
+        ValueError: If one is no share in (0, 1].
+    """
+    given = [budget] if isinstance(budget, int | float) else [*(budget or ())]
+    for each in given:
+        if not isinstance(each, int | float) or not 0 < each <= 1:
+            raise ValueError(
+                "budgets are shares in (0, 1] of what dense attention costs, such as 0.3; got "
+                f"{each!r}"
+            )
+    return tuple(dict.fromkeys(map(float, given)))
 
 
 def parse_constraint(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masksearch.analysis.pareto import best_record, sparsity_of
+from masksearch.analysis.pareto import ranked, sparsity_of
+from masksearch.analysis.runs import Candidate
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError, outside_level
 from masksearch.masks.core import Mask
+from masksearch.masks.text import names_run
 from masksearch.study.store import StudyStore
 
 
@@ -87,6 +89,35 @@ def read_run_record(text: str) -> Record:
     return record
 
 
+def within_budgets(
+    candidates: Mapping[str, Candidate], budgets: Sequence[float]
+) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """Candidates, where each whole run stands for its best mask within each budget.
+
+    Returns:
+        The candidates, and name -> reason of those that a run has no mask for.
+
+    Raises:
+        SearchError: If there is no such run.
+    """
+    found: dict[str, Candidate] = {}
+    missing: dict[str, str] = {}
+    for name, each in candidates.items():
+        run = parse_reference(each) if isinstance(each, str) and names_run(each) else None
+        if run is None or run != Reference(run.run):
+            found[name] = each
+            continue
+        store = StudyStore(run.run, write=False)
+        trials = [record for record in store.records() if record.role == "trial"]
+        for budget in budgets:
+            own = f"{name} within {budget:g}"
+            if inside := ranked(trials, store.objectives(), budget=budget):
+                found[own] = inside[0]
+            else:
+                missing[own] = f"no mask within {budget:g} among {len(trials)} trials of {run.run}"
+    return found, missing
+
+
 def read_run_mask(text: str) -> Mask:
     """The mask that a reference names; see `masksearch.masks.parse`, which calls it."""
     mask = read_run_record(text).mask
@@ -101,7 +132,7 @@ def choose_best(
     *,
     baselines: bool = False,
 ) -> Record:
-    """`best_record`, or why there is none.
+    """The first of `ranked`, or why there is none.
 
     Where every finished trial of that sparsity scores no better than a constant answer, it is
     the best of those, with a warning.
@@ -109,18 +140,16 @@ def choose_best(
     Raises:
         SearchError: If no finished trial is as sparse; says the sparsest that there is.
     """
-    found = best_record(records, objectives, sparsity, baselines=baselines)
-    if found is not None:
-        return found
-    found = best_record(records, objectives, sparsity, baselines=baselines, learned=False)
-    if found is not None:
+    if found := ranked(records, objectives, sparsity, baselines=baselines):
+        return found[0]
+    if found := ranked(records, objectives, sparsity, baselines=baselines, learned=False):
         warnings.warn(
-            f"trial {found.number} has learned nothing, like all others that could be chosen: its "
-            "score is no better than that of a constant answer, so another mask would do as well; "
-            "train longer",
+            f"trial {found[0].number} has learned nothing, like all others that could be chosen: "
+            "its score is no better than that of a constant answer, so another mask would do as "
+            "well; train longer",
             stacklevel=outside_level(),
         )
-        return found
+        return found[0]
     scored = [record for record in records if record.scored]
     counted = [record for record in scored if baselines or record.role != "baseline"]
     problem = f"no finished trial has a sparsity of {sparsity} or more"

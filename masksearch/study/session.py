@@ -27,8 +27,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from masksearch.analysis.pareto import IN_A_ROW, SPENT, search_cautions
+from masksearch.analysis.pareto import (
+    IN_A_ROW,
+    SPENT,
+    cost_of,
+    keeps_budget,
+    search_cautions,
+)
 from masksearch.contracts import (
+    BEYOND,
     EquipsJobs,
     Evaluate,
     Evaluator,
@@ -48,12 +55,13 @@ from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.records import Constraint, trial_source
 from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
-from masksearch.user_code import describe_error
+from masksearch.user_code import BUDGET, describe_error
 
 REASON_END = 200  # characters that an error shows of either end of a long reason
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
 EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
+REFUSALS = 50  # draws in a row beyond their budgets after which a search ends
 Key = tuple[str, str, int, str]
 
 
@@ -82,6 +90,8 @@ class Session:
         constraints: Violated ones make a trial "stopped".
         scheduler: Ends trials early; None = every trial runs to its end.
         listeners: Called with every finished record, and reports (`FollowsReports`).
+        budgets: A draw that costs more than its parameter `budget`, or without one than the
+            largest of these, is refused: it is not trained, and counts as no trial.
         queue: Jobs that come before the strategy's (baselines).
         strict: Whether a search whose first trials all fail stops.
         title: What the status file says of the run.
@@ -97,6 +107,7 @@ class Session:
         trials: int | None = None,
         seconds: float | None = None,
         constraints: Sequence[Constraint] = (),
+        budgets: Sequence[float] = (),
         scheduler: Scheduler | None = None,
         listeners: Sequence[Listener] = (),
         queue: Sequence[Proposal] = (),
@@ -104,7 +115,7 @@ class Session:
         title: str = "",
     ) -> None:
         self.store, self.strategy, self.evaluator = store, strategy, evaluator
-        self.seed, self.constraints = seed, tuple(constraints)
+        self.seed, self.constraints, self.budgets = seed, tuple(constraints), budgets
         self.trials, self.seconds = trials, seconds
         self.scheduler, self.listeners = scheduler, listeners
         self.queue, self.strict = deque(queue), strict
@@ -117,6 +128,8 @@ class Session:
         self.failures: list[Record] = []  # in a row, the last ones of this call
         self.trained = 0  # masks, those of earlier calls too
         self.repeats = 0  # draws in a row of known masks
+        self.refusals = 0  # draws in a row beyond their budgets
+        self.refused = 0  # all of them, those of earlier calls too
         self.exhausted = False  # the strategy has nothing left to propose
 
     @property
@@ -142,7 +155,7 @@ class Session:
             shown = {answer.order: (answer, t.record) for t in trials for answer in t.answers}
             for _, (answer, record) in sorted(shown.items()):
                 self.scheduler.observe(record.number, answer.report, record.measures)
-        ended = [record for record in told if record.status != "running"]
+        ended = [each for each in told if each.status != "running" and not each.refused]
         for listener in self.listeners:
             if isinstance(listener, RemembersRecords):
                 listener.restore(ended)
@@ -253,7 +266,7 @@ class Session:
             proposal, draw = self.queue.popleft(), -1
         else:
             pending = sum(trial.draw >= 0 for trial in self.open.values())
-            spent = self.repeats >= SPENT
+            spent = self.repeats >= SPENT or self.refusals >= REFUSALS
             if spent or (self.trials is not None and self.counted + pending >= self.trials):
                 return "wait" if pending else "done"
             answer = self.ask_strategy()
@@ -311,7 +324,7 @@ class Session:
             return replace(record, status="failed", error=record.job.reason)
         if not isinstance(record.job, Evaluate):
             return None
-        reason = self.violation(record, early=True)
+        reason = self.violation(record, early=True) or self.beyond_budget(record)
         if reason:
             return replace(record, status="stopped", error=reason)
         same = self.results.get(self.key_of(record))
@@ -366,6 +379,8 @@ class Session:
         self.count(record, draw)
         if draw >= 0:
             self.strategy.tell(replace(record, number=draw))
+        if record.refused:
+            return  # nobody but the strategy learns from it
         self.board.ended(record)
         for listener in self.listeners:
             listener(record)
@@ -381,6 +396,11 @@ class Session:
         if draw >= 0:
             self.repeats = self.repeats + 1 if key in self.results else 0
         self.failures = [*self.failures, record] if record.status == "failed" else []
+        if record.refused:
+            self.refused, self.refusals = self.refused + 1, self.refusals + 1
+            return
+        if draw >= 0:
+            self.refusals = 0
         if draw >= 0 and record.status != "failed":
             self.counted += 1
         if key[0] and (record.status == "stopped" or (record.status == "done" and record.curve)):
@@ -408,6 +428,15 @@ class Session:
         reasons = (c.violated_by(record) for c in self.constraints if c.early is early)
         return next(filter(None, reasons), "")
 
+    def beyond_budget(self, record: Record) -> str:
+        """Why a draw is refused for what it costs; empty where it is not."""
+        if not self.budgets or record.role != "trial":
+            return ""
+        budget = float(record.params.get(BUDGET, max(self.budgets)))
+        if keeps_budget(record, self.evaluator.objectives, budget):
+            return ""
+        return f"{BEYOND} {budget:g}: it costs {cost_of(record, self.evaluator.objectives):.4g}"
+
     def say_cautions(self) -> None:
         """Warns of what the records say against this search, each sentence once."""
         if not self.strict:
@@ -424,6 +453,13 @@ class Session:
                 f"the space is spent: the last {self.repeats} draws were all masks that were known"
                 f" already ({len(self.results)} different ones after {self.counted} trials); "
                 "search a larger space, with fewer trials, or with another strategy"
+            )
+        if self.refusals >= REFUSALS:
+            drawn = self.refused + self.counted
+            found.append(
+                f"the last {self.refusals} draws cost more than their budgets, and of all {drawn} "
+                f"{self.counted / drawn:.0%} fitted, so the search ends: let the space draw "
+                "within ms.budget_of(trial)"
             )
         self.board.state["cautions"] = found
         for caution in found:

@@ -483,7 +483,7 @@ class StudyStore:
         kinds = json.loads(record.memo.get("distributions", "{}"))
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
-            params=dict(record.params) if kinds else {},
+            params={name: record.params[name] for name in kinds},
             distributions={name: json_to_distribution(text) for name, text in kinds.items()},
             user_attrs=proposal_data(record, draw, self.run),
         )

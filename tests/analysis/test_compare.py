@@ -172,7 +172,10 @@ def test_failed_runs_are_left_out_and_counted(judged):
     assert comparison.findings()[0].difference.n == 2
     assert "Failed runs, left out of the means: mine (1)." in comparison.verdict()
     lost = judged({"mine": (masks.window(1), [None]), "star": (masks.star(), [0.1])})
-    assert "mine: no finished run (1 failed), so nothing is known." in lost.verdict()
+    assert (
+        "mine: no finished run (1 failed: CUDA out of memory), so nothing is known."
+        in lost.verdict()
+    )
 
 
 def test_two_seeds_make_no_claim_and_say_how_many_would(judged):
@@ -374,6 +377,9 @@ def test_random_control_of_equal_sparsity_is_compared(judged):
     kinds = dict.fromkeys(runs, "control") | {"mine": "searched"}
     (found,) = judged(runs, kinds=kinds).findings()
     assert (found.against, found.role) == ("keys", "random control of equal sparsity")
+    stronger = {**runs, "other keys": (masks.random_keys(4, seed=1), shaken(0.75))}
+    (found,) = judged(stronger, kinds={**kinds, "other keys": "control"}).findings()
+    assert (found.against, found.role) == ("other keys", "random control of equal sparsity")
     del runs["keys"]
     (found,) = judged(runs, kinds=kinds).findings()
     assert (found.against, found.role) == ("truth", "control of equal sparsity")

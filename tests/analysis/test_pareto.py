@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from masksearch import masks
 from masksearch.analysis.pareto import (
     Snapshot,
-    best_record,
     crowding,
     dominated_volume,
     hypervolume,
     nondominated_ranks,
     on_front,
     pareto,
+    ranked,
 )
 from masksearch.contracts import Evaluate, Objective, OneShot, Record
 
@@ -230,7 +230,7 @@ def test_best_record_is_never_dominated_and_ties_go_to_the_sparser(by_sparsity, 
         Record(n, "done", JOB, values={"score": float(s)}, measures={"sparsity": sparse})
         for n, (s, sparse) in enumerate(points)
     ]
-    found = best_record(records, objectives, least)
+    found = next(iter(ranked(records, objectives, least)), None)
     keys = [(s, sparse) for s, sparse in points if sparse >= least]
     if not keys:
         assert found is None
@@ -245,9 +245,9 @@ def test_best_record_is_a_baseline_only_where_it_may_be():
         Record(n, "done", JOB, role=role, values={"score": score}, measures={"sparsity": 0.5})
         for n, (role, score) in enumerate([("trial", 1.0), ("baseline", 2.0)])
     )
-    assert best_record([ours, given], objectives) == ours
-    assert best_record([ours, given], objectives, baselines=True) == given
-    assert best_record([given], objectives) is None
+    assert ranked([ours, given], objectives)[0] == ours
+    assert ranked([ours, given], objectives, baselines=True)[0] == given
+    assert ranked([given], objectives) == []
     assert Snapshot(objectives).after(given, ours).best == ours
 
 

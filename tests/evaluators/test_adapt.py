@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -18,9 +21,21 @@ from toy_sentences import write_sentences
 import masksearch as ms
 from masksearch import DamResult, GlueEvaluator, SquadEvaluator, SwagEvaluator, masks
 from masksearch.contracts import OneShot, Report
-from masksearch.errors import DataError, MaskSearchError, SearchError, UnknownNameError
+from masksearch.errors import (
+    DataError,
+    MaskSearchError,
+    SearchError,
+    TokensNeededError,
+    UnknownNameError,
+)
 from masksearch.gates.dam import run_one_shot
-from masksearch.masks.measure import effective_density, pair_weights
+from masksearch.masks.measure import (
+    effective_density,
+    fingerprint,
+    measures,
+    pair_weights,
+    unit_densities,
+)
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 
@@ -317,6 +332,115 @@ def test_a_checkpoint_is_trained_gently_beside_gates(
     (first,) = study.records()
     assert isinstance(first.job, OneShot)
     assert first.job.config["lr"] == used
+
+
+# -- the read-out --------------------------------------------------------------------------------
+def test_another_read_out_is_another_protocol_and_dense_model(data: Path, tmp_path: Path) -> None:
+    usual = evaluator(data, tmp_path / "cache", tasks=("RTE",), rows=8, epochs=1)
+    pair = replace(usual, read_out="pair")
+    assert "read_out" not in usual.settings()
+    assert pair.settings() == {**usual.settings(), "read_out": "pair"}
+    assert pair.shape == usual.shape
+    keys = set()
+    for judge in (usual, pair, replace(usual, read_out="first+mean")):
+        keys.add(judge.dense_key(judge.new_head(judge.start.encoder(), "RTE", 0), "RTE", 0))
+    assert len(keys) == 2
+
+
+def test_read_out_is_named_where_it_is_not_the_usual(data: Path, tmp_path: Path) -> None:
+    for name in ("first+mean", "pair"):
+        judge = evaluator(data, tmp_path / "cache", tasks=("RTE",), rows=16, adapt="train")
+        judge = replace(judge, epochs=1, read_out=name)
+        found = ms.compare({"star": masks.star()}, judge, run=tmp_path / name, seeds=[0])
+        assert math.isfinite(found.records[0].values["RTE"])
+        found.report(tmp_path / "page.html")
+        (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
+        assert (["read-out", "pair"] in section["facts"]) == (name == "pair")
+        assert (f"read_out={name!r}" in str(found.verdict())) == (name == "pair")
+
+
+def test_read_out_of_pairs_refuses_what_has_none(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compares two texts, and SST-2 has one"):
+        evaluator(data, tmp_path, tasks=("RTE", "SST-2"), read_out="pair")
+    with pytest.raises(UnknownNameError, match=r"read-out.*'pairs'.*did you mean 'pair'"):
+        evaluator(data, tmp_path, read_out="pairs")
+    judge = evaluator(
+        data,
+        tmp_path / "cache",
+        weights=tuned(data, tmp_path / "tuned"),
+        tasks=("RTE",),
+        read_out="pair",
+    )
+    with pytest.raises(DataError, match="has a head of its own, so there is no read_out='pair'"):
+        judge.protocol  # noqa: B018
+    assert replace(judge, adapt="train").protocol
+
+
+# -- masks that follow the tokens ----------------------------------------------------------------
+def test_a_token_in_front_of_every_row_is_a_global_token(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    judge = evaluator(data, cache)
+    shape, cls = judge.shape, judge.source.special["cls"]
+    mask = masks.window(1) | masks.special_tokens(cls)
+    assert effective_density(mask, shape) == pytest.approx(effective_density(masks.star(), shape))
+    levels = [masks.window(0), mask, masks.full()]
+    same = [masks.window(0), masks.star(), masks.full()]
+    prices = ms.Units(shape, levels).prices
+    torch.testing.assert_close(prices, ms.Units(shape, same).prices, rtol=1e-6, atol=0)
+    first, _ = judged(judge, tmp_path / "a", mask)
+    second, _ = judged(judge, tmp_path / "b", masks.star())
+    assert first == pytest.approx(second)
+
+
+def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, tmp_path / "cache", tasks=("RTE", "SST-2"))
+    shape, special = judge.shape, judge.source.special
+    mask = masks.per_head([masks.special_tokens(special["sep"]) | masks.window(0), masks.full()])
+    kept = pairs = 0
+    for ids in judge.token_rows.tolist():
+        row = [each for each in ids if each >= 0]
+        pairs += len(row) ** 2
+        for query, key in itertools.product(range(len(row)), repeat=2):
+            kept += query == key or special["sep"] in (row[query], row[key])
+    own = pytest.approx(kept / pairs)
+    assert unit_densities(mask, shape) == [[own, 1.0]] * shape.layers
+    found = measures(mask, shape)
+    assert (
+        found["effective_sparsity"] == found["sparsity"] == pytest.approx((1 - kept / pairs) / 2)
+    )
+    assert shape == replace(shape, tokens=None)
+    assert "tokens" not in shape.to_dict()
+
+
+def test_token_masks_are_told_apart_compared_and_allocated(
+    data: Path, cache: Path, tmp_path: Path
+):
+    judge = evaluator(data, cache)
+    sep, cls = (masks.special_tokens(judge.source.special[name]) for name in ("sep", "cls"))
+    wide = {"sep": masks.window(0) | sep, "cls": masks.window(0) | cls}
+    prints = {name: fingerprint(mask, judge.shape) for name, mask in wide.items()}
+    assert len(set(prints.values())) == 2
+    found = ms.compare(wide, judge, run=tmp_path / "c", seeds=[1], half="search")
+    assert all(r.scored and r.fingerprint == prints[r.name] for r in found.records)
+    found.report(tmp_path / "page.html")
+    options = {"levels": ["window(0)", *map(str, wide.values()), "full()"], "unit": "layer"}
+    study = ms.search(
+        *(None, judge), run=tmp_path / "s", trials=10, strategy="allocate",
+        strategy_options=options, baselines=wide, progress=None,
+    )  # fmt: skip
+    assert all(r.scored for r in study.records())
+
+
+def test_token_masks_are_refused_where_nothing_is_known_of_them(data: Path, cache: Path) -> None:
+    judge, planted = evaluator(data, cache), ms.PlantedEvaluator()
+    mask = masks.window(0) | masks.special_tokens(3)
+    for shape in (planted.shape, replace(judge, half="all").shape):
+        for ask in (measures, fingerprint, effective_density):
+            with pytest.raises(TokensNeededError, match="only where input ids are known"):
+                ask(mask, shape)
+    with pytest.raises(MaskSearchError, match="follows the token 999, which no row of the data"):
+        measures(masks.window(0) | masks.special_tokens(999), judge.shape)
 
 
 # -- folders that were fine-tuned by the user ---------------------------------------------------

@@ -182,7 +182,7 @@ def test_messages(tmp_path: Path) -> None:
         (lambda: ms.Gates(length=4, heads=1, levels=OPTIONS), "give both or neither"),
         (lambda: switches("decoder", "head", form="log"), "a switch has no form of its own"),
         (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
-        (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps more than the one before"),
+        (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps less than any other"),
         (
             lambda: result.mask(threshold=0.3),
             "choose whole masks, so mask.. takes their sparsity alone",

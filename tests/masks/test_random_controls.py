@@ -66,6 +66,22 @@ def test_random_control_without_padding_is_as_dense_as_its_mask(name, lengths):
     assert control == masks.random_keys(int(rows.max()), 3)
 
 
+@pytest.mark.parametrize("first_key", [False, True])
+@pytest.mark.parametrize("shape", [Shape(24, 2, 3, lengths={9: 3, 17: 5}), Shape(24, 2, 3)])
+def test_a_mask_for_each_head_has_a_control_with_keys_for_each_head(shape, first_key):
+    heads = [masks.window(4), masks.columns(3) | masks.window(1), masks.full()]
+    mask = masks.per_head(heads)
+    control = random_like(mask, shape, 1, first_key=first_key)
+    planes = lower(control, shape).flatten(0, 1)
+    assert len({plane.numpy().tobytes() for plane in planes}) == 6
+    assert planes[:, :, 0].all().item() == first_key
+    assert planes.diagonal(dim1=1, dim2=2).all()
+    target = effective_density(mask, shape)
+    assert effective_density(control, shape) == pytest.approx(target, abs=0.01)
+    assert control == random_like(mask, shape, 1, first_key=first_key)
+    assert control != random_like(mask, shape, 2, first_key=first_key)
+
+
 def test_random_controls_are_drawn_by_their_seed():
     for shape in (Shape(32, 1, 1), *SHAPES[:3]):
         drawn = [random_like(masks.window(2), shape, seed) for seed in (0, 1, 2)]

@@ -209,6 +209,21 @@ def test_classifier_ignores_padding():
     assert not torch.allclose(model(padded).logits, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_read_out_of_pairs_matches_the_formula(name):
+    """[CLS] a a [SEP] b b b [SEP], and one with an empty second text, padded."""
+    model = SequenceClassifier(body(name), 3, seed=1, read_out="pair")
+    texts, given = [((1, 3), (4, 7)), ((1, 4), (5, 5))], tokens(2, 8) % 36 + 4
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0, 0]])
+    visible = torch.tensor([[1] * 8, [1] * 6 + [0, 0]])
+    found = model(given, attention_mask=visible, token_type_ids=types).logits
+    hidden = model.hidden(given, visible, types)
+    for row, places in enumerate(texts):
+        u, v = (hidden[row, a:b].sum(0) / max(1, b - a) for a, b in places)
+        inner = torch.tanh(model.dense(torch.cat([u, v, (u - v).abs()])))
+        torch.testing.assert_close(found[row], model.out(inner), rtol=1e-5, atol=1e-6)
+
+
 def test_one_label_is_a_regression():
     model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 1, seed=1)
     out = model(tokens(3, 5), labels=torch.tensor([0.5, 4.0, 2.0]))

@@ -142,6 +142,17 @@ def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
         assert table[plane].all() if level else table[plane].equal(part[plane])
 
 
+@pytest.mark.parametrize("read", [None, 1])
+def test_the_own_and_the_first_key_are_a_local_mask_of_two_keys_a_query(read):
+    shape = Shape(length=16, layers=2, heads=2, lengths={9: 1, 16: 1}, read=read)
+    units = Units(shape, (masks.parse("window(0) | columns(1)"), FULL))
+    table = ms.lower(units.mask([0] * len(units.names)), shape)  # no row is empty
+    assert table.sum(-1).unique().tolist() == [1, 2]
+    assert len(units.names) == 4
+    if read is None:
+        assert units.least == pytest.approx((2 * 9 - 1 + 2 * 16 - 1) / (81 + 256))
+
+
 def test_units_count_pairs_of_real_tokens():
     shape = replace(SHAPE, lengths={4: 1})
     units = Units(shape, (masks.window(0), FULL), "layer")
@@ -187,6 +198,66 @@ def test_other_strategies_move_over_the_same_units_and_go_on(tmp_path, strategy)
     records = run(8).records()
     assert [r.status for r in records if r.status not in ("done", "reused")] == []
     assert len(records) == 8
+
+
+# -- masks that do not contain one another -----------------------------------------------------
+DRAWN = tuple(
+    masks.window(0) | each
+    for each in (masks.columns(1), masks.shifts([-1, -2]), masks.shifts([1, 2]), masks.stride(2))
+)
+TASTES = (1, 2, 0, 3, 0, 2)  # the level that each head gains from
+GAIN = (4.0, 3.0, 0.0, 9.0, 0.0, 5.0)
+
+
+def judge_drawn(method: str, **options) -> tuple[list[tuple[int, ...]], int]:
+    """The allocations that are judged on heads each of which gains by one mask; and the bound."""
+    units = Units(SHAPE, DRAWN)
+    strategy = allocation(Landscape(), levels=list(map(str, DRAWN)), method=method, **options)
+    judged: list[tuple[int, ...]] = []
+    while isinstance(proposal := strategy.ask(), Proposal):
+        judged.append(units.allocation(proposal.params))
+        score = sum(
+            gain for at, own, gain in zip(judged[-1], TASTES, GAIN, strict=True) if at == own
+        )
+        record = Record(
+            proposal.number,
+            "done",
+            proposal.job,
+            params=proposal.params,
+            values={"score": score},
+        )
+        strategy.tell(record)
+    return judged, strategy.most_trials
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("greedy", {}),
+        ("greedy", {"tries": 2}),
+        ("restore", {}),
+        ("ablate", {}),
+        ("restore", {"budgets": [0.45]}),
+        ("ablate", {"budgets": [0.45]}),
+        ("greedy", {"budgets": [0.45]}),
+    ],
+)
+def test_each_head_gets_the_mask_that_it_gains_from_in_any_order(method, options):
+    judged, most = judge_drawn(method, **options)
+    assert TASTES in judged
+    assert len(judged) == len(set(judged)) <= most
+
+
+@pytest.mark.parametrize(
+    "takes_rising",
+    [
+        lambda: Units(SHAPE, DRAWN)(optuna.trial.FixedTrial({"raised": 0})),
+        lambda: ms.Gates("switch", length=8, heads=3, layers=2, levels=DRAWN, unit="head"),
+    ],
+)
+def test_gates_and_spaces_refuse_masks_that_do_not_rise(takes_rising):
+    with pytest.raises(ValueError, match=r"each of which keeps more than the one before: in l0"):
+        takes_rising()
 
 
 # -- the strategy ------------------------------------------------------------------------------
@@ -379,6 +450,28 @@ def test_gates_that_all_heads_share_score_layers(tmp_path):
     assert build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options).ask()
 
 
+@pytest.mark.filterwarnings("ignore:DAM", "ignore:nothing learned")
+def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
+    """A strong push closes all of them: odds below one."""
+    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    judge = ms.PlantedEvaluator(process, size="2x16x2", steps=2, downstream_steps=1)
+    study = ms.search(
+        None,
+        judge,
+        run=tmp_path,
+        trials=9,
+        strategy="allocate",
+        strategy_options={
+            "levels": "window(0)",
+            "method": "gates",
+            "config": {"steps": 20, "dense_warmup": 0.1, "gate_lr": 0.5, "strength": 5.0},
+        },
+        budget=[0.8, 0.4],
+    )
+    full = [len(record.params) for record in study.records()[3:]]
+    assert sorted(full) == [1, 3]  # of four heads, a local one at 1/12
+
+
 def test_failed_units_are_passed_over():
     """Head 3, the best, cannot be judged when it is full."""
     strategy = allocation(Landscape(), method="greedy")
@@ -424,7 +517,7 @@ def test_a_last_layer_in_which_nothing_is_chosen_has_no_units(unit):
     assert whole.of_layer(1) == STAR
     assert set(units.scores_of(torch.ones(2, 3, 8, 8))) == set(units.names)
     assert units.mask([0] * len(units.names)).of_layer(1) == STAR
-    with pytest.raises(ValueError, match="keeps more than the one before"):
+    with pytest.raises(ValueError, match="keeps less than any other"):
         Units(Shape(8, 1, 3, read=1), (STAR, FULL))
 
 

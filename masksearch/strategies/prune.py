@@ -1,0 +1,204 @@
+"""Edges cut by their first-order effects on a trained model's loss; nothing is trained.
+
+One job measures the effects of all edges, cuts the least, measures those that are left, and so on;
+the order in which edges go gives a mask at every density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.attention.attach import attach, detach
+from masksearch.contracts import (
+    Batch,
+    Differentiable,
+    Evaluate,
+    Evaluator,
+    Proposal,
+    Prune,
+    Record,
+    Report,
+    Shape,
+)
+from masksearch.errors import SearchError, check_name
+from masksearch.files import read_tensors, write_tensors
+from masksearch.gates.discretise import at_sparsity, least_density, weights_of
+from masksearch.masks.measure import pair_weights
+from masksearch.positions.analysis import importance
+
+NAME = "prune"
+OPTIONS = ("rows", "rounds", "per", "densities")
+Per = Literal["mask", "layer"]
+ORDER_FILE, FORMAT = "order.safetensors", "masksearch-order-1"
+DENSITIES = (0.5, 0.3, 0.2, 0.15, 0.1)
+ROWS = 1500  # sequences that are measured, in all rounds together
+
+
+class PruneStrategy:
+    """Proposes the measuring of all edges, then masks of those with the largest effects.
+
+    An edge's effect is the mean over rows of the *square* of one row's own slope of the loss by a
+    bias on the edge's score (`ms.importance(method="fisher")`): at a trained optimum slopes of
+    both signs cancel in a mean, their squares do not. Edges are kept in the order of effect per
+    kept pair; the diagonal always is. In rounds the density falls geometrically to the least of
+    `densities`, and what is left is measured again under the mask so far.
+
+    Args:
+        run: Folder that artifacts are relative to.
+        shape: Of the model.
+        densities: Of the masks to cut, each in (0, 1], over the pairs that real tokens form.
+        rows: Rows that are measured in all rounds together (>= rounds).
+        rounds: How often the edges that are left are measured (>= 1).
+        per: What is cut to a density: the whole `"mask"`, or each `"layer"`.
+        within: Whether the densities are budgets, which no mask exceeds.
+
+    Raises:
+        ValueError: If a number is out of range, or a density below one key in every row.
+        UnknownNameError: For another `per`.
+
+    Reference: the diagonal of the empirical Fisher information, as arXiv 1801.05787 prunes
+        channels; rounds as in arXiv 2006.09081.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        shape: Shape,
+        *,
+        densities: Sequence[float] = DENSITIES,
+        rows: int = ROWS,
+        rounds: int = 1,
+        per: Per = "mask",
+        within: bool = False,
+    ) -> None:
+        check_name("part of a mask", per, get_args(Per))
+        for name, value, least in (("rounds", rounds, 1), ("rows", rows, rounds)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+        self.weights = weights_of(shape)
+        floor = least_density(shape.length, self.weights)
+        for density in densities:
+            if not isinstance(density, int | float) or not floor * (1 - 1e-9) <= density <= 1:
+                raise ValueError(
+                    "every row keeps its diagonal, so densities are numbers from "
+                    f"{floor:.4g} to 1, got {density!r}"
+                )
+        self.run, self.densities, self.per, self.within = run, tuple(densities), per, within
+        self.config = {"rows": rows, "rounds": rounds, "per": per, "density": min(densities)}
+        self.known: set[int] = set()
+        self.found: Path | None = None
+        self.lost = ""
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """First the measuring, then one mask for each density.
+
+        Raises:
+            SearchError: If the measuring has failed; gives its reason.
+        """
+        draw = max(self.known, default=-1) + 1
+        if draw > len(self.densities):
+            return "done"
+        if self.lost:
+            raise SearchError(f"strategy {NAME!r} has no order of the edges: {self.lost}")
+        if draw and self.found is None:
+            return "wait"
+        self.known.add(draw)
+        if self.found is None:
+            return Proposal(0, Prune(self.config), {}, NAME)
+        density = self.densities[draw - 1]
+        order, _ = read_order(self.found)
+        table = at_sparsity(order, 1 - density, self.per, weights=self.weights, within=self.within)
+        return Proposal(draw, Evaluate(masks.table(table)), {"density": density}, NAME)
+
+    def tell(self, record: Record) -> None:
+        """Learns where the order lies, or that there is none."""
+        self.known.add(record.number)
+        if isinstance(record.job, Prune) and record.status != "running":
+            if "order" in record.artifacts:
+                self.found = self.run / record.artifacts["order"]
+            else:
+                self.lost = record.reason or "its job has left none"
+
+
+# -- the job -----------------------------------------------------------------------------------
+def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> Iterator[Report]:
+    """Measures the edges as the job says, and writes their order to `workdir /
+    "order.safetensors"`; a job that was killed goes on with the round that it was in.
+
+    Yields:
+        A report a round: `loss` (mean over its batches) and `density`, both of the mask that it
+        measures under.
+    """
+    shape, rounds = evaluator.shape, job.config["rounds"]
+    weights = weights_of(shape)
+    source, path = evaluator.differentiable(seed), workdir / ORDER_FILE
+    order, done = torch.zeros(shape.layers, shape.heads, shape.length, shape.length), 0
+    if path.is_file():
+        order, done = read_order(path)
+    share = job.config["rows"] // rounds
+    for number in range(rounds):
+        batches = take_rows(source, share)  # those of rounds that are done too: a stream
+        if number < done:
+            continue
+        density = job.config["density"] ** (number / rounds)
+        per = job.config["per"]
+        kept = at_sparsity(order, 1 - density, per, weights=weights) if number else order == 0
+        effects, loss = measure_edges(source, batches, shape, kept)
+        ranks = effects.flatten().argsort(stable=True).argsort(stable=True).view_as(order)
+        order = torch.where(kept, number + (ranks + 1) / ranks.numel(), order)
+        order.diagonal(0, -2, -1).fill_(rounds + 1)
+        metadata = {"format": FORMAT, "rounds": str(number + 1)}
+        write_tensors(path, {"order": order}, metadata, what="an order")
+        yield Report(number + 1, {"loss": loss, "density": density})
+
+
+def take_rows(source: Differentiable, rows: int) -> list[Batch]:
+    """The next batches with that many rows at least."""
+    found: list[Batch] = []
+    while sum(len(batch["input_ids"]) for batch in found) < rows:
+        found.append(next(source.batches))
+    return found
+
+
+def measure_edges(
+    source: Differentiable, batches: Sequence[Batch], shape: Shape, kept: Tensor
+) -> tuple[Tensor, float]:
+    """Every edge's effect per kept pair, and the mean loss of the rows.
+
+    Args:
+        source: Whose model is measured.
+        batches: Each padded to a width of its own.
+        shape: Of the model.
+        kept: bool `[layers, heads, n, n]`, the mask under which it is measured.
+
+    Returns:
+        float64 `[layers, heads, n, n]`, 0 where no pair counts.
+    """
+    total = torch.zeros(kept.shape, dtype=torch.float64)
+    measured, loss = sum(len(batch["input_ids"]) for batch in batches), 0.0
+    if not kept.all():
+        attach(source.model, masks.table(kept))
+    try:
+        for width in sorted({batch["input_ids"].shape[-1] for batch in batches}):
+            alike = [batch for batch in batches if batch["input_ids"].shape[-1] == width]
+            found = importance(source.model, alike, method="fisher")
+            assert found.values is not None
+            rows = sum(len(batch["input_ids"]) for batch in alike)
+            total[..., :width, :width] += found.values * rows
+            loss += found.loss * rows / measured
+    finally:
+        detach(source.model, missing_ok=True)
+    weights = pair_weights(shape)
+    return (total / weights).where(weights > 0, 0.0), loss
+
+
+def read_order(path: Path) -> tuple[Tensor, int]:
+    """The order of the edges, the last to be cut the highest, and how many rounds it has."""
+    tensors, about = read_tensors(path, what="an order of edges", expected=FORMAT)
+    return tensors["order"], int(about["rounds"])

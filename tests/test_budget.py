@@ -1,0 +1,365 @@
+"""Budgets: what strategies and spaces are told, what is refused, and what a search keeps."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import FixedTrial
+from toy import ToyEvaluator
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Evaluate, Proposal
+from masksearch.errors import ResumeError, SearchError
+from masksearch.gates.discretise import at_sparsity
+from masksearch.masks.measure import effective_density, pair_weights
+
+FOLDER = Path(__file__).parent.parent / "search_spaces"
+SHAPE = ToyEvaluator.shape
+UNITS = ms.Units(SHAPE, (masks.window(0), masks.window(3), masks.full()), "head")
+
+
+def blind(trial):
+    """Looks at no budget; two of its 16 windows are within a fifth."""
+    return masks.window(trial.suggest_int("reach", 0, 15))
+
+
+def looking(trial):
+    """The same within the budget, by the parameter that a draw without one has, too."""
+    budget = ms.budget_of(trial)
+    reaches = [r for r in range(16) if budget is None or cost(masks.window(r)) <= budget]
+    return masks.window(min(trial.suggest_int("reach", 0, 15), reaches[-1]))
+
+
+def cost(mask, shape=SHAPE):
+    return effective_density(mask, shape)
+
+
+def costs(study):
+    return [1 - record.measures.get("effective_sparsity", 0) for record in study.records()]
+
+
+@pytest.mark.filterwarnings("ignore:.*(conditional space|drew a mask)")
+@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc", "evolution"])
+def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
+    told = {"strategy": strategy, "trials": 30, "budget": [0.3, 0.5]}
+    study = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "run", **told)
+    records = study.records()
+    assert [record.params["budget"] for record in records] == [0.3, 0.5] * 15
+    assert not any(record.refused for record in records)
+    assert all(c <= r.params["budget"] + 1e-9 for c, r in zip(costs(study), records, strict=True))
+    assert statistics.mean(costs(study)[::2]) > 0.2  # as dense as the budget pays
+    assert all(UNITS(FixedTrial(r.params)) == r.mask for r in records)
+    assert all("budget" not in r.memo["distributions"] for r in records)
+
+
+@pytest.mark.slow
+def test_a_super_net_hears_masks_within_the_budget(tmp_path):
+    process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
+    evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
+    units = ms.Units(evaluator.shape, (masks.window(0), masks.full()), "head")
+    study = ms.search(
+        units,
+        evaluator,
+        run=tmp_path / "run",
+        trials=3,
+        strategy="shared+evolution",
+        strategy_options={"steps": 4, "candidates": 8},
+        budget=0.6,
+    )
+    assert {r.params.get("budget") for r in study.records() if r.mask is not None} == {0.6}
+
+
+def test_a_space_is_told_the_budget_of_its_draw():
+    assert ms.budget_of(optuna.create_study().ask()) is None
+    assert ms.budget_of(FixedTrial({"reach": 1})) is None
+    assert ms.budget_of(FixedTrial({"budget": 0.25})) == 0.25
+
+
+def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
+    log = tmp_path / "log"
+    told = {"run": tmp_path / "run", "strategy": "random", "budget": 0.2}
+    seen = []
+    ms.search(blind, ToyEvaluator(log=log), trials=2, listeners=[seen.append], **told)
+    study = ms.search(blind, ToyEvaluator(log=log), trials=4, listeners=[seen.append], **told)
+    refused = [record for record in study.records() if record.refused]
+    counted = [record for record in study.records() if not record.refused]
+    assert len(counted) == len(seen) == 4
+    assert refused
+    assert "beyond its budget 0.2: it costs 0." in refused[0].error
+    assert all(1 - record.measures["effective_sparsity"] > 0.2 for record in refused)
+    assert len(log.read_text().splitlines()) == len({r.fingerprint for r in counted})
+    whole = ms.search(
+        blind, ToyEvaluator(), run=tmp_path / "b", strategy="random", budget=0.2, trials=4
+    )
+    assert [r.params for r in whole.records()] == [r.params for r in study.records()]
+
+
+def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
+    dense = lambda trial: masks.window(trial.suggest_int("reach", 4, 15))  # noqa: E731
+    with pytest.warns(UserWarning, match=r"50 draws.*0% fitted.*ms.budget_of"):
+        study = ms.search(
+            dense,
+            ToyEvaluator(),
+            run=tmp_path / "run",
+            trials=3,
+            strategy="random",
+            budget=0.2,
+            baselines={"dense": masks.full()},
+        )
+    assert [record.status for record in study.records()] == ["done", *["stopped"] * 50]
+
+
+@pytest.mark.filterwarnings("ignore:.*drew a mask")
+def test_samplers_learn_from_refused_draws(tmp_path):
+    drawn = {}
+    for strategy in ("random", "tpe", "evolution"):
+        study = ms.search(
+            blind,
+            ToyEvaluator(),
+            run=tmp_path / strategy,
+            trials=8,
+            strategy=strategy,
+            budget=0.2,
+            seed=1,
+        )
+        drawn[strategy] = len(study.records())
+    assert drawn["tpe"] < drawn["random"]
+
+
+@dataclass(frozen=True)
+class Bytes(ToyEvaluator):
+    """Costs are not its pairs."""
+
+    objectives = (ToyEvaluator.objectives[0], ms.Objective("bytes", "min", 1.0))
+    measure_names = ("bytes",)
+
+    def measures_of(self, mask):
+        return {"bytes": 0.2 + 0.8 * effective_density(mask, SHAPE)}
+
+
+@pytest.mark.filterwarnings("ignore:.*drew a mask")
+def test_a_budget_counts_what_the_evaluator_counts(tmp_path):
+    told = {"trials": 12, "strategy": "evolution", "budget": 0.5}
+    study = ms.search(UNITS, Bytes(), run=tmp_path / "a", **told)
+    assert all(0.4 < record.measures["bytes"] <= 0.5 + 1e-9 for record in study.records())
+    study = ms.search(blind, Bytes(), run=tmp_path / "b", **told)
+    assert all(r.refused == (r.measures["bytes"] > 0.5) for r in study.records())
+    with pytest.raises(ValueError, match=r"what the diagonal costs, 0.25 \(bytes\); got 0.2"):
+        ms.search(blind, Bytes(), run=tmp_path / "c", **told | {"budget": 0.2})
+
+
+class Always:
+    """A user's strategy that looks at nothing."""
+
+    def __init__(self):
+        self.next = 0
+
+    def ask(self):
+        self.next += 1
+        return Proposal(self.next - 1, Evaluate(masks.window(self.next % 8)), {})
+
+    def tell(self, record):
+        self.next = max(self.next, record.number + 1)
+
+
+def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
+    study = ms.search(
+        None,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        trials=4,
+        strategy=Always(),
+        budget=[0.1, 0.35],
+    )
+    assert {(c > 0.35) == r.refused for c, r in zip(costs(study), study.records(), strict=True)}
+    assert sum(not record.refused for record in study.records()) == 4
+
+
+def test_enqueued_draws_have_budgets_and_records_can_be_enqueued(tmp_path):
+    first = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "a", trials=2, budget=[0.3, 0.5])
+    given = [record.params for record in first.records()][::-1]
+    again = ms.search(
+        UNITS, ToyEvaluator(), run=tmp_path / "b", trials=3, budget=[0.3, 0.5], enqueue=given
+    )
+    assert [r.params["budget"] for r in again.records()] == [0.5, 0.3, 0.3]
+    assert [r.mask for r in again.records()[:2]] == [r.mask for r in first.records()][::-1]
+
+
+def test_another_budget_is_another_search(tmp_path):
+    told = {"run": tmp_path / "run", "trials": 2}
+    ms.search(UNITS, ToyEvaluator(), budget=0.3, **told)
+    with pytest.raises(ResumeError, match="budget"):
+        ms.search(UNITS, ToyEvaluator(), budget=[0.3, 0.4], **told)
+    with pytest.raises(ResumeError, match="budget"):
+        ms.search(UNITS, ToyEvaluator(), **told)
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ({"budget": 0}, r"shares in \(0, 1\].*got 0$"),
+        ({"budget": [0.3, 1.2]}, r"shares in \(0, 1\].*got 1.2$"),
+        ({"budget": "0.3"}, r"shares in \(0, 1\].*got '0'$"),
+        ({"budget": 0.05, "space": blind}, r"the diagonal costs, 0.0625 \(density\); got 0.05"),
+        ({"budget": 0.1, "space": ms.Units(SHAPE, (masks.window(1), masks.full()))},
+         r"every unit at its lowest mask, window\(1\), the density is 0.1797, asked for 0.1"),
+        ({"budget": 0.3, "strategy": "sparsebert", "space": None}, "'sparsebert'.*no budget"),
+        ({"budget": 0.3, "strategy": "allocate", "space": None,
+          "strategy_options": {"levels": "window(0)", "budgets": [0.3]}}, "one of the two"),
+        ({"budget": 0.1, "strategy": "allocate", "space": None,
+          "strategy_options": {"levels": "window(1)"}}, "0.1797; got 0.1"),
+    ],
+)  # fmt: skip
+def test_bad_budgets_are_refused_in_a_line(told, problem, tmp_path):
+    told = {"space": UNITS, "trials": 2, **told}
+    with pytest.raises((SearchError, ValueError), match=problem) as caught:
+        ms.search(told.pop("space"), ToyEvaluator(), run=tmp_path / "run", **told)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_the_budget_is_taken(tmp_path):
+    own = lambda trial: masks.window(trial.suggest_int("budget", 1, 3))  # noqa: E731
+    ms.search(own, ToyEvaluator(), run=tmp_path / "a", trials=1)
+    with pytest.raises(SearchError, match="another name"):
+        ms.search(own, ToyEvaluator(), run=tmp_path / "b", trials=1, budget=0.9)
+
+
+def test_allocate_takes_the_budget_for_its_own(tmp_path):
+    study = ms.search(
+        None,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        trials=8,
+        strategy="allocate",
+        strategy_options={"levels": "window(0)"},
+        budget=[0.8, 0.55],
+    )
+    both_ends, alone, best = costs(study)[:2], costs(study)[2:6], costs(study)[6:]
+    assert (both_ends, alone) == ([0.0625, 1.0], [pytest.approx(0.297, abs=1e-3)] * 4)
+    assert best == pytest.approx([0.531, 0.766], abs=1e-3)
+
+
+def drawn_within(space, shape, budget, count=200):
+    """Share of random draws that cost at most the budget."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [space(Told(study.ask(), budget)) for _ in range(count)]
+    return statistics.mean(cost(mask, shape) <= budget + 1e-9 for mask in drawn)
+
+
+class Told:
+    """Optuna's trial, with a budget."""
+
+    def __init__(self, trial, budget):
+        self.trial, self.budget = trial, budget
+
+    def __getattr__(self, name):
+        return getattr(self.trial, name)
+
+
+def shipped():
+    """Every space of units, and a shape that it counts at."""
+    short = ms.Shape(32, 3, 4, lengths={8: 3, 20: 2, 32: 1}, read=1)
+    levels = (masks.window(0), masks.window(0) | masks.columns(1), masks.full())
+    for unit in ("layer", "head"):
+        yield f"Units of {unit}s", ms.Units(short, levels, unit), short
+    load = lambda name: ms.load_function(f"{FOLDER / name}.py:space_of")  # noqa: E731
+    yield "local_heads", load("local_heads")(6, 12), ms.Shape(128, 6, 12)
+    yield "local_heads of a shape", load("local_heads")(3, 4, short), short
+    cache = ms.Shape(256, 4, 4, causal=True)
+    yield "local_global_layers", load("local_global_layers")(4, cache), cache
+    yield "local_global_heads", load("local_global_heads")(4, 4, 2, cache), cache
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("space", "shape"), [pytest.param(s, n, id=i) for i, s, n in shipped()])
+def test_spaces_of_units_draw_within_their_budget(space, shape):
+    least = max(0.15, cost(masks.window(0) | masks.global_tokens(1), shape) + 0.01)
+    assert drawn_within(space, shape, least) >= 0.95
+    assert drawn_within(space, shape, 0.5, 40) >= 0.95
+    assert drawn_within(space, shape, 1.0, 4) == 1
+
+
+@pytest.mark.parametrize("density", [0.1, 0.237, 0.5])
+@pytest.mark.parametrize("lengths", [None, {5: 2, 9: 1, 12: 4}])
+def test_cuts_within_a_density_are_never_above_it(density, lengths):
+    shape = ms.Shape(12, 2, 2, lengths=lengths)
+    weights = None if lengths is None else pair_weights(shape)
+    chances = torch.rand(2, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    for share in (density + 0.001 * step for step in range(20)):
+        told = {"weights": weights, "within": True}
+        cut = cost(masks.table(at_sparsity(chances, 1 - share, **told)), shape)
+        assert share - 1 / 144 < cut <= share + 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_dam_cuts_its_masks_within_the_budget(tmp_path):
+    process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
+    evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
+    told = {"strategy": "dam", "trials": 3, "run": tmp_path / "run"}
+    config = {"steps": 6, "dense_warmup": 0.25}
+    study = ms.search(
+        None, evaluator, strategy_options={"config": config}, budget=[0.337, 0.2], **told
+    )
+    assert [r.params["density"] for r in study.records()[1:]] == [0.337, 0.2]
+    assert all(c <= b for c, b in zip(costs(study)[1:], [0.337, 0.2], strict=True))
+    options = {"config": config, "densities": [0.2]}
+    with pytest.raises(SearchError, match=r"densities of strategy 'dam'.*one of the two"):
+        ms.search(None, evaluator, strategy_options=options, budget=0.3, **told)
+
+
+def searched(tmp_path, name="tpe", **told):
+    run = tmp_path / name
+    return ms.search(UNITS, ToyEvaluator(), run=run, strategy=name, trials=6, **told)
+
+
+def test_within_ranks_what_keeps_a_budget(tmp_path):
+    study = searched(tmp_path, "random", seed=3)
+    inside = study.within(0.5)
+    assert {r.number for r in inside} == {
+        r.number for r in study.records() if cost(r.mask) <= 0.5 + 1e-9
+    }
+    assert [r.values["loss"] for r in inside] == sorted(r.values["loss"] for r in inside)
+    assert study.within(1)[0] == study.best()
+
+
+@pytest.mark.filterwarnings("ignore:.*was found")
+def test_runs_stand_for_their_best_mask_within_each_budget(tmp_path):
+    study = searched(tmp_path, budget=0.5)
+    told = {"seeds": range(3), "run": tmp_path / "compared", "budget": [0.5, 0.07]}
+    masks_ = {"tpe": str(study.run), "dense": masks.full(), "near": masks.window(0)}
+    for _ in range(2):  # nothing is added by a second call
+        found = ms.compare(masks_, ToyEvaluator(), **told)
+        assert len(found.records) == 10
+    kinds = {"tpe within 0.5": "searched", "tpe within 0.07": "searched"}
+    assert {n: e.kind for n, e in found.entries.items()} == kinds | {
+        "dense": "control",
+        "near": "candidate",
+    }
+    assert found.entries["tpe within 0.5"].fingerprint == study.within(0.5)[0].fingerprint
+    lost = found.entries["tpe within 0.07"]
+    assert (lost.failed, lost.scores) == (1, {})
+    assert "tpe within 0.07: no finished run (1 failed: no mask within 0.07" in found.verdict()
+    [made] = [f for f in found.findings() if f.mask == "tpe within 0.07"]
+    assert (made.against, made.adjusted) == ("dense", 1.0)
+    again = ms.Comparison.open(tmp_path / "compared")
+    assert again.verdict() == found.verdict()
+    named = ms.compare({"a": f"{study.run}#0"}, ToyEvaluator(), **told | {"run": tmp_path / "b"})
+    assert list(named.entries) == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore:.*was found")
+def test_a_front_keeps_what_is_within(tmp_path):
+    study = searched(tmp_path, "random")
+    told = {"seeds": [7], "front_of": study}
+    found = ms.compare({}, ToyEvaluator(), run=tmp_path / "c", budget=0.5, **told)
+    front = {n: e for n, e in found.entries.items() if n.startswith("front #")}
+    assert front
+    assert all(1 - entry.sparsity <= 0.5 for entry in front.values())
+    with pytest.raises(ms.MaskSearchError, match="no front to judge"):
+        ms.compare({}, ToyEvaluator(), run=tmp_path / "d", budget=0.01, **told)
