@@ -62,7 +62,8 @@ class Task:
         self.runs = given.runs / name
         model = PLAN["model"]
         sizes = {"length": model["length"], "epochs": model["epochs"], "finetune_lr": model["lr"]}
-        sizes |= {"finetune_batch": model["batch"], "precision": model["precision"]}
+        precision = PLAN["tasks"][name].get("precision", model["precision"])
+        sizes |= {"finetune_batch": model["batch"], "precision": precision}
         shared: dict[str, Any] = {
             "tasks": (name,),
             "corpus": None,

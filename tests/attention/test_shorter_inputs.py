@@ -15,7 +15,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import EmptyRowError, LengthError
 
-TABLE, SHORT = 24, 17
+TABLE, SHORT = 26, 17
 
 
 def bits(seed: int, *shape: int) -> Tensor:
@@ -93,7 +93,7 @@ def test_generation_may_stop_before_the_table_ends():
     for cache in ("dynamic", "static"):
         found = model.generate(**prompt, **how, max_new_tokens=8, cache_implementation=cache)
         assert torch.equal(found, plain)
-    with pytest.raises(LengthError, match="a table of 24 positions serves inputs of at most"):
+    with pytest.raises(LengthError, match="a table of 26 positions serves inputs of at most"):
         model.generate(**prompt, **how, max_new_tokens=30)
 
 
@@ -102,7 +102,7 @@ def test_longer_inputs_and_empty_rows_stay_refused(backend):
     model = ARCHITECTURES["bert"].made(layers=2, length=2 * TABLE)
     ms.attach(model, HEADS, backend=backend)
     longer = (
-        r"layer 0: a table of 24 positions serves inputs of at most that many, asked for 25; "
+        r"layer 0: a table of 26 positions serves inputs of at most that many, asked for 25; "
         r"searched tables do not stretch: truncate the inputs \(tokenizer\(.., truncation=True, "
         r"max_length=24\)\), or attach a mask of any length, masks.nearest_family\(mask\).mask"
     )
@@ -124,7 +124,7 @@ def test_longer_inputs_and_empty_rows_stay_refused(backend):
 def test_explain_tells_of_the_corner():
     model = ms.attach(hf.BertModel(hf.BertConfig(**BERT, num_hidden_layers=2)).eval(), HEADS)
     shorter = ms.explain(model, length=SHORT)
-    assert "upper left corner of a table of 24 positions; below 256" in str(shorter)
+    assert "upper left corner of a table of 26 positions; below 256" in str(shorter)
     assert shorter.rows[0].density == pytest.approx(
         float(HEADS.bits[..., :SHORT, :SHORT].float().mean()), abs=1e-6
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.backends import cpu
 
 from masksearch.attention.kernels.plan import check_states
 from masksearch.masks.core import Mask
@@ -140,7 +141,8 @@ def flex_attention_under(
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
-        NotImplementedError: If FlexAttention does not compute the type on the CPU.
+        NotImplementedError: If FlexAttention does not compute the type, or the length, on this
+            CPU.
         ValueError: If `visible` has another shape or type, or lies on another device.
     """
     kind = query.device.type
@@ -157,6 +159,11 @@ def flex_attention_under(
         raise NotImplementedError(
             f"FlexAttention computes float32, bfloat16 and float16 on the CPU, got "
             f"{query.dtype}; take the backend 'gather'"
+        )
+    if kind == "cpu" and plan.length % 16 == 8 and cpu.get_cpu_capability() == "AVX2":
+        raise NotImplementedError(
+            "FlexAttention on a CPU without AVX-512 gives wrong numbers at lengths of 8 modulo 16 "
+            f"(torch 2.13), got {plan.length}; take the backend 'gather', or pad"
         )
     blocks = plan.blocks
     if visible is not None:
