@@ -156,7 +156,7 @@ def test_other_types_are_refused_on_the_cpu():
 def test_lengths_that_processors_without_avx512_get_wrong_are_refused(monkeypatch):
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
     plan = FlexPlan.of_mask(masks.window(3), 24)
-    with pytest.raises(NotImplementedError, match="8 modulo 16 .*got 24; take the backend 'gat"):
+    with pytest.raises(NotImplementedError, match=r"8 modulo 16 .*got 24; take the backend 'gat"):
         flex_attention_under(*states(24), plan, scaling=1.0)
 
 
