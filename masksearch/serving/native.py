@@ -19,51 +19,58 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, SmolLM3Config
 from transformers.initialization import no_init_weights
 
 from masksearch.attention.attach import check_module, in_force
-from masksearch.errors import NativeError
+from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
 from masksearch.masks.tables import PerHead, PerLayer
+from masksearch.serving.engines import FULL, READINGS, SLIDING, Target, unserved, write_entries
 
-SLIDING, FULL = "sliding_attention", "full_attention"  # the names in `layer_types`
 SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten
-FAMILIES = (*SWITCHED, "olmo3", "gemma3_text", "modernbert")  # that have a field for windows
+FAMILIES = tuple(name for name, row in READINGS["transformers"].items() if row.does == "reads")
 PLAIN = ("llama", "gpt2")  # no field: every layer attends to everything before it
-LLAMA_ONLY = ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp")
+UNTURNED = ("exaone4", "cohere2")  # whose full layers have no rotary positions
+LLAMA_ONLY = ("model_type", "architectures", "pretraining_tp")
 SHORTEST, LONGEST = 64, 8192  # positions at which masks are set against the nearest ones
 
 
-def to_native(model: Any, mask: Mask) -> Any:
-    """Writes a mask into the model's own configuration, which transformers alone applies.
+def to_native(model: Any, mask: Mask, target: Target = "transformers") -> Any:
+    """Writes a mask into the model's own configuration, which an engine alone applies.
 
     It computes what the model with `masksearch.attach(model, mask)` computes: a decoder stays
     causal, and windows that it has of its own stay in force. A Llama with windows becomes the
-    Qwen2 that computes the same, with biases of zero.
+    SmolLM3 that computes the same, with rotary positions in every layer.
 
     Args:
         model: A model of transformers, of the families Qwen2, Qwen3, SmolLM3, OLMo 3, Gemma 3
-            (text), ModernBERT or Llama, or its configuration. It is not changed.
+            (text), EXAONE 4, Cohere 2, GraniteSWA, ModernBERT or Llama, or its configuration. It
+            is not changed.
         mask: In each layer everything or a window, with one reach for all windows: for example
             `per_layer([full(), window(127), ..])`, or what `from_native` returns.
+        target: What serves the folder; windows that it would not apply are refused. Every model
+            is opened by transformers too. See `masksearch.serving.engines`.
 
     Returns:
         A model that shares its weights with `model`, or a configuration. `save_pretrained` of
         transformers writes it.
 
     Raises:
-        NativeError: If the configuration has no words for the mask. The message, and `.nearest`
-            of the error, give the nearest mask that can be served.
+        NativeError: If the configuration has no words for the mask, or the target does not apply
+            it. The message, and `.nearest` of the error, give the nearest mask that can be
+            served.
         HeadCountError: If the mask tells another number of heads apart.
         TypeError: If `model` or `mask` is something else.
+        UnknownNameError: If there is no such target.
     """
     if not isinstance(mask, Mask):
         raise TypeError(f"to_native takes a mask second, got {mask!r:.60}")
+    check_name("target", target, READINGS)
     if isinstance(model, PreTrainedConfig):
-        return native_config(model, mask)
+        return native_config(model, mask, target)
     check_module("to_native", model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -73,12 +80,12 @@ def to_native(model: Any, mask: Mask) -> Any:
         )
     if in_force(model) is not None:
         raise NativeError(f"{name} has a mask attached; take it off first: ms.detach(model)")
-    config = native_config(model.config, mask)
+    config = native_config(model.config, mask, target)
     if config.model_type == model.config.model_type:
         return with_weights_of(model, type(model), config)
-    native = getattr(transformers, name.replace("Llama", "Qwen2", 1), None)
+    native = getattr(transformers, name.replace("Llama", "SmolLM3", 1), None)
     if native is None or native is type(model):
-        raise NativeError(f"transformers has no Qwen2 for {name}; give its LlamaModel")
+        raise NativeError(f"transformers has no SmolLM3 for {name}; give its LlamaModel")
     return with_weights_of(model, native, config)
 
 
@@ -130,6 +137,11 @@ def own_reaches(config: PreTrainedConfig) -> list[float]:
     """
     name, layers = type(config).__name__, getattr(config, "num_hidden_layers", 1)
     if config.model_type in PLAIN:
+        if SLIDING in (getattr(config, "layer_types", None) or ()):
+            raise NativeError(
+                f"{name} names sliding layers: transformers keeps its masks full, and its caches "
+                "drop keys; delete layer_types and sliding_window"
+            )
         return [math.inf] * layers
     if config.model_type not in FAMILIES:
         raise NativeError(
@@ -154,8 +166,8 @@ def own_reaches(config: PreTrainedConfig) -> list[float]:
     return [reach if kind == SLIDING else math.inf for kind in types]
 
 
-def native_config(config: PreTrainedConfig, mask: Mask) -> Any:
-    """A copy of a configuration that names the mask.
+def native_config(config: PreTrainedConfig, mask: Mask, target: Target = "transformers") -> Any:
+    """A copy of a configuration that names the mask, as the target reads it.
 
     Raises:
         NativeError: If it cannot.
@@ -185,10 +197,10 @@ def native_config(config: PreTrainedConfig, mask: Mask) -> Any:
     types = [FULL if reach == math.inf else SLIDING for reach in reaches]
     if config.model_type in PLAIN and not windows:
         return copy.deepcopy(config)
-    native = qwen2_of(config) if config.model_type == "llama" else copy.deepcopy(config)
+    native = smollm3_of(config) if config.model_type == "llama" else copy.deepcopy(config)
     ropes = ropes_of(config, types)
     if ropes is None:
-        why = "its sliding and its full layers turn positions by other angles (rope_parameters)"
+        why = "its sliding and its full layers turn positions by other angles, or not at all"
         refuse(config, f"{why}, so that one kind cannot take layers of both", layers)
     if ropes:
         native.rope_parameters = ropes
@@ -198,6 +210,12 @@ def native_config(config: PreTrainedConfig, mask: Mask) -> Any:
     if native.model_type in SWITCHED:
         native.use_sliding_window = bool(windows)
         native.sliding_window = native.sliding_window if windows else None
+    write_entries(target, native)
+    if why := unserved(target, native):
+        nearest = None if min(own) < math.inf else from_native(config)
+        raise NativeError(
+            f"{why}; {f'else serve {nearest}' if nearest else 'or use ms.attach'}", nearest
+        )
     return native
 
 
@@ -209,6 +227,8 @@ def ropes_of(config: PreTrainedConfig, types: Sequence[str]) -> dict[str, Any] |
         kind would need two.
     """
     ropes = getattr(config, "rope_parameters", None) or {}
+    if config.model_type in UNTURNED and [*types] != config.layer_types:
+        return None
     if FULL not in ropes:
         return {}
     needed = {**ropes}
@@ -222,21 +242,13 @@ def ropes_of(config: PreTrainedConfig, types: Sequence[str]) -> dict[str, Any] |
     return needed
 
 
-def qwen2_of(config: PreTrainedConfig) -> Qwen2Config:
-    """The Qwen2 configuration of what a Llama computes.
-
-    Raises:
-        NativeError: If Qwen2 has no place for some of its weights.
-    """
-    if config.attention_bias or config.mlp_bias:
-        raise NativeError(
-            "this Llama has biases (attention_bias, mlp_bias) that Qwen2 has no place for, and a "
-            "Llama's configuration no field for windows; serve it with full(), or by ms.attach"
-        )
+def smollm3_of(config: PreTrainedConfig) -> SmolLM3Config:
+    """The SmolLM3 configuration of what a Llama computes."""
     data = {name: value for name, value in config.to_dict().items() if name not in LLAMA_ONLY}
     if data.get("head_dim") == config.hidden_size // config.num_attention_heads:
         del data["head_dim"]
-    native = Qwen2Config.from_dict(data)
+    data["no_rope_layers"] = [1] * config.num_hidden_layers  # 1 = has them
+    native = SmolLM3Config.from_dict(data)
     native._attn_implementation = config._attn_implementation
     return native
 
@@ -255,12 +267,6 @@ def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConf
     with torch.random.fork_rng(devices=[]), no_init_weights():
         built = native(config)
     state = model.state_dict(keep_vars=True)
-    for name, own in built.state_dict().items():
-        if native is not type(model) and name not in state and name.endswith("_proj.bias"):
-            weight = state[name.removesuffix("bias") + "weight"]
-            state[name] = nn.Parameter(
-                torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
-            )
     if other := sorted({*state} ^ {*built.state_dict()}):
         raise NativeError(
             f"{type(model).__name__} and a new {native.__name__} of its configuration differ in "

@@ -20,7 +20,7 @@ from transformers.masking_utils import (
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import HeadCountError
+from masksearch.errors import HeadCountError, UnknownNameError
 
 SIZES = {
     "vocab_size": 99,
@@ -35,6 +35,10 @@ SIZES = {
 }
 GROUPED = SIZES | {"num_key_value_heads": 2}
 EVERYTHING = {"layer_types": ["full_attention"] * 3}
+BOUND = {  # full layers have no rotary positions, so that layers keep their kind
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 64,
+}
 DECODERS = {
     "qwen2": lambda **more: hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED | more)),
     "qwen3": lambda **more: hf.Qwen3ForCausalLM(
@@ -45,6 +49,8 @@ DECODERS = {
     "gemma3": lambda **more: hf.Gemma3ForCausalLM(
         hf.Gemma3TextConfig(**GROUPED | EVERYTHING | {"head_dim": 16} | more)
     ),
+    "exaone4": lambda **more: hf.Exaone4ForCausalLM(hf.Exaone4Config(**GROUPED | BOUND | more)),
+    "cohere2": lambda **more: hf.Cohere2ForCausalLM(hf.Cohere2Config(**GROUPED | BOUND | more)),
     "llama": lambda **more: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED | more)),
 }
 MODELS = DECODERS | {
@@ -141,6 +147,7 @@ def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
     [
         {"head_dim": 16},
         {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
         {
             "rope_parameters": {
                 "rope_type": "llama3",
@@ -152,16 +159,16 @@ def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
             }
         },
     ],
-    ids=["head_dim", "tied", "rope"],
+    ids=["head_dim", "tied", "biases", "rope"],
 )
-def test_llama_is_written_as_the_qwen2_that_computes_the_same(more, tmp_path):
+def test_llama_is_written_as_the_smollm3_that_computes_the_same(more, tmp_path):
     model = build("llama", **more)
     assert type(ms.to_native(model, masks.full())) is hf.LlamaForCausalLM  # needs no other class
     native = ms.to_native(model, masks.window(5))
-    assert type(native) is hf.Qwen2ForCausalLM
+    assert type(native) is hf.SmolLM3ForCausalLM
     native.save_pretrained(tmp_path)
     ms.attach(model, masks.window(5))
-    for one in (native, hf.Qwen2ForCausalLM.from_pretrained(tmp_path)):
+    for one in (native, hf.SmolLM3ForCausalLM.from_pretrained(tmp_path)):
         assert torch.equal(logits(one), logits(model))
 
 
@@ -184,7 +191,7 @@ def test_own_windows_stay_in_force_and_rotary_positions_stay_with_their_layers()
     narrower = ms.to_native(
         model, masks.per_layer([masks.window(3), masks.window(3), masks.full()])
     )
-    with pytest.raises(ms.NativeError, match=r"other angles .* is per_layer\(") as refused:
+    with pytest.raises(ms.NativeError, match=r"other angles, .* is per_layer\(") as refused:
         ms.to_native(model, masks.window(7))
     assert ms.to_native(model, refused.value.nearest).config.layer_types == kinds
     ms.attach(model, masks.window(3) | masks.per_layer([masks.window(0)] * 2 + [masks.full()]))
@@ -309,8 +316,11 @@ def test_models_are_refused_with_the_reason():
         ms.to_native(hf.BertConfig(), WINDOW)
     with pytest.raises(ms.NativeError, match=r"T5Config \(t5\) is none of the families"):
         ms.from_native(hf.T5Config())
-    with pytest.raises(ms.NativeError, match=r"biases .* no place"):
-        ms.to_native(hf.LlamaConfig(attention_bias=True), WINDOW)
+    sliding = hf.LlamaConfig(layer_types=["sliding_attention"] * 32, sliding_window=8)
+    with pytest.raises(ms.NativeError, match=r"its caches drop keys; delete layer_types"):
+        ms.from_native(sliding)
+    with pytest.raises(UnknownNameError, match=r"unknown target 'vlm'; did you mean 'vllm'"):
+        ms.to_native(QWEN, WINDOW, target="vlm")
     with pytest.raises(HeadCountError, match="the mask has 2 heads"):
         ms.to_native(QWEN, masks.per_head([WINDOW, WINDOW]))
     with pytest.raises(ms.NativeError, match=r"ms.detach\(model\)"):

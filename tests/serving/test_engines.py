@@ -1,0 +1,98 @@
+"""What engines make of an exported configuration: every family against the table of readings."""
+
+from __future__ import annotations
+
+import pytest
+import transformers as hf
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.serving.engines import READINGS, unserved
+
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "layer_types": KINDS}
+WINDOWED = SIZES | {"sliding_window": 64, "use_sliding_window": True}
+CONFIGS = {
+    "llama": hf.LlamaConfig(**SIZES | {"layer_types": None}),
+    "qwen2": hf.Qwen2Config(**WINDOWED),
+    "qwen3": hf.Qwen3Config(**WINDOWED),
+    "smollm3": hf.SmolLM3Config(**WINDOWED),
+    "olmo3": hf.Olmo3Config(**SIZES, sliding_window=64),
+    "gemma3_text": hf.Gemma3TextConfig(**SIZES, sliding_window=64),
+    "exaone4": hf.Exaone4Config(**SIZES, sliding_window=64),
+    "cohere2": hf.Cohere2Config(**SIZES, sliding_window=64),
+    "granite_swa": hf.GraniteSWAConfig(**SIZES, sliding_window=64),
+    "modernbert": hf.ModernBertConfig(**SIZES, local_attention=64),
+}
+MIXED = masks.per_layer([masks.window(5), masks.full(), masks.window(5)])
+# Which engines apply a mask of windows and full layers, and one of windows alone, as read in their
+# source (releases and files: engines.py).
+SERVED = {
+    "llama": ({"vllm"}, {"vllm"}),  # as a SmolLM3
+    "qwen2": (set(), {"vllm"}),
+    "qwen3": (set(), {"vllm"}),
+    "smollm3": ({"vllm"}, {"vllm"}),
+    "olmo3": ({"vllm", "sglang", "llama.cpp"}, {"vllm", "sglang", "llama.cpp"}),
+    "gemma3_text": ({"vllm", "sglang", "llama.cpp"}, None),  # other angles: kinds are bound
+    "exaone4": ({"vllm"}, None),  # llama.cpp: of 64 layers
+    "cohere2": ({"llama.cpp"}, None),
+    "granite_swa": ({"vllm", "sglang", "llama.cpp"}, {"vllm", "sglang", "llama.cpp"}),
+    "modernbert": ({"vllm", "llama.cpp"}, None),
+}
+
+
+@pytest.mark.parametrize("target", READINGS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_exports_are_served_as_written_or_refused(family, target, tmp_path):
+    for mask, served in zip((MIXED, masks.window(5)), SERVED[family], strict=True):
+        if served is None:
+            continue
+        if target not in served | {"transformers"}:
+            with pytest.raises(ms.NativeError, match=r"^of the windows of ") as refused:
+                ms.to_native(CONFIGS[family], mask, target=target)
+            assert refused.value.nearest == (masks.causal() if family == "llama" else None)
+            continue
+        ms.to_native(CONFIGS[family], mask, target=target).save_pretrained(tmp_path)
+        opened = hf.AutoConfig.from_pretrained(tmp_path)  # what an engine reads
+        own = {each for each in READINGS if not unserved(each, opened)}
+        assert own == served | {"transformers"}
+        assert opened.layer_types == (KINDS if mask is MIXED else KINDS[:1] * 3)
+        assert opened.sliding_window == (5 if family == "modernbert" else 6)
+        assert opened.model_type != "llama"  # whose masks stay full, while its caches drop keys
+        assert getattr(opened, "max_window_layers", 0) == 0
+
+
+def test_a_refusal_says_why_and_what_works():
+    with pytest.raises(ms.NativeError, match=r"vLLM 0\.33\.0 reads if all slide.*--model-impl"):
+        ms.to_native(CONFIGS["qwen3"], MIXED, target="vllm")
+    plain = hf.LlamaConfig(**SIZES | {"layer_types": None})
+    with pytest.raises(
+        ms.NativeError, match=r"SGLang .* gemma3_text, granite_swa, olmo3; else serve"
+    ):
+        ms.to_native(plain, MIXED, target="sglang")
+    ms.to_native(plain, masks.full(), target="sglang")  # without windows all serve it
+    deep = hf.Exaone4Config(num_hidden_layers=64, sliding_window=64)
+    assert not unserved("llama.cpp", deep)
+    assert "exaone4 with 3 layers" in unserved("llama.cpp", CONFIGS["exaone4"])
+
+
+def test_sglang_is_asked_to_free_keys():
+    written = ms.to_native(CONFIGS["olmo3"], MIXED, target="sglang")
+    assert written.is_hybrid_swa
+    assert written.hybrid_layer_pattern == [1, 0, 1]
+    assert not hasattr(ms.to_native(written, MIXED), "hybrid_layer_pattern")
+
+
+def test_modernbert_names_its_period_where_it_has_one(tmp_path):
+    angles = {kind: {"rope_theta": 7.0} for kind in KINDS}
+    stale = {"layer_types": ["full_attention"] * 4, "global_attn_every_n_layers": 3}
+    base = hf.ModernBertConfig(num_hidden_layers=4, rope_parameters=angles, **stale)
+    full, window = masks.full(), masks.window(5)
+    written = ms.to_native(base, masks.per_layer([full, window, full, window]))
+    written.save_pretrained(tmp_path)
+    plain = written.to_dict()
+    assert plain["global_attn_every_n_layers"] == 2
+    assert plain["global_rope_theta"] == plain["local_rope_theta"] == 7.0
+    assert ms.from_native(hf.AutoConfig.from_pretrained(tmp_path)) == ms.from_native(written)
+    irregular = ms.to_native(base, masks.per_layer([window, full, window, window]))
+    assert "global_attn_every_n_layers" not in irregular.to_dict()  # of 3, which it was
