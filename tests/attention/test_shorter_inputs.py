@@ -102,9 +102,9 @@ def test_longer_inputs_and_empty_rows_stay_refused(backend):
     model = ARCHITECTURES["bert"].made(layers=2, length=2 * TABLE)
     ms.attach(model, HEADS, backend=backend)
     longer = (
-        r"layer 0: a table of 26 positions serves inputs of at most that many, asked for 25; "
+        r"layer 0: a table of 26 positions serves inputs of at most that many, asked for 27; "
         r"searched tables do not stretch: truncate the inputs \(tokenizer\(.., truncation=True, "
-        r"max_length=24\)\), or attach a mask of any length, masks.nearest_family\(mask\).mask"
+        r"max_length=26\)\), or attach a mask of any length, masks.nearest_family\(mask\).mask"
     )
     ids = torch.ones(1, TABLE + 1, dtype=torch.int64)
     with pytest.raises(LengthError, match=longer):
