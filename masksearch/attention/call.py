@@ -23,6 +23,8 @@ class AttentionCall:
         scaling: Factor of the scores before the softmax.
         bias: float `[batch | 1, heads | 1, queries, keys]`, finite, added to the scaled scores
             before the softmax (T5's position bias); it gets a gradient. None = 0.
+        sinks: float `[heads]`, learned sinks: the score of one more key with a value of 0, which
+            every query sees. None = no such key.
     """
 
     query: Tensor
@@ -33,12 +35,16 @@ class AttentionCall:
     dropout: float = 0.0
     scaling: float
     bias: Tensor | None = None
+    sinks: Tensor | None = None
 
     def attend(self) -> Tensor:
         """softmax(scores) value over the visible keys: `[batch, heads, queries, head_dim]`.
 
         A query without a visible key has the output 0.
         """
+        if self.sinks is not None:
+            weights = F.dropout(self.weights(), self.dropout)
+            return weights.to(self.value.dtype) @ self.value
         mask = self.visible
         if self.bias is not None:
             mask = self.bias.to(self.query.dtype)
@@ -57,11 +63,17 @@ class AttentionCall:
     def weights(self) -> Tensor:
         """softmax(scores) over the visible keys: fp32 or wider, no dropout.
 
-        Invisible keys have 0, and so has all of a row without a visible one.
+        Invisible keys have 0, and so has all of a row without a visible one. Learned sinks are
+        part of the softmax, and no column of the result.
         """
-        if self.visible is None:
-            return self.scores().softmax(-1)
         scores = self.scores()
+        if self.sinks is not None:
+            if self.visible is not None:
+                scores = scores.masked_fill(~self.visible, -torch.inf)
+            sinks = self.sinks.to(scores)[:, None, None].expand(*scores.shape[:-1], 1)
+            return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+        if self.visible is None:
+            return scores.softmax(-1)
         lowest = torch.finfo(scores.dtype).min  # -inf would make NaN in a row without a key
         return scores.masked_fill(~self.visible, lowest).softmax(-1) * self.visible
 

@@ -48,6 +48,7 @@ from masksearch.attention.tokens import carry
 from masksearch.errors import AttachError
 
 NAME = "masksearch"  # of our functions, in configurations
+ALIGNED = 8  # numbers that a head gets more for its sink: kernels for CUDA take multiples of 8
 BIDIRECTIONAL, CAUSAL = 5, 6  # dimensions of packed padding: no model makes a mask with as many
 BIAS = (
     "{name} gives its attention mask finite numbers (a bias on its scores), which trainable "
@@ -78,7 +79,7 @@ def masked_attention(
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the scores; None = 1 / sqrt(head_dim).
         is_causal: Whether later keys are hidden; None = what the module says.
-        rest: What some models add: `position_bias`, ..
+        rest: What some models add: `position_bias`, learned sinks `s_aux` `[heads]`, ..
 
     Returns:
         `[batch, queries, heads, head_dim]`, and None in place of attention weights.
@@ -97,6 +98,7 @@ def masked_attention(
         dropout=dropout,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         bias=rest.get("position_bias"),
+        sinks=rest.get("s_aux"),
     )
     kept = None
     if state is not None and state.name in state.positions.held:
@@ -139,10 +141,29 @@ def masked_attention(
 def sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' own SDPA path."""
+    """Transformers' own SDPA path.
+
+    Learned sinks are one more key in front, whose value is 0. Queries and keys get one more
+    number, whose product is the sink's score, so that heads may share a mask. Where causality
+    comes without a mask, one more query in front keeps the sink in everyone's past.
+    """
     out: tuple[Tensor, Tensor | None]
-    out = sdpa_attention_forward(module, query, key, value, mask, **how)
-    return out
+    sinks: Tensor | None = how.pop("s_aux", None)
+    if sinks is None:
+        out = sdpa_attention_forward(module, query, key, value, mask, **how)
+        return out
+    width, size = key.shape[-1], value.shape[-1]
+    causal = getattr(module, "is_causal", True) if how["is_causal"] is None else how["is_causal"]
+    first = int(mask is None and causal and query.shape[2] > 1)
+    scaling = how["scaling"] = width**-0.5 if how["scaling"] is None else how["scaling"]
+    query = F.pad(query, (0, ALIGNED, first, 0))
+    query[..., width] = (sinks / scaling).to(query)[:, None]
+    key, value = (F.pad(each, (0, ALIGNED, 1, 0)) for each in (key, value))
+    key[:, :, 0, width] = 1
+    if mask is not None:  # the sink is visible: True, or a bias of 0
+        mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
+    found, _ = sdpa_attention_forward(module, query, key, value, mask, **how)
+    return found[:, first:, :, :size].contiguous(), None
 
 
 # -- sparse kernels ----------------------------------------------------------------------------
@@ -179,12 +200,19 @@ def sparse_attention(
     if call.dropout > 0 and compiling:
         state.fallback = "attention dropout in a compiled graph: SDPA computes"
         return None
+    if call.sinks is not None and compiling:
+        state.fallback = "learned sinks in a compiled graph: SDPA computes"
+        return None
     if call.dropout > 0 and backend == "flex":
         backend, state.fallback = "gather", "FlexAttention has no dropout: block gather computes"
+    if call.sinks is not None and backend == "flex" and device.type == "cpu":
+        backend = "gather"
+        state.fallback = "FlexAttention on the CPU has no learned sinks: block gather computes"
     padding = None if call.visible is None else call.visible.flatten(1)
     if not compiling:
         plan = lowered.plan(backend, size, device)
-        return compute(call.query, call.key, call.value, padding, plan, call.scaling, call.dropout)
+        how = call.scaling, call.dropout, call.sinks
+        return compute(call.query, call.key, call.value, padding, plan, *how)
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         states = tuple(each.to(dtype) for each in states)
@@ -210,7 +238,9 @@ def why_only_sdpa(
         return "the model's own mask is more than padding and causality: SDPA computes"
     if bool(causal) != state.causal:
         return "causality is not as it was when the mask was attached: SDPA computes"
-    if any(rest.get(name) is not None for name in ("softcap", "s_aux", "cache")):
+    if call.value.shape[-1] != call.query.shape[-1]:
+        return "values are not as wide as keys: SDPA computes"
+    if any(rest.get(name) is not None for name in ("softcap", "cache")):
         return "the model changes the scores or pages its cache: SDPA computes"
     return ""
 

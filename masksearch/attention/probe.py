@@ -34,7 +34,6 @@ REACHABLE = (
 )
 ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is told apart
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-BEYOND = {"s_aux": "attention sinks", "softcap": "a soft cap"}  # transformers' keyword -> what
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,9 @@ def probing_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **rest: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Records the call, then computes it as SDPA does."""
-    changed = [how for name, how in BEYOND.items() if rest.get(name) is not None]
-    if changed:
+    if rest.get("softcap") is not None:
         raise AttachError(
-            f"{type(module).__name__} computes its scores with {changed[0]}, which SDPA and the "
+            f"{type(module).__name__} computes its scores with a soft cap, which SDPA and the "
             "sparse backends do not: a mask would silently drop it, so this model is not served"
         )
     if Probe.calls is not None:

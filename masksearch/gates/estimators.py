@@ -74,6 +74,7 @@ class Flip(torch.autograd.Function):
         dropout: float,
         scaling: float,
         bias: Tensor | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         kept = with_own_keys(gate > 0.5)
         scores = AttentionCall(query, key, value, scaling=scaling, bias=bias).scores()
@@ -82,6 +83,8 @@ class Flip(torch.autograd.Function):
             kept = kept & visible
         closed = torch.zeros_like(kept, dtype=torch.float32).masked_fill_(~kept, -torch.inf)
         total = (scores + closed).logsumexp(-1, keepdim=True)
+        if sinks is not None:
+            total = torch.logaddexp(total, sinks.to(total)[:, None, None])
         if visible is not None:
             total = total.masked_fill(total == -torch.inf, torch.inf)  # such a row: all zero
         # exp(score - total): P for kept keys, the odds of joining them for dropped ones.
@@ -96,7 +99,8 @@ class Flip(torch.autograd.Function):
             dropped = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout)
             used = weights * dropped
         output = used.to(value.dtype) @ value
-        ctx.save_for_backward(query, key, value, sign, odds, weights, dropped, output)
+        share = None if sinks is None else (sinks.to(total)[:, None, None] - total).exp()
+        ctx.save_for_backward(query, key, value, sign, odds, weights, dropped, output, share)
         ctx.scaling = scaling
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
         return output
@@ -104,14 +108,15 @@ class Flip(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        query, key, value, sign, odds, weights, dropped, output = ctx.saved_tensors
+        query, key, value, sign, odds, weights, dropped, output, share = ctx.saved_tensors
         grad = grad.to(value.dtype)
         used = weights if dropped is None else weights * dropped
         grad_value = used.to(value.dtype).transpose(-1, -2) @ grad
         gain = (grad @ value.transpose(-1, -2)).float()
         if dropped is not None:
             gain = gain.mul_(dropped)
-        gain = gain.sub_((grad.float() * output.float()).sum(-1, keepdim=True))
+        mean = (grad.float() * output.float()).sum(-1, keepdim=True)
+        gain = gain.sub_(mean)
         slope = weights * gain  # the gradient of the scores
         grad_bias: Tensor | None = None
         if ctx.needs_input_grad[7]:
@@ -126,7 +131,8 @@ class Flip(torch.autograd.Function):
                 effect.sum((0, 1), keepdim=True)[0] if sign.shape[0] == 1 else effect.sum(0)
             )
         first = (slope @ key, slope.transpose(-1, -2) @ query, grad_value, grad_gate)
-        return (*first, None, None, None, grad_bias)
+        grad_sinks = None if share is None else -(share * mean).sum((0, 2, 3)).to(grad.dtype)
+        return (*first, None, None, None, grad_bias, grad_sinks)
 
 
 def flip(call: AttentionCall, gate: Tensor) -> Tensor:
@@ -134,7 +140,7 @@ def flip(call: AttentionCall, gate: Tensor) -> Tensor:
 
     Meant for hard gates: a soft gate acts as if it were rounded.
     """
-    rest = call.visible, call.dropout, call.scaling, call.bias
+    rest = call.visible, call.dropout, call.scaling, call.bias, call.sinks
     output: Tensor = Flip.apply(  # type: ignore[no-untyped-call]
         call.query, call.key, call.value, gate.float(), *rest
     )

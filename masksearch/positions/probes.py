@@ -135,7 +135,8 @@ class FlippedAttention(PositionProbe):
             for name in ("query", "key", "value", "visible", "bias")
             if (part := getattr(call, name)) is not None
         }
-        return flip(replace(call, **parts), gate).view(call.query.shape)
+        sinks = None if call.sinks is None else call.sinks.repeat(batch)
+        return flip(replace(call, sinks=sinks, **parts), gate).view(call.query.shape)
 
 
 class ThinnedAttention(PositionProbe):

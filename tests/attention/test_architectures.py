@@ -346,19 +346,11 @@ def test_processes_average_the_gradients_of_gates(tmp_path: Path):
         assert torch.allclose(found[0][name], grad, atol=1e-6), name
 
 
-@pytest.mark.parametrize(
-    ("make", "config", "how", "more"),
-    [
-        (hf.GptOssModel, hf.GptOssConfig, "attention sinks", {"num_local_experts": 2}),
-        (hf.Gemma2Model, hf.Gemma2Config, "a soft cap", {"attn_logit_softcapping": 2.0}),
-    ],
-)
-def test_models_that_change_their_scores_are_refused(
-    make: Any, config: Any, how: str, more: dict[str, Any]
-):
+def test_a_soft_cap_on_scores_is_refused():
     sizes = {**GROUPED, "attn_implementation": "eager", "num_hidden_layers": 1, "head_dim": 8}
-    model = make(config(**sizes, num_key_value_heads=2, **more)).eval()
-    with pytest.raises(AttachError, match=f"Attention computes its scores with {how}"):
+    config = hf.Gemma2Config(**sizes, num_key_value_heads=2, attn_logit_softcapping=2.0)
+    model = hf.Gemma2Model(config).eval()
+    with pytest.raises(AttachError, match="Attention computes its scores with a soft cap"):
         ms.attach(model, masks.full())
     assert model.config._attn_implementation == "eager"
 

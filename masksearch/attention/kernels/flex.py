@@ -124,6 +124,7 @@ def flex_attention_under(
     *,
     scaling: float,
     visible: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Self-attention under the plan's mask, equal to dense attention with that mask.
 
@@ -134,10 +135,12 @@ def flex_attention_under(
         plan: Of `n` positions, with as many heads as the queries, or one for all.
         scaling: Factor of the scores before the softmax.
         visible: bool `[batch, n]`, keys that may be attended to (False = padding).
+        sinks: Learned sinks `[heads]`, as of `AttentionCall`; on CUDA alone.
 
     Returns:
         `[batch, heads, n, head_dim]`; 0 for queries without a visible key. On CUDA differentiable
-        in the first three; it has no dropout of attention weights. Under autocast in its type.
+        in the first three and the sinks; it has no dropout of attention weights. Under autocast
+        in its type.
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
@@ -168,17 +171,16 @@ def flex_attention_under(
     blocks = plan.blocks
     if visible is not None:
         blocks = plan.padded(visible.to(query.device))
-    return cast(
-        Tensor,
-        compiled(kind)(
-            query,
-            key,
-            value,
-            block_mask=blocks,
-            scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        ),
-    )
+    how: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
+    attend = compiled(kind)
+    if sinks is None:
+        return cast(Tensor, attend(query, key, value, block_mask=blocks, **how))
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    aux = AuxRequest(lse=True)
+    found, sums = attend(query, key, value, block_mask=blocks, return_aux=aux, **how)
+    beside = (sums.lse - sinks[:, None]).sigmoid()  # what the sink leaves of a row
+    return cast(Tensor, found * beside[..., None].to(found))
 
 
 @cache
