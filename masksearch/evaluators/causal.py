@@ -327,7 +327,7 @@ class CausalEvaluator(Evaluator):
         of whole layers, and of single KV heads. Nothing of a mask that follows the tokens."""
         if mask.needs_tokens:
             return {}
-        accounts: dict[str, Any] = {CACHE: "layer", CACHE_PER_HEAD: "head"}
+        accounts: dict[str, Any] = {CACHE: "mask", CACHE_PER_HEAD: "head"}
         given = mask, self.config, self.positions
         return {name: kv_bytes(*given, account=each).share for name, each in accounts.items()}
 

@@ -1,18 +1,22 @@
-"""What engines make of the windows that a configuration names: data, by released version.
+"""What engines make of the windows that a configuration names, and the room that they reserve.
 
 Read in the source of these releases, in the file that each row names; a new release is a changed
 row. `to_native(target=)` refuses what a row does not serve, and a test holds every exported
-configuration against the table.
+configuration against the table. `kv_bytes(account=)` multiplies the room by bytes.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from transformers import PreTrainedConfig
+
+from masksearch.errors import check_name
 
 SLIDING, FULL = "sliding_attention", "full_attention"  # the names in `layer_types`
 
@@ -146,3 +150,91 @@ def write_entries(target: Target, config: PreTrainedConfig) -> None:
             for name, value in zip(BY_PERIOD, (period, *thetas), strict=True):
                 setattr(config, name, value)
             return
+
+
+# -- the room that engines reserve ---------------------------------------------------------------
+CACHE_TYPES = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}  # bytes of so many numbers
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How an engine is run, as far as the size of its cache depends on it.
+
+    Args:
+        in_flight: vLLM: tokens that are scheduled and not yet settled, `max_num_batched_tokens` x
+            concurrent batches (>= 1).
+        block: vLLM: positions of a block (>= 1).
+        ubatch: llama.cpp: `n_ubatch`, tokens that are computed at once (>= 1).
+        sequences: llama.cpp: `n_seq_max`, which share the positions (>= 1).
+        unified: llama.cpp: `kv_unified`, whether they share one buffer.
+        cache_type: llama.cpp: of keys and values: `"f16"`, `"q8_0"` or `"q4_0"`.
+
+    Raises:
+        ValueError: If a number is below 1.
+        UnknownNameError: If there is no such type.
+    """
+
+    in_flight: int = 2048
+    block: int = 16
+    ubatch: int = 512
+    sequences: int = 1
+    unified: bool = False
+    cache_type: str = "f16"
+
+    def __post_init__(self) -> None:
+        check_name("cache_type", self.cache_type, CACHE_TYPES)
+        for name in ("in_flight", "block", "ubatch", "sequences"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+
+
+def transformers_keys(windows: Sequence[int | None], length: int) -> int:
+    """Keys that transformers' cache holds after `length` tokens, summed over the layers: of a
+    window all but the query's own, which comes next.
+
+    Args:
+        windows: Of each layer, in keys with the query's own; None = everything.
+        length: Positions.
+    """
+    return sum(length if window is None else min(window - 1, length) for window in windows)
+
+
+def vllm_keys(windows: Sequence[int | None], length: int, serving: Serving) -> int:
+    """Keys that vLLM reserves room for, for one sequence of `length` tokens, over the layers.
+
+    Layers of one window are cut into groups of equally many, the last one padded; each group is
+    given blocks of its own, which are as large as if no group were padded.
+
+    Reference: vLLM 0.33.0, v1/core/kv_cache_planning.py (`_get_kv_cache_groups_uniform_page_size`,
+    `_max_memory_usage_bytes_from_groups`) and v1/kv_cache_interface.py
+    (`SlidingWindowSpec.max_admission_blocks_per_request`).
+    """
+    kinds = Counter(windows)
+    least, most = min(kinds.values()), max(kinds.values())
+    size, blocks = most if most < 1.5 * least else least, 0
+    for window, layers in kinds.items():
+        tokens = length if window is None else min(window - 1 + serving.in_flight, length)
+        groups = math.ceil(layers / size)
+        blocks += groups * (math.ceil(tokens / serving.block) + (window is not None))
+    return blocks * serving.block * size
+
+
+def llama_cpp_keys(windows: Sequence[int | None], length: int, serving: Serving) -> int:
+    """Cells that llama.cpp allocates for a context of `length` positions, over the layers.
+
+    Reference: llama.cpp in llama-cpp-python 0.3.36, src/llama-context.cpp (`n_ctx_seq`) and
+    src/llama-kv-cache-iswa.cpp (`size_swa`), with swa_full off and n_batch >= n_ubatch.
+    """
+    streams = 1 if serving.unified else serving.sequences
+    whole = pad(pad(length) // streams)
+    cells = 0
+    for window in windows:
+        beside = serving.sequences // streams  # sequences in one buffer
+        ubatch = min(serving.ubatch, length)
+        cells += whole if window is None else min(whole, pad(window * beside + ubatch))
+    return streams * cells
+
+
+def pad(cells: int) -> int:
+    """The next multiple of 256."""
+    return -(-cells // 256) * 256

@@ -9,31 +9,41 @@ kept ones need them. A stride costs everything, however few cells it keeps.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from masksearch.attention.layer import depends_on_length
 from masksearch.attention.masked_cache import own_windows
-from masksearch.errors import LengthError, check_name
+from masksearch.errors import LengthError, NativeError, check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
 from masksearch.masks.lifetimes import held_keys
 from masksearch.masks.tables import PerHead
+from masksearch.serving.engines import (
+    CACHE_TYPES,
+    Serving,
+    llama_cpp_keys,
+    transformers_keys,
+    vllm_keys,
+)
+from masksearch.serving.native import reach_of, what_else
 
-Account = Literal["layer", "head"]
-ACCOUNTS = ("layer", "head")
+Account = Literal["mask", "head", "transformers", "vllm", "llama.cpp"]
+ENGINES = ("transformers", "vllm", "llama.cpp")  # whose own rules count
 
 
 @dataclass(frozen=True)
 class KvBytes:
-    """The bytes of a cache for one sequence.
+    """The bytes of a cache.
 
     Args:
-        bytes: Of the keys and values that are held.
-        dense_bytes: If every layer held all of them.
+        bytes: Of the keys and values that are held, or that an engine reserves room for.
+        dense_bytes: If every layer held all of them, by the same account.
     """
 
     bytes: int
@@ -41,7 +51,8 @@ class KvBytes:
 
     @property
     def share(self) -> float:
-        """`bytes` / `dense_bytes`, in [0, 1]; 0 only where no query looks back at all."""
+        """`bytes` / `dense_bytes`, in [0, 1]; 0 only where no query looks back at all. An
+        engine may reserve more for short windows than for everything."""
         return self.bytes / self.dense_bytes
 
 
@@ -50,11 +61,21 @@ def kv_bytes(
     model: PreTrainedModel | PreTrainedConfig,
     length: int,
     *,
-    account: Account = "layer",
+    account: Account = "mask",
     dtype: torch.dtype | None = None,
     until: int | None = None,
+    in_flight: int = 2048,
+    block: int = 16,
+    ubatch: int = 512,
+    sequences: int = 1,
+    unified: bool = False,
+    cache_type: str = "f16",
 ) -> KvBytes:
     """The bytes of a decoder's cache after `length` tokens of one sequence, exact.
+
+    The accounts `"mask"` and `"head"` count what the mask needs, the others what an engine holds
+    or reserves that serves the mask by its configuration (`to_native`): layers of everything or
+    of a window. Sinks beside a window count nothing there, as one logit a head can stand for them.
 
     The rule: a key before position `length` is held if a query from `length` up to `until` - 1
     keeps it, by the mask and by the sliding window that the configuration names for that layer. A
@@ -70,16 +91,25 @@ def kv_bytes(
     Args:
         mask: What is attached; `masks.full()` for the model as it is.
         model: A decoder, or its configuration.
-        length: Positions in the cache (>= 1).
-        account: `"layer"`: a layer holds a key in all its KV heads if one of them needs it, as a
-            cache that frees keys per layer does (transformers'). `"head"`: each KV head holds its
-            own keys, those that one of its queries' heads needs.
+        length: Positions in the cache (>= 1); of llama.cpp `n_ctx`, of all sequences together.
+        account: `"mask"`: a layer holds a key in all its KV heads if one of them needs it, as a
+            cache that frees keys per layer does (`MaskedCache`). `"head"`: each KV head holds its
+            own keys, those that one of its queries' heads needs. `"transformers"`: its own cache.
+            `"vllm"`: the blocks that it reserves for a sequence, groups and padding included.
+            `"llama.cpp"`: the cells that it allocates.
         dtype: Of keys and values; None = the model's, or the configuration's (else torch's
-            default).
+            default). llama.cpp has `cache_type` in its place.
         until: Positions that there will be at most; None = 2 x `length`: generation may go on for
             as many tokens again. It makes no difference to windows, sinks and full layers.
+        in_flight: Of vLLM, as `block`: see `Serving`.
+        block: Positions of a block.
+        ubatch: Of llama.cpp, as what follows: see `Serving`.
+        sequences: That share the context.
+        unified: Whether in one buffer.
+        cache_type: Of keys and values.
 
     Raises:
+        NativeError: If the engine of the account has no way to serve the mask.
         LengthError: If the mask does not reach `length`.
         LayerCountError, HeadCountError: If mask and model do not fit.
         AttachError: If the layers keep something else than keys and values of KV heads.
@@ -87,7 +117,8 @@ def kv_bytes(
         UnknownNameError: If there is no such account.
         ValueError: If a number is out of range.
     """
-    check_name("account", account, ACCOUNTS)
+    check_name("account", account, get_args(Account))
+    serving = Serving(in_flight, block, ubatch, sequences, unified, cache_type)
     if length < 1:
         raise ValueError(f"length is at least 1 position, got {length}")
     config = model if isinstance(model, PreTrainedConfig) else model.config
@@ -97,6 +128,27 @@ def kv_bytes(
     kv_heads = int(getattr(decoder, "num_key_value_heads", None) or heads)
     width = int(getattr(decoder, "head_dim", None) or decoder.hidden_size // heads)
     mask.counts(len(windows), heads)
+    found = model.dtype if isinstance(model, PreTrainedModel) else getattr(config, "dtype", None)
+    one = 2 * width * (dtype or found or torch.get_default_dtype()).itemsize
+    if account in ENGINES:
+        served = served_windows(mask, windows, account)
+        if account == "llama.cpp":
+            size, numbers = CACHE_TYPES[cache_type]
+            if width % numbers:
+                raise ValueError(
+                    f"cache_type={cache_type!r} packs {numbers} numbers, and heads have {width}; "
+                    "llama.cpp then starts with f16 alone"
+                )
+            one = 2 * width * size // numbers
+        counted = [
+            transformers_keys(each, length)
+            if account == "transformers"
+            else vllm_keys(each, length, serving)
+            if account == "vllm"
+            else llama_cpp_keys(each, length, serving)
+            for each in (served, [None] * len(served))
+        ]
+        return KvBytes(*(keys * kv_heads * one for keys in counted))
     if until is None:
         until = 2 * length
     if until < length:
@@ -112,13 +164,39 @@ def kv_bytes(
     for layer, window in enumerate(windows):
         own = mask.of_layer(layer)
         several = held_by_heads(own, heads, length, until, window)
-        if account == "layer":
+        if account == "mask":
             held += kv_heads * int(several.any(0).sum())
         else:
             held += int(several.view(kv_heads, -1, length).any(1).sum())
-    found = model.dtype if isinstance(model, PreTrainedModel) else getattr(config, "dtype", None)
-    one = 2 * width * (dtype or found or torch.get_default_dtype()).itemsize
     return KvBytes(held * one, len(windows) * kv_heads * length * one)
+
+
+def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> list[int | None]:
+    """The window of each layer, in keys with the query's own, as an engine applies the mask.
+
+    Args:
+        mask: A mask.
+        own: Windows that the configuration names already.
+        account: The engine.
+
+    Raises:
+        NativeError: If it cannot.
+    """
+    mask.refuse_tokens()
+    served: list[int | None] = []
+    for layer, window in enumerate(own):
+        part = mask.of_layer(layer)
+        reach = reach_of(part, causal=True, sinks=True)
+        if reach is None or reach < 1:
+            raise NativeError(
+                f"account {account!r} counts layers of everything or a window, and layer {layer} "
+                f"keeps {what_else(part, causal=True)}; account='mask' counts any mask"
+            )
+        kept = [each for each in (window, reach + 1) if each not in (None, math.inf)]
+        served.append(min(map(int, kept), default=None))
+    if account == "llama.cpp" and len(several := {each for each in served if each}) > 1:
+        raise NativeError(f"llama.cpp has one window for all layers, got {sorted(several)} keys")
+    return served
 
 
 def held_by_heads(

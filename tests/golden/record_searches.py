@@ -375,10 +375,10 @@ def masks_and_exports(folder: Path) -> Any:
             found[f"native {key}"] = plain(made)
             found[f"native {key} back"] = str(ms.from_native(ms.to_native(config, local)))
         for name, mask in {"local": local, "sinks": sinks, "causal": masks.causal()}.items():
-            for account in ("layer", "head"):
+            for named, account in (("layer", "mask"), ("head", "head")):
                 for length in (64, 200):
                     held = ms.kv_bytes(mask, config, length, account=account)
-                    found[f"kv_bytes {key} {name} {account} {length}"] = [
+                    found[f"kv_bytes {key} {name} {named} {length}"] = [
                         *(held.bytes, held.dense_bytes, plain(held.share))
                     ]
     return found

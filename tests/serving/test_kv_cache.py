@@ -1,4 +1,8 @@
-"""Bytes of the cache: against transformers' own caches, and a loop over the cells."""
+"""Bytes of the cache: against caches of transformers, plans and logs of engines, and a loop."""
+
+import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,12 +10,14 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import masksearch as ms
 from masksearch import kv_bytes, masks
 from masksearch.errors import (
     AttachError,
     HeadCountError,
     LayerCountError,
     LengthError,
+    NativeError,
     UnknownNameError,
 )
 
@@ -65,7 +71,7 @@ def test_bytes_are_those_of_transformers_own_cache(name, dtype):
         first = cache_bytes(cache)
         for place in range(9, 12):
             cache = model(tokens[:, place : place + 1], past_key_values=cache).past_key_values
-    for account in ("layer", "head"):
+    for account in ("mask", "head", "transformers"):
         assert kv_bytes(masks.full(), model, 9, account=account).bytes == first
         assert kv_bytes(masks.full(), model, 12, account=account).bytes == cache_bytes(cache)
     dense = kv_bytes(masks.full(), model.config, 12, dtype=dtype)
@@ -91,10 +97,10 @@ def test_heads_that_share_keys_hold_what_one_of_them_needs():
     def share(heads, account):
         return kv_bytes(masks.per_head(heads), config, 12, account=account).share
 
-    assert share([full, local, local, local], "layer") == 1
+    assert share([full, local, local, local], "mask") == 1
     assert share([full, local, local, local], "head") == (12 + 3) / 24
     assert share([full, local, full, local], "head") == 1
-    assert share([local] * 4, "layer") == share([local] * 4, "head") == 3 / 12
+    assert share([local] * 4, "mask") == share([local] * 4, "head") == 3 / 12
 
 
 @pytest.mark.parametrize(
@@ -163,3 +169,67 @@ def test_what_does_not_fit_is_refused():
         kv_bytes(masks.full(), hf.DeepseekV3Config(), 8)
     with pytest.raises(AttachError, match="encoder-decoder"):
         kv_bytes(masks.full(), hf.T5Config(), 8)
+
+
+# -- accounts of engines -------------------------------------------------------------------------
+GOLDEN = Path(__file__).parent
+LLAMA = hf.LlamaConfig(  # 3 KV heads of 64 numbers, as SmolLM2-135M has
+    hidden_size=576, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=4
+)
+
+
+def layered(full: int, sliding: list[tuple[int, int]]) -> tuple[hf.LlamaConfig, masks.Mask]:
+    """A configuration and a mask with so many full layers, and layers of each window in keys."""
+    windows = [masks.window(keys - 1) for keys, count in sliding for _ in range(count)]
+    layers = [masks.full()] * full + windows
+    config = copy.deepcopy(LLAMA)
+    config.num_hidden_layers = len(layers)
+    return config, masks.per_layer(layers)
+
+
+def test_vllm_reserves_what_its_planner_says():
+    known = json.loads((GOLDEN / "vllm_reserve.json").read_text())["rows"]
+    for full, sliding, length, in_flight, block, wanted in known:
+        config, mask = layered(full, sliding)
+        run = {"in_flight": in_flight, "block": block, "dtype": torch.bfloat16}
+        assert kv_bytes(mask, config, length, account="vllm", **run).bytes == wanted
+        dense = kv_bytes(masks.full(), config, length, account="vllm", **run)
+        assert dense.bytes == dense.dense_bytes == -(-length // block) * block * len(mask.of) * 768
+
+
+@pytest.mark.parametrize(("cache_type", "cell"), [("f16", 768), ("q8_0", 408), ("q4_0", 216)])
+def test_llama_cpp_allocates_what_it_logs(cache_type, cell):
+    known = json.loads((GOLDEN / "llama_cpp_cells.json").read_text())["rows"]
+    assert len(known) == 3 * 4 * 2 * 3
+    for window, n_ctx, ubatch, sequences, unified, streams, whole, part in known:
+        config, mask = layered(1, [(window, 3)])
+        run = {"ubatch": ubatch, "sequences": sequences, "unified": unified}
+        found = kv_bytes(mask, config, n_ctx, account="llama.cpp", cache_type=cache_type, **run)
+        assert found.bytes == streams * (whole + 3 * part) * cell
+        assert found.dense_bytes == streams * 4 * whole * cell
+
+
+def test_transformers_holds_what_its_account_says():
+    model = hf.LlamaForCausalLM(CONFIGS["llama"]()).eval()
+    mask = masks.per_layer([masks.full(), masks.window(3), masks.window(3), masks.full()])
+    with torch.no_grad():
+        cache = ms.to_native(model, mask)(torch.ones(1, 9).long()).past_key_values
+    for each in (mask, masks.columns(2) | mask):  # a logit a head stands for sinks
+        assert kv_bytes(each, model, 9, account="transformers").bytes == cache_bytes(cache)
+
+
+def test_masks_and_settings_that_no_engine_has_are_refused():
+    config = CONFIGS["llama"]()
+    with pytest.raises(NativeError, match=r"layer 0 keeps stride\(2\).*account='mask' counts any"):
+        kv_bytes(masks.stride(2), config, 8, account="vllm")
+    with pytest.raises(NativeError, match=r"layer 0 keeps tokens of fixed positions \(sinks\)"):
+        kv_bytes(masks.columns(2), config, 8, account="transformers")
+    several = masks.per_layer([masks.window(2), masks.window(3)] * 2)
+    with pytest.raises(NativeError, match=r"one window for all layers, got \[3, 4\]"):
+        kv_bytes(several, config, 8, account="llama.cpp")
+    with pytest.raises(ValueError, match="block is at least 1, got 0"):
+        kv_bytes(masks.full(), config, 8, account="vllm", block=0)
+    with pytest.raises(UnknownNameError, match="unknown cache_type 'q8'; did you mean 'q8_0'"):
+        kv_bytes(masks.full(), config, 8, account="llama.cpp", cache_type="q8")
+    with pytest.raises(ValueError, match="packs 32 numbers, and heads have 8"):
+        kv_bytes(masks.full(), config, 8, account="llama.cpp", cache_type="q8_0")

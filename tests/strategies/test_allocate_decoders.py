@@ -48,7 +48,7 @@ class Accounts:
 
     def measures_of(self, mask):
         by_layer, by_head = (
-            ms.kv_bytes(mask, self.config, LENGTH, account=one).share for one in ("layer", "head")
+            ms.kv_bytes(mask, self.config, LENGTH, account=one).share for one in ("mask", "head")
         )
         return {"kv_bytes": by_layer, "kv_bytes_per_head": by_head}
 
