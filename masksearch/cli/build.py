@@ -22,7 +22,6 @@ from masksearch.user_code import call_user, check_evaluator, load_function, load
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
-    from masksearch.strategies.samplers import Space
 
 EXECUTORS = ("local", "ray")
 DOWNSTREAM = ("glue", "squad", "swag")
@@ -251,18 +250,6 @@ def unit_levels(given: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]
     return [local, "full()"]
 
 
-def build_units_space(
-    levels: list[str], unit: str | None, strategy: str, evaluator: Evaluator
-) -> Space | None:
-    """The space of the units that options name, for a strategy that needs one; None without."""
-    if not levels or strategy in ("allocate", "dam"):
-        return None  # whose masks are those of their units
-    from masksearch.strategies.allocate import build_units
-
-    options = {"unit": unit, "levels": levels}
-    return build_units(options, evaluator.shape, evaluator.kv_head_count)
-
-
 def read_mask(text: str) -> Mask:
     """A mask of positions, as `masks.parse` reads it.
 
@@ -318,11 +305,8 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-PLAIN: dict[str, dict[str, Any]] = {  # strategies whose settings are plain values
-    "evolution": {"population": int, "sample": int},
-    "prune": {"rows": int, "rounds": int, "per": str, "densities": Sequence[float]},
-}
-PREFIXES = ("dam", "allocate", "units", "shared", *PLAIN, "strategy", "halving", "cost")
+OF_STRATEGIES = ("dam", "allocate", "shared", "evolution", "prune", "strategy")
+PREFIXES = (*OF_STRATEGIES, "units", "halving", "cost")
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -436,16 +420,13 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
         OptionsError: If settings belong to another strategy, or a value is of another type.
         UnknownNameError: If the strategy has no such setting.
     """
-    own = {"sparsebert": ["dam"], "dam": ["dam"]}.get(strategy, [strategy] * (strategy in PLAIN))
-    if strategy == "allocate":
-        by_gates = "gates" in settings.get("allocate", {}).values()
-        own = ["allocate", "dam"] if by_gates else ["allocate"]
-    if strategy.startswith("shared+"):
-        own = ["shared"]
-    if ".py:" in strategy:
-        own = ["strategy"]
-    for prefix in ("dam", "allocate", "shared", *PLAIN, "strategy"):
-        if prefix in settings and prefix not in own:
+    from masksearch.strategies.build import kind_of
+
+    own = "dam" if strategy == "sparsebert" else strategy.partition("+")[0]
+    own = "strategy" if ".py:" in strategy else own
+    by_gates = own == "allocate" and "gates" in settings.get("allocate", {}).values()
+    for prefix in OF_STRATEGIES:
+        if prefix in settings and prefix != own and not (prefix == "dam" and by_gates):
             name = next(iter(settings[prefix]))
             wanted = {"strategy": "a strategy of your own (FILE.py:NAME)", "shared": "shared+tpe"}
             raise OptionsError(
@@ -453,26 +434,14 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
                 + (", and to allocate by gates" if prefix == "dam" else "")
                 + f"; the strategy is {strategy!r}"
             )
-    options: dict[str, Any] = {}
-    if "dam" in own:
-        options |= dam_options(settings.get("dam", {}), strategy)
-    if "allocate" in own:
-        from masksearch.strategies.allocate import OPTIONS as OF_ALLOCATE
-
-        hints = dict.fromkeys(OF_ALLOCATE, Any) | {"tries": int, "budgets": Sequence[float]}
-        options |= read_settings(settings.get("allocate", {}), hints, "allocate", "allocate")
-    for name in PLAIN.keys() & own:
-        options |= read_settings(settings.get(name, {}), PLAIN[name], name, name)
-    if "shared" in own:
-        from masksearch.evaluators.shared import SharedWeights
-        from masksearch.strategies.supernet import OPTIONS
-
-        known = get_type_hints(SharedWeights)
-        hints = {name: known.get(name, int) for name in OPTIONS}
-        options |= read_settings(settings.get("shared", {}), hints, strategy, "shared")
-    if "strategy" in own:
-        options |= {name: read_value(text) for name, text in settings.get("strategy", {}).items()}
-    return options
+    texts = settings.get(own, {})
+    if own == "dam":
+        return dam_options(texts, strategy)
+    hints = kind_of(strategy).options
+    if hints is None:
+        return {name: read_value(text) for name, text in texts.items()}
+    options = dam_options(settings.get("dam", {}), strategy) if by_gates else {}
+    return options | read_settings(texts, hints, strategy, own)
 
 
 def dam_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
@@ -483,10 +452,11 @@ def dam_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
     """
     from masksearch.gates.config import DamConfig
     from masksearch.gates.gates import Gates
+    from masksearch.strategies.dam import OPTIONS
 
     of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
     of_config = hints_of(DamConfig)
-    cutting = {"densities": Sequence[float], "merge_heads": bool, "cost": str}
+    cutting = {k: v for k, v in OPTIONS.items() if k not in ("gates", "config")}
     known = of_gates | of_config | cutting | {"preset": str}
     values = read_settings(texts, known, "dam", "dam")
     gates = {k: v for k, v in values.items() if k in of_gates or k == "preset"}

@@ -223,7 +223,6 @@ def run_search(given: Mapping[str, Any]) -> Study:
     from masksearch.cli.build import (
         build_evaluator,
         build_executor,
-        build_units_space,
         halving_settings,
         split_settings,
         strategy_options,
@@ -232,28 +231,29 @@ def run_search(given: Mapping[str, Any]) -> Study:
     from masksearch.driver import search
     from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
+    from masksearch.strategies.allocate import build_units
+    from masksearch.strategies.build import kind_of
     from masksearch.strategies.halving import ParetoHalving
     from masksearch.user_code import load_function
 
     space, strategy, run = given["space"], given["strategy"], given["run"]
     settings = split_settings(given["set"] or ())
     levels = unit_levels(given, settings.get("units", {}))
-    spaceless = ("dam", "sparsebert", "prune")
-    needs_none = strategy in (*spaceless, "allocate") or ".py:" in strategy
-    if space is None and not needs_none and not levels:
+    drawn = kind_of(strategy).space
+    if space is None and drawn == "needed" and not levels:
         raise OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
-    if space is not None and strategy in spaceless:
+    if space is not None and drawn == "none":
         raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
     if strategy in ("sparsebert", "prune") and levels:
         raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
     if space is not None and levels:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
     of_strategy = strategy_options(strategy, settings)
+    units = {"unit": given["unit"] or "head", "levels": levels}
     if levels and strategy == "allocate":
-        of_strategy = {"unit": given["unit"] or "head", "levels": levels, **of_strategy}
+        of_strategy = units | of_strategy
     if levels and strategy == "dam":
-        switch = {"structure": "switch", "levels": levels, "unit": given["unit"] or "head"}
-        of_strategy["gates"] = switch | of_strategy["gates"]
+        of_strategy["gates"] = {"structure": "switch", **units} | of_strategy["gates"]
     halving = halving_settings(given["halving"], settings.get("halving", {}))
     limits = {name: given[name] for name in ("trials", "seconds") if given[name] is not None}
     limits = limits or {"trials": 16 if strategy == "sparsebert" else 20}
@@ -264,13 +264,15 @@ def run_search(given: Mapping[str, Any]) -> Study:
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
     names = [name.strip() for name in (given["log"] or "").split(",") if name.strip()]
-    drawn = build_units_space(levels, given["unit"], strategy, judge)
+    own: Any = None if space is None else load_function(space)
+    if levels and drawn != "none":
+        own = build_units(units, judge.shape, judge.kv_head_count)
     with (
         open_loggers(names, run, judge.objectives) as loggers,
         resumable(run, "search", {**given, **limits}),
     ):
         return search(
-            drawn if space is None else load_function(space),
+            own,
             judge,
             run=run,
             storage=given["storage"],

@@ -57,10 +57,10 @@ from masksearch.strategies.dam import waiting
 from masksearch.study.records import read_budgets
 
 NAME = "allocate"
-OPTIONS = (
-    *("unit", "levels", "method", "tries", "budgets", "cost"),
-    *("gates", "config"),  # of method "gates"
-)
+OPTIONS = {  # name -> type
+    **dict.fromkeys(("unit", "levels", "method", "cost", "gates", "config"), Any),
+    **{"tries": int, "budgets": Sequence[float]},
+}
 METHODS = ("restore", "ablate", "greedy")
 LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
 DENSITY = "density"
@@ -315,7 +315,7 @@ class AllocateStrategy:
 
 # -- from plain options ------------------------------------------------------------------------
 def build_allocate(
-    options: Mapping[str, Any], units: Units, evaluator: Evaluator, run: Path
+    options: Mapping[str, Any], evaluator: Evaluator, run: Path
 ) -> AllocateStrategy:
     """The strategy that plain options stand for; see `AllocateStrategy` and `build_units`.
 
@@ -328,9 +328,9 @@ def build_allocate(
     """
     given = {name: options.get(name) for name in ("method", "tries", "budgets")}
     own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    units = with_costs(
-        units, evaluator, options.get("cost"), required=bool(options.get("budgets"))
-    )
+    units = build_units(options, evaluator.shape, evaluator.kv_head_count)
+    required = bool(options.get("budgets"))
+    units = with_costs(units, evaluator, options.get("cost"), required=required)
     method = own.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
     if method == "gates":

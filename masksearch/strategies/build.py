@@ -4,55 +4,62 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.samplers import BaseSampler
 
 from masksearch.analysis.pareto import SLACK
-from masksearch.contracts import (
-    Evaluator,
-    OneShot,
-    Strategy,
-)
+from masksearch.contracts import Evaluator, OneShot, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
-from masksearch.strategies.allocate import (
-    DENSITY,
-    build_allocate,
-    build_units,
-    find_cost,
-    with_costs,
-)
-from masksearch.strategies.allocate import NAME as ALLOCATE
-from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
-from masksearch.strategies.dam import SPARSEBERT, DamStrategy, PublishedDamStrategy
+from masksearch.strategies import allocate, evolution, prune, supernet
+from masksearch.strategies.allocate import DENSITY, find_cost, with_costs
+from masksearch.strategies.dam import OPTIONS, SPARSEBERT, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.prune import NAME as PRUNE
-from masksearch.strategies.prune import OPTIONS as PRUNE_OPTIONS
 from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
-from masksearch.strategies.supernet import NAMES as SHARED
-from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
 from masksearch.study.records import Constraint
 from masksearch.user_code import load_strategy
 
-OPTIONS = {
-    ALLOCATE: ALLOCATE_OPTIONS,
-    "dam": ("gates", "config", "densities", "merge_heads", "cost"),
-    SPARSEBERT: ("config",),
-    PRUNE: PRUNE_OPTIONS,
-    "evolution": ("population", "sample"),
-    **dict.fromkeys(SHARED, SHARED_OPTIONS),
-}
-STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", SPARSEBERT, PRUNE, *SHARED)
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search wants: a strategy, and the other arguments of `build_strategy`."""
+
+    strategy: Any
+    space: Any
+    evaluator: Evaluator
+    seed: int
+    run: Path
+    options: Mapping[str, Any]
+    limits: Mapping[str, Any]  # constraints and budgets
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a strategy takes.
+
+    Args:
+        build: Makes it.
+        options: Name -> type of its own options; None = it knows them itself.
+        space: Whether a space is `"needed"`, `"optional"`, or looked at by `"none"`.
+        gradients: Whether it needs an evaluator with differentiable(seed).
+        budgets: The option that budgets are; empty = its draws are within them.
+    """
+
+    build: Callable[[Wanted], Strategy]
+    options: Mapping[str, Any] | None = field(default_factory=dict)
+    space: Literal["needed", "optional", "none"] = "needed"
+    gradients: bool = False
+    budgets: str = ""
 
 
 def build_strategy(
@@ -84,129 +91,186 @@ def build_strategy(
         SpaceError: If the space has a mistake that the first draw shows.
         LayerCountError, HeadCountError: If its masks are for another model.
     """
-    if budgets:
-        options = keep_budgets(budgets, strategy_name(strategy), options, space, evaluator)
-        constraints = [*constraints, loosest(budgets, evaluator)]
-    limits: dict[str, Any] = {"constraints": constraints, "budgets": budgets}
-    if isinstance(strategy, str) and is_user_code(strategy):
-        return load_strategy(
-            strategy,
-            options,
-            space=space,
-            objectives=evaluator.objectives,
-            seed=seed,
-            **limits,
-            evaluator=evaluator,
-            run=run,
-        )
-    name = strategy_name(strategy)
-    known = OPTIONS.get(name, ()) if isinstance(strategy, str) else ()
+    kind, name = kind_of(strategy), strategy_name(strategy)
+    known = options if kind.options is None else kind.options
     for option in options:
         if option not in known:
             raise unknown_name(f"option of strategy {name!r}:", option, known or ["(none)"])
-    if not isinstance(strategy, str | BaseSampler):
-        return strategy
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
-    if name in ("dam", SPARSEBERT, PRUNE, *SHARED) and not evaluator.offers("differentiable"):
+    if kind.gradients and not evaluator.offers("differentiable"):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
             f"{type(evaluator).__name__} has none"
         )
-    if strategy == "dam":
-        config = one_shot_config(options, evaluator)
-        gates, units, counts = plain_gates(options, evaluator)
-        if units is not None and options.get("merge_heads"):
-            raise SearchError("switches choose whole masks for units: leave merge_heads out")
-        if budgets and counts != find_cost(evaluator):
-            raise SearchError(
-                f"these gates count {counts}, and a budget counts {find_cost(evaluator)}: give "
-                "strategy 'dam' switches of layers, or leave budget out"
-            )
-        if budgets and units is not None:
-            units.refuse_less(min(budgets))
-        one_shot_parts(OneShot(gates, config), evaluator.shape, seed)  # refuses wrong values now
-        return DamStrategy(
-            run,
-            gates=gates,
-            units=units,
-            counts=counts,
-            config=config,
-            target=build_config(config).density,
-            length=evaluator.shape.length,
-            least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
-            densities=options.get("densities"),
-            merge_heads=bool(options.get("merge_heads", False)),
-            within=bool(budgets),
-        )
-    if strategy == SPARSEBERT:
-        config = one_shot_config(options, evaluator, preset=True)
-        if taken := {"penalty", "preset"} & config.keys():
-            raise SearchError(
-                f"strategy {SPARSEBERT!r} has the penalties of the published table: drop "
-                f"{', '.join(sorted(taken))}, or train one with strategy='dam'"
-            )
-        job = OneShot({"preset": SPARSEBERT}, {"preset": SPARSEBERT, **config})
-        one_shot_parts(job, evaluator.shape, seed)  # refuses wrong values now
-        return PublishedDamStrategy(run, config=config)
-    if strategy == PRUNE:
-        if not evaluator.weights_frozen:
-            raise SearchError(
-                "strategy 'prune' measures a trained model, and here weights are trained under "
-                "each mask: take an evaluator with adapt='none' or 'recover', or strategy='dam'"
-            )
-        return PruneStrategy(run, evaluator.shape, within=bool(budgets), **options)
-    if strategy == ALLOCATE:
-        if space is not None:
-            raise SearchError(
-                "strategy 'allocate' takes no space: its masks are those of its units; give None"
-            )
-        if options.get("method") == "gates":
-            if not evaluator.offers("differentiable"):
-                raise SearchError(
-                    "method='gates' needs an evaluator with differentiable(seed); "
-                    f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
-                )
-            options = {**options, "config": one_shot_config(options, evaluator)}
-        units = build_units(options, evaluator.shape, evaluator.kv_head_count)
-        return build_allocate(options, units, evaluator, run)
-    if space is None:
-        raise SearchError(f"strategy {name!r} needs a space")
-    try_space(space, evaluator.shape, budgets[0] if budgets else None)
-    if strategy == "evolution":
-        return EvolutionStrategy(space, evaluator.objectives, seed=seed, **limits, **options)
-    if isinstance(strategy, str) and strategy in SHARED:
-        return SharedStrategy(run, space, name=strategy, options=options, **limits)
-    return OptunaStrategy(
-        space,
-        evaluator.objectives,
-        sampler=SAMPLERS[strategy] if isinstance(strategy, str) else strategy,
-        seed=seed,
-        name=name,
-        **limits,
+    if budgets:
+        if isinstance(space, Units):
+            space.refuse_less(min(budgets))
+        options = keep_budgets(budgets, name, kind.budgets, options, evaluator)
+        constraints = [*constraints, loosest(budgets, evaluator)]
+    if kind.space == "needed":
+        if space is None:
+            raise SearchError(f"strategy {name!r} needs a space")
+        try_space(space, evaluator.shape, budgets[0] if budgets else None)
+    limits = {"constraints": constraints, "budgets": budgets}
+    return kind.build(Wanted(strategy, space, evaluator, seed, run, options, limits))
+
+
+def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
+    """What a strategy takes.
+
+    Raises:
+        UnknownNameError: If there is none of that name; names the nearest.
+    """
+    if isinstance(strategy, BaseSampler):
+        return Kind(build_sampler)
+    if not isinstance(strategy, str):
+        return Kind(lambda wanted: wanted.strategy, space="optional")
+    if is_user_code(strategy):
+        return Kind(build_own, None, "optional")
+    if strategy not in STRATEGIES:
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    return STRATEGIES[strategy]
+
+
+def build_own(wanted: Wanted) -> Strategy:
+    """A user's class, or what a function returns."""
+    return load_strategy(
+        wanted.strategy,
+        wanted.options,
+        space=wanted.space,
+        objectives=wanted.evaluator.objectives,
+        seed=wanted.seed,
+        **wanted.limits,
+        evaluator=wanted.evaluator,
+        run=wanted.run,
     )
+
+
+def build_sampler(wanted: Wanted) -> Strategy:
+    """One of Optuna's samplers."""
+    return OptunaStrategy(
+        wanted.space,
+        wanted.evaluator.objectives,
+        sampler=SAMPLERS.get(strategy_name(wanted.strategy), wanted.strategy),
+        seed=wanted.seed,
+        name=strategy_name(wanted.strategy),
+        **wanted.limits,
+    )
+
+
+def build_evolution(wanted: Wanted) -> Strategy:
+    """Regularised evolution."""
+    given = {"seed": wanted.seed, **wanted.limits, **wanted.options}
+    return EvolutionStrategy(wanted.space, wanted.evaluator.objectives, **given)
+
+
+def build_shared(wanted: Wanted) -> Strategy:
+    """A super-net, asked by a sampler."""
+    given = {"name": wanted.strategy, "options": wanted.options, **wanted.limits}
+    return SharedStrategy(wanted.run, wanted.space, **given)
+
+
+def build_dam(wanted: Wanted) -> Strategy:
+    """DAM, with gates or switches of one's own."""
+    options, evaluator, budgets = wanted.options, wanted.evaluator, wanted.limits["budgets"]
+    config = one_shot_config(options, evaluator)
+    gates, units, counts = plain_gates(options, evaluator)
+    if units is not None and options.get("merge_heads"):
+        raise SearchError("switches choose whole masks for units: leave merge_heads out")
+    if budgets and counts != find_cost(evaluator):
+        raise SearchError(
+            f"these gates count {counts}, and a budget counts {find_cost(evaluator)}: give "
+            "strategy 'dam' switches of layers, or leave budget out"
+        )
+    if budgets and units is not None:
+        units.refuse_less(min(budgets))
+    one_shot_parts(OneShot(gates, config), evaluator.shape, wanted.seed)  # refuses wrong values
+    return DamStrategy(
+        wanted.run,
+        gates=gates,
+        units=units,
+        counts=counts,
+        config=config,
+        target=build_config(config).density,
+        length=evaluator.shape.length,
+        least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
+        densities=options.get("densities"),
+        merge_heads=bool(options.get("merge_heads", False)),
+        within=bool(budgets),
+    )
+
+
+def build_published(wanted: Wanted) -> Strategy:
+    """DAM as it was published."""
+    if wanted.limits["budgets"]:
+        raise SearchError(
+            f"strategy {SPARSEBERT!r} cuts its masks at the printed sparsities and keeps no "
+            "budget: leave budget out, or take strategy 'dam'"
+        )
+    config = one_shot_config(wanted.options, wanted.evaluator, preset=True)
+    if taken := {"penalty", "preset"} & config.keys():
+        raise SearchError(
+            f"strategy {SPARSEBERT!r} has the penalties of the published table: drop "
+            f"{', '.join(sorted(taken))}, or train one with strategy='dam'"
+        )
+    job = OneShot({"preset": SPARSEBERT}, {"preset": SPARSEBERT, **config})
+    one_shot_parts(job, wanted.evaluator.shape, wanted.seed)  # refuses wrong values
+    return PublishedDamStrategy(wanted.run, config=config)
+
+
+def build_prune(wanted: Wanted) -> Strategy:
+    """Edges cut by their first-order effects."""
+    evaluator, within = wanted.evaluator, bool(wanted.limits["budgets"])
+    if within and (cost := find_cost(evaluator)) != DENSITY:
+        raise SearchError(f"strategy {prune.NAME!r} cuts pairs, and a budget counts {cost} here")
+    if not evaluator.weights_frozen:
+        raise SearchError(
+            "strategy 'prune' measures a trained model, and here weights are trained under "
+            "each mask: take an evaluator with adapt='none' or 'recover', or strategy='dam'"
+        )
+    return PruneStrategy(wanted.run, evaluator.shape, within=within, **wanted.options)
+
+
+def build_allocation(wanted: Wanted) -> Strategy:
+    """Allocations of masks to units."""
+    options, evaluator = wanted.options, wanted.evaluator
+    if wanted.space is not None:
+        raise SearchError(
+            "strategy 'allocate' takes no space: its masks are those of its units; give None"
+        )
+    if options.get("method") == "gates":
+        if not evaluator.offers("differentiable"):
+            raise SearchError(
+                "method='gates' needs an evaluator with differentiable(seed); "
+                f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
+            )
+        options = {**options, "config": one_shot_config(options, evaluator)}
+    return allocate.build_allocate(options, evaluator, wanted.run)
+
+
+STRATEGIES = {
+    **dict.fromkeys(SAMPLERS, Kind(build_sampler)),
+    "evolution": Kind(build_evolution, evolution.OPTIONS),
+    allocate.NAME: Kind(build_allocation, allocate.OPTIONS, "none", budgets="budgets"),
+    "dam": Kind(build_dam, OPTIONS, "none", gradients=True, budgets="densities"),
+    SPARSEBERT: Kind(build_published, {"config": Mapping}, "none", gradients=True),
+    prune.NAME: Kind(build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities"),
+    **dict.fromkeys(supernet.NAMES, Kind(build_shared, supernet.OPTIONS, gradients=True)),
+}
 
 
 def keep_budgets(
     budgets: Sequence[float],
     name: str,
+    taken: str,
     options: Mapping[str, Any],
-    space: Space | None,
     evaluator: Evaluator,
 ) -> Mapping[str, Any]:
-    """The options of a strategy that is to keep budgets.
+    """The options of a strategy that is to keep budgets, which are its option `taken`.
 
     Raises:
-        SearchError: If it cannot, or its options have budgets of their own.
-        ValueError: If no mask, or none of a space of units, costs as little; says the least.
+        SearchError: If its options have budgets of their own, or count another cost.
+        ValueError: If no mask costs as little; says the least.
     """
-    if name == SPARSEBERT:
-        raise SearchError(
-            f"strategy {SPARSEBERT!r} cuts its masks at the printed sparsities and keeps no "
-            "budget: leave budget out, or take strategy 'dam'"
-        )
-    if isinstance(space, Units):
-        space.refuse_less(min(budgets))
     cost, own = find_cost(evaluator), window(0)
     least = {DENSITY: effective_density(own, evaluator.shape), **evaluator.measures_of(own)}[cost]
     if min(budgets) < least * (1 - SLACK):
@@ -214,10 +278,7 @@ def keep_budgets(
             f"a budget is at least what the diagonal costs, {least:.4g} ({cost}); got "
             f"{min(budgets):g}: raise it"
         )
-    if name == PRUNE and cost != DENSITY:
-        raise SearchError(f"strategy {PRUNE!r} cuts pairs, and a budget counts {cost} here")
-    taken = {"dam": "densities", PRUNE: "densities", ALLOCATE: "budgets"}.get(name)
-    if taken is None:
+    if not taken:
         return options
     if options.get(taken):
         raise SearchError(
@@ -312,6 +373,6 @@ def strategy_facts(
         text = path.read_bytes() if path.is_file() else b""
         facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]
     method = options.get("method")
-    if strategy == ALLOCATE and isinstance(method, str | Path) and Path(method).is_file():
+    if strategy == allocate.NAME and isinstance(method, str | Path) and Path(method).is_file():
         facts["strategy_source"] = hashlib.sha256(Path(method).read_bytes()).hexdigest()[:16]
     return facts | {"strategy_options": json.dumps(dict(options), sort_keys=True, default=str)}

@@ -12,11 +12,18 @@ from typing import Any, Literal
 from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
 from masksearch.errors import MaskSearchError
 from masksearch.gates.units import Units
+from masksearch.strategies.first_job import AfterFirstJob
 
+OPTIONS = {  # name -> type
+    **dict.fromkeys(("gates", "config"), Mapping[str, Any]),
+    "densities": Sequence[float],
+    "merge_heads": bool,
+    "cost": str,
+}
 SPREAD = (1.0, 0.5, 2.0, 0.7, 1.4, 0.35, 2.8)  # densities tried, as multiples of the target
 
 
-class DamStrategy:
+class DamStrategy(AfterFirstJob):
     """Proposes a one-shot job, waits for its gates, then proposes their discretisations.
 
     Gates that were never pruned, because attention had learned nothing, have none. Where they
@@ -65,7 +72,8 @@ class DamStrategy:
                     "densities are shares of the pairs that masks keep, numbers in (0, 1], got "
                     f"{density!r}; give such as [0.1, 0.05]"
                 )
-        self.run, self.gates, self.config = run, dict(gates), waiting(config)
+        super().__init__(run, "dam", "gates")
+        self.gates, self.config = dict(gates), waiting(config)
         self.length, self.least = length, 1 / length if least is None else least
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
         self.units, self.counts, floor = units, counts, 0.0
@@ -79,9 +87,6 @@ class DamStrategy:
         around = (max(self.least, min(max(0.9, target), density)) for density in above)
         self.densities = tuple(densities or dict.fromkeys(around))
         self.merge_heads, self.within = merge_heads, within
-        self.known: set[int] = set()
-        self.found: Path | None = None
-        self.lost = False
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """First the training, then one mask for each density.
@@ -92,8 +97,7 @@ class DamStrategy:
         """
         from masksearch.gates.result import DamResult
 
-        draw = max(self.known, default=-1) + 1
-        if draw == 0:
+        if self.next == 0:
             for density in self.asked:
                 if self.units is not None:
                     self.units.refuse_less(density)
@@ -103,17 +107,16 @@ class DamStrategy:
                         f"a mask of density {density:g} has rows without a key: at length "
                         f"{self.length} densities are at least {whole}{self.least:.4g}"
                     )
-            self.known.add(0)
-            return Proposal(0, OneShot(self.gates, self.config), {}, "dam")
-        if self.lost or draw > len(self.densities):
+            return self.propose(OneShot(self.gates, self.config))
+        if self.lost or self.next > len(self.densities):
             return "done"
-        if self.found is None:
+        if not (path := self.left.get(0)):
             return "wait"
-        density = self.densities[draw - 1]
+        density = self.densities[self.next - 1]
         params: dict[str, Any] = {self.counts: density}
         job: Job
         try:
-            result = DamResult.load(self.found)
+            result = DamResult.load(path)
             if "attention_unlearned" in result.warmup_problems:
                 return "done"
             if "unsettled" in result.warmup_problems:
@@ -128,16 +131,7 @@ class DamStrategy:
             job = Evaluate(mask)
         except (MaskSearchError, ValueError) as error:
             job = Refused(f"{type(error).__name__}: {error}")
-        self.known.add(draw)
-        return Proposal(draw, job, params, "dam")
-
-    def tell(self, record: Record) -> None:
-        """Learns where the gates lie, or that their training failed."""
-        self.known.add(record.number)
-        if isinstance(record.job, OneShot) and record.status != "running":
-            self.lost = "gates" not in record.artifacts
-            if not self.lost:
-                self.found = self.run / record.artifacts["gates"]
+        return self.propose(job, params)
 
 
 def waiting(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +174,7 @@ PUBLISHED = (  # results table in the README of github.com/han-shi/SparseBERT, c
 )
 
 
-class PublishedDamStrategy:
+class PublishedDamStrategy(AfterFirstJob):
     """Proposes the published training of DAM_u and DAM_s at each lambda, then their masks.
 
     The draws 0 to 7 train gates, one row of the published table each; the draws 8 to 15 are the
@@ -196,52 +190,39 @@ class PublishedDamStrategy:
     """
 
     def __init__(self, run: Path, *, config: Mapping[str, Any]) -> None:
-        self.run, self.config = run, dict(config)
-        self.known: set[int] = set()
-        self.gates: dict[int, Path | None] = {}  # row -> its file; None where the training failed
+        super().__init__(run, SPARSEBERT, "gates", jobs=len(PUBLISHED))
+        self.config = dict(config)
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next training, then the next mask as soon as its gates are there."""
-        draw, count = max(self.known, default=-1) + 1, len(PUBLISHED)
-        if draw >= 2 * count:
+        if self.next >= 2 * self.jobs:
             return "done"
-        place = draw % count
+        place = self.next % self.jobs
         row = PUBLISHED[place]
-        job: Job
-        if draw < count:
+        if self.next < self.jobs:
             gates = {"preset": "sparsebert", "structure": row.structure}
             config = {"preset": "sparsebert", "penalty": row.penalty, **self.config}
-            self.known.add(draw)
-            return Proposal(draw, OneShot(gates, config), {"gates": row.name}, SPARSEBERT)
-        if place not in self.gates:
+            return self.propose(OneShot(gates, config), {"gates": row.name})
+        if place not in self.left:
             return "wait"
-        params: dict[str, Any] = {"sparsity": row.sparsity / 100}
-        job, reached = self.cut(place)
-        self.known.add(draw)
-        return Proposal(draw, job, params | reached, SPARSEBERT, name=row.name)
+        job, reached = cut(row, self.left[place])
+        return self.propose(job, {"sparsity": row.sparsity / 100, **reached}, name=row.name)
 
-    def cut(self, place: int) -> tuple[Job, dict[str, float]]:
-        """A row's mask, and the sparsity that its gates have reached."""
-        from masksearch import masks
-        from masksearch.gates.discretise import at_sparsity
-        from masksearch.gates.result import DamResult
 
-        row, path = PUBLISHED[place], self.gates[place]
-        if path is None:
-            return Refused(f"{row.name}: the training of its gates failed"), {}
-        try:
-            chances = DamResult.load(path).probabilities
-            mask = masks.table(at_sparsity(chances, row.sparsity / 100))
-        except (MaskSearchError, ValueError, OSError) as error:
-            return Refused(f"{type(error).__name__}: {error}"), {}
-        return Evaluate(mask), {"reached": 1 - float(chances.double().mean())}
+def cut(row: PublishedMask, gates: Path | None) -> tuple[Job, dict[str, float]]:
+    """A row's mask, and the sparsity that its gates have reached."""
+    from masksearch import masks
+    from masksearch.gates.discretise import at_sparsity
+    from masksearch.gates.result import DamResult
 
-    def tell(self, record: Record) -> None:
-        """Learns where a row's gates lie, or that their training failed."""
-        self.known.add(record.number)
-        if isinstance(record.job, OneShot) and record.status != "running":
-            found = record.artifacts.get("gates")
-            self.gates[record.number] = None if found is None else self.run / found
+    if gates is None:
+        return Refused(f"{row.name}: the training of its gates failed"), {}
+    try:
+        chances = DamResult.load(gates).probabilities
+        mask = masks.table(at_sparsity(chances, row.sparsity / 100))
+    except (MaskSearchError, ValueError, OSError) as error:
+        return Refused(f"{type(error).__name__}: {error}"), {}
+    return Evaluate(mask), {"reached": 1 - float(chances.double().mean())}
 
 
 def is_published_dam(record: Record) -> bool:

@@ -39,6 +39,7 @@ from masksearch.strategies.samplers import Parameters, Space, draw_job, violatio
 from masksearch.study.records import Constraint
 from masksearch.study.store import quiet
 
+OPTIONS = {"population": int, "sample": int}  # name -> type
 FAR = 0.2  # share of mutations of an integer that go anywhere
 WIDTH = 0.1  # standard deviation of a float's mutation, as a share of its range
 REACH = 0.3  # the most that a float's mutation moves it, as a share of its range

@@ -22,7 +22,6 @@ from masksearch.contracts import (
     Evaluator,
     Proposal,
     Prune,
-    Record,
     Report,
     Shape,
 )
@@ -31,16 +30,17 @@ from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.discretise import at_sparsity, least_density, weights_of
 from masksearch.masks.measure import pair_weights
 from masksearch.positions.analysis import importance
+from masksearch.strategies.first_job import AfterFirstJob
 
 NAME = "prune"
-OPTIONS = ("rows", "rounds", "per", "densities")
+OPTIONS = {"rows": int, "rounds": int, "per": str, "densities": Sequence[float]}
 Per = Literal["mask", "layer"]
 ORDER_FILE, FORMAT = "order.safetensors", "masksearch-order-1"
 DENSITIES = (0.5, 0.3, 0.2, 0.15, 0.1)
 ROWS = 1500  # sequences that are measured, in all rounds together
 
 
-class PruneStrategy:
+class PruneStrategy(AfterFirstJob):
     """Proposes the measuring of all edges, then masks of those with the largest effects.
 
     An edge's effect is the mean over rows of the *square* of one row's own slope of the loss by a
@@ -89,11 +89,9 @@ class PruneStrategy:
                     "every row keeps its diagonal, so densities are numbers from "
                     f"{floor:.4g} to 1, got {density!r}"
                 )
-        self.run, self.densities, self.per, self.within = run, tuple(densities), per, within
+        super().__init__(run, NAME, "order")
+        self.densities, self.per, self.within = tuple(densities), per, within
         self.config = {"rows": rows, "rounds": rounds, "per": per, "density": min(densities)}
-        self.known: set[int] = set()
-        self.found: Path | None = None
-        self.lost = ""
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """First the measuring, then one mask for each density.
@@ -101,29 +99,17 @@ class PruneStrategy:
         Raises:
             SearchError: If the measuring has failed; gives its reason.
         """
-        draw = max(self.known, default=-1) + 1
-        if draw > len(self.densities):
+        if self.next > len(self.densities):
             return "done"
         if self.lost:
             raise SearchError(f"strategy {NAME!r} has no order of the edges: {self.lost}")
-        if draw and self.found is None:
+        if self.next == 0:
+            return self.propose(Prune(self.config))
+        if not (path := self.left.get(0)):
             return "wait"
-        self.known.add(draw)
-        if self.found is None:
-            return Proposal(0, Prune(self.config), {}, NAME)
-        density = self.densities[draw - 1]
-        order, _ = read_order(self.found)
+        density, (order, _) = self.densities[self.next - 1], read_order(path)
         table = at_sparsity(order, 1 - density, self.per, weights=self.weights, within=self.within)
-        return Proposal(draw, Evaluate(masks.table(table)), {"density": density}, NAME)
-
-    def tell(self, record: Record) -> None:
-        """Learns where the order lies, or that there is none."""
-        self.known.add(record.number)
-        if isinstance(record.job, Prune) and record.status != "running":
-            if "order" in record.artifacts:
-                self.found = self.run / record.artifacts["order"]
-            else:
-                self.lost = record.reason or "its job has left none"
+        return self.propose(Evaluate(masks.table(table)), {"density": density})
 
 
 # -- the job -----------------------------------------------------------------------------------

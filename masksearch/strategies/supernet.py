@@ -27,12 +27,13 @@ from masksearch.contracts import (
     Shared,
     Strategy,
 )
-from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, unknown_name
+from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import MEASURES, measures, table_fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.first_job import AfterFirstJob
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
 from masksearch.study.records import Constraint, parse_constraint
 
@@ -40,11 +41,11 @@ RANKING_FILE = "ranking.json"
 FORMAT = "masksearch-ranking-1"
 PREFIX = "shared+"
 NAMES = tuple(f"{PREFIX}{name}" for name in ("tpe", "random", "evolution"))
-OF_NET = (
-    *("steps", "masks_per_step", "sandwich", "lr", "adapt_steps", "adapt_lr"),
-    "held_out_sequences",
-)
-OPTIONS = (*OF_NET, "candidates", "bands")
+OPTIONS = {  # name -> type; those that are not of `SharedWeights` come last
+    **{"steps": int | None, "masks_per_step": int, "sandwich": bool, "lr": float | None},
+    **{"adapt_steps": int, "adapt_lr": float | None, "held_out_sequences": int | None},
+    **{"candidates": int, "bands": int},
+}
 CANDIDATES = 300  # masks that the super-net judges
 BANDS = 4  # of density, each with as many ranked masks
 AT_ONCE = 8  # masks that are proposed before the super-net judges them
@@ -73,7 +74,7 @@ class Candidate:
     front: int = 0
 
 
-class SharedStrategy:
+class SharedStrategy(AfterFirstJob):
     """Proposes the training of a super-net, then the masks that it ranks best.
 
     The masks are taken in turn from bands of density, from the densest to the sparsest and again:
@@ -93,7 +94,6 @@ class SharedStrategy:
         budgets: What the masks that are proposed to the super-net may cost, in turn.
 
     Raises:
-        UnknownNameError: For another name or option.
         ValueError: If `candidates` or `bands` is below 1.
     """
 
@@ -107,16 +107,12 @@ class SharedStrategy:
         constraints: Sequence[Constraint] = (),
         budgets: Sequence[float] = (),
     ) -> None:
-        if name not in NAMES:
-            raise unknown_name("strategy", name, NAMES)
         given = dict(options or {})
-        for option in given:
-            if option not in OPTIONS:
-                raise unknown_name(f"option of strategy {name!r}:", option, OPTIONS)
         for option in ("candidates", "bands"):
             if given.get(option, 1) < 1:
                 raise ValueError(f"{option} must be at least 1, got {given[option]}")
-        self.run, self.space, self.name = run, space, name
+        super().__init__(run, name, "ranking")
+        self.space = space
         self.bands = int(given.pop("bands", BANDS))
         self.config = {
             "sampler": name.removeprefix(PREFIX),
@@ -125,10 +121,7 @@ class SharedStrategy:
             "net": given,
             **({"budgets": list(budgets)} if budgets else {}),
         }
-        self.known: set[int] = set()
-        self.ranking: Path | None = None
-        self.order: list[Candidate] | None = None
-        self.lost = ""
+        self.order: list[Candidate] = []
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """First the super-net, then one mask after the other.
@@ -136,34 +129,21 @@ class SharedStrategy:
         Raises:
             SearchError: If the super-net's job has failed; gives its reason.
         """
-        draw = max(self.known, default=-1) + 1
-        if draw == 0:
-            self.known.add(0)
-            return Proposal(0, Shared(self.config, self.space), {}, self.name)
+        if self.next == 0:
+            return self.propose(Shared(self.config, self.space))
         if self.lost:
             raise SearchError(
-                f"strategy {self.name!r} has no super-net, its training failed: {self.lost}; "
+                f"strategy {self.origin!r} has no super-net, its training failed: {self.lost}; "
                 "remove the cause and search in another run folder, or use another strategy"
             )
-        if self.ranking is None:
+        if not (path := self.left.get(0)):
             return "wait"
-        if self.order is None:
-            self.order = order_of_training(read_ranking(self.ranking), self.bands)
-        if draw > len(self.order):
+        self.order = self.order or order_of_training(read_ranking(path), self.bands)
+        if self.next > len(self.order):
             return "done"
-        self.known.add(draw)
-        chosen = self.order[draw - 1]
+        chosen = self.order[self.next - 1]
         memo = {"shared_loss": repr(chosen.loss), "band": str(chosen.band)}
-        return Proposal(draw, Evaluate(chosen.mask), dict(chosen.params), self.name, memo=memo)
-
-    def tell(self, record: Record) -> None:
-        """Learns where the ranking lies, or that there is none."""
-        self.known.add(record.number)
-        if isinstance(record.job, Shared) and record.status != "running":
-            if "ranking" in record.artifacts:
-                self.ranking = self.run / record.artifacts["ranking"]
-            else:
-                self.lost = record.reason or "it left no ranking"
+        return self.propose(Evaluate(chosen.mask), dict(chosen.params), memo=memo)
 
     def equipped(self, job: Job) -> Job:
         """A stored job with the space again, which a study cannot hold."""

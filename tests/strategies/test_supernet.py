@@ -303,9 +303,9 @@ def test_super_net_without_a_ranking_ends_the_strategy(tmp_path):
 
 def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'candidates'"):
-        SharedStrategy(tmp_path, space, options={"candidate": 3})
+        search(tmp_path / "run", strategy_options={"candidate": 3})
     with pytest.raises(UnknownNameError, match="unknown strategy 'shared\\+tp'"):
-        SharedStrategy(tmp_path, space, name="shared+tp")
+        search(tmp_path / "run", strategy="shared+tp")
     with pytest.raises(UnknownNameError, match="option of strategy 'shared\\+tpe'"):
         search(tmp_path / "run", strategy_options={"gates": {}})
     with pytest.raises(ValueError, match="bands must be at least 1, got 0"):
