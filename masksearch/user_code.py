@@ -122,8 +122,7 @@ def load_function(spec: str) -> Any:
     if not callable(function):
         raise UserCodeError(f"{spec} is a {type(function).__name__}, not a function or class")
     try:
-        source = Path(spec.rpartition(":")[0]).read_text(encoding="utf-8")
-        function.masksearch_source = source
+        function.masksearch_source = Path(spec.rpartition(":")[0]).read_text(encoding="utf-8")
     except AttributeError:
         pass  # a callable without attributes of its own: its class is its source
     return function

@@ -262,8 +262,7 @@ class Comparison(ComparedRuns):
         bounded = [pair for pair in pairs if self.margin is not None and pair[1] == "reference"]
         found: list[tuple[Outcome, PairedDifference, float]] = []
         for difference, p in correct_family(tested, differ):
-            better = self.sign * difference.value > 0
-            outcome: Outcome = "better" if better else "worse"
+            outcome: Outcome = "better" if self.sign * difference.value > 0 else "worse"
             found.append((outcome if p <= 0.05 else "not distinguishable", difference, p))
         if self.margin is not None and bounded:
             together = [differ(pair, 1 - 0.05 / len(bounded)) for pair in bounded]

@@ -130,8 +130,7 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     gains = gains_by_seed(comparison, entries, seeds)
     sign = comparison.sign
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
-    known = all(len(runs) == len(seeds) for runs in rows)
-    tables = stack_rows(rows) if known else None
+    tables = stack_rows(rows) if all(len(runs) == len(seeds) for runs in rows) else None
     grouped = tables is not None and comparison.seedless
     if grouped:
         gains = gains_by_rows(gains, [runs[0] for runs in rows], sign)

@@ -140,8 +140,7 @@ def bands_of(densities: Floats, number: int | None) -> NDArray[np.int64]:
     if number is not None:
         if number < 1:
             raise ValueError(f"at least 1 density band is needed, got {number}")
-        shares = [k / number for k in range(1, number)]
-        edges = np.quantile(densities, shares, method="lower")
+        edges = np.quantile(densities, [k / number for k in range(1, number)], method="lower")
     return np.digitize(densities, np.unique(edges), right=True).astype(np.int64)
 
 
@@ -463,10 +462,9 @@ def judge_proxy(
         if both.sum() < 2:
             continue
         within, between = draws.tau(short, truth), draws.tau_between_seeds(short, truth)
-        groups = [np.flatnonzero(both & (in_band == band)) for band in np.unique(in_band)]
         regrets = [
             (y[inside].max() - y[inside[x[inside].argmax()]], y[inside].max() - y[inside].mean())
-            for inside in groups
+            for inside in [np.flatnonzero(both & (in_band == band)) for band in np.unique(in_band)]
             if len(inside) > 1
         ]
         regret, at_random = np.mean(regrets, axis=0) if regrets else (math.nan, math.nan)

@@ -150,8 +150,7 @@ def detail_lines(
         return []
     together = Counter(finding.margin for finding in findings)  # corrected together
     lines = [describe_finding(comparison, each, together[each.margin]) for each in own]
-    hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
-    if not hands:
+    if not [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]:
         lines.append("no hand-designed mask has a finished run to compare it with")
     if best := comparison.surpassing(entry):
         lines.append(

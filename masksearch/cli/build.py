@@ -457,8 +457,7 @@ def dam_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
     of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
     of_config = hints_of(DamConfig)
     cutting = {k: v for k, v in OPTIONS.items() if k not in ("gates", "config")}
-    known = of_gates | of_config | cutting | {"preset": str}
-    values = read_settings(texts, known, "dam", "dam")
+    values = read_settings(texts, of_gates | of_config | cutting | {"preset": str}, "dam", "dam")
     gates = {k: v for k, v in values.items() if k in of_gates or k == "preset"}
     config = {k: v for k, v in values.items() if k in of_config or k == "preset"}
     cut = {k: v for k, v in values.items() if k in cutting}

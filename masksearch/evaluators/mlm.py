@@ -410,8 +410,7 @@ class MlmEvaluator(Evaluator):
                 counts.append(scored.sum(1).cpu())
                 digest.update(batch["input_ids"].cpu().numpy().tobytes())
                 digest.update(batch["labels"].cpu().numpy().tobytes())
-        tokens = torch.cat(counts).double()
-        rows = (torch.cat(losses) / tokens.mean()).numpy()
+        rows = (torch.cat(losses) / torch.cat(counts).double().mean()).numpy()
         return RowScores({"text": rows}, {"text": 1.0}, {"text": digest.hexdigest()[:16]})
 
     def differentiable(self, seed: int) -> Differentiable:

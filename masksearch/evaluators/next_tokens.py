@@ -135,8 +135,7 @@ class DenseDecoder:
     def features(self) -> list[Tensor]:
         """Hidden states without a mask. The model carries one when they are asked for, so they
         come from a copy of it."""
-        model = detach(copy.deepcopy(self.model), missing_ok=True)
-        made = cast(NextTokenModel, model)
+        made = cast(NextTokenModel, detach(copy.deepcopy(self.model), missing_ok=True))
         return dense_features(made, self.tokens, precision=self.precision)
 
 
@@ -338,8 +337,7 @@ def token_values(
         edges: As of `band_means`.
     """
     found = {LOSS: float(document_scores(scores.nll, rows).mean())}
-    means = band_means(scores.nll, rows, edges)
-    found |= {f"{LOSS}/{band}": mean for band, mean in means.items()}
+    found |= {f"{LOSS}/{band}": mean for band, mean in band_means(scores.nll, rows, edges).items()}
     if scores.kl is not None:
         found["kl"] = float(document_scores(scores.kl, rows).mean())
     if rows.answers is not None and scores.right is not None:

@@ -225,8 +225,7 @@ class PlantedEvaluator(Evaluator):
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and process, without a mask."""
-        task = replace(self.task, batch=self.gate_batch)
-        batches = task.batches(mixed_seed(seed, DATA))
+        batches = replace(self.task, batch=self.gate_batch).batches(mixed_seed(seed, DATA))
         gentle = replace(self, initializer_range=self.gate_initializer_range)
         how = self.task.held_out(), self.steps, self.lr
         return Differentiable(gentle.model(seed), batches, *how)
@@ -254,8 +253,7 @@ class PlantedEvaluator(Evaluator):
         model, held_out = self.model(seed), self.task.held_out()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         due = {max(1, self.steps >> halvings) for halvings in range(self.reports)}
-        batches = self.task.batches(mixed_seed(seed, DATA))
-        for step in train(model, batches, self.train_config):
+        for step in train(model, self.task.batches(mixed_seed(seed, DATA)), self.train_config):
             if step.number in due:
                 values, rows = self.masked_prediction(model, held_out)
                 yield Report(step.number, values)

@@ -156,8 +156,7 @@ class SharedWeights(Evaluator):
         source = self.evaluator.differentiable(self.seed)
         steps = source.steps or DEFAULT_STEPS if self.steps is None else self.steps
         lr = self.lr or source.lr or DEFAULT_LR
-        config = SuperNetConfig(steps, self.masks_per_step, self.sandwich, lr)
-        return hash_start(source), config
+        return hash_start(source), SuperNetConfig(steps, self.masks_per_step, self.sandwich, lr)
 
     @property
     def config(self) -> SuperNetConfig:
@@ -172,12 +171,11 @@ class SharedWeights(Evaluator):
     @cached_property
     def key(self) -> str:
         """Short hash of everything that the shared weights depend on."""
-        shape = {name: value for name, value in vars(self.shape).items() if name != "tokens"}
         parts = (
             "supernet-1",
             self.trained.protocol,
             self.begun[0],
-            shape,
+            {name: value for name, value in vars(self.shape).items() if name != "tokens"},
             self.draws.digest(),
             asdict(self.config),
             self.seed,

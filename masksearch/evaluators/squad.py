@@ -118,9 +118,8 @@ class SquadEvaluator(FineTuning):
     @property
     def files(self) -> TaskFiles:
         """Where the questions are, and which of them are taken."""
-        held_out = self.squad_held_out
         return TaskFiles(
-            self.squad, held_out, self.rows, self.dev_rows, self.split_seed, self.half
+            self.squad, self.squad_held_out, self.rows, self.dev_rows, self.split_seed, self.half
         )
 
     def data(self) -> SquadData:

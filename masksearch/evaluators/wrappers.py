@@ -165,10 +165,9 @@ def read_reports(path: Path) -> list[Report] | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
         return [
             Report(int(step), {str(name): float(value) for name, value in values.items()})
-            for step, values in stored["reports"]
+            for step, values in json.loads(path.read_text(encoding="utf-8"))["reports"]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged (%s); the mask is run again", path, error)

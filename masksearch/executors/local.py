@@ -343,8 +343,7 @@ class Pool:
         if trial.failures > self.max_failures:
             what = "the worker process died" if loss.died else "the worker failed"
             times = f"{trial.failures} times" if trial.failures > 1 else "once"
-            error = f"{what} {times} in this trial: {loss.reason}"
-            self.tell(name, loss.seconds, error=error)
+            self.tell(name, loss.seconds, error=f"{what} {times} in this trial: {loss.reason}")
             return
         checkpoint = loss.checkpoint or trial.spec.checkpoint
         trial.spec.empty()
@@ -365,7 +364,6 @@ class Pool:
         trial = self.running.pop(name)
         trial.spec.empty()
         self.answer = ""
-        evaluator = self.work.evaluator
         self.work.tell(
-            make_record(trial.proposal, evaluator, trial.curve, seconds=seconds, **ended)
+            make_record(trial.proposal, self.work.evaluator, trial.curve, seconds=seconds, **ended)
         )

@@ -264,8 +264,7 @@ class RayTune:
 def provide_shared_models(config: WorkerConfig, seed: int) -> str:
     """Provides the models of a seed in a process of Ray's; why it cannot, or nothing."""
     try:
-        evaluator = TrialRunner(config).load_evaluator()
-        evaluator.provide_models(seed)
+        TrialRunner(config).load_evaluator().provide_models(seed)
     except MaskSearchError as error:
         return str(error)
     except Exception as error:  # told to the driver, which stops the search with it

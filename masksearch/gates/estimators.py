@@ -159,8 +159,7 @@ def additive(call: AttentionCall, gate: Tensor) -> Tensor:
 
     Reference: SparseBERT, arXiv 2102.12871.
     """
-    closed = (1 - open_empty_rows(gate)) * -1e4
-    return add_to_scores(call, closed).attend()
+    return add_to_scores(call, (1 - open_empty_rows(gate)) * -1e4).attend()
 
 
 def add_to_scores(call: AttentionCall, added: Tensor) -> AttentionCall:

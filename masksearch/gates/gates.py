@@ -223,8 +223,7 @@ class Gates(nn.Module):
             own = weights / weights.sum((-2, -1), keepdim=True)
             coverage = torch.stack([self.covered(layer) for layer in own[:, 0]])[:, None]
             weights = weights / weights.sum() * layers
-        shape = (layers, self.heads, coverage.shape[-1])
-        first = torch.full(shape, float(self.initial))
+        first = torch.full((layers, self.heads, coverage.shape[-1]), float(self.initial))
         return {"weights": weights, "coverage": coverage, "shares": shares}, first
 
     def lay_out_switches(self, units: Units) -> tuple[dict[str, Tensor | None], Tensor]:
@@ -236,8 +235,7 @@ class Gates(nn.Module):
         tables = torch.stack([table.expand(several, heads, -1, -1) for table in seen])
         first = torch.zeros(coverage.shape)
         first[..., -1] = self.initial
-        found = {"weights": None, "shares": None, "coverage": coverage, "tables": tables}
-        return found, first
+        return {"weights": None, "shares": None, "coverage": coverage, "tables": tables}, first
 
     def covered(self, weights: Tensor) -> Tensor:
         """What of weights of the edges, `[n, n]`, each gate covers: float `[gates]`."""

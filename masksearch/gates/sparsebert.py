@@ -106,8 +106,7 @@ class PublishedGates(Gates):
             causal=causal,
             lengths=lengths,
         )
-        shape = (*self.logits.shape, 2)
-        first = torch.randn(shape, generator=generator(seed, 0x5BE7))
+        first = torch.randn((*self.logits.shape, 2), generator=generator(seed, 0x5BE7))
         self.logits = nn.Parameter(SPREAD * first)
 
     @property

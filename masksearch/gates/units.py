@@ -356,8 +356,7 @@ class Units:
         """
         layers, heads, length = self.shape.layers, self.shape.heads, self.shape.length
         told = {1, heads} if self.unit == "layer" else {heads}
-        wanted = (layers, length, length)
-        fits = table.dim() == 4 and (len(table), *table.shape[2:]) == wanted
+        fits = table.dim() == 4 and (len(table), *table.shape[2:]) == (layers, length, length)
         if not fits or table.shape[1] not in told:
             raise ValueError(
                 f"scores of {self.unit}s come from a table of {layers} x {heads} x {length} x "
@@ -448,8 +447,7 @@ def read_levels(levels: Sequence[Mask | str]) -> tuple[Mask, ...]:
         if isinstance(level, Mask):
             found.append(level)
         else:
-            is_json = level.lstrip().startswith("{")
-            found.append(Mask.from_json(level) if is_json else parse(level))
+            found.append(Mask.from_json(level) if level.lstrip().startswith("{") else parse(level))
     return tuple(found)
 
 
@@ -547,8 +545,7 @@ def cut_switches(units: Units, probabilities: Tensor, density: float) -> Allocat
     Raises:
         ValueError: If all units at their lowest level cost more.
     """
-    count = len(units.names)
-    worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[:count]
+    worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(units.names)]
     path = ranked_path(worth.tolist(), units.prices.tolist())
     units.refuse_less(density)
     return [step for step in path if units.density(step) <= density * (1 + ROUNDING)][-1]

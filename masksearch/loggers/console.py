@@ -414,8 +414,7 @@ class Watcher:
         parts = []
         if math.isfinite(self.state.hypervolume):
             parts.append(f"hypervolume {self.state.hypervolume:.4g}")
-        ended = {each: self.state.count(each) for each in ("failed", "stopped")}
-        return [*parts, *counted(ended)]
+        return [*parts, *counted({each: self.state.count(each) for each in ("failed", "stopped")})]
 
     def figures(self, record: Record) -> list[str]:
         """What a record says of itself, beside its mask."""

@@ -268,8 +268,7 @@ def listed(count: Tensor, index: Tensor, columns: int) -> Tensor:
 
 def expand_blocks(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:
     """Blocks as cells, bool `[batch, heads, n, n]`."""
-    cells = blocks.repeat_interleave(tall, 2).repeat_interleave(wide, 3)
-    return cells[:, :, :length, :length]
+    return blocks.repeat_interleave(tall, 2).repeat_interleave(wide, 3)[:, :, :length, :length]
 
 
 def same_examples(planes: Tensor) -> Tensor:

@@ -177,8 +177,7 @@ def tile_counts(mask: Mask, length: int, block: int) -> Tensor:
         for rows in plane.mask.row_chunks(length, head=plane.head):
             padded = F.pad(rows, (0, tiles * block - length))
             kept = padded.view(len(rows), tiles, block).sum(-1, dtype=torch.int32)
-            tile = torch.arange(first, first + len(rows)) // block
-            found.index_add_(0, tile, kept.long())
+            found.index_add_(0, torch.arange(first, first + len(rows)) // block, kept.long())
             first += len(rows)
     return counts[index].view(mask.layers or 1, mask.heads or 1, tiles, tiles)
 
@@ -218,12 +217,10 @@ def distinct_tiles(
     index = []
     for rows in mask.row_chunks(length, layer, head, rows=block):
         padded = F.pad(rows, (0, tiles * block - length, 0, block - len(rows)))
-        cells = padded.view(block, tiles, block).transpose(0, 1).numpy()
-        packed = np.packbits(cells, axis=2)
+        packed = np.packbits(padded.view(block, tiles, block).transpose(0, 1).numpy(), axis=2)
         index.append([numbers.setdefault(tile.tobytes(), len(numbers)) for tile in packed])
     bits = np.frombuffer(b"".join(numbers), dtype=np.uint8).reshape(len(numbers), block, -1)
-    patterns = np.unpackbits(bits, axis=2, count=block).astype(bool)
-    return np.array(index), patterns
+    return np.array(index), np.unpackbits(bits, axis=2, count=block).astype(bool)
 
 
 def flex_block_mask(mask: Mask, length: int, block: int = 128, device: str = "cpu") -> BlockMask:

@@ -149,8 +149,7 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
     if mask.needs_tokens:
         by_layer = np.mean(unit_densities(mask, shape), 1)
         of_whole, of_last = layer_pairs(shape)
-        pairs = [*[of_whole] * (shape.layers - 1), of_last]
-        return float(np.average(by_layer, weights=pairs))
+        return float(np.average(by_layer, weights=[*[of_whole] * (shape.layers - 1), of_last]))
     if counts_all_alike(shape):
         return mask.density(size)
     layers, read = mask.layers or 1, size
@@ -212,8 +211,7 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
 
     found = []
     for layer in range(shape.layers):
-        all_rows = layer < shape.layers - 1
-        counted = (size, of_whole) if all_rows else (shape.read or size, of_last)
+        counted = (size, of_whole) if layer < shape.layers - 1 else (shape.read or size, of_last)
         first = 0 if mask.layers is None else layer * heads
         own = [share(place, *counted) for place in index[first : first + heads]]
         found.append(own * (shape.heads // heads))

@@ -58,8 +58,7 @@ class BitMask(Mask):
     @property
     def planes_of_bits(self) -> Tensor:
         """The bits as `[layers | 1, heads | 1, .., own]`."""
-        missing = len(self.own) + 2 - self.bits.ndim
-        return self.bits.view((1,) * missing + self.bits.shape)
+        return self.bits.view((1,) * (len(self.own) + 2 - self.bits.ndim) + self.bits.shape)
 
     @property
     def heads(self) -> int | None:

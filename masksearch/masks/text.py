@@ -61,8 +61,7 @@ def parse(text: str) -> Mask:
     if len(text) > LONGEST:
         raise MaskFormatError(f"an expression has at most {LONGEST} characters, got {len(text)}")
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        value = read(node, text)
+        value = read(ast.parse(text.strip(), mode="eval").body, text)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         if isinstance(error, MaskSearchError):
             raise

@@ -385,8 +385,7 @@ def has_plain_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     if head is None or model.base_model is model:
         return False
-    place = next(model.parameters()).device
-    tokens = torch.ones(1, 3, dtype=torch.int64, device=place)
+    tokens = torch.ones(1, 3, dtype=torch.int64, device=next(model.parameters()).device)
     training = model.training
     body = model.base_model
     try:

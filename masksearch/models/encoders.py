@@ -384,8 +384,7 @@ class MaskedLanguageModel(Head):
         logits = F.linear(hidden, self.embeddings, self.bias)
         loss = None
         if labels is not None:
-            targets = labels.flatten().index_select(0, at)
-            loss = F.cross_entropy(logits.float(), targets)
+            loss = F.cross_entropy(logits.float(), labels.flatten().index_select(0, at))
         if self.pooler is None or self.pair is None:
             if next_sentence_label is not None:
                 raise ValueError(
@@ -451,8 +450,7 @@ class SequenceClassifier(Head):
             read = [u, v, (u - v).abs()]
         else:
             read = [hidden[:, 0], mean_over(hidden, every)]
-        logits = self.out(torch.tanh(self.dense(torch.cat(read, -1))))
-        return class_output(logits, labels)
+        return class_output(self.out(torch.tanh(self.dense(torch.cat(read, -1)))), labels)
 
 
 def text_means(hidden: Tensor, visible: Tensor, types: Tensor | None) -> list[Tensor]:

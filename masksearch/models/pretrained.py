@@ -151,12 +151,11 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
     if own := check_masks(folder):
-        listed = ", ".join(f"{mask!s:.80}" for mask in own.values())
         log.warning(
             "%s was trained under %s; what is judged takes its place, and masks.full() is another "
             "model than the one that was saved (ms.saved_masks gives its mask)",
             name,
-            listed,
+            ", ".join(f"{mask!s:.80}" for mask in own.values()),
         )
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
@@ -543,6 +542,5 @@ def distance_of_logits(logits: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(logits.float(), target.float())
     axis = 1 if logits.ndim == 3 else -1
     wanted = target.float().log_softmax(axis)
-    said = logits.float().log_softmax(axis)
-    gap = (wanted - said).masked_fill(target == -float("inf"), 0.0)
+    gap = (wanted - logits.float().log_softmax(axis)).masked_fill(target == -float("inf"), 0.0)
     return (wanted.exp() * gap).sum() / len(logits)

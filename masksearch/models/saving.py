@@ -267,8 +267,7 @@ def write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     """
     stem = "mask" if part == SELF else "mask." + re.sub(r"[^\w.-]", "_", part)
     suffix = ".json" if len(mask.to_json()) <= LARGEST_JSON else ".safetensors"
-    path = save_mask(mask, folder / f"{stem}{suffix}")
-    return {"file": path.name, "digest": mask.digest}
+    return {"file": save_mask(mask, folder / f"{stem}{suffix}").name, "digest": mask.digest}
 
 
 def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:

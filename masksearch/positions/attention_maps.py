@@ -84,8 +84,7 @@ class AttentionMaps:
         add("diagonal", "diagonal", self.diagonal, self.diagonal_chance)
         for name, shares in self.special.items():
             add("special", name, shares, self.special_chance[name])
-        columns = ["kind", "unit", "layer", "head", "share", "chance"]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=["kind", "unit", "layer", "head", "share", "chance"])
 
 
 @torch.no_grad()
@@ -126,13 +125,11 @@ def attention_maps(
         total[layer] += weights.double().sum(0).cpu()
         count[layer] += valid.sum(0).cpu()
         queries[layer] += valid.any(-1).sum((0, 2)).cpu()
-        own = valid.diagonal(dim1=-2, dim2=-1) / keys
-        chance[layer] += own.double().sum((0, 2)).cpu()
+        chance[layer] += (valid.diagonal(dim1=-2, dim2=-1) / keys).double().sum((0, 2)).cpu()
         for name, at in standing.items():
             there = at[:, None, None, :]
             mass[name][layer] += (weights * there).double().sum((0, 2, 3)).cpu()
-            share = (valid & there).sum(-1) / keys
-            expected[name][layer] += share.double().sum((0, 2)).cpu()
+            expected[name][layer] += ((valid & there).sum(-1) / keys).double().sum((0, 2)).cpu()
 
     probe = WatchedAttention(shape.length, shape.heads, shape.layers, observe)
     with attached_probe(model, probe, found[0]):

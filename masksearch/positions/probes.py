@@ -46,8 +46,7 @@ def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.d
             batch, -1, -1, -1
         )
     visible = visible.expand(batch, -1, length, length)
-    real = visible.any(-2).any(1)
-    return visible & real[:, None, :, None]
+    return visible & visible.any(-2).any(1)[:, None, :, None]
 
 
 def ignore(layer: int, tensor: Tensor, valid: Tensor) -> None:
@@ -193,8 +192,7 @@ def shape_of(model: nn.Module, batch: Batch) -> Shape:
             f"layers with {sorted(heads)} heads do not fit in one table; "
             "study a model with the same number in every layer"
         )
-    layers = len({call.module for call in calls})
-    return Shape(calls[0].keys, layers, heads.pop())
+    return Shape(calls[0].keys, len({call.module for call in calls}), heads.pop())
 
 
 def example(model: nn.Module, batch: Batch) -> Batch:

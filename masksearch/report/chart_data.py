@@ -102,12 +102,11 @@ def compared_chart(
     for entry in comparison.entries.values():
         if not entry.scores or not math.isfinite(entry.sparsity):
             continue
-        random = entry.kind == "control" and entry.at_random
         points.append(
             {
                 "id": f"{section.key}{name} {entry.name}",
                 "name": entry.name,
-                "group": "random" if random else entry.kind,
+                "group": "random" if entry.kind == "control" and entry.at_random else entry.kind,
                 "search": "",
                 "seeds": len(entry.scores),
                 "score": entry.score.value,
@@ -252,8 +251,7 @@ def mask_facts(
 
 def values_of(entry: MaskRuns, comparison: Comparison) -> dict[str, list[float]]:
     """Mean and 95% interval over seeds of each reported value; of the score over rows too."""
-    score = comparison.objectives[0].name
-    found = {score: [entry.score.value, entry.score.low, entry.score.high]}
+    found = {comparison.objectives[0].name: [entry.score.value, entry.score.low, entry.score.high]}
     for name in comparison.tasks:
         if runs := entry.values.get(name):
             each = estimate(list(runs.values()))
@@ -284,8 +282,7 @@ def difference_chart(comparison: Comparison, key: str) -> dict[str, Any] | None:
         if math.isfinite(finding.difference.value)
     ]
     title = f"difference in {score.replace('_', ' ')}"
-    chart = {"kind": "differences", "id": key, "title": title, "lines": lines}
-    return chart if lines else None
+    return {"kind": "differences", "id": key, "title": title, "lines": lines} if lines else None
 
 
 def volume_charts(section: Section) -> Iterator[dict[str, Any]]:

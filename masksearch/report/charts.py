@@ -105,7 +105,6 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
     )
     level = alt.Chart(alt.NamedData("levels"))
     points = alt.Chart(alt.NamedData("points"))
-    dimmed = alt.when(affordable).then(alt.value(0.85)).otherwise(alt.value(0.12))
     layers = [
         level.mark_rect(opacity=0.08).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q")),
         level.mark_rule(strokeDash=[2, 3]).encode(y),
@@ -126,7 +125,7 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
         points.mark_point(filled=True, strokeWidth=2, tooltip=alt.TooltipContent("data"))
         .encode(
             *(x, y, colour, shape),
-            opacity=dimmed,
+            opacity=alt.when(affordable).then(alt.value(0.85)).otherwise(alt.value(0.12)),
             size=alt.when("datum.id == here")
             .then(alt.value(3 * medium.mark))
             .otherwise(alt.value(medium.mark)),

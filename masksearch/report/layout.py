@@ -77,11 +77,10 @@ class TextTable:
 
     def beside(self, name: str, texts: Iterable[str]) -> TextTable:
         """The table with one more column of texts."""
-        rows = zip(self.rows, texts, strict=True)
         return replace(
             self,
             head=(*self.head, Cell(name)),
-            rows=tuple((*row, Cell(text)) for row, text in rows),
+            rows=tuple((*row, Cell(text)) for row, text in zip(self.rows, texts, strict=True)),
         )
 
     def frame(self) -> pd.DataFrame:

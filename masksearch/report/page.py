@@ -103,12 +103,11 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
         for name in ("page.css", "page.js")
     )
     charts = {chart["id"]: chart_spec(chart) for chart in charts_of(result)}
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if charts else ""
     return environment.get_template("page.html.j2").render(
         **result,
         result=result,
         specs=charts,
-        vega=bundle,
+        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if charts else "",
         refresh=REFRESH,
         style=style,
         script=script,

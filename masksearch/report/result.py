@@ -223,8 +223,7 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
         "out. Its points were selected on the runs that are shown, which flatters them: judge "
         "a chosen mask again with fresh seeds before believing its score."
     ]
-    seeds = {record.seed for record in records if record.scored}
-    if len(seeds) == 1:
+    if len({record.seed for record in records if record.scored}) == 1:
         lines.append("Every score on the front is from one seed and therefore has no interval.")
     return lines + said
 

@@ -100,10 +100,9 @@ def recipe_of(
 def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Versions, commit and machine of a call."""
     versions = ", ".join(f"{name} {version}" for name, version in call.get("versions", {}).items())
-    commit = call.get("commit", "no git working tree" if call else UNKNOWN)
     return [
         ("versions", versions or UNKNOWN),
-        ("git commit", commit),
+        ("git commit", call.get("commit", "no git working tree" if call else UNKNOWN)),
         ("machine", call.get("machine", UNKNOWN)),
     ]
 

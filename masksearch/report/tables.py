@@ -142,7 +142,6 @@ def front_table(
     for record in front:
         origin = record.proposer if record.role == "baseline" else owners[id(record)]
         mask = Cell(str(record.mask or ""), code=True)
-        density = record.measures.get("block_density", math.nan)
         rows.append(
             {
                 "strategy": origin,
@@ -153,7 +152,7 @@ def front_table(
                 },
                 "sparsity": percent(sparsity_of(record)),
                 **({TABLE: percent(record.measures["sparsity"])} if two else {}),
-                "block density": percent(density),
+                "block density": percent(record.measures.get("block_density", math.nan)),
                 "seed": str(record.seed),
                 "mask": mask,
             }

@@ -172,8 +172,7 @@ class AllocateStrategy:
             self.trained = record if record.status != "running" else self.trained
             return
         allocation = self.units.allocation(record.params)
-        ended = record.status != "running"
-        self.out[allocation] = self.out.get(allocation, False) or ended
+        self.out[allocation] = self.out.get(allocation, False) or record.status != "running"
         if record.scored and allocation not in self.gains:
             value = record.value(self.objective.name)
             if math.isfinite(value):

@@ -116,8 +116,7 @@ def draw_enqueued(
         if budgets:
             [drawn[BUDGET]] = read_budgets(given.get(BUDGET, budgets[number % len(budgets)]))
         try:
-            own = CheckedTrial(trial, check, drawn.get(BUDGET))
-            mask = space(own)  # type: ignore[arg-type]
+            mask = space(CheckedTrial(trial, check, drawn.get(BUDGET)))  # type: ignore[arg-type]
         except SearchError:
             raise
         except Exception as error:  # the user's code

@@ -213,6 +213,5 @@ def count_ahead_of_last(gains: Sequence[tuple[float, ...]]) -> int:
         return sum(gain >= gains[-1] for gain in gains[:-1])
     front = nondominated_ranks(gains)
     rivals = [gain for gain, at in zip(gains, front, strict=True) if at == front[-1]]
-    distance = crowding(rivals)
-    merits = [(far, gain[0]) for far, gain in zip(distance, rivals, strict=True)]
+    merits = [(far, gain[0]) for far, gain in zip(crowding(rivals), rivals, strict=True)]
     return int((front < front[-1]).sum()) + sum(merit >= merits[-1] for merit in merits[:-1])

@@ -150,8 +150,7 @@ class Parameters:
 
     def learn(self, record: Record) -> None:
         """Takes a draw as it was told."""
-        kinds = json.loads(record.memo.get("distributions", "{}"))
-        for name, text in kinds.items():
+        for name, text in json.loads(record.memo.get("distributions", "{}")).items():
             self.first.setdefault(name, (record.number, json_to_distribution(text)))
 
     def check(self, draw: int, name: str, kind: BaseDistribution) -> None:

@@ -222,8 +222,7 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
         fresh = {key: each for key, each in running.items() if key not in found}
         judged = shared.judge([mask for _, mask in fresh.values()])
         for (key, (record, mask)), values in zip(fresh.items(), judged, strict=True):
-            density = record.measures["density"]
-            found[key] = Candidate(mask, record.params, density, values["loss"])
+            found[key] = Candidate(mask, record.params, record.measures["density"], values["loss"])
         for record in opened:
             if record.status == "running":
                 loss = found[record.fingerprint].loss

@@ -339,8 +339,7 @@ def machine_name() -> str:
 def git_commit() -> str:
     """Commit of the working tree around the current folder; empty where there is none."""
     asked = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    found = said_by("git", "--no-optional-locks", *asked)
-    commit, dirty, _ = found.partition("-dirty")
+    commit, dirty, _ = said_by("git", "--no-optional-locks", *asked).partition("-dirty")
     return f"{commit} with uncommitted changes" if dirty else commit
 
 

@@ -259,8 +259,7 @@ class Session:
     # -- inside --------------------------------------------------------------------------------
     def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
         """A new trial, written to the study; or why there is none."""
-        elapsed = time.monotonic() - self.started
-        if self.seconds is not None and elapsed >= self.seconds:
+        if self.seconds is not None and time.monotonic() - self.started >= self.seconds:
             return "done"
         if self.queue:
             proposal, draw = self.queue.popleft(), -1

@@ -326,8 +326,7 @@ def hide_passkeys(text: NextTokenText, half: Half, count: int) -> NextTokenRows:
         depth = round((row + 0.5) / count * room)
         hidden = [*body[:depth], *before, *said, *behind, *body[depth:room], *asked, *said]
         tokens[row] = [*prefix, *hidden]
-        back = text.length - len(said) - (front + depth + len(before))
-        needs[row, -len(said) :] = back
+        needs[row, -len(said) :] = text.length - len(said) - (front + depth + len(before))
     made = torch.from_numpy(tokens)
     answers = needs > 0
     documents = base.documents[np.arange(count) % len(base.tokens)]

@@ -258,8 +258,7 @@ class Group:
 def device_of_numbers(device: torch.device) -> torch.device:
     """Where a message of a few numbers lies: on the CPU, which does not wait for a GPU, unless
     the processes can only send what lies on the training's device."""
-    known = torch.distributed.get_backend_config()
-    return torch.device("cpu") if "cpu:" in known else device
+    return torch.device("cpu") if "cpu:" in torch.distributed.get_backend_config() else device
 
 
 def group() -> Group:

@@ -68,8 +68,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """The files that are there, newest step first."""
-        found = self.folder.glob(f"{self.name}-*.safetensors")
-        return sorted(found, key=step_of, reverse=True)
+        return sorted(self.folder.glob(f"{self.name}-*.safetensors"), key=step_of, reverse=True)
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None

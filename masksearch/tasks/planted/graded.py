@@ -230,8 +230,7 @@ class GradedProcess:
         needed = torch.zeros(self.length, self.length, dtype=torch.bool)
         for dependency in self.dependencies:
             rows = torch.tensor(dependency.members)
-            keys = torch.tensor([0]) if dependency.has_token else rows
-            needed[rows[:, None], keys] = True
+            needed[rows[:, None], torch.tensor([0]) if dependency.has_token else rows] = True
         return needed.fill_diagonal_(False)
 
     @cached_property
@@ -316,8 +315,7 @@ class GradedProcess:
             own = [mates[:count] for count in range(len(mates) + 1)]
             values = [self.accuracy(dependency, count) for count in range(len(own))]
             if dependency.has_token:
-                certain = self.accuracy(dependency, 0, sees_token=True)
-                own[1:], values[1:] = [[0]], [certain]
+                own[1:], values[1:] = [[0]], [self.accuracy(dependency, 0, sees_token=True)]
             curve, share = best_sum(curve, np.array(values))
             choices = [
                 choices[total - int(taken)] + own[taken] for total, taken in enumerate(share)
@@ -335,8 +333,7 @@ class GradedProcess:
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Draws sequences: int64 `[count, length]`."""
-        shape = (count, self.length, self.parts)
-        parts = torch.randint(self.symbols, shape, generator=random)
+        parts = torch.randint(self.symbols, (count, self.length, self.parts), generator=random)
         for dependency in self.dependencies:
             at = list(dependency.positions)
             symbol = torch.randint(self.symbols, (count, 1), generator=random)

@@ -235,8 +235,7 @@ class PlantedProcess:
     @cached_property
     def labels(self) -> Tensor:
         """The relabelling r: int64 `[vocabulary]`."""
-        random = generator(self.seed, PERMUTATIONS)
-        return torch.randperm(self.vocabulary, generator=random)
+        return torch.randperm(self.vocabulary, generator=generator(self.seed, PERMUTATIONS))
 
     def last_tokens(self, key: Tensor, others: Tensor) -> Tensor:
         """The last token of a pair, given the key's number and its other tokens.

@@ -124,8 +124,7 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
         mark, headings = DOCUMENT, False
         with file.open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
-                line = decode_line(raw, file, number)
-                for piece, size in line_pieces(line, len(raw)):
+                for piece, size in line_pieces(decode_line(raw, file, number), len(raw)):
                     if stop is not None and seen >= stop:
                         return
                     seen += size

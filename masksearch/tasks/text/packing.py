@@ -238,8 +238,7 @@ class IdLists:
     def of(cls, lists: Sequence[Sequence[int]]) -> IdLists:
         """Those lists, in the smallest types that hold their numbers."""
         flat = np.fromiter(chain.from_iterable(lists), np.int64)
-        ends = np.cumsum([len(one) for one in lists], dtype=np.int64)
-        return cls(shrink(flat), shrink(ends))
+        return cls(shrink(flat), shrink(np.cumsum([len(one) for one in lists], dtype=np.int64)))
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -247,5 +247,4 @@ def read_vocabulary(tokenizer: str | Path, length: int) -> Vocabulary:
         DataError: If there is none, or it lacks a special token.
     """
     made = open_tokenizer(tokenizer)
-    digest = short_hash(made.to_str(), str(length))
-    return Vocabulary(made, special_ids(made), length, digest)
+    return Vocabulary(made, special_ids(made), length, short_hash(made.to_str(), str(length)))
