@@ -54,11 +54,7 @@ from masksearch.strategies.allocate import AllocateStrategy, with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
 from masksearch.strategies.samplers import Space
-from masksearch.study.halves import (
-    judge_on,
-    protocols_of_halves,
-    protocols_of_rows,
-)
+from masksearch.study.halves import judge_on, protocols_of_halves, protocols_of_rows
 from masksearch.study.records import (
     describe_call,
     evaluator_settings,

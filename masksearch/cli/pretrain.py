@@ -88,8 +88,7 @@ def pretrain(
         declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
     ],
     out: Annotated[
-        Path,
-        declare("Folder of the model; a killed run goes on there.", OUTPUT, "", "FOLDER"),
+        Path, declare("Folder of the model; a killed run goes on there.", OUTPUT, "", "FOLDER")
     ],
     preset: Preset = None,
     seed: Annotated[

@@ -111,8 +111,7 @@ SEARCHING = {
         *(SEARCHED, "NAME"),
     ),
     "trials": optional(
-        "Masks to judge; the search ends then.",
-        *(SEARCHED, "20, without --seconds", "N", int),
+        "Masks to judge; the search ends then.", *(SEARCHED, "20, without --seconds", "N", int)
     ),
     "storage": (options.Storage, None),
     "constraint": optional(

@@ -470,13 +470,7 @@ class FineTuning(Evaluator, ABC):
         yield Report(steps, values | self.summary(values))
 
     def adapted(
-        self,
-        encoder: nn.Module | None,
-        name: str,
-        mask: Mask,
-        kept: Checkpoints,
-        *,
-        seed: int,
+        self, encoder: nn.Module | None, name: str, mask: Mask, kept: Checkpoints, *, seed: int
     ) -> TaskScores:
         """Scores of one run of a task under the mask, after the steps that `adapt` asks for.
 

@@ -317,10 +317,7 @@ class JointTraining:
         return found
 
     def reports(
-        self,
-        batches: Iterator[Batch],
-        checkpoints: Checkpoints | None,
-        checkpoint_seconds: float,
+        self, batches: Iterator[Batch], checkpoints: Checkpoints | None, checkpoint_seconds: float
     ) -> Iterator[Report]:
         """Trains to the end; of a run that goes on, the earlier reports come first."""
         if checkpoints is not None:

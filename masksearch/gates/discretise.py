@@ -191,10 +191,7 @@ def without_empty_padding(mask: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def at_threshold(
-    probabilities: Tensor,
-    threshold: float,
-    *,
-    weights: Tensor | None = None,
+    probabilities: Tensor, threshold: float, *, weights: Tensor | None = None
 ) -> Tensor:
     """Edges of at least that probability; a row without any (with weights: in any sequence) keeps
     its best key.

@@ -93,10 +93,7 @@ def no_empty_rows(cells: Tensor, first: str = "layer", under: str = "") -> None:
 def pack_bits(bits: Tensor) -> dict[str, Any]:
     """Bits as JSON data: their shape, and the bits themselves compressed."""
     packed = np.packbits(bits.numpy(force=True).reshape(-1)).tobytes()
-    return {
-        "shape": list(bits.shape),
-        "zlib": base64.b64encode(zlib.compress(packed)).decode(),
-    }
+    return {"shape": list(bits.shape), "zlib": base64.b64encode(zlib.compress(packed)).decode()}
 
 
 def unpack_bits(data: Mapping[str, Any]) -> Tensor:

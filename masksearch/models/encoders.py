@@ -420,12 +420,7 @@ class SequenceClassifier(Head):
     """
 
     def __init__(
-        self,
-        encoder: PreTrainedModel,
-        labels: int,
-        *,
-        seed: int,
-        read_out: ReadOut = READ_OUT,
+        self, encoder: PreTrainedModel, labels: int, *, seed: int, read_out: ReadOut = READ_OUT
     ) -> None:
         super().__init__(encoder)
         check_name("read-out", read_out, get_args(ReadOut))

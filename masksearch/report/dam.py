@@ -232,12 +232,7 @@ def plot_switches(probabilities: Tensor) -> Figure:
 
 
 def plot_heads(
-    values: Tensor,
-    label: str,
-    colours: str,
-    scale: tuple[float, float],
-    *,
-    captions: bool = False,
+    values: Tensor, label: str, colours: str, scale: tuple[float, float], *, captions: bool = False
 ) -> Figure:
     """A heat map of every layer (down) and head (across): queries down, keys across.
 
@@ -280,8 +275,7 @@ def plot_heads(
     across = [f"head {head}" if named else f"{head}" for head in range(heads)]
     down = [f"layer {layer}" for layer in range(layers)]
     axes.set_xticks(
-        [head * pitch[1] + middle for head in range(heads)],
-        across if heads > 1 else ["all heads"],
+        [head * pitch[1] + middle for head in range(heads)], across if heads > 1 else ["all heads"]
     )
     axes.set_yticks(
         [layer * pitch[0] + above + middle for layer in range(layers)],

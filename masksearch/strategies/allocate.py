@@ -29,15 +29,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from masksearch.analysis.pareto import warmup_problems
-from masksearch.contracts import (
-    Evaluate,
-    Evaluator,
-    Objective,
-    OneShot,
-    Proposal,
-    Record,
-    Shape,
-)
+from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (

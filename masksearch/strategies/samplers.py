@@ -209,13 +209,7 @@ class CheckedTrial:
         return self.trial.suggest_categorical(name, choices)
 
     def suggest_float(
-        self,
-        name: str,
-        low: float,
-        high: float,
-        *,
-        step: float | None = None,
-        log: bool = False,
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """A number in [low, high]."""
         self.check(name, FloatDistribution(low, high, log=log, step=step))
@@ -249,11 +243,7 @@ def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
     spaces are modelled too.
     """
     return optuna.samplers.TPESampler(
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        n_startup_trials=STARTUP,
-        seed=draw_seed,
+        multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP, seed=draw_seed
     )
 
 

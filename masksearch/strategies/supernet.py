@@ -253,12 +253,7 @@ def proposer(
     if sampler == "evolution":
         return EvolutionStrategy(space, objectives, seed=seed, **limits)
     return OptunaStrategy(
-        space,
-        objectives,
-        sampler=SAMPLERS[sampler],
-        seed=seed,
-        name=PREFIX + sampler,
-        **limits,
+        space, objectives, sampler=SAMPLERS[sampler], seed=seed, name=PREFIX + sampler, **limits
     )
 
 

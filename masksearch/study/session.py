@@ -27,13 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from masksearch.analysis.pareto import (
-    IN_A_ROW,
-    SPENT,
-    cost_of,
-    keeps_budget,
-    search_cautions,
-)
+from masksearch.analysis.pareto import IN_A_ROW, SPENT, cost_of, keeps_budget, search_cautions
 from masksearch.contracts import (
     BEYOND,
     EquipsJobs,

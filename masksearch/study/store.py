@@ -190,11 +190,7 @@ class StudyStore:
     """
 
     def __init__(
-        self,
-        run: Path,
-        storage: str | BaseStorage | None = None,
-        *,
-        write: bool = True,
+        self, run: Path, storage: str | BaseStorage | None = None, *, write: bool = True
     ) -> None:
         self.run = Path(run)
         if storage is None and (address := read_address(self.run)) is not None:
@@ -265,9 +261,7 @@ class StudyStore:
         if not existed:
             with explain_errors(self.location), quiet():
                 self.study = optuna.create_study(
-                    storage=self.storage,
-                    study_name=self.name,
-                    directions=directions(objectives),
+                    storage=self.storage, study_name=self.name, directions=directions(objectives)
                 )
         study = self.optuna_study()
 

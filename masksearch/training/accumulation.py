@@ -49,11 +49,7 @@ class Accumulator:
         self.rows, self.group = rows, group or Group()
 
     def gradients(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        loss: Loss,
-        begin: Callable[[], None],
+        self, model: nn.Module, batches: Sequence[Batch], loss: Loss, begin: Callable[[], None]
     ) -> Tensor:
         """Fresh gradients of the mean loss over all labels of the batches.
 
@@ -99,11 +95,7 @@ class Accumulator:
         return value
 
     def attempt(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        own: Sequence[Batch],
-        loss: Loss,
+        self, model: nn.Module, batches: Sequence[Batch], own: Sequence[Batch], loss: Loss
     ) -> Tensor:
         """One forward and backward pass of every part of this process's own rows."""
         alone = self.group.size == 1

@@ -372,11 +372,7 @@ def read_test_text(
 
 
 def write_tokens(
-    folder: Path,
-    tokenizer: Tokenizer,
-    train: list[Path],
-    held_out: list[Path],
-    read: PieceReader,
+    folder: Path, tokenizer: Tokenizer, train: list[Path], held_out: list[Path], read: PieceReader
 ) -> None:
     """Tokenizes the text of files into files of a folder; see `tokenize_text`."""
     counts, content = [], []

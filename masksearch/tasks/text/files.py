@@ -183,9 +183,7 @@ def absolute_if_local(name: Path | str) -> Path | str:
 
 
 def make_absolute(
-    owner: object,
-    *names: str,
-    resolve: Callable[[Path | str], Path | str] = absolute_source,
+    owner: object, *names: str, resolve: Callable[[Path | str], Path | str] = absolute_source
 ) -> None:
     """Makes those places of a frozen dataclass absolute, where they are given."""
     for name in names:

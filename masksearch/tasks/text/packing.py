@@ -101,10 +101,7 @@ def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 def encode_stream(
-    tokenizer: Tokenizer,
-    texts: Iterable[tuple[int, str]],
-    folder: Path,
-    name: str,
+    tokenizer: Tokenizer, texts: Iterable[tuple[int, str]], folder: Path, name: str
 ) -> int:
     """Writes all token ids of the texts into a file; memory holds one chunk of them.
 
