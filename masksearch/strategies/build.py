@@ -52,14 +52,15 @@ class Kind:
         options: Name -> type of its own options; None = it knows them itself.
         space: Whether a space is `"needed"`, `"optional"`, or looked at by `"none"`.
         gradients: Whether it needs an evaluator with differentiable(seed).
-        budgets: The option that budgets are; empty = its draws are within them.
+        budgets: The option that budgets are; empty = its draws are within them, None = it keeps
+            none.
     """
 
     build: Callable[[Wanted], Strategy]
     options: Mapping[str, Any] | None = field(default_factory=dict)
     space: Literal["needed", "optional", "none"] = "needed"
     gradients: bool = False
-    budgets: str = ""
+    budgets: str | None = ""
 
 
 def build_strategy(
@@ -96,16 +97,16 @@ def build_strategy(
     for option in options:
         if option not in known:
             raise unknown_name(f"option of strategy {name!r}:", option, known or ["(none)"])
-    if kind.gradients and not evaluator.offers("differentiable"):
-        raise SearchError(
-            f"strategy {name!r} needs an evaluator with differentiable(seed); "
-            f"{type(evaluator).__name__} has none"
-        )
     if budgets:
         if isinstance(space, Units):
             space.refuse_less(min(budgets))
         options = keep_budgets(budgets, name, kind.budgets, options, evaluator)
         constraints = [*constraints, loosest(budgets, evaluator)]
+    if kind.gradients and not evaluator.offers("differentiable"):
+        raise SearchError(
+            f"strategy {name!r} needs an evaluator with differentiable(seed); "
+            f"{type(evaluator).__name__} has none"
+        )
     if kind.space == "needed":
         if space is None:
             raise SearchError(f"strategy {name!r} needs a space")
@@ -201,11 +202,6 @@ def build_dam(wanted: Wanted) -> Strategy:
 
 def build_published(wanted: Wanted) -> Strategy:
     """DAM as it was published."""
-    if wanted.limits["budgets"]:
-        raise SearchError(
-            f"strategy {SPARSEBERT!r} cuts its masks at the printed sparsities and keeps no "
-            "budget: leave budget out, or take strategy 'dam'"
-        )
     config = one_shot_config(wanted.options, wanted.evaluator, preset=True)
     if taken := {"penalty", "preset"} & config.keys():
         raise SearchError(
@@ -251,9 +247,9 @@ STRATEGIES = {
     **dict.fromkeys(SAMPLERS, Kind(build_sampler)),
     "evolution": Kind(build_evolution, evolution.OPTIONS),
     allocate.NAME: Kind(build_allocation, allocate.OPTIONS, "none", budgets="budgets"),
-    "dam": Kind(build_dam, OPTIONS, "none", gradients=True, budgets="densities"),
-    SPARSEBERT: Kind(build_published, {"config": Mapping}, "none", gradients=True),
-    prune.NAME: Kind(build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities"),
+    "dam": Kind(build_dam, OPTIONS, "none", True, "densities"),
+    SPARSEBERT: Kind(build_published, {"config": Mapping}, "none", True, None),
+    prune.NAME: Kind(build_prune, prune.OPTIONS, "none", True, "densities"),
     **dict.fromkeys(supernet.NAMES, Kind(build_shared, supernet.OPTIONS, gradients=True)),
 }
 
@@ -261,16 +257,21 @@ STRATEGIES = {
 def keep_budgets(
     budgets: Sequence[float],
     name: str,
-    taken: str,
+    taken: str | None,
     options: Mapping[str, Any],
     evaluator: Evaluator,
 ) -> Mapping[str, Any]:
     """The options of a strategy that is to keep budgets, which are its option `taken`.
 
     Raises:
-        SearchError: If its options have budgets of their own, or count another cost.
+        SearchError: If it keeps none, or its options have budgets of their own or another cost.
         ValueError: If no mask costs as little; says the least.
     """
+    if taken is None:
+        raise SearchError(
+            f"strategy {name!r} cuts its masks at the printed sparsities and keeps no budget: "
+            "leave budget out, or take strategy 'dam'"
+        )
     cost, own = find_cost(evaluator), window(0)
     least = {DENSITY: effective_density(own, evaluator.shape), **evaluator.measures_of(own)}[cost]
     if min(budgets) < least * (1 - SLACK):
