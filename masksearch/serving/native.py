@@ -14,13 +14,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import pairwise
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, get_args
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, SmolLM3Config
+from torch import Tensor, nn
+from transformers import (
+    GraniteSWAConfig,
+    GraniteSWAForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SmolLM3Config,
+)
 from transformers.initialization import no_init_weights
 
 from masksearch.attention.attach import check_module, in_force
@@ -29,6 +37,17 @@ from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
 from masksearch.masks.tables import PerHead, PerLayer
 from masksearch.serving.engines import FULL, READINGS, SLIDING, Target, unserved, write_entries
+from masksearch.serving.sinks import (
+    MEASURED,
+    NO_SINK,
+    SinkMeter,
+    Sinks,
+    calibrate,
+    calibration_text,
+    tune,
+    without_sinks,
+)
+from masksearch.training.loop import keeping_modes
 
 SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten
 FAMILIES = tuple(name for name, row in READINGS["transformers"].items() if row.does == "reads")
@@ -38,7 +57,16 @@ LLAMA_ONLY = ("model_type", "architectures", "pretraining_tp")
 SHORTEST, LONGEST = 64, 8192  # positions at which masks are set against the nearest ones
 
 
-def to_native(model: Any, mask: Mask, target: Target = "transformers") -> Any:
+def to_native(
+    model: Any,
+    mask: Mask,
+    target: Target = "transformers",
+    *,
+    sinks: Sinks | None = None,
+    text: Path | str | Tensor | None = None,
+    steps: int = 40,
+    folder: Path | str | None = None,
+) -> Any:
     """Writes a mask into the model's own configuration, which an engine alone applies.
 
     It computes what the model with `masksearch.attach(model, mask)` computes: a decoder stays
@@ -53,6 +81,17 @@ def to_native(model: Any, mask: Mask, target: Target = "transformers") -> Any:
             `per_layer([full(), window(127), ..])`, or what `from_native` returns.
         target: What serves the folder; windows that it would not apply are refused. Every model
             is opened by transformers too. See `masksearch.serving.engines`.
+        sinks: What becomes of the tokens of fixed positions that a mask keeps beside a window,
+            `columns(4) | window(127)`, which no configuration names. `"none"`: they are dropped.
+            `"calibrate"`: the model becomes a GraniteSWA, in which a learned logit of each head,
+            and biases where the target takes them, stand in their place, measured in one pass
+            over a text. `"tune"`: these are then trained towards the model without a mask. Of a
+            Llama, Mistral, or what has their weights and computes the same (that is tried).
+            None: such masks are refused.
+        text: For that: a text file, a folder of `*.txt` files, or token ids int64 `[sequences,
+            positions]`; 16 sequences are measured, of 512 tokens or of twice the window.
+        steps: Of `"tune"`, one sequence each.
+        folder: Keeps the checkpoints of `"tune"`: the same call goes on after a kill.
 
     Returns:
         A model that shares its weights with `model`, or a configuration. `save_pretrained` of
@@ -62,6 +101,7 @@ def to_native(model: Any, mask: Mask, target: Target = "transformers") -> Any:
         NativeError: If the configuration has no words for the mask, or the target does not apply
             it. The message, and `.nearest` of the error, give the nearest mask that can be
             served.
+        DataError: If the text is too short, which is said before anything is measured.
         HeadCountError: If the mask tells another number of heads apart.
         TypeError: If `model` or `mask` is something else.
         UnknownNameError: If there is no such target.
@@ -70,6 +110,8 @@ def to_native(model: Any, mask: Mask, target: Target = "transformers") -> Any:
         raise TypeError(f"to_native takes a mask second, got {mask!r:.60}")
     check_name("target", target, READINGS)
     if isinstance(model, PreTrainedConfig):
+        if sinks is not None:
+            raise TypeError("sinks are measured on a model, got a configuration")
         return native_config(model, mask, target)
     check_module("to_native", model)
     name = type(model).__name__
@@ -80,6 +122,27 @@ def to_native(model: Any, mask: Mask, target: Target = "transformers") -> Any:
         )
     if in_force(model) is not None:
         raise NativeError(f"{name} has a mask attached; take it off first: ms.detach(model)")
+    if sinks is not None:
+        check_name("sinks", sinks, get_args(Sinks))
+        layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+        mask.counts(layers, heads)
+        kept = [mask.of_layer(layer) for layer in range(layers)]
+        local = [without_sinks(each) for each in kept]
+        if kept == local:
+            raise NativeError(f"{mask!s:.60} keeps no sinks beside a window; leave sinks out")
+        if sinks == "none":
+            return to_native(model, PerLayer(local), target)
+        whole = granite_swa_of(model, biases=target != "sglang")
+        native = to_native(whole, PerLayer(local), target)
+        last = max(max(each.positions) for each in every_part(mask) if isinstance(each, Columns))
+        most = MEASURED + steps * (sinks == "tune")
+        tokens = calibration_text(text, model, most, last + native.config.sliding_window)
+        check_same(model, whole, tokens[:1, :64])
+        meter = SinkMeter(kept, local, heads)
+        calibrate(model, native, meter, tokens)
+        if sinks == "tune":
+            tune(model, native, meter, tokens, steps, None if folder is None else Path(folder))
+        return native
     config = native_config(model.config, mask, target)
     if config.model_type == model.config.model_type:
         return with_weights_of(model, type(model), config)
@@ -253,6 +316,53 @@ def smollm3_of(config: PreTrainedConfig) -> SmolLM3Config:
     return native
 
 
+def granite_swa_of(model: PreTrainedModel, biases: bool) -> Any:
+    """A GraniteSWA of the weights of a Llama, with sinks that nobody sees, in the model's windows.
+
+    Raises:
+        NativeError: If it has no place for some of them.
+    """
+    name, config = type(model).__name__, model.config
+    if not name.endswith("ForCausalLM") or config.model_type == "granite_swa":
+        own = "has sinks of its own" if config.model_type == "granite_swa" else "has no head"
+        raise NativeError(
+            f"{name} {own}; sinks become logits of decoders with a head for the next token, such "
+            "as LlamaForCausalLM, without sinks"
+        )
+    if config.model_type in PLAIN:
+        own_reaches(config)  # refuses windows that transformers would not apply
+    known = {each.name for each in fields(GraniteSWAConfig)} | {"head_dim"}
+    data = {key: value for key, value in config.to_dict().items() if key in known - {"model_type"}}
+    width = data.get("head_dim") or config.hidden_size // config.num_attention_heads
+    kind = SLIDING if data.get("sliding_window") else FULL  # Mistral's window is every layer's
+    given: dict[str, Any] = {"attention_multiplier": width**-0.5, "sliding_window": 1}
+    given["layer_types"] = [kind] * config.num_hidden_layers
+    native = GraniteSWAConfig.from_dict(data | {k: v for k, v in given.items() if not data.get(k)})
+    biased = any(key.endswith("self_attn.q_proj.bias") for key in model.state_dict())
+    native.attention_bias = biases or biased
+    if biased and not biases:
+        raise NativeError(f"{name} has biases in its attention, which SGLang's GraniteSWA has not")
+    return with_weights_of(model, GraniteSWAForCausalLM, native)
+
+
+@torch.no_grad()
+def check_same(model: Any, native: Any, tokens: Tensor) -> None:
+    """Whether two models say the same of some tokens `[1, positions]`, but for rounding.
+
+    Raises:
+        NativeError: If not.
+    """
+    with keeping_modes(model, native):
+        one, other = (each.eval()(tokens, use_cache=False).logits for each in (model, native))
+    apart = float((one - other).abs().max() / one.abs().max())
+    if not apart <= (1e-3 if one.dtype == torch.float32 else 5e-2):
+        raise NativeError(
+            f"{type(model).__name__} is no Llama: a GraniteSWA of its weights says logits that "
+            f"differ by {apart:.2g} of the largest; sinks become logits of decoders that compute "
+            "what a Llama does. Serve it with sinks='none', or by ms.attach"
+        )
+
+
 def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConfig) -> Any:
     """A model of a class and a configuration that has the parameters of another one.
 
@@ -267,6 +377,11 @@ def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConf
     with torch.random.fork_rng(devices=[]), no_init_weights():
         built = native(config)
     state = model.state_dict(keep_vars=True)
+    for name, own in built.state_dict().items() if native is GraniteSWAForCausalLM else ():
+        if name.endswith(("_proj.bias", ".sinks")) and name not in state:
+            value = NO_SINK if name.endswith("sinks") else 0.0
+            made = torch.full(own.shape, value, dtype=model.dtype, device=model.device)
+            state[name] = nn.Parameter(made)
     if other := sorted({*state} ^ {*built.state_dict()}):
         raise NativeError(
             f"{type(model).__name__} and a new {native.__name__} of its configuration differ in "

@@ -1,0 +1,264 @@
+"""Sinks as logits: a Llama becomes a GraniteSWA that serves what a mask with sinks keeps."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.errors import DataError, NativeError, UnknownNameError
+from masksearch.models.decoders import divergence
+from masksearch.positions.attention_maps import attention_maps
+from masksearch.serving import sinks as module
+from masksearch.serving.native import granite_swa_of
+from masksearch.training.loop import follow_trainings, train
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+LLAMA3 = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+}
+LLAMA, MISTRAL, QWEN = hf.LlamaForCausalLM, hf.MistralForCausalLM, hf.Qwen2ForCausalLM
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (LLAMA, {}),
+    "wide heads": (LLAMA, {"head_dim": 16}),
+    "llama3": (LLAMA, {**LLAMA3, "tie_word_embeddings": True}),
+    "biases": (LLAMA, {"attention_bias": True, "mlp_bias": True}),
+    "mistral": (MISTRAL, {"sliding_window": None, "head_dim": 12}),
+    "mistral's window": (MISTRAL, {"sliding_window": 9}),
+    "qwen2": (QWEN, {}),
+}
+SINKS = 2
+LOCAL = masks.columns(SINKS) | masks.window(7)
+MASK = masks.per_layer([LOCAL, masks.full(), LOCAL])
+FIRST = SINKS + 7  # the first query that has all sinks behind its window
+
+
+def build(name: str = "llama", **more: Any) -> Any:
+    """A small random model of a family, every bias and norm drawn as well."""
+    make, changes = FAMILIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make(make.config_class(**SIZES | changes | more)).eval()
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                nn.init.normal_(weight, 1.0, 0.2)
+    return model
+
+
+def text(rows: int = 20, length: int = 96) -> Tensor:
+    draw = torch.Generator().manual_seed(rows)
+    return torch.randint(2, 60, (rows, length), generator=draw)
+
+
+@torch.no_grad()
+def logits(model: Any, ids: Tensor | None = None) -> Tensor:
+    out: Tensor = model(text(3, 40) if ids is None else ids).logits
+    return out
+
+
+def behind_dense(dense: Any, other: Any, ids: Tensor) -> float:
+    return float(divergence(logits(other, ids), logits(dense, ids)).mean())
+
+
+# -- the same model ------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_granite_swa_with_unseen_sinks_is_the_same_model(name):
+    model = build(name)
+    native = granite_swa_of(model, biases=name != "llama")
+    assert type(native) is hf.GraniteSWAForCausalLM
+    assert native.config.attention_bias == (name != "llama")
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id", "rope_parameters", "vocab_size"):
+        assert getattr(native.config, key) == getattr(model.config, key)
+    assert "sliding_attention" not in native.config.layer_types or name == "mistral's window"
+    torch.testing.assert_close(logits(native), logits(model), atol=1e-4, rtol=0)
+    own = dict(native.named_parameters())
+    assert all(own[key] is weight for key, weight in model.named_parameters())
+
+
+def test_without_sinks_a_plain_window_is_served():
+    model = build()
+    native = ms.to_native(model, MASK, sinks="none")
+    plain = masks.per_layer([masks.window(7), masks.full(), masks.window(7)])
+    assert torch.equal(logits(native), logits(ms.to_native(model, plain)))
+
+
+@pytest.mark.parametrize("name", ["wide heads", "biases", "mistral"])
+def test_it_is_saved_and_served_by_transformers(name, tmp_path):
+    model = build(name)
+    before, dense = model.config.to_dict(), logits(model)
+    native = ms.to_native(model, MASK, sinks="calibrate", text=text())
+    assert model.config.to_dict() == before
+    assert torch.equal(logits(model), dense)
+    native.save_pretrained(tmp_path)
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(native))
+    local = masks.causal() & masks.window(7)
+    assert ms.from_native(again) == masks.per_layer([local, masks.causal(), local])
+    how = {"max_new_tokens": 9, "do_sample": False, "return_dict_in_generate": True}
+    served = again.generate(text(2, 30), **how)
+    assert [layer.keys.shape[-2] for layer in served.past_key_values.layers] == [7, 38, 7]
+    plain = again.generate(text(2, 30), **how, use_cache=False)
+    assert torch.equal(served.sequences, plain.sequences)
+    evaluated = ms.attach(again, masks.full())  # as CausalEvaluator judges the folder
+    torch.testing.assert_close(logits(evaluated), logits(native), atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_of_the_models_own_stays_in_force():
+    native = ms.to_native(build("mistral's window"), LOCAL, sinks="calibrate", text=text())
+    assert native.config.sliding_window == 8
+    with pytest.raises(NativeError, match="several|window\\(7\\) and window\\(8\\)"):
+        ms.to_native(build("mistral's window"), MASK, sinks="calibrate", text=text())
+
+
+# -- what is written -----------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["llama", "llama3", "biases"])
+def test_a_logit_gets_the_share_that_the_sinks_had(name):
+    """In the first layer, which reads the same under both."""
+    model, ids = build(name, initializer_range=0.8), text(16)
+    ids[:, :SINKS] = 5  # sinks that heads like or not
+    native = ms.to_native(model, MASK, sinks="calibrate", text=ids)
+    ms.attach(model, MASK)
+    under = attention_maps(model, [{"input_ids": ids}]).maps
+    sinks = under[0, :, FIRST:, :SINKS].sum(-1).mean(-1)
+    served = attention_maps(native, [{"input_ids": ids}]).maps
+    assert sinks.max() > 1.3 * sinks.min()  # it is a matter of the head
+    torch.testing.assert_close(1 - served[0, :, FIRST:].sum(-1).mean(-1), sinks)
+    torch.testing.assert_close(served[1, :, 5:].sum(-1), torch.ones(4, 91))  # no sink: full
+
+
+def test_biases_are_a_value_of_the_sink_and_sglang_gets_none():
+    model, ids = build(), text(16)
+    made = {
+        target: ms.to_native(model, MASK, target=target, sinks="calibrate", text=ids)
+        for target in ("sglang", "vllm")
+    }
+    assert not any("bias" in name for name, _ in made["sglang"].named_parameters())
+    outputs = []
+    for native in made.values():
+        attention = native.model.layers[0].self_attn
+        attention.register_forward_hook(lambda _, args, out: outputs.append(out[0].detach()))
+        logits(native, ids[:1])
+    share = 1 - attention_maps(made["vllm"], [{"input_ids": ids[:1]}]).maps[0].sum(-1)
+    outputs = outputs[:2]
+    attention = made["vllm"].model.layers[0].self_attn
+    value = -attention.v_proj.bias.view(2, 8).repeat_interleave(2, 0)  # of each head
+    added = (share[..., None] * value[:, None]).transpose(0, 1).flatten(1) @ (
+        model.model.layers[0].self_attn.o_proj.weight.T
+    )
+    torch.testing.assert_close((outputs[1] - outputs[0])[0], added, atol=1e-5, rtol=1e-4)
+    under = [model.model.layers[0].self_attn.v_proj, ids]  # the mean value of the sinks' keys
+    assert (
+        value.norm()
+        < 3
+        * under[0](model.model.layers[0].input_layernorm(model.model.embed_tokens(ids)))
+        .norm(dim=-1)
+        .max()
+    )
+
+
+def test_tuned_sinks_come_closer_to_the_dense_model():
+    model, ids = build(), text(40)
+    ids[:, :SINKS] = 5
+    weights = {name: weight.clone() for name, weight in model.named_parameters()}
+    found = {
+        how: ms.to_native(model, MASK, sinks=how, text=ids, steps=60)
+        for how in ("calibrate", "tune")
+    }
+    apart = {how: behind_dense(model, native, ids) for how, native in found.items()}
+    assert apart["tune"] < 0.98 * apart["calibrate"]
+    full = [native.model.layers[1].self_attn for native in (found["calibrate"], found["tune"])]
+    assert torch.equal(full[0].sinks, full[1].sinks)
+    for name, weight in model.named_parameters():
+        assert weight.grad is None, name
+        assert torch.equal(weight, weights[name]), name
+    assert all(weight.requires_grad for weight in found["tune"].parameters())
+
+
+def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "train", partial(train, checkpoint_seconds=0))
+    model, seen = build(), list[int]()
+    call = partial(ms.to_native, model, MASK, sinks="tune", text=text(), steps=8)
+
+    def kill(step: Any, config: Any) -> None:
+        seen.append(step.number)
+        assert step.title == "sinks"
+        if seen == [1, 2, 3, 4, 5]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), follow_trainings(kill):
+        call(folder=tmp_path)
+    with follow_trainings(kill):
+        native = call(folder=str(tmp_path))
+    assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert torch.equal(logits(native), logits(call()))
+    other = masks.per_layer([LOCAL, LOCAL, LOCAL])  # another mask is another run
+    with follow_trainings(kill):
+        ms.to_native(model, other, sinks="tune", text=text(), steps=8, folder=tmp_path)
+    assert seen[9:] == list(range(1, 9))
+
+
+# -- what is refused -----------------------------------------------------------------------------
+def smollm3() -> Any:
+    config = hf.SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1])
+    torch.manual_seed(0)
+    return hf.SmolLM3ForCausalLM(config)
+
+
+def other(kind: str, **more: Any) -> Any:
+    return getattr(hf, f"{kind}ForCausalLM")(getattr(hf, f"{kind}Config")(**SIZES, **more))
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "error", "message"),
+    [
+        (build, {"text": text(2)}, DataError, "2 sequences of 96 tokens have 174 queries from "
+         "position 9 on, .* at least 1,000: give more text"),
+        (build, {"text": text(200, 9)}, DataError, "have 0 queries from position 9 on"),
+        (build, {"text": None}, DataError, r"give text=, a file or a folder of \*.txt"),
+        (build, {"text": "novel.txt"}, DataError, "loaded from no folder that has its tokenizer"),
+        (build, {"text": text() + 9}, DataError, "token ids go from 11 to 68, .* embeds 60"),
+        (build, {"sinks": "learn"}, UnknownNameError, "calibrate"),
+        (build, {"mask": masks.window(7)}, NativeError, "keeps no sinks .* leave sinks out"),
+        (build, {"mask": masks.columns(2)}, NativeError, "keeps no sinks beside a window"),
+        (build, {"target": "llama.cpp", "mask": masks.per_layer(
+            [LOCAL, masks.columns(2) | masks.window(5), LOCAL])}, NativeError,
+         r"window\(5\) and window\(7\)"),
+        (lambda: build().config, {}, TypeError, "sinks are measured on a model"),
+        (lambda: build().model, {}, NativeError, "LlamaModel has no head"),
+        (lambda: build("biases"), {"target": "sglang"}, NativeError, "SGLang"),
+        (smollm3, {}, NativeError, "SmolLM3ForCausalLM is no Llama: .* sinks='none'"),
+        (lambda: other("Qwen3"), {}, NativeError, "differ in the weights .*k_norm"),
+        (lambda: other("GraniteSWA"), {}, NativeError, "has sinks of its own"),
+    ],
+)  # fmt: skip
+def test_refused_before_anything_is_measured(make, how, error, message, monkeypatch):
+    monkeypatch.setattr(module, "attach", None)
+    given = {"mask": MASK, "sinks": "calibrate", "text": text(), "target": "transformers"} | how
+    with pytest.raises(error, match=message):
+        ms.to_native(make(), given.pop("mask"), **given)
