@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,7 +131,7 @@ def test_it_is_saved_and_served_by_transformers(name, tmp_path):
 def test_a_window_of_the_models_own_stays_in_force():
     native = ms.to_native(build("mistral's window"), LOCAL, sinks="calibrate", text=text())
     assert native.config.sliding_window == 8
-    with pytest.raises(NativeError, match="several|window\\(7\\) and window\\(8\\)"):
+    with pytest.raises(NativeError, match=r"window\(7\) and window\(8\)"):
         ms.to_native(build("mistral's window"), MASK, sinks="calibrate", text=text())
 
 
@@ -172,16 +171,9 @@ def test_biases_are_a_value_of_the_sink_and_sglang_gets_none():
         model.model.layers[0].self_attn.o_proj.weight.T
     )
     torch.testing.assert_close((outputs[1] - outputs[0])[0], added, atol=1e-5, rtol=1e-4)
-    under = [model.model.layers[0].self_attn.v_proj, ids]  # the mean value of the sinks' keys
-    assert (
-        value.norm()
-        < 3
-        * under[0](model.model.layers[0].input_layernorm(model.model.embed_tokens(ids)))
-        .norm(dim=-1)
-        .max()
-    )
 
 
+@pytest.mark.slow
 def test_tuned_sinks_come_closer_to_the_dense_model():
     model, ids = build(), text(40)
     ids[:, :SINKS] = 5
@@ -200,6 +192,7 @@ def test_tuned_sinks_come_closer_to_the_dense_model():
     assert all(weight.requires_grad for weight in found["tune"].parameters())
 
 
+@pytest.mark.slow
 def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train", partial(train, checkpoint_seconds=0))
     model, seen = build(), list[int]()
