@@ -26,6 +26,8 @@ from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.models.plan import Plan
+from masksearch.serving.engines import READINGS, Serving, Target, unserved
+from masksearch.serving.kv_cache import ENGINES, Account
 from masksearch.serving.native import native_config
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
@@ -49,6 +51,8 @@ def allocate(
     length: int = 1024,
     sequences: int = 64,
     held_out: str | Path | None = None,
+    account: Account = "mask",
+    serving: Serving | None = None,
     trials: int | None = None,
     check: bool = True,
     run: str | Path = "runs/allocate",
@@ -74,6 +78,9 @@ def allocate(
         length: Tokens of a sequence, and of the cache that is counted.
         sequences: Held-out sequences that are judged, at most.
         held_out: Text to judge by; None = the end of `text`.
+        account: Whose bytes the budget counts, as of `masksearch.kv_bytes`: of an engine
+            (`"transformers"`, `"vllm"`, `"llama.cpp"`) it is what that engine reserves.
+        serving: How the engine is run, and the length that is counted; None = `Serving()`.
         trials: Masks to judge, at most; None = as many as the method needs.
         check: Judge the plan and dense attention on documents that the search has not seen.
         run: Folder of the search.
@@ -99,6 +106,8 @@ def allocate(
         length=length,
         sequences=sequences,
         held_out=held_out,
+        account=account,
+        serving=serving,
         trials=trials,
         check=check,
         run=Path(run),
@@ -119,6 +128,8 @@ def allocate_each(
     length: int,
     sequences: int,
     held_out: str | Path | None,
+    account: Account,
+    serving: Serving | None,
     trials: int | None,
     check: bool,
     run: Path,
@@ -139,7 +150,9 @@ def allocate_each(
         held_out=held_out,
         held_out_sequences=sequences,
         adapt="none",
-        cost="kv_bytes" if unit == "layer" else "kv_bytes_per_head",
+        cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
+        account=account,
+        serving=serving or Serving(),
     )
     levels = write_levels(read_levels([local or default_local(length), masks.full()]))
     options: dict[str, Any] = {"unit": unit, "levels": levels, "method": method, "budgets": limits}
@@ -176,8 +189,8 @@ def allocate_each(
         end = "" if len(within) == 1 else f"-{limit:g}"
         plan = make_plan(judge, strategy, record, str(model))
         found: dict[str, Any] = {
-            "budget": {"cost": judge.cost, "limit": limit},
-            "length": length,
+            "budget": {"cost": judge.cost, "limit": limit, "account": account},
+            "length": judge.serving.length or length,
             "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
             "nll": {"search": record.values["nll"], "unseen": unseen.get(limit)},
@@ -267,8 +280,12 @@ def write_native(judge: CausalEvaluator, plan: Plan, path: Path) -> dict[str, st
     """Writes the configuration that names the mask, or says why there is none."""
     path.unlink(missing_ok=True)
     try:
-        config = native_config(judge.config, plan.mask)
+        engine = judge.account
+        target: Target = "transformers" if engine == "mask" or engine == "head" else engine
+        config = native_config(judge.config, plan.mask, target)
     except NativeError as error:
         return {"refused": str(error)}
     path.write_text(config.to_json_string(use_diff=False), encoding="utf-8")
-    return {"configuration": path.name, "model_type": config.model_type}
+    engines = ", ".join(each for each in READINGS if not unserved(each, config))
+    named = {"configuration": path.name, "model_type": config.model_type}
+    return {**named, "served_by": engines}

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import SearchError
+from masksearch.errors import NativeError, SearchError
 
 WORDS = [f"w{number}" for number in range(12)]
 
@@ -56,6 +56,27 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     with torch.no_grad():
         served = ms.to_native(model, plan.mask).eval()(tokens).logits
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
+
+
+def test_plan_within_what_an_engine_reserves(tmp_path):
+    serving = ms.Serving(length=4096, in_flight=16)
+    how = {
+        "account": "vllm",
+        "serving": serving,
+        "check": False,
+        "local": "columns(1) | window(3)",
+    }
+    plan = allocate(tmp_path, budget=0.4, **how)
+    assert sum(plan.units.values()) == 1
+    found = plan.found
+    assert found["cache"]["kv_bytes"] == found["cache"]["kv_bytes_vllm"] == (256 + 2 * 3) / 768
+    assert found["budget"]["account"] == "vllm"
+    assert found["length"] == 4096
+    assert "sinks" in found["native"]["refused"]
+    with pytest.raises(ValueError, match=r"cheapest masks of all units cost, 0\.01172; got 0\.01"):
+        allocate(tmp_path / "less", budget=0.01, **how)
+    with pytest.raises(NativeError, match=r"layer 0 keeps other keys in each head"):
+        allocate(tmp_path / "heads", unit="head", **how)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)")
-OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, and arrows in a drawing
+OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, vLLM, and arrows in a drawing
     *("--abbrev", "--always", "--dirty", "--exclude", "--no-optional-locks", "--query-gpu"),
-    *("--format", "--logdir", "--nproc-per-node", "--frozen", "--sampler", "--on", "--no"),
+    *(
+        "--format",
+        "--logdir",
+        "--nproc-per-node",
+        "--frozen",
+        "--sampler",
+        "--on",
+        "--no",
+        "--model-impl",
+    ),
 }
 
 

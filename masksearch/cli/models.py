@@ -239,7 +239,10 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
     return f"{size} blocks of {block} positions, {whole:.1%} of them kept (the mask: {kept:.1%})"
 
 
-OPTIONS = {ALLOCATION: "unit local method tries trials", JUDGE: "length sequences held_out"}
+OPTIONS = {
+    ALLOCATION: "unit local method tries account trials",
+    JUDGE: "length sequences held_out",
+}
 
 
 def show_plans(given: Mapping[str, Any]) -> None:
@@ -318,6 +321,9 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
         f"  {cost} {found['cache'][cost]:.4f} of the dense cache at {found['length']:,} tokens; "
         f"nll {found['nll']['search']:.4f} on the text of the search",
     ]
+    own = ("kv_bytes", "kv_bytes_per_head")
+    if held := [f"{name[9:]} {at:.4f}" for name, at in found["cache"].items() if name not in own]:
+        lines.append(f"  of their own dense caches engines hold: {', '.join(held)}")
     if unseen := found["nll"]["unseen"]:
         over = f" [{unseen['low']:+.4f}, {unseen['high']:+.4f}]" if "low" in unseen else ""
         judged = f"{unseen['documents']} documents"
@@ -331,7 +337,7 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     native = found["native"]
     if "configuration" in native:
         served = f"{path.parent / native['configuration']} ({native['model_type']})"
-        lines.append(f"  served by transformers alone with the configuration {served}")
+        lines.append(f"  served by {native['served_by']} alone with the configuration {served}")
     else:
         lines.append(f"  not in the model's own configuration: {native['refused']}")
     words = f"masksearch attach {shlex.quote(model)} {shlex.quote(str(path))} --out FOLDER"

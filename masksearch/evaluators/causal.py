@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -36,7 +37,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import SearchError, check_name
+from masksearch.errors import NativeError, SearchError, check_name
 from masksearch.evaluators.next_tokens import (
     LOSS,
     RECALL,
@@ -62,7 +63,8 @@ from masksearch.models.decoders import (
     open_decoder,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
-from masksearch.serving.kv_cache import kv_bytes
+from masksearch.serving.engines import Serving
+from masksearch.serving.kv_cache import Account, kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.files import absolute_if_local, make_absolute
@@ -81,6 +83,11 @@ Adapted = Literal["none", "recover", "train"]
 LearnFrom = Literal["labels", "dense", "hidden"]
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
 SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
+SERVED: dict[str, Account] = {  # measures of masks that engines can serve
+    "kv_bytes_transformers": "transformers",
+    "kv_bytes_vllm": "vllm",
+    "kv_bytes_llama_cpp": "llama.cpp",
+}
 LENGTH = 256  # positions of a sequence of text
 
 
@@ -128,7 +135,10 @@ class CausalEvaluator(Evaluator):
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides; `"kv_bytes"`, the share of the dense cache of keys and values that is held
             after `length` tokens (`masksearch.kv_bytes`); or `"kv_bytes_per_head"`, where the
-            cache frees keys of single KV heads. Every record has all three.
+            cache frees keys of single KV heads. Every record has all three and, of masks that
+            engines serve, `"kv_bytes_transformers"`, `"kv_bytes_vllm"`, `"kv_bytes_llama_cpp"`.
+        account: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
+        serving: How the engines are run, and the length that is counted.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.
@@ -169,6 +179,8 @@ class CausalEvaluator(Evaluator):
     learn_from: LearnFrom = "labels"
     # What is reported.
     cost: Cost = "effective_sparsity"
+    account: Account = "mask"
+    serving: Serving = field(default_factory=Serving)
     bands: tuple[int, ...] | None = None
     kl: bool = False
     passkeys: int = 0
@@ -183,7 +195,7 @@ class CausalEvaluator(Evaluator):
     checkpoint_seconds: float = 60.0
     packed_text: NextTokenTask | None = field(default=None, init=False, repr=False, compare=False)
 
-    measure_names = (CACHE, CACHE_PER_HEAD)
+    measure_names = (CACHE, CACHE_PER_HEAD, *SERVED)
     meanings = MappingProxyType(
         {
             LOSS: "negative log-likelihood of held-out tokens, in nats a token",
@@ -204,6 +216,7 @@ class CausalEvaluator(Evaluator):
         check_name("half", self.half, get_args(Half))
         check_name("adapt", str(self.adapts), get_args(Adapted))
         check_name("cost", self.cost, get_args(Cost))
+        check_name("account", self.account, get_args(Account))
         check_name("learn_from", self.learn_from, get_args(LearnFrom))
         if self.kl and self.adapts != "none":
             raise ValueError(
@@ -323,13 +336,24 @@ class CausalEvaluator(Evaluator):
         return (Objective(LOSS, "min", math.log(source.vocabulary), NATS), cost)
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
-        """Shares of the dense cache's bytes at the evaluator's length: of a cache that frees keys
-        of whole layers, and of single KV heads. Nothing of a mask that follows the tokens."""
+        """Shares of the dense cache's bytes: of the account, of a cache that frees keys of single
+        KV heads, and of each engine that serves the mask. Nothing of one that follows the tokens.
+
+        Raises:
+            NativeError: If the engine of the account does not serve the mask.
+        """
         if mask.needs_tokens:
             return {}
-        accounts: dict[str, Any] = {CACHE: "mask", CACHE_PER_HEAD: "head"}
-        given = mask, self.config, self.positions
-        return {name: kv_bytes(*given, account=each).share for name, each in accounts.items()}
+        config, length = self.config, self.serving.length or self.positions
+
+        def share(account: Account) -> float:
+            return kv_bytes(mask, config, length, account=account, **self.serving.settings).share
+
+        found = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
+        for name, account in SERVED.items():
+            with suppress(NativeError):
+                found[name] = share(account)
+        return found
 
     @property
     def kv_head_count(self) -> int:
@@ -370,16 +394,22 @@ class CausalEvaluator(Evaluator):
         hidden, recover = self.hidden_rows, None
         if self.adapts == "recover":
             recover = self.task().train_digest, self.batch, self.recover_config.identity
-        return ({} if hidden is None else {"passkeys": hidden.digest()}) | {
-            "model": self.weights_settings(),
-            "rows": self.rows.digest(),
-            "half": self.half,
-            "adapt": self.adapts,
-            "recover": recover,
-            "bands": self.edges,
-            "kl": self.kl,
-            "precision": self.precision,
-        }
+        counted = (self.account, self.serving)
+        own = {} if counted == ("mask", Serving()) else {"account": counted}
+        return (
+            own
+            | ({} if hidden is None else {"passkeys": hidden.digest()})
+            | {
+                "model": self.weights_settings(),
+                "rows": self.rows.digest(),
+                "half": self.half,
+                "adapt": self.adapts,
+                "recover": recover,
+                "bands": self.edges,
+                "kl": self.kl,
+                "precision": self.precision,
+            }
+        )
 
     def weights_settings(self) -> dict[str, object]:
         """What the weights depend on that a mask is put on, or that are trained under it."""

@@ -27,6 +27,9 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "density": "share of the pairs kept",
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
+    "kv_bytes_transformers": "share of transformers' dense cache",
+    "kv_bytes_vllm": "share of vLLM's dense cache",
+    "kv_bytes_llama_cpp": "share of llama.cpp's dense cache",
     "latency_ratio": "time over dense attention's",
     "latency": "time (ms)",
 }

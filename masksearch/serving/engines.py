@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
@@ -168,6 +168,7 @@ class Serving:
         sequences: llama.cpp: `n_seq_max`, which share the positions (>= 1).
         unified: llama.cpp: `kv_unified`, whether they share one buffer.
         cache_type: llama.cpp: of keys and values: `"f16"`, `"q8_0"` or `"q4_0"`.
+        length: Positions that are counted (>= 1); None = as many as a mask is judged on.
 
     Raises:
         ValueError: If a number is below 1.
@@ -180,12 +181,18 @@ class Serving:
     sequences: int = 1
     unified: bool = False
     cache_type: str = "f16"
+    length: int | None = None
 
     def __post_init__(self) -> None:
         check_name("cache_type", self.cache_type, CACHE_TYPES)
         for name in ("in_flight", "block", "ubatch", "sequences"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is at least 1, got {value}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `kv_bytes`."""
+        return {name: value for name, value in asdict(self).items() if name != "length"}
 
 
 def transformers_keys(windows: Sequence[int | None], length: int) -> int:

@@ -187,7 +187,7 @@ def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> l
     for layer, window in enumerate(own):
         part = mask.of_layer(layer)
         reach = reach_of(part, causal=True, sinks=True)
-        if reach is None or reach < 1:
+        if reach is None or reach < 0:
             raise NativeError(
                 f"account {account!r} counts layers of everything or a window, and layer {layer} "
                 f"keeps {what_else(part, causal=True)}; account='mask' counts any mask"

@@ -18,7 +18,6 @@ Reference:
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,6 +88,10 @@ class AllocateStrategy:
         training: The job that trains gates, whose probabilities are the scores in the place of
             `method`; None = no gates.
         run: Folder that artifacts are relative to; needed with `training`.
+        totals: What a mask costs by the number of units that are raised, from none to all, as a
+            share, where it is no sum over units that have two masks each (an engine that keeps
+            layers in groups); empty = it is that sum. Of more units that cost less, the number is
+            chosen that fits: `"greedy"` passes by numbers that do not.
 
     Raises:
         UnknownNameError: For another method, or a unit that does not exist.
@@ -106,6 +109,7 @@ class AllocateStrategy:
         budgets: Sequence[float] = (),
         training: OneShot | None = None,
         run: Path = Path(),
+        totals: Sequence[float] = (),
     ) -> None:
         if not isinstance(method, str):
             check_scores(method, units)
@@ -130,9 +134,9 @@ class AllocateStrategy:
         self.prices: list[list[float]] = units.prices.tolist()
         self.shares: list[list[float]] = units.shares.tolist()
         self.moves = 1 if units.rising else units.top  # levels that a round tries of a unit
-        self.budgets = tuple(sorted(budgets))
+        self.budgets, self.totals = tuple(sorted(budgets)), totals
         if budgets:  # too small ones are refused before anything is judged
-            solve([[0.0] * (units.top + 1) for _ in units.names], self.shares, self.budgets[0])
+            self.best([[0.0] * (units.top + 1) for _ in units.names], self.budgets[0])
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next allocation; "wait" where the next depends on masks that are still out.
@@ -194,6 +198,16 @@ class AllocateStrategy:
             chosen = len(self.budgets) or count * top - 1
             return 2 + alone + chosen + (self.training is not None)
         steps, spent = 0, sum(self.shares[0])
+        if self.totals:
+            return (
+                2
+                + alone
+                + sum(
+                    min(self.tries or count, count - step)
+                    for step in range(count)
+                    if self.fits(min(self.totals[step + 1 :]))
+                )
+            )
         prices = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
         for price in sorted(np.concatenate(prices)):  # at most as many as the cheapest ones
             spent += price
@@ -224,11 +238,14 @@ class AllocateStrategy:
         if self.method == "greedy":
             yield from self.rounds(local, worth)
         elif worth is not None and self.budgets and self.training is None:
-            yield [solve(worth, self.shares, budget) for budget in self.budgets]
+            yield [self.best(worth, budget) for budget in self.budgets]
         elif worth is not None:
             path = ranked_path(worth, self.prices)
             shares = [self.share(allocation) * (1 - SLACK) for allocation in path]
-            within = [bisect.bisect_right(shares, budget) - 1 for budget in self.budgets]
+            within = [
+                max(at for at, share in enumerate(shares) if share <= budget)
+                for budget in self.budgets
+            ]
             yield [path[at] for at in within or spread(len(path))]
 
     def read_gates(self, record: Record) -> dict[str, list[float]]:
@@ -282,12 +299,22 @@ class AllocateStrategy:
         """The levels that a unit may rise to within the largest budget: the next one or, where
         levels do not rise, every dearer one."""
         levels = dearer([level[unit] for level in self.prices], now[unit])
+        if self.totals:
+            return levels if self.fits(min(self.totals[sum(now) + 1 :], default=math.inf)) else []
         return [
             to for to in levels[: self.moves] if self.fits(self.share(replaced(now, unit, to)))
         ]
 
+    def best(self, worth: Sequence[Sequence[float]], budget: float) -> Allocation:
+        """The allocation that is worth most within a budget; ValueError if there is none."""
+        if self.totals:
+            return solve_by_count(worth, self.totals, budget)
+        return solve(worth, self.shares, budget)
+
     def share(self, allocation: Allocation) -> float:
         """What an allocation costs, of what all full units do."""
+        if self.totals:
+            return self.totals[sum(allocation)]
         return sum(self.shares[level][unit] for unit, level in enumerate(allocation))
 
     def fits(self, share: float) -> bool:
@@ -320,8 +347,13 @@ def build_allocate(
     given = {name: options.get(name) for name in ("method", "tries", "budgets")}
     own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     units = build_units(options, evaluator.shape, evaluator.kv_head_count)
-    required = bool(options.get("budgets"))
-    units = with_costs(units, evaluator, options.get("cost"), required=required)
+    cost = options.get("cost")
+    try:
+        units = with_costs(units, evaluator, cost, required=bool(options.get("budgets")))
+    except SearchError:
+        own["totals"] = totals_by_count(units, evaluator, find_cost(evaluator, cost))
+        if not own["totals"]:
+            raise
     method = own.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
     if method == "gates":
@@ -490,14 +522,61 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
     for level in range(1, units.top + 1):
         alone = [tuple(level * (at == unit) for at in range(count)) for unit in range(count)]
         rises.append([measured(units.mask(each)) - base for each in alone])
-    whole_rise = measured(units.mask((units.top,) * count)) - base
-    if not math.isclose(sum(rises[-1]), whole_rise, rel_tol=1e-6):
-        raise SearchError(
-            f"{name} does not add up over units of the kind {units.unit!r}: raised one by one "
-            f"they cost {sum(rises[-1]):.4g}, all together {whole_rise:.4g}, as some share what "
-            "they hold; take unit='layer', or unit='kv_head' with cost='kv_bytes_per_head'"
-        )
+    remedy = "unit='layer', or unit='kv_head' with cost='kv_bytes_per_head'"
+    if units.unit == "layer":
+        remedy = "two masks a layer and strategy='allocate', which counts them by their number"
+    for number in range(1, count + 1) if units.unit == "layer" else [count]:
+        single = sum(rises[-1][:number])
+        together = measured(units.mask([units.top] * number + [0] * (count - number))) - base
+        if not math.isclose(single, together, rel_tol=1e-6):
+            raise SearchError(
+                f"{name} does not add up over units of the kind {units.unit!r}: {number} of them "
+                f"raised one by one cost {single:.4g}, together {together:.4g}, as some share "
+                f"what they hold; take {remedy}"
+            )
     return [[base / count + rise for rise in level] for level in rises]
+
+
+def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[float]:
+    """What masks cost by the number of layers that are raised, from none to all; empty where they
+    have more than two masks, or it matters which of them are raised."""
+    count = len(units.names)
+
+    def measured(raised: Sequence[int]) -> float:
+        levels = tuple(int(unit in raised) for unit in range(count))
+        return float(evaluator.measures_of(units.mask(levels))[name])
+
+    if units.top > 1 or units.unit != "layer":
+        return []
+    first = [measured(range(number)) for number in range(count + 1)]
+    last = [measured(range(count - number, count)) for number in range(count + 1)]
+    alone = [measured([unit]) for unit in range(count)]
+    return first if first == last and {*alone} == {first[1]} else []
+
+
+def solve_by_count(
+    worth: Sequence[Sequence[float]], totals: Sequence[float], budget: float
+) -> Allocation:
+    """As `solve`, of units with two masks, by what each number of raised ones costs.
+
+    >>> solve_by_count([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0]], [0.2, 0.6, 0.5, 1.0], 0.55)
+    (0, 1, 1)
+    """
+    refuse_less(min(totals), budget)
+    gains = [high - low for low, high in worth]
+    order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
+    numbers = [at for at, total in enumerate(totals) if total <= budget * (1 + SLACK)]
+    most = max(numbers, key=lambda number: sum(gains[unit] for unit in order[:number]))
+    return tuple(int(unit in order[:most]) for unit in range(len(gains)))
+
+
+def refuse_less(least: float, budget: float) -> None:
+    """Raises ValueError if no allocation is within a budget."""
+    if least > budget * (1 + SLACK):
+        raise ValueError(
+            f"a budget is at least what the cheapest masks of all units cost, {least:.4g}; got "
+            f"{budget:.4g}: raise it, or give a smaller local mask"
+        )
 
 
 def solve(
@@ -523,11 +602,7 @@ def solve(
     """
     value, cost = np.array(worth, dtype=float), np.array(costs, dtype=float).T  # [units, levels]
     least = float(cost.min(1).sum())
-    if least > budget * (1 + SLACK):
-        raise ValueError(
-            f"a budget is at least what the cheapest masks of all units cost, {least:.4g}; got "
-            f"{budget:.4g}: raise it, or give a smaller local mask"
-        )
+    refuse_less(least, budget)
     extra = cost - cost.min(1, keepdims=True)
     room = max(0.0, budget * (1 + SLACK) - least)
     scale = float(

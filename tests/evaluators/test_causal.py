@@ -23,7 +23,7 @@ from tokenizers import pre_tokenizers
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
-from masksearch.errors import LengthError, NonFiniteLossError
+from masksearch.errors import LengthError, NativeError, NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.next_tokens import band_means, document_scores, score_tokens
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
@@ -172,7 +172,8 @@ def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> 
     assert [objective.name for objective in judge.objectives] == ["nll", "kv_bytes"]
     assert judge.protocol == evaluator(data).protocol
     both = {"kv_bytes": 7 / 24, "kv_bytes_per_head": 7 / 24}  # of whole layers they are alike
-    assert judge.measures_of(masks.window(5) | masks.columns(2)) == both
+    found = judge.measures_of(masks.window(5) | masks.columns(2))
+    assert {name: found[name] for name in both} == both
     assert ms.CausalEvaluator("recall").measures_of(masks.window(6))["kv_bytes"] == 6 / 56
     study = ms.search(
         lambda trial: masks.window(trial.suggest_int("reach", 1, 20)),
@@ -185,6 +186,26 @@ def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> 
     )
     reaches = [record.params["reach"] for record in study.records()]
     assert [r.measures["kv_bytes"] for r in study.records()] == [n / 24 for n in reaches]
+
+
+def test_bytes_are_those_of_the_account(data: Path) -> None:
+    usual = evaluator(data, cost="kv_bytes")
+    serving = ms.Serving(length=4096, in_flight=256, ubatch=64)
+    judge = replace(usual, account="vllm", serving=serving)
+    others = replace(judge, account="llama.cpp"), replace(judge, serving=ms.Serving())
+    assert len({each.protocol for each in (usual, judge, *others)}) == 4
+    mask = masks.columns(2) | masks.window(31)
+    held = {"transformers": 31 / 4096, "vllm": 19 / 256, "llama_cpp": 256 / 4096}
+    found = judge.measures_of(mask)
+    assert {name: found[f"kv_bytes_{name}"] for name in held} == held
+    assert found["kv_bytes"] == held["vllm"]
+    assert others[0].measures_of(mask)["kv_bytes"] == held["llama_cpp"]
+    every = usual.measures_of(masks.stride(2))
+    assert every == {"kv_bytes": 1, "kv_bytes_per_head": 1}  # no engine serves it
+    with pytest.raises(NativeError, match=r"'vllm' counts .* layer 0 keeps stride\(2\)"):
+        judge.measures_of(masks.stride(2))
+    with pytest.raises(UnknownNameError, match="account"):
+        replace(usual, account="vlm")
 
 
 # -- weights that learn ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -12,9 +13,15 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from masksearch import Units, masks
-from masksearch.contracts import Shape
+from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
-from masksearch.strategies.allocate import solve, unit_costs
+from masksearch.strategies.allocate import (
+    build_allocate,
+    solve,
+    solve_by_count,
+    totals_by_count,
+    unit_costs,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
@@ -103,6 +110,67 @@ def test_bytes_that_do_not_add_up_are_refused():
         units = Units(SHAPE, (LOCAL, masks.full()), unit, KV_HEADS)
         with pytest.raises(SearchError, match=r"kv_bytes does not add up .*take unit='layer'"):
             unit_costs(units, Accounts(), "kv_bytes")
+
+
+class Engine(Accounts):
+    """A decoder of 12 layers whose cache is vLLM's."""
+
+    shape = ms.Shape(LENGTH, 12, HEADS, causal=True)
+    kv_head_count, measure_names = KV_HEADS, ("kv_bytes",)
+    objectives = (Objective("loss", "min", 10.0), Objective("kv_bytes", "min", 1.0))
+
+    def measures_of(self, mask):
+        config = copy.copy(self.config)
+        config.num_hidden_layers = 12
+        how = {"account": "vllm", "in_flight": 16}
+        return {"kv_bytes": ms.kv_bytes(mask, config, 4096, **how).share}
+
+
+def test_layers_that_an_engine_groups_are_counted_by_their_number():
+    units = Units(Engine.shape, (LOCAL, masks.full()), "layer")
+    totals = totals_by_count(units, Engine(), "kv_bytes")
+    size = [12, 1, 2, 3, 4, 7, 6, 7, 4, 3, 2, 1, 12]  # of a group; 7 is 5 or 7, padded
+    groups = [(1, 0), (11, 1), (5, 1), (3, 1), (2, 1), (1, 1), (1, 1)]  # of windows, of full ones
+    groups += [(full, window) for window, full in groups[5::-1]]
+    blocks = [sliding * 3 + full * 256 for sliding, full in groups]
+    assert totals == [n * each / (12 * 256) for n, each in zip(size, blocks, strict=True)]
+    assert totals[5] > totals[6]  # five layers cost more than six, which divide
+    draw = torch.Generator().manual_seed(1)
+    worth = torch.randn(12, 2, generator=draw).tolist()
+    for budget in (0.02, 0.2, 0.3, 0.52, 0.6, 1.0):
+        found = solve_by_count(worth, totals, budget)
+        value = {
+            each: sum(worth[unit][level] for unit, level in enumerate(each))
+            for each in itertools.product((0, 1), repeat=12)
+            if totals[sum(each)] <= budget
+        }
+        assert value[found] == pytest.approx(max(value.values()))
+    levels = (LOCAL, masks.window(60), masks.full())
+    three = Units(Engine.shape, levels, "layer")
+    assert totals_by_count(three, Engine(), "kv_bytes") == []
+    options = {"unit": "layer", "levels": levels, "budgets": [0.5]}
+    with pytest.raises(SearchError, match=r"add up .*two masks a layer and strategy='allocate'"):
+        build_allocate(options, Engine(), Path())
+
+
+@pytest.mark.parametrize("method", ["restore", "greedy"])
+def test_a_budget_of_an_engine_is_met_by_numbers_that_divide(method, tmp_path):
+    options = {"unit": "layer", "levels": LOCAL, "method": method}
+    # five layers cost .59, six .51
+    strategy = build_allocate(options | {"budgets": [0.45, 0.52]}, Engine(), tmp_path)
+    units = strategy.units
+    judged = {}
+    while (asked := strategy.ask()) != "done":
+        raised = units.allocation(asked.params)
+        judged[raised] = sum(level * (unit + 1) for unit, level in enumerate(raised))
+        values, number = {"loss": 1 - judged[raised] / 100}, len(judged)
+        strategy.tell(Record(number, "done", asked.job, params=asked.params, values=values))
+    for budget, full in ((0.45, 4), (0.52, 6)):
+        inside = [each for each in judged if strategy.share(each) <= budget]
+        assert max(inside, key=judged.get) == (0,) * (12 - full) + (1,) * full
+    assert len(judged) <= strategy.most_trials
+    with pytest.raises(ValueError, match=r"at least what the cheapest .* 0\.01172; got 0\.01"):
+        build_allocate(options | {"budgets": [0.01]}, Engine(), tmp_path)
 
 
 # -- searches ----------------------------------------------------------------------------------
