@@ -92,6 +92,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.collect import proxy_card as proxy_card
     from masksearch.serving.engines import Serving as Serving
+    from masksearch.serving.gguf import to_gguf as to_gguf
     from masksearch.serving.kv_cache import KvBytes as KvBytes
     from masksearch.serving.kv_cache import kv_bytes as kv_bytes
     from masksearch.serving.native import from_native as from_native

@@ -1,0 +1,478 @@
+"""A model and its tokenizer as one GGUF file, which llama.cpp and all that is built on it read.
+
+    native = ms.to_native(model, mask)
+    ms.to_gguf(native, "model.gguf", tokenizer="folder")
+
+Layers with windows are an array in the file, so any pattern can be served. What llama.cpp would
+not read, or would read as something else, is refused: nothing is served that was not asked for.
+What its reader wants was read in the llama.cpp of llama-cpp-python 0.3.36 (`src/models`,
+`src/llama-vocab.cpp`); tests/serving/test_llama_cpp.py runs that version.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from masksearch.attention.attach import in_force
+from masksearch.errors import NativeError, install_command
+from masksearch.files import write_in_one_move
+from masksearch.serving.native import FULL, SLIDING
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How llama.cpp reads a family of models.
+
+    Args:
+        names: The entry of `gguf.MODEL_ARCH` that has its tensors' names.
+        arch: What the file says it is.
+        ropes: Kinds of rotary positions, of the layers that see everything.
+        windows: Whether it reads which layers slide.
+        pairs: Whether it turns neighbouring numbers of a head, not the two halves.
+        biases: Whether it reads biases.
+        any_width: Whether heads may be of another width than hidden size / heads.
+        act: The activation that it computes.
+        eps: Field of the configuration with the norms' epsilon.
+    """
+
+    names: str
+    arch: str
+    ropes: tuple[str, ...] = ("default",)
+    windows: bool = True
+    pairs: bool = False
+    biases: bool = False
+    any_width: bool = False
+    act: str = "silu"
+    eps: str = "rms_norm_eps"
+
+
+EVERY = ("default", "linear", "llama3", "yarn")
+FAMILIES = {  # by model_type
+    "llama": Family("LLAMA", "llama", EVERY, False, pairs=True, biases=True, any_width=True),
+    "qwen2": Family("QWEN2", "qwen2", ("default", "linear", "yarn"), False, biases=True),
+    "granite_swa": Family(
+        "GRANITE", "granite_swa", EVERY, pairs=True, biases=True, any_width=True
+    ),
+    "gemma3_text": Family(
+        "GEMMA3", "gemma3", ("default", "linear"), any_width=True, act="gelu_pytorch_tanh"
+    ),
+    "olmo2": Family("OLMO2", "olmo2", ("default", "linear", "yarn"), windows=False),
+    "olmo3": Family("OLMO2", "olmo2", ("default", "yarn")),
+    "exaone4": Family("EXAONE4", "exaone4", ("default", "llama3")),
+    "cohere2": Family("COHERE2", "cohere2", eps="layer_norm_eps"),
+    "modernbert": Family("MODERN_BERT", "modern-bert", act="gelu", eps="norm_eps"),
+}
+
+GPT2 = "'s|'t|.."  # which ByteLevel applies by itself
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")
+PRE_TOKENIZERS = {  # what cuts the text, and `ignore_merges` -> llama.cpp's name
+    ((GPT2,), False): "gpt-2",
+    (("digits", GPT2), False): "smollm",
+    ((QWEN2,), False): "qwen2",
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "dbrx",
+}
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+SPM_NORMALIZERS = (  # and whether a space comes before the text
+    (SPACES, False),
+    ({"type": "Sequence", "normalizers": [SPACES]}, False),
+    ({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}, True),
+)
+
+
+def to_gguf(
+    model: PreTrainedModel,
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a model of transformers, with the windows of its configuration, as one GGUF file.
+
+    llama.cpp computes the model's logits from it; of ModernBERT the encoder alone is written,
+    for embeddings. Norms, biases and sinks stay float32.
+
+    Args:
+        model: A Llama, Qwen2, OLMo 2 (without windows), GraniteSWA, Gemma 3 (text), OLMo 3,
+            EXAONE 4, Cohere 2 or ModernBERT; to put a mask into its configuration see
+            `masksearch.to_native`.
+        path: The file; there is none yet.
+        tokenizer: Folder with the tokenizer.json; None = where the model was loaded from.
+        dtype: Of the matrices: float32, float16 or bfloat16; None = the model's.
+
+    Returns:
+        The path.
+
+    Raises:
+        NativeError: If llama.cpp would not read the family, one of its settings, a weight or the
+            tokenizer as transformers does. Nothing has been written then.
+        FileExistsError: If there is such a file.
+        FileNotFoundError: If there is no tokenizer.json.
+        ImportError: If the package gguf is missing.
+    """
+    try:
+        import gguf
+    except ImportError as problem:
+        raise ImportError(
+            f"to_gguf needs the package gguf: {install_command('serve')}"
+        ) from problem
+    path, dtype = Path(path), dtype or model.dtype
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it, or give another path")
+    if dtype not in DTYPES:
+        raise NativeError(f"to_gguf writes {', '.join(DTYPES.values())}; dtype is {dtype}")
+    family = family_of(model)
+    writer = gguf.GGUFWriter(None, family.arch)
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tensors = named_tensors(model, family)
+    add_settings(writer, family, config, width)
+    factors = add_rope(writer, family, config, width)
+    if factors is not None:
+        tensors["rope_freqs.weight"] = factors
+    add_tokenizer(writer, Path(tokenizer or model.name_or_path), config.vocab_size)
+    writer.add_name(path.stem)
+    kind = DTYPES[dtype]
+    writer.add_file_type(
+        gguf.LlamaFileType["ALL_F32" if dtype == torch.float32 else f"MOSTLY_{kind}"]
+    )
+    for name, tensor in tensors.items():
+        of = dtype if tensor.ndim > 1 else torch.float32
+        stored = torch.empty(0, dtype=torch.float32 if of == torch.float32 else torch.float16)
+        writer.add_tensor_info(
+            name,
+            tensor.shape,
+            stored.numpy().dtype,
+            tensor.numel() * of.itemsize,
+            raw_dtype=gguf.GGMLQuantizationType[DTYPES[of]],
+        )
+    with write_in_one_move(path) as beside:
+        try:
+            writer.write_header_to_file(beside)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, tensor in tensors.items():
+                values = tensor.to("cpu", dtype if tensor.ndim > 1 else torch.float32)
+                if family.pairs and (found := re.search(r"attn_([qk])\.", name)):
+                    heads = (
+                        config.num_attention_heads
+                        if found[1] == "q"
+                        else config.num_key_value_heads
+                    )
+                    values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+                if family.arch == "gemma3" and name.endswith("norm.weight"):
+                    values = values + 1
+                if not values.isfinite().all():
+                    raise NativeError(f"{name} is not finite in {kind}; give another dtype")
+                writer.write_tensor_data(values.contiguous().view(torch.uint8).numpy())
+        finally:
+            writer.close()
+    return path
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """How llama.cpp reads a model.
+
+    Raises:
+        NativeError: If it does not, or would compute something else.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise NativeError(f"to_gguf takes a model of transformers, got {name}")
+    config = model.config
+    if in_force(model) is not None:
+        raise NativeError(f"{name} has a mask attached; give ms.to_native(model, mask)")
+    if config.model_type not in FAMILIES:
+        raise NativeError(
+            f"{name} ({config.model_type}) is none of the families that are written as GGUF: "
+            f"{', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[config.model_type]
+    types = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None)
+    width = getattr(config, "head_dim", None)
+    act = config.hidden_act if family.act == "silu" else config.hidden_activation
+    slides = SLIDING in types
+    wrong = ""
+    if family.arch != "modern-bert" and model.get_output_embeddings() is None:
+        wrong = "needs its output layer; give the model ..ForCausalLM"
+    elif slides and not family.windows:
+        wrong = f"slides, and llama.cpp reads no windows of {family.arch}; make it a GraniteSWA"
+    elif slides and not window:
+        wrong = f"has sliding layers and sliding_window {window}; give a window"
+    elif not slides and family.arch in ("granite_swa", "cohere2"):
+        wrong = "has no sliding layer, and llama.cpp wants one in this family; give one a window"
+    elif family.arch == "exaone4" and {len(types) == 64, window is not None} != {slides}:
+        wrong = (
+            f"has {len(types)} layers, {types.count(SLIDING)} of them sliding, sliding_window "
+            f"{window}; llama.cpp reads windows of EXAONE 4 at 64 layers and there alone, and "
+            "where none slides transformers must have None"
+        )
+    elif act != family.act:
+        wrong = f"has the activation {act}, and llama.cpp computes {family.act}"
+    elif (
+        width
+        and not family.any_width
+        and width * config.num_attention_heads != (config.hidden_size)
+    ):
+        wrong = f"has head_dim {width}; llama.cpp takes hidden size / heads for it"
+    elif family.arch == "cohere2" and not config.tie_word_embeddings:
+        wrong = "has an output layer of its own, and llama.cpp takes the embeddings for it"
+    elif family.arch == "gemma3" and (
+        config.use_bidirectional_attention
+        or config.attn_logit_softcapping
+        or config.query_pre_attn_scalar != width
+        or len(types) == 62
+    ):
+        wrong = (
+            f"has use_bidirectional_attention {config.use_bidirectional_attention}, "
+            f"attn_logit_softcapping {config.attn_logit_softcapping}, query_pre_attn_scalar "
+            f"{config.query_pre_attn_scalar} at head_dim {width}, {len(types)} layers; llama.cpp "
+            "takes False, None, head_dim, and other numbers of layers than 62"
+        )
+    if wrong:
+        raise NativeError(f"{name} {wrong}")
+    return family
+
+
+def named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+    """The weights by their names in the file.
+
+    Raises:
+        NativeError: If llama.cpp has no place for one of them.
+    """
+    import gguf
+
+    state = model.state_dict()
+    if family.arch == "modern-bert" and any(name.startswith("model.") for name in state):
+        state = {
+            name.removeprefix("model."): tensor
+            for name, tensor in state.items()
+            if name.startswith("model.")
+        }
+    if model.config.tie_word_embeddings and family.arch != "olmo2":  # which wants both
+        state.pop("lm_head.weight", None)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.names], model.config.num_hidden_layers)
+    sinks = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_SINKS]
+    tensors = {}
+    for name, tensor in state.items():
+        if found := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.sinks", name):
+            tensors[sinks.format(bid=found[1]) + ".weight"] = tensor
+            continue
+        given = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if given is None or (name.endswith(".bias") and not family.biases):
+            raise NativeError(
+                f"{type(model).__name__} has the weight {name}, for which llama.cpp has no place "
+                f"in {family.arch}; merge adapters and undo quantisation first"
+            )
+        tensors[given] = tensor
+    return tensors
+
+
+def add_settings(writer: Any, family: Family, config: PreTrainedConfig, width: int) -> None:
+    """Writes sizes, scales and windows."""
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    if family.arch != "modern-bert":
+        writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_vocab_size(config.vocab_size)
+    eps = getattr(config, family.eps)
+    if family.eps == "rms_norm_eps":
+        writer.add_layer_norm_rms_eps(eps)
+    else:
+        writer.add_layer_norm_eps(eps)
+    if family.arch == "granite_swa":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if family.arch == "cohere2":
+        writer.add_logit_scale(config.logit_scale)
+    if family.arch == "gemma3" and config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if family.arch == "modern-bert":
+        writer.add_causal_attention(False)
+    if SLIDING in (getattr(config, "layer_types", None) or []):
+        both = 2 if family.arch == "modern-bert" else 1  # its window lies on both sides
+        writer.add_sliding_window(both * config.sliding_window)
+        writer.add_sliding_window_pattern([kind == SLIDING for kind in config.layer_types])
+
+
+def add_rope(writer: Any, family: Family, config: PreTrainedConfig, width: int) -> Tensor | None:
+    """Writes rotary positions.
+
+    Returns:
+        What divides each frequency (float32 `[width / 2]`), of the kind llama3 alone.
+
+    Raises:
+        NativeError: If llama.cpp turns positions by other angles.
+    """
+    ropes = config.rope_parameters
+    whole = {key: value for key, value in ropes.get(FULL, ropes).items() if value is not None}
+    near = {key: value for key, value in ropes.get(SLIDING, whole).items() if value is not None}
+    kind, factor, theta = whole["rope_type"], whole.get("factor", 1.0), whole["rope_theta"]
+    usual = {
+        "partial_rotary_factor": 1.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": True,
+        "attention_factor": 0.1 * math.log(factor) + 1.0,
+    }
+    own = family.arch in ("gemma3", "modern-bert")  # sliding layers with another theta
+    if (
+        kind not in family.ropes
+        or any(abs(whole.get(key, value) - value) > 1e-6 for key, value in usual.items())
+        or {"mscale", "mscale_all_dim"} & {*whole}
+        or (
+            near != whole
+            and (near["rope_type"] != "default" or near["rope_theta"] != theta)
+            and not (own and near["rope_type"] == "default")
+        )
+        or {*getattr(config, "layer_rope_theta", [theta])} != {theta}
+    ):
+        raise NativeError(
+            f"{type(config).__name__} has rotary positions that llama.cpp turns by other angles "
+            f"in {family.arch}: {ropes}; it takes the kinds {', '.join(family.ropes)}"
+        )
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(theta)
+    if own:
+        writer.add_rope_freq_base_swa(near["rope_theta"])
+    if kind in ("linear", "yarn"):
+        writer.add_string(f"{family.arch}.rope.scaling.type", kind)
+        writer.add_rope_scaling_factor(factor)
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
+    if kind != "llama3":
+        return None
+    turned, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    return theta ** -(torch.arange(0, width, 2) / width) / turned
+
+
+def add_tokenizer(writer: Any, folder: Path, rows: int) -> None:
+    """Writes the vocabulary, and how text is cut.
+
+    Args:
+        writer: The file.
+        folder: Where the tokenizer.json is.
+        rows: Tokens that the model has embeddings for.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        NativeError: If llama.cpp has no such tokenizer.
+    """
+    import gguf
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}; give the folder of the tokenizer as tokenizer=")
+    data = json.loads(file.read_text(encoding="utf-8"))
+    model, added = data["model"], {each["id"]: each for each in data["added_tokens"]}
+    cut, normal = data["pre_tokenizer"], data["normalizer"]
+    ids = {index: token for token, index in model["vocab"].items()}
+    ids |= {index: each["content"] for index, each in added.items()}
+    pre = prefix = None
+    if (
+        model["type"] == "BPE"
+        and not model.get("byte_fallback")
+        and normal in (None, {"type": "NFC"})
+    ):
+        pre = PRE_TOKENIZERS.get((cuts_of(cut), bool(model.get("ignore_merges"))))
+    elif model["type"] == "BPE" and (cut is None or cut.get("pattern") == {"String": " "}):
+        prefix = next((space for each, space in SPM_NORMALIZERS if each == normal), None)
+    if prefix and any(each["normalized"] for each in added.values()):
+        prefix = None  # the space would come before them as well
+    if pre is None and prefix is None:
+        raise NativeError(
+            f"llama.cpp has no tokenizer like {file}: model {model['type']}, normalizer "
+            f"{json.dumps(normal)}, pre_tokenizer {json.dumps(cut)}"
+        )
+    if max(ids) >= rows:
+        raise NativeError(f"{file} has the token {max(ids)}, and the model {rows} embeddings")
+    merges = [
+        tuple(each.split(" ") if isinstance(each, str) else each) for each in model["merges"]
+    ]
+    known = {*merges}
+    made = ["".join(merge) for merge in merges]
+    ranks = {token: -float(rank) for rank, token in reversed(list(enumerate(made)))}
+    if prefix is not None and (
+        len([token for token, _ in groupby(made)]) > len(ranks)
+        or any(
+            (token[:at], token[at:]) not in known
+            for token, index in model["vocab"].items()
+            for at in range(1, len(token) * (index not in added))
+            if token[:at] in model["vocab"] and token[at:] in model["vocab"]
+        )
+    ):
+        raise NativeError(f"{file} has other merges than sentencepiece, and llama.cpp reads those")
+    kinds, scores = [], []
+    for index in range(rows):
+        token = ids.get(index)
+        kind = gguf.TokenType.NORMAL
+        if token is None:
+            kind = gguf.TokenType.UNUSED
+        elif prefix is not None and token == model.get("unk_token"):
+            kind = gguf.TokenType.UNKNOWN
+        elif index in added:
+            kind = gguf.TokenType["CONTROL" if added[index]["special"] else "USER_DEFINED"]
+        elif prefix is not None and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            kind = gguf.TokenType.BYTE
+        kinds.append(kind)
+        scores.append(ranks.get(token, -float(len(made))))
+    writer.add_tokenizer_model("gpt2" if prefix is None else "llama")
+    writer.add_tokenizer_pre(pre or "default")
+    writer.add_token_list([ids.get(index, f"[PAD{index}]") for index in range(rows)])
+    writer.add_token_types(kinds)
+    if prefix is not None:
+        writer.add_token_scores(scores)
+        writer.add_add_space_prefix(prefix)
+    special = gguf.SpecialVocab(folder, load_merges=prefix is None, n_vocab=rows)
+    whole = Tokenizer.from_file(str(file))
+    bare = whole.encode("a", add_special_tokens=False).ids
+    every = whole.encode("a").ids
+    start = next(at for at in range(len(every) + 1) if every[at : at + len(bare)] == bare)
+    for role, ends in (("bos", every[:start]), ("eos", every[start + len(bare) :])):
+        if len(ends) > 1:
+            raise NativeError(f"{file} puts {len(ends)} tokens at an end; llama.cpp puts one")
+        special.add_special_token[role] = bool(ends)
+        special.special_token_ids |= dict.fromkeys((role,), ends[0]) if ends else {}
+    special.add_to_gguf(writer, quiet=True)
+
+
+def cuts_of(cut: dict[str, Any] | None) -> tuple[str, ...]:
+    """What a byte-level pre-tokenizer cuts text by, in order; one of its kind, else nothing."""
+    found = []
+    steps = (cut or {}).get("pretokenizers", [cut or {}])
+    for each in steps:
+        if each.get("type") == "Digits" and each["individual_digits"]:
+            found.append("digits")
+        elif each.get("type") == "Split" and each["behavior"] == "Isolated" and not each["invert"]:
+            found.append(each["pattern"].get("Regex", ""))
+        elif each.get("type") == "ByteLevel" and not each["add_prefix_space"]:
+            found += [GPT2] * each["use_regex"]
+        else:
+            return ()
+    return tuple(found) if each["type"] == "ByteLevel" else ()
