@@ -2,6 +2,7 @@
 # make test   ruff, mypy and the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
+# make test-serve   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
 # Each but the last makes a virtual environment in .venv first, and installs when versions change.
@@ -11,7 +12,7 @@ BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
 
-.PHONY: demo test test-all test-cluster verify-results gpu install format clean
+.PHONY: demo test test-all test-cluster test-serve verify-results gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -28,6 +29,11 @@ test-all: $(STAMP)
 
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest tests/cluster -m "not gpu" -rs --durations 20
+
+# the version that tests/serving/llama_cpp_cells.json names
+test-serve: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llama-cpp-python==0.3.36 diskcache
+	$(BIN)/python -m pytest tests/serving/test_llama_cpp.py -m slow -rs
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify

@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -130,18 +131,15 @@ def to_gguf(
     """
     try:
         import gguf
-    except ImportError as problem:
-        raise ImportError(
-            f"to_gguf needs the package gguf: {install_command('serve')}"
-        ) from problem
-    path, dtype = Path(path), dtype or model.dtype
-    if path.exists():
-        raise FileExistsError(f"{path} exists; remove it, or give another path")
+    except ImportError as error:
+        raise ImportError(f"to_gguf needs the package gguf: {install_command('serve')}") from error
+    family, config, path = family_of(model), model.config, Path(path)
+    dtype = dtype or model.dtype
     if dtype not in DTYPES:
         raise NativeError(f"to_gguf writes {', '.join(DTYPES.values())}; dtype is {dtype}")
-    family = family_of(model)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it, or give another path")
     writer = gguf.GGUFWriter(None, family.arch)
-    config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tensors = named_tensors(model, family)
     add_settings(writer, family, config, width)
@@ -151,32 +149,22 @@ def to_gguf(
     add_tokenizer(writer, Path(tokenizer or model.name_or_path), config.vocab_size)
     writer.add_name(path.stem)
     kind = DTYPES[dtype]
-    writer.add_file_type(
-        gguf.LlamaFileType["ALL_F32" if dtype == torch.float32 else f"MOSTLY_{kind}"]
-    )
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    stored = {name: dtype if each.ndim > 1 else torch.float32 for name, each in tensors.items()}
     for name, tensor in tensors.items():
-        of = dtype if tensor.ndim > 1 else torch.float32
-        stored = torch.empty(0, dtype=torch.float32 if of == torch.float32 else torch.float16)
-        writer.add_tensor_info(
-            name,
-            tensor.shape,
-            stored.numpy().dtype,
-            tensor.numel() * of.itemsize,
-            raw_dtype=gguf.GGMLQuantizationType[DTYPES[of]],
-        )
+        size, quant = stored[name].itemsize, gguf.GGMLQuantizationType[DTYPES[stored[name]]]
+        given = np.dtype("f4")  # which `raw_dtype` overrides
+        writer.add_tensor_info(name, tensor.shape, given, tensor.numel() * size, raw_dtype=quant)
     with write_in_one_move(path) as beside:
         try:
             writer.write_header_to_file(beside)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for name, tensor in tensors.items():
-                values = tensor.to("cpu", dtype if tensor.ndim > 1 else torch.float32)
+                values = tensor.to("cpu", stored[name])
                 if family.pairs and (found := re.search(r"attn_([qk])\.", name)):
-                    heads = (
-                        config.num_attention_heads
-                        if found[1] == "q"
-                        else config.num_key_value_heads
-                    )
+                    heads = config.num_attention_heads
+                    heads = heads if found[1] == "q" else config.num_key_value_heads
                     values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
                 if family.arch == "gemma3" and name.endswith("norm.weight"):
                     values = values + 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.ctypeslib import as_array
 from tokenizers import Tokenizer
 
 import masksearch as ms
@@ -72,7 +73,7 @@ def outputs(path, ids=IDS, ubatch=32, encoder=False):
         else reader.llama_vocab_n_tokens(reader.llama_model_get_vocab(model))
     )
     get = reader.llama_get_embeddings if encoder else reader.llama_get_logits
-    found = torch.tensor(get(context)[: len(ids) * size]).view(len(ids), size)
+    found = torch.from_numpy(as_array(get(context), (len(ids), size)).copy())
     reader.llama_batch_free(batch)
     reader.llama_free(context)
     reader.llama_model_free(model)
