@@ -16,6 +16,7 @@ from numpy.ctypeslib import as_array
 from tokenizers import Tokenizer
 
 import masksearch as ms
+from masksearch import masks
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.slow
@@ -139,6 +140,16 @@ def test_one_kind_of_layers_alone(name, kind, folder, tmp_path):
     model = build(name, layer_types=[kind] * 4)
     path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     found = outputs(path, encoder=name == "modernbert")
+    assert (found - expected(model)).abs().max() <= NEAR
+
+
+def test_sinks_of_a_llama_are_served(folder, tmp_path):
+    llama = build("llama")
+    mask = masks.per_layer([masks.columns(2) | masks.window(15), masks.full()] * 2)
+    text = torch.randint(4, 290, (16, 128), generator=torch.Generator().manual_seed(2))
+    model = ms.to_native(llama, mask, "llama.cpp", sinks="calibrate", text=text)
+    model.set_attn_implementation("eager")
+    found = outputs(ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder))
     assert (found - expected(model)).abs().max() <= NEAR
 
 
