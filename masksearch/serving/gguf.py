@@ -29,7 +29,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from masksearch.attention.attach import in_force
 from masksearch.errors import NativeError, install_command
 from masksearch.files import write_in_one_move
-from masksearch.serving.native import FULL, SLIDING
+from masksearch.serving.engines import FULL, SLIDING
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -146,7 +146,7 @@ def to_gguf(
     factors = add_rope(writer, family, config, width)
     if factors is not None:
         tensors["rope_freqs.weight"] = factors
-    add_tokenizer(writer, Path(tokenizer or model.name_or_path), config.vocab_size)
+    add_tokenizer(writer, tokenizer or model.name_or_path, config.vocab_size)
     writer.add_name(path.stem)
     kind = DTYPES[dtype]
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
@@ -165,7 +165,8 @@ def to_gguf(
                 if family.pairs and (found := re.search(r"attn_([qk])\.", name)):
                     heads = config.num_attention_heads
                     heads = heads if found[1] == "q" else config.num_key_value_heads
-                    values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+                    halves = values.reshape(heads, 2, -1, *tensor.shape[1:])
+                    values = halves.transpose(1, 2).reshape(tensor.shape)
                 if family.arch == "gemma3" and name.endswith("norm.weight"):
                     values = values + 1
                 if not values.isfinite().all():
@@ -200,7 +201,7 @@ def family_of(model: PreTrainedModel) -> Family:
     act = config.hidden_act if family.act == "silu" else config.hidden_activation
     slides = SLIDING in types
     wrong = ""
-    if family.arch != "modern-bert" and model.get_output_embeddings() is None:
+    if family.arch != "modern-bert" and not hasattr(model, "lm_head"):
         wrong = "needs its output layer; give the model ..ForCausalLM"
     elif slides and not family.windows:
         wrong = f"slides, and llama.cpp reads no windows of {family.arch}; make it a GraniteSWA"
@@ -356,11 +357,11 @@ def add_rope(writer: Any, family: Family, config: PreTrainedConfig, width: int) 
         writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
     if kind != "llama3":
         return None
-    turned, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    return theta ** -(torch.arange(0, width, 2) / width) / turned
+    turned: Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
+    return torch.pow(theta, -torch.arange(0, width, 2) / width) / turned
 
 
-def add_tokenizer(writer: Any, folder: Path, rows: int) -> None:
+def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
     """Writes the vocabulary, and how text is cut.
 
     Args:
@@ -374,8 +375,8 @@ def add_tokenizer(writer: Any, folder: Path, rows: int) -> None:
     """
     import gguf
 
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    file = Path(folder or "") / "tokenizer.json"
+    if not folder or not file.is_file():
         raise FileNotFoundError(f"no {file}; give the folder of the tokenizer as tokenizer=")
     data = json.loads(file.read_text(encoding="utf-8"))
     model, added = data["model"], {each["id"]: each for each in data["added_tokens"]}
@@ -429,7 +430,7 @@ def add_tokenizer(writer: Any, folder: Path, rows: int) -> None:
         elif prefix is not None and re.fullmatch("<0x[0-9A-F]{2}>", token):
             kind = gguf.TokenType.BYTE
         kinds.append(kind)
-        scores.append(ranks.get(token, -float(len(made))))
+        scores.append(ranks.get(token or "", -float(len(made))))
     writer.add_tokenizer_model("gpt2" if prefix is None else "llama")
     writer.add_tokenizer_pre(pre or "default")
     writer.add_token_list([ids.get(index, f"[PAD{index}]") for index in range(rows)])
@@ -437,7 +438,7 @@ def add_tokenizer(writer: Any, folder: Path, rows: int) -> None:
     if prefix is not None:
         writer.add_token_scores(scores)
         writer.add_add_space_prefix(prefix)
-    special = gguf.SpecialVocab(folder, load_merges=prefix is None, n_vocab=rows)
+    special = gguf.SpecialVocab(file.parent, load_merges=prefix is None, n_vocab=rows)
     whole = Tokenizer.from_file(str(file))
     bare = whole.encode("a", add_special_tokens=False).ids
     every = whole.encode("a").ids
