@@ -80,7 +80,8 @@ def allocate(
         held_out: Text to judge by; None = the end of `text`.
         account: Whose bytes the budget counts, as of `masksearch.kv_bytes`: of an engine
             (`"transformers"`, `"vllm"`, `"llama.cpp"`) it is what that engine reserves.
-        serving: How the engine is run, and the length that is counted; None = `Serving()`.
+        serving: How the engine is run, and the length that is counted: `Serving(length=32768)`, on
+            the command line `{"length": 32768}`; None = its defaults.
         trials: Masks to judge, at most; None = as many as the method needs.
         check: Judge the plan and dense attention on documents that the search has not seen.
         run: Folder of the search.

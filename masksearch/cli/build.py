@@ -376,6 +376,10 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
         OptionsError: If the text is none.
     """
     value = read_value(text)
+    if is_dataclass(hint) and isinstance(value, dict):
+        texts = {key: str(each) for key, each in value.items()}
+        made: Any = hint
+        return made(**read_settings(texts, hints_of(hint), made.__name__, name))
     given = [hint] if get_origin(hint) in (Literal, Sequence) else get_args(hint) or [hint]
     kinds = {get_origin(one) or one for one in given}
     if Any in kinds:
@@ -391,6 +395,7 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
     if kinds & {str, Path, Literal}:
         return text if kinds & {str, Literal} else Path(text)
     wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
+    wanted = wanted or 'settings such as {"length": 32768}'
     raise OptionsError(f"--set {name} takes {wanted}, got {text!r}")
 
 

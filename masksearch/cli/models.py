@@ -240,7 +240,7 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
 
 
 OPTIONS = {
-    ALLOCATION: "unit local method tries account trials",
+    ALLOCATION: "unit local method tries account serving trials",
     JUDGE: "length sequences held_out",
 }
 
@@ -249,10 +249,14 @@ def show_plans(given: Mapping[str, Any]) -> None:
     """Finds the plans that a command's options ask for, and says what they hold."""
     from masksearch.allocation import allocate as search_plan
     from masksearch.allocation import allocate_each
+    from masksearch.cli.build import read_setting
+    from masksearch.serving.engines import Serving
 
     known = inspect.signature(search_plan).parameters.items()
     settings = {name: parameter.default for name, parameter in known if name != "budget"}
     settings |= {name: value for name, value in given.items() if value is not None}
+    if isinstance(settings["serving"], str):
+        settings["serving"] = read_setting("serving", settings["serving"], Serving)
     budgets, run = settings.pop("budget"), settings["run"]
     with resumable(run, "allocate", given):
         plans = allocate_each(budgets=budgets, **settings)

@@ -130,7 +130,8 @@ def unserved(target: Target, config: PreTrainedConfig) -> str:
     others = ", ".join(sorted(name for name, each in known.items() if each.does == "reads"))
     return (
         f"of the windows of {family}{where} {VERSIONS[target]} {does} ({found.source}); "
-        f"{found.instead or f'windows of these families are served: {others}'}"
+        f"{found.instead or f'windows of these families are served: {others}'}; sinks= makes a "
+        "Llama a GraniteSWA"
     )
 
 

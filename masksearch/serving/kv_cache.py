@@ -32,6 +32,7 @@ from masksearch.serving.engines import (
     vllm_keys,
 )
 from masksearch.serving.native import reach_of, what_else
+from masksearch.serving.sinks import without_sinks
 
 Account = Literal["mask", "head", "transformers", "vllm", "llama.cpp"]
 ENGINES = ("transformers", "vllm", "llama.cpp")  # whose own rules count
@@ -185,9 +186,9 @@ def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> l
     mask.refuse_tokens()
     served: list[int | None] = []
     for layer, window in enumerate(own):
-        part = mask.of_layer(layer)
-        reach = reach_of(part, causal=True, sinks=True)
-        if reach is None or reach < 0:
+        part = without_sinks(mask.of_layer(layer))
+        reach = reach_of(part, causal=True)
+        if reach is None:
             raise NativeError(
                 f"account {account!r} counts layers of everything or a window, and layer {layer} "
                 f"keeps {what_else(part, causal=True)}; account='mask' counts any mask"

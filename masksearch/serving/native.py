@@ -393,25 +393,22 @@ def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConf
 
 
 # -- masks -------------------------------------------------------------------------------------
-def reach_of(mask: Mask, causal: bool, *, sinks: bool = False) -> float | None:
+def reach_of(mask: Mask, causal: bool) -> float | None:
     """How far from itself every query sees, at every length, if the mask is just that.
 
     Args:
         mask: Mask of one layer.
         causal: Whether only keys at and before the query count.
-        sinks: Whether the first tokens may be kept beside a window, and count as nothing: -1.
 
     Returns:
         Positions (inclusive), infinity for everything; None for any other mask.
     """
-    found = [reach_of(part, causal, sinks=sinks) for part in mask.parts]
+    found = [reach_of(part, causal) for part in mask.parts]
     known = [reach for reach in found if reach is not None]
     if isinstance(mask, Full) or (causal and isinstance(mask, Causal)):
         return math.inf
     if isinstance(mask, Window):
         return mask.reach
-    if sinks and isinstance(mask, Columns) and [*mask.positions] == [*range(len(mask.positions))]:
-        return -1
     if isinstance(mask, Offsets) and [*mask.distances] == [*range(len(mask.distances))]:
         return len(mask.distances) - 1
     if isinstance(mask, Either) and math.inf in known:

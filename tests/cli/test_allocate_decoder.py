@@ -80,7 +80,16 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
 @pytest.mark.slow
 def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
-    code, out, err = allocate(*words, "--local", "window(4)", "--no-check")
+    words += ("--account", "llama.cpp", "--no-check", "--local", "window(4)", "--serving")
+    code, out, err = allocate(*words, '{"length": 4096, "blocks": 8}')
+    assert (code, "unknown setting of Serving 'blocks'" in err) == (2, True)
+    code, out, err = allocate(*words, '{"length": 4096, "ubatch": 64}')
+    assert code == 0, err
+    assert "engines hold: transformers 0.3340, vllm " in out
+    assert "not in the model's own configuration: of the windows of smollm3" in out
+    (tmp_path / "run").rename(tmp_path / "engine")
+    words = (*words[: words.index("--account")], "--no-check", "--local", "window(4)")
+    code, out, err = allocate(*words)
     assert code == 0, err
     assert "served by transformers, vllm alone with" in out  # as a SmolLM3
     plan = Plan.load(tmp_path / "run" / "plan.json")

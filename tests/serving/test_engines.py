@@ -67,7 +67,7 @@ def test_a_refusal_says_why_and_what_works():
         ms.to_native(CONFIGS["qwen3"], MIXED, target="vllm")
     plain = hf.LlamaConfig(**SIZES | {"layer_types": None})
     with pytest.raises(
-        ms.NativeError, match=r"SGLang .* gemma3_text, granite_swa, olmo3; else serve"
+        ms.NativeError, match=r"SGLang .* gemma3_text, granite_swa, olmo3; sinks= makes"
     ):
         ms.to_native(plain, MIXED, target="sglang")
     ms.to_native(plain, masks.full(), target="sglang")  # without windows all serve it
