@@ -1,0 +1,66 @@
+"""Score against the pairs that are kept, every selector told the same budgets.
+
+python experiments/15_referee/figures.py [--results FOLDER] [--out FILE.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from masksearch.report import style
+
+HERE = Path(__file__).parent
+ARMS = {  # arm -> what the legend says, colour, marker
+    "dam": ("DAM, gates of edges", style.ORANGE, "^"),
+    "fisher_rounds": ("edges, first order, 5 rounds", style.PINK, "X"),
+    "fisher": ("edges, first order, once", style.PINK, "*"),
+    "gates": ("full heads, by a gate each", style.GREEN, "D"),
+    "restore_star": ("full heads beside stars, by restoring one", style.AMBER, "<"),
+    "dictionary": ("drawn heads, by first order", style.BLUE, "s"),
+    "random": ("random search over full heads", style.SKY, "o"),
+    "random keys and [CLS]": ("random keys and [CLS]", style.GREY, "P"),
+}
+METRIC = {"STS-B": "Pearson"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "selectors.png")
+    given = parser.parse_args()
+    scores = pd.read_csv(given.results / "scores.csv")
+    tasks = sorted(dict.fromkeys(scores.task), key=["STS-B", "QNLI", "QQP", "MNLI"].index)
+    figure = style.new_figure(style.PAGE, 2.9)
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        draw_task(axes, scores[scores.task == task])
+        axes.set_title(task, fontsize=style.LABEL, color=style.INK, loc="left")
+        style.clean(axes, "pairs kept (%)", f"{METRIC.get(task, 'accuracy')}, fresh models")
+        axes.set_xlim(52, 12)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False
+    )
+    style.write_figure(figure, given.out)
+
+
+def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
+    """Each arm's means over pairs of models, joined by a line, and every pair as a dot."""
+    dense = scores[scores.arm == "dense"].score.mean()
+    axes.axhline(dense, color=style.INK, linewidth=0.8, linestyle=":", label="dense")
+    for arm, (label, colour, marker) in ARMS.items():
+        own = scores[scores.arm == arm]
+        x = 100 * own.judged_density
+        axes.plot(x, own.score, ".", color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
+        mean = own.groupby("budget")[["judged_density", "score"]].mean()
+        axes.plot(
+            100 * mean.judged_density, mean.score, color=colour, marker=marker, markersize=4,
+            linewidth=1.0, markeredgewidth=0, label=label,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
