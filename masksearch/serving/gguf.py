@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -41,62 +42,67 @@ class Family:
     Args:
         names: The entry of `gguf.MODEL_ARCH` that has its tensors' names.
         arch: What the file says it is.
+        fixed: What llama.cpp computes with, whatever the configuration says.
         ropes: Kinds of rotary positions, of the layers that see everything.
         windows: Whether it reads which layers slide.
         pairs: Whether it turns neighbouring numbers of a head, not the two halves.
         biases: Whether it reads biases.
         any_width: Whether heads may be of another width than hidden size / heads.
-        act: The activation that it computes.
         eps: Field of the configuration with the norms' epsilon.
     """
 
     names: str
     arch: str
+    fixed: tuple[tuple[str, Any], ...] = (("hidden_act", "silu"),)
     ropes: tuple[str, ...] = ("default",)
     windows: bool = True
     pairs: bool = False
     biases: bool = False
     any_width: bool = False
-    act: str = "silu"
     eps: str = "rms_norm_eps"
 
 
-EVERY = ("default", "linear", "llama3", "yarn")
+LLAMA: dict[str, Any] = {"pairs": True, "biases": True, "any_width": True}
+LLAMA |= {"ropes": ("default", "linear", "llama3", "yarn")}
+SCALED = ("default", "linear", "yarn")
+GEMMA3: tuple[tuple[str, Any], ...] = (("hidden_activation", "gelu_pytorch_tanh"),)
+GEMMA3 += (("attn_logit_softcapping", None), ("use_bidirectional_attention", False))
+COHERE2, GELU = (*Family.fixed, ("tie_word_embeddings", True)), (("hidden_activation", "gelu"),)
 FAMILIES = {  # by model_type
-    "llama": Family("LLAMA", "llama", EVERY, False, pairs=True, biases=True, any_width=True),
-    "qwen2": Family("QWEN2", "qwen2", ("default", "linear", "yarn"), False, biases=True),
-    "granite_swa": Family(
-        "GRANITE", "granite_swa", EVERY, pairs=True, biases=True, any_width=True
-    ),
-    "gemma3_text": Family(
-        "GEMMA3", "gemma3", ("default", "linear"), any_width=True, act="gelu_pytorch_tanh"
-    ),
-    "olmo2": Family("OLMO2", "olmo2", ("default", "linear", "yarn"), windows=False),
-    "olmo3": Family("OLMO2", "olmo2", ("default", "yarn")),
-    "exaone4": Family("EXAONE4", "exaone4", ("default", "llama3")),
-    "cohere2": Family("COHERE2", "cohere2", eps="layer_norm_eps"),
-    "modernbert": Family("MODERN_BERT", "modern-bert", act="gelu", eps="norm_eps"),
+    "llama": Family("LLAMA", "llama", windows=False, **LLAMA),
+    "qwen2": Family("QWEN2", "qwen2", ropes=SCALED, windows=False, biases=True),
+    "granite_swa": Family("GRANITE", "granite_swa", **LLAMA),
+    "gemma3_text": Family("GEMMA3", "gemma3", GEMMA3, ("default", "linear"), any_width=True),
+    "olmo2": Family("OLMO2", "olmo2", ropes=SCALED, windows=False),
+    "olmo3": Family("OLMO2", "olmo2", ropes=("default", "yarn")),
+    "exaone4": Family("EXAONE4", "exaone4", ropes=("default", "llama3")),
+    "cohere2": Family("COHERE2", "cohere2", COHERE2, eps="layer_norm_eps"),
+    "modernbert": Family("MODERN_BERT", "modern-bert", GELU, eps="norm_eps"),
 }
 
-GPT2 = "'s|'t|.."  # which ByteLevel applies by itself
-QWEN2 = (
+REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")
-PRE_TOKENIZERS = {  # what cuts the text, and `ignore_merges` -> llama.cpp's name
-    ((GPT2,), False): "gpt-2",
-    (("digits", GPT2), False): "smollm",
-    ((QWEN2,), False): "qwen2",
-    ((LLAMA3,), True): "llama-bpe",
-    ((LLAMA3,), False): "dbrx",
+ANY = {"trim_offsets": True}  # of offsets, which a file does not have
+BYTES = ANY | {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+GPT2 = BYTES | {"use_regex": True}
+DIGITS = ANY | {"type": "Digits", "individual_digits": True}
+SPLIT = ANY | {"type": "Split", "behavior": "Isolated", "invert": False}
+QWEN2 = SPLIT | {"pattern": {"Regex": REGEX}}
+LLAMA3 = SPLIT | {"pattern": {"Regex": REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")}}
+PRE_TOKENIZERS = {  # llama.cpp's name: what cuts the text, and `ignore_merges`
+    "gpt-2": ([GPT2], False),
+    "smollm": ([DIGITS, GPT2], False),
+    "qwen2": ([QWEN2, BYTES], False),
+    "llama-bpe": ([LLAMA3, BYTES], True),
+    "dbrx": ([LLAMA3, BYTES], False),
 }
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-SPM_NORMALIZERS = (  # and whether a space comes before the text
-    (SPACES, False),
-    ({"type": "Sequence", "normalizers": [SPACES]}, False),
-    ({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}, True),
-)
+SENTENCEPIECE = {  # whether a space comes before the text: how it is normalised
+    False: [SPACES],
+    True: [{"type": "Prepend", "prepend": "▁"}, SPACES],
+}
 
 
 def to_gguf(
@@ -141,39 +147,33 @@ def to_gguf(
         raise FileExistsError(f"{path} exists; remove it, or give another path")
     writer = gguf.GGUFWriter(None, family.arch)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tensors = named_tensors(model, family)
     add_settings(writer, family, config, width)
-    factors = add_rope(writer, family, config, width)
-    if factors is not None:
-        tensors["rope_freqs.weight"] = factors
+    tensors = named_tensors(model, family) | add_rope(writer, family, config, width)
     add_tokenizer(writer, tokenizer or model.name_or_path, config.vocab_size)
     writer.add_name(path.stem)
     kind = DTYPES[dtype]
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     stored = {name: dtype if each.ndim > 1 else torch.float32 for name, each in tensors.items()}
-    for name, tensor in tensors.items():
-        size, quant = stored[name].itemsize, gguf.GGMLQuantizationType[DTYPES[stored[name]]]
-        given = np.dtype("f4")  # which `raw_dtype` overrides
-        writer.add_tensor_info(name, tensor.shape, given, tensor.numel() * size, raw_dtype=quant)
-    with write_in_one_move(path) as beside:
-        try:
-            writer.write_header_to_file(beside)
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for name, tensor in tensors.items():
-                values = tensor.to("cpu", stored[name])
-                if family.pairs and (found := re.search(r"attn_([qk])\.", name)):
-                    heads = config.num_attention_heads
-                    heads = heads if found[1] == "q" else config.num_key_value_heads
-                    halves = values.reshape(heads, 2, -1, *tensor.shape[1:])
-                    values = halves.transpose(1, 2).reshape(tensor.shape)
-                if family.arch == "gemma3" and name.endswith("norm.weight"):
-                    values = values + 1
-                if not values.isfinite().all():
-                    raise NativeError(f"{name} is not finite in {kind}; give another dtype")
-                writer.write_tensor_data(values.contiguous().view(torch.uint8).numpy())
-        finally:
-            writer.close()
+    for name, each in tensors.items():
+        quant = gguf.GGMLQuantizationType[DTYPES[stored[name]]]
+        size = each.numel() * stored[name].itemsize  # bytes
+        writer.add_tensor_info(name, each.shape, np.dtype("f4"), size, raw_dtype=quant)
+    count = {"q": "num_attention_heads", "k": "num_key_value_heads"}
+    with write_in_one_move(path) as beside, closing(writer):
+        writer.write_header_to_file(beside)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            values = tensor.to("cpu", stored[name])
+            if family.pairs and (found := re.search(r"attn_([qk])\.", name)):
+                heads = getattr(config, count[found[1]])
+                halves = values.reshape(heads, 2, -1, *tensor.shape[1:])
+                values = halves.transpose(1, 2).reshape(tensor.shape)
+            if family.arch == "gemma3" and name.endswith("norm.weight"):
+                values = values + 1
+            if not values.isfinite().all():
+                raise NativeError(f"{name} is not finite in {kind}; give another dtype")
+            writer.write_tensor_data(values.contiguous().view(torch.uint8).numpy())
     return path
 
 
@@ -190,53 +190,32 @@ def family_of(model: PreTrainedModel) -> Family:
     if in_force(model) is not None:
         raise NativeError(f"{name} has a mask attached; give ms.to_native(model, mask)")
     if config.model_type not in FAMILIES:
-        raise NativeError(
-            f"{name} ({config.model_type}) is none of the families that are written as GGUF: "
-            f"{', '.join(FAMILIES)}"
-        )
+        raise NativeError(f"{name} is a {config.model_type}; to_gguf knows {', '.join(FAMILIES)}")
     family = FAMILIES[config.model_type]
-    types = getattr(config, "layer_types", None) or []
+    slides = SLIDING in (types := getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None)
     width = getattr(config, "head_dim", None)
-    act = config.hidden_act if family.act == "silu" else config.hidden_activation
-    slides = SLIDING in types
+    whole = config.hidden_size / config.num_attention_heads
+    settings = tuple((key, getattr(config, key)) for key, _ in family.fixed)
+    scale = whole if len(types) == 62 else width  # of Gemma 3
     wrong = ""
     if family.arch != "modern-bert" and not hasattr(model, "lm_head"):
         wrong = "needs its output layer; give the model ..ForCausalLM"
+    elif settings != family.fixed:
+        wrong = f"has {dict(settings)}, and llama.cpp computes with {dict(family.fixed)}"
     elif slides and not family.windows:
         wrong = f"slides, and llama.cpp reads no windows of {family.arch}; make it a GraniteSWA"
     elif slides and not window:
         wrong = f"has sliding layers and sliding_window {window}; give a window"
     elif not slides and family.arch in ("granite_swa", "cohere2"):
         wrong = "has no sliding layer, and llama.cpp wants one in this family; give one a window"
-    elif family.arch == "exaone4" and {len(types) == 64, window is not None} != {slides}:
-        wrong = (
-            f"has {len(types)} layers, {types.count(SLIDING)} of them sliding, sliding_window "
-            f"{window}; llama.cpp reads windows of EXAONE 4 at 64 layers and there alone, and "
-            "where none slides transformers must have None"
-        )
-    elif act != family.act:
-        wrong = f"has the activation {act}, and llama.cpp computes {family.act}"
-    elif (
-        width
-        and not family.any_width
-        and width * config.num_attention_heads != (config.hidden_size)
-    ):
-        wrong = f"has head_dim {width}; llama.cpp takes hidden size / heads for it"
-    elif family.arch == "cohere2" and not config.tie_word_embeddings:
-        wrong = "has an output layer of its own, and llama.cpp takes the embeddings for it"
-    elif family.arch == "gemma3" and (
-        config.use_bidirectional_attention
-        or config.attn_logit_softcapping
-        or config.query_pre_attn_scalar != width
-        or len(types) == 62
-    ):
-        wrong = (
-            f"has use_bidirectional_attention {config.use_bidirectional_attention}, "
-            f"attn_logit_softcapping {config.attn_logit_softcapping}, query_pre_attn_scalar "
-            f"{config.query_pre_attn_scalar} at head_dim {width}, {len(types)} layers; llama.cpp "
-            "takes False, None, head_dim, and other numbers of layers than 62"
-        )
+    elif family.arch == "exaone4" and (len(types) == 64, window is not None) != (slides, slides):
+        wrong = f"has {types.count(SLIDING)} sliding layers, sliding_window {window}; llama.cpp "
+        wrong += "takes some and a window at 64 layers, none and None at other numbers"
+    elif width and width != whole and not family.any_width:
+        wrong = f"has head_dim {width}; llama.cpp takes hidden size / heads = {whole:g}"
+    elif family.arch == "gemma3" and config.query_pre_attn_scalar != scale:
+        wrong = f"has query_pre_attn_scalar {config.query_pre_attn_scalar}, llama.cpp {scale}"
     if wrong:
         raise NativeError(f"{name} {wrong}")
     return family
@@ -250,23 +229,16 @@ def named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     """
     import gguf
 
-    state = model.state_dict()
-    if family.arch == "modern-bert" and any(name.startswith("model.") for name in state):
-        state = {
-            name.removeprefix("model."): tensor
-            for name, tensor in state.items()
-            if name.startswith("model.")
-        }
+    state = (model.base_model if family.arch == "modern-bert" else model).state_dict()
     if model.config.tie_word_embeddings and family.arch != "olmo2":  # which wants both
         state.pop("lm_head.weight", None)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.names], model.config.num_hidden_layers)
     sinks = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_SINKS]
     tensors = {}
     for name, tensor in state.items():
-        if found := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.sinks", name):
-            tensors[sinks.format(bid=found[1]) + ".weight"] = tensor
-            continue
         given = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.sinks", name):
+            given = sinks.format(bid=found[1]) + ".weight"
         if given is None or (name.endswith(".bias") and not family.biases):
             raise NativeError(
                 f"{type(model).__name__} has the weight {name}, for which llama.cpp has no place "
@@ -288,11 +260,8 @@ def add_settings(writer: Any, family: Family, config: PreTrainedConfig, width: i
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_vocab_size(config.vocab_size)
-    eps = getattr(config, family.eps)
-    if family.eps == "rms_norm_eps":
-        writer.add_layer_norm_rms_eps(eps)
-    else:
-        writer.add_layer_norm_eps(eps)
+    eps = {"rms_norm_eps": writer.add_layer_norm_rms_eps}
+    eps.get(family.eps, writer.add_layer_norm_eps)(getattr(config, family.eps))
     if family.arch == "granite_swa":
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
@@ -310,42 +279,34 @@ def add_settings(writer: Any, family: Family, config: PreTrainedConfig, width: i
         writer.add_sliding_window_pattern([kind == SLIDING for kind in config.layer_types])
 
 
-def add_rope(writer: Any, family: Family, config: PreTrainedConfig, width: int) -> Tensor | None:
+def add_rope(
+    writer: Any, family: Family, config: PreTrainedConfig, width: int
+) -> dict[str, Tensor]:
     """Writes rotary positions.
 
     Returns:
-        What divides each frequency (float32 `[width / 2]`), of the kind llama3 alone.
+        Of the kind llama3 what divides each frequency, float32 `[width / 2]`, by its name.
 
     Raises:
         NativeError: If llama.cpp turns positions by other angles.
     """
     ropes = config.rope_parameters
     whole = {key: value for key, value in ropes.get(FULL, ropes).items() if value is not None}
-    near = {key: value for key, value in ropes.get(SLIDING, whole).items() if value is not None}
+    near = ropes.get(SLIDING, whole)
     kind, factor, theta = whole["rope_type"], whole.get("factor", 1.0), whole["rope_theta"]
-    usual = {
-        "partial_rotary_factor": 1.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "truncate": True,
-        "attention_factor": 0.1 * math.log(factor) + 1.0,
-    }
+    usual = {"partial_rotary_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+    usual["attention_factor"] = 0.1 * math.log(factor) + 1.0
     own = family.arch in ("gemma3", "modern-bert")  # sliding layers with another theta
+    thetas = {theta, *getattr(config, "layer_rope_theta", ())}
     if (
         kind not in family.ropes
         or any(abs(whole.get(key, value) - value) > 1e-6 for key, value in usual.items())
         or {"mscale", "mscale_all_dim"} & {*whole}
-        or (
-            near != whole
-            and (near["rope_type"] != "default" or near["rope_theta"] != theta)
-            and not (own and near["rope_type"] == "default")
-        )
-        or {*getattr(config, "layer_rope_theta", [theta])} != {theta}
+        or (FULL in ropes and near["rope_type"] != "default")
+        or len(thetas if own else thetas | {near["rope_theta"]}) > 1
     ):
-        raise NativeError(
-            f"{type(config).__name__} has rotary positions that llama.cpp turns by other angles "
-            f"in {family.arch}: {ropes}; it takes the kinds {', '.join(family.ropes)}"
-        )
+        kinds = f"it takes {' or '.join(family.ropes)}"
+        raise NativeError(f"llama.cpp turns {family.arch} otherwise than {ropes}; {kinds}")
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(theta)
     if own:
@@ -356,9 +317,9 @@ def add_rope(writer: Any, family: Family, config: PreTrainedConfig, width: int) 
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
     if kind != "llama3":
-        return None
-    turned: Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
-    return torch.pow(theta, -torch.arange(0, width, 2) / width) / turned
+        return {}
+    turned = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
+    return {"rope_freqs.weight": torch.pow(theta, -torch.arange(0, width, 2) / width) / turned}
 
 
 def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
@@ -378,20 +339,18 @@ def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
     file = Path(folder or "") / "tokenizer.json"
     if not folder or not file.is_file():
         raise FileNotFoundError(f"no {file}; give the folder of the tokenizer as tokenizer=")
-    data = json.loads(file.read_text(encoding="utf-8"))
+    whole = Tokenizer.from_file(str(file))
+    data = json.loads(whole.to_str())
     model, added = data["model"], {each["id"]: each for each in data["added_tokens"]}
-    cut, normal = data["pre_tokenizer"], data["normalizer"]
-    ids = {index: token for token, index in model["vocab"].items()}
-    ids |= {index: each["content"] for index, each in added.items()}
+    cut, normal = data["pre_tokenizer"] or {}, data["normalizer"] or {}
+    cuts = [dict(each, trim_offsets=True) for each in cut.get("pretokenizers", [cut])]
+    bpe, steps = model["type"] == "BPE", normal.get("normalizers", [normal])
     pre = prefix = None
-    if (
-        model["type"] == "BPE"
-        and not model.get("byte_fallback")
-        and normal in (None, {"type": "NFC"})
-    ):
-        pre = PRE_TOKENIZERS.get((cuts_of(cut), bool(model.get("ignore_merges"))))
-    elif model["type"] == "BPE" and (cut is None or cut.get("pattern") == {"String": " "}):
-        prefix = next((space for each, space in SPM_NORMALIZERS if each == normal), None)
+    if bpe and not model["byte_fallback"] and normal in ({}, {"type": "NFC"}):
+        how = (cuts, model["ignore_merges"])
+        pre = next((name for name, known in PRE_TOKENIZERS.items() if known == how), None)
+    elif bpe and model["byte_fallback"] and (not cut or cut.get("pattern") == {"String": " "}):
+        prefix = next((space for space, known in SENTENCEPIECE.items() if known == steps), None)
     if prefix and any(each["normalized"] for each in added.values()):
         prefix = None  # the space would come before them as well
     if pre is None and prefix is None:
@@ -399,69 +358,44 @@ def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
             f"llama.cpp has no tokenizer like {file}: model {model['type']}, normalizer "
             f"{json.dumps(normal)}, pre_tokenizer {json.dumps(cut)}"
         )
+    ids = {index: token for token, index in model["vocab"].items()}
+    ids |= {index: each["content"] for index, each in added.items()}
     if max(ids) >= rows:
         raise NativeError(f"{file} has the token {max(ids)}, and the model {rows} embeddings")
-    merges = [
-        tuple(each.split(" ") if isinstance(each, str) else each) for each in model["merges"]
-    ]
-    known = {*merges}
-    made = ["".join(merge) for merge in merges]
+    pairs, made = {*map(tuple, model["merges"])}, [*map("".join, model["merges"])]
     ranks = {token: -float(rank) for rank, token in reversed(list(enumerate(made)))}
     if prefix is not None and (
         len([token for token, _ in groupby(made)]) > len(ranks)
         or any(
-            (token[:at], token[at:]) not in known
+            (token[:at], token[at:]) not in pairs
             for token, index in model["vocab"].items()
             for at in range(1, len(token) * (index not in added))
             if token[:at] in model["vocab"] and token[at:] in model["vocab"]
         )
     ):
         raise NativeError(f"{file} has other merges than sentencepiece, and llama.cpp reads those")
-    kinds, scores = [], []
-    for index in range(rows):
-        token = ids.get(index)
-        kind = gguf.TokenType.NORMAL
-        if token is None:
-            kind = gguf.TokenType.UNUSED
-        elif prefix is not None and token == model.get("unk_token"):
-            kind = gguf.TokenType.UNKNOWN
-        elif index in added:
-            kind = gguf.TokenType["CONTROL" if added[index]["special"] else "USER_DEFINED"]
-        elif prefix is not None and re.fullmatch("<0x[0-9A-F]{2}>", token):
-            kind = gguf.TokenType.BYTE
-        kinds.append(kind)
-        scores.append(ranks.get(token or "", -float(len(made))))
+    types = gguf.TokenType
+    kinds = [types.NORMAL if index in ids else types.UNUSED for index in range(rows)]
+    for index, token in ids.items():
+        if index in added:
+            kinds[index] = types.CONTROL if added[index]["special"] else types.USER_DEFINED
+        if prefix is not None and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            kinds[index] = types.BYTE
+        if prefix is not None and token == model["unk_token"]:
+            kinds[index] = types.UNKNOWN
     writer.add_tokenizer_model("gpt2" if prefix is None else "llama")
     writer.add_tokenizer_pre(pre or "default")
     writer.add_token_list([ids.get(index, f"[PAD{index}]") for index in range(rows)])
     writer.add_token_types(kinds)
     if prefix is not None:
-        writer.add_token_scores(scores)
+        writer.add_token_scores([ranks.get(ids.get(index, ""), -1e9) for index in range(rows)])
         writer.add_add_space_prefix(prefix)
     special = gguf.SpecialVocab(file.parent, load_merges=prefix is None, n_vocab=rows)
-    whole = Tokenizer.from_file(str(file))
-    bare = whole.encode("a", add_special_tokens=False).ids
-    every = whole.encode("a").ids
-    start = next(at for at in range(len(every) + 1) if every[at : at + len(bare)] == bare)
+    bare, every = whole.encode("a", add_special_tokens=False).ids, whole.encode("a").ids
+    start = every.index(bare[0]) if bare else 0
     for role, ends in (("bos", every[:start]), ("eos", every[start + len(bare) :])):
         if len(ends) > 1:
             raise NativeError(f"{file} puts {len(ends)} tokens at an end; llama.cpp puts one")
         special.add_special_token[role] = bool(ends)
-        special.special_token_ids |= dict.fromkeys((role,), ends[0]) if ends else {}
+        special.special_token_ids |= dict(zip([role], ends, strict=False))
     special.add_to_gguf(writer, quiet=True)
-
-
-def cuts_of(cut: dict[str, Any] | None) -> tuple[str, ...]:
-    """What a byte-level pre-tokenizer cuts text by, in order; one of its kind, else nothing."""
-    found = []
-    steps = (cut or {}).get("pretokenizers", [cut or {}])
-    for each in steps:
-        if each.get("type") == "Digits" and each["individual_digits"]:
-            found.append("digits")
-        elif each.get("type") == "Split" and each["behavior"] == "Isolated" and not each["invert"]:
-            found.append(each["pattern"].get("Regex", ""))
-        elif each.get("type") == "ByteLevel" and not each["add_prefix_space"]:
-            found += [GPT2] * each["use_regex"]
-        else:
-            return ()
-    return tuple(found) if each["type"] == "ByteLevel" else ()
