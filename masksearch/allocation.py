@@ -26,8 +26,8 @@ from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.models.plan import Plan
-from masksearch.serving.engines import READINGS, Serving, Target, unserved
-from masksearch.serving.kv_cache import ENGINES, Account
+from masksearch.serving.engines import HELD, READINGS, Serving, Target, unserved
+from masksearch.serving.kv_cache import Account
 from masksearch.serving.native import native_config
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
@@ -151,7 +151,7 @@ def allocate_each(
         held_out=held_out,
         held_out_sequences=sequences,
         adapt="none",
-        cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
+        cost="kv_bytes" if unit == "layer" or account in HELD else "kv_bytes_per_head",
         account=account,
         serving=serving or Serving(),
     )

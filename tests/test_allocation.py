@@ -58,6 +58,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_plan_within_what_an_engine_reserves(tmp_path):
     serving = ms.Serving(length=4096, in_flight=16)
     how = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -163,7 +163,8 @@ class Serving:
 
     Args:
         in_flight: vLLM: tokens that are scheduled and not yet settled, `max_num_batched_tokens` x
-            concurrent batches (>= 1).
+            concurrent batches (>= 1). Its server's default is 2,048 x 2, on GPUs such as the H100
+            8,192 x 2, from 160 GiB on 16,384 x 2.
         block: vLLM: positions of a block (>= 1).
         ubatch: llama.cpp: `n_ubatch`, tokens that are computed at once (>= 1).
         sequences: llama.cpp: `n_seq_max`, which share the positions (>= 1).
@@ -176,7 +177,7 @@ class Serving:
         UnknownNameError: If there is no such type.
     """
 
-    in_flight: int = 2048
+    in_flight: int = 4096
     block: int = 16
     ubatch: int = 512
     sequences: int = 1
@@ -186,8 +187,8 @@ class Serving:
 
     def __post_init__(self) -> None:
         check_name("cache_type", self.cache_type, CACHE_TYPES)
-        for name in ("in_flight", "block", "ubatch", "sequences"):
-            if (value := getattr(self, name)) < 1:
+        for name in ("in_flight", "block", "ubatch", "sequences", "length"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is at least 1, got {value}")
 
     @property
@@ -196,7 +197,7 @@ class Serving:
         return {name: value for name, value in asdict(self).items() if name != "length"}
 
 
-def transformers_keys(windows: Sequence[int | None], length: int) -> int:
+def transformers_keys(windows: Sequence[int | None], length: int, _: Serving) -> int:
     """Keys that transformers' cache holds after `length` tokens, summed over the layers: of a
     window all but the query's own, which comes next.
 
@@ -235,12 +236,16 @@ def llama_cpp_keys(windows: Sequence[int | None], length: int, serving: Serving)
     """
     streams = 1 if serving.unified else serving.sequences
     whole = pad(pad(length) // streams)
-    cells = 0
-    for window in windows:
-        beside = serving.sequences // streams  # sequences in one buffer
-        ubatch = min(serving.ubatch, length)
-        cells += whole if window is None else min(whole, pad(window * beside + ubatch))
-    return streams * cells
+    beside, ubatch = serving.sequences // streams, min(serving.ubatch, length)
+    return streams * sum(
+        whole if window is None else min(whole, pad(window * beside + ubatch))
+        for window in windows
+    )
+
+
+HELD: Mapping[str, Callable[[Sequence[int | None], int, Serving], int]] = MappingProxyType(
+    {"transformers": transformers_keys, "vllm": vllm_keys, "llama.cpp": llama_cpp_keys}
+)
 
 
 def pad(cells: int) -> int:

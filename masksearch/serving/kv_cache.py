@@ -24,18 +24,11 @@ from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
 from masksearch.masks.lifetimes import held_keys
 from masksearch.masks.tables import PerHead
-from masksearch.serving.engines import (
-    CACHE_TYPES,
-    Serving,
-    llama_cpp_keys,
-    transformers_keys,
-    vllm_keys,
-)
+from masksearch.serving.engines import CACHE_TYPES, HELD, Serving
 from masksearch.serving.native import reach_of, what_else
 from masksearch.serving.sinks import without_sinks
 
 Account = Literal["mask", "head", "transformers", "vllm", "llama.cpp"]
-ENGINES = ("transformers", "vllm", "llama.cpp")  # whose own rules count
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def kv_bytes(
     account: Account = "mask",
     dtype: torch.dtype | None = None,
     until: int | None = None,
-    in_flight: int = 2048,
+    in_flight: int = 4096,
     block: int = 16,
     ubatch: int = 512,
     sequences: int = 1,
@@ -131,7 +124,7 @@ def kv_bytes(
     mask.counts(len(windows), heads)
     found = model.dtype if isinstance(model, PreTrainedModel) else getattr(config, "dtype", None)
     one = 2 * width * (dtype or found or torch.get_default_dtype()).itemsize
-    if account in ENGINES:
+    if account in HELD:
         served = served_windows(mask, windows, account)
         if account == "llama.cpp":
             size, numbers = CACHE_TYPES[cache_type]
@@ -141,14 +134,7 @@ def kv_bytes(
                     "llama.cpp then starts with f16 alone"
                 )
             one = 2 * width * size // numbers
-        counted = [
-            transformers_keys(each, length)
-            if account == "transformers"
-            else vllm_keys(each, length, serving)
-            if account == "vllm"
-            else llama_cpp_keys(each, length, serving)
-            for each in (served, [None] * len(served))
-        ]
+        counted = (HELD[account](each, length, serving) for each in (served, [None] * len(served)))
         return KvBytes(*(keys * kv_heads * one for keys in counted))
     if until is None:
         until = 2 * length

@@ -82,6 +82,16 @@ def test_allocation_is_of_the_uneven_masks_of_the_front(section):
     assert any("more masks of the front keep the same share" in note for note in found["notes"])
 
 
+def test_bytes_of_engines_stand_side_by_side(section):
+    held = {"kv_bytes": 0.2, "kv_bytes_vllm": 1.1, "kv_bytes_llama_cpp": 0.3}
+    first = section.studies["tpe"][0]
+    first = replace(first, measures={**first.measures, **held})
+    part = result_of([replace(section, studies={"tpe": [first]})], title="t")["sections"][0]
+    assert part["chart"]["points"][0]["costs"].items() >= held.items()
+    titles = {each["name"]: each["title"] for each in part["costs"]}
+    assert titles["kv_bytes_vllm"] == "share of vLLM's dense cache"
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_units_keep_together_what_the_mask_keeps(section, causal):
     shape = Shape(16, 2, 2, causal=causal, lengths={9: 2, 16: 1})
