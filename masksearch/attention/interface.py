@@ -285,6 +285,9 @@ def model_mask(*args: Any, **rest: Any) -> Any:
 
 def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
     """SDPA's mask, or packed padding where a sparse kernel may compute."""
+    types = getattr(rest.get("config"), "layer_types", None)
+    if rest.get("local_size") and types and {*types} == {"full_attention"}:
+        return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     function, padding = rest.get("mask_function"), rest.get("attention_mask")
     causal = function is causal_mask_function
     queries, keys = rest["q_length"], rest["kv_length"]

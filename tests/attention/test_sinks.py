@@ -11,6 +11,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -118,6 +119,17 @@ def test_attach_equals_transformers_eager(name, mask, backend):
         assert not computed[0]
     ms.detach(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_no_table_of_a_long_text_is_made():
+    """GraniteSWA asks for the mask of sliding layers even where it has none."""
+    config = CONFIGS["granite_swa"]()
+    config.layer_types = ["full_attention"] * 3
+    model, ids = hf.GraniteSWAModel(config).eval(), tokens(2048)
+    ms.attach(model, LOCAL)
+    with torch.no_grad(), LargestTensor() as seen:
+        model(ids)
+    assert seen.bytes < 2048 * 2048
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "gather"])
