@@ -56,6 +56,7 @@ READINGS: Mapping[Target, Mapping[str, Reading]] = MappingProxyType(
                 Reading("reads", "masking_utils.py, cache_utils.py"),
             ),
             **rows(granite_swa="models/granite_swa", modernbert="models/modernbert"),
+            **rows(gpt_oss="models/gpt_oss", mimo_v2_flash="models/mimo_v2_flash"),
             "llama": Reading("drops keys", "cache_utils.py: sliding layers by layer_types"),
         },
         "vllm": {

@@ -52,7 +52,7 @@ from masksearch.training.loop import keeping_modes
 SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten
 FAMILIES = tuple(name for name, row in READINGS["transformers"].items() if row.does == "reads")
 PLAIN = ("llama", "gpt2")  # no field: every layer attends to everything before it
-UNTURNED = ("exaone4", "cohere2")  # whose full layers have no rotary positions
+UNTURNED = ("exaone4", "cohere2", "mimo_v2_flash")  # whose full layers have other positions
 LLAMA_ONLY = ("model_type", "architectures", "pretraining_tp")
 SHORTEST, LONGEST = 64, 8192  # positions at which masks are set against the nearest ones
 

@@ -121,6 +121,22 @@ def test_attach_equals_transformers_eager(name, mask, backend):
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_windows_in_their_configurations(name):
+    model, own = tiny(name), masks.causal() & masks.window(WINDOW - 1)
+    assert ms.from_native(model) == masks.per_layer([masks.causal(), own, masks.causal()])
+    mask, ids = masks.per_layer([masks.window(WINDOW - 1), masks.full(), masks.full()]), tokens(40)
+    if name == "mimo_v2_flash":  # its sliding layers have weights of their own
+        with pytest.raises(ms.NativeError, match="one kind cannot take layers of both"):
+            ms.to_native(model, mask)
+        return
+    native = ms.to_native(model, mask)
+    assert native.config.layer_types == ["sliding_attention"] * 2 + ["full_attention"]
+    with torch.no_grad():
+        wanted = ms.attach(model, mask)(ids).logits
+        torch.testing.assert_close(native(ids).logits, wanted, atol=2e-5, rtol=1e-4)
+
+
 def test_no_table_of_a_long_text_is_made():
     """GraniteSWA asks for the mask of sliding layers even where it has none."""
     config = CONFIGS["granite_swa"]()
