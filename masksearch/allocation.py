@@ -212,9 +212,7 @@ def default_local(length: int) -> str:
     return f"columns({SINKS}) | window({max(1, length // WINDOWS - 1)})"
 
 
-def read_strategy(
-    judge: CausalEvaluator, options: Mapping[str, Any], run: Path
-) -> AllocateStrategy:
+def read_strategy(judge: CausalEvaluator, options: dict[str, Any], run: Path) -> AllocateStrategy:
     """The strategy of a search, without its records."""
     found = build_strategy("allocate", None, judge, seed=0, run=run, options=options)
     assert isinstance(found, AllocateStrategy)

@@ -314,9 +314,7 @@ def check_evaluator(evaluator: object) -> None:
     title = type(evaluator).__name__
     if isinstance(evaluator, type):
         title = evaluator.__name__
-        raise EvaluatorError(
-            f"{title} is a class, not an evaluator made from it: write {title}(..)"
-        )
+        raise EvaluatorError(f"{title} is a class, no evaluator made of it: write {title}(..)")
 
     def refuse(problem: str) -> EvaluatorError:
         return EvaluatorError(

@@ -62,9 +62,7 @@ class Comparison(ComparedRuns):
         store = pkgutil.resolve_name(STORE)(Path(run), write=False)
         facts = store.facts()
         if facts.get("kind") != "compare":
-            raise SearchError(
-                f"{run} holds no comparison; name the folder that was given to compare(.., run=)"
-            )
+            raise SearchError(f"{run} holds no comparison; give the folder of compare(.., run=)")
         about = store.told(), store.objectives(), facts
         return cls.of(*about, run=Path(run), shape=store.shape())
 

@@ -234,9 +234,7 @@ def lost_promise(
     own = [entry for entry in entries if entry.name in promised]
     if not own:
         return None
-    left = [
-        float(np.mean([sign * (promised[e.name] - e.scores[seed]) for e in own])) for seed in seeds
-    ]
+    left = [float(np.mean([sign * (promised[e.name] - e.scores[s]) for e in own])) for s in seeds]
     rows: list[RowScores] = []
     if all(seed in entry.rows for entry in own for seed in seeds):
         shares = [-sign / len(own)] * len(own)

@@ -410,9 +410,7 @@ def read_candidate(name: str, candidate: Candidate) -> Mask:
     if isinstance(candidate, Record):
         if candidate.mask is not None:
             return candidate.mask
-        raise CandidateError(
-            f"{name!r}: trial {candidate.number} has no mask to compare; choose another one"
-        )
+        raise CandidateError(f"{name!r}: trial {candidate.number} has no mask; choose another")
     found = f"a {type(candidate).__name__}"
     if candidate is None:
         found = "None"

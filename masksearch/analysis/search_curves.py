@@ -130,9 +130,7 @@ def without_rte(
     It is measured from the same `worst`.
     """
     name = f"{objectives[0].name}/without_rte"
-    scored = [
-        r for runs in searches.values() for records in runs.values() for r in records if r.scored
-    ]
+    scored = [r for runs in searches.values() for each in runs.values() for r in each if r.scored]
     if not scored or not all(name in record.values for record in scored):
         return None
     return (replace(objectives[0], name=name), *objectives[1:])

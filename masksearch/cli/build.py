@@ -63,9 +63,7 @@ def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluat
     """The evaluator itself: the user's own, a decoder's, a downstream task's, that of masked
     language modelling on a corpus, or the planted one."""
     sources = ("corpus", *DOWNSTREAM, "decoder", "evaluator")
-    values = {
-        name: given[name] for name in (*sources, "preset", *FIELDS) if given[name] is not None
-    }
+    values = {n: given[n] for n in (*sources, "preset", *FIELDS) if given[n] is not None}
     if "evaluator" in values:
         return own_evaluator(values, texts)
     tasks = [name for name in DOWNSTREAM if name in values]
@@ -239,9 +237,7 @@ def unit_levels(given: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]
     if "levels" in own:
         levels = [str(each) for each in own["levels"]]
         if local is not None and levels[:1] != [local]:
-            raise OptionsError(
-                f"--set units.levels begins with the mask of --local, {local!r}; got {levels}"
-            )
+            raise OptionsError(f"units.levels begins with --local, {local!r}; got {levels}")
         return levels
     if local is None:
         if given["unit"]:

@@ -163,9 +163,7 @@ def write_mask(given: Mapping[str, Any]) -> None:
     found = parse(given["mask"])
     if out.suffix == ".npy":
         if block is None or length is None:
-            raise OptionsError(
-                "a block layout needs --block and --length, such as --block 64 --length 512"
-            )
+            raise OptionsError("a block layout needs, for example, --block 64 --length 512")
         note = save_layout(found, out, block, length)
         use = f"masks.from_block_layout(numpy.load({str(out)!r}), {block})"
     else:
@@ -297,9 +295,7 @@ def allocate(
     run: options.Run = Path("runs/allocate"),
     check: Annotated[
         bool,
-        declare(
-            "Judge the plans and dense attention on text that the search has not seen.", JUDGE
-        ),
+        declare("Judge plans and dense attention on text that the search has not seen.", JUDGE),
     ] = True,
     **_: object,
 ) -> None:

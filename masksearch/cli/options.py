@@ -90,9 +90,7 @@ RunArgument = Annotated[
 Run = Annotated[
     Path, declare("Folder of the run; a run that it holds goes on.", OUTPUT, "", "FOLDER")
 ]
-Json = Annotated[
-    bool, declare("Print JSON instead of tables, for programs.", OUTPUT, name="--json")
-]
+Json = Annotated[bool, declare("Print JSON, not tables, for programs.", OUTPUT, name="--json")]
 Slots = Annotated[int, declare("Trials at a time.", PLACE, "", "N")]
 Storage = Annotated[
     str | None,

@@ -87,15 +87,11 @@ def pretrain(
         str,
         declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
     ],
-    out: Annotated[
-        Path, declare("Folder of the model; a killed run goes on there.", OUTPUT, "", "FOLDER")
-    ],
+    out: Annotated[Path, declare("Folder of the model; killed runs go on.", OUTPUT, "", "FOLDER")],
     preset: Preset = None,
     seed: Annotated[
         int,
-        declare(
-            "Seed of the weights, the order of the text and what is hidden.", TRAINING, "", "N"
-        ),
+        declare("Seed of weights, order of the text and what is hidden.", TRAINING, "", "N"),
     ] = 0,
     set: Annotated[
         list[str] | None,

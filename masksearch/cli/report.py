@@ -168,16 +168,12 @@ REPORTED = {
         "sparsity), or all.",
         *(RUN, "as the comparison was made", "NAME"),
     ),
-    "reference": valued(
-        "dense", "A mask that every other is also compared with there.", RUN, "NAME"
-    ),
+    "reference": valued("dense", "A mask that others are also compared with there.", RUN, "NAME"),
     "length": valued(128, "Length of the sequence, in positions.", A_MASK, "N"),
     "layers": optional("Layers of the model.", A_MASK, "those of the mask, else 1", "N", int),
     "heads": optional("Heads of a layer.", A_MASK, "those of the mask, else 1", "N", int),
     "block": valued(64, "Side of a kernel's block, for the block density.", A_MASK, "POSITIONS"),
-    "nearest": flag(
-        "nearest", "Also name the structured mask that explains this one best.", A_MASK
-    ),
+    "nearest": flag("nearest", "Also name the structured mask that explains it best.", A_MASK),
     "as_json": (options.Json, False),
 }
 

@@ -68,9 +68,7 @@ DECLARED = {  # options of both commands
         "--set cost.length=N, another length than the model's).",
         JUDGE,
     ),
-    "memory": flag(
-        "memory", "Also minimise the memory that attention scores take, in bytes.", JUDGE
-    ),
+    "memory": flag("memory", "Also minimise the memory of attention scores, in bytes.", JUDGE),
     "reuse": optional(
         "A folder of results that several runs share: a mask that it knows under this protocol "
         "and seed is not trained again.",
@@ -84,9 +82,7 @@ DECLARED = {  # options of both commands
     ),
     "slots": (options.Slots, 1),
     "cpus": optional("ray: CPU cores of a trial.", PLACE, "1", "N", float),
-    "gpus": optional(
-        "ray: GPUs of a trial; 0.25 = four trials share one.", *(PLACE, "0", "N", float)
-    ),
+    "gpus": optional("ray: GPUs of a trial; 0.25 = four share one.", *(PLACE, "0", "N", float)),
 }
 SEARCHING = {
     "space": (
@@ -122,9 +118,7 @@ SEARCHING = {
         "What a mask may cost, as a share of dense attention; repeatable, draws take turns.",
         *(SEARCHED, "no limit", "SHARE", list[float]),
     ),
-    "families": flag(
-        "families", "Judge the six hand-designed masks first, beside the trials.", SEARCHED
-    ),
+    "families": flag("families", "Judge the six hand-designed masks as well, first.", SEARCHED),
     "halving": optional(
         "Stop weak trials early: the steps at which trials are compared, such as 62,125,250. By "
         "their loss, beside sparsity, and one of two goes on (--set halving.metric=loss, "
@@ -172,9 +166,7 @@ COMPARING = {
     ),
     "run": (options.Run, Path("runs/compare")),
     "seeds": valued(5, "Trainings of each mask, on seeds that all share.", COMPARED, "N"),
-    "first_seed": valued(
-        1000, "First of these seeds; use others than the search's.", COMPARED, "N"
-    ),
+    "first_seed": valued(1000, "First of them; use others than the search's.", COMPARED, "N"),
     "budget": optional(
         "What masks of runs cost at most: RUN stands for its best mask within each; repeatable.",
         *(COMPARED, "no limit", "SHARE", list[float]),
@@ -364,9 +356,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     for text in dict.fromkeys(given["mask"] or []):
         for name, each in named_candidates(text, whole=bool(given["budget"])).items():
             if name in named and "=" in text and named[name] != each:
-                raise OptionsError(
-                    f"{name!r} names two masks; give one of them another name (NAME=MASK)"
-                )
+                raise OptionsError(f"{name!r} names two masks; give one another name (NAME=MASK)")
             if name in named and "=" not in text:  # another run of that name
                 place = Path(text).resolve()
                 name = f"{name} ({'/'.join(place.parts[-2:])})"

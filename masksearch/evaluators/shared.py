@@ -252,9 +252,7 @@ class SharedWeights(Evaluator):
             pass
         found = Checkpoints(self.place, "weights").load()
         if found is None:
-            raise SearchError(
-                f"the super-net in {self.place} cannot be read back; give another folder"
-            )
+            raise SearchError(f"the super-net in {self.place} cannot be read; give another folder")
         source = self.evaluator.differentiable(self.seed)
         source.model.load_state_dict(found.tensors)
         batches = first_sequences(source.held_out, self.held_out_sequences)

@@ -148,9 +148,7 @@ class MaskBank(nn.Module):
         kept = self.tables[:, layer, :, keys - queries : keys, :keys].to(call.query.device)
         if len(kept) > 1:
             if len(self.rows) != len(call.query):
-                raise ValueError(
-                    f"masks are set for {len(self.rows)} rows, the batch has {len(call.query)}"
-                )
+                raise ValueError(f"masks are set for {len(self.rows)} rows, not {len(call.query)}")
             kept = kept.index_select(0, self.rows.to(call.query.device))
         if call.visible is not None:
             kept = kept & call.visible

@@ -143,9 +143,7 @@ class WorkerProcess:
 def start_worker(config: WorkerConfig) -> WorkerProcess:
     """A fresh worker process."""
     if os.name != "posix":
-        raise SearchError(
-            "worker processes need a POSIX system; use Local(slots=1) without a limit, or WSL"
-        )
+        raise SearchError("workers need a POSIX system; use Local(slots=1) without a limit or WSL")
     ours, theirs = Pipe()
     code = (
         f"from masksearch.executors import worker; worker.serve({theirs.fileno()}, {os.getpid()})"

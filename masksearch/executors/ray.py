@@ -268,9 +268,7 @@ def provide_shared_models(config: WorkerConfig, seed: int) -> str:
     except MaskSearchError as error:
         return str(error)
     except Exception as error:  # told to the driver, which stops the search with it
-        return (
-            f"a worker process cannot provide the models of seed {seed}: {describe_error(error)}"
-        )
+        return f"a worker cannot provide the models of seed {seed}: {describe_error(error)}"
     return ""
 
 

@@ -86,9 +86,7 @@ def pickle_by_value() -> Iterator[None]:
 
 def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
     """The innermost part of a thing that cannot be pickled, and how to get there."""
-    parts: dict[str, Any] = {
-        f".{name}": part for name, part in getattr(thing, "__dict__", {}).items()
-    }
+    parts: dict[str, Any] = {f".{n}": part for n, part in getattr(thing, "__dict__", {}).items()}
     if isinstance(thing, Mapping):
         parts = {f"[{key!r}]": part for key, part in thing.items()}
     elif isinstance(thing, list | tuple):

@@ -99,9 +99,7 @@ class DamConfig:
         if self.dense_warmup != AUTO and (
             isinstance(self.dense_warmup, str) or not 0 <= self.dense_warmup < 1
         ):
-            raise ValueError(
-                f"dense_warmup must lie in [0, 1) or be 'auto', got {self.dense_warmup!r}"
-            )
+            raise ValueError(f"dense_warmup is in [0, 1) or 'auto', got {self.dense_warmup!r}")
         if self.optimiser == "lamb" and self.control == "hinge":
             raise ValueError(
                 "LAMB trains weights and gates in one step with one clip, so it takes "
@@ -194,9 +192,7 @@ def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
     """
     if config.control == "sum":
         if gates.units is not None:
-            raise ValueError(
-                "control='sum' counts open edges, and a switch has none; use control='hinge'"
-            )
+            raise ValueError("control='sum' counts open edges, and a switch has none; use 'hinge'")
     elif config.density < gates.least_density:
         if gates.units is not None:
             gates.units.refuse_less(config.density)
@@ -240,9 +236,7 @@ def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Ga
             arguments.pop("read", None)  # other layers need the rows that the last one does not
         gates = PublishedGates(**arguments) if published else Gates(**arguments)
     except TypeError as error:
-        raise SearchError(
-            f"a one-shot job holds arguments of Gates and DamConfig: {error}"
-        ) from None
+        raise SearchError(f"a job holds arguments of Gates and DamConfig: {error}") from None
     for name, misfit in (("layers", LayerCountError), ("heads", HeadCountError)):
         given, wanted = getattr(gates, name), getattr(shape, name)
         if given not in (1, wanted):

@@ -12,7 +12,6 @@ flipped alone: so this is no sum of the flip gradients.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -192,9 +192,7 @@ class Units:
         for level, mask in enumerate(self.levels):
             self.check_rows(mask)
             follows = unit_densities(mask, self.shape) if mask.needs_tokens else None
-            for layer, head in itertools.product(
-                range(self.shape.layers), range(self.shape.heads)
-            ):
+            for layer, head in np.ndindex(self.shape.layers, self.shape.heads):
                 part = mask.of_layer(layer).of_head(head)
                 counted = weights[min(layer, len(weights) - 1)]
                 key = (part, 0 if part.heads is None else head, layer == self.shape.layers - 1)

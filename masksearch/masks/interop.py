@@ -227,9 +227,7 @@ def from_block_mask(block_mask: BlockMask) -> Mask:
 
     queries, keys = block_mask.seq_lengths
     if queries != keys:
-        raise MaskFormatError(
-            f"a mask has as many queries as keys, the block mask has {queries} and {keys}"
-        )
+        raise MaskFormatError(f"a mask has as many queries as keys, here {queries} and {keys}")
     batch, heads = block_mask.kv_num_blocks.shape[:2]
     tall, wide = block_mask.BLOCK_SIZE
     columns = -(-keys // wide)
@@ -274,9 +272,7 @@ def expand_blocks(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:
 def same_examples(planes: Tensor) -> Tensor:
     """The planes of one example, where all are equal; `[batch, heads, ..]` to `[heads, ..]`."""
     if (planes != planes[:1]).any():
-        raise MaskFormatError(
-            f"the {len(planes)} examples of the block mask differ; take one: block_mask[:1]"
-        )
+        raise MaskFormatError(f"the {len(planes)} examples differ; take one: block_mask[:1]")
     return planes[0].cpu()
 
 

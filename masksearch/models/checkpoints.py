@@ -310,9 +310,7 @@ class StoredCheckpoint:
                 )
             folder = download_checkpoint(self.name, revision=folder.name)
         if hash_files(folder) != self.digest:
-            raise DataError(
-                f"the files in {folder} have changed since {self.name} was opened; open it again"
-            )
+            raise DataError(f"{folder} has changed since {self.name} was opened; open it again")
         return folder
 
 
@@ -403,9 +401,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: If it is missing or cannot be read.
     """
     if not path.is_file():
-        raise DataError(
-            f"{path.parent} holds no {path.name}; give the folder that save_pretrained wrote"
-        )
+        raise DataError(f"{path.parent} holds no {path.name}; give the folder of save_pretrained")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):

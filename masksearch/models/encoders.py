@@ -51,9 +51,7 @@ class Size:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is not int or value < 1:
-                raise ValueError(
-                    f"{field.name} of a model is a whole number of at least 1, got {value!r}"
-                )
+                raise ValueError(f"{field.name} is a whole number of at least 1, got {value!r}")
         if self.width % self.heads:
             below = self.width - self.width % self.heads
             near = " or ".join(str(width) for width in (below, below + self.heads) if width)

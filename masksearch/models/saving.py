@@ -457,9 +457,7 @@ class MaskCallback(TrainerCallback, ExportableState):
     ) -> None:
         several = list(mask.values()) if isinstance(mask, Mapping) else [mask]
         if mask is not None and not all(isinstance(each, Mask) for each in several):
-            raise TypeError(
-                f"MaskCallback takes a mask such as masks.window(16), got {mask!r:.80}"
-            )
+            raise TypeError(f"MaskCallback takes a mask like masks.window(16), got {mask!r:.80}")
         self.mask, self.part, self.backend = mask, part, backend
         self.masks: dict[str, Mask] = {}  # those on the model, by part
 

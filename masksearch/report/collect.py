@@ -120,9 +120,7 @@ def tell_apart(found: Sequence[StoredStudy]) -> list[StoredStudy]:
     while len(set(names)) < len(names) and parts < max(len(study.run.parts) for study in found):
         parts += 1
         ends = ["/".join(study.run.parts[-parts:]) for study in found]
-        names = [
-            end if given.count(name) > 1 else name for name, end in zip(given, ends, strict=True)
-        ]
+        names = [end if given.count(n) > 1 else n for n, end in zip(given, ends, strict=True)]
     return [replace(study, name=name) for study, name in zip(found, names, strict=True)]
 
 
@@ -357,9 +355,7 @@ def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
     rest = [name for each in described for name in each if name not in first]
     titles = [""] * len(groups)
     for name in dict.fromkeys([*first, *rest]):
-        named = [
-            (title, each.get(name, "")) for title, each in zip(titles, described, strict=True)
-        ]
+        named = [(t, each.get(name, "")) for t, each in zip(titles, described, strict=True)]
         titles = [
             ", ".join(filter(None, (title, text)))
             if any(other != text and (name in first or same == title) for same, other in named)

@@ -339,9 +339,7 @@ def plot_offsets(probabilities: Tensor) -> Figure:
         )  # fmt: skip
         lines[0].set_label(title)
     axes.plot(offsets, profile.mean((0, 1)).numpy(), color=INK, linewidth=1.2, label="mean of all")
-    axes.axhline(
-        p.mean().item(), color=GREY, linewidth=1, linestyle=":", label="if all were equal"
-    )
+    axes.axhline(p.mean().item(), color=GREY, linewidth=1, linestyle=":", label="if all are equal")
     axes.set_ylim(-0.02, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if layers <= 6:

@@ -77,9 +77,7 @@ def recipe_of(
         rows.append(("called in Python", f"masksearch.{facts.get('kind', 'search')}"))
         known = {**{name: facts.get(name, "") for name in ABOUT}, **first}
         names = [*CALLED, *ABOUT]
-        rows += [
-            (name, str(known[name])) for name in names if known.get(name) not in ("", "[]", None)
-        ]
+        rows += [(n, str(known[n])) for n in names if known.get(n) not in ("", "[]", None)]
     rows.append(("protocol", facts.get("protocol") or UNKNOWN))
     given = {**(command or {}).get("options", {}), **first.get("evaluator", {})}
     paths = [f"{name} {given[name]}" for name in DATA if given.get(name)]

@@ -605,9 +605,7 @@ def solve(
     refuse_less(least, budget)
     extra = cost - cost.min(1, keepdims=True)
     room = max(0.0, budget * (1 + SLACK) - least)
-    scale = float(
-        extra[extra > 0].min(initial=math.inf)
-    )  # so that the solver's tolerance is small
+    scale = float(extra[extra > 0].min(initial=math.inf))  # keeps the solver's tolerance small
     if not math.isfinite(scale):
         scale = 1.0
     count, levels = value.shape

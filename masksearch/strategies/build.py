@@ -230,9 +230,7 @@ def build_allocation(wanted: Wanted) -> Strategy:
     """Allocations of masks to units."""
     options, evaluator = wanted.options, wanted.evaluator
     if wanted.space is not None:
-        raise SearchError(
-            "strategy 'allocate' takes no space: its masks are those of its units; give None"
-        )
+        raise SearchError("strategy 'allocate' takes no space: units make its masks; give None")
     if options.get("method") == "gates":
         if not evaluator.offers("differentiable"):
             raise SearchError(
@@ -282,9 +280,7 @@ def keep_budgets(
     if not taken:
         return options
     if options.get(taken):
-        raise SearchError(
-            f"a budget is what {taken} of strategy {name!r} are: give one of the two"
-        )
+        raise SearchError(f"budgets are {taken} of strategy {name!r}: give one of the two")
     if options.get("cost", cost) != cost:
         raise SearchError(f"a budget counts {cost} here: drop cost={options['cost']!r}")
     return {**options, taken: list(budgets)}

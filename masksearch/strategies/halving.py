@@ -106,9 +106,7 @@ class ParetoHalving:
             object.__setattr__(self, name, tuple(value))
         rising = all(a < b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
         if not self.rungs or not rising or self.rungs[0] < 1:
-            raise ValueError(
-                f"rungs are rising steps from 1 on, got {self.rungs}; for instance (62, 125, 250)"
-            )
+            raise ValueError(f"rungs are rising steps from 1 on, got {self.rungs}; say (62, 125)")
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
         if self.ranking not in RANKINGS:

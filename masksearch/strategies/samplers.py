@@ -532,9 +532,7 @@ class TrialWriter:
             excess = excesses(record, self.constraints)
             if self.filler != "none" and any(value > 0 for value in excess.values()):
                 state, excess = TrialState.COMPLETE, self.complete_excesses(excess, told)
-                values = [
-                    self.fill_value(record, objective, told) for objective in self.objectives
-                ]
+                values = [self.fill_value(record, each, told) for each in self.objectives]
             elif len(self.objectives) == 1 and self.objectives[0].name in record.values:
                 partial[record.step] = record.values[self.objectives[0].name]
         kinds = {

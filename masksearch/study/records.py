@@ -452,7 +452,5 @@ def parse_constraint(
     try:
         limit = float(match[3])
     except ValueError:
-        raise ValueError(
-            f"a constraint ends with a number, got {match[3]!r} in {text!r}"
-        ) from None
+        raise ValueError(f"constraints end with a number, got {match[3]!r} in {text!r}") from None
     return Constraint(name, sign, limit, name in measured)  # type: ignore[arg-type]

@@ -50,9 +50,7 @@ def parse_reference(text: str) -> Reference:
         if not 0 <= sparsity <= 1:
             raise ValueError
     except ValueError:
-        raise SearchError(
-            f"a least sparsity in [0, 1] is named as RUN@0.9, got {text!r}"
-        ) from None
+        raise SearchError(f"a least sparsity in [0, 1] is named RUN@0.9, got {text!r}") from None
     return Reference(Path(folder), sparsity=sparsity)
 
 

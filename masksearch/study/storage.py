@@ -249,9 +249,7 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
             f"{'file' if location.kind == 'journal' else 'run folder'}"
         )
     if location.kind == "postgresql" and isinstance(cause, ImportError):
-        return SearchError(
-            f"{location.shown} needs a driver that is missing; {install_command('postgresql')}"
-        )
+        return SearchError(f"{location.shown} lacks a driver: {install_command('postgresql')}")
     known = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text))
     remedy = next((f"; {remedy}" for remedy in known), "")
     return SearchError(f"{failed} {location.shown}: {redact(text, location.url)}{remedy}")

@@ -61,9 +61,7 @@ class Recall:
         least = {"pairs": 1, "keys": self.pairs, "values": 2, "fillers": 2, "middle": 2}
         for name, value in least.items():
             if getattr(self, name) < value:
-                raise ValueError(
-                    f"{name} of planted recall must be at least {value}, got {getattr(self, name)}"
-                )
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if not 0 <= self.follow <= 1:
             raise ValueError(f"follow is a probability in [0, 1], got {self.follow}")
 

@@ -281,8 +281,6 @@ def restore_dense(head: nn.Module, path: Path, key: str) -> bool:
         raise
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        warnings.warn(
-            f"{path} is damaged ({reason}); its dense model is fine-tuned again", stacklevel=4
-        )
+        warnings.warn(f"{path} is damaged ({reason}); its model is fine-tuned again", stacklevel=4)
         return False
     return True

@@ -240,7 +240,7 @@ MISTAKES = {
     ),
     "two masks of one name": (
         ["compare", "x=star", "x=window(3)"],
-        "'x' names two masks; give one of them another name",
+        "'x' names two masks; give one another name",
     ),
     "dam setting": (
         ["search", "--strategy", "dam", "--set", "dam.densty=2"],

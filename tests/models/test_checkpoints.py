@@ -186,7 +186,7 @@ def test_digest_follows_the_files(tmp_path):
         next(model.parameters())[0, 0] += 1
     model.save_pretrained(tmp_path)
     assert open_pretrained(tmp_path).digest != start.digest
-    with pytest.raises(DataError, match=r"have changed since .* was opened; open it again"):
+    with pytest.raises(DataError, match=r"has changed since .* was opened; open it again"):
         start.encoder()
 
 

@@ -84,7 +84,7 @@ def test_batches_are_a_function_of_the_seed() -> None:
 
 
 def test_what_is_no_task_says_why() -> None:
-    with pytest.raises(ValueError, match="keys of planted recall must be at least 20"):
+    with pytest.raises(ValueError, match="keys must be at least 20"):
         ms.Recall(pairs=20)
     with pytest.raises(ValueError, match="follow is a probability"):
         ms.Recall(follow=1.5)

@@ -129,9 +129,7 @@ def load_glue(
 
 def differences(task: GlueTask) -> dict[str, object]:
     """The columns of a task's row that are not the default ones."""
-    return {
-        name: value for name, value in vars(task).items() if value != getattr(GlueTask, name, None)
-    }
+    return {n: v for n, v in vars(task).items() if v != getattr(GlueTask, n, None)}
 
 
 def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
@@ -179,10 +177,7 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
 def explain_folder(folder: Path) -> str:
     """What to do about a folder that does not hold the task's folder."""
     if (folder / "train.tsv").is_file():
-        return (
-            f"{folder} is a task's own folder; give the GLUE folder that holds it "
-            f"({folder.parent})"
-        )
+        return f"{folder} is a task's own folder; give the GLUE folder around it ({folder.parent})"
     held = [name for name in TASKS if (folder / name).is_dir()]
     return (
         f"{folder} is no GLUE folder with this task: one holds a folder a task "

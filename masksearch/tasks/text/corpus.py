@@ -292,10 +292,7 @@ def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
                 try:
                     return read_tokens(target)
                 except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                    warnings.warn(
-                        f"cache folder {target} is damaged ({error}); it is made again",
-                        stacklevel=3,
-                    )
+                    warnings.warn(f"{target} is damaged ({error}); it is made again", stacklevel=3)
             for old in (target, partial):  # damaged, or left by a killed process
                 shutil.rmtree(old, ignore_errors=True)
             partial.mkdir()
@@ -327,9 +324,7 @@ def deal_stretches(
     for found in (begins.paragraphs, begins.documents) if begins is not None else ():
         starts = found if len(found) >= FEW else starts
     ends = np.append(starts[1:], len(ids))
-    firsts = (
-        ids[start : min(end, start + HASHED)] for start, end in zip(starts, ends, strict=True)
-    )
+    firsts = (ids[a : min(b, a + HASHED)] for a, b in zip(starts, ends, strict=True))
     final = [in_final_half(first.astype("<i4").tobytes()) for first in firsts]
     return starts, np.array(final, bool)
 

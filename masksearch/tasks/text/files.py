@@ -106,9 +106,7 @@ def decode_line(raw: bytes, file: Path, number: int) -> str:
     """
     text = decode_utf8(raw, file, number)
     if "\0" in text:
-        raise DataError(
-            f"{file}, line {number}: holds a NUL byte, so it is a binary file; give plain text"
-        )
+        raise DataError(f"{file}, line {number}: a NUL byte, so it is binary; give plain text")
     return text
 
 

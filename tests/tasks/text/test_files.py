@@ -66,7 +66,7 @@ def test_stop_counts_bytes_of_lines(tmp_path: Path) -> None:
         (b"\xef\xbb\xbffine\n\xff\n", r"line 2: byte 0xff is not UTF-8"),
         (b"\xef\xbb\xbfna\xefve\n", r"line 1: byte 0xef is not UTF-8"),
         ("a\nb\n".encode("utf-16"), r"line 1: byte 0xff is .* \(the file begins like UTF-16\)"),
-        (b"\x7fELF\0\0\x01\n", r"line 1: holds a NUL byte, so it is a binary file; give plain"),
+        (b"\x7fELF\0\0\x01\n", r"line 1: a NUL byte, so it is binary; give plain"),
         (b"text\n\x89PNG\n", r"line 2: byte 0x89 is not UTF-8"),
     ],
 )
