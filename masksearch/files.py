@@ -87,8 +87,7 @@ def read_tensors(
         raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
     if metadata.get("format") != expected:
         raise MaskFormatError(
-            f"{path} holds no {what} of masksearch (format "
-            f"{metadata.get('format')!r}, expected {expected!r})"
+            f"{path} holds no {what} (format {metadata.get('format')!r}, expected {expected!r})"
         )
     return tensors, metadata
 

@@ -439,8 +439,7 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
     numbers = [number for seed in given if (number := whole(seed)) is not None]
     if not given or len(numbers) < len(given):
         raise CandidateError(
-            "compare needs at least one seed, each a whole number, such as seeds=range(3), got "
-            f"{given}"
+            f"compare needs at least one seed, a whole number, as in seeds=range(3), got {given}"
         )
     return list(dict.fromkeys(numbers))
 
@@ -524,8 +523,7 @@ def join_front(
     for name, candidate in candidates.items():
         if own.get(name, candidate) != candidate:
             raise CandidateError(
-                f"{name!r} is the name of a mask that front_of= adds itself; give yours "
-                "another one"
+                f"{name!r} is the name of a mask that front_of= adds itself; give yours another"
             )
     kinds: dict[str, Kind] = {**dict.fromkeys(front, "searched")}
     kinds |= {**dict.fromkeys(hand, "hand-designed"), **dict.fromkeys(alike, "control")}

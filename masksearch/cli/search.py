@@ -328,8 +328,7 @@ def run_compare(given: Mapping[str, Any]) -> Comparison:
     compared = masks_to_compare(given, judge)
     if given["seeds"] < CLAIM_SEEDS and not judge.seedless:
         typer.echo(
-            f"fewer than {CLAIM_SEEDS} seeds decide nothing: for a verdict --seeds {CLAIM_SEEDS} "
-            "or more",
+            f"fewer than {CLAIM_SEEDS} seeds decide nothing: take --seeds {CLAIM_SEEDS} or more",
             err=True,
         )
     with resumable(given["run"], "compare", given):

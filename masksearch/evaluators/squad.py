@@ -207,15 +207,13 @@ def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> Sq
     train = make_windows(source, data.train, window)
     if train.misplaced:
         log.warning(
-            "SQuAD: %d of %d training questions are left out, because no answer stands where the "
-            "file says",
+            "SQuAD: %d of %d training questions are left out, as no answer stands where it says",
             train.misplaced,
             len(data.train),
         )
     if not len(train):
         raise DataError(
-            f"{files.path}: no training question is left, because no answer stands where the "
-            "file says"
+            f"{files.path}: no training question is left, as no answer stands where it says"
         )
     dev = make_windows(source, data.dev, window, training=False)
     return SquadTokens(train, dev, data.dev, data.nullable, data.digest)

@@ -163,8 +163,7 @@ class Mask:
             )
         if self.heads not in (None, heads):
             raise HeadCountError(
-                f"the mask has {self.heads} heads, asked for {heads}; "
-                "per_head needs one mask for each head"
+                f"the mask has {self.heads} heads, asked for {heads}; per_head needs one for each"
             )
 
     def of_layer(self, layer: int) -> Mask:

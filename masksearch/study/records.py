@@ -422,8 +422,7 @@ def read_budgets(budget: float | Sequence[float] | None) -> tuple[float, ...]:
     for each in given:
         if not isinstance(each, int | float) or not 0 < each <= 1:
             raise ValueError(
-                "budgets are shares in (0, 1] of what dense attention costs, such as 0.3; got "
-                f"{each!r}"
+                f"budgets are shares in (0, 1] of what full attention costs, as 0.3; got {each!r}"
             )
     return tuple(dict.fromkeys(map(float, given)))
 

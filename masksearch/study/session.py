@@ -437,10 +437,7 @@ class Session:
         said = self.board.state.get("cautions", [])
         found = search_cautions(self.store.records())
         if self.exhausted and not self.open and self.counted < (self.trials or 0):
-            found.append(
-                "the strategy has no more masks to propose: "
-                f"{self.counted} of {self.trials} trials"
-            )
+            found.append(f"the strategy has no more masks: {self.counted} of {self.trials} trials")
         if self.repeats >= SPENT:
             found.append(
                 f"the space is spent: the last {self.repeats} draws were all masks that were known"

@@ -78,8 +78,7 @@ class SentencePairTask(MlmTask):
             raise ValueError(f"kind must be 'next' or 'order', got {self.kind!r}")
         if self.corpus.length < SHORTEST + 3:
             raise ValueError(
-                f"a pair needs a length of at least {SHORTEST + 3} positions, "
-                f"got {self.corpus.length}"
+                f"a pair needs at least {SHORTEST + 3} positions, got {self.corpus.length}"
             )
 
     @property

@@ -304,8 +304,7 @@ def question_scores(
             golds = [gold for gold in golds if normalise(gold)] or [""]
         elif not golds:
             raise ValueError(
-                f"question {name!r} has no answer, which SQuAD 1.1 does not know; "
-                "score with nullable=True"
+                f"question {name!r} has no answer, as none in SQuAD 1.1; score with nullable=True"
             )
         said = predictions[name]
         raw["exact"][name] = float(normalise(said) in map(normalise, golds))

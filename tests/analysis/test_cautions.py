@@ -141,7 +141,7 @@ def test_strategy_that_ends_early_says_so(tmp_path):
     from optuna.samplers import GridSampler
 
     said, _ = warned(tmp_path / "run", four, strategy=GridSampler({"reach": [1, 2, 3]}))
-    assert said == ["the strategy has no more masks to propose: 3 of 12 trials"]
+    assert said == ["the strategy has no more masks: 3 of 12 trials"]
 
 
 def test_nothing_is_said_where_nothing_is_wrong(tmp_path):

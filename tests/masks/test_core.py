@@ -201,7 +201,7 @@ def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
         (
             lambda: masks.per_head([masks.full()] * 2).dense(4, heads=3),
             HeadCountError,
-            "the mask has 2 heads, asked for 3; per_head needs one mask for each head",
+            "the mask has 2 heads, asked for 3; per_head needs one for each",
         ),
         (
             lambda: masks.per_layer([masks.full()] * 2).dense(4, layers=3),

@@ -192,8 +192,7 @@ class GlueTask:
             if score == -1:
                 raise self.hidden_label(place)
             raise DataError(
-                f"{place}: score {score:g} is outside of {low:g} .. {high:g}; mend or remove the "
-                "row"
+                f"{place}: score {score:g} is outside {low:g} .. {high:g}; mend or remove the row"
             )
         return score
 

@@ -371,8 +371,7 @@ def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
         at = dependency.positions
         if len(at) < 2 or sorted(set(at)) != list(at) or at[0] < 0 or at[-1] >= length:
             raise ValueError(
-                f"positions of a dependency are two or more of 0 .. {length - 1} in rising "
-                f"order, got {at}"
+                f"positions are two or more of 0 .. {length - 1} in rising order, got {at}"
             )
         if not 0 < dependency.reliability <= 1 or dependency.part < 0:
             raise ValueError(

@@ -106,7 +106,7 @@ SST, STS = b"sentence\tlabel\n", b"sentence1\tsentence2\tscore\na\tb\t"
         ("STS-B", STS + b"3.25\na\tb\thigh", r"line 3: score 'high' is not a number"),
         ("STS-B", STS + b"-1.000", r"line 2: the label is hidden"),
         *(
-            ("STS-B", STS + score, r"line 2: score .* is outside of 0 \.\. 5")
+            ("STS-B", STS + score, r"line 2: score .* is outside 0 \.\. 5")
             for score in (b"5.5", b"-0.5", b"nan", b"inf")
         ),
     ],
