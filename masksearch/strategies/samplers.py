@@ -231,40 +231,6 @@ POPULATION = 20  # of the genetic algorithms: a budget of 200 is then ten genera
 STRICT = 1e-12  # excess of a value that sits on the limit of a strict constraint
 
 
-def random_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """Uniform draws: the control arm of every comparison."""
-    return optuna.samplers.RandomSampler(seed=draw_seed)
-
-
-def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """Multivariate TPE; running trials count as bad ones (constant liar).
-
-    Parameters that always occur together form a group and are modelled jointly, so conditional
-    spaces are modelled too.
-    """
-    return optuna.samplers.TPESampler(
-        multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP, seed=draw_seed
-    )
-
-
-def nsga2_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """NSGA-II: for flat spaces, a few objectives and hundreds of trials."""
-    return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=draw_seed)
-
-
-def nsga3_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """NSGA-III: for flat spaces and many objectives."""
-    return optuna.samplers.NSGAIIISampler(population_size=POPULATION, seed=draw_seed)
-
-
-def gp_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """Gaussian processes: few trials, up to about 20 numbers, a second or so a draw.
-
-    Parameters that not every trial has are drawn at random.
-    """
-    return optuna.samplers.GPSampler(seed=draw_seed, warn_independent_sampling=False)
-
-
 def qmc_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
     """A scrambled Sobol sequence: random search that fills a flat space evenly.
 
@@ -279,12 +245,25 @@ def qmc_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
     )
 
 
+def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
+    """Multivariate TPE; running trials count as bad ones (constant liar).
+
+    Parameters that always occur together form a group and are modelled jointly, so conditional
+    spaces are modelled too.
+    """
+    return optuna.samplers.TPESampler(
+        multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP, seed=draw_seed
+    )
+
+
 SAMPLERS: dict[str, SamplerFactory] = {
-    "random": random_sampler,
+    "random": lambda draw, _: optuna.samplers.RandomSampler(seed=draw),  # the control arm
     "tpe": tpe_sampler,
-    "nsga2": nsga2_sampler,
-    "nsga3": nsga3_sampler,
-    "gp": gp_sampler,
+    # genetic: for flat spaces and hundreds of trials, of a few objectives or (III) many
+    "nsga2": lambda draw, _: optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=draw),
+    "nsga3": lambda draw, _: optuna.samplers.NSGAIIISampler(population_size=POPULATION, seed=draw),
+    # Gaussian processes: few trials, up to about 20 numbers that all trials have; a second a draw
+    "gp": lambda draw, _: optuna.samplers.GPSampler(seed=draw, warn_independent_sampling=False),
     "qmc": qmc_sampler,
 }
 

@@ -214,7 +214,7 @@ def edited(folder: Path, **changes: object) -> None:
 
 
 def test_a_folder_without_configuration_or_weights(tmp_path):
-    with pytest.raises(DataError, match=r"holds no config\.json; give the folder that save"):
+    with pytest.raises(DataError, match=r"holds no config\.json; give the folder of save"):
         open_pretrained(tmp_path)
     hf.BertConfig(**BERT).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"holds no model\.safetensors; give the whole folder"):
