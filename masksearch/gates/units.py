@@ -20,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +32,7 @@ from masksearch.files import read_tensors
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower, row_counts, under_causality
-from masksearch.masks.measure import pair_weights, unit_densities
+from masksearch.masks.measure import layer_pairs, pair_weights, unit_densities
 from masksearch.masks.text import parse
 from masksearch.user_code import budget_of
 
@@ -173,9 +172,9 @@ class Units:
     @cached_property
     def prices_of_all(self) -> Tensor:
         """`prices`, with those of a last layer without units."""
+        for mask in self.levels:
+            self.check_rows(mask)
         if self.costs is not None:
-            for mask in self.levels:
-                self.check_rows(mask)
             found = torch.tensor(self.costs, dtype=torch.float64)
             wanted = (len(self.levels), self.shape.layers * self.groups)
             if found.shape != wanted:
@@ -184,24 +183,10 @@ class Units:
                     f"{' x '.join(map(str, found.shape))}"
                 )
             return found * wanted[1]
-        weights = pair_weights(self.shape)
-        weights = weights.view(-1, *weights.shape[-2:])  # one for all layers, or one a layer
-        average = weights.sum() / len(weights)
-        known: dict[tuple[Mask, int, bool], Tensor] = {}
-        table = torch.zeros(len(self.levels), self.shape.layers, self.shape.heads).double()
-        for level, mask in enumerate(self.levels):
-            self.check_rows(mask)
-            follows = unit_densities(mask, self.shape) if mask.needs_tokens else None
-            for layer, head in np.ndindex(self.shape.layers, self.shape.heads):
-                part = mask.of_layer(layer).of_head(head)
-                counted = weights[min(layer, len(weights) - 1)]
-                key = (part, 0 if part.heads is None else head, layer == self.shape.layers - 1)
-                if follows is not None:
-                    table[level, layer, head] = follows[layer][head] * counted.sum() / average
-                    continue
-                if key not in known:
-                    known[key] = kept_weight(part, head, counted) / average
-                table[level, layer, head] = known[key]
+        of_whole, of_last = layer_pairs(self.shape)
+        pairs = torch.tensor([*[of_whole] * (self.shape.layers - 1), of_last]).double()
+        kept = [unit_densities(mask, self.shape) for mask in self.levels]
+        table = torch.tensor(kept, dtype=torch.float64) * (pairs / pairs.mean())[:, None]
         return torch.stack([self.pool(shares) / self.planes for shares in table])
 
     def check_rows(self, mask: Mask) -> None:
@@ -227,11 +212,12 @@ class Units:
 
     def density(self, allocation: Sequence[int]) -> float:
         """Kept share of the pairs of real tokens, of all units and a layer without units."""
-        levels = [
-            *allocation,
-            *[self.spared or 0] * (len(self.prices_of_all[0]) - len(allocation)),
-        ]
+        levels = self.with_spared(allocation)
         return self.prices_of_all[levels, range(len(levels))].mean().item()
+
+    def with_spared(self, allocation: Sequence[int]) -> list[int]:
+        """The level of each unit, those of a layer without units too."""
+        return [*allocation, *([] if self.spared is None else [self.spared] * self.groups)]
 
     @property
     def least(self) -> float:
@@ -283,9 +269,7 @@ class Units:
 
     def mask(self, allocation: Sequence[int]) -> Mask:
         """The mask in which each unit has its level."""
-        spared = [] if self.spared is None else [self.spared] * self.groups
-        levels = [*allocation, *spared]
-        layers = []
+        levels, layers = self.with_spared(allocation), []
         for layer in range(self.shape.layers):
             chosen = levels[layer * self.groups : (layer + 1) * self.groups]
             if self.unit == "layer":
@@ -460,21 +444,6 @@ def write_levels(levels: Sequence[Mask]) -> list[str]:
             same = False
         found.append(text if same else level.to_json())
     return found
-
-
-def kept_weight(mask: Mask, head: int, weights: Tensor) -> Tensor:
-    """The sum of the weights of the cells that a mask of one layer keeps; float64.
-
-    Args:
-        mask: It.
-        head: Which head of it, where it tells heads apart.
-        weights: float64 `[n, n]`.
-    """
-    total, first = torch.zeros((), dtype=torch.float64), 0
-    for rows in mask.row_chunks(len(weights), head=head if mask.heads else 0):
-        total += (rows * weights[first : first + len(rows)]).sum()
-        first += len(rows)
-    return total
 
 
 def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor:
