@@ -29,10 +29,9 @@ from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape
 from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.files import read_tensors
-from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower, row_counts, under_causality
-from masksearch.masks.measure import layer_pairs, pair_weights, unit_densities
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import keys_of_rows, layer_pairs, pair_weights, unit_densities
 from masksearch.masks.text import parse
 from masksearch.user_code import budget_of
 
@@ -173,7 +172,8 @@ class Units:
     def prices_of_all(self) -> Tensor:
         """`prices`, with those of a last layer without units."""
         for mask in self.levels:
-            self.check_rows(mask)
+            if not mask.needs_tokens or self.shape.tokens is None:
+                keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows
         if self.costs is not None:
             found = torch.tensor(self.costs, dtype=torch.float64)
             wanted = (len(self.levels), self.shape.layers * self.groups)
@@ -188,18 +188,6 @@ class Units:
         kept = [unit_densities(mask, self.shape) for mask in self.levels]
         table = torch.tensor(kept, dtype=torch.float64) * (pairs / pairs.mean())[:, None]
         return torch.stack([self.pool(shares) / self.planes for shares in table])
-
-    def check_rows(self, mask: Mask) -> None:
-        """Refuses a level that does not fit the shape, or leaves a query without a key.
-
-        Raises:
-            EmptyRowError, HeadCountError, LayerCountError, LengthError: As `lower`.
-        """
-        mask.counts(self.shape.layers, self.shape.heads)
-        if mask.needs_tokens and self.shape.tokens is not None:
-            return  # what it keeps is counted in rows of tokens
-        counts = row_counts(under_causality(mask, self.shape), self.shape.length)
-        no_empty_rows((counts > 0)[..., None])
 
     @property
     def prices_by_layer(self) -> Tensor:

@@ -41,14 +41,24 @@ def fingerprint(mask: Mask, shape: HasShape) -> str:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
         TokensNeededError: If a mask follows the tokens, and the shape has none.
     """
-    mask.counts(shape.layers, shape.heads)
     if mask.needs_tokens and shape.tokens is not None:
+        mask.counts(shape.layers, shape.heads)
         text = f"{shape.layers}x{shape.heads}x{shape.length} {mask.digest}"
         return hashlib.sha256(text.encode()).hexdigest()
-    counts = row_counts(under_causality(mask, shape), shape.length)
-    some = (counts > 0).expand(shape.layers, shape.heads, -1)
-    no_empty_rows(some[..., None])
+    keys_of_rows(mask, shape)
     return hash_rows(mask, shape)
+
+
+def keys_of_rows(mask: Mask, shape: HasShape) -> Tensor:
+    """How many keys each query keeps, `[layers, heads, n]`; layers or heads that are alike once.
+
+    Raises:
+        EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
+    """
+    mask.counts(shape.layers, shape.heads)
+    counts = row_counts(under_causality(mask, shape), shape.length)
+    no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
+    return counts
 
 
 def table_fingerprint(table: DenseMask) -> str:
@@ -157,19 +167,13 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
         mask.counts(shape.layers, shape.heads)
         layers, read = shape.layers, shape.read
     planes, index = distinct_planes(mask)
-    whole_of, last_of = [0] * len(planes), [0] * len(planes)  # layers with all rows, and the last
-    for (layer, _), place in zip(mask.planes, index, strict=True):
-        whole_of[place] += layers - 1 if mask.layers is None else int(layer < layers - 1)
-        last_of[place] += int(mask.layers is None or layer == layers - 1)
-    kept = 0
-    for plane, whole, last in zip(planes, whole_of, last_of, strict=True):
-        if read == size:
-            kept += (whole + last) * kept_pairs(plane, shape, size)
-            continue
-        kept += whole * kept_pairs(plane, shape, size) if whole else 0
-        kept += last * kept_pairs(plane, shape, read) if last else 0
+    count = cache(lambda place, rows: kept_pairs(planes[place], shape, rows))
+    heads = mask.heads or 1
+    others = index * (layers - 1) if mask.layers is None else index[:-heads]
+    kept = sum(count(place, size) for place in others)
+    kept += sum(count(place, read) for place in index[-heads:])
     of_whole, of_last = layer_pairs(shape)
-    return kept / ((mask.heads or 1) * ((layers - 1) * of_whole + of_last))
+    return kept / (heads * ((layers - 1) * of_whole + of_last))
 
 
 def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
@@ -355,10 +359,7 @@ def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float
     if mask.needs_tokens:
         kept = effective_density(mask, shape)
         return {"sparsity": 1 - kept, "effective_sparsity": 1 - kept, "density": kept}
-    mask = under_causality(mask, shape)
-    mask.counts(shape.layers, shape.heads)
-    counts, on = row_counts(mask, size), on_diagonal(mask, size)
-    no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
+    counts, mask = keys_of_rows(mask, shape), under_causality(mask, shape)
     density = int(counts.sum()) / (len(mask.planes) * size**2)
     result = {
         "sparsity": 1 - density,
@@ -369,7 +370,7 @@ def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float
     if size <= LONGEST:
         result["hops"] = hops(mask, size, causal=shape.causal)
     if size > 1:
-        result["sparsity_off_diagonal"] = sparsity_off_diagonal(counts, on)
+        result["sparsity_off_diagonal"] = sparsity_off_diagonal(counts, on_diagonal(mask, size))
     return result
 
 
