@@ -30,7 +30,7 @@ from masksearch.analysis.stats import (
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
 from masksearch.contracts import Objective, is_side_value
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.masks import FAMILIES
 
 if TYPE_CHECKING:
@@ -312,8 +312,7 @@ def check_against(against: str) -> Against:
     Raises:
         UnknownNameError: If it does not.
     """
-    if against not in get_args(Against):
-        raise unknown_name("choice of hand-designed masks in against=", against, get_args(Against))
+    check_name("choice of hand-designed masks in against=", against, get_args(Against))
     return cast("Against", against)
 
 

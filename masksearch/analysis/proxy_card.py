@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from masksearch.analysis.pareto import sparsity_of
 from masksearch.analysis.stats import Floats, Interval
 from masksearch.contracts import Objective, Record, is_side_value, mixed_seed
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError, check_name, unknown_name
 
 Place = tuple[str, str, int]  # measure, schedule, budget
 Counts = NDArray[np.int64]
@@ -423,8 +423,7 @@ def judge_proxy(
         schedule=table.get("schedule", CURVE), name=table.get("name", table["mask"])
     ).drop_duplicates(["schedule", "budget", "measure", "mask", "seed", "value"])
     for name in (proxy, target):
-        if name not in set(table["measure"]):
-            raise unknown_name("measure", name, sorted(set(table["measure"])))
+        check_name("measure", name, sorted(set(table["measure"])))
     finite = table[np.isfinite(table["value"])]
     cells = {
         cast("Place", place): rows.pivot(index="mask", columns="seed", values="value")

@@ -23,7 +23,7 @@ from masksearch.analysis.stats import (
     estimate,
 )
 from masksearch.contracts import Objective, Record, Shape
-from masksearch.errors import CandidateError, unknown_name
+from masksearch.errors import CandidateError, check_name
 from masksearch.masks import FAMILIES, full, parse
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
@@ -69,10 +69,8 @@ def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, K
         UnknownNameError: If a name is not among `names`, or a kind is none.
     """
     for name, kind in kinds.items():
-        if name not in names:
-            raise unknown_name("mask of the comparison in kinds=", name, names)
-        if kind not in SOURCES:
-            raise unknown_name(f"kind of mask {name!r}:", kind, SOURCES)
+        check_name("mask of the comparison in kinds=", name, names)
+        check_name(f"kind of mask {name!r}:", kind, SOURCES)
     return cast("dict[str, Kind]", dict(kinds))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from masksearch.cli.options import OptionsError
 from masksearch.contracts import Evaluator, Executor
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
@@ -356,8 +356,7 @@ def read_settings(
     """
     values = {}
     for name, text in texts.items():
-        if name not in hints:
-            raise unknown_name(f"setting of {owner}", name, sorted(hints))
+        check_name(f"setting of {owner}", name, sorted(hints))
         values[name] = read_setting(f"{prefix}.{name}" if prefix else name, text, hints[name])
     return values
 

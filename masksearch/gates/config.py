@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from masksearch.contracts import OneShot, Shape
-from masksearch.errors import HeadCountError, LayerCountError, SearchError, unknown_name
+from masksearch.errors import (
+    HeadCountError,
+    LayerCountError,
+    SearchError,
+    check_name,
+    unknown_name,
+)
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_rate
 
@@ -89,8 +95,7 @@ class DamConfig:
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
-            if getattr(self, name) not in get_args(known):
-                raise unknown_name(f"DAM {name}", getattr(self, name), get_args(known))
+            check_name(f"DAM {name}", getattr(self, name), get_args(known))
         for names, rule, fits in RANGES:
             for name in names:
                 value = getattr(self, name)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import counts_all_alike, pair_weights
 
@@ -79,8 +79,7 @@ def ranking(probabilities: Tensor, per: Per = "mask", *, weights: Tensor | None 
         ValueError: If a probability is NaN.
         UnknownNameError: For another `per`.
     """
-    if per not in get_args(Per):
-        raise unknown_name("part of a mask", per, get_args(Per))
+    check_name("part of a mask", per, get_args(Per))
     scores = probabilities.detach().cpu()
     if scores.isnan().any():
         raise ValueError("probabilities hold NaN, which has no place in an order; train again")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape, generator
-from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
+from masksearch.errors import HeadCountError, LayerCountError, LengthError, check_name
 from masksearch.gates.discretise import least_density, mean_of_edges, weights_of
 from masksearch.gates.estimators import form_named
 from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
@@ -127,8 +127,7 @@ class Gates(nn.Module):
         costs: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        if structure not in get_args(Structure):
-            raise unknown_name("gate structure", structure, get_args(Structure))
+        check_name("gate structure", structure, get_args(Structure))
         form_named(form)  # refuses an unknown one
         self.shape = Shape(
             length, layers, heads, causal, None if lengths is None else dict(lengths), read

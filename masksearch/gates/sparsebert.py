@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import generator
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.gates.estimators import add_to_scores
 from masksearch.gates.gates import Gates, Lengths
 
@@ -94,8 +94,7 @@ class PublishedGates(Gates):
         causal: bool = False,
         lengths: Lengths | None = None,
     ) -> None:
-        if structure not in get_args(PublishedStructure):
-            raise unknown_name("published structure", structure, get_args(PublishedStructure))
+        check_name("published structure", structure, get_args(PublishedStructure))
         super().__init__(
             structure,
             length=length,

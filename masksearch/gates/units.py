@@ -27,7 +27,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Shape
-from masksearch.errors import MaskFormatError, unknown_name
+from masksearch.errors import MaskFormatError, check_name
 from masksearch.files import read_tensors
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
@@ -90,8 +90,7 @@ class Units:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if self.unit not in UNITS:
-            raise unknown_name("unit", self.unit, UNITS)
+        check_name("unit", self.unit, UNITS)
         if self.unit == "kv_head" and self.kv_heads is None:
             raise ValueError(
                 "unit 'kv_head' is all query heads that share keys, and the number of KV heads is "

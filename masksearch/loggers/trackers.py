@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from masksearch.contracts import Listener, Objective, Report
-from masksearch.errors import SearchError, install_command, unknown_name
+from masksearch.errors import SearchError, check_name, install_command
 from masksearch.loggers.files import CsvLogger, LoggedRecord, RecordLogger
 from masksearch.study.store import read_address
 
@@ -381,8 +381,7 @@ def open_loggers(
         "wandb": lambda: WandbLogger(run, objectives, title),
     }
     for name in names:
-        if name not in known:
-            raise unknown_name("logger", name, known)
+        check_name("logger", name, known)
     with ExitStack() as stack:
         yield [stack.enter_context(known[name]()) for name in dict.fromkeys(names)]
 

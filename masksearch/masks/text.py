@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masksearch.errors import MaskFormatError, MaskSearchError, TokensNeededError, unknown_name
+from masksearch.errors import MaskFormatError, MaskSearchError, TokensNeededError, check_name
 from masksearch.files import write_in_one_move
 from masksearch.masks.core import RECIPES, Mask
 
@@ -118,8 +118,7 @@ def read(node: ast.expr, text: str) -> Any:
             return [read(item, text) for item in items]
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
             known = functions()
-            if name not in known:
-                raise unknown_name("mask", name, known)
+            check_name("mask", name, known)
             arguments = [read(a, text) for a in getattr(node, "args", [])]
             keywords = {}
             for keyword in getattr(node, "keywords", []):

@@ -166,8 +166,7 @@ def encoder(
     import transformers
 
     size = find_size(size)
-    if architecture not in ARCHITECTURES:
-        raise unknown_name("architecture", architecture, ARCHITECTURES)
+    check_name("architecture", architecture, ARCHITECTURES)
     if architecture == "modernbert" and size.width // size.heads % 2:
         raise ValueError(
             f"a head of modernbert is an even number wide (rotary positions come in pairs), got "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.positions.probes import (
     FlippedAttention,
     ThinnedAttention,
@@ -102,10 +102,8 @@ def importance(
     input; without the sign, as arXiv 1905.10650 ranks heads. `"fisher"` is the diagonal of the
     empirical Fisher information, as arXiv 1801.05787 prunes channels.
     """
-    if method not in get_args(Method):
-        raise unknown_name("importance method", method, get_args(Method))
-    if per not in get_args(Per):
-        raise unknown_name("resolution", per, get_args(Per))
+    check_name("importance method", method, get_args(Method))
+    check_name("resolution", per, get_args(Per))
     if not signed and method not in ("gradient", "flip"):
         raise ValueError(
             f"signed=False adds up first-order effects and does nothing for method {method!r}; "

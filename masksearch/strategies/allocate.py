@@ -29,7 +29,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from masksearch.analysis.pareto import warmup_problems
 from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Proposal, Record, Shape
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.gates.config import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
     Allocation,
@@ -423,8 +423,7 @@ def build_units(options: Mapping[str, Any], shape: Shape, kv_heads: int | None =
 def check_scores(scores: Scores, units: Units) -> None:
     """Refuses scores that are not one finite number for each level of each unit."""
     for name in scores:
-        if name not in units.names:
-            raise unknown_name("unit", name, units.names)
+        check_name("unit", name, units.names)
     for name in units.names:
         found = list(scores.get(name, ()))
         if len(found) != len(units.levels) or not all(map(math.isfinite, found)):

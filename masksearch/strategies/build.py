@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 
 from masksearch.analysis.pareto import SLACK
 from masksearch.contracts import Evaluator, OneShot, Strategy
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_levels, write_levels
@@ -127,8 +127,7 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
         return Kind(lambda wanted: wanted.strategy, space="optional")
     if is_user_code(strategy):
         return Kind(build_own, None, "optional")
-    if strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
+    check_name("strategy", strategy, STRATEGIES)
     return STRATEGIES[strategy]
 
 

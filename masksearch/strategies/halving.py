@@ -16,7 +16,7 @@ from typing import Literal
 
 from masksearch.analysis.pareto import SPARSITIES, crowding, nondominated_ranks
 from masksearch.contracts import Report
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError, check_name
 from masksearch.masks.measure import MEASURES
 
 RANKINGS = ("nondominated", "strata", "metric")
@@ -109,16 +109,14 @@ class ParetoHalving:
             raise ValueError(f"rungs are rising steps from 1 on, got {self.rungs}; say (62, 125)")
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
-        if self.ranking not in RANKINGS:
-            raise unknown_name("ranking", self.ranking, RANKINGS)
+        check_name("ranking", self.ranking, RANKINGS)
         for name in ("factor", "strata"):
             if not 1 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 1, got {getattr(self, name)}")
         if self.grace is not None and self.grace < 1:
             raise ValueError(f"grace must be at least 1, got {self.grace}")
         for name in self.against:
-            if name not in MEASURES:
-                raise unknown_name("measure", name, MEASURES)
+            check_name("measure", name, MEASURES)
         if self.ranking == "nondominated" and not self.against:
             raise ValueError(
                 "ranking 'nondominated' needs a measure in `against`, got none; "

@@ -39,7 +39,7 @@ from masksearch.contracts import (
     Report,
     Shared,
 )
-from masksearch.errors import MaskFormatError, SearchError, unknown_name
+from masksearch.errors import MaskFormatError, SearchError, check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
@@ -446,8 +446,7 @@ def parse_constraint(
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
     name, sign = match[1], match[2]
     known = list(dict.fromkeys((*MEASURES, *measured, *reported)))
-    if name not in known:
-        raise unknown_name("measure", name, known)
+    check_name("measure", name, known)
     try:
         limit = float(match[3])
     except ValueError:

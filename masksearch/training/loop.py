@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, mixed_seed
-from masksearch.errors import NonFiniteLossError, unknown_name
+from masksearch.errors import NonFiniteLossError, check_name
 from masksearch.training.accumulation import Accumulator, group
 from masksearch.training.checkpoints import (
     Checkpoints,
@@ -76,8 +76,7 @@ class TrainConfig:
         if self.micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
         for name, kind in (("optimiser", Optimiser), ("schedule", Schedule)):
-            if getattr(self, name) not in get_args(kind):
-                raise unknown_name(name, getattr(self, name), get_args(kind))
+            check_name(name, getattr(self, name), get_args(kind))
 
     @property
     def identity(self) -> dict[str, object]:
