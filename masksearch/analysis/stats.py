@@ -568,7 +568,7 @@ def power(
     """
     if comparisons < 1 or sd < 0 or row_error < 0:
         raise ValueError(
-            f"comparisons are >= 1, sd and row_error >= 0; got {comparisons}, {sd} and {row_error}"
+            f"give comparisons >= 1, sd, row_error >= 0; got {comparisons}, {sd} and {row_error}"
         )
     alpha = (1 - check_level(level)) / comparisons
     if seeds < CLAIM_SEEDS or sd + row_error == 0:

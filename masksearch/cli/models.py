@@ -163,7 +163,7 @@ def write_mask(given: Mapping[str, Any]) -> None:
     found = parse(given["mask"])
     if out.suffix == ".npy":
         if block is None or length is None:
-            raise OptionsError("a block layout needs, for example, --block 64 --length 512")
+            raise OptionsError("a block layout needs --block and --length, such as 64 and 512")
         note = save_layout(found, out, block, length)
         use = f"masks.from_block_layout(numpy.load({str(out)!r}), {block})"
     else:

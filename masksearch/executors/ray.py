@@ -765,6 +765,4 @@ def own_token() -> dict[str, str]:
     if any(name in os.environ for name in names) or (folder / "auth_token").is_file():
         return {}
     place = folder if folder.is_dir() else Path.home()
-    if place.is_dir() and os.access(place, os.W_OK):
-        return {}
-    return {"RAY_AUTH_TOKEN": TOKEN}
+    return {} if place.is_dir() and os.access(place, os.W_OK) else {"RAY_AUTH_TOKEN": TOKEN}

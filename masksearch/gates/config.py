@@ -184,9 +184,7 @@ def build_config(arguments: Mapping[str, Any]) -> DamConfig:
     """
     changed = dict(arguments)
     name = changed.pop("preset", None)
-    if name is None:
-        return DamConfig(**changed)
-    return replace(preset(name), **changed)
+    return DamConfig(**changed) if name is None else replace(preset(name), **changed)
 
 
 def refuse_unreachable(config: DamConfig, gates: Gates) -> None:

@@ -184,9 +184,7 @@ def kept_by_weight(
 
 def without_empty_padding(mask: Tensor, weights: Tensor | None) -> Tensor:
     """The mask, where queries that count for nothing keep themselves; no row may be empty."""
-    if weights is None:
-        return mask
-    return mask | torch.diag_embed(weights.diagonal(0, -2, -1) == 0)
+    return mask if weights is None else mask | torch.diag_embed(weights.diagonal(0, -2, -1) == 0)
 
 
 def at_threshold(

@@ -23,9 +23,7 @@ MOST = 1 << 20  # positions that a count may name one by one
 
 def whole(value: Any) -> int | None:
     """A whole number, NumPy's too, as an int; None for anything else (True is no number)."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    return None
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def at_least(name: str, value: Any, least: int, most: int = LARGEST) -> int:
@@ -133,6 +131,4 @@ def spell(value: Any) -> str:
         if value.numel() > SHOWN:
             return "x".join(map(str, value.shape))
         return str(value.int().tolist()).replace(" ", "")
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(spell, value))}]"
-    return repr(value)
+    return f"[{', '.join(map(spell, value))}]" if isinstance(value, tuple) else repr(value)

@@ -176,9 +176,7 @@ def without_empty_rows(mask: Mask, length: int) -> Mask:
     """The expression, joined with the diagonal where a row would be empty."""
     if isinstance(mask, PerHead | PerLayer):
         return type(mask)(tuple(without_empty_rows(part, length) for part in mask.of))
-    if mask.dense(length).any(-1).all():
-        return mask
-    return mask | Window(0)
+    return mask if mask.dense(length).any(-1).all() else mask | Window(0)
 
 
 # -- the greedy search ---------------------------------------------------------------------------

@@ -604,9 +604,8 @@ def solve(
     refuse_less(least, budget)
     extra = cost - cost.min(1, keepdims=True)
     room = max(0.0, budget * (1 + SLACK) - least)
-    scale = float(extra[extra > 0].min(initial=math.inf))  # keeps the solver's tolerance small
-    if not math.isfinite(scale):
-        scale = 1.0
+    dearer_by = extra[extra > 0]
+    scale = float(dearer_by.min()) if len(dearer_by) else 1.0  # keeps the solver's tolerance small
     count, levels = value.shape
     gain = (value - value.min(1, keepdims=True)).reshape(-1)
     gain = gain / (gain.max() or 1.0)

@@ -72,7 +72,7 @@ def test_offsets_match_loop(probabilities):
             if 0 <= i + offset < 8
         ]
         assert y[offset + 7] == pytest.approx(sum(cells) / len(cells), rel=1e-5)
-    assert lines["if all were equal"].get_ydata()[0] == pytest.approx(probabilities.mean().item())
+    assert lines["if all are equal"].get_ydata()[0] == pytest.approx(probabilities.mean().item())
     assert len(figure.axes[0].get_lines()) == 2 * 3 + 2
     assert len(plot_offsets(probabilities[:1, :1]).axes[0].get_lines()) == 2
 
