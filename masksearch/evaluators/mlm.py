@@ -41,10 +41,10 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import (
     ARCHITECTURES,
+    PRESETS,
     AnySize,
     MaskedLanguageModel,
     encoder,
-    find_preset,
     find_size,
     initial_spread,
     size_name,
@@ -593,5 +593,6 @@ def read_corpus(
 
 def preset_of(kind: type, name: str) -> dict[str, Any]:
     """Those of a preset's settings that an evaluator has."""
+    check_name("preset", name, PRESETS)
     known = {each.name for each in fields(kind)}
-    return {key: value for key, value in find_preset(name).items() if key in known}
+    return {key: value for key, value in PRESETS[name].items() if key in known}

@@ -273,17 +273,6 @@ def layer_pairs(shape: HasShape) -> tuple[int, int]:
     return of_whole, sum(count * pairs(min(n, read), n) for n, count in shape.histogram)
 
 
-def unread_share(shape: HasShape) -> float:
-    """Share of the pairs of real tokens that reach no output, and do not count; in [0, 1).
-
-    >>> from masksearch import Shape
-    >>> unread_share(Shape(4, 2, 12, read=1))
-    0.375
-    """
-    of_whole, of_last = layer_pairs(shape)
-    return (of_whole - of_last) / (shape.layers * of_whole)
-
-
 def unread_note(shape: HasShape) -> str:
     """A sentence on the pairs that reach no output; empty where all of them do.
 
@@ -294,8 +283,10 @@ def unread_note(shape: HasShape) -> str:
     if shape.read is None:
         return ""
     rows = "row is" if shape.read == 1 else f"{shape.read} rows are"
+    of_whole, of_last = layer_pairs(shape)
+    unread = (of_whole - of_last) / (shape.layers * of_whole)
     return (
-        f"Not counted: {unread_share(shape):.1%} of the pairs of real tokens, as they reach no "
+        f"Not counted: {unread:.1%} of the pairs of real tokens, as they reach no "
         f"output: of the last layer only the first {rows} read."
     )
 

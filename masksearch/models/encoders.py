@@ -247,12 +247,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def find_preset(name: str) -> dict[str, Any]:
-    """The settings of that preset; an unknown one raises UnknownNameError with the nearest."""
-    check_name("preset", name, PRESETS)
-    return PRESETS[name]
-
-
 # -- heads -------------------------------------------------------------------------------------
 @dataclass
 class Output:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import ToyEvaluator
 
-from masksearch import Comparison, masks
-from masksearch.analysis.compare import check_margin
+from masksearch import Comparison, compare, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import seeds_needed
 from masksearch.contracts import Objective
@@ -552,8 +552,6 @@ def test_no_loss_is_small_to_a_reference_that_has_learned_nothing(judged):
 def test_a_margin_is_stored_and_comes_from_the_evaluator(tmp_path):
     from toy import ToyEvaluator
 
-    from masksearch import compare
-
     class Point(ToyEvaluator):
         @property
         def objectives(self):
@@ -578,6 +576,7 @@ def test_a_margin_is_stored_and_comes_from_the_evaluator(tmp_path):
         (math.nan, Objective("mine", "max", -math.inf), "above 0, of mine, got nan"),
     ],
 )
-def test_margins_are_refused(margin, score, said):
+def test_margins_are_refused(margin, score, said, tmp_path):
+    judge = type("Judge", (ToyEvaluator,), {"objectives": (score,)})()
     with pytest.raises(ValueError, match=re.escape(said)):
-        check_margin(margin, score)
+        compare({"star": masks.star()}, judge, run=tmp_path / "run", margin=margin)

@@ -20,7 +20,6 @@ from masksearch.masks.measure import (
     hops,
     measures,
     pair_weights,
-    unread_share,
 )
 
 
@@ -179,7 +178,6 @@ def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
                 served = own.count((query, key)) / sequences
                 assert weights[layer, 0, query, key].item() == pytest.approx(served)
     assert effective_density(mask, shape) == pytest.approx(kept / counted)
-    assert unread_share(shape) == pytest.approx(1 - counted / (LAYERS * HEADS * len(pairs_)))
 
 
 @given(sized_trees(), st.data())

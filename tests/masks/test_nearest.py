@@ -12,9 +12,10 @@ from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.lower import lower
-from masksearch.masks.nearest import WORD, error_bits, expression_bits, nearest_family
+from masksearch.masks.nearest import error_bits, expression_bits, nearest_family
 
 N = 32
+WORD = 5.0  # bits of a name or an operator, of which there are about 32
 small = st.integers(1, 6)
 signed = st.integers(-8, 8)
 bases = st.one_of(

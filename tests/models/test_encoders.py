@@ -6,12 +6,11 @@ import pytest
 import torch
 from tiny_encoders import SMALL, same, tokens, weights
 
-from masksearch import attach, masks
+from masksearch import MlmEvaluator, attach, masks
 from masksearch.gates.sparsebert import published_rate
 from masksearch.models.encoders import (
     ARCHITECTURES,
     encoder,
-    find_preset,
     find_size,
 )
 
@@ -130,13 +129,13 @@ def test_no_gradient_crosses_a_masked_edge(architecture):
 
 
 def test_sparsebert_is_bert_base_as_published():
-    model = find_preset("sparsebert")
-    assert str(find_size(model["size"])) == "12x768x12"
-    sequences = model["batch"] * model["micro_batches"] * model["steps"]
+    model = MlmEvaluator.preset("sparsebert", "corpus")
+    assert str(find_size(model.size)) == "12x768x12"
+    sequences = model.batch * model.micro_batches * model.steps
     assert sequences == 461_242_368  # of 128 positions
-    assert model["initializer_range"] == 0.02
+    assert model.initializer_range == 0.02
     signature = inspect.signature(published_rate).parameters
-    assert signature["warmup"].default == model["warmup"]
+    assert signature["warmup"].default == model.warmup
 
 
 def test_initial_spread_is_berts_at_its_width():
