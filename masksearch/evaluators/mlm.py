@@ -278,9 +278,8 @@ class MlmEvaluator(Evaluator):
         }
         later = ("pretraining", "whole_words", "architecture", "dropout", "compile")
         defaults = {each.name: each.default for each in fields(self)}
-        for name in later:  # where they are the default, older protocols keep their ids
-            if getattr(self, name) != defaults[name]:
-                found[name] = getattr(self, name)
+        # where they are the default, older protocols keep their ids
+        found |= {n: value for n in later if (value := getattr(self, n)) != defaults[n]}
         if self.half == "all":
             return found
         task.corpus.held_out_rows(self.half)  # refuses an empty half before any training

@@ -62,8 +62,7 @@ def runs_table(
                 continue
             statuses: list[str] = [record.status for record in group]
             cells = {"strategy": title, "trials": str(len(group))}
-            for head, status in ENDS.items():
-                cells[head] = str(statuses.count(status))
+            cells |= {head: str(statuses.count(status)) for head, status in ENDS.items()}
             if nothing:
                 unlearned = sum(record.scored and learned_nothing(record) for record in group)
                 cells["learned nothing"] = str(unlearned)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from masksearch import masks
 from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
 from masksearch.errors import MaskSearchError
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units
 from masksearch.strategies.first_job import AfterFirstJob
 
@@ -95,8 +98,6 @@ class DamStrategy(AfterFirstJob):
             ValueError: Before the training, if a density that was asked for is below one key a
                 row.
         """
-        from masksearch.gates.result import DamResult
-
         if self.next == 0:
             for density in self.asked:
                 if self.units is not None:
@@ -211,10 +212,6 @@ class PublishedDamStrategy(AfterFirstJob):
 
 def cut(row: PublishedMask, gates: Path | None) -> tuple[Job, dict[str, float]]:
     """A row's mask, and the sparsity that its gates have reached."""
-    from masksearch import masks
-    from masksearch.gates.discretise import at_sparsity
-    from masksearch.gates.result import DamResult
-
     if gates is None:
         return Refused(f"{row.name}: the training of its gates failed"), {}
     try:

@@ -455,10 +455,8 @@ class StudyInMemory(optuna.Study):
         after = self.attributes()
         changed = {key: after[key] for key in after if before.get(key) != after[key]}
         own = self.storage.get_trial(trial.number).system_attrs
-        for name, attributes in (("trial_attrs", own), ("study_attrs", changed)):
-            if attributes:
-                found[name] = json.dumps(attributes)
-        return found
+        attributes = {"trial_attrs": own, "study_attrs": changed}
+        return found | {name: json.dumps(each) for name, each in attributes.items() if each}
 
 
 def memo_entry(record: Record, name: str) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def test_wrong_settings_are_named(corpus: Corpus, changed: Any, message: str) ->
 
 
 def test_errors_say_what_to_do(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match="length of at least 7"):
+    with pytest.raises(ValueError, match="at least 7 positions"):
         SentencePairTask(replace(corpus, train=corpus.train.tensor()[:, :6]))
     for changed in (replace(corpus, begins=None), replace(corpus, train=corpus.train[::2])):
         with pytest.raises(DataError, match=r"documents of its train text begin: take one from"):
