@@ -50,7 +50,7 @@ class Kind:
     Args:
         build: Makes it.
         options: Name -> type of its own options; None = it knows them itself.
-        space: Whether a space is `"needed"`, `"optional"`, or looked at by `"none"`.
+        space: Whether a space is `"needed"`, `"optional"`, or `"none"` is drawn from.
         gradients: Whether it needs an evaluator with differentiable(seed).
         budgets: The option that budgets are; empty = its draws are within them, None = it keeps
             none.
@@ -147,10 +147,11 @@ def build_own(wanted: Wanted) -> Strategy:
 
 def build_sampler(wanted: Wanted) -> Strategy:
     """One of Optuna's samplers."""
+    named = isinstance(wanted.strategy, str)
     return OptunaStrategy(
         wanted.space,
         wanted.evaluator.objectives,
-        sampler=SAMPLERS.get(strategy_name(wanted.strategy), wanted.strategy),
+        sampler=SAMPLERS[wanted.strategy] if named else wanted.strategy,
         seed=wanted.seed,
         name=strategy_name(wanted.strategy),
         **wanted.limits,
