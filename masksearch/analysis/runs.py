@@ -437,7 +437,7 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
     numbers = [number for seed in given if (number := whole(seed)) is not None]
     if not given or len(numbers) < len(given):
         raise CandidateError(
-            f"compare needs seeds, each a whole number, such as seeds=range(3), got {given}"
+            f"compare needs at least one seed, each a whole number, as seeds=range(3), got {given}"
         )
     return list(dict.fromkeys(numbers))
 
