@@ -13,6 +13,7 @@ import sysconfig
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -121,10 +122,8 @@ def load_function(spec: str) -> Any:
     function = load_object(spec)
     if not callable(function):
         raise UserCodeError(f"{spec} is a {type(function).__name__}, not a function or class")
-    try:
+    with suppress(AttributeError):  # a callable without attributes: its class is its source
         function.masksearch_source = Path(spec.rpartition(":")[0]).read_text(encoding="utf-8")
-    except AttributeError:
-        pass  # a callable without attributes of its own: its class is its source
     return function
 
 
