@@ -170,12 +170,7 @@ class Always:
 
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
     study = ms.search(
-        None,
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        trials=4,
-        strategy=Always(),
-        budget=[0.1, 0.35],
+        None, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy=Always(), budget=[0.1, 0.35]
     )
     assert {(c > 0.35) == r.refused for c, r in zip(costs(study), study.records(), strict=True)}
     assert sum(not record.refused for record in study.records()) == 4

@@ -21,13 +21,7 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.pareto import (
-    Snapshot,
-    beats_constant,
-    learned_nothing,
-    pareto,
-    ranked,
-)
+from masksearch.analysis.pareto import Snapshot, beats_constant, learned_nothing, pareto, ranked
 from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
 from masksearch.loggers.console import Watcher

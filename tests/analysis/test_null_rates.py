@@ -397,11 +397,7 @@ def gains_at(
     row = rows * PAIRED * math.sqrt(ROWS_THERE / 3)  # sd of a row's own effect
     rest = 0.3  # sd of what neither explains
     dfs = (seeds - 1, ROWS_THERE - 1, (seeds - 1) * (ROWS_THERE - 1))
-    expected = (
-        PAIRED**2 + rest**2 / ROWS_THERE,
-        seeds * row**2 + rest**2,
-        rest**2,
-    )
+    expected = (PAIRED**2 + rest**2 / ROWS_THERE, seeds * row**2 + rest**2, rest**2)
     squares = [m * draws.chisquare(df, shape) / df for m, df in zip(expected, dfs, strict=True)]
     error = math.sqrt(expected[0] / seeds + row**2 / ROWS_THERE)
     over_rows = np.maximum(0, squares[1] - squares[2]) / seeds / ROWS_THERE

@@ -240,12 +240,7 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"method": "ablate"},
-        {"method": "greedy"},
-        {"method": "greedy", "tries": 3},
-    ],
+    [{}, {"method": "ablate"}, {"method": "greedy"}, {"method": "greedy", "tries": 3}],
     ids=str,
 )
 def test_allocate_keeps_the_law(options, slots):

@@ -606,10 +606,7 @@ REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
         lambda d, p: evaluator(d, p, recover_steps=0),
         *(ValueError, "recover_steps must be at least 1"),
     ),
-    (
-        lambda d, p: evaluator(d, p, recover_lr=-1.0),
-        *(ValueError, "recover_lr must be positive"),
-    ),
+    (lambda d, p: evaluator(d, p, recover_lr=-1.0), *(ValueError, "recover_lr must be positive")),
     (
         lambda d, p: evaluator(d, p, adapt="train", frozen=99).differentiable(1),
         *(ValueError, "frozen=99, but the encoder has 2 layers"),

@@ -18,12 +18,7 @@ from masksearch import MlmEvaluator, masks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluate, Record, Shape
-from masksearch.errors import (
-    DataError,
-    LengthError,
-    NonFiniteLossError,
-    UnknownNameError,
-)
+from masksearch.errors import DataError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.training.loop import follow_trainings
 
 real = pytest.mark.skipif(

@@ -11,12 +11,7 @@ from masksearch.errors import NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier
 
 QUICK = PlantedEvaluator(
-    steps=8,
-    batch=4,
-    downstream_steps=2,
-    downstream_batch=4,
-    held_out_sequences=32,
-    reports=3,
+    steps=8, batch=4, downstream_steps=2, downstream_batch=4, held_out_sequences=32, reports=3
 )
 
 

@@ -25,12 +25,7 @@ from masksearch import (
     masks,
 )
 from masksearch.contracts import Evaluator, Objective, Report, Shape
-from masksearch.errors import (
-    EmptyRowError,
-    HeadCountError,
-    NonFiniteLossError,
-    SearchError,
-)
+from masksearch.errors import EmptyRowError, HeadCountError, NonFiniteLossError, SearchError
 from masksearch.evaluators.supernet import HeldOut
 from masksearch.training.checkpoints import Checkpoints
 

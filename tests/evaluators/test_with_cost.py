@@ -11,13 +11,7 @@ import torch
 from torch import nn
 
 from masksearch import CostEvaluator, WithCost, lower, masks
-from masksearch.contracts import (
-    Differentiable,
-    Evaluator,
-    Objective,
-    Report,
-    Shape,
-)
+from masksearch.contracts import Differentiable, Evaluator, Objective, Report, Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, SearchError
 from masksearch.masks import Mask
 
@@ -136,12 +130,7 @@ def test_wraps_one_that_is_wrapped_already():
 
 def test_protocol_joins_the_inner_one_and_the_settings(monkeypatch):
     evaluator = WithCost(Inner(), memory=True)
-    changes = (
-        {"length": 32},
-        {"memory": False},
-        {"latency": False},
-        {"latency": "milliseconds"},
-    )
+    changes = ({"length": 32}, {"memory": False}, {"latency": False}, {"latency": "milliseconds"})
     others = [evaluator, *(replace(evaluator, **change) for change in changes)]
     assert len({other.protocol for other in others}) == len(others)
     before = evaluator.protocol

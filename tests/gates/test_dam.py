@@ -22,12 +22,7 @@ from masksearch import (
     dam,
 )
 from masksearch.contracts import Evaluator, OneShot, Report
-from masksearch.errors import (
-    MaskFormatError,
-    NonFiniteLossError,
-    SearchError,
-    UnknownNameError,
-)
+from masksearch.errors import MaskFormatError, NonFiniteLossError, SearchError, UnknownNameError
 from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.pruning import DensityControl
 from tests.gates.conftest import batches, model

@@ -233,10 +233,7 @@ BANKS: dict[str, tuple[Callable[[], Any], Tensor]] = {
         )
         for form in FORMS
     },
-    "published": (
-        lambda: drawn(PublishedGates(length=LENGTH, heads=HEADS)),
-        hard_gate().detach(),
-    ),
+    "published": (lambda: drawn(PublishedGates(length=LENGTH, heads=HEADS)), hard_gate().detach()),
     "off": (switched_off, EVERYTHING),
     "watched": (lambda: WatchedAttention(*SIZES, nothing), EVERYTHING),
     "flipped": (lambda: FlippedAttention(*SIZES, nothing), EVERYTHING),

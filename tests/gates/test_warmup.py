@@ -220,11 +220,7 @@ def learnable(folder: Path | None = None, stop: int | None = None) -> tuple[list
     """A run in which attention learns after about 50 of 100 steps; it may end at a report."""
     process = PlantedProcess(length=8, vocabulary=8, offsets=(3,), keys=1)
     source = PlantedEvaluator(
-        process,
-        size="1x32x2",
-        gate_batch=24,
-        held_out_sequences=64,
-        gate_initializer_range=0.2,
+        process, size="1x32x2", gate_batch=24, held_out_sequences=64, gate_initializer_range=0.2
     ).differentiable(0)
     reports = dam_reports(
         source.model,

@@ -195,10 +195,7 @@ def variants(folder: Path) -> Any:
     for structure in ("free", "symmetric", "toeplitz", "toeplitz+global", "block"):
         gates: dict[str, Any] = {"structure": structure}
         gates |= {"block": 4} if structure == "block" else {}
-        plans[f"dam {structure}"] = (
-            "dam",
-            {"strategy_options": {"gates": gates, "config": warm}},
-        )
+        plans[f"dam {structure}"] = ("dam", {"strategy_options": {"gates": gates, "config": warm}})
     for form in ("flip", "log"):
         gates = {"structure": "toeplitz", "signed": True, "form": form}
         options = {"gates": gates, "config": warm}

@@ -123,10 +123,7 @@ def tensorboard_steps(folder: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [
-        ("csv", csv_steps),
-        ("tensorboard", tensorboard_steps),
-    ],
+    [("csv", csv_steps), ("tensorboard", tensorboard_steps)],
     ids=["csv", "tensorboard"],
 )
 def test_steps_are_there_while_a_trial_runs_and_once_it_was_begun_again(tmp_path, name, steps):

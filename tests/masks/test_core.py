@@ -17,12 +17,7 @@ from torch import Tensor
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import (
-    HeadCountError,
-    LayerCountError,
-    LengthError,
-    MaskFormatError,
-)
+from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
 
 
 def dense(mask: masks.Mask, length: int) -> Tensor:

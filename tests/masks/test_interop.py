@@ -16,12 +16,7 @@ from transformers import masking_utils as theirs
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import (
-    EmptyRowError,
-    LayerCountError,
-    MaskFormatError,
-    TokensNeededError,
-)
+from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError, TokensNeededError
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "deepspeed_layouts.json").read_text(encoding="utf-8")

@@ -66,10 +66,7 @@ RULES = [
     (masks.a_shape(2, 3) & masks.causal(), lambda q, k: k <= q and (k < 2 or q - k <= 3)),
     (masks.axial(3, 5) & masks.causal(), lambda q, k: k <= q and axial(5)(q, k)),
     (masks.butterfly() & masks.causal(), lambda q, k: k <= q and bin(q ^ k).count("1") < 2),
-    (
-        masks.block_layout(TILES, 4) & masks.causal(),
-        lambda q, k: k <= q and TILES[q // 4, k // 4],
-    ),
+    (masks.block_layout(TILES, 4) & masks.causal(), lambda q, k: k <= q and TILES[q // 4, k // 4]),
     (masks.vertical_slash([0], [0]) & masks.causal(), lambda q, k: k == 0 or k == q),
 ]
 

@@ -14,13 +14,7 @@ from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError
 from masksearch.masks.lower import lower
-from masksearch.masks.measure import (
-    effective_density,
-    fingerprint,
-    hops,
-    measures,
-    pair_weights,
-)
+from masksearch.masks.measure import effective_density, fingerprint, hops, measures, pair_weights
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from masksearch import Gates, attach, attached, detach, importance, masks
 from masksearch.analysis.stats import estimate
-from masksearch.errors import (
-    AttachError,
-    LengthError,
-    NonFiniteLossError,
-    UnknownNameError,
-)
+from masksearch.errors import AttachError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 

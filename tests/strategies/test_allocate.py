@@ -220,11 +220,7 @@ def judge_drawn(method: str, **options) -> tuple[list[tuple[int, ...]], int]:
             gain for at, own, gain in zip(judged[-1], TASTES, GAIN, strict=True) if at == own
         )
         record = Record(
-            proposal.number,
-            "done",
-            proposal.job,
-            params=proposal.params,
-            values={"score": score},
+            proposal.number, "done", proposal.job, params=proposal.params, values={"score": score}
         )
         strategy.tell(record)
     return judged, strategy.most_trials
