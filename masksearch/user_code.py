@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wa
     from masksearch.contracts import Strategy
 
 BUDGET = "budget"  # the name under which a record's parameters hold what its draw may cost
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -197,19 +198,9 @@ def plain_code(node: ast.AST) -> str:
     """Code without comments, docstrings and formatting."""
     node = copy.deepcopy(node)
     for each in ast.walk(node):
-        body = getattr(each, "body", None)
-        if isinstance(body, list) and len(body) > 1 and is_docstring(body[0]):
-            body.pop(0)
+        if isinstance(each, DOCUMENTED) and len(each.body) > 1 and ast.get_docstring(each):
+            each.body.pop(0)
     return ast.unparse(node)
-
-
-def is_docstring(node: ast.AST) -> bool:
-    """Whether a statement is a text alone."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
 
 
 def hash_text(text: str) -> str:

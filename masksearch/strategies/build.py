@@ -147,11 +147,10 @@ def build_own(wanted: Wanted) -> Strategy:
 
 def build_sampler(wanted: Wanted) -> Strategy:
     """One of Optuna's samplers."""
-    named = isinstance(wanted.strategy, str)
     return OptunaStrategy(
         wanted.space,
         wanted.evaluator.objectives,
-        sampler=SAMPLERS[wanted.strategy] if named else wanted.strategy,
+        sampler=SAMPLERS[wanted.strategy] if isinstance(wanted.strategy, str) else wanted.strategy,
         seed=wanted.seed,
         name=strategy_name(wanted.strategy),
         **wanted.limits,

@@ -445,8 +445,7 @@ def parse_constraint(
     if match is None:
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
     name, sign = match[1], match[2]
-    known = list(dict.fromkeys((*MEASURES, *measured, *reported)))
-    check_name("measure", name, known)
+    check_name("measure", name, list(dict.fromkeys((*MEASURES, *measured, *reported))))
     try:
         limit = float(match[3])
     except ValueError:

@@ -317,9 +317,7 @@ class GradedProcess:
             if dependency.has_token:
                 own[1:], values[1:] = [[0]], [self.accuracy(dependency, 0, sees_token=True)]
             curve, share = best_sum(curve, np.array(values))
-            choices = [
-                choices[total - int(taken)] + own[taken] for total, taken in enumerate(share)
-            ]
+            choices = [choices[n - int(taken)] + own[taken] for n, taken in enumerate(share)]
         if len(curve) == 1:  # nothing to see: the row keeps itself
             return np.array([-np.inf, curve[0]]), [[], [position]]
         return np.concatenate([[-np.inf], curve[1:]]), choices
