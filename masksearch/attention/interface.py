@@ -157,7 +157,8 @@ def sdpa(
     first = int(mask is None and causal and query.shape[2] > 1)
     scaling = how["scaling"] = width**-0.5 if how["scaling"] is None else how["scaling"]
     query = F.pad(query, (0, ALIGNED, first, 0))
-    query[..., width] = (sinks / scaling).to(query)[:, None]
+    lowest = torch.finfo(query.dtype).min  # of float16, an unseen sink is beyond it
+    query[..., width] = (sinks / scaling).clamp(min=lowest).to(query)[:, None]
     key, value = (F.pad(each, (0, ALIGNED, 1, 0)) for each in (key, value))
     key[:, :, 0, width] = 1
     if mask is not None:  # the sink is visible: True, or a bias of 0

@@ -121,6 +121,19 @@ def test_attach_equals_transformers_eager(name, mask, backend):
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_sinks_that_nobody_sees(dtype, backend):
+    model, ids = tiny("granite_swa"), tokens(90)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.scaling = 0.1  # by which a score of -1e4 is beyond float16
+        model.model.layers[0].self_attn.sinks.fill_(-1e4)
+        wanted = by_eager(model, LOCAL, ids)
+        out = ms.attach(model.to(dtype), LOCAL, backend=backend)(ids).logits.float()
+    assert (out - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_windows_in_their_configurations(name):
     model, own = tiny(name), masks.causal() & masks.window(WINDOW - 1)
