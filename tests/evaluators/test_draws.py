@@ -120,7 +120,7 @@ def test_bank_refuses_what_does_not_fit():
     with pytest.raises(RuntimeError, match="call put"):
         bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
     bank.put(torch.ones(2, 2, 2, 6, 6, dtype=torch.bool), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="set for 2 rows, the batch has 3"):
+    with pytest.raises(ValueError, match="set for 2 rows, not 3"):
         bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
     long = torch.zeros(2, 2, 7, 4)
     with pytest.raises(LengthError, match="hold 6 positions, got 7"):
