@@ -33,7 +33,8 @@ Judged = dict[int, RowScores]  # search seed -> scores of one mask, row by row
 def write(out: Path, task: str, runs: Path, shape: ms.Shape) -> None:
     """Adds what the runs of a task have to `out`; the verdict is that of all that is there."""
     out.mkdir(parents=True, exist_ok=True)
-    lines, kept = list[dict[str, Any]](), dict[str, np.ndarray]()
+    lines, path = list[dict[str, Any]](), out / f"rows_{task}.npz"
+    kept = load(path) if path.is_file() else {}
     for run in sorted((runs / task / "judged").glob("*")):
         search, found = int(run.name), ms.Comparison.open(run)
         masks = {record.name: record.mask for record in found.records}
@@ -47,11 +48,14 @@ def write(out: Path, task: str, runs: Path, shape: ms.Shape) -> None:
             lines.append(line | {"score": entry.scores[seed]})
             ((values,),) = [[*entry.rows[seed].scores.values()]]
             right = np.isin(values, (0, 1)).all()
-            kept[f"{arm}|{budget}|{search}"] = values.astype(np.uint8 if right else np.float16)
+            own = kept.setdefault((arm, budget), {})
+            own[search] = values.astype(np.uint8 if right else np.float16)
     merge(out / "scores.csv", lines)
-    path = out / f"rows_{task}.npz"
-    kept = {**(dict(np.load(path)) if path.is_file() else {}), **kept}
-    np.savez_compressed(path, **dict(sorted(kept.items())))
+    stacks = {
+        f"{arm}|{budget}|{','.join(map(str, sorted(own)))}": np.stack([own[s] for s in sorted(own)])
+        for (arm, budget), own in sorted(kept.items())
+    }
+    np.savez_compressed(path, **stacks)  # type: ignore[arg-type]
     areas, margins = verdict(out)
     areas.to_csv(out / "areas.csv", index=False, lineterminator="\n")
     margins.to_csv(out / "margins.csv", index=False, lineterminator="\n")
@@ -66,14 +70,24 @@ def merge(path: Path, lines: list[dict[str, Any]]) -> None:
     table.to_csv(path, index=False, lineterminator="\n")
 
 
+def load(path: Path) -> dict[tuple[str, str], dict[int, np.ndarray]]:
+    """(arm, budget) -> what each row says, by search seed."""
+    found = {}
+    for name, values in np.load(path).items():
+        arm, budget, searches = name.split("|")
+        found[arm, budget] = dict(zip(map(int, searches.split(",")), values, strict=True))
+    return found
+
+
 def read(out: Path, task: str) -> dict[tuple[str, str], Judged]:
     """(arm, budget) -> its rows by search seed."""
-    found: dict[tuple[str, str], Judged] = {}
-    for name, values in np.load(out / f"rows_{task}.npz").items():
-        arm, budget, search = name.split("|")
-        rows = RowScores({"dev": values.astype(np.float64)}, {"dev": 1.0}, {"dev": task})
-        found.setdefault((arm, budget), {})[int(search)] = rows
-    return found
+    return {
+        name: {
+            search: RowScores({"dev": values.astype(np.float64)}, {"dev": 1.0}, {"dev": task})
+            for search, values in own.items()
+        }
+        for name, own in load(out / f"rows_{task}.npz").items()
+    }
 
 
 def area(arm: str, judged: Mapping[tuple[str, str], Judged]) -> Judged:
