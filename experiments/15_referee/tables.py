@@ -52,7 +52,9 @@ def write(out: Path, task: str, runs: Path, shape: ms.Shape) -> None:
             own[search] = values.astype(np.uint8 if right else np.float16)
     merge(out / "scores.csv", lines)
     stacks = {
-        f"{arm}|{budget}|{','.join(map(str, sorted(own)))}": np.stack([own[s] for s in sorted(own)])
+        f"{arm}|{budget}|{','.join(map(str, sorted(own)))}": np.stack(
+            [values for _, values in sorted(own.items())]
+        )
         for (arm, budget), own in sorted(kept.items())
     }
     np.savez_compressed(path, **stacks)  # type: ignore[arg-type]
