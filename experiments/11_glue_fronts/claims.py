@@ -403,13 +403,6 @@ TOLD = {  # rows with labels, passes of a row, told the density?
     "allocate restore, greedy": [search_rows, PLAN["allocate"]["trials"] * search_rows],
     "hand-designed | the 400 search rows": [7 * search_rows],
 }
-FRONT = {  # on the README
-    "without half of the pairs it loses {} [{}, {}] of STS-B's correlation": in_half,
-    "without 70 % {} [{}, {}]; five searches": lost(STS, "dam layers"),
-    "comes as near at equal density: {} [{}, {}] apart": at_equal_density(
-        STS, "dam layers", "allocate gates 0.5"
-    ),
-}
 # `masksearch report` after the commands of docs/trained_encoders.md
 commands = (RESULTS / "four_commands.txt").read_text(encoding="utf-8")
 arms = r"searched (\S+ \[.*?\]), hand-designed (\S+ \[.*?\]), random (\S+ \[.*?\])"
@@ -435,7 +428,6 @@ TABLE = {  # on the page of all experiments
 }
 CLAIMS = [
     *sentences(HERE, SAID),
-    *sentences("README.md", FRONT),
     *sentences("docs/trained_encoders.md", COMMANDS),
     *sentences("experiments/README.md", TABLE),
     *rows(HERE, TOLD, after="the budget are not:"),

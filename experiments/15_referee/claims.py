@@ -59,32 +59,50 @@ def dense(task: str) -> float:
     return fmean(scores[(scores.task == task) & (scores.arm == "dense")].score)
 
 
-def lost(arm: str, *budgets: float) -> list[float]:
-    """What an arm loses on STS-B within each budget."""
-    return [cell("STS-B", arm, budget)[2] for budget in budgets]
+def lost(arm: str, *budgets: float, task: str = "STS-B") -> list[float]:
+    """What an arm loses within each budget."""
+    return [cell(task, arm, budget)[2] for budget in budgets]
 
 
-def behind(arm: str) -> float:
-    """By how much an arm's area on STS-B lies below DAM's."""
-    (line,) = areas[(areas.task == "STS-B") & (areas.arm == arm)].itertuples()
-    return float(-line.minus_dam)
+def behind(arm: str, task: str = "STS-B") -> list[float]:
+    """By how much an arm's area lies below DAM's, and the interval of their difference."""
+    (line,) = areas[(areas.task == task) & (areas.arm == arm)].itertuples()
+    return [-line.minus_dam, line.low, line.high]
 
 
 ALL = tuple(BUDGETS)
 GUIDED = {
-    "It loses {} at 50 % of the pairs, {} at 30 % and {} at 15 %": lost("dam", *ALL),
-    "prune.rounds=5`: {}, {} and {}": lost("fisher_rounds", *ALL),
-    "columns(1)`: {}, {} and, as few heads fit, {} at 15 %": lost("gates", *ALL),
-    "with a star {} at 30 %, with": lost("restore_star", 0.3),
-    "the diagonal\n  {}. A star": lost("restore", 0.3),
+    "It loses {}, {} and {} at 50, 30 and 15 %": lost("dam", *ALL),
+    "the pairs on STS-B, {}, {} and {} on QNLI": lost("dam", *ALL, task="QNLI"),
+    "prune.rounds=5`: {}, {} and {} on STS-B,": lost("fisher_rounds", *ALL),
+    "STS-B, {}, {} and\n  {} on QNLI. Nothing": lost("fisher_rounds", *ALL, task="QNLI"),
+    "columns(1)`: {}, {} and,": lost("gates", *ALL[:2]),
+    "as few heads fit, {};": lost("gates", ALL[2]),
+    "on QNLI {}, {} and {}.": lost("gates", *ALL, task="QNLI"),
+    "with a star {} at 30 % on STS-B,": lost("restore_star", 0.3),
+    "and the diagonal {};": lost("restore", 0.3),
     "over heads loses {} at 30 %": lost("random", 0.3),
     "that keep [CLS] ({})": lost("random keys and [CLS]", 0.3),
+}
+FRONT = {
+    "it loses {}, {} and {} of STS-B's correlation": lost("dam", *ALL),
+    "and {}, {} and {} of QNLI's accuracy": lost("dam", *ALL, task="QNLI"),
+    "area by {} [{},\n  {}] on STS-B": behind("gates"),
+    "{} [{}, {}] on QNLI, three": behind("gates", "QNLI"),
 }
 CLAIMS = [
     Claim(HERE, "what it loses to dense attention ({})", [dense("STS-B")]),
     *table("STS-B", "STS-B: scores"),
     *primary("STS-B", "STS-B: areas"),
-    Claim(HERE, "plan: by {} of area of edges", [behind("fisher_rounds")]),
-    Claim(HERE, "five rounds, by {}\n  of whole heads", [behind("gates")]),
+    Claim(HERE, "as above; dense attention has {},", [dense("QNLI")]),
+    *table("QNLI", "QNLI: scores"),
+    *primary("QNLI", "QNLI: areas"),
+    Claim(HERE, "plan: by {} of area of effects", behind("fisher_rounds")[:1]),
+    Claim(HERE, "by {} of whole heads chosen", behind("gates")[:1]),
+    Claim(HERE, "rounds are {} behind DAM [{}, {}]", behind("fisher_rounds", "QNLI")),
+    Claim(HERE, "on QNLI DAM ({})", lost("dam", 0.15, task="QNLI")),
+    Claim(HERE, "effects in rounds ({})", lost("fisher_rounds", 0.15, task="QNLI")),
+    Claim(HERE, "and {}, {} and {} below dense", lost("gates", *ALL, task="QNLI")),
     *sentences(GUIDE, GUIDED),
+    *sentences("README.md", FRONT),
 ]
