@@ -210,7 +210,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"micro_batches": 0}, "micro_batches .*got 0"),
     ({"cooling": 0.0}, "cooling .*got 0.0"),
     ({"optimiser": "lamb"}, "takes control='sum', got control='hinge'"),
-    ({"dense_warmup": "never"}, r"dense_warmup must lie in \[0, 1\) or be 'auto'"),
+    ({"dense_warmup": "never"}, r"dense_warmup is in \[0, 1\) or 'auto'"),
     ({"control": "hinges"}, "did you mean 'hinge'"),
     *(({name: "sgd"}, f"DAM {name} 'sgd'") for name in ("optimiser", "precision", "schedule")),
 ]

@@ -189,7 +189,7 @@ def test_messages(tmp_path: Path) -> None:
         ),
         (lambda: result.mask(sparsity=0.9), r"lowest mask, window\(1\), the density is 0.2949"),
         (lambda: trained(density=0.1), r"density is 0.2949, asked for 0.1; ask for more"),
-        (lambda: trained(control="sum"), "a switch has none; use control='hinge'"),
+        (lambda: trained(control="sum"), "a switch has none; use 'hinge'"),
         (lambda: result.health(others=[result]), "measured for gates of edges"),
         (
             lambda: Units(Shape(LENGTH, 1, HEADS), result.units.levels).read_scores(path),
