@@ -142,7 +142,7 @@ def to_gguf(
     family, config, path = family_of(model), model.config, Path(path)
     dtype = dtype or model.dtype
     if dtype not in DTYPES:
-        raise NativeError(f"to_gguf writes {', '.join(DTYPES.values())}; dtype is {dtype}")
+        raise NativeError(f"to_gguf takes dtype={', '.join(map(str, DTYPES))}, got {dtype!r}")
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it, or give another path")
     writer = gguf.GGUFWriter(None, family.arch)
