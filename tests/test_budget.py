@@ -115,6 +115,7 @@ def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
     assert [record.status for record in study.records()] == ["done", *["stopped"] * 50]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*drew a mask")
 def test_samplers_learn_from_refused_draws(tmp_path):
     drawn = {}

@@ -347,6 +347,7 @@ def test_another_read_out_is_another_protocol_and_dense_model(data: Path, tmp_pa
     assert len(keys) == 2
 
 
+@pytest.mark.slow
 def test_read_out_is_named_where_it_is_not_the_usual(data: Path, tmp_path: Path) -> None:
     for name in ("first+mean", "pair"):
         judge = evaluator(data, tmp_path / "cache", tasks=("RTE",), rows=16, adapt="train")
@@ -413,6 +414,7 @@ def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) ->
     assert "tokens" not in shape.to_dict()
 
 
+@pytest.mark.slow
 def test_token_masks_are_told_apart_compared_and_allocated(
     data: Path, cache: Path, tmp_path: Path
 ):

@@ -197,6 +197,7 @@ def test_random_labels_teach_nothing_and_the_result_says_so():
     assert result.warmup_steps == 40
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_a_trained_model_is_pruned_as_without_a_warm_up():
     """Testing attention leaves no trace: losses and gates are the same bits."""
