@@ -43,7 +43,7 @@ Allocation = tuple[int, ...]  # the level of each unit
 Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
 UNITS = ("layer", "kv_head", "head")
 GATES = "masksearch-gates-1"  # files of trained gates
-ROUNDING = 1e-9  # share by which a density may miss one that it is meant to meet
+ROUNDING = 1e-9  # share by which a density or a budget may be missed
 
 
 @dataclass(frozen=True)

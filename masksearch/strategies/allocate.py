@@ -32,6 +32,7 @@ from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Propos
 from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.gates.config import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
+    ROUNDING,
     Allocation,
     Scores,
     Unit,
@@ -55,7 +56,6 @@ OPTIONS = {  # name -> type
 METHODS = ("restore", "ablate", "greedy")
 LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
 DENSITY = "density"
-SLACK = 1e-9  # share of a budget that rounding may add
 
 
 class AllocateStrategy:
@@ -241,7 +241,7 @@ class AllocateStrategy:
             yield [self.best(worth, budget) for budget in self.budgets]
         elif worth is not None:
             path = ranked_path(worth, self.prices)
-            shares = [self.share(allocation) * (1 - SLACK) for allocation in path]
+            shares = [self.share(allocation) * (1 - ROUNDING) for allocation in path]
             within = [
                 max(at for at, share in enumerate(shares) if share <= budget)
                 for budget in self.budgets
@@ -319,7 +319,7 @@ class AllocateStrategy:
 
     def fits(self, share: float) -> bool:
         """Whether the largest budget pays that share."""
-        return not self.budgets or share <= self.budgets[-1] * (1 + SLACK)
+        return not self.budgets or share <= self.budgets[-1] * (1 + ROUNDING)
 
     def price(self, unit: int, low: int, high: int) -> float:
         """What one level of a unit costs more than another."""
@@ -564,14 +564,14 @@ def solve_by_count(
     refuse_less(min(totals), budget)
     gains = [high - low for low, high in worth]
     order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
-    numbers = [at for at, total in enumerate(totals) if total <= budget * (1 + SLACK)]
+    numbers = [at for at, total in enumerate(totals) if total <= budget * (1 + ROUNDING)]
     most = max(numbers, key=lambda number: sum(gains[unit] for unit in order[:number]))
     return tuple(int(unit in order[:most]) for unit in range(len(gains)))
 
 
 def refuse_less(least: float, budget: float) -> None:
     """Raises ValueError if no allocation is within a budget."""
-    if least > budget * (1 + SLACK):
+    if least > budget * (1 + ROUNDING):
         raise ValueError(
             f"a budget is at least what the cheapest masks of all units cost, {least:.4g}; got "
             f"{budget:.4g}: raise it, or give a smaller local mask"
@@ -603,7 +603,7 @@ def solve(
     least = float(cost.min(1).sum())
     refuse_less(least, budget)
     extra = cost - cost.min(1, keepdims=True)
-    room = max(0.0, budget * (1 + SLACK) - least)
+    room = max(0.0, budget * (1 + ROUNDING) - least)
     dearer_by = extra[extra > 0]
     scale = float(dearer_by.min()) if len(dearer_by) else 1.0  # keeps the solver's tolerance small
     count, levels = value.shape
