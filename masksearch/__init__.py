@@ -106,7 +106,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.user_code import budget_of as budget_of
     from masksearch.user_code import load_function as load_function
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def read_public_names() -> dict[str, str]:

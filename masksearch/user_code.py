@@ -1,4 +1,7 @@
-"""Functions and classes of a user, named as `path/to/file.py:name`, and what is asked of them."""
+"""Functions and classes of a user, named as `path/to/file.py:name`, and what is asked of them.
+
+The search spaces of the package are files like a user's, and can be named as modules.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import EvaluatorError, MaskSearchError, unknown_name
+from masksearch.errors import EvaluatorError, MaskSearchError, check_name, unknown_name
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
     from optuna.trial import BaseTrial
@@ -27,6 +30,7 @@ if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wa
 
 BUDGET = "budget"  # the name under which a record's parameters hold what its draw may cost
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -85,6 +89,28 @@ def describe_error(error: BaseException) -> str:
     return text
 
 
+def split_name(spec: str) -> tuple[Path, str]:
+    """The file and the name of `file.py:name`, or of a search space of the package.
+
+    `masksearch.spaces:head_shifts` is the function `space` of that module, and
+    `masksearch.spaces.head_shifts:space` says so in full.
+
+    Raises:
+        UserCodeError: If no function is named.
+        UnknownNameError: If the package has no such space; lists those that it has.
+    """
+    path, separator, name = spec.rpartition(":")
+    if not separator or not path:
+        raise UserCodeError(f"name it as file.py:function or masksearch.spaces:NAME, got {spec!r}")
+    if path == "masksearch.spaces":
+        path, name = f"{path}.{name}", "space"
+    package, _, module = path.rpartition(".")
+    if package != "masksearch.spaces":
+        return Path(path), name
+    check_name("search space", module, sorted(file.stem for file in SPACES.glob("*.py")))
+    return SPACES / f"{module}.py", name
+
+
 def load_object(spec: str) -> Any:
     """Loads whatever `file.py:name` names.
 
@@ -92,10 +118,8 @@ def load_object(spec: str) -> Any:
         UserCodeError: If there is no such file, or importing it fails.
         UnknownNameError: If the file defines no such name; lists what it defines.
     """
-    path, separator, name = spec.rpartition(":")
-    if not separator or not path:
-        raise UserCodeError(f"name it as file.py:function, got {spec!r}")
-    module = load_file(Path(path))
+    path, name = split_name(spec)
+    module = load_file(path)
     if name.startswith("_") or not hasattr(module, name):
         own = [
             known
@@ -110,7 +134,8 @@ def load_function(spec: str) -> Any:
     """Loads the function or class `file.py:name`; the file runs as a module of its own.
 
     Args:
-        spec: Path of a Python file and the name of a function or class in it.
+        spec: Path of a Python file and the name of a function or class in it, or a space of the
+            package: `"masksearch.spaces:head_shifts"`.
 
     Returns:
         What has that name, with the file's text as its `masksearch_source`, so that a resumed
@@ -124,7 +149,7 @@ def load_function(spec: str) -> Any:
     if not callable(function):
         raise UserCodeError(f"{spec} is a {type(function).__name__}, not a function or class")
     with suppress(AttributeError):  # a callable without attributes: its class is its source
-        function.masksearch_source = Path(spec.rpartition(":")[0]).read_text(encoding="utf-8")
+        function.masksearch_source = split_name(spec)[0].read_text(encoding="utf-8")
     return function
 
 

@@ -5,7 +5,7 @@ expression moves by up to 2, a part of a union (never its first) may go, up to t
 added or removed, global tokens are added, the diagonal is kept or dropped. Put your own mask into
 CENTRE (`masks.parse("...")`), or write `around(found, length=128)` in Python (README.md).
 
-    masksearch search search_spaces/around.py:space --trials 40 --run runs/around
+    masksearch search masksearch.spaces:around --trials 40 --run runs/around
 """
 
 from optuna.trial import BaseTrial

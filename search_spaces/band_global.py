@@ -4,7 +4,7 @@
 Holds longformer(6, 1), star, and every window up to 32. Every row keeps a neighbour, so no mask
 has empty rows (lengths of 2 or more).
 
-    masksearch search search_spaces/band_global.py:space --trials 20 --run runs/band
+    masksearch search masksearch.spaces:band_global --trials 20 --run runs/band
 """
 
 from optuna.trial import BaseTrial

@@ -9,7 +9,7 @@ form, arXiv 2007.14062).
 A block is drawn as a rank of 1 to 10, kept where it is at most `level`: bits drawn on their own
 would all give about half of the blocks, and a sampler would never see a sparse mask.
 
-    masksearch search search_spaces/block_layouts.py:space --trials 100 --run runs/blocks
+    masksearch search masksearch.spaces:block_layouts --trials 100 --run runs/blocks
 """
 
 from optuna.trial import BaseTrial

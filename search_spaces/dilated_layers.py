@@ -6,7 +6,7 @@ windows up to 8. Every row keeps a neighbour (lengths of 16 or more).
 
 Dilation that grows with the layer: Longformer, arXiv 2004.05150, Section 3.1.
 
-    masksearch search search_spaces/dilated_layers.py:space --trials 20 --size tiny --run runs/dil
+    masksearch search masksearch.spaces:dilated_layers --trials 20 --size tiny --run runs/dil
 """
 
 from optuna.trial import BaseTrial

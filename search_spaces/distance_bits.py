@@ -8,7 +8,7 @@ log_sparse (up to 128 positions), star, windows and dilated windows up to 64.
 A bit is drawn as a rank of 1 to 10, kept where it is at most `level`: bits drawn on their own
 would all give about half of the distances, and a sampler would never see a sparse mask.
 
-    masksearch search search_spaces/distance_bits.py:space --trials 100 --run runs/bits
+    masksearch search masksearch.spaces:distance_bits --trials 100 --run runs/bits
 """
 
 from optuna.trial import BaseTrial

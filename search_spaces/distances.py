@@ -5,7 +5,7 @@
 search has to be lucky, a sampler has to learn, DAM sees the gradient. Holds star, and every
 distance with a global token. Lengths of 26 or more tell all its masks apart.
 
-    masksearch search search_spaces/distances.py:space --trials 20 --run runs/distances
+    masksearch search masksearch.spaces:distances --trials 20 --run runs/distances
 """
 
 from optuna.trial import BaseTrial

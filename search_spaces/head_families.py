@@ -5,7 +5,7 @@ overlap). Every head of every layer picks one of twelve families and then that f
 every head keeps the diagonal, and 0 to 2 global tokens are shared by all, so no row is empty.
 Holds all six families of masksearch.FAMILIES, in all heads or mixed.
 
-    masksearch search search_spaces/head_families.py:space --trials 100 --size tiny --run runs/fam
+    masksearch search masksearch.spaces:head_families --trials 100 --size tiny --run runs/fam
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ the layers apart. Each head takes one or two signed offsets from -4 to 4 (withou
 token or none; the diagonal kept or dropped. Holds star and everything that head_shifts.py holds.
 Rows at the ends, whose neighbours lie outside, keep the global token or themselves.
 
-    masksearch search search_spaces/head_layer_shifts.py:space --size tiny --trials 40 --run runs/h
+    masksearch search masksearch.spaces:head_layer_shifts --size tiny --trials 40 --run runs/h
 """
 
 from optuna.trial import BaseTrial

@@ -7,7 +7,7 @@ token or themselves. Holds star, and one neighbour a head. Layers apart: head_la
 
 Heads fixed to one offset: Raganato et al. 2020, "Fixed Encoder Self-Attention Patterns".
 
-    masksearch search search_spaces/head_shifts.py:space --trials 20 --size tiny --run runs/shifts
+    masksearch search masksearch.spaces:head_shifts --trials 20 --size tiny --run runs/shifts
 """
 
 from optuna.trial import BaseTrial

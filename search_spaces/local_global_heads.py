@@ -8,7 +8,7 @@ where its number in [0, 1] lies below `share`, so random draws have 0, 1, .. 24 
 Within a budget as many KV heads are full as it pays, in the order of their numbers. It counts
 pairs, at LENGTH tokens or of a shape that `space_of` is given; of a cache these masks take less.
 
-    masksearch search search_spaces/local_global_heads.py:space --decoder TEXT --weights MODEL
+    masksearch search masksearch.spaces:local_global_heads --decoder TEXT --weights MODEL
 """
 
 import math

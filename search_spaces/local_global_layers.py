@@ -8,7 +8,7 @@ patterns that people draw by hand; random ones are this space under `--strategy 
 Within a budget as many layers are full as it pays, in the order of their numbers. It counts
 pairs, at LENGTH tokens or of a shape that `space_of` is given; of a cache these masks take less.
 
-    masksearch search search_spaces/local_global_layers.py:space --decoder TEXT --weights MODEL
+    masksearch search masksearch.spaces:local_global_layers --decoder TEXT --weights MODEL
 """
 
 import math

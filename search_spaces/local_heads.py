@@ -9,7 +9,7 @@ star, longformer(2^i, 1), and every set of full heads among such.
 Within a budget as many heads are full as it pays, in the order of their numbers. It counts pairs,
 at LENGTH tokens or of a shape: for shorter data call `space_of(6, 12, evaluator.shape)`.
 
-    masksearch search search_spaces/local_heads.py:space --weights MODEL --glue DIR --run runs/lh
+    masksearch search masksearch.spaces:local_heads --weights MODEL --glue DIR --run runs/lh
 """
 
 import math

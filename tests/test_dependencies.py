@@ -4,7 +4,6 @@ import ast
 import re
 import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 from masksearch.errors import install_command
@@ -99,7 +98,3 @@ def test_the_command_that_installs_an_extra_names_one_that_exists():
     for page in pages:
         for extra in re.findall(r'install -e "\.\[(\w+)\]"', page.read_text(encoding="utf-8")):
             assert extra in EXTRAS, f"{page.name}: no extra {extra}"
-
-
-def test_metadata_is_of_this_project():
-    assert metadata.version("masksearch") == PROJECT["version"]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import masksearch
-
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
@@ -42,10 +40,3 @@ def test_imports_that_a_page_shows_are_those_of_today(page):
         for name in (name.split(" as ")[0].strip() for name in names.split(",")):
             loaded = importlib.import_module(module)
             assert hasattr(loaded, name) or importlib.import_module(f"{module}.{name}")
-
-
-def test_citation_is_of_this_version():
-    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f"\nversion: {masksearch.__version__}\n" in text
-    assert "cff-version: 1.2.0" in text
-    assert "2102.12871" in text

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+from optuna.trial import FixedTrial
 from toy import ToyEvaluator
 
 from masksearch import load_function, masks, search
 from masksearch.errors import ResumeError, UnknownNameError
 from masksearch.report.collect import studies_in
-from masksearch.user_code import UserCodeError
+from masksearch.user_code import UserCodeError, definition_hashes
 
 FILE = '''
 from masksearch import masks
@@ -138,3 +141,28 @@ def test_a_space_that_a_function_makes_is_known_by_what_it_says_or_by_its_code(t
     for says, other in (("", "4 heads"), ("4 heads", "8 heads")):
         with pytest.raises(ResumeError, match="space"):
             search(made(other), ToyEvaluator(), run=tmp_path / f"run {says}", trials=1)
+
+
+@pytest.mark.parametrize(
+    "spec", ["masksearch.spaces:distances", "masksearch.spaces.distances:space"]
+)
+def test_spaces_of_the_package_are_named_as_modules(spec):
+    """They are the files of search_spaces/, and so is what a resumed search compares."""
+    file = f"{Path(__file__).parents[1] / 'search_spaces' / 'distances.py'}:space"
+    space, same = load_function(spec), load_function(file)
+    drawn = FixedTrial({"first": 3, "two": True, "second": 5, "hub": False})
+    assert space(drawn) == same(drawn) == masks.offsets([0, 3, 5])
+    assert definition_hashes(space) == definition_hashes(same)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("masksearch.spaces:distance", "search space 'distance'; did you mean 'distances'"),
+        ("masksearch.spaces.distances:spase", "distances.py 'spase'; did you mean 'space'"),
+        ("distances", "name it as file.py:function or masksearch.spaces:NAME, got 'distances'"),
+    ],
+)
+def test_a_space_that_the_package_does_not_have(spec, message):
+    with pytest.raises((UnknownNameError, UserCodeError), match=re.escape(message)):
+        load_function(spec)

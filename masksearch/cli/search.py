@@ -89,8 +89,8 @@ SEARCHING = {
         Annotated[
             str | None,
             typer.Argument(
-                help="The search space: a function in a file that draws a mask; dam, allocate "
-                "and --local need none.",
+                help="The search space: a function in a file that draws a mask, or one of the "
+                "package (masksearch.spaces:NAME); dam, allocate and --local need none.",
                 rich_help_panel=SEARCHED,
                 metavar="FILE.py:NAME",
                 show_default=False,
@@ -232,7 +232,9 @@ def run_search(given: Mapping[str, Any]) -> Study:
     levels = unit_levels(given, settings.get("units", {}))
     drawn = kind_of(strategy).space
     if space is None and drawn == "needed" and not levels:
-        raise OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
+        raise OptionsError(
+            f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
+        )
     if space is not None and drawn == "none":
         raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
     if strategy in ("sparsebert", "prune") and levels:
@@ -412,7 +414,7 @@ def search(**_: object) -> None:
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
 
     Examples:
-        masksearch search search_spaces/distances.py:space --trials 12
+        masksearch search masksearch.spaces:distances --trials 12
         masksearch search --strategy dam --set dam.steps=300 --trials 4 --run runs/dam
     """
 
