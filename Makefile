@@ -4,6 +4,7 @@
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
 # make test-serve   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
+# make docs   the site, in build/site: a minute or two; make linkcheck asks the links that leave it
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
 # Each but the last makes a virtual environment in .venv first, and installs when versions change.
 
@@ -11,8 +12,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
+DOCS := .venv/installed-docs
+SITE = $(BIN)/python -m sphinx -q -n -W --keep-going -c docs
 
-.PHONY: demo test test-all test-cluster test-serve verify-results gpu install format clean
+.PHONY: demo test test-all test-cluster test-serve verify-results docs linkcheck gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -38,6 +41,12 @@ test-serve: $(STAMP)
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify
 
+docs: $(DOCS)
+	$(SITE) -b html . build/site
+
+linkcheck: $(DOCS)
+	$(SITE) -b linkcheck . build/links
+
 # No environment is made here: the torch that drives the GPU is the one that PYTHON has.
 gpu:
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu -rs
@@ -60,5 +69,9 @@ $(STAMP): $(BASE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $(DOCS)
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build docs/api .mypy_cache .pytest_cache .ruff_cache

@@ -35,7 +35,7 @@ def declared() -> dict[str, str]:
     """Every distribution that users can install, and where it is declared."""
     found = {plain(line): "dependencies" for line in PROJECT["dependencies"]}
     for extra, lines in EXTRAS.items():
-        if extra != "dev":
+        if extra not in ("dev", "docs"):
             found |= {plain(line): extra for line in lines}
     return found
 

@@ -1,0 +1,52 @@
+"""The parts of the site that are made from the code: the gallery of masks, the command line."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from masksearch.cli.main import app
+from masksearch.masks.core import RECIPES, Mask
+
+DOCS = Path(__file__).parents[1] / "docs"
+OURS = {
+    name
+    for name, each in {**Mask.kinds, **RECIPES}.items()
+    if each.__module__.startswith("masksearch.")
+}
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gallery")
+    runpy.run_path(str(DOCS / "write_gallery.py"))["main"](folder)
+    return folder
+
+
+def test_every_kind_and_family_is_in_the_gallery(gallery):
+    text = (gallery / "gallery.md").read_text("utf-8")
+    shown = re.findall(r"^:::\{grid-item-card\} (\w+)$", text, re.M)
+    assert sorted(shown) == sorted(OURS), "a kind of mask has no entry in docs/write_gallery.py"
+    assert {path.stem for path in (gallery / "masks").glob("*.png")} == OURS
+    assert text.count("**Formula:** ") == len(OURS)
+
+
+def test_sources_of_the_gallery_are_those_of_the_docstrings(gallery):
+    text = (gallery / "gallery.md").read_text("utf-8")
+    for each in OURS:
+        docstring = {**Mask.kinds, **RECIPES}[each].__doc__
+        for number in re.findall(r"Reference:[^\n]*arXiv (\d{4}\.\d{5})", docstring):
+            assert f"https://arxiv.org/abs/{number}" in text.partition(f"}} {each}\n")[2]
+
+
+def test_every_command_and_option_is_on_the_page(tmp_path):
+    runpy.run_path(str(DOCS / "write_commands.py"))["main"](tmp_path)
+    sections = re.split(r"^## ", (tmp_path / "commands.md").read_text("utf-8"), flags=re.M)[1:]
+    commands = typer.main.get_command(app).commands
+    assert [each.split("\n")[0] for each in sections] == list(commands)
+    for text, command in zip(sections, commands.values(), strict=True):
+        assert text.count("masksearch ") >= 3  # its usage, and two examples
+        for option in (name for one in command.params for name in one.opts if name[:2] == "--"):
+            assert re.search(rf"^`{option}[ `,/]", text, re.M), option
