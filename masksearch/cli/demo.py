@@ -13,19 +13,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from optuna.trial import BaseTrial
+from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from masksearch import masks
 from masksearch.cli.resuming import resumable
-from masksearch.contracts import Record
+from masksearch.contracts import Record, generator
 from masksearch.driver import Study, compare, search
-from masksearch.errors import SearchError
+from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
+from masksearch.models.checkpoints import quiet
 from masksearch.report.collect import NOTES, report_on
 from masksearch.tasks.planted.graded import GradedProcess
+from masksearch.tasks.planted.process import PlantedProcess
 
 STRATEGIES = ("dam", "tpe", "evolution", "random")
 TRIALS = 12  # masks of each strategy that draws them from the space
@@ -33,6 +38,14 @@ SEARCH_SEED = 100  # the comparison uses the seeds below, so that no winner is f
 SEEDS = (1000, 1001, 1002)
 BUDGETS = (0.9, 0.78)  # least sparsity of the masks that a strategy sends into the comparison
 FARTHEST = 20  # positions
+SENTENCES = PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)  # of --data
+TEXT, TASKS = 31, 32  # streams of random numbers
+LINES = {"train": 4_000, "valid": 400}  # of text
+ROWS = {"train": 2_000, "dev": 400}  # of each task
+HEADERS = {
+    "SST-2": "sentence\tlabel",
+    "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+}
 DAM = {
     "gates": {"structure": "free", "heads": 1},  # like the space, one mask for all heads
     "config": {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3},
@@ -207,3 +220,67 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Study]) -> li
         ),
         f"The six hand-designed families together cover {share(masks.FAMILIES.values()):.0%}.",
     ]
+
+
+def write_data(folder: Path) -> list[str]:
+    """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
+    `bert/`, a model with random weights.
+
+    A line of text is 17 words; each of the last eight follows from the word nine places before it.
+    SST-2's label 1 says that they do, and with label 0 none of the eight is the right one. MRPC
+    has the two times eight words as its two sentences.
+
+    Args:
+        folder: It is made where there is none.
+
+    Returns:
+        What was written, a line each.
+
+    Raises:
+        DataError: If there is something already.
+    """
+    text, glue, bert = (folder / name for name in ("text", "glue", "bert"))
+    if taken := [place for place in (text, glue, bert) if place.exists()]:
+        raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
+    for part, (name, count) in enumerate(LINES.items()):
+        tokens = SENTENCES.sample(count, generator(0, TEXT, part))
+        write_lines(text / f"{name}.txt", [" ".join(line) for line in spell(tokens)])
+    second = [pair[1] for pair in SENTENCES.pairs]
+    for number, (task, header) in enumerate(HEADERS.items()):
+        for part, (name, count) in enumerate(ROWS.items()):
+            random = generator(0, TASKS, number, part)
+            tokens = SENTENCES.sample(count, random)
+            label = torch.randint(2, (count, 1), generator=random)
+            wrong = torch.randint(1, SENTENCES.vocabulary, (count, len(second)), generator=random)
+            tokens[:, second] = (tokens[:, second] + wrong * (1 - label)) % SENTENCES.vocabulary
+            rows = [header]
+            for row, (words, kind) in enumerate(zip(spell(tokens), label[:, 0], strict=True)):
+                halves = f"{' '.join(words[:8])}\t{' '.join(words[9:])}"
+                pair = f"{kind}\t{2 * row}\t{2 * row + 1}\t{halves}"
+                rows.append(pair if task == "MRPC" else f"{' '.join(words)}\t{kind}")
+            write_lines(glue / task / f"{name}.tsv", rows)
+    with quiet():
+        config = BertConfig(
+            vocab_size=64,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+        )
+        BertModel(config).save_pretrained(bert)
+    return [
+        f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",
+        f"{glue}: {' and '.join(HEADERS)} over the same pairs of words, for --glue",
+        f"{bert}: a BERT of 2 layers and 4 heads, untrained, for masksearch attach",
+    ]
+
+
+def spell(tokens: Tensor) -> list[list[str]]:
+    """Sequences of numbers as words, without the first position."""
+    return [[f"w{token:02d}" for token in row[1:]] for row in tokens.tolist()]
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines that end in LF, on every system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())

@@ -127,7 +127,19 @@ def load_user_files(
 
 
 @command(BEGIN)
-def demo(run: options.Run = Path("runs/demo"), slots: options.Slots = 2) -> None:
+def demo(
+    run: options.Run = Path("runs/demo"),
+    slots: options.Slots = 2,
+    data: Annotated[
+        Path | None,
+        declare(
+            "Search nothing: write small data that the README's commands take into this folder.",
+            "Options",
+            "none",
+            "FOLDER",
+        ),
+    ] = None,
+) -> None:
     """Four strategies in four minutes look for masks whose true front is known.
 
     DAM, TPE, evolution and random search run once each on planted text, where the best accuracy
@@ -136,9 +148,13 @@ def demo(run: options.Run = Path("runs/demo"), slots: options.Slots = 2) -> None
     Examples:
         masksearch demo
         masksearch demo --run runs/demo --slots 1
+        masksearch demo --data data
     """
-    from masksearch.cli.demo import show_demo
+    from masksearch.cli.demo import show_demo, write_data
 
+    if data is not None:
+        typer.echo("\n".join(write_data(data)))
+        return
     show_demo(run, slots)
 
 

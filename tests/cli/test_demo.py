@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import BertModel
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.demo import run_demo, volume
+from masksearch.cli.demo import run_demo, volume, write_data
+from masksearch.errors import DataError
+from masksearch.tasks.glue.read import load_glue
 
 PROCESS = ms.GradedProcess()
 TOY = {
@@ -59,3 +62,40 @@ def test_volume_is_a_share_of_the_true_front():
 def test_demonstration_needs_a_process_whose_front_is_known(tmp_path):
     with pytest.raises(TypeError, match="GradedProcess"):
         run_demo(tmp_path, evaluator=ms.PlantedEvaluator())
+
+
+def test_data_are_written_twice_alike(tmp_path):
+    lines = write_data(tmp_path / "data")
+    assert [line.partition(":")[0] for line in lines] == [
+        str(tmp_path / "data" / name) for name in ("text", "glue", "bert")
+    ]
+    write_data(tmp_path / "again")
+    for path in (path for path in (tmp_path / "data").rglob("*") if path.is_file()):
+        again = tmp_path / "again" / path.relative_to(tmp_path / "data")
+        assert path.read_bytes() == again.read_bytes(), path
+    with pytest.raises(DataError, match="text exists, and --data replaces nothing: name another"):
+        write_data(tmp_path / "data")
+
+
+def test_labels_of_the_data_follow_from_the_text(tmp_path):
+    """The right word for each of the first eight is learned from the text, not from the code."""
+    write_data(tmp_path)
+    right: dict[str, str] = {}
+    for path in (tmp_path / "text").iterdir():
+        for words in map(str.split, path.read_text(encoding="utf-8").splitlines()):
+            assert len(words) == 17
+            for one, other in zip(words[:8], words[9:], strict=True):
+                assert right.setdefault(one, other) == other
+    assert len(right) == len(set(right.values())) == 32
+    for task in ("SST-2", "MRPC"):
+        data = load_glue(tmp_path / "glue", task)
+        assert (len(data.train), len(data.dev[task])) == (2_000, 400)
+        for rows in (data.train, data.dev[task]):
+            assert 0.45 < sum(rows.labels) / len(rows) < 0.55
+            for texts, label in zip(rows.texts, rows.labels, strict=True):
+                words = [text.split() for text in texts]
+                first, second = words if task == "MRPC" else (words[0][:8], words[0][9:])
+                holds = [right[one] == other for one, other in zip(first, second, strict=True)]
+                assert holds == [bool(label)] * 8
+    model = ms.attach(BertModel.from_pretrained(tmp_path / "bert"), masks.window(2))
+    assert ms.explain(model, 512).rows
