@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,40 @@ def one_process() -> Iterator[None]:
     )
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("released")
+    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build", "runs", "*.egg-info")
+    root = Path(__file__).parents[1]
+    shutil.copytree(root, folder / "tree", symlinks=True, ignore=left_out)
+    build = (
+        "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+    )
+    quiet = {"check": True, "capture_output": True, "env": os.environ | {"PYTHONPATH": ""}}
+    made = [sys.executable, "-c", build, "build_sdist", str(folder)]
+    subprocess.run(made, cwd=folder / "tree", **quiet)
+    [source] = folder.glob("*.tar.gz")
+    shutil.unpack_archive(source, folder / "unpacked", filter="data")
+    [tree] = (folder / "unpacked").iterdir()
+    made = [sys.executable, "-c", build, "build_wheel", str(folder)]
+    subprocess.run(made, cwd=tree, **quiet)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(released: Path) -> Path:
+    """The folder of programs of an environment that holds the wheel, and the libraries of this
+    one: without the repository."""
+    place = released / "environment"
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    programs = place / "bin"
+    [wheel] = released.glob("*.whl")
+    install = [programs / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, wheel], check=True, cwd=place, env=os.environ | {"PYTHONPATH": ""})
+    [libraries] = (place / "lib").glob("python*/site-packages")
+    ours = sysconfig.get_path("purelib")  # its .pth files, and so an editable masksearch, stay out
+    (libraries / "libraries.pth").write_text(f"{ours}\n", encoding="utf-8")
+    return programs

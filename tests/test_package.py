@@ -1,25 +1,116 @@
-"""What people install: one version everywhere, and honest metadata."""
+"""What people install: one version everywhere, whole distributions, honest metadata."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
+
+import pytest
+from packaging.metadata import Metadata
 
 import masksearch as ms
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def read(name: str) -> str:
-    """The text of a file of the repository."""
-    return (ROOT / name).read_text(encoding="utf-8")
+REPOSITORY = PROJECT["urls"]["Repository"]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SPACES = {path.name for path in (ROOT / "search_spaces").glob("*.py")}
 
 
 def test_version_is_written_once_and_the_citation_follows():
     assert "version" in PROJECT["dynamic"]
-    citation = read("CITATION.cff")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {ms.__version__}\n" in citation
-    assert f'repository-code: "{PROJECT["urls"]["Repository"]}"' in citation
+    assert f'\nrepository-code: "{REPOSITORY}"\n' in citation
     assert "cff-version: 1.2.0" in citation
     assert "2102.12871" in citation
+
+
+def read_metadata(wheel: Path) -> Metadata:
+    """The metadata of a wheel, checked by the rules of its version."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return Metadata.from_email(archive.read(name), validate=True)
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(released):
+    [wheel] = released.glob("*.whl")
+    assert wheel.name == f"masksearch-{ms.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    inside = {name.partition("/")[0] for name in names}
+    assert inside == {"masksearch", f"masksearch-{ms.__version__}.dist-info"}
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "masksearch").rglob("*.py")}
+    ours |= {f"masksearch/spaces/{name}" for name in SPACES}
+    assert ours <= names
+    others = {name for name in names - ours if name.startswith("masksearch/")}
+    assert {Path(name).suffix for name in others} <= {".typed", ".j2", ".css", ".js", ".json"}
+    assert "masksearch/py.typed" in others
+
+
+@pytest.mark.slow
+def test_source_distribution_is_the_repository(released):
+    [source] = released.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        members = archive.getmembers()
+    assert all(member.isfile() or member.isdir() for member in members)  # no links
+    names = {member.name.partition("/")[2] for member in members}
+    wanted = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "DESIGN.md", "SECURITY.md", "setup.py"}
+    wanted |= {f"search_spaces/{name}" for name in SPACES}
+    for folder in ("docs", "tests", "experiments"):
+        files = (path for path in (ROOT / folder).rglob("*.md") if "/api/" not in str(path))
+        wanted |= {str(path.relative_to(ROOT)) for path in files}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
+    assert wanted <= names
+
+
+@pytest.mark.slow
+def test_metadata_says_what_is_true(released):
+    [wheel] = released.glob("*.whl")
+    metadata = read_metadata(wheel)
+    assert str(metadata.version) == ms.__version__
+    assert metadata.description_content_type == "text/markdown"
+    assert set(metadata.provides_extra or ()) == set(PROJECT["optional-dependencies"])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown, targets = LINK.findall(metadata.description), LINK.findall(readme)
+    assert len(shown) == len(targets)
+    for there, here in zip(shown, targets, strict=True):
+        if re.match("[a-z]+:|#", here):
+            assert there == here
+            continue
+        assert re.match(rf"{REPOSITORY}/(blob|raw)/v{ms.__version__}/", there), there
+        assert (ROOT / there.split(f"/v{ms.__version__}/")[1].partition("#")[0]).exists(), there
+    without = re.sub(r"https?://\S+", "", metadata.description)
+    assert not re.search(r"""(src|href)=["'][^"'#]""", without)
+
+
+@pytest.mark.slow
+def test_an_index_takes_the_distributions(released):
+    pytest.importorskip("twine")
+    files = [*released.glob("*.whl"), *released.glob("*.tar.gz")]
+    check = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_installed_package_is_not_the_repository(installed, tmp_path):
+    code = (
+        "import masksearch.spaces.distances as d, masksearch as m; print(m.__file__, d.__file__)"
+    )
+    python = [installed / "python", "-c", code]
+    done = subprocess.run(python, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for file in done.stdout.split():
+        assert Path(file).is_relative_to(installed.parent)
+    version = subprocess.run(
+        [installed / "masksearch", "--version"], cwd=tmp_path, capture_output=True, text=True,
+        env={"PATH": ""},
+    )  # fmt: skip
+    assert version.stdout.startswith(f"masksearch {ms.__version__}\n")

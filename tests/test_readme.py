@@ -1,4 +1,4 @@
-"""README.md: its commands and snippets run as they are printed, in a fresh folder, in their order.
+"""README.md: its commands and snippets run as printed, from the wheel, in an empty folder.
 
 Two kinds are read and not run: what installs (1.8 GB; `make` does it in continuous integration),
 and what takes hours. tests/test_docs_commands.py checks that their options exist.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel
 
 import masksearch as ms
 from masksearch import masks
@@ -39,46 +37,21 @@ def block(kind: str, part: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh folder in which the repository's files, and the data that the README names, lie."""
+def folder(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Iterator[Path]:
+    """An empty folder; `masksearch` and `python` are those of an environment with the wheel."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("search_spaces", "docs", "experiments"):
-        (folder / name).symlink_to(ROOT / name)
-    text = folder / "wikitext-2"
-    text.mkdir()
-    words = re.findall(r"[a-z]+", (ROOT / "docs" / "search.md").read_text(encoding="utf-8"))
-    lines = [" ".join(words[start : start + 12]) for start in range(0, len(words) - 12, 3)]
-    (text / "train.txt").write_text("\n".join(lines))
-    (text / "valid.txt").write_text("\n".join(lines[:100]))
-    task = folder / "glue" / "SST-2"
-    task.mkdir(parents=True)
-    rows = [f"{line}\t{number % 2}" for number, line in enumerate(lines)]
-    (task / "train.tsv").write_text("\n".join(["sentence\tlabel", *rows[:200]]) + "\n")
-    (task / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows[200:240]]) + "\n")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        config = BertConfig(vocab_size=99, intermediate_size=16, **sizes)
-        BertModel(config).save_pretrained(folder / "my-bert")
-    programs = folder / "programs"  # `masksearch` is on the path after the README's install lines
-    programs.mkdir()
-    program = programs / "masksearch"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m masksearch "$@"\n')
-    program.chmod(0o755)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(installed), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", "")
+        patch.setenv("MASKSEARCH_CACHE", str(folder / "cache"))
+        yield folder
 
 
 def run(folder: Path, command: str) -> tuple[str, str]:
     """What a line of shell prints on both outputs; it ends in time, with exit code 0."""
-    environment = {
-        **os.environ,
-        "PATH": f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "MASKSEARCH_CACHE": str(folder / "cache"),
-    }
     done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=LIMIT,
-    )  # fmt: skip
+        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout, done.stderr
 
@@ -88,7 +61,7 @@ def test_first_search_finds_its_mask(folder):
     """The verdict is the one that is printed, and the mask allows more than any family."""
     snippet = block("python", "PlantedEvaluator")
     (folder / "first.py").write_text(snippet, encoding="utf-8")
-    out, shown = run(folder, f"'{sys.executable}' first.py")
+    out, shown = run(folder, "python first.py")
     [line] = [line for line in out.splitlines() if line.startswith("found: ")]
     [printed] = [line for line in block("text", "found: ").splitlines() if line[:7] == "found: "]
     assert line.split("% sparse")[0] == printed.split("% sparse")[0]
@@ -111,7 +84,7 @@ def test_three_jobs_run(folder):
     [third] = [r.mask for r in ms.open_study(folder / "runs/try").records() if r.number == 2]
     assert saved == third  # the jobs chain: job 3 puts on what job 1 has found
     (folder / "job.py").write_text(block("python", "load_pretrained"), encoding="utf-8")
-    out, _ = run(folder, f"'{sys.executable}' job.py")
+    out, _ = run(folder, "python job.py")
     assert str(third) in out
 
 
@@ -124,8 +97,8 @@ def test_every_block_runs_or_says_why_not():
 
 def test_install_lines_name_what_there_is():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(re.findall(r'pip install -e "\.\[(\w+)\]"', TEXT)) <= set(
-        project["optional-dependencies"]
-    )
+    extras = set(re.findall(r"masksearch\[(\w+)\]", TEXT))
+    assert extras
+    assert extras <= set(project["optional-dependencies"])
     assert "masksearch" in project["scripts"]
     assert project["requires-python"].removeprefix(">=") in TEXT
