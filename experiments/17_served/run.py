@@ -2,9 +2,10 @@
 
     python experiments/17_served/run.py judge longest gguf speed tables --data FOLDER
 
-Stages: judge (every mask and form at 2,048 positions), longest (the primary mask at 8,192), gguf (llama.cpp:
-quantised caches and the exported file; needs llama-cpp-python), speed (decoding behind a long text),
-tables (results/). Each stage goes on where it was stopped. plan.toml was written before the first.
+Stages: judge (every mask and form at 2,048 positions), longest (the primary mask at 8,192), gguf
+(llama.cpp: quantised caches and the exported file; needs llama-cpp-python), speed (decoding behind
+a long text), tables (results/). Each stage goes on where it was stopped. plan.toml was written
+before the first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.attention.attach import in_force
 from masksearch.models.decoders import convert_gguf
 from masksearch.serving.llama_cpp import LlamaCpp
 from masksearch.tasks.next_token import NextTokenText
@@ -49,7 +52,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.smoke:
-        TEXT.update(length=256, longest=512, longest_novels=2, calibration=192)
+        TEXT.update(length=256, longest=512, longest_novels=2, calibration=224)
         MASKS.update(steps=2)
         PLAN["forms"].update(gguf_novels=1, gguf_length=256)
     with torch.no_grad():
@@ -70,9 +73,14 @@ class Experiment:
         self.full = {count: set(json.loads(found[count])) for count in MASKS["full"]}
 
     @cached_property
-    def model(self) -> Any:
-        """The dense model, in float32."""
+    def loaded(self) -> Any:
+        """The model, in float32."""
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    @property
+    def model(self) -> Any:
+        """The model without a mask."""
+        return self.loaded if in_force(self.loaded) is None else ms.detach(self.loaded)
 
     def text(self, length: int) -> NextTokenText:
         """The novels of experiment 10's split, in sequences of a length."""
@@ -111,7 +119,7 @@ class Experiment:
 
     def forms(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """`"<full layers> <window> <form>"` and what makes the model."""
-        yield "dense", lambda: ms.detach(self.model)
+        yield "dense", lambda: self.model
         for count, window in self.cells():
             for form in ("attached", "window", "calibrated", "tuned", "logits"):
                 if form != "logits" or (count, window) == (PRIMARY, WINDOW):
@@ -122,7 +130,7 @@ class Experiment:
                         ),
                     )
         for name, rival in self.rivals().items():
-            yield name, lambda rival=rival: ms.attach(ms.detach(self.model), rival)
+            yield name, lambda rival=rival: ms.attach(self.model, rival)
 
     def cells(self) -> list[tuple[int, int]]:
         """Full layers and window of each mask, the primary one first."""
@@ -133,9 +141,9 @@ class Experiment:
         """A model in one of the forms of a mask."""
         mask = self.mask(self.full[count], window)
         if form == "attached":
-            return ms.attach(ms.detach(self.model), mask)
+            return ms.attach(self.model, mask)
         if form == "window":
-            return ms.attach(ms.detach(self.model), self.mask(self.full[count], window, sinks=0))
+            return ms.attach(self.model, self.mask(self.full[count], window, sinks=0))
         native = self.native(form, count, window)
         return ms.attach(native, ms.from_native(native))  # local layers then take linear time
 
@@ -145,7 +153,7 @@ class Experiment:
         if not (folder / "config.json").is_file():
             with torch.enable_grad():
                 made = ms.to_native(
-                    ms.detach(self.model),
+                    self.model,
                     self.mask(self.full[count], window),
                     "sglang" if form == "logits" else "llama.cpp",
                     sinks="calibrate" if form == "calibrated" else "tune",
@@ -197,7 +205,7 @@ class Experiment:
         """llama.cpp: quantised caches of the dense model, and the exported file."""
         rows = self.passages(PLAN["forms"]["gguf_length"])[: PLAN["forms"]["gguf_novels"]]
         files = {
-            "dense": (lambda: ms.detach(self.model), ("f16", "q8_0", "q4_0")),
+            "dense": (lambda: self.model, ("f16", "q8_0", "q4_0")),
             "tuned": (lambda: self.native("tuned", PRIMARY, WINDOW), ("f16", "q8_0")),
         }
         for name, (make, caches) in files.items():
@@ -249,7 +257,7 @@ class Experiment:
             losses = np.load(path)
             bounds = [0, *(edge for edge in edges if edge < losses.shape[1]), losses.shape[1]]
             for novel, row in enumerate(losses):
-                for low, high in zip(bounds, bounds[1:], strict=False):
+                for low, high in pairwise(bounds):
                     lines.append([path.parent.name, path.stem, novel, low, high])
                     lines[-1].append(float(row[low:high].mean()))
         names = ["stage", "form", "novel", "from", "to", "nats"]
