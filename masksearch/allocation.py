@@ -2,33 +2,42 @@
 
 plan = allocate("my-llama", "books/", budget=.25)
 attach(model, plan.mask)                    # or to_native(model, plan.mask)
+allocate("my-llama", "books/", budget=.25, serve="llama.cpp", sinks="tune", out="served")
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 from numpy.typing import NDArray
 
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import estimate
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Record
 from masksearch.driver import search
-from masksearch.errors import NativeError, SearchError
+from masksearch.errors import NativeError, SearchError, check_name
 from masksearch.evaluators.causal import CausalEvaluator
+from masksearch.evaluators.next_tokens import row_scores
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
+from masksearch.models.decoders import NextTokenModel
 from masksearch.models.plan import Plan
 from masksearch.serving.engines import HELD, READINGS, Serving, Target, unserved
-from masksearch.serving.kv_cache import Account
-from masksearch.serving.native import native_config
+from masksearch.serving.folder import write_folder
+from masksearch.serving.gguf import begin_file
+from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.serving.native import from_native, native_config, to_native, with_sink_logits
+from masksearch.serving.sinks import Sinks, keeps_sinks, without_sinks
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
 from masksearch.study.records import read_budgets
@@ -37,6 +46,7 @@ from masksearch.tasks.splits import FEW
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 LEVEL = 0.95  # of intervals over documents
+WRITTEN = torch.float16  # the weights of a folder that is served
 
 
 def allocate(
@@ -51,8 +61,10 @@ def allocate(
     length: int = 1024,
     sequences: int = 64,
     held_out: str | Path | None = None,
-    account: Account = "mask",
+    serve: Target | None = None,
     serving: Serving | None = None,
+    sinks: Sinks | None = None,
+    out: str | Path | None = None,
     trials: int | None = None,
     check: bool = True,
     run: str | Path = "runs/allocate",
@@ -78,10 +90,15 @@ def allocate(
         length: Tokens of a sequence, and of the cache that is counted.
         sequences: Held-out sequences that are judged, at most.
         held_out: Text to judge by; None = the end of `text`.
-        account: Whose bytes the budget counts, as of `masksearch.kv_bytes`: of an engine
-            (`"transformers"`, `"vllm"`, `"llama.cpp"`) it is what that engine reserves.
+        serve: The engine that will serve it, `transformers`, `vllm`, `sglang` or `llama.cpp`: the
+            budget counts what that engine reserves (of SGLang what the mask needs); None = the
+            bytes that the mask needs.
         serving: How the engine is run, and the length that is counted: `Serving(length=32768)`, on
             the command line `{"length": 32768}`; None = its defaults.
+        sinks: What sinks beside a window become in the folder: `tune`, `calibrate` or `none`, see
+            `masksearch.to_native`.
+        out: A new folder that the engine opens, with SERVING.md: its command, the bytes and losses
+            to expect. Of one budget; None = no folder.
         trials: Masks to judge, at most; None = as many as the method needs.
         check: Judge the plan and dense attention on documents that the search has not seen.
         run: Folder of the search.
@@ -92,6 +109,8 @@ def allocate(
 
     Raises:
         ValueError: If the budget is no share, or less than the local mask in all units costs.
+        NativeError: If the engine cannot serve such masks of this model, or `out` exists; that is
+            said before anything is judged.
         SearchError: If bytes do not add up over the units, or no mask within the budget was
             judged.
         DataError: If the text or the model cannot be read.
@@ -107,8 +126,10 @@ def allocate(
         length=length,
         sequences=sequences,
         held_out=held_out,
-        account=account,
+        serve=serve,
         serving=serving,
+        sinks=sinks,
+        out=None if out is None else Path(out),
         trials=trials,
         check=check,
         run=Path(run),
@@ -129,8 +150,10 @@ def allocate_each(
     length: int,
     sequences: int,
     held_out: str | Path | None,
-    account: Account,
+    serve: Target | None,
     serving: Serving | None,
+    sinks: Sinks | None,
+    out: Path | None,
     trials: int | None,
     check: bool,
     run: Path,
@@ -144,6 +167,11 @@ def allocate_each(
             "save it with its tokenizer (save_pretrained), and give the folder"
         )
     limits = sorted(read_budgets(budgets))
+    if serve is not None:
+        check_name("serve", serve, READINGS)
+    if sinks is not None:
+        check_name("sinks", sinks, get_args(Sinks))
+    account: Account = "mask" if serve is None or serve == "sglang" else serve
     judge = CausalEvaluator(
         text,
         weights=model,
@@ -155,7 +183,10 @@ def allocate_each(
         account=account,
         serving=serving or Serving(),
     )
-    levels = write_levels(read_levels([local or default_local(length), masks.full()]))
+    local = masks.parse(str(local or default_local(length)))
+    if out is not None or sinks is not None:
+        check_folder(judge, local, serve, sinks, out, limits)
+    levels = write_levels(read_levels([local, masks.full()]))
     options: dict[str, Any] = {"unit": unit, "levels": levels, "method": method, "budgets": limits}
     options |= {} if tries is None else {"tries": tries}
     whole = read_strategy(judge, options, run).most_trials  # refuses budgets that nothing keeps
@@ -195,9 +226,11 @@ def allocate_each(
             "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
             "nll": {"search": record.values["nll"], "unseen": unseen.get(limit)},
-            "native": write_native(judge, plan, run / f"native{end}.json"),
+            "native": describe_native(judge, plan, serve),
             "trial": record.number,
         }
+        if out is not None and serve is not None:
+            found["served"] = write_served(judge, plan, serve, sinks, out, run)
         plans[limit] = replace(plan, found=found)
         plans[limit].save(run / f"plan{end}.json")
     return plans
@@ -275,16 +308,117 @@ def make_plan(
     return Plan(named, units.unit, units.levels, levels, mask)
 
 
-def write_native(judge: CausalEvaluator, plan: Plan, path: Path) -> dict[str, str]:
-    """Writes the configuration that names the mask, or says why there is none."""
-    path.unlink(missing_ok=True)
+def describe_native(judge: CausalEvaluator, plan: Plan, serve: Target | None) -> dict[str, str]:
+    """Which engines the configuration that names the mask is read by, or why there is none."""
     try:
-        engine = judge.account
-        target: Target = "transformers" if engine == "mask" or engine == "head" else engine
-        config = native_config(judge.config, plan.mask, target)
+        config = native_config(judge.config, plan.mask, serve or "transformers")
     except NativeError as error:
         return {"refused": str(error)}
-    path.write_text(config.to_json_string(use_diff=False), encoding="utf-8")
     engines = ", ".join(each for each in READINGS if not unserved(each, config))
-    named = {"configuration": path.name, "model_type": config.model_type}
-    return {**named, "served_by": engines}
+    return {"model_type": config.model_type, "served_by": engines}
+
+
+# -- the folder that is served -----------------------------------------------------------------
+def check_folder(
+    judge: CausalEvaluator,
+    local: Mask,
+    serve: Target | None,
+    sinks: Sinks | None,
+    out: Path | None,
+    budgets: Sequence[float],
+) -> None:
+    """Refuses what could not be written after the search, by one full layer and the others local.
+
+    Raises:
+        NativeError: If the engine could not serve it.
+    """
+    if serve is None or out is None:
+        raise NativeError(
+            "a folder is written for one engine: sinks= (--sinks) and out= (--out) go with each "
+            "other and with serve= (--serve), such as serve='llama.cpp'"
+        )
+    if out.exists():
+        raise NativeError(f"{out} exists; a folder is written once: remove it, or name another")
+    if len(budgets) > 1:
+        raise NativeError(f"out= is the folder of one budget, got {[*budgets]}")
+    if sinks is None and keeps_sinks(local, 1):
+        raise NativeError(
+            f"{local} keeps sinks, which no configuration names; give sinks='tune' (--sinks tune: "
+            f"learned logits stand for them), or local='{without_sinks(local)}'"
+        )
+    start = judge.start
+    assert start is not None
+    model, folder = start.decoder(), start.locate()
+    mask = masks.per_layer([masks.full(), *[local] * (judge.shape.layers - 1)])
+    if sinks is None:
+        native = to_native(model, mask, serve)
+    else:
+        tokens = judge.calibration_tokens()
+        native, *_ = with_sink_logits(model, mask, serve, sinks, tokens, 0)
+    if serve == "llama.cpp":
+        begin_file(native, folder, WRITTEN)
+    place = next(each for each in out.absolute().parents if each.exists())
+    free, needed = shutil.disk_usage(place).free, 2 * model.num_parameters() * WRITTEN.itemsize
+    if free < needed:
+        raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
+
+
+def write_served(
+    judge: CausalEvaluator,
+    plan: Plan,
+    serve: Target,
+    sinks: Sinks | None,
+    out: Path,
+    run: Path,
+) -> dict[str, Any]:
+    """Makes the served form of a plan, judges it on unseen documents, and writes the folder.
+
+    Returns:
+        What serving.json holds.
+    """
+    start, final = judge.start, judge.on("final")
+    assert start is not None
+    form = replace(final, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
+    native = form.served(plan.mask, serve, run / "sinks")
+    account: Account = "mask" if serve == "sglang" else serve
+    serving = replace(judge.serving, length=judge.serving.length or judge.positions)
+    counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
+    held = kv_bytes(plan.mask, native.model.config, serving.length or 0, **counts)
+    window = getattr(native.model.config, "sliding_window", None) or judge.positions
+    facts = {
+        "engine": serve,
+        "folder": str(out),
+        "model": plan.model["name"],
+        "mask": str(plan.mask),
+        "form": native.model.config.model_type + (f", sinks={form.sinks!r}" if form.sinks else ""),
+        "settings": asdict(serving),
+        "kv_bytes": held.bytes,
+        "dense_kv_bytes": held.dense_bytes,
+        "losses": judge_forms(final, plan.mask, native, window),
+    }
+    tokens = final.rows.tokens[0]
+    return write_folder(out, native.model, serve, start.locate(), facts, tokens, WRITTEN)
+
+
+def judge_forms(
+    final: CausalEvaluator, mask: Mask, native: NextTokenModel, window: int
+) -> dict[str, Any]:
+    """Nats a token of dense attention, of the mask and of what is served, on unseen documents;
+    also on the positions within the window, where a window is dense attention."""
+    model, own = final.shared(0).model, from_native(native.model.config)
+    judged = {"dense": (model, masks.full()), "masked": (model, mask), "served": (native, own)}
+    said = {}
+    for name, (each, kept) in judged.items():
+        attach(each, kept)  # what is local is linear then
+        try:
+            said[name] = final.judge(each).nll
+        finally:
+            detach(each)
+    documents = {name: row_scores(each, final.rows).scores["text"] for name, each in said.items()}
+    lost = estimate((documents["served"] - documents["dense"]).tolist(), LEVEL)
+    found: dict[str, Any] = {name: float(each.mean()) for name, each in documents.items()}
+    found |= {"difference": lost.value, "documents": len(documents["dense"])}
+    if math.isfinite(lost.low):
+        found |= {"low": lost.low, "high": lost.high}
+    near = {name: float(each[:, 1:window].mean()) for name, each in said.items()}
+    return found | {"short": {"positions": window, **near}}

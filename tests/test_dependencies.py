@@ -13,6 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 DISTRIBUTION = {  # where the names differ
     "sklearn": "scikit-learn",
+    "llama_cpp": "llama-cpp-python",
     "mlflow": "mlflow-skinny",
     "PIL": "pillow",
     "vl_convert": "vl-convert-python",

@@ -42,7 +42,9 @@ def tiny_decoder(
     return folder
 
 
-def written_text(model: Path, folder: Path, words: list[str], *, length: int = 150) -> Path:
+def written_text(
+    model: Path, folder: Path, words: list[str], *, length: int = 150, between: str = " "
+) -> Path:
     """A text of 20 articles each in train.txt and valid.txt that a `tiny_decoder` predicts.
 
     Its embeddings are made larger first, so that a word follows mostly from the one before; then
@@ -53,6 +55,7 @@ def written_text(model: Path, folder: Path, words: list[str], *, length: int = 1
         folder: Made here.
         words: Its vocabulary, with "=" for the titles.
         length: Words of an article.
+        between: What stands between them.
     """
     import transformers
 
@@ -64,14 +67,28 @@ def written_text(model: Path, folder: Path, words: list[str], *, length: int = 1
         decoder.get_output_embeddings().weight *= 10
         for _ in range(length):
             shares = decoder(articles[:, -40:]).logits[:, -1].softmax(-1)
-            shares[:, [0, 1 + words.index("=")]] = 0
+            shares[:, [0, 1 + words.index("="), *range(1 + len(words), shares.shape[1])]] = 0
             articles = torch.cat([articles, torch.multinomial(shares, 1, generator=draw)], 1)
     decoder.save_pretrained(model)
-    texts = [" ".join(words[token - 1] for token in article) for article in articles.tolist()]
+    texts = [between.join(words[token - 1] for token in article) for article in articles.tolist()]
     folder.mkdir(parents=True)
     for name, several in (("train", texts[:20]), ("valid", texts[20:])):
-        lines = [f" = {text.split()[0]} = \n{text}\n" for text in several]
+        lines = [f" = {text.split()[0] if between else text[0]} = \n{text}\n" for text in several]
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def letter_decoder(folder: Path, letters: str) -> Path:
+    """Writes model/, a `tiny_decoder` of three layers whose tokens are letters, blank and line
+    end, in a tokenizer such as GGUF files hold, and text/, which it predicts."""
+    tokens = {token: number for number, token in enumerate(["<unk>", *letters, "Ġ", "Ċ", "ĠĠ"])}
+    wide = {"vocab_size": len(tokens), "max_position_embeddings": 256, "initializer_range": 0.05}
+    tiny_decoder(folder / "model", [*letters], num_hidden_layers=3, **wide)
+    made = Tokenizer(models.BPE(tokens, [("Ġ", "Ġ")], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.save(str(folder / "model" / "tokenizer.json"))
+    written_text(folder / "model", folder / "text", [*letters], between="")
     return folder
 
 

@@ -186,8 +186,9 @@ class Experiment:
 
     def run_longest(self) -> None:
         rows = self.passages(TEXT["longest"])[: TEXT["longest_novels"]]
-        first = ("dense", f"{PRIMARY} {WINDOW} ")
-        self.judge("longest", rows, lambda name: name.startswith(first) or "one window" in name)
+        forms = ("attached", "window", "calibrated", "tuned")
+        wanted = {"dense", *(f"{PRIMARY} {WINDOW} {form}" for form in forms)}
+        self.judge("longest", rows, lambda name: name in wanted or "one window" in name)
 
     def judge(self, stage: str, rows: Tensor, wanted: Callable[[str], bool]) -> None:
         """Losses of every token, a file for each form."""

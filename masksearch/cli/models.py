@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from masksearch.models.plan import Plan
 
 ATTACHED = "Which mask, on which model"
+SERVED = "The engine that serves it"
 LONGEST = 4096  # positions that are explained where nothing is said
 
 
@@ -42,7 +42,7 @@ def show_attached(given: Mapping[str, Any]) -> None:
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
-    from masksearch.models.saving import open_model, save_pretrained
+    from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
 
     model, mask, out, length = (given[name] for name in ("model", "mask", "out", "length"))
     if length is not None and length < 1:
@@ -146,14 +146,6 @@ def read_mask_or_plan(text: str, folder: Path, model: str) -> Mask:
     return plan.mask
 
 
-def copy_tokenizer(folder: Path, out: Path) -> None:
-    """Puts the model's tokenizer beside it, where it has one and `out` has none."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt"):
-        for path in folder.glob(pattern):
-            if path.is_file() and not (out / path.name).exists():
-                shutil.copy(path, out / path.name)
-
-
 def write_mask(given: Mapping[str, Any]) -> None:
     """Writes a mask to a file, and says how to use it."""
     from masksearch.masks import parse
@@ -238,8 +230,10 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
 
 
 OPTIONS = {
-    ALLOCATION: "unit local method tries account serving trials",
+    ALLOCATION: "unit local method tries trials",
     JUDGE: "length sequences held_out",
+    SERVED: "serve serving sinks",
+    OUTPUT: "out",
 }
 
 
@@ -255,6 +249,8 @@ def show_plans(given: Mapping[str, Any]) -> None:
     settings |= {name: value for name, value in given.items() if value is not None}
     if isinstance(settings["serving"], str):
         settings["serving"] = read_setting("serving", settings["serving"], Serving)
+    if settings["out"] is not None:
+        settings["out"] = Path(settings["out"])
     budgets, run = settings.pop("budget"), settings["run"]
     with resumable(run, "allocate", given):
         plans = allocate_each(budgets=budgets, **settings)
@@ -301,12 +297,12 @@ def allocate(
 ) -> None:
     """Find which layers or heads of a decoder keep full attention, within a budget of cache bytes.
 
-    Nothing is trained, but gates. The run folder gets a plan for each budget, which `masksearch
-    attach` puts on the model, and the model's own configuration where it can name the mask.
+    Nothing is trained, but gates and sinks. The run folder gets a plan for each budget, which
+    `masksearch attach` puts on the model; --out gets a folder that an engine serves.
 
     Examples:
-        masksearch allocate my-llama/ books/ --budget .25
         masksearch allocate my-llama/ books/ --budget .25 --budget .5 --method restore
+        masksearch allocate my-llama/ books/ --budget .25 --serve llama.cpp --sinks tune --out o
     """
 
 
@@ -335,9 +331,17 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
             f"difference {unseen['difference']:+.4f}{over} over {judged}"
         )
     native = found["native"]
-    if "configuration" in native:
-        served = f"{path.parent / native['configuration']} ({native['model_type']})"
-        lines.append(f"  served by {native['served_by']} alone with the configuration {served}")
+    if "served" in found:
+        served = found["served"]["losses"]
+        over = f" [{served['low']:+.4f}, {served['high']:+.4f}]" if "low" in served else ""
+        lines.append(
+            f"  as {found['served']['engine']} serves it: {served['served']:.4f}, of dense "
+            f"{served['difference']:+.4f}{over}; read SERVING.md in {found['served']['folder']}"
+        )
+    elif "model_type" in native:
+        lines.append(
+            f"  {native['served_by']} can serve it alone ({native['model_type']}): --serve, --out"
+        )
     else:
         lines.append(f"  not in the model's own configuration: {native['refused']}")
     words = f"masksearch attach {shlex.quote(model)} {shlex.quote(str(path))} --out FOLDER"

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from masksearch.analysis.row_scores import lower_bound
@@ -63,10 +63,13 @@ from masksearch.models.decoders import (
     open_decoder,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
-from masksearch.serving.engines import Serving
+from masksearch.serving.engines import Serving, Target
 from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.serving.native import from_native, to_native
+from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
+from masksearch.tasks.splits import spread
 from masksearch.tasks.text.files import absolute_if_local, make_absolute
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (
@@ -89,6 +92,7 @@ SERVED: dict[str, Account] = {  # measures of masks that engines can serve
     "kv_bytes_llama_cpp": "llama.cpp",
 }
 LENGTH = 256  # positions of a sequence of text
+CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,9 @@ class CausalEvaluator(Evaluator):
             engines serve, `"kv_bytes_transformers"`, `"kv_bytes_vllm"`, `"kv_bytes_llama_cpp"`.
         account: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
         serving: How the engines are run, and the length that is counted.
+        sinks: What is judged in place of a mask that keeps tokens of fixed positions beside a
+            window: the GraniteSWA that engines serve, as `masksearch.to_native(sinks=)` makes it
+            on the training text. Of a checkpoint, judged as it is; None = the mask itself.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.
@@ -181,6 +188,7 @@ class CausalEvaluator(Evaluator):
     cost: Cost = "effective_sparsity"
     account: Account = "mask"
     serving: Serving = field(default_factory=Serving)
+    sinks: Sinks | None = None
     bands: tuple[int, ...] | None = None
     kl: bool = False
     passkeys: int = 0
@@ -217,7 +225,13 @@ class CausalEvaluator(Evaluator):
         check_name("adapt", str(self.adapts), get_args(Adapted))
         check_name("cost", self.cost, get_args(Cost))
         check_name("account", self.account, get_args(Account))
+        check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))
         check_name("learn_from", self.learn_from, get_args(LearnFrom))
+        if self.sinks is not None and not self.seedless:
+            raise ValueError(
+                "sinks= judges a checkpoint in the form that engines serve: give weights= and "
+                f"adapt='none', got weights={self.weights} and adapt={self.adapts!r}"
+            )
         if self.kl and self.adapts != "none":
             raise ValueError(
                 f"kl compares the same weights with and without a mask, and adapt={self.adapts!r} "
@@ -395,7 +409,11 @@ class CausalEvaluator(Evaluator):
         if self.adapts == "recover":
             recover = self.task().train_digest, self.batch, self.recover_config.identity
         counted = (self.account, self.serving)
-        own = {} if counted == ("mask", Serving()) else {"account": counted}
+        own: dict[str, object] = {}
+        if counted != ("mask", Serving()):
+            own["account"] = counted
+        if self.sinks is not None:
+            own["sinks"] = self.sinks, self.task().train_digest
         return (
             own
             | ({} if hidden is None else {"passkeys": hidden.digest()})
@@ -510,6 +528,11 @@ class CausalEvaluator(Evaluator):
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
         if self.adapts == "none":
             shared = self.shared(seed)
+            if self.sinks is not None and keeps_sinks(mask, self.shape.layers):
+                native = self.served(mask)
+                attach(native, from_native(native.model.config))  # what is local is linear then
+                yield Report(0, self.last_values(native, workdir, shared))
+                return
             attach(shared.model, mask)
             try:
                 values = self.last_values(shared.model, workdir, shared)
@@ -534,6 +557,23 @@ class CausalEvaluator(Evaluator):
                 yield Report(number, values)
         yield Report(config.steps, self.last_values(model, workdir))
         kept.clear()
+
+    def served(
+        self, mask: Mask, target: Target = "transformers", folder: Path | None = None
+    ) -> NextTokenModel:
+        """The checkpoint as an engine serves the mask; `sinks` and their biases are measured on
+        the training text (checkpoints of `"tune"`: in `folder`)."""
+        assert self.start is not None
+        tokens = self.calibration_tokens()
+        how: dict[str, Any] = {"sinks": self.sinks, "text": tokens, "folder": folder}
+        native = to_native(self.start.decoder(), mask, target, **how if self.sinks else {})
+        return NextTokenModel(native).to(find_device(self.device))
+
+    def calibration_tokens(self) -> Tensor:
+        """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""
+        text = self.task()
+        assert isinstance(text, NextTokenText)
+        return text.train[spread(len(text.train), CALIBRATED)].long()
 
     def under(
         self, mask: Mask, seed: int
@@ -565,7 +605,7 @@ class CausalEvaluator(Evaluator):
             answers=self.rows.answers is not None,
             dense=shared.features if shared is not None and self.kl else None,
             precision=self.precision,
-            states=None if shared is None else shared.states,
+            states=shared.states if shared is not None and model is shared.model else None,
         )
 
     def last_values(

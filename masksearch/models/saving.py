@@ -304,6 +304,14 @@ def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
 
 
 # -- reading -----------------------------------------------------------------------------------
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """Puts the model's tokenizer beside it, where it has one and `out` has none."""
+    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt"):
+        for path in folder.glob(pattern):
+            if path.is_file() and not (out / path.name).exists():
+                shutil.copy(path, out / path.name)
+
+
 def load_pretrained(
     folder: Path | str,
     *,

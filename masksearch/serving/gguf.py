@@ -135,24 +135,13 @@ def to_gguf(
         FileNotFoundError: If there is no tokenizer.json.
         ImportError: If the package gguf is missing.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ImportError(f"to_gguf needs the package gguf: {install_command('serve')}") from error
-    family, config, path = family_of(model), model.config, Path(path)
-    dtype = dtype or model.dtype
-    if dtype not in DTYPES:
-        raise NativeError(f"to_gguf takes dtype={', '.join(map(str, DTYPES))}, got {dtype!r}")
+    writer, family, tensors = begin_file(model, tokenizer, dtype)
+    import gguf
+
+    config, dtype, path = model.config, dtype or model.dtype, Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it, or give another path")
-    writer = gguf.GGUFWriter(None, family.arch)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    add_settings(writer, family, config, width)
-    tensors = named_tensors(model, family) | add_rope(writer, family, config, width)
-    add_tokenizer(writer, tokenizer or model.name_or_path, config.vocab_size)
     writer.add_name(path.stem)
-    kind = DTYPES[dtype]
-    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     stored = {name: dtype if each.ndim > 1 else torch.float32 for name, each in tensors.items()}
     for name, each in tensors.items():
         quant = gguf.GGMLQuantizationType[DTYPES[stored[name]]]
@@ -172,9 +161,30 @@ def to_gguf(
             if family.arch == "gemma3" and name.endswith("norm.weight"):
                 values = values + 1
             if not values.isfinite().all():
-                raise NativeError(f"{name} is not finite in {kind}; give another dtype")
+                raise NativeError(f"{name} is not finite in {DTYPES[dtype]}; give another dtype")
             writer.write_tensor_data(values.contiguous().view(torch.uint8).numpy())
     return path
+
+
+def begin_file(
+    model: PreTrainedModel, tokenizer: str | Path | None, dtype: torch.dtype | None
+) -> tuple[Any, Family, dict[str, Tensor]]:
+    """What stands in a file before its tensors, and these by their names; see `to_gguf`."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(f"to_gguf needs the package gguf: {install_command('serve')}") from error
+    family, config, dtype = family_of(model), model.config, dtype or model.dtype
+    if dtype not in DTYPES:
+        raise NativeError(f"to_gguf takes dtype={', '.join(map(str, DTYPES))}, got {dtype!r}")
+    writer = gguf.GGUFWriter(None, family.arch)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    add_settings(writer, family, config, width)
+    tensors = named_tensors(model, family) | add_rope(writer, family, config, width)
+    add_tokenizer(writer, tokenizer or model.name_or_path, config.vocab_size)
+    kind = DTYPES[dtype]
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    return writer, family, tensors
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -360,6 +370,8 @@ def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
         )
     ids = {index: token for token, index in model["vocab"].items()}
     ids |= {index: each["content"] for index, each in added.items()}
+    if not model["merges"]:
+        raise NativeError(f"{file} has no merges, without which llama.cpp opens no file")
     if max(ids) >= rows:
         raise NativeError(f"{file} has the token {max(ids)}, and the model {rows} embeddings")
     pairs, made = {*map(tuple, model["merges"])}, [*map("".join, model["merges"])]

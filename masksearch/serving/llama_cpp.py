@@ -19,7 +19,7 @@ from torch import Tensor
 from masksearch.errors import NativeError, install_command
 from masksearch.serving.engines import Serving
 
-BUFFER = r"llama_kv_cache: size =\s+([\d.]+) MiB"  # what check_serving.py reads too
+BUFFER = r"llama_kv_cache: size =\s+([\d.]+) MiB"  # as check_serving.py reads it
 CHUNK = 512  # tokens that are decoded at once; their logits are in memory
 
 
@@ -33,6 +33,7 @@ class LlamaCpp:
 
     Attributes:
         log: What it says while it opens the file and makes the cache.
+        version: Of llama-cpp-python.
 
     Raises:
         NativeError: If llama.cpp cannot open the file.
@@ -44,18 +45,18 @@ class LlamaCpp:
             import llama_cpp
         except ImportError as error:
             raise ImportError(
-                f"llama.cpp is run by llama-cpp-python: {install_command('llama-cpp')} "
+                f"llama.cpp is run by llama-cpp-python: {install_command('llamacpp')} "
                 "(it is built from source: ten minutes to an hour)"
             ) from error
+        self.version = llama_cpp.__version__
         lines: list[str] = []
 
-        @llama_cpp.llama_log_callback
         def keep(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
             lines.append(text.decode(errors="replace"))
 
         kind = getattr(llama_cpp, f"GGML_TYPE_{serving.cache_type.upper()}")
-        llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
-        self.kept = keep  # or Python frees what C still calls
+        self.kept = llama_cpp.llama_log_callback(keep)  # or Python frees what C still calls
+        llama_cpp.llama_log_set(self.kept, ctypes.c_void_p(0))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -124,22 +124,9 @@ def to_native(
         raise NativeError(f"{name} has a mask attached; take it off first: ms.detach(model)")
     if sinks is not None:
         check_name("sinks", sinks, get_args(Sinks))
-        layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-        mask.counts(layers, heads)
-        kept = [mask.of_layer(layer) for layer in range(layers)]
-        local = [without_sinks(each) for each in kept]
-        if kept == local:
-            raise NativeError(f"{mask!s:.60} keeps no sinks beside a window; leave sinks out")
-        if sinks == "none":
-            return to_native(model, PerLayer(local), target)
-        whole = granite_swa_of(model, biases=target != "sglang")
-        native = to_native(whole, PerLayer(local), target)
-        last = max(max(each.positions) for each in every_part(mask) if isinstance(each, Columns))
-        most = MEASURED + steps * (sinks == "tune")
-        tokens = calibration_text(text, model, most, last + native.config.sliding_window)
-        check_same(model, whole, tokens[:1, :64])
-        meter = SinkMeter(kept, local, heads)
-        calibrate(model, native, meter, tokens)
+        native, meter, tokens = with_sink_logits(model, mask, target, sinks, text, steps)
+        if sinks != "none":
+            calibrate(model, native, meter, tokens)
         if sinks == "tune":
             tune(model, native, meter, tokens, steps, None if folder is None else Path(folder))
         return native
@@ -343,6 +330,34 @@ def granite_swa_of(model: PreTrainedModel, biases: bool) -> Any:
     if biased and not biases:
         raise NativeError(f"{name} has biases in its attention, which SGLang's GraniteSWA has not")
     return with_weights_of(model, GraniteSWAForCausalLM, native)
+
+
+def with_sink_logits(
+    model: PreTrainedModel,
+    mask: Mask,
+    target: Target,
+    sinks: Sinks,
+    text: Path | str | Tensor | None,
+    steps: int,
+) -> tuple[Any, SinkMeter, Tensor]:
+    """What `to_native(sinks=)` begins with, which refuses what cannot be served: the model with
+    the windows of a mask, what measures the sinks, and the tokens for it."""
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    mask.counts(layers, heads)
+    kept = [mask.of_layer(layer) for layer in range(layers)]
+    local = [without_sinks(each) for each in kept]
+    meter = SinkMeter(kept, local, heads)
+    if kept == local:
+        raise NativeError(f"{mask!s:.60} keeps no sinks beside a window; leave sinks out")
+    if sinks == "none":
+        return to_native(model, PerLayer(local), target), meter, torch.empty(0)
+    whole = granite_swa_of(model, biases=target != "sglang")
+    native = to_native(whole, PerLayer(local), target)
+    last = max(max(each.positions) for each in every_part(mask) if isinstance(each, Columns))
+    most = MEASURED + steps * (sinks == "tune")
+    tokens = calibration_text(text, model, most, last + native.config.sliding_window)
+    check_same(model, whole, tokens[:1, :64])
+    return native, meter, tokens
 
 
 @torch.no_grad()

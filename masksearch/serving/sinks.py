@@ -58,6 +58,12 @@ def without_sinks(mask: Mask) -> Mask:
     return reduce(and_, map(without_sinks, mask.of)) if isinstance(mask, Both) else mask
 
 
+def keeps_sinks(mask: Mask, layers: int) -> bool:
+    """Whether a mask keeps tokens of fixed positions beside something else, in some layer."""
+    every = (mask.of_layer(layer) for layer in range(layers))
+    return any(each != without_sinks(each) for each in every)
+
+
 def calibration_text(
     text: Path | str | Tensor | None, model: PreTrainedModel, most: int, first: int
 ) -> Tensor:
