@@ -10,13 +10,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from masksearch.cli import options
+from masksearch.cli.doctor import doctor, installed_version
 from masksearch.cli.models import allocate, attach, export, show_plans
 from masksearch.cli.options import (
     RUN,
@@ -56,8 +56,9 @@ INTERRUPTED = 130  # after Ctrl-C, as shells have it
 
 # Groups of commands in `masksearch --help`, in the order of use.
 BEGIN = "Begin here"
-STUDY = "Search, and see what was found"
-MODELS = "Use a mask"
+SEARCH = "1. Search masks"
+COMPARE = "2. Compare them, and say what may be claimed"
+MODELS = "3. Put a mask on a model"
 
 app = typer.Typer(
     name="masksearch",
@@ -86,14 +87,6 @@ def print_versions(asked: bool) -> None:
     typer.echo(f"masksearch {installed_version('masksearch')}")
     typer.echo(f"Python {platform.python_version()}, {versions}")
     raise typer.Exit
-
-
-def installed_version(name: str) -> str:
-    """The version of an installed package."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 @app.callback()
@@ -238,15 +231,16 @@ def resume_command(run: RunArgument, **_: object) -> None:
     """
 
 
-command(STUDY)(search)
-command(STUDY)(status)
-command(STUDY, "resume")(resume_command)
-command(STUDY)(compare)
-command(STUDY)(report)
-command(STUDY, "proxy-card")(proxy_card)
-command(MODELS)(allocate)
-command(MODELS)(export)
+command(BEGIN)(doctor)
+command(SEARCH)(search)
+command(SEARCH)(status)
+command(SEARCH, "resume")(resume_command)
+command(SEARCH)(export)
+command(COMPARE)(compare)
+command(COMPARE)(report)
+command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
+command(MODELS)(allocate)
 command(MODELS)(pretrain)
 
 

@@ -306,15 +306,19 @@ class CommandWithExamples(TyperCommand):
 
 
 class CommandsInGroups(TyperGroup):
-    """The program, whose help lists its commands in groups, in the order of use."""
+    """The program, whose help lists its commands by job, in the order of use."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The first sentence of each command, by group."""
+        """The first sentence of each command, by job, with an example of the first of them."""
         groups: dict[str, list[tuple[str, str]]] = {}
+        examples: dict[str, str] = {}
         for name, command in self.commands.items():
             sentence = " ".join((command.help or "").split()).partition(". ")[0].rstrip(".")
             group = getattr(command, "rich_help_panel", None) or "Commands"
             groups.setdefault(group, []).append((name, sentence))
+            shown = (command.help or "").partition(EXAMPLES)[2].strip()
+            examples.setdefault(group, shown.partition("\n")[0])
         for group, rows in groups.items():
             with formatter.section(group):
                 formatter.write_dl([(f"{name:<10}", text) for name, text in rows])
+                formatter.write(f"{'':{formatter.current_indent}}$ {examples[group]}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -132,7 +133,9 @@ def test_commands_are_listed_in_the_order_of_use(monkeypatch, capsys):
     assert code == 0
     places = [out.index(f"\n  {name} ") for name in ("demo", "search", "status", "report")]
     assert places == sorted(places)
-    assert out.count(":\n") >= 4  # options, and groups of commands
+    assert out.count(":\n") >= 5  # options, and commands by job
+    shown = re.findall(r"^  \$ masksearch (\S+)", out, re.M)
+    assert shown == ["demo", "search", "compare", "attach"]  # an example of each job
 
 
 def test_version_is_quick_and_names_what_matters():

