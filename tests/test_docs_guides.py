@@ -1,0 +1,64 @@
+"""The guides' files and commands, from the first space to the last line, with fewer steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from masksearch.cli import main as cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"^```(?:\{code-cell\} )?(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a page in a language, in its order."""
+    found = BLOCK.findall((DOCS / page).read_text("utf-8"))
+    return [code for name, code in found if name.startswith(language)]
+
+
+def run(capsys, monkeypatch, line: str) -> str:
+    """What a command prints; it must end well."""
+    monkeypatch.setattr("sys.argv", shlex.split(line, comments=True))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    assert not stop.value.code, f"{line}\n{printed.err}"
+    return printed.out + printed.err
+
+
+def lines(code: str) -> list[str]:
+    """The commands of a block, each on one line."""
+    return [line for line in code.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_home_and_guides_tell_the_same_story():
+    space = next(code for code in blocks("guide_space.md", "python") if "def judge" in code)
+    assert [code for code in blocks("index.md", "python") if "def judge" in code] == [space]
+    [home] = blocks("index.md", "bash")
+    told = [line for page in ("guide_search", "guide_compare") for line in
+            lines(blocks(f"{page}.md", "bash")[0])]  # fmt: skip
+    assert lines(home) == told
+
+
+@pytest.mark.slow
+def test_the_story_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    space = next(code for code in blocks("guide_space.md", "python") if "def judge" in code)
+    (tmp_path / "my_space.py").write_text(space.replace("steps=240", "steps=12"))
+    for page in ("guide_search.md", "guide_compare.md"):
+        for line in lines("\n".join(blocks(page, "bash")[:2])):
+            line = line.replace("--slots 2", "--slots 1").replace("--trials 24", "--trials 17")
+            run(capsys, monkeypatch, line)
+    assert (tmp_path / "runs" / "compared" / "report.html").is_file()
+    assert (tmp_path / "mask.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_smallest_evaluator_judges(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks("guide_own_part.md", "python")
+    (tmp_path / "my_judge.py").write_text(code)
+    [line] = lines(blocks("guide_own_part.md", "bash")[0])
+    assert "Front of runs/previous" in run(capsys, monkeypatch, line)
