@@ -95,8 +95,8 @@ def allocate(
             bytes that the mask needs.
         serving: How the engine is run, and the length that is counted: `Serving(length=32768)`, on
             the command line `{"length": 32768}`; None = its defaults.
-        sinks: What sinks beside a window become in the folder: `tune`, `calibrate` or `none`, see
-            `masksearch.to_native`.
+        sinks: What sinks beside a window become in the folder: `tune`, `calibrate` or `none`;
+            None = they are refused. See `masksearch.to_native`.
         out: A new folder that the engine opens, with SERVING.md: its command, the bytes and losses
             to expect. Of one budget; None = no folder.
         trials: Masks to judge, at most; None = as many as the method needs.
