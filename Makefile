@@ -6,9 +6,11 @@
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make docs   the site, in build/site: a minute or two; make linkcheck asks the links that leave it
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
-# Each but the last makes a virtual environment in .venv first, and installs when versions change.
+# Each but the last makes a virtual environment in .venv first, and installs when versions change;
+# with CONSTRAINTS=/dev/null the newest ones.
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
@@ -61,16 +63,16 @@ format: $(STAMP)
 # torch first: its exact version is the one that has a build for machines without a GPU
 $(BASE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
 	touch $(BASE)
 
 $(STAMP): $(BASE)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $(STAMP)
 
 $(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[docs]"
 	touch $(DOCS)
 
 clean:
