@@ -50,3 +50,13 @@ def test_every_command_and_option_is_on_the_page(tmp_path):
         assert text.count("masksearch ") >= 3  # its usage, and two examples
         for option in (name for one in command.params for name in one.opts if name[:2] == "--"):
             assert re.search(rf"^`{option}[ `,/]", text, re.M), option
+
+
+def test_every_page_has_a_place():
+    """A page that no table of contents names ends `make docs` with an error."""
+    blocks = re.findall(
+        r"```\{toctree\}\n(.*?)```", "".join(p.read_text("utf-8") for p in DOCS.glob("*.md")), re.S
+    )
+    named = {line for block in blocks for line in block.splitlines() if line[:1] not in (":", "")}
+    pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    assert not pages - named, "name them in a toctree of docs/index.md"
