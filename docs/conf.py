@@ -81,6 +81,8 @@ def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, li
     """Bars and stars of formulas, which docutils would take for marks of its own."""
     if isinstance(thing, dict):  # its type's docstring otherwise
         lines[:] = [f"A dictionary: {', '.join(map(str, thing))}."]
+    if what == "property" and lines and lines[0].startswith("attrgetter("):
+        lines.clear()  # the library's words, not ours
     text = re.sub(r"(?m)^(Returns:\n +)", r"\1: ", "\n".join(lines))  # no type before a colon
     parts = re.split(r"(``?[^`]+``?)", text)
     for place, text in enumerate(parts):
@@ -114,6 +116,10 @@ def setup(app: Any) -> None:
         thing = getattr(masks, name)
         if isinstance(thing, type):
             thing.__name__ = thing.__qualname__ = name
+    listed = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").split()
+    for stub in (ROOT / "docs" / "api").glob("*.rst"):
+        if stub.stem not in listed:  # of a name that is public no more
+            stub.unlink()
     for script in ("write_commands.py", "write_gallery.py"):
         runpy.run_path(str(ROOT / "docs" / script))["main"](BUILD / "pages")
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import masksearch as ms
-from masksearch import errors, masks
+from masksearch import contracts, errors, masks
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 LISTED = re.findall(r"^   (masksearch(?:\.\w+)*)\.(\w+)$", PAGE.read_text("utf-8"), re.M)
@@ -17,12 +17,19 @@ ERRORS = [
     for name, each in vars(errors).items()
     if isinstance(each, type) and issubclass(each, errors.MaskSearchError)
 ]
+PARTS = [
+    name
+    for name, each in vars(contracts).items()
+    if isinstance(each, type) and each.__module__ == "masksearch.contracts"
+]
 
 
 def test_every_public_name_is_listed_once():
     assert len(LISTED) == len(set(LISTED))
     names = [name for _, name in LISTED]
-    public = {*ms.__all__, *masks.__all__, *ERRORS} - {"masks"}  # a package, with names of its own
+    public = {*ms.__all__, *masks.__all__, *ERRORS, *PARTS} - {
+        "masks"
+    }  # a package, with names of its own
     missing, stray = public - set(names), set(names) - public
     assert not missing, f"add to docs/api.md, under the heading that fits: {sorted(missing)}"
     assert not stray, f"docs/api.md lists what is not public: {sorted(stray)}"
