@@ -20,7 +20,9 @@ from tokenizers import Tokenizer
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.errors import NativeError
 from masksearch.models.decoders import convert_gguf
+from masksearch.serving.llama_cpp import LlamaCpp
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.slow
@@ -208,6 +210,40 @@ def test_cells_are_those_that_were_written_down(window, folder, tmp_path):
         if row[0] == window:
             assert row[5:] == cells(model, *row[1:5]), row
     reader.llama_model_free(model)
+
+
+# -- judged in llama.cpp -----------------------------------------------------------------------
+@pytest.mark.parametrize("ubatch", [32, 512])
+def test_losses_and_cache_of_a_file(ubatch, folder, tmp_path):
+    model = build("granite, all")
+    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    serving = ms.Serving(length=512, ubatch=ubatch)
+    with LlamaCpp(path, serving) as engine:
+        found, again = engine.losses(IDS), engine.losses(IDS)
+    wanted = torch.nn.functional.cross_entropy(expected(model)[:-1], IDS[1:], reduction="none")
+    assert (found - wanted).abs().max() <= 0.05  # a cache of float16
+    assert torch.equal(found, again)
+    mask, how = ms.from_native(model), {"account": "llama.cpp", "ubatch": ubatch}
+    held = ms.kv_bytes(mask, model.config, 512, **how).bytes
+    assert engine.cache_bytes == pytest.approx(held, abs=2 * 0.005 * 2**20)
+
+
+def test_a_long_text_is_read_in_pieces(folder, tmp_path):
+    model = build("granite", max_position_embeddings=2048)
+    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    ids = torch.randint(4, 290, (1300,), generator=torch.Generator().manual_seed(2))
+    with LlamaCpp(path, ms.Serving(length=2048, ubatch=64)) as engine:
+        found = engine.losses(ids)
+    with torch.no_grad():
+        said = model(ids[None]).logits[0, :-1]
+    wanted = torch.nn.functional.cross_entropy(said, ids[1:], reduction="none")
+    assert (found - wanted).abs().max() <= 0.05
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(NativeError, match=r"model\.gguf"):
+        LlamaCpp(tmp_path / "model.gguf", ms.Serving())
 
 
 # -- the same tokens ---------------------------------------------------------------------------
