@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from masksearch import masks
-from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Record
@@ -215,7 +213,7 @@ def allocate_each(
                 "give more trials, and repeat the call"
             )
         within[each] = inside[0]
-    unseen = judge_unseen(judge, within) if check else {}
+    unseen = Unseen(judge) if check or out is not None else None
     plans = {}
     for limit, record in within.items():
         end = "" if len(within) == 1 else f"-{limit:g}"
@@ -225,14 +223,18 @@ def allocate_each(
             "length": judge.serving.length or length,
             "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
-            "nll": {"search": record.values["nll"], "unseen": unseen.get(limit)},
+            "nll": {
+                "search": record.values["nll"],
+                "unseen": unseen and unseen.compare(masked=plan.mask),
+            },
             "native": describe_native(judge, plan, serve),
             "trial": record.number,
         }
-        if out is not None and serve is not None:
-            found["served"] = write_served(judge, plan, serve, sinks, out, run)
         plans[limit] = replace(plan, found=found)
         plans[limit].save(run / f"plan{end}.json")
+        if out is not None and serve is not None and unseen is not None:
+            found["served"] = write_served(judge, unseen, plan, serve, sinks, out, run)
+            plans[limit].save(run / f"plan{end}.json")
     return plans
 
 
@@ -252,47 +254,57 @@ def read_strategy(judge: CausalEvaluator, options: dict[str, Any], run: Path) ->
     return found
 
 
-def judge_unseen(
-    judge: CausalEvaluator, within: Mapping[float, Record]
-) -> dict[float, dict[str, float]]:
-    """Loss of dense attention and of each mask on documents that the search has not seen, and
-    their difference with its interval over documents.
+class Unseen:
+    """Judges models and masks on documents that the search has not seen.
 
     Warns where the held-out text has fewer than 16 documents: pieces of them, which are alike,
     then stand in their place, and the interval is too short.
+
+    Args:
+        judge: Of the search.
     """
-    final = judge.final()
 
-    def losses(mask: Mask) -> NDArray[Any]:
-        with tempfile.TemporaryDirectory() as folder:
-            for _ in final(mask, seed=0, workdir=Path(folder)):
-                pass
-            return RowScores.load(Path(folder) / ROWS).scores["text"]
+    def __init__(self, judge: CausalEvaluator) -> None:
+        self.judge = judge.on("final")
+        text, rows = judge.task(), self.judge.rows
+        self.documents = len({*rows.documents.tolist()})
+        if isinstance(text, NextTokenText):
+            self.documents = len(text.begins.documents)
+        if self.documents < FEW:
+            warnings.warn(
+                f"the held-out text has {self.documents} documents, so its pieces are judged in "
+                "their place: they are alike, and the interval is too short; give whole "
+                f"documents, at least {FEW} held out",
+                stacklevel=4,
+            )
+        self.nll = {"dense": self.judge_tokens(masks.full())}
 
-    text, dense, found = judge.task(), losses(masks.full()), {}
-    documents = len(text.begins.documents) if isinstance(text, NextTokenText) else len(dense)
-    if documents < FEW:
-        warnings.warn(
-            f"the held-out text has {documents} documents, so its pieces are judged in their "
-            "place: they are alike, and the interval is too short; give whole documents, at least "
-            f"{FEW} held out",
-            stacklevel=4,
-        )
-    for budget, record in within.items():
-        assert record.mask is not None
-        own = losses(record.mask)
-        lost = estimate((own - dense).tolist(), LEVEL)
-        found[budget] = {
-            "dense": float(dense.mean()),
-            "masked": float(own.mean()),
-            "difference": lost.value,
-            "documents": len(own),
-        }
-        if documents < FEW:
-            found[budget]["pieces_of"] = documents
+    def judge_tokens(self, mask: Mask, model: NextTokenModel | None = None) -> Tensor:
+        """Nats of each token `[rows, length]`, 0 in front; of a model, else of the checkpoint."""
+        model = model or self.judge.shared(0).model
+        attach(model, mask)  # what is local is linear then
+        try:
+            return self.judge.judge(model).nll
+        finally:
+            detach(model)
+
+    def compare(self, **given: Mask | NextTokenModel) -> dict[str, Any]:
+        """Losses of dense attention and of what is given by name, and the last one's difference
+        from dense, with its interval over documents."""
+        for name, each in given.items():
+            if isinstance(each, Mask):
+                self.nll[name] = self.judge_tokens(each)
+            else:
+                self.nll[name] = self.judge_tokens(from_native(each.model.config), each)
+        scores = {n: row_scores(x, self.judge.rows).scores["text"] for n, x in self.nll.items()}
+        lost = estimate((scores[[*given][-1]] - scores["dense"]).tolist(), LEVEL)
+        found: dict[str, Any] = {name: float(each.mean()) for name, each in scores.items()}
+        found |= {"difference": lost.value, "documents": len(scores["dense"])}
+        if self.documents < FEW:
+            found["pieces_of"] = self.documents
         if math.isfinite(lost.low):
-            found[budget] |= {"low": lost.low, "high": lost.high}
-    return found
+            found |= {"low": lost.low, "high": lost.high}
+        return found
 
 
 def make_plan(
@@ -365,6 +377,7 @@ def check_folder(
 
 def write_served(
     judge: CausalEvaluator,
+    unseen: Unseen,
     plan: Plan,
     serve: Target,
     sinks: Sinks | None,
@@ -376,15 +389,17 @@ def write_served(
     Returns:
         What serving.json holds.
     """
-    start, final = judge.start, judge.on("final")
+    start = judge.start
     assert start is not None
-    form = replace(final, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
+    form = replace(judge, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
     native = form.served(plan.mask, serve, run / "sinks")
     account: Account = "mask" if serve == "sglang" else serve
     serving = replace(judge.serving, length=judge.serving.length or judge.positions)
     counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
     held = kv_bytes(plan.mask, native.model.config, serving.length or 0, **counts)
     window = getattr(native.model.config, "sliding_window", None) or judge.positions
+    losses = unseen.compare(served=native)
+    near = {name: float(each[:, 1:window].mean()) for name, each in unseen.nll.items()}
     facts = {
         "engine": serve,
         "folder": str(out),
@@ -394,31 +409,7 @@ def write_served(
         "settings": asdict(serving),
         "kv_bytes": held.bytes,
         "dense_kv_bytes": held.dense_bytes,
-        "losses": judge_forms(final, plan.mask, native, window),
+        "losses": losses | {"short": {"positions": window, **near}},
     }
-    tokens = final.rows.tokens[0]
+    tokens = unseen.judge.rows.tokens[0]
     return write_folder(out, native.model, serve, start.locate(), facts, tokens, WRITTEN)
-
-
-def judge_forms(
-    final: CausalEvaluator, mask: Mask, native: NextTokenModel, window: int
-) -> dict[str, Any]:
-    """Nats a token of dense attention, of the mask and of what is served, on unseen documents;
-    also on the positions within the window, where a window is dense attention."""
-    model, own = final.shared(0).model, from_native(native.model.config)
-    judged = {"dense": (model, masks.full()), "masked": (model, mask), "served": (native, own)}
-    said = {}
-    for name, (each, kept) in judged.items():
-        attach(each, kept)  # what is local is linear then
-        try:
-            said[name] = final.judge(each).nll
-        finally:
-            detach(each)
-    documents = {name: row_scores(each, final.rows).scores["text"] for name, each in said.items()}
-    lost = estimate((documents["served"] - documents["dense"]).tolist(), LEVEL)
-    found: dict[str, Any] = {name: float(each.mean()) for name, each in documents.items()}
-    found |= {"difference": lost.value, "documents": len(documents["dense"])}
-    if math.isfinite(lost.low):
-        found |= {"low": lost.low, "high": lost.high}
-    near = {name: float(each[:, 1:window].mean()) for name, each in said.items()}
-    return found | {"short": {"positions": window, **near}}
