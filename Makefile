@@ -4,7 +4,7 @@
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
 # make test-serve   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
-# make docs   the site, in build/site: a minute or two; make linkcheck asks the links that leave it
+# make docs   the site, in build/site: a minute or two; make linkcheck (network): the links that leave it
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
 # Each but the last makes a virtual environment in .venv first, and installs when versions change;
 # with CONSTRAINTS=/dev/null the newest ones.
@@ -15,7 +15,7 @@ BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
 DOCS := .venv/installed-docs
-SITE = $(BIN)/python -m sphinx -q -n -W --keep-going -c docs
+SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
 .PHONY: demo test test-all test-cluster test-serve verify-results docs linkcheck gpu install format clean
 
@@ -47,6 +47,7 @@ docs: $(DOCS)
 	$(SITE) -b html . build/site
 
 linkcheck: $(DOCS)
+	$(BIN)/python docs/inventories/renew.py
 	$(SITE) -b linkcheck . build/links
 
 # No environment is made here: the torch that drives the GPU is the one that PYTHON has.
