@@ -77,6 +77,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.masks.nearest import nearest_family as nearest_family
     from masksearch.masks.text import load_mask as load_mask
     from masksearch.masks.text import save_mask as save_mask
+    from masksearch.models.card import push_to_hub as push_to_hub
     from masksearch.models.checkpoints import saved_masks as saved_masks
     from masksearch.models.checkpoints import verify as verify
     from masksearch.models.plan import Plan as Plan

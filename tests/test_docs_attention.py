@@ -92,7 +92,9 @@ def test_files_are_those_of_the_table(tmp_path):
         ]
     ):
         folder = save_pretrained(attach(made, mask), tmp_path / str(number))
-        written |= {path.name for path in folder.iterdir() if path.name.startswith("mask")}
+        written |= {
+            path.name for path in folder.iterdir() if path.name.startswith(("mask", "README"))
+        }
     assert written == named
 
 

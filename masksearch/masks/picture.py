@@ -37,13 +37,33 @@ def mask_html(text: str, table: Tensor | None) -> str:
 
 
 def table_html(table: Tensor, caption: str) -> str:
-    """A figure of tables: layers down and heads across, equal ones once, dark = may attend.
+    """A figure of tables, as `draw_table` draws them.
 
     Args:
         table: bool or float in [0, 1], `[layers, heads, n, n]`.
         caption: HTML.
     """
     layers, heads = table.shape[:2]
+    data, width, what = draw_table(table)
+    lines = [caption, what] if what else [caption]
+    return (
+        f'<figure style="margin:0"><img alt="attention mask, {heads} heads, {layers} layers" '
+        f'width="{width}" style="image-rendering:pixelated" '
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}"><figcaption>{"<br>".join(lines)}</figcaption>'
+        "</figure>"
+    )
+
+
+def draw_table(table: Tensor) -> tuple[bytes, int, str]:
+    """A picture of tables: layers down and heads across, equal ones once, dark = may attend.
+
+    Args:
+        table: bool or float in [0, 1], `[layers, heads, n, n]`.
+
+    Returns:
+        The PNG, its width on the screen in pixels, and which panels it shows; "" for one.
+    """
+    layers = table.shape[0]
     if bool((table == table[:1]).all()):
         table = table[:1]
     if bool((table == table[:, :1]).all()):
@@ -60,13 +80,7 @@ def table_html(table: Tensor, caption: str) -> str:
         side = (side + 1) // 2
     height, width = image.shape
     scale = max(1.0, min(SIDE * shown.shape[0] / height, WIDTH / width))
-    lines = [caption, what.removesuffix(", ")] if what else [caption]
-    return (
-        f'<figure style="margin:0"><img alt="attention mask, {heads} heads, {layers} layers" '
-        f'width="{round(scale * width)}" style="image-rendering:pixelated" '
-        f'src="data:image/png;base64,{base64.b64encode(data).decode()}"><figcaption>{"<br>".join(lines)}</figcaption>'
-        "</figure>"
-    )
+    return data, round(scale * width), what.removesuffix(", ")
 
 
 def tile(table: Tensor, side: int) -> Tensor:

@@ -6,7 +6,8 @@
     ms.attach(BertModel.from_pretrained("runs/model"), ms.saved_masks("runs/model"))
     trainer = Trainer(model, args, callbacks=[ms.MaskCallback(masks.window(16))], ..)
 
-Beside what transformers writes lie one mask file for each part and `masksearch.json`:
+Beside what transformers writes lie a card, a file and a picture of each part's mask, and
+`masksearch.json`:
 
     {"format": 1, "model_class": "BertModel", "options": {}, "adapter": false, "backend": "auto",
      "masks": {"self": {"file": "mask.json", "digest": "9f.."}},
@@ -44,6 +45,7 @@ from masksearch.errors import AttachError, DataError, MaskFormatError, install_c
 from masksearch.files import disk_error
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
+from masksearch.models.card import write_card
 from masksearch.models.checkpoints import (
     CONFIG,
     FORMAT,
@@ -62,6 +64,7 @@ from masksearch.models.checkpoints import (
     read_model,
 )
 from masksearch.models.encoders import MaskedLanguageModel
+from masksearch.models.plan import Plan
 from masksearch.models.pretrained import hugging_face_model
 from masksearch.tasks.text.tokenizer import special_ids
 
@@ -72,9 +75,16 @@ CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG)
 
 # -- writing -----------------------------------------------------------------------------------
 def save_pretrained(
-    model: nn.Module, folder: Path | str, *, tokenizer: Tokenizer | None = None
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    found: Plan | None = None,
 ) -> Path:
     """Writes a model and the masks on it: what `load_pretrained` opens, and transformers too.
+
+    Beside them lie pictures of the masks and a model card, README.md. One that you wrote or
+    changed is kept.
 
     Everything is written aside and then moved into place, the manifest last. What a killed call
     or a full disk leaves is the earlier folder, or one without a manifest, which is not opened.
@@ -84,19 +94,26 @@ def save_pretrained(
             `MaskedLanguageModel` is written as its architecture's model in transformers.
         folder: Made where it is missing; the model there is replaced, other files stay.
         tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none.
+        found: The plan that gave the mask; the card says its budget and losses.
 
     Returns:
         The folder.
 
     Raises:
+        ValueError: If the plan is of another mask.
         AttachError: If no mask is attached, gates are, the model is not transformers' own, or
             its class builds other tensors from its configuration than it has.
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
-    found, backend = masks_to_save(model)
+    masks, backend = masks_to_save(model)
+    if found is not None and list(masks.values()) != [found.mask]:
+        raise ValueError(
+            f"found= is the plan of {found.mask!s:.100}, and attached is "
+            f"{', '.join(map(str, masks.values())):.100}; give its plan, or none"
+        )
     bare = unwrapped(model, adapters=False)
     whole: Any = hugging_face_model(bare) if isinstance(bare, MaskedLanguageModel) else bare
-    return write_model(whole, found, backend, Path(folder).expanduser(), tokenizer)
+    return write_model(whole, masks, backend, Path(folder).expanduser(), tokenizer, found)
 
 
 def write_model(
@@ -105,6 +122,7 @@ def write_model(
     backend: str,
     folder: Path,
     tokenizer: Tokenizer | None = None,
+    plan: Plan | None = None,
     **how: Any,
 ) -> Path:
     """Writes a model of transformers, or a PEFT adapter, and masks.
@@ -115,6 +133,7 @@ def write_model(
         backend: As in `attach`.
         folder: Where to.
         tokenizer: See `save_pretrained`.
+        plan: How the mask was found.
         how: Of the model's own `save_pretrained`.
     """
     options = build_options(whole)
@@ -129,17 +148,20 @@ def write_model(
             save_tokenizer(tokenizer, whole.config, aside)
         if base is not whole:  # beside a config.json transformers takes an adapter for a model
             base.config.to_json_file(aside / BASE_CONFIG)
+        entries = {part: write_mask(mask, part, aside) for part, mask in masks.items()}
         manifest = {
             "format": FORMAT,
             "model_class": type(base).__name__,
             "options": options,
             "adapter": base is not whole,
             "backend": backend,
-            "masks": {part: write_mask(mask, part, aside) for part, mask in masks.items()},
+            "masks": entries,
             "weights": hash_weights(aside),
             "versions": {"masksearch": VERSION, "transformers": transformers.__version__},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        files = {Path(entries[part]["file"]).stem: mask for part, mask in masks.items()}
+        write_card(aside, folder, base, files, plan)
     return folder
 
 
@@ -249,7 +271,8 @@ def write_aside(folder: Path) -> Iterator[Path]:
         stale = {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
         stale |= {path.name for path in folder.glob("*config.json") if path.name in CONFIGS}
         with suppress(FileNotFoundError, MaskFormatError):  # no earlier save, or a damaged one
-            stale |= {entry["file"] for entry in read_manifest(folder)["masks"].values()}
+            for entry in read_manifest(folder)["masks"].values():
+                stale |= {entry["file"], f"{Path(entry['file']).stem}.png"}
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(new - {MANIFEST}):
             (aside / file).replace(folder / file)

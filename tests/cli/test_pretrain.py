@@ -64,8 +64,9 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     )
     assert "step 6  held-out loss" in said
     assert sorted(path.name for path in out.iterdir()) == [
-        "command.json", "config.json", "curve.csv", "mask.json", "masksearch.json",
-        "model.safetensors", "settings.json", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "command.json", "config.json", "curve.csv", "mask.json", "mask.png",
+        "masksearch.json", "model.safetensors", "settings.json", "tokenizer.json",
+        "tokenizer_config.json",
     ]  # fmt: skip
     assert load_mask(out / "mask.json") == masks.window(2)
     assert attached(load_pretrained(out)) == {"self": masks.window(2)}

@@ -105,7 +105,9 @@ def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
     assert attached(again) == {"self": mask} == saved_masks(folder)
     assert torch.equal(output(again), expected)
     assert torch.equal(output(detach(again)), output(bert()))
-    assert names(folder) == ["config.json", "mask.json", "masksearch.json", "model.safetensors"]
+    assert names(folder) == [
+        "README.md", "config.json", "mask.json", "mask.png", "masksearch.json", "model.safetensors"
+    ]  # fmt: skip
     manifest = json.loads((folder / "masksearch.json").read_text())
     assert (manifest["format"], manifest["model_class"]) == (1, "BertModel")
     assert manifest["versions"]["transformers"] == hf.__version__
@@ -277,7 +279,8 @@ def test_sharded_weights_are_read_and_replaced(folder, monkeypatch):
     (folder / "tokenizer.json").write_text("{}")
     save_pretrained(attach(bert(seed=1), STAR), folder)
     assert names(folder) == [
-        "config.json", "mask.json", "masksearch.json", "model.safetensors", "tokenizer.json"
+        "README.md", "config.json", "mask.json", "mask.png", "masksearch.json",
+        "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
     assert torch.equal(output(load_pretrained(folder)), output(attach(bert(seed=1), STAR)))
 
@@ -293,7 +296,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
 
-@pytest.mark.parametrize("moves", range(7))
+@pytest.mark.parametrize("moves", range(9))
 def test_a_killed_save_leaves_the_old_model_or_none_or_the_new(folder, monkeypatch, moves):
     old, new = output(attach(bert(), MIXED)), output(attach(bert(2, seed=1), STAR))
     calls = iter(range(100))

@@ -54,7 +54,7 @@ def test_both_readers_compute_the_same(tmp_path, architecture):
     attach(again, masks.window(1))
     assert torch.allclose(logits(again), masked, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "config.json", "mask.json", "masksearch.json", "model.safetensors"
+        "README.md", "config.json", "mask.json", "mask.png", "masksearch.json", "model.safetensors"
     ]  # fmt: skip
 
 

@@ -1,0 +1,167 @@
+"""The model card of a saved folder, and the folder's way to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCardData, get_token, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+
+from masksearch.errors import DataError
+from masksearch.masks import Mask
+from masksearch.masks.picture import LENGTH, draw_table
+from masksearch.masks.text import short_text
+from masksearch.models.checkpoints import VERSION, verify
+from masksearch.models.plan import Plan
+
+CARD = "README.md"
+STAMP = b"<!-- written by masksearch: "  # then the hash of the text; a changed card is its user's
+LONGEST = 512  # positions at which a mask's sparsity is counted, at most
+WIDEST = 300  # characters of an expression
+KEPT_HERE = [".*", "checkpoint-*", "*.bin", "*.pt", "*.pth"]  # not uploaded: caches and pickles
+USE = """
+## Load and serve it
+
+```python
+import masksearch as ms  # pip install masksearch
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("OWNER/NAME")  # this repository; or a folder on disk
+model = ms.load_pretrained(folder)
+print(ms.explain(model, length={length}))  # what computes each layer, and why
+```
+
+**A program that does not know masksearch opens this folder as a dense model, which is another
+one, without a warning.** Give such a program the model that is loaded here. Where each layer sees
+everything or one window, `ms.to_native` writes the mask into the model's own configuration.
+"""
+REPEAT = """
+## Put the mask on its base again
+
+```python
+from transformers import {cls}
+
+base = {cls}.from_pretrained("{base}")
+ms.attach(base, ms.saved_masks(folder))  # weights trained under the mask are in this folder only
+```
+"""
+
+
+def write_card(
+    aside: Path, folder: Path, model: Any, files: Mapping[str, Mask], plan: Plan | None
+) -> None:
+    """Draws masks, and writes the card unless the folder has one of its user's.
+
+    Args:
+        aside: Where to.
+        folder: Where that will be moved.
+        model: Of transformers, without adapters.
+        files: Name of a mask's file, without suffix -> mask.
+        plan: How the mask was found; None = not known.
+    """
+    cls, base = type(model).__name__, model.name_or_path
+    length = min(getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    text, table = f"# {cls} with an attention mask\n\n", "| | |\n|---|---|\n"
+    for name, mask in files.items():
+        expression = html.escape(short_text(mask, WIDEST)).replace("|", "&#124;")
+        table += f"| {name.replace('.', ' of ', 1)} | <code>{expression}</code> |\n"
+        if not mask.needs_tokens:  # else it is another one in each batch
+            at = mask.length or min(length, mask.longest or length)
+            data, width, panels = draw_table(mask.dense(mask.length or min(LENGTH, at)))
+            (aside / f"{name}.png").write_bytes(data)
+            said = "; ".join(
+                filter(None, ["Queries down, keys across, dark = may attend", panels])
+            )
+            text += f'<img src="{name}.png" width="{width}" alt="{name}">\n\n{said}.\n\n'
+            cells = "a decoder's" if causal == {True} else "all"
+            share = mask.sparsity(at, causal == {True})
+            table += f"| sparsity | {share:.1%} of {cells} cells at {at:,} positions |\n"
+    try:
+        cached = try_to_load_from_cache(base, "config.json")
+    except HFValidationError:  # a path
+        cached = None
+    base = base if isinstance(cached, str) and not Path(base).exists() else None
+    text += table + (f"| base model | {base} |\n" if base else "")
+    text += f"| written by | masksearch {VERSION} |\n" + USE.format(length=length)
+    text += describe_plan(plan) if plan else ""
+    text += REPEAT.format(cls=cls, base=base) if base else ""
+    tags = ["masksearch", "sparse-attention"]
+    head = ModelCardData(base_model=base, library_name="masksearch", tags=tags).to_yaml()
+    card = f"---\n{head}\n---\n\n{text}\n".encode()
+    before = (folder / CARD).read_bytes() if (folder / CARD).exists() else STAMP + seal(b"")
+    ours, _, sealed = before.rpartition(STAMP)
+    if sealed == seal(ours):
+        (aside / CARD).write_bytes(card + STAMP + seal(card))
+    else:
+        (aside / CARD).unlink(missing_ok=True)  # PEFT writes one as well
+
+
+def seal(text: bytes) -> bytes:
+    """What follows the stamp of a card that nobody has changed."""
+    return f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
+
+
+def describe_plan(plan: Plan) -> str:
+    """How a mask was found, as far as its plan says."""
+    found, name = plan.found, plan.model["name"]
+    text = f"\n## How it was found\n\nJudged on {name} (hash {plan.model['digest']}). "
+    if budget := found.get("budget"):
+        text += f"Budget: {budget['limit']:g} of dense attention's {budget['cost']}.\n\n"
+        text += f"```bash\nmasksearch allocate {name} TEXT --budget {budget['limit']:g} "
+        text += f"--unit {plan.unit} --length {found['length']}\n```\n"
+    if unseen := (found.get("nll") or {}).get("unseen"):
+        rows = f"{unseen['documents']} {'pieces of ' * ('pieces_of' in unseen)}documents"
+        text += f"\n| on {rows} that the search has not seen | nats a token |\n|---|---|\n"
+        text += f"| dense attention | {unseen['dense']:.4f} |\n| mask | {unseen['masked']:.4f} |\n"
+        text += f"| mask minus dense | {unseen['difference']:+.4f}"
+        if "low" in unseen:
+            text += f" [{unseen['low']:+.4f}, {unseen['high']:+.4f}], 95 % interval over rows"
+        text += " |\n"
+    return text
+
+
+def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None) -> str:
+    """Uploads what `save_pretrained` wrote to the Hugging Face Hub.
+
+    Pickles, hidden files and the checkpoints of a training stay here.
+
+    Args:
+        folder: Of the model; its masks and weights are checked first.
+        repo_id: `"owner/name"`; the repository is made where there is none.
+        private: Whether a new repository is; None = as the owner's settings say.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError, MaskFormatError: As in `verify`.
+        DataError: If the folder holds no mask or other weights than its own, there is no token,
+            or the Hub refuses the upload or cannot be reached.
+    """
+    if not verify(folder):
+        raise DataError(
+            f"{folder} holds a dense model, and only a model with its mask is uploaded: "
+            "ms.attach(model, mask); ms.save_pretrained(model, folder)"
+        )
+    if get_token() is None:
+        raise DataError(
+            f"an upload to {repo_id} needs a token of the Hugging Face Hub with write access, and "
+            "there is none: run hf auth login, or set HF_TOKEN"
+        )
+    folder = Path(folder).expanduser()
+    try:
+        repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+        upload = HfApi().upload_folder
+        sent = upload(repo_id=repo_id, folder_path=folder, ignore_patterns=KEPT_HERE)
+    except (OSError, ValueError, HTTPError) as error:
+        raise DataError(
+            f"{folder} was not uploaded to {repo_id} ({type(error).__name__}: "
+            f"{' '.join(str(error).split()):.300}); check the name, that the token may write "
+            "there, and the network"
+        ) from error
+    return sent.commit_url
