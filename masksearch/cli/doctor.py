@@ -28,6 +28,7 @@ FEATURES = {  # extra -> (its module, what needs it)
     "peft": ("peft", "adapters beside masks"),
     "serve": ("gguf", "ms.to_gguf, files for llama.cpp"),
     "llamacpp": ("llama_cpp", "GGUF files, run as llama.cpp runs them"),
+    "lmeval": ("lm_eval", "a model with its mask in lm-eval"),
 }
 
 DATA = typer.Argument(
