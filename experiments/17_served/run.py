@@ -262,9 +262,14 @@ class Experiment:
                     lines.append([path.parent.name, path.stem, novel, low, high])
                     lines[-1].append(float(row[low:high].mean()))
         names = ["stage", "form", "novel", "from", "to", "nats"]
-        pd.DataFrame(lines, columns=names).to_csv(
-            out / "bands.csv", index=False, float_format="%.5f"
-        )
+        table = pd.DataFrame(lines, columns=names)
+        if (path := out / "bands.csv").is_file():  # of runs on other machines
+            before = pd.read_csv(path)
+            again = before.set_index(["stage", "form"]).index.isin(
+                table.set_index(["stage", "form"]).index
+            )
+            table = pd.concat([before[~again], table])
+        table.to_csv(path, index=False, float_format="%.5f")
         config = self.model.config
         known = {f"{c} {w}": share(self.mask(self.full[c], w), config) for c, w in self.cells()}
         known |= {name: share(mask, config) for name, mask in self.rivals().items()}
