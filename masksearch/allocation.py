@@ -330,6 +330,19 @@ def describe_native(judge: CausalEvaluator, plan: Plan, serve: Target | None) ->
     return {"model_type": config.model_type, "served_by": engines}
 
 
+def describe_units(plan: Plan) -> str:
+    """Which units are full, and what the others keep.
+
+    >>> local, full = masks.window(7), masks.full()
+    >>> levels, mask = (local, full), masks.per_layer([full, local])
+    >>> describe_units(Plan({}, "layer", levels, {"l0": 1, "l1": 0}, mask))
+    '1 of 2 units full (l0), the others window(7)'
+    """
+    full = [name for name, level in plan.units.items() if level == len(plan.levels) - 1]
+    names = ", ".join(full) or "none"
+    return f"{len(full)} of {len(plan.units)} units full ({names}), the others {plan.levels[0]}"
+
+
 # -- the folder that is served -----------------------------------------------------------------
 def check_folder(
     judge: CausalEvaluator,
@@ -405,6 +418,7 @@ def write_served(
         "folder": str(out),
         "model": plan.model["name"],
         "mask": str(plan.mask),
+        "units": describe_units(plan),
         "form": native.model.config.model_type + (f", sinks={form.sinks!r}" if form.sinks else ""),
         "settings": asdict(serving),
         "kv_bytes": held.bytes,

@@ -180,7 +180,7 @@ def test_short_prompts_are_warned_of():
     from masksearch.serving.folder import write_page
 
     losses = {"dense": 3.0, "masked": 3.1, "served": 3.2, "difference": 0.2, "documents": 9}
-    facts = {"engine": "llama.cpp", "model": "m", "mask": LOCAL, "form": "granite_swa",
+    facts = {"engine": "llama.cpp", "model": "m", "units": LOCAL, "form": "granite_swa",
              "settings": vars(ms.Serving(length=512)), "kv_bytes": 10, "dense_kv_bytes": 20,
              "tried": {"by": "nothing"}}  # fmt: skip
     near = {"positions": 32, "dense": 4.0, "served": 4.01}

@@ -13,11 +13,6 @@ HERE = "experiments/17_served/README.md"
 RESULTS = Path(__file__).parent / "results"
 BANDS = pd.read_csv(RESULTS / "bands.csv")
 SHARES = json.loads((RESULTS / "shares.json").read_text())
-SPEED = {
-    (each["length"], each["file"]): each
-    for each in json.loads((RESULTS / "speed.json").read_text())
-    if (RESULTS / "speed.json").is_file()
-}
 WINDOW = 128
 
 
@@ -50,21 +45,44 @@ def edges(chosen: pd.DataFrame) -> list[tuple[int, int]]:
 
 
 def forms(stage: str) -> list[str]:
-    """What was judged."""
-    return sorted(BANDS[BANDS.stage == stage].form.unique())
+    """What was judged, dense attention first."""
+    found = sorted(BANDS[BANDS.stage == stage].form.unique())
+    return sorted(found, key=lambda form: not form.startswith("dense"))
 
+
+def table(stage: str) -> dict[str, list[float]]:
+    """The rows of a page: nats in each band and over all, and the difference from dense."""
+    lines, dense = {}, forms(stage)[0]
+    for form in forms(stage):
+        lines[form] = [*by_band(stage, form)]
+        lines[form] += [] if form == dense else apart(stage, form, dense)
+    return lines
+
+
+def against(stage: str, form: str, low: int, high: int = 10**9) -> list[float]:
+    """A served form against the mask attached, over a range of positions."""
+    return apart(stage, form, form.rsplit(" ", 1)[0] + " attached", low, high)
+
+
+PRIMARY = "6 128 tuned"
+AFTER = {"longest": "## At 8,192 positions", "judged": "## At 2,048 positions"}
+AFTER["gguf"] = "## In llama.cpp"
+STAGES = [stage for stage in AFTER if stage in {*BANDS.stage}]
+CLAIMS = [claim for stage in STAGES for claim in rows(HERE, table(stage), after=AFTER[stage])]
+FAR = against("longest", PRIMARY, WINDOW)
+NEAR = apart("longest", PRIMARY, "dense", 0, WINDOW)
+CLAIMS += [
+    Claim(HERE, "minus the attached mask from the window on is {} [{}, {}]", FAR),
+    Claim(HERE, "loses {} [{}, {}] against dense within the window", NEAR),
+]
 
 if __name__ == "__main__":
-    for stage in ("longest", "judged", "gguf"):
-        for form in forms(stage):
-            print(stage, form, [round(x, 3) for x in by_band(stage, form)], end=" ")
-            if form != "dense":
-                against = "dense" if stage != "gguf" else "dense f16"
-                print("minus dense", [round(x, 3) for x in apart(stage, form, against)], end=" ")
-                if stage != "gguf":
-                    mask = " ".join(form.split()[:2]) + " attached"
-                    if mask in forms(stage):
-                        found = apart(stage, form, mask, WINDOW)
-                        print("minus attached", [round(x, 3) for x in found], end="")
-            print()
-    print(SHARES, SPEED)
+    for stage in STAGES:
+        print(AFTER[stage])
+        for form, numbers in table(stage).items():
+            *means, over = [f"{x:.3f}" for x in numbers], ""
+            if len(numbers) > len(by_band(stage, form)):
+                *means, middle, low, high = means
+                over = f" {middle} [{low}, {high}] |"
+            print(f"| {form} | {' | '.join(means)} |{over or ' |'}")
+    print("far", FAR, "near", NEAR)

@@ -120,6 +120,8 @@ class Experiment:
     def forms(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """`"<full layers> <window> <form>"` and what makes the model."""
         yield "dense", lambda: self.model
+        for name, rival in self.rivals().items():
+            yield name, lambda rival=rival: ms.attach(self.model, rival)
         for count, window in self.cells():
             for form in ("attached", "window", "calibrated", "tuned", "logits"):
                 if form != "logits" or (count, window) == (PRIMARY, WINDOW):
@@ -129,8 +131,6 @@ class Experiment:
                             form, count, window
                         ),
                     )
-        for name, rival in self.rivals().items():
-            yield name, lambda rival=rival: ms.attach(self.model, rival)
 
     def cells(self) -> list[tuple[int, int]]:
         """Full layers and window of each mask, the primary one first."""

@@ -308,12 +308,12 @@ def allocate(
 
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     """What the command says of a plan."""
-    top, found = len(plan.levels) - 1, plan.found
-    full = [name for name, level in plan.units.items() if level == top]
+    from masksearch.allocation import describe_units
+
+    found = plan.found
     cost, limit = found["budget"]["cost"], found["budget"]["limit"]
     lines = [
-        f"budget {limit:g}: {len(full)} of {len(plan.units)} units full "
-        f"({', '.join(full) or 'none'}), the others {plan.levels[0]}",
+        f"budget {limit:g}: {describe_units(plan)}",
         f"  {cost} {found['cache'][cost]:.4f} of the dense cache at {found['length']:,} tokens; "
         f"nll {found['nll']['search']:.4f} on the text of the search",
     ]

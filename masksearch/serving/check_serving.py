@@ -61,7 +61,7 @@ def judge_log(log: str, planned: dict[str, Any]) -> tuple[int, list[str]]:
     for name, value in wanted.items():
         if found[name] and int(found[name][-1].replace(",", "")) != value:
             return 2, [f"{name} is {found[name][-1]}, planned for {value}: see SERVING.md"]
-    said = [f"a sequence's cache: {bytes_held:,.0f} bytes, planned {planned['kv_bytes']:,}"]
+    said = [f"cache of keys and values: {bytes_held:,.0f} bytes, planned {planned['kv_bytes']:,}"]
     said.append(f"dense: {planned['dense_kv_bytes']:,}")
     return int(abs(bytes_held / planned["kv_bytes"] - 1) > NEAR), said
 

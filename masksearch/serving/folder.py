@@ -150,7 +150,7 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
     """SERVING.md.
 
     Args:
-        facts: `engine`, `model`, `mask`, `form`, `settings` (of `Serving`), `kv_bytes` and
+        facts: `engine`, `model`, `units`, `form`, `settings` (of `Serving`), `kv_bytes` and
             `dense_kv_bytes`, `losses` and `tried`.
         out: Where the folder will stand.
     """
@@ -190,10 +190,13 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
     if "nats" in tried:
         opened += f": {tried['nats']:.4f} nats a token on {tried['tokens']} tokens, "
         opened += f"{tried['expected']:.4f} expected"
+    judged = f"{losses['documents']} documents"
+    if "pieces_of" in losses:
+        judged = f"{losses['documents']} pieces of {losses['pieces_of']} documents"
     share = facts["kv_bytes"] / facts["dense_kv_bytes"]
     return f"""# {facts["model"]}, for {target}
 
-Written by masksearch; settings as of {VERSIONS[target]}. Mask: `{facts["mask"]}`.
+Written by masksearch; settings as of {VERSIONS[target]}. Mask: {facts["units"]}.
 
 ## Serve it
 
@@ -210,9 +213,9 @@ Written by masksearch; settings as of {VERSIONS[target]}. Mask: `{facts["mask"]}
 
 ## What it loses
 
-| on {losses["documents"]} documents that the search has not seen | nats a token |
+| on {judged} that the search has not seen | nats a token |
 |---|---|
 {table}
 
-Served minus dense: {losses["difference"]:+.4f}{over}, 95 % interval over documents. {opened}.
+Served minus dense: {losses["difference"]:+.4f}{over}, 95 % interval over them. {opened}.
 {warning}{last}"""
