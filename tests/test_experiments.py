@@ -281,21 +281,42 @@ def test_glue_fronts_go_on_when_a_node_is_killed(tmp_path):
     assert found.also_judged_alone.max() > 0
 
 
-@pytest.mark.slow
-def test_smollm2_smoke(tmp_path):
+def write_novels(folder: Path, length: int) -> Path:
+    """english-novels/, and a decoder that predicts them: its folder."""
     words = ["=", *(f"w{number}" for number in range(12))]
     model = tiny_decoder(
-        tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05,
-        max_position_embeddings=256,
+        folder / "model", words, num_hidden_layers=4, initializer_range=0.05,
+        max_position_embeddings=512,
     )  # fmt: skip
-    text = written_text(model, tmp_path / "text", words, length=300)
+    text = written_text(model, folder / "text", words, length=length)
     articles = [
         line for path in sorted(text.glob("*.txt")) for line in path.read_text().split("=")
     ]
-    novels = tmp_path / "english-novels"
+    novels = folder / "english-novels"
     novels.mkdir()
     for number, article in enumerate(each for each in articles if len(each) > 500):
         (novels / f"novel{number:02}.txt").write_text(article)
+    return model
+
+
+@pytest.mark.slow
+def test_served_smoke(tmp_path):
+    model = write_novels(tmp_path, 600)
+    options = ["--data", tmp_path, "--weights", model, "--runs", tmp_path / "runs"]
+    run_script("17_served/run.py", "judge", "tables", "--smoke", *options)
+    bands = pd.read_csv(tmp_path / "runs" / "results" / "bands.csv")
+    assert {"dense", "6 128 attached", "6 128 tuned", "6 128 logits", "12 128 window"} <= {
+        *bands.form
+    }
+    means = bands[bands["from"] == 0].groupby("form").nats.mean()
+    # within the window the mask and a window alone are dense attention
+    assert means["6 128 attached"] == pytest.approx(means["dense"], abs=1e-4)
+    assert means["6 128 window"] == pytest.approx(means["dense"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_smollm2_smoke(tmp_path):
+    model = write_novels(tmp_path, 300)
     stages = ["search", "judge", "longer", "recover", "native", "tables"]
     options = ["--data", tmp_path, "--weights", model, "--runs", tmp_path / "runs"]
     options += ["--arms", "restore,switch,random"]
