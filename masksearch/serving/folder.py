@@ -179,12 +179,12 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"\n**Not for short prompts.** On the first {short['positions']} positions, where a "
             f"window alone is dense attention, the served form loses {apart:.3f} nats a token.\n"
         )
-    last = "\n"
+    first = last = ""
     if target == "llama.cpp":
-        last = (
-            "\nSmaller weights: `llama-quantize model.gguf model-q8_0.gguf q8_0`. A quantised "
-            "cache (`--cache-type-k q8_0 --cache-type-v q8_0`, 53 % of the bytes of f16; q4_0, "
-            "28 %) needs no mask: compare with it, or add it.\n"
+        last = "\nSmaller weights: `llama-quantize model.gguf model-q8_0.gguf q8_0`.\n"
+        first = (
+            "Compare first: a dense cache in q8_0 (`--cache-type-k q8_0 --cache-type-v q8_0`, "
+            "53 % of the bytes; q4_0: 28 %) needs no mask, and goes with one.\n\n"
         )
     opened = f"Opened again by {tried['by']}"
     if "nats" in tried:
@@ -213,7 +213,7 @@ Written by masksearch; settings as of {VERSIONS[target]}. Mask: {facts["units"]}
 
 ## What it loses
 
-| on {judged} that the search has not seen | nats a token |
+{first}| on {judged} that the search has not seen | nats a token |
 |---|---|
 {table}
 
