@@ -85,7 +85,13 @@ CLAIMS += [
 WIDE = apart("longest", "one window of 1728 attached", "dense")
 MASK = apart("longest", "6 128 attached", "dense")
 QUANT = apart("gguf", "dense q8_0", "dense f16")
+QUARTER = apart("gguf", "dense q4_0", "dense f16")
+FILE = apart("gguf", "tuned f16", "dense f16")
 CLAIMS += [
+    Claim(HERE, "one in q4_0 28 % and {} [{}, {}]; the", QUARTER),
+    Claim(HERE, "the served mask at {} % {} [{}, {}].", [100 * SHARES["6 128"], *FILE]),
+    Claim("docs/decoder.md", "to q4_0 (28 %) {} [{}, {}],", QUARTER),
+    Claim("docs/decoder.md", "at 22.5 % {} [{}, {}]", FILE),
     Claim(HERE, "takes fewer bytes and loses {} [{}, {}] against dense", WIDE),
     Claim(HERE, "attention, the primary mask {} [{}, {}]. Its layers", MASK),
     Claim(HERE, "53 % of the bytes and loses {} [{}, {}] nats a token", QUANT),
