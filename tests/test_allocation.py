@@ -62,7 +62,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
 def test_plan_within_what_an_engine_reserves(tmp_path):
     serving = ms.Serving(length=4096, in_flight=16)
     how = {
-        "account": "vllm",
+        "serve": "vllm",
         "serving": serving,
         "check": False,
         "local": "columns(1) | window(3)",

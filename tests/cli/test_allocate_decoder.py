@@ -80,7 +80,7 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
 @pytest.mark.slow
 def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
-    words += ("--account", "llama.cpp", "--no-check", "--local", "window(4)", "--serving")
+    words += ("--serve", "llama.cpp", "--no-check", "--local", "window(4)", "--serving")
     code, out, err = allocate(*words, '{"length": 4096, "blocks": 8}')
     assert (code, "unknown setting of Serving 'blocks'" in err) == (2, True)
     code, out, err = allocate(*words, '{"length": 4096, "ubatch": 64}')
@@ -88,12 +88,17 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     assert "engines hold: transformers 0.3340, vllm " in out
     assert "not in the model's own configuration: of the windows of smollm3" in out
     (tmp_path / "run").rename(tmp_path / "engine")
-    words = (*words[: words.index("--account")], "--no-check", "--local", "window(4)")
+    words = (*words[: words.index("--serve")], "--no-check", "--local", "window(4)")
     code, out, err = allocate(*words)
     assert code == 0, err
-    assert "served by transformers, vllm alone with" in out  # as a SmolLM3
+    assert "transformers, vllm can serve it alone (smollm3): --serve, --out" in out
+    code, out, err = allocate(*words, "--serve", "transformers", "--out", tmp_path / "served",
+                              "--run", tmp_path / "again")  # fmt: skip
+    assert code == 0, err
+    assert f"read SERVING.md in {tmp_path / 'served'}" in out
     plan = Plan.load(tmp_path / "run" / "plan.json")
     assert plan.found["nll"]["unseen"] is None
-    native = json.loads((tmp_path / "run" / "native.json").read_text())
+    plan = Plan.load(tmp_path / "again" / "plan.json")
+    native = json.loads((tmp_path / "served" / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(place / "model")
     assert native["layer_types"] == ms.to_native(model, plan.mask).config.layer_types
