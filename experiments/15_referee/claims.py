@@ -87,7 +87,7 @@ GUIDED = {
 FRONT = {
     "it loses {}, {} and {} of STS-B's correlation": lost("dam", *ALL),
     "and {}, {} and {} of QNLI's accuracy": lost("dam", *ALL, task="QNLI"),
-    "area by {} [{},\n  {}] on STS-B": behind("gates"),
+    "area by {} [{}, {}] on STS-B": behind("gates"),
     "{} [{}, {}] on QNLI, three": behind("gates", "QNLI"),
 }
 CLAIMS = [
