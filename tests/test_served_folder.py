@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closed_schema import check_file
 from tiny_decoder import letter_decoder
 from transformers import AutoModelForCausalLM
 
@@ -55,6 +56,8 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     assert model.config.model_type == "granite_swa"
     assert model.config.attention_bias is (engine != "sglang")
     facts = json.loads((out / "serving.json").read_text())
+    check_file(out / "serving.json", "serving")
+    check_file(tmp_path / "run" / "plan.json", "plan")
     assert facts == plan.found["served"]
     judge = ms.CausalEvaluator(
         "text", weights="model", length=96, held_out_sequences=16, half="final", sinks="calibrate"

@@ -1,7 +1,7 @@
 """What a page says, as plain data: `result.json`, from which the page is rendered.
 
-`result.schema.json` beside this file describes it. Numbers have every digit; texts are those of
-the page.
+docs/schemas/result.schema.json describes it. Numbers have every digit; texts are those of the
+page.
 """
 
 from __future__ import annotations

@@ -6,11 +6,10 @@ import base64
 import io
 import json
 from dataclasses import replace
-from importlib import resources
 
-import jsonschema
 import numpy as np
 import pytest
+from closed_schema import check_file
 from PIL import Image
 
 import masksearch as ms
@@ -43,8 +42,7 @@ def section(record, compared, objectives, shape):
 def test_result_validates_and_is_json(section, tmp_path):
     write_report(tmp_path / "t.html", [section], title="t", progress=["on its way"])
     again = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
-    schema = resources.files("masksearch.report").joinpath("result.schema.json")
-    jsonschema.validate(again, json.loads(schema.read_text()))
+    check_file(tmp_path / "result.json", "result")
     assert again["failures"][0]["reason"] == "boom"
     (part,) = again["sections"]
     chart = part["chart"]

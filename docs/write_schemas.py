@@ -1,0 +1,479 @@
+"""Writes schemas/: a JSON schema of each file that other programs read.
+
+    PYTHONPATH=. python docs/write_schemas.py
+
+A mask's is generated from the classes of the masks, a result's from those of tables and recipes
+and from the types below, which say what the functions of `masksearch.report` write. Objects may
+gain fields in later versions (promises.md), so none is closed, but for those of masks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.masks import Mask
+from masksearch.report.layout import Cell
+from masksearch.report.section import Recipe
+from masksearch.serving.engines import Serving, Target
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+Number: TypeAlias = float | None
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Lines: TypeAlias = list[str]
+Pairs: TypeAlias = list[tuple[str, str]]
+Digest: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+def about(text: str) -> Meta:
+    """What a field means."""
+    return Meta(description=text)
+
+
+# -- result.json ---------------------------------------------------------------------------------
+class Table(Struct):
+    """What readers of a page see; what is at its default in a cell is left out."""
+
+    head: list[Cell]
+    rows: list[list[Cell]]
+
+
+class Group(Struct):
+    """Points or lines of one kind, and how they are drawn."""
+
+    name: str
+    colour: Annotated[str, Meta(pattern="^#[0-9A-Fa-f]{6}$")]
+    shape: str
+    arm: (
+        Literal["searched", "candidate", "hand-designed", "random", "control", "truth"] | UnsetType
+    ) = UNSET
+    searches: Count | UnsetType = UNSET
+
+
+class Point(Struct):
+    """A mask of a front's chart."""
+
+    id: str
+    name: str
+    group: str
+    search: Annotated[str, about("The search that has found it, where several are one group.")]
+    seeds: Annotated[int, Meta(ge=1)]
+    score: float
+    low: Number
+    high: Number
+    values: Annotated[
+        dict[str, Annotated[list[Number], Meta(min_length=2, max_length=3)]],
+        about("Reported value -> mean, and the ends of its 95% interval as far as known."),
+    ]
+    front: Annotated[bool, about("Whether it is on the joint front of the searches.")]
+    nothing: Annotated[bool, about("Whether it scores no better than constant answers.")]
+    promised: Annotated[
+        Number, about("The score that the search gave a mask that is judged again.")
+    ]
+    place: Annotated[str, about("How a command line names it: RUN#7, or its expression.")]
+    expression: str
+    fingerprint: str
+    sparsity: Annotated[float, about("Percent of the pairs of real tokens.")]
+    saved: Annotated[float, about("Percent of dense attention's cost that the front is over.")]
+    table_sparsity: Annotated[Number, about("Percent of all cells.")]
+    costs: dict[str, Number]
+    picture: Annotated[
+        list[list[int]] | None,
+        about("[layers][heads] of indices into `images`; equal ones are folded."),
+    ]
+
+
+class Score(Struct):
+    """What a chart is over."""
+
+    name: str
+    title: str
+    goal: Literal["higher", "lower"]
+
+
+class Step(Struct):
+    """A step of a group's front, densest first; its first point begins the step."""
+
+    id: str
+    group: str
+    arm: str
+    score: float
+    low: Number
+    high: Number
+    saved: float
+
+
+class Level(Struct):
+    """A mask that leaves nothing out."""
+
+    label: str
+    id: str
+    score: float
+    low: Number
+    high: Number
+
+
+class Front(Struct):
+    """Masks by what they save and how they score."""
+
+    kind: Literal["front"]
+    id: str
+    score: Score
+    axis: Annotated[str, about("What the front is drawn over.")]
+    groups: list[Group]
+    points: list[Point]
+    lines: list[Step]
+    levels: list[Level]
+
+
+class Difference(Struct):
+    """A declared comparison: a paired difference with its interval."""
+
+    label: str
+    mask: str
+    against: str
+    outcome: str
+    margin: Number
+    mean: float
+    low: Number
+    high: Number
+    level: Number
+    adjusted_p: Number
+    seeds: int
+    rows: int
+
+
+class Differences(Struct):
+    """The declared comparisons of a chart."""
+
+    kind: Literal["differences"]
+    id: str
+    title: str
+    lines: list[Difference]
+
+
+class Comparison(Struct):
+    """Masks that were judged side by side, over seeds."""
+
+    name: str
+    key: str
+    judged_again: Annotated[bool, about("Whether it is of the front of a search.")]
+    margin: Annotated[
+        Number,
+        about(
+            "How much a mask may lose to the reference, in units of the score; "
+            "null = a test of no difference."
+        ),
+    ]
+    chart: Front | None
+    table: Table
+    tasks: Table
+    differences: Differences | None
+    findings: Table
+
+
+class Volume(Struct):
+    """Hypervolume at an amount of compute, mean of searches with its interval."""
+
+    group: str
+    compute: float
+    mean: float
+    low: Number
+    high: Number
+
+
+class Volumes(Struct):
+    """Hypervolume over compute."""
+
+    kind: Literal["hypervolume"]
+    id: str
+    score: str
+    compute: str
+    groups: list[Group]
+    lines: list[Volume]
+
+
+class Kept(Struct):
+    """What the layers and heads of a mask keep."""
+
+    id: str
+    name: str
+    kept: Annotated[
+        list[list[Share]], about("[layers][heads], share of the pairs that real tokens form.")
+    ]
+
+
+class Allocation(Struct):
+    """Masks of the front, densest first, by layers and heads."""
+
+    masks: list[Kept]
+    notes: Lines
+    most: Annotated[float, about("The largest kept share.")]
+
+
+class DamCard(Struct):
+    """A run of DAM."""
+
+    title: str
+    problems: Lines
+    notes: Lines
+    table: Table
+    health: dict[str, Any]
+    curve: list[dict[str, Number]]
+    warmup_steps: int
+
+
+class Dam(Struct):
+    """Runs of DAM, and what they say together."""
+
+    cards: list[DamCard]
+    notes: Lines
+    together: bool
+    agreements: dict[str, Any]
+    missing: Lines
+
+
+class Proxy(Struct):
+    """Whether a cheap measure ranks masks as the dear one does."""
+
+    verdict: Lines
+    table: Table
+    card: dict[str, Any]
+
+
+class Figure(Struct):
+    """A file of figures/ that the page shows as it is."""
+
+    file: str
+    alt: str
+    caption: str
+    width: int
+    card: int | None
+
+
+class Objective(Struct):
+    """A quantity that a search improves, and the value that its hypervolume counts from."""
+
+    name: str
+    goal: Literal["min", "max"]
+    worst: Number
+
+
+class Cost(Struct):
+    """What a budget may be of."""
+
+    name: str
+    title: str
+
+
+class Section(Struct):
+    """What is said of one protocol."""
+
+    key: Annotated[str, about("Begins the names of its figures and tables.")]
+    title: str
+    verdicts: Lines
+    facts: Pairs
+    objectives: list[Objective]
+    shape: dict[str, Any] | None
+    costs: list[Cost]
+    evaluate: Annotated[
+        str, about("The command that judges MASK by this protocol; empty where Python did.")
+    ]
+    runs: Table
+    finished: bool
+    comparisons: list[Comparison]
+    chart: Front | None
+    front: Table
+    cautions: Lines
+    volumes: list[Volumes]
+    searches: Table
+    allocation: Allocation
+    dam: Dam
+    proxy: Proxy | None
+    figures: dict[str, Figure]
+
+
+class Failure(Struct):
+    """A failed trial: its title, its reason in a line, and the full text."""
+
+    title: str
+    reason: str
+    error: str
+
+
+class Result(Struct):
+    """What the page of `masksearch report` says.
+
+    Numbers have every digit; null is not known. Sparsities of points are in percent, all other
+    shares in [0, 1].
+    """
+
+    format: Literal["masksearch result"]
+    version: Literal[1]
+    title: str
+    about: Annotated[Lines, about("What it is about, where its maker says so.")]
+    progress: Annotated[Lines, about("How far runs are that go on.")]
+    verdicts: Lines
+    unread: Annotated[Lines, about("Run folders that could not be read, and why.")]
+    sections: list[Section]
+    images: Annotated[
+        list[Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]],
+        about("PNG files of panels of masks; `picture` holds indices into them."),
+    ]
+    trials: Count
+    failed: Count
+    failures: list[Failure]
+    recipes: list[Recipe]
+    command: str
+    versions: Pairs
+
+
+# -- masks and plans -----------------------------------------------------------------------------
+class Bits(Struct):
+    """Cells, row by row, eight to a byte."""
+
+    shape: list[int]
+    zlib: Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
+
+
+FIELDS = {
+    **{int: int, bool: bool, Mask: "AnyMask", Tensor: Bits},
+    **{Collection[int]: list[int], tuple[Mask, ...]: "list[AnyMask]"},
+    Sequence[Mask]: "list[AnyMask]",
+}
+
+
+def mask_types() -> Any:
+    """A type for each kind of mask, with the fields of its class; returns their union."""
+    union: Any = None
+    for kind, cls in sorted(Mask.kinds.items()):
+        if not cls.__module__.startswith(masks.__name__):
+            continue  # the user's, or a test's
+        hints = get_type_hints(cls)
+        fields = [(each.name, FIELDS[hints[each.name]]) for each in dataclasses.fields(cls)]
+        first = (cls.__doc__ or kind).splitlines()[0]
+        made = msgspec.defstruct(
+            f"mask_{kind}", fields, tag_field="kind", tag=kind, forbid_unknown_fields=True,
+            namespace={"__doc__": first}, module=__name__,
+        )  # fmt: skip
+        union = made if union is None else union | made
+    return union
+
+
+AnyMask = mask_types()
+
+
+class Model(Struct):
+    """For which model: the digest is of the bytes of its configuration and weights."""
+
+    name: str
+    architecture: str
+    digest: str
+
+
+class PlanMasks(Struct):
+    """The whole mask, and that of each level."""
+
+    whole: AnyMask
+    levels: list[AnyMask]
+
+
+class Plan(Struct):
+    """Which units of one model keep full attention, as `masksearch allocate` writes it."""
+
+    kind: Literal["masksearch-plan"]
+    format: Literal[1]
+    model: Model
+    unit: Literal["layer", "kv_head", "head"]
+    levels: Annotated[Lines, about("Expressions of a unit's masks, the local one first.")]
+    units: Annotated[dict[str, Count], about("Unit, such as l0 -> its level.")]
+    expression: Annotated[str, about("Of the whole mask.")]
+    found: Annotated[
+        dict[str, Any],
+        about("How it was found: budget, scores, cache, losses in nats a token, .."),
+    ]
+    masks: PlanMasks
+
+
+# -- folders of models ---------------------------------------------------------------------------
+class MaskOfPart(Struct):
+    """A mask file beside the manifest."""
+
+    file: str
+    digest: Digest
+
+
+class Saved(Struct):
+    """`masksearch.json` of a folder that `save_pretrained` wrote."""
+
+    format: Literal[1]
+    model_class: Annotated[str, about("Of transformers.")]
+    options: dict[str, bool]
+    adapter: Annotated[bool, about("Whether it is a PEFT adapter.")]
+    backend: str
+    masks: Annotated[dict[str, MaskOfPart], about("Part -> mask; of a plain model 'self'.")]
+    weights: Annotated[dict[str, Digest], about("File -> SHA-256.")]
+    versions: dict[str, str]
+
+
+class Served(Struct):
+    """`serving.json` of a folder for an engine."""
+
+    engine: Target
+    folder: str
+    model: str
+    mask: str
+    units: str
+    form: str
+    settings: Serving
+    kv_bytes: Count
+    dense_kv_bytes: Count
+    losses: Annotated[
+        dict[str, Any],
+        about("Nats a token on unseen documents: dense, masked, served, difference."),
+    ]
+    tried: dict[str, Any]
+
+
+FILES = {
+    **{"result": Result, "plan": Plan, "mask": AnyMask},
+    **{"masksearch": Saved, "serving": Served},
+}
+
+
+def schema_text(kind: Any) -> str:
+    """The schema of a type, as it is kept."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        known = {name: clean(each) for name, each in value.items() if name != "discriminator"}
+        if isinstance(text := known.get("description"), str):
+            text = inspect.cleandoc(text).partition("\n\nArgs:")[0]
+            known["description"] = " ".join(text.split())
+        return known
+
+    return json.dumps({"$schema": DRAFT} | clean(msgspec.json.schema(kind)), indent=1) + "\n"
+
+
+def main(folder: Path) -> None:
+    """Writes all of them into that folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, kind in FILES.items():
+        (folder / f"{name}.schema.json").write_text(schema_text(kind), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(__file__).with_name("schemas"))

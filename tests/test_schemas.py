@@ -1,0 +1,52 @@
+"""docs/schemas: what is published is what the code writes."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from closed_schema import FOLDER, check_file
+from hypothesis import given
+from mask_trees import sized_trees
+
+import masksearch as ms
+from masksearch import masks
+
+MASK = json.loads((FOLDER / "mask.schema.json").read_text("utf-8"))
+
+
+def test_published_schemas_are_the_generated_ones(monkeypatch, tmp_path):
+    pytest.importorskip("msgspec")
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    import write_schemas
+
+    write_schemas.main(tmp_path)
+    made = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
+    kept = {path.name: path.read_text("utf-8") for path in FOLDER.iterdir()}
+    assert made == kept, "run PYTHONPATH=. python docs/write_schemas.py, and see docs/promises.md"
+
+
+@given(sized_trees())
+def test_every_mask_has_the_form_of_its_schema(drawn):
+    jsonschema.validate(drawn[1].to_dict(), MASK)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "window"}, {"kind": "window", "reach": 1, "more": 2}, {"kind": "nosuch"}]
+)
+def test_what_is_no_mask_does_not(wrong):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, MASK)
+
+
+def test_a_plan_has_the_form_of_its_schema(tmp_path: Path):
+    local = masks.columns(1) | masks.window(2)
+    plan = ms.Plan(
+        model={"name": "m", "architecture": "llama", "digest": "9f"},
+        unit="layer",
+        levels=(local, masks.full()),
+        units={"l0": 0, "l1": 1},
+        mask=masks.per_layer([local, masks.full()]),
+        found={"budget": {"cost": "kv_bytes", "limit": 0.5}},
+    )
+    check_file(plan.save(tmp_path / "plan.json"), "plan")
