@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,7 +38,7 @@ from masksearch.serving.folder import write_folder
 from masksearch.serving.gguf import begin_file
 from masksearch.serving.kv_cache import Account, kv_bytes
 from masksearch.serving.native import from_native, native_config, to_native, with_sink_logits
-from masksearch.serving.sinks import Sinks, keeps_sinks, without_sinks
+from masksearch.serving.sinks import Sinks, keeps_sinks, sinks_of, without_sinks
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
 from masksearch.study.records import read_budgets
@@ -98,7 +101,8 @@ def allocate(
         out: A new folder that the engine opens, with SERVING.md: its command, the bytes and losses
             to expect. Of one budget; None = no folder.
         trials: Masks to judge, at most; None = as many as the method needs.
-        check: Judge the plan and dense attention on documents that the search has not seen.
+        check: Judge the plan, dense attention, and the widest window in all layers that is within
+            the budget, on documents that the search has not seen.
         run: Folder of the search.
         progress: As of `search`.
 
@@ -184,6 +188,15 @@ def allocate_each(
     local = masks.parse(str(local or default_local(length)))
     if out is not None or sinks is not None:
         check_folder(judge, local, serve, sinks, out, limits)
+    rivals = {limit: widest_window(judge, local, limit) for limit in limits}
+    for limit, rival in rivals.items():
+        if rival is not None and limit < 1 and rival.sparsity(length, causal=True) == 0:
+            warnings.warn(
+                f"on texts of {length} tokens {rival} in every layer is dense attention, and it "
+                f"is within the budget {limit:g}: no mask can be shown to be better; give length= "
+                f"(--length), up to {serving and serving.length}",
+                stacklevel=3,
+            )
     levels = write_levels(read_levels([local, masks.full()]))
     options: dict[str, Any] = {"unit": unit, "levels": levels, "method": method, "budgets": limits}
     options |= {} if tries is None else {"tries": tries}
@@ -227,6 +240,7 @@ def allocate_each(
                 "search": record.values["nll"],
                 "unseen": unseen and unseen.compare(masked=plan.mask),
             },
+            "rival": unseen and unseen.compare_rival(rivals[limit]),
             "native": describe_native(judge, plan, serve),
             "trial": record.number,
         }
@@ -245,6 +259,23 @@ def default_local(length: int) -> str:
     'columns(4) | window(127)'
     """
     return f"columns({SINKS}) | window({max(1, length // WINDOWS - 1)})"
+
+
+def widest_window(judge: CausalEvaluator, local: Mask, limit: float) -> Mask | None:
+    """The sinks of a local mask and the widest window within a budget, in every layer: what a
+    searched mask has to beat. None where nothing is within it, or an engine refuses the mask."""
+
+    def drawn(reach: int) -> Mask:
+        return reduce(or_, [*sinks_of(local), masks.window(reach)])
+
+    def cost(reach: int) -> float:
+        return judge.measures_of(drawn(reach))[judge.cost]
+
+    try:
+        within = bisect_right(range(judge.serving.length or judge.positions), limit, key=cost)
+    except NativeError:
+        return None
+    return drawn(within - 1) if within else None
 
 
 def read_strategy(judge: CausalEvaluator, options: dict[str, Any], run: Path) -> AllocateStrategy:
@@ -296,8 +327,19 @@ class Unseen:
                 self.nll[name] = self.judge_tokens(each)
             else:
                 self.nll[name] = self.judge_tokens(from_native(each.model.config), each)
+        return self.differences([*given][-1], "dense")
+
+    def compare_rival(self, rival: Mask | None) -> dict[str, Any] | None:
+        """The loss of a mask, and its difference from the mask that was judged just before."""
+        if rival is None:
+            return None
+        self.compare(rival=rival)
+        return {"mask": str(rival)} | self.differences("rival", "masked")
+
+    def differences(self, name: str, base: str) -> dict[str, Any]:
+        """All losses, and the difference of two."""
         scores = {n: row_scores(x, self.judge.rows).scores["text"] for n, x in self.nll.items()}
-        lost = estimate((scores[[*given][-1]] - scores["dense"]).tolist(), LEVEL)
+        lost = estimate((scores[name] - scores[base]).tolist(), LEVEL)
         found: dict[str, Any] = {name: float(each.mean()) for name, each in scores.items()}
         found |= {"difference": lost.value, "documents": len(scores["dense"])}
         if self.documents < FEW:
@@ -424,6 +466,7 @@ def write_served(
         "kv_bytes": held.bytes,
         "dense_kv_bytes": held.dense_bytes,
         "losses": losses | {"short": {"positions": window, **near}},
+        "rival": plan.found.get("rival"),
     }
     tokens = unseen.judge.rows.tokens[0]
     return write_folder(out, native.model, serve, start.locate(), facts, tokens, WRITTEN)

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError, SearchError
+from masksearch.evaluators.causal import CausalEvaluator
+from masksearch.models.plan import describe_rival
 
 WORDS = [f"w{number}" for number in range(12)]
 
@@ -56,6 +58,50 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     with torch.no_grad():
         served = ms.to_native(model, plan.mask).eval()(tokens).logits
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
+
+
+def test_widest_window_within_the_budget_is_judged_beside_the_plan(tmp_path):
+    plan = allocate(tmp_path, budget=0.5, local="columns(2) | window(3)")
+    rival = plan.found["rival"]
+    mask = masks.parse(rival["mask"])
+    assert mask == masks.columns(2) | masks.window(10)  # what 12 of 24 positions hold
+    rows = {"length": 24, "held_out_sequences": 16, "half": "final"}
+    judge = CausalEvaluator("text", weights="model", adapt="none", **rows)
+    said, base = (
+        final_nll(judge, each, tmp_path / str(at)) for at, each in enumerate((mask, plan.mask))
+    )
+    assert rival["rival"] == pytest.approx(said, abs=1e-5)
+    assert rival["difference"] == pytest.approx(said - base, abs=1e-5)
+    assert rival["low"] <= rival["difference"] <= rival["high"]
+
+
+def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
+    return [*judge(mask, seed=0, workdir=folder)][-1].values["nll"]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            {"difference": 0.2, "low": 0.1, "high": 0.3},
+            "the plan is shown to be better: +0.2000 [",
+        ),
+        (
+            {"difference": -0.2, "low": -0.3, "high": -0.1},
+            "it is shown to be better than the plan",
+        ),
+        ({"difference": 0.2, "low": -0.1, "high": 0.5}, "neither is shown to be better: +0.2000"),
+        ({"difference": 0.2}, "neither is shown to be better: +0.2000 nats a token"),
+    ],
+)
+def test_rival_in_words(found, said):
+    assert describe_rival(found).startswith(said)
+
+
+def test_texts_that_are_shorter_than_the_rival_are_warned_of(tmp_path):
+    said = r"on texts of 24 tokens window\(2048\) in every layer is dense .* up to 4096"
+    with pytest.warns(UserWarning, match=said):
+        allocate(tmp_path, 0.5, serving=ms.Serving(length=4096), check=False)
 
 
 @pytest.mark.slow

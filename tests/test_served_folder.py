@@ -193,6 +193,9 @@ def test_short_prompts_are_warned_of():
     assert "Not for short prompts" in page
     assert "loses 0.500 nats" in page
     assert np.char.count(page, "--ctx-size 512") == 1
+    rival = {"mask": "window(9)", "difference": -0.3, "low": -0.4, "high": -0.2}
+    page = write_page(facts | {"losses": losses | {"short": near}, "rival": rival}, Path("out"))
+    assert "`window(9)` in every layer, attached: it is shown to be better than the plan" in page
 
 
 def test_sinks_of_an_evaluator_need_a_checkpoint_as_it_is():

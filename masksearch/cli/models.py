@@ -309,6 +309,7 @@ def allocate(
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     """What the command says of a plan."""
     from masksearch.allocation import describe_units
+    from masksearch.models.plan import describe_loss, describe_rival, describe_rows
 
     found = plan.found
     cost, limit = found["budget"]["cost"], found["budget"]["limit"]
@@ -321,22 +322,18 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     if held := [f"{name[9:]} {at:.4f}" for name, at in found["cache"].items() if name not in own]:
         lines.append(f"  of their own dense caches engines hold: {', '.join(held)}")
     if unseen := found["nll"]["unseen"]:
-        over = f" [{unseen['low']:+.4f}, {unseen['high']:+.4f}]" if "low" in unseen else ""
-        judged = f"{unseen['documents']} documents"
-        if "pieces_of" in unseen:
-            whole = unseen["pieces_of"]
-            judged = f"{unseen['documents']} pieces of {whole} document{'s' * (whole != 1)}"
         lines.append(
             f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
-            f"difference {unseen['difference']:+.4f}{over} over {judged}"
+            f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
         )
+    if rival := found["rival"]:
+        lines.append(f"  in every layer {rival['mask']}: {describe_rival(rival)}")
     native = found["native"]
     if "served" in found:
         served = found["served"]["losses"]
-        over = f" [{served['low']:+.4f}, {served['high']:+.4f}]" if "low" in served else ""
         lines.append(
             f"  as {found['served']['engine']} serves it: {served['served']:.4f}, of dense "
-            f"{served['difference']:+.4f}{over}; read SERVING.md in {found['served']['folder']}"
+            f"{describe_loss(served)}; read SERVING.md in {found['served']['folder']}"
         )
     elif "model_type" in native:
         lines.append(

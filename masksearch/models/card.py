@@ -16,7 +16,7 @@ from masksearch.masks import Mask
 from masksearch.masks.picture import LENGTH, draw_table
 from masksearch.masks.text import short_text
 from masksearch.models.checkpoints import VERSION, verify
-from masksearch.models.plan import Plan
+from masksearch.models.plan import Plan, describe_loss, describe_rival, describe_rows
 
 CARD = "README.md"
 STAMP = b"<!-- written by masksearch: "  # then the hash of the text; a changed card is its user's
@@ -115,13 +115,12 @@ def describe_plan(plan: Plan) -> str:
         text += f"```bash\nmasksearch allocate {name} TEXT --budget {budget['limit']:g} "
         text += f"--unit {plan.unit} --length {found['length']}\n```\n"
     if unseen := (found.get("nll") or {}).get("unseen"):
-        rows = f"{unseen['documents']} {'pieces of ' * ('pieces_of' in unseen)}documents"
+        rows = describe_rows(unseen)
         text += f"\n| on {rows} that the search has not seen | nats a token |\n|---|---|\n"
         text += f"| dense attention | {unseen['dense']:.4f} |\n| mask | {unseen['masked']:.4f} |\n"
-        text += f"| mask minus dense | {unseen['difference']:+.4f}"
-        if "low" in unseen:
-            text += f" [{unseen['low']:+.4f}, {unseen['high']:+.4f}], 95 % interval over rows"
-        text += " |\n"
+        text += f"| mask minus dense, 95 % interval over rows | {describe_loss(unseen)} |\n"
+    if rival := found.get("rival"):
+        text += f"\nOf no more bytes, `{rival['mask']}` in every layer: {describe_rival(rival)}.\n"
     return text
 
 

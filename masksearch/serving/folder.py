@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from masksearch.errors import NativeError
 from masksearch.models.checkpoints import quiet
+from masksearch.models.plan import describe_loss, describe_rival, describe_rows
 from masksearch.models.saving import copy_tokenizer
 from masksearch.serving import check_serving
 from masksearch.serving.engines import VERSIONS, Serving, Target
@@ -170,7 +171,6 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
     rows = [("dense attention", losses["dense"]), ("the mask, attached", losses["masked"])]
     rows.append((f"as it is served: {facts['form']}", losses["served"]))
     table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
-    over = f" [{losses['low']:+.4f}, {losses['high']:+.4f}]" if "low" in losses else ""
     short, tried = losses["short"], facts["tried"]
     apart = short["served"] - short["dense"]
     warning = ""
@@ -190,9 +190,11 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
     if "nats" in tried:
         opened += f": {tried['nats']:.4f} nats a token on {tried['tokens']} tokens, "
         opened += f"{tried['expected']:.4f} expected"
-    judged = f"{losses['documents']} documents"
-    if "pieces_of" in losses:
-        judged = f"{losses['documents']} pieces of {losses['pieces_of']} documents"
+    if rival := facts.get("rival"):
+        last = (
+            f"\nWithin the same budget, `{rival['mask']}` in every layer, attached: "
+            f"{describe_rival(rival)}.\n{last}"
+        )
     share = facts["kv_bytes"] / facts["dense_kv_bytes"]
     return f"""# {facts["model"]}, for {target}
 
@@ -213,9 +215,9 @@ Written by masksearch; settings as of {VERSIONS[target]}. Mask: {facts["units"]}
 
 ## What it loses
 
-{first}| on {judged} that the search has not seen | nats a token |
+{first}| on {describe_rows(losses)} that the search has not seen | nats a token |
 |---|---|
 {table}
 
-Served minus dense: {losses["difference"]:+.4f}{over}, 95 % interval over them. {opened}.
+Served minus dense: {describe_loss(losses)}, 95 % interval over them. {opened}.
 {warning}{last}"""

@@ -40,6 +40,7 @@ PLAN = ms.Plan(
         "budget": {"cost": "kv_bytes", "limit": 0.25},
         "length": 16,
         "nll": {"unseen": UNSEEN | {"low": 0.125, "high": 0.375}},
+        "rival": {"mask": "window(9)", "difference": -0.1, "low": -0.3, "high": 0.1},
     },
 )
 
@@ -112,8 +113,11 @@ def test_a_plan_gives_budget_losses_and_rows(tmp_path):
     assert "Budget: 0.25 of dense attention's kv_bytes." in text
     assert "masksearch allocate tiny TEXT --budget 0.25 --unit layer --length 16" in text
     assert "| on 40 documents that the search has not seen | nats a token |" in text
-    assert "| mask minus dense | +0.2500 [+0.1250, +0.3750], 95 % interval" in text
-    without = replace(PLAN, found=PLAN.found | {"nll": {"search": 2.7, "unseen": None}})
+    assert "| mask minus dense, 95 % interval over rows | +0.2500 [+0.1250, +0.3750] |" in text
+    assert "`window(9)` in every layer: neither is shown to be better: -0.1000" in text
+    without = replace(
+        PLAN, found=PLAN.found | {"nll": {"search": 2.7, "unseen": None}, "rival": None}
+    )
     assert "nats" not in card(ms.save_pretrained(llama(), tmp_path / "unseen", found=without))
     few = replace(PLAN, found={"nll": {"unseen": UNSEEN | {"pieces_of": 3}}})
     text = card(ms.save_pretrained(llama(), tmp_path / "few", found=few))
