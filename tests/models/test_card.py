@@ -121,7 +121,7 @@ def test_a_plan_gives_budget_losses_and_rows(tmp_path):
     assert "nats" not in card(ms.save_pretrained(llama(), tmp_path / "unseen", found=without))
     few = replace(PLAN, found={"nll": {"unseen": UNSEEN | {"pieces_of": 3}}})
     text = card(ms.save_pretrained(llama(), tmp_path / "few", found=few))
-    assert "on 40 pieces of documents" in text
+    assert "on 40 pieces of 3 documents" in text
     assert "+0.2500 |" in text
     assert "Budget" not in text
     with pytest.raises(ValueError, match=r"found= is the plan of per_layer.*attached is window"):
