@@ -1,19 +1,18 @@
 # Not built: no docker was at hand. A CPU image that runs the demonstration; the page is then in runs/demo.
 #
 #   docker build -t masksearch .
-#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/runs:/work/runs" masksearch
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/runs:/data/runs" masksearch
 #   docker run --rm masksearch search --help   # every other command
 FROM python:3.11-slim
 WORKDIR /masksearch
 # libraries first: a change of the code does not install them again
 COPY constraints.txt ./
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-    --constraint constraints.txt torch
+RUN pip install --no-cache-dir --constraint constraints.txt torch
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY search_spaces ./search_spaces
 COPY masksearch ./masksearch
 RUN pip install --no-cache-dir --constraint constraints.txt .
 ENV HOME=/tmp
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["masksearch"]
 CMD ["demo", "--run", "runs/demo"]

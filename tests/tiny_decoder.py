@@ -78,12 +78,13 @@ def written_text(
     return folder
 
 
-def letter_decoder(folder: Path, letters: str) -> Path:
+def letter_decoder(folder: Path, letters: str, **changes: Any) -> Path:
     """Writes model/, a `tiny_decoder` of three layers whose tokens are letters, blank and line
-    end, in a tokenizer such as GGUF files hold, and text/, which it predicts."""
+    end, in a tokenizer such as GGUF files hold, and text/, which it predicts. `changes` are of
+    the configuration."""
     tokens = {token: number for number, token in enumerate(["<unk>", *letters, "Ġ", "Ċ", "ĠĠ"])}
     wide = {"vocab_size": len(tokens), "max_position_embeddings": 256, "initializer_range": 0.05}
-    tiny_decoder(folder / "model", [*letters], num_hidden_layers=3, **wide)
+    tiny_decoder(folder / "model", [*letters], num_hidden_layers=3, **wide, **changes)
     made = Tokenizer(models.BPE(tokens, [("Ġ", "Ġ")], unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

@@ -48,7 +48,7 @@ def show_attached(given: Mapping[str, Any]) -> None:
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
     folder = find_folder(model)
-    found = read_mask_or_plan(mask, folder, model)
+    found, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
     attach_to(whole, found, backend=given["backend"], part=given["part"])
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
@@ -56,7 +56,7 @@ def show_attached(given: Mapping[str, Any]) -> None:
         length = min(longest, LONGEST, found.longest or LONGEST)
     typer.echo(str(explain(whole, length, given["train"])))
     if out is not None:
-        written = save_pretrained(whole, out)
+        written = save_pretrained(whole, out, found=plan)
         copy_tokenizer(folder, written)
         typer.echo(f"model and mask: {written}")
         if names_run(mask):
@@ -128,8 +128,8 @@ def find_folder(model: str) -> Path:
     return find_checkpoint(model)[1]
 
 
-def read_mask_or_plan(text: str, folder: Path, model: str) -> Mask:
-    """A mask, or that of a plan for this model.
+def read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Plan | None]:
+    """A mask, or that of a plan for this model, and the plan.
 
     Raises:
         DataError: If the plan is for another model.
@@ -140,10 +140,10 @@ def read_mask_or_plan(text: str, folder: Path, model: str) -> Mask:
 
     path = Path(text)
     if path.suffix != ".json" or not path.is_file() or read_plan(path) is None:
-        return parse(text)
+        return parse(text), None
     plan = Plan.load(path)
     plan.check_model(hash_files(folder), model)
-    return plan.mask
+    return plan.mask, plan
 
 
 def write_mask(given: Mapping[str, Any]) -> None:

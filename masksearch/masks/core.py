@@ -250,7 +250,10 @@ class Mask:
         kind = str(data["kind"])
         if kind not in Mask.kinds:
             unknown = unknown_name("mask kind", kind, sorted(Mask.kinds))
-            raise MaskFormatError(f"{unknown}; a kind of your own is known once it is imported")
+            raise MaskFormatError(
+                f"{unknown}; a kind of your own is known once it is imported, one of a later "
+                "version of masksearch with that version"
+            )
         cls = Mask.kinds[kind]
         known = [field.name for field in dataclasses.fields(cast(Any, cls))]
         given = {name: value for name, value in data.items() if name != "kind"}

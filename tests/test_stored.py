@@ -1,0 +1,124 @@
+"""What earlier versions stored is read and goes on: tests/stored has a folder for each of them.
+
+A failure here breaks a promise of docs/promises.md. The remedy is code that reads the file, not
+another file: stored/write.py makes folders for new versions only.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from closed_schema import FOLDER
+from jsonschema import validate
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import masksearch as ms
+from masksearch.cli.main import app
+from masksearch.errors import MaskFormatError, SearchError
+from masksearch.report.page import render_page
+from masksearch.serving.check_serving import judge_log
+
+STORED = Path(__file__).with_name("stored")
+SCHEMAS = {
+    **{"run/result.json": "result", "plan.json": "plan", "saved/masksearch.json": "masksearch"},
+    **{"served/serving.json": "serving", "masks/*.json": "mask", "saved/mask.json": "mask"},
+}
+
+
+@pytest.fixture(params=sorted(path.name for path in STORED.iterdir() if path.is_dir()))
+def stored(request, tmp_path, monkeypatch) -> Path:
+    """A copy of what one version wrote."""
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(STORED / request.param, tmp_path / "stored")
+
+
+def test_it_has_the_form_that_is_published(stored):
+    for pattern, kind in SCHEMAS.items():
+        schema = json.loads((FOLDER / f"{kind}.schema.json").read_text("utf-8"))
+        paths = list(stored.glob(pattern))
+        assert paths, pattern
+        for path in paths:
+            validate(json.loads(path.read_text("utf-8")), schema)
+
+
+def test_masks_keep_their_cells_and_their_names(stored):
+    cells = load_file(stored / "masks" / "cells.safetensors")
+    for kind, expected in cells.items():
+        mask = ms.load_mask(stored / "masks" / f"{kind}.json")
+        assert mask.kind == kind
+        assert torch.equal(mask.dense(expected.shape[-1], *expected.shape[:2]).byte(), expected)
+    for path in (stored / "masks").glob("*.json"):
+        assert ms.load_mask(path).to_json() == path.read_text("utf-8"), "another fingerprint"
+    mixed = [ms.load_mask(stored / "masks" / f"mixed.{end}") for end in ("json", "safetensors")]
+    assert mixed[0] == mixed[1]
+
+
+def test_a_run_is_read_and_goes_on(stored):
+    run = stored / "run"
+    before = ms.open_study(run).records()
+    assert [record.status for record in before] == ["done", "done", "reused"]
+    study = ms.resume(run, trials=4)
+    assert study.records()[:3] == before
+    assert study.records()[3].scored
+    page = render_page(json.loads((run / "result.json").read_text("utf-8")), run)
+    assert all(f"#{record.number}" in page for record in before)
+
+
+def test_a_plan_is_attached_to_its_model_and_the_card_tells_it(stored):
+    plan, out = ms.Plan.load(stored / "plan.json"), stored / "out"
+    words = ["attach", stored / "model", stored / "plan.json", "--out", out]
+    app([str(word) for word in words], standalone_mode=False)
+    assert ms.saved_masks(out) == {"self": plan.mask} == ms.saved_masks(stored / "saved")
+    told = [path / "README.md" for path in (out, stored / "saved")]
+    budget = f"Budget: {plan.found['budget']['limit']:g} of dense"
+    assert all(budget in path.read_text("utf-8") for path in told)
+
+
+@torch.no_grad()
+def test_models_compute_what_they_did(stored):
+    known = load_file(stored / "logits.safetensors")
+    saved = ms.load_pretrained(stored / "saved", dtype=torch.float32)
+    assert torch.allclose(saved(known["tokens"]).logits, known["saved"], atol=1e-5)
+    served = AutoModelForCausalLM.from_pretrained(stored / "served", dtype=torch.float32).eval()
+    assert torch.allclose(served(known["tokens"]).logits, known["served"], atol=1e-5)
+    facts = json.loads((stored / "served" / "serving.json").read_text("utf-8"))
+    room = facts["kv_bytes"] * 2**30 // 2**20
+    log = (
+        f"KV cache memory: {room / 2**30:.9f} GiB\nMaximum concurrency for "
+        f"{facts['settings']['length']:,} tokens per request: {room / facts['kv_bytes']:.2f}x\n"
+    )
+    assert judge_log(log, facts)[0] == 0
+
+
+@pytest.mark.parametrize("file", ["plan.json", "saved/masksearch.json"])
+def test_what_later_versions_add_is_ignored(stored, file):
+    data = json.loads((stored / file).read_text("utf-8"))
+    (stored / file).write_text(json.dumps(data | {"more": {"a": 1}}), "utf-8")
+    if file == "plan.json":
+        assert ms.Plan.load(stored / file).units == data["units"]
+    else:
+        assert ms.load_pretrained(stored / "saved").training is False
+
+
+@pytest.mark.parametrize("file", ["plan.json", "saved/masksearch.json"])
+def test_a_later_format_is_named(stored, file):
+    data = json.loads((stored / file).read_text("utf-8"))
+    (stored / file).write_text(json.dumps(data | {"format": 99}), "utf-8")
+    with pytest.raises(MaskFormatError, match=r"format 99.*reads\s+(format )?1"):
+        ms.Plan.load(stored / file) if file == "plan.json" else ms.saved_masks(stored / "saved")
+
+
+def test_a_run_of_a_later_format_is_named(stored):
+    ms.open_study(stored / "run").optuna.set_user_attr("format", 99)
+    with pytest.raises(SearchError, match=r"in format 99; this is masksearch .*, which reads"):
+        ms.open_study(stored / "run").records()
+
+
+def test_a_kind_or_a_field_of_later_masks_is_named(stored):
+    for wrong in ('{"kind":"later"}', '{"kind":"window","reach":2,"more":1}'):
+        (stored / "mask.json").write_text(wrong, "utf-8")
+        with pytest.raises(MaskFormatError, match=r"later version|another version"):
+            ms.load_mask(stored / "mask.json")
