@@ -13,11 +13,11 @@ from experiments.verify import Claim, interval, rows, sentences
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))  # scripts import one another by their names
-HERE, PROXY, SEARCH = "benchmarks/README.md", "docs/proxy.md", "docs/search.md"
+HERE, PROXY, SEARCH = "benchmarks/README.md", "docs/proxy.md", "docs/running.md"
 DAM, ATTENTION, CLUSTER, TABLE = (
     "docs/dam.md",
     "docs/attention.md",
-    "docs/cluster.md",
+    "docs/cluster_figures.md",
     "experiments/README.md",
 )
 
@@ -436,6 +436,11 @@ CLAIMS = [
                 whole.cpu_seconds.min(),
                 whole.cpu_seconds.max(),
             ],
+        },
+    ),
+    *sentences(
+        "docs/dam_health.md",
+        {
             "| free, density .05 | 32 | one | AUROC and precision 1.0 in all {} ({} CPU seconds": [
                 perfect[0],
                 default[0].cpu_seconds.mean(),

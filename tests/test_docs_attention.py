@@ -1,4 +1,4 @@
-"""What docs/attention.md says: its code runs, prints what it shows, and its tables are true."""
+"""docs/attention.md, inference.md: code runs, prints what they show, and tables are true."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from transformers.masking_utils import (
 
 from masksearch import attach, masks, save_pretrained
 
-PAGE = (Path(__file__).parents[1] / "docs" / "attention.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PARTS = ("attention.md", "inference.md")
+PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in PARTS)
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 SHOWN = re.findall(r"```text\n(.*?)```", PAGE, re.S)
 

@@ -1,4 +1,4 @@
-"""What docs/dam.md says: its snippets run, its names exist, its gradients are those."""
+"""docs/dam.md and pages beside it: snippets run, names exist, gradients are those."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from masksearch.attention.call import AttentionCall
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import FORMS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "dam.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PARTS = ("dam.md", "dam_health.md", "dam_published.md")
+PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in PARTS)
 STEPS, TRIALS = 4, 2  # in place of the page's
 OTHER = {"seed"}  # arguments of `dam` that the page names
 

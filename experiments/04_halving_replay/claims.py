@@ -7,7 +7,7 @@ import pandas as pd
 from experiments.verify import Claim
 
 RESULTS = Path(__file__).parent / "results"
-HERE, DOCS, PROXY = "experiments/04_halving_replay/README.md", "docs/search.md", "docs/proxy.md"
+HERE, DOCS, PROXY = "experiments/04_halving_replay/README.md", "docs/running.md", "docs/proxy.md"
 ENDS = ["", " low", " high"]
 LATE, GAINED = "125 250", "useful hv gained % at equal steps"
 

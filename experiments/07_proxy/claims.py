@@ -13,7 +13,7 @@ from scipy.stats import kendalltau
 from experiments.verify import rows, sentences
 
 RESULTS = Path(__file__).parent / "results"
-HERE, DOCS = "experiments/07_proxy/README.md", "docs/proxy.md"
+HERE, DOCS = "experiments/07_proxy/README.md", "docs/proxy_card.md"
 BUDGETS = [100, 200, 400, 800, 1600]
 TASKS = ["BShift", "QQP", "MNLI", "SST-2", "CoLA"]
 MEAN = "mean of the GLUE tasks"

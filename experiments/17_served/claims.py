@@ -102,8 +102,8 @@ CLAIMS += [
     Claim("docs/decoder.md", "six full layers with a window of 128 lose {} [{}, {}]", MASK),
     Claim("docs/decoder.md", "quantised to q8_0 (53 % of the bytes) loses {} [{}, {}]", QUANT),
     Claim("README.md", "what llama.cpp serves is {} [{}, {}] nats behind the mask", FAR),
-    Claim("docs/decoder.md", "tuned form is {} [{}, {}] nats a token behind the attached", FAR),
-    Claim("docs/decoder.md", "and {} [{}, {}] behind dense attention within it", NEAR2),
+    Claim("docs/engines.md", "tuned form is {} [{}, {}] nats a token behind the attached", FAR),
+    Claim("docs/engines.md", "and {} [{}, {}] behind dense attention within it", NEAR2),
 ]
 NO_CLAIM = [
     (HERE, "the goal of .05"),
