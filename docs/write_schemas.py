@@ -443,6 +443,10 @@ class Served(Struct):
         about("Nats a token on unseen documents: dense, masked, served, difference."),
     ]
     tried: dict[str, Any]
+    rival: Annotated[
+        dict[str, Any] | None,
+        about("The widest window in all layers within the budget: mask, losses, difference."),
+    ] = None
 
 
 FILES = {
