@@ -189,7 +189,7 @@ def allocate_each(
     if out is not None or sinks is not None:
         check_folder(judge, local, serve, sinks, out, limits)
     rivals = {limit: widest_window(judge, local, limit) for limit in limits}
-    for limit, rival in rivals.items():
+    for limit, rival in rivals.items() if check or out is not None else ():
         if rival is not None and limit < 1 and rival.sparsity(length, causal=True) == 0:
             warnings.warn(
                 f"on texts of {length} tokens {rival} in every layer is dense attention, and it "

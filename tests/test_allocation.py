@@ -101,7 +101,7 @@ def test_rival_in_words(found, said):
 def test_texts_that_are_shorter_than_the_rival_are_warned_of(tmp_path):
     said = r"on texts of 24 tokens window\(2048\) in every layer is dense .* up to 4096"
     with pytest.warns(UserWarning, match=said):
-        allocate(tmp_path, 0.5, serving=ms.Serving(length=4096), check=False)
+        allocate(tmp_path, 0.5, serving=ms.Serving(length=4096))
 
 
 @pytest.mark.slow
