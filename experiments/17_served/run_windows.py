@@ -45,7 +45,8 @@ class Windows:
         self.layers = self.model.config.num_hidden_layers
         train = experiment.text(self.plan["length"]).train
         chosen = torch.linspace(0, len(train) - 1, self.plan["passages"]).long()
-        self.rank_on, self.choose_on = train[chosen].long().chunk(2)
+        rows = train[chosen].long()
+        self.rank_on, self.choose_on = rows[:1], rows[2:]
 
     def run(self) -> None:
         """All of it."""
@@ -59,12 +60,10 @@ class Windows:
         best = min((count for count in mean if count), key=lambda count: mean[count])
         print("chosen", best, mean, widths, ranking, flush=True)
         rows = self.judged()
-        six = (self.made.full[PRIMARY], WINDOW, MASKS["sinks"])
         forms = {
             "dense": ({*range(self.layers)}, WINDOW, 0),
             "one window": (set(), widths[0], MASKS["sinks"]),
             "searched": (sets[best], widths[best], MASKS["sinks"]),
-            "found at 512": six,
             "one window, no sinks": (set(), widths[0], 0),
             "searched, no sinks": (sets[best], widths[best], 0),
         }
@@ -86,13 +85,11 @@ class Windows:
 
     def rank(self) -> list[int]:
         """Layers by the loss that each takes away where it alone is full, best first."""
-        base = self.losses("rank none", set(), self.plan["ranked_at"], self.rank_on).mean()
+        base = self.losses("rank none", set(), self.plan["ranked_at"], self.rank_on)[:1].mean()
         worth = {}
         for layer in reversed(range(self.layers)):  # what lies below is the same, and kept
-            found = self.losses(
-                f"rank {layer}", {layer}, self.plan["ranked_at"], self.rank_on
-            ).mean()
-            worth[layer] = base - found
+            found = self.losses(f"rank {layer}", {layer}, self.plan["ranked_at"], self.rank_on)
+            worth[layer] = base - found[:1].mean()  # the first layers were judged on two
         return sorted(worth, key=lambda layer: -worth[layer])
 
     def widest(self, full: set[int]) -> int:
@@ -106,7 +103,7 @@ class Windows:
         """A passage of each novel that no search has seen, int64 `[novels, length]`."""
         rows = self.made.text(self.plan["length"]).held_out(TEXT["judged"], 10_000)
         _, first = np.unique(rows.documents, return_index=True)
-        return rows.tokens[first + PLAN["judge"]["passage"]]
+        return rows.tokens[first + PLAN["judge"]["passage"]][: PLAN["judge"]["novels"]]
 
     def losses(
         self, name: str, full: set[int], window: int, rows: Tensor, sinks: int = MASKS["sinks"]
