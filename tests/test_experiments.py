@@ -312,6 +312,11 @@ def test_served_smoke(tmp_path):
     # within the window the mask and a window alone are dense attention
     assert means["6 128 attached"] == pytest.approx(means["dense"], abs=1e-4)
     assert means["6 128 window"] == pytest.approx(means["dense"], abs=1e-4)
+    run_script("17_served/run_windows.py", "--smoke", *options)
+    judged = pd.read_csv(tmp_path / "runs/windows/windows.csv").set_index("form")
+    assert judged.share["dense"].eq(1).all()
+    assert len(judged.loc["searched"]) == len(judged.loc["dense"]) > 1
+    assert judged.nats.notna().all()
 
 
 @pytest.mark.slow

@@ -27,8 +27,9 @@ PLAN = tomllib.loads((HERE / "plan_windows.toml").read_text(encoding="utf-8"))
 def main() -> None:
     given = read_arguments(__doc__)
     if given.smoke:
-        TEXT.update(longest=512)
-        PLAN["search"].update(length=512, ranked_at=64, counts=[0, 2])
+        TEXT.update(longest=224)
+        PLAN["search"].update(length=224, ranked_at=64, counts=[0, 2])
+        PLAN["judge"].update(passage=0)
     torch.set_num_threads(given.threads)
     with torch.no_grad():
         Windows(Experiment(given)).run()
