@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
@@ -86,6 +87,11 @@ def test_three_jobs_run(folder):
     (folder / "job.py").write_text(block("python", "load_pretrained"), encoding="utf-8")
     out, _ = run(folder, "python job.py")
     assert str(third) in out
+    served = AutoModelForCausalLM.from_pretrained(folder / "served")
+    plan = ms.Plan.load(folder / "runs/allocate/plan.json")
+    assert plan.found["cache"]["kv_bytes"] <= 0.6
+    assert plan.found["served"]["losses"]["served"] < 3.4  # less than words' frequencies tell
+    assert {*served.config.layer_types} <= {"full_attention", "sliding_attention"}
 
 
 def test_every_block_runs_or_says_why_not():

@@ -16,21 +16,28 @@ from typing import Any
 import torch
 import typer
 from optuna.trial import BaseTrial
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from masksearch import masks
 from masksearch.cli.resuming import resumable
 from masksearch.contracts import Record, generator
 from masksearch.driver import Study, compare, search
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators.next_tokens import NextTokenTraining
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.models.checkpoints import quiet
+from masksearch.models.decoders import NextTokenModel
 from masksearch.report.collect import NOTES, report_on
+from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.training.loop import TrainConfig
 
 STRATEGIES = ("dam", "tpe", "evolution", "random")
 TRIALS = 12  # masks of each strategy that draws them from the space
@@ -46,6 +53,8 @@ HEADERS = {
     "SST-2": "sentence\tlabel",
     "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
 }
+SMALL: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"intermediate_size": 128}
 DAM = {
     "gates": {"structure": "free", "heads": 1},  # like the space, one mask for all heads
     "config": {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3},
@@ -222,9 +231,9 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Study]) -> li
     ]
 
 
-def write_data(folder: Path) -> list[str]:
+def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
-    `bert/`, a model with random weights.
+    `bert/`, a model with random weights, and `llama/`, a decoder that has learnt the text.
 
     A line of text is 17 words; each of the last eight follows from the word nine places before it.
     SST-2's label 1 says that they do, and with label 0 none of the eight is the right one. MRPC
@@ -232,6 +241,7 @@ def write_data(folder: Path) -> list[str]:
 
     Args:
         folder: It is made where there is none.
+        steps: Of the decoder's training; 250 find the word nine places before.
 
     Returns:
         What was written, a line each.
@@ -239,8 +249,8 @@ def write_data(folder: Path) -> list[str]:
     Raises:
         DataError: If there is something already.
     """
-    text, glue, bert = (folder / name for name in ("text", "glue", "bert"))
-    if taken := [place for place in (text, glue, bert) if place.exists()]:
+    text, glue, bert, llama = places = [folder / n for n in ("text", "glue", "bert", "llama")]
+    if taken := [place for place in places if place.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     for part, (name, count) in enumerate(LINES.items()):
         tokens = SENTENCES.sample(count, generator(0, TEXT, part))
@@ -259,19 +269,30 @@ def write_data(folder: Path) -> list[str]:
                 pair = f"{kind}\t{2 * row}\t{2 * row + 1}\t{halves}"
                 rows.append(pair if task == "MRPC" else f"{' '.join(words)}\t{kind}")
             write_lines(glue / task / f"{name}.tsv", rows)
+    [words] = spell(torch.arange(-1, SENTENCES.vocabulary)[None])
+    vocabulary = {word: number for number, word in enumerate(["<unk>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    torch.manual_seed(TEXT)
     with quiet():
-        config = BertConfig(
-            vocab_size=64,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
+        BertModel(BertConfig(vocab_size=64, **SMALL)).save_pretrained(bert)
+        config = LlamaConfig(
+            vocab_size=len(vocabulary), num_key_value_heads=2, eos_token_id=None, **SMALL
         )
-        BertModel(config).save_pretrained(bert)
+        decoder = LlamaForCausalLM(config)
+        decoder.save_pretrained(llama)
+        tokenizer.save(str(llama / "tokenizer.json"))
+        training = NextTokenTraining(
+            NextTokenText.load(text, tokenizer=llama, length=64), batch=16
+        )
+        learnt = TrainConfig(steps=steps, lr=5e-3)
+        [*training.steps(NextTokenModel(decoder), learnt, TEXT, "demo", None)]
+        decoder.save_pretrained(llama)
     return [
         f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",
         f"{glue}: {' and '.join(HEADERS)} over the same pairs of words, for --glue",
         f"{bert}: a BERT of 2 layers and 4 heads, untrained, for masksearch attach",
+        f"{llama}: a Llama of 2 layers, trained on the text, for masksearch allocate",
     ]
 
 

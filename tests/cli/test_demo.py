@@ -65,11 +65,11 @@ def test_demonstration_needs_a_process_whose_front_is_known(tmp_path):
 
 
 def test_data_are_written_twice_alike(tmp_path):
-    lines = write_data(tmp_path / "data")
+    lines = write_data(tmp_path / "data", steps=2)
     assert [line.partition(":")[0] for line in lines] == [
-        str(tmp_path / "data" / name) for name in ("text", "glue", "bert")
+        str(tmp_path / "data" / name) for name in ("text", "glue", "bert", "llama")
     ]
-    write_data(tmp_path / "again")
+    write_data(tmp_path / "again", steps=2)
     for path in (path for path in (tmp_path / "data").rglob("*") if path.is_file()):
         again = tmp_path / "again" / path.relative_to(tmp_path / "data")
         assert path.read_bytes() == again.read_bytes(), path
@@ -79,7 +79,7 @@ def test_data_are_written_twice_alike(tmp_path):
 
 def test_labels_of_the_data_follow_from_the_text(tmp_path):
     """The right word for each of the first eight is learned from the text, not from the code."""
-    write_data(tmp_path)
+    write_data(tmp_path, steps=2)
     right: dict[str, str] = {}
     for path in (tmp_path / "text").iterdir():
         for words in map(str.split, path.read_text(encoding="utf-8").splitlines()):
