@@ -78,26 +78,27 @@ def allocate(
 
     Args:
         model: A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.
-        text: The text that decides: a file, a folder of `.txt` files, or `hf:OWNER/NAME`; whole
-            documents, at least 16 held out.
+        text: Text to measure losses on: a file, a folder of `.txt` files, or `hf:OWNER/NAME`;
+            whole documents, at least 16 held out.
         budget: Largest share of the bytes of the dense cache of keys and values, in (0, 1].
-        unit: What is full or local: layer, kv_head or head. Only layers free memory in the
-            caches that exist.
+        unit: What has full attention or not: layer, kv_head or head. Only layers free memory in
+            the caches that exist.
         local: The mask of the other units; None = 4 sinks and a window of an eighth of the length.
         method: `greedy` (raise the best unit, round by round), or the best sum of scores within
             the budget: `restore` (a unit alone full), `ablate` (it alone local), `gates`
             (switches, trained on frozen weights), or a file of gates.
-        tries: Units that a round of greedy judges; None = all.
+        tries: Units that greedy tries in a round; None = all.
         length: Tokens of a sequence, and of the cache that is counted.
         sequences: Held-out sequences that are judged, at most.
-        held_out: Text to judge by; None = the end of `text`.
+        held_out: Text that plans are judged on; None = the end of `text`.
         serve: The engine that will serve it, `transformers`, `vllm`, `sglang` or `llama.cpp`: the
             budget counts what that engine reserves (of SGLang what the mask needs); None = the
             bytes that the mask needs.
         serving: How the engine is run, and the length that is counted: `Serving(length=32768)`, on
             the command line `{"length": 32768}`; None = its defaults.
-        sinks: What sinks beside a window become in the folder: `tune`, `calibrate` or `none`;
-            None = they are refused. See `masksearch.to_native`.
+        sinks: What stands in for sinks beside a window in the folder: `tune` (trained
+            logits), `calibrate` (measured ones) or `none`; None = such masks are refused. See
+            `masksearch.to_native`.
         out: A new folder that the engine opens, with SERVING.md: its command, the bytes and losses
             to expect. Of one budget; None = no folder.
         trials: Masks to judge, at most; None = as many as the method needs.

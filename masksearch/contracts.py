@@ -36,8 +36,7 @@ def is_side_value(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a mask is lowered to: `bool [layers, heads, length, length]`, and the pairs of it
-    that real tokens can form.
+    """A model's layers, heads and length, and the pairs that real tokens of its data form.
 
     Args:
         length: Positions.
@@ -251,7 +250,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a proposal. Everything that tables, figures and strategies read.
+    """The result of one proposal: all that tables, figures and strategies read.
 
     Args:
         number: Trial number in the study (told to a strategy: its own draw number).

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """The records of a run folder and what follows from them.
+    """The result of a search: the records of its run folder, their best masks and front.
 
     Args:
         run: Folder of the run.

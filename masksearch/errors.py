@@ -39,7 +39,7 @@ class TokensNeededError(MaskSearchError, ValueError):
 
 
 class AttachError(MaskSearchError, ValueError):
-    """A model on which no mask can be put, or one that does not fit."""
+    """No mask can be put on this model, or this mask does not fit it."""
 
 
 class NativeError(MaskSearchError, ValueError):

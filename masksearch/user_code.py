@@ -297,8 +297,7 @@ def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered
 
 
 def budget_of(trial: BaseTrial) -> float | None:
-    """What the mask of a draw may cost, for a space to draw within; None = the search has no
-    budget.
+    """What the mask of this draw may cost; None = the search has no budget.
 
     Args:
         trial: That the space was called with, or a `FixedTrial` of a record's parameters.

@@ -44,7 +44,7 @@ TEXT, HTML = (f"masksearch.report.display:comparison_{kind}" for kind in ("text"
 
 @dataclass(frozen=True)
 class Comparison(ComparedRuns):
-    """The runs of a comparison, every mask trained with every seed, and what they say."""
+    """The result of `compare`: each mask's run with each seed, tables of them, and a verdict."""
 
     def __repr__(self) -> str:
         return str(pkgutil.resolve_name(TEXT)(self))

@@ -282,7 +282,7 @@ def percentiles(value: np.floating, draws: Floats) -> Interval:
 # -- the card ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ProxyCard:
-    """A cheap measure judged by the one that counts; made by `judge_proxy`.
+    """How well a cheap measure ranks masks as the one that counts does.
 
     Args:
         proxy: The measure that is cheap.

@@ -32,7 +32,7 @@ FEATURES = {  # extra -> (its module, what needs it)
 }
 
 DATA = typer.Argument(
-    help="Folders or files of data: which option takes them.  [default: none]",
+    help="Folders or files of data, to be told which option takes them.  [default: none]",
     rich_help_panel=options.PLACE,
     metavar="DATA...",
 )

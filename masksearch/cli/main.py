@@ -133,7 +133,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Four strategies in four minutes look for masks whose true front is known.
+    """Search with four strategies, in four minutes, on data whose best masks are known.
 
     DAM, TPE, evolution and random search run once each on planted text, where the best accuracy
     of every mask is known exactly. So the page can say how near each of them came.
@@ -160,7 +160,7 @@ def resume(
     slots: int | None = None,
     address: str | None = None,
 ) -> Study | Comparison:
-    """Goes on with a search or comparison that the command line began, as `masksearch resume`.
+    """Continues a search or comparison that the command line began, as `masksearch resume`.
 
     It repeats what `command.json` in the run folder says. A run that Python began has none:
     call `search` or `compare` again with the same arguments.
@@ -223,7 +223,7 @@ def show_resumed(given: Mapping[str, Any]) -> None:
     calls=show_resumed,
 )
 def resume_command(run: RunArgument, **_: object) -> None:
-    """Go on with a search, an allocation, a comparison, a demo or a pre-training.
+    """Continue a search, an allocation, a comparison, a demo or a pre-training.
 
     Examples:
         masksearch resume runs/search

@@ -273,7 +273,7 @@ def allocate(
     text: Annotated[
         str,
         typer.Argument(
-            help="The text that decides: a file, a folder of .txt files, or hf:OWNER/NAME.",
+            help="Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
             rich_help_panel=JUDGE,
             metavar="TEXT",
         ),

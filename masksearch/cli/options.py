@@ -29,7 +29,7 @@ COMPARED = "Which masks"
 RUN = "Which run"
 JUDGE = "What judges a mask"
 MODEL = "The model that is trained, and how"
-ALLOCATION = "Units that are full or local: strategy allocate, or a space for any other"
+ALLOCATION = "Layers or heads that have full attention or a local mask"
 PLACE = "Where it runs"
 OUTPUT = "Output"
 
@@ -88,7 +88,7 @@ RunArgument = Annotated[
     typer.Argument(help="Folder of a search or a comparison.", rich_help_panel=RUN, metavar="RUN"),
 ]
 Run = Annotated[
-    Path, declare("Folder of the run; a run that it holds goes on.", OUTPUT, "", "FOLDER")
+    Path, declare("Folder of the run; one that was stopped there goes on.", OUTPUT, "", "FOLDER")
 ]
 Json = Annotated[bool, declare("Print JSON, not tables, for programs.", OUTPUT, name="--json")]
 Slots = Annotated[int, declare("Trials at a time.", PLACE, "", "N")]

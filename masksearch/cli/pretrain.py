@@ -90,7 +90,7 @@ def pretrain(
     out: Annotated[Path, declare("Folder of the model; killed runs go on.", OUTPUT, "", "FOLDER")],
     preset: Preset = None,
     seed: Annotated[
-        int, declare("Seed of weights, order of the text and what is hidden.", TRAINING, "", "N")
+        int, declare("Seed of weights, order of the text and masked tokens.", TRAINING, "", "N")
     ] = 0,
     set: Annotated[
         list[str] | None,

@@ -191,7 +191,7 @@ def report(
     ],
     **_: object,
 ) -> None:
-    """Write the page of runs, and say what a comparison shows; or show what a mask is.
+    """Write an HTML page on runs, and print a comparison's verdict; or describe a mask.
 
     Each sentence on a comparison has its seeds, rows, interval and p-value (docs/statistics.md has
     the rules, and how often they err). Of a mask: its sparsity, block density, empty rows, and a

@@ -107,7 +107,7 @@ SEARCHING = {
         *(SEARCHED, "NAME"),
     ),
     "trials": optional(
-        "Masks to judge; the search ends then.", *(SEARCHED, "20, without --seconds", "N", int)
+        "Number of masks to judge.", *(SEARCHED, "20, without --seconds", "N", int)
     ),
     "storage": (options.Storage, None),
     "constraint": optional(
@@ -115,13 +115,13 @@ SEARCHING = {
         *(SEARCHED, "none", "TEXT", list[str]),
     ),
     "budget": optional(
-        "What a mask may cost, as a share of dense attention; repeatable, draws take turns.",
+        "Largest share of dense attention's cost for a mask; repeatable, draws take turns.",
         *(SEARCHED, "no limit", "SHARE", list[float]),
     ),
     "families": flag("families", "Judge the six hand-designed masks as well, first.", SEARCHED),
     "halving": optional(
-        "Stop weak trials early: the steps at which trials are compared, such as 62,125,250. By "
-        "their loss, beside sparsity, and one of two goes on (--set halving.metric=loss, "
+        "Stop weak trials early, at these steps, such as 62,125,250: trials are compared by loss "
+        "and sparsity, and the better half goes on (--set halving.metric=loss, "
         "halving.factor=2).",
         *(SEARCHED, "every trial is finished", "STEPS"),
     ),
@@ -131,13 +131,13 @@ SEARCHING = {
         *(SEARCHED, "none", "FILE", Path),
     ),
     "local": optional(
-        "The mask of a unit that needs little, such as 'window(8) | global_tokens(1)'; others "
-        'have full attention. Several, the cheapest first: --set units.levels=["star()", ..].',
+        "Search which units (--unit) have this mask, such as 'window(8) | global_tokens(1)', and "
+        "which full attention; no space is needed. Several masks, the cheapest first: "
+        '--set units.levels=["star()", ..].',
         *(ALLOCATION, "none: no units", "MASK"),
     ),
     "unit": optional(
-        "What has one of these masks: head, layer, or kv_head (of decoders: the heads that share "
-        "keys).",
+        "What a unit is: head, layer, or kv_head (of decoders: the heads that share keys).",
         *(ALLOCATION, "head", "NAME"),
     ),
     "log": optional(
@@ -165,10 +165,11 @@ COMPARING = {
         *(COMPARED, "none", "FOLDER", Path),
     ),
     "run": (options.Run, Path("runs/compare")),
-    "seeds": valued(5, "Trainings of each mask, on seeds that all share.", COMPARED, "N"),
-    "first_seed": valued(1000, "First of them; use others than the search's.", COMPARED, "N"),
+    "seeds": valued(5, "Seeds to train each mask with; all masks share them.", COMPARED, "N"),
+    "first_seed": valued(1000, "First seed; use others than the search's.", COMPARED, "N"),
     "budget": optional(
-        "What masks of runs cost at most: RUN stands for its best mask within each; repeatable.",
+        "Largest share of dense attention that a run's mask costs: RUN stands for its best mask "
+        "within each; repeatable.",
         *(COMPARED, "no limit", "SHARE", list[float]),
     ),
     "controls": valued(

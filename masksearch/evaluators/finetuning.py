@@ -117,7 +117,8 @@ class FineTuning(Evaluator, ABC):
             their mean; with two or more, `"<score>/std"` is their standard deviation.
         frozen: Lower layers that fine-tuning leaves as they are, the embeddings included (0 =
             the embeddings alone); `"all"` = only the head is trained; None = everything is.
-        adapt: What is trained under a mask: `"none"`, `"recover"` or `"train"`, see above.
+        adapt: What is trained under a mask: `"none"`, `"recover"` (a dense model, for some steps)
+            or `"train"` (from the checkpoint on), see above.
         recover_steps: Optimiser steps under the mask, for `"recover"`.
         recover_lr: Their peak learning rate; None = `finetune_lr`.
         learn_from: What these steps, and the gates of DAM on a dense model, learn from: the

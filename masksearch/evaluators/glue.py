@@ -68,8 +68,7 @@ class GlueEvaluator(FineTuning):
     Args:
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
             `masksearch.tasks.glue.load_glue`.
-        tasks: Names of `masksearch.tasks.glue.TASKS`, or `GlueTask`s of
-            one's own.
+        tasks: GLUE's tasks by name, or in Python `GlueTask`s of one's own.
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
             Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
             of both); see `ms.glue_score`.

@@ -95,7 +95,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cached(EvaluatorWrapper):
-    """Keeps the reports of every finished run, for all studies that share the folder.
+    """Wraps an evaluator: keeps its finished runs in a folder, where other studies find them.
 
     A study answers equal masks from its own records already; this is for several studies, or a
     comparison after a search. A run is known by the fingerprint of its lowered mask, the

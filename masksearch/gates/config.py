@@ -46,7 +46,7 @@ EARLIEST = 0.5  # share of the steps that a warm-up which finds its own end take
 
 @dataclass(frozen=True)
 class DamConfig:
-    """How gates and weights are trained together.
+    """Settings of `dam`: how gates and weights are trained together.
 
     The density of the gates (mean probability of an edge) is held by one of two controls:
 

@@ -43,7 +43,7 @@ CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay 
 
 @dataclass(frozen=True)
 class Points:
-    """Where a mask is asked: index tensors that broadcast against each other.
+    """The pairs (query, key) that a mask is asked about: index tensors that broadcast.
 
     Args:
         query: int64 positions of the queries.
@@ -553,7 +553,7 @@ def recipe(function: Recipe) -> Recipe:
 
 
 def family(function: Recipe) -> Recipe:
-    """Decorator: a recipe whose defaults are a mask to compare with, found in `FAMILIES` too."""
+    """Decorator: as `recipe`; its mask by default joins the hand-designed ones, `FAMILIES`."""
     FAMILIES[function.__name__] = function()
     return recipe(function)
 

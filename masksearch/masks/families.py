@@ -131,7 +131,7 @@ ATTEMPTS = 32  # draws, of which the nearest is taken where none is near enough
 
 
 def sweep_families(shape: HasShape, densities: Sequence[float]) -> dict[str, Mask]:
-    """A hand-designed mask for each density: a front of them as large as a search's.
+    """Chooses a hand-designed mask for each density, to compare with the front of a search.
 
     For each density a member is taken that keeps at most one point more: of the families with one
     within a point, that which was taken least often, so that they take turns; else the nearest.

@@ -47,7 +47,7 @@ def under_causality(mask: Mask, shape: HasShape) -> Mask:
 
 
 def lower(mask: Mask, shape: HasShape) -> DenseMask:
-    """The mask as the table that a model with that shape uses.
+    """Computes the table of a mask that a model of this shape uses.
 
     Args:
         mask: Any mask.

@@ -34,8 +34,9 @@ MEASURES = (
 
 
 def fingerprint(mask: Mask, shape: HasShape) -> str:
-    """SHA-256 of the lowered bits and their shape, in hex: equal masks from different
-    expressions have one fingerprint. Of a mask that follows the tokens it is of the expression.
+    """Hashes a mask's lowered bits and shape: equal masks have one fingerprint (SHA-256, hex).
+
+    A mask that follows the tokens is hashed by its expression.
 
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.

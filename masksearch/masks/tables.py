@@ -176,7 +176,7 @@ class Toeplitz(BitMask):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockLayout(BitMask):
-    """Keep whole blocks, given bit by bit: the kind of mask that becomes speed.
+    """Keep whole blocks, given bit by bit; block-sparse kernels skip the others.
 
     Args:
         bits: bool `[nb, nb]`, `[heads, nb, nb]` or `[layers, heads, nb, nb]`: which blocks of

@@ -316,7 +316,7 @@ class StoredCheckpoint:
 
 # -- the masks of a folder ---------------------------------------------------------------------
 def verify(folder: Path | str) -> dict[str, Mask]:
-    """The masks that a folder's model was trained under, with its weights: what loading checks.
+    """Checks that a folder's weights and masks belong together, as loading does; returns masks.
 
     Args:
         folder: What `save_pretrained`, a `Trainer` with `MaskCallback`, or transformers wrote.

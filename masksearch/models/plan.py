@@ -25,7 +25,7 @@ KIND, FORMAT = "masksearch-plan", 1
 
 @dataclass(frozen=True)
 class Plan:
-    """An allocation for one model.
+    """The result of `allocate`: which layers or heads of one model keep full attention.
 
     Args:
         model: Of the model: `name`, `architecture`, and `digest`, a hash over the bytes of its

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pretrained(StoredCheckpoint):
-    """A checkpoint of an encoder; see `StoredCheckpoint` for what it shares with decoders.
+    """An encoder's checkpoint, read and checked by `open_pretrained`.
 
     Args:
         name: What it was opened as: an absolute folder, or a Hub name.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """Mean attention weights; every share lies in [0, 1].
+    """Where a model looks: mean attention weights. Every share lies in [0, 1].
 
     Args:
         maps: float `[layers, heads, n, n]`: mean P of each pair over the sequences in which both

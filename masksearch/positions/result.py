@@ -141,7 +141,7 @@ class Profile:
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """How much attention positions matter.
+    """The result of `importance`: what removing attention positions does to the loss.
 
     For `"gradient"`, `"flip"` and `"drop"` a value is the rise of the loss, in nats per scored
     token, if these pairs are taken out of every sequence (to first order for the first two); for

@@ -404,7 +404,7 @@ def proxy_card(
     fraction: float = 0.9,
     resamples: int = 1000,
 ) -> ProxyCard:
-    """How far to trust a short run that judges masks.
+    """Judges short runs: whether they rank masks as longer ones, or another score, do.
 
     Ranks the masks of finished runs by a cheap measure at every budget and compares that with
     the reference: the same measure at the longest budget, or another one that counts (the GLUE
@@ -412,9 +412,9 @@ def proxy_card(
 
     Args:
         runs: Run folders of searches and comparisons (or folders that hold several).
-        proxy: The reported value that is cheap.
-        target: The reported value that counts; None = the proxy at the longest budget.
-        reference: Run folder that judges the others; None = none. It is needed where the runs
+        proxy: The cheap measure, by the name it is reported under.
+        target: The measure that counts, likewise; None = the proxy at the longest budget.
+        reference: Run folder to compare the others with; None = none. It is needed where the runs
             come from several protocols (of 200, 800 and 3,200 steps, say), each of which is then
             judged at its end, and need not be among `runs`.
         bands: Density bands of about equally many masks; None = factors of two.

@@ -33,7 +33,7 @@ Account = Literal["mask", "head", "transformers", "vllm", "llama.cpp"]
 
 @dataclass(frozen=True)
 class KvBytes:
-    """The bytes of a cache.
+    """Bytes of a decoder's cache of keys and values, beside those of the dense one.
 
     Args:
         bytes: Of the keys and values that are held, or that an engine reserves room for.

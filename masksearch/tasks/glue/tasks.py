@@ -423,7 +423,7 @@ class GlueScore:
 
 
 def glue_score(values: Mapping[str, float], convention: Convention = "primary") -> GlueScore:
-    """The average that SparseBERT's table prints: nine columns, MNLI-m and MNLI-mm apart.
+    """Averages GLUE's metrics as SparseBERT's table does: nine columns, MNLI-m and MNLI-mm apart.
 
     Which metric the table uses for MRPC, QQP and STS-B is not said beside it; its figures (QQP
     at 87, MRPC at 88) are those of BERT's convention. So a comparison with the table takes

@@ -129,7 +129,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class GradedProcess:
-    """A distribution over sequences whose dependencies each pay on their own.
+    """A planted process in which every dependency that a mask keeps raises the accuracy.
 
     A token is a tuple of parts, each one of `symbols` symbols: its id is the sum of
     part[i] * symbols^i. The positions of a dependency share a hidden symbol, uniform and drawn
