@@ -260,7 +260,8 @@ class Experiment:
         out = self.runs / "results" if self.given.smoke else HERE / "results"
         out.mkdir(parents=True, exist_ok=True)
         edges, lines = PLAN["bands"]["edges"], []
-        for path in sorted(self.runs.glob("*/*.npy")):
+        stages = ("gguf", "judged", "longest")
+        for path in [p for stage in stages for p in sorted((self.runs / stage).glob("*.npy"))]:
             losses = np.load(path)
             bounds = [0, *(edge for edge in edges if edge < losses.shape[1]), losses.shape[1]]
             for novel, row in enumerate(losses):
