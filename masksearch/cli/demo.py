@@ -280,7 +280,7 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
             vocab_size=len(vocabulary), num_key_value_heads=2, eos_token_id=None, **SMALL
         )
         decoder = LlamaForCausalLM(config)
-        decoder.save_pretrained(llama)
+        config.save_pretrained(llama)
         tokenizer.save(str(llama / "tokenizer.json"))
         training = NextTokenTraining(
             NextTokenText.load(text, tokenizer=llama, length=64), batch=16

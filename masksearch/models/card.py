@@ -120,7 +120,9 @@ def describe_plan(plan: Plan) -> str:
         text += f"| dense attention | {unseen['dense']:.4f} |\n| mask | {unseen['masked']:.4f} |\n"
         text += f"| mask minus dense, 95 % interval over rows | {describe_loss(unseen)} |\n"
     if rival := found.get("rival"):
-        text += f"\nOf no more bytes, `{rival['mask']}` in every layer: {describe_rival(rival)}.\n"
+        text += (
+            f"\nWithin that budget `{rival['mask']}` in every layer: {describe_rival(rival)}.\n"
+        )
     return text
 
 
