@@ -1,4 +1,4 @@
-"""docs/trained_encoders.md: its commands run, in their order, on a toy."""
+"""docs/trained_encoders.md and docs/adapting.md: their commands run, in their order, on a toy."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SMALL = {  # what the page says -> what a toy takes
 }
 
 
-def commands(number: int) -> list[list[str]]:
-    """Words of the commands in one of the page's blocks, made small."""
-    page = (ROOT / "docs" / "trained_encoders.md").read_text(encoding="utf-8")
-    block = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[number]
+def commands(name: str) -> list[list[str]]:
+    """Words of the commands in a page's first block, made small."""
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    block = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0]
     block = re.sub("|".join(map(re.escape, SMALL)), lambda found: SMALL[found[0]], block)
     named = dict(re.findall(r'^(\w+)="(.*)"', block, re.M))
     lines = [line for line in block.splitlines() if line.startswith("masksearch ")]
@@ -63,7 +63,7 @@ def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
-    *searches, compare, verdict = commands(0)
+    *searches, compare, verdict = commands("trained_encoders.md")
     fronts = [said(words, monkeypatch, capsys) for words in searches]
     assert ["Front of" in shown for shown in fronts] == [True] * 3
     models = len(list((toys / "cache" / "dense").glob("*.safetensors")))
@@ -82,7 +82,7 @@ def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_card_of_the_cheap_settings(toys, monkeypatch, capsys):
-    *compared, card = commands(1)
+    *compared, card = commands("adapting.md")
     for words in compared:
         said(words, monkeypatch, capsys)
     shown = said(card, monkeypatch, capsys)

@@ -1,4 +1,4 @@
-"""docs/write_your_own.md: its files, its Python and its commands run in their order."""
+"""docs/write_your_own.md and docs/own_*.md: files, Python and commands run in their order."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from cli_runs import run
 
 from masksearch import Mask
 
-PAGE = Path(__file__).parents[1] / "docs" / "write_your_own.md"
-BLOCKS = re.findall(r"```(python|bash|text)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [*sorted(DOCS.glob("own_*.md")), DOCS / "write_your_own.md"]
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(language, code) of the blocks that are run or compared, in their order."""
+    return re.findall(r"```(python|bash|text)\n(.*?)```", text, re.S)
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page.read_text(encoding="utf-8"))]
 FILES = {
     body.split("\n", 1)[0].removeprefix("# "): body
     for kind, body in BLOCKS
@@ -24,7 +32,7 @@ FILES = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the page's files, importable; what they define is forgotten afterwards."""
+    """A folder with the pages' files, importable; what they define is forgotten afterwards."""
     for name, body in FILES.items():
         (tmp_path / name).write_text(body, encoding="utf-8")
     kinds = dict(Mask.kinds)
@@ -39,15 +47,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def sections() -> dict[str, list[tuple[str, str]]]:
-    """Heading -> its blocks."""
-    parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)[1:]
-    return {
-        part.split("\n", 1)[0]: re.findall(r"```(python|bash|text)\n(.*?)```", part, re.S)
-        for part in parts
-    }
+    """Page, or heading of the page of small parts -> its blocks."""
+    *pages, small = (page.read_text(encoding="utf-8") for page in PAGES)
+    found = {page.name: blocks(text) for page, text in zip(PAGES, pages, strict=False)}
+    for part in re.split(r"^## ", small, flags=re.M)[2:]:  # after the table of the pages
+        found[part.split("\n", 1)[0]] = blocks(part)
+    return found
 
 
-def test_the_page_has_a_file_for_each_part():
+def test_the_pages_have_a_file_for_each_part():
     assert len(FILES) == len(sections()) == 9
 
 
@@ -66,5 +74,5 @@ def test_a_part_of_ones_own_runs(heading, folder, monkeypatch, capsys):
                 code, out, err = run(monkeypatch, capsys, *shlex.split(line)[1:])
                 assert code == 0, f"{line}\n{out}\n{err}"
         elif body not in FILES.values():
-            exec(compile(body, str(PAGE), "exec"), names)
+            exec(compile(body, heading, "exec"), names)
             printed = capsys.readouterr().out

@@ -62,7 +62,7 @@ def show_attached(given: Mapping[str, Any]) -> None:
         if names_run(mask):
             typer.echo(
                 f"weights: of {model}, as they are there; those that a search fine-tunes before "
-                "it judges masks are in its cache (docs/trained_encoders.md: how to take them)"
+                "it judges masks are in its cache (docs/adapting.md: how to take them)"
             )
 
 

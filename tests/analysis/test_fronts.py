@@ -116,7 +116,8 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
         fifths = [(chance >= low) & (chance <= low + 0.2) for low in np.arange(0, 1, 0.2)]
         for near in fifths:  # the search's choice is not in it, so it errs to the low side
             assert -0.05 < is_member[near].mean() - chance[near].mean() < 0.2
-    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "statistics_fronts.md").read_text(encoding="utf-8")
     for row in zip(*table, strict=True):  # of 3, 5 and 10 seeds
         print(*row, sep=" | ")
         assert f"| {' | '.join(row)} |" in page
