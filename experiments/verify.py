@@ -136,11 +136,12 @@ def problems(claim: Claim, text: str) -> list[str]:
         for number, value in zip(printed, claim.values, strict=True)
         if not agrees(number, value)
     ]
-    heads = [head.start() for head in re.finditer(r"^#+ ", text, re.M)]
-    first = max((at for at in heads if at <= found[0].start()), default=0)
-    last = min((at for at in heads if at > found[0].start()), default=len(text))
-    if claim.source not in claim.page and claim.source not in text[first:last]:
-        wrong.append(f"{claim}: its section does not name {claim.source}")
+    if claim.source not in claim.page:
+        heads = [head.start() for head in re.finditer(r"^#+ ", text, re.M)]
+        first = max((at for at in heads if at <= found[0].start()), default=0)
+        last = min((at for at in heads if at > found[0].start()), default=len(text))
+        if claim.source not in text[first:last]:
+            wrong.append(f"{claim}: its section does not name {claim.source}")
     return wrong
 
 

@@ -1,6 +1,7 @@
 """Shared by all tests: importable helpers, quick examples, quiet and offline libraries."""
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -61,6 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not walk it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture

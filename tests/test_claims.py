@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from experiments import verify
 
 
+@pytest.mark.slow
 def test_claims_are_right_none_is_missing_and_a_changed_digit_is_found():
     claims, exempt = verify.read()
     for page in verify.pages():

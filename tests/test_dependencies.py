@@ -1,6 +1,7 @@
 """Everything that the package imports is declared in pyproject.toml, and nothing more."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -42,6 +43,7 @@ def declared() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def imported() -> dict[str, set[str]]:
     """Every distribution that a file of the package imports anywhere, with these files."""
     found: dict[str, set[str]] = {}

@@ -52,11 +52,13 @@ def imported(path: Path, *, typing: bool = True) -> list[tuple[str, int]]:
 
 def nodes(tree: ast.AST, typing: bool) -> Iterator[ast.AST]:
     """Every node of a syntax tree."""
-    for node in ast.iter_child_nodes(tree):
+    ahead = [tree]
+    while ahead:
+        node = ahead.pop()
         checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         if typing or not checking:
             yield node
-            yield from nodes(node, typing)
+            ahead += ast.iter_child_nodes(node)
 
 
 def file_of(module: str) -> str | None:

@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 
@@ -78,6 +80,7 @@ def needed(names: list[str]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     [four] = re.findall(r"`pip install (torch [^`]+)`,\s+then `pip install --no-deps", readme)

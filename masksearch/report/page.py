@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,11 +108,17 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
         **result,
         result=result,
         specs=charts,
-        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if charts else "",
+        vega=vega_script() if charts else "",
         refresh=REFRESH,
         style=style,
         script=script,
     )
+
+
+@functools.cache
+def vega_script() -> str:
+    """Vega, as a page needs it: a megabyte, bundled in two seconds."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def charts_of(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

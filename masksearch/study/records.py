@@ -11,6 +11,7 @@ whoever reads or repeats the study: nothing in it must be equal when a search go
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import operator
@@ -312,6 +313,7 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, PLAIN) else str(value)
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of masksearch, Python and the packages that numbers depend on."""
     found = {"masksearch": own_version(), "python": platform.python_version()}

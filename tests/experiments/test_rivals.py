@@ -218,10 +218,10 @@ def trained(make=ms.Gates, weight=None, rate=0.0, **gates):
 @pytest.mark.parametrize(
     "how",
     [
-        {"form": PRODUCT},
+        pytest.param({"form": PRODUCT}, marks=pytest.mark.slow),
         {"form": PRODUCT, "hard": False},
         {"make": HardConcreteGates, "form": "log", "hard": False},
-        {"weight": 100.0},
+        pytest.param({"weight": 100.0}, marks=pytest.mark.slow),
         {"weight": 1.0, "rate": 0.2},
     ],
     ids=str,
