@@ -447,6 +447,9 @@ class Served(Struct):
         dict[str, Any] | None,
         about("The widest window in all layers within the budget: mask, losses, difference."),
     ] = None
+    format: Annotated[
+        Literal["masksearch-served-1"] | UnsetType, about("Not in folders of earlier versions.")
+    ] = UNSET
 
 
 FILES = {

@@ -45,7 +45,10 @@ def load_file(path: Path) -> ModuleType:
         UserCodeError: If there is no such file, or importing it fails.
     """
     if not path.is_file():
-        raise UserCodeError(f"{path}: no such file")
+        raise UserCodeError(
+            f"{path}: no such file; write FILE.py:NAME, or masksearch.spaces:NAME for a space of "
+            "the package"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserCodeError(f"{path}: not a Python file")

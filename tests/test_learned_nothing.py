@@ -193,7 +193,7 @@ def test_lines_of_a_running_search_mark_them(record):
     assert watcher.standing() == ["front 0", "nothing learned yet"]
     watcher.restore([record(0, 0.55, values=DULL), record(1, 0.7, values=BRIGHT)])
     assert watcher.standing()[0] == "front 1"
-    assert "front 1 (new)  best so far" in bright
+    assert "front 1 (new)  in 0:00  best so far" in bright
 
 
 def test_a_study_without_constant_answers_says_nothing_of_them(record):

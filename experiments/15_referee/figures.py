@@ -6,10 +6,14 @@ python experiments/15_referee/figures.py [--results FOLDER] [--out FILE.png]
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 
 from masksearch.report import style
 
@@ -44,13 +48,13 @@ def main() -> None:
     figure.legend(
         lines, labels, loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False
     )
-    style.write_figure(figure, given.out)
+    write_for_both(figure, given.out)
 
 
 def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
     """Each arm's means over pairs of models, joined by a line, and every pair as a dot."""
     dense = scores[scores.arm == "dense"].score.mean()
-    axes.axhline(dense, color=style.INK, linewidth=0.8, linestyle=":", label="dense")
+    axes.axhline(dense, color=style.GREY, linewidth=0.8, linestyle=":", label="dense")
     for arm, (label, colour, marker) in ARMS.items():
         own = scores[scores.arm == arm]
         x = 100 * own.judged_density
@@ -60,6 +64,19 @@ def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
             100 * mean.judged_density, mean.score, color=colour, marker=marker, markersize=4,
             linewidth=1.0, markeredgewidth=0, label=label,
         )  # fmt: skip
+
+
+def write_for_both(figure: Figure, path: Path) -> None:
+    """Writes a PNG that light and dark pages can show: no ground, and grey letters and axes."""
+    for axes in figure.axes:
+        axes.tick_params(colors=style.GREY)
+        axes.spines[:].set_edgecolor(style.GREY)
+        axes.grid(color=style.GREY, alpha=0.25)
+    for text in figure.findobj(Text):
+        text.set_color(style.GREY)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=style.DPI, transparent=True)
+    Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ FEATURES = {  # extra -> (its module, what needs it)
 
 DATA = typer.Argument(
     help="Folders or files of data, to be told which option takes them.  [default: none]",
-    rich_help_panel=options.PLACE,
+    rich_help_panel=options.JUDGE,
     metavar="DATA...",
 )
 

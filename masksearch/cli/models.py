@@ -62,7 +62,8 @@ def show_attached(given: Mapping[str, Any]) -> None:
         if names_run(mask):
             typer.echo(
                 f"weights: of {model}, as they are there; those that a search fine-tunes before "
-                "it judges masks are in its cache (docs/adapting.md: how to take them)"
+                "it judges masks are in its cache: evaluator.dense(TASK, seed=0).encoder "
+                "(docs/adapting.md)"
             )
 
 
@@ -320,19 +321,22 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     ]
     own = ("kv_bytes", "kv_bytes_per_head")
     if held := [f"{name[9:]} {at:.4f}" for name, at in found["cache"].items() if name not in own]:
-        lines.append(f"  of their own dense caches engines hold: {', '.join(held)}")
+        lines.append(f"  of its own dense cache each engine holds: {', '.join(held)}")
     if unseen := found["nll"]["unseen"]:
         lines.append(
             f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
             f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
         )
     if rival := found["rival"]:
-        lines.append(f"  in every layer {rival['mask']}: {describe_rival(rival)}")
+        lines.append(
+            f"  the widest window of the budget, {rival['mask']} in every layer: "
+            f"{describe_rival(rival)}"
+        )
     native = found["native"]
     if "served" in found:
         served = found["served"]["losses"]
         lines.append(
-            f"  as {found['served']['engine']} serves it: {served['served']:.4f}, of dense "
+            f"  as {found['served']['engine']} serves it: {served['served']:.4f}, minus dense "
             f"{describe_loss(served)}; read SERVING.md in {found['served']['folder']}"
         )
     elif "model_type" in native:

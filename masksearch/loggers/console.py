@@ -379,13 +379,13 @@ class Watcher:
         brief = [f"front {len(self.state.front)}" + " (new)" * self.state.joined]
         if learned_nothing(record):
             brief = []  # it changes no front, and its mark needs the room
+        gone, left = self.times()
+        brief.append(f"{clock(left)} left" if left else f"in {clock(gone)}")
         best = self.state.best
         if best is not None and best.number == record.number:
             brief.append("best so far")
-        elif best is not None:
+        elif best is not None:  # last: a line that is too long is cut there
             brief.append(f"best {best.value(self.score):.4f} at {sparsity_of(best):.3f}")
-        gone, left = self.times()
-        brief.append(f"{clock(left)} left" if left else f"in {clock(gone)}")
         return about(f"{self.count()}  ", record, [*figures, *brief])
 
     # -- pieces of text ------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def describe_rival(found: Mapping[str, Any]) -> str:
         better = "the plan is shown to be better"
     if found.get("high", 0.0) < 0:
         better = "it is shown to be better than the plan"
-    return f"{better}: {describe_loss(found)} nats a token of the plan's"
+    return f"{better}: {describe_loss(found)} nats a token, its loss minus the plan's"
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:

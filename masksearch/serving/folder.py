@@ -34,6 +34,7 @@ from masksearch.serving.llama_cpp import LlamaCpp
 from masksearch.serving.native import from_native
 
 GGUF = "model.gguf"
+FORMAT = "masksearch-served-1"  # of serving.json; the next one has the next number
 APART = 0.02  # nats a token between the model in float32 and its file in float16, at most
 NOTICED = 0.02  # nats a token within the window, from which on SERVING.md warns
 TRIED = 256  # tokens by which the folder is tried
@@ -78,7 +79,9 @@ def write_folder(
             with quiet():
                 model.to(dtype).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
-        found = dict(facts) | {"tried": try_folder(beside, model, target, tokens, expected)}
+        found = {"format": FORMAT, **facts} | {
+            "tried": try_folder(beside, model, target, tokens, expected)
+        }
         (beside / "serving.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         shutil.copy(Path(check_serving.__file__), beside)
         (beside / "SERVING.md").write_text(write_page(found, out), "utf-8")

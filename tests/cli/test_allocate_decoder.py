@@ -85,7 +85,7 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     assert (code, "unknown setting of Serving 'blocks'" in err) == (2, True)
     code, out, err = allocate(*words, '{"length": 4096, "ubatch": 64}')
     assert code == 0, err
-    assert "engines hold: transformers 0.3340, vllm " in out
+    assert "each engine holds: transformers 0.3340, vllm " in out
     assert "not in the model's own configuration: of the windows of smollm3" in out
     (tmp_path / "run").rename(tmp_path / "engine")
     words = (*words[: words.index("--serve")], "--no-check", "--local", "window(4)")

@@ -70,11 +70,11 @@ def test_off_a_terminal_every_record_is_one_line():
     assert lines[0].startswith(
         "tpe 1/6  #0 window(0)  loss 2.0000  sparsity 0.5000  front 1 (new)"
     )
-    assert "  best so far  0:00 left" in lines[0]
+    assert "  0:00 left  best so far" in lines[0]
     assert lines[2] == "tpe 2/6  #2 failed: ValueError: broken"  # made up for by another trial
-    assert "#3 window(3)  loss 3.0000  sparsity 0.2000  front 1  best 1.0000 at 0.500" in lines[3]
+    assert "#3 window(3)  loss 3.0000  sparsity 0.2000  front 1  0:00 left  best 1.0" in lines[3]
     assert "#4 window(4)  stopped at step 2  front 1" in lines[4]
-    assert "front 2 (new)  best 1.0000 at 0.500" in lines[5]
+    assert "front 2 (new)  0:00 left  best 1.0000 at 0.500" in lines[5]
 
 
 def test_a_line_has_room_for_whole_operands_only(tmp_path):
