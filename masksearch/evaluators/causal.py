@@ -254,11 +254,11 @@ class CausalEvaluator(Evaluator):
         if self.length not in (None, own := self.text.length):
             given = f"got length={self.length}; leave length out"
             raise ValueError(f"this planted recall has {own} positions, {given}")
-        for name in ("weights", "tokenizer", "held_out", "passkeys"):
+        for name in ("tokenizer", "held_out", "passkeys", "sinks"):
             if getattr(self, name):
                 raise ValueError(
                     f"planted recall has token ids of its own, so {name}= belongs to text; leave "
-                    "it out (architecture= and size= say what learns it)"
+                    "it out (weights=, or architecture= and size=, say what is judged)"
                 )
 
     # -- what it is ----------------------------------------------------------------------------
@@ -274,9 +274,11 @@ class CausalEvaluator(Evaluator):
         """The text, read once a process, or the planted task."""
         if self.packed_text is not None:
             return self.packed_text
-        if isinstance(self.text, Recall):
-            return self.text
         start = self.start
+        if isinstance(self.text, Recall):
+            if start is not None:
+                start.check_tokens(self.text.vocabulary)
+            return self.text
         found = read_text(
             self.text,
             tokenizer=self.tokenizer or (start and start.tokenizer_source),

@@ -1,0 +1,250 @@
+"""Builds a table: every choice of a model's units, judged on three sets of tokens.
+
+masksearch bench build FILE.py:NAME --out tables      # NAME() gives a TableSpec, or several
+
+A build is a search of the package whose trials are blocks of choices: so it runs on any executor,
+and after a kill what was judged is not judged again.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import torch
+
+import masksearch
+from masksearch.bench.table import Datasheet, Table, Tokens, write_table
+from masksearch.bench.tree import fits, tree_values
+from masksearch.contracts import MAJORITY, Evaluator, Executor, Half, Report
+from masksearch.driver import search
+from masksearch.errors import NativeError, SearchError
+from masksearch.evaluators.wrappers import EvaluatorWrapper
+from masksearch.gates.units import Allocation, Units
+from masksearch.masks.core import Mask
+from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.strategies.enqueued import Listed
+
+HALVES: dict[Tokens, Half] = {"calibration": "search", "validation": "final", "test": "test"}
+CELLS = "cells.parquet"
+DRAWS = 83  # a stream of random numbers
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table is to hold.
+
+    Args:
+        name: Of the table and its file.
+        judge: Judges masks; its `"search"`, `"final"` and `"test"` halves are the sets of tokens.
+        units: The units, and their masks.
+        what: For the datasheet, as `licence` and `limits`: the model and what it has learned.
+        licence: Of the file.
+        limits: What the table does not show.
+        free: Units that choices are about; none = all. The others have the last level.
+        drawn: So many choices drawn at random, in the place of all.
+        seed: Of the evaluations, and of the draw.
+        lengths: Positions at which bytes of caches are counted (decoders).
+        block: Choices of a trial.
+    """
+
+    name: str
+    judge: Evaluator
+    units: Units
+    what: str
+    licence: str = "Apache-2.0"
+    limits: str = ""
+    free: tuple[str, ...] = ()
+    drawn: int | None = None
+    seed: int = 0
+    lengths: tuple[int, ...] = (512, 2048, 8192, 32768)
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.free if name not in self.units.names]
+        if unknown:
+            raise ValueError(f"free units are of {self.units.names}, got {', '.join(unknown)}")
+        if self.drawn is not None and not 1 <= self.drawn <= self.size:
+            raise ValueError(f"drawn is 1 to {self.size:,} choices, got {self.drawn:,}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The free units."""
+        return self.free or self.units.names
+
+    @property
+    def size(self) -> int:
+        """Number of all choices."""
+        return int(len(self.units.levels) ** len(self.names))
+
+    def choices(self) -> list[Allocation]:
+        """Those that are to be judged: levels of the free units, in order."""
+        levels = range(len(self.units.levels))
+        if self.drawn is None:
+            return list(product(levels, repeat=len(self.names)))
+        draw = np.random.default_rng([DRAWS, self.seed])
+        found: set[Allocation] = set()
+        while len(found) < self.drawn:
+            weights = draw.dirichlet([1.0] * len(levels))  # every density about as often
+            found.add(tuple(draw.choice(len(levels), len(self.names), p=weights).tolist()))
+        return sorted(found)
+
+    def allocation(self, choice: Sequence[int]) -> Allocation:
+        """The levels of all units."""
+        told = dict(zip(self.names, choice, strict=True))
+        return tuple(told.get(name, self.units.top) for name in self.units.names)
+
+
+@dataclass(frozen=True)
+class Blocks(EvaluatorWrapper):
+    """Judges all choices of the block that a mask is the first of, and leaves them in the trial's
+    folder."""
+
+    spec: TableSpec
+    blocks: tuple[tuple[Allocation, ...], ...]
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields what the first choice scores on calibration tokens."""
+        units = self.spec.units
+        firsts = [units.mask(self.spec.allocation(block[0])).digest for block in self.blocks]
+        block = self.blocks[firsts.index(mask.digest)]
+        rows = [{"choice": "".join(map(str, choice))} for choice in block]
+        for tokens, half in HALVES.items():
+            found = judged(self.evaluator.on(half), self.spec, block, workdir)
+            for row, values in zip(rows, found, strict=True):
+                row |= {f"{tokens}/{name}": v for name, v in values.items() if "/" not in name}
+        pd.DataFrame(rows).to_parquet(workdir / CELLS, index=False)
+        yield Report(0, dict(found[0]))
+
+
+def judged(
+    judge: Evaluator, spec: TableSpec, block: Sequence[Allocation], workdir: Path
+) -> list[dict[str, float]]:
+    """The last report of each choice: at once where the model allows it, else one by one."""
+    allocations = [spec.allocation(choice) for choice in block]
+    if fits(judge, spec.units):
+        found = dict(tree_values(judge, spec.units, allocations, spec.seed))
+        return [found[each] for each in allocations]
+    reports = []
+    for each in allocations:
+        *_, last = judge(spec.units.mask(each), seed=spec.seed, workdir=workdir)
+        reports.append(dict(last.values))
+    return reports
+
+
+def build(spec: TableSpec, out: Path | str, *, executor: Executor | None = None) -> Path:
+    """Builds a table, or goes on with it: `OUT/NAME.parquet`, and the run in `OUT/NAME.run`.
+
+    Args:
+        spec: What it holds.
+        out: A folder.
+        executor: Where blocks are judged, see `ms.search`; its workers see the folder.
+
+    Returns:
+        The file, with what was judged: a block that failed leaves the table incomplete.
+
+    Raises:
+        SearchError: If no block was judged.
+    """
+    out = Path(out)
+    choices = spec.choices()
+    starts = range(0, len(choices), spec.block)
+    blocks = tuple(tuple(choices[at : at + spec.block]) for at in starts)
+    firsts = {f"block {n}": spec.units.mask(spec.allocation(b[0])) for n, b in enumerate(blocks)}
+    run = out / f"{spec.name}.run"
+    search(
+        *(None, Blocks(spec.judge, spec, blocks)),
+        run=run,
+        trials=len(blocks),
+        seed=spec.seed,
+        strategy=Listed(firsts, [spec.seed]),
+        executor=executor,
+    )
+    parts = [pd.read_parquet(path) for path in sorted(run.glob(f"trials/**/{CELLS}"))]
+    if not parts:
+        raise SearchError(f"no block of {spec.name} was judged; see masksearch status {run}")
+    cells = pd.concat(parts).drop_duplicates("choice").reset_index(drop=True)
+    return write_table(assembled(spec, cells, len(choices)), out / f"{spec.name}.parquet")
+
+
+def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
+    """The table of the cells, with what they cost and what the datasheet says."""
+    judges = {tokens: spec.judge.on(half) for tokens, half in HALVES.items()}
+    units, top = spec.units, [spec.units.top] * len(spec.names)
+    dense = judged_dense(judges, spec, top)
+    [objective, *_] = spec.judge.objectives
+    cells["pairs"] = [
+        units.density(spec.allocation(tuple(map(int, choice)))) for choice in cells.choice
+    ]
+    bytes_of_dense = add_bytes(cells, spec)
+    sheet = Datasheet(
+        name=spec.name,
+        what=spec.what,
+        licence=spec.licence,
+        limits=spec.limits,
+        objective=(objective.name, objective.goal, objective.unit),
+        shape=units.shape.to_dict(),
+        unit=units.unit,
+        levels=tuple(map(str, units.levels)),
+        free=spec.names,
+        planned=planned,
+        drawn=spec.drawn is not None,
+        dense=dense,
+        chance={
+            tokens: values[f"{objective.name}{MAJORITY}"]
+            for tokens, values in dense.items()
+            if f"{objective.name}{MAJORITY}" in values
+        },
+        protocols={tokens: judge.protocol for tokens, judge in judges.items()},
+        seed=spec.seed,
+        checkpoint=dict(spec.judge.data_hashes()),
+        environment={
+            "masksearch": masksearch.__version__,
+            "torch": torch.__version__,
+            "transformers": metadata.version("transformers"),
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+            "threads": str(torch.get_num_threads()),
+        },
+        dense_bytes=bytes_of_dense,
+        kv_heads=spec.judge.kv_head_count,
+    )
+    return Table(sheet, cells)
+
+
+def judged_dense(
+    judges: Mapping[Tokens, Evaluator], spec: TableSpec, top: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """What the model says with every free unit at the top, by each set of tokens."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for tokens, judge in judges.items():
+            mask = spec.units.mask(spec.allocation(top))
+            *_, last = judge(mask, seed=spec.seed, workdir=Path(folder))
+            found[tokens] = {str(name): float(value) for name, value in last.values.items()}
+    return found
+
+
+def add_bytes(cells: pd.DataFrame, spec: TableSpec) -> dict[str, int]:
+    """Adds columns of the caches' bytes, in every account that counts all of the choices."""
+    config = getattr(spec.judge, "config", None)
+    found: dict[str, int] = {}
+    if config is None:
+        return found
+    masks = [spec.units.mask(spec.allocation(tuple(map(int, each)))) for each in cells.choice]
+    for account in get_args(Account):
+        for length in spec.lengths:
+            with suppress(NativeError):
+                held = [kv_bytes(mask, config, length, account=account) for mask in masks]
+                cells[f"{account}/{length}"] = [each.bytes for each in held]
+                found[f"{account}/{length}"] = held[0].dense_bytes
+    return found

@@ -1,0 +1,510 @@
+"""Tables of masks whose best choice is known: read from one file, without network or pickle.
+
+table = load("recall-1")                        # 4,096 choices of 12 heads, every one judged
+table.query("000100010000")["nll"]              # nats a token, of calibration tokens
+table.optimum(budget=0.4).choice                # what exhaustive search picks there
+table.regret("000100010000", budget=0.4)        # how much more it loses, on test tokens
+study.optimize(table.objective, n_trials=60)    # an Optuna study
+
+Each unit (a head or a layer) of a decoder has one of several masks; a choice says which, one digit
+a unit. A file is Parquet; its metadata hold the datasheet as JSON. A table that is not complete
+answers what it holds, and has no optimum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+
+from masksearch.contracts import Evaluator, Objective, Report, Shape
+from masksearch.errors import DataError, unknown_name
+from masksearch.gates.units import ROUNDING, Units
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.masks.text import parse
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+FORMAT = "masksearch-table-1"
+Tokens = Literal["calibration", "validation", "test"]
+Choice = str | Sequence[int]
+HERE = Path(__file__).parent / "tables"
+PAIRS = "pairs"  # the account of the kept pairs of tokens
+
+
+@dataclass(frozen=True)
+class Datasheet:
+    """What a table holds, how it was made, and what it does not show.
+
+    Args:
+        name: Of the table.
+        what: The model and the process that it has learned.
+        licence: Of the file.
+        limits: What the table does not show.
+        objective: What cells are ranked by: its name, `"min"` or `"max"`, and its unit.
+        shape: Of the model, see `Shape.to_dict`.
+        unit: `"layer"`, `"kv_head"` or `"head"`.
+        levels: The masks of a unit, as text, the cheapest first.
+        free: The units that choices are about; the others have the last level.
+        planned: How many cells there are to be.
+        drawn: Whether these are a sample of all choices: then there is no optimum.
+        dense: Name of a value -> what the model says without a mask, of each set of tokens.
+        chance: What a guess by how frequent tokens are loses, of each set of tokens.
+        protocols: Set of tokens -> the evaluator's protocol, a hash of everything scores depend on.
+        seed: Of the evaluations.
+        checkpoint: File or package -> SHA-256 of the weights.
+        environment: Versions, threads and CPU flags of the machine that judged.
+        dense_bytes: `account/length` -> bytes of the dense cache.
+        kv_heads: KV heads of a layer; None = not a decoder.
+    """
+
+    name: str
+    what: str
+    licence: str
+    limits: str
+    objective: tuple[str, str, str]
+    shape: dict[str, Any]
+    unit: str
+    levels: tuple[str, ...]
+    free: tuple[str, ...]
+    planned: int
+    drawn: bool
+    dense: dict[str, dict[str, float]]
+    chance: dict[str, float]
+    protocols: dict[str, str]
+    seed: int
+    checkpoint: dict[str, str]
+    environment: dict[str, str]
+    dense_bytes: dict[str, int] = field(default_factory=dict)
+    kv_heads: int | None = None
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One choice, and what is known of it.
+
+    Args:
+        choice: One digit a free unit.
+        values: `nll`, `recall`, `kl`, .., of one set of tokens.
+        share: What it costs, as a share of the dense model, by the account that was asked for.
+        above_chance: Whether the model without a mask is better than a guess by how frequent tokens
+            are; where it is not, no cell says anything.
+    """
+
+    choice: str
+    values: Mapping[str, float]
+    share: float
+    above_chance: bool
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+
+class Table:
+    """A table of choices. See the module for its use.
+
+    Args:
+        sheet: What it is.
+        cells: One row a choice: `choice`, `TOKENS/VALUE`, `pairs` and `ACCOUNT/LENGTH` in bytes.
+        folder: Where its checkpoint lies, if it travels with the table.
+    """
+
+    def __init__(self, sheet: Datasheet, cells: pd.DataFrame, folder: Path | None = None) -> None:
+        self.sheet, self.folder = sheet, folder
+        self.cells = cells.set_index("choice", drop=False).sort_index()
+        self.units = Units(
+            Shape(**sheet.shape), tuple(map(parse, sheet.levels)), sheet.unit, sheet.kv_heads
+        )
+        self.places = [self.units.names.index(name) for name in sheet.free]
+
+    def __repr__(self) -> str:
+        return f"Table({self.sheet.name!r}: {len(self.cells):,} of {self.sheet.planned:,} cells)"
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    # -- what it knows -------------------------------------------------------------------------
+    @property
+    def complete(self) -> bool:
+        """Whether every choice was judged, so that the best one is known."""
+        return len(self.cells) == self.sheet.planned and not self.sheet.drawn
+
+    @property
+    def name(self) -> str:
+        """What cells are ranked by."""
+        return self.sheet.objective[0]
+
+    @property
+    def sign(self) -> int:
+        """1 where less is better, else -1."""
+        return 1 if self.sheet.objective[1] == "min" else -1
+
+    @cached_property
+    def accounts(self) -> tuple[str, ...]:
+        """Ways to count what a choice costs; the first is taken where none is named."""
+        found = dict.fromkeys(each.split("/")[0] for each in self.sheet.dense_bytes)
+        return (PAIRS, *found)
+
+    def shares(self, account: str | None = None, length: int | None = None) -> pd.Series[float]:
+        """What each choice costs, as a share of the dense model.
+
+        Args:
+            account: `"pairs"`, the kept pairs of tokens; or bytes of a cache, as of `ms.kv_bytes`.
+            length: Positions in the cache; None = the least that the table has.
+
+        Raises:
+            UnknownNameError: If the table has no such account.
+            ValueError: If it has no such length.
+        """
+        account = account or PAIRS
+        if account not in self.accounts:
+            raise unknown_name("account:", account, self.accounts)
+        if account == PAIRS:
+            return self.cells[PAIRS]
+        known = [int(e.split("/")[1]) for e in self.sheet.dense_bytes if e.split("/")[0] == account]
+        length = min(known) if length is None else length
+        if length not in known:
+            raise ValueError(
+                f"table {self.sheet.name} counts {account} bytes of {sorted(known)} positions, "
+                f"got length={length}"
+            )
+        return self.cells[f"{account}/{length}"] / self.sheet.dense_bytes[f"{account}/{length}"]
+
+    def read_choice(self, choice: Choice) -> str:
+        """A choice as text.
+
+        Raises:
+            ValueError: If it has another number of units, or a level that there is not.
+        """
+        digits = [*map(str, choice)]
+        top = len(self.sheet.levels) - 1
+        if len(digits) != len(self.places) or any(not d.isdigit() or int(d) > top for d in digits):
+            raise ValueError(
+                f"a choice of table {self.sheet.name} has {len(self.places)} levels from 0 to {top}, "
+                f"one a unit ({self.sheet.free[0]} first), got {''.join(digits)!r} of {len(digits)}"
+            )
+        return "".join(digits)
+
+    def query(
+        self,
+        choice: Choice,
+        tokens: Tokens = "calibration",
+        *,
+        account: str | None = None,
+        length: int | None = None,
+    ) -> Cell:
+        """What is known of one choice.
+
+        Args:
+            choice: One level a unit: `"0100.."`, or numbers.
+            tokens: Which set judges: choose by `"calibration"`, report `"test"`.
+            account: What `share` counts, see `shares`.
+            length: Of that account.
+
+        Raises:
+            DataError: If it was not judged.
+            UnknownNameError: If the table has no such tokens.
+        """
+        name = self.read_choice(choice)
+        if tokens not in self.sheet.protocols:
+            raise unknown_name("tokens:", tokens, (*self.sheet.protocols,))
+        if name not in self.cells.index:
+            raise DataError(
+                f"table {self.sheet.name} has no cell {name}: it holds {len(self.cells):,} of "
+                f"{self.sheet.planned:,}; a cell that is missing has no substitute"
+            )
+        row = self.cells.loc[name]
+        prefix = f"{tokens}/"
+        values = {key[len(prefix) :]: row[key] for key in row.index if key.startswith(prefix)}
+        dense, chance = self.sheet.dense[tokens][self.name], self.sheet.chance.get(tokens, math.inf)
+        above = dense < chance if self.sign > 0 else dense > chance
+        return Cell(name, values, float(self.shares(account, length)[name]), above)
+
+    # -- the best ------------------------------------------------------------------------------
+    def affordable(
+        self, budget: float, account: str | None = None, length: int | None = None
+    ) -> pd.DataFrame:
+        """The cells within a budget.
+
+        Raises:
+            DataError: If the table is not complete: what it lacks may be better.
+            ValueError: If no choice is as cheap.
+        """
+        if not self.complete:
+            held = f"{len(self.cells):,} of {self.sheet.planned:,} cells"
+            why = "a sample of all choices" if self.sheet.drawn else "not complete"
+            raise DataError(f"table {self.sheet.name} is {why} ({held}), so it has no optimum")
+        shares = self.shares(account, length)
+        if budget < shares.min() * (1 - ROUNDING):
+            raise ValueError(
+                f"the cheapest choice of table {self.sheet.name} costs {shares.min():.4g} of dense "
+                f"{account or PAIRS}, got budget={budget:g}; give at least that"
+            )
+        return self.cells[shares <= budget * (1 + ROUNDING)]
+
+    def optimum(
+        self,
+        budget: float,
+        account: str | None = None,
+        length: int | None = None,
+        tokens: Tokens = "calibration",
+    ) -> Cell:
+        """The best choice within a budget, by brute force; of equal ones the first.
+
+        Args:
+            budget: Largest share of the dense cost, in (0, 1].
+            account: How that is counted, see `shares`.
+            length: Of that account.
+            tokens: By which set it is the best. Of `"calibration"` it is what a search can find;
+                of `"test"` the least that any choice loses.
+        """
+        ranked = self.affordable(budget, account, length)[f"{tokens}/{self.name}"] * self.sign
+        return self.query(str(ranked.idxmin()), tokens, account=account, length=length)
+
+    def regret(
+        self,
+        choice: Choice,
+        budget: float,
+        account: str | None = None,
+        length: int | None = None,
+    ) -> float:
+        """How much worse a choice is than what exhaustive search picks within the budget on
+        calibration tokens, both read on test tokens; it can be below 0.
+
+        Raises:
+            ValueError: If the choice costs more than the budget.
+        """
+        own = self.query(choice, "test", account=account, length=length)
+        if own.share > budget * (1 + ROUNDING):
+            raise ValueError(
+                f"choice {own.choice} costs {own.share:.4g} of dense {account or PAIRS}, more than "
+                f"the budget {budget:g}"
+            )
+        best = self.query(self.optimum(budget, account, length).choice, "test")
+        return self.sign * (own[self.name] - best[self.name])
+
+    def front(
+        self,
+        tokens: Tokens = "calibration",
+        account: str | None = None,
+        length: int | None = None,
+    ) -> pd.DataFrame:
+        """The choices that no other beats in cost and score, the cheapest first."""
+        found = self.affordable(1.0, account, length)
+        scores, shares = found[f"{tokens}/{self.name}"], self.shares(account, length)[found.index]
+        front = pd.DataFrame({"choice": found.choice, "share": shares, self.name: scores})
+        front = front.iloc[np.lexsort((scores * self.sign, shares))]
+        least = (front[self.name] * self.sign).cummin()
+        return front[least.diff().fillna(-1.0) < 0].reset_index(drop=True)
+
+    # -- as what others search -----------------------------------------------------------------
+    @property
+    def directions(self) -> list[str]:
+        """Of `objective`, for `optuna.create_study(directions=)`."""
+        return ["minimize" if self.sign > 0 else "maximize", "minimize"]
+
+    def objective(self, trial: BaseTrial) -> tuple[float, float]:
+        """Score on calibration tokens and cost, of a choice that an Optuna trial draws, one
+        parameter a unit."""
+        top = len(self.sheet.levels) - 1
+        cell = self.query([trial.suggest_int(name, 0, top) for name in self.sheet.free])
+        return cell[self.name], cell.share
+
+    def mask(self, choice: Choice) -> Mask:
+        """The mask of a choice."""
+        levels = [self.units.top] * len(self.units.names)
+        for place, digit in zip(self.places, self.read_choice(choice), strict=True):
+            levels[place] = int(digit)
+        return self.units.mask(levels)
+
+    def choice_of(self, mask: Mask) -> str:
+        """Inverse of `mask`.
+
+        Raises:
+            ValueError: If a unit has a mask that is none of the levels, or one that is not free.
+        """
+        found = [self.level_of(mask, unit) for unit in range(len(self.units.names))]
+        fixed = [level for unit, level in enumerate(found) if unit not in self.places]
+        if set(fixed) - {self.units.top}:
+            raise ValueError(f"{mask!s:.80} lowers units that table {self.sheet.name} has at the top")
+        return "".join(str(found[place]) for place in self.places)
+
+    def level_of(self, mask: Mask, unit: int) -> int:
+        """The level that a mask has in one unit."""
+        layer, group = divmod(unit, self.units.groups)
+        plane, own = Shape(**self.sheet.shape | {"layers": 1}), mask.of_layer(layer)
+        heads = range(group * self.units.planes, (group + 1) * self.units.planes)
+        for level, given in enumerate(self.units.levels):
+            theirs = given.of_layer(layer)
+            if all(same(own.of_head(h), theirs.of_head(h), plane) for h in heads):
+                return level
+        raise ValueError(
+            f"{mask!s:.80} has in {self.units.names[unit]} none of the masks of table "
+            f"{self.sheet.name}: {', '.join(self.sheet.levels)}"
+        )
+
+    def evaluator(self, tokens: Tokens = "calibration") -> TableEvaluator:
+        """The table as an evaluator: every strategy of the package searches it unchanged."""
+        return TableEvaluator(self, tokens)
+
+    def simulate(
+        self,
+        strategy: Any,
+        *,
+        slots: int = 1,
+        seeds: Iterable[int] = range(5),
+        trials: int = 60,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """What a search would have found, replayed through the package's own session.
+
+        Evaluations take equally long, so with several slots the strategy proposes what is next
+        before it knows the last ones. Nothing is kept on disk.
+
+        Args:
+            strategy: As of `ms.search`.
+            slots: Trials at a time.
+            seeds: Of the searches.
+            trials: Of each.
+            options: What else `ms.search` takes; `space=` is the units by default.
+
+        Returns:
+            One row an evaluation: `seed`, `evaluation` from 1 on, `choice`, `share`, the score on
+            calibration tokens, and on test tokens as `test`.
+        """
+        from masksearch.bench.replay import replayed
+
+        rows: list[dict[str, Any]] = []
+        for seed in seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                how = {"trials": trials, "seed": seed, **options}
+                found = replayed(self, strategy, Path(folder), slots, **how)
+            rows += [{"seed": seed, "evaluation": n, **each} for n, each in enumerate(found, 1)]
+        return pd.DataFrame(rows)
+
+
+@lru_cache(maxsize=4096)
+def same(one: Mask, other: Mask, plane: Shape) -> bool:
+    """Whether two masks are equal in one head."""
+    if one == other:
+        return True
+    alone = Shape(plane.length, 1, 1, causal=plane.causal)
+    return torch.equal(lower(one, alone), lower(other, alone))
+
+
+class TableEvaluator(Evaluator):
+    """Looks up what a mask scores; the checkpoint, where it travels with the table, serves
+    strategies that train gates.
+
+    Args:
+        table: The table.
+        tokens: Which set judges.
+    """
+
+    weights_frozen, seedless = True, True
+
+    def __init__(self, table: Table, tokens: Tokens = "calibration") -> None:
+        self.table, self.tokens = table, tokens
+        self.shape = table.units.shape
+        name, goal, unit = table.sheet.objective
+        worst = float(table.cells[f"{tokens}/{name}"].max() if table.sign > 0 else 0.0)
+        self.objectives = (
+            Objective(name, goal, worst, unit),  # type: ignore[arg-type]
+            Objective("effective_sparsity", "max", 0.0),
+        )
+        self.protocol = f"table-{table.sheet.protocols[tokens]}"
+        self.kv_head_count = table.sheet.kv_heads
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields what the table says."""
+        found = self.table.query(self.table.choice_of(mask), self.tokens)
+        yield Report(0, dict(found.values))
+
+
+# -- files ---------------------------------------------------------------------------------------
+def folders() -> list[Path]:
+    """Where tables lie: in this package, and in `masksearch-bench` if it is installed."""
+    found = util.find_spec("masksearch_bench")
+    more = [] if found is None else [Path(each) for each in found.submodule_search_locations or ()]
+    return [HERE, *more]
+
+
+def names() -> dict[str, Path]:
+    """Name -> file of the tables that are installed."""
+    return {path.stem: path for folder in folders() for path in sorted(folder.glob("*.parquet"))}
+
+
+def load(name: str | Path) -> Table:
+    """Opens a table.
+
+    Args:
+        name: Of one that is installed, or a Parquet file that `build` has written.
+
+    Raises:
+        UnknownNameError: If there is none of that name; names the nearest.
+        DataError: If the file is damaged, or its hash is not the one in `SHA256SUMS` beside it.
+    """
+    known = names()
+    path = Path(name) if str(name).endswith(".parquet") else known.get(str(name))
+    if path is None:
+        hint = "; pip install masksearch-bench has more" if len(folders()) == 1 else ""
+        raise unknown_name("table:", str(name) + hint, (*known,))
+    return read_table(path)
+
+
+def read_table(path: Path) -> Table:
+    """Reads a file, and checks it."""
+    try:
+        held = path.read_bytes()
+        found = pq.read_table(path)
+        sheet = json.loads((found.schema.metadata or {})[b"masksearch"])
+        if sheet["format"] != FORMAT:
+            raise DataError(
+                f"{path} has the format {sheet['format']!r}, this version reads {FORMAT!r}; "
+                "install the masksearch that wrote it"
+            )
+        lists = ("objective", "levels", "free")
+        made = Datasheet(**sheet | {key: tuple(sheet[key]) for key in lists})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is no table of choices: {error}") from error
+    sums = path.parent / "SHA256SUMS"
+    if sums.is_file():
+        digests = dict(reversed(line.split()) for line in sums.read_text().splitlines())
+        wanted, own = digests.get(path.name), hashlib.sha256(held).hexdigest()
+        if wanted != own:
+            raise DataError(
+                f"{path} has the SHA-256 {own[:16]}.., and {sums.name} beside it says "
+                f"{(wanted or 'nothing of it')[:16]}..; install the package again"
+            )
+    return Table(made, found.to_pandas(), path.parent)
+
+
+def write_table(table: Table, path: Path) -> Path:
+    """Writes a table as `load` reads it, in one move."""
+    import pyarrow as pa
+
+    from masksearch.files import write_in_one_move
+
+    found = pa.Table.from_pandas(table.cells, preserve_index=False)
+    told = {b"masksearch": json.dumps(asdict(table.sheet), sort_keys=True).encode()}
+    with write_in_one_move(path) as beside:
+        pq.write_table(found.replace_schema_metadata(told), beside, compression="zstd")
+    return path
+
