@@ -20,6 +20,7 @@ RANKS = [
     {"executors"},
     {"driver"},
     {"allocation"},
+    {"bench"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}

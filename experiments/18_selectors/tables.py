@@ -23,7 +23,9 @@ LIMITS = (
 
 def recall() -> list[TableSpec]:
     """All decoders that have learned planted recall."""
-    return [recall_of(int(path.name.split("-")[1])) for path in sorted(CHECKPOINTS.glob("recall-*"))]
+    return [
+        recall_of(int(path.name.split("-")[1])) for path in sorted(CHECKPOINTS.glob("recall-*"))
+    ]
 
 
 def recall_of(number: int) -> TableSpec:

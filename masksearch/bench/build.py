@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 import masksearch
-from masksearch.bench.table import Datasheet, Table, Tokens, write_table
+from masksearch.bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch.bench.tree import fits, tree_values
 from masksearch.contracts import MAJORITY, Evaluator, Executor, Half, Report
 from masksearch.driver import search
@@ -117,6 +117,7 @@ class Blocks(EvaluatorWrapper):
         units = self.spec.units
         firsts = [units.mask(self.spec.allocation(block[0])).digest for block in self.blocks]
         block = self.blocks[firsts.index(mask.digest)]
+        rows: list[dict[str, str | float]]
         rows = [{"choice": "".join(map(str, choice))} for choice in block]
         for tokens, half in HALVES.items():
             found = judged(self.evaluator.on(half), self.spec, block, workdir)
@@ -182,7 +183,9 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
     units, top = spec.units, [spec.units.top] * len(spec.names)
     dense = judged_dense(judges, spec, top)
     [objective, *_] = spec.judge.objectives
-    cells["pairs"] = [
+    values = [name for name in cells.columns if name != "choice"]
+    cells = cells.astype(dict.fromkeys(values, "float32"))
+    cells[PAIRS] = [
         units.density(spec.allocation(tuple(map(int, choice)))) for choice in cells.choice
     ]
     bytes_of_dense = add_bytes(cells, spec)
@@ -191,7 +194,7 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
         what=spec.what,
         licence=spec.licence,
         limits=spec.limits,
-        objective=(objective.name, objective.goal, objective.unit),
+        objective=(objective.name, objective.goal),
         shape=units.shape.to_dict(),
         unit=units.unit,
         levels=tuple(map(str, units.levels)),
@@ -225,7 +228,7 @@ def judged_dense(
     judges: Mapping[Tokens, Evaluator], spec: TableSpec, top: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """What the model says with every free unit at the top, by each set of tokens."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for tokens, judge in judges.items():
             mask = spec.units.mask(spec.allocation(top))

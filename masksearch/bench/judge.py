@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from masksearch.analysis.stats import estimate
-from masksearch.bench.table import Choice, Table
+from masksearch.bench.table import PAIRS, Choice, Table
 from masksearch.errors import SearchError
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6)
@@ -50,7 +50,8 @@ class Judged:
         self.table, self.budgets, self.seed = table, tuple(sorted(budgets)), seed
         self.account, self.length = account, length
         self.asked: dict[str, float] = {}
-        self.shares = table.shares(account, length)
+        self.shares = table.shares(account, length).to_dict()
+        self.losses = (table.cells[f"calibration/{table.name}"] * table.sign).to_dict()
 
     @property
     def units(self) -> int:
@@ -73,8 +74,10 @@ class Judged:
 
     def loss(self, choice: Choice) -> float:
         """What a choice loses on calibration tokens; of a score, less it."""
-        cell = self.table.query(choice)
-        return self.asked.setdefault(cell.choice, self.table.sign * cell[self.table.name])
+        name = self.table.read_choice(choice)
+        if name not in self.losses:
+            self.table.query(name)  # says that it is missing
+        return self.asked.setdefault(name, self.losses[name])
 
     def best(self, budget: float) -> str:
         """The best of the choices asked for within a budget; the first level everywhere, where
@@ -87,7 +90,7 @@ Selector = Callable[[Judged], Iterable[tuple[float, Choice]]]
 
 
 def strategy(name: Any, trials: int = 60, **options: Any) -> Selector:
-    """A selector that searches by a strategy of the package, and takes the best within each budget.
+    """A strategy of the package as a selector: the best that it finds within each budget.
 
     Args:
         name: As of `ms.search`.
@@ -97,6 +100,8 @@ def strategy(name: Any, trials: int = 60, **options: Any) -> Selector:
 
     def selector(known: Judged) -> Iterable[tuple[float, Choice]]:
         how = {"trials": trials, "seeds": [known.seed], **options}
+        if known.account in (None, PAIRS):
+            how.setdefault("budget", known.budgets)
         for choice in known.table.simulate(name, **how).choice:
             known.loss(choice)
         return [(budget, known.best(budget)) for budget in known.budgets]

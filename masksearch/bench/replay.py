@@ -1,4 +1,4 @@
-"""Searches of a table in simulated time: through the package's own session, with nothing trained."""
+"""Searches of a table in simulated time: by the package's own session, with nothing trained."""
 
 from __future__ import annotations
 

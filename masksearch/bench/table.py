@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ import torch
 
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import DataError, unknown_name
-from masksearch.gates.units import ROUNDING, Units
+from masksearch.gates.units import ROUNDING, Unit, Units
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.text import parse
@@ -55,7 +54,7 @@ class Datasheet:
         what: The model and the process that it has learned.
         licence: Of the file.
         limits: What the table does not show.
-        objective: What cells are ranked by: its name, `"min"` or `"max"`, and its unit.
+        objective: What cells are ranked by: its name, and `"min"` or `"max"`.
         shape: Of the model, see `Shape.to_dict`.
         unit: `"layer"`, `"kv_head"` or `"head"`.
         levels: The masks of a unit, as text, the cheapest first.
@@ -64,7 +63,7 @@ class Datasheet:
         drawn: Whether these are a sample of all choices: then there is no optimum.
         dense: Name of a value -> what the model says without a mask, of each set of tokens.
         chance: What a guess by how frequent tokens are loses, of each set of tokens.
-        protocols: Set of tokens -> the evaluator's protocol, a hash of everything scores depend on.
+        protocols: Set of tokens -> the evaluator's protocol.
         seed: Of the evaluations.
         checkpoint: File or package -> SHA-256 of the weights.
         environment: Versions, threads and CPU flags of the machine that judged.
@@ -76,9 +75,9 @@ class Datasheet:
     what: str
     licence: str
     limits: str
-    objective: tuple[str, str, str]
+    objective: tuple[str, Literal["min", "max"]]
     shape: dict[str, Any]
-    unit: str
+    unit: Unit
     levels: tuple[str, ...]
     free: tuple[str, ...]
     planned: int
@@ -102,8 +101,8 @@ class Cell:
         choice: One digit a free unit.
         values: `nll`, `recall`, `kl`, .., of one set of tokens.
         share: What it costs, as a share of the dense model, by the account that was asked for.
-        above_chance: Whether the model without a mask is better than a guess by how frequent tokens
-            are; where it is not, no cell says anything.
+        above_chance: Whether the model without a mask beats a guess by how frequent tokens are;
+            where it does not, no cell says anything.
     """
 
     choice: str
@@ -176,7 +175,8 @@ class Table:
             raise unknown_name("account:", account, self.accounts)
         if account == PAIRS:
             return self.cells[PAIRS]
-        known = [int(e.split("/")[1]) for e in self.sheet.dense_bytes if e.split("/")[0] == account]
+        counted = [each.split("/") for each in self.sheet.dense_bytes]
+        known = [int(positions) for name, positions in counted if name == account]
         length = min(known) if length is None else length
         if length not in known:
             raise ValueError(
@@ -195,8 +195,8 @@ class Table:
         top = len(self.sheet.levels) - 1
         if len(digits) != len(self.places) or any(not d.isdigit() or int(d) > top for d in digits):
             raise ValueError(
-                f"a choice of table {self.sheet.name} has {len(self.places)} levels from 0 to {top}, "
-                f"one a unit ({self.sheet.free[0]} first), got {''.join(digits)!r} of {len(digits)}"
+                f"a choice of table {self.sheet.name} is {len(self.places)} levels from 0 to "
+                f"{top}, the first of {self.sheet.free[0]}; got {len(digits)}: {''.join(digits)}"
             )
         return "".join(digits)
 
@@ -231,8 +231,8 @@ class Table:
         row = self.cells.loc[name]
         prefix = f"{tokens}/"
         values = {key[len(prefix) :]: row[key] for key in row.index if key.startswith(prefix)}
-        dense, chance = self.sheet.dense[tokens][self.name], self.sheet.chance.get(tokens, math.inf)
-        above = dense < chance if self.sign > 0 else dense > chance
+        dense, chance = self.sheet.dense[tokens][self.name], self.sheet.chance.get(tokens)
+        above = chance is None or self.sign * dense < self.sign * chance
         return Cell(name, values, float(self.shares(account, length)[name]), above)
 
     # -- the best ------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ class Table:
         shares = self.shares(account, length)
         if budget < shares.min() * (1 - ROUNDING):
             raise ValueError(
-                f"the cheapest choice of table {self.sheet.name} costs {shares.min():.4g} of dense "
-                f"{account or PAIRS}, got budget={budget:g}; give at least that"
+                f"the cheapest choice of table {self.sheet.name} costs {shares.min():.4g} of "
+                f"dense {account or PAIRS}, got budget={budget:g}; give at least that"
             )
         return self.cells[shares <= budget * (1 + ROUNDING)]
 
@@ -292,8 +292,8 @@ class Table:
         own = self.query(choice, "test", account=account, length=length)
         if own.share > budget * (1 + ROUNDING):
             raise ValueError(
-                f"choice {own.choice} costs {own.share:.4g} of dense {account or PAIRS}, more than "
-                f"the budget {budget:g}"
+                f"choice {own.choice} costs {own.share:.4g} of dense {account or PAIRS}, more "
+                f"than the budget {budget:g}"
             )
         best = self.query(self.optimum(budget, account, length).choice, "test")
         return self.sign * (own[self.name] - best[self.name])
@@ -341,7 +341,8 @@ class Table:
         found = [self.level_of(mask, unit) for unit in range(len(self.units.names))]
         fixed = [level for unit, level in enumerate(found) if unit not in self.places]
         if set(fixed) - {self.units.top}:
-            raise ValueError(f"{mask!s:.80} lowers units that table {self.sheet.name} has at the top")
+            name = self.sheet.name
+            raise ValueError(f"{mask!s:.80} lowers units that table {name} has at the top")
         return "".join(str(found[place]) for place in self.places)
 
     def level_of(self, mask: Mask, unit: int) -> int:
@@ -420,15 +421,29 @@ class TableEvaluator(Evaluator):
 
     def __init__(self, table: Table, tokens: Tokens = "calibration") -> None:
         self.table, self.tokens = table, tokens
-        self.shape = table.units.shape
-        name, goal, unit = table.sheet.objective
-        worst = float(table.cells[f"{tokens}/{name}"].max() if table.sign > 0 else 0.0)
-        self.objectives = (
-            Objective(name, goal, worst, unit),  # type: ignore[arg-type]
-            Objective("effective_sparsity", "max", 0.0),
-        )
-        self.protocol = f"table-{table.sheet.protocols[tokens]}"
-        self.kv_head_count = table.sheet.kv_heads
+
+    @property
+    def shape(self) -> Shape:
+        """The model's."""
+        return self.table.units.shape
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The table's, whose worst value is that of its worst cell; and sparsity."""
+        name, goal = self.table.sheet.objective
+        values = self.table.cells[f"{self.tokens}/{name}"] * self.table.sign
+        worst = Objective(name, goal, float(values.max()) * self.table.sign)
+        return (worst, Objective("effective_sparsity", "max", 0.0))
+
+    @property
+    def protocol(self) -> str:
+        """That of the evaluator whose scores these are."""
+        return f"table-{self.table.sheet.protocols[self.tokens]}"
+
+    @property
+    def kv_head_count(self) -> int | None:
+        """The model's."""
+        return self.table.sheet.kv_heads
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields what the table says."""
@@ -486,8 +501,9 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path} is no table of choices: {error}") from error
     sums = path.parent / "SHA256SUMS"
     if sums.is_file():
-        digests = dict(reversed(line.split()) for line in sums.read_text().splitlines())
-        wanted, own = digests.get(path.name), hashlib.sha256(held).hexdigest()
+        lines = [line.split() for line in sums.read_text().splitlines()]
+        wanted = {name: digest for digest, name in lines}.get(path.name)
+        own = hashlib.sha256(held).hexdigest()
         if wanted != own:
             raise DataError(
                 f"{path} has the SHA-256 {own[:16]}.., and {sums.name} beside it says "
@@ -507,4 +523,3 @@ def write_table(table: Table, path: Path) -> Path:
     with write_in_one_move(path) as beside:
         pq.write_table(found.replace_schema_metadata(told), beside, compression="zstd")
     return path
-

@@ -2,34 +2,34 @@
 
 Choices that agree in the lowest layers share what these compute; and within a layer a head's
 output does not depend on the masks of the others, so all choices of a layer need each level's
-attention once. 4,096 choices of 12 heads take a minute of one core where one by one they take five.
+attention once. 4,096 choices of 12 heads take a minute of one core; one by one they take five.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from masksearch.contracts import Shape
+from masksearch.contracts import Evaluator
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.evaluators.next_tokens import TokenScores, token_values
 from masksearch.gates.units import Allocation, Units
 from masksearch.masks.lower import lower
-from masksearch.models.decoders import NextTokenModel, divergence
-
-PARTS = ("self_attn.o_proj", "input_layernorm", "post_attention_layernorm", "mlp")
+from masksearch.models.decoders import divergence
 
 
-def fits(judge: Any, units: Units) -> bool:
+def fits(judge: Evaluator, units: Units) -> TypeGuard[CausalEvaluator]:
     """Whether `tree_values` judges as this evaluator does: a decoder, judged as it is in float32,
     whose layers have a Llama's parts and no others that compute."""
-    if type(judge) is not CausalEvaluator or judge.adapts != "none" or judge.passkeys:
+    if not isinstance(judge, CausalEvaluator) or type(judge) is not CausalEvaluator:
+        return False
+    if judge.adapts != "none" or judge.passkeys:
         return False
     if judge.sinks is not None or judge.precision != "float32":
         return False
@@ -58,13 +58,15 @@ def tree_values(
     angles = body.rotary_emb(hidden, torch.arange(rows.tokens.shape[1])[None])
     scored = rows.labels[:, 1:] != -100
     wanted = rows.tokens[:, 1:][scored]
-    dense = full_pass(model, rows.tokens)[:, :-1][scored] if judge.kl else None
+    dense = model.features(rows.tokens)[:, :-1][scored] if judge.kl else None
 
     def attended(layer: int, hidden: Tensor) -> list[Tensor]:
         """What the heads read under each level, before they are mixed."""
         found: list[Tensor] = []
         own: Any = body.layers[layer]
-        hook = own.self_attn.o_proj.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        hook = own.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, given: found.append(given[0])
+        )
         try:
             for level in units.levels:
                 kept = lower(level.of_layer(layer), plane)
@@ -114,11 +116,8 @@ def tree_values(
 
         nll = spread(F.cross_entropy(logits, wanted, reduction="none"))
         right = None if rows.answers is None else spread(logits.argmax(-1) == wanted)
-        return TokenScores(nll, right, None if target is None else spread(divergence(logits, target)))
+        return TokenScores(
+            nll, right, None if target is None else spread(divergence(logits, target))
+        )
 
     yield from visit(0, hidden, sorted(set(choices)))
-
-
-def full_pass(model: NextTokenModel, tokens: Tensor) -> Tensor:
-    """The features of the model without a mask."""
-    return model.features(tokens)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from masksearch.cli import options
+from masksearch.cli.bench import bench
 from masksearch.cli.doctor import doctor, installed_version
 from masksearch.cli.models import allocate, attach, export, show_plans
 from masksearch.cli.options import (
@@ -239,6 +240,7 @@ command(SEARCH)(export)
 command(COMPARE)(compare)
 command(COMPARE)(report)
 command(COMPARE, "proxy-card")(proxy_card)
+command(COMPARE)(bench)
 command(MODELS)(attach)
 command(MODELS)(allocate)
 command(MODELS)(pretrain)

@@ -439,7 +439,8 @@ def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("./recall").positions == 256
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),
-        ({"weights": "somewhere"}, "token ids of its own, so weights= belongs to text"),
+        ({"tokenizer": "somewhere"}, "token ids of its own, so tokenizer= belongs to text"),
+        ({"sinks": "none", "weights": "x", "adapt": "none"}, "so sinks= belongs to text"),
     ):
         with pytest.raises(ValueError, match=message):
             ms.CausalEvaluator("recall", **wrong)

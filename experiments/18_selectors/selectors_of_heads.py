@@ -1,0 +1,232 @@
+"""The selectors: how each chooses, within a budget, which units see everything.
+
+A selector gets a `masksearch.bench.Judged` and gives a choice for each budget; what it asks
+`known.loss` for is counted. Those that look into the model get its evaluator.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import masksearch as ms
+from masksearch.bench import Judged, strategy
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.rivals.attention_mass import attention_mass
+from experiments.rivals.first_order import first_order, flip
+from experiments.rivals.trained_models import score_units
+
+Chosen = Iterator[tuple[float, Any]]
+EVALUATIONS = 60  # of samplers
+STEPS = {"steps": 300, "gate_lr": 0.05}  # of a training of gates
+ROWS = 64  # sequences that Fisher's information is taken from
+
+
+# -- drawn by hand -------------------------------------------------------------------------------
+def in_order(known: Judged, order: Sequence[int]) -> Chosen:
+    """Raises units in an order, while the budget pays for them."""
+    for budget in known.budgets:
+        choice = [0] * known.units
+        for unit in order:
+            raised = [*choice[:unit], 1, *choice[unit + 1 :]]
+            if known.share(raised) <= budget:
+                choice = raised
+        yield budget, choice
+
+
+def first_units(known: Judged) -> Chosen:
+    """The lowest ones."""
+    return in_order(known, range(known.units))
+
+
+def last_units(known: Judged) -> Chosen:
+    """The highest ones."""
+    return in_order(known, range(known.units)[::-1])
+
+
+def middle_units(known: Judged) -> Chosen:
+    """Those nearest to the middle."""
+    return in_order(
+        known, sorted(range(known.units), key=lambda u: abs(u - (known.units - 1) / 2))
+    )
+
+
+def periodic(known: Judged) -> Chosen:
+    """As many as the budget pays, evenly spread."""
+    for budget, choice in in_order(known, range(known.units)):
+        count, places = sum(choice), [0] * known.units
+        for at in range(count):
+            places[round((at + 0.5) * known.units / count - 0.5)] = 1
+        yield budget, places
+
+
+# -- by what masks lose --------------------------------------------------------------------------
+def leave_one_out(known: Judged) -> Chosen:
+    """By what is lost where one unit alone is local."""
+    full = [1] * known.units
+    worth = [known.loss([*full[:u], 0, *full[u + 1 :]]) for u in range(known.units)]
+    return in_order(known, sorted(range(known.units), key=lambda u: -worth[u]))
+
+
+def backward(known: Judged) -> Chosen:
+    """Lowers in each round the unit that costs least, from all on."""
+    choice, path = [1] * known.units, []
+    while any(choice):
+        path.append(choice)
+        lower = [[*choice[:u], 0, *choice[u + 1 :]] for u, level in enumerate(choice) if level]
+        choice = min(lower, key=known.loss)
+    path.append(choice)
+    for budget in known.budgets:
+        yield budget, next(each for each in path if known.share(each) <= budget)
+
+
+def exact(known: Judged) -> Chosen:
+    """Judges every choice."""
+    for choice in known.table.cells.choice:
+        known.loss(choice)
+    for budget in known.budgets:
+        yield budget, [*map(int, known.best(budget))]
+
+
+# -- by a look into the model --------------------------------------------------------------------
+def by_scores(score: Callable[..., Any], judge_of: Callable[[str], Any]) -> Any:
+    """A selector that ranks units by a score of `experiments/rivals`."""
+
+    def selector(known: Judged) -> Chosen:
+        table = known.table
+        scores = score_units(judge_of(table.sheet.name), table.units, score, 0)
+        worth = [scores[name][-1] for name in table.sheet.free]
+        return in_order(known, sorted(range(known.units), key=lambda u: -worth[u]))
+
+    return selector
+
+
+def fisher(units: ms.Units, model: Any, batches: Sequence[Any]) -> dict[str, list[float]]:
+    """The diagonal of Fisher's information of gates on the far part of each head's attention: the
+    mean over sequences of the squared derivative of a sequence's loss by the gate, at the gates of
+    the model without a mask (as heads are pruned in arXiv 2204.09656, there of whole heads)."""
+    bank = FarGates(units)
+    found = torch.zeros(units.shape.layers, units.shape.heads, dtype=torch.float64)
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    ms.attach(model, bank, inputs={name: part[:1] for name, part in batches[0].items()})
+    try:
+        model.eval()
+        for row in range(min(ROWS, len(whole["input_ids"]))):
+            loss = model(**{name: part[row : row + 1] for name, part in whole.items()}).loss
+            [derivative] = torch.autograd.grad(loss, bank.gates)
+            found += derivative.double() ** 2
+    finally:
+        ms.detach(model)
+    pooled = units.pool(found).tolist()
+    return {name: [0.0, each] for name, each in zip(units.names, pooled, strict=True)}
+
+
+class FarGates(torch.nn.Module):
+    """The model's own attention, whose weights beyond the local mask are multiplied by a gate."""
+
+    def __init__(self, units: ms.Units) -> None:
+        super().__init__()
+        self.length, self.layers, self.heads = (
+            units.shape.length,
+            units.shape.layers,
+            units.shape.heads,
+        )
+        self.local = units.kept[0]
+        self.gates = torch.nn.Parameter(torch.ones(self.layers, self.heads))
+
+    def draw(self) -> None:
+        """Nothing is random here."""
+
+    def attend(self, layer: int, call: Any) -> torch.Tensor:
+        """See `GateBank.attend`."""
+        weights = call.weights()
+        gate = self.gates[layer][:, None, None]
+        kept = torch.where(self.local[layer], 1.0, gate)
+        return F.dropout(weights * kept, call.dropout).to(call.value.dtype) @ call.value
+
+
+def gates(judge_of: Callable[[str], Any], config: dict[str, Any] = STEPS) -> Any:
+    """DuoAttention's choice, by DAM's switches: trained on the frozen weights at the density of
+    three full heads; one mask a budget is cut from them."""
+
+    def selector(known: Judged) -> Chosen:
+        units = known.table.units
+        wanted = densities(known)
+        options = {
+            "gates": {"structure": "switch", "levels": units.levels, "unit": units.unit},
+            "config": {**config, "target_density": wanted[min(2, len(wanted) - 1)]},
+            "densities": wanted,
+        }
+        with tempfile.TemporaryDirectory() as run:
+            found = ms.search(
+                *(None, judge_of(known.table.sheet.name)),
+                run=run,
+                trials=1 + len(wanted),
+                strategy="dam",
+                strategy_options=options,
+                progress=None,
+            )
+            masks = [r.mask for r in found.records() if r.scored and r.mask is not None]
+        cut = [known.table.choice_of(mask) for mask in masks]
+        for budget in known.budgets:
+            paid = [choice for choice in cut if known.share(choice) <= budget]
+            yield budget, max(paid, key=known.share, default="0" * known.units)
+
+    return selector
+
+
+# -- the package's own ---------------------------------------------------------------------------
+def densities(known: Judged) -> list[float]:
+    """The budgets as shares of the pairs of tokens, which the package's strategies are told."""
+    found = in_order(known, range(known.units))
+    return [known.table.units.density(choice) for _, choice in found]
+
+
+def told(name: str, trials: int, **options: Any) -> Any:
+    """A strategy of the package, told the budgets and the table's units."""
+
+    def selector(known: Judged) -> Any:
+        units, own = known.table.units, dict(options)
+        if name == "allocate":
+            own = {"strategy_options": {"unit": units.unit, "levels": units.levels, **options}}
+        return strategy(name, trials, budget=densities(known), **own)(known)
+
+    return selector
+
+
+ALLOCATIONS: dict[str, dict[str, Any]] = {
+    "restore": {"method": "restore"},
+    "ablate": {"method": "ablate"},
+    "greedy": {"method": "greedy"},
+    "greedy, 3 tries": {"method": "greedy", "tries": 3},
+}
+
+
+def every(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
+    """Name -> selector, and whether it draws at random."""
+    found: dict[str, tuple[Any, bool]] = {
+        "first heads": (first_units, False),
+        "last heads": (last_units, False),
+        "middle heads": (middle_units, False),
+        "every n-th head": (periodic, False),
+        "leave one out": (leave_one_out, False),
+        "greedy removal": (backward, False),
+        "exact": (exact, False),
+        "attention mass": (by_scores(attention_mass, judge_of), False),
+        "first order": (by_scores(first_order, judge_of), False),
+        "flip": (by_scores(flip, judge_of), False),
+        "Fisher": (by_scores(fisher, judge_of), False),
+        "gates": (gates(judge_of), False),
+    }
+    for name in ("random", "tpe", "evolution"):
+        found[name] = (told(name, EVALUATIONS), True)
+    for name, own in ALLOCATIONS.items():
+        found[f"allocate {name}"] = (told("allocate", 400, **own), False)
+    return found

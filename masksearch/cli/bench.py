@@ -1,0 +1,133 @@
+"""The command bench: tables of masks whose best choice is known, and selectors judged on them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from masksearch.cli import options
+from masksearch.cli.options import OptionsError, declare
+
+
+class Action(StrEnum):
+    """What is to be done."""
+
+    list = "list"
+    build = "build"
+    judge = "judge"
+
+
+def bench(
+    action: Annotated[Action, typer.Argument(help="What to do.", metavar="ACTION")] = Action.list,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="To build: FILE.py:NAME, a function that gives a TableSpec or a list of them. To "
+            "judge: FILE.py:NAME, a selector, or a strategy of masksearch search.",
+            metavar="WHAT",
+        ),
+    ] = None,
+    tables: Annotated[
+        list[str] | None,
+        declare(
+            "A table to judge on, a name or a .parquet file; repeatable.",
+            options.JUDGE,
+            "all that are installed",
+            "TABLE",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        declare(
+            "Largest share of the dense cost that a choice may have; repeatable.",
+            options.JUDGE,
+            "0.3, 0.4, 0.5 and 0.6",
+            "SHARE",
+        ),
+    ] = None,
+    account: Annotated[
+        str | None,
+        declare(
+            "How costs are counted: pairs of tokens, or bytes by an account of the table.",
+            options.JUDGE,
+            "pairs",
+            "ACCOUNT",
+        ),
+    ] = None,
+    trials: Annotated[int, declare("Masks that a strategy judges.", options.JUDGE, "", "N")] = 60,
+    seeds: Annotated[
+        int, declare("Seeds of a selector that draws: 0, 1, ..", options.JUDGE, "", "N")
+    ] = 1,
+    out: Annotated[
+        Path, declare("Folder of the tables that are built.", options.OUTPUT, "", "FOLDER")
+    ] = Path("tables"),
+    slots: options.Slots = 1,
+    json: options.Json = False,
+) -> None:
+    """List, build or judge on tables of masks whose best choice is known.
+
+    A selector is judged by its regret: how much more its choice loses than what exhaustive search
+    picks, on tokens that neither has seen.
+
+    Examples:
+        masksearch bench
+        masksearch bench judge allocate --budget 0.4
+        masksearch bench judge mine.py:last_layers --tables recall-1
+        masksearch bench build mine.py:my_tables --out tables
+    """
+    if action is Action.list:
+        show_tables(json)
+        return
+    if what is None:
+        raise OptionsError(
+            f"bench {action.value} needs FILE.py:NAME: a function that gives TableSpecs to build, "
+            "or a selector to judge"
+        )
+    if action is Action.build:
+        build_tables(what, out, slots)
+        return
+    from masksearch.bench import BUDGETS, judge, load, names, strategy, summary
+    from masksearch.strategies.build import STRATEGIES
+    from masksearch.user_code import load_function
+
+    selector = strategy(what, trials) if what in STRATEGIES else load_function(what)
+    given = [load(name) for name in tables or [n for n in names() if load(n).complete]]
+    budgets = budget or BUDGETS
+    rows = judge(selector, given, budgets, seeds=range(seeds), account=account, name=what)
+    show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in given)}")
+
+
+def show(found: Any, json: bool, title: str) -> None:
+    """Rows as a table or as JSON."""
+    if json:
+        typer.echo(found.to_json(orient="records"))
+    else:
+        typer.echo(f"{title}\n{found.to_string(index=False, float_format='{:.4f}'.format)}")
+
+
+def show_tables(json: bool) -> None:
+    """The tables that are installed."""
+    import pandas as pd
+
+    from masksearch.bench import load, names
+
+    rows = []
+    for name in names():
+        table = load(name)
+        held = "complete" if table.complete else "a sample" if table.sheet.drawn else "half-built"
+        rows.append({"table": name, "cells": len(table), "state": held, "what": table.sheet.what})
+    show(pd.DataFrame(rows), json, "tables of masks (pip install masksearch-bench has more)")
+
+
+def build_tables(what: str, out: Path, slots: int) -> None:
+    """Builds what a file says, or goes on with it."""
+    from masksearch.bench import TableSpec, build
+    from masksearch.executors.local import Local
+    from masksearch.user_code import load_function
+
+    made = load_function(what)()
+    for spec in [made] if isinstance(made, TableSpec) else made:
+        typer.echo(f"wrote {build(spec, out, executor=Local(slots))}")
