@@ -161,7 +161,7 @@ def gates(judge_of: Callable[[str], Any], config: dict[str, Any] = STEPS) -> Any
         wanted = densities(known)
         options = {
             "gates": {"structure": "switch", "levels": units.levels, "unit": units.unit},
-            "config": {**config, "target_density": wanted[min(2, len(wanted) - 1)]},
+            "config": {**config, "density": wanted[min(2, len(wanted) - 1)]},
             "densities": wanted,
         }
         with tempfile.TemporaryDirectory() as run:

@@ -1,19 +1,19 @@
-"""Searches of a table in simulated time: by the package's own session, with nothing trained."""
+"""Searches in simulated time: by the package's own session, with nothing trained."""
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from masksearch.contracts import Proposal, Trials
+from optuna.storages import InMemoryStorage
+
+from masksearch.contracts import Evaluator, Proposal, Trials
 from masksearch.driver import search
 from masksearch.executors.job import JobRun, idle_strategy_error
-
-if TYPE_CHECKING:
-    from masksearch.bench.table import Table
+from masksearch.masks.core import Mask
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,18 @@ class InTurn:
                 return
 
 
-def replayed(
-    table: Table, strategy: Any, run: Path, slots: int = 1, space: Any = None, **how: Any
-) -> list[dict[str, Any]]:
-    """The choices that a search judges, each once, in the order in which they were proposed."""
-    evaluator = table.evaluator()
-    if space is None and strategy not in ("allocate", "dam", "prune"):
-        space = table.units
-    with warnings.catch_warnings():
+def replayed(space: Any, evaluator: Evaluator, slots: int, **how: Any) -> list[Mask]:
+    """The masks that a search has judged, in the order in which they were proposed.
+
+    Args:
+        space: As of `ms.search`.
+        evaluator: Judges at once.
+        slots: Trials at a time.
+        **how: What else `ms.search` takes.
+    """
+    with tempfile.TemporaryDirectory() as run, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of trials that draw a known choice
-        found = search(
-            *(space, evaluator),
-            run=run,
-            storage="journal:journal.log",
-            strategy=strategy,
-            executor=InTurn(slots),
-            progress=None,
-            **how,
-        )
-    masks = [record.mask for record in found.records() if record.scored and record.mask]
-    rows: list[dict[str, Any]] = []
-    for choice in dict.fromkeys(map(table.choice_of, masks)):
-        cell, test = table.query(choice), table.query(choice, "test")
-        told = {"choice": choice, "share": cell.share, table.name: cell[table.name]}
-        rows.append({**told, "test": test[table.name]})
-    return rows
+        storage, executor = InMemoryStorage(), InTurn(slots)
+        given = {"run": run, "storage": storage, "executor": executor, "progress": None, **how}
+        found = search(space, evaluator, **given)
+        return [record.mask for record in found.records() if record.scored and record.mask]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -28,6 +27,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
+from masksearch.bench.replay import replayed
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import DataError, unknown_name
 from masksearch.gates.units import ROUNDING, Unit, Units
@@ -230,7 +230,9 @@ class Table:
             )
         row = self.cells.loc[name]
         prefix = f"{tokens}/"
-        values = {key[len(prefix) :]: row[key] for key in row.index if key.startswith(prefix)}
+        values = {
+            key[len(prefix) :]: float(row[key]) for key in row.index if key.startswith(prefix)
+        }
         dense, chance = self.sheet.dense[tokens][self.name], self.sheet.chance.get(tokens)
         above = chance is None or self.sign * dense < self.sign * chance
         return Cell(name, values, float(self.shares(account, length)[name]), above)
@@ -388,14 +390,15 @@ class Table:
             One row an evaluation: `seed`, `evaluation` from 1 on, `choice`, `share`, the score on
             calibration tokens, and on test tokens as `test`.
         """
-        from masksearch.bench.replay import replayed
-
         rows: list[dict[str, Any]] = []
+        space = None if strategy in ("allocate", "dam", "prune") else self.units
         for seed in seeds:
-            with tempfile.TemporaryDirectory() as folder:
-                how = {"trials": trials, "seed": seed, **options}
-                found = replayed(self, strategy, Path(folder), slots, **how)
-            rows += [{"seed": seed, "evaluation": n, **each} for n, each in enumerate(found, 1)]
+            how = {"trials": trials, "seed": seed, "strategy": strategy, "space": space, **options}
+            judged = replayed(evaluator=self.evaluator(), slots=slots, **how)
+            for number, choice in enumerate(dict.fromkeys(map(self.choice_of, judged)), 1):
+                cell, test = self.query(choice), self.query(choice, "test")
+                told = {"seed": seed, "evaluation": number, "choice": choice, "share": cell.share}
+                rows.append({**told, self.name: cell[self.name], "test": test[self.name]})
         return pd.DataFrame(rows)
 
 
@@ -477,8 +480,8 @@ def load(name: str | Path) -> Table:
     known = names()
     path = Path(name) if str(name).endswith(".parquet") else known.get(str(name))
     if path is None:
-        hint = "; pip install masksearch-bench has more" if len(folders()) == 1 else ""
-        raise unknown_name("table:", str(name) + hint, (*known,))
+        more = "" if len(folders()) > 1 else " (pip install masksearch-bench has more)"
+        raise unknown_name(f"table{more}:", str(name), (*known,))
     return read_table(path)
 
 

@@ -58,7 +58,9 @@ def tree_values(
     angles = body.rotary_emb(hidden, torch.arange(rows.tokens.shape[1])[None])
     scored = rows.labels[:, 1:] != -100
     wanted = rows.tokens[:, 1:][scored]
-    dense = model.features(rows.tokens)[:, :-1][scored] if judge.kl else None
+    target = None
+    if judge.kl:
+        target = model.logits(model.features(rows.tokens)[:, :-1][scored]).float()
 
     def attended(layer: int, hidden: Tensor) -> list[Tensor]:
         """What the heads read under each level, before they are mixed."""
@@ -102,11 +104,11 @@ def tree_values(
                 yield from visit(layer + 1, found, list(above))
                 continue
             logits = model.logits(body.norm(found)).float()
-            scores = scores_of(logits, None if dense is None else model.logits(dense).float())
+            scores = scores_of(logits)
             [choice] = above
             yield choice, token_values(scores, rows, judge.edges)
 
-    def scores_of(logits: Tensor, target: Tensor | None) -> TokenScores:
+    def scores_of(logits: Tensor) -> TokenScores:
         """Of every token; 0 where it is not scored."""
 
         def spread(values: Tensor) -> Tensor:

@@ -48,19 +48,7 @@ def bench(
             "SHARE",
         ),
     ] = None,
-    account: Annotated[
-        str | None,
-        declare(
-            "How costs are counted: pairs of tokens, or bytes by an account of the table.",
-            options.JUDGE,
-            "pairs",
-            "ACCOUNT",
-        ),
-    ] = None,
     trials: Annotated[int, declare("Masks that a strategy judges.", options.JUDGE, "", "N")] = 60,
-    seeds: Annotated[
-        int, declare("Seeds of a selector that draws: 0, 1, ..", options.JUDGE, "", "N")
-    ] = 1,
     out: Annotated[
         Path, declare("Folder of the tables that are built.", options.OUTPUT, "", "FOLDER")
     ] = Path("tables"),
@@ -96,7 +84,7 @@ def bench(
     selector = strategy(what, trials) if what in STRATEGIES else load_function(what)
     given = [load(name) for name in tables or [n for n in names() if load(n).complete]]
     budgets = budget or BUDGETS
-    rows = judge(selector, given, budgets, seeds=range(seeds), account=account, name=what)
+    rows = judge(selector, given, budgets, name=what)
     show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in given)}")
 
 

@@ -1,0 +1,140 @@
+"""Tables are built as the evaluator judges, go on after a stop, and travel."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench.conftest import spec_of
+from cli_runs import run
+
+import masksearch as ms
+from masksearch.bench import TableSpec, build, load
+from masksearch.bench.build import CELLS
+from masksearch.bench.tree import fits, tree_values
+
+PACKAGE = Path(__file__).parents[2] / "masksearch-bench" / "masksearch_bench"
+
+
+@pytest.mark.parametrize("unit", ["head", "layer"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_tree_says_what_the_evaluator_says(learnt, tmp_path, name, unit):
+    spec = spec_of(learnt[name], unit=unit)
+    assert fits(spec.judge, spec.units)
+    found = dict(tree_values(spec.judge, spec.units, spec.choices()))
+    assert list(found) == spec.choices()
+    for choice, values in found.items():
+        *_, last = spec.judge(spec.units.mask(choice), seed=0, workdir=tmp_path)
+        for key, value in values.items():
+            assert value == pytest.approx(last.values[key], abs=2e-6), (choice, key)
+
+
+def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
+    path = build(spec, tmp_path)
+    table = load(path)
+    assert table.complete
+    assert len(table) == 16
+    for tokens, half in (("calibration", "search"), ("validation", "final"), ("test", "test")):
+        judge = spec.judge.on(half)
+        for choice in ("0000", "0110", "1111"):
+            *_, last = judge(table.mask(choice), seed=0, workdir=tmp_path)
+            cell = table.query(choice, tokens)
+            assert cell["nll"] == pytest.approx(last.values["nll"], abs=2e-6)
+            assert cell["kl"] == pytest.approx(last.values["kl"], abs=2e-6)
+    assert table.sheet.dense_bytes.keys() == {
+        f"{account}/{length}" for account in ("mask", "head") for length in (64, 128)
+    }
+    before = path.read_bytes()
+    [first, *_] = sorted((tmp_path / "tiny.run").glob(f"trials/**/{CELLS}"))
+    kept = first.stat().st_mtime_ns
+    path.unlink()
+    assert build(spec, tmp_path).read_bytes() == before
+    assert first.stat().st_mtime_ns == kept  # nothing was judged again
+
+
+def test_what_fails_is_missing_and_the_rest_is_kept(learnt, tmp_path):
+    spec = spec_of(learnt["llama"])
+    build(spec, tmp_path)
+    parts = sorted((tmp_path / "tiny.run").glob(f"trials/**/{CELLS}"))
+    parts[1].unlink()  # as a trial that has failed leaves none
+    table = load(build(spec, tmp_path))
+    assert not table.complete
+    assert 0 < len(table) < 16
+    with pytest.raises(ms.DataError, match="not complete"):
+        table.optimum(0.9)
+
+
+def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
+    spec = spec_of(learnt["qwen3"], unit="layer")
+    table = load(build(spec, tmp_path))
+    assert len(table) == 4
+    assert {"mask", "head", "transformers"} <= set(table.accounts)
+    cell = table.query("01", account="transformers", length=128)
+    held = ms.kv_bytes(table.mask("01"), spec.judge.config, 128, account="transformers")
+    assert cell.share == pytest.approx(held.share)
+
+
+def test_free_units_and_draws(learnt, tmp_path):
+    spec = spec_of(learnt["llama"], free=("l0.h1", "l1.h0"))
+    table = load(build(spec, tmp_path))
+    assert sorted(table.cells.choice) == ["00", "01", "10", "11"]
+    assert table.choice_of(table.mask("01")) == "01"
+    with pytest.raises(ValueError, match="lowers units that table tiny has at the top"):
+        table.choice_of(spec.units.mask((0, 1, 1, 1)))
+    drawn = spec_of(learnt["llama"], drawn=5, name="drawn")
+    table = load(build(drawn, tmp_path))
+    assert len(table) == 5
+    with pytest.raises(ms.DataError, match="a sample"):
+        table.optimum(1.0)
+    for wrong, message in (
+        ({"drawn": 17}, "1 to 16 choices, got 17"),
+        ({"free": ("l9.h0",)}, r"got l9\.h0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spec_of(learnt["llama"], **wrong)
+
+
+def test_what_fits_no_tree_is_asked_one_by_one(learnt, tmp_path):
+    spec = spec_of(learnt["llama"], free=("l0.h1",))
+    judge = dataclasses.replace(spec.judge, precision="bfloat16")
+    spec = dataclasses.replace(spec, judge=judge)
+    assert not fits(judge, spec.units)
+    table = load(build(spec, tmp_path))
+    for choice in ("0", "1"):
+        *_, last = judge(table.mask(choice), seed=0, workdir=tmp_path)
+        assert table.query(choice)["nll"] == np.float32(last.values["nll"])
+
+
+def test_the_command_builds(learnt, monkeypatch, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from bench.conftest import spec_of\n"
+        f"def tables():\n    return [spec_of({str(learnt['llama'])!r}, free=('l0.h0',))]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(monkeypatch, capsys, "bench", "build", "mine.py:tables", "--out", "made")
+    assert code == 0
+    assert "wrote made/tiny.parquet" in out
+    assert len(load(tmp_path / "made" / "tiny.parquet")) == 2
+
+
+# -- the package of tables -----------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
+def test_cells_are_judged_again_as_they_stand():
+    """Fifty drawn cells: bit for bit on the machine that judged them, elsewhere to 1e-4 nats."""
+    table = load(PACKAGE / "recall-1.parquet")
+    folder = PACKAGE / "checkpoints" / "recall-1"
+    judge = ms.CausalEvaluator(ms.Recall(), weights=folder, held_out_sequences=128, kl=True)
+    drawn = sorted(table.cells.choice.sample(50, random_state=0))
+    spec = TableSpec("recall-1", judge, table.units, "")
+    torch.set_num_threads(1)
+    allocations = [tuple(map(int, choice)) for choice in drawn]
+    for tokens, half in (("calibration", "search"), ("test", "test")):
+        own = judge.on(half)
+        assert own.protocol == table.sheet.protocols[tokens]
+        for allocation, values in tree_values(own, spec.units, allocations):
+            cell = table.query("".join(map(str, allocation)), tokens)
+            assert cell["nll"] == pytest.approx(values["nll"], abs=1e-4)

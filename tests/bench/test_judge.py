@@ -1,0 +1,132 @@
+"""Selectors judged on tables, in Python and on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_runs import run
+from scipy import stats
+
+import masksearch as ms
+from masksearch.bench import Judged, judge, load, summary
+from masksearch.bench.table import Table
+
+SELECTOR = """
+def last_layers(known):
+    for budget in known.budgets:
+        choice = [0] * known.units
+        for unit in reversed(range(known.units)):
+            raised = [*choice[:unit], 1, *choice[unit + 1 :]]
+            if known.share(raised) <= budget:
+                choice = raised
+        yield budget, choice
+"""
+
+
+def exhaustive(known):
+    for choice in known.table.cells.choice:
+        known.loss(choice)
+    return [(budget, known.best(budget)) for budget in known.budgets]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return load("recall-1")
+
+
+def other(table, shift):
+    """A table whose test tokens say something else."""
+    cells = table.cells.copy()
+    cells["test/nll"] *= 1 + shift
+    return Table(table.sheet.__class__(**{**vars(table.sheet), "name": f"other{shift}"}), cells)
+
+
+def test_exhaustive_search_has_no_regret_and_costs_every_cell(table):
+    rows = judge(exhaustive, [table], (0.3, 0.5))
+    assert rows.regret.eq(0).all()
+    assert rows.evaluations.eq(4096).all()
+    assert rows.oracle.ge(0).all()
+    assert rows.choice.tolist() == [table.optimum(budget).choice for budget in (0.3, 0.5)]
+
+
+def test_losses_are_counted_once_and_costs_are_free(table):
+    known = Judged(table)
+    known.share("0" * 12)
+    assert known.evaluations == 0
+    assert known.loss("0" * 12) == known.loss([0] * 12)
+    known.loss("1" * 12)
+    assert known.evaluations == 2
+    assert known.best(0.5) == "0" * 12
+    assert (known.units, known.levels) == (12, 2)
+
+
+def test_the_interval_is_students_over_tables(table):
+    tables = [other(table, shift) for shift in (0.0, 0.1, 0.3)]
+
+    def drawn(known):
+        random = np.random.default_rng(known.seed)
+        while known.share(choice := random.integers(2, size=12).tolist()) > 0.5:
+            pass
+        yield 0.5, choice
+
+    rows = judge(drawn, tables, (0.5,), seeds=(0, 1))
+    assert len(rows) == 6
+    each = rows.groupby("table").regret.mean()
+    [found] = summary(rows).itertuples()
+    low, high = stats.t.interval(0.95, 2, each.mean(), stats.sem(each))
+    assert (found.tables, found.regret) == (3, pytest.approx(each.mean()))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert "low" not in summary(judge(exhaustive, [table], (0.5,)))
+
+
+def test_selectors_that_break_the_rules(table):
+    with pytest.raises(ms.SearchError, match=r"dear gave no choice for the budget 0\.5"):
+        judge(lambda known: [(0.3, "0" * 12)], [table], (0.3, 0.5), name="dear")
+    with pytest.raises(ValueError, match="more than the budget"):
+        judge(lambda known: [(0.5, "1" * 12)], [table], (0.5,))
+
+
+# -- the command ---------------------------------------------------------------------------------
+@pytest.fixture
+def bench(monkeypatch, capsys, tmp_path):
+    """Exit code, output and errors of `masksearch bench ..` in a folder with a selector."""
+    (tmp_path / "mine.py").write_text(SELECTOR)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: run(monkeypatch, capsys, "bench", *words)
+
+
+def test_the_command_judges_a_file_of_ones_own(bench):
+    told = ["--tables", "recall-1", "--budget", "0.5", "--json"]
+    code, out, _ = bench("judge", "mine.py:last_layers", *told)
+    [row] = json.loads(out)
+    assert (code, row["budget"], row["evaluations"]) == (0, 0.5, 0)
+    assert row["regret"] > 1  # the last heads of this decoder look nothing up
+    code, out, _ = bench(
+        "judge", "random", "--tables", "recall-1", "--budget", "0.5", "--trials", 5
+    )
+    assert code == 0
+    assert out.startswith("random on recall-1\n")
+    assert "oracle" in out
+
+
+def test_the_command_lists_tables(bench):
+    code, out, _ = bench()
+    assert code == 0
+    assert "recall-1   4096 complete" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["judge"], "bench judge needs FILE.py:NAME"),
+        (["judge", "random", "--tables", "recal-1"], "did you mean 'recall-1'"),
+        (["judge", "mine.py:last_layers", "--budget", "0.1"], "costs 0.2632 of dense pairs"),
+        (["judge", "randm"], "name it as file.py:function"),
+        (["build", "none.py:tables"], "none.py"),
+    ],
+)
+def test_mistakes_are_one_line(bench, words, message):
+    code, _, err = bench(*words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,217 @@
+"""The table that the package brings: what it answers, and what it refuses."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.bench import Table, TableEvaluator, load, names
+from masksearch.bench.table import FORMAT, HERE, write_table
+
+CHOICES = st.lists(st.integers(0, 1), min_size=12, max_size=12)
+HEADS = {"account": "head", "length": 8192}
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return load("recall-1")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """The file as Parquet alone reads it."""
+    return pq.read_table(HERE / "recall-1.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("heads", [0, 1, 3, 7, 12])
+def test_the_optimum_is_that_of_brute_force(table, rows, heads):
+    local, full = 8 * 64, 8192 * 64  # bytes of a head: 16 wide, keys and values, 2 bytes each
+    budget = (heads * full + (12 - heads) * local) / (12 * full)
+    best = {}
+    for tokens in ("calibration", "validation", "test"):
+        kept = [row for row in rows if row["choice"].count("1") <= heads]
+        best[tokens] = min(kept, key=lambda row: (row[f"{tokens}/nll"], row["choice"]))
+        found = table.optimum(budget, tokens=tokens, **HEADS)
+        assert found.choice == best[tokens]["choice"]
+        assert found["nll"] == best[tokens][f"{tokens}/nll"]
+        assert found.share <= budget
+    wanted = best["calibration"]["test/nll"] - best["test"]["test/nll"]
+    least = table.optimum(budget, tokens="test", **HEADS).choice
+    assert table.regret(least, budget, **HEADS) == pytest.approx(-wanted, abs=1e-9)
+    assert table.regret(best["calibration"]["choice"], budget, **HEADS) == 0
+
+
+def test_shares_are_those_of_the_masks(table):
+    config = ms.CausalEvaluator(ms.Recall(), size="3x64x4").config
+    for choice in ("000000000000", "000010000001", "111100000000", "111111111111"):
+        mask = table.mask(choice)
+        assert table.query(choice).share == pytest.approx(
+            table.units.density(list(map(int, choice)))
+        )
+        for account in ("mask", "head"):
+            for length in (512, 32768):
+                cell = table.query(choice, account=account, length=length)
+                held = ms.kv_bytes(mask, config, length, account=account)
+                assert cell.share == pytest.approx(held.share)
+
+
+@given(choice=CHOICES)
+def test_masks_are_choices_and_back(choice):
+    table = load_once()
+    text = "".join(map(str, choice))
+    assert table.choice_of(table.mask(choice)) == text
+    written = table.choice_of(ms.masks.parse(str(table.mask(text))))
+    assert written == text
+
+
+_TABLES: list[Table] = []
+
+
+def load_once() -> Table:
+    if not _TABLES:
+        _TABLES.append(load("recall-1"))
+    return _TABLES[0]
+
+
+def test_a_mask_in_other_words_is_known_and_another_is_refused(table):
+    assert table.choice_of(masks.full() | masks.window(3)) == "1" * 12
+    with pytest.raises(ValueError, match=r"in l0\.h0 none of the masks of table recall-1: window"):
+        table.choice_of(masks.window(5))
+
+
+def test_the_front_is_beaten_by_no_cell(table, rows):
+    front = table.front()
+    shares = table.cells.pairs.to_numpy()
+    scores = table.cells["calibration/nll"].to_numpy()
+    for share, nll in zip(front.share, front.nll, strict=True):
+        better = (shares <= share) & (scores <= nll) & ((shares < share) | (scores < nll))
+        assert not better.any()
+    assert front.share.is_monotonic_increasing
+    assert front.nll.is_monotonic_decreasing
+    assert front.choice.iloc[0] == "0" * 12
+
+
+def test_dense_is_said_to_be_above_chance(table):
+    cell = table.query("0" * 12)
+    assert cell.above_chance
+    chance = {tokens: 0.1 for tokens in table.sheet.chance}
+    poor = Table(dataclasses.replace(table.sheet, chance=chance), table.cells)
+    assert not poor.query("0" * 12).above_chance
+
+
+def test_optuna_optimises_its_objective(table):
+    study = optuna.create_study(
+        directions=table.directions, sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    study.optimize(table.objective, n_trials=5)
+    for trial in study.trials:
+        cell = table.query(list(trial.params.values()))
+        assert trial.values == [cell["nll"], cell.share]
+
+
+def test_it_is_an_evaluator(table, tmp_path):
+    judge = table.evaluator("validation")
+    assert isinstance(judge, TableEvaluator)
+    mask = table.mask("000011000000")
+    [report] = judge(mask, seed=3, workdir=tmp_path)
+    assert dict(report.values) == table.query("000011000000", "validation").values
+    assert judge.protocol != table.evaluator("test").protocol
+    compared = ms.compare({"two": mask, "none": table.mask("0" * 12)}, judge, run=tmp_path / "run")
+    assert set(compared.entries) == {"two", "none"}
+
+
+# -- what it refuses -----------------------------------------------------------------------------
+def test_unknown_names(table):
+    with pytest.raises(ms.UnknownNameError, match=r"'recall-1x'.*did you mean 'recall-1'"):
+        load("recall-1x")
+    with pytest.raises(ms.UnknownNameError, match="did you mean 'test'"):
+        table.query("0" * 12, "tests")
+    with pytest.raises(ms.UnknownNameError, match="did you mean 'head'"):
+        table.optimum(0.5, "heads")
+    with pytest.raises(ValueError, match=r"bytes of \[512, 2048, 8192, 32768\] positions.*=100"):
+        table.optimum(0.5, "head", 100)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("0101", r"12 levels from 0 to 1, the first of l0\.h0; got 4: 0101"),
+        ("000000000002", "got 12: 000000000002"),
+        ([0] * 11 + [-1], "from 0 to 1"),
+    ],
+)
+def test_a_choice_of_another_size(table, choice, message):
+    with pytest.raises(ValueError, match=message):
+        table.query(choice)
+
+
+def test_a_missing_cell_has_no_substitute_and_a_half_built_table_no_optimum(table):
+    half = Table(table.sheet, table.cells.iloc[:-1])
+    assert half.query("0" * 12)["nll"] == table.query("0" * 12)["nll"]
+    with pytest.raises(ms.DataError, match="no cell 111111111111: it holds 4,095 of 4,096"):
+        half.query("1" * 12)
+    for ask in (
+        lambda: half.optimum(0.5),
+        lambda: half.front(),
+        lambda: half.regret("0" * 12, 0.5),
+    ):
+        with pytest.raises(ms.DataError, match=r"not complete \(4,095 of 4,096 cells\)"):
+            ask()
+    drawn = Table(dataclasses.replace(table.sheet, drawn=True), table.cells)
+    with pytest.raises(ms.DataError, match="a sample of all choices"):
+        drawn.optimum(0.5)
+
+
+def test_budgets(table):
+    with pytest.raises(ValueError, match=r"costs 0\.2632 of dense pairs, got budget=0\.2"):
+        table.optimum(0.2)
+    with pytest.raises(
+        ValueError, match=r"choice 1{12} costs 1 of dense pairs, more than .* 0\.5"
+    ):
+        table.regret("1" * 12, 0.5)
+
+
+def test_files_that_are_damaged_or_changed(table, tmp_path):
+    for file in ("recall-1.parquet", "SHA256SUMS"):
+        shutil.copy(HERE / file, tmp_path)
+    path = tmp_path / "recall-1.parquet"
+    assert len(load(path)) == 4096
+    sums = (tmp_path / "SHA256SUMS").read_text()
+    assert sums.split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
+    write_table(Table(table.sheet, table.cells.assign(pairs=0.5)), path)
+    with pytest.raises(ms.DataError, match="SHA256SUMS beside it says"):
+        load(path)
+    (tmp_path / "SHA256SUMS").unlink()
+    assert load(path).shares().eq(0.5).all()
+    write_table(
+        Table(dataclasses.replace(table.sheet, format="masksearch-table-9"), table.cells), path
+    )
+    with pytest.raises(ms.DataError, match=f"masksearch-table-9.*reads '{FORMAT}'"):
+        load(path)
+    path.write_bytes(b"PAR1 but no more")
+    with pytest.raises(ms.DataError, match="no table of choices"):
+        load(path)
+
+
+def test_files_hold_no_pickle_and_a_datasheet(table):
+    found = pq.read_table(HERE / "recall-1.parquet")
+    sheet = json.loads(found.schema.metadata[b"masksearch"])
+    assert sheet["planned"] == 4096
+    assert {str(column.type) for column in found.columns} <= {
+        "string",
+        "large_string",
+        "float",
+        "double",
+        "int64",
+    }
+    assert "recall-1" in names()
+    assert np.isfinite(found.drop_columns(["choice"]).to_pandas().to_numpy()).all()
