@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-import masksearch
 from masksearch.bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch.bench.tree import fits, tree_values
 from masksearch.contracts import MAJORITY, Evaluator, Executor, Half, Report
@@ -211,7 +210,7 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
         seed=spec.seed,
         checkpoint=dict(spec.judge.data_hashes()),
         environment={
-            "masksearch": masksearch.__version__,
+            "masksearch": metadata.version("masksearch"),
             "torch": torch.__version__,
             "transformers": metadata.version("transformers"),
             "python": platform.python_version(),

@@ -21,13 +21,19 @@ class Action(StrEnum):
 
 
 def bench(
-    action: Annotated[Action, typer.Argument(help="What to do.", metavar="ACTION")] = Action.list,
+    action: Annotated[
+        Action,
+        typer.Argument(
+            help="list, build or judge.", metavar="ACTION", rich_help_panel=options.JUDGE
+        ),
+    ] = Action.list,
     what: Annotated[
         str | None,
         typer.Argument(
             help="To build: FILE.py:NAME, a function that gives a TableSpec or a list of them. To "
             "judge: FILE.py:NAME, a selector, or a strategy of masksearch search.",
             metavar="WHAT",
+            rich_help_panel=options.JUDGE,
         ),
     ] = None,
     tables: Annotated[
