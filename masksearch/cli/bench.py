@@ -83,7 +83,8 @@ def bench(
     if action is Action.build:
         build_tables(what, out, slots)
         return
-    from masksearch.bench import BUDGETS, judge, load, names, strategy, summary
+    from masksearch.bench import judge, load, names, strategy, summary
+    from masksearch.bench.judge import BUDGETS
     from masksearch.strategies.build import STRATEGIES
     from masksearch.user_code import load_function
 
