@@ -121,6 +121,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("windw", ["window", "stride"])
     "; did you mean 'window'?"
     """
+    if name.startswith("_"):  # programs look for such names, people do not
+        return ""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
