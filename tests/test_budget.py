@@ -45,7 +45,13 @@ def costs(study):
 
 
 @pytest.mark.filterwarnings("ignore:.*(conditional space|drew a mask)")
-@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc", "evolution"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *("random", "evolution"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tpe", "nsga2", "qmc")),
+    ],
+)
 def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     told = {"strategy": strategy, "trials": 14, "budget": [0.3, 0.5]}
     study = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "run", **told)

@@ -45,6 +45,7 @@ def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
     assert (code, err.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
     ms.search(space, ToyEvaluator(), run=tmp_path / "s", trials=2, progress=None)
     code, _, err = run(monkeypatch, capsys, "report", tmp_path / "s", "--against", "all")

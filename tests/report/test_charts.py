@@ -107,6 +107,7 @@ def test_the_true_front_is_a_line_of_its_own(searched):
     assert true[1:] == [(60, 0.8), (90, 0.5)]
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_charts_are_fit_for_print(tmp_path, chart):
     """No Type 3 fonts, text in SVG that is text, the width of a column, and equal files twice;
     a PDF names its parts in another order."""

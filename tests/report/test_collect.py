@@ -176,6 +176,7 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     assert "one search each" in one
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [tmp_path / each for each in ("a/tpe/0", "a/tpe/1", "a/random/0", "b/other")]
     for run in runs:
