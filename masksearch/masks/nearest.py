@@ -35,7 +35,7 @@ from masksearch.masks.core import (
     field_names,
     join_chain,
 )
-from masksearch.masks.families import log_sparse, strided
+from masksearch.masks.families import fixed, log_sparse, strided
 from masksearch.masks.leaves import (
     BlockColumns,
     Blocks,
@@ -216,8 +216,9 @@ class Union:
         self.known: dict[Parts, float] = {}
 
     def shortest(self) -> tuple[Mask, float]:
-        """The shortest union that a part of any kind grows to, its parts then exchanged."""
-        starts = sorted(self.grow(()), key=self.bits)[:STARTS]
+        """The shortest union that a part of any kind grows to, or `fixed()`, whose two parts have
+        one short name; its parts then exchanged."""
+        starts = [*sorted(self.grow(()), key=self.bits)[:STARTS], merge_parts(fixed())]
         parts = min((self.improve(start, self.grow) for start in starts), key=self.bits)
         parts = self.improve(parts, self.exchange)
         return self.expression(parts), self.bits(parts)
