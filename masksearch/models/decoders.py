@@ -21,7 +21,10 @@ import transformers
 from filelock import FileLock
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from masksearch.attention.attach import in_force
 from masksearch.attention.probe import probe
@@ -174,7 +177,8 @@ def read_decoder(folder: Path) -> PreTrainedModel:
     config = read_config(folder)
     kind = config.model_type
     both = getattr(config, "is_encoder_decoder", False)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both:
+    decodes = getattr(config, "is_decoder", False) or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both or not decodes:
         raise refuse_encoder(folder, kind)
     with quiet():
         model, _ = read_model(AutoModelForCausalLM, folder, config=config, dtype=torch.float32)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny_checkpoint import tiny_checkpoint
 from tiny_decoder import tiny_decoder
-from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
+from transformers import AutoModel, AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
 
 import masksearch as ms
 from masksearch import masks
@@ -67,6 +67,12 @@ def test_a_stored_decoder_is_described_and_read_back(kind: str, tmp_path: Path) 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ms.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
         open_decoder(tiny_checkpoint(tmp_path, WORDS))
+
+
+def test_an_encoder_without_a_head_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    AutoModel.from_pretrained(tiny_checkpoint(tmp_path, WORDS)).save_pretrained(tmp_path)
+    with pytest.raises(ms.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
+        open_decoder(tmp_path)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
