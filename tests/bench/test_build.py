@@ -1,6 +1,10 @@
 """Tables are built as the evaluator judges, go on after a stop, and travel."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +142,35 @@ def test_cells_are_judged_again_as_they_stand():
         for allocation, values in tree_values(own, spec.units, allocations):
             cell = table.query("".join(map(str, allocation)), tokens)
             assert cell["nll"] == pytest.approx(values["nll"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
+def test_the_package_installs_and_its_tables_are_found(tmp_path):
+    """As a wheel, in a folder of its own; under 20 MB, and nothing in it is a pickle."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(PACKAGE.parent, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    pip = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", site, source], check=True)
+    files = [path for path in site.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    held = {path.suffix for path in (site / "masksearch_bench").rglob("*") if path.is_file()}
+    assert held <= {".parquet", ".safetensors", ".json", ".py", ".pyc", ""}
+    code = (
+        "from masksearch.bench import load, names\n"
+        "for name in names():\n"
+        "    table = load(name)\n"
+        "    print(name, len(table), table.complete, table.query('1' * 12).above_chance)\n"
+    )
+    paths = os.pathsep.join([str(site), str(PACKAGE.parents[1])])
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = found.stdout.splitlines()
+    assert len(lines) >= 10
+    assert all(line.endswith(" 4096 True True") for line in lines)

@@ -1,0 +1,38 @@
+"""The table of README.md, from results/: `python experiments/18_selectors/page.py` prints it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def cells() -> dict[str, list[float]]:
+    """Selector -> the numbers of its row, of the least mean regret first: masks judged; at each
+    budget the mean regret and its interval; Holm's p against the first that is not exhaustive."""
+    whole = pd.read_csv(RESULTS / "summary.csv").set_index("selector")
+    found = {}
+    for row in pd.read_csv(RESULTS / "compared.csv").itertuples():
+        parts = whole.loc[row.selector].sort_values("budget")
+        regrets = parts[["regret", "low", "high"]].to_numpy().ravel().tolist()
+        p = [] if pd.isna(row.p) else [row.p]
+        found[str(row.selector)] = [row.evaluations, *regrets, *p]
+    return found
+
+
+def lines() -> list[str]:
+    """Rows of the page."""
+    made = []
+    for name, (judged, *values) in cells().items():
+        told = [f"{value:.3f}".replace("0.", ".", 1) for value in values]
+        regrets = [f"{told[at]} [{told[at + 1]}, {told[at + 2]}]" for at in range(0, 12, 3)]
+        made.append(
+            f"| {name} | {judged:.0f} | {' | '.join(regrets)} | {''.join(told[12:]) or '-'} |"
+        )
+    return made
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

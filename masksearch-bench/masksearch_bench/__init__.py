@@ -1,0 +1,1 @@
+"""Tables that `masksearch.bench.load` finds, and the decoders that they were judged on."""
