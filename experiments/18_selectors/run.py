@@ -124,6 +124,8 @@ def tabled(given: argparse.Namespace) -> None:
     compared(each).assign(seconds=lambda t: t.selector.map(seconds)).to_csv(
         out / "compared.csv", index=False, float_format="%.5g"
     )
+    own = each[each.selector.isin([f"allocate {name}" for name in selectors.ALLOCATIONS])]
+    compared(own).to_csv(out / "own.csv", index=False, float_format="%.5g")
     sheets = {
         path.stem: json.loads((path / "learnt.json").read_text())
         for path in sorted(tables.CHECKPOINTS.glob("recall-*"))
