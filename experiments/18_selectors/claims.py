@@ -3,10 +3,43 @@
 import runpy
 from pathlib import Path
 
-from experiments.verify import Claim, rows
+import pandas as pd
+
+from experiments.verify import Claim, rows, sentences
 
 FOLDER = Path(__file__).parent
 HERE = "experiments/18_selectors/README.md"
 CELLS = runpy.run_path(str(FOLDER / "page.py"))["cells"]()
+COMPARED = pd.read_csv(FOLDER / "results" / "compared.csv").set_index("selector")
+REGRET, MASKS = COMPARED.regret, COMPARED.evaluations
+GREEDY, TRIES, REMOVAL = "allocate greedy", "allocate greedy, 3 tries", "greedy removal"
+RESTORE, LEAVE = "allocate restore", "leave one out"
+SAMPLERS = [REGRET[name] for name in ("tpe", "random")]
 CLAIMS: list[Claim] = rows(HERE, CELLS, after="### Regret")
+CLAIMS += sentences(
+    HERE,
+    {
+        "rounds that raise the best head lose {} nats to it on the average over four budgets, with "
+        "{} masks judged, and {} where a round tries only the three "
+        "best candidates ({} masks)": [
+            *(REGRET[GREEDY], MASKS[GREEDY], REGRET[TRIES], MASKS[TRIES])
+        ],
+        "lowering heads one by one loses {} with {}": [REGRET[REMOVAL], MASKS[REMOVAL]],
+        "leave one out: {} to {} masks) lose {}": [
+            *(MASKS[LEAVE], MASKS["allocate ablate"], REGRET[RESTORE])
+        ],
+        "samplers with 60 masks lose {} to {}": SAMPLERS,
+        "gates {}, attention mass {}, first-order scores {} and": [
+            *(REGRET["gates"], REGRET["attention mass"], REGRET["flip"])
+        ],
+    },
+)
+CLAIMS.append(
+    Claim(
+        "experiments/README.md",
+        "on ten checkpoints within {} nats of exhaustive search with {} of 4,096 masks judged; "
+        "scores of single heads lose {}, samplers {} and more",
+        [REGRET[TRIES], MASKS[TRIES], REGRET[RESTORE], SAMPLERS[0]],
+    )
+)
 NO_CLAIM: list[tuple[str, str]] = []

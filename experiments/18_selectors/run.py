@@ -25,6 +25,7 @@ import tables
 import torch
 from scipy.stats import wilcoxon
 
+import masksearch as ms
 from masksearch.analysis.stats import holm
 from masksearch.bench import build, judge, load, summary
 
@@ -78,18 +79,22 @@ def judged(given: argparse.Namespace) -> None:
 
 
 def confirmed(given: argparse.Namespace) -> None:
-    """The default on checkpoints that no choice of it has seen, and the noise of its cells."""
+    """The package's own selectors on checkpoints that no choice has seen, and the noise of the
+    cells; from `build` on, results go to disk as they come."""
+    own = {f"allocate {name}" for name in selectors.ALLOCATIONS}
     found = selectors.every(lambda name: tables.recall_of(int(name.split("-")[1])).judge)
-    [name] = given.only
     rows = []
     for number in given.numbers:
         table = load(given.runs / "tables" / f"recall-{number}.parquet")
-        told = judge(found[name][0], [table], PLAN["budgets"], name=name, **WHERE)
-        for row in told.to_dict("records"):
-            pick = table.optimum(row["budget"], **WHERE).choice
-            rows.append(row | {"noise": noise(number, table, row["choice"], pick)})
-        pd.DataFrame(rows).to_csv(given.runs / "confirm.csv", index=False)
-    print(pd.DataFrame(rows).to_string(), flush=True)
+        for name in sorted(own):
+            told = judge(found[name][0], [table], PLAN["budgets"], name=name, **WHERE)
+            for row in told.to_dict("records"):
+                pick = table.optimum(row["budget"], **WHERE).choice
+                rows.append(row | {"noise": noise(number, table, row["choice"], pick)})
+        frame = pd.DataFrame(rows)
+        frame["within"] = frame.regret <= 2 * frame.noise
+        frame.to_csv(HERE / "results" / "confirmed.csv", index=False, float_format="%.5g")
+    print(frame.groupby(["selector", "budget"]).within.sum().unstack(), flush=True)
 
 
 def noise(number: int, table: Any, one: str, other: str) -> float:
@@ -98,13 +103,11 @@ def noise(number: int, table: Any, one: str, other: str) -> float:
     losses = []
     for choice in (one, other):
         model = test.shared(0).model
-        from masksearch.attention.attach import attach, detach
-
-        attach(model, table.mask(choice))
+        ms.attach(model, table.mask(choice))
         try:
             scores = test.judge(model).nll
         finally:
-            detach(model)
+            ms.detach(model)
         scored = test.rows.labels != -100
         losses.append([float(row[kept].mean()) for row, kept in zip(scores, scored, strict=True)])
     apart = np.subtract(*losses)
