@@ -50,7 +50,10 @@ def test_wheel_holds_the_package_and_nothing_else(released):
     ours |= {f"masksearch/spaces/{name}" for name in SPACES}
     assert ours <= names
     others = {name for name in names - ours if name.startswith("masksearch/")}
-    assert {Path(name).suffix for name in others} <= {".typed", ".j2", ".css", ".js", ".json"}
+    tables = {name for name in others if name.startswith("masksearch/bench/tables/")}
+    assert {Path(name).name for name in tables} == {"recall-1.parquet", "SHA256SUMS"}
+    suffixes = {Path(name).suffix for name in others - tables}
+    assert suffixes <= {".typed", ".j2", ".css", ".js", ".json"}
     assert "masksearch/py.typed" in others
 
 

@@ -15,15 +15,15 @@ REGRET, MASKS = COMPARED.regret, COMPARED.evaluations
 GREEDY, TRIES, REMOVAL = "allocate greedy", "allocate greedy, 3 tries", "greedy removal"
 RESTORE, LEAVE = "allocate restore", "leave one out"
 SAMPLERS = [REGRET[name] for name in ("tpe", "random")]
+ROUNDS = (
+    "rounds that raise the best head lose {} nats to it on the average over four budgets, with {} "
+    "masks judged, and {} where a round tries only the three best candidates ({} masks)"
+)
 CLAIMS: list[Claim] = rows(HERE, CELLS, after="### Regret")
 CLAIMS += sentences(
     HERE,
     {
-        "rounds that raise the best head lose {} nats to it on the average over four budgets, with "
-        "{} masks judged, and {} where a round tries only the three "
-        "best candidates ({} masks)": [
-            *(REGRET[GREEDY], MASKS[GREEDY], REGRET[TRIES], MASKS[TRIES])
-        ],
+        ROUNDS: [REGRET[GREEDY], MASKS[GREEDY], REGRET[TRIES], MASKS[TRIES]],
         "lowering heads one by one loses {} with {}": [REGRET[REMOVAL], MASKS[REMOVAL]],
         "leave one out: {} to {} masks) lose {}": [
             *(MASKS[LEAVE], MASKS["allocate ablate"], REGRET[RESTORE])
