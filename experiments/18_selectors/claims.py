@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent
 HERE = "experiments/18_selectors/README.md"
 CELLS = runpy.run_path(str(FOLDER / "page.py"))["cells"]()
 COMPARED = pd.read_csv(FOLDER / "results" / "compared.csv").set_index("selector")
+JUDGED = pd.read_csv(FOLDER / "results" / "judged.csv")
 REGRET, MASKS = COMPARED.regret, COMPARED.evaluations
 GREEDY, TRIES, REMOVAL = "allocate greedy", "allocate greedy, 3 tries", "greedy removal"
 RESTORE, LEAVE = "allocate restore", "leave one out"
@@ -29,6 +30,7 @@ CLAIMS += sentences(
             *(MASKS[LEAVE], MASKS["allocate ablate"], REGRET[RESTORE])
         ],
         "samplers with 60 masks lose {} to {}": SAMPLERS,
+        "it loses {} nats at most": [JUDGED[JUDGED.selector == "exact"].oracle.max()],
         "gates {}, attention mass {}, first-order scores {} and": [
             *(REGRET["gates"], REGRET["attention mass"], REGRET["flip"])
         ],
