@@ -204,6 +204,7 @@ class Answers(Landscape):
         yield Report(1, {"score": found.score})
 
 
+@pytest.mark.slow
 def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
     judged = ms.compare(
         *({}, Answers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None

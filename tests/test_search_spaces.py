@@ -350,6 +350,7 @@ class TestLocalHeads:
         assert same(drawn, masks.per_layer([masks.star(), second]))
         assert same(space(FixedTrial(params | {"share": 1.0})), masks.full())
 
+    @pytest.mark.slow
     def test_random_draws_have_every_number_of_full_heads_equally_often(self):
         module = loaded("local_heads")
         space, counts = module.space_of(2, 4), [0] * 9

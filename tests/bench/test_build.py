@@ -84,8 +84,15 @@ def test_free_units_and_draws(learnt, tmp_path):
     table = load(build(spec, tmp_path))
     assert sorted(table.cells.choice) == ["00", "01", "10", "11"]
     assert table.choice_of(table.mask("01")) == "01"
-    with pytest.raises(ValueError, match="lowers units that table tiny has at the top"):
+    with pytest.raises(ValueError, match="changes units that table tiny leaves at full"):
         table.choice_of(spec.units.mask((0, 1, 1, 1)))
+    lowest = spec_of(learnt["llama"], free=("l0.h1", "l1.h0"), rest=0, name="lowest")
+    table = load(build(lowest, tmp_path))
+    wanted = lowest.units.mask((0, 0, 1, 0))
+    assert table.mask("01") == wanted and table.choice_of(wanted) == "01"
+    *_, last = lowest.judge(wanted, seed=0, workdir=tmp_path)
+    assert table.query("01")["nll"] == pytest.approx(last.values["nll"], abs=2e-6)
+    assert table.sheet.dense["test"]["nll"] < table.query("11", "test")["nll"]  # all 4 in full
     drawn = spec_of(learnt["llama"], drawn=5, name="drawn")
     table = load(build(drawn, tmp_path))
     assert len(table) == 5
@@ -94,6 +101,7 @@ def test_free_units_and_draws(learnt, tmp_path):
     for wrong, message in (
         ({"drawn": 17}, "1 to 16 choices, got 17"),
         ({"free": ("l9.h0",)}, r"got l9\.h0"),
+        ({"rest": 2}, "a level from 0 to 1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             spec_of(learnt["llama"], **wrong)

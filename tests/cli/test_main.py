@@ -99,6 +99,7 @@ def test_report_counts_empty_rows(monkeypatch, capsys):
     assert "cannot be attached" in out
 
 
+@pytest.mark.slow
 def test_report_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
     png = tmp_path / "long.png"
     mask = "window(64) | global_tokens(1)"

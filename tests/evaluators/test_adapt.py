@@ -477,6 +477,7 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
     assert torch.isfinite(source.model(**next(source.batches)).loss)
 
 
+@pytest.mark.slow
 def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> None:
     """A fine-tuned BERT reads [CLS] alone: DAM keeps nothing else of its last layer."""
     judge = evaluator(data, tmp_path / "cache", weights=tuned(data, tmp_path / "tuned"))

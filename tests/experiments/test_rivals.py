@@ -226,6 +226,7 @@ def trained(make=ms.Gates, weight=None, rate=0.0, **gates):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_variant_of_dam_prunes_and_runs_twice_alike(how):
     found = trained(**how)
     assert found.density < 0.8 < found.curve[0].values["density"] + 0.1

@@ -68,6 +68,7 @@ def test_toeplitz_gates_find_the_planted_offset_and_column():
     assert int(columns.argmax()) == 0
 
 
+@pytest.mark.slow
 def test_reports_are_about_a_hundred_and_reach_the_target():
     gates = Gates(length=8, heads=2, layers=2)
     config = DamConfig(steps=200, density=0.25, gate_lr=0.1, dense_warmup=0.1)

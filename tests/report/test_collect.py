@@ -75,6 +75,7 @@ def test_page_says_how_every_study_was_made(runs):
     assert dict(found["judged"].recipe.rows)["seeds"] == "[5, 6]"
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_told(tmp_path):
     run, pages = tmp_path / "run", []
 

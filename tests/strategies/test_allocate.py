@@ -447,6 +447,7 @@ def test_gates_that_all_heads_share_score_layers(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:DAM", "ignore:nothing learned")
+@pytest.mark.slow
 def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
     """A strong push closes all of them: odds below one."""
     process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)

@@ -197,6 +197,7 @@ def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, method, judge
     assert len(records) <= judged  # a mask that is known already is not asked for again
 
 
+@pytest.mark.slow
 def test_kv_heads_within_their_bytes(folder, tmp_path):
     judge = evaluator(folder, cost="kv_bytes_per_head")
     options = {"unit": "kv_head", "budgets": [0.5]}

@@ -73,6 +73,7 @@ def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
         strategy.tell(finished(proposal, loss=float(number)))
 
 
+@pytest.mark.slow
 def test_parameters_are_not_proposed_twice_while_others_are_near():
     strategy, seen = built("evolution", nested, ONE, population=6), []
     for _ in range(80):

@@ -68,6 +68,7 @@ def test_what_is_kept_matters_more_than_what_is_cut(evaluator, tmp_path) -> None
     assert first.curve[-1].values["density"] == 1
 
 
+@pytest.mark.slow
 def test_several_tasks_have_one_order(evaluator, tmp_path) -> None:
     _, *cut = search(replace(evaluator, tasks=("SST-2", "RTE")), tmp_path)
     assert all(record.status == "done" for record in cut)

@@ -81,6 +81,7 @@ def test_other_samplers_propose_to_the_super_net(tmp_path, strategy):
     assert [record.status for record in study.records()] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_search_goes_on_where_it_stopped(tmp_path):
     whole = search(tmp_path / "a", trials=4)
     search(tmp_path / "b", trials=1)

@@ -1,0 +1,68 @@
+"""The code and the commands of docs/maskbench.md, with fewer trials."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_decoder import tiny_decoder, written_text
+
+from masksearch.bench import load
+from masksearch.cli import main as cli
+
+PAGE = (Path(__file__).parents[1] / "docs" / "maskbench.md").read_text("utf-8")
+CODE = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+COMMANDS = re.findall(r"^masksearch .*$", PAGE, re.M)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a command in an empty folder; what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> str:
+        monkeypatch.setattr("sys.argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        assert not stop.value.code, printed.err
+        return printed.out
+
+    return run
+
+
+def test_a_table_answers_and_is_searched(run):
+    search = (
+        CODE[1].replace("range(5), trials=40", "[0], trials=4").replace("trials=40", "trials=4")
+    )
+    told: dict = {}
+    exec(CODE[0], told)
+    best = told["table"].optimum(0.4).choice
+    assert told["table"].regret(best, 0.4) == 0
+    exec(search, told)
+    assert len(told["study"].records()) >= 4
+    assert 1 <= len(told["rows"]) <= 4
+
+
+def test_a_selector_is_judged(run):
+    Path("mine.py").write_text(CODE[2])
+    judge, *_ = (line for line in COMMANDS if "mine.py" in line)
+    printed = run(judge)
+    mine = "000000000011"  # a third head costs more than 40 % of the pairs
+    assert f"{load('recall-1').regret(mine, 0.4):.4f}" in printed
+
+
+@pytest.mark.slow
+def test_a_table_is_built(run, tmp_path):
+    words = ["=", *"abcdefgh"]
+    wide = {"max_position_embeddings": 512, "initializer_range": 0.05}
+    tiny_decoder(tmp_path / "my_decoder", words, **wide)
+    written_text(tmp_path / "my_decoder", tmp_path / "text", words, length=400)
+    shutil.copy(tmp_path / "text" / "valid.txt", tmp_path / "text" / "test.txt")
+    Path("mine.py").write_text(CODE[3].replace("text.txt", "text"))
+    [build] = re.findall(r"`(masksearch bench build .*?)`", PAGE)
+    run(build)
+    table = load("tables/mine-0.parquet")
+    assert table.complete
+    assert len(table) == 4
