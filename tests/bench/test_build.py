@@ -89,7 +89,8 @@ def test_free_units_and_draws(learnt, tmp_path):
     lowest = spec_of(learnt["llama"], free=("l0.h1", "l1.h0"), rest=0, name="lowest")
     table = load(build(lowest, tmp_path))
     wanted = lowest.units.mask((0, 0, 1, 0))
-    assert table.mask("01") == wanted and table.choice_of(wanted) == "01"
+    assert table.mask("01") == wanted
+    assert table.choice_of(wanted) == "01"
     *_, last = lowest.judge(wanted, seed=0, workdir=tmp_path)
     assert table.query("01")["nll"] == pytest.approx(last.values["nll"], abs=2e-6)
     assert table.sheet.dense["test"]["nll"] < table.query("11", "test")["nll"]  # all 4 in full
