@@ -9,7 +9,8 @@ from experiments.verify import Claim, rows, sentences
 
 FOLDER = Path(__file__).parent
 HERE = "experiments/18_selectors/README.md"
-CELLS = runpy.run_path(str(FOLDER / "page.py"))["cells"]()
+PAGE = runpy.run_path(str(FOLDER / "page.py"))
+CELLS, CONFIRMED = PAGE["cells"](), PAGE["confirmed"]()
 COMPARED = pd.read_csv(FOLDER / "results" / "compared.csv").set_index("selector")
 JUDGED = pd.read_csv(FOLDER / "results" / "judged.csv")
 REGRET, MASKS = COMPARED.regret, COMPARED.evaluations
@@ -21,6 +22,7 @@ ROUNDS = (
     "masks judged, and {} where a round tries only the three best candidates ({} masks)"
 )
 CLAIMS: list[Claim] = rows(HERE, CELLS, after="### Regret")
+CLAIMS += rows(HERE, CONFIRMED, after="### Ten others")
 CLAIMS += sentences(
     HERE,
     {
