@@ -63,9 +63,10 @@ def plot_proxy(card: ProxyCard) -> Figure:
     means = np.stack([card.cells[place].mean(axis=1).to_numpy() for place in places])
     clean(values, "optimiser steps", TITLES.get(card.proxy, card.proxy))
     values.set_title("every mask, mean over seeds", fontsize=LABEL, color=INK)
-    for order, index in enumerate(np.argsort(card.densities)):
-        shade = str(0.8 - 0.8 * order / max(1, len(card.densities) - 1))
-        values.plot([place[2] for place in places], means[:, index], color=shade, linewidth=0.8)
+    shades = np.linspace(0.8, 0.0, len(card.densities))
+    for shade, index in zip(shades, np.argsort(card.densities), strict=True):
+        grey, steps = str(shade), [place[2] for place in places]
+        values.plot(steps, means[:, index], color=grey, linewidth=0.8)
     budget_axis(values, [place[2] for place in places])
     return figure
 
