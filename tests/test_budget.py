@@ -107,6 +107,7 @@ def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     assert [r.params for r in whole.records()] == [r.params for r in study.records()]
 
 
+@pytest.mark.slow
 def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
     dense = lambda trial: masks.window(trial.suggest_int("reach", 4, 15))  # noqa: E731
     with pytest.warns(UserWarning, match=r"50 draws.*0% fitted.*ms.budget_of"):

@@ -176,6 +176,7 @@ def test_the_page_draws_the_fronts_that_are_judged(judged):
     assert drawn == {name: set(arm.front) for name, arm in judged.fronts.arms.items()}
 
 
+@pytest.mark.slow
 def test_scores_of_another_protocol_promise_nothing(study, tmp_path):
     class Longer(Landscape):
         protocol = "longer"

@@ -420,6 +420,7 @@ def margin_claims(
     return claimed
 
 
+@pytest.mark.slow
 def test_margins_are_decided_as_the_package_does():
     draws = np.random.default_rng(0)
     for seeds, rows in ((3, 0.0), (5, 1.0), (5, 3.0)):

@@ -57,6 +57,7 @@ def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
     assert first.stat().st_mtime_ns == kept  # nothing was judged again
 
 
+@pytest.mark.slow
 def test_what_fails_is_missing_and_the_rest_is_kept(learnt, tmp_path):
     spec = spec_of(learnt["llama"])
     build(spec, tmp_path)

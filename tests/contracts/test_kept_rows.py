@@ -115,6 +115,7 @@ def test_packed_text_has_no_lengths(make, tmp_path):
         assert judge.objectives[1].name == "sparsity"
 
 
+@pytest.mark.slow
 def test_digests_tell_halves_apart(tmp_path):
     for make in (text, causal, decoder, glue, squad, swag, planted):
         folder = tmp_path / make.__name__

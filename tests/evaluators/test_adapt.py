@@ -464,6 +464,7 @@ def tuned(data: Path, folder: Path, **config: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tmp_path / "cache", weights=tuned(data, tmp_path / "tuned"))
     scores, steps = judged(judge, tmp_path / "a", masks.full())
@@ -547,6 +548,7 @@ def questions(folder: Path, kind: str, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["squad", "swag"])
+@pytest.mark.slow
 def test_questions_and_endings_have_dense_models(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def last_values(judge: SquadEvaluator, mask: Mask, workdir: Path) -> dict[str, f
     return dict(last.values)
 
 
+@pytest.mark.slow
 def test_what_the_mask_lets_see_is_learnt(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, "two", epochs=4)
     near = last_values(judge, masks.window(1), tmp_path / "near")

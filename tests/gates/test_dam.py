@@ -279,6 +279,7 @@ def test_only_a_control_that_holds_the_density_can_miss_its_target():
         assert ("target_missed" in result.health().problems) == missed
 
 
+@pytest.mark.slow
 def test_one_shot_writes_gates(tmp_path: Path):
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
     job = OneShot({"structure": "toeplitz"}, {"steps": 20, "density": 0.85, "dense_warmup": 0.5})

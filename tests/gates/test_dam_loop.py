@@ -154,6 +154,7 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: On
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"gates.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shot: OneShotRuns
 ):

@@ -333,6 +333,7 @@ def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path)
     assert children["trial 1"].data.params["error"] == "ValueError: a, b"
 
 
+@pytest.mark.slow
 def test_mlflow_server_that_is_down_does_not_end_a_search(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

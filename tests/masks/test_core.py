@@ -24,6 +24,7 @@ def dense(mask: masks.Mask, length: int) -> Tensor:
     return mask.dense(length, LAYERS, HEADS)
 
 
+@pytest.mark.slow
 def test_trees_cover_every_kind():
     seen: set[str] = set()
 

@@ -83,6 +83,7 @@ def test_refuses_layers_and_other_lengths():
         flex_block_mask(masks.table(torch.ones(8, 8, dtype=torch.bool)), 16)
 
 
+@pytest.mark.slow
 def test_blocks_of_a_longer_mask_are_those_of_its_block_density():
     length = 4096
     mask = masks.bigbird(128, 2, 1)

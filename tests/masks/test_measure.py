@@ -196,6 +196,7 @@ def test_what_is_read_is_checked_and_stored_where_it_is_said():
 
 
 @given(sized_trees(), st.data())
+@pytest.mark.slow
 def test_effective_sparsity_is_the_tables_without_padding_or_causality(sized, data):
     length, mask = sized[0], sized[1] | masks.window(0)
     sequences = data.draw(st.integers(1, 9))

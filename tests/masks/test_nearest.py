@@ -112,6 +112,7 @@ def test_result_is_consistent_for_any_table(mask: masks.Mask, share: float, seed
 @given(mask=structured(), share=st.floats(0, 0.3), seed=st.integers(0, 99))
 @example(mask=masks.blocks(7) & masks.causal(), share=0.1875, seed=18)  # fixed() & causal()
 @settings(max_examples=8)
+@pytest.mark.slow
 def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, seed: int):
     flipped = torch.rand(12, 12, generator=torch.Generator().manual_seed(seed)) < share
     table = mask.dense(12) ^ flipped

@@ -77,6 +77,7 @@ def test_dam_leaves_gates_and_masks_in_one_study(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:DAM")
+@pytest.mark.slow
 def test_dam_resumes_from_its_gates(tmp_path):
     whole = search(tmp_path / "a", trials=3)
     search(tmp_path / "b", trials=2)

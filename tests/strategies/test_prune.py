@@ -85,6 +85,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_with_its_round(evaluator, tmp_path) -> None:
     whole = search(evaluator, tmp_path / "a", rounds=3)
     with pytest.raises(KeyboardInterrupt):

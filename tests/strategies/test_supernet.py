@@ -51,6 +51,7 @@ def outcome(study):
     return [(r.number, r.status, r.fingerprint, dict(r.values)) for r in study.records()]
 
 
+@pytest.mark.slow
 def test_super_net_is_one_trial_and_the_best_of_each_band_follow(tmp_path):
     study = search(tmp_path / "run", trials=7)
     first, *trained = study.records()
