@@ -9,12 +9,14 @@ import pandas as pd
 RESULTS = Path(__file__).parent / "results"
 
 
-def cells() -> dict[str, list[float]]:
+def cells(family: str = "recall") -> dict[str, list[float]]:
     """Selector -> the numbers of its row, of the least mean regret first: masks judged; at each
     budget the mean regret and its interval; Holm's p against the first that is not exhaustive."""
-    whole = pd.read_csv(RESULTS / "summary.csv").set_index("selector")
+    whole = pd.read_csv(RESULTS / "summary.csv")
+    whole = whole[whole.family == family].set_index("selector")
     found = {}
-    for row in pd.read_csv(RESULTS / "compared.csv").itertuples():
+    compared = pd.read_csv(RESULTS / "compared.csv")
+    for row in compared[compared.family == family].itertuples():
         parts = whole.loc[row.selector].sort_values("budget")
         regrets = parts[["regret", "low", "high"]].to_numpy().ravel().tolist()
         p = [] if pd.isna(row.p) else [row.p]
@@ -22,16 +24,36 @@ def cells() -> dict[str, list[float]]:
     return found
 
 
-def lines() -> list[str]:
+def lines(family: str = "recall") -> list[str]:
     """Rows of the page."""
     made = []
-    for name, (judged, *values) in cells().items():
+    for name, (judged, *values) in cells(family).items():
         told = [f"{value:.3f}".replace("0.", ".", 1) for value in values]
         regrets = [f"{told[at]} [{told[at + 1]}, {told[at + 2]}]" for at in range(0, 12, 3)]
         made.append(
             f"| {name} | {judged:.0f} | {' | '.join(regrets)} | {''.join(told[12:]) or '-'} |"
         )
     return made
+
+
+def alone(family: str = "smollm2") -> dict[str, list[float]]:
+    """The same of a family of one table, which has no interval: masks judged, regrets, and their
+    mean."""
+    whole = pd.read_csv(RESULTS / "summary.csv")
+    whole = whole[whole.family == family]
+    found = {
+        str(name): [part.evaluations.mean(), *part.regret, part.regret.mean()]
+        for name, part in whole.groupby("selector")
+    }
+    return dict(sorted(found.items(), key=lambda entry: entry[1][-1]))
+
+
+def alone_lines() -> list[str]:
+    """Rows of that table."""
+    return [
+        f"| {name} | {judged:.0f} | {' | '.join(f'{each:.4f}' for each in regrets)} |"
+        for name, (judged, *regrets) in alone().items()
+    ]
 
 
 def confirmed() -> dict[str, list[float]]:
@@ -54,4 +76,4 @@ def confirmed_lines() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join([*lines(), "", *confirmed_lines()]))
+    print("\n".join([*lines(), "", *confirmed_lines(), "", *lines("novels"), "", *alone_lines()]))

@@ -1,7 +1,7 @@
 """Which selector of heads should a user take, where the best choice is known?
 
-    python experiments/18_selectors/run.py build judge table --numbers 1 2 3 [--runs FOLDER]
-    python experiments/18_selectors/run.py confirm --numbers 10 11
+    python experiments/18_selectors/run.py build judge table --tables recall-1 novels-0 smollm2-1
+    python experiments/18_selectors/run.py confirm --tables recall-10 recall-11
 
 `train.py` makes the checkpoints. `build` judges every choice of each; `judge` lets every selector
 choose; `confirm` does so with the default of `allocate` alone, and says how much noise a cell has;
@@ -27,7 +27,8 @@ from scipy.stats import wilcoxon
 
 import masksearch as ms
 from masksearch.analysis.stats import holm
-from masksearch.bench import build, judge, load, summary
+from masksearch.bench import Table, build, judge, load, summary
+from masksearch.bench.table import family_of
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument("--runs", type=Path, default=Path("runs/18_selectors"))
-    parser.add_argument("--numbers", type=int, nargs="*", default=[], help="of checkpoints")
+    parser.add_argument("--tables", nargs="*", default=[], help="recall-N, novels-N, smollm2-1")
     parser.add_argument("--only", nargs="*", help="selectors; all of them")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,55 +52,54 @@ def main() -> None:
 
 def built(given: argparse.Namespace) -> None:
     """The tables of the checkpoints."""
-    for number in given.numbers:
-        spec = tables.recall_of(number)
+    for name in given.tables:
+        spec = tables.spec_of(name)
         *_, last = spec.judge(spec.units.levels[-1], seed=0, workdir=given.runs)
-        if last.values["recall"] < LEARNT:
-            print(f"{spec.name} answers {last.values['recall']:.3f}: no table", flush=True)
-        elif not (given.runs / "tables" / f"{spec.name}.parquet").is_file():
+        if last.values.get("recall", 1.0) < LEARNT:
+            print(f"{name} answers {last.values['recall']:.3f}: no table", flush=True)
+        elif not (given.runs / "tables" / f"{name}.parquet").is_file():
             print(build(spec, given.runs / "tables"), flush=True)
 
 
 def judged(given: argparse.Namespace) -> None:
     """What every selector chooses on each table."""
-    found = selectors.every(lambda name: tables.recall_of(int(name.split("-")[1])).judge)
     (given.runs / "judged").mkdir(parents=True, exist_ok=True)
-    for number in given.numbers:
-        path = given.runs / "tables" / f"recall-{number}.parquet"
-        table = load(path)
+    for table in (load(given.runs / "tables" / f"{name}.parquet") for name in given.tables):
+        several = selectors.every if table.whole else selectors.of_some_layers
+        found = several(lambda name: tables.spec_of(name).judge)
+        budgets = PLAN.get(family_of(table.sheet.name), PLAN)["budgets"]
         for name, (selector, draws) in found.items():
-            out = given.runs / "judged" / f"{number} {name}.csv"
+            out = given.runs / "judged" / f"{table.sheet.name} {name}.csv"
             if out.is_file() or (given.only and name not in given.only):
                 continue
             seeds, begun = range(PLAN["search_seeds"] if draws else 1), time.process_time()
-            rows = judge(selector, [table], PLAN["budgets"], seeds=seeds, name=name, **WHERE)
+            rows = judge(selector, [table], budgets, seeds=seeds, name=name, **WHERE)
             rows["seconds"] = round((time.process_time() - begun) / len(seeds), 2)
             rows.to_csv(out, index=False)
-            print(f"{path.stem} {name}: {rows.regret.mean():.4f}", flush=True)
+            print(f"{table.sheet.name} {name}: {rows.regret.mean():.4f}", flush=True)
 
 
 def confirmed(given: argparse.Namespace) -> None:
     """The package's own selectors on checkpoints that no choice has seen, and the noise of the
     cells; from `build` on, results go to disk as they come."""
     own = {f"allocate {name}" for name in selectors.ALLOCATIONS}
-    found = selectors.every(lambda name: tables.recall_of(int(name.split("-")[1])).judge)
+    found = selectors.every(lambda name: tables.spec_of(name).judge)
     rows = []
-    for number in given.numbers:
-        table = load(given.runs / "tables" / f"recall-{number}.parquet")
+    for table in (load(given.runs / "tables" / f"{name}.parquet") for name in given.tables):
         for name in sorted(own):
             told = judge(found[name][0], [table], PLAN["budgets"], name=name, **WHERE)
             for row in told.to_dict("records"):
                 pick = table.optimum(row["budget"], **WHERE).choice
-                rows.append(row | {"noise": noise(number, table, row["choice"], pick)})
+                rows.append(row | {"noise": noise(table, row["choice"], pick)})
         frame = pd.DataFrame(rows)
         frame["within"] = frame.regret <= 2 * frame.noise
         frame.to_csv(HERE / "results" / "confirmed.csv", index=False, float_format="%.5g")
     print(frame.groupby(["selector", "budget"]).within.sum().unstack(), flush=True)
 
 
-def noise(number: int, table: Any, one: str, other: str) -> float:
+def noise(table: Table, one: str, other: str) -> float:
     """Standard error, over test sequences, of the difference of two choices in nats a token."""
-    test = tables.recall_of(number).judge.on("test")
+    test = tables.spec_of(table.sheet.name).judge.on("test")
     losses = []
     for choice in (one, other):
         model = test.shared(0).model
@@ -118,30 +118,31 @@ def tabled(given: argparse.Namespace) -> None:
     """results/: every choice, the summary, and the comparison with the best selector."""
     out = HERE / "results"
     out.mkdir(exist_ok=True)
-    each = pd.concat(pd.read_csv(path) for path in sorted((given.runs / "judged").glob("*.csv")))
+    paths = sorted((given.runs / "judged").glob("*.csv"))
+    each = pd.concat(pd.read_csv(path, dtype={"choice": str}) for path in paths)
     each = each.sort_values(["selector", "table", "seed", "budget"], key=natural)
     each.drop(columns="seconds").to_csv(out / "judged.csv", index=False, float_format="%.5g")
-    seconds = each.groupby("selector").seconds.mean().round(1)
     whole = summary(each)
     whole.to_csv(out / "summary.csv", index=False, float_format="%.5g")
-    compared(each).assign(seconds=lambda t: t.selector.map(seconds)).to_csv(
-        out / "compared.csv", index=False, float_format="%.5g"
-    )
-    own = each[each.selector.isin([f"allocate {name}" for name in selectors.ALLOCATIONS])]
-    compared(own).to_csv(out / "own.csv", index=False, float_format="%.5g")
+    families = each.groupby(each.table.map(family_of), sort=False)
+    parts = [compared(part).assign(family=family) for family, part in families]
+    pd.concat(parts).to_csv(out / "compared.csv", index=False, float_format="%.5g")
+    own = [f"allocate {name}" for name in selectors.ALLOCATIONS]
+    of_recall = each[each.selector.isin(own) & (each.table.map(family_of) == "recall")]
+    compared(of_recall).to_csv(out / "own.csv", index=False, float_format="%.5g")
     sheets = {
-        path.stem: json.loads((path / "learnt.json").read_text())
-        for path in sorted(tables.CHECKPOINTS.glob("recall-*"))
+        path.name: json.loads((path / "learnt.json").read_text())
+        for path in sorted(tables.CHECKPOINTS.glob("*-*"))
     }
     (out / "checkpoints.json").write_text(json.dumps(sheets, indent=1) + "\n")
     print(whole.to_string(), flush=True)
 
 
 def natural(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A key that sorts recall-10 behind recall-9."""
+    """A key that sorts recall-10 behind recall-9, and families by their names."""
     if column.name != "table":
         return column
-    return column.str.split("-").str[1].astype(int)
+    return column.map(lambda name: (family_of(name), int(name.rpartition("-")[2])))
 
 
 def compared(each: pd.DataFrame) -> pd.DataFrame:
@@ -154,13 +155,14 @@ def compared(each: pd.DataFrame) -> pd.DataFrame:
     tests = []
     for name in others:
         apart = (means.loc[name] - means.loc[best]).to_numpy()
-        tests.append(wilcoxon(apart).pvalue if np.any(apart) else 1.0)
+        tests.append(wilcoxon(apart).pvalue if len(apart) > 1 and np.any(apart) else 1.0)
     adjusted = dict(zip(others, holm(tests), strict=True))
     return pd.DataFrame(
         {
             "selector": means.index,
             "regret": means.mean(axis=1).to_numpy(),
             "evaluations": cost[means.index].to_numpy(),
+            "seconds": each.groupby("selector").seconds.mean()[means.index].round(1).to_numpy(),
             "p": [adjusted.get(name, np.nan) for name in means.index],
         }
     ).sort_values("regret", kind="stable")

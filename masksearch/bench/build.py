@@ -55,6 +55,8 @@ class TableSpec:
         seed: Of the evaluations, and of the draw.
         lengths: Positions at which bytes of caches are counted (decoders).
         block: Choices of a trial.
+        tokens: The sets of tokens that choices are judged on, `"calibration"` among them; without
+            `"test"` the table knows no regret.
     """
 
     name: str
@@ -69,11 +71,16 @@ class TableSpec:
     seed: int = 0
     lengths: tuple[int, ...] = (512, 2048, 8192, 32768)
     block: int = 256
+    tokens: tuple[Tokens, ...] = get_args(Tokens)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.free if name not in self.units.names]
         if unknown:
             raise ValueError(f"free units are of {self.units.names}, got {', '.join(unknown)}")
+        if "calibration" not in self.tokens or set(self.tokens) - {*HALVES}:
+            raise ValueError(
+                f"tokens are calibration and others of {', '.join(HALVES)}, got {self.tokens}"
+            )
         if self.rest is not None and not 0 <= self.rest <= self.units.top:
             raise ValueError(f"rest is a level from 0 to {self.units.top}, got {self.rest}")
         if self.drawn is not None and not 1 <= self.drawn <= self.size:
@@ -83,6 +90,10 @@ class TableSpec:
     def names(self) -> tuple[str, ...]:
         """The free units."""
         return self.free or self.units.names
+
+    def judges(self) -> dict[Tokens, Evaluator]:
+        """One of each set of tokens."""
+        return {tokens: self.judge.on(HALVES[tokens]) for tokens in self.tokens}
 
     @property
     def size(self) -> int:
@@ -123,8 +134,8 @@ class Blocks(EvaluatorWrapper):
         block = self.blocks[firsts.index(mask.digest)]
         rows: list[dict[str, str | float]]
         rows = [{"choice": "".join(map(str, choice))} for choice in block]
-        for tokens, half in HALVES.items():
-            found = judged(self.evaluator.on(half), self.spec, block, workdir)
+        for tokens, judge in self.spec.judges().items():
+            found = judged(judge, self.spec, block, workdir)
             for row, values in zip(rows, found, strict=True):
                 row |= {f"{tokens}/{name}": v for name, v in values.items() if "/" not in name}
         pd.DataFrame(rows).to_parquet(workdir / CELLS, index=False)
@@ -183,7 +194,7 @@ def build(spec: TableSpec, out: Path | str, *, executor: Executor | None = None)
 
 def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
     """The table of the cells, with what they cost and what the datasheet says."""
-    judges = {tokens: spec.judge.on(half) for tokens, half in HALVES.items()}
+    judges = spec.judges()
     units, dense = spec.units, judged_dense(judges, spec)
     [objective, *_] = spec.judge.objectives
     values = [name for name in cells.columns if name != "choice"]

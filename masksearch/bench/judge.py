@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from masksearch.analysis.stats import estimate
-from masksearch.bench.table import PAIRS, Choice, Table
+from masksearch.bench.table import PAIRS, Choice, Table, family_of
 from masksearch.errors import SearchError
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6)
@@ -169,17 +169,19 @@ def judge(
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over tables of what `judge` gives, with 95 % intervals by Student's t; the table
-    (its checkpoint) is the unit, and seeds are averaged in it. Of one table there is no interval.
+    """Means over the tables of a family (`recall-1`, `recall-2`, ..) of what `judge` gives, with
+    95 % intervals by Student's t; the table (its checkpoint) is the unit, and seeds are averaged
+    in it. Of one table there is no interval.
 
     Returns:
-        One row a selector and budget: `tables`, `evaluations` (mean), `regret`, `low`, `high`,
-        `oracle`.
+        One row a selector, family and budget: `tables`, `evaluations` (mean), `regret`, `low`,
+        `high`, `oracle`.
     """
     found = []
-    for (name, budget), part in rows.groupby(["selector", "budget"], sort=False):
+    families = rows.table.map(family_of)
+    for (name, family, budget), part in rows.groupby(["selector", families, "budget"], sort=False):
         each = part.groupby("table")[[SELECTED, ORACLE, "evaluations"]].mean()
-        told = {"selector": name, "budget": budget, "tables": len(each)}
+        told = {"selector": name, "family": family, "budget": budget, "tables": len(each)}
         told |= {"evaluations": each.evaluations.mean(), SELECTED: each.regret.mean()}
         if len(each) > 1:
             interval = estimate(each.regret.tolist())

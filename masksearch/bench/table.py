@@ -147,6 +147,11 @@ class Table:
         return len(self.cells) == self.sheet.planned and not self.sheet.drawn
 
     @property
+    def whole(self) -> bool:
+        """Whether choices are about every unit, so that strategies can search them."""
+        return len(self.places) == len(self.units.names)
+
+    @property
     def name(self) -> str:
         """What cells are ranked by."""
         return self.sheet.objective[0]
@@ -203,6 +208,12 @@ class Table:
             )
         return "".join(digits)
 
+    def known(self, tokens: Tokens) -> Tokens:
+        """The name of a set of tokens; UnknownNameError if choices were not judged on it."""
+        if tokens not in self.sheet.protocols:
+            raise unknown_name("tokens:", tokens, (*self.sheet.protocols,))
+        return tokens
+
     def query(
         self,
         choice: Choice,
@@ -223,16 +234,13 @@ class Table:
             DataError: If it was not judged.
             UnknownNameError: If the table has no such tokens.
         """
-        name = self.read_choice(choice)
-        if tokens not in self.sheet.protocols:
-            raise unknown_name("tokens:", tokens, (*self.sheet.protocols,))
+        name, prefix = self.read_choice(choice), f"{self.known(tokens)}/"
         if name not in self.cells.index:
             raise DataError(
                 f"table {self.sheet.name} has no cell {name}: it holds {len(self.cells):,} of "
                 f"{self.sheet.planned:,}; a cell that is missing has no substitute"
             )
         row = self.cells.loc[name]
-        prefix = f"{tokens}/"
         values = {
             key[len(prefix) :]: float(row[key]) for key in row.index if key.startswith(prefix)
         }
@@ -278,7 +286,8 @@ class Table:
             tokens: By which set it is the best. Of `"calibration"` it is what a search can find;
                 of `"test"` the least that any choice loses.
         """
-        ranked = self.affordable(budget, account, length)[f"{tokens}/{self.name}"] * self.sign
+        name = f"{self.known(tokens)}/{self.name}"
+        ranked = self.affordable(budget, account, length)[name] * self.sign
         return self.query(str(ranked.idxmin()), tokens, account=account, length=length)
 
     def regret(
@@ -310,8 +319,8 @@ class Table:
         length: int | None = None,
     ) -> pd.DataFrame:
         """The choices that no other beats in cost and score, the cheapest first."""
-        found = self.affordable(1.0, account, length)
-        scores, shares = found[f"{tokens}/{self.name}"], self.shares(account, length)[found.index]
+        found, name = self.affordable(1.0, account, length), f"{self.known(tokens)}/{self.name}"
+        scores, shares = found[name], self.shares(account, length)[found.index]
         front = pd.DataFrame({"choice": found.choice, "share": shares, self.name: scores})
         front = front.iloc[np.lexsort((scores * self.sign, shares))]
         least = (front[self.name] * self.sign).cummin()
@@ -368,7 +377,7 @@ class Table:
 
     def evaluator(self, tokens: Tokens = "calibration") -> TableEvaluator:
         """The table as an evaluator: every strategy of the package searches it unchanged."""
-        return TableEvaluator(self, tokens)
+        return TableEvaluator(self, self.known(tokens))
 
     def simulate(
         self,
@@ -394,7 +403,16 @@ class Table:
         Returns:
             One row an evaluation: `seed`, `evaluation` from 1 on, `choice`, `share`, the score on
             calibration tokens, and on test tokens as `test`.
+
+        Raises:
+            ValueError: If choices are not about every unit (`whole`).
         """
+        if not self.whole:
+            raise ValueError(
+                f"strategies search all units, and table {self.sheet.name} is about "
+                f"{len(self.places)} of {len(self.units.names)}: search it by table.objective, or "
+                "judge a selector that is a function"
+            )
         rows: list[dict[str, Any]] = []
         space = None if strategy in ("allocate", "dam", "prune") else self.units
         for seed in seeds:
@@ -470,6 +488,11 @@ def folders() -> list[Path]:
 def names() -> dict[str, Path]:
     """Name -> file of the tables that are installed."""
     return {path.stem: path for folder in folders() for path in sorted(folder.glob("*.parquet"))}
+
+
+def family_of(name: str) -> str:
+    """`"recall"` of `"recall-12"`: tables of models that have learned the same."""
+    return name.rpartition("-")[0] or name
 
 
 def load(name: str | Path) -> Table:

@@ -39,9 +39,9 @@ def bench(
     tables: Annotated[
         list[str] | None,
         declare(
-            "A table to judge on, a name or a .parquet file; repeatable.",
+            "A table to judge on: a name, a family (recall) or a .parquet file; repeatable.",
             options.JUDGE,
-            "all that are installed",
+            "all that are installed, complete, and searched by what is judged",
             "TABLE",
         ),
     ] = None,
@@ -85,11 +85,17 @@ def bench(
         return
     from masksearch.bench import judge, load, names, strategy, summary
     from masksearch.bench.judge import BUDGETS
+    from masksearch.bench.table import family_of
     from masksearch.strategies.build import STRATEGIES
     from masksearch.user_code import load_function
 
     selector = strategy(what, trials) if what in STRATEGIES else load_function(what)
-    given = [load(name) for name in tables or [n for n in names() if load(n).complete]]
+    if tables:
+        known = {name: [n for n in names() if family_of(n) == name] for name in tables}
+        given = [load(each) for name in tables for each in known[name] or [name]]
+    else:
+        found = [load(name) for name in names()]
+        given = [t for t in found if t.complete and (t.whole or what not in STRATEGIES)]
     budgets = budget or BUDGETS
     rows = judge(selector, given, budgets, name=what)
     show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in given)}")

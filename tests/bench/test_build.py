@@ -95,6 +95,18 @@ def test_free_units_and_draws(learnt, tmp_path):
     *_, last = lowest.judge(wanted, seed=0, workdir=tmp_path)
     assert table.query("01")["nll"] == pytest.approx(last.values["nll"], abs=2e-6)
     assert table.sheet.dense["test"]["nll"] < table.query("11", "test")["nll"]  # all 4 in full
+    two = spec_of(learnt["llama"], tokens=("calibration", "test"), free=("l0.h1",), name="two")
+    table = load(build(two, tmp_path))
+    assert table.query("1", "test")["nll"] > 0
+    assert table.regret("1", 1.0) == 0
+    for ask in (
+        lambda: table.query("1", "validation"),
+        lambda: table.optimum(1.0, tokens="validation"),
+        lambda: table.front("validation"),
+        lambda: table.evaluator("validation"),
+    ):
+        with pytest.raises(ms.UnknownNameError, match=r"'validation'.*calibration, test"):
+            ask()
     drawn = spec_of(learnt["llama"], drawn=5, name="drawn")
     table = load(build(drawn, tmp_path))
     assert len(table) == 5
@@ -104,6 +116,8 @@ def test_free_units_and_draws(learnt, tmp_path):
         ({"drawn": 17}, "1 to 16 choices, got 17"),
         ({"free": ("l9.h0",)}, r"got l9\.h0"),
         ({"rest": 2}, "a level from 0 to 1, got 2"),
+        ({"tokens": ("test",)}, "tokens are calibration and others of .*got \\('test'"),
+        ({"tokens": ("calibration", "tests")}, "others of calibration, validation, test"),
     ):
         with pytest.raises(ValueError, match=message):
             spec_of(learnt["llama"], **wrong)

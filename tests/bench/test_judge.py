@@ -1,5 +1,6 @@
 """Selectors judged on tables, in Python and on the command line."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import stats
 
 import masksearch as ms
 from masksearch.bench import Judged, judge, load, summary
-from masksearch.bench.table import Table
+from masksearch.bench.table import Table, write_table
 
 SELECTOR = """
 def last_layers(known):
@@ -38,7 +39,7 @@ def other(table, shift):
     """A table whose test tokens say something else."""
     cells = table.cells.copy()
     cells["test/nll"] *= 1 + shift
-    return Table(table.sheet.__class__(**{**vars(table.sheet), "name": f"other{shift}"}), cells)
+    return Table(table.sheet.__class__(**{**vars(table.sheet), "name": f"other-{shift}"}), cells)
 
 
 def test_exhaustive_search_has_no_regret_and_costs_every_cell(table):
@@ -76,7 +77,10 @@ def test_the_interval_is_students_over_tables(table):
     low, high = stats.t.interval(0.95, 2, each.mean(), stats.sem(each))
     assert (found.tables, found.regret) == (3, pytest.approx(each.mean()))
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.family == "other"
     assert "low" not in summary(judge(exhaustive, [table], (0.5,)))
+    both = summary(judge(exhaustive, [table, *tables], (0.5,)))
+    assert dict(zip(both.family, both.tables, strict=True)) == {"recall": 1, "other": 3}
 
 
 def test_selectors_that_break_the_rules(table):
@@ -107,6 +111,32 @@ def test_the_command_judges_a_file_of_ones_own(bench):
     assert code == 0
     assert out.startswith("random on recall-1\n")
     assert "oracle" in out
+
+
+def test_the_command_takes_a_family(bench, monkeypatch, table, tmp_path):
+    """And leaves tables out that a strategy cannot search."""
+    free = dataclasses.replace(table.sheet, name="part-1", free=table.sheet.free[1:], planned=2048)
+    cells = table.cells[table.cells.choice.str.startswith("1")]
+    part = Table(free, cells.assign(choice=cells.choice.str[1:]))
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write_table(part, folder / "part-1.parquet")
+    for number in (1, 2):
+        twin = Table(dataclasses.replace(table.sheet, name=f"twin-{number}"), table.cells)
+        write_table(twin, folder / f"twin-{number}.parquet")
+    monkeypatch.setattr("masksearch.bench.table.HERE", folder)
+    told = ["--budget", "0.5", "--trials", 3]
+    for words, wanted in (
+        (["mine.py:last_layers", "--tables", "twin"], "twin-1, twin-2"),
+        (["mine.py:last_layers"], "part-1, twin-1, twin-2"),
+        (["random"], "twin-1, twin-2"),
+    ):
+        code, out, _ = bench("judge", *words, *told)
+        assert code == 0
+        assert wanted in out.splitlines()[0]
+        assert ("part" in out) == ("part" in wanted)
+    with pytest.raises(ValueError, match=r"part-1 is about 11 of 12: search it by table\.obj"):
+        part.simulate("random", trials=2)
 
 
 def test_the_command_lists_tables(bench):
