@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import selectors_of_heads as selectors
 import tables
@@ -46,6 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     for stage in given.stages:
         STAGES[stage](given)
 
