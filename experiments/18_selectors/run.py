@@ -33,7 +33,7 @@ from masksearch.bench.table import family_of
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
-WHERE: dict[str, Any] = {"account": PLAN["account"], "length": PLAN["length"]}
+WHERE: dict[str, Any] = {"account": f"{PLAN['account']}/{PLAN['length']}"}
 LEARNT = 0.99  # share of the calibration questions that a checkpoint answers without a mask
 LEAST_NOISE = 0.002  # nats
 

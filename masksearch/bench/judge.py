@@ -36,21 +36,15 @@ class Judged:
         budgets: Largest shares of the dense cost.
         seed: For a selector that draws.
         account: How costs are counted, see `Table.shares`.
-        length: Of that account.
     """
 
     def __init__(
-        self,
-        table: Table,
-        budgets: Sequence[float] = BUDGETS,
-        seed: int = 0,
-        account: str | None = None,
-        length: int | None = None,
+        self, table: Table, budgets: Sequence[float] = BUDGETS, seed: int = 0, account: str = PAIRS
     ) -> None:
-        self.table, self.budgets, self.seed = table, tuple(sorted(budgets)), seed
-        self.account, self.length = account, length
+        self.table, self.budgets = table, tuple(sorted(budgets))
+        self.seed, self.account = seed, account
         self.asked: dict[str, float] = {}
-        self.shares = table.shares(account, length).to_dict()
+        self.shares = table.shares(account).to_dict()
         self.losses = (table.cells[f"calibration/{table.name}"] * table.sign).to_dict()
 
     @property
@@ -100,7 +94,7 @@ def strategy(name: Any, trials: int = 60, **options: Any) -> Selector:
 
     def selector(known: Judged) -> Iterable[tuple[float, Choice]]:
         how = {"trials": trials, "seeds": [known.seed], **options}
-        if known.account in (None, PAIRS):
+        if known.account == PAIRS:
             how.setdefault("budget", known.budgets)
         for choice in known.table.simulate(name, **how).choice:
             known.loss(choice)
@@ -116,8 +110,7 @@ def judge(
     budgets: Sequence[float] = BUDGETS,
     *,
     seeds: Sequence[int] = (0,),
-    account: str | None = None,
-    length: int | None = None,
+    account: str = PAIRS,
     name: str | None = None,
 ) -> pd.DataFrame:
     """Lets a selector choose on each table, and reads what it chose on test tokens.
@@ -128,7 +121,6 @@ def judge(
         budgets: Largest shares of the dense cost.
         seeds: Of selectors that draw.
         account: How costs are counted, see `Table.shares`.
-        length: Of that account.
         name: Of the selector in the rows; None = the function's.
 
     Returns:
@@ -144,14 +136,13 @@ def judge(
     name = name or getattr(selector, "__name__", type(selector).__name__)
     for table in tables:
         for seed in seeds:
-            known = Judged(table, budgets, seed, account, length)
+            known = Judged(table, budgets, seed, account)
             chosen = dict(selector(known))
             for budget in known.budgets:
                 if budget not in chosen:
                     raise SearchError(f"selector {name} gave no choice for the budget {budget:g}")
-                where = (budget, account, length)
-                pick = table.query(table.optimum(*where).choice, "test")
-                least = table.optimum(*where, tokens="test")
+                pick = table.query(table.optimum(budget, account).choice, "test")
+                least = table.optimum(budget, account, "test")
                 oracle = table.sign * (pick[table.name] - least[table.name])
                 rows.append(
                     {
@@ -161,7 +152,7 @@ def judge(
                         "budget": budget,
                         "choice": table.read_choice(chosen[budget]),
                         "evaluations": known.evaluations,
-                        SELECTED: table.regret(chosen[budget], *where),
+                        SELECTED: table.regret(chosen[budget], budget, account),
                         ORACLE: oracle,
                     }
                 )

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,37 +161,24 @@ class Table:
         """1 where less is better, else -1."""
         return 1 if self.sheet.objective[1] == "min" else -1
 
-    @cached_property
+    @property
     def accounts(self) -> tuple[str, ...]:
-        """Ways to count what a choice costs; the first is taken where none is named."""
-        found = dict.fromkeys(each.split("/")[0] for each in self.sheet.dense_bytes)
-        return (PAIRS, *found)
+        """Ways to count what a choice costs."""
+        return (PAIRS, *self.sheet.dense_bytes)
 
-    def shares(self, account: str | None = None, length: int | None = None) -> pd.Series[float]:
+    def shares(self, account: str = PAIRS) -> pd.Series[float]:
         """What each choice costs, as a share of the dense model.
 
         Args:
-            account: `"pairs"`, the kept pairs of tokens; or bytes of a cache, as of `ms.kv_bytes`.
-            length: Positions in the cache; None = the least that the table has.
+            account: `"pairs"`, the kept pairs of tokens; or `"head/8192"`, the bytes of a cache of
+                8,192 positions by an account of `ms.kv_bytes`.
 
         Raises:
             UnknownNameError: If the table has no such account.
-            ValueError: If it has no such length.
         """
-        account = account or PAIRS
         if account not in self.accounts:
             raise unknown_name("account:", account, self.accounts)
-        if account == PAIRS:
-            return self.cells[PAIRS]
-        counted = [each.split("/") for each in self.sheet.dense_bytes]
-        known = [int(positions) for name, positions in counted if name == account]
-        length = min(known) if length is None else length
-        if length not in known:
-            raise ValueError(
-                f"table {self.sheet.name} counts {account} bytes of {sorted(known)} positions, "
-                f"got length={length}"
-            )
-        return self.cells[f"{account}/{length}"] / self.sheet.dense_bytes[f"{account}/{length}"]
+        return self.cells[account] / self.sheet.dense_bytes.get(account, 1)
 
     def read_choice(self, choice: Choice) -> str:
         """A choice as text.
@@ -214,21 +201,13 @@ class Table:
             raise unknown_name("tokens:", tokens, (*self.sheet.protocols,))
         return tokens
 
-    def query(
-        self,
-        choice: Choice,
-        tokens: Tokens = "calibration",
-        *,
-        account: str | None = None,
-        length: int | None = None,
-    ) -> Cell:
+    def query(self, choice: Choice, tokens: Tokens = "calibration", account: str = PAIRS) -> Cell:
         """What is known of one choice.
 
         Args:
             choice: One level a unit: `"0100.."`, or numbers.
             tokens: Which set judges: choose by `"calibration"`, report `"test"`.
             account: What `share` counts, see `shares`.
-            length: Of that account.
 
         Raises:
             DataError: If it was not judged.
@@ -246,12 +225,10 @@ class Table:
         }
         dense, chance = self.sheet.dense[tokens][self.name], self.sheet.chance.get(tokens)
         above = chance is None or self.sign * dense < self.sign * chance
-        return Cell(name, values, float(self.shares(account, length)[name]), above)
+        return Cell(name, values, float(self.shares(account)[name]), above)
 
     # -- the best ------------------------------------------------------------------------------
-    def affordable(
-        self, budget: float, account: str | None = None, length: int | None = None
-    ) -> pd.DataFrame:
+    def affordable(self, budget: float, account: str = PAIRS) -> pd.DataFrame:
         """The cells within a budget.
 
         Raises:
@@ -262,65 +239,47 @@ class Table:
             held = f"{len(self.cells):,} of {self.sheet.planned:,} cells"
             why = "a sample of all choices" if self.sheet.drawn else "not complete"
             raise DataError(f"table {self.sheet.name} is {why} ({held}), so it has no optimum")
-        shares = self.shares(account, length)
+        shares = self.shares(account)
         if budget < shares.min() * (1 - ROUNDING):
             raise ValueError(
                 f"the cheapest choice of table {self.sheet.name} costs {shares.min():.4g} of "
-                f"dense {account or PAIRS}, got budget={budget:g}; give at least that"
+                f"dense {account}, got budget={budget:g}; give at least that"
             )
         return self.cells[shares <= budget * (1 + ROUNDING)]
 
-    def optimum(
-        self,
-        budget: float,
-        account: str | None = None,
-        length: int | None = None,
-        tokens: Tokens = "calibration",
-    ) -> Cell:
+    def optimum(self, budget: float, account: str = PAIRS, tokens: Tokens = "calibration") -> Cell:
         """The best choice within a budget, by brute force; of equal ones the first.
 
         Args:
             budget: Largest share of the dense cost, in (0, 1].
             account: How that is counted, see `shares`.
-            length: Of that account.
             tokens: By which set it is the best. Of `"calibration"` it is what a search can find;
                 of `"test"` the least that any choice loses.
         """
         name = f"{self.known(tokens)}/{self.name}"
-        ranked = self.affordable(budget, account, length)[name] * self.sign
-        return self.query(str(ranked.idxmin()), tokens, account=account, length=length)
+        ranked = self.affordable(budget, account)[name] * self.sign
+        return self.query(str(ranked.idxmin()), tokens, account)
 
-    def regret(
-        self,
-        choice: Choice,
-        budget: float,
-        account: str | None = None,
-        length: int | None = None,
-    ) -> float:
+    def regret(self, choice: Choice, budget: float, account: str = PAIRS) -> float:
         """How much worse a choice is than what exhaustive search picks within the budget on
         calibration tokens, both read on test tokens; it can be below 0.
 
         Raises:
             ValueError: If the choice costs more than the budget.
         """
-        own = self.query(choice, "test", account=account, length=length)
+        own = self.query(choice, "test", account)
         if own.share > budget * (1 + ROUNDING):
             raise ValueError(
-                f"choice {own.choice} costs {own.share:.4g} of dense {account or PAIRS}, more "
+                f"choice {own.choice} costs {own.share:.4g} of dense {account}, more "
                 f"than the budget {budget:g}"
             )
-        best = self.query(self.optimum(budget, account, length).choice, "test")
+        best = self.query(self.optimum(budget, account).choice, "test")
         return self.sign * (own[self.name] - best[self.name])
 
-    def front(
-        self,
-        tokens: Tokens = "calibration",
-        account: str | None = None,
-        length: int | None = None,
-    ) -> pd.DataFrame:
+    def front(self, tokens: Tokens = "calibration", account: str = PAIRS) -> pd.DataFrame:
         """The choices that no other beats in cost and score, the cheapest first."""
-        found, name = self.affordable(1.0, account, length), f"{self.known(tokens)}/{self.name}"
-        scores, shares = found[name], self.shares(account, length)[found.index]
+        found, name = self.affordable(1.0, account), f"{self.known(tokens)}/{self.name}"
+        scores, shares = found[name], self.shares(account)[found.index]
         front = pd.DataFrame({"choice": found.choice, "share": shares, self.name: scores})
         front = front.iloc[np.lexsort((scores * self.sign, shares))]
         least = (front[self.name] * self.sign).cummin()

@@ -74,8 +74,8 @@ def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
     spec = spec_of(learnt["qwen3"], unit="layer")
     table = load(build(spec, tmp_path))
     assert len(table) == 4
-    assert {"mask", "head", "transformers"} <= set(table.accounts)
-    cell = table.query("01", account="transformers", length=128)
+    assert {"mask/128", "head/64", "transformers/128"} <= set(table.accounts)
+    cell = table.query("01", account="transformers/128")
     held = ms.kv_bytes(table.mask("01"), spec.judge.config, 128, account="transformers")
     assert cell.share == pytest.approx(held.share)
 

@@ -20,18 +20,18 @@ def module():
 
 
 def test_a_study_says_what_the_table_says(module):
-    problem, table = module.Problem("recall-1", "head", 8192), load("recall-1")
+    problem, table = module.Problem("recall-1", "head/8192"), load("recall-1")
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(directions=problem.directions, sampler=sampler)
     study.optimize(problem, n_trials=20)
     best = {}
     for trial in study.trials:
         choice = "".join(str(trial.params[name]) for name in table.units.names)
-        cell = table.query(choice, account="head", length=8192)
+        cell = table.query(choice, account="head/8192")
         assert trial.values == [cell["nll"], cell.share]
         if cell.share <= 0.5:
             best[cell["nll"]] = choice
-    wanted = table.regret(best[min(best)], 0.5, "head", 8192)
+    wanted = table.regret(best[min(best)], 0.5, "head/8192")
     assert problem.regret(study, 0.5) == wanted
     with pytest.raises(ValueError, match=r"no trial costs at most 0\.001"):
         problem.regret(study, 0.001)

@@ -18,7 +18,7 @@ from masksearch.bench import Table, TableEvaluator, load, names
 from masksearch.bench.table import FORMAT, HERE, write_table
 
 CHOICES = st.lists(st.integers(0, 1), min_size=12, max_size=12)
-HEADS = {"account": "head", "length": 8192}
+HEADS = {"account": "head/8192"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_shares_are_those_of_the_masks(table):
         )
         for account in ("mask", "head"):
             for length in (512, 32768):
-                cell = table.query(choice, account=account, length=length)
+                cell = table.query(choice, account=f"{account}/{length}")
                 held = ms.kv_bytes(mask, config, length, account=account)
                 assert cell.share == pytest.approx(held.share)
 
@@ -135,10 +135,8 @@ def test_unknown_names(table):
         load("recall-1x")
     with pytest.raises(ms.UnknownNameError, match="did you mean 'test'"):
         table.query("0" * 12, "tests")
-    with pytest.raises(ms.UnknownNameError, match="did you mean 'head'"):
-        table.optimum(0.5, "heads")
-    with pytest.raises(ValueError, match=r"bytes of \[512, 2048, 8192, 32768\] positions.*=100"):
-        table.optimum(0.5, "head", 100)
+    with pytest.raises(ms.UnknownNameError, match=r"'head/8192'.*Known: pairs, head/2048"):
+        table.optimum(0.5, "head/819")
 
 
 @pytest.mark.parametrize(
