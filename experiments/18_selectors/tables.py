@@ -19,7 +19,7 @@ from masksearch.bench import TableSpec
 from masksearch.bench.tree import tree_values
 
 CHECKPOINTS = Path(os.environ.get("CHECKPOINTS", "runs/18_selectors/checkpoints"))
-ROWS = 128  # of each set of tokens
+ROWS, TEXT_ROWS = 128, 24  # of each set of tokens: planted ones, and of text
 WINDOW = masks.window(7)
 LIMITS = (
     "A synthetic task whose answers need one step of retrieval, a decoder of 12 heads, 128 rows "
@@ -65,7 +65,7 @@ def novels() -> list[TableSpec]:
 def novels_of(number: int) -> TableSpec:
     """The table of one decoder."""
     place, kind = CHECKPOINTS / f"novels-{number}", KINDS[number % 10]
-    judge = of_text(weights=place, length=256, held_out_sequences=ROWS, kl=True)
+    judge = of_text(weights=place, length=256, held_out_sequences=TEXT_ROWS)
     units = ms.Units(judge.shape, (WINDOW, masks.full()))
     name = "Qwen3" if kind == "qwen3" else "Llama"
     what = f"{name} of 3 layers and 4 heads, 64 wide, that has learned English novels of 1852-1911"
