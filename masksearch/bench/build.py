@@ -224,19 +224,24 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
         protocols={tokens: judge.protocol for tokens, judge in judges.items()},
         seed=spec.seed,
         checkpoint=dict(spec.judge.data_hashes()),
-        environment={
-            "masksearch": metadata.version("masksearch"),
-            "torch": torch.__version__,
-            "transformers": metadata.version("transformers"),
-            "python": platform.python_version(),
-            "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-            "threads": str(torch.get_num_threads()),
-        },
+        environment=environment(),
         dense_bytes=bytes_of_dense,
         kv_heads=spec.judge.kv_head_count,
         rest=spec.rest,
     )
     return Table(sheet, cells)
+
+
+def environment() -> dict[str, str]:
+    """What the last bits of a cell depend on."""
+    return {
+        "masksearch": metadata.version("masksearch"),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def judged_dense(

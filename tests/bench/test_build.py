@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from bench.conftest import spec_of
 from cli_runs import run
 
 import masksearch as ms
-from masksearch.bench import TableSpec, build, load
-from masksearch.bench.build import CELLS
+from masksearch.bench import build, load
+from masksearch.bench.build import CELLS, environment
 from masksearch.bench.tree import fits, tree_values
 
 PACKAGE = Path(__file__).parents[2] / "masksearch-bench" / "masksearch_bench"
@@ -151,21 +152,36 @@ def test_the_command_builds(learnt, monkeypatch, capsys, tmp_path):
 # -- the package of tables -----------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
-def test_cells_are_judged_again_as_they_stand():
-    """Fifty drawn cells: bit for bit on the machine that judged them, elsewhere to 1e-4 nats."""
-    table = load(PACKAGE / "recall-1.parquet")
-    folder = PACKAGE / "checkpoints" / "recall-1"
-    judge = ms.CausalEvaluator(ms.Recall(), weights=folder, held_out_sequences=128, kl=True)
+@pytest.mark.parametrize("name", ["recall-1", "recall-4", "recall-17"])
+def test_cells_are_judged_again_as_they_stand(name):
+    """Fifty drawn cells: bit for bit in the environment that judged them, elsewhere to 1e-4 nats,
+    with the same best one wherever the next is farther away than that."""
+    table = load(PACKAGE / f"{name}.parquet")
+    task = ms.Recall(pairs=6, middle=40) if name == "recall-17" else ms.Recall()
+    folder = PACKAGE / "checkpoints" / name
+    judge = ms.CausalEvaluator(task, weights=folder, held_out_sequences=128, kl=True, device="cpu")
     drawn = sorted(table.cells.choice.sample(50, random_state=0))
-    spec = TableSpec("recall-1", judge, table.units, "")
-    torch.set_num_threads(1)
     allocations = [tuple(map(int, choice)) for choice in drawn]
-    for tokens, half in (("calibration", "search"), ("test", "test")):
-        own = judge.on(half)
-        assert own.protocol == table.sheet.protocols[tokens]
-        for allocation, values in tree_values(own, spec.units, allocations):
-            cell = table.query("".join(map(str, allocation)), tokens)
-            assert cell["nll"] == pytest.approx(values["nll"], abs=1e-4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        same = environment() == table.sheet.environment
+        for tokens, half in (("calibration", "search"), ("test", "test")):
+            own = judge.on(half)
+            assert own.protocol == table.sheet.protocols[tokens]
+            found = {
+                "".join(map(str, choice)): np.float32(values["nll"])
+                for choice, values in tree_values(own, table.units, allocations)
+            }
+            wanted = table.cells[f"{tokens}/nll"][drawn]
+            apart = (pd.Series(found)[drawn] - wanted).abs()
+            assert apart.max() <= (0 if same else 1e-4)
+            for budget in table.shares()[drawn].quantile([0.1, 0.3, 0.6, 1.0]):
+                paid = wanted[table.shares()[drawn] <= budget].nsmallest(2)
+                if paid.iloc[1] - paid.iloc[0] > 2e-4:
+                    assert min(paid.index, key=found.__getitem__) == paid.index[0]
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -184,7 +200,8 @@ def test_the_package_installs_and_its_tables_are_found(tmp_path):
         "from masksearch.bench import load, names\n"
         "for name in names():\n"
         "    table = load(name)\n"
-        "    print(name, len(table), table.complete, table.query('1' * 12).above_chance)\n"
+        "    free = '1' * len(table.sheet.free)\n"
+        "    print(name, len(table), table.complete, table.query(free).above_chance)\n"
     )
     paths = os.pathsep.join([str(site), str(PACKAGE.parents[1])])
     found = subprocess.run(
@@ -196,5 +213,5 @@ def test_the_package_installs_and_its_tables_are_found(tmp_path):
         check=True,
     )
     lines = found.stdout.splitlines()
-    assert len(lines) >= 10
-    assert all(line.endswith(" 4096 True True") for line in lines)
+    assert len(lines) >= 20
+    assert all(line.endswith(" True True") for line in lines)
