@@ -69,7 +69,7 @@ def judged(given: argparse.Namespace) -> None:
     for table in (load(given.runs / "tables" / f"{name}.parquet") for name in given.tables):
         several = selectors.every if table.whole else selectors.of_some_layers
         found = several(lambda name: tables.spec_of(name).judge)
-        budgets = PLAN.get(family_of(table.sheet.name), PLAN)["budgets"]
+        budgets = (PLAN | PLAN.get(family_of(table.sheet.name), {}))["budgets"]
         for name, (selector, draws) in found.items():
             out = given.runs / "judged" / f"{table.sheet.name} {name}.csv"
             if out.is_file() or (given.only and name not in given.only):
