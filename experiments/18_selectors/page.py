@@ -19,7 +19,7 @@ def cells(family: str = "recall") -> dict[str, list[float]]:
     for row in compared[compared.family == family].itertuples():
         parts = whole.loc[row.selector].sort_values("budget")
         regrets = parts[["regret", "low", "high"]].to_numpy().ravel().tolist()
-        p = [] if pd.isna(row.p) else [row.p]
+        p = [] if pd.isna(row.p) or family != "recall" else [row.p]  # four pairs show nothing
         found[str(row.selector)] = [row.evaluations, *regrets, *p]
     return found
 
@@ -29,10 +29,9 @@ def lines(family: str = "recall") -> list[str]:
     made = []
     for name, (judged, *values) in cells(family).items():
         told = [f"{value:.3f}".replace("0.", ".", 1) for value in values]
+        tail = [] if family != "recall" else told[12:] or ["-"]
         regrets = [f"{told[at]} [{told[at + 1]}, {told[at + 2]}]" for at in range(0, 12, 3)]
-        made.append(
-            f"| {name} | {judged:.0f} | {' | '.join(regrets)} | {''.join(told[12:]) or '-'} |"
-        )
+        made.append(f"| {name} | {judged:.0f} | {' | '.join([*regrets, *tail])} |")
     return made
 
 
@@ -51,7 +50,7 @@ def alone(family: str = "smollm2") -> dict[str, list[float]]:
 def alone_lines() -> list[str]:
     """Rows of that table."""
     return [
-        f"| {name} | {judged:.0f} | {' | '.join(f'{each:.4f}' for each in regrets)} |"
+        f"| {name} | {judged:.0f} | {' | '.join(f'{each:.3f}' for each in regrets)} |"
         for name, (judged, *regrets) in alone().items()
     ]
 

@@ -157,8 +157,8 @@ def compared(each: pd.DataFrame) -> pd.DataFrame:
     tests = []
     for name in others:
         apart = (means.loc[name] - means.loc[best]).to_numpy()
-        tests.append(wilcoxon(apart).pvalue if len(apart) > 1 and np.any(apart) else 1.0)
-    adjusted = dict(zip(others, holm(tests), strict=True))
+        tests.append(wilcoxon(apart).pvalue if np.any(apart) else 1.0)
+    adjusted = dict(zip(others, holm(tests), strict=True)) if means.shape[1] > 1 else {}
     return pd.DataFrame(
         {
             "selector": means.index,
