@@ -230,12 +230,10 @@ def densities(known: Judged) -> list[float]:
 
 
 def told(name: str, trials: int, **options: Any) -> Any:
-    """A strategy of the package, told the budgets and the table's units."""
+    """A strategy of the package, told the budgets."""
 
     def selector(known: Judged) -> Any:
-        units, own = known.table.units, dict(options)
-        if name == "allocate":
-            own = {"strategy_options": {"unit": units.unit, "levels": units.levels, **options}}
+        own = {"strategy_options": options} if name == "allocate" else options
         return strategy(name, trials, budget=densities(known), **own)(known)
 
     return selector

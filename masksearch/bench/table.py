@@ -357,7 +357,8 @@ class Table:
             slots: Trials at a time.
             seeds: Of the searches.
             trials: Of each.
-            options: What else `ms.search` takes; `space=` is the units by default.
+            options: What else `ms.search` takes; `space=` is the units by default, and "allocate"
+                is told them.
 
         Returns:
             One row an evaluation: `seed`, `evaluation` from 1 on, `choice`, `share`, the score on
@@ -374,6 +375,9 @@ class Table:
             )
         rows: list[dict[str, Any]] = []
         space = None if strategy in ("allocate", "dam", "prune") else self.units
+        if strategy == "allocate":
+            own = {"unit": self.sheet.unit, "levels": self.units.levels}
+            options["strategy_options"] = own | options.get("strategy_options", {})
         for seed in seeds:
             how = {"trials": trials, "seed": seed, "strategy": strategy, "space": space, **options}
             judged = replayed(evaluator=self.evaluator(), slots=slots, **how)
@@ -394,8 +398,8 @@ def same(one: Mask, other: Mask, plane: Shape) -> bool:
 
 
 class TableEvaluator(Evaluator):
-    """Looks up what a mask scores; the checkpoint, where it travels with the table, serves
-    strategies that train gates.
+    """Looks up what a mask scores. It has no model, so strategies that train gates do not run on
+    it: they take an evaluator of the table's checkpoint.
 
     Args:
         table: The table.
@@ -446,7 +450,14 @@ def folders() -> list[Path]:
 
 def names() -> dict[str, Path]:
     """Name -> file of the tables that are installed."""
-    return {path.stem: path for folder in folders() for path in sorted(folder.glob("*.parquet"))}
+    found = [path for folder in folders() for path in folder.glob("*.parquet")]
+    return {path.stem: path for path in sorted(found, key=lambda path: natural(path.stem))}
+
+
+def natural(name: str) -> tuple[str, int, str]:
+    """A key that sorts `"recall-10"` behind `"recall-9"`."""
+    family, _, number = name.rpartition("-")
+    return (family, int(number), "") if number.isdigit() else (name, 0, number)
 
 
 def family_of(name: str) -> str:

@@ -120,7 +120,12 @@ def show_tables(json: bool) -> None:
         table = load(name)
         held = "complete" if table.complete else "a sample" if table.sheet.drawn else "half-built"
         rows.append({"table": name, "cells": len(table), "state": held, "what": table.sheet.what})
-    show(pd.DataFrame(rows), json, "tables of masks (pip install masksearch-bench has more)")
+    if json:
+        show(pd.DataFrame(rows), json, "")
+        return
+    typer.echo("tables of masks (pip install masksearch-bench has more)")
+    for row in rows:
+        typer.echo("{table:<12}{cells:>6} {state:<11}{what}".format(**row))
 
 
 def build_tables(what: str, out: Path, slots: int) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 import masksearch as ms
 from masksearch.bench import Judged, judge, load, summary
-from masksearch.bench.table import Table, write_table
+from masksearch.bench.table import Table, natural, write_table
 
 SELECTOR = """
 def last_layers(known):
@@ -113,6 +113,29 @@ def test_the_command_judges_a_file_of_ones_own(bench):
     assert "oracle" in out
 
 
+def test_the_command_judges_allocate_as_its_help_says(bench, table):
+    """Told the table's own units and masks."""
+    told = ["--tables", "recall-1", "--budget", "0.4", "--trials", 100, "--json"]
+    code, out, _ = bench("judge", "allocate", *told)
+    [row] = json.loads(out)
+    assert code == 0
+    best = table.cells[table.shares() <= 0.4]["test/nll"].min()
+    exact = table.optimum(0.4)
+    assert abs(row["regret"]) <= 0.01
+    assert row["evaluations"] < 100
+    assert table.query(exact.choice, "test")["nll"] - best == pytest.approx(row["oracle"])
+
+
+def test_names_are_in_the_order_of_their_numbers():
+    assert sorted(["b-10", "b-9", "a", "b-1", "a-2"], key=natural) == [
+        "a",
+        "a-2",
+        "b-1",
+        "b-9",
+        "b-10",
+    ]
+
+
 def test_the_command_takes_a_family(bench, monkeypatch, table, tmp_path):
     """And leaves tables out that a strategy cannot search."""
     free = dataclasses.replace(table.sheet, name="part-1", free=table.sheet.free[1:], planned=2048)
@@ -142,7 +165,8 @@ def test_the_command_takes_a_family(bench, monkeypatch, table, tmp_path):
 def test_the_command_lists_tables(bench):
     code, out, _ = bench()
     assert code == 0
-    assert "recall-1   4096 complete" in out
+    [line] = [line for line in out.splitlines() if line.startswith("recall-1 ")]
+    assert line.split()[:4] == ["recall-1", "4096", "complete", "Llama"]
 
 
 @pytest.mark.parametrize(
