@@ -135,7 +135,8 @@ def test_unknown_names(table):
         load("recall-1x")
     with pytest.raises(ms.UnknownNameError, match="did you mean 'test'"):
         table.query("0" * 12, "tests")
-    with pytest.raises(ms.UnknownNameError, match=r"'head/8192'.*Known: pairs, head/2048"):
+    nearest = r"did you mean 'head/8192'.*Known: pairs, head/2048"
+    with pytest.raises(ms.UnknownNameError, match=nearest):
         table.optimum(0.5, "head/819")
 
 
