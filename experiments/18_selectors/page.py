@@ -9,14 +9,18 @@ import pandas as pd
 RESULTS = Path(__file__).parent / "results"
 
 
+def of_family(name: str, family: str) -> pd.DataFrame:
+    """The rows of one family in a file of results."""
+    each = pd.read_csv(RESULTS / f"{name}.csv")
+    return each[each.family == family]
+
+
 def cells(family: str = "recall") -> dict[str, list[float]]:
     """Selector -> the numbers of its row, of the least mean regret first: masks judged; at each
     budget the mean regret and its interval; Holm's p against the first that is not exhaustive."""
-    whole = pd.read_csv(RESULTS / "summary.csv")
-    whole = whole[whole.family == family].set_index("selector")
+    whole = of_family("summary", family).set_index("selector")
     found = {}
-    compared = pd.read_csv(RESULTS / "compared.csv")
-    for row in compared[compared.family == family].itertuples():
+    for row in of_family("compared", family).itertuples():
         parts = whole.loc[row.selector].sort_values("budget")
         regrets = parts[["regret", "low", "high"]].to_numpy().ravel().tolist()
         p = [] if pd.isna(row.p) or family != "recall" else [row.p]  # four pairs show nothing
@@ -35,14 +39,12 @@ def lines(family: str = "recall") -> list[str]:
     return made
 
 
-def alone(family: str = "smollm2") -> dict[str, list[float]]:
-    """The same of a family of one table, which has no interval: masks judged, regrets, and their
+def alone() -> dict[str, list[float]]:
+    """The same of SmolLM2, one table, which has no interval: masks judged, regrets, and their
     mean."""
-    whole = pd.read_csv(RESULTS / "summary.csv")
-    whole = whole[whole.family == family]
     found = {
         str(name): [part.evaluations.mean(), *part.regret, part.regret.mean()]
-        for name, part in whole.groupby("selector")
+        for name, part in of_family("summary", "smollm2").groupby("selector")
     }
     return dict(sorted(found.items(), key=lambda entry: entry[1][-1]))
 

@@ -29,7 +29,7 @@ from scipy.stats import wilcoxon
 import masksearch as ms
 from masksearch.analysis.stats import holm
 from masksearch.bench import Table, build, judge, load, summary
-from masksearch.bench.table import family_of
+from masksearch.bench.table import family_of, natural
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -122,7 +122,10 @@ def tabled(given: argparse.Namespace) -> None:
     out.mkdir(exist_ok=True)
     paths = sorted((given.runs / "judged").glob("*.csv"))
     each = pd.concat(pd.read_csv(path, dtype={"choice": str}) for path in paths)
-    each = each.sort_values(["selector", "table", "seed", "budget"], key=natural)
+    each = each.sort_values(
+        ["selector", "table", "seed", "budget"],
+        key=lambda column: column.map(natural) if column.name == "table" else column,
+    )
     each.drop(columns="seconds").to_csv(out / "judged.csv", index=False, float_format="%.5g")
     whole = summary(each)
     whole.to_csv(out / "summary.csv", index=False, float_format="%.5g")
@@ -138,13 +141,6 @@ def tabled(given: argparse.Namespace) -> None:
     }
     (out / "checkpoints.json").write_text(json.dumps(sheets, indent=1) + "\n")
     print(whole.to_string(), flush=True)
-
-
-def natural(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A key that sorts recall-10 behind recall-9, and families by their names."""
-    if column.name != "table":
-        return column
-    return column.map(lambda name: (family_of(name), int(name.rpartition("-")[2])))
 
 
 def compared(each: pd.DataFrame) -> pd.DataFrame:

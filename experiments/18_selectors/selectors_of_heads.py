@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 import masksearch as ms
 from masksearch.bench import Judged, strategy
+from masksearch.gates.units import Allocation, replaced
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.rivals.attention_mass import attention_mass
@@ -35,9 +36,9 @@ ROWS = 64  # sequences that Fisher's information is taken from
 def in_order(known: Judged, order: Sequence[int]) -> Chosen:
     """Raises units in an order, while the budget pays for them."""
     for budget in known.budgets:
-        choice = [0] * known.units
+        choice = (0,) * known.units
         for unit in order:
-            raised = [*choice[:unit], 1, *choice[unit + 1 :]]
+            raised = replaced(choice, unit, 1)
             if known.share(raised) <= budget:
                 choice = raised
         yield budget, choice
@@ -72,17 +73,18 @@ def periodic(known: Judged) -> Chosen:
 # -- by what masks lose --------------------------------------------------------------------------
 def leave_one_out(known: Judged) -> Chosen:
     """By what is lost where one unit alone is local."""
-    full = [1] * known.units
-    worth = [known.loss([*full[:u], 0, *full[u + 1 :]]) for u in range(known.units)]
+    full = (1,) * known.units
+    worth = [known.loss(replaced(full, u, 0)) for u in range(known.units)]
     return in_order(known, sorted(range(known.units), key=lambda u: -worth[u]))
 
 
 def backward(known: Judged) -> Chosen:
     """Lowers in each round the unit that costs least, from all on."""
-    choice, path = [1] * known.units, []
+    choice: Allocation = (1,) * known.units
+    path = []
     while any(choice):
         path.append(choice)
-        lower = [[*choice[:u], 0, *choice[u + 1 :]] for u, level in enumerate(choice) if level]
+        lower = [replaced(choice, u, 0) for u, level in enumerate(choice) if level]
         choice = min(lower, key=known.loss)
     path.append(choice)
     for budget in known.budgets:
@@ -91,12 +93,11 @@ def backward(known: Judged) -> Chosen:
 
 def forward(known: Judged) -> Chosen:
     """Raises in each round the unit that gains most and that the largest budget pays."""
-    choice, path = [0] * known.units, []
+    choice: Allocation = (0,) * known.units
+    path = []
     while True:
         path.append(choice)
-        higher = [
-            [*choice[:u], 1, *choice[u + 1 :]] for u, level in enumerate(choice) if not level
-        ]
+        higher = [replaced(choice, u, 1) for u, level in enumerate(choice) if not level]
         paid = [each for each in higher if known.share(each) <= known.budgets[-1]]
         if not paid:
             break
@@ -107,8 +108,8 @@ def forward(known: Judged) -> Chosen:
 
 def restore_one(known: Judged) -> Chosen:
     """By what is gained where one unit alone sees everything."""
-    none = [0] * known.units
-    loss = {u: known.loss([*none[:u], 1, *none[u + 1 :]]) for u in range(known.units)}
+    none = (0,) * known.units
+    loss = {u: known.loss(replaced(none, u, 1)) for u in range(known.units)}
     return in_order(known, sorted(loss, key=loss.__getitem__))
 
 

@@ -35,11 +35,14 @@ def spec_of(name: str) -> TableSpec:
     return {"recall": recall_of, "novels": novels_of}[family](int(number))
 
 
+def learnt(family: str) -> list[TableSpec]:
+    """Those of all checkpoints of a family."""
+    return [spec_of(path.name) for path in sorted(CHECKPOINTS.glob(f"{family}-*"))]
+
+
 def recall() -> list[TableSpec]:
     """All decoders that have learned planted recall."""
-    return [
-        recall_of(int(path.name.split("-")[1])) for path in sorted(CHECKPOINTS.glob("recall-*"))
-    ]
+    return learnt("recall")
 
 
 def recall_of(number: int) -> TableSpec:
@@ -57,9 +60,7 @@ def recall_of(number: int) -> TableSpec:
 # -- novels --------------------------------------------------------------------------------------
 def novels() -> list[TableSpec]:
     """All decoders that have learned from novels."""
-    return [
-        novels_of(int(path.name.split("-")[1])) for path in sorted(CHECKPOINTS.glob("novels-*"))
-    ]
+    return learnt("novels")
 
 
 def novels_of(number: int) -> TableSpec:

@@ -90,11 +90,12 @@ def bench(
     from masksearch.user_code import load_function
 
     selector = strategy(what, trials) if what in STRATEGIES else load_function(what)
+    installed = names()
     if tables:
-        known = {name: [n for n in names() if family_of(n) == name] for name in tables}
-        given = [load(each) for name in tables for each in known[name] or [name]]
+        families = {name: [n for n in installed if family_of(n) == name] for name in tables}
+        given = [load(each) for name in tables for each in families[name] or [name]]
     else:
-        found = [load(name) for name in names()]
+        found = [load(name) for name in installed]
         given = [t for t in found if t.complete and (t.whole or what not in STRATEGIES)]
     budgets = budget or BUDGETS
     rows = judge(selector, given, budgets, name=what)
