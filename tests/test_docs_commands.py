@@ -66,3 +66,10 @@ def test_the_walk_sees_commands():
         ROOT / "docs" / "proxy.md"
     )
     assert sum(len(shown(page)) for page in PAGES) > 20
+
+
+def test_the_list_of_commands_has_every_one():
+    """docs/README.md by hand; commands.md and `masksearch --help` are written by the program."""
+    page = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `masksearch ([\w-]+)", page.partition("## The commands")[2], re.M)
+    assert set(listed) == set(COMMANDS)

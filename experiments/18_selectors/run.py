@@ -15,6 +15,7 @@ import json
 import time
 import tomllib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,8 @@ def judged(given: argparse.Namespace) -> None:
     """What every selector chooses on each table."""
     (given.runs / "judged").mkdir(parents=True, exist_ok=True)
     for table in (load(given.runs / "tables" / f"{name}.parquet") for name in given.tables):
-        several = selectors.every if table.whole else selectors.of_some_layers
-        found = several(lambda name: tables.spec_of(name).judge)
         budgets = (PLAN | PLAN.get(family_of(table.sheet.name), {}))["budgets"]
+        found = selectors_of(table, budgets)
         for name, (selector, draws) in found.items():
             out = given.runs / "judged" / f"{table.sheet.name} {name}.csv"
             if out.is_file() or (given.only and name not in given.only):
@@ -81,13 +81,24 @@ def judged(given: argparse.Namespace) -> None:
             print(f"{table.sheet.name} {name}: {rows.regret.mean():.4f}", flush=True)
 
 
+def selectors_of(table: Table, budgets: Sequence[float]) -> dict[str, tuple[Any, bool]]:
+    """Name -> selector of a table, and whether it draws at random."""
+
+    def judge() -> ms.CausalEvaluator:
+        return tables.spec_of(table.sheet.name).judge
+
+    if table.whole:
+        return selectors.every(table, judge, budgets, **WHERE)
+    return selectors.of_some_layers(table, judge)
+
+
 def confirmed(given: argparse.Namespace) -> None:
     """The package's own selectors on checkpoints that no choice has seen, and the noise of the
     cells; from `build` on, results go to disk as they come."""
     own = {f"allocate {name}" for name in selectors.ALLOCATIONS}
-    found = selectors.every(lambda name: tables.spec_of(name).judge)
     rows = []
     for table in (load(given.runs / "tables" / f"{name}.parquet") for name in given.tables):
+        found = selectors_of(table, PLAN["budgets"])
         for name in sorted(own):
             told = judge(found[name][0], [table], PLAN["budgets"], name=name, **WHERE)
             for row in told.to_dict("records"):

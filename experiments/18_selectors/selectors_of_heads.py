@@ -1,11 +1,13 @@
 """The selectors: how each chooses, within a budget, which units see everything.
 
 A selector gets a `masksearch.bench.Judged` and gives a choice for each budget; what it asks
-`known.loss` for is counted. Those that look into the model get its evaluator.
+`known.loss` for is counted. Those that look into the model get its evaluator, and the masks and
+the costs of the table, from this file: no loss comes from there.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 import masksearch as ms
-from masksearch.bench import Judged, strategy
+from masksearch.bench import Judged, Table, strategy
 from masksearch.gates.units import Allocation, replaced
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -113,15 +115,19 @@ def restore_one(known: Judged) -> Chosen:
     return in_order(known, sorted(loss, key=loss.__getitem__))
 
 
-def of_optuna(sampler: Callable[..., BaseSampler]) -> Any:
-    """What an Optuna sampler finds that knows nothing of budgets: of loss and cost."""
+def of_optuna(table: Table, sampler: Callable[..., BaseSampler]) -> Any:
+    """What an Optuna sampler finds that knows nothing of budgets: of loss and pairs."""
+    pairs = table.shares()
 
     def selector(known: Judged) -> Chosen:
-        table = known.table
-        study = optuna.create_study(directions=table.directions, sampler=sampler(seed=known.seed))
-        study.optimize(table.objective, n_trials=EVALUATIONS)
-        for trial in study.trials:
-            known.loss([*trial.params.values()])
+        def objective(trial: optuna.Trial) -> tuple[float, float]:
+            choice = [trial.suggest_int(name, 0, known.levels - 1) for name in table.sheet.free]
+            return known.loss(choice), float(pairs[table.read_choice(choice)])
+
+        study = optuna.create_study(
+            directions=["minimize", "minimize"], sampler=sampler(seed=known.seed)
+        )
+        study.optimize(objective, n_trials=EVALUATIONS)
         for budget in known.budgets:
             yield budget, known.best(budget)
 
@@ -130,19 +136,18 @@ def of_optuna(sampler: Callable[..., BaseSampler]) -> Any:
 
 def exact(known: Judged) -> Chosen:
     """Judges every choice."""
-    for choice in known.table.cells.choice:
+    for choice in itertools.product(range(known.levels), repeat=known.units):
         known.loss(choice)
     for budget in known.budgets:
         yield budget, [*map(int, known.best(budget))]
 
 
 # -- by a look into the model --------------------------------------------------------------------
-def by_scores(score: Callable[..., Any], judge_of: Callable[[str], Any]) -> Any:
+def by_scores(table: Table, score: Callable[..., Any], judge: Callable[[], Any]) -> Any:
     """A selector that ranks units by a score of `experiments/rivals`."""
 
     def selector(known: Judged) -> Chosen:
-        table = known.table
-        scores = score_units(judge_of(table.sheet.name), table.units, score, 0)
+        scores = score_units(judge(), table.units, score, 0)
         worth = [scores[name][-1] for name in table.sheet.free]
         return in_order(known, sorted(range(known.units), key=lambda u: -worth[u]))
 
@@ -193,21 +198,20 @@ class FarGates(torch.nn.Module):
         return F.dropout(weights * kept, call.dropout).to(call.value.dtype) @ call.value
 
 
-def gates(judge_of: Callable[[str], Any], config: dict[str, Any] = STEPS) -> Any:
+def gates(table: Table, judge: Callable[[], Any], account: str) -> Any:
     """DuoAttention's choice, by DAM's switches: trained on the frozen weights at the density of
     three full heads; one mask a budget is cut from them."""
 
     def selector(known: Judged) -> Chosen:
-        units = known.table.units
-        wanted = densities(known)
+        units, wanted = table.units, densities(table, known.budgets, account)
         options = {
             "gates": {"structure": "switch", "levels": units.levels, "unit": units.unit},
-            "config": {**config, "density": wanted[min(2, len(wanted) - 1)]},
+            "config": {**STEPS, "density": wanted[min(2, len(wanted) - 1)]},
             "densities": wanted,
         }
         with tempfile.TemporaryDirectory() as run:
             found = ms.search(
-                *(None, judge_of(known.table.sheet.name)),
+                *(None, judge()),
                 run=run,
                 trials=1 + len(wanted),
                 strategy="dam",
@@ -215,7 +219,7 @@ def gates(judge_of: Callable[[str], Any], config: dict[str, Any] = STEPS) -> Any
                 progress=None,
             )
             masks = [r.mask for r in found.records() if r.scored and r.mask is not None]
-        cut = [known.table.choice_of(mask) for mask in masks]
+        cut = [table.choice_of(mask) for mask in masks]
         for budget in known.budgets:
             paid = [choice for choice in cut if known.share(choice) <= budget]
             yield budget, max(paid, key=known.share, default="0" * known.units)
@@ -224,20 +228,21 @@ def gates(judge_of: Callable[[str], Any], config: dict[str, Any] = STEPS) -> Any
 
 
 # -- the package's own ---------------------------------------------------------------------------
-def densities(known: Judged) -> list[float]:
-    """The budgets as shares of the pairs of tokens, which the package's strategies are told."""
-    found = in_order(known, range(known.units))
-    return [known.table.units.density(choice) for _, choice in found]
+def densities(table: Table, budgets: Sequence[float], account: str) -> list[float]:
+    """The budgets as shares of the pairs of tokens, which the package's strategies are told: of
+    as many of the first units as each pays."""
+    shares, count = table.shares(account), len(table.places)
+    first = ["1" * full + "0" * (count - full) for full in range(count + 1)]
+    paid = [[each for each in first if shares[each] <= budget][-1] for budget in sorted(budgets)]
+    return [table.units.density([*map(int, each)]) for each in paid]
 
 
-def told(name: str, trials: int, **options: Any) -> Any:
+def told(
+    table: Table, budgets: Sequence[float], account: str, name: str, trials: int, **options: Any
+) -> Any:
     """A strategy of the package, told the budgets."""
-
-    def selector(known: Judged) -> Any:
-        own = {"strategy_options": options} if name == "allocate" else options
-        return strategy(name, trials, budget=densities(known), **own)(known)
-
-    return selector
+    own = {"strategy_options": options} if name == "allocate" else options
+    return strategy(name, trials, budget=densities(table, budgets, account), **own)
 
 
 ALLOCATIONS: dict[str, dict[str, Any]] = {
@@ -248,9 +253,16 @@ ALLOCATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def plain(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
+def plain(table: Table, judge: Callable[[], Any]) -> dict[str, tuple[Any, bool]]:
     """Name -> selector, and whether it draws at random: those that ask for losses or look into
-    the model, and so take tables of some of a model's units too."""
+    the model, and so take tables of some of a model's units too.
+
+    Args:
+        table: The table.
+        judge: Makes the evaluator of its model.
+    """
+    scores = {"attention mass": attention_mass, "first order": first_order, "flip": flip}
+    scores["Fisher"] = fisher
     return {
         "first heads": (first_units, False),
         "last heads": (last_units, False),
@@ -259,29 +271,30 @@ def plain(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
         "leave one out": (leave_one_out, False),
         "greedy removal": (backward, False),
         "exact": (exact, False),
-        "attention mass": (by_scores(attention_mass, judge_of), False),
-        "first order": (by_scores(first_order, judge_of), False),
-        "flip": (by_scores(flip, judge_of), False),
-        "Fisher": (by_scores(fisher, judge_of), False),
+        **{name: (by_scores(table, score, judge), False) for name, score in scores.items()},
     }
 
 
-def every(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
-    """All selectors of a table of all units."""
-    found = {**plain(judge_of), "gates": (gates(judge_of), False)}
+def every(
+    table: Table, judge: Callable[[], Any], budgets: Sequence[float], account: str
+) -> dict[str, tuple[Any, bool]]:
+    """All selectors of a table of all units; see `plain`, and `judge` of masksearch.bench."""
+    found = {**plain(table, judge), "gates": (gates(table, judge, account), False)}
+    where = table, budgets, account
     for name in ("random", "tpe", "evolution"):
-        found[name] = (told(name, EVALUATIONS), True)
+        found[name] = (told(*where, name, EVALUATIONS), True)
     for name, own in ALLOCATIONS.items():
-        found[f"allocate {name}"] = (told("allocate", 400, **own), False)
+        found[f"allocate {name}"] = (told(*where, "allocate", 400, **own), False)
     return found
 
 
-def of_some_layers(judge_of: Callable[[str], Any]) -> dict[str, tuple[Any, bool]]:
+def of_some_layers(table: Table, judge: Callable[[], Any]) -> dict[str, tuple[Any, bool]]:
     """Those of a table of some layers: the rounds and the scores of `allocate` by their rule."""
     found = {
         name.replace("heads", "layers").replace("head", "layer"): each
-        for name, each in plain(judge_of).items()
+        for name, each in plain(table, judge).items()
     }
     found |= {"greedy rounds": (forward, False), "restore one": (restore_one, False)}
-    found |= {"random": (of_optuna(RandomSampler), True), "tpe": (of_optuna(TPESampler), True)}
+    for name, sampler in (("random", RandomSampler), ("tpe", TPESampler)):
+        found[name] = (of_optuna(table, sampler), True)
     return found

@@ -14,22 +14,61 @@ print(summary(rows))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
 
 import pandas as pd
 
 from masksearch.analysis.stats import estimate
 from masksearch.bench.table import PAIRS, Choice, Table, family_of
 from masksearch.errors import SearchError
+from masksearch.gates.units import ROUNDING
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6)
 SELECTED, ORACLE, LEAST = "regret", "oracle", "least"
 
 
+@dataclass(frozen=True, slots=True)
 class Judged:
-    """What a selector is told of a table: costs, budgets, and losses on calibration tokens, of
-    which it is counted how many it asks for.
+    """What a selector may know of a table; `judge` keeps the answers. It is no lock: Python lets
+    whoever inspects closures or opens the table's file read them.
+
+    Args:
+        units: Number of units that a choice is about.
+        levels: Number of masks that a unit may have.
+        budgets: Largest shares of the dense cost, ascending.
+        seed: For a selector that draws.
+        share: Cost of a choice, as a share of the dense model; free of charge.
+        loss: Loss of a choice on calibration tokens (of a score, its negative); each choice that
+            is asked for counts once.
+        best: The best of the choices asked for within a budget; where there is none, the first
+            level everywhere.
+    """
+
+    units: int
+    levels: int
+    budgets: tuple[float, ...]
+    seed: int
+    share: Callable[[Choice], float]
+    loss: Callable[[Choice], float]
+    best: Callable[[float], str]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"a selector may use {', '.join(each.name for each in fields(self))}, got {name!r}: "
+            "the table and its other tokens stay with judge(); what else it needs, a model for "
+            "example, its own code opens"
+        )
+
+
+Selector = Callable[[Judged], Iterable[tuple[float, Choice]]]
+
+
+def seal(
+    table: Table, budgets: Sequence[float] = BUDGETS, seed: int = 0, account: str = PAIRS
+) -> tuple[Judged, dict[str, float]]:
+    """What a selector gets of a table, and the losses that it has asked for, which grow.
 
     Args:
         table: The table.
@@ -37,53 +76,46 @@ class Judged:
         seed: For a selector that draws.
         account: How costs are counted, see `Table.shares`.
     """
+    asked: dict[str, float] = {}
+    shares = table.shares(account).to_dict()
+    losses = (table.cells[f"calibration/{table.name}"] * table.sign).to_dict()
 
-    def __init__(
-        self, table: Table, budgets: Sequence[float] = BUDGETS, seed: int = 0, account: str = PAIRS
-    ) -> None:
-        self.table, self.budgets = table, tuple(sorted(budgets))
-        self.seed, self.account = seed, account
-        self.asked: dict[str, float] = {}
-        self.shares = table.shares(account).to_dict()
-        self.losses = (table.cells[f"calibration/{table.name}"] * table.sign).to_dict()
+    def name_of(choice: Choice) -> str:
+        name = table.read_choice(choice)
+        if name not in losses:
+            table.query(name)  # says that it is missing
+        return name
 
-    @property
-    def units(self) -> int:
-        """Number of units."""
-        return len(self.table.sheet.free)
+    def share(choice: Choice) -> float:
+        return float(shares[name_of(choice)])
 
-    @property
-    def levels(self) -> int:
-        """Masks of a unit."""
-        return len(self.table.sheet.levels)
+    def loss(choice: Choice) -> float:
+        name = name_of(choice)
+        return asked.setdefault(name, losses[name])
 
-    @property
-    def evaluations(self) -> int:
-        """Distinct choices whose loss was asked for."""
-        return len(self.asked)
+    def best(budget: float) -> str:
+        table.refuse_less(budget, account)
+        within = [each for each in asked if shares[each] <= budget * (1 + ROUNDING)]
+        return min(within, key=asked.__getitem__, default="0" * len(table.places))
 
-    def share(self, choice: Choice) -> float:
-        """What a choice costs, as a share of the dense model; free of charge."""
-        return float(self.shares[self.table.read_choice(choice)])
-
-    def loss(self, choice: Choice) -> float:
-        """What a choice loses on calibration tokens; of a score, less it."""
-        name = self.table.read_choice(choice)
-        if name not in self.losses:
-            self.table.query(name)  # says that it is missing
-        return self.asked.setdefault(name, self.losses[name])
-
-    def best(self, budget: float) -> str:
-        """The best of the choices asked for within a budget; the first level everywhere, where
-        there is none."""
-        known = [each for each in self.asked if self.share(each) <= budget * (1 + 1e-9)]
-        return min(known, key=self.asked.__getitem__, default="0" * self.units)
+    sizes = len(table.places), len(table.sheet.levels)
+    return Judged(*sizes, tuple(sorted(budgets)), seed, share, loss, best), asked
 
 
-Selector = Callable[[Judged], Iterable[tuple[float, Choice]]]
+@dataclass(frozen=True)
+class StrategySelector:
+    """A strategy of the package as a selector: `judge` runs its search, see `strategy`.
+
+    Args:
+        name: As of `ms.search`.
+        options: What else `ms.search` takes.
+    """
+
+    name: Any
+    options: Mapping[str, Any]
 
 
-def strategy(name: Any, trials: int = 60, **options: Any) -> Selector:
+def strategy(name: Any, trials: int = 60, **options: Any) -> StrategySelector:
     """A strategy of the package as a selector: the best that it finds within each budget.
 
     Args:
@@ -91,21 +123,24 @@ def strategy(name: Any, trials: int = 60, **options: Any) -> Selector:
         trials: Of the search.
         options: What else `ms.search` takes.
     """
+    return StrategySelector(name, {"trials": trials, **options})
 
-    def selector(known: Judged) -> Iterable[tuple[float, Choice]]:
-        how = {"trials": trials, "seeds": [known.seed], **options}
-        if known.account == PAIRS:
-            how.setdefault("budget", known.budgets)
-        for choice in known.table.simulate(name, **how).choice:
-            known.loss(choice)
-        return [(budget, known.best(budget)) for budget in known.budgets]
 
-    selector.__name__ = str(name)
-    return selector
+def choices_of(
+    selector: Selector | StrategySelector, table: Table, judged: Judged, account: str
+) -> dict[float, Choice]:
+    """The choice of a selector for each budget."""
+    if not isinstance(selector, StrategySelector):
+        return dict(selector(judged))
+    told = {"budget": judged.budgets} if account == PAIRS else {}
+    options = {"seeds": [judged.seed], **told, **selector.options}
+    for choice in table.simulate(selector.name, **options).choice:
+        judged.loss(choice)
+    return {budget: judged.best(budget) for budget in judged.budgets}
 
 
 def judge(
-    selector: Selector,
+    selector: Selector | StrategySelector,
     tables: Iterable[Table],
     budgets: Sequence[float] = BUDGETS,
     *,
@@ -116,7 +151,7 @@ def judge(
     """Lets a selector choose on each table, and reads what it chose on test tokens.
 
     Args:
-        selector: A function of `Judged` that gives a choice for each budget.
+        selector: A function of `Judged` that gives a choice for each budget, or a `strategy`.
         tables: Complete ones.
         budgets: Largest shares of the dense cost.
         seeds: Of selectors that draw.
@@ -133,14 +168,16 @@ def judge(
         ValueError: If a choice costs more than its budget.
     """
     rows: list[dict[str, Any]] = []
-    name = name or getattr(selector, "__name__", type(selector).__name__)
+    own = "name" if isinstance(selector, StrategySelector) else "__name__"
+    name = name or str(getattr(selector, own, type(selector).__name__))
     for table in tables:
         for seed in seeds:
-            known = Judged(table, budgets, seed, account)
-            chosen = dict(selector(known))
-            for budget in known.budgets:
+            judged, asked = seal(table, budgets, seed, account)
+            chosen = choices_of(selector, table, judged, account)
+            for budget in judged.budgets:
                 if budget not in chosen:
                     raise SearchError(f"selector {name} gave no choice for the budget {budget:g}")
+                choice = table.read_choice(chosen[budget])
                 pick = table.query(table.optimum(budget, account).choice, "test")
                 least = table.optimum(budget, account, "test")
                 oracle = table.sign * (pick[table.name] - least[table.name])
@@ -150,9 +187,9 @@ def judge(
                         "table": table.sheet.name,
                         "seed": seed,
                         "budget": budget,
-                        "choice": table.read_choice(chosen[budget]),
-                        "evaluations": known.evaluations,
-                        SELECTED: table.regret(chosen[budget], budget, account),
+                        "choice": choice,
+                        "evaluations": len(asked),
+                        SELECTED: table.regret(choice, budget, account),
                         ORACLE: oracle,
                     }
                 )

@@ -239,13 +239,17 @@ class Table:
             held = f"{len(self.cells):,} of {self.sheet.planned:,} cells"
             why = "a sample of all choices" if self.sheet.drawn else "not complete"
             raise DataError(f"table {self.sheet.name} is {why} ({held}), so it has no optimum")
-        shares = self.shares(account)
-        if budget < shares.min() * (1 - ROUNDING):
+        self.refuse_less(budget, account)
+        return self.cells[self.shares(account) <= budget * (1 + ROUNDING)]
+
+    def refuse_less(self, budget: float, account: str = PAIRS) -> None:
+        """Raises ValueError if no choice is as cheap as a budget."""
+        least = self.shares(account).min()
+        if budget < least * (1 - ROUNDING):
             raise ValueError(
-                f"the cheapest choice of table {self.sheet.name} costs {shares.min():.4g} of "
+                f"the cheapest choice of table {self.sheet.name} costs {least:.4g} of "
                 f"dense {account}, got budget={budget:g}; give at least that"
             )
-        return self.cells[shares <= budget * (1 + ROUNDING)]
 
     def optimum(self, budget: float, account: str = PAIRS, tokens: Tokens = "calibration") -> Cell:
         """The best choice within a budget, by brute force; of equal ones the first.

@@ -20,7 +20,15 @@ class Action(StrEnum):
     judge = "judge"
 
 
+READS = {  # action -> the parameters that it takes into account
+    Action.list: ("json",),
+    Action.build: ("what", "out", "slots"),
+    Action.judge: ("what", "tables", "budget", "trials", "json"),
+}
+
+
 def bench(
+    context: typer.Context,
     action: Annotated[
         Action,
         typer.Argument(
@@ -72,6 +80,12 @@ def bench(
         masksearch bench judge mine.py:last_layers --tables recall-1
         masksearch bench build mine.py:my_tables --out tables
     """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    for name in sorted(given - {"action", *READS[action]}):
+        readers = " and ".join(f"bench {each.value}" for each in Action if name in READS[each])
+        shown = what if name == "what" else f"--{name}"
+        raise OptionsError(f"bench {action.value} does not read {shown}: it belongs to {readers}")
     if action is Action.list:
         show_tables(json)
         return
@@ -89,17 +103,21 @@ def bench(
     from masksearch.strategies.build import STRATEGIES
     from masksearch.user_code import load_function
 
-    selector = strategy(what, trials) if what in STRATEGIES else load_function(what)
+    if what not in STRATEGIES and "trials" in given:
+        raise OptionsError(
+            f"--trials belongs to a strategy of masksearch search; {what} is a selector, which "
+            "asks for as many losses as it wants"
+        )
+    selector: Any = strategy(what, trials) if what in STRATEGIES else load_function(what)
     installed = names()
     if tables:
         families = {name: [n for n in installed if family_of(n) == name] for name in tables}
-        given = [load(each) for name in tables for each in families[name] or [name]]
+        chosen = [load(each) for name in tables for each in families[name] or [name]]
     else:
         found = [load(name) for name in installed]
-        given = [t for t in found if t.complete and (t.whole or what not in STRATEGIES)]
-    budgets = budget or BUDGETS
-    rows = judge(selector, given, budgets, name=what)
-    show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in given)}")
+        chosen = [t for t in found if t.complete and (t.whole or what not in STRATEGIES)]
+    rows = judge(selector, chosen, budget or BUDGETS, name=what)
+    show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in chosen)}")
 
 
 def show(found: Any, json: bool, title: str) -> None:

@@ -1,6 +1,7 @@
 """Selectors judged on tables, in Python and on the command line."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ from cli_runs import run
 from scipy import stats
 
 import masksearch as ms
-from masksearch.bench import Judged, judge, load, summary
+from masksearch.bench import judge, load, strategy, summary
+from masksearch.bench.judge import seal
 from masksearch.bench.table import Table, natural, write_table
 
 SELECTOR = """
@@ -25,7 +27,7 @@ def last_layers(known):
 
 
 def exhaustive(known):
-    for choice in known.table.cells.choice:
+    for choice in itertools.product(range(known.levels), repeat=known.units):
         known.loss(choice)
     return [(budget, known.best(budget)) for budget in known.budgets]
 
@@ -51,14 +53,84 @@ def test_exhaustive_search_has_no_regret_and_costs_every_cell(table):
 
 
 def test_losses_are_counted_once_and_costs_are_free(table):
-    known = Judged(table)
-    known.share("0" * 12)
-    assert known.evaluations == 0
-    assert known.loss("0" * 12) == known.loss([0] * 12)
-    known.loss("1" * 12)
-    assert known.evaluations == 2
-    assert known.best(0.5) == "0" * 12
-    assert (known.units, known.levels) == (12, 2)
+    def few(known):
+        known.share("1" * 12)
+        assert (known.units, known.levels, known.budgets, known.seed) == (12, 2, (0.3, 0.5), 4)
+        assert known.loss("0" * 12) == known.loss([0] * 12)
+        known.loss("1" * 12)
+        return [(budget, known.best(budget)) for budget in known.budgets]
+
+    rows = judge(few, [table], (0.5, 0.3), seeds=(4,))
+    assert rows.evaluations.tolist() == [2, 2]
+    assert rows.choice.tolist() == ["0" * 12] * 2
+
+
+# -- sealed answers ------------------------------------------------------------------------------
+def optimum_of_test_tokens(known):
+    for budget in known.budgets:
+        yield budget, known.table.optimum(budget, known.account, "test").choice
+
+
+def reads_losses(known):
+    for budget in known.budgets:
+        yield budget, min(known.losses, key=known.losses.get)
+
+
+def goes_through_its_account(known):
+    known.asked["0" * 12] = -1.0
+    return [(budget, known.best(budget)) for budget in known.budgets]
+
+
+def looks_inside(known):
+    [table] = [each for each in vars(known).values() if isinstance(each, Table)]
+    return [(budget, table.optimum(budget, tokens="test").choice) for budget in known.budgets]
+
+
+def opens_what_a_method_belongs_to(known):
+    table = known.loss.__self__.table
+    return [(budget, table.optimum(budget, tokens="test").choice) for budget in known.budgets]
+
+
+def changes_its_budgets(known):
+    known.budgets = (1.0,)
+    return [(1.0, "1" * known.units)]
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        (optimum_of_test_tokens, r"may use units, .*, share, loss, best, got 'table'.*own code"),
+        (reads_losses, "got 'losses'"),
+        (goes_through_its_account, "got 'asked'"),
+        (looks_inside, "__dict__"),
+        (opens_what_a_method_belongs_to, "__self__"),
+        (changes_its_budgets, "budgets"),
+    ],
+)
+def test_a_selector_reaches_no_answer(table, selector, message):
+    with pytest.raises((AttributeError, TypeError), match=message):
+        judge(selector, [table], (0.4, 0.5))
+
+
+def test_a_strategy_is_charged_for_every_mask_that_it_judges(table):
+    rows = judge(strategy("random", 7), [table], (0.4,), seeds=(0, 1))
+    searched = table.simulate("random", seeds=(0, 1), trials=7, budget=(0.4,))
+    assert rows.evaluations.tolist() == searched.groupby("seed").size().tolist()
+    assert (rows.selector == "random").all()
+    kept = searched[searched.share <= 0.4]
+    best = kept.loc[kept.groupby("seed").nll.idxmin()]
+    assert rows.choice.tolist() == best.choice.tolist()
+
+
+def test_nothing_is_the_best_below_the_cheapest_choice(table):
+    known, _ = seal(table)
+    least = known.share("0" * 12)
+    assert known.best(least) == known.best(least * (1 - 1e-12)) == "0" * 12
+    message = (
+        r"cheapest choice of table recall-1 costs 0\.2632 .* budget=0\.01; give at least that"
+    )
+    with pytest.raises(ValueError, match=message):
+        known.best(0.01)
 
 
 def test_the_interval_is_students_over_tables(table):
@@ -148,11 +220,11 @@ def test_the_command_takes_a_family(bench, monkeypatch, table, tmp_path):
         twin = Table(dataclasses.replace(table.sheet, name=f"twin-{number}"), table.cells)
         write_table(twin, folder / f"twin-{number}.parquet")
     monkeypatch.setattr("masksearch.bench.table.HERE", folder)
-    told = ["--budget", "0.5", "--trials", 3]
+    told = ["--budget", "0.5"]
     for words, wanted in (
         (["mine.py:last_layers", "--tables", "twin"], "twin-1, twin-2"),
         (["mine.py:last_layers"], "part-1, twin-1, twin-2"),
-        (["random"], "twin-1, twin-2"),
+        (["random", "--trials", 3], "twin-1, twin-2"),
     ):
         code, out, _ = bench("judge", *words, *told)
         assert code == 0
@@ -177,6 +249,14 @@ def test_the_command_lists_tables(bench):
         (["judge", "mine.py:last_layers", "--budget", "0.1"], "costs 0.2632 of dense pairs"),
         (["judge", "randm"], "name it as file.py:function"),
         (["build", "none.py:tables"], "none.py"),
+        (["list", "mine.py"], "bench list does not read mine.py: it belongs to bench build and"),
+        (["list", "--budget", "0.4"], "bench list does not read --budget: it belongs to bench ju"),
+        (["list", "--trials", "7"], "does not read --trials"),
+        (["list", "--tables", "nonsense"], "does not read --tables"),
+        (["list", "--slots", "2"], "does not read --slots: it belongs to bench build"),
+        (["build", "mine.py:x", "--json"], "bench build does not read --json: it belongs to"),
+        (["judge", "random", "--out", "x"], "bench judge does not read --out: it belongs to"),
+        (["judge", "mine.py:last_layers", "--trials", "7"], "--trials belongs to a strategy"),
     ],
 )
 def test_mistakes_are_one_line(bench, words, message):

@@ -12,7 +12,7 @@ from bench.conftest import learn, spec_of
 from experiment_scripts import load_script
 
 import masksearch as ms
-from masksearch.bench import Judged, Table, load
+from masksearch.bench import Table, judge, load
 
 BUDGETS = (0.09, 0.17, 0.26, 0.34)  # 1 to 4 of 12 heads
 HOW = {"account": "head/8192"}
@@ -31,11 +31,14 @@ def loss(table):
     return lambda heads: cells["".join("01"[unit in heads] for unit in range(12))]
 
 
+def no_model():
+    raise AssertionError("this selector looks into no model")
+
+
 def chosen(table: Table, selector) -> list[set[int]]:
     """The heads in full at each budget."""
-    known = Judged(table, BUDGETS, **HOW)
-    found = dict(selector(known))
-    return [{u for u, level in enumerate(found[b]) if int(level)} for b in BUDGETS]
+    rows = judge(selector, [table], BUDGETS, **HOW)
+    return [{u for u, level in enumerate(choice) if int(level)} for choice in rows.choice]
 
 
 def ranked(worth: dict[int, float]) -> list[set[int]]:
@@ -68,8 +71,9 @@ def test_greedy_rounds(table, loss, name):
     for _ in range(4):
         found |= {min(set(range(12)) - found, key=lambda unit: loss(found | {unit}))}
         wanted.append(set(found))
-    own = selectors.forward if name == "greedy rounds" else selectors.every(None)[name][0]
-    best = chosen(table, own)
+    several = {"greedy rounds": (selectors.forward, False)}
+    several |= selectors.every(table, no_model, BUDGETS, **HOW)
+    best = chosen(table, several[name][0])
     for one, other in zip(best, wanted, strict=True):
         assert loss(one) <= loss(other)
     assert best == wanted or name == "allocate greedy"  # which keeps the best that it has judged
@@ -84,22 +88,36 @@ def test_greedy_removal(table, loss):
 
 
 def test_exact_is_the_optimum(table):
-    known = Judged(table, BUDGETS, **HOW)
-    found = {b: "".join(map(str, choice)) for b, choice in selectors.exact(known)}
-    assert found == {b: table.optimum(b, **HOW).choice for b in BUDGETS}
+    rows = judge(selectors.exact, [table], BUDGETS, **HOW)
+    assert rows.choice.tolist() == [table.optimum(b, **HOW).choice for b in BUDGETS]
+    assert rows.evaluations.eq(4096).all()
+
+
+def watched(selector, asked: dict[str, float]):
+    """The same selector, which writes down what it asks for."""
+
+    def watching(known):
+        def loss(choice):
+            return asked.setdefault("".join(map(str, choice)), known.loss(choice))
+
+        return selector(dataclasses.replace(known, loss=loss))
+
+    return watching
 
 
 def test_samplers_take_the_best_that_they_drew(table):
     for name in ("random", "tpe"):
-        known = Judged(table, BUDGETS, 3, **HOW)
-        selector, draws = selectors.of_some_layers(None)[name]
-        found = dict(selector(known))
+        selector, draws = selectors.of_some_layers(table, no_model)[name]
+        asked: dict[str, float] = {}
+        rows = judge(watched(selector, asked), [table], BUDGETS, seeds=(3,), **HOW)
         assert draws
-        assert 30 <= known.evaluations <= selectors.EVALUATIONS
-        for budget in BUDGETS:
-            paid = [each for each in known.asked if known.share(each) <= budget]
+        assert rows.evaluations.eq(len(asked)).all()
+        assert 30 <= len(asked) <= selectors.EVALUATIONS
+        shares = table.shares(**HOW)
+        for row in rows.itertuples():
+            paid = [loss for each, loss in asked.items() if shares[each] <= row.budget]
             if paid:
-                assert known.loss(found[budget]) == min(map(known.loss, paid))
+                assert asked[row.choice] == min(paid)
 
 
 def test_selectors_of_some_units_look_into_the_model(tmp_path):
@@ -108,10 +126,10 @@ def test_selectors_of_some_units_look_into_the_model(tmp_path):
     spec = spec_of(folder, free=("l0.h1", "l1.h0"), rest=0)
     rows = [{"choice": f"{n:02b}", "calibration/nll": n, "test/nll": n} for n in range(4)]
     table = load_part(spec, rows)
-    for name, (selector, _) in selectors.of_some_layers(lambda name: spec.judge).items():
-        known = Judged(table, (0.6, 1.0))
-        for budget, choice in selector(known):
-            assert known.share(choice) <= budget, name
+    shares = table.shares()
+    for name, (selector, _) in selectors.of_some_layers(table, lambda: spec.judge).items():
+        for row in judge(selector, [table], (0.6, 1.0)).itertuples():
+            assert shares[row.choice] <= row.budget, name
 
 
 def load_part(spec, rows) -> Table:
