@@ -53,7 +53,7 @@ settings.register_profile(
 settings.register_profile("repeatable", settings.get_profile("masksearch"), derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "masksearch"))
 
-pytest_plugins = ["record_fixtures"]
+pytest_plugins = ["record_fixtures", "left_behind"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,14 @@ def test_version_is_written_once_and_the_citation_follows():
     assert "2102.12871" in citation
 
 
+def test_repository_holds_no_lock_log_or_temporary_file():
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if not listing.stdout:
+        pytest.skip(f"no checkout of git: {listing.stderr.strip() or 'no file is tracked'}")
+    litter = re.compile(r"(\.lock|\.log|\.tmp|\.orig|~)$")
+    assert not [name for name in listing.stdout.splitlines() if litter.search(name)]
+
+
 def read_metadata(wheel: Path) -> Metadata:
     """The metadata of a wheel, checked by the rules of its version."""
     with zipfile.ZipFile(wheel) as archive:

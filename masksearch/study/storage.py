@@ -291,13 +291,13 @@ def lock_run(run: Path) -> LockFile:
 def is_locked(run: Path) -> bool:
     """Whether a driver writes to a run folder now."""
     path = run / LOCK
-    holder = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        return False
     try:
         with filelock.FileLock(path, timeout=0):
-            return False
+            path.unlink(missing_ok=True)  # left by a driver that was killed
+        return False
     except filelock.Timeout:
-        if holder and not path.read_text(encoding="utf-8"):  # trying a lock empties its file
-            path.write_text(holder, encoding="utf-8")
         return True
 
 
@@ -320,16 +320,22 @@ def lock_study(location: StorageLocation, name: str) -> LockFile | ServerLock | 
 
 
 class LockFile:
-    """A lock file that says who holds it; the system frees it when that process ends."""
+    """A lock file that says who holds it; the system frees it when that process ends.
+
+    Only a holder removes the file. A process that had opened it before then locks a file to which
+    no link leads; filelock notices this and opens the path again. A killed process leaves its file
+    to the next holder. On a network file system all this is as good as its flock.
+    """
 
     def __init__(self, path: Path, what: str, remedy: str) -> None:
-        who = ""
+        self.path, who = path, ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # some systems let nobody read a locked file
                 who = path.read_text(encoding="utf-8").strip()
             self.lock = filelock.FileLock(path)
             self.lock.acquire(timeout=GLANCE)
+            self.inode = path.stat().st_ino
         except filelock.Timeout as error:
             raise another_writer(what, who, remedy) from error
         except OSError as error:
@@ -343,7 +349,10 @@ class LockFile:
         """Nothing: a lock file is not lost while its process lives."""
 
     def release(self) -> None:
-        """Lets another driver write."""
+        """Removes the file, unless another one has taken its place, and lets others write."""
+        with contextlib.suppress(OSError):  # the folder is gone, or the system keeps open files
+            if self.lock.is_locked and self.path.stat().st_ino == self.inode:
+                self.path.unlink()
         self.lock.release()
 
 

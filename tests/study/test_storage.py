@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -31,8 +33,10 @@ from masksearch.contracts import Evaluate, Objective, Record, Report
 from masksearch.errors import ResumeError, SearchError, ServerUnreachableError
 from masksearch.study.storage import (
     JournalFile,
+    is_locked,
     line_settings,
     locate_storage,
+    lock_run,
     lock_study,
     open_storage,
     redact,
@@ -297,6 +301,89 @@ def test_killed_holder_frees_the_study(tmp_path, kind):
                f"journal:{tmp_path}/log"}[kind]  # fmt: skip
     run = tmp_path / "run"
     check_killed_holder(run, run if kind == "run folder" else tmp_path / "b" / "run", storage)
+
+
+def test_search_leaves_no_lock_file_in_its_folder(tmp_path):
+    for name in (".writer.lock", ".study.db.run.lock"):  # as a driver that was killed leaves them
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_searches_leave_no_lock_file_beside_their_journal(tmp_path):
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team" / ".log.first.lock").touch()
+    for run in ("first", "second"):
+        storage = f"journal:{tmp_path}/team/log"
+        ms.search(space, ToyEvaluator(), run=tmp_path / run, trials=1, storage=storage)
+    assert not list(tmp_path.rglob("*.lock"))
+    assert [path.name for path in (tmp_path / "team").iterdir()] == ["log"]
+
+
+def test_looking_for_a_driver_leaves_no_lock_file(tmp_path):
+    assert not is_locked(tmp_path)
+    (tmp_path / ".writer.lock").touch()
+    assert not is_locked(tmp_path)
+    assert not list(tmp_path.iterdir())
+    lock = lock_run(tmp_path)
+    assert is_locked(tmp_path)
+    lock.release()
+    assert not is_locked(tmp_path)
+
+
+def test_file_removed_before_it_was_locked_counts_for_nothing(tmp_path, monkeypatch):
+    first, flock = lock_run(tmp_path), fcntl.flock
+
+    def flock_late(file: int, how: int) -> None:
+        if how & fcntl.LOCK_EX:
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.release()  # the file is open by now, and not yet locked
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    second = lock_run(tmp_path)
+    assert not first.lock.is_locked
+    with pytest.raises(SearchError, match="another process is writing"):
+        lock_run(tmp_path)
+    first.release()  # a second time: the file is now another driver's
+    assert is_locked(tmp_path)
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_lock_of_a_folder_made_anew_is_left_alone(tmp_path):
+    first = lock_run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    second = lock_run(tmp_path / "run")
+    first.release()
+    assert is_locked(tmp_path / "run")
+    second.release()
+
+
+def test_one_holder_at_a_time_while_lock_files_come_and_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("masksearch.study.storage.GLANCE", 0)
+    holders, most = [], []
+
+    def drive(me: int) -> None:
+        taken = 0
+        while taken < 25:
+            with contextlib.suppress(SearchError):
+                lock = lock_run(tmp_path)
+                holders.append(me)
+                time.sleep(0)  # the others' turn
+                most.append(len(holders))
+                holders.remove(me)
+                taken += 1
+                lock.release()
+
+    threads = [threading.Thread(target=drive, args=[me]) for me in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 100
+    assert not list(tmp_path.iterdir())
 
 
 # -- PostgreSQL ----------------------------------------------------------------------------------

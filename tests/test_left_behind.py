@@ -1,0 +1,35 @@
+"""A run of the tests says what it leaves behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("new", "named"),
+    [
+        (["work/.journal.log.1.lock", "home/runs"], ["home/runs", "work/.journal.log.1.lock"]),
+        (["work/.hypothesis", "elsewhere/runs"], []),
+    ],
+)
+def test_new_entries_fail_the_run_and_are_named(tmp_path, new, named):
+    for folder in ("work", "home", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "old").touch()
+    (tmp_path / "work" / "test_it.py").write_text(
+        f"from pathlib import Path\ndef test_writes():\n    for path in {new}:\n"
+        f"        Path({str(tmp_path)!r}, path).mkdir()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "left_behind", "test_it.py"],
+        cwd=tmp_path / "work", capture_output=True, text=True,
+        env=os.environ | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parent),
+                          "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )  # fmt: skip
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == bool(named)
+    line = f"Left behind by the tests: {', '.join(str(tmp_path / path) for path in named)}\n"
+    assert (line in done.stdout) == bool(named)
