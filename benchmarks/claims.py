@@ -449,12 +449,15 @@ CLAIMS = [
                 perfect[1],
                 default[1].cpu_seconds.mean(),
             ],
-            "ranked above all others in {} of {} runs": [(offsets.margin > 0).sum(), len(offsets)],
+            "planted offsets ranked {} all others in {} of {} runs": [
+                *(offsets.margin.median(), (offsets.margin > 0).sum(), len(offsets))
+            ],
         },
     ),
     Claim(
         TABLE,
-        "ranks every planted edge first in {} of five seeds, at n = 32 and at n = 64",
+        "DAM's default run ranks every planted edge first in {} of five seeds, at n = 32 and at "
+        "n = 64",
         [min(perfect)],
     ),
 ]

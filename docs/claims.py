@@ -1,9 +1,14 @@
 """Figures that the scripts of these pages print, in results/: see experiments/verify.py."""
 
+import inspect
 import re
 from pathlib import Path
 
-from experiments.verify import NUMBER, Claim, rows
+import numpy as np
+from transformers import LlamaConfig
+
+import masksearch as ms
+from experiments.verify import NUMBER, Claim, rows, sentences
 
 RESULTS = Path(__file__).parent / "results"
 IMPORTANCE = "docs/importance.md"
@@ -55,7 +60,67 @@ def side_by_side(*ranks: list[float]) -> list[float]:
 searches = (RESULTS / "first_search.txt").read_text(encoding="utf-8").splitlines()
 alike = [line for line in searches if "better than star, not distinguishable from planted" in line]
 
+SMOLLM2 = LlamaConfig(
+    hidden_size=576,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    dtype="float16",
+)
+ENGINES, DECODER, COMPARE = "docs/engines.md", "docs/decoder.md", "docs/guide_compare.md"
+COLUMNS = {"mask": {}, "transformers": {}, "vllm": {}, "vllm, 1,024": {"in_flight": 1024}}
+COLUMNS["llama.cpp"] = {}
+
+
+def held(length: int, full: int, window: int, **how: object) -> tuple[float, float]:
+    """MiB of SmolLM2's cache, and percent of dense, by an account: some layers full, sinks beside
+    a window in the others."""
+    local = ms.masks.columns(4) | ms.masks.window(window - 1)
+    mask = ms.masks.per_layer([ms.masks.full()] * full + [local] * (30 - full))
+    counted = ms.kv_bytes(mask, SMOLLM2, length, **how)
+    return counted.bytes / 2**20, 100 * counted.share
+
+
+def row(length: int, full: int) -> list[float]:
+    """A row of the table of engines."""
+    each = [
+        held(length, full, 32, account=name.partition(",")[0], **how)
+        for name, how in COLUMNS.items()
+    ]
+    return [number for pair in each for number in pair]
+
+
+plan = [
+    held(8192, 6, 128, account=account, **how)[1] / 100
+    for account, how in {
+        "mask": {},
+        "transformers": {},
+        "vllm": {},
+        "llama.cpp": {"ubatch": 64},
+    }.items()
+]
+
+story = [(2, 5), (1, 5), (1, 6), (1, 8), (0, 10)]  # reach, period
+sparsities = {
+    text: [100 * ms.masks.parse(text).sparsity(ms.GradedProcess().length)]
+    for text in (f"window({reach}) | stride({period})" for reach, period in story)
+}
+opened = inspect.signature(ms.Gates).parameters["initial"].default
+
 CLAIMS = [
+    *rows(
+        ENGINES,
+        {
+            f"{length:,} | {full} of 30": row(length, full)
+            for length in (4096, 32768)
+            for full in (0, 6, 7, 10, 30)
+        },
+    ),
+    *sentences("docs/guide_search.md", {f"{{}}% 0 {text}": x for text, x in sparsities.items()}),
+    Claim(COMPARE, "({}% sparse, score", sparsities["window(1) | stride(5)"]),
+    Claim(DECODER, "kv_bytes {} of the dense cache at 8,192 tokens", plan[-1:]),
+    Claim(DECODER, "each engine holds: transformers {}, vllm {}, llama_cpp {}", plan[1:]),
+    Claim(DAM, "(open with probability sigmoid(alpha) = {})", [1 / (1 + np.exp(-opened))]),
     Claim(
         "docs/search.md",
         "{} search seeds gave [these masks](results/first_search.txt), {} times not "
@@ -90,8 +155,8 @@ CLAIMS = [
     Claim(HEALTH, "all three seeds (IoU {}; {} at .1 by heads)", [merged, overlap]),
     Claim(
         HEALTH,
-        "precision {} to {} (heads and layers pooled), but seeds overlap less ({} against {})",
-        [min(layers), max(layers), overlap_in_two, overlap],
+        "precision {} to {} (heads and layers pooled), but seeds overlap {} ({} against {})",
+        [min(layers), max(layers), overlap_in_two - overlap, overlap_in_two, overlap],
     ),
     Claim(IMPORTANCE, "| held-out accuracy (ceiling 0.87) | {} | {} | {} |", measured["accuracy"]),
     *rows(
@@ -115,7 +180,46 @@ CLAIMS = [
         IMPORTANCE, "dropping offset -11 costs {} to {} nats", [min(first[1::2]), max(first[1::2])]
     ),
 ]
+SCORES = ("11 0.856", "4 0.825", "14 0.583", "0 0.582", "7 0.512")
 NO_CLAIM = [
     (IMPORTANCE, "these measures show at most 0.011"),  # not kept
     (IMPORTANCE, "1 - P as at least 0.1,"),  # how "flip" is defined
+    (IMPORTANCE, "On the trained models below,"),  # on the page
+    # tests/test_docs_attention.py and tests/test_docs_write_your_own.py compare these outputs
+    ("docs/attention.md", "self 0-5 window(16) 512 6.34% 34.4% gather"),
+    ("docs/attention.md", "self 0-5 window(16) 128 24.1% 100% sdpa"),
+    ("docs/own_mask.md", "neighbourhood(4, 1) | global_tokens(1) 0.516"),
+    ("docs/running.md", "#2 window(4) | global_tokens(1) score ..."),  # an example of a line
+    # minutes of a search, not kept; tests/test_readme.py compares the verdict before its score
+    ("README.md", "undecided (margin 0.01) against dense (70.7% sparse,"),
+    (COMPARE, "undecided (margin 0.01) against dense"),
+    (COMPARE, "tpe >= 0.7: better than bigbird and random keys like tpe >= 0.7"),
+    *((page, "score 0.821 [0.797, 0.845], 3 seeds") for page in ("README.md", COMPARE)),
+    *(("docs/guide_search.md", f"tpe {trial_and_score}") for trial_and_score in SCORES),
+    # half an hour of SmolLM2 on novels, not kept: the command's output, but for shares of caches
+    (DECODER, "and it is within the budget 0.25: no mask can be shown"),
+    (DECODER, "budget 0.25: 6 of 30 units full (l15,"),
+    (DECODER, "nll 3.7801 on the text of the search"),
+    (DECODER, "on unseen text: dense ..."),
+    (DECODER, "it is shown to be better than the plan: -0.0356 ..."),
+    (DECODER, "as llama.cpp serves it: 3.6610, ..."),
+    # releases, and a rule of vLLM's source: tests/serving/test_kv_cache.py compares its planner's
+    (ENGINES, "| family | transformers ..."),
+    (ENGINES, "where that is below 1.5 x the smaller"),
+    # tests/serving/test_sinks.py runs a smaller such comparison and tests its order; not kept
+    *(
+        (ENGINES, f"| {first} |...")
+        for first in (
+            "dense",
+            "the mask with its sinks, attached",
+            'windows only (`"none"`)',
+            '`"calibrate"`; for SGLang, without biases',
+            '`"tune"`, 20 steps',
+        )
+    ),
+    # tests/serving/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
+    (ENGINES, "Measured with llama-cpp-python 0.3.36"),
+    (ENGINES, "are within .001 of transformers'"),
+    (ENGINES, "change them by .01 at least"),
+    (ENGINES, "3.97151 nats in float32 by both, 3.97153 from a float16 file"),
 ]

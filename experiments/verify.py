@@ -10,14 +10,27 @@ and `rows` make many at once):
     Claim("README.md", "| star | ...", [density, loss])  # ...: every number to the end of the line
 
 The sentence must stand exactly once on its page (or, with `after`, between that text and the next
-heading), each number must be right to its last printed digit, and the section must name the
-experiment. Numbers with a decimal point beside the name of an experiment that no claim covers are
-listed as well, unless the list `NO_CLAIM` of a claims.py has their words: settings, and figures of
-runs that were not kept.
+heading), each number must be right to its last printed digit, an estimate must lie within the
+interval behind it, `x [low, high]`, and the section must name the experiment.
+
+README.md, docs/ and experiments/README.md are the FRONT pages. There a comparative is a `{}` as
+well. Its value is the difference whose sign it has, subject minus reference (for "better" and
+"ahead": how much better):
+
+    Claim("README.md", "TPE's mask loses {} nats {} than star", [abs(d), d])  # less: d < 0
+
+Names of arms, superlatives and verbs (ARMS, RANKS) stand in the template, or as a `{}` whose value
+is the word. Listed is whatever no claim covers: these words in sentences with a claimed number (in
+README.md, in all paragraphs that name an experiment), and on every page numbers with a decimal
+point in paragraphs that name an experiment and in blocks of output. A block without a language, or
+of `text`, is output; other blocks are code and not read. The list `NO_CLAIM` of a claims.py has
+the words that need no claim: settings, figures of runs that were not kept, and output that a test
+compares.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import sys
@@ -34,9 +47,25 @@ PAGES += ["benchmarks/README.md"]
 SOURCES = ["experiments/*/claims.py", "benchmarks/claims.py", "docs/claims.py"]
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 NUMBER = r"(?<![\d.])[-+]?(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?<=\d)(?:e-?\d+)?"
-SPOKEN = rf"{NUMBER}|(?i:{'|'.join(WORDS)})\b"
+HIGHER = "ahead above more better higher larger greater longer faster".split()
+LOWER = "behind below less fewer worse lower smaller shorter slower".split()
+SIDES = rf"(?<!or )(?<!and )(?<!\[)\b(?i:(?:no |nothing )?(?:{'|'.join(HIGHER + LOWER)}))\b"
+RANKS = r"(?<!at )\b(?i:best|worst|nearest|most|least|los(?:es?|t)|gains?|beats?)\b"
+ARMS = "first-order effects|first-order|effects|gates|whole heads|full layers|windows?|offsets?"
+ARMS += "|star|random (?:search|keys|choice|masks)|greedy|restor\\w+|removal|addition|searched"
+ARMS += "|dense|by hand|hand-designed|families|samplers|longformer|fixed|bigbird|log_sparse"
+ARMS = rf"\b(?:DAM|TPE|(?i:{ARMS}))\b"
+SPOKEN = rf"{NUMBER}|(?i:{'|'.join(WORDS)})\b|{SIDES}|{RANKS}|{ARMS}"
+BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
+ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
+FRONT = ("README.md", "docs/", "experiments/README.md")
+FIGURES = ("experiments/0", "experiments/1", "benchmarks/", "docs/engines.md")  # all is reported
 SIMULATED = ("docs/statistics_errors.md",)  # tests/analysis/test_null_rates.py compares them
-UNREAD = r"```.*?```|`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"  # code, targets of links
+OUTPUT = ("", "text")  # what blocks of output are called; other blocks are code
+STOP = r"[.;:?!](?=\s)|\n\s*\n|\n(?=\s*[-|] )"  # ends of a sentence
+NAMED = r"experiments/|(?<!books/)\b\d\d_[a-z]|benchmarks/"  # a paragraph that reports results
+BLOCKS = r"^ *```([^\n]*)\n.*?^ *```"
+UNREAD = r"`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"  # code, targets of links
 
 
 @dataclass(frozen=True)
@@ -45,7 +74,7 @@ class Claim:
 
     page: str
     sentence: str
-    values: Sequence[float]
+    values: Sequence[float | str]
     after: str = ""  # the sentence is looked for between this text and the next heading
     source: str = ""  # the folder that the section has to name; filled in by `read`
 
@@ -53,12 +82,12 @@ class Claim:
         return f"{self.page}: {' '.join(self.sentence.split())}"
 
 
-def rows(page: str, cells: Mapping[str, Sequence[float]], after: str = "") -> list[Claim]:
+def rows(page: str, cells: Mapping[str, Sequence[float | str]], after: str = "") -> list[Claim]:
     """One claim for each row of a table: its first cell, and the numbers in the others."""
     return [Claim(page, f"| {cell} |...", values, after) for cell, values in cells.items()]
 
 
-def sentences(page: str, said: Mapping[str, Sequence[float]]) -> list[Claim]:
+def sentences(page: str, said: Mapping[str, Sequence[float | str]]) -> list[Claim]:
     """One claim for each sentence of a page."""
     return [Claim(page, sentence, values) for sentence, values in said.items()]
 
@@ -114,8 +143,15 @@ def numbers(place: re.Match[str]) -> Iterator[tuple[int, str]]:
             yield from ((at + each.start(), each[0]) for each in re.finditer(NUMBER, found))
 
 
-def agrees(printed: str, value: float) -> bool:
-    """Whether a printed number is the value, to its last digit."""
+def agrees(printed: str, value: float | str) -> bool:
+    """Whether a printed number is the value, to its last digit; a comparative has its sign."""
+    if isinstance(value, str):
+        return " ".join(printed.lower().split()) == value.lower()
+    if re.fullmatch(SIDES, printed):
+        denied, _, word = printed.lower().rpartition(" ")
+        return (value > 0 if word in HIGHER else value < 0) != bool(denied)
+    if re.fullmatch(f"{RANKS}|{ARMS}", printed):
+        return False
     if printed.lower() in WORDS:
         return value == WORDS.index(printed.lower())
     mantissa, _, power = printed.replace(",", "").partition("e")
@@ -132,10 +168,16 @@ def problems(claim: Claim, text: str) -> list[str]:
     if len(printed) != len(claim.values):
         return [f"{claim}: {len(printed)} numbers on the page, {len(claim.values)} computed"]
     wrong = [
-        f"{claim}: {number} on the page, computed {value:.6g}"
+        f"{claim}: {number} on the page, computed "
+        + (value if isinstance(value, str) else f"{value:.6g}")
         for number, value in zip(printed, claim.values, strict=True)
         if not agrees(number, value)
     ]
+    if claim.page.startswith(FRONT):
+        wrong += [
+            f"{claim}: write {{}} for '{word[0]}', and give the difference whose sign it has"
+            for word in re.finditer(SIDES, re.sub(UNREAD, "", claim.sentence))
+        ]
     if claim.source not in claim.page:
         heads = [head.start() for head in re.finditer(r"^#+ ", text, re.M)]
         first = max((at for at in heads if at <= found[0].start()), default=0)
@@ -145,37 +187,82 @@ def problems(claim: Claim, text: str) -> list[str]:
     return wrong
 
 
-def reported(page: str, text: str) -> str:
-    """The parts of a page that report results, code and targets of links left out, in place.
+def misplaced(page: str, text: str) -> list[str]:
+    """Printed estimates that lie outside the interval printed behind them."""
+    found = re.finditer(ESTIMATE, prose(text) + outputs(text))
+    each = [(place[0], [float(end.replace(",", "")) for end in place.groups()]) for place in found]
+    return [
+        f"{page}: the estimate lies outside its interval in '{' '.join(said.split())}'"
+        for said, (value, low, high) in each
+        if not low <= value <= high
+    ]
 
-    All of the page of an experiment or benchmark; elsewhere paragraphs that name one, and the
+
+def blank(text: str) -> str:
+    """As much white space as a text takes."""
+    return re.sub(r"[^\n]", " ", text)
+
+
+def outputs(text: str) -> str:
+    """The blocks of a page that show what a program prints, all else blank."""
+    shown = [code.span() for code in re.finditer(BLOCKS, text, re.S | re.M) if code[1] in OUTPUT]
+    ends = [0, *(at for span in shown for at in span), len(text)]
+    parts = [text[low:high] for low, high in itertools.pairwise(ends)]
+    return "".join(part if i % 2 else blank(part) for i, part in enumerate(parts))
+
+
+def prose(text: str) -> str:
+    """A page without blocks, other code and targets of links, in place."""
+    text = re.sub(BLOCKS, lambda code: blank(code[0]), text, flags=re.S | re.M)
+    return re.sub(UNREAD, lambda code: blank(code[0]), text, flags=re.S)
+
+
+def results(page: str, text: str) -> str:
+    """The paragraphs of a page that report results, in place.
+
+    All of a page of FIGURES; elsewhere paragraphs that name an experiment or benchmark, and the
     tables and lists right below them.
     """
-    parts, named = [], page.startswith(("experiments/0", "experiments/1", "benchmarks/"))
+    parts, named, at, words = [], page.startswith(FIGURES), 0, prose(text)
     everything = named
     for block in re.split(r"(\n\s*\n)", text):
         if not everything and block.strip():
             tables = ("- ",) if page in SIMULATED else ("|", "- ")
             below = named and block.lstrip().startswith(tables)
-            named = below or bool(re.search(r"experiments/|\d\d_[a-z]|benchmarks/", block))
-        parts.append(block if named else re.sub(r"[^\n]", " ", block))
-    blank = "".join(parts)
-    return re.sub(UNREAD, lambda code: re.sub(r"[^\n]", " ", code[0]), blank, flags=re.S)
+            named = below or bool(re.search(NAMED, block))
+        part = words[at : at + len(block)]
+        parts.append(part if named else blank(part))
+        at += len(block)
+    return "".join(parts)
 
 
 def unclaimed(page: str, text: str, claims: Iterable[Claim], exempt: Iterable[Claim]) -> list[str]:
-    """Reported numbers with a decimal point that neither a claim nor NO_CLAIM covers."""
-    mine = [claim for claim in (*claims, *exempt) if claim.page == page]
-    covered = [place.span() for claim in mine for place in places(claim, text)]
+    """Reported numbers with a decimal point, and words of FRONT pages, that nothing covers."""
+    held = [place for claim in claims if claim.page == page for place in places(claim, text)]
+    free = [place for claim in exempt if claim.page == page for place in places(claim, text)]
+    covered = [place.span() for place in (*held, *free)]
+    told = results(page, text)
     bare = [
         number
-        for number in re.finditer(NUMBER, reported(page, text))
-        if "." in number[0] and not any(low <= number.start() < high for low, high in covered)
+        for part in (told, outputs(text))
+        for number in re.finditer(NUMBER, part)
+        if "." in number[0]
     ]
+    if page.startswith(FRONT):
+        told = told if page == "README.md" else prose(text)
+        claimed = [at for place in held for at, _ in numbers(place)]
+        for low, high in itertools.pairwise(
+            [0, *(e.end() for e in re.finditer(STOP, text)), None]
+        ):
+            if page == "README.md" or any(low <= at < (high or len(text)) for at in claimed):
+                bare += re.compile(f"{SIDES}|{RANKS}|{ARMS}").finditer(
+                    told, low, high or len(text)
+                )
     lines = text.splitlines()
     return [
-        f"{page}: no claim holds {number[0]} in '{lines[text.count(chr(10), 0, number.start())]}'"
-        for number in bare
+        f"{page}: no claim holds '{part[0]}' in '{lines[text.count(chr(10), 0, part.start())]}'"
+        for part in sorted(bare, key=lambda part: part.start())
+        if not any(low <= part.start() and part.end() <= high for low, high in covered)
     ]
 
 
@@ -184,6 +271,7 @@ def main() -> int:
     for page in pages():
         text = text_of(page)
         wrong += [each for claim in claims if claim.page == page for each in problems(claim, text)]
+        wrong += misplaced(page, text)
         wrong += unclaimed(page, text, claims, exempt)
     print(*wrong[:40], sep="\n", end="\n" * bool(wrong))
     print(f"{len(claims)} claims recomputed, {len(wrong)} wrong or missing")

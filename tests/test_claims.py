@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from experiments import verify
+
+OPPOSITE = dict(zip(verify.HIGHER + verify.LOWER, verify.LOWER + verify.HIGHER, strict=True))
 
 
 @pytest.mark.slow
@@ -13,8 +18,11 @@ def test_claims_are_right_none_is_missing_and_a_changed_digit_is_found():
     for page in verify.pages():
         text, mine = verify.text_of(page), [claim for claim in claims if claim.page == page]
         wrong = [problem for claim in mine for problem in verify.problems(claim, text)]
-        assert not wrong + verify.unclaimed(page, text, mine, exempt), page
+        wrong += verify.misplaced(page, text) + verify.unclaimed(page, text, mine, exempt)
+        assert not wrong, page
         assert not [missed for claim in mine for missed in digits_that_may_change(claim, text)]
+        if page.startswith(verify.FRONT):
+            assert not [missed for claim in mine for missed in words_that_may_change(claim, text)]
 
 
 def digits_that_may_change(claim: verify.Claim, text: str) -> list[str]:
@@ -29,6 +37,127 @@ def digits_that_may_change(claim: verify.Claim, text: str) -> list[str]:
             if not verify.problems(claim, text[:at] + other + text[at + 1 :]):
                 missed.append(f"{claim.page}: {text[at - 40 : at + 40]!r}")
     return missed
+
+
+def words_that_may_change(claim: verify.Claim, text: str) -> list[str]:
+    """Comparatives and names of arms in a claim that may be others, with their text."""
+    (place,) = verify.places(claim, text)
+    missed = []
+    for word in re.compile(f"{verify.SIDES}|{verify.ARMS}").finditer(text, *place.span()):
+        *denied, last = word[0].split()
+        other = " ".join([*denied, OPPOSITE.get(last.lower(), "Random choice")])
+        if not verify.problems(claim, text[: word.start()] + other + text[word.end() :]):
+            missed.append(f"{claim.page}: {text[word.start() - 40 : word.end() + 40]!r}")
+    return missed
+
+
+FOUND = """# Found
+
+- Whole heads chosen by gates are behind in area by .062 [-.100, -.023] (experiments/15_referee),
+  no better than star. First-order effects of edges come nearest.
+
+```text
+score 0.821 [0.797, 0.845]
+```
+"""
+AREA, BEST = -0.0622, "First-order effects"
+HEADS = "Whole heads chosen by gates are {} in area by {} [-.100, -.023]"
+TOLD = [
+    verify.Claim("README.md", HEADS, [AREA, -AREA], source="15_referee"),
+    verify.Claim("README.md", "{} than star", [AREA], source="15_referee"),
+    verify.Claim("README.md", "{} of edges come nearest", [BEST], source="15_referee"),
+    verify.Claim("README.md", "score {} [{}, {}]", [0.8211, 0.7969, 0.8449], source="15_referee"),
+]
+INSIDE = FOUND.replace(".062 [-.100, -.023]", ".062 [-.100, .077]")
+
+
+def wrong_on(text: str, claims: list[verify.Claim]) -> list[str]:
+    """All that is wrong with a front page."""
+    wrong = [problem for claim in claims for problem in verify.problems(claim, text)]
+    return (
+        wrong
+        + verify.misplaced("README.md", text)
+        + verify.unclaimed("README.md", text, claims, [])
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("are behind in area", "are ahead in area"),
+        ("First-order effects", "Random choice"),
+        ("First-order effects", "Greedy rounds"),
+        ("Whole heads", "Windows"),
+        ("no better", "better"),
+        ("no better", "no worse"),
+        ("nearest", "last"),
+        ("0.821", "0.822"),
+        (".077]", ".061]"),
+    ],
+)
+def test_another_word_name_or_output_is_found(word, other):
+    claims = [replace(TOLD[0], sentence=HEADS.replace("-.023", "{}"), values=[AREA, -AREA, 0.077])]
+    claims += TOLD[1:]
+    assert word in INSIDE
+    assert not wrong_on(INSIDE, claims)
+    assert wrong_on(INSIDE.replace(word, other), claims)
+
+
+def test_an_estimate_outside_its_interval_is_found():
+    [found] = verify.misplaced("README.md", FOUND)
+    assert ".062 [-.100, -.023]" in found
+    assert not verify.misplaced("README.md", INSIDE)
+    for row in ("| .5 [.6, .7] |", ".5 nats, 95 % interval [.6,\n.7]", "loses .5 less [.6, .7]"):
+        assert verify.misplaced("docs/dam.md", row)
+        assert not verify.misplaced("docs/dam.md", row.replace("[.6", "[-.6"))
+
+
+@pytest.mark.parametrize(
+    ("left", "word"), [(0, "behind"), (1, "no better"), (2, "nearest"), (3, "0.821")]
+)
+def test_words_and_output_that_no_claim_holds_are_listed(left, word):
+    claims = [claim for at, claim in enumerate(TOLD) if at != left]
+    assert any(f"'{word}'" in each for each in verify.unclaimed("README.md", INSIDE, claims, []))
+
+
+def test_words_are_listed_beside_a_claimed_number_alone_on_other_pages():
+    page = "Windows lose .5 nats, less than star. Greedy rounds are best.\n"
+    claim = verify.Claim("docs/dam.md", "Windows lose {} nats", [0.5], source="docs")
+    listed = [each.split("'")[1] for each in verify.unclaimed("docs/dam.md", page, [claim], [])]
+    assert listed == ["less", "star"]
+    free = verify.Claim("docs/dam.md", "less than star", [])
+    assert not verify.unclaimed("docs/dam.md", page, [claim], [free])
+
+
+def test_a_comparative_has_no_place_in_a_template_of_a_front_page():
+    page = "Windows lose .5 nats less than star.\n"
+    claim = verify.Claim(
+        "docs/dam.md", "Windows lose {} nats less than star", [0.5], source="docs"
+    )
+    [found] = verify.problems(claim, page)
+    assert "write {} for 'less'" in found
+    claim = replace(claim, sentence="Windows lose {} nats {} than star", values=[0.5, -0.5])
+    assert not verify.problems(claim, page)
+    assert verify.problems(replace(claim, values=[0.5, 0.5]), page)
+
+
+def test_comparatives_are_compared_by_their_sign():
+    assert verify.agrees("behind", -0.1)
+    assert not verify.agrees("Behind", 0.1)
+    assert verify.agrees("more", 0.1)
+    assert not verify.agrees("more", 0.0)
+    assert verify.agrees("no better", -0.1)
+    assert verify.agrees("no better", 0.0)
+    assert not verify.agrees("nothing better", 0.1)
+    assert not verify.agrees("star", 1.0)
+    assert verify.agrees("First-order\neffects", "first-order effects")
+    assert not verify.agrees("gates", "star")
+
+
+def test_code_is_not_read_and_output_is():
+    page = "```python\nlr = 1.5\n```\n\n```text\nloss 2.5\n```\n\n```\nloss 3.5\n```\n"
+    listed = [each.split("'")[1] for each in verify.unclaimed("docs/dam.md", page, [], [])]
+    assert listed == ["2.5", "3.5"]
 
 
 def test_numbers_are_compared_to_their_last_printed_digit():

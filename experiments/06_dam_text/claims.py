@@ -43,7 +43,8 @@ agreement = [health[name] for name in ("iou", "chance", "matched", "matched_chan
 CLAIMS = [
     Claim(
         FRONT,
-        "at its density on WikiText-2: {} nats, 95 % interval [{}, {}], {} seeds "
+        "DAM's mask against star, the best of the six families, at its density on "
+        "WikiText-2: {} nats, 95 % interval [{}, {}], {} seeds "
         "(which also found it), {} steps",
         [*minus_star(3200), 3, 3200],
     ),

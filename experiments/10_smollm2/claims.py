@@ -37,24 +37,35 @@ CLAIMS = [
         gain,
     ),
     Claim(HERE, "the searched ones lose {} nats a token less", [-primary.value]),
-    Claim("README.md", "lose {} nats a token less than the best pattern", [-primary.value]),
+    Claim(
+        "README.md",
+        "six full layers of SmolLM2's {} keep 25 % of the cache of 512 tokens. Searched ones "
+        "lose {} nats a token {} than the best pattern drawn by hand",
+        [30, -primary.value, primary.value],
+    ),
     *(
-        Claim(page, sentence, [above, np.exp(above)])
+        Claim(page, sentence, [above, above, np.exp(above)])
         for page, sentence in {
-            "README.md": "are still {} nats above dense attention, a perplexity {} times its",
-            HERE: "{} nats more than dense attention, a perplexity {} times its",
-            "experiments/README.md": "still {} nats above dense attention, a perplexity {}",
-            "docs/decoder.md": "still {} nats above dense attention, a perplexity {} times its",
+            "README.md": "are still {} nats {} dense attention, a perplexity {} times its",
+            HERE: "{} nats {} than dense attention, a perplexity {} times its",
+            "experiments/README.md": "still {} nats {} dense attention, a perplexity {}",
+            "docs/decoder.md": "still {} nats {} dense attention, a perplexity {} times its",
         }.items()
     ),
     Claim(HERE, "share of the cache is {} % at 1,024", [100 * longer]),
     Claim(HERE, "the best of six arms, which judged {} masks", [judged]),
     Claim(
         "experiments/README.md",
-        "searched ones lose {} nats a token less than the best drawn by hand, on {} novels",
-        [-primary.value, len(dense)],
+        "SmolLM2 with six full layers of 30: searched ones lose {} nats a token {} than the best "
+        "drawn by hand, on {} novels",
+        [-primary.value, primary.value, len(dense)],
     ),
-    Claim("docs/decoder.md", "lose {} nats a token less than the best", [-primary.value]),
+    Claim(
+        "docs/decoder.md",
+        "of SmolLM2's 30 layers six that leave 25 % of the cache's bytes and lose {} nats a "
+        "token {} than the best pattern drawn by hand",
+        [-primary.value, primary.value],
+    ),
     Claim(HERE, "{} of the loss are left", [recovered]),
     Claim(HERE, "it stays {} behind", [native]),
 ]

@@ -50,13 +50,18 @@ by_mask = {
     for name, own in scores.groupby("mask")
     if name not in ("random 100, as DAM", "random 101, as DAM")  # the same masks as TPE's
 }
+assert all(minus("shifts by hand", other)[0] <= 0 for other in FOUND)  # nats: "as good as"
 CLAIMS = [
     *rows(HERE, by_mask, after="### Test loss"),
     *rows(HERE, differences, after="### Primary comparison"),
     Claim(
         "experiments/README.md",
-        "TPE's is {} and DAM's {} nats better than the mean of three random searches on test text",
-        [-gap.mean() for gap in gaps.values()],
+        "Does random search find as good a mask as TPE and DAM did in 01? | TPE's is {} and DAM's "
+        "{} nats {} than the mean of three random searches on test text",
+        [*(-gap.mean() for gap in gaps.values()), min(-gap.mean() for gap in gaps.values())],
+    ),
+    Claim(
+        "README.md", "One signed offset a head, drawn by hand, is as good as searched masks", []
     ),
     Claim(
         HERE,
