@@ -1,4 +1,4 @@
-"""cluster/ray-cluster.yaml and cluster/kuberay.yaml against what will read them."""
+"""The files of cluster/untried against what will read them."""
 
 import re
 import shlex
@@ -10,18 +10,18 @@ import pytest
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (pip install PyYAML)")
 
 ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "cluster"
+UNTRIED = ROOT / "cluster" / "untried"
 RAY = "2.60.0"
 
 
 def kuberay(kind: str) -> Any:
-    documents = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    documents = yaml.safe_load_all((UNTRIED / "kuberay.yaml").read_text())
     (found,) = [document for document in documents if document["kind"] == kind]
     return found
 
 
 def launcher() -> Any:
-    return yaml.safe_load((CLUSTER / "ray-cluster.yaml").read_text())
+    return yaml.safe_load((UNTRIED / "ray-cluster.yaml").read_text())
 
 
 def pods() -> dict[str, Any]:
@@ -56,10 +56,21 @@ def test_every_file_names_the_same_ray() -> None:
         for container in pod["containers"]:
             assert container["image"].rpartition(":")[2].split("-")[0] == RAY
     assert launcher()["docker"]["image"].rpartition(":")[2].split("-")[0] == RAY
-    for name in ("Dockerfile", "ray-cluster.yaml"):
-        text = (CLUSTER / name).read_text()
+    for name in ("kuberay.Dockerfile", "ray-cluster.yaml"):
+        text = (UNTRIED / name).read_text()
         versions = set(re.findall(r"(?:ray:|\]==)(\d+\.\d+\.\d+)", text))
         assert versions == {RAY}, name
+
+
+def test_what_nobody_has_run_lies_apart_and_says_so() -> None:
+    listing = (UNTRIED / "README.md").read_text()
+    assert listing.startswith("# Not run by us\n")
+    files = {path.name for path in UNTRIED.iterdir()} - {"README.md"}
+    assert set(re.findall(r"^\| `(\S+)` \|", listing, re.MULTILINE)) == files
+    for name in files:
+        assert re.match(r"# Not \w+ by us", (UNTRIED / name).read_text()), name
+    elsewhere = [*ROOT.glob("*"), *(ROOT / "cluster").glob("*")]
+    assert not [each for each in elsewhere if "docker" in each.name.lower()]
 
 
 # -- the cluster launcher ----------------------------------------------------------------------
@@ -80,7 +91,7 @@ def test_launcher_sends_the_token_as_a_file_and_opens_no_dashboard() -> None:
     assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     (start,) = [line for line in config["head_start_ray_commands"] if "--head" in line]
     assert "--dashboard-host=127.0.0.1" in start
-    assert "0.0.0.0" not in (CLUSTER / "ray-cluster.yaml").read_text()
+    assert "0.0.0.0" not in (UNTRIED / "ray-cluster.yaml").read_text()
 
 
 # -- KubeRay ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-# The image of cluster/kuberay.yaml: Ray's own, with masksearch at the tested versions.
+# Not built by us (README.md). The image of kuberay.yaml: Ray's own, with masksearch at the
+# tested versions.
 #
-#   docker build -f cluster/Dockerfile -t registry.example.com/masksearch:2.60.0 .
+#   docker build -f cluster/untried/kuberay.Dockerfile -t registry.example.com/masksearch:2.60.0 .
 #   docker push registry.example.com/masksearch:2.60.0
 #
 # The tag says Ray's version, which must be the same on every node.

@@ -1,6 +1,6 @@
-# Not built: no docker was at hand. A CPU image that runs the demonstration; the page is then in runs/demo.
+# Not built by us (README.md). A CPU image that runs the demonstration; the page is then in runs/demo.
 #
-#   docker build -t masksearch .
+#   docker build -f cluster/untried/demo.Dockerfile -t masksearch .   # from the root of the checkout
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/runs:/data/runs" masksearch
 #   docker run --rm masksearch search --help   # every other command
 FROM python:3.11-slim
