@@ -66,6 +66,8 @@ def test_first_search_finds_its_mask(folder):
     [line] = [line for line in out.splitlines() if line.startswith("found: ")]
     [printed] = [line for line in block("text", "found: ").splitlines() if line[:7] == "found: "]
     assert line.split("% sparse")[0] == printed.split("% sparse")[0]
+    scores = [float(text.split(" score ")[1].split()[0]) for text in (line, printed)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.03)
     found = masks.parse(out.splitlines()[0])
     process = ms.GradedProcess()
     assert found.sparsity(process.length) >= 0.7
