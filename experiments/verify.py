@@ -251,13 +251,10 @@ def unclaimed(page: str, text: str, claims: Iterable[Claim], exempt: Iterable[Cl
     if page.startswith(FRONT):
         told = told if page == "README.md" else prose(text)
         claimed = [at for place in held for at, _ in numbers(place)]
-        for low, high in itertools.pairwise(
-            [0, *(e.end() for e in re.finditer(STOP, text)), None]
-        ):
-            if page == "README.md" or any(low <= at < (high or len(text)) for at in claimed):
-                bare += re.compile(f"{SIDES}|{RANKS}|{ARMS}").finditer(
-                    told, low, high or len(text)
-                )
+        ends = [0, *(end.end() for end in re.finditer(STOP, text)), len(text)]
+        for low, high in itertools.pairwise(ends):
+            if page == "README.md" or any(low <= at < high for at in claimed):
+                bare += re.compile(f"{SIDES}|{RANKS}|{ARMS}").finditer(told, low, high)
     lines = text.splitlines()
     return [
         f"{page}: no claim holds '{part[0]}' in '{lines[text.count(chr(10), 0, part.start())]}'"
