@@ -6,17 +6,22 @@ from statistics import fmean
 
 import pandas as pd
 
-from experiments.verify import Claim, sentences
+from experiments.verify import Claim, rows, sentences
+from masksearch.analysis.stats import PairedDifference, holm
 
 FOLDER = Path(__file__).parent
 HERE, GUIDE = "experiments/15_referee/README.md", "docs/trained_encoders.md"
 RESULTS = FOLDER / "results"
 TABLES = runpy.run_path(str(FOLDER / "tables.py"))
-BUDGETS = TABLES["BUDGETS"]
-CONTROLS = ("random keys", "random keys and [CLS]")
+PLAN, BUDGETS, difference = TABLES["PLAN"], TABLES["BUDGETS"], TABLES["difference"]
+ARM = PLAN["arms"]
+STS, QNLI = "STS-B", "QNLI"
+WITH_CLS = "random keys and [CLS]"
+CONTROLS = ("random keys", WITH_CLS)
 
 scores = pd.read_csv(RESULTS / "scores.csv")
 areas, margins = TABLES["verdict"](RESULTS)
+judged = {task: TABLES["read"](RESULTS, task) for task in (STS, QNLI)}
 
 
 def cell(task: str, arm: str, budget: float) -> list[float]:
@@ -59,69 +64,206 @@ def dense(task: str) -> float:
     return fmean(scores[(scores.task == task) & (scores.arm == "dense")].score)
 
 
-def lost(arm: str, *budgets: float, task: str = "STS-B") -> list[float]:
-    """What an arm loses within each budget."""
-    return [cell(task, arm, budget)[2] for budget in budgets]
+def lost(task: str, arm: str, *budgets: float) -> list[float]:
+    """What an arm loses within each budget, with its interval."""
+    return [x for budget in budgets for x in cell(task, arm, budget)[2:]]
 
 
-def minus_dam(arm: str, task: str) -> list[float]:
-    """An arm's area minus DAM's, with the interval of their difference."""
+def outcome(task: str, arm: str, budget: float) -> str:
+    """What is shown at the task's margin, in the words of pages."""
+    found = margins[(margins.task == task) & (margins.arm == arm) & (margins.budget == budget)]
+    points = {0.02: "two points", 0.03: "three points"}[found.margin.item()]
+    kind = found.outcome.item()
+    return kind if kind == "undecided" else f"{kind.removeprefix('loses ')} {points}"
+
+
+def minus_dam(task: str, arm: str) -> list[float]:
+    """An arm's area minus DAM's, with Holm's interval."""
     (line,) = areas[(areas.task == task) & (areas.arm == arm)].itertuples()
     return [line.minus_dam, line.low, line.high]
 
 
-def behind(arm: str, task: str = "STS-B") -> list[float]:
-    """By how much an arm's area lies below DAM's, and the interval of their difference."""
-    (line,) = areas[(areas.task == task) & (areas.arm == arm)].itertuples()
-    return [-line.minus_dam, line.low, line.high]
+def not_shown(task: str, arm: str) -> str:
+    """What a page adds to a difference of areas that is not shown."""
+    found = areas[(areas.task == task) & (areas.arm == arm)].adjusted_p.item()
+    return ", not shown" if found > 0.05 else ""
 
 
-ALL = tuple(BUDGETS)
-NAMES = {"fisher": "First-order effects", "fisher_rounds": "First-order effects"}
-NEAREST = {
-    NAMES.get(by_task.loc[by_task.minus_dam.idxmax()].arm, "")
-    for _, by_task in areas.groupby("task")
+def minus(task: str, arm: str, other: str, budget: float | None = None) -> list[float]:
+    """One arm's area, or score within a budget, minus another's, with a single interval."""
+    found = judged[task]
+    if budget is None:
+        sides = [TABLES["area"](each, found) for each in (arm, other)]
+    else:
+        sides = [found[each, str(budget)] for each in (arm, other)]
+    line = difference(*sides)
+    return [line.value, line.low, line.high]
+
+
+def first_three(arm: str) -> PairedDifference:
+    """An arm's area minus DAM's on STS-B, by the searches that the plan named."""
+    sides = [TABLES["area"](each, judged[STS]) for each in (arm, "dam")]
+    return difference(*({seed: side[seed] for seed in PLAN["seeds"]["search"]} for side in sides))
+
+
+early = [first_three(arm) for arm in areas[areas.task == STS].arm]
+early_p = dict(zip(areas[areas.task == STS].arm, holm([d.p_value for d in early]), strict=True))
+(ahead,) = [arm for arm, p in early_p.items() if p <= 0.05]
+at_first = first_three("fisher_rounds")
+worst = margins[(margins.task == STS) & (margins.budget == BUDGETS[-1])]
+worst = worst[~worst.arm.isin(CONTROLS) & (worst.outcome == "loses more than")]
+ALL, HALF, THIRD, LEAST = tuple(BUDGETS), *BUDGETS
+SETTINGS = {  # rows that scores use
+    "dam": [ARM["fisher"]["rows"]],
+    "gates": [ARM["fisher"]["rows"]],
+    "restore, restore_star": [ARM["restore_star"]["rows"]],
+    "fisher, fisher_rounds": [ARM["fisher_rounds"]["rows"]],
+    "random": [ARM["random"]["rows"]],
+    "dictionary": [ARM["dictionary"]["rows"]],
+}
+SAID = {
+    "from the same {} training rows and make {} passes of a row at most": [
+        PLAN["rows"]["select"],
+        PLAN["budgets"]["passes"],
+    ],
+    "what it loses to dense attention ({})": [dense(STS)],
+    "as above; dense attention has {},": [dense(QNLI)],
+    "effects of edges in five rounds minus DAM {} [{}, {}] of area": minus_dam(
+        STS, "fisher_rounds"
+    ),
+    "of area, gates of heads minus DAM {} [{}, {}].": minus_dam(STS, "gates"),
+    "`restore_star`, in no family, minus DAM: {} [{}, {}]": minus(STS, "restore_star", "dam"),
+    "three alone effects in five rounds minus DAM are {} [{}, {}],": [
+        at_first.value,
+        at_first.low,
+        at_first.high,
+    ],
+    f"DAM is shown to be ahead of {ahead} search only (adjusted p {{}})": [early_p[ahead]],
+    "gates minus effects in five rounds are {} [{}, {}] on STS-B and {} [{}, {}] on QNLI": [
+        *minus(STS, "gates", "fisher_rounds"),
+        *minus(QNLI, "gates", "fisher_rounds"),
+    ],
+    "gates minus effects measured once {} [{}, {}] and {} [{}, {}].": [
+        *minus(STS, "gates", "fisher"),
+        *minus(QNLI, "gates", "fisher"),
+    ],
+    "STS-B gates minus effects in five rounds are {} [{}, {}] at 50 % and {} [{}, {}] at 30 %": [
+        *minus(STS, "gates", "fisher_rounds", HALF),
+        *minus(STS, "gates", "fisher_rounds", THIRD),
+    ],
+    "few heads fit, are gates behind by their interval: {} [{}, {}]": minus(
+        STS, "gates", "fisher_rounds", LEAST
+    ),
+    "told from {} arms of {}: effects in five rounds minus DAM {} [{}, {}],": [
+        sum(bool(not_shown(QNLI, arm)) for arm in areas[areas.task == QNLI].arm),
+        sum(areas.task == QNLI),
+        *minus_dam(QNLI, "fisher_rounds"),
+    ],
+    "effects measured once minus DAM {} [{}, {}],": minus_dam(QNLI, "fisher"),
+    "gates of heads minus DAM {} [{}, {}], random search minus DAM {} [{}, {}].": [
+        *minus_dam(QNLI, "gates"),
+        *minus_dam(QNLI, "random"),
+    ],
+    "At 15 % all {} arms are shown to lose more on STS-B": [len(worst)],
+    f"are {outcome(QNLI, 'dam', LEAST)} there: DAM loses {{}} [{{}}, {{}}],": lost(
+        QNLI, "dam", LEAST
+    ),
+    "loses {} [{}, {}], effects in five rounds {} [{}, {}], effects measured once {} [{}, {}]": [
+        *lost(QNLI, "dam", LEAST),
+        *lost(QNLI, "fisher_rounds", LEAST),
+        *lost(QNLI, "fisher", LEAST),
+    ],
+    "once {} [{}, {}], gates of heads {} [{}, {}].": [
+        *lost(QNLI, "fisher", LEAST),
+        *lost(QNLI, "gates", LEAST),
+    ],
+    "gates minus dictionary {} [{}, {}] on STS-B, {} [{}, {}] on QNLI": [
+        *minus(STS, "gates", "dictionary"),
+        *minus(QNLI, "gates", "dictionary"),
+    ],
+    "dictionary minus random keys and [CLS] {} [{}, {}]": minus(QNLI, "dictionary", WITH_CLS),
+    "random search minus random keys and [CLS] is {} [{}, {}], at 30 %": minus(
+        STS, "random", WITH_CLS, HALF
+    ),
+    "it keeps {} of the pairs and they {}, {} [{}, {}]": [
+        cell(STS, "random", THIRD)[1],
+        cell(STS, WITH_CLS, THIRD)[1],
+        *minus(STS, "random", WITH_CLS, THIRD),
+    ],
+}
+starred = scores[(scores.task == QNLI) & (scores.arm == "restore_star")].groupby("search")
+SAID["masks of two searches of three are at chance, at {} or below"] = [
+    sorted(starred.score.max())[1]
+]
+LOSSES = {  # the guide's table
+    "edges: `dam`": "dam",
+    "edges: `prune`, five rounds": "fisher_rounds",
+    "heads: `allocate`, gates": "gates",
+    "heads: `allocate`, restored beside stars": "restore_star",
+    "heads: random search": "random",
+    "control: random keys and [CLS]": WITH_CLS,
 }
 GUIDED = {
-    "It loses {}, {} and {} at 50, 30 and 15 %": lost("dam", *ALL),
-    "the pairs on STS-B, {}, {} and {} on QNLI": lost("dam", *ALL, task="QNLI"),
-    "prune.rounds=5`: {}, {} and {} on STS-B,": lost("fisher_rounds", *ALL),
-    "STS-B, {}, {} and\n  {} on QNLI. Nothing": lost("fisher_rounds", *ALL, task="QNLI"),
-    "columns(1)`: {}, {} and,": lost("gates", *ALL[:2]),
-    "as few heads fit, {};": lost("gates", ALL[2]),
-    "on QNLI {}, {} and {}.": lost("gates", *ALL, task="QNLI"),
-    "with a star {} at 30 % on STS-B,": lost("restore_star", 0.3),
-    "and the diagonal {};": lost("restore", 0.3),
-    "Random search over heads loses {} at 30 %, {} than random keys that keep [CLS] ({})": [
-        *lost("random", 0.3),
-        lost("random", 0.3)[0] - lost(CONTROLS[1], 0.3)[0],
-        *lost(CONTROLS[1], 0.3),
+    "{} training rows, and passed {} at most": [PLAN["rows"]["select"], PLAN["budgets"]["passes"]],
+    "restored heads used {} of these rows, random search {}.": [
+        ARM["restore_star"]["rows"],
+        ARM["random"]["rows"],
     ],
+    "random search keeps {} of STS-B's pairs within 30 %, DAM {} and random keys {}": [
+        cell(STS, arm, THIRD)[1] for arm in ("random", "dam", WITH_CLS)
+    ],
+    "gates of heads minus DAM {} [{}, {}]. There its": minus_dam(STS, "gates"),
+    f"heads minus DAM are {{}} [{{}}, {{}}]{not_shown(QNLI, 'gates')}.": minus_dam(QNLI, "gates"),
+    "gates minus effects in five rounds {} [{}, {}]": minus(STS, "gates", "fisher_rounds", LEAST),
+    "effects in five rounds minus DAM are {} [{}, {}] on STS-B": minus_dam(STS, "fisher_rounds"),
+    f"STS-B and {{}} [{{}}, {{}}] on QNLI{not_shown(QNLI, 'fisher_rounds')}.": minus_dam(
+        QNLI, "fisher_rounds"
+    ),
+    "diagonal restored heads lose {} [{}, {}] at 30 % of STS-B": lost(STS, "restore", THIRD),
+    "search minus random keys and [CLS] is {} [{}, {}]": minus(STS, "random", WITH_CLS, THIRD),
 }
-FRONT = {
-    "for {} selectors and random keys on STS-B and QNLI": [1 + len({*areas.arm})],
-    "DAM on a trained MiniLM, nothing trained under the mask. At 50, 30 and 15 % of the pairs it "
-    "loses {}, {} and {} of STS-B's correlation": lost("dam", *ALL),
-    "and {}, {} and {} of QNLI's accuracy": lost("dam", *ALL, task="QNLI"),
-    "*Whole heads* chosen by gates at the same budgets, minus DAM: {} [{}, {}] of area on STS-B, "
-    "five pairs of models, and {} [{}, {}] on QNLI": [
-        number for task in ("STS-B", "QNLI") for number in minus_dam("gates", task)
+sides = [outcome(task, "dam", HALF).removesuffix(" points") for task in (STS, QNLI)]
+FRONT_PAGE = {
+    "from the same {} training rows and made about as many passes. Scores of restored heads used "
+    "{} of these rows, random search {}.": [
+        PLAN["rows"]["select"],
+        ARM["restore_star"]["rows"],
+        ARM["random"]["rows"],
     ],
-    "{} of edges, without any training, come nearest": [*NEAREST],
+    f"DAM is shown to lose {sides[0]} points of STS-B's correlation ({{}} [{{}}, {{}}])": lost(
+        STS, "dam", HALF
+    ),
+    f"and {sides[1].removeprefix('at most ')} of QNLI's accuracy ({{}} [{{}}, {{}}]).": lost(
+        QNLI, "dam", HALF
+    ),
+    f"With 30 % it loses {{}} [{{}}, {{}}], {outcome(STS, 'dam', THIRD)}, and {{}} [{{}}, {{}}], "
+    f"{outcome(QNLI, 'dam', THIRD)};": [*lost(STS, "dam", THIRD), *lost(QNLI, "dam", THIRD)],
+    f"with 15 % {{}} [{{}}, {{}}], {outcome(STS, 'dam', LEAST)}, and {{}} [{{}}, {{}}], "
+    f"{outcome(QNLI, 'dam', LEAST)}.": [*lost(STS, "dam", LEAST), *lost(QNLI, "dam", LEAST)],
+    f"gates of whole heads minus DAM {{}} [{{}}, {{}}] on STS-B{not_shown(STS, 'gates')}, five "
+    f"pairs of models; on QNLI, three pairs, {{}} [{{}}, {{}}]{not_shown(QNLI, 'gates')}.": [
+        *minus_dam(STS, "gates"),
+        *minus_dam(QNLI, "gates"),
+    ],
+    "effects of edges in five rounds, untrained, minus DAM {} [{}, {}] on STS-B"
+    f"{not_shown(STS, 'fisher_rounds')}; on QNLI {{}} [{{}}, {{}}]"
+    f"{not_shown(QNLI, 'fisher_rounds')}.": [
+        *minus_dam(STS, "fisher_rounds"),
+        *minus_dam(QNLI, "fisher_rounds"),
+    ],
 }
 CLAIMS = [
-    Claim(HERE, "what it loses to dense attention ({})", [dense("STS-B")]),
-    *table("STS-B", "STS-B: scores"),
-    *primary("STS-B", "STS-B: areas"),
-    Claim(HERE, "as above; dense attention has {},", [dense("QNLI")]),
-    *table("QNLI", "QNLI: scores"),
-    *primary("QNLI", "QNLI: areas"),
-    Claim(HERE, "plan: by {} of area of effects", behind("fisher_rounds")[:1]),
-    Claim(HERE, "by {} of whole heads chosen", behind("gates")[:1]),
-    Claim(HERE, "rounds are {} behind DAM [{}, {}]", behind("fisher_rounds", "QNLI")),
-    Claim(HERE, "on QNLI DAM ({})", lost("dam", 0.15, task="QNLI")),
-    Claim(HERE, "effects in rounds ({})", lost("fisher_rounds", 0.15, task="QNLI")),
-    Claim(HERE, "and {}, {} and {} below dense", lost("gates", *ALL, task="QNLI")),
+    *table(STS, "STS-B: scores"),
+    *primary(STS, "STS-B: areas"),
+    *table(QNLI, "QNLI: scores"),
+    *primary(QNLI, "QNLI: areas"),
+    *rows(HERE, SETTINGS, "rows that its scores use"),
+    *sentences(HERE, SAID),
+    *(
+        Claim(GUIDE, f"| {name} | {task} |...", lost(task, arm, *ALL))
+        for task in (STS, QNLI)
+        for name, arm in LOSSES.items()
+    ),
     *sentences(GUIDE, GUIDED),
-    *sentences("README.md", FRONT),
+    *sentences("README.md", FRONT_PAGE),
 ]

@@ -4,7 +4,7 @@
 
 Stages: rows (who gets which), dense (the models), search, judge, tables (adds what is new to
 results/). `--tasks`, `--seeds` and `--arms` take a part, so that several processes share the work;
-each stage goes on where it was stopped. plan.toml was written before the first score.
+each stage goes on where it was stopped. README.md says when plan.toml was written.
 """
 
 from __future__ import annotations
