@@ -21,6 +21,7 @@ from toy_sentences import write_sentences
 
 from masksearch import masks
 from masksearch.analysis.stats import PairedDifference
+from masksearch.tasks.glue import load_glue
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FOLDERS = sorted(path.parent for path in FOLDER.glob("*/run.py"))
@@ -236,6 +237,34 @@ def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monke
         dealt.append({text for texts, _ in found for text in texts})
     for one, two in itertools.combinations(dealt, 2):
         assert one.isdisjoint(two)
+    sys.modules.pop("rows")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+def test_rows_that_judge_selectors_were_judged_before_as_often_as_the_page_says(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(FOLDER / "15_referee"))
+    rows = importlib.import_module("rows")
+    page = (FOLDER / "15_referee" / "README.md").read_text(encoding="utf-8")
+    glue, seen = Path(DATA) / "glue", {}
+
+    def texts(folder: Path, task: str, **part: object) -> set[tuple[str, ...]]:
+        return {*next(iter(load_glue(folder, task, **part).dev.values())).texts}
+
+    for task in ("STS-B", "QNLI"):
+        rows.deal(task, Path(DATA), tmp_path)
+        judging = texts(tmp_path / "judge", task, dev_rows=2_000, half="test")
+        final = texts(glue, task, dev_rows=1_000, half="final")
+        search = texts(glue, task, dev_rows=400, half="search")
+        seen[task] = [len(judging), len(judging & final), len(judging & search)]
+    assert seen["STS-B"] == [607, 607, 0]
+    assert "All 607 judging rows of STS-B are among the final rows" in page
+    told = (
+        "{:,} judging rows {} are among the final rows there, and {} among those of its searches"
+    )
+    assert told.format(*seen["QNLI"]) in " ".join(page.split())
     sys.modules.pop("rows")
 
 

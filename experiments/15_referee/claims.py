@@ -236,9 +236,12 @@ FRONT_PAGE = {
     f"and {sides[1].removeprefix('at most ')} of QNLI's accuracy ({{}} [{{}}, {{}}]).": lost(
         QNLI, "dam", HALF
     ),
-    f"With 30 % it loses {{}} [{{}}, {{}}], {outcome(STS, 'dam', THIRD)}, and {{}} [{{}}, {{}}], "
-    f"{outcome(QNLI, 'dam', THIRD)};": [*lost(STS, "dam", THIRD), *lost(QNLI, "dam", THIRD)],
-    f"with 15 % {{}} [{{}}, {{}}], {outcome(STS, 'dam', LEAST)}, and {{}} [{{}}, {{}}], "
+    f"Within 30 % it loses {{}} [{{}}, {{}}], {outcome(STS, 'dam', THIRD)}, and {{}} "
+    f"[{{}}, {{}}], {outcome(QNLI, 'dam', THIRD)};": [
+        *lost(STS, "dam", THIRD),
+        *lost(QNLI, "dam", THIRD),
+    ],
+    f"within 15 % {{}} [{{}}, {{}}], {outcome(STS, 'dam', LEAST)}, and {{}} [{{}}, {{}}], "
     f"{outcome(QNLI, 'dam', LEAST)}.": [*lost(STS, "dam", LEAST), *lost(QNLI, "dam", LEAST)],
     f"gates of whole heads minus DAM {{}} [{{}}, {{}}] on STS-B{not_shown(STS, 'gates')}, five "
     f"pairs of models; on QNLI, three pairs, {{}} [{{}}, {{}}]{not_shown(QNLI, 'gates')}.": [
