@@ -213,16 +213,21 @@ GUIDED = {
         cell(STS, arm, THIRD)[1] for arm in ("random", "dam", WITH_CLS)
     ],
     "gates of heads minus DAM {} [{}, {}]. There its": minus_dam(STS, "gates"),
-    f"heads minus DAM are {{}} [{{}}, {{}}]{not_shown(QNLI, 'gates')}.": minus_dam(QNLI, "gates"),
+    "On QNLI gates of heads minus DAM are {} [{}, {}]"
+    f"{not_shown(QNLI, 'gates')}.": minus_dam(QNLI, "gates"),
     "gates minus effects in five rounds {} [{}, {}]": minus(STS, "gates", "fisher_rounds", LEAST),
     "effects in five rounds minus DAM are {} [{}, {}] on STS-B": minus_dam(STS, "fisher_rounds"),
     f"STS-B and {{}} [{{}}, {{}}] on QNLI{not_shown(QNLI, 'fisher_rounds')}.": minus_dam(
         QNLI, "fisher_rounds"
     ),
     "diagonal restored heads lose {} [{}, {}] at 30 % of STS-B": lost(STS, "restore", THIRD),
-    "search minus random keys and [CLS] is {} [{}, {}]": minus(STS, "random", WITH_CLS, THIRD),
+    "Random search over heads is a control. It is not told from random keys that keep [CLS]: "
+    "within 30 % of STS-B random search minus random keys and [CLS] is {} [{}, {}]": minus(
+        STS, "random", WITH_CLS, THIRD
+    ),
 }
 sides = [outcome(task, "dam", HALF).removesuffix(" points") for task in (STS, QNLI)]
+at_least = outcome(STS, "dam", LEAST).replace("more", "{}")
 FRONT_PAGE = {
     "from the same {} training rows and made about as many passes. Scores of restored heads used "
     "{} of these rows, random search {}.": [
@@ -230,9 +235,10 @@ FRONT_PAGE = {
         ARM["restore_star"]["rows"],
         ARM["random"]["rows"],
     ],
-    f"DAM is shown to lose {sides[0]} points of STS-B's correlation ({{}} [{{}}, {{}}])": lost(
-        STS, "dam", HALF
-    ),
+    "for {} selectors and random keys on STS-B and QNLI": [1 + len({*areas.arm})],
+    "DAM chose pairs of a fine-tuned MiniLM, and nothing was trained under the masks. Within half "
+    f"of the pairs DAM is shown to lose {sides[0]} points of STS-B's "
+    "correlation ({} [{}, {}])": lost(STS, "dam", HALF),
     f"and {sides[1].removeprefix('at most ')} of QNLI's accuracy ({{}} [{{}}, {{}}]).": lost(
         QNLI, "dam", HALF
     ),
@@ -241,14 +247,18 @@ FRONT_PAGE = {
         *lost(STS, "dam", THIRD),
         *lost(QNLI, "dam", THIRD),
     ],
-    f"within 15 % {{}} [{{}}, {{}}], {outcome(STS, 'dam', LEAST)}, and {{}} [{{}}, {{}}], "
-    f"{outcome(QNLI, 'dam', LEAST)}.": [*lost(STS, "dam", LEAST), *lost(QNLI, "dam", LEAST)],
+    f"within 15 % {{}} [{{}}, {{}}], {at_least}, and {{}} [{{}}, {{}}], "
+    f"{outcome(QNLI, 'dam', LEAST)}.": [
+        *lost(STS, "dam", LEAST),
+        lost(STS, "dam", LEAST)[0] - PLAN["tasks"][STS]["margin"],
+        *lost(QNLI, "dam", LEAST),
+    ],
     f"gates of whole heads minus DAM {{}} [{{}}, {{}}] on STS-B{not_shown(STS, 'gates')}, five "
     f"pairs of models; on QNLI, three pairs, {{}} [{{}}, {{}}]{not_shown(QNLI, 'gates')}.": [
         *minus_dam(STS, "gates"),
         *minus_dam(QNLI, "gates"),
     ],
-    "effects of edges in five rounds, untrained, minus DAM {} [{}, {}] on STS-B"
+    "First-order effects of edges in five rounds, untrained, minus DAM {} [{}, {}] on STS-B"
     f"{not_shown(STS, 'fisher_rounds')}; on QNLI {{}} [{{}}, {{}}]"
     f"{not_shown(QNLI, 'fisher_rounds')}.": [
         *minus_dam(STS, "fisher_rounds"),
@@ -269,4 +279,10 @@ CLAIMS = [
     ),
     *sentences(GUIDE, GUIDED),
     *sentences("README.md", FRONT_PAGE),
+]
+NO_CLAIM = [
+    (
+        "README.md",
+        "DAM's settings were chosen on STS-B, no other arm was tuned, and greedy rounds",
+    ),
 ]
