@@ -40,7 +40,7 @@ test-cluster: $(STAMP)
 # the version that tests/serving/llama_cpp_cells.json names
 test-serve: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llama-cpp-python==0.3.36 diskcache
-	$(BIN)/python -m pytest tests/serving/test_llama_cpp.py -m slow -rs
+	$(BIN)/python -m pytest tests/serving/test_llama_cpp.py -m nightly -rs
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify

@@ -104,7 +104,7 @@ def test_texts_that_are_shorter_than_the_rival_are_warned_of(tmp_path):
         allocate(tmp_path, 0.5, serving=ms.Serving(length=4096))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_plan_within_what_an_engine_reserves(tmp_path):
     serving = ms.Serving(length=4096, in_flight=16)
     how = {

@@ -233,7 +233,7 @@ def test_recovery_matches_loops_over_pairs_and_ways_of_breaking_ties(seed, lengt
     assert found.precision == pytest.approx(sum(shares) / len(shares))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dam_benchmark_smoke(tmp_path):
     text = run(FOLDER / "dam.py", "--smoke", "--out", str(tmp_path))
     found = json.loads((tmp_path / "dam.json").read_text(encoding="utf-8"))
@@ -246,7 +246,7 @@ def test_dam_benchmark_smoke(tmp_path):
     assert (tmp_path / "dam_runs.csv").read_text(encoding="utf-8") == rows
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dam_planted_smoke(tmp_path):
     run(PLANTED, "--smoke", "--out", str(tmp_path))
     with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
@@ -256,7 +256,7 @@ def test_dam_planted_smoke(tmp_path):
     assert "## grid" in (tmp_path / "tables.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_decode_benchmark_smoke(tmp_path):
     text = run(FOLDER / "decode.py", "--smoke", "--out", str(tmp_path))
     found = json.loads((tmp_path / "decode.json").read_text(encoding="utf-8"))
@@ -269,7 +269,7 @@ def test_decode_benchmark_smoke(tmp_path):
     assert "| 64 | native |" in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
     words = ["=", *(f"w{number}" for number in range(12))]
     model = tiny_decoder(tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05)
@@ -283,7 +283,7 @@ def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
     assert "| leave one out |" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_attention_benchmark_smoke(tmp_path):
     text = run(FOLDER / "attention.py", "--smoke", "--out", str(tmp_path))
     found = json.loads((tmp_path / "attention.json").read_text(encoding="utf-8"))
@@ -299,7 +299,7 @@ def test_attention_benchmark_smoke(tmp_path):
     assert (tmp_path / "attention.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_proxy_benchmark_smoke(tmp_path):
     parts = ["sizes"]
     if importlib.util.find_spec("accelerate") is not None:  # transformers' Trainer needs it

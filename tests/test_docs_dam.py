@@ -45,7 +45,7 @@ def tiny_bert(*_: object) -> BertForMaskedLM:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM. ")
 def test_snippets_run_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

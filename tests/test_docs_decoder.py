@@ -16,7 +16,7 @@ WORDS = ["Once", "upon", "a", "time", *(f"w{number}" for number in range(8))]
 SMALL = {"1024": "24", "window(127)": "window(3)", "budget=0.4": "budget=0.5"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 def test_a_decoder_is_loaded_searched_checked_exported_and_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -42,7 +42,7 @@ def test_home_and_guides_tell_the_same_story():
     assert lines(home) == told
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_story_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     space = next(code for code in blocks("guide_space.md", "python") if "def judge" in code)

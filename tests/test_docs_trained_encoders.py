@@ -79,7 +79,7 @@ def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
     assert "Holm" in again
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_the_card_of_the_cheap_settings(toys, monkeypatch, capsys):
     *compared, card = commands("adapting.md")

@@ -30,13 +30,13 @@ def session(tmp_path_factory):
         yield space
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_trainers_keep_the_mask(session):
     for folder in ("trained/checkpoint-2", "accelerated", "adapted/checkpoint-2", "compiled"):
         assert ms.verify(folder) == {"self": session["mask"]}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lm_eval_scores_the_model_with_its_mask(session):
     pytest.importorskip("lm_eval", reason="the extra `lmeval`")
     for code in LM_EVAL:

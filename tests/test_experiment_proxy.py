@@ -52,7 +52,7 @@ def test_curves_and_scores_become_observations(script, folder):
     assert learned.to_dict() == {"SST-2": True, "QQP": True}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cards_are_written(script, folder, monkeypatch, capsys, tmp_path):
     results = tmp_path / "results"
     words = ["card.py", "--runs", folder, "--results", results, "--bands", 1]

@@ -45,7 +45,7 @@ def test_experiment_is_documented_and_its_results_are_small(folder):
         assert path.stat().st_size <= LARGEST, f"{path} is too large to keep"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_first_search_smoke(tmp_path):
@@ -139,7 +139,7 @@ def test_importance_verdict_needs_the_whole_interval_inside_the_margin(
     assert importance("controls").verdict(difference, 0.02) == word
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_importance_smoke(tmp_path):
     stages, files = ["approximation", "planted"], ["approximation.csv", "planted.png"]
     arguments = ["--smoke", "--runs", tmp_path / "runs"]
@@ -155,7 +155,7 @@ def test_importance_smoke(tmp_path):
     assert said <= {"equivalent", "more", "less", "undecided", "one seed decides nothing"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 def test_dam_text_smoke(tmp_path):
     words = ["find", "judge", "table", "--data", DATA, "--seeds", "0", "--smoke"]
@@ -164,7 +164,7 @@ def test_dam_text_smoke(tmp_path):
     assert {row.split(",")[0] for row in rows[1:]} == {"dam", "star", "by hand"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sparsebert_table_smoke(tmp_path):
     words, draw = [f"w{number}" for number in range(60)], random.Random(0)
     (tmp_path / "glue" / "SST-2").mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_sparsebert_table_smoke(tmp_path):
     assert len(rows) == 1 + 2 * 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 def test_random_text_smoke(tmp_path):
     words = ["search", "judge", "table", "--data", DATA, "--smoke"]
@@ -193,7 +193,7 @@ def test_random_text_smoke(tmp_path):
     assert len(rows) == 1 + 6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_planted_recall_smoke(tmp_path):
     assert "no table" in run_script(
         "14_planted_recall/run.py", "table", "--smoke", "--runs", tmp_path / "nothing"
@@ -207,7 +207,7 @@ def test_planted_recall_smoke(tmp_path):
     assert greedy.regret.item() == pytest.approx(0, abs=1e-6)  # it judges each head alone
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_shared_weights_smoke(tmp_path):
     run_script("08_shared_weights/run.py", "--smoke", "--run", tmp_path)
     (line,) = (tmp_path / "results" / "table.csv").read_text().splitlines()[1:]
@@ -283,7 +283,7 @@ def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
     return runs / "results"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_glue_fronts_smoke(tmp_path):
     stages = ["dense", "search", "judge", "predict", "recover", "finetune"]
     stages += ["pretrain", "tables"]
@@ -328,7 +328,7 @@ def write_novels(folder: Path, length: int) -> Path:
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_served_smoke(tmp_path):
     model = write_novels(tmp_path, 600)
     options = ["--data", tmp_path, "--weights", model, "--runs", tmp_path / "runs"]
@@ -348,7 +348,7 @@ def test_served_smoke(tmp_path):
     assert judged.nats.notna().all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_smollm2_smoke(tmp_path):
     model = write_novels(tmp_path, 300)
     stages = ["search", "judge", "longer", "recover", "native", "tables"]

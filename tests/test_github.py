@@ -88,3 +88,9 @@ def test_forms_ask_for_what_an_answer_needs():
         fields = yaml.safe_load(form.read_text(encoding="utf-8"))["body"]
         assert len({field["id"] for field in fields}) == len(fields) <= 4
         assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_markers_alone_choose_what_continuous_integration_runs():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "not nightly" in script
+    assert not re.search(r"pytest[^\n]* -k|test_\w+\.py|::|--deselect", script)

@@ -54,7 +54,7 @@ def protocols(comparison):
     return {record.protocol for record in comparison.records}
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_compare_judges_by_rows_that_no_search_has_seen(tmp_path):
     assert protocols(compare(SplitToy(), tmp_path / "a")) == {"toy final"}
     assert protocols(compare(SplitToy(), tmp_path / "b", half="search")) == {"toy search"}
@@ -68,7 +68,7 @@ def test_compare_judges_by_rows_that_no_search_has_seen(tmp_path):
         compare(SplitToy(), tmp_path / "e", half="tset")
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_default_seeds_of_search_and_compare_do_not_overlap(tmp_path):
     found = search(ToyEvaluator(), tmp_path / "s")
     judged = ms.compare({"a": masks.full()}, ToyEvaluator(), run=tmp_path / "c", progress=None)
@@ -76,7 +76,7 @@ def test_default_seeds_of_search_and_compare_do_not_overlap(tmp_path):
     assert len(judged.records) == 5
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_another_half_is_refused_in_words(tmp_path):
     compare(SplitToy(), tmp_path)
     with pytest.raises(ResumeError, match="half: was final, now test"):
@@ -84,14 +84,14 @@ def test_another_half_is_refused_in_words(tmp_path):
     assert protocols(compare(SplitToy(), tmp_path, half="final")) == {"toy final"}
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_a_new_run_is_begun_on_its_half_without_a_word(tmp_path):
     assert {r.protocol for r in search(SplitToy(), tmp_path / "s").records()} == {"toy search"}
     assert len(search(SplitToy(), tmp_path / "s", trials=4).records()) == 4
 
 
 # -- how masks were found ----------------------------------------------------------------------
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_what_found_a_mask_is_remembered(tmp_path):
     study = search(SplitToy(), tmp_path / "s", seed=7)
     best = study.best()
@@ -113,7 +113,7 @@ def test_what_found_a_mask_is_remembered(tmp_path):
     assert other.found_with == {}
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_two_searches_that_found_one_mask_are_both_remembered(tmp_path):
     for seed in (1, 2):
         study = search(SplitToy(), tmp_path / str(seed), seed=seed, baselines=ms.FAMILIES)
@@ -124,7 +124,7 @@ def test_two_searches_that_found_one_mask_are_both_remembered(tmp_path):
     assert found.found_with["found"].seeds == (1, 2)
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_seeds_that_found_a_mask_are_warned_of(tmp_path):
     best = search(SplitToy(), tmp_path / "s", seed=51).best()
     with pytest.warns(UserWarning, match="found was found with seed 51, which judges it too"):
@@ -138,7 +138,7 @@ def test_seeds_that_found_a_mask_are_warned_of(tmp_path):
     )
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.parametrize(
     ("searched", "judged"),
     [("search", "search"), ("all", "final"), ("search", "all"), ("all", "search")],
@@ -150,7 +150,7 @@ def test_rows_that_found_a_mask_are_warned_of(tmp_path, searched, judged):
     assert "on rows that judge it too" in found.verdict()
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.parametrize(
     ("kind", "searched", "judged"),
     [
@@ -166,7 +166,7 @@ def test_fresh_rows_are_no_matter_of_warnings(tmp_path, kind, searched, judged):
     assert "flattered" not in found.verdict()
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 def test_evaluators_without_halves_are_judged_as_they_are_and_it_is_said(tmp_path):
     best = search(ToyEvaluator(), tmp_path / "s").best()
     found = compare(ToyEvaluator(), tmp_path / "c", candidates={"found": best})

@@ -57,7 +57,7 @@ def run(folder: Path, command: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_first_search_finds_its_mask(folder):
     """The verdict is the one that is printed, and the mask allows more than any family."""
     snippet = block("python", "PlantedEvaluator")
@@ -77,7 +77,7 @@ def test_first_search_finds_its_mask(folder):
     assert "20" in shown  # it does not work in silence
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_three_jobs_run(folder):
     for part in ("runs/try\n", "compare runs/try", "masksearch attach"):
         for command in commands(block("bash", part)):

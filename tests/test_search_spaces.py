@@ -131,7 +131,7 @@ class TestSpace:
         picture = FOLDER.parent / "docs" / "images" / "spaces" / f"{path.stem}.png"
         assert 2_000 < picture.stat().st_size <= 60_000
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_draw_takes_milliseconds(self, path):
         space = ms.load_function(f"{path}:space")
         seconds = []
@@ -350,7 +350,7 @@ class TestLocalHeads:
         assert same(drawn, masks.per_layer([masks.star(), second]))
         assert same(space(FixedTrial(params | {"share": 1.0})), masks.full())
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_random_draws_have_every_number_of_full_heads_equally_often(self):
         module = loaded("local_heads")
         space, counts = module.space_of(2, 4), [0] * 9

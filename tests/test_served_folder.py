@@ -166,7 +166,7 @@ def test_an_earlier_folder_and_a_full_disk_are_refused(tmp_path, monkeypatch):
         allocate(tmp_path / "run", tmp_path / "new", serve="vllm")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")

@@ -380,7 +380,7 @@ ARCHITECTURES = {
 
 SERVED = ("bert", "modernbert", "vit", "llama", "bart-encoder", "t5-cross")  # by the default run
 EVERY = [
-    each if name in SERVED else pytest.param(each, marks=pytest.mark.slow)
+    each if name in SERVED else pytest.param(each, marks=pytest.mark.nightly)
     for name, each in ARCHITECTURES.items()
 ]
 GENERATORS: dict[str, Any] = {

@@ -46,7 +46,7 @@ texts, decoders = (
     pytest.mark.parametrize(
         "at",
         [
-            at if at.name in SERVED else pytest.param(at, marks=pytest.mark.slow)
+            at if at.name in SERVED else pytest.param(at, marks=pytest.mark.nightly)
             for at in ARCHITECTURES.values()
             if getattr(at, which)
         ],
@@ -260,7 +260,7 @@ def test_a_padded_text_is_the_text_alone(at: Architecture, way: str):
 # -- what else is done to models ---------------------------------------------------------------
 @by_mask_and_gates
 @every
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_copies_keep_mask_and_gates(at: Architecture, way: str):
     model, given = at.made(), at.inputs(PADDED)
     plain = at.run(model, given)
@@ -311,7 +311,7 @@ def test_checkpointing_changes_no_gradient(at: Architecture, way: str):
 
 @by_mask_and_gates
 @every
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_data_parallel_models_keep_mask_and_gates(at: Architecture, way: str, one_process: None):
     given, models = at.inputs(PADDED), [at.made(), at.made()]
     for model in models:
@@ -325,7 +325,7 @@ def test_data_parallel_models_keep_mask_and_gates(at: Architecture, way: str, on
         assert (one.grad is None) or torch.equal(one.grad, other.grad), name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_average_the_gradients_of_gates(tmp_path: Path):
     """Two processes, half of the batch each, find the gradient of the whole batch."""
     job = Path(__file__).with_name("parallel_job.py")
@@ -373,7 +373,7 @@ def check_compiled(at: Architecture, backend: str, way: str, layers: int = 2) ->
         assert torch.allclose(*grads, atol=1e-5), name  # compiled, unused weights have zeros
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @by_mask_and_gates
 @every
 def test_compiled_models_keep_mask_and_gates(at: Architecture, way: str):
@@ -384,7 +384,7 @@ INDUCTOR = [("bert", "mask"), ("bert", "flip"), ("llama", "mask"), ("llama", "fl
 INDUCTOR += [("t5-cross", "mask")]  # with gates, torch 2.13 writes C++ that does not compile
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "way"), INDUCTOR)
 def test_inductor_keeps_mask_and_gates(name: str, way: str, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed run leaves half files
@@ -441,7 +441,7 @@ def generated(model: Any, beams: int, left: bool = False, **how: Any) -> tuple[T
 @pytest.mark.parametrize("beams", [1, 3], ids=["greedy", "beams"])
 @by_mask_and_gates
 @pytest.mark.parametrize("name", GENERATORS)
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_generation_with_any_cache_equals_without(name: str, way: str, beams: int):
     model, left = generating(name), name not in ("t5", "bart")
     whole = generated(model, beams, left)
@@ -468,7 +468,7 @@ BLOCKS = masks.per_head(
 
 @pytest.mark.parametrize(
     "left",
-    [pytest.param(False, marks=pytest.mark.slow, id="right"), pytest.param(True, id="left")],
+    [pytest.param(False, marks=pytest.mark.nightly, id="right"), pytest.param(True, id="left")],
 )
 @every
 def test_gather_equals_sdpa(at: Architecture, left: bool, monkeypatch: pytest.MonkeyPatch):

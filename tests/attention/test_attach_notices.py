@@ -153,7 +153,7 @@ def test_gates_notice():
         output(model)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("whole", [True, False])
 def test_compiled_models_notice(whole):
     torch._dynamo.reset()

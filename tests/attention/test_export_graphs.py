@@ -60,7 +60,7 @@ def test_exported_models_equal_eager_ones(name, length):
         check(name, found, model, at.inputs(padding, length=length))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", "flex"])
 @pytest.mark.parametrize("length", [17, LONG])
 def test_strict_export_equals_eager(backend, length):
@@ -83,7 +83,7 @@ def test_exported_graphs_hold_tables_in_place_of_plans():
     check("bert", found, model, at.inputs(9, length=LONG))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_exported_model_takes_any_batch_and_one_length():
     at, model = ARCHITECTURES["bert"], made("bert", 17)
     given = at.inputs(3)

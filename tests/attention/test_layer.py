@@ -126,7 +126,7 @@ def test_cross_attention_does_not_move_the_rows_of_the_decoder(cache):
     assert torch.allclose(scores(copy.deepcopy(model)), plain, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("make", [gpt2, llama, bart])
 def test_compiled_steps_of_a_static_cache_are_compiled_once(make):
     star = masks.window(1) | masks.global_tokens(positions=[0, 3])

@@ -136,7 +136,7 @@ def test_longformer_with_global_tokens_of_its_own_in_each_text():
         assert difference(hidden(ours, alone), expected[example : example + 1], alone) < EQUAL
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("padded", [0, 70])
 def test_longformer_at_a_length_where_gather_is_the_faster(padded):
     theirs, ours = longformers([64, 32], longest=514)

@@ -47,8 +47,11 @@ def states(model: Any, real: list[int], length: int) -> Tensor:
     return found
 
 
+FLEX = pytest.param("flex", marks=pytest.mark.nightly)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", "flex"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", FLEX])
 @pytest.mark.parametrize("mask", [HEADS, LAYERS, RANDOM], ids=["heads", "layers", "random"])
 def test_shorter_inputs_equal_those_padded_to_the_table(mask, backend):
     model = ARCHITECTURES["bert"].made(layers=2, length=TABLE)

@@ -162,7 +162,7 @@ def test_positions_are_not_studied_under_content():
     assert isinstance(attached(model)["self"], type(HUBS))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_models_resolve_outside_of_the_graph():
     model: nn.Module = attach(ARCHITECTURES["bert"].made(), HUBS)
     compiled = torch.compile(model, backend="eager")

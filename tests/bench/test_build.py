@@ -58,7 +58,7 @@ def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
     assert first.stat().st_mtime_ns == kept  # nothing was judged again
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_fails_is_missing_and_the_rest_is_kept(learnt, tmp_path):
     spec = spec_of(learnt["llama"])
     build(spec, tmp_path)
@@ -150,7 +150,7 @@ def test_the_command_builds(learnt, monkeypatch, capsys, tmp_path):
 
 
 # -- the package of tables -----------------------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
 @pytest.mark.parametrize("name", ["recall-1", "recall-4", "recall-17"])
 def test_cells_are_judged_again_as_they_stand(name):
@@ -184,7 +184,7 @@ def test_cells_are_judged_again_as_they_stand(name):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
 def test_the_package_installs_and_its_tables_are_found(tmp_path):
     """As a wheel, in a folder of its own; under 20 MB, and nothing in it is a pickle."""

@@ -94,7 +94,7 @@ def test_rows_say_what_the_table_says(table):
         assert row.test == table.query(row.choice, "test")["nll"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_strategies_beat_random_search_over_thirty_seeds(table):
     """Of equally many evaluations, mean regret at three heads; the sign test at 95 % of 30."""
 

@@ -81,7 +81,7 @@ def test_examples_about_a_run_work(monkeypatch, capsys, tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_examples_of_training_work(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))

@@ -243,7 +243,7 @@ def test_log_csv_has_a_row_a_record(monkeypatch, capsys, tmp_path, job):
     assert "did you mean 'csv'" in err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("slots", "number"), [("1", signal.SIGTERM), ("2", signal.SIGINT)])
 def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, slots):
     proxy, hold = Path(job[3].rpartition(":")[0]), tmp_path / "hold"

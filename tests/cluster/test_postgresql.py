@@ -21,7 +21,7 @@ from sleepy import Sleepy, essence, judged_twice, read_log
 import masksearch as ms
 from masksearch.user_code import load_function
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 HERE = Path(__file__).parent
 SPACE = f"{HERE.parents[1] / 'search_spaces' / 'head_shifts.py'}:space"
 TRIALS, SECONDS = 30, 0.8

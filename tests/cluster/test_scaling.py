@@ -99,7 +99,7 @@ def test_stored_measurement_gives_a_row_for_every_case(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_measuring_measures(tmp_path: Path) -> None:
     costs = loaded("driver_costs")
     table = costs.asked("tpe", (10, 20), repeats=2)

@@ -206,7 +206,7 @@ def test_finished_search_is_not_requeued_by_a_late_signal(job: Job, when: str) -
     assert len(job.calls("down")) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lost_storage_requeues_once(job: Job) -> None:
     for code, times in ((0, 1), (75, 1)):
         run = job.start("search", "--lost")
@@ -216,7 +216,7 @@ def test_lost_storage_requeues_once(job: Job) -> None:
         (job.state / "steps").unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("preempted", "code"), [("2026-11-23T10:00:00", 0), ("None", 137)])
 def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(
     job: Job, preempted: str, code: int
@@ -232,7 +232,7 @@ def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(
     assert len(job.calls("scontrol requeue")) == (code == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_error_of_the_search_is_the_jobs(job: Job) -> None:
     run = job.start("search", "--fails")
     run.communicate(timeout=120)
@@ -240,7 +240,7 @@ def test_error_of_the_search_is_the_jobs(job: Job) -> None:
     assert not job.calls("scontrol requeue")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_gpus_every_cpu_is_a_slot(job: Job) -> None:
     job.environment |= {"SLURM_GPUS_ON_NODE": "0", "SLURM_CPUS_PER_TASK": "8"}
     job.start("search", "--quick").communicate(timeout=120)

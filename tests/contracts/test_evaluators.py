@@ -216,7 +216,7 @@ Path("result").write_bytes(pickle.dumps(outcome(evaluator, Path("work"))))
 """
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
 @pytest.mark.parametrize("name", ["mlm", "from weights", "fine-tuning", "glue", "squad", "swag"])
 def test_packed_is_the_same_where_no_file_is(name, tmp_path):

@@ -28,7 +28,7 @@ def judged(evaluator: ms.Evaluator, workdir: Path, seed: int = 0) -> tuple[ms.Re
     return last, RowScores.load(workdir / "rows.safetensors")
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.parametrize("half", ["search", "final", "all"])
 @pytest.mark.parametrize("make", EVALUATORS.values(), ids=EVALUATORS)
 def test_rows_add_up_to_the_objective(make, half, tmp_path):
@@ -115,7 +115,7 @@ def test_packed_text_has_no_lengths(make, tmp_path):
         assert judge.objectives[1].name == "sparsity"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_digests_tell_halves_apart(tmp_path):
     for make in (text, causal, decoder, glue, squad, swag, planted):
         folder = tmp_path / make.__name__

@@ -282,7 +282,7 @@ def test_takes_one_two_and_three_objectives(name, count):
     assert len({json.dumps(p.params) for p in run(make(), 26)}) > 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_gp_keeps_the_law(count):
     constraints = () if count == 3 else (SPARSE, Constraint("cost", "<=", 5))
@@ -293,7 +293,7 @@ def test_gp_keeps_the_law(count):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_proposals_equal_those_of_another_process():
     code = f"""
 import json, sys
@@ -314,7 +314,7 @@ def test_other_seed_draws_others(name):
     assert len({json.dumps(draw, sort_keys=True) for draw in draws}) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "evolution"])
 def test_learns_what_is_feasible_from_stopped_masks(name):
     """Feasible is one draw in 40; a mask that is not feasible is stopped without a score."""

@@ -29,7 +29,7 @@ def values(evaluator: CostEvaluator, mask: masks.Mask) -> dict[str, float]:
 
 @settings(deadline=None, max_examples=25)
 @given(sized_trees(longest=9), st.integers(1, 4))
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_analytic_costs_match_the_table(sized, block):
     length, mask = sized
     evaluator = CostEvaluator(length, LAYERS, HEADS, width=4, block=block, measure=ANALYTIC)

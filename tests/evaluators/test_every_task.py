@@ -52,7 +52,7 @@ def data() -> Path:
     return Path(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("pretraining", ["mlm", "mlm+next", "mlm+order"])
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_real_text(data, pretraining, whole_words, tmp_path):
@@ -63,7 +63,7 @@ def test_real_text(data, pretraining, whole_words, tmp_path):
     assert ("pair_accuracy" in found.values) == (pretraining != "mlm")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_questions_and_endings(data, tmp_path):
     few = dict(rows=64, dev_rows=32, epochs=1, **SMALL)
     squad = ms.SquadEvaluator(data / "wikitext-2", data / "squad" / "dev-v1.1.json", **few)
@@ -72,7 +72,7 @@ def test_real_questions_and_endings(data, tmp_path):
     assert 0 <= last(swag, tmp_path / "swag").values["accuracy"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_nine_give_the_papers_average(data, tmp_path):
     evaluator = ms.GlueEvaluator(
         data / "wikitext-2",

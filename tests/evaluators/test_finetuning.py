@@ -237,7 +237,7 @@ def minilm() -> Path:
     return folders[0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA is not set")
 def test_minilm_learns_sst2_in_a_few_steps(minilm: Path, tmp_path: Path) -> None:
     judge = GlueEvaluator(

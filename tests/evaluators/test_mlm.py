@@ -99,7 +99,7 @@ def test_what_no_context_tells_is_the_loss_of_a_table_of_tokens(corpus: Path) ->
     assert task.context_free_loss == pytest.approx(np.mean(losses), rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mask_without_context_learns_nothing(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus, steps=500, lr=5e-3, batch=16, initializer_range=0.15, reports=1)
     for mask, nothing in ((masks.window(0), True), (masks.window(1), False)):
@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_refused_before_training(
             next(evaluator(corpus, **settings)(masks.full(), seed=0, workdir=tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_model_learns_the_same(corpus: Path, tmp_path: Path) -> None:
     runs = [
         evaluator(corpus, compile=compiled, steps=4, reports=1)(
@@ -369,7 +369,7 @@ def test_a_compiled_model_learns_the_same(corpus: Path, tmp_path: Path) -> None:
 
 
 @real
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_star_learns_sooner_than_dense_on_wikitext(tmp_path: Path) -> None:
     judge = MlmEvaluator(Path(os.environ["MASKSEARCH_DATA"]) / "wikitext-2", steps=200, reports=1)
     losses = {}

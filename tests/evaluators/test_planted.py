@@ -67,7 +67,7 @@ def test_graded_process_is_scored_by_its_masked_tokens():
     assert evaluator.final().protocol != evaluator.protocol
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_graded_process_is_learned_to_its_exact_accuracy():
     evaluator = PlantedEvaluator.graded()
     process = evaluator.process
@@ -134,7 +134,7 @@ def test_likelihood_classifier_matches_a_loop():
     assert torch.allclose(classifier(tokens).logits, expected, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dense_and_oracle_learn_and_window_does_not():
     evaluator = PlantedEvaluator()
     process = evaluator.process

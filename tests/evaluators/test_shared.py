@@ -188,7 +188,7 @@ def test_damaged_super_net_is_trained_again(tmp_path):
     assert replace(made).judge(TRIO) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_train_one_super_net(tmp_path):
     code = f"""
 import sys, torch

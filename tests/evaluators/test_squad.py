@@ -170,7 +170,7 @@ def test_misplaced_answers_are_counted(
         evaluator(data, path, squad_held_out=held).tokens()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
 )

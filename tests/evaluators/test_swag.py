@@ -95,7 +95,7 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
         next(evaluator(data, str(path))(masks.star(), seed=0, workdir=tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
 )

@@ -237,7 +237,11 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:strategy 'nsga2' on a conditional space")
-@pytest.mark.parametrize("strategy", ["tpe", "evolution", "nsga2", "qmc", "gp"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["tpe", "evolution"]
+    + [pytest.param(name, marks=pytest.mark.nightly) for name in ("nsga2", "qmc", "gp")],
+)
 def test_every_strategy_equals_local_with_one_slot(cluster, tmp_path, strategy):
     found = {}
     for name, executor in {"local": Local(), "ray": RayTune(slots=1)}.items():

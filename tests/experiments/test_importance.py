@@ -99,7 +99,7 @@ def test_learned_profile_is_the_mean_over_pairs():
     torch.testing.assert_close(again.values, found.values)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_planted_edges_are_found_by_every_measure():
     evaluator = ms.PlantedEvaluator(ms.PlantedProcess(length=12, offsets=(5,), keys=1))
     edges, held_out = evaluator.process.edges, evaluator.task.held_out()

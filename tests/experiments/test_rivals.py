@@ -218,15 +218,15 @@ def trained(make=ms.Gates, weight=None, rate=0.0, **gates):
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param({"form": PRODUCT}, marks=pytest.mark.slow),
+        {"form": PRODUCT},
         {"form": PRODUCT, "hard": False},
         {"make": HardConcreteGates, "form": "log", "hard": False},
-        pytest.param({"weight": 100.0}, marks=pytest.mark.slow),
+        {"weight": 100.0},
         {"weight": 1.0, "rate": 0.2},
     ],
     ids=str,
 )
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_variant_of_dam_prunes_and_runs_twice_alike(how):
     found = trained(**how)
     assert found.density < 0.8 < found.curve[0].values["density"] + 0.1

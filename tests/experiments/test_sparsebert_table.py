@@ -100,7 +100,7 @@ def test_families_have_the_printed_sparsity() -> None:
             assert found == pytest.approx(row.sparsity, abs=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_scores_as_printed_differs_in_nothing(tmp_path: Path) -> None:
     beside = compare_published(judged(tmp_path / "r"))
     frame = beside.frame()
@@ -119,7 +119,7 @@ def test_a_run_that_scores_as_printed_differs_in_nothing(tmp_path: Path) -> None
     assert "no run holds" not in "\n".join(beside.notes())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     some = {name: NAMED[name] for name in ("Star", "Fixed", "DAM_u 1e-2")}
     beside = compare_published(
@@ -137,7 +137,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "CoLA" in frame.columns[8 + 8]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_masks_are_matched_by_bits_and_by_name(tmp_path: Path) -> None:
     other = masks.longformer(3)
     named = {"mine": masks.star(), "longformer": other, "dam_s(0.0001)": masks.window(9)}
@@ -152,7 +152,7 @@ def test_masks_are_matched_by_bits_and_by_name(tmp_path: Path) -> None:
     assert f"Longformer: by its name; ours is {other}, not" in "\n".join(beside.notes())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_are_joined_and_protocols_are_not_mixed(tmp_path: Path) -> None:
     some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
     one = judged(tmp_path / "a", some, columns=("CoLA",), protocol="a")
@@ -170,7 +170,7 @@ def test_runs_are_joined_and_protocols_are_not_mixed(tmp_path: Path) -> None:
         compare_published(nothing)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rows_and_fine_tuning_runs_are_part_of_the_error(tmp_path: Path) -> None:
     some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
     columns = ("CoLA", "RTE")

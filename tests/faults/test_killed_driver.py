@@ -19,7 +19,7 @@ def whole(tmp_path: Path, where: str, strategy: str, trials: int) -> ms.Study:
     return ms.Study(run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("where", "strategy", "pause", "window"),
     [
@@ -46,7 +46,7 @@ def test_driver_killed_at_20_random_moments_loses_nothing(
     assert 0 < again <= 20 * (2 if several else 1)  # at most what ran at the moment of a kill
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_search_keeps_what_the_scheduler_has_seen(tmp_path):
     """With one slot, halving decides after kills as it does without."""
     run = tmp_path / "killed" / "run"

@@ -33,7 +33,7 @@ def found(evaluator: PlantedEvaluator, gates: Gates, config: DamConfig, seed: in
     return dam(source.model, source.batches, gates, config, held_out=source.held_out)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dam_finds_planted_edges_of_a_small_process():
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
     config = DamConfig(steps=250, dense_warmup=0.5, lr=4e-3, density=0.12, gate_lr=0.05)
@@ -46,7 +46,7 @@ def test_dam_finds_planted_edges_of_a_small_process():
     assert result.held_out < math.log(evaluator.process.vocabulary)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_dam_finds_planted_edges(seed: int):
     evaluator = PlantedEvaluator()
@@ -57,7 +57,7 @@ def test_dam_finds_planted_edges(seed: int):
     assert precision >= 0.97
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_toeplitz_gates_find_the_planted_offset_and_column():
     evaluator = PlantedEvaluator()
     gates = Gates("toeplitz+global", length=24, heads=2)

@@ -64,7 +64,7 @@ VARIANTS = [
     {"steps": 40, "schedule": "sqrt", **PUBLISHED},
     {"steps": 20, "micro_batches": 2, "cooling": 0.5, "lr_warmup": 0.5},
 ]
-VARIANTS = [pytest.param(fields, marks=pytest.mark.slow, id=str(fields)) for fields in VARIANTS]
+VARIANTS = [pytest.param(fields, marks=pytest.mark.nightly, id=str(fields)) for fields in VARIANTS]
 FROZEN = [{"steps": 14, "train": "gates"}, {"steps": 14, "train": "gates", **PUBLISHED}]
 
 
@@ -154,7 +154,7 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: On
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"gates.safetensors"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shot: OneShotRuns
 ):

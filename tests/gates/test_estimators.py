@@ -146,7 +146,7 @@ def test_a_nearly_closed_soft_gate_weighs_what_it_is_in_the_log_form():
 
 
 @pytest.mark.parametrize("visible", [None, padding_with_own()])
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_flip_gradient_is_first_order_effect_of_flipping_one_edge(visible: Tensor | None):
     query, key, value = inputs()
     gate = hard_gate(1)

@@ -356,7 +356,7 @@ def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
 
 
 # -- planted processes with plateaus -----------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM")
 @pytest.mark.parametrize(("spread", "steps"), [(0.02, 600), (0.07, 2500)])
 def test_planted_edges_are_found_or_attention_has_learned_nothing(spread: float, steps: int):

@@ -14,7 +14,7 @@ def generated(*shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_flex_attention_takes_every_layout():
     bits = generated(2, 8, 8) | torch.eye(8, dtype=torch.bool)
     query, key, value = torch.randn(3, 1, 2, 128, 16, generator=torch.Generator().manual_seed(0))

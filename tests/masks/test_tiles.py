@@ -65,7 +65,7 @@ def test_a_leaf_without_keys_is_looked_at_tile_by_tile():
     agrees(Odd() | masks.window(2), 100, 16)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_tensor_of_all_pairs_is_made():
     length = 8256  # hops, which take tables, are not counted
     mask = masks.per_head([masks.bigbird(), ~masks.longformer(3, 2) & masks.causal()])

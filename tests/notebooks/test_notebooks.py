@@ -42,7 +42,7 @@ def pictures(cell: NotebookNode) -> int:
     return sum("image/png" in one or "<img" in one.get("text/html", "") for one in data)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_notebook_shows_what_is_stored(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MASKSEARCH_RUNS", str(tmp_path))

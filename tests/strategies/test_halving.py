@@ -234,7 +234,7 @@ def test_repr_names_every_argument_and_no_state():
     assert scheduler == eval(text)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_replay_smoke():
     script = Path(__file__).parents[2] / "experiments" / "04_halving_replay" / "run.py"
     done = subprocess.run(

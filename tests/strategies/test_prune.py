@@ -68,7 +68,7 @@ def test_what_is_kept_matters_more_than_what_is_cut(evaluator, tmp_path) -> None
     assert first.curve[-1].values["density"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_tasks_have_one_order(evaluator, tmp_path) -> None:
     _, *cut = search(replace(evaluator, tasks=("SST-2", "RTE")), tmp_path)
     assert all(record.status == "done" for record in cut)
@@ -85,7 +85,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_job_goes_on_with_its_round(evaluator, tmp_path) -> None:
     whole = search(evaluator, tmp_path / "a", rounds=3)
     with pytest.raises(KeyboardInterrupt):

@@ -41,7 +41,7 @@ def search(run: Path, judge: Any, trials: int = 16, **given: Any) -> ms.Study:
     )  # fmt: skip
 
 
-@pytest.mark.slow  # eight trainings, 14 masks
+@pytest.mark.nightly  # eight trainings, 14 masks
 @pytest.mark.filterwarnings("ignore")
 def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     data, run = write_sentences(tmp_path), tmp_path / "run"

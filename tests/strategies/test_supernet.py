@@ -51,7 +51,7 @@ def outcome(study):
     return [(r.number, r.status, r.fingerprint, dict(r.values)) for r in study.records()]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_super_net_is_one_trial_and_the_best_of_each_band_follow(tmp_path):
     study = search(tmp_path / "run", trials=7)
     first, *trained = study.records()
@@ -110,7 +110,7 @@ def test_failed_super_net_ends_the_search_with_its_reason(tmp_path):
     assert record.status == "failed"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_worker_processes_are_given_the_space(tmp_path):
     """A space that no worker can import."""
     code = textwrap.dedent(
@@ -134,7 +134,7 @@ def test_worker_processes_are_given_the_space(tmp_path):
     assert [record.status for record in study.records()] == ["done"] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_in_the_super_net_goes_on_there(tmp_path):
     code = f"""
 import os, sys, torch

@@ -191,7 +191,7 @@ def two(tmp_path_factory):
     return folder, found.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["plain", "micro", "mask", "classes", "lamb", "memory"])
 def test_two_processes_train_like_one(one, two, name):
     folder, said = two
@@ -207,7 +207,7 @@ def test_two_processes_train_like_one(one, two, name):
     assert name != "memory" or "computed in parts of 2 rows" in said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_with_another_number_of_processes(one, tmp_path):
     killed = launched(tmp_path, "killed", 2)
     assert killed.returncode != 0
@@ -228,7 +228,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(one, tmp_path):
     assert not list((tmp_path / "killed" / "kept").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_goes_wrong_on_one_process_ends_all(tmp_path):
     nan = launched(tmp_path, "nan", 2)
     assert nan.returncode != 0
@@ -238,7 +238,7 @@ def test_what_goes_wrong_on_one_process_ends_all(tmp_path):
     assert "this process alone has failed" in error.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_with_folders_of_their_own_are_told_apart(tmp_path):
     model, batches, config = case("plain")
     kept = Checkpoints(tmp_path / "apart" / "0")

@@ -51,7 +51,7 @@ def sides(mask: masks.Mask, length: int, visible: Tensor | None, key_heads: int 
     return ours, theirs
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("mask", "length", "padding"),
     [
@@ -74,21 +74,21 @@ def test_equals_sdpa(mask, length, padding):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_key_heads_are_shared():
     mask = masks.per_head([masks.window(9), masks.star(), masks.blocks(64), masks.causal()])
     ours, theirs = sides(mask, 256, right(256), key_heads=2)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_queries_without_keys_give_zero():
     ours, theirs = sides(masks.shifts([-1]), 130, None)
     assert ours[:, :, 0].eq(0).all()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_autocast_brings_all_to_one_type():
     query, key, value = states(256)
     mask = masks.window(20)

@@ -263,7 +263,7 @@ def test_dropout_drops_that_share_and_keeps_the_mean():
     torch.testing.assert_close(left[left > 0], torch.full_like(left[left > 0], 1 / (1 - rate)))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_attention_equals_eager():
     plan, given = GatherPlan.of_mask(masks.window(9), 64, block=16), states(2, 64)
 

@@ -311,7 +311,7 @@ def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) ->
 
 
 @real
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wikitext_token_counts(tmp_path: Path) -> None:
     corpus = Corpus.load(Path(os.environ["MASKSEARCH_DATA"]) / "wikitext-2", cache=tmp_path)
     assert corpus.train.shape == (23_095, 128)
