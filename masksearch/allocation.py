@@ -10,11 +10,8 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import reduce
-from operator import or_
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +28,7 @@ from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.evaluators.next_tokens import row_scores
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
+from masksearch.masks.rivals import default_local, widest_window
 from masksearch.models.decoders import NextTokenModel
 from masksearch.models.plan import Plan
 from masksearch.serving.engines import HELD, READINGS, Serving, Target, unserved
@@ -38,14 +36,13 @@ from masksearch.serving.folder import write_folder
 from masksearch.serving.gguf import begin_file
 from masksearch.serving.kv_cache import Account, kv_bytes
 from masksearch.serving.native import from_native, native_config, to_native, with_sink_logits
-from masksearch.serving.sinks import Sinks, keeps_sinks, sinks_of, without_sinks
+from masksearch.serving.sinks import Sinks, keeps_sinks, without_sinks
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
 from masksearch.study.records import read_budgets
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import FEW
 
-SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 LEVEL = 0.95  # of intervals over documents
 WRITTEN = torch.float16  # the weights of a folder that is served
 
@@ -189,7 +186,7 @@ def allocate_each(
     local = masks.parse(str(local or default_local(length)))
     if out is not None or sinks is not None:
         check_folder(judge, local, serve, sinks, out, limits)
-    rivals = {limit: widest_window(judge, local, limit) for limit in limits}
+    rivals = {limit: plainest_rival(judge, local, limit) for limit in limits}
     for limit, rival in rivals.items() if check or out is not None else ():
         if rival is not None and limit < 1 and rival.sparsity(length, causal=True) == 0:
             warnings.warn(
@@ -253,30 +250,14 @@ def allocate_each(
     return plans
 
 
-def default_local(length: int) -> str:
-    """Sinks and a window.
-
-    >>> default_local(1024)
-    'columns(4) | window(127)'
-    """
-    return f"columns({SINKS}) | window({max(1, length // WINDOWS - 1)})"
-
-
-def widest_window(judge: CausalEvaluator, local: Mask, limit: float) -> Mask | None:
-    """The sinks of a local mask and the widest window within a budget, in every layer: what a
-    searched mask has to beat. None where nothing is within it, or an engine refuses the mask."""
-
-    def drawn(reach: int) -> Mask:
-        return reduce(or_, [*sinks_of(local), masks.window(reach)])
-
-    def cost(reach: int) -> float:
-        return judge.measures_of(drawn(reach))[judge.cost]
-
+def plainest_rival(judge: CausalEvaluator, local: Mask, limit: float) -> Mask | None:
+    """The widest window within a budget, in every layer: a searched mask has to beat it. None
+    where nothing is within the budget, or an engine refuses the mask."""
+    length = judge.serving.length or judge.positions
     try:
-        within = bisect_right(range(judge.serving.length or judge.positions), limit, key=cost)
+        return widest_window(limit, lambda m: judge.measures_of(m)[judge.cost], length, local)
     except NativeError:
         return None
-    return drawn(within - 1) if within else None
 
 
 def read_strategy(judge: CausalEvaluator, options: dict[str, Any], run: Path) -> AllocateStrategy:

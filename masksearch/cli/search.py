@@ -169,7 +169,7 @@ COMPARING = {
     "first_seed": valued(1000, "First seed; use others than the search's.", COMPARED, "N"),
     "budget": optional(
         "Largest share of dense attention that a run's mask costs: RUN stands for its best mask "
-        "within each; repeatable.",
+        "within each, beside masks drawn by hand within each; repeatable.",
         *(COMPARED, "no limit", "SHARE", list[float]),
     ),
     "controls": valued(
@@ -349,8 +349,9 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     from masksearch.analysis.runs import read_candidates
     from masksearch.cli.build import named_candidates
     from masksearch.driver import open_study
-    from masksearch.masks import FAMILIES, full
+    from masksearch.masks import FAMILIES, full, rivals_within
     from masksearch.masks.families import FIRST_KEY, random_like
+    from masksearch.strategies.allocate import DENSITY, find_cost
     from masksearch.study.records import read_budgets
     from masksearch.study.references import within_budgets
 
@@ -376,6 +377,14 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
             for end in ("", FIRST_KEY)
         }
         families = FAMILIES if given["front"] is None else {}  # a front brings its own
+        if budgets and families:  # drawn at equal cost
+            cost = find_cost(judge)
+            price = None if cost == DENSITY else lambda mask: judge.measures_of(mask)[cost]
+            families = {
+                f"{name} within {limit:g}": mask
+                for limit in budgets
+                for name, mask in rivals_within(limit, judge.shape, price).items()
+            }
         own = {"dense": full(), **families, **alike}
         if taken := [name for name in own if mine.get(name, own[name]) != own[name]]:
             raise OptionsError(
@@ -383,6 +392,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
                 "give yours another one (NAME=MASK), or --no-controls"
             )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control")}
+        kinds |= dict.fromkeys(families, "hand-designed")
         candidates = {**own, **named}
     first = given["first_seed"]
     return {

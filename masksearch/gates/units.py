@@ -31,7 +31,13 @@ from masksearch.errors import MaskFormatError, check_name
 from masksearch.files import read_tensors
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.masks.measure import keys_of_rows, layer_pairs, pair_weights, unit_densities
+from masksearch.masks.measure import (
+    ROUNDING,
+    keys_of_rows,
+    layer_pairs,
+    pair_weights,
+    unit_densities,
+)
 from masksearch.masks.text import parse
 from masksearch.user_code import budget_of
 
@@ -43,7 +49,6 @@ Allocation = tuple[int, ...]  # the level of each unit
 Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
 UNITS = ("layer", "kv_head", "head")
 GATES = "masksearch-gates-1"  # files of trained gates
-ROUNDING = 1e-9  # share by which a density or a budget may be missed
 
 
 @dataclass(frozen=True)

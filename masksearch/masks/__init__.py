@@ -49,6 +49,7 @@ from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import Window as window
 from masksearch.masks.nearest import NearestFamily, nearest_family
+from masksearch.masks.rivals import rivals_within
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Cropped as cropped
 from masksearch.masks.tables import PerHead as per_head
@@ -105,6 +106,7 @@ __all__ = [
     "powers_of_two",
     "random_keys",
     "recipe",
+    "rivals_within",
     "shifts",
     "special_tokens",
     "star",

@@ -26,6 +26,7 @@ from masksearch.masks.lower import (
 )
 from masksearch.masks.text import short_text
 
+ROUNDING = 1e-9  # share by which a density or a budget may be missed
 BLOCK = 64  # side of a kernel's block, in positions
 MEASURES = (
     *("sparsity", "effective_sparsity", "density", "block_density", "hops"),

@@ -58,12 +58,6 @@ def without_sinks(mask: Mask) -> Mask:
     return reduce(and_, map(without_sinks, mask.of)) if isinstance(mask, Both) else mask
 
 
-def sinks_of(mask: Mask) -> list[Mask]:
-    """The tokens of fixed positions that the mask of one layer keeps."""
-    parts = mask.of if isinstance(mask, Either) else (mask,)
-    return [part for part in parts if isinstance(part, Columns)]
-
-
 def keeps_sinks(mask: Mask, layers: int) -> bool:
     """Whether a mask keeps tokens of fixed positions beside something else, in some layer."""
     every = (mask.of_layer(layer) for layer in range(layers))

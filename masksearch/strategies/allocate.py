@@ -32,7 +32,6 @@ from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Propos
 from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.gates.config import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
-    ROUNDING,
     Allocation,
     Scores,
     Unit,
@@ -45,6 +44,7 @@ from masksearch.gates.units import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full
+from masksearch.masks.measure import ROUNDING
 from masksearch.strategies.dam import waiting
 from masksearch.study.records import read_budgets
 

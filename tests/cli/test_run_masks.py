@@ -39,6 +39,17 @@ def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch
     assert set(ms.Comparison.open("runs/c").entries) == {"random", "random (y/x)", "random (z/x)"}
 
 
+def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch, capsys):
+    words = ["compare", "runs/x", "--budget", 0.5, "--seeds", 1, *job, "--run", "runs/b"]
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 0, err
+    compared = ms.Comparison.open("runs/b")
+    drawn = {n: e for n, e in compared.entries.items() if e.kind == "hand-designed"}
+    assert {"strided within 0.5", "longformer within 0.5"} <= {*drawn}
+    assert not {*drawn} & {*masks.FAMILIES}
+    assert all(1 - entry.sparsity <= 0.5 for entry in drawn.values())
+
+
 @pytest.mark.slow
 def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     study = ms.open_study("runs/x")
