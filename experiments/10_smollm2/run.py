@@ -1,12 +1,14 @@
 """Which layers of SmolLM2 need every key: the front of loss against bytes of the cache.
 
-    python experiments/10_smollm2/run.py search judge longer recover native tables --data FOLDER
+    python experiments/10_smollm2/run.py search judge .. windows tables --data FOLDER
 
 Stages: search (each arm in a study of its own, on the search half of held-out novels), judge (what
 the arms found, patterns drawn by hand and random layers, on the final half), longer (the same at a
 length that no search has seen), recover (after distillation), native (the same of a mask without
-sinks, written as a configuration and read by transformers alone), tables (results/). Each stage
-goes on where it was stopped. plan.toml, beside this file, was written before the first search.
+sinks, written as a configuration and read by transformers alone), windows (one window in every
+layer, of no more bytes, beside the searched layers that results/ names), tables (results/). Each
+stage goes on where it was stopped. plan.toml, beside this file, was written before the first
+search, its section on windows before the first of them was judged.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.evaluators.next_tokens import document_scores
+from masksearch.masks.rivals import WIDEST, full_layers, placements, widest_window
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -38,10 +41,16 @@ from experiments.rivals.attention_mass import attention_mass  # noqa: E402
 from experiments.rivals.switch import switch  # noqa: E402
 from experiments.rivals.trained_models import score_units  # noqa: E402
 
+sys.path.insert(0, str(HERE))
+from verdict import Results  # noqa: E402
+
 RIVALS = {"mass": attention_mass, "switch": switch}
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 LOCAL, BARE = masks.parse(PLAN["masks"]["local"]), masks.parse(PLAN["masks"]["bare"])
 SEED = PLAN["search"]["seed"]
+RESULTS = Results(HERE / "results")
+EARLIER = ("judged", "drawn", "longer", "bare", "recovered")  # stages with a table in results/
+WINDOWS = ("windows", "windows_drawn", "windows_longer", "windows_recovered")
 SMOKE_TEXT = {"length": 64, "held_out_sequences": 4}
 
 
@@ -100,10 +109,9 @@ class Experiment:
                 link.symlink_to(path.resolve())
         return text
 
-    def mask(self, full: set[int], local: ms.Mask = LOCAL) -> ms.Mask:
+    def mask(self, full: Iterable[int], local: ms.Mask = LOCAL) -> ms.Mask:
         """Those layers full, counted from 0, the others local."""
-        every = range(self.layers)
-        return masks.per_layer([masks.full() if at in full else local for at in every])
+        return full_layers(frozenset(full), self.layers, local)
 
     def budget(self, count: int, local: ms.Mask = LOCAL) -> float:
         """Share of the dense cache that so many full layers leave, whichever they are."""
@@ -162,14 +170,7 @@ class Experiment:
 
     def patterns(self, count: int) -> dict[str, set[int]]:
         """Drawn by hand, and at random."""
-        middle, step = (self.layers - count) // 2, self.layers / count
-        named = {
-            "first": set(range(count)),
-            "middle": set(range(middle, middle + count)),
-            "last": set(range(self.layers - count, self.layers)),
-            "every n-th": {int((at + 1) * step) - 1 for at in range(count)},
-            "every n-th, shifted": {int((at + 0.5) * step) for at in range(count)},
-        }
+        named = {name: set(places) for name, places in placements(self.layers, count).items()}
         random = np.random.default_rng(count)
         for draw in range(PLAN["search"]["random_draws"]):
             named[f"random layers {draw}"] = set(random.permutation(self.layers)[:count].tolist())
@@ -189,9 +190,7 @@ class Experiment:
 
     def run_longer(self) -> None:
         """The same masks at a length that no search has seen."""
-        length = 2 * self.judge.positions if self.given.smoke else PLAN["text"]["longer"]
-        sequences = max(2, self.final.held_out_sequences // 2)
-        judge = replace(self.final, length=length, held_out_sequences=sequences)
+        judge = self.judge_of_longer()
         primary = f" {min(PLAN['masks']['primary'], self.counts[-1])}"
         found = self.candidates()
         chosen = {n: m for n, m in found.items() if n.endswith((primary, "dense", "all local"))}
@@ -231,17 +230,66 @@ class Experiment:
         known |= {"sliding_window": model.config.sliding_window}
         (self.runs / "native.json").write_text(json.dumps(known, indent=1))
 
+    def run_windows(self) -> None:
+        """One window in every layer beside dense attention and the best searched layers, all
+        judged anew: on both halves, at the longer length, and after recovery."""
+        found = self.stored_layers()
+        widest = {f"{WIDEST} {n}": self.widest_window(mask) for n, mask in found.items()}
+        searched = {self.searched_name(n): mask for n, mask in found.items()}
+        dense, primary = {"dense": masks.full()}, min(PLAN["masks"]["primary"], self.counts[-1])
+        ms.compare(
+            widest, self.judge, run=self.runs / "windows_drawn", seeds=[SEED], half="search"
+        )
+        judged = dense | searched | widest
+        ms.compare(judged, self.final, run=self.runs / "windows", seeds=[SEED])
+        best = {self.searched_name(primary): found[primary]}
+        longer = self.judge_of_longer()
+        window = {f"{WIDEST} {primary}": self.widest_window(found[primary], longer)}
+        ms.compare(dense | best | window, longer, run=self.runs / "windows_longer", seeds=[SEED])
+        window = {f"{WIDEST} {primary}": self.widest_window(found[primary])}
+        recovered = self.runs / "windows_recovered"
+        ms.compare(dense | best | window, self.recovering, run=recovered, seeds=[SEED])
+
+    def stored_layers(self) -> dict[int, ms.Mask]:
+        """Full layers -> the mask of the arm that was best on the search half, from results/; of a
+        smoke run its own."""
+        if self.given.smoke:
+            return {n: record.mask for n, record in self.found("restore").items() if record.mask}
+        return {n: self.mask(RESULTS.full_layers(n)[1]) for n in self.counts}
+
+    def searched_name(self, count: int) -> str:
+        """`"<arm> <full layers>"`."""
+        return f"restore {count}" if self.given.smoke else RESULTS.searched(count)
+
+    def widest_window(self, like: ms.Mask, judge: ms.CausalEvaluator | None = None) -> ms.Mask:
+        """The widest, with sinks, whose bytes are no more than those of a mask."""
+        judge = judge or self.judge
+
+        def cost(mask: ms.Mask) -> float:
+            return judge.measures_of(mask)["kv_bytes"]
+
+        found = widest_window(cost(like), cost, judge.positions, LOCAL)
+        assert found is not None
+        return found
+
+    def judge_of_longer(self) -> ms.CausalEvaluator:
+        """The final judge at the longer length, on half as many sequences."""
+        length = 2 * self.judge.positions if self.given.smoke else PLAN["text"]["longer"]
+        sequences = max(2, self.final.held_out_sequences // 2)
+        return replace(self.final, length=length, held_out_sequences=sequences)
+
     def write_tables(self) -> None:
         """Losses of every novel; the layers that were found; counts of judged masks."""
         out = self.runs / "results" if self.given.smoke else HERE / "results"
         out.mkdir(parents=True, exist_ok=True)
-        for stage in ("judged", "drawn", "longer", "bare", "recovered"):
+        for stage in (*EARLIER, *WINDOWS):
             if (self.runs / stage).is_dir():
                 table = losses(ms.Comparison.open(self.runs / stage))
                 table.to_csv(out / f"{stage}.csv", index=False, float_format="%.5f")
         if (native := self.runs / "native.json").is_file():
             shutil.copy(native, out)
-        self.chosen_layers().to_csv(out / "layers.csv", index=False, float_format="%.5f")
+        if (self.runs / "restore").is_dir():
+            self.chosen_layers().to_csv(out / "layers.csv", index=False, float_format="%.5f")
 
     def chosen_layers(self) -> pd.DataFrame:
         """A line for each arm and budget: search loss, masks judged, the full layers."""
@@ -265,6 +313,7 @@ STAGES: Mapping[str, Callable[[Experiment], None]] = {
     "longer": Experiment.run_longer,
     "recover": Experiment.run_recover,
     "native": Experiment.run_native,
+    "windows": Experiment.run_windows,
     "tables": Experiment.write_tables,
 }
 

@@ -1,4 +1,4 @@
-"""The tables of README.md, from results/: do searched layers lose less than those drawn by hand?
+"""The tables of README.md, from results/: do searched layers lose less than masks drawn by hand?
 
     python experiments/10_smollm2/verdict.py
 
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from masksearch.analysis.stats import PairedDifference, correct_family, estimate, paired_difference
+from masksearch.masks.rivals import SINKS, WIDEST
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
-DRAWN = ("first", "middle", "last", "every n-th", "every n-th, shifted")
+DRAWN = ("first", "middle", "last", "every n-th", "every n-th, shifted")  # sets of full layers
 PRIMARY = PLAN["masks"]["primary"]
 
 
@@ -54,6 +56,11 @@ class Results:
         at = self.layers[self.layers.full_layers == budget].set_index("arm")
         return f"{at.search_nll.idxmin()} {budget}"
 
+    def reach(self, budget: int) -> int:
+        """Of the one window of a budget, in positions: the largest of no more bytes."""
+        kept = self.stages["windows"].kv_bytes[f"{WIDEST} {budget}"] * PLAN["text"]["length"]
+        return round(kept) - SINKS - 1
+
     def full_layers(self, budget: int) -> tuple[str, list[int]]:
         """That arm, and the layers that its mask keeps full."""
         arm = self.searched(budget).rsplit(" ", 1)[0]
@@ -74,7 +81,8 @@ class Results:
 def tables(results: Results) -> dict[str, str]:
     """Heading -> Markdown."""
     return {
-        "Against those drawn by hand": against_drawn(results),
+        "Against one window in every layer": against_window(results),
+        "Against full layers drawn by hand": against_drawn(results),
         "Every arm": every_arm(results),
         "At twice the length": at_length(results),
         "After recovery": after_recovery(results),
@@ -82,12 +90,57 @@ def tables(results: Results) -> dict[str, str]:
     }
 
 
+def window_minus_searched(
+    results: Results, budget: int, level: float, stage: str = "windows"
+) -> PairedDifference:
+    """One window in every layer minus the searched layers, judged side by side."""
+    pair = (f"{WIDEST} {budget}", results.searched(budget))
+    return paired_difference(*(results.novels(name, stage) for name in pair), level)
+
+
+def with_primary(
+    results: Results, difference: Callable[[int, float], PairedDifference]
+) -> dict[int, tuple[PairedDifference, float]]:
+    """Budget -> difference and p: the primary one by itself, the others as a family (Holm)."""
+    others = [budget for budget in results.budgets if budget != PRIMARY]
+    found = dict(zip(others, correct_family(others, difference), strict=True))
+    primary = difference(PRIMARY, 0.95)
+    return found | {PRIMARY: (primary, primary.p_value)}
+
+
+def against_window(results: Results) -> str:
+    """A line for each budget."""
+    found = with_primary(results, partial(window_minus_searched, results))
+    lines = []
+    for budget in results.budgets:
+        best, (difference, p_value) = results.searched(budget), found[budget]
+        window = results.stages["windows"].loc[f"{WIDEST} {budget}"]
+        lines.append(
+            [
+                f"{budget}, primary" if budget == PRIMARY else str(budget),
+                f"{best.rsplit(' ', 1)[0]} {mean(results, best, 'windows'):.3f}",
+                f"{100 * results.stages['windows'].kv_bytes[best]:.1f} %",
+                f"window({results.reach(budget)}) {window.nll:.3f}",
+                f"{100 * window.kv_bytes:.1f} %",
+                shown(difference),
+                f"{p_value:.1g}",
+            ]
+        )
+    head = [
+        "full layers",
+        "searched",
+        "bytes",
+        "one window",
+        "bytes",
+        "window minus searched",
+        "p",
+    ]
+    return markdown(head, lines)
+
+
 def against_drawn(results: Results) -> str:
     """A line for each budget: the primary one by itself, the others as a family."""
-    others = [budget for budget in results.budgets if budget != PRIMARY]
-    found = dict(zip(others, correct_family(others, results.against), strict=True))
-    primary = results.against(PRIMARY, 0.95)
-    found[PRIMARY] = primary, primary.p_value
+    found = with_primary(results, results.against)
     lines = []
     for budget in results.budgets:
         best, hand = results.searched(budget), results.drawn(budget)
@@ -127,11 +180,18 @@ def at_length(results: Results) -> str:
     """The primary budget at a length that no search has seen."""
     best, hand = results.searched(PRIMARY), results.drawn(PRIMARY)
     lines = []
-    for name in ("dense", best, hand, "all local"):
-        pair = results.novels(name, "longer"), results.novels(hand, "longer")
-        difference = "" if name == hand else shown(paired_difference(*pair, 0.95))
-        lines.append([name, f"{mean(results, name, 'longer'):.3f}", difference])
-    return markdown(["layers by", "nats a token", f"minus {hand}"], lines)
+    for name, stage in (
+        ("dense", "windows_longer"),
+        (f"{WIDEST} {PRIMARY}", "windows_longer"),
+        (best, "windows_longer"),
+        (hand, "longer"),
+        ("all local", "longer"),
+    ):
+        pair = results.novels(name, stage), results.novels(best, stage)
+        difference = "" if name == best else shown(paired_difference(*pair, 0.95))
+        cost = f"{100 * results.stages[stage].kv_bytes[name]:.1f} %"
+        lines.append([name, cost, f"{mean(results, name, stage):.3f}", difference])
+    return markdown(["layers by", "bytes", "nats a token", f"minus {best}"], lines)
 
 
 def after_recovery(results: Results) -> str:
@@ -144,6 +204,10 @@ def after_recovery(results: Results) -> str:
         left = "" if name == "dense" else shown(paired_difference(after, dense, 0.95))
         loss = estimate(list(after.values())).value
         lines.append([name, f"{mean(results, name, stage):.3f}", f"{loss:.3f}", left])
+    window = f"{WIDEST} {PRIMARY}"
+    before, after = mean(results, window, "windows"), results.novels(window, "windows_recovered")
+    left = shown(paired_difference(after, results.novels("dense", "windows_recovered"), 0.95))
+    lines.append([window, f"{before:.3f}", f"{estimate(list(after.values())).value:.3f}", left])
     return markdown(["layers by", "as it is", "after recovery", "minus dense, recovered"], lines)
 
 
