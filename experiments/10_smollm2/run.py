@@ -232,7 +232,10 @@ class Experiment:
 
     def run_windows(self) -> None:
         """One window in every layer beside dense attention and the best searched layers, all
-        judged anew: on both halves, at the longer length, and after recovery."""
+        judged anew, in float32: on both halves, and at the longer length; the window after
+        recovery."""
+        for name in ("judge", "final", "recovering"):
+            setattr(self, name, replace(getattr(self, name), precision="float32"))
         found = self.stored_layers()
         widest = {f"{WIDEST} {n}": self.widest_window(mask) for n, mask in found.items()}
         searched = {self.searched_name(n): mask for n, mask in found.items()}
@@ -247,8 +250,7 @@ class Experiment:
         window = {f"{WIDEST} {primary}": self.widest_window(found[primary], longer)}
         ms.compare(dense | best | window, longer, run=self.runs / "windows_longer", seeds=[SEED])
         window = {f"{WIDEST} {primary}": self.widest_window(found[primary])}
-        recovered = self.runs / "windows_recovered"
-        ms.compare(dense | best | window, self.recovering, run=recovered, seeds=[SEED])
+        ms.compare(window, self.recovering, run=self.runs / "windows_recovered", seeds=[SEED])
 
     def stored_layers(self) -> dict[int, ms.Mask]:
         """Full layers -> the mask of the arm that was best on the search half, from results/; of a

@@ -206,7 +206,7 @@ def after_recovery(results: Results) -> str:
         lines.append([name, f"{mean(results, name, stage):.3f}", f"{loss:.3f}", left])
     window = f"{WIDEST} {PRIMARY}"
     before, after = mean(results, window, "windows"), results.novels(window, "windows_recovered")
-    left = shown(paired_difference(after, results.novels("dense", "windows_recovered"), 0.95))
+    left = shown(paired_difference(after, dense, 0.95))
     lines.append([window, f"{before:.3f}", f"{estimate(list(after.values())).value:.3f}", left])
     return markdown(["layers by", "as it is", "after recovery", "minus dense, recovered"], lines)
 
