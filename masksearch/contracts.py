@@ -7,8 +7,10 @@ An evaluator inherits from `Evaluator`; what implements the protocols below only
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.errors import EvaluatorError, SearchError
+from masksearch.masks.checks import LONGEST, at_least, check_planes, whole
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
 
@@ -52,7 +55,8 @@ class Shape:
             of `to_dict`.
 
     Raises:
-        ValueError: If a number is below 1, or a sequence or `read` is beyond `length`.
+        ValueError: If a number is no whole number of at least 1, a sequence or `read` is beyond
+            `length`, or there are more layers and heads, or positions, than a mask can have.
     """
 
     length: int
@@ -65,8 +69,8 @@ class Shape:
 
     def __post_init__(self) -> None:
         for name in ("length", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            at_least(name, getattr(self, name), 1, LONGEST)
+        check_planes(self.layers, self.heads)
         if self.read is not None and not 1 <= self.read <= self.length:
             raise ValueError(
                 f"read must lie in 1..length = 1..{self.length} (rows of the last layer), or be "
@@ -120,6 +124,11 @@ class Objective:
     def __post_init__(self) -> None:
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
+        if not isinstance(self.worst, Real) or math.isnan(self.worst):
+            raise ValueError(
+                f"worst must be a number, got {self.worst!r}: give the worst {self.name} that "
+                "still counts"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,8 @@ class Report:
     """What an evaluator has measured after `step` optimiser steps.
 
     Values are what `float()` takes: numbers, NumPy's too, and tensors of one element. Anything
-    else raises an EvaluatorError, which says what to write.
+    else raises an EvaluatorError, which says what to write; so do no values, and a step that is no
+    whole number of at least 0.
 
     >>> Report(2, {"loss": torch.tensor(0.5)})
     Report(step=2, values={'loss': 0.5})
@@ -143,7 +153,15 @@ class Report:
                 'ms.Report(step, {"accuracy": accuracy})'
             )
         plain = {name: plain_number(name, value) for name, value in self.values.items()}
+        step = int(self.step) if isinstance(self.step, float) and self.step % 1 == 0 else self.step
+        if whole(step) is None or step < 0 or not plain:
+            raise EvaluatorError(
+                "a Report has a step, a whole number of at least 0, and one value or more, got "
+                f"step {self.step!r} with {len(plain)} values: yield "
+                'ms.Report(step, {"accuracy": accuracy})'
+            )
         object.__setattr__(self, "values", plain)
+        object.__setattr__(self, "step", int(step))
 
 
 def plain_number(name: str, value: Any) -> float:

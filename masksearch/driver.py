@@ -46,6 +46,7 @@ from masksearch.errors import SearchError, outside_level, unknown_name
 from masksearch.executors.local import Local
 from masksearch.gates.units import Units
 from masksearch.loggers.console import Watcher
+from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import names_run
@@ -202,7 +203,7 @@ def search(
     seed: int = 0,
     executor: Executor | None = None,
     scheduler: Scheduler | None = None,
-    constraints: Sequence[str] = (),
+    constraints: str | Sequence[str] = (),
     budget: float | Sequence[float] | None = None,
     baselines: Mapping[str, Mask] | None = None,
     listeners: Sequence[Listener] = (),
@@ -236,9 +237,9 @@ def search(
         executor: Where jobs run; None = `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
             to its end.
-        constraints: Such as `"sparsity >= 0.9"`. A mask that violates one on a measure that is
-            known before training is stopped without training; one on an objective that is
-            reported (a measured latency) is checked at the end.
+        constraints: One or several, such as `"sparsity >= 0.9"`. A mask that violates one on a
+            measure that is known before training is stopped without training; one on an
+            objective that is reported (a measured latency) is checked at the end.
         budget: What a mask may cost, a share of dense attention's in (0, 1], or several: draw d
             has the one at d modulo their number. It is a share of the pairs of real tokens, or of
             what the evaluator's second objective counts (`kv_bytes`). A space asks
@@ -258,20 +259,26 @@ def search(
 
     Raises:
         ResumeError: If the folder holds a search with another space, evaluator or seed.
-        SearchError: If the first five trials all fail, the folder cannot be written, parameters
-            in `enqueue` cannot be drawn, ...
+        SearchError: If `trials` or `seed` is no whole number, the first five trials all fail, the
+            folder cannot be written, parameters in `enqueue` cannot be drawn, ...
         UnknownNameError: If the strategy is unknown; names the nearest.
         ValueError: If a budget is no share in (0, 1], or less than any mask costs.
     """
     check_evaluator(evaluator)
     if trials is None and seconds is None:
         raise SearchError("give trials= or seconds=, so that the search ends")
-    if trials is not None and trials < (0 if baselines else 1):
-        raise SearchError(f"trials must be at least 1, or 0 with baselines alone, got {trials}")
+    if trials is not None and (whole(trials) is None or trials < (0 if baselines else 1)):
+        raise SearchError(
+            "trials must be a whole number of at least 1, or 0 with baselines alone, got "
+            f"{trials!r}"
+        )
+    if whole(seed) is None:
+        raise SearchError(f"seed must be a whole number, got {seed!r}")
     if seconds is not None and not seconds > 0:
         raise SearchError(f"seconds must be positive, got {seconds:g}")
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
+    constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
     run, options, executor = Path(run), dict(strategy_options or {}), executor or Local()
     budgets = read_budgets(budget)

@@ -66,10 +66,13 @@ def space(trial):
 """,
 }
 MISTAKES = {
-    "no trials": ("--trials 0", "trials must be at least 1, or 0 with baselines alone, got 0"),
-    "negative trials": ("--trials -3", "trials must be at least 1"),
+    "no trials": (
+        "--trials 0",
+        "trials must be a whole number of at least 1, or 0 with baselines alone, got 0",
+    ),
+    "negative trials": ("--trials -3", "trials must be a whole number of at least 1"),
     "no time": ("--seconds 0", "seconds must be positive, got 0"),
-    "no slots": ("--slots 0", "slots must be at least 1, got 0"),
+    "no slots": ("--slots 0", "slots must be a whole number >= 1, got 0"),
     "empty constraint": ("--constraint {empty}", "a constraint reads like 'sparsity >= 0.9'"),
     "unknown measure": ("--constraint sparsty>=1", "did you mean 'sparsity'"),
     "run is a file": ("--run space.py", "space.py is a file; --run names a folder"),

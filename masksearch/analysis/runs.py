@@ -423,10 +423,10 @@ def read_candidate(name: str, candidate: Candidate) -> Mask:
 
 
 def read_seeds(seeds: Iterable[int]) -> list[int]:
-    """The seeds, each once.
+    """The seeds, as a list.
 
     Raises:
-        CandidateError: If they are not whole numbers, or there are none.
+        CandidateError: If they are not whole numbers, there are none, or one comes twice.
     """
     if (count := whole(seeds)) is not None:
         raise CandidateError(
@@ -439,7 +439,12 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
         raise CandidateError(
             f"compare needs at least one seed, each a whole number, as seeds=range(3), got {given}"
         )
-    return list(dict.fromkeys(numbers))
+    if twice := [seed for seed in dict.fromkeys(numbers) if numbers.count(seed) > 1]:
+        raise CandidateError(
+            f"seeds must be different, got {twice[0]} more than once: the same seed gives the "
+            "same score again; give as many different ones, as seeds=range(3)"
+        )
+    return numbers
 
 
 def describe_reuse(found: Mapping[str, Found], seeds: Collection[int], half: str) -> list[str]:

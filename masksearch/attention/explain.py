@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from masksearch.attention.attach import in_force
 from masksearch.attention.kernels.choose import KernelChoice, gather_pays_from
 from masksearch.attention.layer import LayerMask, LayerState
 from masksearch.errors import AttachError, LengthError
+from masksearch.masks.checks import check_length
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Causal
 
@@ -122,10 +122,8 @@ def explain(
             f"nothing is attached to this {type(model).__name__}; ms.attach(model, mask) first, "
             "and explain the same module that attach was given"
         )
-    if length is not None and (isinstance(length, bool) or not isinstance(length, Integral)):
-        raise ValueError(f"length must be a whole number of positions, got {length!r}")
-    if length is not None and length < 1:
-        raise ValueError(f"length must be at least 1 position, got {length}")
+    if length is not None:
+        check_length(length)
     trains = model.training if trains is None else trains
     states = list(attachment.states.values())
     lengths = [int(length)] if length is not None else known_lengths(model, states)

@@ -37,6 +37,7 @@ ARTIFACTS = {  # name -> file in the trial's folder
     "ranking": "ranking.json",
     "rows": ROWS,
 }
+MOST_REPORTS, MOST_VALUES = 10_000, 1_000  # of a trial, of a report
 TIME_LIMIT_NOTE = "time_limit.txt"  # what a process that ends itself at its limit was doing
 
 
@@ -84,7 +85,7 @@ class JobRun:
             if report is not None:
                 if not isinstance(report, Report):
                     raise no_report(self.evaluator, "yields", report)
-                check_finite(report)
+                check_report(report, len(self.curve) + 1)
                 self.curve.append(report)
                 return report
             if isinstance(self.proposal.job, Evaluate):
@@ -239,8 +240,14 @@ def no_report(evaluator: Evaluator, does: str, answer: object) -> EvaluatorError
     )
 
 
-def check_finite(report: Report) -> None:
-    """A NaN or infinite figure is a failure, never a result."""
+def check_report(report: Report, number: int) -> None:
+    """A NaN or infinite figure is a failure, never a result; and all are kept, so they are few."""
+    if number > MOST_REPORTS or len(report.values) > MOST_VALUES:
+        raise EvaluatorError(
+            f"a trial has at most {MOST_REPORTS} reports of at most {MOST_VALUES} values, got "
+            f"report {number} with {len(report.values)}: report every k-th step, and write what "
+            "is larger to a file in workdir"
+        )
     for name, value in report.values.items():
         if not math.isfinite(value):
             raise FloatingPointError(

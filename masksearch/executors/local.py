@@ -29,6 +29,7 @@ from masksearch.executors.worker import (
     pickle_for_workers,
     read_time_limit_note,
 )
+from masksearch.masks.checks import at_least
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
 MAX_FAILURES = 1  # so often a trial whose worker died is begun again
@@ -53,8 +54,7 @@ class Local:
     limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.slots < 1:
-            raise ValueError(f"slots must be at least 1, got {self.slots}")
+        at_least("slots", self.slots, 1)
         if self.limit_seconds is not None and not self.limit_seconds > 0:
             raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
 

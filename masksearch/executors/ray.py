@@ -46,6 +46,7 @@ from masksearch.executors.worker import (
     pickle_by_value,
     pickle_for_workers,
 )
+from masksearch.masks.checks import at_least
 from masksearch.user_code import describe_error
 
 TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first
@@ -115,8 +116,7 @@ class RayTune:
     quiet: bool = True
 
     def __post_init__(self) -> None:
-        if self.slots < 1:
-            raise ValueError(f"slots must be at least 1, got {self.slots}")
+        at_least("slots", self.slots, 1)
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be at least 0, got {self.max_failures}")
         if self.limit_seconds is not None and self.limit_seconds <= 0:

@@ -17,6 +17,7 @@ from operator import and_, or_
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import (
@@ -27,7 +28,12 @@ from masksearch.errors import (
     unknown_name,
 )
 from masksearch.masks.checks import (
+    COUNTED,
+    MOST_CELLS,
+    MOST_PLANES,
     SHOWN,
+    check_length,
+    check_planes,
     common_count,
     grid,
     no_empty_rows,
@@ -76,7 +82,8 @@ class Mask:
 
     A mask of one's own is a frozen dataclass with a `kind` and one method, `allows`: it then
     prints, parses, stores, attaches and searches like the others. Its fields are whole numbers,
-    floats, strings, tuples of them, bool tensors, or masks.
+    floats, strings, tuples of them, bool tensors, or masks. One whose cells follow the offset
+    `key - query` alone may say `by_offset = True`: its keys are then counted at any length.
     """
 
     kind: ClassVar[str]
@@ -147,15 +154,22 @@ class Mask:
         """Whether cells follow the tokens, so that every batch has tables of its own."""
         return any(part.needs_tokens for part in self.parts)
 
+    @property
+    def by_offset(self) -> bool:
+        """Whether cells follow the offset `key - query` alone, at every layer and head."""
+        combined = isinstance(self, Either | Both | Complement)
+        return combined and all(part.by_offset for part in self.parts)
+
     def counts(self, layers: int, heads: int) -> None:
         """Checks that the mask fits that many layers and heads.
 
         Raises:
             LayerCountError, HeadCountError: If it was built for other counts.
-            ValueError: If one of them is below 1.
+            ValueError: If one of them is below 1, or there are more than 32,768 in all.
         """
         if layers < 1 or heads < 1:
             raise ValueError(f"layers and heads are at least 1, got {layers} and {heads}")
+        check_planes(layers, heads)
         if self.layers not in (None, layers):
             raise LayerCountError(
                 f"the mask has {self.layers} layers, asked for {layers}; "
@@ -330,7 +344,11 @@ class Mask:
 
         Yields:
             bool `[queries, length]`.
+
+        Raises:
+            ValueError: Beyond 131,072 positions.
         """
+        check_length(length, COUNTED, " where cells are looked at one by one")
         resolved = self.of_layer(layer).of_head(head).resolve(length)  # random keys: drawn once
         query, key = grid(length)
         for some in torch.split(query, rows or max(1, CELLS_AT_ONCE // length)):
@@ -351,11 +369,17 @@ class Mask:
             LayerCountError, HeadCountError: If the mask was built for other counts.
             LengthError: If the mask holds a table of another length.
             TokensNeededError: If the cells follow the tokens (see `table`).
+            ValueError: If there are more than 2^32 cells.
         """
         layers = self.layers or 1 if layers == 1 else layers
         heads = self.heads or 1 if heads == 1 else heads
         self.counts(layers, heads)
         query, key = grid(length)
+        if layers * heads * length**2 > MOST_CELLS:
+            raise ValueError(
+                f"a table has at most {MOST_CELLS} cells, got {layers} x {heads} x {length} x "
+                f"{length}: take a shorter length, or row_chunks, some rows after the others"
+            )
         planes = [self.allows(Points(query, key, length, *plane)) for plane in self.planes]
         table = torch.stack([plane.expand(length, length) for plane in planes])
         table = table.view(self.layers or 1, self.heads or 1, length, length)
@@ -409,19 +433,36 @@ class Mask:
     def kept(self, length: int, causal: bool = False) -> int:
         """Number of kept cells over the planes that the mask tells apart, exact; where `causal`
         only of those whose key is not later than the query."""
-        total = 0
-        for plane in self.planes:
-            first = 0
-            for rows in self.row_chunks(length, *plane):
-                total += int((rows.tril(first) if causal else rows).count_nonzero())
-                first += len(rows)
+        check_length(length)
+        planes, index = distinct_planes(self)
+        counts = [plane.mask.kept_of_head(length, plane.head, causal) for plane in planes]
+        return sum(counts[place] for place in index)
+
+    def kept_of_head(self, length: int, head: int, causal: bool) -> int:
+        """As `kept`, of one head of a mask that does not tell layers apart."""
+        if self.by_offset:
+            return int(self.counts_by_offset(length, head, causal).sum())
+        total = first = 0
+        for rows in self.row_chunks(length, head=head):
+            total += int((rows.tril(first) if causal else rows).count_nonzero())
+            first += len(rows)
         return total
+
+    def counts_by_offset(self, length: int, head: int = 0, causal: bool = False) -> Tensor:
+        """Kept keys of each query, int64 `[n]`, of a mask of one layer that is `by_offset`; where
+        `causal`, of the keys that are not later."""
+        check_length(length)
+        offset = torch.arange(1 - length, length)
+        kept = self.allows(Points(torch.zeros_like(offset), offset, length, 0, head))
+        sums = F.pad((kept & (offset <= 0) if causal else kept).cumsum(0), (1, 0))
+        return (sums[length:] - sums[:length]).flip(0)  # query q sees the offsets -q .. n - 1 - q
 
     def density(self, length: int, causal: bool = False) -> float:
         """Kept share of the n x n cells or, where `causal`, of the n (n + 1) / 2 that a decoder
         can use; in [0, 1], over all layers and heads."""
+        kept = self.kept(length, causal)
         cells = length * (length + 1) // 2 if causal else length * length
-        return self.kept(length, causal) / (len(self.planes) * cells)
+        return kept / (len(self.planes) * cells)
 
     def sparsity(self, length: int, causal: bool = False) -> float:
         """`1 - density`, in [0, 1] (SparseBERT, Section 4.3: 1 - |M| / n^2).
@@ -533,11 +574,62 @@ def operand(mask: Mask) -> str:
     return str(mask) if bare else f"({mask})"
 
 
+def check_mask(name: str, mask: Any) -> None:
+    """Refuses what is no mask, where a function of that name takes one."""
+    if not isinstance(mask, Mask):
+        raise TypeError(f"{name} takes a mask, got {mask!r}; masks.parse reads one from a text")
+
+
 def check_parts(mask: Mask, of: Sequence[Mask]) -> None:
     """Checks the parts of a combination when it is built, so that errors name the culprit."""
     if not isinstance(of, tuple) or not of or not all(isinstance(part, Mask) for part in of):
         raise TypeError(f"{mask.kind} combines one or more masks, got {of!r}")
-    _ = mask.heads, mask.layers, mask.length
+    check_planes(mask.layers or 1, mask.heads or 1)
+    _ = mask.length
+
+
+# -- the tables of single layers and heads, each one once ----------------------------------------
+@dataclass(frozen=True)
+class Plane:
+    """One layer and head of a mask.
+
+    Args:
+        mask: A mask that does not tell layers apart.
+        head: Which head of it, where it tells heads apart.
+    """
+
+    mask: Mask
+    head: int = 0
+
+
+def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
+    """The planes of a mask, equal expressions once.
+
+    Returns:
+        The planes, and for each of `mask.planes` its place among them.
+
+    >>> from masksearch import masks
+    >>> distinct_planes(masks.per_layer([masks.star(), masks.full(), masks.star()]))[1]
+    [0, 1, 0]
+    """
+    if mask.layers is None and mask.heads is None:
+        return [Plane(mask)], [0]
+    found: list[Plane] = []
+    places: dict[Mask, int] = {}
+    index: list[int] = []
+    heads = mask.heads or 1
+    for layer in range(mask.layers or 1):
+        own = mask.of_layer(layer)
+        for head in range(heads):
+            single = own.of_head(head)
+            if single.heads is not None:  # bits of several heads: not looked at
+                place = len(found)
+            else:
+                place = places.setdefault(single, len(found))
+            if place == len(found):
+                found.append(Plane(single, 0 if single.heads is None else head))
+            index.append(place)
+    return found, index
 
 
 # -- recipes: functions that build masks of several leaves ----------------------------------------
@@ -589,6 +681,8 @@ def to_plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
 def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """Inverse of `to_plain`."""
     if isinstance(value, list):
+        if len(value) > MOST_PLANES and isinstance(value[0], dict):
+            raise MaskFormatError(f"a list of masks has at most {MOST_PLANES}, got {len(value)}")
         return tuple(from_plain(item, tensors) for item in value)
     if isinstance(value, dict) and set(value) == {"tensor"}:
         found = (tensors or {}).get(str(value["tensor"]))

@@ -51,6 +51,7 @@ class Full(Mask):
     """
 
     kind = "full"
+    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         return at.offset == at.offset
@@ -65,6 +66,7 @@ class Causal(Mask):
     """
 
     kind = "causal"
+    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         return at.offset <= 0
@@ -88,6 +90,7 @@ class Window(Mask):
     """
 
     kind = "window"
+    by_offset = True
     reach: int
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class Dilated(Mask):
     """
 
     kind = "dilated"
+    by_offset = True
     reach: int
     gap: int
 
@@ -141,6 +145,7 @@ class Stride(Mask):
     """
 
     kind = "stride"
+    by_offset = True
     period: int
 
     def __post_init__(self) -> None:
@@ -162,6 +167,7 @@ class Offsets(Mask):
     """
 
     kind = "offsets"
+    by_offset = True
     distances: Collection[int]
 
     def __post_init__(self) -> None:
@@ -185,6 +191,7 @@ class Shifts(Mask):
     """
 
     kind = "shifts"
+    by_offset = True
     steps: Collection[int]
 
     def __post_init__(self) -> None:
@@ -205,6 +212,7 @@ class PowersOfTwo(Mask):
     """
 
     kind = "powers_of_two"
+    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         distance = at.offset.abs()

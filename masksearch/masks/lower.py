@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from masksearch.errors import LengthError
 from masksearch.masks.checks import no_empty_rows
-from masksearch.masks.core import DenseMask, Mask
+from masksearch.masks.core import DenseMask, Mask, distinct_planes
 from masksearch.masks.leaves import Causal
 
 if TYPE_CHECKING:
@@ -82,49 +81,6 @@ def refuse_longer(mask: Mask, length: int, where: str) -> None:
         )
 
 
-# -- the tables of single layers and heads, each one once ----------------------------------------
-@dataclass(frozen=True)
-class Plane:
-    """One layer and head of a mask.
-
-    Args:
-        mask: A mask that does not tell layers apart.
-        head: Which head of it, where it tells heads apart.
-    """
-
-    mask: Mask
-    head: int = 0
-
-
-def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
-    """The planes of a mask, equal expressions once.
-
-    Returns:
-        The planes, and for each of `mask.planes` its place among them.
-
-    >>> from masksearch import masks
-    >>> distinct_planes(masks.per_layer([masks.star(), masks.full(), masks.star()]))[1]
-    [0, 1, 0]
-    """
-    if mask.layers is None and mask.heads is None:
-        return [Plane(mask)], [0]
-    found: list[Plane] = []
-    places: dict[Mask, int] = {}
-    index: list[int] = []
-    for layer in range(mask.layers or 1):
-        own = mask.of_layer(layer)
-        for head in range(mask.heads or 1):
-            single = own.of_head(head)
-            if single.heads is not None:  # bits of several heads: not looked at
-                place = len(found)
-            else:
-                place = places.setdefault(single, len(found))
-            if place == len(found):
-                found.append(Plane(single, 0 if single.heads is None else head))
-            index.append(place)
-    return found, index
-
-
 def row_counts(mask: Mask, length: int) -> Tensor:
     """Kept keys of each query; no n x n tensor is made.
 
@@ -140,7 +96,9 @@ def row_counts(mask: Mask, length: int) -> Tensor:
     """
     planes, index = distinct_planes(mask)
     counts = [
-        torch.cat(
+        plane.mask.counts_by_offset(length, plane.head)
+        if plane.mask.by_offset
+        else torch.cat(
             [
                 rows.sum(-1, dtype=torch.int32)
                 for rows in plane.mask.row_chunks(length, head=plane.head)

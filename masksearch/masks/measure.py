@@ -14,13 +14,18 @@ from torch import Tensor
 
 from masksearch.errors import MaskSearchError, UncountedHops
 from masksearch.masks.checks import grid, no_empty_rows
-from masksearch.masks.core import CELLS_AT_ONCE, DenseMask, Mask, Points
+from masksearch.masks.core import (
+    CELLS_AT_ONCE,
+    DenseMask,
+    Mask,
+    Plane,
+    Points,
+    distinct_planes,
+)
 from masksearch.masks.leaves import SpecialTokens
 from masksearch.masks.lower import (
     HasShape,
-    Plane,
     block_view,
-    distinct_planes,
     row_counts,
     under_causality,
 )

@@ -31,6 +31,7 @@ from masksearch.masks.core import (
     Either,
     Mask,
     Points,
+    check_mask,
     family_name,
     field_names,
     join_chain,
@@ -123,6 +124,7 @@ def nearest_family(
     Raises:
         LengthError: If a mask of any length comes without `length`, or a table with another one.
         LayerCountError, HeadCountError: If the mask was built for other counts.
+        TypeError: If it is no mask.
 
     Reference: Rissanen, "Modeling by shortest data description", Automatica 14 (1978).
 
@@ -130,6 +132,7 @@ def nearest_family(
     >>> nearest_family(masks.table(masks.star().dense(32))).text
     'star()'
     """
+    check_mask("nearest_family", mask)
     size = mask.length if length is None else length
     if size is None:
         raise LengthError(

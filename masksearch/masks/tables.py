@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
-from masksearch.masks.checks import check_field
+from masksearch.masks.checks import check_field, check_planes
 from masksearch.masks.core import Mask, Points, check_parts
 
 
@@ -54,6 +54,7 @@ class BitMask(Mask):
                 f"[layers, heads, {names}], got {list(bits.shape)}"
             )
         object.__setattr__(self, "bits", bits.detach().cpu().clone())
+        check_planes(*self.planes_of_bits.shape[:2])
 
     @property
     def planes_of_bits(self) -> Tensor:
@@ -143,6 +144,7 @@ class Toeplitz(BitMask):
     """
 
     kind = "toeplitz"
+    by_offset = True
     own = ("n",)
     bits: Tensor
     signed: bool = False

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from masksearch.errors import MaskFormatError, MaskSearchError, TokensNeededError, check_name
+from masksearch.errors import MaskFormatError, MaskSearchError, TokensNeededError, unknown_name
 from masksearch.files import write_in_one_move
-from masksearch.masks.core import RECIPES, Mask
+from masksearch.masks.core import RECIPES, Mask, check_mask
 
 LONGEST = 100_000  # characters of an expression
 LONGEST_PATH = 4096  # ... and of a place
@@ -53,7 +53,10 @@ def parse(text: str) -> Mask:
         UnknownNameError: If a name is unknown; names the nearest.
         FileNotFoundError: If there is no such file.
         SearchError: If there is no such run, or it has no such mask; says which it has.
+        TypeError: If it is no text.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"parse reads a text such as 'window(3)', got {text!r}")
     if names_run(text):
         return read_run(text)
     if names_place(text):
@@ -117,8 +120,9 @@ def read(node: ast.expr, text: str) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [read(item, text) for item in items]
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
-            known = functions()
-            check_name("mask", name, known)
+            build = RECIPES.get(name) or (None if iskeyword(name) else Mask.kinds.get(name))
+            if build is None:
+                raise unknown_name("mask", name, functions())
             arguments = [read(a, text) for a in getattr(node, "args", [])]
             keywords = {}
             for keyword in getattr(node, "keywords", []):
@@ -127,7 +131,7 @@ def read(node: ast.expr, text: str) -> Any:
                 if keyword.arg in keywords:
                     raise MaskFormatError(f"{name} is given {keyword.arg} twice")
                 keywords[keyword.arg] = read(keyword.value, text)
-            return known[name](*arguments, **keywords)
+            return build(*arguments, **keywords)
     piece = ast.get_source_segment(text.strip(), node) or type(node).__name__
     raise MaskFormatError(
         f"{short(piece)} cannot stand in a mask; "
@@ -243,7 +247,9 @@ def save_mask(mask: Mask, path: Path | str) -> Path:
 
     Raises:
         ValueError: If the suffix is another.
+        TypeError: If it is no mask.
     """
+    check_mask("save_mask", mask)
     path = Path(path)
     with write_in_one_move(path) as beside:
         if path.suffix == ".json":

@@ -197,7 +197,8 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         record = replace(
             record,
             values=from_json(result["values"]),
-            curve=tuple(Report(step, from_json(values)) for step, values in result["curve"]),
+            # earlier versions kept reports without values
+            curve=tuple(Report(at, from_json(each)) for at, each in result["curve"] if each),
             artifacts=result["artifacts"],
             **{name: result[name] for name in FINISHED},
         )

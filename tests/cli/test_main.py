@@ -181,6 +181,10 @@ MISTAKES = {
         "layers and heads are at least 1, got 1 and 0",
     ),
     "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
+    "long": (
+        ["report", "window(3)", "--length", "99999999"],
+        "length must be at most 131072 positions where cells .* got 99999999: take a shorter one",
+    ),
     "no list": (["report", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
     "code": (["report", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
     "unknown option": (["report", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),

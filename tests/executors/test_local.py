@@ -140,7 +140,7 @@ def test_strategy_that_waits_for_nothing_is_an_error(tmp_path):
 
 
 def test_slots_must_be_positive():
-    with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="slots must be a whole number >= 1, got 0"):
         Local(slots=0)
     with pytest.raises(ValueError, match="limit_seconds must be positive, got 0"):
         Local(limit_seconds=0)

@@ -529,7 +529,8 @@ def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slots": 0}, "slots must be at least 1, got 0"),
+        ({"slots": 0}, "slots must be a whole number >= 1, got 0"),
+        ({"slots": "2"}, "slots must be a whole number >= 1, got '2'"),
         ({"max_failures": -1}, "max_failures must be at least 0, got -1"),
         ({"limit_seconds": 0.0}, "limit_seconds must be positive, got 0.0"),
         ({"resources": {"gpu": -1}}, "resources must not be negative"),

@@ -170,7 +170,9 @@ def test_loss_alone_kills_the_sparse_end_and_the_others_do_not():
 
 def test_a_report_that_passes_rungs_enters_them_all():
     scheduler = ParetoHalving(rungs=(2, 4, 8))
-    assert scheduler.observe(0, Report(1, {}), {})  # before the first rung: nothing is read
+    assert scheduler.observe(
+        0, Report(1, {"loss": 9.0}), {}
+    )  # before the first rung: nothing is read
     scheduler.observe(0, Report(5, {"loss": 1.0}), {"sparsity": 0.5})
     assert [seen for _, seen, _ in rungs_table(scheduler)] == [1, 1, 0]
     assert not scheduler.observe(1, Report(2, {"loss": 2.0}), {"sparsity": 0.5})
