@@ -49,6 +49,7 @@ from masksearch.errors import AttachError
 
 NAME = "masksearch"  # of our functions, in configurations
 ALIGNED = 8  # numbers that a head gets more for its sink: kernels for CUDA take multiples of 8
+CACHE_NAMES = "cache", "past_key_values"  # of a forward pass: since transformers 5.24, before it
 BIDIRECTIONAL, CAUSAL = 5, 6  # dimensions of packed padding: no model makes a mask with as many
 BIAS = (
     "{name} gives its attention mask finite numbers (a bias on its scores), which trainable "
@@ -396,7 +397,8 @@ def check_call(
     if positions.held or positions.seen:  # of an earlier pass
         positions.held.clear()
         positions.seen.clear()
-    mask, cache = named.get("attention_mask"), named.get("past_key_values")
+    mask, caches = named.get("attention_mask"), [named.get(name) for name in CACHE_NAMES]
+    cache = next((each for each in caches if each is not None), None)
     if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
         return
     if positions.last is None:

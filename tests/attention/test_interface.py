@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
+from masksearch.attention.interface import check_call
+from masksearch.attention.layer import SequencePositions
 from masksearch.errors import AttachError, EmptyRowError
 
 LONG = 300
@@ -310,3 +312,13 @@ def test_errors_of_lowering_keep_their_message_while_compiling():
         RuntimeError, match=r"LengthError: .*a table of 9 positions serves .* asked for 17"
     ):
         torch.compile(model, fullgraph=True, backend="eager")(**at.inputs())
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])  # since transformers 5.24; before
+def test_a_written_out_mask_stands_where_the_cache_says(name):
+    positions, cache = SequencePositions(), hf.DynamicCache()
+    cache.update(torch.zeros(1, 2, 7, 4), torch.zeros(1, 2, 7, 4), 0)
+    written = {"attention_mask": torch.ones(1, 1, 2, 9) > 0, name: cache}
+    check_call([], positions, nn.Identity(), (), written)
+    assert positions.last is not None
+    assert (positions.last.queries, positions.last.keys, positions.last.first_query) == (2, 9, 7)
