@@ -3,7 +3,7 @@
 #
 #   sbatch --nodes=16 --gpus-per-node=4 cluster/slurm.sh \
 #       search /shared/my_space.py:space --corpus /shared/wikitext-2 --trials 2000 \
-#       --run /shared/runs/first --storage journal:/shared/runs/first.journal
+#       --run /shared/runs/first --storage journal:/shared/runs/first/journal
 #
 # Without GPUs: sbatch --nodes=16 --gpus-per-node=0 --cpus-per-task=32 cluster/slurm.sh search ...
 #

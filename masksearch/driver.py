@@ -78,7 +78,8 @@ class Study:
 
     Args:
         run: Folder of the run.
-        storage: As in `search`; None = where the run folder says that it is.
+        storage: As in `search`; None = where the run folder says that it is, which may be a file
+            in it, or what the environment variable `MASKSEARCH_STORAGE` names.
         store: The same, where it is open already.
     """
 
@@ -182,7 +183,8 @@ def open_study(run: Path | str, storage: str | BaseStorage | None = None) -> Stu
 
     Args:
         run: Folder of the run.
-        storage: As in `search`; None = where the run folder says that it is.
+        storage: As in `search`; None = where the run folder says that it is, which may be a file
+            in it, or what the environment variable `MASKSEARCH_STORAGE` names.
 
     Raises:
         SearchError: If the folder holds no study, or several; lists them.
@@ -218,7 +220,8 @@ def search(
         evaluator: Judges masks.
         run: Folder of the run.
         storage: None (what the run folder says; SQLite in it where it is new),
-            `"journal:PATH"`, a database URL, or an Optuna storage.
+            `"journal:PATH"`, a database URL, or an Optuna storage. One outside of the run folder
+            is named again when the search goes on, or is read.
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call; None = no limit.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
@@ -390,7 +393,7 @@ def compare(
             a whole run (`"runs/tpe"`) stands for its best mask within each, under names such as
             `"tpe within 0.3"`, and of a front that is kept which is within the largest. A run
             without such a mask counts as failed.
-        storage: As in `search`.
+        storage: As in `search`; runs among the candidates may name it, too.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
         progress: As in `search`.
@@ -413,8 +416,10 @@ def compare(
     of_front: dict[str, Kind] = {}
     budgets = read_budgets(budget)
     missing: dict[str, str] = {}
-    if budgets and isinstance(candidates, Mapping):  # what else is given is refused below
-        candidates, missing = within_budgets(candidates, budgets)
+    if isinstance(candidates, Mapping):  # what else is given is refused below
+        if budgets:
+            candidates, missing = within_budgets(candidates, budgets, storage)
+        candidates = {name: open_run(each, storage) for name, each in candidates.items()}
     if front_of is not None:
         goals, most = front_of.objectives, max(budgets, default=math.inf)
         inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
@@ -425,8 +430,7 @@ def compare(
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
     chosen = read_candidates(candidates) if candidates or not missing else {}
-    named = {name: open_run(each) for name, each in candidates.items()}
-    found = {n: r for n, r in named.items() if isinstance(r, Record) and r.role == "trial"}
+    found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role == "trial"}
     said: dict[str, Kind] = {**dict.fromkeys([*found, *missing], "searched"), **of_front}
     said |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
@@ -486,7 +490,7 @@ def compare(
             if prints.get(record.name) == record.fingerprint and record.seed in seeds
         ]
         about = wanted, store.objectives(), store.facts()
-        return Comparison.of(*about, run=run, shape=evaluator.shape)
+        return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
     finally:
         store.close()
 
@@ -564,10 +568,10 @@ def run_session(
             raise
 
 
-def open_run(candidate: Candidate) -> Candidate:
+def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candidate:
     """The record that a candidate such as "runs/x#7" names; any other candidate as it is."""
     named = isinstance(candidate, str) and names_run(candidate)
-    return read_run_record(str(candidate)) if named else candidate
+    return read_run_record(str(candidate), storage) if named else candidate
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

@@ -28,6 +28,7 @@ def write_in_one_move(path: Path) -> Iterator[Path]:
     error. Folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.unlink(missing_ok=True)  # a link, in a stranger's folder
     try:
         yield beside
         beside.replace(path)
@@ -39,6 +40,17 @@ def write_text_in_one_move(path: Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with write_in_one_move(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """A file that a folder's own data name: in that folder.
+
+    Raises:
+        MaskFormatError: If it is named by an absolute path or one with `..`.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise MaskFormatError(f"{folder} names {name!r}, a file outside of itself; it is not read")
+    return folder / name
 
 
 def content_hash(files: list[Path]) -> str:

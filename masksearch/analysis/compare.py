@@ -53,18 +53,22 @@ class Comparison(ComparedRuns):
         return str(pkgutil.resolve_name(HTML)(self))
 
     @classmethod
-    def open(cls, run: Path | str) -> Comparison:
+    def open(cls, run: Path | str, storage: Any = None) -> Comparison:
         """A comparison that is stored in a run folder.
+
+        Args:
+            run: The folder.
+            storage: As in `open_study`.
 
         Raises:
             SearchError: If the folder holds none.
         """
-        store = pkgutil.resolve_name(STORE)(Path(run), write=False)
+        store = pkgutil.resolve_name(STORE)(Path(run), storage, write=False)
         facts = store.facts()
         if facts.get("kind") != "compare":
             raise SearchError(f"{run} holds no comparison; give the folder of compare(.., run=)")
         about = store.told(), store.objectives(), facts
-        return cls.of(*about, run=Path(run), shape=store.shape())
+        return cls.of(*about, run=Path(run), shape=store.shape(), storage=storage)
 
     def report(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained HTML page.

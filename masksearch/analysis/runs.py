@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from masksearch.analysis.stats import (
 )
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import CandidateError, check_name
+from masksearch.files import path_inside
 from masksearch.masks import FAMILIES, full, parse
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
@@ -177,6 +178,7 @@ class ComparedRuns:
         seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
         margin: How much a mask may lose to the reference, in units of the score; None = each is
             only tested for a difference from it.
+        storage: Where the study of `run` is, if the caller has named it.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -197,6 +199,7 @@ class ComparedRuns:
     against: Against = "nearest"
     seedless: bool = False
     margin: float | None = None
+    storage: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -226,6 +229,7 @@ class ComparedRuns:
         *,
         run: Path | None = None,
         shape: Shape | None = None,
+        storage: Any = None,
     ) -> Self:
         """The comparison of a study's records; of several masks with one name the last counts.
 
@@ -235,6 +239,7 @@ class ComparedRuns:
             facts: Of the study, as `facts` writes them.
             run: Its folder.
             shape: What masks are lowered to.
+            storage: Where the study is, if the caller has named it.
         """
         current = {r.name: r.fingerprint for r in records if r.name and r.fingerprint}
         own = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
@@ -249,6 +254,7 @@ class ComparedRuns:
             read_out=facts.get("read_out", ""),
             found_with={n: Found(tuple(s), r) for n, (s, r) in found.items() if n in current},
             promised={name: score for name, score in promised.items() if name in current},
+            storage=storage,
             **told,
         )
 
@@ -362,7 +368,7 @@ def rows_file(run: Path | None, record: Record) -> Path | None:
     known = dict(record.artifacts)
     if "reused_from" in known:  # an older study names no more
         known.setdefault("rows", f"trials/{known['reused_from']}/{ROWS}")
-    return run / known["rows"] if run and "rows" in known else None
+    return path_inside(run, known["rows"]) if run and "rows" in known else None
 
 
 def read_rows(path: Path, score: float) -> RowScores | None:

@@ -18,6 +18,7 @@ from masksearch.contracts import Evaluator, Executor
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
+from masksearch.masks.text import names_run
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
@@ -246,13 +247,15 @@ def unit_levels(given: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]
     return [local, "full()"]
 
 
-def read_mask(text: str) -> Mask:
-    """A mask of positions, as `masks.parse` reads it.
+def read_mask(text: str, storage: str | None = None) -> Mask:
+    """A mask of positions, as `masks.parse` reads it; a run may name that storage.
 
     Raises:
         TokensNeededError: If its cells follow the tokens.
     """
-    mask = parse(text)
+    from masksearch.study.references import read_run_mask
+
+    mask = read_run_mask(text, storage) if names_run(text) else parse(text)
     mask.refuse_tokens()
     return mask
 
@@ -265,14 +268,15 @@ def split_name(text: str) -> tuple[str, str]:
     return text, text
 
 
-def named_candidates(text: str, *, whole: bool = False) -> dict[str, Candidate]:
+def named_candidates(
+    text: str, *, whole: bool = False, storage: str | None = None
+) -> dict[str, Candidate]:
     """What `NAME=MASK` or `MASK` names: a mask, or what a run has recorded of one; `whole` = a run
-    without a trial or sparsity stays one.
+    without a trial or sparsity stays one; runs may name `storage`.
 
     The mask of a search is named by its strategy, unless it is given a name; a run of strategy
     sparsebert stands for all of its masks, under their names in the published table.
     """
-    from masksearch.masks.text import names_run
     from masksearch.strategies.dam import is_published_dam
     from masksearch.study.references import parse_reference, read_run_record
     from masksearch.study.store import StudyStore
@@ -282,10 +286,10 @@ def named_candidates(text: str, *, whole: bool = False) -> dict[str, Candidate]:
         return {name: parse(mask)}
     reference = parse_reference(mask)
     whole = whole and reference.trial is None and not reference.sparsity
-    record = mask if whole else read_run_record(mask)
+    record = mask if whole else read_run_record(mask, storage)
     if name != text:
         return {name: record}
-    store = StudyStore(reference.run, write=False)
+    store = StudyStore(reference.run, write=False, allowed=storage)
     label = store.facts().get("strategy", reference.run.name)
     if reference.trial is not None:
         return {f"{label} #{reference.trial}": record}

@@ -160,6 +160,8 @@ def resume(
     executor: str | None = None,
     slots: int | None = None,
     address: str | None = None,
+    storage: str | None = None,
+    storage_path: str | None = None,
 ) -> Study | Comparison:
     """Continues a search or comparison that the command line began, as `masksearch resume`.
 
@@ -172,7 +174,10 @@ def resume(
         seconds: Another limit of time; None = as before.
         executor: Another executor, by its name on the command line; None = as before.
         slots: Another number of trials at a time; None = as before.
-        address: Another Ray cluster; None = as before.
+        address: Another Ray cluster; None = as before, which is said again where it is a server.
+        storage: Where the study is; None = as before, which is said again where it is outside of
+            the run folder, unless `MASKSEARCH_STORAGE` names it.
+        storage_path: As in `RayTune`; None = as before, which is said again where it is a server.
 
     Returns:
         The study of a search, or the comparison.
@@ -181,8 +186,9 @@ def resume(
         OptionsError: If the folder holds no command, or that of something else.
         ResumeError: If a file that the command names has changed.
     """
-    changed = {"trials": trials, "seconds": seconds, "executor": executor}
-    command, given = read_command(Path(run), {**changed, "slots": slots, "address": address})
+    changed = {"trials": trials, "seconds": seconds, "executor": executor, "slots": slots}
+    places = {"address": address, "storage": storage, "storage_path": storage_path}
+    command, given = read_command(Path(run), changed | places)
     if command == "search":
         return run_search(complete(search, given))
     if command == "compare":
@@ -219,7 +225,7 @@ def show_resumed(given: Mapping[str, Any]) -> None:
 
 
 @takes(
-    {RUN: "trials seconds executor slots address"},
+    {RUN: "trials seconds executor slots address storage storage_path"},
     {"": "masksearch.cli.main:resume"},
     calls=show_resumed,
 )

@@ -95,7 +95,8 @@ Slots = Annotated[int, declare("Trials at a time.", PLACE, "", "N")]
 Storage = Annotated[
     str | None,
     declare(
-        "Where trials are stored: journal:PATH (for shared file systems) or postgresql://...",
+        "Where trials are stored: journal:PATH (for shared file systems) or postgresql://...; one "
+        "outside of a run folder is named again to read that run.",
         OUTPUT,
         "study.db, an SQLite file in the run folder",
         "PLACE",

@@ -52,7 +52,7 @@ def show_mask(text: str, given: Mapping[str, Any]) -> None:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
     if nearest and length > LONGEST_TABLE:
         raise ValueError(f"--nearest takes --length up to {LONGEST_TABLE}, got {length}")
-    found = read_mask(text)
+    found = read_mask(text, given["storage"])
     layers = found.layers or 1 if layers is None else layers
     heads = found.heads or 1 if heads is None else heads
     found.counts(layers, heads)
@@ -141,7 +141,10 @@ def show_report(given: Mapping[str, Any]) -> None:
     if [study.kind for study in studies] == ["compare"]:
         from masksearch.analysis.compare import Comparison
 
-        judged = Comparison.open(studies[0].run)
+        one = studies[0]
+        judged = Comparison.of(
+            one.records, one.objectives, one.facts, run=one.run, shape=one.shape
+        )
         found |= read_verdict(judged, folders[0], given["reference"], against)
     elif against is not None:
         raise OptionsError(
@@ -229,7 +232,7 @@ def show_proxy_card(given: Mapping[str, Any]) -> None:
     from masksearch.report.proxy import write_proxy
 
     out, runs = given["out"], given["runs"]
-    asked = {name: given[name] for name in ("proxy", "target", "reference")}
+    asked = {name: given[name] for name in ("proxy", "target", "reference", "storage")}
     card = card_of(runs, **{name: value for name, value in asked.items() if value is not None})
     if out is not None and out.suffix == ".csv":
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -249,6 +252,7 @@ def show_proxy_card(given: Mapping[str, Any]) -> None:
     {RUN: "proxy target reference"},
     {"": "masksearch.report.collect:proxy_card"},
     {
+        "storage": (options.Storage, None),
         "out": optional(
             "Write the table (NAME.csv) or the figure (any other ending) to this file.",
             *(OUTPUT, "not written", "FILE", Path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ import typer
 
 from masksearch.cli.options import OptionsError
 from masksearch.errors import SearchError
+from masksearch.files import write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
@@ -79,8 +81,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
             plain[name] = storable_storage(value)
         else:
             plain[name] = value
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"command": command, "options": plain}, indent=1), encoding="utf-8")
+    write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
 
 
 def has_trials(run: Path) -> bool:
@@ -119,9 +120,12 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
         changed: Options that replace the stored ones; None = as it was.
 
     Raises:
-        OptionsError: If the folder was not begun from the command line, or its command has no
-            such option.
+        OptionsError: If the folder was not begun from the command line, its command has no
+            such option, or names a server that the user does not.
+        SearchError: If its storage may not be followed (`follow_storage`).
     """
+    from masksearch.study.store import follow_storage
+
     path = run / COMMAND
     if not path.is_file():
         if not run.is_dir():
@@ -146,6 +150,16 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             raise OptionsError(f"{run} holds a {command}, which takes no --{name}")
         given |= {name: value} if value is not None else {}
     given[place] = str(run)
+    if given.get("storage") and changed.get("storage") is None:
+        given["storage"] = follow_storage(run, given["storage"])
+    for name in ("address", "storage_path"):
+        server = str(given.get(name) or "")
+        if ":" in server and changed.get(name) is None and server != os.environ.get("RAY_ADDRESS"):
+            option = f"--{name.replace('_', '-')} {shlex.quote(server)}"
+            raise OptionsError(
+                f"the command in {run} names a server, and a run folder may come from a stranger; "
+                f"if it is yours, name it, too: {option}"
+            )
     for name in PATHS & set(given):
         if (value := given[name]) is not None:
             given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)

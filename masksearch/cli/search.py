@@ -165,6 +165,7 @@ COMPARING = {
         *(COMPARED, "none", "FOLDER", Path),
     ),
     "run": (options.Run, Path("runs/compare")),
+    "storage": (options.Storage, None),
     "seeds": valued(5, "Seeds to train each mask with; all masks share them.", COMPARED, "N"),
     "first_seed": valued(1000, "First seed; use others than the search's.", COMPARED, "N"),
     "budget": optional(
@@ -348,7 +349,6 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import read_candidates
     from masksearch.cli.build import named_candidates
-    from masksearch.driver import open_study
     from masksearch.masks import FAMILIES, full, rivals_within
     from masksearch.masks.families import FIRST_KEY, random_like
     from masksearch.strategies.allocate import DENSITY, find_cost
@@ -357,7 +357,8 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
 
     named: dict[str, Candidate] = {}
     for text in dict.fromkeys(given["mask"] or []):
-        for name, each in named_candidates(text, whole=bool(given["budget"])).items():
+        whole, storage = bool(given["budget"]), given["storage"]
+        for name, each in named_candidates(text, whole=whole, storage=storage).items():
             if name in named and "=" in text and named[name] != each:
                 raise OptionsError(f"{name!r} names two masks; give one another name (NAME=MASK)")
             if name in named and "=" not in text:  # another run of that name
@@ -366,7 +367,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
                 name = f"{name} ({place})" if name in named else name
             named[name] = each
     budgets = read_budgets(given["budget"])
-    found = within_budgets(named, budgets)[0] if budgets else named
+    found = within_budgets(named, budgets, given["storage"])[0] if budgets else named
     mine = read_candidates(found) if found else {}
     candidates, kinds = dict(named), {}
     if given["controls"]:
@@ -398,12 +399,22 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     return {
         "candidates": candidates,
         "seeds": range(first, first + given["seeds"]),
-        "front_of": None if given["front"] is None else open_study(given["front"]),
+        "front_of": None if given["front"] is None else read_search(given),
         "kinds": kinds,
         "against": given["against"] or "nearest",
         "margin": given["margin"],
         "budget": given["budget"],
+        "storage": given["storage"],
     }
+
+
+def read_search(given: Mapping[str, Any]) -> Study:
+    """The search whose front is judged again."""
+    from masksearch.driver import Study
+    from masksearch.study.store import StudyStore
+
+    store = StudyStore(given["front"], write=False, allowed=given["storage"])
+    return Study(given["front"], store=store)
 
 
 def say_cuts(study: Study) -> None:

@@ -21,6 +21,7 @@ from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, obser
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
+from masksearch.files import path_inside
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
@@ -69,7 +70,9 @@ class StoredStudy:
         return self.calls[0].get("evaluator", {}) if self.calls else {}
 
 
-def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[StoredStudy]:
+def studies_in(
+    run: Path, storage: str | BaseStorage | None = None, *, alone: bool = True
+) -> list[StoredStudy]:
     """The study of a run folder, or those of its direct subfolders that can be read.
 
     A subfolder that cannot be read is left out with a warning.
@@ -77,32 +80,34 @@ def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Stor
     Args:
         run: The folder.
         storage: Where the run's study lies, if it is not the folder's own database.
+        alone: Whether that is said of this run; else of those among several that name it.
 
     Raises:
         SearchError: If there is none, or none can be read.
     """
-    found, unread = read_folders(run, storage)
+    found, unread = read_folders(run, storage, alone=alone)
     for line in unread:
         warnings.warn(line, stacklevel=2)
     return found
 
 
 def read_folders(
-    run: Path, storage: str | BaseStorage | None = None
+    run: Path, storage: str | BaseStorage | None = None, *, alone: bool = True
 ) -> tuple[list[StoredStudy], list[str]]:
     """See `studies_in`; also gives a line for each subfolder that cannot be read."""
-    if storage is not None:
+    own = holds_study(run)
+    parts = [] if own else list(filter(holds_study, sorted(run.glob("*/"))))
+    if alone and storage is not None and not parts:
         return [read_study(run, storage)], []
-    if holds_study(run):
-        return [read_study(run)], []
+    if own:
+        return [read_study(run, allowed=storage)], []
     found: list[StoredStudy] = []
     unread: list[str] = []
-    for folder in sorted(run.glob("*/")):
-        if holds_study(folder):
-            try:
-                found.append(read_study(folder))
-            except MaskSearchError as problem:  # the others are reported all the same
-                unread.append(f"{folder} is left out: {problem}")
+    for folder in parts:
+        try:
+            found.append(read_study(folder, allowed=storage))
+        except MaskSearchError as problem:  # the others are reported all the same
+            unread.append(f"{folder} is left out: {problem}")
     if not found:
         raise SearchError(
             "; ".join(unread)
@@ -124,13 +129,17 @@ def tell_apart(found: Sequence[StoredStudy]) -> list[StoredStudy]:
     return [replace(study, name=name) for study, name in zip(found, names, strict=True)]
 
 
-def read_study(folder: Path, storage: str | BaseStorage | None = None) -> StoredStudy:
-    """Reads one study.
+def read_study(
+    folder: Path,
+    storage: str | BaseStorage | None = None,
+    allowed: str | BaseStorage | None = None,
+) -> StoredStudy:
+    """Reads one study; its storage as in `StudyStore`.
 
     Raises:
         SearchError: If it cannot be read, or nothing describes it.
     """
-    store = StudyStore(folder, storage, write=False)
+    store = StudyStore(folder, storage, write=False, allowed=allowed)
     facts, place = store.facts(), folder / COMMAND
     if "kind" not in facts:
         raise SearchError(
@@ -179,7 +188,8 @@ def report_on(
             are named on the page and in a warning.
         path: Of the page.
         command: Writes the page again.
-        storage: Where the run's study lies, if it is not the folder's own database.
+        storage: Where the run's study lies, if it is not the folder's own database; of several
+            runs, those that name it.
         live: Whether the runs go on: the page then says how far they are and loads itself again,
             and no figures, tables and proxy card are made.
 
@@ -190,7 +200,7 @@ def report_on(
     found: list[StoredStudy] = []
     unread: list[str] = []
     for run in runs:
-        studies, problems = read_folders(run, storage)
+        studies, problems = read_folders(run, storage, alone=len(runs) == 1)
         found, unread = found + studies, unread + problems
     if len(runs) > 1:
         found = tell_apart(found)
@@ -265,7 +275,7 @@ def write_comparison(comparison: Comparison, path: Path | str) -> Path:
     recipes = []
     if comparison.run is not None:
         with contextlib.suppress(MaskSearchError):  # the page is about the comparison at hand
-            recipes.append(read_study(comparison.run).recipe)
+            recipes.append(read_study(comparison.run, comparison.storage).recipe)
     section = Section(
         *({}, comparison.objectives, {"": comparison}),
         facts=comparison.notes, shape=comparison.shape, recipes=recipes,
@@ -403,6 +413,7 @@ def proxy_card(
     bands: int | None = None,
     fraction: float = 0.9,
     resamples: int = 1000,
+    storage: str | BaseStorage | None = None,
 ) -> ProxyCard:
     """Judges short runs: whether they rank masks as longer ones, or another score, do.
 
@@ -420,6 +431,7 @@ def proxy_card(
         bands: Density bands of about equally many masks; None = factors of two.
         fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
         resamples: Draws of the bootstrap behind the 95% intervals (>= 1).
+        storage: One outside of the run folders that these may name.
 
     Returns:
         With `.verdict()`, `.frame`, `.valid_from` and `.to_dict()`.
@@ -440,7 +452,7 @@ def proxy_card(
     for folder, name in named.items():
         if not folder.is_dir():
             raise SearchError(f"{name}: no such run folder")
-    studies = {name: studies_in(Path(name)) for name in named.values()}
+    studies = {n: studies_in(Path(n), storage, alone=False) for n in named.values()}
     return judge_proxy(
         observe(
             {n: [r for each in found for r in each.records] for n, found in studies.items()}, judge
@@ -467,7 +479,7 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
                 continue
             name = f"{study.name}, trial {record.number} (seed {record.seed})"
             try:
-                result = DamResult.load(study.run / record.artifacts["gates"])
+                result = DamResult.load(path_inside(study.run, record.artifacts["gates"]))
             except (FileNotFoundError, MaskFormatError) as error:
                 missing.append(f"{name}: {error}.")
                 continue

@@ -57,14 +57,18 @@ def write_report(
         ValueError: If a study mixes protocols, or an objective's `worst` is not finite.
     """
     path = Path(path)
+    places = [path.parent / name for name in (FIGURES, "tables")]
+    for each in (file for place in places for file in (place, *place.glob("*"))):
+        if each.is_symlink():
+            raise ValueError(f"{each} is a link, which no page follows; delete it, or take --out")
     told = result_of(sections, progress=progress, **head)
     result: dict[str, Any] = plain_data(told)
     for chart in () if progress else charts_of(result):
-        write_chart(chart, path.parent / FIGURES)
+        write_chart(chart, places[0])
     for place, section in enumerate(() if progress else sections):
         tables = paper_tables(told["sections"][place], section)
-        write_tables(path.parent / "tables", section.key, tables)
-        result["sections"][place]["figures"] = draw(path.parent / FIGURES, section)
+        write_tables(places[1], section.key, tables)
+        result["sections"][place]["figures"] = draw(places[0], section)
     write_text_in_one_move(
         path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
     )

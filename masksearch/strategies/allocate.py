@@ -30,6 +30,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from masksearch.analysis.pareto import warmup_problems
 from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, check_name, unknown_name
+from masksearch.files import path_inside
 from masksearch.gates.config import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
     Allocation,
@@ -259,7 +260,7 @@ class AllocateStrategy:
         unlearned = warmup_problems(record.values, record.step).get("attention_unlearned")
         if unlearned:
             raise SearchError(f"gates are no scores for strategy 'allocate': {unlearned}")
-        return self.units.read_scores(self.run / record.artifacts["gates"])
+        return self.units.read_scores(path_inside(self.run, record.artifacts["gates"]))
 
     def rounds(
         self, now: Allocation, worth: list[list[float]] | None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masksearch.contracts import Job, Proposal, Record
+from masksearch.files import path_inside
 
 
 class AfterFirstJob:
@@ -42,5 +43,5 @@ class AfterFirstJob:
         self.next = max(self.next, record.number + 1)
         if record.number < self.jobs and record.status != "running":
             path = record.artifacts.get(self.artifact)
-            self.left[record.number] = None if path is None else self.run / path
+            self.left[record.number] = None if path is None else path_inside(self.run, path)
             self.lost = "" if path else record.reason or f"its job has left no {self.artifact}"

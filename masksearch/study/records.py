@@ -41,6 +41,7 @@ from masksearch.contracts import (
     Shared,
 )
 from masksearch.errors import MaskFormatError, SearchError, check_name
+from masksearch.files import path_inside
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
@@ -222,7 +223,7 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
             if "file" not in data:
                 return Evaluate(Mask.from_dict(data["mask"]))
             try:
-                return Evaluate(load_mask(run / data["file"], content=False))
+                return Evaluate(load_mask(path_inside(run, data["file"]), content=False))
             except FileNotFoundError as error:
                 raise SearchError(
                     f"the mask of trial {number} is missing: {run / data['file']}; "

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from optuna.storages import BaseStorage
+
 from masksearch.analysis.pareto import ranked, sparsity_of
 from masksearch.analysis.runs import Candidate
 from masksearch.contracts import Objective, Record
@@ -54,14 +56,18 @@ def parse_reference(text: str) -> Reference:
     return Reference(Path(folder), sparsity=sparsity)
 
 
-def read_run_record(text: str) -> Record:
+def read_run_record(text: str, storage: str | BaseStorage | None = None) -> Record:
     """The record that a reference names; it has a mask.
+
+    Args:
+        text: The reference.
+        storage: One outside of the run folder that the folder may name.
 
     Raises:
         SearchError: If there is no such run, or it has no such trial or mask; says which it has.
     """
     found = parse_reference(text)
-    store = StudyStore(found.run, write=False)
+    store = StudyStore(found.run, write=False, allowed=storage)
     records = store.records()
     with_mask = [record.number for record in records if record.mask is not None]
     if found.trial is None:
@@ -88,9 +94,16 @@ def read_run_record(text: str) -> Record:
 
 
 def within_budgets(
-    candidates: Mapping[str, Candidate], budgets: Sequence[float]
+    candidates: Mapping[str, Candidate],
+    budgets: Sequence[float],
+    storage: str | BaseStorage | None = None,
 ) -> tuple[dict[str, Candidate], dict[str, str]]:
     """Candidates, where each whole run stands for its best mask within each budget.
+
+    Args:
+        candidates: By name.
+        budgets: Shares of what dense attention costs.
+        storage: As in `read_run_record`.
 
     Returns:
         The candidates, and name -> reason of those that a run has no mask for.
@@ -105,7 +118,7 @@ def within_budgets(
         if run is None or run != Reference(run.run):
             found[name] = each
             continue
-        store = StudyStore(run.run, write=False)
+        store = StudyStore(run.run, write=False, allowed=storage)
         trials = [record for record in store.records() if record.role == "trial"]
         for budget in budgets:
             own = f"{name} within {budget:g}"
@@ -116,9 +129,9 @@ def within_budgets(
     return found, missing
 
 
-def read_run_mask(text: str) -> Mask:
+def read_run_mask(text: str, storage: str | BaseStorage | None = None) -> Mask:
     """The mask that a reference names; see `masksearch.masks.parse`, which calls it."""
-    mask = read_run_record(text).mask
+    mask = read_run_record(text, storage).mask
     assert mask is not None
     return mask
 

@@ -112,13 +112,16 @@ def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocat
     return StorageLocation("other", shown, None, storage)
 
 
-def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
+def open_storage(
+    run: Path, storage: str | BaseStorage | None, *, write: bool = True
+) -> BaseStorage:
     """The Optuna storage that a user names.
 
     Args:
         run: Folder of the run.
         storage: None (SQLite in the run folder), `"journal:PATH"`, a database URL
             (`postgresql://` uses psycopg 3), or an Optuna storage.
+        write: Whether folders and tables may be made, and a torn line be cut off.
 
     Raises:
         SearchError: If it cannot be opened; says why and what helps, never a password.
@@ -128,16 +131,17 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
     location = locate_storage(run, storage)
     path = location.path
     with explain_errors(location, "cannot open the storage"):
-        if path is not None:
+        if path is not None and write:
             path.parent.mkdir(parents=True, exist_ok=True)
         if location.kind == "journal":
-            cut_torn_line(Path(str(path)))
+            if write:
+                cut_torn_line(Path(str(path)))
             return JournalStorage(JournalFile(str(path)))
         url = location.url or str(storage)
-        if storage is None:  # a path may hold braces, which Optuna would fill in
+        if location.kind == "sqlite":  # a path may hold braces, which Optuna would fill in
             url = url.replace("{", "{{").replace("}", "}}")
         try:
-            database = RDBStorage(url, engine_kwargs=engine_settings(location))
+            database = RDBStorage(url, engine_settings(location), skip_table_creation=not write)
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
         if location.kind == "postgresql":
@@ -291,7 +295,7 @@ def lock_run(run: Path) -> LockFile:
 def is_locked(run: Path) -> bool:
     """Whether a driver writes to a run folder now."""
     path = run / LOCK
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():  # no driver makes a link
         return False
     try:
         with filelock.FileLock(path, timeout=0):
@@ -329,6 +333,8 @@ class LockFile:
 
     def __init__(self, path: Path, what: str, remedy: str) -> None:
         self.path, who = path, ""
+        if path.is_symlink():
+            raise SearchError(f"{path} is a link, and a lock is a file of its own; delete it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # some systems let nobody read a locked file

@@ -9,13 +9,17 @@ Trials are written through Optuna's storage interface: `Study.tell` and `Study.a
 them back first, which costs more than writing.
 
 Where the study of a run folder is, `study.json` in it says: its name and its storage. The file is
-written when the study is made, so that a folder can be renamed, moved and copied.
+written when the study is made, so that a folder can be renamed, moved and copied. It may come from
+a stranger, so a storage outside of the folder is opened only where the user names it, too
+(`follow_storage`), and reading makes no file and no table.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import shlex
 import shutil
 import time
 import warnings
@@ -64,6 +68,7 @@ from masksearch.study.storage import (
 FILE, DATABASE = "study.json", "study.db"
 LISTED = 8  # studies that an error names
 HERE = "{run}"  # the run folder, in the storage that is written down
+ALLOWED = "MASKSEARCH_STORAGE"  # environment: a storage that run folders may name
 SERVER_WAIT = 600.0  # seconds that a search waits for a server that went away
 SERVER_PAUSE = 1.0  # seconds between two looks at it
 
@@ -136,6 +141,41 @@ def storable_storage(storage: str) -> str:
     return parts.render_as_string(hide_password=False)
 
 
+def follow_storage(
+    run: Path, named: str | None, allowed: str | BaseStorage | None = None
+) -> str | None:
+    """The storage that a file of a run folder names, where it may be opened.
+
+    It may if it is a file in that folder, links followed, or if the user names it: in this call,
+    or as `MASKSEARCH_STORAGE`. A folder that the user names stands for the files in it.
+
+    Args:
+        run: The folder.
+        named: What its `study.json` or `command.json` names; None = `study.db` in it.
+        allowed: What the user names in this call.
+
+    Raises:
+        SearchError: If it may not; says how to name it.
+    """
+    place = locate_storage(run, named)
+    file = None if place.path is None else place.path.resolve()
+    if file is not None and file.is_relative_to(run.resolve()):
+        return named and storable_storage(named)
+    address = storable_storage(named or f"sqlite:///{file}")
+    for given in (allowed, os.environ.get(ALLOWED)):
+        if isinstance(given, str) and given:
+            root = locate_storage(run, given).path
+            if file is not None and root is not None and file.is_relative_to(root):
+                return address
+            if storable_storage(given) == address:
+                return given  # with its password
+    raise SearchError(
+        f"{run} names a storage outside of itself, and a run folder may come from a stranger; if "
+        f"it is yours, name it, too: --storage {shlex.quote(address)} (storage= in Python), or "
+        f"set {ALLOWED} to it"
+    )
+
+
 def find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, write: bool) -> str:
     """The name of a run folder's study.
 
@@ -183,21 +223,30 @@ class StudyStore:
         run: Folder of the run; made if it is missing. A new study gets its name.
         storage: None (what the run folder says; SQLite in it where it is new),
             `"journal:PATH"`, a database URL, or an Optuna storage.
-        write: Whether to lock the study for writing.
+        write: Whether to lock the study for writing. Without, nothing is made.
+        allowed: A storage that the folder may name, where `storage` is None: one for several runs.
 
     Raises:
-        SearchError: If another process writes to it, or the storage cannot be read.
+        SearchError: If another process writes to it, the storage cannot be read, or it is one
+            outside of the folder that nobody but the folder names.
     """
 
     def __init__(
-        self, run: Path, storage: str | BaseStorage | None = None, *, write: bool = True
+        self,
+        run: Path,
+        storage: str | BaseStorage | None = None,
+        *,
+        write: bool = True,
+        allowed: str | BaseStorage | None = None,
     ) -> None:
         self.run = Path(run)
-        if storage is None and (address := read_address(self.run)) is not None:
-            storage = address.storage
+        if storage is None:
+            address = read_address(self.run)
+            storage = follow_storage(self.run, address and address.storage, allowed)
         self.given, self.location = storage, locate_storage(self.run, storage)
-        if not write and storage is None and not (self.run / DATABASE).is_file():
-            raise SearchError(f"{self.run} holds no study (no study.db); run a search first")
+        if not write and self.location.path is not None and not self.location.path.is_file():
+            where = DATABASE if storage is None else self.location.shown
+            raise SearchError(f"{self.run} holds no study (no {where}); run a search first")
         self.locks: list[LockFile | ServerLock] = []
         self.owner = ""  # who holds the server's lock, once the study says it
         self.study: optuna.Study | None = None
@@ -210,7 +259,7 @@ class StudyStore:
         try:
             if write:
                 self.locks.append(lock_run(self.run))
-            self.storage = open_storage(self.run, storage)
+            self.storage = open_storage(self.run, storage, write=write)
             with explain_errors(self.location):
                 self.name = find_study(self.run, self.location, self.storage, write=write)
             if write and (lock := lock_study(self.location, self.name)) is not None:

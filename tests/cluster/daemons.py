@@ -204,7 +204,7 @@ class Search:
     ) -> None:
         self.run, self.output = run, run.parent / f"{run.name}.txt"
         self.begun = len(self.ends())
-        command = (*PLAN, "--run", str(run), "--storage", f"journal:{run}.journal", *words)
+        command = (*PLAN, "--run", str(run), "--storage", f"journal:{run}/journal", *words)
         if words[:1] == ("resume",):
             command = (*words[:1], str(run), *words[1:])
         self.process = machine.start(

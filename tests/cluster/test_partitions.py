@@ -177,7 +177,7 @@ def test_a_driver_killed_in_a_partition_goes_on_while_the_line_is_down(nodes, tm
     nodes.cut(nodes.first)
     search.process.send_signal(signal.SIGKILL)
     search.process.wait()
-    again = Search(nodes.head, search.run, "resume")
+    again = Search(nodes.head, search.run, "resume", "--address", f"{nodes.head.address}:{PORT}")
     assert again.wait() == 0, again.said()
     assert equals_undisturbed(search, 24)
     assert len(judged_twice(search.run)) <= 4
@@ -190,7 +190,7 @@ def test_a_killed_head_ends_the_search_which_has_said_how_to_go_on(nodes, tmp_pa
     assert search.wait() != 0
     assert f"go on with: masksearch resume {search.run}" in search.said()
     nodes.heal()
-    again = Search(nodes.head, search.run, "resume")
+    again = Search(nodes.head, search.run, "resume", "--address", f"{nodes.head.address}:{PORT}")
     assert again.wait() == 0, again.said()
     assert equals_undisturbed(search, 24)
     assert len(judged_twice(search.run)) <= 4

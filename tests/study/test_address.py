@@ -55,8 +55,8 @@ def test_renamed_folder_of_a_shared_storage_finds_its_study(tmp_path):
     assert outcome(first) == outcome(second)
     (tmp_path / "a").rename(tmp_path / "c")
     assert len(search(tmp_path / "c", trials=4, storage=storage).records()) == 4
-    assert len(ms.Study(tmp_path / "c").records()) == 4  # the folder says where its storage is
-    assert len(ms.Study(tmp_path / "b").records()) == 3
+    assert len(ms.Study(tmp_path / "c", storage).records()) == 4  # the folder says which study
+    assert len(ms.Study(tmp_path / "b", storage).records()) == 3
     other = f"sqlite:///{tmp_path / 'other.db'}"
     with pytest.raises(ms.SearchError, match=r"belongs to the study 'a', which .* does not hold"):
         search(tmp_path / "c", storage=other)
