@@ -10,6 +10,7 @@ import copy
 import hashlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, EllipsisType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import EvaluatorError, MaskSearchError, check_name, unknown_name
@@ -173,7 +174,7 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     except (OSError, TypeError, SyntaxError, ValueError):
         defined = {}
     if name not in defined or "<locals>" in owner.__qualname__:
-        return {name: hash_text(source_of(owner) if given is None else plain_text(given))}
+        return {name: hash_owner(owner) if given is None else hash_text(plain_text(given))}
     used: dict[str, str] = {}
     waiting = [name]
     while waiting:
@@ -185,13 +186,50 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     return dict(sorted(used.items()))
 
 
-def source_of(owner: Any) -> str:
-    """The plain source of a function or class; where there is none its byte code, or its name."""
+def hash_owner(owner: Any) -> str:
+    """The hash of the plain source of a function or class; where there is none (`python -c`), of
+    its byte code.
+
+    Before the + stands what earlier versions wrote of it, so that their run folders go on
+    (`same_definitions`).
+
+    Raises:
+        UserCodeError: If the code holds what has no text that is the same in every process.
+    """
     try:
-        return plain_text(textwrap.dedent(inspect.getsource(owner)))
+        return hash_text(plain_text(textwrap.dedent(inspect.getsource(owner))))
     except (OSError, TypeError):
         code = getattr(owner, "__code__", None)
-        return repr((code.co_code, code.co_consts)) if code else str(owner.__qualname__)
+    codes = [code] if code else [f.__code__ for f in vars(owner).values() if inspect.isfunction(f)]
+    first = repr((code.co_code, plain_constant(code.co_consts))) if code else owner.__qualname__
+    return f"{hash_text(first)}+{hash_text(repr(plain_constant(tuple(codes))))}"
+
+
+def plain_constant(value: Any) -> Any:
+    """A constant of byte code as a value whose `repr` is the same in every process."""
+    match value:
+        case CodeType():
+            names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
+            return ("code", value.co_code, plain_constant(value.co_consts), names)
+        case frozenset():
+            return ("frozenset", *sorted(repr(plain_constant(each)) for each in value))
+        case tuple():
+            return tuple(map(plain_constant, value))
+        case bool() | int() | float() | complex() | str() | bytes() | None | EllipsisType():
+            return value
+    raise UserCodeError(
+        f"the code of this space has no source, and holds a {type(value).__name__}, which is not "
+        "known again when the search goes on: write the space into a file, FILE.py:NAME"
+    )
+
+
+def same_definitions(before: str, now: str) -> bool:
+    """Whether two texts of `definition_hashes` are of one code, the first maybe by an earlier
+    version, which saw less of code without source."""
+    was, new = (json.loads(text) if text else {} for text in (before, now))
+    return was.keys() == new.keys() and all(
+        was[name] in (each, each.partition("+")[0]) for name, each in new.items()
+    )
 
 
 def plain_text(text: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,7 +17,12 @@ from toy import ToyEvaluator
 from masksearch import load_function, masks, search
 from masksearch.errors import ResumeError, UnknownNameError
 from masksearch.report.collect import studies_in
-from masksearch.user_code import UserCodeError, definition_hashes
+from masksearch.user_code import (
+    UserCodeError,
+    definition_hashes,
+    hash_text,
+    same_definitions,
+)
 
 FILE = '''
 from masksearch import masks
@@ -165,3 +173,79 @@ def test_spaces_of_the_package_are_named_as_modules(spec):
 def test_a_space_that_the_package_does_not_have(spec, message):
     with pytest.raises((UnknownNameError, UserCodeError), match=re.escape(message)):
         load_function(spec)
+
+
+CODE = """
+import json
+from masksearch import masks
+from masksearch.user_code import definition_hashes
+
+def space(trial):
+    drawn = [r for r in range({count}) if r in {{"a", "b", "c", 3, 1, {extra}}}]
+    reach = max(drawn, key=lambda x: -x)
+
+    def inner(x):
+        return masks.{kind}(x)
+    return inner(reach)
+
+class Space:
+    def __call__(self, trial):
+        return masks.{kind}({count})
+
+print(json.dumps([definition_hashes(space), definition_hashes(Space())]))
+"""
+
+
+def hashes_elsewhere(seed, count=9, extra=2, kind="window"):
+    """Of code without source, in a process of its own."""
+    code = CODE.format(count=count, extra=extra, kind=kind)
+    done = subprocess.run(
+        [sys.executable, "-c", f"exec({code!r})"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONHASHSEED": str(seed)},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow  # four processes that import torch
+def test_code_without_source_has_one_hash_in_every_process():
+    first, second, third = (hashes_elsewhere(seed) for seed in (1, 2, 3))
+    assert first == second == third
+    for edit in ({"count": 10}, {"extra": 4}, {"kind": "stride"}):
+        changed = hashes_elsewhere(1, **edit)
+        assert changed[0] != first[0]
+    assert changed[1] != first[1]  # of a class
+
+
+def sourceless(text):
+    """The function `f` of a text."""
+    names: dict = {}
+    exec(text, names)
+    return names["f"]
+
+
+def test_an_edit_of_nested_code_without_source_is_seen():
+    one = "def f(t):\n    return [g(x, {1, 'a'}) for x in t if (lambda y: y > 3)(x)]"
+    first = definition_hashes(sourceless(one))
+    assert definition_hashes(sourceless(one)) == first
+    for old, new in (("> 3", "> 4"), ("g(", "h("), ("'a'", "'b'"), ("1,", "1.0,"), ("y", "z")):
+        assert definition_hashes(sourceless(one.replace(old, new))) != first
+
+
+def test_flat_code_of_earlier_versions_goes_on_and_nothing_else_does():
+    flat = sourceless("def f(t):\n    return t + 3")
+    earlier = hash_text(repr((flat.__code__.co_code, flat.__code__.co_consts)))
+    before, now = json.dumps({"f": earlier}), json.dumps(definition_hashes(flat))
+    assert same_definitions(before, now)
+    other = json.dumps(definition_hashes(sourceless("def f(t):\n    return t + 4")))
+    assert not same_definitions(before, other)
+    assert not same_definitions(now, before)
+    assert not same_definitions("", now)
+
+
+def test_code_that_cannot_be_known_again_is_refused():
+    function = sourceless("def f(t):\n    return 'here'")
+    function.__code__ = function.__code__.replace(co_consts=(None, object()))
+    with pytest.raises(
+        UserCodeError, match=r"holds a object, which is not known .* FILE\.py:NAME"
+    ):
+        definition_hashes(function)

@@ -64,6 +64,7 @@ from masksearch.study.storage import (
     open_storage,
     redact,
 )
+from masksearch.user_code import same_definitions
 
 FILE, DATABASE = "study.json", "study.db"
 LISTED = 8  # studies that an error names
@@ -295,7 +296,7 @@ class StudyStore:
         if existed:
             self.load()
             before = self.facts()
-            changed = [key for key in facts if before.get(key, "") != facts[key]]
+            changed = [key for key in facts if not same_fact(key, before.get(key, ""), facts[key])]
             if not self.ids or (changed and not self.finished):
                 self.forget()
                 existed = False
@@ -637,6 +638,11 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+def same_fact(fact: str, before: str, now: str) -> bool:
+    """Whether a search with a fact may go on where another has been written."""
+    return before == now or (fact == "space" and same_definitions(before, now))
 
 
 def describe_change(fact: str, before: str, now: str) -> str:
