@@ -65,6 +65,7 @@ from masksearch.study.records import (
 from masksearch.study.references import choose_best, read_run_record, within_budgets
 from masksearch.study.session import Session
 from masksearch.study.status import next_command
+from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore
 from masksearch.user_code import check_evaluator, definition_hashes
 
@@ -291,7 +292,7 @@ def search(
     name = strategy_name(strategy)
     facts = {
         "kind": "search",
-        **strategy_facts(strategy, options),
+        **strategy_facts(strategy, hide_secrets(options)),
         "space": "" if space is None else json.dumps(definition_hashes(space)),
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),

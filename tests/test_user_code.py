@@ -177,7 +177,6 @@ def test_a_space_that_the_package_does_not_have(spec, message):
 
 CODE = """
 import json
-from masksearch import masks
 from masksearch.user_code import definition_hashes
 
 def space(trial):

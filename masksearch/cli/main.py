@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -162,6 +162,7 @@ def resume(
     address: str | None = None,
     storage: str | None = None,
     storage_path: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Study | Comparison:
     """Continues a search or comparison that the command line began, as `masksearch resume`.
 
@@ -178,6 +179,7 @@ def resume(
         storage: Where the study is; None = as before, which is said again where it is outside of
             the run folder, unless `MASKSEARCH_STORAGE` names it.
         storage_path: As in `RayTune`; None = as before, which is said again where it is a server.
+        settings: As `--set`, those that are secrets (a token, key, password) and were not kept.
 
     Returns:
         The study of a search, or the comparison.
@@ -188,7 +190,7 @@ def resume(
     """
     changed = {"trials": trials, "seconds": seconds, "executor": executor, "slots": slots}
     places = {"address": address, "storage": storage, "storage_path": storage_path}
-    command, given = read_command(Path(run), changed | places)
+    command, given = read_command(Path(run), {**changed, **places, "set": list(settings) or None})
     if command == "search":
         return run_search(complete(search, given))
     if command == "compare":
@@ -227,6 +229,7 @@ def show_resumed(given: Mapping[str, Any]) -> None:
 @takes(
     {RUN: "trials seconds executor slots address storage storage_path"},
     {"": "masksearch.cli.main:resume"},
+    {"set": (options.Settings, None)},
     calls=show_resumed,
 )
 def resume_command(run: RunArgument, **_: object) -> None:

@@ -52,9 +52,10 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
 
     A command that the folder holds already stays: it belongs to the study there, and `search`
     itself refuses another one. That of a search that ended before its first trial is replaced.
-    Passwords are not written: PostgreSQL takes them from PGPASSWORD
+    Passwords and secret settings are not written: PostgreSQL takes its from PGPASSWORD
     or ~/.pgpass.
     """
+    from masksearch.study.storage import hide_secrets
     from masksearch.study.store import storable_storage
 
     path = run / COMMAND
@@ -80,7 +81,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
         elif name == "storage":
             plain[name] = storable_storage(value)
         else:
-            plain[name] = value
+            plain[name] = hide_secrets(value, name)
     write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
 
 
@@ -124,6 +125,7 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
+    from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 
     path = run / COMMAND
@@ -145,6 +147,10 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
         return value.replace(before, now) if isinstance(value, str) else value
 
     given = {name: follow(value) for name, value in options.items()}
+    if changed.get("set") and "set" in given:
+        every = [*(given["set"] or ()), *changed["set"]]
+        last = {each.partition("=")[0]: each for each in every}
+        changed = {**changed, "set": list(last.values())}
     for name, value in changed.items():
         if value is not None and name not in given:
             raise OptionsError(f"{run} holds a {command}, which takes no --{name}")
@@ -160,6 +166,10 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
                 f"the command in {run} names a server, and a run folder may come from a stranger; "
                 f"if it is yours, name it, too: {option}"
             )
+    for setting in given.get("set") or ():
+        if HIDDEN in setting:
+            again = setting.replace(HIDDEN, "..")
+            raise OptionsError(f"{run} keeps no secrets; give this one again: --set {again}")
     for name in PATHS & set(given):
         if (value := given[name]) is not None:
             given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)

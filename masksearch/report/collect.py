@@ -28,7 +28,7 @@ from masksearch.report.page import write_report
 from masksearch.report.section import Recipe, Section, evaluate_line, recipe_of
 from masksearch.study.status import NAME as STATUS
 from masksearch.study.status import read_status, status_lines
-from masksearch.study.storage import is_locked
+from masksearch.study.storage import hide_secrets, is_locked
 from masksearch.study.store import StudyStore, holds_study
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
@@ -154,8 +154,8 @@ def read_study(
         store.objectives(),
         store.shape(),
         facts,
-        store.calls(),
-        json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None,
+        hide_secrets(store.calls()),
+        hide_secrets(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None,
     )
 
 

@@ -45,6 +45,7 @@ from masksearch.files import path_inside
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
+from masksearch.study.storage import hide_secrets
 
 FORMAT = 3  # of what is written; the first one that was released
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own
@@ -294,7 +295,8 @@ def describe_call(
         "script": str(Path(script).resolve()) if script else "",
         "space": place_of(space),
     }
-    return {name: value for name, value in known.items() if value not in ("", {}, None)}
+    hidden: dict[str, Any] = hide_secrets(known)
+    return {name: value for name, value in hidden.items() if value not in ("", {}, None)}
 
 
 def evaluator_settings(evaluator: Any) -> dict[str, Any]:

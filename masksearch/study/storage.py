@@ -26,7 +26,7 @@ import re
 import socket
 import sqlite3
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -275,6 +275,47 @@ def redact(text: str, url: str = "") -> str:
     text = re.sub(r"(password=)[^&\s]+", r"\1***", text)
     secret = sqlalchemy.engine.make_url(url).password if url else None
     return text.replace(str(secret), "***") if secret else text
+
+
+SECRETS = {"token", "key", "secret", "secrets", "password", "passwd", "passphrase", "credentials"}
+HIDDEN = "***"
+SETTING = re.compile(r"""(['"]?)([\w.-]+)(\1\s*[=:]\s*)('[^']*'|"[^"]*"|[^\s,(){}\[\]'"]+)""")
+
+
+def names_secret(name: str) -> bool:
+    """Whether a setting of that name is a secret: one of its words is, divided by . _ or -.
+
+    >>> [names_secret(name) for name in ("hub.api_key", "HF_TOKEN", "tokenizer", "keys")]
+    [True, True, False, False]
+    """
+    return not SECRETS.isdisjoint(re.split(r"[._-]+", name.lower()))
+
+
+def hide_secrets(value: Any, name: str = "") -> Any:
+    """Plain data as it may be written down: secret settings are `***`, in texts too, and so are
+    the passwords of addresses.
+
+    >>> hide_secrets(["hub.token=abc def", "epochs=3", "at https://me:word@host/x"])
+    ['hub.token=***', 'epochs=3', 'at https://me:***@host/x']
+    """
+    if names_secret(name) and value is not None and not isinstance(value, bool):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return {key: hide_secrets(each, str(key)) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide_secrets(each, name) for each in value]
+    if not isinstance(value, str):
+        return value
+    setting = re.match(r"[\w.-]+=", value)
+    if setting and names_secret(setting[0][:-1]):
+        return f"{setting[0]}{HIDDEN}"
+
+    def hide(match: re.Match[str]) -> str:
+        quote = match[4][0] if match[4][0] in "'\"" else ""
+        shown = f"{match[1]}{match[2]}{match[3]}{quote}{HIDDEN}{quote}"
+        return shown if names_secret(match[2]) else match[0]
+
+    return SETTING.sub(hide, redact(value))
 
 
 LOCK = ".writer.lock"  # in the run folder

@@ -1,0 +1,144 @@
+"""Secret settings and passwords stand in no file and on no page; a resumed run asks for them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch.cli import main as cli
+from masksearch.cli.build import hints_of
+from masksearch.cli.resuming import read_command, remember
+from masksearch.evaluators.causal import CausalEvaluator
+from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.mlm import MlmEvaluator
+from masksearch.executors.ray import RayTune
+from masksearch.gates.config import DamConfig
+from masksearch.gates.gates import Gates
+from masksearch.report.collect import read_study, report_on
+from masksearch.strategies.build import kind_of
+from masksearch.study.storage import hide_secrets, names_secret
+
+SECRET = "S3CRET-word"
+JUDGE = """
+import sys
+sys.path.insert(0, {folder!r})
+from dataclasses import dataclass
+from toy import ToyEvaluator
+
+@dataclass(frozen=True)
+class Judge(ToyEvaluator):
+    hub_token: str = ""
+    tokens: int = 7
+"""
+
+
+@dataclass(frozen=True)
+class Hub:
+    url: str
+    api_key: str
+
+
+@dataclass(frozen=True)
+class Secretive(ToyEvaluator):
+    token: str = SECRET
+    tokenizer: str = "words"
+    hub: Any = None
+
+
+def everywhere(folder: Path) -> str:
+    return "".join(p.read_bytes().decode("latin-1") for p in folder.rglob("*") if p.is_file())
+
+
+def command(monkeypatch, capsys, *words: object) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["masksearch", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("token=a b=c", "token=***"),
+        ("hub.api-key=x", "hub.api-key=***"),
+        ("HF_TOKEN=x", "HF_TOKEN=***"),
+        ("strategy.password=1", "strategy.password=***"),
+        ('hub={"secret": "x y", "steps": 3}', 'hub={"secret": "***", "steps": 3}'),
+        ("Hub(url='https://me:word@host', key='x')", "Hub(url='https://me:***@host', key='***')"),
+        ({"token": "x", "n": [{"passwd": 3}]}, {"token": "***", "n": [{"passwd": "***"}]}),
+        *(
+            (text, text)
+            for text in ("tokens=3", "tokenizer=words", "keys=8", "monkey=1", "x=token")
+        ),
+        ({"keys": 3, "first_token": None}, {"keys": 3, "first_token": None}),
+    ],
+)
+def test_whole_words_of_a_name_make_a_secret(setting, shown):
+    assert hide_secrets(setting) == shown
+
+
+def test_no_setting_of_the_package_is_a_secret():
+    settings = [MlmEvaluator, GlueEvaluator, CausalEvaluator, RayTune, Gates, DamConfig]
+    names = {name for each in settings for name in hints_of(each)}
+    for strategy in ("evolution", "allocate", "prune", "shared+tpe"):
+        names |= set(kind_of(strategy).options or {})
+    assert len(names) > 50
+    assert [name for name in names if names_secret(name)] == []
+
+
+def test_fields_of_an_evaluator_are_hidden_in_study_and_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("masksearch.report.page.write_chart", lambda *_: None)
+    judge = Secretive(hub=Hub(f"https://me:{SECRET}@host/x", SECRET))
+    run = tmp_path / "run"
+    ms.search(space, judge, run=run, trials=1, strategy="random", progress=None)
+    settings = ms.open_study(run).store.calls()[0]["evaluator"]
+    assert settings["token"] == "***"
+    assert settings["tokenizer"] == "words"
+    report_on([run], run / "report.html", live=True)
+    assert SECRET not in everywhere(tmp_path)
+
+
+def test_secrets_of_earlier_versions_are_not_shown(tmp_path):
+    ms.search(space, ToyEvaluator(), run=tmp_path, trials=1, strategy="random", progress=None)
+    options = {"run": str(tmp_path), "set": [f"token={SECRET}"]}
+    (tmp_path / "command.json").write_text(json.dumps({"command": "search", "options": options}))
+    assert read_study(tmp_path).recipe.command.endswith("--set 'token=***'")
+
+
+def test_command_keeps_no_secret_and_resume_asks_for_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "judge.py").write_text(
+        JUDGE.format(folder=str(Path(__file__).parents[1] / "contracts"))
+    )
+    run, judge = tmp_path / "run", f"{tmp_path / 'judge.py'}:Judge"
+    settings = ["--set", f"hub_token={SECRET}", "--set", "tokens=8"]
+    words = ["search", "masksearch.spaces:distances", "--evaluator", judge, "--run", run]
+    code, said = command(
+        monkeypatch, capsys, *words, *settings, "--trials", 1, "--strategy", "random"
+    )
+    assert code == 0, said
+    assert SECRET not in everywhere(tmp_path) + said
+    assert json.loads((run / "command.json").read_text())["options"]["set"] == [
+        "hub_token=***", "tokens=8"
+    ]  # fmt: skip
+    code, said = command(monkeypatch, capsys, "resume", run, "--trials", 2)
+    assert code == 2
+    assert said == f"error: {run} keeps no secrets; give this one again: --set hub_token=..\n"
+    code, said = command(
+        monkeypatch, capsys, "resume", run, "--trials", 2, "--set", f"hub_token={SECRET}"
+    )
+    assert code == 0, said
+    assert len(ms.resume(run, trials=3, settings=[f"hub_token={SECRET}"]).records()) == 3
+    assert SECRET not in everywhere(tmp_path)
+
+
+def test_masks_may_have_any_name(tmp_path):
+    remember(tmp_path, "compare", {"mask": ["key=star()"], "run": tmp_path})
+    assert read_command(tmp_path, {})[1]["mask"] == ["key=star()"]
