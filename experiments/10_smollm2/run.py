@@ -234,9 +234,9 @@ class Experiment:
         """One window in every layer beside dense attention and the best searched layers, all
         judged anew, in float32: on both halves, and at the longer length; the window after
         recovery."""
+        found = self.stored_layers()
         for name in ("judge", "final", "recovering"):
             setattr(self, name, replace(getattr(self, name), precision="float32"))
-        found = self.stored_layers()
         widest = {f"{WIDEST} {n}": self.widest_window(mask) for n, mask in found.items()}
         searched = {self.searched_name(n): mask for n, mask in found.items()}
         dense, primary = {"dense": masks.full()}, min(PLAN["masks"]["primary"], self.counts[-1])
