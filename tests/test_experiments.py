@@ -351,7 +351,7 @@ def test_served_smoke(tmp_path):
 @pytest.mark.nightly
 def test_smollm2_smoke(tmp_path):
     model = write_novels(tmp_path, 300)
-    stages = ["search", "judge", "longer", "recover", "native", "tables"]
+    stages = ["search", "judge", "longer", "recover", "native", "windows", "tables"]
     options = ["--data", tmp_path, "--weights", model, "--runs", tmp_path / "runs"]
     options += ["--arms", "restore,switch,random"]
     run_script("10_smollm2/run.py", *stages, "--smoke", *options)
@@ -362,6 +362,9 @@ def test_smollm2_smoke(tmp_path):
     native = json.loads((results / "native.json").read_text())
     recovered = pd.read_csv(results / "recovered.csv").set_index("mask")
     assert {*recovered.index} == {"restore 2", "every n-th 2", "dense"}
+    windows = pd.read_csv(results / "windows.csv").set_index("mask")
+    assert windows.kv_bytes["widest window 2"] <= windows.kv_bytes["restore 2"]
+    assert len(pd.read_csv(results / "windows_recovered.csv")) == 1
     bare = pd.read_csv(results / "bare.csv").set_index("mask")
     assert native["nll"] == pytest.approx(
         bare.nll["restore 2, no sinks"], abs=0.1
