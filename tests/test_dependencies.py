@@ -26,6 +26,14 @@ WITHOUT_IMPORT = {  # declared though no file imports them
     "accelerate": "benchmarks/proxy.py",
     "lm-eval": "docs/trainers.md",
 }
+MENDED = {  # the release that ends the last hole that is known of what we ask for
+    "filelock": "4.2.1",  # CVE-2025-68146, CVE-2026-22701, CVE-2026-112906
+    "jinja2": "3.1.6",  # CVE-2025-27516
+    "pillow": "12.3",  # CVE-2026-25990, CVE-2026-59199, CVE-2026-59205
+    "pytest": "9.0.3",  # CVE-2025-71176
+    "setuptools": "78.1.1",  # CVE-2025-47273
+    "torch": "2.11",  # CVE-2026-24747, CVE-2026-4538
+}
 OF_A_NOTEBOOK = {"ipython"}  # imported where a notebook runs, which has it
 
 
@@ -84,6 +92,22 @@ def test_ci_installs_versions_in_range():
         version = pinned.get(plain(requirement.name))
         assert version, f"constraints.txt does not pin {requirement.name}"
         assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_no_release_with_a_known_hole_is_in_range():
+    """Every place that names one of them asks for the mended release, or a later one."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+    for folder in (ROOT, ROOT / "masksearch-bench"):
+        text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        lines += tomllib.loads(text)["build-system"]["requires"]
+    asked = [each for each in map(Requirement, lines) if plain(each.name) in MENDED]
+    assert {plain(each.name) for each in asked} == MENDED.keys()
+    for each in asked:
+        least = [Version(spec.version) for spec in each.specifier if spec.operator in (">=", "==")]
+        assert max(least) >= Version(MENDED[plain(each.name)]), f"{each}: has a known hole"
 
 
 def test_the_command_that_installs_an_extra_names_one_that_exists():
