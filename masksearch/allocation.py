@@ -2,7 +2,8 @@
 
 plan = allocate("my-llama", "books/", budget=.25)
 attach(model, plan.mask)                    # or to_native(model, plan.mask)
-allocate("my-llama", "books/", budget=.25, serve="llama.cpp", sinks="tune", out="served")
+allocate("my-llama", "books/", budget=.25, length=4096, sinks="tune", out="served",
+         serve="llama.cpp", serving=Serving(length=8192, ubatch=64))
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.analysis.pareto import describe_none_within
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Record
@@ -28,10 +30,11 @@ from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.evaluators.next_tokens import row_scores
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
+from masksearch.masks.measure import ROUNDING
 from masksearch.masks.rivals import default_local, widest_window
 from masksearch.models.decoders import NextTokenModel
 from masksearch.models.plan import Plan
-from masksearch.serving.engines import HELD, READINGS, Serving, Target, unserved
+from masksearch.serving.engines import FLOORS, HELD, READINGS, Serving, Target, unserved
 from masksearch.serving.folder import write_folder
 from masksearch.serving.gguf import begin_file
 from masksearch.serving.kv_cache import Account, kv_bytes
@@ -115,27 +118,8 @@ def allocate(
             judged.
         DataError: If the text or the model cannot be read.
     """
-    plans = allocate_each(
-        model,
-        text,
-        [budget],
-        unit=unit,
-        local=local,
-        method=method,
-        tries=tries,
-        length=length,
-        sequences=sequences,
-        held_out=held_out,
-        serve=serve,
-        serving=serving,
-        sinks=sinks,
-        out=None if out is None else Path(out),
-        trials=trials,
-        check=check,
-        run=Path(run),
-        progress=progress,
-    )
-    return plans[budget]
+    settings = {**locals(), "run": Path(run), "out": None if out is None else Path(out)}
+    return allocate_each(budgets=[settings.pop("budget")], **settings)[budget]
 
 
 def allocate_each(
@@ -184,6 +168,7 @@ def allocate_each(
         serving=serving or Serving(),
     )
     local = masks.parse(str(local or default_local(length)))
+    refuse_floor(judge, limits[0])
     if out is not None or sinks is not None:
         check_folder(judge, local, serve, sinks, out, limits)
     rivals = {limit: plainest_rival(judge, local, limit) for limit in limits}
@@ -219,10 +204,7 @@ def allocate_each(
     within = dict[float, Record]()
     for each in limits:
         if not (inside := study.within(each)):
-            raise SearchError(
-                f"no mask within the budget {each:g} was judged in {len(study.records())} trials; "
-                "give more trials, and repeat the call"
-            )
+            raise SearchError(describe_none_within(study.records(), study.objectives, each))
         within[each] = inside[0]
     unseen = Unseen(judge) if check or out is not None else None
     plans = {}
@@ -258,6 +240,23 @@ def plainest_rival(judge: CausalEvaluator, local: Mask, limit: float) -> Mask | 
         return widest_window(limit, lambda m: judge.measures_of(m)[judge.cost], length, local)
     except NativeError:
         return None
+
+
+def refuse_floor(judge: CausalEvaluator, budget: float) -> None:
+    """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
+    allocation changes; names the floor, and what moves it."""
+    account, serving = judge.account, judge.serving
+    if account not in FLOORS:
+        return
+    floor, setting = judge.measures_of(masks.window(1))[judge.cost], FLOORS[account]
+    if floor > min(budget * (1 + ROUNDING), 1 - ROUNDING):
+        held = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
+        raise ValueError(
+            f"{account} keeps {held} under any window at {serving.length or judge.positions:,} "
+            f"positions with {setting}={getattr(serving, setting):,}, got budget={budget:g}: give "
+            f"a longer length or a smaller {setting} in serving= (--serving "
+            f"""'{{"length": .., "{setting}": ..}}')"""
+        )
 
 
 def read_strategy(judge: CausalEvaluator, options: dict[str, Any], run: Path) -> AllocateStrategy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from masksearch import masks
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.models.plan import describe_rival
+from masksearch.study.references import within_budgets
 
 WORDS = [f"w{number}" for number in range(12)]
 
@@ -92,6 +94,14 @@ def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
         ),
         ({"difference": 0.2, "low": -0.1, "high": 0.5}, "neither is shown to be better: +0.2000"),
         ({"difference": 0.2}, "neither is shown to be better: +0.2000 nats a token"),
+        (
+            {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12, "pieces_of": 1},
+            "neither can be shown to be better on 12 pieces of 1 document: +0.2000 [",
+        ),
+        (
+            {"difference": -0.2, "low": -0.3, "high": -0.1, "documents": 12, "pieces_of": 15},
+            "neither can be shown to be better on 12 pieces of 15 documents: -0.2000 [",
+        ),
     ],
 )
 def test_rival_in_words(found, said):
@@ -120,7 +130,7 @@ def test_plan_within_what_an_engine_reserves(tmp_path):
     assert found["budget"]["account"] == "vllm"
     assert found["length"] == 4096
     assert "sinks" in found["native"]["refused"]
-    with pytest.raises(ValueError, match=r"cheapest masks of all units cost, 0\.01172; got 0\.01"):
+    with pytest.raises(ValueError, match=r"vllm keeps 0\.01172 of .* budget=0\.01:"):
         allocate(tmp_path / "less", budget=0.01, **how)
     with pytest.raises(NativeError, match=r"layer 0 keeps other keys in each head"):
         allocate(tmp_path / "heads", unit="head", **how)
@@ -158,6 +168,7 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
     with pytest.warns(UserWarning, match="has 1 documents, so its pieces .* at least 16 held out"):
         plan = allocate(tmp_path, text="novel.txt", method="restore")
     assert plan.found["nll"]["unseen"]["pieces_of"] == 1
+    assert describe_rival(plan.found["rival"]).startswith("neither can be shown to be better on")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +187,66 @@ def test_mistakes_are_refused_before_anything_is_judged(how, error, problem, tmp
     with pytest.raises(error, match=problem):
         allocate(tmp_path, **how)
     assert not (tmp_path / "study.db").exists()
+
+
+FLOORED = {"local": "columns(1) | window(3)", "check": False}
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        (
+            {"serve": "llama.cpp", "serving": ms.Serving(length=1024)},
+            r"llama\.cpp keeps 0\.75 of its dense cache or more under any window at 1,024 "
+            r"positions with ubatch=512, got budget=0\.25: give a longer length or a smaller uba",
+        ),
+        (
+            {"serve": "llama.cpp", "serving": ms.Serving(length=512)},
+            r"llama\.cpp keeps everything under any window at 512 positions with ubatch=512",
+        ),
+        (
+            {"serve": "llama.cpp", "serving": ms.Serving(length=512), "budget": 1.0},
+            "keeps everything under any window at 512",
+        ),
+        (
+            {"serve": "vllm", "serving": ms.Serving(length=1024)},
+            r"vllm keeps everything .* in_flight=4,096, .* smaller in_flight in serving= \(--serv",
+        ),
+    ],
+    ids=["floor", "everything", "whole budget", "vllm"],
+)
+def test_an_engine_that_no_mask_makes_smaller_says_what_does(how, problem, tmp_path):
+    with pytest.raises(ValueError, match=problem) as refused:
+        allocate(tmp_path, **({"budget": 0.25} | FLOORED | how))
+    assert "local mask" not in str(refused.value)
+    assert "order them" not in str(refused.value)
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
+    """More trials would not help."""
+    judge = CausalEvaluator.__call__
+
+    def guessed(self, mask, *, seed, workdir):
+        """All masks but dense attention lose more than a guess."""
+        for report in judge(self, mask, seed=seed, workdir=workdir):
+            values = dict(report.values)
+            if mask.sparsity(24, causal=True):
+                values |= {"nll": 9.0 + mask.sparsity(24, causal=True), "nll/majority": 2.5}
+                values.pop("nll/low", None)
+            yield dataclasses.replace(report, values=values)
+
+    monkeypatch.setattr(CausalEvaluator, "__call__", guessed)
+    with pytest.raises(SearchError) as refused:
+        allocate(tmp_path, check=False)
+    records = ms.open_study(tmp_path).records()
+    inside = [r.values["nll"] for r in records if r.measures["kv_bytes"] <= 0.6]
+    said = str(refused.value)
+    assert said.startswith(f"{len(inside)} of {len(records)} trials judged a mask within 0.6, and")
+    assert f"the best has nll {min(inside):.4f}, the guess 2.5000: give a larger budget" in said
+    assert "more trials" not in said
+    _, missing = within_budgets({"mine": str(tmp_path)}, [0.6])
+    assert missing["mine within 0.6"] == said
 
 
 def test_a_model_in_memory_is_refused(place, tmp_path):

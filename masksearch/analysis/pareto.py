@@ -474,6 +474,21 @@ def nothing_learned(records: Sequence[Record]) -> str:
     )
 
 
+def describe_none_within(
+    records: Sequence[Record], objectives: Sequence[Objective], budget: float
+) -> str:
+    """Why `ranked` has no mask within a budget, and what to do."""
+    weak = ranked(records, objectives, budget=budget, learned=False)
+    if not weak:
+        return f"no mask within {budget:g} among {len(records)} trials: give more trials"
+    values, (task, *_) = weak[0].values, beats_constant(weak[0].values)
+    return (
+        f"{len(weak)} of {len(records)} trials judged a mask within {budget:g}, and none scores "
+        f"better than a guess that reads no context: the best has {task} {values[task]:.4f}, the "
+        f"guess {values[task + MAJORITY]:.4f}: give a larger budget or a wider local mask"
+    )
+
+
 def constant_scores(records: Sequence[Record]) -> list[str]:
     """Tasks on which every mask has the score of a constant answer (`TASK/majority`)."""
     trained = [record for record in records if record.status == "done" and record.scored]

@@ -23,10 +23,10 @@ import pandas as pd
 from masksearch.analysis.stats import estimate
 from masksearch.bench.table import PAIRS, Choice, Table, family_of
 from masksearch.errors import SearchError
-from masksearch.gates.units import ROUNDING
+from masksearch.masks.measure import ROUNDING
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6)
-SELECTED, ORACLE, LEAST = "regret", "oracle", "least"
+SELECTED, ORACLE = "regret", "oracle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ def seal(
         return float(shares[name_of(choice)])
 
     def loss(choice: Choice) -> float:
-        name = name_of(choice)
-        return asked.setdefault(name, losses[name])
+        return asked.setdefault(name := name_of(choice), losses[name])
 
     def best(budget: float) -> str:
         table.refuse_less(budget, account)
@@ -114,6 +113,14 @@ class StrategySelector:
     name: Any
     options: Mapping[str, Any]
 
+    def choices(self, table: Table, judged: Judged, account: str) -> dict[float, str]:
+        """The best that it finds within each budget; what it judges is charged."""
+        told = {"budget": judged.budgets} if account == PAIRS else {}
+        options = {"seeds": [judged.seed], **told, **self.options}
+        for choice in table.simulate(self.name, **options).choice:
+            judged.loss(choice)
+        return {budget: judged.best(budget) for budget in judged.budgets}
+
 
 def strategy(name: Any, trials: int = 60, **options: Any) -> StrategySelector:
     """A strategy of the package as a selector: the best that it finds within each budget.
@@ -124,19 +131,6 @@ def strategy(name: Any, trials: int = 60, **options: Any) -> StrategySelector:
         options: What else `ms.search` takes.
     """
     return StrategySelector(name, {"trials": trials, **options})
-
-
-def choices_of(
-    selector: Selector | StrategySelector, table: Table, judged: Judged, account: str
-) -> dict[float, Choice]:
-    """The choice of a selector for each budget."""
-    if not isinstance(selector, StrategySelector):
-        return dict(selector(judged))
-    told = {"budget": judged.budgets} if account == PAIRS else {}
-    options = {"seeds": [judged.seed], **told, **selector.options}
-    for choice in table.simulate(selector.name, **options).choice:
-        judged.loss(choice)
-    return {budget: judged.best(budget) for budget in judged.budgets}
 
 
 def judge(
@@ -173,7 +167,10 @@ def judge(
     for table in tables:
         for seed in seeds:
             judged, asked = seal(table, budgets, seed, account)
-            chosen = choices_of(selector, table, judged, account)
+            if isinstance(selector, StrategySelector):
+                chosen: Mapping[float, Choice] = selector.choices(table, judged, account)
+            else:
+                chosen = dict(selector(judged))
             for budget in judged.budgets:
                 if budget not in chosen:
                     raise SearchError(f"selector {name} gave no choice for the budget {budget:g}")
@@ -181,18 +178,10 @@ def judge(
                 pick = table.query(table.optimum(budget, account).choice, "test")
                 least = table.optimum(budget, account, "test")
                 oracle = table.sign * (pick[table.name] - least[table.name])
-                rows.append(
-                    {
-                        "selector": name,
-                        "table": table.sheet.name,
-                        "seed": seed,
-                        "budget": budget,
-                        "choice": choice,
-                        "evaluations": len(asked),
-                        SELECTED: table.regret(choice, budget, account),
-                        ORACLE: oracle,
-                    }
-                )
+                row = {"selector": name, "table": table.sheet.name, "seed": seed, "budget": budget}
+                row |= {"choice": choice, "evaluations": len(asked)}
+                row |= {SELECTED: table.regret(choice, budget, account), ORACLE: oracle}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -30,10 +30,11 @@ import torch
 from masksearch.bench.replay import replayed
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import DataError, unknown_name
-from masksearch.gates.units import ROUNDING, Unit, Units
+from masksearch.gates.units import Unit, Units
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.masks.text import parse
+from masksearch.masks.measure import ROUNDING
+from masksearch.masks.text import parse, short_text
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -319,7 +320,7 @@ class Table:
         fixed = [level for unit, level in enumerate(found) if unit not in self.places]
         if set(fixed) - {self.rest}:
             raise ValueError(
-                f"{mask!s:.80} changes units that table {self.sheet.name} leaves at "
+                f"{short_text(mask)} changes units that table {self.sheet.name} leaves at "
                 f"{self.sheet.levels[self.rest]}; it knows choices of {', '.join(self.sheet.free)}"
             )
         return "".join(str(found[place]) for place in self.places)
@@ -334,7 +335,7 @@ class Table:
             if all(same(own.of_head(h), theirs.of_head(h), plane) for h in heads):
                 return level
         raise ValueError(
-            f"{mask!s:.80} has in {self.units.names[unit]} none of the masks of table "
+            f"{short_text(mask)} has in {self.units.names[unit]} none of the masks of table "
             f"{self.sheet.name}: {', '.join(self.sheet.levels)}"
         )
 

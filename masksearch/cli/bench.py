@@ -20,11 +20,8 @@ class Action(StrEnum):
     judge = "judge"
 
 
-READS = {  # action -> the parameters that it takes into account
-    Action.list: ("json",),
-    Action.build: ("what", "out", "slots"),
-    Action.judge: ("what", "tables", "budget", "trials", "json"),
-}
+# What each action takes into account; all others are refused.
+READS = {"list": "json", "build": "what out slots", "judge": "what tables budget trials json"}
 
 
 def bench(
@@ -82,8 +79,8 @@ def bench(
     """
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
-    for name in sorted(given - {"action", *READS[action]}):
-        readers = " and ".join(f"bench {each.value}" for each in Action if name in READS[each])
+    for name in sorted(given - {"action", *READS[action].split()}):
+        readers = " and ".join(f"bench {each}" for each in READS if name in READS[each].split())
         shown = what if name == "what" else f"--{name}"
         raise OptionsError(f"bench {action.value} does not read {shown}: it belongs to {readers}")
     if action is Action.list:

@@ -296,14 +296,15 @@ def allocate(
     ] = True,
     **_: object,
 ) -> None:
-    """Find which layers or heads of a decoder keep full attention, within a budget of cache bytes.
+    r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
 
     Nothing is trained, but gates and sinks. The run folder gets a plan for each budget, which
     `masksearch attach` puts on the model; --out gets a folder that an engine serves.
 
     Examples:
         masksearch allocate my-llama/ books/ --budget .25 --budget .5 --method restore
-        masksearch allocate my-llama/ books/ --budget .25 --serve llama.cpp --sinks tune --out o
+        masksearch allocate my-llama/ books/ --budget .25 --length 4096 --serve llama.cpp \
+            --serving '{"length": 8192, "ubatch": 64}' --sinks tune --out served
     """
 
 

@@ -133,9 +133,11 @@ def describe_rows(found: Mapping[str, Any]) -> str:
 def describe_rival(found: Mapping[str, Any]) -> str:
     """Which of the two is better: a searched mask, or the widest window in all layers."""
     better = "neither is shown to be better"
-    if found.get("low", 0.0) > 0:
+    if "pieces_of" in found:
+        better = f"neither can be shown to be better on {describe_rows(found)}"
+    elif found.get("low", 0.0) > 0:
         better = "the plan is shown to be better"
-    if found.get("high", 0.0) < 0:
+    elif found.get("high", 0.0) < 0:
         better = "it is shown to be better than the plan"
     return f"{better}: {describe_loss(found)} nats a token, its loss minus the plan's"
 

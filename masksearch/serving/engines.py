@@ -249,6 +249,10 @@ HELD: Mapping[str, Callable[[Sequence[int | None], int, Serving], int]] = Mappin
 )
 
 
+# The setting that lowers what an engine holds of the narrowest window, as a longer context does.
+FLOORS: Mapping[str, str] = MappingProxyType({"vllm": "in_flight", "llama.cpp": "ubatch"})
+
+
 def pad(cells: int) -> int:
     """The next multiple of 256."""
     return -(-cells // 256) * 256

@@ -36,6 +36,7 @@ from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
 from masksearch.masks.tables import PerHead, PerLayer
+from masksearch.masks.text import short_text
 from masksearch.serving.engines import FULL, READINGS, SLIDING, Target, unserved, write_entries
 from masksearch.serving.sinks import (
     MEASURED,
@@ -329,6 +330,15 @@ def granite_swa_of(model: PreTrainedModel, biases: bool) -> Any:
     native.attention_bias = biases or biased
     if biased and not biases:
         raise NativeError(f"{name} has biases in its attention, which SGLang's GraniteSWA has not")
+    with torch.device("meta"), no_init_weights():
+        made = type(model)(copy.deepcopy(config)).state_dict()
+        places = GraniteSWAForCausalLM(native).state_dict()
+    if other := sorted({*made} - {*places}):
+        raise NativeError(
+            f"{name} has weights ({', '.join(other[:3])}) for which GraniteSWA has no place, the "
+            "one form with sinks that engines serve: so its sinks cannot be served. "
+            "Drop them with sinks='none', or keep them with ms.attach"
+        )
     return with_weights_of(model, GraniteSWAForCausalLM, native)
 
 
@@ -348,7 +358,10 @@ def with_sink_logits(
     local = [without_sinks(each) for each in kept]
     meter = SinkMeter(kept, local, heads)
     if kept == local:
-        raise NativeError(f"{mask!s:.60} keeps no sinks beside a window; leave sinks out")
+        why = "keeps no sinks beside a window; leave sinks out"
+        if mask.heads is not None and any(isinstance(each, Columns) for each in every_part(mask)):
+            why = "keeps sinks head by head, and engines know layers only; give all heads one mask"
+        raise NativeError(f"{short_text(mask)} {why}")
     if sinks == "none":
         return to_native(model, PerLayer(local), target), meter, torch.empty(0)
     whole = granite_swa_of(model, biases=target != "sglang")
@@ -450,7 +463,7 @@ def what_else(mask: Mask, causal: bool) -> str:
         return "tokens of fixed positions (sinks), for which configurations have no field"
     if not causal and any(isinstance(leaf, Causal) for leaf in leaves):
         return "earlier keys only (causal()), and the model is an encoder"
-    return f"{mask!s:.60}, which is neither everything nor a window"
+    return f"{short_text(mask)}, which is neither everything nor a window"
 
 
 def every_part(mask: Mask) -> Iterator[Mask]:

@@ -46,6 +46,7 @@ from masksearch.gates.units import (
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full
 from masksearch.masks.measure import ROUNDING
+from masksearch.masks.text import short_text
 from masksearch.strategies.dam import waiting
 from masksearch.study.records import read_budgets
 
@@ -514,7 +515,7 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
     def measured(mask: Mask) -> float:
         found = evaluator.measures_of(mask)
         if name not in found:
-            raise SearchError(f"{type(evaluator).__name__} knows no {name} of {mask!s:.80}")
+            raise SearchError(f"{type(evaluator).__name__} knows no {name} of {short_text(mask)}")
         return float(found[name])
 
     base = measured(units.mask((0,) * count))

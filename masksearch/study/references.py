@@ -10,7 +10,7 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.pareto import ranked, sparsity_of
+from masksearch.analysis.pareto import describe_none_within, ranked, sparsity_of
 from masksearch.analysis.runs import Candidate
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError, outside_level
@@ -125,7 +125,7 @@ def within_budgets(
             if inside := ranked(trials, store.objectives(), budget=budget):
                 found[own] = inside[0]
             else:
-                missing[own] = f"no mask within {budget:g} among {len(trials)} trials of {run.run}"
+                missing[own] = describe_none_within(trials, store.objectives(), budget)
     return found, missing
 
 

@@ -299,7 +299,13 @@ def other(kind: str, **more: Any) -> Any:
         (lambda: build().model, {}, NativeError, "LlamaModel has no head"),
         (lambda: build("biases"), {"target": "sglang"}, NativeError, "SGLang"),
         (smollm3, {}, NativeError, "SmolLM3ForCausalLM is no Llama: .* sinks='none'"),
-        (lambda: other("Qwen3"), {}, NativeError, "differ in the weights .*k_norm"),
+        (lambda: other("Qwen3"), {}, NativeError, r"k_norm.*\) for which GraniteSWA has no place, "
+         ".* sinks cannot be served. Drop them with sinks='none', or keep them with ms.attach"),
+        (lambda: other("GPTNeoX"), {}, NativeError, "embed_in.* GraniteSWA has no place"),
+        (build, {"mask": masks.per_head([LOCAL, masks.window(7)] * 2)}, NativeError,
+         r"per_head.*\] keeps sinks head by head, and engines know layers only"),
+        (build, {"mask": masks.per_layer([masks.window(each) for each in (1000, 2000, 3000)])},
+         NativeError, r"per_layer\(\[window\(1000\), window\(2000\), window\(3000\)\]\) keeps no"),
         (lambda: other("GraniteSWA"), {}, NativeError, "has sinks of its own"),
     ],
 )  # fmt: skip
