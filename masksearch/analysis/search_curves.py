@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal
 
+import numpy as np
+
 from masksearch.analysis.pareto import Snapshot, hypervolume_curve
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
@@ -69,15 +71,18 @@ def ended(curve: Sequence[Snapshot], by: Compute) -> float:
     return float(getattr(curve[-1], by)) if curve else 0.0
 
 
-def band_of(curves: Mapping[int, Sequence[Snapshot]], by: Compute) -> dict[float, Interval]:
+def band_of(
+    curves: Mapping[int, Sequence[Snapshot]], by: Compute, most: int | None = None
+) -> dict[float, Interval]:
     """Trials or seconds, rising from 0 to where the shortest search ends -> mean hypervolume of
-    the searches with its 95% t-interval."""
+    the searches with its 95% t-interval; at `most` places, evenly over them, or at all."""
     end = min((ended(curve, by) for curve in curves.values()), default=0.0)
     steps = {float(getattr(state, by)) for curve in curves.values() for state in curve}
-    return {
-        at: estimate([reached(curve, at, by) for curve in curves.values()])
-        for at in sorted({0.0, *(step for step in steps if step <= end)})
-    }
+    places = sorted({0.0, *(step for step in steps if step <= end)})
+    if most is not None:
+        chosen = np.unique(np.linspace(0, len(places) - 1, most).astype(int))
+        places = [places[index] for index in chosen]
+    return {at: estimate([reached(curve, at, by) for curve in curves.values()]) for at in places}
 
 
 def compare_searches(curves: Curves) -> list[StrategyReached]:

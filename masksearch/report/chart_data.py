@@ -42,13 +42,15 @@ KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a com
     "control": (GREY, "o"),
 }
 STEPS = 200  # points of a curve of hypervolume at most
+DRAWN = 1000  # trials that a chart shows, beside those of its front
 TOLD = 12  # layers whose shares are told one by one
 SHOWN = 24  # masks of a front whose layers and heads are shown, at most
 
 
 # -- fronts --------------------------------------------------------------------------------------
 def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
-    """Every finished trial of the searches, those on the front first; None without one."""
+    """The finished trials of the searches, those on the front first, of others every so many
+    where there are more than `DRAWN`; None without one."""
     score, (cost, axis) = section.objectives[0], saving(section.objectives)
     owners = {id(record): name for name, study in section.studies.items() for record in study}
     strategies = {  # several searches by one strategy are one group
@@ -56,9 +58,8 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
         for name, study in section.studies.items()
     }
     on = {id(record) for record in pareto(section.searched, section.objectives)}
-    found = [r for r in section.searched if r.scored and math.isfinite(r.value(score.name))]
     points = []
-    for record in sorted(found, key=lambda record: id(record) not in on):
+    for record in drawn_records(section):
         owner = owners[id(record)]
         title = record.name if record.role == "baseline" else ""
         values = {
@@ -92,6 +93,26 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
     if not points:
         return None
     return front_chart(f"{section.key}front", score, groups, points, axis, section.truth)
+
+
+def drawn_records(section: Section) -> list[Record]:
+    """The finished trials that a chart shows: all, or where there are more than `DRAWN` the
+    hand-designed masks, the front of every search, and every so many of the others."""
+    score, (cost, _) = section.objectives[0], saving(section.objectives)
+    found = [r for r in section.searched if r.scored and math.isfinite(r.value(score.name))]
+    if len(found) <= DRAWN:
+        return found
+    sign = 1 if score.goal == "max" else -1
+    shown = {id(r) for r in found if r.role == "baseline"}
+    shown |= {id(r) for r in pareto(found, section.objectives)}
+    for study in section.studies.values():
+        own = [r for r in study if r.scored and r.role != "baseline" and not learned_nothing(r)]
+        gains = [(saved_share(r, cost), sign * r.value(score.name)) for r in own]
+        kept = on_front(np.reshape(gains, (len(gains), 2)))
+        shown |= {id(r) for r, best in zip(own, kept, strict=True) if best}
+    others = [record for record in found if id(record) not in shown]
+    shown |= {id(record) for record in others[:: -(-len(others) // DRAWN)]}
+    return [record for record in found if id(record) in shown]
 
 
 def compared_chart(
@@ -228,6 +249,18 @@ def saving(objectives: Sequence[Objective]) -> tuple[str, str]:
     return "density", "sparsity (% of real pairs left out)"
 
 
+def costs_of(record: Record) -> dict[str, float]:
+    """What a record's mask costs, by name, beside all else that is known of it."""
+    density = {"density": 1 - sparsity_of(record)} if record.measures else {}
+    return {**record.measures, **record.values, **density}
+
+
+def saved_share(record: Record, cost: str) -> float:
+    """The share of dense attention's cost that its mask saves."""
+    known = costs_of(record)
+    return 1 - known[cost] if cost in known else sparsity_of(record)
+
+
 def mask_facts(
     record: Record, run: Path | None, shape: Shape | None, pictures: Pictures, cost: str
 ) -> dict[str, Any]:
@@ -236,16 +269,14 @@ def mask_facts(
 
     `place` is how a command line names the mask: `RUN#7`, or its expression.
     """
-    mask, known = record.mask, {**record.measures, **record.values}
-    if record.measures:
-        known["density"] = 1 - sparsity_of(record)
+    mask, known = record.mask, costs_of(record)
     place = str(mask or "") if run is None else f"{run}#{record.number}"
     return {
         "place": shlex.quote(place),
         "expression": str(mask or ""),
         "fingerprint": record.fingerprint,
         "sparsity": 100 * sparsity_of(record),
-        "saved": 100 * (1 - known[cost] if cost in known else sparsity_of(record)),
+        "saved": 100 * saved_share(record, cost),
         "table_sparsity": 100 * known.get("sparsity", math.nan),
         "costs": {name: known[name] for name in COSTS if name in known},
         "picture": pictures.panels(mask, shape) if mask and shape else None,
@@ -306,9 +337,7 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
         for by, title in axes:
             lines: list[dict[str, Any]] = []
             for name, runs in curves.items():
-                band = [*band_of(runs, by).items()]
-                for at in np.unique(np.linspace(0, len(band) - 1, STEPS).astype(int)):
-                    compute, volume = band[at]
+                for compute, volume in band_of(runs, by, STEPS).items():
                     low = max(0.0, volume.low) if math.isfinite(volume.low) else None
                     known = {"mean": volume.value, "low": low, "high": volume.high}
                     lines.append({"group": name, "compute": compute, **known})

@@ -35,6 +35,7 @@ NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there
 WATCHED = 2.0  # seconds between two looks at a run that goes on
 RESAMPLES = 300  # draws of the bootstrap of a page's proxy card
+CARD_MASKS = 500  # that a page's proxy card is judged on; its pairs are compared one by one
 LONGEST = 40  # characters of a setting that may stand in a section's title
 ROWS = {  # by which rows masks were judged -> how a section says it
     "search": "what the searches saw",
@@ -383,7 +384,7 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     """The card of a report's own studies; None where their runs cannot give one, or decide none.
 
     The first objective is the target; the proxy is the loss where it is reported along the
-    way, else the objective itself.
+    way, else the objective itself. Of many masks it takes every so many (`some_masks`).
     """
     scored = [record for study in studies for record in study.records if record.scored]
     target = studies[0].objectives[0].name
@@ -393,7 +394,7 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
         return None
     try:
         card = judge_proxy(
-            observe({str(study.run): study.records for study in studies}),
+            observe({str(study.run): some_masks(study.records) for study in studies}),
             proxy=proxy,
             target=target,
             objectives=studies[0].objectives,
@@ -402,6 +403,13 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     except SearchError:  # too few masks have both values, or there is no shorter budget
         return None
     return None if card.objections else card  # nobody has asked: undecided, it stays away
+
+
+def some_masks(records: Sequence[Record]) -> list[Record]:
+    """The records of at most `CARD_MASKS` masks, evenly over their order, with all their seeds."""
+    masks = list(dict.fromkeys(record.fingerprint for record in records))
+    some = {*masks[:: -(-len(masks) // CARD_MASKS) or 1]}
+    return [record for record in records if record.fingerprint in some]
 
 
 def proxy_card(

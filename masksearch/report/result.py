@@ -21,6 +21,7 @@ from masksearch.masks.measure import unread_note
 from masksearch.models.encoders import READ_OUT
 from masksearch.report.chart_data import (
     COSTS,
+    DRAWN,
     allocation_data,
     compared_chart,
     difference_chart,
@@ -141,7 +142,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
         "comparisons": comparisons,
         "chart": searched,
         "front": front_table(section.studies, section.objectives),
-        "cautions": cautions(records, section.objectives),
+        "cautions": [*cautions(records, section.objectives), *say_drawn(records, searched)],
         "volumes": list(volume_charts(section)),
         "searches": searches_table(section.searches, section.objectives),
         "allocation": allocation_data(section, charts[0] if charts else None),
@@ -226,6 +227,20 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
     if len({record.seed for record in records if record.scored}) == 1:
         lines.append("Every score on the front is from one seed and therefore has no interval.")
     return lines + said
+
+
+def say_drawn(records: Sequence[Record], chart: Mapping[str, Any] | None) -> list[str]:
+    """That a chart leaves trials out, where it does."""
+    finished, drawn = (
+        sum(record.scored for record in records),
+        len(chart["points"]) if chart else 0,
+    )
+    if chart is None or finished <= DRAWN:
+        return []
+    return [
+        f"The chart shows {drawn:,} of {finished:,} finished trials: the front of every search, "
+        "hand-designed masks, and every so many of the others. ms.open_study(RUN).frame() has all."
+    ]
 
 
 def describe_failure(record: Record) -> dict[str, str]:

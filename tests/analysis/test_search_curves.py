@@ -43,6 +43,17 @@ def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
     assert all(math.isnan(v.low) for v in alone.values())
 
 
+def test_a_band_of_few_places_is_that_of_all_at_these_places():
+    (curves,) = curves_of(
+        {"tpe": {0: search([0.6] * 50), 1: search([0.8] * 40)}}, OBJECTIVES
+    ).values()
+    every, some = band_of(curves, "trials"), band_of(curves, "trials", 7)
+    assert list(some) == [0, 6, 13, 20, 26, 33, 40]
+    assert {at: volume.value for at, volume in some.items()} == {
+        at: every[at].value for at in some
+    }
+
+
 def test_strategies_are_compared_where_every_search_still_ran():
     slow = {s: search([0.6 + s / 100, 0.9, 0.9], seconds=2.0) for s in range(4)}
     quick = {s: search([0.7 + s / 90, 0.8 + s / 80, 0.8]) for s in range(4)}

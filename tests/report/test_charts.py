@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
+import numpy as np
 import pytest
 
 import masksearch as ms
@@ -98,6 +99,34 @@ def test_hypervolume_leaves_baselines_out(searched):
     by_trials, by_seconds = told(searched)["volumes"]
     assert by_trials["lines"][-1]["compute"] == 9  # 8 finished and 1 stopped trial
     assert by_seconds["lines"][-1]["compute"] == 20  # seconds, the failed one's too
+
+
+def test_a_chart_of_many_trials_shows_some_and_every_front(record, objectives):
+    random = np.random.default_rng(0)
+    study = [
+        record(
+            number, float(score), masks.window(number % 15), fingerprint=str(number),
+            measures={"sparsity": float(sparsity)},
+        )
+        for number, (score, sparsity) in enumerate(random.random((4000, 2)))
+    ]  # fmt: skip
+    halves = {"tpe": study[::2], "random": study[1::2]}
+    data = told(Section(halves, objectives))
+    assert len(data["chart"]["points"]) < 1500
+    shown = [note for note in data["cautions"] if "of 4,000 finished trials" in note]
+    assert shown[0].startswith(f"The chart shows {len(data['chart']['points']):,} of")
+    for name, own in halves.items():  # an independent loop: no other is better in both
+        front = {
+            f"{name} {a.number}"
+            for a in own
+            if not any(
+                b.values["glue"] > a.values["glue"]
+                and b.measures["sparsity"] > a.measures["sparsity"]
+                for b in own
+            )
+        }
+        lines = {line["id"] for line in data["chart"]["lines"] if line["group"] == name}
+        assert lines == front
 
 
 def test_the_true_front_is_a_line_of_its_own(searched):
