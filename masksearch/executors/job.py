@@ -102,6 +102,9 @@ class JobRun:
             self.error = text if name in text else f"{text} ({name} reports it)"
         except MaskSearchError as problem:
             self.error = f"{type(problem).__name__}: {problem}"
+        except SystemExit as problem:  # of the evaluator, which ends itself, not the search
+            ending = f"the evaluator called sys.exit({problem.code!r})"
+            self.error = f"{traceback.format_exc()}\n{ending}"
         except Exception as problem:  # the record keeps the traceback; the search goes on
             self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
         return None

@@ -193,6 +193,20 @@ def test_a_report_takes_what_float_takes(value):
     assert json.dumps(Report(1, {"loss": value}).values) == '{"loss": 0.5}'
 
 
+def test_an_evaluator_that_calls_exit_fails_its_trial_only(tmp_path):
+    class Leaving(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            if workdir.name == "1":
+                sys.exit(3)
+            yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
+    records = run(Local(), listed, Leaving(), tmp_path)
+    assert [record.status for record in records] == ["done", "failed", "done"]
+    assert records[1].reason == "the evaluator called sys.exit(3)"
+    assert re.search(r"test_local\.py\", line \d+, in __call__", records[1].error)
+
+
 def test_one_shot_without_gradients_is_a_clear_failure(tmp_path):
     record = JobRun(Proposal(0, OneShot()), ToyEvaluator(), tmp_path).run()
     assert record.status == "failed"
