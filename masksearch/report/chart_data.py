@@ -111,7 +111,7 @@ def drawn_records(section: Section) -> list[Record]:
         kept = on_front(np.reshape(gains, (len(gains), 2)))
         shown |= {id(r) for r, best in zip(own, kept, strict=True) if best}
     others = [record for record in found if id(record) not in shown]
-    shown |= {id(record) for record in others[:: -(-len(others) // DRAWN)]}
+    shown |= {id(record) for record in others[:: -(-len(others) // DRAWN) or 1]}
     return [record for record in found if id(record) in shown]
 
 
