@@ -5,7 +5,8 @@
 
 `train.py` makes the checkpoints. `build` judges every choice of each; `judge` lets every selector
 choose; `confirm` does so with the default of `allocate` alone, and says how much noise a cell has;
-`table` writes what has ended into results/. Every stage goes on where it was stopped.
+`again` judges what was confirmed on sequences that no table has used, and `window` one window in
+every unit; `table` writes what has ended into results/. Every stage goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import time
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,28 @@ import pandas as pd
 import selectors_of_heads as selectors
 import tables
 import torch
+from numpy.typing import NDArray
 from scipy.stats import wilcoxon
+from transformers import PreTrainedConfig
 
 import masksearch as ms
 from masksearch.analysis.stats import holm
 from masksearch.bench import Table, build, judge, load, summary
 from masksearch.bench.table import family_of, natural
+from masksearch.contracts import generator
+from masksearch.evaluators.next_tokens import score_tokens
+from masksearch.masks.core import Mask
+from masksearch.masks.rivals import widest_window
+from masksearch.serving.kv_cache import kv_bytes
+from masksearch.tasks.next_token import NextTokenRows
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 WHERE: dict[str, Any] = {"account": f"{PLAN['account']}/{PLAN['length']}"}
 LEARNT = 0.99  # share of the calibration questions that a checkpoint answers without a mask
 LEAST_NOISE = 0.002  # nats
+NEAR = 1e-4  # nats between a cell of a table and the same loss judged again
+FRESH = 93  # a stream of random numbers: sequences that no table has used
 
 
 def main() -> None:
@@ -113,18 +125,101 @@ def confirmed(given: argparse.Namespace) -> None:
 def noise(table: Table, one: str, other: str) -> float:
     """Standard error, over test sequences, of the difference of two choices in nats a token."""
     test = tables.spec_of(table.sheet.name).judge.on("test")
-    losses = []
-    for choice in (one, other):
-        model = test.shared(0).model
-        ms.attach(model, table.mask(choice))
-        try:
-            scores = test.judge(model).nll
-        finally:
-            ms.detach(model)
-        scored = test.rows.labels != -100
-        losses.append([float(row[kept].mean()) for row, kept in zip(scores, scored, strict=True)])
-    apart = np.subtract(*losses)
+    return noise_of(*(row_losses(test, table.mask(each), test.rows) for each in (one, other)))
+
+
+def noise_of(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Standard error of the mean difference of two choices, from their losses in sequences."""
+    apart = one - other
     return max(LEAST_NOISE, float(apart.std(ddof=1) / len(apart) ** 0.5))
+
+
+def row_losses(decoder: Any, mask: Mask, rows: NextTokenRows) -> NDArray[np.float64]:
+    """What the decoder of an evaluator loses in each sequence, in nats a token."""
+    model = decoder.shared(0).model
+    ms.attach(model, mask)
+    try:
+        scores = score_tokens(model, rows.tokens).nll
+    finally:
+        ms.detach(model)
+    scored = rows.labels != -100
+    return np.array([float(row[own].mean()) for row, own in zip(scores, scored, strict=True)])
+
+
+def missing(given: argparse.Namespace, out: Path) -> Iterator[tuple[Table, Any, pd.DataFrame]]:
+    """The tables that a file of results lacks, with their evaluators and the rows of that file.
+
+    Raises:
+        ValueError: If an evaluator has other weights or another text than the table.
+    """
+    for name in given.tables:
+        known = pd.read_csv(out, dtype={"choice": str}) if out.is_file() else pd.DataFrame()
+        if not known.empty and name in set(known.table):
+            continue
+        path = given.runs / "tables" / f"{name}.parquet"
+        table, decoder = load(path if path.is_file() else name), tables.spec_of(name).judge
+        if (own := dict(decoder.data_hashes())) != table.sheet.checkpoint:
+            raise ValueError(f"{name} was judged on {table.sheet.checkpoint}, and here is {own}")
+        yield table, decoder, known
+
+
+def judged_again(given: argparse.Namespace) -> None:
+    """The choices of `confirm` on sequences that no table has used, another draw for each
+    checkpoint: see [new_tokens] in plan.toml."""
+    out = HERE / "results" / "new_tokens.csv"
+    confirmed = pd.read_csv(HERE / "results" / "confirmed.csv", dtype={"choice": str})
+    for table, decoder, known in missing(given, out):
+        rows = new_rows(table.sheet.name)
+        own = confirmed[confirmed.table == table.sheet.name]
+        picks = {budget: table.optimum(budget, **WHERE).choice for budget in PLAN["budgets"]}
+        losses = {
+            choice: row_losses(decoder, table.mask(choice), rows)
+            for choice in sorted({*own.choice, *picks.values()})
+        }
+        found = own[["selector", "table", "budget", "choice"]].copy()
+        pairs = [(losses[row.choice], losses[picks[row.budget]]) for row in own.itertuples()]
+        found["loss"] = [one.mean() for one, _ in pairs]
+        found["regret"] = [(one - other).mean() for one, other in pairs]
+        found["noise"] = [noise_of(*pair) for pair in pairs]
+        found["within"] = found.regret <= 2 * found.noise
+        pd.concat([known, found]).to_csv(out, index=False, float_format="%.5g")
+        print(table.sheet.name, found.groupby("selector").regret.mean().to_dict(), flush=True)
+
+
+def new_rows(name: str) -> NextTokenRows:
+    """Sequences for a checkpoint of planted recall that no table and no training has used."""
+    number = int(name.rpartition("-")[2])
+    return tables.task_of(number).rows(PLAN["rows"], generator(FRESH, number))
+
+
+def windowed(given: argparse.Namespace) -> None:
+    """One window in every unit, the widest within each budget, on test tokens, above the choice of
+    exhaustive search: see [one_window] in plan.toml."""
+    out = HERE / "results" / "one_window.csv"
+    for table, decoder, known in missing(given, out):
+        test, rows = decoder.on("test"), []
+        for budget in (PLAN | PLAN.get(family_of(table.sheet.name), {}))["budgets"]:
+            pick = table.optimum(budget, **WHERE).choice
+            full = max(each.count("1") for each in table.affordable(budget, **WHERE).choice)
+            best = row_losses(test, table.mask(pick), test.rows).mean()
+            if abs(best - table.query(pick, "test")["nll"]) > NEAR:
+                raise ValueError(f"{table} {pick}: {best} here, and another loss in the table")
+            for at in (PLAN["length"], table.units.shape.length):
+                share = partial(share_of, decoder.config, at)
+                some = table.mask("1" * full + "0" * (len(pick) - full))
+                limit = budget if at == PLAN["length"] else share(some)
+                window = widest_window(limit, share, at, table.units.levels[0])
+                loss = row_losses(test, window, test.rows).mean()
+                row = {"table": table.sheet.name, "budget": budget, "full": full, "at": at}
+                row |= {"limit": limit, "share": share(window), "mask": str(window)}
+                rows.append({**row, "loss": loss, "best": best, "regret": loss - best})
+        pd.concat([known, pd.DataFrame(rows)]).to_csv(out, index=False, float_format="%.6g")
+        print(pd.DataFrame(rows).to_string(), flush=True)
+
+
+def share_of(config: PreTrainedConfig, length: int, mask: Mask) -> float:
+    """Bytes of the cache under a mask, by the plan's account, as a share of the dense cache."""
+    return kv_bytes(mask, config, length, account=PLAN["account"]).share
 
 
 def tabled(given: argparse.Namespace) -> None:
@@ -177,7 +272,14 @@ def compared(each: pd.DataFrame) -> pd.DataFrame:
     ).sort_values("regret", kind="stable")
 
 
-STAGES = {"build": built, "judge": judged, "confirm": confirmed, "table": tabled}
+STAGES = {
+    "build": built,
+    "judge": judged,
+    "confirm": confirmed,
+    "again": judged_again,
+    "window": windowed,
+    "table": tabled,
+}
 
 if __name__ == "__main__":
     main()
