@@ -7,10 +7,8 @@ An evaluator inherits from `Evaluator`; what implements the protocols below only
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.errors import EvaluatorError, SearchError
-from masksearch.masks.checks import LONGEST, at_least, check_planes, whole
+from masksearch.masks.checks import LONGEST, MOST_PLANES, at_least, whole
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
 
@@ -70,7 +68,7 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("length", "layers", "heads"):
             at_least(name, getattr(self, name), 1, LONGEST)
-        check_planes(self.layers, self.heads)
+        at_least("layers x heads", self.layers * self.heads, 1, MOST_PLANES)
         if self.read is not None and not 1 <= self.read <= self.length:
             raise ValueError(
                 f"read must lie in 1..length = 1..{self.length} (rows of the last layer), or be "
@@ -124,11 +122,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
-        if not isinstance(self.worst, Real) or math.isnan(self.worst):
-            raise ValueError(
-                f"worst must be a number, got {self.worst!r}: give the worst {self.name} that "
-                "still counts"
-            )
+        if self.worst != self.worst:  # NaN
+            raise ValueError(f"worst must be a number, the worst {self.name} that counts, got nan")
 
 
 @dataclass(frozen=True)
@@ -147,21 +142,16 @@ class Report:
     values: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.values, Mapping):
+        if not isinstance(self.values, Mapping) or not self.values:
+            empty = "an empty " if isinstance(self.values, Mapping) else ""
             raise EvaluatorError(
-                f"a Report holds values by name, got {type(self.values).__name__}: yield "
+                f"a Report holds values by name, got {empty}{type(self.values).__name__}: yield "
                 'ms.Report(step, {"accuracy": accuracy})'
             )
         plain = {name: plain_number(name, value) for name, value in self.values.items()}
-        step = int(self.step) if isinstance(self.step, float) and self.step % 1 == 0 else self.step
-        if whole(step) is None or step < 0 or not plain:
-            raise EvaluatorError(
-                "a Report has a step, a whole number of at least 0, and one value or more, got "
-                f"step {self.step!r} with {len(plain)} values: yield "
-                'ms.Report(step, {"accuracy": accuracy})'
-            )
+        if whole(self.step) is None or self.step < 0:
+            raise EvaluatorError(f"a Report's step is a whole number >= 0, got {self.step!r}")
         object.__setattr__(self, "values", plain)
-        object.__setattr__(self, "step", int(step))
 
 
 def plain_number(name: str, value: Any) -> float:

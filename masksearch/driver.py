@@ -272,10 +272,7 @@ def search(
     if trials is None and seconds is None:
         raise SearchError("give trials= or seconds=, so that the search ends")
     if trials is not None and (whole(trials) is None or trials < (0 if baselines else 1)):
-        raise SearchError(
-            "trials must be a whole number of at least 1, or 0 with baselines alone, got "
-            f"{trials!r}"
-        )
+        raise SearchError(f"trials must be a whole number >= 1 (0 with baselines), got {trials!r}")
     if whole(seed) is None:
         raise SearchError(f"seed must be a whole number, got {seed!r}")
     if seconds is not None and not seconds > 0:

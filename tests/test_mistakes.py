@@ -68,9 +68,9 @@ def space(trial):
 MISTAKES = {
     "no trials": (
         "--trials 0",
-        "trials must be a whole number of at least 1, or 0 with baselines alone, got 0",
+        "trials must be a whole number >= 1 (0 with baselines), got 0",
     ),
-    "negative trials": ("--trials -3", "trials must be a whole number of at least 1"),
+    "negative trials": ("--trials -3", "trials must be a whole number >= 1"),
     "no time": ("--seconds 0", "seconds must be positive, got 0"),
     "no slots": ("--slots 0", "slots must be a whole number >= 1, got 0"),
     "empty constraint": ("--constraint {empty}", "a constraint reads like 'sparsity >= 0.9'"),

@@ -441,14 +441,10 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
         )
     given = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     numbers = [number for seed in given if (number := whole(seed)) is not None]
-    if not given or len(numbers) < len(given):
+    if not given or len({*numbers}) < len(given):
         raise CandidateError(
-            f"compare needs at least one seed, each a whole number, as seeds=range(3), got {given}"
-        )
-    if twice := [seed for seed in dict.fromkeys(numbers) if numbers.count(seed) > 1]:
-        raise CandidateError(
-            f"seeds must be different, got {twice[0]} more than once: the same seed gives the "
-            "same score again; give as many different ones, as seeds=range(3)"
+            "compare needs at least one seed, each a whole number and no seed twice, as "
+            f"seeds=range(3), got {given}"
         )
     return numbers
 

@@ -49,7 +49,6 @@ from masksearch.errors import AttachError
 
 NAME = "masksearch"  # of our functions, in configurations
 ALIGNED = 8  # numbers that a head gets more for its sink: kernels for CUDA take multiples of 8
-CACHE_NAMES = "cache", "past_key_values"  # of a forward pass: since transformers 5.24, before it
 BIDIRECTIONAL, CAUSAL = 5, 6  # dimensions of packed padding: no model makes a mask with as many
 BIAS = (
     "{name} gives its attention mask finite numbers (a bias on its scores), which trainable "
@@ -397,8 +396,8 @@ def check_call(
     if positions.held or positions.seen:  # of an earlier pass
         positions.held.clear()
         positions.seen.clear()
-    mask, caches = named.get("attention_mask"), [named.get(name) for name in CACHE_NAMES]
-    cache = next((each for each in caches if each is not None), None)
+    # of transformers 5.24 and later, and of earlier ones
+    mask, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
         return
     if positions.last is None:

@@ -248,8 +248,7 @@ def check_report(report: Report, number: int) -> None:
     if number > MOST_REPORTS or len(report.values) > MOST_VALUES:
         raise EvaluatorError(
             f"a trial has at most {MOST_REPORTS} reports of at most {MOST_VALUES} values, got "
-            f"report {number} with {len(report.values)}: report every k-th step, and write what "
-            "is larger to a file in workdir"
+            f"report {number} with {len(report.values)}: report less often, or write to workdir"
         )
     for name, value in report.values.items():
         if not math.isfinite(value):

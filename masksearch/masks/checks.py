@@ -21,6 +21,7 @@ MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bool
 MOST = 1 << 20  # positions that a count may name one by one
 LONGEST = 1 << 22  # positions that a mask is taken at
 COUNTED = 1 << 17  # positions up to which cells are looked at one by one: a minute of a core
+TABLED = 1 << 16  # positions of a table of all cells: 4 GiB as bools
 MOST_PLANES = 1 << 15  # layers x heads of a mask
 
 
@@ -60,25 +61,13 @@ def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...
     return found
 
 
-def check_length(length: Any, most: int = LONGEST, why: str = "") -> None:
-    """Refuses what is no length of a mask; `why` stands behind `most`, from a space on."""
+def check_length(length: Any, most: int = LONGEST, where: str = "") -> None:
+    """Refuses what is no length of a mask; `where` says what the largest one is of."""
     if whole(length) is None:
         raise ValueError(f"length must be a whole number of positions, got {length!r}")
     if length < 1:
         raise ValueError(f"length must be at least 1 position, got {length}")
-    if length > most:
-        raise ValueError(
-            f"length must be at most {most} positions{why}, got {length}: take a shorter one"
-        )
-
-
-def check_planes(layers: int, heads: int) -> None:
-    """Refuses more layers and heads than any model has."""
-    if layers * heads > MOST_PLANES:
-        raise ValueError(
-            f"layers x heads must be at most {MOST_PLANES}, got {layers} x {heads}: give a mask "
-            "that is the same in many of them once"
-        )
+    at_least(f"length{where}", length, 1, most)
 
 
 def grid(length: int) -> tuple[Tensor, Tensor]:

@@ -29,11 +29,11 @@ from masksearch.errors import (
 )
 from masksearch.masks.checks import (
     COUNTED,
-    MOST_CELLS,
     MOST_PLANES,
     SHOWN,
+    TABLED,
+    at_least,
     check_length,
-    check_planes,
     common_count,
     grid,
     no_empty_rows,
@@ -157,8 +157,9 @@ class Mask:
     @property
     def by_offset(self) -> bool:
         """Whether cells follow the offset `key - query` alone, at every layer and head."""
-        combined = isinstance(self, Either | Both | Complement)
-        return combined and all(part.by_offset for part in self.parts)
+        return isinstance(self, Either | Both | Complement) and all(
+            p.by_offset for p in self.parts
+        )
 
     def counts(self, layers: int, heads: int) -> None:
         """Checks that the mask fits that many layers and heads.
@@ -169,7 +170,7 @@ class Mask:
         """
         if layers < 1 or heads < 1:
             raise ValueError(f"layers and heads are at least 1, got {layers} and {heads}")
-        check_planes(layers, heads)
+        at_least("layers x heads", layers * heads, 1, MOST_PLANES)
         if self.layers not in (None, layers):
             raise LayerCountError(
                 f"the mask has {self.layers} layers, asked for {layers}; "
@@ -348,7 +349,7 @@ class Mask:
         Raises:
             ValueError: Beyond 131,072 positions.
         """
-        check_length(length, COUNTED, " where cells are looked at one by one")
+        check_length(length, COUNTED, " of what is counted cell by cell")
         resolved = self.of_layer(layer).of_head(head).resolve(length)  # random keys: drawn once
         query, key = grid(length)
         for some in torch.split(query, rows or max(1, CELLS_AT_ONCE // length)):
@@ -369,17 +370,13 @@ class Mask:
             LayerCountError, HeadCountError: If the mask was built for other counts.
             LengthError: If the mask holds a table of another length.
             TokensNeededError: If the cells follow the tokens (see `table`).
-            ValueError: If there are more than 2^32 cells.
+            ValueError: Beyond 65,536 positions; `row_chunks` gives some rows at a time.
         """
         layers = self.layers or 1 if layers == 1 else layers
         heads = self.heads or 1 if heads == 1 else heads
         self.counts(layers, heads)
+        check_length(length, TABLED, " of a table of all cells")
         query, key = grid(length)
-        if layers * heads * length**2 > MOST_CELLS:
-            raise ValueError(
-                f"a table has at most {MOST_CELLS} cells, got {layers} x {heads} x {length} x "
-                f"{length}: take a shorter length, or row_chunks, some rows after the others"
-            )
         planes = [self.allows(Points(query, key, length, *plane)) for plane in self.planes]
         table = torch.stack([plane.expand(length, length) for plane in planes])
         table = table.view(self.layers or 1, self.heads or 1, length, length)
@@ -584,7 +581,7 @@ def check_parts(mask: Mask, of: Sequence[Mask]) -> None:
     """Checks the parts of a combination when it is built, so that errors name the culprit."""
     if not isinstance(of, tuple) or not of or not all(isinstance(part, Mask) for part in of):
         raise TypeError(f"{mask.kind} combines one or more masks, got {of!r}")
-    check_planes(mask.layers or 1, mask.heads or 1)
+    at_least("layers x heads", (mask.layers or 1) * (mask.heads or 1), 1, MOST_PLANES)
     _ = mask.length
 
 

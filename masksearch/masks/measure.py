@@ -14,21 +14,9 @@ from torch import Tensor
 
 from masksearch.errors import MaskSearchError, UncountedHops
 from masksearch.masks.checks import grid, no_empty_rows
-from masksearch.masks.core import (
-    CELLS_AT_ONCE,
-    DenseMask,
-    Mask,
-    Plane,
-    Points,
-    distinct_planes,
-)
+from masksearch.masks.core import CELLS_AT_ONCE, DenseMask, Mask, Plane, Points, distinct_planes
 from masksearch.masks.leaves import SpecialTokens
-from masksearch.masks.lower import (
-    HasShape,
-    block_view,
-    row_counts,
-    under_causality,
-)
+from masksearch.masks.lower import HasShape, block_view, row_counts, under_causality
 from masksearch.masks.text import short_text
 
 ROUNDING = 1e-9  # share by which a density or a budget may be missed

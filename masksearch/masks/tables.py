@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
-from masksearch.masks.checks import check_field, check_planes
+from masksearch.masks.checks import MOST_PLANES, at_least, check_field
 from masksearch.masks.core import Mask, Points, check_parts
 
 
@@ -54,7 +54,7 @@ class BitMask(Mask):
                 f"[layers, heads, {names}], got {list(bits.shape)}"
             )
         object.__setattr__(self, "bits", bits.detach().cpu().clone())
-        check_planes(*self.planes_of_bits.shape[:2])
+        at_least("layers x heads", self.planes_of_bits.shape[:2].numel(), 1, MOST_PLANES)
 
     @property
     def planes_of_bits(self) -> Tensor:

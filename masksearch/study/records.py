@@ -200,7 +200,7 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
             record,
             values=from_json(result["values"]),
             # earlier versions kept reports without values
-            curve=tuple(Report(at, from_json(each)) for at, each in result["curve"] if each),
+            curve=tuple(Report(int(at), from_json(each)) for at, each in result["curve"] if each),
             artifacts=result["artifacts"],
             **{name: result[name] for name in FINISHED},
         )

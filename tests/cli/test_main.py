@@ -183,7 +183,7 @@ MISTAKES = {
     "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
     "long": (
         ["report", "window(3)", "--length", "99999999"],
-        "length must be at most 131072 positions where cells .* got 99999999: take a shorter one",
+        r"length of what is counted cell by cell must be at most 2\*\*17, got 99999999",
     ),
     "no list": (["report", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
     "code": (["report", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
