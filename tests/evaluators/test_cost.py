@@ -145,7 +145,7 @@ MISTAKES = {
     "a measure twice": (dict(measure=("flops", "flops")), ValueError, "each once"),
     "no measure": (dict(measure=()), ValueError, "one or more"),
     "block": (dict(block=0), ValueError, "block must be at least 1, got 0"),
-    "length": (dict(length=0), ValueError, "length must be at least 1"),
+    "length": (dict(length=0), ValueError, "length must be a whole number >= 1, got 0"),
 }
 
 
