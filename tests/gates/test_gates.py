@@ -196,7 +196,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "structure": ({"structure": "toeplits"}, "did you mean 'toeplitz"),
     "form": ({"form": "logs"}, "Known: flip, log"),
     "signed": ({"signed": True}, "signed offsets need Toeplitz gates, got structure"),
-    "heads": ({"heads": 0}, "heads must be at least 1, got 0"),
+    "heads": ({"heads": 0}, "heads must be a whole number >= 1, got 0"),
     "temperature": ({"temperature": 0.0}, "temperature must be above 0, got 0"),
     "hard": ({"hard": False}, "use form='log' for soft gates"),
     "count": (
