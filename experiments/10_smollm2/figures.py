@@ -14,6 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from verdict import DRAWN, HERE, Results, mean
 
+from masksearch.masks.rivals import WIDEST
 from masksearch.report import style
 
 SHOWN = {  # arm -> what the legend says, colour, marker
@@ -61,11 +62,14 @@ def draw_front(axes: Axes, results: Results) -> None:
         random = [name for name in random if name.endswith(f" {budget}")]
         first = budget == results.budgets[0]
         for values, colour, marker, label in (
-            (drawn, style.INK, "_", "drawn by hand (five patterns)"),
+            (drawn, style.INK, "_", "full layers drawn by hand"),
             (judged.nll[random], style.GREY, ".", "layers at random"),
         ):
             places = [kept] * len(values)
             axes.plot(places, values, marker, ms=5, color=colour, label=label if first else None)
+    windows = results.stages["windows"].loc[[f"{WIDEST} {n}" for n in results.budgets]]
+    line = {"marker": "*", "ms": 6, "lw": 1.2, "color": style.INK}
+    axes.plot(100 * windows.kv_bytes, windows.nll, label="one window in every layer", **line)
     axes.axhline(mean(results, "dense"), color=style.INK, lw=0.8, ls=":")
     place = 100 * judged.kv_bytes[f"first {results.budgets[0]}"], mean(results, "dense")
     axes.annotate("dense", place, (0, 2), textcoords="offset points", fontsize=style.SMALL)

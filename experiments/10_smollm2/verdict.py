@@ -59,7 +59,7 @@ class Results:
     def reach(self, budget: int) -> int:
         """Of the one window of a budget, in positions: the largest of no more bytes."""
         kept = self.stages["windows"].kv_bytes[f"{WIDEST} {budget}"] * PLAN["text"]["length"]
-        return round(kept) - SINKS - 1
+        return round(kept) - SINKS
 
     def full_layers(self, budget: int) -> tuple[str, list[int]]:
         """That arm, and the layers that its mask keeps full."""
@@ -204,6 +204,10 @@ def after_recovery(results: Results) -> str:
         left = "" if name == "dense" else shown(paired_difference(after, dense, 0.95))
         loss = estimate(list(after.values())).value
         lines.append([name, f"{mean(results, name, stage):.3f}", f"{loss:.3f}", left])
+    if "windows_recovered" not in results.stages:
+        return markdown(
+            ["layers by", "as it is", "after recovery", "minus dense, recovered"], lines
+        )
     window = f"{WIDEST} {PRIMARY}"
     before, after = mean(results, window, "windows"), results.novels(window, "windows_recovered")
     left = shown(paired_difference(after, dense, 0.95))
