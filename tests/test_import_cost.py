@@ -14,6 +14,7 @@ HEAVY = {
     "optuna",
     "scipy",
     "sklearn",
+    "moocore",
     "safetensors",
 }
 

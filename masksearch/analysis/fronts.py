@@ -32,7 +32,6 @@ from masksearch.analysis.stats import (
 from masksearch.contracts import Objective
 
 DRAWS = 4000  # of the means, for the probability of being on the front
-AT_A_TIME = 200  # draws whose dominance is held in memory
 SURE, DOUBTFUL = 0.9, 0.5  # probabilities that the sentences count
 EACH, GROUPS = 30, 10  # so few rows stand for seeds one by one; more than these in so many groups
 
@@ -387,14 +386,8 @@ def membership(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) ->
     """
     if gains.shape[1] < 2:
         return np.full(len(gains), math.nan)
-    counts = np.zeros(len(gains))
-    means = draw_means(gains, rows, draws)
-    for begin in range(0, draws, AT_A_TIME):
-        some = means[begin : begin + AT_A_TIME]
-        here, there = some[:, :, None], some[:, None]
-        beaten = (there >= here).all(-1) & (there > here).any(-1)  # [draws, mask, by which]
-        counts += (~beaten.any(-1)).sum(0)
-    result: Floats = counts / draws
+    drawn = [on_front(means) for means in draw_means(gains, rows, draws)]
+    result: Floats = np.mean(drawn, axis=0)
     return result
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 
-import moocore
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,22 +88,31 @@ def test_hypervolume_matches_inclusion_exclusion(case):
 
 
 # -- functions of arrays -------------------------------------------------------------------------
-@given(
-    st.integers(2, 4).flatmap(
-        lambda d: st.lists(
-            st.tuples(*[st.integers(-2, 6).map(float) | st.floats(-1, 5)] * d),
-            min_size=1,
-            max_size=14,
-        )
-    )
-)
-def test_fronts_and_volumes_agree_with_moocore(points):
-    """An implementation of others: Fonseca's and Lopez-Ibanez's."""
-    gains = np.asarray(points)
-    kept = moocore.is_nondominated(gains, maximise=True, keep_weakly=True)
-    assert on_front(gains).tolist() == kept.tolist()
-    volume = moocore.hypervolume(gains, ref=[0.0] * gains.shape[1], maximise=True)
-    assert dominated_volume(gains) == pytest.approx(volume, abs=1e-9)
+@given(st.lists(st.tuples(*[st.integers(-2, 6).map(float) | st.floats(-1, 5)] * 2), max_size=14))
+def test_areas_match_a_sweep(points):
+    area = height = 0.0
+    for x, y in sorted(points, reverse=True):  # from the right; a higher point adds a step
+        area += max(0.0, x) * max(0.0, y - height)
+        height = max(height, y if x > 0 else 0.0)
+    assert dominated_volume(np.reshape(points, (-1, 2))) == pytest.approx(area, abs=1e-9)
+
+
+def test_no_points_have_no_ranks_and_no_volume():
+    assert nondominated_ranks([]).tolist() == on_front(np.empty((0, 3))).tolist() == []
+    assert dominated_volume([]) == dominated_volume(np.empty((0, 3))) == 0.0
+
+
+def test_an_infinite_side_has_an_infinite_volume():
+    points = [(math.inf, 1.0, 2.0), (1.0, math.inf, 2.0), (2.0, 2.0, 1.0), (-math.inf, 9.0, 9.0)]
+    assert dominated_volume(points) == math.inf
+    assert dominated_volume(points[2:]) == 4.0
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_a_point_with_a_nan_is_beside_all_others(objectives):
+    points = [(float(n),) * objectives for n in range(4)]
+    unknown = [(math.nan, *(9.0,) * (objectives - 1)), (*(-9.0,) * (objectives - 1), math.nan)]
+    assert nondominated_ranks([*points, *unknown]).tolist() == [3, 2, 1, 0, 0, 0]
 
 
 FEW = st.integers(0, 6).map(float) | st.sampled_from([-math.inf, math.inf])
