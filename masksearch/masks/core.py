@@ -457,9 +457,8 @@ class Mask:
     def density(self, length: int, causal: bool = False) -> float:
         """Kept share of the n x n cells or, where `causal`, of the n (n + 1) / 2 that a decoder
         can use; in [0, 1], over all layers and heads."""
-        kept = self.kept(length, causal)
-        cells = length * (length + 1) // 2 if causal else length * length
-        return kept / (len(self.planes) * cells)
+        kept = self.kept(length, causal)  # first: it refuses what is no length
+        return kept / (len(self.planes) * (length * (length + 1) // 2 if causal else length**2))
 
     def sparsity(self, length: int, causal: bool = False) -> float:
         """`1 - density`, in [0, 1] (SparseBERT, Section 4.3: 1 - |M| / n^2).
@@ -614,17 +613,14 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     found: list[Plane] = []
     places: dict[Mask, int] = {}
     index: list[int] = []
-    heads = mask.heads or 1
     for layer in range(mask.layers or 1):
         own = mask.of_layer(layer)
-        for head in range(heads):
+        for head in range(mask.heads or 1):
             single = own.of_head(head)
-            if single.heads is not None:  # bits of several heads: not looked at
-                place = len(found)
-            else:
-                place = places.setdefault(single, len(found))
+            several = single.heads is not None  # bits of several heads: not looked at
+            place = len(found) if several else places.setdefault(single, len(found))
             if place == len(found):
-                found.append(Plane(single, 0 if single.heads is None else head))
+                found.append(Plane(single, head if several else 0))
             index.append(place)
     return found, index
 
