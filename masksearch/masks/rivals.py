@@ -111,8 +111,8 @@ def outer_tokens(shape: HasShape) -> list[int]:
     if shape.tokens is None:
         return []
     last = (shape.tokens >= 0).sum(1, keepdim=True) - 1
-    ends = [*shape.tokens[:, :1].unique(), *shape.tokens.gather(1, last).unique()]
-    return [int(each) for each in ends] if len(ends) == 2 else []
+    begin, end = {*shape.tokens[:, 0].tolist()}, {*shape.tokens.gather(1, last)[:, 0].tolist()}
+    return sorted(begin | end) if len(begin) == len(end) == 1 else []
 
 
 def placements(units: int, count: int) -> dict[str, frozenset[int]]:
