@@ -538,7 +538,10 @@ def test_seconds_end_a_search_between_trials(tmp_path, monkeypatch):
             clock[0] += 10.0
             yield from super().__call__(mask, seed=seed, workdir=workdir)
 
-    study = ms.search(space, TenSeconds(), run=tmp_path / "run", seconds=25, strategy="random")
+    study = ms.search(
+        *(space, TenSeconds()), run=tmp_path / "run", seconds=25, strategy="random",
+        executor=ms.Local(isolate=False),
+    )  # fmt: skip
     trained = [record for record in study.records() if record.status == "done"]
     assert len(trained) == 3
 
@@ -611,7 +614,9 @@ def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
         seen: list[masks.Mask] = []  # noqa: RUF012
 
     with pytest.raises(KeyboardInterrupt) as stop:
-        ms.search(space, Interrupted(), run=tmp_path / "b", trials=6)
+        ms.search(
+            space, Interrupted(), run=tmp_path / "b", trials=6, executor=ms.Local(isolate=False)
+        )
     (note,) = stop.value.__notes__
     assert note.startswith(f"what was finished is kept in {tmp_path / 'b'}; go on with: the same")
     left = [r for r in ms.Study(tmp_path / "b").records() if r.status == "running"]
@@ -777,7 +782,7 @@ def test_where_nothing_has_finished_another_search_begins_anew(tmp_path):
 
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        ms.search(space, Killed(), run=run, trials=2)
+        ms.search(space, Killed(), run=run, trials=2, executor=ms.Local(isolate=False))
     assert [record.status for record in ms.open_study(run).records()] == ["running"]
     study = ms.search(space, ToyEvaluator(), run=run, trials=2, seed=1)
     assert [(record.status, record.seed) for record in study.records()] == [("done", 1)] * 2

@@ -108,11 +108,14 @@ def test_an_interrupted_comparison_of_fronts_goes_on(study, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ms.compare(
             *({}, Landscape(dies_at=12, calls=calls)), run=tmp_path, seeds=range(50, 53),
-            front_of=study, progress=None,
+            front_of=study, progress=None, executor=ms.Local(isolate=False),
         )  # fmt: skip
     calls.clear()
     judge = Landscape(calls=calls)
-    whole = ms.compare({}, judge, run=tmp_path, seeds=range(50, 53), front_of=study, progress=None)
+    whole = ms.compare(
+        *({}, judge), run=tmp_path, seeds=range(50, 53), front_of=study, progress=None,
+        executor=ms.Local(isolate=False),
+    )  # fmt: skip
     prints = {entry.fingerprint for entry in whole.entries.values()}
     assert calls["all"] == 3 * len(prints) - 11
     assert all(len(entry.scores) == 3 for entry in whole.entries.values())

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
+from unittest.mock import patch
 
 import cloudpickle
 import torch
 
-from masksearch.contracts import Proposal, Report, Trials
-from masksearch.errors import SearchError
+from masksearch.contracts import Evaluator, Proposal, Report, Trials
+from masksearch.errors import SearchError, outside_level
 from masksearch.executors.job import JobRun, idle_strategy_error, make_record, trial_folder
 from masksearch.executors.worker import (
+    OUTPUT,
     READY,
     StepResult,
     TrialSpec,
@@ -28,11 +34,17 @@ from masksearch.executors.worker import (
     pickle_by_value,
     pickle_for_workers,
     read_time_limit_note,
+    serve,
 )
 from masksearch.masks.checks import at_least
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
 MAX_FAILURES = 1  # so often a trial whose worker died is begun again
+WATCH = 1.0  # seconds between two looks at the workers
+SILENCE = 1800.0  # seconds without a report after which a trial is spoken of
+LEAST_GB = 1.0  # a worker holds 0.4 GB before it begins
+GROWTH_GB = 1.0  # a worker that holds so much more than after its first trial is replaced
+KEPT = 2**18  # bytes of what a trial prints that are kept, of its beginning and of its end
 
 
 @dataclass(frozen=True)
@@ -40,31 +52,56 @@ class Local:
     """Executor for one machine.
 
     Args:
-        slots: Jobs at a time. 1 runs in this process; more start that many worker processes.
-            With one slot, a job that took the whole search down twice runs in a process of its
-            own, so that it cannot do so for ever.
+        slots: Jobs at a time; more than one start that many worker processes.
         threads: Torch threads of a worker; None = the machine's cores shared by the slots
-            (with one slot: torch's own setting is left alone).
+            (in this process: torch's own setting is left alone).
         limit_seconds: A job that takes longer is ended, with status "failed"; None = no limit.
-            With a limit one slot is a worker process too.
+            It takes worker processes.
+        isolate: Whether one slot is a worker process too, so that an evaluator that crashes or
+            ends its process takes nothing else with it. None = where the evaluator's class is not
+            masksearch's own: these run in this process, and a job that took the whole search down
+            twice in a process of its own. False = in this process (a debugger works, nothing is
+            pickled).
+        memory_gb: A job whose process holds more main memory, in 10^9 bytes, is ended, with
+            status "failed" (Linux); None = no limit. It takes worker processes.
     """
 
     slots: int = 1
     threads: int | None = None
     limit_seconds: float | None = None
+    isolate: bool | None = None
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         at_least("slots", self.slots, 1)
         if self.limit_seconds is not None and not self.limit_seconds > 0:
             raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
+        if self.memory_gb is not None and not self.memory_gb >= LEAST_GB:
+            raise ValueError(
+                f"memory_gb must be at least {LEAST_GB:g} (10^9 bytes; libraries alone take 0.4), "
+                f"got {self.memory_gb}"
+            )
+        if self.isolate is False and self.in_workers:
+            raise ValueError(
+                "isolate=False runs jobs in this process, one at a time and without limits; leave "
+                "slots, limit_seconds and memory_gb away"
+            )
+
+    @property
+    def in_workers(self) -> bool:
+        """Whether it takes worker processes whatever the evaluator is."""
+        return self.slots > 1 or self.limit_seconds is not None or self.memory_gb is not None
 
     def run(self, work: Trials) -> None:
         """Asks until the search is done; see `masksearch.contracts.Executor`."""
-        if self.threads is not None and self.slots == 1:
+        isolate = self.isolate
+        if isolate is None:
+            isolate = os.name == "posix" and not is_own(work.evaluator)
+        if self.threads is not None and not self.in_workers:
             torch.set_num_threads(self.threads)
         for seed in work.seeds:
             work.evaluator.provide_models(seed)  # in this process, which shows it
-        if self.slots > 1 or self.limit_seconds is not None:
+        if isolate or self.in_workers:
             self.run_in_workers(work)
             return
         while (proposal := work.ask()) != "done":
@@ -86,13 +123,16 @@ class Local:
                 threads=self.threads or max(1, (os.cpu_count() or 1) // self.slots),
                 limit_seconds=self.limit_seconds,
                 paths=tuple(sys.path),
+                keeps_output=True,
             )
             workers: list[WorkerProcess] = []
             try:
                 while self.fill_slots(pool, workers, config):
                     pipes = {worker.pipe: worker for worker in workers}
-                    for pipe in wait(list(pipes)):
+                    for pipe in wait(list(pipes), WATCH):
                         take_message(pool, workers, pipes[pipe])  # type: ignore[index]
+                    for worker in [each for each in workers if each.attempt]:
+                        self.watch(pool, workers, worker)
             finally:
                 for worker in workers:
                     worker.kill()
@@ -108,23 +148,72 @@ class Local:
             worker = free[0] if free else start_worker(config)
             if not free:
                 workers.append(worker)
-            worker.attempt, worker.since = name, time.monotonic()
+            trial = pool.running[name]
+            folder = pool.work.workdir / trial_folder(trial.proposal, trial.losses)
+            worker.attempt, worker.output = name, folder / OUTPUT
+            worker.since = worker.heard = time.monotonic()
             worker.send(spec)
         return bool(pool.running)
 
+    def watch(self, pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:
+        """Ends a trial that takes too much memory; speaks of one that has long been silent."""
+        now, trial = time.monotonic(), pool.running[worker.attempt]
+        cut_output(worker.output)
+        if self.memory_gb is not None and (held := worker.memory_gb()) > self.memory_gb:
+            workers.remove(worker)
+            worker.kill()
+            reason = f"held {held:.3g} GB of memory, and memory_gb allows {self.memory_gb:g}"
+            pool.tell(worker.attempt, now - worker.since, error=reason)
+        elif self.limit_seconds is None and now > worker.heard + SILENCE:
+            worker.heard = float("inf")  # once a trial
+            warnings.warn(
+                f"trial {trial.proposal.number} has given no report for {SILENCE / 60:.3g} "
+                "minutes; if it hangs, Local(limit_seconds=...) ends a trial that takes longer "
+                "and says where it hung",
+                stacklevel=outside_level(),
+            )
+
 
 ATTEMPTS = itertools.count()
+# Workers are forks of a process that has only imported what a trial needs: no fork of this one,
+# because torch's threads do not survive that. The first worker waits for these imports.
+FORKS = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+if os.name == "posix":
+    FORKS.set_forkserver_preload([serve.__module__])
+
+
+def is_own(evaluator: Evaluator) -> bool:
+    """Whether an evaluator, and what it wraps, is of this package."""
+    inner = getattr(evaluator, "evaluator", None)
+    own = type(evaluator).__module__.startswith("masksearch.")
+    return own and (not isinstance(inner, Evaluator) or is_own(inner))
+
+
+def cut_output(path: Path) -> None:
+    """Leaves the beginning and the end of what a trial has printed so far."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size <= 4 * KEPT:
+        return
+    with path.open("r+b") as file:
+        file.seek(size - KEPT)
+        end = file.read()
+        file.truncate(KEPT)  # what is printed meanwhile goes behind it
+    with path.open("ab") as file:
+        file.write(b"\n[some %d bytes are left out here]\n" % (size - 2 * KEPT) + end)
 
 
 @dataclass
 class WorkerProcess:
     """One worker process, as the driver sees it."""
 
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     pipe: Connection
     attempt: str = ""  # the pool's name of what it works on; empty = nothing
-    since: float = 0.0  # monotonic seconds
+    output: Path = Path()  # what its trial prints
+    since: float = 0.0  # monotonic seconds, as the next
+    heard: float = 0.0  # when its trial last gave a report
     ready: bool = False
+    began_gb: float = 0.0  # what it held after its first trial
 
     def send(self, message: Any) -> None:
         """One message; a dead worker is noticed when its pipe is read."""
@@ -133,31 +222,43 @@ class WorkerProcess:
         except OSError:
             pass  # its end of the pipe is closed: reading meets the end of the file
 
-    def kill(self) -> int:
-        """Ends the process and returns its exit code."""
+    def kill(self) -> str:
+        """Ends the process, and those that it has started and that have not left its session;
+        says how it ended."""
         self.pipe.close()
-        self.process.kill()
-        return self.process.wait()
+        for end in (os.killpg, os.kill):  # a process that is just starting has no session yet
+            with suppress(ProcessLookupError, PermissionError):
+                end(self.process.pid or 0, signal.SIGKILL)
+        self.process.join()
+        cut_output(self.output)
+        return name_exit(self.process.exitcode or 0)
+
+    def memory_gb(self) -> float:
+        """Main memory that it holds, in 10^9 bytes; 0 where no /proc says so."""
+        try:
+            pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        except OSError:
+            return 0.0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+    def has_grown(self) -> bool:
+        """Whether it holds much more than after its first trial: something leaks."""
+        held = self.memory_gb()
+        self.began_gb = self.began_gb or held
+        return held > self.began_gb + GROWTH_GB
 
 
 def start_worker(config: WorkerConfig) -> WorkerProcess:
-    """A fresh worker process."""
+    """A fresh worker process, which does not run the user's script again."""
     if os.name != "posix":
-        raise SearchError("workers need a POSIX system; use Local(slots=1) without a limit or WSL")
-    ours, theirs = Pipe()
-    code = (
-        f"from masksearch.executors import worker; worker.serve({theirs.fileno()}, {os.getpid()})"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a terminal's Ctrl-C reaches the driver alone
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
+        raise SearchError("workers need a POSIX system; use Local(isolate=False) or WSL")
+    ours, theirs = FORKS.Pipe()
+    process = FORKS.Process(target=serve, args=(theirs,))
+    with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+        process.start()
     theirs.close()
     worker = WorkerProcess(process, ours)
-    worker.send(config)
+    worker.send((dict(os.environ), config))
     return worker
 
 
@@ -171,8 +272,8 @@ def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess
         message: StepResult | str = cloudpickle.loads(worker.pipe.recv_bytes())
     except (EOFError, OSError):
         workers.remove(worker)
-        worker.pipe.close()
-        cause = name_exit(worker.process.wait())
+        worker.process.join()  # it has ended by itself: how?
+        cause = worker.kill()
         if not worker.ready:
             raise SearchError(
                 f"a worker process ended before it could start ({cause}); its message stands above"
@@ -184,12 +285,14 @@ def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess
     if isinstance(message, str):
         worker.ready = message == READY
         return
+    worker.heard = time.monotonic()
     goes_on = pool.on_step(worker.attempt, message)
     if message.report is not None:
         worker.send(goes_on)
     if not goes_on:
+        cut_output(worker.output)
         worker.attempt = ""
-    if message.error:  # the process may be unsound: see `TrialRunner`
+    if message.error or (not goes_on and worker.has_grown()):  # unsound: see `TrialRunner`
         workers.remove(worker)
         worker.kill()
 

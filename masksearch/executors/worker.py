@@ -30,6 +30,7 @@ from masksearch.user_code import describe_error
 
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 READY = "ready"  # a worker process's first message
+OUTPUT = "output.txt"  # what a trial in a worker process printed, in its folder
 
 
 def pickle_for_workers(thing: Any, name: str) -> bytes:
@@ -50,7 +51,7 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
             f"{name} cannot travel to the worker processes: {path} is a "
             f"{type(part).__module__}.{type(part).__qualname__}, which cannot be pickled "
             f"({error}); load data and open files where they are used, in __call__, or leave the "
-            "attribute out in __getstate__ (with one local slot nothing travels)"
+            "attribute out in __getstate__ (with Local(isolate=False) nothing travels)"
         ) from error
     return pickled
 
@@ -110,6 +111,7 @@ class WorkerConfig:
     gpu: float = 0.0  # share of a GPU, where below 1
     checkpoint_seconds: float = 0.0  # least time between two saved folders
     paths: tuple[str, ...] = ()  # where the driver finds its modules
+    keeps_output: bool = False  # whether what a trial prints goes into a file of its folder
 
 
 @dataclass
@@ -265,6 +267,8 @@ class TrialRunner:
             with self.spec.checkpoint.as_directory() as saved:
                 shutil.copytree(saved, job.place, dirs_exist_ok=True)
         self.files = list_files(job.place)
+        if self.config.keeps_output:
+            print_to(job.place / OUTPUT)
         if self.config.limit_seconds is not None:
             self.note = (job.place / TIME_LIMIT_NOTE).open("w", encoding="utf-8")
             faulthandler.dump_traceback_later(self.config.limit_seconds, exit=True, file=self.note)
@@ -307,31 +311,53 @@ def list_files(folder: Path) -> frozenset[tuple[str, int]]:
 
 
 # -- the worker processes of `Local` -----------------------------------------------------------
-def serve(descriptor: int, parent: int) -> None:
+def serve(pipe: Connection) -> None:
     """Runs trials until the driver closes the pipe or dies.
 
-    The process is started afresh (no fork, because torch's threads do not survive one) and does
-    not import the user's script again: what the script defines comes by value. It says that it
-    is ready. The driver sends one `WorkerConfig`, then `TrialSpec`s; the worker answers each
-    with `StepResult`s, and after every report waits for whether the trial goes on.
+    The process does not import the user's script again: what the script defines comes by value.
+    It says that it is ready. The driver sends its environment with one `WorkerConfig`, then
+    `TrialSpec`s; the worker answers each with `StepResult`s, and after every report waits for
+    whether the trial goes on. What a trial prints goes into its folder, and processes that it has
+    started end with it, but for those that have left the session.
 
     Args:
-        descriptor: File descriptor of the pipe.
-        parent: Process id of the driver.
+        pipe: To the driver.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
-    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
-    pipe = Connection(descriptor)
+    os.setsid()  # a terminal's Ctrl-C reaches the driver alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
+    faulthandler.enable()
     send(pipe, READY)
-    runner = TrialRunner(receive(pipe))
+    environment, config = receive(pipe)
+    os.environ.clear()
+    os.environ.update(environment)
+    runner = TrialRunner(config)
     while True:
         runner.take(receive(pipe))
         goes_on = True
         while goes_on:
             result = runner.step()
+            sys.stdout.flush()
             send(pipe, result)
             goes_on = result.report is not None and receive(pipe)
         runner.close()
+        end_children()
+
+
+def print_to(path: Path) -> None:
+    """Sends what this process and those that it starts print into a file."""
+    output = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    for standard in (1, 2):
+        os.dup2(output, standard)
+    os.close(output)
+    sys.stdout.reconfigure(line_buffering=True)  # what stands in it is lost in a crash
+
+
+def end_children() -> None:
+    """Ends the other processes of this session."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
 
 
 def receive(pipe: Connection) -> Any:
@@ -351,7 +377,8 @@ def send(pipe: Connection, message: StepResult | str) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Ends this process when the driver is gone, so that nobody writes to a resumed run."""
+    """Ends this process when the driver is gone, and with it the process that forks workers, so
+    that nobody writes to a resumed run."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK)
     os._exit(0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +114,158 @@ def test_reports_reach_the_driver_in_order_and_can_stop_a_job(slots, tmp_path):
     assert stopped.values == stopped.curve[-1].values
 
 
+class Hostile(ToyEvaluator):
+    """Does in trial N what `deeds` says, after a first report."""
+
+    def __init__(self, *deeds):
+        super().__init__()
+        object.__setattr__(self, "deeds", deeds)
+
+    def __call__(self, mask, *, seed, workdir):
+        yield Report(1, {"loss": 9.0})
+        number = int(workdir.parts[workdir.parts.index("trials") + 1])
+        self.deeds[number](workdir)
+        yield Report(2, {"loss": float(number)})
+
+
+def nothing(workdir):
+    """A trial as any other."""
+
+
+def start_children(workdir):
+    """One child, and one whose parent ends."""
+    for line in ("sleep 100", "sleep 100 & true"):
+        subprocess.Popen(["sh", "-c", line], env={"OF": str(workdir)}).poll()
+    time.sleep(0.3)
+
+
+def start_children_and_crash(workdir):
+    start_children(workdir)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def children_of(folder: Path) -> list[str]:
+    """Processes with `OF=` a folder below this one in their environment, told by their command."""
+    alive = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"OF={folder}".encode() in (place / "environ").read_bytes():
+                alive.append((place / "cmdline").read_text())
+        except OSError:
+            continue
+    return alive
+
+
+def listed(count: int) -> Listed:
+    return Listed({f"w{reach}": masks.window(reach) for reach in range(count)}, [0])
+
+
+@pytest.mark.parametrize("executor", [Local(), Local(isolate=False)], ids=["default", "in here"])
+def test_an_evaluator_that_calls_exit_fails_its_trial_only(executor, tmp_path):
+    evaluator = Hostile(nothing, lambda workdir: sys.exit(3), nothing)
+    records = run(executor, listed(3), evaluator, tmp_path)
+    assert [record.status for record in records] == ["done", "failed", "done"]
+    assert records[1].reason == "the evaluator called sys.exit(3)"
+    assert "Traceback" in records[1].error
+
+
+def test_by_default_a_crash_fails_its_trial_only(tmp_path):
+    def segfault(workdir):
+        print("the last words")
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    evaluator = Hostile(nothing, segfault, lambda workdir: os._exit(5), nothing)
+    records = run(Local(), listed(4), evaluator, tmp_path)
+    assert [record.status for record in records] == ["done", "failed", "failed", "done"]
+    assert records[1].reason.endswith("killed by SIGSEGV")
+    assert records[2].reason.endswith("exit code 5")
+    (printed,) = (tmp_path / "trials" / "1").rglob("output.txt")
+    assert "the last words" in printed.read_text()
+    assert re.search(r"test_local\.py\", line \d+ in segfault", printed.read_text())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("deed", [start_children, start_children_and_crash])
+def test_processes_that_a_trial_started_end_with_it(deed, tmp_path):
+    left = []
+
+    def look(number, report):
+        if number == 1 and report.step == 1:
+            left.extend(children_of(tmp_path / "trials" / "0"))
+        return True
+
+    records = run(Local(), listed(2), Hostile(deed, nothing), tmp_path, look)
+    assert records[0].status == ("done" if deed is start_children else "failed")
+    assert records[1].status == "done"
+    assert left == children_of(tmp_path) == []
+
+
+def test_what_a_trial_prints_goes_into_a_bounded_file(tmp_path, capfd):
+    def flood(workdir):
+        print("the first line")
+        os.write(1, b"x" * 20_000_000)
+        print("the last line")
+
+    records = run(Local(), listed(2), Hostile(flood, nothing), tmp_path)
+    assert [record.status for record in records] == ["done", "done"]
+    text = (tmp_path / "trials" / "0" / "output.txt").read_text()
+    assert text.startswith("the first line\nxxx")
+    assert text.endswith("xxxthe last line\n")
+    assert re.search(r"\n\[some \d+ bytes are left out here\]\n", text)
+    assert len(text) < 1_500_000
+    assert "x" not in capfd.readouterr().out
+    assert (tmp_path / "trials" / "1" / "output.txt").read_text() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_trial_beyond_its_memory_fails_alone(tmp_path):
+    def grow(workdir):
+        held = b"1" * 1_500_000_000
+        time.sleep(30)
+        assert held
+
+    records = run(Local(memory_gb=1.2), listed(2), Hostile(grow, nothing), tmp_path)
+    assert [record.status for record in records] == ["failed", "done"]
+    assert re.search(r"held [12]\.\d+ GB of memory, and memory_gb allows 1\.2", records[0].reason)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_worker_that_grows_is_replaced(tmp_path):
+    def leak(workdir):
+        leaked = sys.modules.setdefault("leaked", [])
+        leaked.append(b"1" * 400_000_000)
+        (workdir / "pid").write_text(f"{os.getpid()} {len(leaked)}")
+
+    run(Local(), listed(8), Hostile(*[leak] * 8), tmp_path)
+    pids = [(tmp_path / "trials" / str(n) / "pid").read_text().split() for n in range(8)]
+    assert max(int(leaks) for _, leaks in pids) < 6
+    assert len({pid for pid, _ in pids}) > 1
+
+
+def test_a_long_silence_names_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("masksearch.executors.local.SILENCE", 1.0)
+    with pytest.warns(UserWarning, match=r"trial 0 has given no report .*limit_seconds=") as said:
+        records = run(
+            Local(), listed(2), Hostile(lambda workdir: time.sleep(2.5), nothing), tmp_path
+        )
+    assert [record.status for record in records] == ["done", "done"]
+    assert len([each for each in said if str(each.message).startswith("trial 0")]) == 1
+
+
+def test_the_environment_and_folder_of_a_worker_are_the_drivers(tmp_path, monkeypatch):
+    def write(workdir):
+        (workdir / "seen").write_text(f"{os.environ['SEEN']} {Path.cwd()}")
+
+    for seen in ("one", "two"):
+        monkeypatch.setenv("SEEN", seen)
+        monkeypatch.chdir((tmp_path / seen).mkdir() or tmp_path / seen)
+        run(Local(), listed(1), Hostile(write), tmp_path / seen)
+        written = (tmp_path / seen / "trials" / "0" / "seen").read_text()
+        assert written == f"{seen} {tmp_path / seen}"
+
+
 @pytest.mark.slow
 def test_suspect_runs_in_a_process_of_its_own(tmp_path):
     class Again(Listed):
@@ -144,6 +299,19 @@ def test_slots_must_be_positive():
         Local(slots=0)
     with pytest.raises(ValueError, match="limit_seconds must be positive, got 0"):
         Local(limit_seconds=0)
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.1, float("nan")])
+def test_a_memory_limit_below_what_a_worker_needs_is_refused(value):
+    with pytest.raises(ValueError, match=r"memory_gb must be at least 1 .*, got "):
+        Local(memory_gb=value)
+
+
+def test_this_process_has_one_slot_and_no_limits():
+    with pytest.raises(ValueError, match="isolate=False runs jobs in this process, one at a time"):
+        Local(slots=2, isolate=False)
+    with pytest.raises(ValueError, match="leave slots, limit_seconds and memory_gb away"):
+        Local(memory_gb=2, isolate=False)
 
 
 def test_failed_job_keeps_the_traceback(tmp_path):
@@ -191,20 +359,6 @@ def test_an_evaluator_that_reports_no_number_is_told_what_to_write(tmp_path, ans
 def test_a_report_takes_what_float_takes(value):
     assert Report(1, {"loss": value}) == Report(1, {"loss": 0.5})
     assert json.dumps(Report(1, {"loss": value}).values) == '{"loss": 0.5}'
-
-
-def test_an_evaluator_that_calls_exit_fails_its_trial_only(tmp_path):
-    class Leaving(ToyEvaluator):
-        def __call__(self, mask, *, seed, workdir):
-            if workdir.name == "1":
-                sys.exit(3)
-            yield from super().__call__(mask, seed=seed, workdir=workdir)
-
-    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
-    records = run(Local(), listed, Leaving(), tmp_path)
-    assert [record.status for record in records] == ["done", "failed", "done"]
-    assert records[1].reason == "the evaluator called sys.exit(3)"
-    assert re.search(r"test_local\.py\", line \d+, in __call__", records[1].error)
 
 
 def test_one_shot_without_gradients_is_a_clear_failure(tmp_path):

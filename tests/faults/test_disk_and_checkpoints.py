@@ -84,7 +84,7 @@ def test_damaged_checkpoint_of_an_interrupted_trial_costs_only_time(tmp_path, da
 
     arguments = dict(run=tmp_path / "run", trials=6, strategy="random", seed=1)
     with pytest.raises(KeyboardInterrupt):
-        ms.search(space, Interrupted(), **arguments)
+        ms.search(space, Interrupted(), executor=ms.Local(isolate=False), **arguments)
     newest, before = Checkpoints(tmp_path / "run/trials/2").files()
     if damage is None:
         newest.write_bytes(newest.read_bytes()[:-7])
@@ -131,14 +131,14 @@ def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
         child = os.fork()
         if child == 0:
             try:
-                ms.search(space, Fatal(), **arguments)
+                ms.search(space, Fatal(), executor=ms.Local(isolate=False), **arguments)
             finally:  # whatever happens, there is one test run, not two
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 11
     store = StudyStore(Path(tmp_path / "run"), write=False)
     store.load()
     assert store.begun == {1: 2}
-    study = ms.search(space, Fatal(), **arguments)
+    study = ms.search(space, Fatal(), executor=ms.Local(isolate=False), **arguments)
     records = study.records()
     assert records[1].status == "failed"
     assert "the worker process died 2 times in this trial: exit code 11" in records[1].error
