@@ -116,6 +116,7 @@ def searched(tmp_path: Path) -> Callable[[float], ms.Study]:
     return make
 
 
+@pytest.mark.slow
 def test_a_search_that_learned_nothing_says_so_everywhere(searched, capsys):
     study = searched(2.0)
     count = len(study.records())
@@ -148,6 +149,7 @@ def test_the_page_of_a_search_that_learned_nothing(searched):
     assert not list((page.parent / "tables").glob("front*"))
 
 
+@pytest.mark.slow
 def test_the_best_of_nothing_is_given_with_a_warning(searched):
     study = searched(2.0)
     with pytest.warns(UserWarning, match="trial . has learned nothing, like all others"):

@@ -285,7 +285,7 @@ def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess
     if isinstance(message, str):
         worker.ready = message == READY
         return
-    worker.heard = time.monotonic()
+    worker.heard = max(worker.heard, time.monotonic())  # infinite once it was spoken of
     goes_on = pool.on_step(worker.attempt, message)
     if message.report is not None:
         worker.send(goes_on)

@@ -67,6 +67,7 @@ def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path)
     assert "on the front is from one seed" not in page
 
 
+@pytest.mark.slow
 def test_a_task_that_was_learnt_is_not_named(tmp_path):
     said, _ = warned(tmp_path / "a", wide, Tasks(easy=0.7), trials=5)
     assert said

@@ -43,6 +43,7 @@ def test_pseudo_values_of_a_mean_are_the_values():
     assert jackknife(values[:, :1]) == values[0, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_jackknife_takes_most_of_the_bias_off_a_hypervolume():
     draws = np.random.default_rng(1)
     plain, corrected = [], []

@@ -208,6 +208,7 @@ def test_names_are_in_the_order_of_their_numbers():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_family(bench, monkeypatch, table, tmp_path):
     """And leaves tables out that a strategy cannot search."""
     free = dataclasses.replace(table.sheet, name="part-1", free=table.sheet.free[1:], planned=2048)

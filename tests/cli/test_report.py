@@ -66,6 +66,7 @@ def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     assert "scores after 4 and after 9 steps cannot be compared" in err
 
 
+@pytest.mark.slow
 def test_sparsity_of_the_table_stands_beside_where_it_differs(tmp_path):
     class Padded(Noisy):
         shape = ms.Shape(16, 2, 2, causal=True, lengths={4: 3, 8: 1})

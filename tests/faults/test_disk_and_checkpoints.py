@@ -53,6 +53,7 @@ def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(tmp_path, 
     assert outcome(study, by_draw=slots > 1) == outcome(whole, by_draw=slots > 1)
 
 
+@pytest.mark.slow
 def test_really_full_disk_at_a_checkpoint(small_disk, tmp_path):
     """On a file system of a few megabytes, with the study elsewhere."""
     run = small_disk / "run"

@@ -342,6 +342,7 @@ def test_scores_from_a_table_and_from_gates(tmp_path):
         units.scores_of(table[:1, :1])
 
 
+@pytest.mark.slow
 def test_constraint_or_budget_ends_the_rounds(tmp_path):
     three = 0.45 * STAR.sparsity(8)  # 3 of 6 full, not 4
     by_constraint = ms.search(
@@ -361,6 +362,7 @@ def test_constraint_or_budget_ends_the_rounds(tmp_path):
         assert max(r.values["score"] for r in scored if len(r.params) < 6) == 15.0
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_interrupted(tmp_path):
     whole = judge(Landscape(), method="greedy", tries=1)
     for trials in (9, 11, 99):
