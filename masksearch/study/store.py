@@ -243,7 +243,8 @@ class StudyStore:
         self.run = Path(run)
         if storage is None:
             address = read_address(self.run)
-            storage = follow_storage(self.run, address and address.storage, allowed)
+            named = None if address is None else address.storage
+            storage = follow_storage(self.run, named, allowed)
         self.given, self.location = storage, locate_storage(self.run, storage)
         if not write and self.location.path is not None and not self.location.path.is_file():
             where = DATABASE if storage is None else self.location.shown
