@@ -3,6 +3,7 @@
     python benchmarks/scaling.py --measure     # measures this machine, then simulates
     python benchmarks/scaling.py               # simulates with results/scaling.json
     python benchmarks/scaling.py --check       # one case simulated, and run with Ray Tune
+    python benchmarks/scaling.py --large       # large studies against small ones
 
 One process draws every proposal, writes it, hands it to a worker, takes its reports and writes
 its result; everything else waits for it. The simulation gives that process one queue: a trial
@@ -15,12 +16,18 @@ driver_costs.py measures the costs.
 import argparse
 import heapq
 import json
-from collections.abc import Sequence
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import masksearch as ms
+from masksearch import masks
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling.json"
@@ -217,6 +224,46 @@ def check(found: dict[str, Any], slots: int = 4, seconds: float = 2.0) -> dict[s
     }
 
 
+class Stub(ms.Evaluator):
+    """Reports at once."""
+
+    shape = ms.Shape(64, 2, 4)
+    objectives = (ms.Objective("loss", "min", 10.0), ms.Objective("sparsity", "max", 0.0))
+    protocol = "stub"
+
+    def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[ms.Report]:
+        """Yields three reports."""
+        chance = random.Random(str(mask)).random()
+        for step in (1, 2, 3):
+            yield ms.Report(step, {"loss": 3 - mask.sparsity(64) + chance / step})
+
+
+def windows(trial: Any) -> ms.Mask:
+    """A window in each head."""
+    reaches = [trial.suggest_int(f"reach{head}", 0, 30) for head in range(4)]
+    return masks.per_head([masks.window(reach) for reach in reaches])
+
+
+def large(few: int = 100, many: int = 5000, last: int = 50) -> dict[str, Any]:
+    """Processor seconds of a report, and of each of the last trials, of a large study in a
+    journal, over those of a small one."""
+    found = dict[str, Any]()
+    for count in (few, many):
+        with tempfile.TemporaryDirectory() as folder:
+            run, clock = Path(folder) / "run", list[float]()
+            study = ms.search(
+                *(windows, Stub()), run=run, trials=count, strategy="random", progress=None,
+                storage=f"journal:{run}/journal.log", executor=ms.Local(isolate=False),
+                listeners=[lambda record, clock=clock: clock.append(time.process_time())],
+            )  # fmt: skip
+            begin = time.process_time()
+            study.report()
+            report = time.process_time() - begin
+        found[str(count)] = {"report": report, "trial": (clock[-1] - clock[-1 - last]) / last}
+    pair = found[str(many)], found[str(few)]
+    return found | {name: pair[0][name] / pair[1][name] for name in ("report", "trial")}
+
+
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Efficiency over slots, one panel a length of trials."""
     import matplotlib
@@ -259,12 +306,16 @@ def main() -> None:
     parser.add_argument("--postgres", help="URL of an empty PostgreSQL database to measure")
     parser.add_argument("--no-ray", action="store_true", help="leave Ray Tune out of --measure")
     parser.add_argument("--check", action="store_true", help="run one case with Ray Tune")
+    parser.add_argument("--large", action="store_true", help="time large studies, nothing else")
     parser.add_argument("--halving", action="store_true", help="reports are written, too")
     for name in ("dispatch", "report", "latency"):
         parser.add_argument(f"--{name}", type=float, help="seconds; instead of the measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
+    if options.large:
+        print(json.dumps(large(), indent=1))
+        return
     if options.measure:
         from driver_costs import measured  # beside this file
 
