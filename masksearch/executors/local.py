@@ -54,7 +54,7 @@ class Local:
     Args:
         slots: Jobs at a time; more than one start that many worker processes.
         threads: Torch threads of a worker; None = the machine's cores shared by the slots
-            (in this process: torch's own setting is left alone).
+            (with one slot: torch's own setting is left alone).
         limit_seconds: A job that takes longer is ended, with status "failed"; None = no limit.
             It takes worker processes.
         isolate: Whether one slot is a worker process too, so that an evaluator that crashes or
@@ -115,12 +115,13 @@ class Local:
 
     def run_in_workers(self, work: Trials, ask: Ask | None = None) -> None:
         """Keeps every slot busy with a worker process; one that dies takes only its own job."""
+        threads = max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
         pool = Pool(work, max_failures=MAX_FAILURES, limit_seconds=self.limit_seconds, ask=ask)
         with pickle_by_value():
             config = WorkerConfig(
                 pickle_for_workers(work.evaluator, "the evaluator"),
                 str(work.workdir.resolve()),
-                threads=self.threads or max(1, (os.cpu_count() or 1) // self.slots),
+                threads=self.threads or threads,
                 limit_seconds=self.limit_seconds,
                 paths=tuple(sys.path),
                 keeps_output=True,
