@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 CACHES = {"__pycache__", ".cache", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"}
+TOOLS = {".config", ".ipython", ".jupyter", ".local", ".ray"}  # of Ray, W&B and notebooks, at home
 BEFORE = pytest.StashKey[set[Path]]()
 
 
@@ -12,7 +13,7 @@ def entries(config: pytest.Config) -> set[Path]:
     """What lies in the working folder, the repository's root and the home directory."""
     folders = {config.invocation_params.dir, config.rootpath, Path.home()}
     found = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    return {path for path in found if path.name not in CACHES}
+    return {path for path in found if path.name not in CACHES | TOOLS}
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
