@@ -178,8 +178,8 @@ class Local:
 ATTEMPTS = itertools.count()
 # Workers are forks of a process that has only imported what a trial needs: no fork of this one,
 # because torch's threads do not survive that. The first worker waits for these imports.
-FORKS = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-if os.name == "posix":
+if sys.platform != "win32":
+    FORKS = multiprocessing.get_context("forkserver")
     FORKS.set_forkserver_preload([serve.__module__])
 
 

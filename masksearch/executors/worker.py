@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
@@ -350,7 +351,8 @@ def print_to(path: Path) -> None:
     for standard in (1, 2):
         os.dup2(output, standard)
     os.close(output)
-    sys.stdout.reconfigure(line_buffering=True)  # what stands in it is lost in a crash
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what stands in it is lost in a crash
 
 
 def end_children() -> None:
