@@ -97,7 +97,8 @@ CLAIMS = [
         "Six searched full layers beside windows of 32 keys lose {} [{}, {}], which is "
         "{} [{}, {}] {}, on {} novels; the window is {} at all six budgets. After distillation "
         "on 100,000 tokens the two are not told apart: window minus searched {} [{}, {}]. Before "
-        "it, searched layers lose {} [{}, {}] {} than the best of five sets of full layers drawn by hand",
+        "it, searched layers lose {} [{}, {}] {} than the best of five sets of full layers drawn "
+        "by hand",
         [
             reach,
             *window_loss,
