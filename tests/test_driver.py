@@ -697,8 +697,8 @@ def test_compare_refuses_what_does_not_fit_before_training(tmp_path):
         ({"a": "windw(3)"}, [0], "did you mean 'window'"),
         ({"a": masks.full()}, 3, r"seeds are several .* got 3: give seeds=range\(3\)"),
         ({"a": masks.full()}, [], "at least one seed"),
-        ({"a": masks.full()}, [0.5], r"each a whole number, .* got \[0.5\]"),
-        ({"a": masks.full()}, None, r"each a whole number, .* got \[None\]"),
+        ({"a": masks.full()}, [0.5], r"each a whole number .* got \[0.5\]"),
+        ({"a": masks.full()}, None, r"each a whole number .* got \[None\]"),
     ],
 )
 def test_compare_says_what_it_takes_before_training(tmp_path, candidates, seeds, said):
