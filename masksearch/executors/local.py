@@ -17,7 +17,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
-from unittest.mock import patch
 
 import cloudpickle
 import torch
@@ -255,8 +254,11 @@ def start_worker(config: WorkerConfig) -> WorkerProcess:
         raise SearchError("workers need a POSIX system; use Local(isolate=False) or WSL")
     ours, theirs = FORKS.Pipe()
     process = FORKS.Process(target=serve, args=(theirs,))
-    with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
         process.start()
+    finally:
+        sys.modules["__main__"] = script
     theirs.close()
     worker = WorkerProcess(process, ours)
     worker.send((dict(os.environ), config))
