@@ -613,9 +613,10 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     found: list[Plane] = []
     places: dict[Mask, int] = {}
     index: list[int] = []
-    for layer in range(mask.layers or 1):
+    layers, heads = mask.layers or 1, mask.heads or 1  # each reads all parts
+    for layer in range(layers):
         own = mask.of_layer(layer)
-        for head in range(mask.heads or 1):
+        for head in range(heads):
             single = own.of_head(head)
             several = single.heads is not None  # bits of several heads: not looked at
             place = len(found) if several else places.setdefault(single, len(found))
