@@ -233,6 +233,7 @@ class Checkpoint(Answers):
         return super().__call__(mask, seed=0, workdir=workdir)
 
 
+@pytest.mark.slow
 def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_path):
     judged = ms.compare(
         *({}, Checkpoint()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
@@ -273,6 +274,7 @@ class TwoAnswers(Checkpoint):
     count = 2
 
 
+@pytest.mark.slow
 def test_two_rows_decide_nothing_between_fronts(study, tmp_path):
     judged = ms.compare(
         *({}, TwoAnswers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None

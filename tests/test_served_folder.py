@@ -48,6 +48,7 @@ def check(folder: Path, log: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
 def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     out = tmp_path / "new" / "served"
@@ -76,6 +77,7 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     assert {"vllm": "vllm serve", "sglang": "sglang.launch_server"}.get(engine, "from_pre") in page
 
 
+@pytest.mark.slow
 def test_bytes_and_the_log_of_vllm(tmp_path):
     plan = allocate(tmp_path / "run", out := tmp_path / "served", serve="vllm")
     facts = plan.found["served"]

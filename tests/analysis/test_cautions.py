@@ -76,6 +76,7 @@ def test_a_task_that_was_learnt_is_not_named(tmp_path):
     assert not said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drawn", "last"), [(one, "11 of the 12"), (four, "8 of the 12")])
 def test_space_that_draws_the_same_masks_is_said_with_counts(tmp_path, drawn, last):
     said, study = warned(tmp_path / "run", drawn)

@@ -69,6 +69,7 @@ def test_membership_needs_two_seeds_and_knows_clear_cases():
     assert membership(several).tolist() == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_membership_of_two_masks_is_the_p_value_of_their_difference():
     """One of two equally sparse masks is on the front where its mean is the greater one."""
     from scipy import stats

@@ -184,6 +184,7 @@ def test_by_default_a_crash_fails_its_trial_only(tmp_path):
     assert re.search(r"test_local\.py\", line \d+ in segfault", printed.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("deed", [start_children, start_children_and_crash])
 def test_processes_that_a_trial_started_end_with_it(deed, tmp_path):
@@ -244,6 +245,7 @@ def test_a_worker_that_grows_is_replaced(tmp_path):
     assert len({pid for pid, _ in pids}) > 1
 
 
+@pytest.mark.slow
 def test_a_long_silence_names_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.executors.local.SILENCE", 1.0)
     with pytest.warns(UserWarning, match=r"trial 0 has given no report .*limit_seconds=") as said:

@@ -107,6 +107,7 @@ def watched(selector, asked: dict[str, float]):
     return watching
 
 
+@pytest.mark.slow
 def test_samplers_take_the_best_that_they_drew(table):
     for name in ("random", "tpe"):
         selector, draws = selectors.of_some_layers(table, no_model)[name]
@@ -122,6 +123,7 @@ def test_samplers_take_the_best_that_they_drew(table):
                 assert asked[row.choice] == min(paid)
 
 
+@pytest.mark.slow
 def test_selectors_of_some_units_look_into_the_model(tmp_path):
     """Scores of heads that are not free are left out."""
     folder = learn("llama", tmp_path)

@@ -71,6 +71,7 @@ def test_really_full_disk_at_a_checkpoint(small_disk, tmp_path):
     assert outcome(study) == outcome(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [b"not a checkpoint", *(pytest.param(d, marks=pytest.mark.slow) for d in (b"", None))],
