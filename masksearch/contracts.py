@@ -96,6 +96,7 @@ class Shape:
         return sizes | {name: value for name, value in own.items() if value}
 
 
+RANDOM = "random"  # the strategy that others are measured against
 POINT = 0.01  # margin of accuracies, F1 and correlations: what papers on sparse models call small
 NATS = 0.05  # margin of a loss a token: five percent of perplexity
 
@@ -524,7 +525,7 @@ class Strategy(Protocol):
     """Proposes masks. LAW: its state is a function of its constructor's arguments and of the
     records told so far, in their order. A record told with status "running" says that this
     draw is out (a resumed search tells those first). One that chooses nothing before it has judged
-    so many masks says so: `least_trials`."""
+    so many masks says so: `least_trials`; one that itself keeps within budgets: `own_budgets`."""
 
     def ask(self) -> Proposal | Literal["wait", "done"]: ...
     def tell(self, record: Record) -> None: ...

@@ -51,7 +51,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import names_run
 from masksearch.models.encoders import READ_OUT
-from masksearch.strategies.allocate import AllocateStrategy, with_costs
+from masksearch.strategies.allocate import with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
 from masksearch.strategies.samplers import Space
@@ -329,7 +329,7 @@ def search(
             trials=trials,
             seconds=seconds,
             constraints=limits,
-            budgets=() if isinstance(chosen, AllocateStrategy) else budgets,  # which keeps its own
+            budgets=() if getattr(chosen, "own_budgets", False) else budgets,
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,

@@ -73,3 +73,13 @@ def test_the_list_of_commands_has_every_one():
     page = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `masksearch ([\w-]+)", page.partition("## The commands")[2], re.M)
     assert set(listed) == set(COMMANDS)
+
+
+def test_help_and_the_page_of_searches_name_every_strategy():
+    from masksearch.strategies.build import STRATEGIES
+
+    [option] = [each for each in COMMANDS["search"].params if each.name == "strategy"]
+    page = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+    for name in STRATEGIES:
+        assert f'"{name}"' in page or f"`{name}`" in page, name
+        assert name.startswith("shared+") or re.search(rf"\b{name}\b", option.help), name

@@ -159,6 +159,24 @@ def test_ray_and_the_attention_interface_have_one_file_each():
     assert interface == {"attention/interface.py"}
 
 
+def test_strategies_are_told_apart_in_their_own_room():
+    """No branch elsewhere asks for a strategy's name or class: what differs is in its `Kind`."""
+    from masksearch.strategies.build import STRATEGIES
+
+    branches = []
+    for name in NAMES:
+        if name.startswith(("strategies/", "gates/")):  # presets of gates have a strategy's name
+            continue
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
+            names = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+            compared = isinstance(node, ast.Compare) and {*filter(None, names)} & {*STRATEGIES}
+            call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            if compared or (call.startswith("isinstance(") and call.endswith("Strategy)")):
+                branches.append(f"{name}:{node.lineno} {ast.unparse(node)}")
+    narrowing = ["isinstance(found, AllocateStrategy)"]  # of a type: it chooses nothing
+    assert [each.partition(" ")[2] for each in branches] == narrowing, branches
+
+
 def test_files_are_named_for_what_they_hold():
     vague = {"utils.py", "base.py", "registry.py", "helpers.py", "common.py"}
     assert not vague & {path.name for path in FILES}

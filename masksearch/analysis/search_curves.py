@@ -20,7 +20,7 @@ from masksearch.analysis.stats import (
     judge_volumes,
     paired_difference,
 )
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import RANDOM, Objective, Record
 
 Compute = Literal["trials", "seconds"]
 Searches = Mapping[str, Mapping[int, Sequence[Record]]]  # strategy -> search seed -> records
@@ -109,7 +109,7 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
             name: {seed: reached(curve, spent, by) for seed, curve in runs.items() if curve}
             for name, runs in curves.items()
         }
-    reference = "random" if "random" in curves else next(iter(curves))
+    reference = RANDOM if RANDOM in curves else next(iter(curves))
     at = finals["seconds"]
     judged = judge_volumes(
         [name for name in curves if name != reference],

@@ -35,6 +35,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import ROUNDING
 from masksearch.masks.text import parse, short_text
+from masksearch.strategies.build import kind_of
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -379,10 +380,11 @@ class Table:
                 "judge a selector that is a function"
             )
         rows: list[dict[str, Any]] = []
-        space = None if strategy in ("allocate", "dam", "prune") else self.units
-        if strategy == "allocate":
+        kind = kind_of(strategy)
+        space = None if kind.space == "none" else self.units
+        if kind.with_units is not None:
             own = {"unit": self.sheet.unit, "levels": self.units.levels}
-            options["strategy_options"] = own | options.get("strategy_options", {})
+            options["strategy_options"] = kind.with_units(own, options.get("strategy_options", {}))
         for seed in seeds:
             how = {"trials": trials, "seed": seed, "strategy": strategy, "space": space, **options}
             judged = replayed(evaluator=self.evaluator(), slots=slots, **how)

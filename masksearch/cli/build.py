@@ -293,8 +293,12 @@ def named_candidates(
     label = store.facts().get("strategy", reference.run.name)
     if reference.trial is not None:
         return {f"{label} #{reference.trial}": record}
-    if label == "sparsebert" and not reference.sparsity and not whole:
-        return {record.name: record for record in store.records() if is_published_dam(record)}
+    if not reference.sparsity and not whole:
+        published: dict[str, Candidate] = {
+            each.name: each for each in store.records() if is_published_dam(each)
+        }
+        if published:
+            return published
     return {label if not reference.sparsity else f"{label} >= {reference.sparsity:g}": record}
 
 
@@ -305,8 +309,7 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-OF_STRATEGIES = ("dam", "allocate", "shared", "evolution", "prune", "strategy")
-PREFIXES = (*OF_STRATEGIES, "units", "halving", "cost")
+PREFIXES = ("units", "halving", "cost")  # beside those of strategies
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -319,6 +322,8 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         OptionsError: If there is no "=", or a name is given twice.
         UnknownNameError: If nothing has that prefix.
     """
+    from masksearch.strategies.build import owners
+
     found: dict[str, dict[str, str]] = {}
     for setting in settings:
         whole, equals, text = setting.partition("=")
@@ -326,7 +331,7 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
             raise OptionsError(f"--set takes NAME=VALUE, got {setting!r}")
         prefix, dot, name = whole.rpartition(".")
         if dot and prefix not in PREFIXES:
-            raise unknown_name("prefix of --set", prefix, PREFIXES)
+            check_name("prefix of --set", prefix, (*owners(), *PREFIXES))
         if name in found.setdefault(prefix, {}):
             raise OptionsError(f"--set names {whole} twice: {found[prefix][name]!r} and {text!r}")
         found[prefix][name] = text
@@ -424,52 +429,49 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
         OptionsError: If settings belong to another strategy, or a value is of another type.
         UnknownNameError: If the strategy has no such setting.
     """
-    from masksearch.strategies.build import kind_of
+    from masksearch.strategies.build import GATES, kind_of, owners
 
-    own = "dam" if strategy == "sparsebert" else strategy.partition("+")[0]
-    own = "strategy" if ".py:" in strategy else own
-    by_gates = own == "allocate" and "gates" in settings.get("allocate", {}).values()
-    for prefix in OF_STRATEGIES:
-        if prefix in settings and prefix != own and not (prefix == "dam" and by_gates):
-            name = next(iter(settings[prefix]))
-            wanted = {"strategy": "a strategy of your own (FILE.py:NAME)", "shared": "shared+tpe"}
+    kind = kind_of(strategy)
+    texts = settings.get(kind.prefix, {}) if kind.prefix else {}
+    options: dict[str, Any] = {}
+    if kind.options is None:
+        options = {name: read_value(text) for name, text in texts.items()}
+    elif kind.prefix != GATES:
+        options = read_settings(texts, kind.options, strategy, kind.prefix)
+    gated = kind.gated is not None and kind.gated(options)
+    for prefix, owner in owners().items():
+        if prefix in settings and prefix != kind.prefix and not (prefix == GATES and gated):
             raise OptionsError(
-                f"--set {prefix}.{name} belongs to strategy {wanted.get(prefix, prefix)}"
-                + (", and to allocate by gates" if prefix == "dam" else "")
-                + f"; the strategy is {strategy!r}"
+                f"--set {prefix}.{next(iter(settings[prefix]))} belongs to strategy {owner}; the "
+                f"strategy is {strategy!r}"
             )
-    texts = settings.get(own, {})
-    if own == "dam":
-        return dam_options(texts, strategy)
-    hints = kind_of(strategy).options
-    if hints is None:
-        return {name: read_value(text) for name, text in texts.items()}
-    options = dam_options(settings.get("dam", {}), strategy) if by_gates else {}
-    return options | read_settings(texts, hints, strategy, own)
+    return gate_options(settings.get(GATES, {}), strategy) | options if gated else options
 
 
-def dam_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
-    """`gates`, `config`, `densities`, `merge_heads` and `cost` of strategy dam.
+def gate_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
+    """`gates`, `config` and what else a strategy has that trains gates (`densities`, ..).
 
     Raises:
-        OptionsError: If strategy sparsebert is given settings of gates or of masks.
+        OptionsError: If its gates or its masks cannot be set.
     """
     from masksearch.gates.config import DamConfig
     from masksearch.gates.gates import Gates
-    from masksearch.strategies.dam import OPTIONS
+    from masksearch.strategies.build import GATES, kind_of
 
+    kind = kind_of(strategy)
     of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
-    of_config = hints_of(DamConfig)
-    cutting = {k: v for k, v in OPTIONS.items() if k not in ("gates", "config")}
-    values = read_settings(texts, of_gates | of_config | cutting | {"preset": str}, "dam", "dam")
-    gates = {k: v for k, v in values.items() if k in of_gates or k == "preset"}
+    of_config, own = hints_of(DamConfig), kind.options or {}
+    cutting = {k: v for k, v in own.items() if k not in ("gates", "config")}
+    cutting = cutting if kind.prefix == GATES else {}
+    values = read_settings(texts, of_gates | of_config | cutting | {"preset": str}, GATES, GATES)
     config = {k: v for k, v in values.items() if k in of_config or k == "preset"}
-    cut = {k: v for k, v in values.items() if k in cutting}
-    if strategy == "sparsebert":
-        if gates or cut:
+    others = {k: v for k, v in values.items() if k not in of_config}
+    if "gates" not in own:
+        if others:
             raise OptionsError(
-                "strategy sparsebert trains the gates of the published table and cuts its masks; "
+                f"strategy {strategy} trains the gates of the published table and cuts its masks; "
                 "of their settings it takes those of the training alone (--set dam.steps=..)"
             )
         return {"config": config}
-    return {"gates": gates, "config": config, **cut}
+    gates = {k: v for k, v in values.items() if k in of_gates or k == "preset"}
+    return {"gates": gates, "config": config, **{k: v for k, v in values.items() if k in cutting}}

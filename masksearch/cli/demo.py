@@ -34,6 +34,7 @@ from masksearch.masks.core import Mask
 from masksearch.models.checkpoints import quiet
 from masksearch.models.decoders import NextTokenModel
 from masksearch.report.collect import NOTES, report_on
+from masksearch.strategies.build import kind_of
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
@@ -112,16 +113,16 @@ def run_demo(
     if not isinstance(process, GradedProcess):
         raise TypeError("the demonstration needs an evaluator on a GradedProcess")
     executor = Local(slots=slots, threads=1)
+    draws = {"space": space, "trials": trials, "strategy_options": {}}
+    trains = {"space": None, "trials": 1 + len(dam["densities"]), "strategy_options": dam}
     studies = {
         name: search(
-            None if name == "dam" else space,
-            judge,
+            evaluator=judge,
             run=run / name,
-            trials=1 + len(dam["densities"]) if name == "dam" else trials,
             strategy=name,
-            strategy_options=dam if name == "dam" else {},
             seed=SEARCH_SEED,
             executor=executor,
+            **(trains if kind_of(name).gated else draws),
         )
         for name in STRATEGIES
     }

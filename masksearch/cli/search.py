@@ -232,26 +232,24 @@ def run_search(given: Mapping[str, Any]) -> Study:
     space, strategy, run = given["space"], given["strategy"], given["run"]
     settings = split_settings(given["set"] or ())
     levels = unit_levels(given, settings.get("units", {}))
-    drawn = kind_of(strategy).space
-    if space is None and drawn == "needed" and not levels:
+    kind = kind_of(strategy)
+    if space is None and kind.space == "needed" and not levels:
         raise OptionsError(
             f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
         )
-    if space is not None and drawn == "none":
+    if space is not None and kind.space == "none":
         raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
-    if strategy in ("sparsebert", "prune") and levels:
+    if levels and kind.space == "none" and kind.with_units is None:
         raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
     if space is not None and levels:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
     of_strategy = strategy_options(strategy, settings)
     units = {"unit": given["unit"] or "head", "levels": levels}
-    if levels and strategy == "allocate":
-        of_strategy = units | of_strategy
-    if levels and strategy == "dam":
-        of_strategy["gates"] = {"structure": "switch", **units} | of_strategy["gates"]
+    if levels and kind.with_units is not None:
+        of_strategy = kind.with_units(units, of_strategy)
     halving = halving_settings(given["halving"], settings.get("halving", {}))
     limits = {name: given[name] for name in ("trials", "seconds") if given[name] is not None}
-    limits = limits or {"trials": 16 if strategy == "sparsebert" else 20}
+    limits = limits or {"trials": kind.trials}
     enqueued = read_enqueued(given["enqueue"])
     judge = build_evaluator(given)
     goals = {objective.name: objective.goal for objective in judge.objectives}
@@ -260,7 +258,7 @@ def run_search(given: Mapping[str, Any]) -> Study:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
     names = [name.strip() for name in (given["log"] or "").split(",") if name.strip()]
     own: Any = None if space is None else load_function(space)
-    if levels and drawn != "none":
+    if levels and kind.space != "none":
         own = build_units(units, judge.shape, judge.kv_head_count)
     with (
         open_loggers(names, run, judge.objectives) as loggers,

@@ -16,7 +16,7 @@ from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsi
 from masksearch.analysis.runs import Kind, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import estimate
-from masksearch.contracts import LOW, Objective, Record, Shape, is_side_value
+from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_value
 from masksearch.masks.measure import unit_densities
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
@@ -87,7 +87,7 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
     own = {point["group"] for point in points if point["search"]}
     styles = styles_of(name for name in dict.fromkeys(strategies.values()) if name in own)
     groups = [
-        group_of(name, style, "random" if name == "random" else "searched")
+        group_of(name, style, RANDOM if name == RANDOM else "searched")
         for name, style in styles.items()
     ]
     if not points:

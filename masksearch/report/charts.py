@@ -20,6 +20,7 @@ import numpy as np
 import vl_convert
 from PIL import Image
 
+from masksearch.contracts import RANDOM
 from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
 
 PRINTED = ("pdf", "svg", "png")
@@ -338,7 +339,7 @@ def marks_to_name(chart: Mapping[str, Any]) -> list[dict[str, Any]]:
     marks = [
         {**point, "label": shorten(point["name"])}
         for point in chart["points"]
-        if point["saved"] > 0 and not point["search"] and point["group"] != "random"
+        if point["saved"] > 0 and not point["search"] and point["group"] != RANDOM
     ]
     if len(marks) > MOST:
         best = {line["id"] for line in chart["lines"]}

@@ -491,7 +491,8 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
             except (FileNotFoundError, MaskFormatError) as error:
                 missing.append(f"{name}: {error}.")
                 continue
-            found.append((name, record, result, retrained_loss(study.records, result.target)))
+            retrained = retrained_loss(study.records, record.origin, result.target)
+            found.append((name, record, result, retrained))
     cards = []
     agreements: dict[str, Mapping[str, Any]] = {}
     for index, (name, record, result, retrained) in enumerate(found):
@@ -517,15 +518,16 @@ def gates_name(result: DamResult) -> str:
     return f"{name}, signed" if result.gates.get("signed") else name
 
 
-def retrained_loss(records: Sequence[Record], target: float) -> float | None:
-    """The loss of the mask that DAM cut nearest to the target density, trained from scratch.
+def retrained_loss(records: Sequence[Record], origin: str, target: float) -> float | None:
+    """The loss of the mask cut nearest to the target density, trained from scratch.
 
-    None unless its evaluator reports a `loss` and its density is within a tenth of the target.
+    `origin` is the strategy that cut it. None unless its evaluator reports a `loss` and its
+    density is within a tenth of the target.
     """
     cut = [
         (abs(math.log(density / target)), record.values["loss"])
         for record in records
-        if record.origin == "dam"
+        if record.origin == origin
         and record.scored
         and math.isfinite(record.values.get("loss", math.nan))
         and (density := float(record.params.get("density", 0.0))) > 0

@@ -101,6 +101,8 @@ class AllocateStrategy:
             are missing or not finite.
     """
 
+    own_budgets = True
+
     def __init__(
         self,
         units: Units,

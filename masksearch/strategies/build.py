@@ -43,24 +43,54 @@ class Wanted:
     limits: Mapping[str, Any]  # constraints and budgets
 
 
+def as_options(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Units, which are options of the strategy itself."""
+    return {**units, **options}
+
+
+def as_switches(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Units, which become switches: gates that choose one mask a unit."""
+    gates = {"structure": "switch", **units, **options.get("gates", {})}
+    return {**options, "gates": gates}
+
+
+def trains_gates(options: Mapping[str, Any]) -> bool:
+    """Of a strategy that always does."""
+    return True
+
+
+def scores_by_gates(options: Mapping[str, Any]) -> bool:
+    """Of an allocation, whose units may be scored by gates."""
+    return options.get("method") == "gates"
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What a strategy takes.
+    """Everything that searches and the command line know of a strategy.
 
     Args:
         build: Makes it.
         options: Name -> type of its own options; None = it knows them itself.
         space: Whether a space is `"needed"`, `"optional"`, or `"none"` is drawn from.
+        with_units: Puts units (`unit` and `levels`) into the options of a strategy that draws from
+            no space; None = it takes none.
         gradients: Whether it needs an evaluator with differentiable(seed).
+        gated: Whether options ask it to train gates, by options `gates` and `config`.
         budgets: The option that budgets are; empty = its draws are within them, None = it keeps
             none.
+        trials: Those of a search on the command line that says neither trials nor seconds.
+        prefix: Of its options in `--set`.
     """
 
     build: Callable[[Wanted], Strategy]
     options: Mapping[str, Any] | None = field(default_factory=dict)
     space: Literal["needed", "optional", "none"] = "needed"
+    with_units: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
     gradients: bool = False
+    gated: Callable[[Mapping[str, Any]], bool] | None = None
     budgets: str | None = ""
+    trials: int = 20
+    prefix: str = ""
 
 
 def build_strategy(
@@ -126,9 +156,21 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
     if not isinstance(strategy, str):
         return Kind(lambda wanted: wanted.strategy, space="optional")
     if is_user_code(strategy):
-        return Kind(build_own, None, "optional")
+        return OWN
     check_name("strategy", strategy, STRATEGIES)
     return STRATEGIES[strategy]
+
+
+def owners() -> dict[str, str]:
+    """Prefix of options in `--set` -> the strategy that takes them, in words."""
+    named = {OWN.prefix: "of your own (FILE.py:NAME)"}
+    for name, kind in STRATEGIES.items():
+        if kind.prefix:
+            named.setdefault(kind.prefix, name)
+    for name, kind in STRATEGIES.items():
+        if kind.gated is not None and kind.prefix != GATES:
+            named[GATES] += f", and to {name} by gates"
+    return named
 
 
 def build_own(wanted: Wanted) -> Strategy:
@@ -240,14 +282,46 @@ def build_allocation(wanted: Wanted) -> Strategy:
     return allocate.build_allocate(options, evaluator, wanted.run)
 
 
+GATES = "dam"  # prefix of the options `gates` and `config`
+OWN = Kind(build_own, None, "optional", prefix="strategy")
 STRATEGIES = {
     **dict.fromkeys(SAMPLERS, Kind(build_sampler)),
-    "evolution": Kind(build_evolution, evolution.OPTIONS),
-    allocate.NAME: Kind(build_allocation, allocate.OPTIONS, "none", budgets="budgets"),
-    "dam": Kind(build_dam, OPTIONS, "none", True, "densities"),
-    SPARSEBERT: Kind(build_published, {"config": Mapping}, "none", True, None),
-    prune.NAME: Kind(build_prune, prune.OPTIONS, "none", True, "densities"),
-    **dict.fromkeys(supernet.NAMES, Kind(build_shared, supernet.OPTIONS, gradients=True)),
+    "evolution": Kind(build_evolution, evolution.OPTIONS, prefix="evolution"),
+    allocate.NAME: Kind(
+        build_allocation,
+        allocate.OPTIONS,
+        "none",
+        as_options,
+        gated=scores_by_gates,
+        budgets="budgets",
+        prefix=allocate.NAME,
+    ),
+    "dam": Kind(
+        build_dam,
+        OPTIONS,
+        "none",
+        as_switches,
+        gradients=True,
+        gated=trains_gates,
+        budgets="densities",
+        prefix=GATES,
+    ),
+    SPARSEBERT: Kind(
+        build_published,
+        {"config": Mapping},
+        "none",
+        gradients=True,
+        gated=trains_gates,
+        budgets=None,
+        trials=16,
+        prefix=GATES,
+    ),
+    prune.NAME: Kind(
+        build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities", prefix=prune.NAME
+    ),
+    **dict.fromkeys(
+        supernet.NAMES, Kind(build_shared, supernet.OPTIONS, gradients=True, prefix="shared")
+    ),
 }
 
 
