@@ -236,6 +236,7 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
     return [line.split(",")[0] for line in logger.path.read_text().splitlines()[1:]]
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:strategy 'nsga2' on a conditional space")
 @pytest.mark.parametrize(
     "strategy",
@@ -312,6 +313,7 @@ def test_on_report_ends_a_trial(cluster, tmp_path):
     assert run.steps(2) == [1, 2]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("problem", [SearchError("enough"), KeyboardInterrupt()], ids=repr)
 def test_what_a_strategy_raises_comes_out_as_it_is(cluster, tmp_path, problem):
     class Angry(Listed):
@@ -325,6 +327,7 @@ def test_what_a_strategy_raises_comes_out_as_it_is(cluster, tmp_path, problem):
     assert free_cpus() == 2
 
 
+@pytest.mark.nightly
 def test_what_on_report_raises_ends_long_trials_too(cluster, tmp_path):
     def goes_on(number, report):
         raise KeyError(number)
@@ -336,6 +339,7 @@ def test_what_on_report_raises_ends_long_trials_too(cluster, tmp_path):
     assert time.monotonic() - began < 300  # the trial would hang for 600
 
 
+@pytest.mark.nightly
 def test_an_evaluator_that_cannot_be_loaded_stops_the_search(cluster, tmp_path):
     with pytest.raises(SearchError, match="cannot load the evaluator"):
         Run(tmp_path, Unloadable())
@@ -356,6 +360,7 @@ def test_a_full_disk_ends_the_search_and_the_trial_stays_open(cluster, tmp_path)
     assert 2 not in told
 
 
+@pytest.mark.nightly
 def test_folders_that_travel(cluster, tmp_path):
     storage, run_folder, diary = (tmp_path / name for name in ("storage", "run", "diary"))
     diary.mkdir()
@@ -373,6 +378,7 @@ def test_folders_that_travel(cluster, tmp_path):
     assert list(storage.iterdir()) == []
 
 
+@pytest.mark.nightly
 def test_user_code_that_was_named_by_path(cluster, tmp_path):
     file = tmp_path / "my_own_proxy.py"
     file.write_text(
@@ -478,6 +484,7 @@ def test_a_lost_node_costs_no_record(tmp_path):
     assert facts["values"] == [[n, "done", 100.0 * n + STEPS] for n in range(12)]
 
 
+@pytest.mark.nightly
 def test_without_ray_the_remedy_is_named(tmp_path):
     code = (
         "import sys; sys.modules['ray'] = None; from masksearch import *; import masksearch as ms;"
@@ -502,6 +509,7 @@ def test_resources_that_nobody_has_are_refused(cluster, tmp_path):
         Run(tmp_path, Troubled(), resources={"cpu": 1, "gpu": 64})
 
 
+@pytest.mark.nightly
 def test_slots_beyond_the_room_are_refused_or_said_where_nodes_may_join(cluster, tmp_path):
     said = r"slots = 3 of \{'cpu': 1\}, and there is room for 2 now"
     with pytest.raises(SearchError, match=f"{said}; lower them"):
@@ -511,6 +519,7 @@ def test_slots_beyond_the_room_are_refused_or_said_where_nodes_may_join(cluster,
     assert len(run.by_number()) == 4
 
 
+@pytest.mark.nightly
 def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):
     nodes = [*list_nodes()]
     check_folder(str(tmp_path / "made"), nodes)
@@ -613,6 +622,7 @@ def test_workers_share_one_dense_model_that_comes_first(cluster, tmp_path, capsy
     assert "shared models of seed 3 first" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_a_dense_model_at_the_majority_ends_a_search_on_ray(cluster, tmp_path):
     judge = frozen_judge(write_sentences(tmp_path), finetune_lr=1e-9, epochs=1)
     with pytest.raises(SearchError, match=r"^the dense model of SST-2 .* no masks can be comp"):
