@@ -20,7 +20,6 @@ from masksearch.errors import did_you_mean
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
     from masksearch.allocation import allocate as allocate
-    from masksearch.analysis.compare import Comparison as Comparison
     from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
@@ -38,6 +37,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.contracts import Report as Report
     from masksearch.contracts import Shape as Shape
     from masksearch.contracts import Shared as Shared
+    from masksearch.driver import Comparison as Comparison
     from masksearch.driver import Study as Study
     from masksearch.driver import compare as compare
     from masksearch.driver import open_study as open_study

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.compare import Comparison, check_against, check_margin
+from masksearch.analysis.compare import ComparedMasks, check_against, check_margin
 from masksearch.analysis.pareto import keeps_budget, ranked
 from masksearch.analysis.runs import (
     SOURCES,
@@ -177,6 +177,62 @@ class Study:
         from masksearch.report.collect import report_on
 
         return report_on(self.run, self.run / path, storage=self.storage)
+
+
+class Comparison(ComparedMasks):
+    """The result of `compare`: each mask's run with each seed, tables of them, and a verdict."""
+
+    def __repr__(self) -> str:
+        from masksearch.report.display import comparison_text
+
+        return comparison_text(self)
+
+    def _repr_html_(self) -> str:
+        from masksearch.report.display import comparison_html
+
+        return comparison_html(self)
+
+    @classmethod
+    def open(cls, run: Path | str, storage: str | BaseStorage | None = None) -> Comparison:
+        """A comparison that is stored in a run folder.
+
+        Args:
+            run: The folder.
+            storage: As in `open_study`.
+
+        Raises:
+            SearchError: If the folder holds none.
+        """
+        store = StudyStore(Path(run), storage, write=False)
+        facts = store.facts()
+        if facts.get("kind") != "compare":
+            raise SearchError(f"{run} holds no comparison; give the folder of compare(.., run=)")
+        about = store.told(), store.objectives(), facts
+        return cls.of(*about, run=Path(run), shape=store.shape(), storage=storage)
+
+    def report(self, path: Path | str) -> Path:
+        """Writes the comparison as one self-contained HTML page.
+
+        Returns:
+            The page's path; its figures (PNG, PDF, SVG) are in `figures/` and its tables (CSV,
+            LaTeX) in `tables/` beside it.
+        """
+        from masksearch.report.collect import write_comparison
+
+        return write_comparison(self, path)
+
+    def latex(self, columns: Sequence[str] = ()) -> str:
+        r"""The comparison as a LaTeX table (needs `\usepackage{booktabs}`).
+
+        Sparsity and density, the mean of each score with its 95% interval, and seeds; the best
+        mean of each column, among the masks that leave cells out, is bold.
+
+        Args:
+            columns: Further reported values, such as single tasks.
+        """
+        from masksearch.report.tables import comparison_latex
+
+        return comparison_latex(self, columns)
 
 
 def open_study(run: Path | str, storage: str | BaseStorage | None = None) -> Study:

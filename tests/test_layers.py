@@ -101,24 +101,13 @@ def test_left_never_imports_right():
     assert not wrong
 
 
-def test_two_arrows_are_bound_late():
-    """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name. So
-    does a comparison that is opened, printed or written: analysis/ asks study/ and report/."""
+def test_one_arrow_is_bound_late():
+    """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name."""
     late = [name for name in NAMES if "resolve_name(" in (PACKAGE / name).read_text()]
-    assert late == ["analysis/compare.py", "masks/text.py"]
-    from masksearch.analysis import compare
+    assert late == ["masks/text.py"]
+    from masksearch.masks.text import READ_RUN
 
-    read_run = "masksearch.study.references:read_run_mask"
-    assert f'"{read_run}"' in (PACKAGE / "masks/text.py").read_text()
-    for place in (
-        read_run,
-        compare.STORE,
-        compare.WRITE,
-        compare.LATEX,
-        compare.TEXT,
-        compare.HTML,
-    ):
-        assert callable(pkgutil.resolve_name(place))
+    assert callable(pkgutil.resolve_name(READ_RUN))
 
 
 def test_no_circle_of_files():

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from masksearch.analysis.fronts import ComparedFronts, compare_fronts
@@ -30,66 +27,16 @@ from masksearch.analysis.stats import (
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
 from masksearch.contracts import Objective, is_side_value
-from masksearch.errors import SearchError, check_name, unknown_name
+from masksearch.errors import check_name, unknown_name
 from masksearch.masks import FAMILIES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STORE = "masksearch.study.store:StudyStore"  # what stands right of this file is found late
-WRITE = "masksearch.report.collect:write_comparison"
-LATEX = "masksearch.report.tables:comparison_latex"
-TEXT, HTML = (f"masksearch.report.display:comparison_{kind}" for kind in ("text", "html"))
 
-
-@dataclass(frozen=True)
-class Comparison(ComparedRuns):
-    """The result of `compare`: each mask's run with each seed, tables of them, and a verdict."""
-
-    def __repr__(self) -> str:
-        return str(pkgutil.resolve_name(TEXT)(self))
-
-    def _repr_html_(self) -> str:
-        return str(pkgutil.resolve_name(HTML)(self))
-
-    @classmethod
-    def open(cls, run: Path | str, storage: Any = None) -> Comparison:
-        """A comparison that is stored in a run folder.
-
-        Args:
-            run: The folder.
-            storage: As in `open_study`.
-
-        Raises:
-            SearchError: If the folder holds none.
-        """
-        store = pkgutil.resolve_name(STORE)(Path(run), storage, write=False)
-        facts = store.facts()
-        if facts.get("kind") != "compare":
-            raise SearchError(f"{run} holds no comparison; give the folder of compare(.., run=)")
-        about = store.told(), store.objectives(), facts
-        return cls.of(*about, run=Path(run), shape=store.shape(), storage=storage)
-
-    def report(self, path: Path | str) -> Path:
-        """Writes the comparison as one self-contained HTML page.
-
-        Returns:
-            The page's path; its figures (PNG, PDF, SVG) are in `figures/` and its tables (CSV,
-            LaTeX) in `tables/` beside it.
-        """
-        page: Path = pkgutil.resolve_name(WRITE)(self, path)
-        return page
-
-    def latex(self, columns: Sequence[str] = ()) -> str:
-        r"""The comparison as a LaTeX table (needs `\usepackage{booktabs}`).
-
-        Sparsity and density, the mean of each score with its 95% interval, and seeds; the best
-        mean of each column, among the masks that leave cells out, is bold.
-
-        Args:
-            columns: Further reported values, such as single tasks.
-        """
-        return str(pkgutil.resolve_name(LATEX)(self, columns))
+@dataclass(frozen=True, repr=False)
+class ComparedMasks(ComparedRuns):
+    """Each mask's run with each seed, tables of them, and a verdict."""
 
     @property
     def tasks(self) -> list[str]:

@@ -44,8 +44,7 @@ from masksearch.errors import MaskSearchError, ServerUnreachableError
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
-    from masksearch.analysis.compare import Comparison
-    from masksearch.driver import Study
+    from masksearch.driver import Comparison, Study
 
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 

@@ -13,7 +13,7 @@ from masksearch.analysis.pareto import SPARSITIES, sparsities_differ, sparsity_o
 from masksearch.masks.measure import unread_note
 
 if TYPE_CHECKING:
-    from masksearch.analysis.compare import Comparison
+    from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyCard
     from masksearch.contracts import Record, Shape
     from masksearch.driver import Study
@@ -67,7 +67,7 @@ def print_note(records: Sequence[Record], shape: Shape | None) -> None:
         typer.echo(note)
 
 
-def print_comparison(comparison: Comparison, as_json: bool) -> None:
+def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     """A comparison as JSON rows or as a table."""
     if as_json:
         typer.echo(comparison.frame().to_json(orient="records"))

@@ -14,7 +14,7 @@ from masksearch.cli import options
 from masksearch.cli.options import OUTPUT, RUN, OptionsError, flag, optional, takes, valued
 
 if TYPE_CHECKING:
-    from masksearch.analysis.compare import Comparison
+    from masksearch.analysis.compare import ComparedMasks
 
 LONGEST_TABLE = 4096  # positions up to which every cell of a mask is looked at
 DOTS = 1024  # rows of tiles in the picture of a longer one
@@ -22,7 +22,7 @@ A_MASK = "Of a mask"
 
 
 def read_verdict(
-    comparison: Comparison, run: Path, reference: str, against: str | None
+    comparison: ComparedMasks, run: Path, reference: str, against: str | None
 ) -> dict[str, Any]:
     """The sentences of a comparison's verdict, and the differences behind them."""
     from masksearch.analysis.compare import check_against
@@ -139,10 +139,10 @@ def show_report(given: Mapping[str, Any]) -> None:
     found: dict[str, Any] = {"report": str(page.resolve())}
     studies = studies_in(folders[0], storage) if len(folders) == 1 else []
     if [study.kind for study in studies] == ["compare"]:
-        from masksearch.analysis.compare import Comparison
+        from masksearch.analysis.compare import ComparedMasks
 
         one = studies[0]
-        judged = Comparison.of(
+        judged = ComparedMasks.of(
             one.records, one.objectives, one.facts, run=one.run, shape=one.shape
         )
         found |= read_verdict(judged, folders[0], given["reference"], against)

@@ -29,10 +29,9 @@ from masksearch.cli.resuming import resumable
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
-    from masksearch.analysis.compare import Comparison
     from masksearch.analysis.runs import Candidate
     from masksearch.contracts import Evaluator
-    from masksearch.driver import Study
+    from masksearch.driver import Comparison, Study
 
 DECLARED = {  # options of both commands
     "corpus": optional(

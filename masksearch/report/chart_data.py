@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.fronts import arm_of
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
 from masksearch.analysis.runs import Kind, MaskRuns
@@ -283,7 +283,7 @@ def mask_facts(
     }
 
 
-def values_of(entry: MaskRuns, comparison: Comparison) -> dict[str, list[float]]:
+def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[float]]:
     """Mean and 95% interval over seeds of each reported value; of the score over rows too."""
     found = {comparison.objectives[0].name: [entry.score.value, entry.score.low, entry.score.high]}
     for name in comparison.tasks:
@@ -294,7 +294,7 @@ def values_of(entry: MaskRuns, comparison: Comparison) -> dict[str, list[float]]
 
 
 # -- what a page compares ------------------------------------------------------------------------
-def difference_chart(comparison: Comparison, key: str) -> dict[str, Any] | None:
+def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | None:
     """The declared comparisons: paired differences with their intervals; None without one."""
     score = comparison.objectives[0].name
     lines = [

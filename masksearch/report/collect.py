@@ -15,7 +15,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, observe
 from masksearch.analysis.verdict import count
@@ -271,7 +271,7 @@ def watch_runs(
         time.sleep(WATCHED + 3 * (time.monotonic() - began))  # a quarter of a core at most
 
 
-def write_comparison(comparison: Comparison, path: Path | str) -> Path:
+def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
     """Writes the page of a comparison alone; see `write_report`."""
     recipes = []
     if comparison.run is not None:
@@ -299,7 +299,7 @@ def section_on(
         {name: study.records for name, study in zip(names, searches, strict=True)},
         main.objectives,
         {
-            s.name: Comparison.of(s.records, s.objectives, s.facts, run=s.run, shape=s.shape)
+            s.name: ComparedMasks.of(s.records, s.objectives, s.facts, run=s.run, shape=s.shape)
             for s in compared
         },
         title,

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
@@ -80,7 +80,7 @@ def front_words(front: TextTable, records: Sequence[Record]) -> str:
 
 
 # -- comparisons ---------------------------------------------------------------------------------
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: ComparedMasks) -> str:
     """A comparison in at most ten lines: the masks that it is about, then the others."""
     entries = comparison.entries
     seeds = {seed for entry in entries.values() for seed in entry.scores}
@@ -103,7 +103,7 @@ def comparison_text(comparison: Comparison) -> str:
     return "\n  ".join(lines)
 
 
-def comparison_html(comparison: Comparison) -> str:
+def comparison_html(comparison: ComparedMasks) -> str:
     """A picture, the table, densest first, and the verdict, for notebooks."""
     place = "" if comparison.run is None else f" {escape(str(comparison.run))}"
     section = Section({}, comparison.objectives, {"": comparison})
@@ -114,7 +114,7 @@ def comparison_html(comparison: Comparison) -> str:
     )
 
 
-def outcomes(comparison: Comparison) -> TextTable:
+def outcomes(comparison: ComparedMasks) -> TextTable:
     """Name, kind, sparsity, score with its interval, and outcome of each mask."""
     score, findings = comparison.objectives[0].name, comparison.findings()
     table = comparison_table(comparison).only("mask", "kind", "sparsity", score)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
@@ -152,7 +152,7 @@ class Section:
 
     studies: Mapping[str, list[Record]]
     objectives: Sequence[Objective]
-    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    comparisons: Mapping[str, ComparedMasks] = field(default_factory=dict)
     title: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None

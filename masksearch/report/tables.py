@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import (
     SPARSITIES,
     hypervolume,
@@ -178,7 +178,7 @@ def front_table(
     )
 
 
-def comparison_table(comparison: Comparison, columns: Sequence[str] = ()) -> TextTable:
+def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> TextTable:
     """One row per mask: its scores' means over seeds with intervals, and the majority mark.
 
     Args:
@@ -234,12 +234,12 @@ def comparison_table(comparison: Comparison, columns: Sequence[str] = ()) -> Tex
     )
 
 
-def comparison_latex(comparison: Comparison, columns: Sequence[str] = ()) -> str:
+def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> str:
     """See `Comparison.latex`."""
     return comparison_table(comparison, columns).latex()
 
 
-def tasks_table(comparison: Comparison) -> TextTable:
+def tasks_table(comparison: ComparedMasks) -> TextTable:
     """One row per mask: the mean over seeds of everything else that was reported."""
     tasks, frame = comparison.tasks, comparison.frame()
     places = {name: decimals_for(frame[name]) for name in tasks}
@@ -262,7 +262,7 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
 
 
 def findings_table(
-    comparison: Comparison, reference: str = "dense", against: Against | None = None
+    comparison: ComparedMasks, reference: str = "dense", against: Against | None = None
 ) -> TextTable:
     """The declared comparisons, one row each; see `Comparison.findings`."""
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
