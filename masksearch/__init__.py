@@ -15,7 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import did_you_mean
+from masksearch.errors import did_you_mean, install_command
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
@@ -130,7 +130,13 @@ def __getattr__(name: str) -> Any:
     module = PUBLIC[name]
     if module == "masksearch":
         return importlib.import_module(f"masksearch.{name}")
-    value = getattr(importlib.import_module(module), name)
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "masksearch").startswith("masksearch"):
+            raise
+        needed = f"masksearch.{name} needs {error.name}: {install_command('search')}"
+        raise ModuleNotFoundError(needed, name=error.name) from error
     globals()[name] = value
     return value
 

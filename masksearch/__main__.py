@@ -1,5 +1,20 @@
-"""`python -m masksearch`."""
+"""The program `masksearch`, and `python -m masksearch`."""
 
-from masksearch.cli.main import main
+import sys
+from importlib.util import find_spec
 
-main()
+from masksearch.errors import install_command
+
+
+def main() -> None:
+    """Runs a command; without the libraries of the search it says how they are installed."""
+    if find_spec("optuna") is None:
+        sys.stderr.write(f"error: commands need optuna and more: {install_command('search')}\n")
+        sys.exit(2)
+    from masksearch.cli.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,17 @@
-"""The library below the search needs torch, numpy, transformers and safetensors alone."""
+"""The library below the search needs what `pip install masksearch` installs, and nothing else."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 
@@ -60,6 +62,15 @@ assert 0 < ms.kv_bytes(layers, qwen, length=16).share < 1
 assert ms.explain(model, 12).rows
 loaded = {name.partition(".")[0] for name in sys.modules} & hidden
 assert not loaded, loaded
+from masksearch.__main__ import main
+
+for call, error in ((lambda: ms.search, ModuleNotFoundError), (main, SystemExit)):
+    try:
+        call()
+    except error as raised:
+        assert raised.args == (2,) or "[search]" in str(raised), raised
+    else:
+        raise AssertionError(call)
 """
 
 
@@ -82,10 +93,11 @@ def needed(names: list[str]) -> set[str]:
 
 @pytest.mark.slow
 def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    [four] = re.findall(r"`pip install (torch [^`]+)`,\s+then `pip install --no-deps", readme)
-    assert set(four.split()) == {"torch", "numpy", "transformers", "safetensors"}
-    known = needed(four.split())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    five = [re.split(r"[<>=]", line)[0] for line in project["dependencies"]]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(name in readme.partition("## Install")[2].partition("##")[0] for name in five)
+    known = needed(five)
     hidden = [
         module
         for module, owners in metadata.packages_distributions().items()
@@ -101,3 +113,4 @@ def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_pat
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^error: commands need optuna and more: pip install .*\[search\]", done.stderr, re.M)

@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt torch
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY search_spaces ./search_spaces
 COPY masksearch ./masksearch
-RUN pip install --no-cache-dir --constraint constraints.txt .
+RUN pip install --no-cache-dir --constraint constraints.txt ".[search]"
 ENV HOME=/tmp
 WORKDIR /data
 ENTRYPOINT ["masksearch"]

@@ -10,4 +10,4 @@ COPY --chown=ray pyproject.toml setup.py constraints.txt README.md LICENSE /home
 COPY --chown=ray search_spaces /home/ray/masksearch/search_spaces
 COPY --chown=ray masksearch /home/ray/masksearch/masksearch
 RUN pip install --no-cache-dir --constraint /home/ray/masksearch/constraints.txt \
-    "ray[default,tune]==2.60.0" /home/ray/masksearch
+    "ray[default,tune]==2.60.0" "/home/ray/masksearch[search]"
