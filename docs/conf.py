@@ -121,7 +121,7 @@ def setup(app: Any) -> None:
         if stub.stem not in listed:  # of a name that is public no more
             stub.unlink()
     for script in ("write_commands.py", "write_gallery.py"):
-        runpy.run_path(str(ROOT / "docs" / script))["main"](BUILD / "pages")
+        runpy.run_path(str(ROOT / "docs" / "programs" / script))["main"](BUILD / "pages")
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
     app.connect("doctree-read", link_folders)
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))

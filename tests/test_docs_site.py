@@ -21,14 +21,14 @@ OURS = {
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
-    runpy.run_path(str(DOCS / "write_gallery.py"))["main"](folder)
+    runpy.run_path(str(DOCS / "programs/write_gallery.py"))["main"](folder)
     return folder
 
 
 def test_every_kind_and_family_is_in_the_gallery(gallery):
     text = (gallery / "gallery.md").read_text("utf-8")
     shown = re.findall(r"^:::\{grid-item-card\} (\w+)$", text, re.M)
-    assert sorted(shown) == sorted(OURS), "a kind of mask has no entry in docs/write_gallery.py"
+    assert sorted(shown) == sorted(OURS), "a kind of mask is not in docs/programs/write_gallery.py"
     assert {path.stem for path in (gallery / "masks").glob("*.png")} == OURS
     assert text.count("**Formula:** ") == len(OURS)
 
@@ -42,7 +42,7 @@ def test_sources_of_the_gallery_are_those_of_the_docstrings(gallery):
 
 
 def test_every_command_and_option_is_on_the_page(tmp_path):
-    runpy.run_path(str(DOCS / "write_commands.py"))["main"](tmp_path)
+    runpy.run_path(str(DOCS / "programs/write_commands.py"))["main"](tmp_path)
     sections = re.split(r"^## ", (tmp_path / "commands.md").read_text("utf-8"), flags=re.M)[1:]
     commands = typer.main.get_command(app).commands
     assert [each.split("\n")[0] for each in sections] == list(commands)

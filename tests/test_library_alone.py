@@ -113,4 +113,6 @@ def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_pat
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"^error: commands need optuna and more: pip install .*\[search\]", done.stderr, re.M)
+    assert re.search(
+        r"^error: commands need optuna and more: pip install .*\[search\]", done.stderr, re.M
+    )

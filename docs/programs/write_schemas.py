@@ -1,6 +1,6 @@
 """Writes schemas/: a JSON schema of each file that other programs read.
 
-    PYTHONPATH=. python docs/write_schemas.py
+    PYTHONPATH=. python docs/programs/write_schemas.py
 
 A mask's is generated from the classes of the masks, a result's from those of tables and recipes
 and from the types below, which say what the functions of `masksearch.report` write. Objects may
@@ -483,4 +483,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(__file__).with_name("schemas"))
+    main(Path(__file__).parents[1] / "schemas")

@@ -1,6 +1,6 @@
 """Draws six random masks of every ready-made space: docs/images/spaces/<name>.png.
 
-    python docs/draw_spaces.py [NAME ...]
+    python docs/programs/draw_spaces.py [NAME ...]
 
 The draws come from a seeded random sampler, so that the pictures change only with the spaces.
 """
@@ -21,7 +21,7 @@ import masksearch as ms
 from masksearch.report.pictures import planes, tile_panels
 from masksearch.report.style import write_figure
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images" / "spaces"
 DRAWS = 6
 SEED = 1

