@@ -168,20 +168,22 @@ def train_and_save(
     Returns:
         The last report.
     """
-    from masksearch.attention.attach import attach
+    from masksearch.attention.attach import attach, detach
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.files import write_text_in_one_move
     from masksearch.loggers.console import progress
     from masksearch.masks.lower import lower
+    from masksearch.models.encoders import MaskedLanguageModel
     from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
     from masksearch.models.saving import save_pretrained
     from masksearch.training.checkpoints import Checkpoints
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit
     model = evaluator.model(seed)
-    if evaluator.weights is None:
-        use_their_epsilon(model)
-    hugging_face_model(model)  # refuses a model that could not be written, before its training
+    written: Any = model.encoder  # of a distillation, which trains no head
+    if isinstance(model, MaskedLanguageModel):
+        written = model if evaluator.weights else use_their_epsilon(model)
+        hugging_face_model(model)  # refuses what could not be written, before its training
     if writes:
         write_text_in_one_move(out / SETTINGS, json.dumps(run, indent=1))
     curve: list[Report] = []
@@ -191,8 +193,9 @@ def train_and_save(
             if writes:
                 write_text_in_one_move(out / CURVE, curve_as_csv(curve))
     if writes:
-        attach(model, mask)
-        save_pretrained(model, out, tokenizer=evaluator.task().corpus.tokenizer)
+        detach(model)
+        attach(written, mask)
+        save_pretrained(written, out, tokenizer=evaluator.task().corpus.tokenizer)
     Checkpoints(out, PRETRAINING).clear()
     return curve[-1]
 

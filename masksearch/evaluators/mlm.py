@@ -43,7 +43,9 @@ from masksearch.models.encoders import (
     ARCHITECTURES,
     PRESETS,
     AnySize,
+    Head,
     MaskedLanguageModel,
+    StateImitator,
     encoder,
     find_size,
     initial_spread,
@@ -55,7 +57,7 @@ from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import absolute_if_local, make_absolute
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
-from masksearch.training.accumulation import group
+from masksearch.training.accumulation import count_scored, group
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import (
     Optimiser,
@@ -72,7 +74,7 @@ from masksearch.training.loop import (
 )
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
-Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
+Pretraining = Literal["mlm", "mlm+next", "mlm+order", "distil"]
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
 NO_CORPUS = "there is no corpus; give a text file or a folder"
 WEIGHTS, HEAD, DATA, NOISE = 11, 12, 13, 14  # streams of random numbers
@@ -104,7 +106,10 @@ class MlmEvaluator(Evaluator):
         vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
         length: Positions of a sequence.
         pretraining: `"mlm"`; `"mlm+next"` adds BERT's next-sentence prediction, `"mlm+order"`
-            ALBERT's sentence order: two segments a sequence, with padding.
+            ALBERT's sentence order: two segments a sequence, with padding. `"distil"`: the
+            model imitates the last hidden states that its checkpoint (`weights`) has without a
+            mask, on text where nothing is hidden; it needs no head for masked words. The loss is
+            then a share, 0 = the same states, 1 = zeros; see `StateImitator`.
         whole_words: Whether all tokens of a word are masked together.
         cache: Folder of the token cache; default: see `Corpus.load`.
         size: Layers x width x heads of the model: "nano" (1x64x2), "tiny" (2x128x4), "mini"
@@ -176,6 +181,11 @@ class MlmEvaluator(Evaluator):
         if self.reports < 1:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         check_name("pre-training", self.pretraining, get_args(Pretraining))
+        if self.distils and self.weights is None:
+            raise ValueError(
+                "pretraining='distil' imitates a checkpoint, and this evaluator trains from "
+                "scratch; give the checkpoint as weights=, or pretraining='mlm'"
+            )
         check_name("architecture", self.architecture, ARCHITECTURES)
         check_settings(self)
         if self.steps != 0 or self.weights is None:
@@ -215,6 +225,11 @@ class MlmEvaluator(Evaluator):
         return made
 
     @property
+    def distils(self) -> bool:
+        """Whether hidden states are imitated."""
+        return self.pretraining == "distil"
+
+    @property
     def start(self) -> Pretrained:
         """The checkpoint that the training starts from, opened once a process.
 
@@ -233,12 +248,13 @@ class MlmEvaluator(Evaluator):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """Held-out loss in nats a token (worst: a uniform guess) and the mask's sparsity."""
+        """Held-out loss in nats a token (worst: a uniform guess), of a distillation as a share
+        (worst: zeros), and the mask's sparsity."""
+        sparsity = Objective("sparsity", "max", 0.0)
+        if self.distils:
+            return Objective("loss", "min", 1.0), sparsity
         vocabulary = self.vocabulary if self.weights is None else self.start.vocabulary
-        return (
-            Objective("loss", "min", math.log(vocabulary), NATS),
-            Objective("sparsity", "max", 0.0),
-        )
+        return Objective("loss", "min", math.log(vocabulary), NATS), sparsity
 
     @property
     def train_config(self) -> TrainConfig:
@@ -323,8 +339,29 @@ class MlmEvaluator(Evaluator):
         pairs, rows = PAIRS.get(self.pretraining), self.held_out_sequences
         return build_task(corpus, self.batch, rows, pairs, self.whole_words, self.half)
 
-    def model(self, seed: int) -> MaskedLanguageModel:
+    def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches where the training is; of a distillation the text as it was, with the hidden
+        states of the checkpoint as `target`."""
+        there = move_batches(batches, self.place)
+        if not self.distils:
+            yield from there
+            return
+        teacher = StateImitator(self.start.encoder(dropout=0.0)).to(self.place).eval()
+        for batch in there:
+            plain = batch["labels"] == -100
+            ids = torch.where(plain, batch["input_ids"], batch["labels"])
+            with torch.no_grad(), autocast(batch, self.precision):
+                target = teacher.hidden(ids, None, None).float()
+            yield {"input_ids": ids, "target": target}
+
+    def held_out_batches(self) -> list[Batch]:
+        """The held-out batches, where the training is."""
+        return list(self.prepared(iter(self.task().held_out())))
+
+    def model(self, seed: int) -> MaskedLanguageModel | StateImitator:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
+        if self.distils:
+            return StateImitator(self.start.encoder(dropout=self.dropout)).to(self.place)
         head, pairs = mixed_seed(seed, HEAD), self.pretraining in PAIRS
         if self.weights is not None:
             start = self.start.masked_language_model(head, pairs=pairs, dropout=self.dropout)
@@ -365,14 +402,15 @@ class MlmEvaluator(Evaluator):
         """What a report holds; the model's mode is restored.
 
         Returns:
-            `"loss"`: mean cross-entropy of the masked held-out tokens, in nats; with sentence
-            pairs also `"pair_loss"`, in nats, and `"pair_accuracy"`, in [0, 1] (chance: 0.5).
+            `"loss"`: mean cross-entropy of the masked held-out tokens, in nats, or the mean error
+            of imitated states; with sentence pairs also `"pair_loss"`, in nats, and
+            `"pair_accuracy"`, in [0, 1] (chance: 0.5).
         """
         total, tokens, pair_total, hits, pairs = 0.0, 0, 0.0, 0, 0
         with torch.no_grad(), keeping_modes(model):
             model.eval()
             for batch in batches:
-                count = int((batch["labels"] != -100).sum())
+                count = count_scored(batch)[0]
                 with autocast(batch, self.precision):
                     found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
                 total += found.loss.item() * count
@@ -387,6 +425,17 @@ class MlmEvaluator(Evaluator):
             values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
         return values
 
+    def context_free_loss(self) -> float:
+        """Least held-out loss without context: see `MlmTask.context_free_loss`; of a
+        distillation that of the best constant state."""
+        if not self.distils:
+            return self.task().context_free_loss
+        targets = [batch["target"].flatten(0, 1) for batch in self.held_out_batches()]
+        states = torch.cat(targets).double()
+        weights = states.square().sum(1, keepdim=True).reciprocal()
+        best = (weights * states).sum(0) / weights.sum()
+        return float((weights * (states - best).square()).sum(1).mean())
+
     def sequence_scores(self, model: nn.Module) -> RowScores:
         """The held-out loss sequence by sequence: the mean over them is that of a report.
 
@@ -396,35 +445,36 @@ class MlmEvaluator(Evaluator):
         losses, counts, digest = list[Tensor](), list[Tensor](), hashlib.sha256()
         with torch.no_grad(), keeping_modes(model):
             model.eval()
-            for batch in move_batches(iter(self.task().held_out()), self.place):
-                scored = batch["labels"] != -100
+            for batch in self.held_out_batches():
                 with autocast(batch, self.precision):
                     found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
-                each = F.cross_entropy(
-                    found.logits.float(), batch["labels"][scored], reduction="none"
-                )
-                table = torch.zeros(scored.shape, dtype=torch.float64)
-                table[scored.cpu()] = each.double().cpu()
-                losses.append(table.sum(1))
-                counts.append(scored.sum(1).cpu())
+                labels, table = batch.get("labels"), found.logits.double().cpu()
+                scored = torch.ones_like(table, dtype=torch.bool)
                 digest.update(batch["input_ids"].cpu().numpy().tobytes())
-                digest.update(batch["labels"].cpu().numpy().tobytes())
+                if labels is not None:
+                    scored = (labels != -100).cpu()
+                    truth = labels[labels != -100]
+                    each = F.cross_entropy(found.logits.float(), truth, reduction="none")
+                    table = torch.zeros(scored.shape, dtype=torch.float64)
+                    table[scored] = each.double().cpu()
+                    digest.update(labels.cpu().numpy().tobytes())
+                losses.append(table.sum(1))
+                counts.append(scored.sum(1))
         rows = (torch.cat(losses) / torch.cat(counts).double().mean()).numpy()
         return RowScores({"text": rows}, {"text": 1.0}, {"text": digest.hexdigest()[:16]})
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
-        task = self.task()
         return Differentiable(
             self.model(seed),
-            move_batches(task.batches(mixed_seed(seed, DATA)), self.place),
-            list(move_batches(iter(task.held_out()), self.place)),
+            self.prepared(self.task().batches(mixed_seed(seed, DATA))),
+            self.held_out_batches(),
             self.steps or None,
             peak_rate("lr", self.lr, scratch=self.weights is None),
         )
 
     def pretrain(
-        self, model: MaskedLanguageModel, mask: Mask, *, seed: int, workdir: Path | None = None
+        self, model: Head, mask: Mask, *, seed: int, workdir: Path | None = None
     ) -> Iterator[Report]:
         """Trains a fresh `self.model(seed)` in place under the mask, which stays on it.
 
@@ -438,8 +488,7 @@ class MlmEvaluator(Evaluator):
             Reports with the held-out loss; the last one at `steps`. A run that goes on from a
             checkpoint yields the earlier reports again first.
         """
-        task = self.task()
-        held_out = list(move_batches(iter(task.held_out()), self.place))
+        task, held_out = self.task(), self.held_out_batches()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         if self.steps == 0:
             yield Report(0, self.held_out_values(model, held_out))
@@ -452,7 +501,7 @@ class MlmEvaluator(Evaluator):
         data_seed = mixed_seed(seed, DATA)
         steps = train(
             model,
-            lambda start: move_batches(mark_scored(task.batches(data_seed, start)), self.place),
+            lambda start: self.prepared(mark_scored(task.batches(data_seed, start))),
             self.train_config,
             self.losses,
             checkpoints=kept,
@@ -475,7 +524,7 @@ class MlmEvaluator(Evaluator):
                 yield Report(step.number, values)
 
     def pretrain_once(
-        self, model: MaskedLanguageModel, mask: Mask, *, seed: int, workdir: Path
+        self, model: Head, mask: Mask, *, seed: int, workdir: Path
     ) -> Iterator[Report]:
         """Pre-trains in place, or loads a finished pre-training of the same mask, seed, settings.
 
@@ -505,7 +554,7 @@ class MlmEvaluator(Evaluator):
         """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result.
 
         It also says what a model without context earns, `"loss/majority"` (see
-        `MlmTask.context_free_loss`), and the upper end of the loss's 95% interval over held-out
+        `context_free_loss`), and the upper end of the loss's 95% interval over held-out
         sequences, `"loss/low"`; not with `half="all"`, as versions without halves had it.
         """
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
@@ -516,7 +565,7 @@ class MlmEvaluator(Evaluator):
                 rows.save(workdir)
                 if self.half != "all":
                     losses = rows.scores["text"]
-                    sides = {f"loss{MAJORITY}": self.task().context_free_loss}
+                    sides = {f"loss{MAJORITY}": self.context_free_loss()}
                     if len(losses) > 1:  # one sequence has no interval
                         sides[f"loss{LOW}"] = -lower_bound(-losses, -math.inf)
                     report = Report(report.step, {**report.values, **sides})

@@ -4,6 +4,7 @@ encoder("tiny", vocabulary=4096, length=128, seed=0)
 encoder("4x128x4", vocabulary=4096, length=128, seed=0)  # layers x width x heads
 encoder("base", vocabulary=50_265, length=512, seed=0, architecture="roberta", pad=1)
 MaskedLanguageModel(encoder, seed=1)                     # pre-training
+StateImitator(encoder)                                   # pre-training by distillation
 SequenceClassifier(encoder, 3, seed=1)                   # GLUE
 SpanPredictor(encoder, seed=1)                           # SQuAD
 ChoiceScorer(encoder, seed=1)                            # SWAG
@@ -388,6 +389,34 @@ class MaskedLanguageModel(Head):
             pair_loss = F.cross_entropy(pair_logits.float(), next_sentence_label)
             loss = pair_loss if loss is None else loss + pair_loss
         return Output(logits, loss, pair_logits)
+
+
+class StateImitator(Head):
+    """An encoder whose last hidden states are to be those of another one.
+
+    Args:
+        encoder: The encoder; shared, not copied.
+
+    Reference: TinyBERT, arXiv 1909.10351, Section 3.1, Equation 8 (hidden states; of the last
+    layer here, each error divided by the square of its target, so that scale does not matter).
+    """
+
+    def forward(self, input_ids: Tensor, target: Tensor | None = None) -> Output:
+        """Holds the hidden states against those of the other encoder.
+
+        Args:
+            input_ids: int64 `[batch, length]`, without padding.
+            target: States of the other encoder, `[batch, length, width]`.
+
+        Returns:
+            logits: each token's `|state - target|^2 / |target|^2`, `[batch, length]` (1 where all
+            states are zero), and the loss, their mean; without a target the states alone.
+        """
+        states = self.hidden(input_ids, None, None)
+        if target is None:
+            return Output(states)
+        errors = (states.float() - target).square().sum(-1) / target.square().sum(-1)
+        return Output(errors, errors.mean())
 
 
 ReadOut = Literal["first+mean", "pair"]

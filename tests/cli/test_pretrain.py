@@ -237,3 +237,18 @@ def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monk
     assert "step 6  held-out loss" in found.output
     refused = CliRunner().invoke(cli.app, ["resume", str(out), "--trials", "3"])
     assert "holds a pretrain, which takes no --trials" in str(refused.exception)
+
+
+def test_a_distilled_encoder_is_written_without_a_head(tmp_path, text):
+    from toy_sentences import WORDS, write_sentences
+
+    start, out = write_sentences(tmp_path / "toy") / "checkpoint", tmp_path / "out"
+    own = tmp_path / "words.txt"
+    own.write_text("\n\n".join(" ".join(WORDS[at : at + 9]) for at in range(70)) * 8)
+    said = run(
+        *("window(2)", "--corpus", own, "--out", out, "--steps", "2", "--length", "16"),
+        *("--batch", "4", "--weights", start, "--set", "pretraining=distil"),
+    )
+    assert "step 2  held-out loss" in said
+    assert attached(load_pretrained(out)) == {"self": masks.window(2)}
+    assert not open_pretrained(out).has_head
