@@ -15,7 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import did_you_mean, install_command
+from masksearch.errors import MOVED, did_you_mean, install_command, moved
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.contracts import Record as Record
     from masksearch.contracts import Report as Report
     from masksearch.contracts import Shape as Shape
-    from masksearch.contracts import Shared as Shared
     from masksearch.driver import Comparison as Comparison
     from masksearch.driver import Study as Study
     from masksearch.driver import compare as compare
@@ -57,7 +56,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator
-    from masksearch.evaluators.shared import SharedWeights as SharedWeights
     from masksearch.evaluators.squad import SquadEvaluator as SquadEvaluator
     from masksearch.evaluators.swag import SwagEvaluator as SwagEvaluator
     from masksearch.evaluators.wrappers import Cached as Cached
@@ -124,6 +122,8 @@ __all__ = sorted(PUBLIC)
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
+    if name in MOVED:
+        raise AttributeError(moved("the public name", name))
     if name not in PUBLIC:
         hint = did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")

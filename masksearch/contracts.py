@@ -195,14 +195,9 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Shared:
-    """Job: train one super-net on masks of a space and have it judge others; leaves a ranking.
-
-    `config` is plain data (see `strategies.shared`). `space` travels to workers by value and is
-    not stored: the strategy gives it back to a job that was read from a study (`EquipsJobs`).
-    """
+    """Job of 0.2.0: train one super-net and rank masks by it. It is read, and never run."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    space: Callable[..., Mask] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -529,14 +524,6 @@ class Strategy(Protocol):
 
     def ask(self) -> Proposal | Literal["wait", "done"]: ...
     def tell(self, record: Record) -> None: ...
-
-
-@runtime_checkable
-class EquipsJobs(Protocol):
-    """A strategy whose jobs hold something that a study cannot store (a function): `equipped`
-    gives it back to a stored job, and returns any other job as it is."""
-
-    def equipped(self, job: Job) -> Job: ...
 
 
 class Scheduler(Protocol):

@@ -282,16 +282,14 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call; None = no limit.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"allocate"`, `"dam"`, `"prune"`, `"sparsebert"`, `"shared+tpe"` (or
-            `"shared+random"`, `"shared+evolution"`), `"file.py:Name"`, an Optuna sampler, or an
-            object with ask/tell.
+            `"allocate"`, `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler,
+            or an object with ask/tell.
         strategy_options: For "allocate": `unit`, `levels` (see `Units`), `method`, `tries`,
             `budgets`, `cost` (see `AllocateStrategy`); for "dam": `gates`, `config`,
             `densities` (see `DamStrategy`); for "sparsebert": `config` (see
             `PublishedDamStrategy`); for
             "prune": `rows`, `rounds`, `per`, `densities` (see `PruneStrategy`); for "evolution":
-            `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
-            `steps`, `candidates`, `bands`, ... (see `SharedStrategy`); for "file.py:Name": its
+            `population`, `sample` (see `EvolutionStrategy`); for "file.py:Name": its
             arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.

@@ -115,6 +115,19 @@ def check_name(what: str, name: str, known: Collection[str]) -> None:
         raise unknown_name(what, name, known)
 
 
+SHARED = "experiments/08_shared_weights/shared_strategy.py:SharedStrategy"
+MOVED = {  # a name that has left the package -> how it is had from a clone of the repository
+    "SharedWeights": "experiments/08_shared_weights/shared_weights.py:SharedWeights",
+    "Shared": "masksearch.contracts.Shared, the job of a stored study",
+    **{f"shared+{each}": f"{SHARED}, sampler={each}" for each in ("tpe", "random", "evolution")},
+}
+
+
+def moved(what: str, name: str) -> str:
+    """Where a name is that has left the package."""
+    return f"{what} {name!r} has left the package; in a clone of the repository take {MOVED[name]}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The nearest known names, as the end of a sentence; empty where none is near.
 

@@ -64,23 +64,6 @@ def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     assert all("budget" not in r.memo["distributions"] for r in records)
 
 
-@pytest.mark.slow
-def test_a_super_net_hears_masks_within_the_budget(tmp_path):
-    process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
-    evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
-    units = ms.Units(evaluator.shape, (masks.window(0), masks.full()), "head")
-    study = ms.search(
-        units,
-        evaluator,
-        run=tmp_path / "run",
-        trials=3,
-        strategy="shared+evolution",
-        strategy_options={"steps": 4, "candidates": 8},
-        budget=0.6,
-    )
-    assert {r.params.get("budget") for r in study.records() if r.mask is not None} == {0.6}
-
-
 def test_a_space_is_told_the_budget_of_its_draw():
     assert ms.budget_of(optuna.create_study().ask()) is None
     assert ms.budget_of(FixedTrial({"reach": 1})) is None

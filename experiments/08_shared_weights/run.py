@@ -24,10 +24,10 @@ import numpy as np
 import torch
 import truth
 from scipy.stats import kendalltau
+from shared_weights import SharedWeights
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.shared import SharedWeights
 
 HERE = Path(__file__).parent
 SPACES = HERE.parents[1] / "search_spaces"

@@ -101,8 +101,7 @@ SEARCHING = {
     "strategy": valued(
         "tpe",
         "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, dam, "
-        "prune, sparsebert (the published DAM and its table), shared+tpe, or your own as "
-        "FILE.py:NAME.",
+        "prune, sparsebert (the published DAM and its table), or your own as FILE.py:NAME.",
         *(SEARCHED, "NAME"),
     ),
     "trials": optional(
@@ -229,9 +228,9 @@ def run_search(given: Mapping[str, Any]) -> Study:
     from masksearch.user_code import load_function
 
     space, strategy, run = given["space"], given["strategy"], given["run"]
+    kind = kind_of(strategy)
     settings = split_settings(given["set"] or ())
     levels = unit_levels(given, settings.get("units", {}))
-    kind = kind_of(strategy)
     if space is None and kind.space == "needed" and not levels:
         raise OptionsError(
             f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"

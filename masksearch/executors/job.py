@@ -21,20 +21,17 @@ from masksearch.contracts import (
     Prune,
     Record,
     Report,
-    Shared,
 )
 from masksearch.errors import EvaluatorError, MaskSearchError, SearchError
 from masksearch.files import FULL, write_in_one_move
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.prune import ORDER_FILE, run_prune
-from masksearch.strategies.supernet import run_shared
 from masksearch.user_code import describe_error
 
 ARTIFACTS = {  # name -> file in the trial's folder
     "gates": "gates.safetensors",  # of a job without a mask, and the next one
     "order": ORDER_FILE,
-    "ranking": "ranking.json",
     "rows": ROWS,
 }
 MOST_REPORTS, MOST_VALUES = 10_000, 1_000  # of a trial, of a report
@@ -122,8 +119,6 @@ class JobRun:
                 return reports
             case OneShot():
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
-            case Shared():
-                return run_shared(self.evaluator, job, seed=seed, workdir=self.place)
             case Prune():
                 return run_prune(self.evaluator, job, seed=seed, workdir=self.place)
         raise ValueError(f"{type(job).__name__} is no job to run")

@@ -13,19 +13,18 @@ from optuna.samplers import BaseSampler
 
 from masksearch.analysis.pareto import SLACK
 from masksearch.contracts import Evaluator, OneShot, Strategy
-from masksearch.errors import SearchError, check_name, unknown_name
+from masksearch.errors import MOVED, SearchError, check_name, moved, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
-from masksearch.strategies import allocate, evolution, prune, supernet
+from masksearch.strategies import allocate, evolution, prune
 from masksearch.strategies.allocate import DENSITY, find_cost, with_costs
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
-from masksearch.strategies.supernet import SharedStrategy
 from masksearch.study.records import Constraint
 from masksearch.user_code import load_strategy
 
@@ -150,6 +149,7 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
 
     Raises:
         UnknownNameError: If there is none of that name; names the nearest.
+        SearchError: If it has left the package; says where it is.
     """
     if isinstance(strategy, BaseSampler):
         return Kind(build_sampler)
@@ -157,6 +157,8 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
         return Kind(lambda wanted: wanted.strategy, space="optional")
     if is_user_code(strategy):
         return OWN
+    if strategy in MOVED:
+        raise SearchError(moved("the strategy", strategy))
     check_name("strategy", strategy, STRATEGIES)
     return STRATEGIES[strategy]
 
@@ -203,12 +205,6 @@ def build_evolution(wanted: Wanted) -> Strategy:
     """Regularised evolution."""
     given = {"seed": wanted.seed, **wanted.limits, **wanted.options}
     return EvolutionStrategy(wanted.space, wanted.evaluator.objectives, **given)
-
-
-def build_shared(wanted: Wanted) -> Strategy:
-    """A super-net, asked by a sampler."""
-    given = {"name": wanted.strategy, "options": wanted.options, **wanted.limits}
-    return SharedStrategy(wanted.run, wanted.space, **given)
 
 
 def build_dam(wanted: Wanted) -> Strategy:
@@ -318,9 +314,6 @@ STRATEGIES = {
     ),
     prune.NAME: Kind(
         build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities", prefix=prune.NAME
-    ),
-    **dict.fromkeys(
-        supernet.NAMES, Kind(build_shared, supernet.OPTIONS, gradients=True, prefix="shared")
     ),
 }
 

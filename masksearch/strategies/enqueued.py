@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FixedTrial
 
-from masksearch.contracts import EquipsJobs, Evaluate, Job, Proposal, Record, Role, Shape, Strategy
+from masksearch.contracts import Evaluate, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
@@ -75,11 +75,6 @@ class Enqueued:
             if not self.learns:
                 return
         self.strategy.tell(replace(record, number=record.number - self.shift))
-
-    def equipped(self, job: Job) -> Job:
-        """A stored job with what the strategy must give back to it."""
-        strategy = self.strategy
-        return strategy.equipped(job) if isinstance(strategy, EquipsJobs) else job
 
 
 def draw_enqueued(

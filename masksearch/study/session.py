@@ -30,7 +30,6 @@ from typing import Literal
 from masksearch.analysis.pareto import IN_A_ROW, SPENT, cost_of, keeps_budget, search_cautions
 from masksearch.contracts import (
     BEYOND,
-    EquipsJobs,
     Evaluate,
     Evaluator,
     Executor,
@@ -335,14 +334,14 @@ class Session:
 
     def hand_out(self, trial: OpenTrial) -> Proposal:
         """A trial as the proposal that it was, now on its way to an executor."""
-        record, strategy, starts = trial.record, self.strategy, 0
+        record, starts = trial.record, 0
         if trial.restored:
             starts, trial.restored = self.store.again(record.number) - 1, False
         self.board.began(record)
         trial.state = "running"
         return Proposal(
             record.number,
-            strategy.equipped(record.job) if isinstance(strategy, EquipsJobs) else record.job,
+            record.job,
             record.params,
             record.origin,
             record.seed,

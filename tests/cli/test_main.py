@@ -196,16 +196,16 @@ MISTAKES = {
     "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
     "no colon": (["search", "my_space.py"], "file.py:function"),
     "setting of another strategy": (
-        ["search", "my_space.py:space", "--set", "shared.steps=3"],
-        r"--set shared.steps belongs to strategy shared\+tpe; the strategy is 'tpe'",
+        ["search", "my_space.py:space", "--set", "evolution.sample=3"],
+        "--set evolution.sample belongs to strategy evolution; the strategy is 'tpe'",
     ),
     "setting of dam": (
         ["search", "--strategy", "allocate", "--local", "star()", "--set", "dam.density=0.1"],
         "--set dam.density belongs to strategy dam, and to allocate by gates",
     ),
     "setting that is unknown": (
-        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.step=3"],
-        "unknown setting of shared.tpe 'step'; did you mean 'steps'",
+        ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sampl=3"],
+        "unknown setting of evolution 'sampl'; did you mean 'sample'",
     ),
     "halving setting, before the evaluator is built": (
         ["search", "my_space.py:space", "--halving", "2", "--set", "halving.metrc=x", *NOWHERE],
@@ -255,9 +255,13 @@ MISTAKES = {
         ["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
         "--set dam.gate_lr takes a number, got 'fast'",
     ),
-    "shared setting that is no number": (
-        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.steps=.5"],
-        "--set shared.steps takes a whole number or null, got '.5'",
+    "strategy that has left": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.steps=3"],
+        r"has left the package; .* take experiments/08_shared_weights/.*, sampler=tpe",
+    ),
+    "setting of a strategy that is no whole number": (
+        ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sample=.5"],
+        "--set evolution.sample takes a whole number",
     ),
     "length without corpus": (["compare", "star", "--length", "8"], "needs --corpus"),
     "missing corpus": (["compare", "star", "--corpus", "nowhere"], "nowhere"),

@@ -25,11 +25,10 @@ from split_evaluators import (
     text,
     write_glue,
 )
-from toy import ToyEvaluator, space
+from toy import ToyEvaluator
 from toy_questions import WORDS
 
 import masksearch as ms
-from masksearch import masks
 from masksearch.errors import EvaluatorError
 from masksearch.tasks.splits import take_half
 
@@ -76,10 +75,6 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     ),
     "with cost": (
         lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
-        lambda one: sequences(one.evaluator),
-    ),
-    "shared": (
-        lambda folder: ms.SharedWeights(text(folder), space, steps=2, folder=folder / "nets"),
         lambda one: sequences(one.evaluator),
     ),
 }
@@ -145,17 +140,6 @@ def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
     final = wrapped.final()
     assert final.evaluator.evaluator == planted(tmp_path).final()
     assert wrapped.on("search") is wrapped
-
-
-def test_a_super_net_is_trained_once_for_all_halves(tmp_path):
-    shared = ms.SharedWeights(text(tmp_path), space, steps=2, folder=tmp_path / "nets")
-    search, final = shared, shared.final()
-    assert search.key == final.key == shared.on("all").key
-    losses = [one.judge([masks.star()])[0]["loss"] for one in (search, final)]
-    assert losses[0] != losses[1]
-    assert len([path for path in (tmp_path / "nets").iterdir() if path.is_dir()]) == 1
-    packed = shared.packed()
-    assert packed.judge([masks.star()])[0]["loss"] == losses[0]
 
 
 def test_what_cannot_be_split_says_why(tmp_path):

@@ -26,7 +26,6 @@ from masksearch.contracts import (
     Record,
     Refused,
     Shape,
-    Shared,
     Strategy,
 )
 from masksearch.errors import SearchError
@@ -35,7 +34,6 @@ from masksearch.gates.units import Units
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.enqueued import Listed
-from masksearch.strategies.supernet import Candidate, SharedStrategy, write_ranking
 from masksearch.study.records import Constraint
 
 OBJECTIVES = {
@@ -405,40 +403,3 @@ def test_dam_keeps_the_law(tmp_path):
     for strategy in (original, copy):
         asked(strategy)
         assert strategy.ask() == "done"
-
-
-def test_shared_keeps_the_law(tmp_path):
-    ranked = [
-        Candidate(masks.window(reach), {"reach": reach}, (2 * reach + 1) / 40, abs(reach - 7) / 10)
-        for reach in range(12)
-    ]
-    write_ranking(tmp_path / "ranking.json", ranked, "any")
-    artifacts = {"ranking": "ranking.json"}
-
-    def make():
-        return SharedStrategy(tmp_path, flat, options={"bands": 3})
-
-    original = make()
-    first = asked(original)
-    assert isinstance(first.job, Shared)
-    assert original.ask() == "wait"
-    running = Record(0, "running", Shared(first.job.config), origin="shared+tpe")
-    waiting = make()
-    waiting.tell(running)  # the job is out: nothing to propose yet
-    assert waiting.ask() == "wait"
-    judged = replace(running, status="done", artifacts=artifacts)
-    original.tell(judged)
-    told = [judged]
-    for count in range(12):
-        open_ = asked(original)
-        assert open_.number == count + 1
-        copy = resumed(make, told, [record_of(open_)])
-        shuffled = resumed(make, told[::-1], [record_of(open_)])
-        told.append(record_of(open_, STATUSES[count % len(STATUSES)]))
-        for strategy in (original, copy, shuffled):
-            strategy.tell(told[-1])
-        if count < 11:
-            wanted = essence(asked(resumed(make, told, [])))
-            assert essence(asked(copy)) == wanted
-            assert essence(asked(shuffled)) == wanted
-    assert original.ask() == "done"

@@ -597,10 +597,6 @@ def both_trained(data: Path, place: Path) -> ms.Study:
     )  # fmt: skip
 
 
-def judged_by_a_super_net(judge: GlueEvaluator, place: Path) -> object:
-    return ms.SharedWeights(judge, lambda trial: masks.star(), folder=place).judge([masks.star()])
-
-
 REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
     (lambda d, p: evaluator(d, p, adapt="recovr"), UnknownNameError, "recover"),
     (
@@ -617,14 +613,6 @@ REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
         *(ValueError, "frozen=99, but the encoder has 2 layers"),
     ),
     (both_trained, SearchError, r"train='both' .* frozen: leave train out"),
-    (
-        lambda d, p: judged_by_a_super_net(evaluator(d, p), p),
-        *(SearchError, "weights of this GlueEvaluator are frozen; give it a"),
-    ),
-    (
-        lambda d, p: judged_by_a_super_net(evaluator(d, p, adapt="train"), p),
-        *(SearchError, "batches are the rows of tasks; give the evaluator a"),
-    ),
 ]
 
 

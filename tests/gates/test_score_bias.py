@@ -11,8 +11,6 @@ from torch import Tensor
 
 from masksearch import Gates
 from masksearch.attention.call import AttentionCall
-from masksearch.contracts import Shape
-from masksearch.evaluators.supernet import MaskBank
 from masksearch.gates.estimators import FORMS
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
@@ -213,13 +211,6 @@ def thinned() -> ThinnedAttention:
     return bank
 
 
-def masked() -> MaskBank:
-    bank = MaskBank(Shape(LENGTH, 1, HEADS))
-    tables = torch.stack([hard_gate().detach() > 0.5, torch.ones(HEADS, LENGTH, LENGTH) > 0])
-    bank.put(tables[:, None], torch.tensor([0, 1]))
-    return bank
-
-
 def nothing(layer: int, first: Tensor, valid: Tensor) -> None:
     """What the studied attention is shown to."""
 
@@ -238,10 +229,6 @@ BANKS: dict[str, tuple[Callable[[], Any], Tensor]] = {
     "watched": (lambda: WatchedAttention(*SIZES, nothing), EVERYTHING),
     "flipped": (lambda: FlippedAttention(*SIZES, nothing), EVERYTHING),
     "thinned": (thinned, EVERYTHING),
-    "masked": (
-        masked,
-        torch.stack([hard_gate().detach(), EVERYTHING.expand(HEADS, LENGTH, LENGTH)]),
-    ),
 }
 
 
@@ -291,7 +278,7 @@ def test_each_sequences_gate_is_flipped_under_the_bias():
         torch.testing.assert_close(found[row * HEADS : (row + 1) * HEADS], want)
 
 
-@pytest.mark.parametrize("name", ["log", "watched", "thinned", "masked", "off"])
+@pytest.mark.parametrize("name", ["log", "watched", "thinned", "off"])
 def test_the_biass_gradient_matches_finite_differences(name: str):
     bank = BANKS[name][0]()
     assert torch.autograd.gradcheck(

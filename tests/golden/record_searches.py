@@ -141,7 +141,7 @@ def judged(folder: Path) -> Any:
 
 @section
 def searches(folder: Path) -> Any:
-    """Every evaluator with a sampler; with DAM, allocation and a super-net where it takes them."""
+    """Every evaluator with a sampler; with DAM and allocation where it takes them."""
     found: dict[str, Any] = {}
     config = {"steps": 8, "density": 0.3, "dense_warmup": 0.25}
     dam = {"config": config, "gates": {"structure": "toeplitz"}}
@@ -157,11 +157,6 @@ def searches(folder: Path) -> Any:
         if evaluator.offers("differentiable"):
             plans["dam"] = {"strategy_options": dam}
         if name in ("planted", "mlm", "causal"):
-            net = {"steps": 4, "candidates": 12, "bands": 2}
-            plans |= {
-                f"shared+{each}": {"space": space, "strategy_options": net}
-                for each in ("tpe", "random", "evolution")
-            }
             preset = {"config": {"steps": 3, "micro_batches": 1}}
             plans["sparsebert"] = {"strategy_options": preset, "trials": 9}
         if name in ("planted", "glue none"):

@@ -266,10 +266,6 @@ def recall(folder: Path) -> Any:
     return ms.CausalEvaluator(task, cache=folder / "cache", device="cpu", **settings)
 
 
-def shared(folder: Path) -> Any:
-    return ms.SharedWeights(planted(folder), flat, steps=4, folder=folder / "nets")
-
-
 def cost(folder: Path) -> Any:
     return ms.CostEvaluator(length=48, layers=2, heads=2, block=16)
 
@@ -298,7 +294,6 @@ EVALUATORS: dict[str, Callable[[Path], Any]] = {
         for how in ("none", "recover", "train")
     },
     "recall": recall,
-    "shared": shared,
     "cost": cost,
     "with cost": with_cost,
 }

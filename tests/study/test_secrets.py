@@ -88,7 +88,7 @@ def test_whole_words_of_a_name_make_a_secret(setting, shown):
 def test_no_setting_of_the_package_is_a_secret():
     settings = [MlmEvaluator, GlueEvaluator, CausalEvaluator, RayTune, Gates, DamConfig]
     names = {name for each in settings for name in hints_of(each)}
-    for strategy in ("evolution", "allocate", "prune", "shared+tpe"):
+    for strategy in ("evolution", "allocate", "prune"):
         names |= set(kind_of(strategy).options or {})
     assert len(names) > 50
     assert [name for name in names if names_secret(name)] == []

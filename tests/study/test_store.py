@@ -97,15 +97,14 @@ def test_statuses_become_optuna_states(store):
     assert store.records()[4].job == record.job
 
 
-def test_job_of_a_super_net_comes_back_without_its_space(store):
+def test_job_of_a_super_net_is_read(store):
     config = {"sampler": "tpe", "candidates": 9, "constraints": [], "net": {"steps": 3}}
-    record = running(Shared(config, lambda trial: masks.full()), fingerprint="", measures={})
+    record = running(Shared(config), fingerprint="", measures={})
     number = store.begin(record, 0)
     store.finish(finished(record, number, values={"judged": 9.0}))
     (read,) = store.records()
     assert read.job == record.job
     assert read.job.config == config
-    assert read.job.space is None
     assert store.optuna_study().get_trials()[0].state.name == "PRUNED"  # it has no objectives
     assert read.status == "done"
 
