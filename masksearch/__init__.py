@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
+    from masksearch.attention.cache_bytes import KvBytes as KvBytes
     from masksearch.attention.explain import Explanation as Explanation
     from masksearch.attention.explain import explain as explain
     from masksearch.attention.masked_cache import MaskedCache as MaskedCache
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator
+    from masksearch.evaluators.served import Served as Served
     from masksearch.evaluators.squad import SquadEvaluator as SquadEvaluator
     from masksearch.evaluators.swag import SwagEvaluator as SwagEvaluator
     from masksearch.evaluators.wrappers import Cached as Cached
@@ -92,7 +94,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.report.collect import proxy_card as proxy_card
     from masksearch.serving.engines import Serving as Serving
     from masksearch.serving.gguf import to_gguf as to_gguf
-    from masksearch.serving.kv_cache import KvBytes as KvBytes
     from masksearch.serving.kv_cache import kv_bytes as kv_bytes
     from masksearch.serving.native import from_native as from_native
     from masksearch.serving.native import to_native as to_native

@@ -28,6 +28,7 @@ from masksearch.driver import search
 from masksearch.errors import NativeError, SearchError, check_name
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.evaluators.next_tokens import row_scores
+from masksearch.evaluators.served import Served
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
@@ -156,7 +157,7 @@ def allocate_each(
     if sinks is not None:
         check_name("sinks", sinks, get_args(Sinks))
     account: Account = "mask" if serve is None or serve == "sglang" else serve
-    judge = CausalEvaluator(
+    decoder = CausalEvaluator(
         text,
         weights=model,
         length=length,
@@ -164,9 +165,8 @@ def allocate_each(
         held_out_sequences=sequences,
         adapt="none",
         cost="kv_bytes" if unit == "layer" or account in HELD else "kv_bytes_per_head",
-        account=account,
-        serving=serving or Serving(),
     )
+    judge = Served(decoder, account, serving or Serving())
     local = masks.parse(str(local or default_local(length)))
     refuse_floor(judge, limits[0])
     if out is not None or sinks is not None:
@@ -206,14 +206,14 @@ def allocate_each(
         if not (inside := study.within(each)):
             raise SearchError(describe_none_within(study.records(), study.objectives, each))
         within[each] = inside[0]
-    unseen = Unseen(judge) if check or out is not None else None
+    unseen = Unseen(decoder) if check or out is not None else None
     plans = {}
     for limit, record in within.items():
         end = "" if len(within) == 1 else f"-{limit:g}"
-        plan = make_plan(judge, strategy, record, str(model))
+        plan = make_plan(decoder, strategy, record, str(model))
         found: dict[str, Any] = {
             "budget": {"cost": judge.cost, "limit": limit, "account": account},
-            "length": judge.serving.length or length,
+            "length": judge.length,
             "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
             "nll": {
@@ -221,7 +221,7 @@ def allocate_each(
                 "unseen": unseen and unseen.compare(masked=plan.mask),
             },
             "rival": unseen and unseen.compare_rival(rivals[limit]),
-            "native": describe_native(judge, plan, serve),
+            "native": describe_native(decoder, plan, serve),
             "trial": record.number,
         }
         plans[limit] = replace(plan, found=found)
@@ -232,17 +232,17 @@ def allocate_each(
     return plans
 
 
-def plainest_rival(judge: CausalEvaluator, local: Mask, limit: float) -> Mask | None:
+def plainest_rival(judge: Served, local: Mask, limit: float) -> Mask | None:
     """The widest window within a budget, in every layer: a searched mask has to beat it. None
     where nothing is within the budget, or an engine refuses the mask."""
-    length = judge.serving.length or judge.positions
     try:
-        return widest_window(limit, lambda m: judge.measures_of(m)[judge.cost], length, local)
+        cost = judge.cost
+        return widest_window(limit, lambda m: judge.measures_of(m)[cost], judge.length, local)
     except NativeError:
         return None
 
 
-def refuse_floor(judge: CausalEvaluator, budget: float) -> None:
+def refuse_floor(judge: Served, budget: float) -> None:
     """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
     allocation changes; names the floor, and what moves it."""
     account, serving = judge.account, judge.serving
@@ -252,14 +252,14 @@ def refuse_floor(judge: CausalEvaluator, budget: float) -> None:
     if floor > min(budget * (1 + ROUNDING), 1 - ROUNDING):
         held = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
         raise ValueError(
-            f"{account} keeps {held} under any window at {serving.length or judge.positions:,} "
-            f"positions with {setting}={getattr(serving, setting):,}, got budget={budget:g}: give "
-            f"a longer length or a smaller {setting} in serving= (--serving "
+            f"{account} keeps {held} under any window at {judge.length:,} positions with "
+            f"{setting}={getattr(serving, setting):,}, got budget={budget:g}: give a longer "
+            f"length or a smaller {setting} in serving= (--serving "
             f"""'{{"length": .., "{setting}": ..}}')"""
         )
 
 
-def read_strategy(judge: CausalEvaluator, options: dict[str, Any], run: Path) -> AllocateStrategy:
+def read_strategy(judge: Served, options: dict[str, Any], run: Path) -> AllocateStrategy:
     """The strategy of a search, without its records."""
     found = build_strategy("allocate", None, judge, seed=0, run=run, options=options)
     assert isinstance(found, AllocateStrategy)
@@ -368,7 +368,7 @@ def describe_units(plan: Plan) -> str:
 
 # -- the folder that is served -----------------------------------------------------------------
 def check_folder(
-    judge: CausalEvaluator,
+    judge: Served,
     local: Mask,
     serve: Target | None,
     sinks: Sinks | None,
@@ -394,7 +394,7 @@ def check_folder(
             f"{local} keeps sinks, which no configuration names; give sinks='tune' (--sinks tune: "
             f"learned logits stand for them), or local='{without_sinks(local)}'"
         )
-    start = judge.start
+    start = judge.evaluator.start
     assert start is not None
     model, folder = start.decoder(), start.locate()
     mask = masks.per_layer([masks.full(), *[local] * (judge.shape.layers - 1)])
@@ -412,7 +412,7 @@ def check_folder(
 
 
 def write_served(
-    judge: CausalEvaluator,
+    judge: Served,
     unseen: Unseen,
     plan: Plan,
     serve: Target,
@@ -425,15 +425,15 @@ def write_served(
     Returns:
         What serving.json holds.
     """
-    start = judge.start
+    start = judge.evaluator.start
     assert start is not None
     form = replace(judge, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
     native = form.served(plan.mask, serve, run / "sinks")
     account: Account = "mask" if serve == "sglang" else serve
-    serving = replace(judge.serving, length=judge.serving.length or judge.positions)
+    serving = replace(judge.serving, length=judge.length)
     counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
-    held = kv_bytes(plan.mask, native.model.config, serving.length or 0, **counts)
-    window = getattr(native.model.config, "sliding_window", None) or judge.positions
+    held = kv_bytes(plan.mask, native.model.config, judge.length, **counts)
+    window = getattr(native.model.config, "sliding_window", None) or judge.evaluator.positions
     losses = unseen.compare(served=native)
     near = {name: float(each[:, 1:window].mean()) for name, each in unseen.nll.items()}
     facts = {

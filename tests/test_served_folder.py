@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,9 +61,8 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     check_file(out / "serving.json", "serving")
     check_file(tmp_path / "run" / "plan.json", "plan")
     assert facts == plan.found["served"]
-    judge = ms.CausalEvaluator(
-        "text", weights="model", length=96, held_out_sequences=16, half="final", sinks="calibrate"
-    )
+    said = ms.CausalEvaluator("text", weights="model", length=96, held_out_sequences=16)
+    judge = ms.Served(said.on("final"), sinks="calibrate")
     if engine != "sglang":  # the same form, judged as any mask is
         (report,) = judge(plan.mask, seed=0, workdir=tmp_path)
         assert facts["losses"]["served"] == pytest.approx(report.values["nll"], abs=1e-4)
@@ -202,13 +202,36 @@ def test_short_prompts_are_warned_of():
     assert "`window(9)` in every layer, attached: it is shown to be better than the plan" in page
 
 
-def test_sinks_of_an_evaluator_need_a_checkpoint_as_it_is():
-    with pytest.raises(ValueError, match=r"give weights= and adapt='none', got weights=None"):
-        ms.CausalEvaluator("text", sinks="calibrate")
-    with pytest.raises(UnknownNameError, match="calibrate"):
-        ms.CausalEvaluator("text", weights="model", sinks="calibrat")
+def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_is():
     judge = ms.CausalEvaluator("text", weights="model", length=96)
-    assert (
-        judge.protocol
-        != ms.CausalEvaluator("text", weights="model", length=96, sinks="none").protocol
-    )
+    wrong = [
+        (ms.PlantedEvaluator(), {}, TypeError, "takes a CausalEvaluator, got PlantedEvaluator"),
+        (judge, {"account": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
+        (judge, {"sinks": "calibrat"}, UnknownNameError, "calibrate"),
+        (
+            ms.CausalEvaluator("text"),
+            {"sinks": "calibrate"},
+            ValueError,
+            "give weights= and adapt='none', got weights=None and adapt='train'",
+        ),
+        (
+            ms.CausalEvaluator("recall", weights="model", adapt="none"),
+            {"sinks": "none"},
+            ValueError,
+            "so sinks= belongs to text",
+        ),
+    ]
+    for decoder, settings, error, problem in wrong:
+        with pytest.raises(error, match=problem):
+            ms.Served(decoder, **settings)
+    with pytest.raises(TypeError, match=r"write ms\.Served\(.*\), sinks='none'\)"):
+        replace(judge, sinks="none")
+    assert ms.Served(judge).protocol == judge.protocol
+    assert ms.Served(judge, sinks="none").protocol != judge.protocol
+
+
+def test_a_judge_of_language_models_imports_no_serving():
+    code = "import sys, masksearch.evaluators.causal; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "masksearch.models.decoders" in run.stdout
+    assert "masksearch.serving" not in run.stdout

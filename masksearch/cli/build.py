@@ -70,6 +70,7 @@ def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluat
     tasks = [name for name in DOWNSTREAM if name in values]
     if "decoder" in values:
         from masksearch.evaluators.causal import CausalEvaluator
+        from masksearch.evaluators.served import Served
 
         other = ("corpus", *DOWNSTREAM, "tasks", "rows", "preset")
         if stray := [name for name in other if name in values]:
@@ -78,7 +79,9 @@ def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluat
                 "to encoders; give one"
             )
         text = values.pop("decoder")
-        return CausalEvaluator(text, **values, **further_settings(CausalEvaluator, texts))
+        settings = further_settings(CausalEvaluator, texts, Served)
+        of_engine = {n: settings.pop(n) for n in ("account", "serving", "sinks") if n in settings}
+        return Served(CausalEvaluator(text, **values, **settings), **of_engine)
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks
@@ -158,8 +161,9 @@ def evaluator_kind(task: str) -> Any:
     return MlmEvaluator
 
 
-def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
-    """What `--set NAME=VALUE` gives an evaluator beside the options that have names of their own.
+def further_settings(kind: Any, texts: Mapping[str, str], wrapper: Any = None) -> dict[str, Any]:
+    """What `--set NAME=VALUE` gives an evaluator, and a wrapper around it, beside the options that
+    have names of their own.
 
     Raises:
         OptionsError: If the setting has an option, or the value is not of the setting's type.
@@ -168,7 +172,9 @@ def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
     options = (*FIELDS, "corpus", *DOWNSTREAM)
     if named := [name for name in texts if name in options]:
         raise OptionsError(f"{named[0]} has an option of its own: --{named[0]}")
-    hints = {k: v for k, v in hints_of(kind).items() if k not in (*options, "process", "text")}
+    hints = hints_of(kind) | ({} if wrapper is None else hints_of(wrapper))
+    others = (*options, "process", "text", "evaluator")
+    hints = {name: hint for name, hint in hints.items() if name not in others}
     return read_settings(texts, hints, kind.__name__)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -19,11 +18,12 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 
 from masksearch.analysis.row_scores import lower_bound
 from masksearch.attention.attach import attach, detach
+from masksearch.attention.cache_bytes import CacheSizes, needed_bytes
 from masksearch.contracts import (
     LOW,
     MAJORITY,
@@ -37,7 +37,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import NativeError, SearchError, check_name
+from masksearch.errors import SearchError, check_name
 from masksearch.evaluators.next_tokens import (
     LOSS,
     RECALL,
@@ -63,13 +63,8 @@ from masksearch.models.decoders import (
     open_decoder,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
-from masksearch.serving.engines import Serving, Target
-from masksearch.serving.kv_cache import Account, kv_bytes
-from masksearch.serving.native import from_native, to_native
-from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
-from masksearch.tasks.splits import spread
 from masksearch.tasks.text.files import absolute_if_local, make_absolute
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import (
@@ -86,13 +81,8 @@ Adapted = Literal["none", "recover", "train"]
 LearnFrom = Literal["labels", "dense", "hidden"]
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
 SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
-SERVED: dict[str, Account] = {  # measures of masks that engines can serve
-    "kv_bytes_transformers": "transformers",
-    "kv_bytes_vllm": "vllm",
-    "kv_bytes_llama_cpp": "llama.cpp",
-}
 LENGTH = 256  # positions of a sequence of text
-CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
+PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of all settings
 
 
 @dataclass(frozen=True)
@@ -139,13 +129,8 @@ class CausalEvaluator(Evaluator):
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides; `"kv_bytes"`, the share of the dense cache of keys and values that is held
             after `length` tokens (`masksearch.kv_bytes`); or `"kv_bytes_per_head"`, where the
-            cache frees keys of single KV heads. Every record has all three and, of masks that
-            engines serve, `"kv_bytes_transformers"`, `"kv_bytes_vllm"`, `"kv_bytes_llama_cpp"`.
-        account: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
-        serving: How the engines are run, and the length that is counted.
-        sinks: What is judged in place of a mask that keeps tokens of fixed positions beside a
-            window: the GraniteSWA that engines serve, as `masksearch.to_native(sinks=)` makes it
-            on the training text. Of a checkpoint, judged as it is; None = the mask itself.
+            cache frees keys of single KV heads. Every record has all three; those of engines are
+            added by `masksearch.Served`.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.
@@ -186,9 +171,6 @@ class CausalEvaluator(Evaluator):
     learn_from: LearnFrom = "labels"
     # What is reported.
     cost: Cost = "effective_sparsity"
-    account: Account = "mask"
-    serving: Serving = field(default_factory=Serving)
-    sinks: Sinks | None = None
     bands: tuple[int, ...] | None = None
     kl: bool = False
     passkeys: int = 0
@@ -203,7 +185,7 @@ class CausalEvaluator(Evaluator):
     checkpoint_seconds: float = 60.0
     packed_text: NextTokenTask | None = field(default=None, init=False, repr=False, compare=False)
 
-    measure_names = (CACHE, CACHE_PER_HEAD, *SERVED)
+    measure_names = (CACHE, CACHE_PER_HEAD)
     meanings = MappingProxyType(
         {
             LOSS: "negative log-likelihood of held-out tokens, in nats a token",
@@ -212,6 +194,15 @@ class CausalEvaluator(Evaluator):
             "kl": "divergence from the same weights without a mask, in nats a token",
         }
     )
+
+    def __new__(cls, *_: object, **settings: object) -> Self:
+        """Names the new place of settings that were fields until 0.2.0."""
+        if moved := [name for name in ("account", "serving", "sinks") if name in settings]:
+            raise TypeError(
+                f"CausalEvaluator has no {moved[0]}: engines serve what it judges, so write "
+                f"ms.Served(ms.CausalEvaluator(..), {moved[0]}={settings[moved[0]]!r})"
+            )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in ("reports", "batch", "held_out_sequences", "recover_tokens", "passkeys"):
@@ -224,14 +215,7 @@ class CausalEvaluator(Evaluator):
         check_name("half", self.half, get_args(Half))
         check_name("adapt", str(self.adapts), get_args(Adapted))
         check_name("cost", self.cost, get_args(Cost))
-        check_name("account", self.account, get_args(Account))
-        check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))
         check_name("learn_from", self.learn_from, get_args(LearnFrom))
-        if self.sinks is not None and not self.seedless:
-            raise ValueError(
-                "sinks= judges a checkpoint in the form that engines serve: give weights= and "
-                f"adapt='none', got weights={self.weights} and adapt={self.adapts!r}"
-            )
         if self.kl and self.adapts != "none":
             raise ValueError(
                 f"kl compares the same weights with and without a mask, and adapt={self.adapts!r} "
@@ -254,7 +238,7 @@ class CausalEvaluator(Evaluator):
         if self.length not in (None, own := self.text.length):
             given = f"got length={self.length}; leave length out"
             raise ValueError(f"this planted recall has {own} positions, {given}")
-        for name in ("tokenizer", "held_out", "passkeys", "sinks"):
+        for name in ("tokenizer", "held_out", "passkeys"):
             if getattr(self, name):
                 raise ValueError(
                     f"planted recall has token ids of its own, so {name}= belongs to text; leave "
@@ -352,24 +336,16 @@ class CausalEvaluator(Evaluator):
         return (Objective(LOSS, "min", math.log(source.vocabulary), NATS), cost)
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
-        """Shares of the dense cache's bytes: of the account, of a cache that frees keys of single
-        KV heads, and of each engine that serves the mask. Nothing of one that follows the tokens.
-
-        Raises:
-            NativeError: If the engine of the account does not serve the mask.
-        """
+        """Shares of the dense cache's bytes: of a cache that frees keys layer by layer, and of one
+        that frees those of single KV heads. Nothing of a mask that follows the tokens."""
         if mask.needs_tokens:
             return {}
-        config, length = self.config, self.serving.length or self.positions
-
-        def share(account: Account) -> float:
-            return kv_bytes(mask, config, length, account=account, **self.serving.settings).share
-
-        found = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
-        for name, account in SERVED.items():
-            with suppress(NativeError):
-                found[name] = share(account)
-        return found
+        sizes = CacheSizes.read(self.config)
+        ways = {CACHE: False, CACHE_PER_HEAD: True}
+        return {
+            name: needed_bytes(mask, sizes, self.positions, by_head=by_head).share
+            for name, by_head in ways.items()
+        }
 
     @property
     def kv_head_count(self) -> int:
@@ -403,33 +379,23 @@ class CausalEvaluator(Evaluator):
     @property
     def protocol(self) -> str:
         """Hash of the text, the model and the training; reads the text."""
-        return short_hash("causal-1", repr(self.settings()))
+        return short_hash(PROTOCOL, repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
         hidden, recover = self.hidden_rows, None
         if self.adapts == "recover":
             recover = self.task().train_digest, self.batch, self.recover_config.identity
-        counted = (self.account, self.serving)
-        own: dict[str, object] = {}
-        if counted != ("mask", Serving()):
-            own["account"] = counted
-        if self.sinks is not None:
-            own["sinks"] = self.sinks, self.task().train_digest
-        return (
-            own
-            | ({} if hidden is None else {"passkeys": hidden.digest()})
-            | {
-                "model": self.weights_settings(),
-                "rows": self.rows.digest(),
-                "half": self.half,
-                "adapt": self.adapts,
-                "recover": recover,
-                "bands": self.edges,
-                "kl": self.kl,
-                "precision": self.precision,
-            }
-        )
+        return ({} if hidden is None else {"passkeys": hidden.digest()}) | {
+            "model": self.weights_settings(),
+            "rows": self.rows.digest(),
+            "half": self.half,
+            "adapt": self.adapts,
+            "recover": recover,
+            "bands": self.edges,
+            "kl": self.kl,
+            "precision": self.precision,
+        }
 
     def weights_settings(self) -> dict[str, object]:
         """What the weights depend on that a mask is put on, or that are trained under it."""
@@ -530,11 +496,6 @@ class CausalEvaluator(Evaluator):
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
         if self.adapts == "none":
             shared = self.shared(seed)
-            if self.sinks is not None and keeps_sinks(mask, self.shape.layers):
-                native = self.served(mask)
-                attach(native, from_native(native.model.config))  # what is local is linear then
-                yield Report(0, self.last_values(native, workdir, shared))
-                return
             attach(shared.model, mask)
             try:
                 values = self.last_values(shared.model, workdir, shared)
@@ -559,23 +520,6 @@ class CausalEvaluator(Evaluator):
                 yield Report(number, values)
         yield Report(config.steps, self.last_values(model, workdir))
         kept.clear()
-
-    def served(
-        self, mask: Mask, target: Target = "transformers", folder: Path | None = None
-    ) -> NextTokenModel:
-        """The checkpoint as an engine serves the mask; `sinks` and their biases are measured on
-        the training text (checkpoints of `"tune"`: in `folder`)."""
-        assert self.start is not None
-        tokens = self.calibration_tokens()
-        how: dict[str, Any] = {"sinks": self.sinks, "text": tokens, "folder": folder}
-        native = to_native(self.start.decoder(), mask, target, **how if self.sinks else {})
-        return NextTokenModel(native).to(find_device(self.device))
-
-    def calibration_tokens(self) -> Tensor:
-        """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""
-        text = self.task()
-        assert isinstance(text, NextTokenText)
-        return text.train[spread(len(text.train), CALIBRATED)].long()
 
     def under(
         self, mask: Mask, seed: int

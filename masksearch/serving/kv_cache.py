@@ -2,52 +2,26 @@
 
     kv_bytes(masks.columns(4) | masks.window(255), model, length=4096).share   # 0.063..
 
-A key is held as long as a later query may keep it. So a window of reach w costs w keys, s sinks
-cost s more, and a dilated window costs all keys that it spans, because the queries between the
-kept ones need them. A stride costs everything, however few cells it keeps.
+The accounts of engines are those of the engines that serve the mask by its configuration alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from masksearch.attention.layer import depends_on_length
-from masksearch.attention.masked_cache import own_windows
-from masksearch.errors import LengthError, NativeError, check_name
+from masksearch.attention.cache_bytes import CacheSizes, KvBytes, needed_bytes
+from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Mask
-from masksearch.masks.leaves import Window
-from masksearch.masks.lifetimes import held_keys
-from masksearch.masks.tables import PerHead
 from masksearch.serving.engines import CACHE_TYPES, HELD, Serving
 from masksearch.serving.native import reach_of, what_else
 from masksearch.serving.sinks import without_sinks
 
 Account = Literal["mask", "head", "transformers", "vllm", "llama.cpp"]
-
-
-@dataclass(frozen=True)
-class KvBytes:
-    """Bytes of a decoder's cache of keys and values, beside those of the dense one.
-
-    Args:
-        bytes: Of the keys and values that are held, or that an engine reserves room for.
-        dense_bytes: If every layer held all of them, by the same account.
-    """
-
-    bytes: int
-    dense_bytes: int
-
-    @property
-    def share(self) -> float:
-        """`bytes` / `dense_bytes`, in [0, 1]; 0 only where no query looks back at all. An
-        engine may reserve more for short windows than for everything."""
-        return self.bytes / self.dense_bytes
 
 
 def kv_bytes(
@@ -115,47 +89,22 @@ def kv_bytes(
     serving = Serving(in_flight, block, ubatch, sequences, unified, cache_type)
     if length < 1:
         raise ValueError(f"length is at least 1 position, got {length}")
-    config = model if isinstance(model, PreTrainedConfig) else model.config
-    windows = own_windows(config)
-    decoder = config.get_text_config(decoder=True)
-    heads = int(decoder.num_attention_heads)
-    kv_heads = int(getattr(decoder, "num_key_value_heads", None) or heads)
-    width = int(getattr(decoder, "head_dim", None) or decoder.hidden_size // heads)
-    mask.counts(len(windows), heads)
-    found = model.dtype if isinstance(model, PreTrainedModel) else getattr(config, "dtype", None)
-    one = 2 * width * (dtype or found or torch.get_default_dtype()).itemsize
-    if account in HELD:
-        served = served_windows(mask, windows, account)
-        if account == "llama.cpp":
-            size, numbers = CACHE_TYPES[cache_type]
-            if width % numbers:
-                raise ValueError(
-                    f"cache_type={cache_type!r} packs {numbers} numbers, and heads have {width}; "
-                    "llama.cpp then starts with f16 alone"
-                )
-            one = 2 * width * size // numbers
-        counted = (HELD[account](each, length, serving) for each in (served, [None] * len(served)))
-        return KvBytes(*(keys * kv_heads * one for keys in counted))
-    if until is None:
-        until = 2 * length
-    if until < length:
-        raise ValueError(f"until is at least length = {length}, got {until}")
-    reached = length if depends_on_length(mask) else mask.longest
-    if reached is not None and reached < length:
-        raise LengthError(
-            f"the mask reaches {reached} positions, and the cache is asked for after {length}; "
-            f"give length={reached} or less"
-        )
-    until = until if reached is None else min(until, reached)
-    held = 0
-    for layer, window in enumerate(windows):
-        own = mask.of_layer(layer)
-        several = held_by_heads(own, heads, length, until, window)
-        if account == "mask":
-            held += kv_heads * int(several.any(0).sum())
-        else:
-            held += int(several.view(kv_heads, -1, length).any(1).sum())
-    return KvBytes(held * one, len(windows) * kv_heads * length * one)
+    sizes = CacheSizes.read(model, dtype)
+    if account not in HELD:
+        return needed_bytes(mask, sizes, length, by_head=account == "head", until=until)
+    mask.counts(len(sizes.windows), sizes.heads)
+    served = served_windows(mask, sizes.windows, account)
+    one = 2 * sizes.width * sizes.item
+    if account == "llama.cpp":
+        size, numbers = CACHE_TYPES[cache_type]
+        if sizes.width % numbers:
+            raise ValueError(
+                f"cache_type={cache_type!r} packs {numbers} numbers, and heads have "
+                f"{sizes.width}; llama.cpp then starts with f16 alone"
+            )
+        one = 2 * sizes.width * size // numbers
+    counted = (HELD[account](each, length, serving) for each in (served, [None] * len(served)))
+    return KvBytes(*(keys * sizes.kv_heads * one for keys in counted))
 
 
 def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> list[int | None]:
@@ -184,15 +133,3 @@ def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> l
     if account == "llama.cpp" and len(several := {each for each in served if each}) > 1:
         raise NativeError(f"llama.cpp has one window for all layers, got {sorted(several)} keys")
     return served
-
-
-def held_by_heads(
-    mask: Mask, heads: int, length: int, until: int, window: int | None
-) -> torch.Tensor:
-    """Which keys each query head of a layer needs, bool `[heads, length]`."""
-    parts = mask.of if isinstance(mask, PerHead) else (mask,) * (mask.heads or 1)
-    rows = []
-    for head, part in enumerate(parts):
-        seen = part if window is None else part & Window(window - 1)
-        rows.append(held_keys(seen, length, until, 0 if part.heads is None else head))
-    return torch.stack(rows).expand(heads, length)

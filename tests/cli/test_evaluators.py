@@ -74,12 +74,15 @@ def test_adapt_reaches_the_evaluator():
 
 def test_a_decoder_is_judged_by_its_text():
     given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "passkeys=4"]}
-    built = judge(adapt="recover", length=512, **given)
+    served = judge(adapt="recover", length=512, **given)
+    assert (type(served), served.account) == (ms.Served, "mask")
+    built = served.evaluator
     assert type(built) is ms.CausalEvaluator
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
     assert built.passkeys == 4
-    recall = judge(decoder="recall", set=["architecture=qwen3"])
-    assert (recall.text, recall.architecture) == (ms.Recall(), "qwen3")
+    recall = judge(decoder="recall", set=["architecture=qwen3", "account=vllm"])
+    assert (recall.evaluator.text, recall.evaluator.architecture) == (ms.Recall(), "qwen3")
+    assert recall.account == "vllm"
 
 
 def test_preset_gives_way_to_what_is_named():
@@ -168,7 +171,8 @@ def test_a_setting_of_another_type_is_refused(setting, message, refused):
 def test_every_setting_of_every_evaluator_has_a_type(kind):
     given = {"decoder": "a"} if kind == "decoder" else {"corpus": "a"} if kind else {}
     given |= {kind: "a"} if kind in ("glue", "squad", "swag") else {}
-    assert judge(set=["held_out_sequences=64"], **given).held_out_sequences == 64
+    made = judge(set=["held_out_sequences=64"], **given)
+    assert getattr(made, "evaluator", made).held_out_sequences == 64
 
 
 def test_a_class_of_ones_own_takes_settings(tmp_path, refused):

@@ -1,0 +1,163 @@
+"""Judges a mask on a decoder as an engine serves it: in its form, by the bytes that it reserves.
+
+evaluator = Served(CausalEvaluator("books", weights="models/smollm2"), sinks="calibrate")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor
+
+from masksearch.attention.attach import attach
+from masksearch.contracts import Report
+from masksearch.errors import NativeError, check_name
+from masksearch.evaluators.causal import CACHE, CACHE_PER_HEAD, PROTOCOL, CausalEvaluator
+from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
+from masksearch.files import short_hash
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.models.decoders import NextTokenModel
+from masksearch.serving.engines import Serving, Target
+from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.serving.native import from_native, to_native
+from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
+from masksearch.tasks.next_token import NextTokenText
+from masksearch.tasks.recall import Recall
+from masksearch.tasks.splits import spread
+from masksearch.training.loop import find_device
+
+ENGINES: dict[str, Account] = {  # measures of masks that engines serve
+    "kv_bytes_transformers": "transformers",
+    "kv_bytes_vllm": "vllm",
+    "kv_bytes_llama_cpp": "llama.cpp",
+}
+CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
+
+
+@dataclass(frozen=True)
+class Served(EvaluatorWrapper):
+    """Wraps the evaluator of a decoder: masks are judged, and counted, as an engine serves them.
+
+    Beside the decoder's own measures each record has the bytes of every engine that serves the
+    mask, as shares of its dense cache: `"kv_bytes_transformers"`, `"kv_bytes_vllm"`,
+    `"kv_bytes_llama_cpp"`. With the defaults scores and protocol id are the decoder's own.
+
+    Args:
+        evaluator: Of the decoder.
+        account: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
+        serving: How the engines are run, and the length that is counted.
+        sinks: What is judged in place of a mask that keeps tokens of fixed positions beside a
+            window: the GraniteSWA that engines serve, as `masksearch.to_native(sinks=)` makes it
+            on the training text. Of a checkpoint, judged as it is; None = the mask itself.
+
+    Raises:
+        TypeError: If `evaluator` is another one.
+        UnknownNameError: If there is no such account, or form of sinks.
+        ValueError: If sinks are asked for of another decoder than a checkpoint on a text.
+    """
+
+    evaluator: CausalEvaluator
+    account: Account = "mask"
+    serving: Serving = field(default_factory=Serving)
+    sinks: Sinks | None = None
+
+    def __post_init__(self) -> None:
+        judge = self.evaluator
+        if not isinstance(judge, CausalEvaluator):
+            raise TypeError(
+                f"Served takes a CausalEvaluator, got {type(judge).__name__}: engines serve "
+                "decoders; put Cached and WithCost around it"
+            )
+        check_name("account", self.account, get_args(Account))
+        check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))
+        if self.sinks is not None and not judge.seedless:
+            raise ValueError(
+                "sinks= judges a checkpoint in the form that engines serve: give weights= and "
+                f"adapt='none', got weights={judge.weights} and adapt={judge.adapts!r}"
+            )
+        if self.sinks is not None and isinstance(judge.text, Recall):
+            raise ValueError(
+                "planted recall has token ids of its own, so sinks= belongs to text; leave it out"
+            )
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """The decoder's, and those of engines."""
+        return (*self.evaluator.measure_names, *ENGINES)
+
+    @property
+    def cost(self) -> str:
+        """The second objective."""
+        return self.evaluator.cost
+
+    @property
+    def length(self) -> int:
+        """Positions that are counted."""
+        return self.serving.length or self.evaluator.positions
+
+    def measures_of(self, mask: Mask) -> dict[str, float]:
+        """Shares of the dense cache's bytes: of the account, of a cache that frees keys of single
+        KV heads, and of each engine that serves the mask. Nothing of one that follows the tokens.
+
+        Raises:
+            NativeError: If the engine of the account does not serve the mask.
+        """
+        if mask.needs_tokens:
+            return {}
+        config = self.evaluator.config
+
+        def share(account: Account) -> float:
+            settings = self.serving.settings
+            return kv_bytes(mask, config, self.length, account=account, **settings).share
+
+        found = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
+        for name, account in ENGINES.items():
+            with suppress(NativeError):
+                found[name] = share(account)
+        return found
+
+    @property
+    def protocol(self) -> str:
+        """The decoder's, with what is served in another way than by default."""
+        own: dict[str, object] = {}
+        if (counted := (self.account, self.serving)) != ("mask", Serving()):
+            own["account"] = counted
+        if self.sinks is not None:
+            own["sinks"] = self.sinks, self.evaluator.task().train_digest
+        return short_hash(PROTOCOL, repr(own | self.evaluator.settings()))
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields the decoder's reports; of a mask with sinks, where these are asked for as they
+        are served, that of the model that engines open."""
+        judge = self.evaluator
+        if self.sinks is None or not keeps_sinks(mask, judge.shape.layers):
+            with closed_after(judge(mask, seed=seed, workdir=workdir)) as reports:
+                yield from reports
+            return
+        lower(mask, judge.shape)  # refuses a mask that does not fit before anything is read
+        native = self.served(mask)
+        attach(native, from_native(native.model.config))  # what is local is linear then
+        yield Report(0, judge.last_values(native, workdir, judge.shared(seed)))
+
+    def served(
+        self, mask: Mask, target: Target = "transformers", folder: Path | None = None
+    ) -> NextTokenModel:
+        """The checkpoint as an engine serves the mask; `sinks` and their biases are measured on
+        the training text (checkpoints of `"tune"`: in `folder`)."""
+        judge = self.evaluator
+        assert judge.start is not None
+        how: dict[str, Any] = {"sinks": self.sinks, "folder": folder}
+        how |= {"text": self.calibration_tokens()}
+        native = to_native(judge.start.decoder(), mask, target, **how if self.sinks else {})
+        return NextTokenModel(native).to(find_device(judge.device))
+
+    def calibration_tokens(self) -> Tensor:
+        """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""
+        text = self.evaluator.task()
+        assert isinstance(text, NextTokenText)
+        return text.train[spread(len(text.train), CALIBRATED)].long()
