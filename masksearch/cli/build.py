@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import inspect
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import OptionsError
+from masksearch.cli.options import DOWNSTREAM, OptionsError
 from masksearch.contracts import Evaluator, Executor
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
@@ -24,8 +25,10 @@ from masksearch.user_code import call_user, check_evaluator, load_function, load
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
 
+MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 EXECUTORS = ("local", "ray")
-DOWNSTREAM = ("glue", "squad", "swag")
+*FIRST, LAST = [f"--{name}" for name in DOWNSTREAM]
+ONE_OF_THEM = f"{', '.join(FIRST)} or {LAST}"
 FIELDS = (  # options that are fields of evaluators, under their names
     *("tasks", "rows", "size", "weights", "adapt", "tokenizer", "length", "vocabulary"),
     *("steps", "batch", "lr"),
@@ -87,16 +90,16 @@ def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluat
     tuned = "weights" in values and tasks
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
-            "--adapt needs --weights with --glue, --squad or --swag, and no --corpus: it says how "
-            "masks are put on a fine-tuned checkpoint"
+            f"--adapt needs --weights with {ONE_OF_THEM}, and no --corpus: it says how masks are "
+            "put on a fine-tuned checkpoint"
         )
     if "corpus" not in values and not tuned:
         return planted_evaluator(values, texts)
     if "tasks" in values and "glue" not in values:
         raise OptionsError("--tasks needs --glue FOLDER")
     if "rows" in values and not tasks:
-        raise OptionsError("--rows needs --glue, --squad or --swag")
-    kind = evaluator_kind(tasks[0] if tasks else "mlm")
+        raise OptionsError(f"--rows needs {ONE_OF_THEM}")
+    kind = load_kind(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
         names = [name.strip() for name in values["tasks"].split(",") if name.strip()]
@@ -134,31 +137,17 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
     known = ("steps", "size", "batch", "lr")
     if stray := sorted(set(values) - set(known)):
         raise OptionsError(
-            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue, --squad "
-            "or --swag); without a corpus the planted one is used, which takes "
+            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with {ONE_OF_THEM}); "
+            "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(known), 'set'))}"
         )
     return PlantedEvaluator(**values, **further_settings(PlantedEvaluator, texts))
 
 
-def evaluator_kind(task: str) -> Any:
-    """The evaluator's class for a downstream task, or for the pre-training alone ("mlm")."""
-    match task:
-        case "glue":
-            from masksearch.evaluators.glue import GlueEvaluator
-
-            return GlueEvaluator
-        case "squad":
-            from masksearch.evaluators.squad import SquadEvaluator
-
-            return SquadEvaluator
-        case "swag":
-            from masksearch.evaluators.swag import SwagEvaluator
-
-            return SwagEvaluator
-    from masksearch.evaluators.mlm import MlmEvaluator
-
-    return MlmEvaluator
+def load_kind(place: str) -> Any:
+    """The class that `module:Name` names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def further_settings(kind: Any, texts: Mapping[str, str], wrapper: Any = None) -> dict[str, Any]:

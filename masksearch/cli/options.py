@@ -38,6 +38,26 @@ KINDS = {"bool": bool, "int": int, "float": float}  # types of options; any othe
 VALUES = {bool: None, int: "N", float: "NUMBER", str: "TEXT"}  # what stands for a value
 
 
+DOWNSTREAM = {  # option -> its evaluator, what it does, and what it takes
+    "glue": (
+        "masksearch.evaluators.glue:GlueEvaluator",
+        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
+        "hf:nyu-mll/glue.",
+        "FOLDER",
+    ),
+    "squad": (
+        "masksearch.evaluators.squad:SquadEvaluator",
+        "Fine-tune on SQuAD: a JSON file, or a folder with train and dev.",
+        "PATH",
+    ),
+    "swag": (
+        "masksearch.evaluators.swag:SwagEvaluator",
+        "Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.",
+        "PATH",
+    ),
+}
+
+
 class OptionsError(MaskSearchError, ValueError):
     """Options that do not go together, or cannot be read."""
 
@@ -107,7 +127,7 @@ Settings = Annotated[
     declare(
         "Any other setting, by its name in Python; repeatable. Alone it is the evaluator's "
         "(epochs=3, precision=bfloat16); behind a prefix that of a strategy (dam.density=0.04, "
-        "dam.structure=toeplitz, allocate.tries=8, shared.steps=1000, evolution.population=20) "
+        "dam.structure=toeplitz, allocate.tries=8, evolution.population=20) "
         "or of --halving (halving.factor=3).",
         MODEL,
         "",

@@ -12,14 +12,14 @@ from typing import Any
 
 import typer
 
-from masksearch.cli.options import OptionsError
+from masksearch.cli.options import DOWNSTREAM, OptionsError
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
 PATHS = {"run", "out", "front", "reuse", "enqueue"}
-PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
+PLACES = {"corpus", "held_out", "tokenizer", "weights", *DOWNSTREAM}  # or on the Hub
 PLACES |= {"model", "text"}
 PLACES |= {"method"}  # or one of its names
 MASKS = {"mask", "local"}  # an expression, a file or a run

@@ -14,6 +14,7 @@ from masksearch.cli import options
 from masksearch.cli.options import (
     ALLOCATION,
     COMPARED,
+    DOWNSTREAM,
     JUDGE,
     MODEL,
     OUTPUT,
@@ -38,19 +39,10 @@ DECLARED = {  # options of both commands
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
         *(JUDGE, "the planted corpus, which needs no file", "TEXT"),
     ),
-    "glue": optional(
-        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
-        "hf:nyu-mll/glue.",
-        *(JUDGE, "not fine-tuned", "FOLDER"),
-    ),
-    "squad": optional(
-        "Fine-tune on SQuAD: a JSON file, or a folder with train and dev.",
-        *(JUDGE, "not fine-tuned", "PATH"),
-    ),
-    "swag": optional(
-        "Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.",
-        *(JUDGE, "not fine-tuned", "PATH"),
-    ),
+    **{
+        name: optional(does, JUDGE, "not fine-tuned", takes)
+        for name, (_, does, takes) in DOWNSTREAM.items()
+    },
     "decoder": optional(
         "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
         "hf:OWNER/NAME, or recall, a planted task.",
@@ -185,7 +177,7 @@ JUDGING = {  # options of evaluators and executors, from their docstrings
 }
 TAKEN_FROM = {
     "": "masksearch.evaluators.mlm:MlmEvaluator",
-    "--glue": "masksearch.evaluators.glue:GlueEvaluator",
+    "--glue": DOWNSTREAM["glue"][0],
     "--decoder": "masksearch.evaluators.causal:CausalEvaluator",
     "planted corpus": "masksearch.evaluators.planted:PlantedEvaluator",
     "ray": "masksearch.executors.ray:RayTune",

@@ -3,30 +3,53 @@
 evaluator = SwagEvaluator("wikitext-2", "swag")
 *curve, last = evaluator(masks.star(), seed=0, workdir=Path("run"))
 print(last.values["accuracy"], last.values["accuracy/majority"])
+
+data = load_swag("swag")             # a folder with train.csv and val.csv, or a file
+data.train[0].start, data.train[0].choices, data.train[0].label
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections import Counter
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch
+from masksearch.contracts import LOW, MAJORITY, Batch, Half
+from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
-from masksearch.files import short_hash
+from masksearch.files import content_hash, short_hash
 from masksearch.models.encoders import ChoiceScorer
-from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
+from masksearch.tasks.splits import (
+    labelled_test_file,
+    sample_rows,
+    take_half,
+    two_files,
+    two_parts,
+)
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.files import make_absolute
-from masksearch.tasks.text.packing import shrink
+from masksearch.tasks.text.files import decode_utf8, make_absolute
+from masksearch.tasks.text.packing import IdLists, shrink
+
+CHOICE_ORDER = 43  # stream of random numbers
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+FORMS = (
+    "startphrase, choices and answer (JSON lines), or sent1 and sent2 (or startphrase), ending0, "
+    "ending1, .. and label (CSV, Parquet, the Hub)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,7 @@ class SwagEvaluator(FineTuning):
 
     Args:
         swag: A SWAG file, or a folder with a train and a val file. A file alone is split: see
-            `masksearch.tasks.swag.load_swag`; `data().source` says what was done.
+            `load_swag`; `data().source` says what was done.
         swag_held_out: A SWAG file to hold out.
         split_seed: Seed of the split and the samples.
 
@@ -125,6 +148,172 @@ class SwagEvaluator(FineTuning):
         return TaskScores(values, RowScores({name: right}, {name: 1.0}, digests, predictions))
 
 
+# -- the items --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SwagItem:
+    """A start and its possible endings; `label` is the index of the right one."""
+
+    start: str
+    choices: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class SwagData:
+    """Training and held-out items, all with the same number of choices.
+
+    Args:
+        train: What is trained on.
+        dev: What is scored.
+        source: Where the two parts come from, in words.
+        digest: Hash of the items and of how they were split.
+    """
+
+    train: Sequence[SwagItem] = field(repr=False)
+    dev: Sequence[SwagItem] = field(repr=False)
+    source: str
+    digest: str
+
+
+def load_swag(
+    path: Path | str,
+    held_out: Path | str | None = None,
+    *,
+    rows: int | None = None,
+    dev_rows: int | None = None,
+    seed: int = 0,
+    half: Half = "all",
+) -> SwagData:
+    """Reads SWAG.
+
+    Args:
+        path: A file (`.csv`, `.jsonl`, `.parquet`), or a folder with one whose name begins with
+            train and one whose name begins with val. A file alone (also where it is the only
+            one of the folder) is split: a fifth of the starts, drawn by `seed`, is held out.
+        held_out: A file to hold out.
+        rows: Largest number of training items; more are sampled by `seed`.
+        dev_rows: The same for the held-out items.
+        seed: Seed of the split and of the samples.
+        half: Which held-out items, before any are sampled: `"search"` or `"final"` (a hash of
+            the start decides), or `"all"`; `"test"` = those of the folder's labelled test file.
+
+    Raises:
+        DataError: If a file is missing, empty or malformed; names the file and the row.
+    """
+    path = Path(path)
+    files = two_files(path, held_out, folder_files(path), "SWAG")
+    for file in files:
+        if file.suffix not in SUFFIXES:
+            raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
+    order = (seed, CHOICE_ORDER)
+    train, dev, source = two_parts(files, read_swag, attrgetter("start"), "starts", order)
+    if half == "test":
+        found = (file for file in path.glob("test*") if file.suffix in SUFFIXES)
+        files = [*files, labelled_test_file(path, found, "SWAG")]
+        dev, source = read_swag(files[-1]), f"{source}; scored on {files[-1].name}"
+    dev = take_half(dev, half, str(path), attrgetter("start"))
+    counts = {len(item.choices) for item in (*train, *dev)}
+    if len(counts) > 1:
+        raise DataError(f"{source}: items have {sorted(counts)} choices; all need the same number")
+    digest = "swag-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
+    return SwagData(
+        sample_rows(train, rows, *order),
+        sample_rows(dev, dev_rows, *order),
+        source,
+        short_hash(*digest),
+    )
+
+
+def folder_files(path: Path) -> dict[str, list[Path]]:
+    """A folder's training and held-out files; a file of another name where it is the only one."""
+    files = [file for file in sorted(path.glob("*")) if file.suffix in SUFFIXES]
+    files = [
+        file  # those called .._full have other columns
+        for file in files
+        if not file.stem.startswith("test") and not file.stem.endswith("_full")
+    ]
+    named = {kind: [f for f in files if f.stem.startswith(kind)] for kind in ("train", "val")}
+    return named if any(named.values()) or len(files) > 1 else {"train": files, "val": []}
+
+
+def read_swag(path: Path) -> list[SwagItem]:
+    """Reads one file; see `read_items` for its columns."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            return read_items(parquet.read_table(path).to_pylist(), str(path))
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} is not a Parquet file: {error}") from error
+    text = decode_utf8(path.read_bytes(), path)
+    if path.suffix == ".csv":
+        return read_items(csv.DictReader(io.StringIO(text, newline="")), str(path))
+    return read_items(read_json_lines(text, path), str(path))
+
+
+def read_json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a file with one JSON object a line."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object: {line:.40}")
+        yield row
+
+
+def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> list[SwagItem]:
+    """Items from rows in SWAG's official CSV columns, the Hub's, or those of the JSON lines.
+
+    Args:
+        rows: With `startphrase` (or `sent1` and `sent2`); `choices` (or `ending0`, `ending1`,
+            ..); `label` (or `answer`).
+        source: What to call it in errors.
+
+    Raises:
+        DataError: If a row lacks a column, has fewer than two choices or another number than the
+            first row, or its label is not the index of a choice.
+    """
+    found: list[SwagItem] = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, item {number}"
+        start = row.get("startphrase")
+        if start is None and "sent1" in row and "sent2" in row:
+            start = f"{row['sent1']} {row['sent2']}"
+        choices = row.get("choices")
+        if choices is None:
+            names = [f"ending{index}" for index in range(len(row))]
+            choices = [row[name] for name in names if row.get(name) is not None]
+        label = row.get("label", row.get("answer"))
+        if start is None or label is None or not choices:
+            has = ", ".join(str(key) for key in row)
+            raise DataError(f"{where}: columns are missing; needed: {FORMS}; found: {has}")
+        if not isinstance(start, str) or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"{where}: start and choices are texts, found {start!r}, {choices!r}")
+        if len(choices) < 2:
+            raise DataError(f"{where}: {len(choices)} choice; at least 2 are needed")
+        if found and len(choices) != len(found[0].choices):
+            raise DataError(
+                f"{where}: {len(choices)} choices, item 1 has {len(found[0].choices)}; all items "
+                "need the same number"
+            )
+        if str(label) not in map(str, range(len(choices))):
+            hint = " (a test set without labels cannot be used)"
+            raise DataError(
+                f"{where}: label {label!r} is not the index of a choice, 0 to "
+                f"{len(choices) - 1}{hint if str(label) in ('-1', '') else ''}"
+            )
+        found.append(SwagItem(start, tuple(choices), int(label)))
+    if not found:
+        raise DataError(f"{source} is empty; give a SWAG file with at least one item")
+    return found
+
+
+# -- as tokens --------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class SwagTokens:
     """Training and held-out items, tokenized."""
@@ -141,3 +330,84 @@ def read_tokens(source: TokenSource, files: TaskFiles) -> SwagTokens:
     data: SwagData = read_task(load_swag, files)
     train, dev = (make_choices(source, part) for part in (data.train, data.dev))
     return SwagTokens(train, dev, data.digest, short_hash(*map(repr, data.dev)))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A tokenized item.
+
+    Args:
+        ids: For every choice `[CLS] start [SEP] choice [SEP]`.
+        first: Positions of the first segment, with its `[SEP]`, for every choice.
+        label: The right one.
+    """
+
+    ids: list[list[int]]
+    first: list[int]
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceRows:
+    """Many tokenized items in arrays; one is made where it is read.
+
+    Args:
+        starts: Token ids of each item's start.
+        endings: Token ids of the endings, item by item.
+        labels: The right ending of each item.
+        special: Token ids by role.
+        length: Largest length of a sequence; longer ones lose the beginning of their start, down
+            to a third of the room, then the end of their ending.
+    """
+
+    starts: IdLists = field(repr=False)
+    endings: IdLists = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
+    special: dict[str, int] = field(repr=False)
+    length: int
+
+    @property
+    def choices(self) -> int:
+        """Endings of an item."""
+        return len(self.endings) // len(self.labels)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions of the longest sequence of each item."""
+        longest = self.starts.lengths + self.endings.lengths.reshape(-1, self.choices).max(1) + 3
+        found: list[int] = longest.clip(max=self.length).tolist()
+        return found
+
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """Positions of every sequence, item by item."""
+        starts = np.repeat(self.starts.lengths, self.choices)
+        found: list[int] = (starts + self.endings.lengths + 3).clip(max=self.length).tolist()
+        return found
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Choices:
+        index = range(len(self))[index]
+        start, spare = self.starts[index], self.length - 3
+        cls, sep = self.special["cls"], self.special["sep"]
+        rows, firsts = [], []
+        for number in range(index * self.choices, (index + 1) * self.choices):
+            ending = self.endings[number]
+            kept = min(len(start), max(spare - len(ending), spare // 3))
+            shown = [cls, *start[len(start) - kept :], sep]
+            rows.append([*shown, *ending[: spare - kept], sep])
+            firsts.append(len(shown))
+        return Choices(rows, firsts, int(self.labels[index]))
+
+
+def make_choices(source: TokenSource, items: Sequence[SwagItem]) -> ChoiceRows:
+    """Tokenizes items (one or more, with the same number of choices)."""
+    return ChoiceRows(
+        IdLists.of(source.encode([item.start for item in items])),
+        IdLists.of(source.encode([choice for item in items for choice in item.choices])),
+        shrink(np.array([item.label for item in items])),
+        source.special,
+        source.length,
+    )

@@ -17,11 +17,12 @@ from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
 
 UNKNOWN = "not recorded"
-DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag", "process")
+TASKS = ("glue", "squad", "swag")
+DATA = ("corpus", "held_out", "tokenizer", "weights", *TASKS, "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
 JUDGES = (  # options of a search that say how a mask is judged
-    *("corpus", "glue", "squad", "swag", "decoder", "tasks", "rows", "evaluator", "latency"),
+    *("corpus", *TASKS, "decoder", "tasks", "rows", "evaluator", "latency"),
     *("memory", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
     *("vocabulary", "steps", "batch", "lr", "preset", "set"),
 )

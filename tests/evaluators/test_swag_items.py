@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toy_questions import WORDS, swag_rows, toy_corpus, write_swag
 
 from masksearch.errors import DataError
-from masksearch.tasks.swag import SwagItem, load_swag, make_choices, read_swag
+from masksearch.evaluators.swag import SwagItem, load_swag, make_choices, read_swag
 
 CORPUS = toy_corpus(16)
 ROWS = swag_rows(12, seed=0)

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_questions import WORDS, squad_json, toy_corpus, write_squad
 
-from masksearch.tasks.squad import Question, read_squad, score
-from masksearch.tasks.squad_windows import (
+from masksearch.evaluators.squad import (
     SquadWindows,
     WindowSize,
     cut_windows,
@@ -20,6 +19,7 @@ from masksearch.tasks.squad_windows import (
     make_windows,
     window_of_most_context,
 )
+from masksearch.tasks.squad import Question, read_squad, score
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 
