@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -323,14 +323,7 @@ def search(
         ValueError: If a budget is no share in (0, 1], or less than any mask costs.
     """
     check_evaluator(evaluator)
-    if trials is None and seconds is None:
-        raise SearchError("give trials= or seconds=, so that the search ends")
-    if trials is not None and (whole(trials) is None or trials < (0 if baselines else 1)):
-        raise SearchError(f"trials must be a whole number >= 1 (0 with baselines), got {trials!r}")
-    if whole(seed) is None:
-        raise SearchError(f"seed must be a whole number, got {seed!r}")
-    if seconds is not None and not seconds > 0:
-        raise SearchError(f"seconds must be positive, got {seconds:g}")
+    check_amounts(trials, seconds, seed, bool(baselines))
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
@@ -364,13 +357,7 @@ def search(
             constraints=limits,
             budgets=budgets,
         )
-        least = getattr(chosen, "least_trials", 0)
-        if trials and least and trials <= least:
-            warnings.warn(
-                f"strategy {name!r} judges {least} masks before it chooses one by their scores, "
-                f"and trials is {trials}; give more of them, or larger units",
-                stacklevel=outside_level(),
-            )
+        warn_of_few(chosen, name, trials)
         chosen = Enqueued(chosen, given) if given else chosen
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor}
@@ -394,6 +381,33 @@ def search(
     finally:
         store.close()
     return Study(run, storage, store)
+
+
+def check_amounts(trials: int | None, seconds: float | None, seed: int, baselines: bool) -> None:
+    """Refuses a search without an end, or whose numbers are none.
+
+    Raises:
+        SearchError: Then.
+    """
+    if trials is None and seconds is None:
+        raise SearchError("give trials= or seconds=, so that the search ends")
+    if trials is not None and (whole(trials) is None or trials < (0 if baselines else 1)):
+        raise SearchError(f"trials must be a whole number >= 1 (0 with baselines), got {trials!r}")
+    if whole(seed) is None:
+        raise SearchError(f"seed must be a whole number, got {seed!r}")
+    if seconds is not None and not seconds > 0:
+        raise SearchError(f"seconds must be positive, got {seconds:g}")
+
+
+def warn_of_few(strategy: Strategy, name: str, trials: int | None) -> None:
+    """Warns where a strategy has no trials left for what it chooses."""
+    least = getattr(strategy, "least_trials", 0)
+    if trials and least and trials <= least:
+        warnings.warn(
+            f"strategy {name!r} judges {least} masks before it chooses one by their scores, "
+            f"and trials is {trials}; give more of them, or larger units",
+            stacklevel=outside_level(),
+        )
 
 
 def compare(
@@ -464,9 +478,104 @@ def compare(
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = judge_on(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
+    budgets = read_budgets(budget)
+    entrants = read_entrants(candidates, evaluator, front_of, budgets, kinds, storage)
+    store = StudyStore(run, storage)
+    try:
+        facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
+        store.create(evaluator.objectives, facts)
+        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
+        before = store.records()
+        judged = Comparison.of(before, store.objectives(), store.facts())
+        protocols = protocols_of_rows(evaluator) if entrants.found else ()
+        judged = replace(
+            judged,
+            kinds={**judged.kinds, **entrants.kinds},
+            meanings=evaluator.meanings,
+            found_with=remember_found(judged, entrants, protocols),
+            promised={**judged.promised, **entrants.promised},
+            against=against,
+            margin=margin,
+            seedless=evaluator.seedless,
+        )
+        store.add_facts(judged.facts)
+        here = {name: each for name, each in judged.found_with.items() if name in entrants.masks}
+        for line in describe_reuse(here, seeds, judged.half):
+            warnings.warn(line, stacklevel=outside_level())
+        session = Session(
+            store,
+            Listed({}, []),
+            evaluator,
+            0,
+            listeners=listeners,
+            queue=entrants.queue(judged, seeds),
+            strict=False,
+            title="compare",
+        )
+        run_session(session, executor, progress, "compare")
+        records = [
+            record
+            for record in store.records()
+            if entrants.prints.get(record.name) == record.fingerprint and record.seed in seeds
+        ]
+        about = records, store.objectives(), store.facts()
+        return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
+    finally:
+        store.close()
+
+
+@dataclass(frozen=True)
+class Entrants:
+    """What a comparison is asked to judge.
+
+    Args:
+        masks: Name -> mask.
+        missing: Name -> why a run has no mask within a budget.
+        found: Name -> what a search recorded of the mask.
+        kinds: Name -> kind, where it is known.
+        promised: Of a front that is judged again: name -> its score in the search, None of
+            another protocol.
+        prints: Name -> fingerprint; empty of what is missing.
+    """
+
+    masks: Mapping[str, Mask]
+    missing: Mapping[str, str]
+    found: Mapping[str, Record]
+    kinds: Mapping[str, Kind]
+    promised: Mapping[str, float | None]
+    prints: Mapping[str, str]
+
+    def queue(self, judged: Comparison, seeds: Sequence[int]) -> list[Proposal]:
+        """The runs that a comparison lacks."""
+        before = judged.records
+        ended = {
+            (r.name, r.fingerprint, r.seed)
+            for r in before
+            if r.status in ("done", "reused", "running")
+        }
+        return [
+            as_compared(each, judged.kind(each.name, self.masks[each.name]), self.found)
+            for each in Listed(self.masks, seeds, "compare", "compared").proposals
+            if (each.name, self.prints[each.name], each.seed) not in ended
+        ] + [
+            Proposal(-1, Refused(reason), {}, "compare", seeds[0], name=name, role="compared")
+            for name, reason in self.missing.items()
+            if all(each.name != name for each in before)
+        ]
+
+
+def read_entrants(
+    candidates: Mapping[str, Candidate],
+    evaluator: Evaluator,
+    front_of: Study | None,
+    budgets: Sequence[float],
+    kinds: Mapping[str, str],
+    storage: str | BaseStorage | None,
+) -> Entrants:
+    """The masks that candidates stand for, and those of a front; arguments and errors are those of
+    `compare`."""
     promised: dict[str, float | None] = {}
     of_front: dict[str, Kind] = {}
-    budgets = read_budgets(budget)
     missing: dict[str, str] = {}
     if isinstance(candidates, Mapping):  # what else is given is refused below
         if budgets:
@@ -483,87 +592,30 @@ def compare(
         }
     chosen = read_candidates(candidates) if candidates or not missing else {}
     found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role == "trial"}
-    said: dict[str, Kind] = {**dict.fromkeys([*found, *missing], "searched"), **of_front}
-    said |= check_kinds(kinds, candidates)
+    named: dict[str, Kind] = {**dict.fromkeys([*found, *missing], "searched"), **of_front}
+    named |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     prints |= dict.fromkeys(missing, "")
-    store = StudyStore(run, storage)
-    try:
-        facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
-        store.create(evaluator.objectives, facts)
-        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
-        before = store.records()
-        told = Comparison.of(before, store.objectives(), store.facts())
-        told = replace(
-            told,
-            kinds={**told.kinds, **said},
-            meanings=evaluator.meanings,
-            found_with=remember_found(
-                told, found, prints, protocols_of_rows(evaluator) if found else ()
-            ),
-            promised={**told.promised, **promised},
-            against=against,
-            margin=margin,
-            seedless=evaluator.seedless,
-        )
-        store.add_facts(told.facts)
-        here = {name: each for name, each in told.found_with.items() if name in chosen}
-        for line in describe_reuse(here, seeds, told.half):
-            warnings.warn(line, stacklevel=outside_level())
-        held = {
-            (r.name, r.fingerprint, r.seed)
-            for r in before
-            if r.status in ("done", "reused", "running")
-        }
-        queue = [
-            as_compared(each, told.kind(each.name, chosen[each.name]), found)
-            for each in Listed(chosen, seeds, "compare", "compared").proposals
-            if (each.name, prints[each.name], each.seed) not in held
-        ]
-        queue += [
-            Proposal(-1, Refused(reason), {}, "compare", seeds[0], name=name, role="compared")
-            for name, reason in missing.items()
-            if all(each.name != name for each in before)
-        ]
-        session = Session(
-            store,
-            Listed({}, []),
-            evaluator,
-            0,
-            listeners=listeners,
-            queue=queue,
-            strict=False,
-            title="compare",
-        )
-        run_session(session, executor, progress, "compare")
-        wanted = [
-            record
-            for record in store.records()
-            if prints.get(record.name) == record.fingerprint and record.seed in seeds
-        ]
-        about = wanted, store.objectives(), store.facts()
-        return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
-    finally:
-        store.close()
+    return Entrants(chosen, missing, found, named, promised, prints)
 
 
 def remember_found(
-    earlier: Comparison,
-    found: Mapping[str, Record],
-    prints: Mapping[str, str],
-    protocols: Collection[str],
+    earlier: Comparison, entrants: Entrants, protocols: Collection[str]
 ) -> dict[str, Found]:
     """How the masks of a comparison were found, in this call and in earlier ones.
 
     Args:
         earlier: The comparison so far; a name that now has another mask loses what it says.
-        found: Name -> what a search recorded of the mask.
-        prints: Name -> fingerprint.
+        entrants: Those of this call.
         protocols: Ids of what judges by rows of the comparison.
     """
-    same = {r.name for r in earlier.records if prints.get(r.name, r.fingerprint) == r.fingerprint}
+    same = {
+        record.name
+        for record in earlier.records
+        if entrants.prints.get(record.name, record.fingerprint) == record.fingerprint
+    }
     known = {name: each for name, each in earlier.found_with.items() if name in same}
-    for name, record in found.items():
+    for name, record in entrants.found.items():
         seeds, same_rows = known.get(name, Found((), False))
         known[name] = Found(
             tuple(sorted({*seeds, record.seed})), same_rows or record.protocol in protocols

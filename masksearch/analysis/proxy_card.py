@@ -429,20 +429,9 @@ def judge_proxy(
         cast("Place", place): rows.pivot(index="mask", columns="seed", values="value")
         for place, rows in finite.groupby(["measure", "schedule", "budget"])
     }
-    reference = about.get("reference")
-    wanted = [place for place in cells if place[0] == target and reference in (None, place[1])]
-    if not wanted:
-        schedules = sorted({place[1] for place in cells if place[0] == target})
-        raise unknown_name(f"schedule with a {target}", str(reference), schedules)
-    judge = max(wanted, key=lambda place: place[2])
+    judge = choose_reference(cells, target, about.get("reference"))
     masks, seeds = cells[judge].index, sorted(set(finite["seed"]))
     everything = table.drop_duplicates("mask").set_index("mask")
-    if len(masks) < 2:
-        raise SearchError(
-            f"{len(masks)} mask{'s have' if len(masks) != 1 else ' has'} a {target} at "
-            f"{judge[2]:,} steps; a ranking needs at least 2 masks, a verdict {FEWEST} in "
-            "one density band"
-        )
     cells = {place: each.reindex(index=masks, columns=seeds) for place, each in cells.items()}
     density = everything["density"][masks].to_numpy()
     in_band = bands_of(density, bands)
@@ -456,22 +445,11 @@ def judge_proxy(
     rows = []
     for place in sorted(place for place in cells if place[0] == proxy):
         short = truth if place == judge else gains(place)
-        x, y = seed_mean(short), seed_mean(truth)
-        both = np.isfinite(x)
-        if both.sum() < 2:
-            continue
-        within, between = draws.tau(short, truth), draws.tau_between_seeds(short, truth)
-        regrets = [
-            (y[inside].max() - y[inside[x[inside].argmax()]], y[inside].max() - y[inside].mean())
-            for inside in [np.flatnonzero(both & (in_band == band)) for band in np.unique(in_band)]
-            if len(inside) > 1
-        ]
-        regret, at_random = np.mean(regrets, axis=0) if regrets else (math.nan, math.nan)
-        row = {"schedule": place[1], "budget": place[2], "masks": int(both.sum())}
-        row["reference"] = place == judge
-        for name, found in (("within", within), ("between_seeds", between)):
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        rows.append(row | {"regret": regret, "regret_at_random": at_random})
+        count = int(np.isfinite(seed_mean(short)).sum())
+        if count >= 2:
+            row = {"schedule": place[1], "budget": place[2], "masks": count}
+            row["reference"] = place == judge
+            rows.append(row | agreement(short, truth, draws))
     if all(row["reference"] for row in rows):
         raise SearchError(
             f"{proxy} was observed at no other budget than the reference's ({judge[2]:,} "
@@ -505,6 +483,52 @@ def judge_proxy(
         about.get("facts", ""),
         cells,
     )
+
+
+def choose_reference(
+    cells: Mapping[Place, pd.DataFrame], target: str, schedule: str | None
+) -> Place:
+    """The longest budget of the target, of a schedule or of all; its masks are ranked.
+
+    Raises:
+        UnknownNameError: If the target was not observed on that schedule.
+        SearchError: If it was observed of fewer than two masks.
+    """
+    places = [place for place in cells if place[0] == target and schedule in (None, place[1])]
+    if not places:
+        schedules = sorted({place[1] for place in cells if place[0] == target})
+        raise unknown_name(f"schedule with a {target}", str(schedule), schedules)
+    longest = max(places, key=lambda place: place[2])
+    count = len(cells[longest].index)
+    if count < 2:
+        raise SearchError(
+            f"{count} mask{'s have' if count != 1 else ' has'} a {target} at "
+            f"{longest[2]:,} steps; a ranking needs at least 2 masks, a verdict {FEWEST} in "
+            "one density band"
+        )
+    return longest
+
+
+def agreement(short: Floats, truth: Floats, draws: Resampling) -> dict[str, float]:
+    """How far a budget ranks masks as the reference does, by both's gains `[masks, seeds]`: a part
+    of a card's row."""
+    x, y = seed_mean(short), seed_mean(truth)
+    both = np.isfinite(x)
+    in_bands = [np.flatnonzero(both & (draws.bands == band)) for band in np.unique(draws.bands)]
+    regrets = [
+        (y[inside].max() - y[inside[x[inside].argmax()]], y[inside].max() - y[inside].mean())
+        for inside in in_bands
+        if len(inside) > 1
+    ]
+    regret, at_random = np.mean(regrets, axis=0) if regrets else (math.nan, math.nan)
+    row: dict[str, float] = {}
+    taus = {
+        "within": draws.tau(short, truth),
+        "between_seeds": draws.tau_between_seeds(short, truth),
+    }
+    for name, tau in taus.items():
+        row |= {name: tau.value, f"{name}_low": tau.low, f"{name}_high": tau.high}
+    return row | {"regret": regret, "regret_at_random": at_random}
 
 
 # -- words -------------------------------------------------------------------------------------

@@ -49,48 +49,65 @@ def tree_values(
         choices: The level of each unit.
         seed: Of its dense model.
     """
-    model, rows = judge.shared(seed).model, judge.rows
-    body: Any = model.model.base_model
-    plane = replace(units.shape, layers=1)
-    hidden = body.embed_tokens(rows.tokens)
-    angles = body.rotary_emb(hidden, torch.arange(rows.tokens.shape[1])[None])
-    scored = rows.labels[:, 1:] != -100
-    wanted = rows.tokens[:, 1:][scored]
-    target = None
-    if judge.kl:
-        target = model.logits(model.features(rows.tokens)[:, :-1][scored]).float()
+    tree = Tree(judge, units, seed)
+    yield from tree.visit(0, tree.hidden, sorted(set(choices)))
 
-    def attended(layer: int, hidden: Tensor, used: Sequence[int]) -> list[Tensor]:
-        """What the heads read under each level that is used, before they are mixed."""
-        found: list[Tensor] = []
-        own: Any = body.layers[layer]
-        hook = own.self_attn.o_proj.register_forward_pre_hook(
-            lambda _, given: found.append(given[0])
+
+class Tree:
+    """Choices as a tree whose levels are layers: what equal beginnings share is computed once.
+
+    Args:
+        judge: As of `tree_values`.
+        units: As of `tree_values`.
+        seed: As of `tree_values`.
+    """
+
+    def __init__(self, judge: CausalEvaluator, units: Units, seed: int) -> None:
+        self.judge, self.units = judge, units
+        self.model, self.rows = judge.shared(seed).model, judge.rows
+        body: Any = self.model.model.base_model
+        self.body = body
+        self.plane = replace(units.shape, layers=1)
+        tokens = self.rows.tokens
+        self.hidden = body.embed_tokens(tokens)
+        self.angles = body.rotary_emb(self.hidden, torch.arange(tokens.shape[1])[None])
+        self.scored = self.rows.labels[:, 1:] != -100
+        self.target = None
+        if judge.kl:
+            dense = self.model.features(tokens)[:, :-1][self.scored]
+            self.target = self.model.logits(dense).float()
+
+    def attended(self, layer: int, hidden: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """What the heads read under each of these levels, before they are mixed."""
+        read: list[Tensor] = []
+        block: Any = self.body.layers[layer]
+        hook = block.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, inputs: read.append(inputs[0])
         )
         try:
-            for level in used:
-                kept = lower(units.levels[level].of_layer(layer), plane)
-                own.self_attn(
-                    hidden_states=own.input_layernorm(hidden),
-                    position_embeddings=angles,
+            for level in levels:
+                kept = lower(self.units.levels[level].of_layer(layer), self.plane)
+                block.self_attn(
+                    hidden_states=block.input_layernorm(hidden),
+                    position_embeddings=self.angles,
                     attention_mask=kept,
                 )
         finally:
             hook.remove()
-        return found
+        return read
 
     def visit(
-        layer: int, hidden: Tensor, below: Sequence[Allocation]
+        self, layer: int, hidden: Tensor, below: Sequence[Allocation]
     ) -> Iterator[tuple[Allocation, dict[str, float]]]:
         """All choices, equal below this layer, from its input."""
-        own: Any = body.layers[layer]
-        last, count = layer + 1 == units.shape.layers, units.groups
+        block: Any = self.body.layers[layer]
+        last, count = layer + 1 == self.units.shape.layers, self.units.groups
         here = slice(layer * count, (layer + 1) * count)
         used = sorted({level for choice in below for level in choice[here]})
-        read = attended(layer, hidden, used)
+        read = self.attended(layer, hidden, used)
         if last:  # what is not scored is not needed any more
-            hidden, *read = (each[:, :-1][scored] for each in (hidden, *read))
-        weight = own.self_attn.o_proj.weight
+            hidden, *read = (each[:, :-1][self.scored] for each in (hidden, *read))
+        weight = block.self_attn.o_proj.weight
         width = weight.shape[1] // count
         parts = [
             {
@@ -100,28 +117,25 @@ def tree_values(
             for at in range(0, weight.shape[1], width)
         ]
         for levels, above in groupby(below, key=lambda choice: choice[here]):
-            found = hidden + sum(part[level] for part, level in zip(parts, levels, strict=True))
-            found = found + own.mlp(own.post_attention_layernorm(found))
+            mixed = hidden + sum(part[level] for part, level in zip(parts, levels, strict=True))
+            mixed = mixed + block.mlp(block.post_attention_layernorm(mixed))
             if not last:
-                yield from visit(layer + 1, found, list(above))
+                yield from self.visit(layer + 1, mixed, list(above))
                 continue
-            logits = model.logits(body.norm(found)).float()
-            scores = scores_of(logits)
+            scores = self.scores(self.model.logits(self.body.norm(mixed)).float())
             [choice] = above
-            yield choice, token_values(scores, rows, judge.edges)
+            yield choice, token_values(scores, self.rows, self.judge.edges)
 
-    def scores_of(logits: Tensor) -> TokenScores:
+    def scores(self, logits: Tensor) -> TokenScores:
         """Of every token; 0 where it is not scored."""
+        labels = self.rows.tokens[:, 1:][self.scored]
+        nll = self.spread(F.cross_entropy(logits, labels, reduction="none"))
+        right = None if self.rows.answers is None else self.spread(logits.argmax(-1) == labels)
+        kl = None if self.target is None else self.spread(divergence(logits, self.target))
+        return TokenScores(nll, right, kl)
 
-        def spread(values: Tensor) -> Tensor:
-            whole = torch.zeros(rows.tokens.shape, dtype=values.dtype)
-            whole[:, 1:][scored] = values
-            return whole
-
-        nll = spread(F.cross_entropy(logits, wanted, reduction="none"))
-        right = None if rows.answers is None else spread(logits.argmax(-1) == wanted)
-        return TokenScores(
-            nll, right, None if target is None else spread(divergence(logits, target))
-        )
-
-    yield from visit(0, hidden, sorted(set(choices)))
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of the scored tokens, in their places."""
+        whole = torch.zeros(self.rows.tokens.shape, dtype=values.dtype)
+        whole[:, 1:][self.scored] = values
+        return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from masksearch.cli.options import OUTPUT, RUN, OptionsError, flag, optional, ta
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
+    from masksearch.masks.core import Mask
 
 LONGEST_TABLE = 4096  # positions up to which every cell of a mask is looked at
 DOTS = 1024  # rows of tiles in the picture of a longer one
@@ -41,9 +42,7 @@ def show_mask(text: str, given: Mapping[str, Any]) -> None:
     """Prints what a mask is, and draws it."""
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
-    from masksearch.errors import UncountedHops
-    from masksearch.masks.lower import block_view, row_counts
-    from masksearch.masks.measure import hops
+    from masksearch.masks.lower import block_view
     from masksearch.masks.text import short_text
 
     out, nearest = given["out"], given["nearest"]
@@ -52,69 +51,80 @@ def show_mask(text: str, given: Mapping[str, Any]) -> None:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
     if nearest and length > LONGEST_TABLE:
         raise ValueError(f"--nearest takes --length up to {LONGEST_TABLE}, got {length}")
-    found = read_mask(text, given["storage"])
-    layers = found.layers or 1 if layers is None else layers
-    heads = found.heads or 1 if heads is None else heads
-    found.counts(layers, heads)
+    mask = read_mask(text, given["storage"])
+    layers = mask.layers or 1 if layers is None else layers
+    heads = mask.heads or 1 if heads is None else heads
+    mask.counts(layers, heads)
     side = 1 if length <= LONGEST_TABLE else -(-length // DOTS)
     if side == 1:
-        table = found.dense(length, layers, heads)
+        table = mask.dense(length, layers, heads)
     else:  # a picture of tiles: the table of all cells would not fit in memory
-        table = block_view(found, length, side)
-    counts = row_counts(found, length)
-    empty = int((counts == 0).sum())
-    steps, uncounted = math.inf, ""
-    if not empty:
-        try:
-            steps = hops(found, length)
-        except UncountedHops as error:
-            uncounted = str(error)
-    facts: dict[str, Any] = {
-        "mask": str(found),
-        "shape": [*table.shape[:2], length, length],
-        "sparsity": 1 - int(counts.sum()) / (counts.numel() * length),
-        "block_density": float(block_view(found, length, block).double().mean()),
-        "block": block,
-        "empty_rows": empty,
-        "hops": int(steps) if steps < math.inf else None,  # JSON knows no infinity
-    }
-    if uncounted:
-        facts["hops_uncounted"] = uncounted
+        table = block_view(mask, length, side)
+    facts = facts_of_mask(mask, length, block)
+    facts["shape"] = [*table.shape[:2], length, length]
     if nearest:
         from masksearch.masks.nearest import nearest_family
 
-        named = nearest_family(found, length, layers=table.shape[0], heads=table.shape[1])
-        facts["nearest"] = {
-            "mask": named.text, "iou": named.iou, "explained": named.explained
-        }  # fmt: skip
+        named = nearest_family(mask, length, layers=table.shape[0], heads=table.shape[1])
+        facts["nearest"] = {"mask": named.text, "iou": named.iou, "explained": named.explained}
     if out is not None:
         from masksearch.report.pictures import plot_masks
 
         out.parent.mkdir(parents=True, exist_ok=True)
-        title = short_text(found, 60)
-        title = title if side == 1 else f"tiles of {side}: {short_text(found, 40)}"
+        title = short_text(mask, 60)
+        title = title if side == 1 else f"tiles of {side}: {short_text(mask, 40)}"
         picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
         picture.savefig(out, dpi=150, bbox_inches="tight")
         facts["picture"] = str(out)
     if given["as_json"]:
         typer.echo(json.dumps(facts))
         return
+    for line in mask_lines(facts):
+        typer.echo(line)
+    for line in [f"picture: {out}"] if out is not None else sketch(table):
+        typer.echo(line)
+
+
+def facts_of_mask(mask: Mask, length: int, block: int) -> dict[str, Any]:
+    """What is counted of a mask of a length."""
+    from masksearch.errors import UncountedHops
+    from masksearch.masks.lower import block_view, row_counts
+    from masksearch.masks.measure import hops
+
+    counts = row_counts(mask, length)
+    empty = int((counts == 0).sum())
+    steps, uncounted = math.inf, ""
+    if not empty:
+        try:
+            steps = hops(mask, length)
+        except UncountedHops as error:
+            uncounted = str(error)
+    facts: dict[str, Any] = {
+        "mask": str(mask),
+        "shape": [],  # of the table that is drawn
+        "sparsity": 1 - int(counts.sum()) / (counts.numel() * length),
+        "block_density": float(block_view(mask, length, block).double().mean()),
+        "block": block,
+        "empty_rows": empty,
+        "hops": int(steps) if steps < math.inf else None,  # JSON knows no infinity
+    }
+    return facts | ({"hops_uncounted": uncounted} if uncounted else {})
+
+
+def mask_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The same for people, a line at a time."""
     size = "x".join(map(str, facts["shape"]))
-    typer.echo(f"{found}  [layers x heads x queries x keys: {size}]")
-    typer.echo(f"sparsity {facts['sparsity']:.5f}   block density {facts['block_density']:.3f} ")
+    yield f"{facts['mask']}  [layers x heads x queries x keys: {size}]"
+    yield f"sparsity {facts['sparsity']:.5f}   block density {facts['block_density']:.3f} "
     reach = "infinite" if facts["hops"] is None else facts["hops"]  # as under a causal mask
-    reach = f"not counted ({uncounted})" if uncounted else reach
-    typer.echo(f"(blocks of {block})   empty rows {empty}   hops {reach}")
-    if nearest:
-        verdict = "explains it" if named.explained else "does not explain it"
-        typer.echo(f"nearest structured mask ({verdict}; IoU {named.iou:.3f}): {named.text}")
-    if empty:
-        typer.echo("a mask with empty rows cannot be attached; add for example | window(0)")
-    if out is None:
-        for row in sketch(table):
-            typer.echo(row)
-    else:
-        typer.echo(f"picture: {out}")
+    if "hops_uncounted" in facts:
+        reach = f"not counted ({facts['hops_uncounted']})"
+    yield f"(blocks of {facts['block']})   empty rows {facts['empty_rows']}   hops {reach}"
+    if named := facts.get("nearest"):
+        verdict = "explains it" if named["explained"] else "does not explain it"
+        yield f"nearest structured mask ({verdict}; IoU {named['iou']:.3f}): {named['mask']}"
+    if facts["empty_rows"]:
+        yield "a mask with empty rows cannot be attached; add for example | window(0)"
 
 
 def show_report(given: Mapping[str, Any]) -> None:
