@@ -96,7 +96,7 @@ def counted(space, length=128, layers=1, heads=1):
 
 
 FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits", "local_heads"}
-FLAT |= {"local_global_layers", "local_global_heads", "layer_windows"}
+FLAT |= {"local_global_layers", "local_global_heads", "head_windows"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -223,13 +223,13 @@ class TestSizes:
         self.says("local_global_layers", f"{(2**12 - 1) * 24 + 1:,} masks")
         self.says("local_global_heads", f"{short((2**24 - 1) * 24 + 1, 1)} masks")
 
-    def test_layer_windows(self):
-        def size(layers, leans, fars):
-            return 5 * (3 * leans * fars * 2) ** layers
+    def test_head_windows(self):
+        def size(layers, heads, leans, fars):
+            return 5 * 3**layers * (5 * leans * fars * 2) ** heads
 
-        module = loaded("layer_windows", LEANS=3, FARTHEST=2)
-        assert counted(module.space_of(1), 16)[0] == size(1, 2, 3)
-        self.says("layer_windows", f"{size(2, 5, 17):,} parameter")
+        module = loaded("head_windows", LEANS=3, FARTHEST=2)
+        assert counted(module.space_of(1, 1), 16)[0] == size(1, 1, 2, 3)
+        self.says("head_windows", f"{short(size(2, 4, 5, 17))} parameter")
 
     def test_around(self):
         numbers = [5, 3, 2, 3, 3]  # reach 4 to 8, position 0 to 2, kept, hubs, diagonal
@@ -250,15 +250,15 @@ def short(number, digits=2):
     st.integers(0, 999),
 )
 @settings(deadline=None, max_examples=40)
-def test_layer_windows_are_within_every_budget_by_less_than_a_distance(lengths, over, seed):
+def test_head_windows_are_within_every_budget_by_less_than_a_distance(lengths, over, seed):
     shape = ms.Shape(24, 3, 2, lengths=lengths)
     least = effective_density(masks.window(0), shape)
     (trial,) = trials(seed, 1)
     trial.budget = budget = least + over * (1 - least)
-    space = loaded("layer_windows").space_of(3, shape)
+    space = loaded("head_windows").space_of(3, 2, shape)
     mask = space(trial)
     left = budget - effective_density(mask, shape)
-    assert -1e-9 <= left <= least / 3 + 1e-9  # of one layer in three
+    assert -1e-9 <= left <= least / 6 + 1e-9  # of one head in six
     assert space(FixedTrial(trial.params | {"budget": budget})) == mask
 
 
@@ -269,11 +269,11 @@ class TestContents:
         ("mask", "hub"),
         [(masks.window(9), 0), (masks.longformer(6, 1), 1), (masks.star(), 1)],
     )
-    def test_layer_windows(self, mask, hub):
+    def test_head_windows(self, mask, hub):
         one = {"weight": 1, "lean": 3, "far": 0, "hub": hub}
-        params = {f"l{layer}.{name}": value for layer in (0, 1) for name, value in one.items()}
-        params["budget"] = mask.density(128)
-        assert same(loaded("layer_windows").space(FixedTrial(params)), mask)
+        params = {f"h{head}.{name}": value for head in range(4) for name, value in one.items()}
+        params |= {"l0.weight": 2, "l1.weight": 2, "budget": mask.density(128)}
+        assert same(loaded("head_windows").space(FixedTrial(params)), mask)
 
     @pytest.mark.parametrize(
         ("params", "mask"),
