@@ -96,7 +96,6 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
     )
     title = f"{chart['score']['title']}, {chart['score']['goal']} is better"
     y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False, padding=10))
-    affordable = "datum.costs[cost] == null || datum.costs[cost] <= budget"
     lines = alt.Chart(alt.NamedData("lines")).encode(x, y, colour)
     band = (
         alt.Chart(alt.NamedData("lines"))
@@ -105,7 +104,6 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
         .transform_filter("isValid(datum.low)")
     )
     level = alt.Chart(alt.NamedData("levels"))
-    points = alt.Chart(alt.NamedData("points"))
     layers = [
         level.mark_rect(opacity=0.08).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q")),
         level.mark_rule(strokeDash=[2, 3]).encode(y),
@@ -117,6 +115,27 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
             .otherwise(alt.value([1, 0])),
             detail="group:N",
         ),
+        *point_marks(x, y, colour, shape, title, medium),
+    ]
+    return finish(
+        alt.layer(*layers).add_params(
+            alt.param("cost", value="density"),
+            alt.param("budget", value=1e9),
+            alt.param("here", value=""),
+        ),
+        medium,
+        medium.height,
+    )
+
+
+def point_marks(
+    x: alt.X, y: alt.Y, colour: alt.Color, shape: alt.Shape, title: str, medium: Medium
+) -> list[alt.Chart]:
+    """A mask's interval, what its search promised, its point, and a cross where nothing was
+    learned."""
+    affordable = "datum.costs[cost] == null || datum.costs[cost] <= budget"
+    points = alt.Chart(alt.NamedData("points"))
+    return [
         points.mark_rule(strokeWidth=0.75 * medium.line)
         .encode(x, alt.Y("low:Q", title=title), alt.Y2("high:Q"), colour)
         .transform_filter("isValid(datum.low) && datum.saved > 0"),
@@ -142,15 +161,6 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
         .encode(x, y, opacity=alt.value(0.5), color=alt.value(GREY))
         .transform_filter("datum.nothing && datum.saved > 0"),
     ]
-    return finish(
-        alt.layer(*layers).add_params(
-            alt.param("cost", value="density"),
-            alt.param("budget", value=1e9),
-            alt.param("here", value=""),
-        ),
-        medium,
-        medium.height,
-    )
 
 
 def sparsity_axis(chart: Mapping[str, Any]) -> tuple[float, float]:
