@@ -82,4 +82,4 @@ def test_help_and_the_page_of_searches_name_every_strategy():
     page = (ROOT / "docs/search.md").read_text(encoding="utf-8")
     for name in STRATEGIES:
         assert f'"{name}"' in page or f"`{name}`" in page, name
-        assert name.startswith("shared+") or re.search(rf"\b{name}\b", option.help), name
+        assert re.search(rf"\b{name}\b", option.help), name

@@ -32,12 +32,12 @@ from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
 import masksearch as ms
+from masksearch import masks
 from masksearch.attention.call import AttentionCall
 from masksearch.contracts import Batch, Differentiable, Half, mixed_seed
 from masksearch.errors import LengthError
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import DenseMask
-from masksearch.masks.measure import table_fingerprint
 from masksearch.study.store import quiet
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import Step, TrainConfig, model_loss, train
@@ -108,7 +108,8 @@ class SpaceDraws:
         The masks tell apart what one source makes in two surroundings (other closures, other
         globals, partial applications).
         """
-        prints = [table_fingerprint(self.table(number)) for number in range(SAMPLE)]
+        tables = (masks.table(self.table(number)) for number in range(SAMPLE))
+        prints = [ms.fingerprint(table, self.shape) for table in tables]
         return hashlib.sha256(
             "|".join([hash_space_source(self.space), *prints]).encode()
         ).hexdigest()

@@ -29,8 +29,7 @@ from masksearch.analysis.stats import ErrorPart, Interval, RowTables, seed_error
 from masksearch.contracts import Record
 from masksearch.errors import SearchError
 from masksearch.masks import FAMILIES
-from masksearch.masks.lower import lower
-from masksearch.masks.measure import table_fingerprint
+from masksearch.masks.measure import fingerprint
 from masksearch.report.collect import StoredStudy, studies_in
 from masksearch.strategies.dam import describe_cut, is_published_dam
 from masksearch.tasks.glue.tasks import LEFT_OUT, column_value, find_task
@@ -346,9 +345,7 @@ def compare_published(runs: Iterable[Path | str] | Path | str) -> Comparison:
     settings: dict[str, None] = {}
     for study in (study for folder in folders for study in studies_in(folder)):
         bits = {
-            row.name: table_fingerprint(lower(FAMILIES[row.family], study.shape))
-            for row in ROWS
-            if row.family
+            row.name: fingerprint(FAMILIES[row.family], study.shape) for row in ROWS if row.family
         }
         used = False
         for record in chosen_records(study, bits):

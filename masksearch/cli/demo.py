@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from masksearch import masks
+from masksearch.analysis.pareto import hypervolume
 from masksearch.cli.resuming import resumable
-from masksearch.contracts import Record, generator
+from masksearch.contracts import Objective, Record, generator
 from masksearch.driver import Study, compare, search
 from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.next_tokens import NextTokenTraining
@@ -173,22 +174,16 @@ def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> li
 
 
 def volume(process: GradedProcess, points: Iterable[tuple[float, float]]) -> float:
-    """Area above chance that points of (sparsity, accuracy) dominate, as a share of what the true
-    front dominates.
+    """Area above chance that points of (sparsity, accuracy) dominate, as a share of that of the
+    true front.
 
     >>> process = GradedProcess()
     >>> volume(process, [(point.sparsity, point.accuracy) for point in process.front])
     1.0
     """
-
-    def area(points: Iterable[tuple[float, float]]) -> float:
-        total = reached = 0.0
-        for sparsity, accuracy in sorted(points, reverse=True):
-            total += sparsity * max(0.0, accuracy - process.chance - reached)
-            reached = max(reached, accuracy - process.chance)
-        return total
-
-    return area(points) / area((point.sparsity, point.accuracy) for point in process.front)
+    axes = Objective("sparsity", "max", 0.0), Objective("accuracy", "max", process.chance)
+    front = ((point.sparsity, point.accuracy) for point in process.front)
+    return hypervolume(points, axes) / hypervolume(front, axes)
 
 
 def choose(studies: Mapping[str, Study]) -> tuple[dict[str, Record], list[str]]:

@@ -56,13 +56,6 @@ def keys_of_rows(mask: Mask, shape: HasShape) -> Tensor:
     return counts
 
 
-def table_fingerprint(table: DenseMask) -> str:
-    """The fingerprint of an already lowered table, bool `[layers, heads, n, n]`."""
-    text = "x".join(map(str, table.shape))
-    packed = np.packbits(table.numpy(force=True).reshape(-1)).tobytes()
-    return hashlib.sha256(text.encode() + packed).hexdigest()
-
-
 def hash_rows(mask: Mask, shape: HasShape) -> str:
     """The fingerprint of the lowered mask, some rows after the others."""
     length, mask = shape.length, under_causality(mask, shape)

@@ -122,24 +122,20 @@ class TextTable:
 
     def latex(self) -> str:
         """A floating table with booktabs rules."""
+        import pandas as pd
+
         paper = self.without(*self.aside)
         numbers = [cell.number for cell in paper.head]
         head = [escape(words(f"{cell.text[:1].upper()}{cell.text[1:]}")) for cell in paper.head]
         rows = [list(map(latex_cell, row, numbers)) for row in paper.rows]
-        lines = [
-            r"\begin{table}",
-            r"  \centering",
-            f"  \\caption{{{escape(paper.caption)}}}",
-            f"  \\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
-            r"    \toprule",
-            "    " + " & ".join(head) + r" \\",
-            r"    \midrule",
-            *("    " + " & ".join(row) + r" \\" for row in rows),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-        ]
-        return "\n".join(lines) + "\n"
+        style = pd.DataFrame(rows, columns=head).style.hide(axis="index")
+        text: str = style.to_latex(
+            column_format="".join("r" if number else "l" for number in numbers),
+            caption=escape(paper.caption),
+            position_float="centering",
+            hrules=True,
+        )
+        return text
 
 
 def text_table(
