@@ -92,7 +92,7 @@ class Sized(ms.PlantedEvaluator):
     def protocol(self) -> str:
         return f"{super().protocol} {asdict(self.dimensions)}"
 
-    def model(self, seed: int) -> MaskedLanguageModel:
+    def build_model(self, seed: int) -> MaskedLanguageModel:
         body = encoder(
             self.dimensions,
             self.process.ids,

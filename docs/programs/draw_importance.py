@@ -44,7 +44,7 @@ KEY = {"key token": (FIRST_KEY, FIRST_KEY + 1)}
 
 def trained(seed: int) -> nn.Module:
     """The model after dense training."""
-    model = EVALUATOR.model(seed)
+    model = EVALUATOR.build_model(seed)
     for _ in train(model, EVALUATOR.task.batches(mixed_seed(seed, DATA)), CONFIG):
         pass
     return model
@@ -53,7 +53,7 @@ def trained(seed: int) -> nn.Module:
 def learned(seed: int, steps: int) -> Importance:
     """Scales learned from the start of the training."""
     return learned_importance(
-        EVALUATOR.model(seed),
+        EVALUATOR.build_model(seed),
         EVALUATOR.task.batches(mixed_seed(seed, DATA)),
         per="model",
         steps=steps,
@@ -103,7 +103,7 @@ def print_table() -> None:
 
 def dynamics() -> tuple[nn.Module, Dynamics]:
     """A dense training run with the exact effect of offsets on the way."""
-    model = EVALUATOR.model(0)
+    model = EVALUATOR.build_model(0)
     found = importance_dynamics(
         model,
         EVALUATOR.task.batches(mixed_seed(0, DATA)),

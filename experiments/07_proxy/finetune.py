@@ -99,7 +99,7 @@ def scored(
     """Score, majority's score and CPU seconds of one fine-tuning."""
     started = time.process_time()
     corpus, task = pretraining.task().corpus, data.task
-    model = pretraining.model(seed)
+    model = pretraining.build_model(seed)
     model.load_state_dict(load_file(weights))
     own = mixed_seed(seed, TASKS.index(task.name))
     classifier = SequenceClassifier(model.encoder, len(task.labels), seed=mixed_seed(own, 1))

@@ -62,7 +62,7 @@ def pretrained(evaluator: ms.MlmEvaluator, name: str, seed: int, folder: Path) -
     """Trains, keeps the weights of some steps, and at the end the curve."""
     folder.mkdir(parents=True, exist_ok=True)
     started, curve = time.process_time(), {}
-    model = evaluator.model(seed)
+    model = evaluator.build_model(seed)
     for report in evaluator.pretrain(model, MASKS[name], seed=seed):
         curve[report.step] = report.values["loss"]
         print(f"{name} {seed}: step {report.step}, loss {report.values['loss']:.4f}", flush=True)

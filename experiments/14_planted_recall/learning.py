@@ -37,9 +37,9 @@ class LookupEvaluator(ms.CausalEvaluator):
             self.cache / f"{self.architecture}-{self.task().digest}-{self.size}-{seed}.safetensors"
         )
 
-    def model(self, seed: int) -> NextTokenModel:
+    def build_model(self, seed: int) -> NextTokenModel:
         """Random weights; the output embeddings are not tied, as that delays looking up."""
-        made = super().model(seed)
+        made = super().build_model(seed)
         head = cast(Any, made.model).lm_head
         drawn = torch.randn(head.weight.shape, generator=generator(seed, HEAD))
         head.weight = nn.Parameter(drawn * SPREAD)
@@ -48,7 +48,7 @@ class LookupEvaluator(ms.CausalEvaluator):
 
     def dense(self, seed: int) -> NextTokenModel:
         """The trained decoder, a fresh copy."""
-        made = self.model(seed)
+        made = self.build_model(seed)
         made.load_state_dict(load_file(self.file_of(seed)))
         return made.eval().requires_grad_(False)
 
@@ -63,7 +63,7 @@ def learn(judge: LookupEvaluator, seed: int) -> int:
     Returns:
         How many steps it took; `judge.steps` where it has not come to answer.
     """
-    model, task = judge.model(seed), judge.task()
+    model, task = judge.build_model(seed), judge.task()
     batches = task.batches(mixed_seed(seed, ORDER), judge.batch)
     looked = task.rows(LOOKED, torch.Generator().manual_seed(seed))
     optimiser = torch.optim.AdamW(model.parameters(), judge.lr, (0.9, 0.98), weight_decay=0.01)

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -20,6 +20,12 @@ from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
+from masksearch.training.parts import (
+    FLAT,
+    PARTS,
+    read_places,
+    unknown_setting,
+)
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
@@ -59,7 +65,7 @@ def build_evaluator(given: Mapping[str, Any]) -> Evaluator:
     if any(costs.values()):
         from masksearch.evaluators.cost import WithCost
 
-        return WithCost(evaluator, **costs, **of_costs)
+        return WithCost(evaluator, **costs, cost_length=of_costs.get("length"))
     return evaluator
 
 
@@ -82,9 +88,12 @@ def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluat
                 "to encoders; give one"
             )
         text = values.pop("decoder")
-        settings = further_settings(CausalEvaluator, texts, Served)
-        of_engine = {n: settings.pop(n) for n in ("account", "serving", "sinks") if n in settings}
-        return Served(CausalEvaluator(text, **values, **settings), **of_engine)
+        of_engine = {n: texts[n] for n in ("account", "serving", "sinks") if n in texts}
+        further = {name: each for name, each in texts.items() if name not in of_engine}
+        judge = CausalEvaluator(
+            text, **values, **further_settings(CausalEvaluator, further, values)
+        )
+        return Served(judge, **read_settings(of_engine, hints_of(Served), "Served"))
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks
@@ -104,7 +113,7 @@ def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluat
     if "tasks" in values:
         names = [name.strip() for name in values["tasks"].split(",") if name.strip()]
         values["tasks"] = tuple(load_object(n) if ".py:" in n else n for n in names)
-    values |= further_settings(kind, texts)
+    values |= further_settings(kind, texts, values)
     made: Evaluator = (
         kind(corpus, **values) if preset is None else kind.preset(preset, corpus, **values)
     )
@@ -121,9 +130,9 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
         )
     function = load_function(values["evaluator"])
     if texts:
-        taken = inspect.signature(function).parameters
+        taken = [*inspect.signature(function).parameters]
         if unknown := [name for name in texts if name not in taken]:
-            raise unknown_name(f"argument of {function.__name__}", unknown[0], list(taken))
+            raise unknown_name(f"argument of {function.__name__}", unknown[0], taken)
     arguments = {name: read_value(text) for name, text in texts.items()}
     own: Evaluator = call_user(values["evaluator"], function, arguments)
     check_evaluator(own)
@@ -141,7 +150,8 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
             "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(known), 'set'))}"
         )
-    return PlantedEvaluator(**values, **further_settings(PlantedEvaluator, texts))
+    further = further_settings(PlantedEvaluator, texts, values)
+    return PlantedEvaluator(**values, **further)
 
 
 def load_kind(place: str) -> Any:
@@ -150,21 +160,41 @@ def load_kind(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def further_settings(kind: Any, texts: Mapping[str, str], wrapper: Any = None) -> dict[str, Any]:
-    """What `--set NAME=VALUE` gives an evaluator, and a wrapper around it, beside the options that
-    have names of their own.
+def further_settings(
+    kind: Any, texts: Mapping[str, str], values: Collection[str] = ()
+) -> dict[str, Any]:
+    """What `--set NAME=VALUE` gives an evaluator beside the options that have names of their own.
+
+    Args:
+        kind: Its class.
+        texts: Name -> text; a field of a part by its flat name, or as `training.steps`.
+        values: Names of the settings that options give.
 
     Raises:
-        OptionsError: If the setting has an option, or the value is not of the setting's type.
-        UnknownNameError: If the evaluator has no such setting.
+        OptionsError: If the setting has an option, is given twice, or the value is not of its
+            type.
+        UnknownNameError: If the evaluator has no such setting; names the nearest and its part.
     """
-    options = (*FIELDS, "corpus", *DOWNSTREAM)
-    if named := [name for name in texts if name in options]:
-        raise OptionsError(f"{named[0]} has an option of its own: --{named[0]}")
-    hints = hints_of(kind) | ({} if wrapper is None else hints_of(wrapper))
-    others = (*options, "process", "text", "evaluator")
-    hints = {name: hint for name, hint in hints.items() if name not in others}
-    return read_settings(texts, hints, kind.__name__)
+    options, hints = (*FIELDS, "corpus", *DOWNSTREAM), setting_hints(kind)
+    found: dict[str, Any] = {}
+    for name, text in texts.items():
+        if name in options:
+            raise OptionsError(f"{name} has an option of its own: --{name}")
+        flat = DOTTED.get(name, name)
+        if flat not in hints:
+            raise unknown_setting(kind, name)
+        if flat in found or flat in values:
+            raise OptionsError(f"--set {name} gives {flat} a second time; give it once")
+        found[flat] = read_setting(name, text, hints[flat])
+    return found
+
+
+def setting_hints(kind: Any) -> dict[str, Any]:
+    """Name -> type of what `--set` gives an evaluator: its own fields, and those of parts."""
+    hints = {name: hint for name, hint in hints_of(kind).items() if name not in PARTS}
+    for name, place in read_places(kind).items():
+        hints[name] = hints_of(PARTS[place.part])[place.field]
+    return {n: hint for n, hint in hints.items() if n not in (*DOWNSTREAM, "corpus", "process")}
 
 
 def build_executor(given: Mapping[str, Any]) -> Executor:
@@ -304,7 +334,9 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-PREFIXES = ("units", "halving", "cost")  # beside those of strategies
+PREFIXES = ("units", "halving", "cost")  # beside those of strategies and of parts
+PART_NAMES = {part: kind.__name__.lower() for part, kind in PARTS.items()}
+DOTTED = {f"{PART_NAMES[place.part]}.{place.field}": flat for flat, place in FLAT.items()}
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -325,8 +357,10 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         if not equals:
             raise OptionsError(f"--set takes NAME=VALUE, got {setting!r}")
         prefix, dot, name = whole.rpartition(".")
-        if dot and prefix not in PREFIXES:
-            check_name("prefix of --set", prefix, (*owners(), *PREFIXES))
+        if prefix in PART_NAMES.values():  # a field of the evaluator's part
+            prefix, name = "", whole
+        elif dot and prefix not in PREFIXES:
+            check_name("prefix of --set", prefix, (*owners(), *PREFIXES, *PART_NAMES.values()))
         if name in found.setdefault(prefix, {}):
             raise OptionsError(f"--set names {whole} twice: {found[prefix][name]!r} and {text!r}")
         found[prefix][name] = text

@@ -159,9 +159,9 @@ def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> li
         "planted, so the best accuracy that any mask allows is known exactly: "
         f"{process.chance:.3f} by chance, {process.ceiling:.3f} at most.",
         f"The model: a BERT of {shape.layers} layer and {shape.heads} heads, trained for "
-        f"{judge.steps} steps under each mask; its accuracy on unseen sequences is the score. So "
-        "few steps do not reach what a mask allows, least of all without a mask (dense), where "
-        "the model must find the distances by itself.",
+        f"{judge.training.steps} steps under each mask; its accuracy on unseen sequences is the "
+        "score. So few steps do not reach what a mask allows, least of all without a mask "
+        "(dense), where the model must find the distances by itself.",
         "The strategies: dam trains one model whose mask is learned with it (the differentiable "
         "attention mask), and cuts masks of five densities from it; tpe (a Bayesian sampler), "
         "evolution and random draw up to three distances for each mask.",

@@ -11,7 +11,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from masksearch.errors import MaskSearchError
+from masksearch.training.parts import FLAT, PARTS, part_field
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -163,37 +164,74 @@ class Argument:
 
 def read_arguments(path: str) -> dict[str, Argument]:
     """The documented arguments of `package.module:Name`, a function or a class, those of its
-    bases included; nothing is imported.
+    bases included, and in place of parts of an evaluator their fields that it reads, by flat
+    names; the module is not imported.
 
     >>> read_arguments("masksearch.executors.local:Local")["limit_seconds"].kind
     <class 'float'>
     """
-    helps, declared = read_source(path)
-    found = {}
-    for name, (annotation, default) in declared.items():
-        if name in helps:
-            words = re.findall(r"\w+", annotation)
-            kind = next((KINDS[word] for word in words if word in KINDS), str)
-            text = " ".join(re.sub(r'`+"?([^`"]*)"?`+', r"\1", helps[name]).split())
-            meaning = re.search(r"(?:None = |[Dd]efault: )(.+?)(?=[.;](?: |$)|$)", text)
-            if default in ("None", ""):
-                default = meaning[1] if meaning else ""
-            else:
-                default = re.sub("['\"()]", "", default)
-            help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
-            found[name] = Argument(kind, default, help)
-    return found
+    source = read_source(path)
+    helps, declared = dict(source.helps), dict(source.declared)
+    if PARTS.keys() <= declared.keys():
+        for name, place in FLAT.items():
+            if not source.unread & {name, place.part}:
+                part = PARTS[place.part]
+                helps[name] = read_helps(inspect.getdoc(part) or "")[place.field]
+                each = part_field(place)
+                default = source.defaults.get(name, each.metadata.get("usually", each.default))
+                declared[name] = str(each.type), str(default)
+        declared = {name: each for name, each in declared.items() if name not in PARTS}
+    return {n: read_argument(helps[n], *each) for n, each in declared.items() if n in helps}
+
+
+def read_argument(described: str, annotation: str, default: str) -> Argument:
+    """An argument, of its docstring, annotation and default as text ("" = none)."""
+    words = re.findall(r"\w+", annotation)
+    kind = next((KINDS[word] for word in words if word in KINDS), str)
+    text = " ".join(re.sub(r'`+"?([^`"]*)"?`+', r"\1", described).split())
+    meaning = re.search(r"(?:None = |[Dd]efault: )(.+?)(?=[.;](?: |$)|$)", text)
+    if default in ("None", ""):
+        default = meaning[1] if meaning else ""
+    else:
+        default = re.sub("['\"()]", "", default)
+    help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
+    return Argument(kind, default, help)
+
+
+def read_helps(docstring: str) -> dict[str, str]:
+    """Name -> text of what a docstring describes under "Args"."""
+    section = docstring.partition("Args:\n")[2]
+    section = re.split(r"^\S", section, maxsplit=1, flags=re.M)[0]
+    return dict(re.findall(r"^    (\w+): (.+?)(?=^    \w+: |\Z)", section, re.S | re.M))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the source of a function or class says of its arguments, by their names.
+
+    Args:
+        helps: Their docstrings.
+        declared: Annotation and default, as written.
+        unread: Of an evaluator: what it does not read of its parts.
+        defaults: Of an evaluator: its defaults in place of those of parts.
+    """
+
+    helps: Mapping[str, str]
+    declared: Mapping[str, tuple[str, str]]
+    unread: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache
-def read_source(path: str) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    """Name -> docstring, and name -> (annotation, default), of a function or class."""
+def read_source(path: str) -> Source:
+    """What the source of a function or class says, and of its bases in the package."""
     module, _, name = path.partition(":")
     file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, tuple[str, str]] = {}
+    of_parts: dict[str, Any] = {}
     if isinstance(node, ast.ClassDef):
         modules = {
             alias.asname or alias.name: str(line.module)
@@ -204,12 +242,15 @@ def read_source(path: str) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
         for base in reversed(node.bases):
             if isinstance(base, ast.Name) and modules.get(base.id, "").startswith("masksearch."):
                 inherited = read_source(f"{modules[base.id]}:{base.id}")
-                helps |= inherited[0]
-                declared |= inherited[1]
+                helps |= inherited.helps
+                declared |= inherited.declared
+                of_parts |= {"unread": inherited.unread, "defaults": inherited.defaults}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 default = ast.unparse(item.value) if item.value else ""
                 declared[item.target.id] = ast.unparse(item.annotation), default
+                if item.target.id in ("unread", "defaults") and item.value:
+                    of_parts[item.target.id] = ast.literal_eval(item.value)
     else:
         args = [*node.args.args, *node.args.kwonlyargs]
         defaults = [*node.args.defaults, *node.args.kw_defaults]
@@ -217,10 +258,9 @@ def read_source(path: str) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
         for argument, value in zip(args, padded, strict=True):
             annotation = ast.unparse(argument.annotation) if argument.annotation else ""
             declared[argument.arg] = annotation, ast.unparse(value) if value else ""
-    section = (ast.get_docstring(node) or "").partition("Args:\n")[2]
-    section = re.split(r"^\S", section, maxsplit=1, flags=re.M)[0]
-    helps |= dict(re.findall(r"^    (\w+): (.+?)(?=^    \w+: |\Z)", section, re.S | re.M))
-    return helps, declared
+    helps |= read_helps(ast.get_docstring(node) or "")
+    unread = frozenset(of_parts.get("unread", ()))
+    return Source(helps, declared, unread, of_parts.get("defaults", {}))
 
 
 NAMED = (ast.ClassDef, ast.FunctionDef)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ from masksearch.cli.options import (
 )
 from masksearch.cli.resuming import COMMAND, resumable
 from masksearch.errors import ResumeError
+from masksearch.training.parts import flat_settings
 
 if TYPE_CHECKING:
     from masksearch.contracts import Report
@@ -51,7 +51,7 @@ def run_pretraining(given: Mapping[str, Any]) -> None:
     by_prefix = split_settings(given["set"] or ())
     if stray := [prefix for prefix in by_prefix if prefix]:
         raise OptionsError(f"pretrain takes settings of the training alone, not of {stray[0]}")
-    settings |= further_settings(MlmEvaluator, by_prefix.get("", {}))
+    settings |= further_settings(MlmEvaluator, by_prefix.get("", {}), settings)
     with join_processes() as group:
         if given["preset"] is None:
             evaluator = MlmEvaluator(given["corpus"], half="all", **settings)
@@ -119,9 +119,8 @@ def pretrain(
 
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
-    """The evaluator's fields as plain data."""
-    names = [f.name for f in fields(evaluator) if f.init and f.name != "half"]
-    found = {name: getattr(evaluator, name) for name in names}
+    """The evaluator's settings as plain data."""
+    found = {name: value for name, value in flat_settings(evaluator).items() if name != "half"}
     return {name: str(v) if isinstance(v, Path) else v for name, v in found.items()}
 
 
@@ -179,10 +178,10 @@ def train_and_save(
     from masksearch.training.checkpoints import Checkpoints
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit
-    model = evaluator.model(seed)
+    model = evaluator.build_model(seed)
     written: Any = model.encoder  # of a distillation, which trains no head
     if isinstance(model, MaskedLanguageModel):
-        written = model if evaluator.weights else use_their_epsilon(model)
+        written = use_their_epsilon(model) if evaluator.model.scratch else model
         hugging_face_model(model)  # refuses what could not be written, before its training
     if writes:
         write_text_in_one_move(out / SETTINGS, json.dumps(run, indent=1))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
 import torch
 from torch import nn
@@ -30,7 +30,6 @@ from masksearch.contracts import (
     NATS,
     Batch,
     Differentiable,
-    Evaluator,
     Half,
     Objective,
     Report,
@@ -38,6 +37,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError, check_name
+from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
 from masksearch.evaluators.next_tokens import (
     LOSS,
     RECALL,
@@ -62,31 +62,28 @@ from masksearch.models.decoders import (
     decoder_config,
     open_decoder,
 )
-from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
-from masksearch.tasks.text.files import absolute_if_local, make_absolute
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
-from masksearch.training.loop import (
-    Precision,
-    TrainConfig,
-    find_device,
-    move_batches,
-    peak_rate,
-    report_steps,
+from masksearch.training.loop import TrainConfig, move_batches, report_steps
+from masksearch.training.parts import (
+    AnyText,
+    How,
+    Text,
+    check_least,
+    find_size,
+    initial_spread,
+    refuse_beside_recall,
 )
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
-Adapted = Literal["none", "recover", "train"]
-LearnFrom = Literal["labels", "dense", "hidden"]
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
 SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
-LENGTH = 256  # positions of a sequence of text
 PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of all settings
 
 
 @dataclass(frozen=True)
-class CausalEvaluator(Evaluator):
+class CausalEvaluator(AssembledEvaluator):
     """Judges a mask by what a decoder loses under it on held-out text.
 
     With `weights` the decoder is a checkpoint, and by default nothing is trained: the mask is put
@@ -99,33 +96,18 @@ class CausalEvaluator(Evaluator):
     stood behind the same token 64 to 255 positions earlier, which a model can copy; `"nll/new"`,
     the others. A mask that forgets what lies far back shows it in the far bands first.
 
+    `adapt` says what is trained under the mask. `"none"`: nothing. `"recover"`: all weights, for
+    `recover_tokens`, towards the predictions of the dense model. `"train"`: all weights, from the
+    start. Without weights, `"none"` and `"recover"` take a dense model that is trained once for
+    each seed, without a mask, and kept in the cache.
+
     Args:
-        text: A text file, a folder of `*.txt` files, or a dataset `hf:..`; see `Corpus.load`. The
-            held-out part is judged, the rest trains. Or planted recall, `"recall"` (a file of that
-            name is `"./recall"`) or a `Recall`: then the report holds `"recall"`, the share of
-            right answers.
-        held_out: Text to hold out; default: see `Corpus.load`.
-        held_out_sequences: Largest number of held-out sequences that are judged.
-        half: Which of them, as of `MlmEvaluator`: `"search"`, `"final"`, `"all"` or `"test"`.
-        tokenizer: A tokenizer on disk or on the Hub; None = the checkpoint's, or a trained one.
-        vocabulary: Size of a trained vocabulary.
-        length: Positions of a sequence; None = 256 of a text, and the planted task's own.
-        cache: Folder of the token cache and of dense models; default: see `Corpus.load`.
-        weights: A checkpoint: a folder, a Hub name or a GGUF file, see
-            `masksearch.models.decoders`; None = random weights.
-        architecture: Of a decoder with random weights: `"llama"`, `"qwen3"` or `"gpt2"`.
-        size: Its layers x width x heads, as of `MlmEvaluator`.
-        kv_heads: Its key-value heads a layer; None = as many as heads.
-        initializer_range: Standard deviation of its weights; None = as of `MlmEvaluator`.
-        adapt: What is trained under the mask. `"none"`: nothing. `"recover"`: all weights, for
-            `recover_tokens`, towards the predictions of the dense model. `"train"`: all weights,
-            from the start. None = `"none"` with `weights`, else `"train"`. Without weights,
-            `"none"` and `"recover"` take a dense model that is trained once for each seed,
-            without a mask, and kept in the cache.
-        recover_tokens: Tokens of the training text that `"recover"` learns on, about.
-        recover_lr: Its peak learning rate.
-        learn_from: What gates of a one-shot search on frozen weights learn from: the next token
-            (`"labels"`), the predictions of the `"dense"` model, or its last `"hidden"` states.
+        text: The text, with `corpus`, or planted recall: then the report holds `"recall"`, the
+            share of right answers; in its place the corpus alone. Defaults: 64 held-out sequences
+            of 256 positions.
+        model: The checkpoint, or the decoder with random weights (default: `"llama"`).
+        training: How a decoder is trained (default: batches of 16), its reports and its machine.
+        adaptation: What is trained under the mask, and what gates learn from.
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides; `"kv_bytes"`, the share of the dense cache of keys and values that is held
             after `length` tokens (`masksearch.kv_bytes`); or `"kv_bytes_per_head"`, where the
@@ -137,53 +119,36 @@ class CausalEvaluator(Evaluator):
         passkeys: Number of further held-out sequences in which a number is hidden, and asked for
             at the end: `"passkey"` is the share of those that are repeated in full, and
             `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.next_token`.
-        steps: Optimiser steps of a training from random weights.
-        batch: Sequences of a batch.
-        lr: Peak learning rate of that training; None = 2e-3, or 1e-4 from a checkpoint.
-        warmup: Share of the steps in which the rate rises.
-        reports: Number of reports of a training; their steps double.
-        device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
-        precision: `"float32"`, or `"bfloat16"` for autocast.
-        checkpoint_seconds: Wall time between two checkpoints of a training.
 
     Raises:
         DataError: When it reads a text that is missing, too short or not UTF-8, or no decoder.
     """
 
-    text: Path | str | Recall
     _: KW_ONLY
-    held_out: Path | str | None = None
-    held_out_sequences: int = 64
-    half: Half = "search"
-    tokenizer: str | Path | None = None
-    vocabulary: int = 4096
-    length: int | None = None
-    cache: Path | str | None = None
-    # The model, and what is trained.
-    weights: str | Path | None = None
-    architecture: str = "llama"
-    size: AnySize = "tiny"
-    kv_heads: int | None = None
-    initializer_range: float | None = None
-    adapt: Adapted | None = None
-    recover_tokens: int = 200_000
-    recover_lr: float = 3e-4
-    learn_from: LearnFrom = "labels"
-    # What is reported.
     cost: Cost = "effective_sparsity"
     bands: tuple[int, ...] | None = None
     kl: bool = False
     passkeys: int = 0
-    # The training and its machine.
-    steps: int = 800
-    batch: int = 16
-    lr: float | None = None
-    warmup: float = 0.06
-    reports: int = 8
-    device: str = "auto"
-    precision: Precision = "float32"
-    checkpoint_seconds: float = 60.0
-    packed_text: NextTokenTask | None = field(default=None, init=False, repr=False, compare=False)
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "held_out_sequences": 64,
+        "length": 256,
+        "architecture": "llama",
+        "batch": 16,
+        "recover_lr": 3e-4,
+    }
+    unread: ClassVar[tuple[str, ...]] = (
+        "pretraining",
+        "whole_words",
+        "dropout",
+        "compile",
+        "recover_steps",
+        "finetune_lr",
+        "finetune_batch",
+        "epochs",
+        "finetune_seeds",
+        "frozen",
+    )
 
     measure_names = (CACHE, CACHE_PER_HEAD)
     meanings = MappingProxyType(
@@ -195,6 +160,10 @@ class CausalEvaluator(Evaluator):
         }
     )
 
+    if TYPE_CHECKING:
+
+        def __init__(self, text: Text | AnyText = ..., **settings: Any) -> None: ...
+
     def __new__(cls, *_: object, **settings: object) -> Self:
         """Names the new place of settings that were fields until 0.2.0."""
         if moved := [name for name in ("account", "serving", "sinks") if name in settings]:
@@ -205,17 +174,12 @@ class CausalEvaluator(Evaluator):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("reports", "batch", "held_out_sequences", "recover_tokens", "passkeys"):
-            least = 0 if name == "passkeys" else 1
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
-        check_name("architecture of a decoder", self.architecture, DECODERS)
-        check_name("half", self.half, get_args(Half))
-        check_name("adapt", str(self.adapts), get_args(Adapted))
+        super().__post_init__()
+        if self.text.corpus is None:
+            raise ValueError(f"{NO_CORPUS}, or 'recall', a planted task")
+        check_name("architecture of a decoder", self.model.architecture, DECODERS)
         check_name("cost", self.cost, get_args(Cost))
-        check_name("learn_from", self.learn_from, get_args(LearnFrom))
+        check_least(0, passkeys=self.passkeys)
         if self.kl and self.adapts != "none":
             raise ValueError(
                 f"kl compares the same weights with and without a mask, and adapt={self.adapts!r} "
@@ -223,55 +187,31 @@ class CausalEvaluator(Evaluator):
             )
         if any(a >= b for a, b in pairwise((1, *(self.bands or ())))):
             raise ValueError(f"bands are positions from 2 on, rising, got {[*(self.bands or ())]}")
-        made: dict[str, object] = {"size": size_name(self.size)}  # one text for equal sizes
         if self.bands is not None:
-            made["bands"] = tuple(self.bands)
-        if self.text == RECALL:
-            made["text"] = Recall() if self.length is None else Recall.of_length(self.length)
-        for name, value in made.items():
-            object.__setattr__(self, name, value)
-        make_absolute(self, "text", "held_out", "cache")
-        make_absolute(self, "tokenizer", "weights", resolve=absolute_if_local)
+            object.__setattr__(self, "bands", tuple(self.bands))
+        if isinstance(self.text.corpus, Recall):
+            refuse_beside_recall(passkeys=self.passkeys)
         _ = (self.train_config, self.recover_config)  # check steps and rates
-        if not isinstance(self.text, Recall):
-            return
-        if self.length not in (None, own := self.text.length):
-            given = f"got length={self.length}; leave length out"
-            raise ValueError(f"this planted recall has {own} positions, {given}")
-        for name in ("tokenizer", "held_out", "passkeys"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"planted recall has token ids of its own, so {name}= belongs to text; leave "
-                    "it out (weights=, or architecture= and size=, say what is judged)"
-                )
 
     # -- what it is ----------------------------------------------------------------------------
-    def on(self, half: Half) -> Self:
-        """The same on other held-out documents (DataError if there are none)."""
-        if half == self.half:
-            return self
-        made = replace(self, half=half)
-        made.rows  # noqa: B018 (refuses an empty half)
-        return made
-
     def task(self) -> NextTokenTask:
         """The text, read once a process, or the planted task."""
-        if self.packed_text is not None:
-            return self.packed_text
-        start = self.start
-        if isinstance(self.text, Recall):
-            if start is not None:
-                start.check_tokens(self.text.vocabulary)
-            return self.text
-        found = read_text(
-            self.text,
-            tokenizer=self.tokenizer or (start and start.tokenizer_source),
-            vocabulary=self.vocabulary,
-            length=self.positions,
-            cache=self.cache,
-            held_out=self.held_out,
-            test=self.half == "test",
-        )
+        if self.held:
+            held: NextTokenTask = self.held["text"]
+            return held
+        text, start = self.text, self.start
+        if isinstance(text.corpus, Recall):
+            found: NextTokenTask = text.corpus
+        else:
+            found = read_text(
+                cast("Path | str", text.corpus),
+                tokenizer=text.tokenizer or (start and start.tokenizer_source),
+                vocabulary=text.vocabulary,
+                length=text.length,
+                cache=text.cache,
+                held_out=text.held_out,
+                test=self.half == "test",
+            )
         if start is not None:
             start.check_tokens(found.vocabulary)
         return found
@@ -279,7 +219,7 @@ class CausalEvaluator(Evaluator):
     @property
     def rows(self) -> NextTokenRows:
         """The tokens that are judged; DataError if there are none."""
-        return read_rows(self.task(), self.half, self.held_out_sequences)
+        return read_rows(self.task(), self.half, self.text.held_out_sequences)
 
     @property
     def hidden_rows(self) -> NextTokenRows | None:
@@ -290,11 +230,7 @@ class CausalEvaluator(Evaluator):
 
     def packed(self) -> Self:
         """The same evaluator with its text, not with a checkpoint's weights, in memory."""
-        if self.packed_text is not None:
-            return self
-        made = copy.copy(self)
-        object.__setattr__(made, "packed_text", self.task())
-        return made
+        return self if self.held else self.holding(text=self.task())
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text and of the checkpoint, where there is one."""
@@ -304,32 +240,31 @@ class CausalEvaluator(Evaluator):
     @property
     def start(self) -> StoredDecoder | None:
         """The checkpoint, opened once a process; None = random weights."""
-        return None if self.weights is None else open_weights(self.weights)
+        return None if self.model.weights is None else open_weights(self.model.weights)
 
     @property
     def positions(self) -> int:
         """Positions of a sequence."""
-        if isinstance(self.text, Recall):
-            return self.text.length
-        return LENGTH if self.length is None else self.length
+        return self.text.length
 
     @property
-    def adapts(self) -> Adapted:
+    def adapts(self) -> How:
         """What is trained under a mask."""
-        return self.adapt or ("train" if self.weights is None else "none")
+        return self.adaptation.how or ("train" if self.model.scratch else "none")
 
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to: causal."""
         if self.start is not None:
             return self.start.shape(self.positions)
-        size = find_size(self.size)
+        size = find_size(self.model.size)
         return Shape(self.positions, size.layers, size.heads, causal=True)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """Held-out loss in nats a token (worst: a uniform guess), and `cost`."""
-        source = self.text if isinstance(self.text, Recall) else self.start or self
+        corpus = self.text.corpus
+        source = corpus if isinstance(corpus, Recall) else self.start or self.text
         cost = Objective(self.cost, "min", 1.0)
         if self.cost == SPARSITY:
             cost = Objective(SPARSITY, "max", 0.0)
@@ -359,22 +294,18 @@ class CausalEvaluator(Evaluator):
         if self.start is not None:
             return self.start.config
         return decoder_config(
-            *(self.architecture, self.size, self.vocabulary, self.positions),
-            kv_heads=self.kv_heads,
-            initializer_range=self.initializer_range,
+            *(self.model.architecture, self.model.size, self.text.vocabulary, self.positions),
+            kv_heads=self.model.kv_heads,
+            initializer_range=self.model.initializer_range,
         )
-
-    @property
-    def train_config(self) -> TrainConfig:
-        """Settings of a training of all weights."""
-        lr = peak_rate("lr", self.lr, scratch=self.weights is None)
-        return TrainConfig(steps=self.steps, lr=lr, warmup=self.warmup)
 
     @property
     def recover_config(self) -> TrainConfig:
         """Settings of the recovery."""
-        steps = math.ceil(self.recover_tokens / (self.batch * self.positions))
-        return TrainConfig(steps=steps, lr=self.recover_lr, warmup=self.warmup)
+        config, adaptation = self.train_config, self.adaptation
+        tokens = self.training.batch * config.micro_batches * self.positions  # of a step
+        lr = config.lr if adaptation.lr is None else adaptation.lr
+        return replace(config, steps=math.ceil(adaptation.tokens / tokens), lr=lr)
 
     @property
     def protocol(self) -> str:
@@ -385,7 +316,8 @@ class CausalEvaluator(Evaluator):
         """Everything that a score depends on, beside mask and seed."""
         hidden, recover = self.hidden_rows, None
         if self.adapts == "recover":
-            recover = self.task().train_digest, self.batch, self.recover_config.identity
+            batch = self.training.batch
+            recover = self.task().train_digest, batch, self.recover_config.identity
         return ({} if hidden is None else {"passkeys": hidden.digest()}) | {
             "model": self.weights_settings(),
             "rows": self.rows.digest(),
@@ -394,23 +326,26 @@ class CausalEvaluator(Evaluator):
             "recover": recover,
             "bands": self.edges,
             "kl": self.kl,
-            "precision": self.precision,
+            "precision": self.training.precision,
         }
 
     def weights_settings(self) -> dict[str, object]:
         """What the weights depend on that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
             return {"weights": self.start.digest, "length": self.positions}
-        size = find_size(self.size)
-        scratch: dict[str, object] = {"architecture": self.architecture, "size": asdict(size)}
-        scratch["kv_heads"] = self.kv_heads
-        scratch["initializer_range"] = self.initializer_range or initial_spread(size.width)
+        size = find_size(self.model.size)
+        scratch = {
+            "architecture": self.model.architecture,
+            "size": asdict(size),
+            "kv_heads": self.model.kv_heads,
+            "initializer_range": self.model.initializer_range or initial_spread(size.width),
+        }
         return {
             "start": scratch if self.start is None else self.start.digest,
             "text": self.task().train_digest,
             "train": self.train_config.identity,
-            "batch": self.batch,
-            "precision": self.precision,
+            "batch": self.training.batch,
+            "precision": self.training.precision,
         }
 
     @property
@@ -421,7 +356,7 @@ class CausalEvaluator(Evaluator):
     @property
     def seedless(self) -> bool:
         """Whether every seed gives a mask the same scores: a checkpoint, judged as it is."""
-        return self.weights is not None and self.adapts == "none"
+        return not self.model.scratch and self.adapts == "none"
 
     @property
     def weights_frozen(self) -> bool:
@@ -429,40 +364,36 @@ class CausalEvaluator(Evaluator):
         return self.adapts != "train"
 
     @property
-    def weight_lr(self) -> float | None:
-        """Peak learning rate of a checkpoint's weights beside gates; None from random weights."""
-        return None if self.weights is None else self.train_config.lr
-
-    @property
-    def training(self) -> NextTokenTraining:
+    def trainer(self) -> NextTokenTraining:
         """What trains a decoder on the text."""
-        how = self.batch, find_device(self.device), self.precision, self.checkpoint_seconds
+        training = self.training
+        how = training.batch, self.place, training.precision, training.checkpoint_seconds
         return NextTokenTraining(self.task(), *how)
 
     # -- models --------------------------------------------------------------------------------
-    def model(self, seed: int) -> NextTokenModel:
+    def build_model(self, seed: int) -> NextTokenModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
         if self.start is not None:
-            return NextTokenModel(self.start.decoder()).to(find_device(self.device))
+            return NextTokenModel(self.start.decoder()).to(self.place)
         body = decoder(
-            *(self.architecture, self.size, self.task().vocabulary, self.positions),
+            *(self.model.architecture, self.model.size, self.task().vocabulary, self.positions),
             seed=mixed_seed(seed, WEIGHTS),
-            kv_heads=self.kv_heads,
-            initializer_range=self.initializer_range,
+            kv_heads=self.model.kv_heads,
+            initializer_range=self.model.initializer_range,
         )
-        return NextTokenModel(body).to(find_device(self.device))
+        return NextTokenModel(body).to(self.place)
 
     def dense(self, seed: int) -> NextTokenModel:
         """The model that masks are put on: the checkpoint, or what was trained without a mask for
         this seed, once, and kept in the cache. A fresh copy."""
-        made = self.model(seed)
+        made = self.build_model(seed)
         if self.start is None:
             key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
-            path = cache_folder(self.cache) / DENSE / f"decoder-{key}.safetensors"
+            path = cache_folder(self.text.cache) / DENSE / f"decoder-{key}.safetensors"
 
             def pretrain(kept: Checkpoints) -> None:
                 how = self.train_config, seed, key, kept
-                for _ in self.training.steps(made, *how, title="dense decoder"):
+                for _ in self.trainer.steps(made, *how, title="dense decoder"):
                     pass
 
             provide_dense(made, path, key, pretrain)
@@ -471,7 +402,7 @@ class CausalEvaluator(Evaluator):
 
     def shared(self, seed: int) -> DenseDecoder:
         """The dense model, one object for all masks; a checkpoint is one for all seeds."""
-        return share_dense(self, seed if self.weights is None else 0)
+        return share_dense(self, seed if self.model.scratch else 0)
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing."""
@@ -506,10 +437,10 @@ class CausalEvaluator(Evaluator):
         model, config, teacher = self.under(mask, seed)
         kept = Checkpoints(workdir, self.adapts)
         memory: dict[str, Any] = {"curve": []}
-        due = report_steps(config.steps, self.reports)
+        due = report_steps(config.steps, self.training.reports)
         key = short_hash(self.protocol, mask.digest, str(seed))
         how = config, seed, key, kept
-        steps = self.training.steps(model, *how, teacher=teacher, memory=memory)
+        steps = self.trainer.steps(model, *how, teacher=teacher, memory=memory)
         first = next(steps, None)  # a run that goes on brings its curve back
         for number, values in memory["curve"]:
             yield Report(number, values)
@@ -526,7 +457,7 @@ class CausalEvaluator(Evaluator):
     ) -> tuple[NextTokenModel, TrainConfig, NextTokenModel | None]:
         """A model of its own with the mask on; how it is trained; the teacher of `"recover"`."""
         teacher = None if self.adapts == "train" else self.shared(seed).model
-        model = self.model(seed) if teacher is None else copy.deepcopy(teacher)
+        model = self.build_model(seed) if teacher is None else copy.deepcopy(teacher)
         attach(model, mask)
         return model, self.train_config if teacher is None else self.recover_config, teacher
 
@@ -536,7 +467,7 @@ class CausalEvaluator(Evaluator):
         `detach`, `to_native` and `save_masked` take it."""
         model, config, teacher = self.under(mask, seed)
         if self.adapts != "none":
-            for _ in self.training.steps(model, config, seed, "adapted", None, teacher=teacher):
+            for _ in self.trainer.steps(model, config, seed, "adapted", None, teacher=teacher):
                 pass
         detach(model.eval())  # from around the decoder, which the mask then is on
         attach(model.model, mask)
@@ -550,7 +481,7 @@ class CausalEvaluator(Evaluator):
             self.rows.tokens,
             answers=self.rows.answers is not None,
             dense=shared.features if shared is not None and self.kl else None,
-            precision=self.precision,
+            precision=self.training.precision,
             states=shared.states if shared is not None and model is shared.model else None,
         )
 
@@ -566,7 +497,9 @@ class CausalEvaluator(Evaluator):
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
         if hidden is not None:
-            said = score_tokens(model, hidden.tokens, answers=True, precision=self.precision)
+            said = score_tokens(
+                model, hidden.tokens, answers=True, precision=self.training.precision
+            )
             values |= passkey_values(said, hidden)
         return values
 
@@ -574,16 +507,16 @@ class CausalEvaluator(Evaluator):
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the model and the text, without a mask. Weights of a
         dense model are frozen, so that gates alone are trained."""
-        order, rows, size = mixed_seed(seed, DATA, GATES), self.rows, self.batch
-        model, teacher = self.model(seed), None
+        order, rows, size = mixed_seed(seed, DATA, GATES), self.rows, self.training.batch
+        model, teacher = self.build_model(seed), None
         if self.weights_frozen:
             model = self.dense(seed)
-            teacher = None if self.learn_from == "labels" else self.shared(seed).model
+            teacher = None if self.adaptation.learn_from == "labels" else self.shared(seed).model
 
         def targets(batches: Iterator[Batch]) -> Iterator[Batch]:
-            for batch in move_batches(batches, find_device(self.device)):
+            for batch in move_batches(batches, self.place):
                 if teacher is not None:
-                    name = "hidden" if self.learn_from == "hidden" else "target"
+                    name = "hidden" if self.adaptation.learn_from == "hidden" else "target"
                     with torch.no_grad():
                         batch = batch | {name: teacher.features(batch["input_ids"])}
                 yield batch
@@ -593,7 +526,7 @@ class CausalEvaluator(Evaluator):
             for at in range(0, len(rows.tokens), size)
         )
         batches = targets(self.task().batches(order, size))
-        how = list(targets(held_out)), self.steps, self.train_config.lr
+        how = list(targets(held_out)), self.training.steps, self.train_config.lr
         return Differentiable(model.train(), batches, *how)
 
 
@@ -612,4 +545,4 @@ def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
 @lru_cache(maxsize=2)
 def share_dense(judge: CausalEvaluator, seed: int) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
-    return DenseDecoder(judge.dense(seed), judge.rows.tokens, judge.precision)
+    return DenseDecoder(judge.dense(seed), judge.rows.tokens, judge.training.precision)

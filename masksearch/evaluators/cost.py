@@ -10,8 +10,9 @@ import hashlib
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import InitVar, asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -270,9 +271,9 @@ class WithCost(EvaluatorWrapper):
         latency: `"ratio"` (or True) for the objective `latency_ratio`, `"milliseconds"` for
             `latency`, False for neither. Measured: two runs differ by some percent.
         memory: Whether `memory` is an objective.
-        length: Positions at which the costs are taken; None = the evaluator's. A mask of rules
-            is taken at that length as it is. One that holds a table is cropped where `length`
-            is shorter, and refused where it is longer: tables do not stretch. A search then
+        cost_length: Positions at which the costs are taken; None = the evaluator's. A mask of
+            rules is taken at that length as it is. One that holds a table is cropped where it is
+            shorter, and refused where it is longer: tables do not stretch. A search then
             answers only equal expressions from its study, not equal cells (`beyond_shape`).
 
     Raises:
@@ -281,9 +282,15 @@ class WithCost(EvaluatorWrapper):
 
     latency: bool | Literal["ratio", "milliseconds"] = True
     memory: bool = False
-    length: int | None = None
+    cost_length: int | None = None
+    length: InitVar[int | None] = None  # its name until 0.2.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, length: int | None) -> None:
+        if length is not None:
+            warnings.warn(
+                "WithCost(length=..) is called cost_length now", DeprecationWarning, stacklevel=3
+            )
+            object.__setattr__(self, "cost_length", length)
         if self.latency not in (True, False, "ratio", "milliseconds"):
             raise ValueError(
                 f"latency is True, False, 'ratio' or 'milliseconds', got {self.latency!r}"
@@ -300,7 +307,7 @@ class WithCost(EvaluatorWrapper):
         shape = self.shape
         chosen = "latency" if self.latency == "milliseconds" else "latency_ratio"
         return CostEvaluator(
-            length=shape.length if self.length is None else self.length,
+            length=shape.length if self.cost_length is None else self.cost_length,
             layers=shape.layers,
             heads=shape.heads,
             measure=(chosen,) * bool(self.latency) + ("memory",) * self.memory,
@@ -309,7 +316,7 @@ class WithCost(EvaluatorWrapper):
     @property
     def beyond_shape(self) -> bool:
         """Whether a mask is looked at beyond `shape`, where masks of equal cells may differ."""
-        return self.length not in (None, self.shape.length)
+        return self.cost_length not in (None, self.shape.length)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -326,7 +333,7 @@ class WithCost(EvaluatorWrapper):
         """Yields the inner evaluator's reports, each with the costs.
 
         Args:
-            mask: Any mask that fits `shape` (and `length`).
+            mask: Any mask that fits `shape` (and `cost_length`).
             seed: The inner evaluator's; also of the numbers that a latency computes with.
             workdir: The inner evaluator's.
 
@@ -352,5 +359,5 @@ class WithCost(EvaluatorWrapper):
                 raise
             raise LengthError(
                 f"the costs are taken at {cost.length} positions, where this mask does not "
-                f"exist ({error}); leave length=None to take them at {own}"
+                f"exist ({error}); leave cost_length=None to take them at {own}"
             ) from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -19,7 +19,6 @@ from masksearch.contracts import (
     POINT,
     Batch,
     Differentiable,
-    Evaluator,
     Half,
     Objective,
     Report,
@@ -27,11 +26,10 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, SearchError, check_name
+from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
 from masksearch.evaluators.mlm import (
-    NO_CORPUS,
     MlmEvaluator,
-    Pretraining,
-    check_settings,
+    check_encoder,
     preset_of,
     read_weights,
 )
@@ -51,37 +49,25 @@ from masksearch.evaluators.tuning import (
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.encoders import AnySize
 from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
 from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.tokenizer import Vocabulary, read_vocabulary
+from masksearch.tasks.text.tokenizer import read_vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
-from masksearch.training.loop import (
-    Frozen,
-    Optimiser,
-    Precision,
-    Schedule,
-    TrainConfig,
-    check_frozen,
-    find_device,
-    freeze,
-    peak_rate,
-)
+from masksearch.training.loop import TrainConfig, check_frozen, freeze
+from masksearch.training.parts import check_least
 
 ROUND, DROPOUT, RECOVER, GATES = 25, 26, 27, 28  # streams of random numbers
-Adapt = Literal["none", "recover", "train"]
-LearnFrom = Literal["labels", "dense"]
 
 
 @dataclass(frozen=True)
-class FineTuning(Evaluator, ABC):
+class FineTuning(AssembledEvaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks, says how their rows become batches and scores (the abstract
     methods below), and has two `streams` of random numbers: the head's, the order of the rows.
-    The rest is here, in parts: `text` pre-trains where there is a corpus, `start` is the
-    checkpoint, `training` fine-tunes and predicts, `source` tokenizes. A pre-training that is
+    The rest is here: `pretrainer` pre-trains where there is a corpus, `start` is the checkpoint,
+    `trainer` fine-tunes and predicts, `source` tokenizes. A pre-training that is
     finished, scores of finished tasks and the state of the training under way are kept in the
     working folder and found there again, so that a killed run ends as it would have, on a CPU bit
     for bit.
@@ -104,106 +90,46 @@ class FineTuning(Evaluator, ABC):
     A batch of shorter sequences is computed on the mask's top-left corner, which gives the same
     numbers as padding to `length`, in less time.
 
-    The arguments down to `checkpoint_seconds` are those of `MlmEvaluator`, which describes them.
-
     Args:
+        text: The text of the pre-training, with `corpus`; in its place the corpus alone.
+        model: What is pre-trained, or the checkpoint that is fine-tuned.
+        training: How it is pre-trained; precision, device and checkpoints of all trainings.
+        adaptation: The fine-tuning, and what is trained under a mask, see above.
         rows: Largest number of training rows of a task; a fixed sample; None = all.
         dev_rows: The same for the rows that are scored.
-        finetune_lr: Peak learning rate of fine-tuning; None = 5e-4 where the model began with
-            random weights, 5e-5 for a checkpoint.
-        finetune_batch: Rows of a fine-tuning batch.
-        epochs: Passes over the training rows.
-        finetune_seeds: Fine-tuning runs of a task, from the same pre-trained weights. A score is
-            their mean; with two or more, `"<score>/std"` is their standard deviation.
-        frozen: Lower layers that fine-tuning leaves as they are, the embeddings included (0 =
-            the embeddings alone); `"all"` = only the head is trained; None = everything is.
-        adapt: What is trained under a mask: `"none"`, `"recover"` (a dense model, for some steps)
-            or `"train"` (from the checkpoint on), see above.
-        recover_steps: Optimiser steps under the mask, for `"recover"`.
-        recover_lr: Their peak learning rate; None = `finetune_lr`.
-        learn_from: What these steps, and the gates of DAM on a dense model, learn from: the
-            `"labels"`, or the logits of the `"dense"` model.
+        split_seed: Seed of the split of a file that stands alone, and of the samples.
     """
 
-    corpus: Path | str | None
     _: KW_ONLY
-    # The text, and what is predicted of it.
-    held_out: Path | str | None = None
-    held_out_sequences: int = 512
-    half: Half = "search"
-    tokenizer: str | Path | None = None
-    vocabulary: int = 4096
-    length: int = 128
-    pretraining: Pretraining = "mlm"
-    whole_words: bool = False
-    cache: Path | str | None = None
-    # The model.
-    size: AnySize = "tiny"
-    architecture: str = "bert"
-    initializer_range: float | None = None
-    dropout: float | None = None
-    weights: str | Path | None = None
-    # The training, its reports and its machine.
-    steps: int = 800
-    batch: int = 32
-    micro_batches: int = 1
-    lr: float | None = None
-    warmup: float = 0.06
-    schedule: Schedule = "linear"
-    optimiser: Optimiser = "adamw"
-    reports: int = 8
-    device: str = "auto"
-    precision: Precision = "float32"
-    compile: bool = False
-    checkpoint_seconds: float = 60.0
-    # The tasks, and what is trained on them.
     rows: int | None = 10_000
     dev_rows: int | None = 2_000
-    finetune_lr: float | None = None
-    finetune_batch: int = 32
-    epochs: int = 3
-    finetune_seeds: int = 1
-    frozen: Frozen = None
-    adapt: Adapt = "train"
-    recover_steps: int = 100
-    recover_lr: float | None = None
-    learn_from: LearnFrom = "labels"
-    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
-    packed_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
-    packed_tasks: Mapping[str, Any] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
+    split_seed: int = 0
 
+    defaults: ClassVar[Mapping[str, Any]] = {"adapt": "train"}
+    unread: ClassVar[tuple[str, ...]] = ("kv_heads", "recover_tokens")
     score_name: ClassVar[str]  # what a search improves
     streams: ClassVar[tuple[int, int]]
     head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`
     head_reads: ClassVar[int | None] = None  # leading rows of hidden states that `head` reads
 
     def __post_init__(self) -> None:
-        if self.corpus is None and self.weights is None:
+        super().__post_init__()
+        weights, corpus, how = self.model.weights, self.text.corpus, self.adaptation.how
+        if corpus is None and weights is None:
             raise ValueError(f"{NO_CORPUS}, or the weights of a checkpoint to fine-tune")
-        check_settings(self)
-        if self.corpus is not None:
-            self.text  # noqa: B018  (checks what a pre-training is told)
-        counts = ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows")
-        for name in (*counts, "recover_steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.length < 8:
-            raise ValueError(f"fine-tuning needs at least 8 positions, got {self.length}")
-        TrainConfig(steps=1, lr=self.finetune_rate)
-        check_name("adapt", self.adapt, get_args(Adapt))
-        check_name("learn_from", self.learn_from, get_args(LearnFrom))
-        if self.recover_lr is not None and not self.recover_lr > 0:
-            raise ValueError(f"recover_lr must be positive, got {self.recover_lr}")
-        if self.adapt != "train" and (self.weights is None or self.corpus is not None):
-            stray = "has no weights" if self.weights is None else "also has a corpus"
+        check_encoder(self)
+        if corpus is not None:
+            self.pretrainer  # noqa: B018  (checks what a pre-training is told)
+        check_least(1, rows=self.rows, dev_rows=self.dev_rows)
+        if self.text.length < 8:
+            raise ValueError(f"fine-tuning needs at least 8 positions, got {self.text.length}")
+        check_name("learn_from", self.adaptation.learn_from, ("labels", "dense"))
+        if how != "train" and (weights is None or corpus is not None):
+            stray = "has no weights" if weights is None else "also has a corpus"
             raise ValueError(
-                f"adapt={self.adapt!r} puts masks on a fine-tuned checkpoint, and this evaluator "
+                f"adapt={how!r} puts masks on a fine-tuned checkpoint, and this evaluator "
                 f"{stray}; give weights= and corpus=None, or adapt='train'"
             )
-        if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
-            raise ValueError(f"frozen is a number of layers, 'all' or None, got {self.frozen!r}")
 
     # -- what a subclass says ------------------------------------------------------------------
     @property
@@ -260,51 +186,57 @@ class FineTuning(Evaluator, ABC):
         return seed
 
     @cached_property
-    def text(self) -> MlmEvaluator:
+    def pretrainer(self) -> MlmEvaluator:
         """The pre-training, where there is a corpus; with test rows go its text's final half."""
-        names = [each.name for each in fields(MlmEvaluator) if each.init]
-        half = {"half": "final"} if self.half == "test" else {}
-        return MlmEvaluator(**{name: getattr(self, name) for name in names} | half)
+        half: Half = "final" if self.half == "test" else self.half
+        return MlmEvaluator(self.text, model=self.model, training=self.training, half=half)
 
     @property
     def start(self) -> Pretrained:
         """The checkpoint, opened once a process; DataError if it cannot be opened."""
-        return self.packed_start or read_weights(self.weights)
+        return self.held.get("start") or read_weights(self.model.weights)
 
     @property
-    def training(self) -> TaskTraining:
+    def trainer(self) -> TaskTraining:
         """What fine-tunes a head, and has it predict."""
-        how = self.frozen, find_device(self.device), self.precision, self.checkpoint_seconds
-        return TaskTraining(self.inputs, self.finetune_batch, *how)
+        return TaskTraining(
+            self.inputs,
+            self.adaptation.finetune_batch,
+            self.adaptation.frozen,
+            self.place,
+            self.training.precision,
+            self.training.checkpoint_seconds,
+        )
 
     @property
     def source(self) -> TokenSource:
         """What turns the tasks' text into ids: the corpus, or the checkpoint's tokenizer."""
-        if self.corpus is not None:
-            return self.text.task().corpus
-        if self.packed_source is not None:
-            return self.packed_source
+        if self.text.corpus is not None:
+            return self.pretrainer.task().corpus
+        if "source" in self.held:
+            held: TokenSource = self.held["source"]
+            return held
         start = self.start
-        start.shape(self.length)
-        made = read_vocabulary(self.tokenizer or start.tokenizer_source, self.length)
+        start.shape(self.text.length)
+        tokenizer = self.text.tokenizer or start.tokenizer_source
+        made = read_vocabulary(tokenizer, self.text.length)
         start.check_tokens(made.vocabulary, made.special["pad"])
         return made
 
     def tokens(self, name: str = "") -> Any:
         """The tokenized rows of a task (of the first one without a name), read once a process."""
         name = name or self.downstream[0]
-        return self.tokenize(name) if self.packed_tasks is None else self.packed_tasks[name]
+        return self.held["tasks"][name] if self.held else self.tokenize(name)
 
     def packed(self) -> Self:
         """The same evaluator with corpus and tokenized rows in memory; see `MlmEvaluator`."""
-        if self.packed_tasks is not None:
+        if self.held:
             return self
-        made = copy.copy(self)
-        made.__dict__["packed_tasks"] = {name: self.tokens(name) for name in self.downstream}
-        if self.corpus is None:
-            made.__dict__.update(packed_start=self.start, packed_source=self.source)
-        else:
-            made.__dict__["text"] = self.text.packed()
+        tasks = {name: self.tokens(name) for name in self.downstream}
+        if self.text.corpus is None:
+            return self.holding(tasks=tasks, start=self.start, source=self.source)
+        made = self.holding(tasks=tasks)
+        made.__dict__["pretrainer"] = self.pretrainer.packed()
         return made
 
     @classmethod
@@ -313,19 +245,11 @@ class FineTuning(Evaluator, ABC):
         return cls(*args, **(preset_of(cls, name) | changes))
 
     # -- what it is ----------------------------------------------------------------------------
-    def on(self, half: Half) -> Self:
-        """The same evaluator on other rows of its tasks: another protocol, the same training.
-        DataError if a task, or the text, has no such rows."""
-        if half == self.half:
-            return self
-        made = replace(self, half=half)
-        made.settings()  # refuses an empty half
-        return made
-
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to, with the training rows' lengths and the last layer's rows."""
-        shape = self.start.shape(self.length) if self.corpus is None else self.text.shape
+        alone = self.text.corpus is None
+        shape = self.start.shape(self.text.length) if alone else self.pretrainer.shape
         if self.half == "all":
             return shape
         return replace(shape, lengths=self.lengths, read=self.read, tokens=self.token_rows)
@@ -333,15 +257,15 @@ class FineTuning(Evaluator, ABC):
     @cached_property
     def read(self) -> int | None:
         """Leading rows of the last layer that reach a score; None = all, as in a pre-training."""
-        if self.half == "all" or self.corpus is not None:
+        if self.half == "all" or self.text.corpus is not None:
             return None
-        return rows_read(self.start.locate(), self.head_reads, tuned=self.adapt != "train")
+        return rows_read(self.start.locate(), self.head_reads, tuned=self.weights_frozen)
 
     @cached_property
     def lengths(self) -> dict[int, int]:
         """How many training sequences have how many tokens; see `pooled_lengths`."""
         tasks = [self.sequence_lengths(self.tokens(name).train) for name in self.downstream]
-        return pooled_lengths(tasks, self.length)
+        return pooled_lengths(tasks, self.text.length)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -354,29 +278,29 @@ class FineTuning(Evaluator, ABC):
     @property
     def seedless(self) -> bool:
         """Whether a fine-tuned folder is judged as it is, which no seed changes."""
-        return self.adapt == "none" and tuned_kind(self.start.locate()) is not None
+        return self.adaptation.how == "none" and tuned_kind(self.start.locate()) is not None
 
     @property
     def weights_frozen(self) -> bool:
         """Whether `differentiable` trains gates alone."""
-        return self.adapt != "train"
+        return self.adaptation.how != "train"
 
     @property
     def weight_lr(self) -> float | None:
         """As of `MlmEvaluator`; without a corpus the rate of fine-tuning."""
-        return self.finetune_rate if self.corpus is None else self.text.weight_lr
+        return self.finetune_rate if self.text.corpus is None else super().weight_lr
 
     @property
     def finetune_rate(self) -> float:
         """Peak learning rate of fine-tuning."""
-        return peak_rate("finetune_lr", self.finetune_lr, scratch=self.weights is None)
+        return self.adaptation.finetune_rate(scratch=self.model.scratch)
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text, of the checkpoint and of the tasks' rows."""
-        if self.corpus is None:
+        if self.text.corpus is None:
             named = {"tokenizer": self.source.digest, "weights": self.start.digest}
         else:
-            named = dict(self.text.data_hashes())
+            named = dict(self.pretrainer.data_hashes())
         for name, found in self.task_settings().items():  # of one task, or of each by its name
             each = found if isinstance(found, Mapping) else {name: found}
             named |= {task: value for task, value in each.items() if isinstance(value, str)}
@@ -389,32 +313,34 @@ class FineTuning(Evaluator, ABC):
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
-        if self.corpus is not None:
-            found = self.text.settings()
+        adaptation, dropout = self.adaptation, self.model.dropout
+        if self.text.corpus is not None:
+            found = self.pretrainer.settings()
         else:
             found = {"data": self.source.digest, "size": self.start.digest}
             found |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
-            found |= {"held_out": None, "precision": self.precision}
-            found |= {} if self.dropout is None else {"dropout": self.dropout}
+            found |= {"held_out": None, "precision": self.training.precision}
+            found |= {} if dropout is None else {"dropout": dropout}
         if self.half != "all":
             found["half"] = self.half
         found |= self.task_settings()
-        found |= {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
-        found["finetune_batch"] = self.finetune_batch
-        later = {  # hashed where they are not the default
-            "finetune_seeds": 1,
-            "frozen": None,
-            "adapt": "train",
-            "learn_from": "labels",
-            **({"recover_steps": 0, "recover_lr": None} if self.adapt == "recover" else {}),
-            "read": None,  # decides what sparsity counts, though no score
+        found |= {"epochs": adaptation.epochs, "finetune_lr": self.finetune_rate}
+        found["finetune_batch"] = adaptation.finetune_batch
+        later: dict[str, tuple[object, object]] = {  # hashed where they are not the default
+            "finetune_seeds": (adaptation.finetune_seeds, 1),
+            "frozen": (adaptation.frozen, None),
+            "adapt": (adaptation.how, "train"),
+            "learn_from": (adaptation.learn_from, "labels"),
         }
-        own = {name: getattr(self, name) for name in later}
-        return found | {name: value for name, value in own.items() if value != later[name]}
+        if adaptation.how == "recover":
+            later |= {"recover_steps": (adaptation.steps, 0), "recover_lr": (adaptation.lr, None)}
+        later["read"] = self.read, None  # decides what sparsity counts, though no score
+        return found | {name: value for name, (value, usual) in later.items() if value != usual}
 
     def finetune_steps(self, name: str) -> int:
         """Optimiser steps of a task's fine-tuning."""
-        return self.epochs * batches_an_epoch(len(self.tokens(name).train), self.finetune_batch)
+        rows, adaptation = len(self.tokens(name).train), self.adaptation
+        return adaptation.epochs * batches_an_epoch(rows, adaptation.finetune_batch)
 
     def order(self, name: str, seed: int, *more: int) -> int:
         """Seed of the order of a task's rows."""
@@ -423,7 +349,7 @@ class FineTuning(Evaluator, ABC):
     def new_head(self, encoder: nn.Module, name: str, seed: int) -> nn.Module:
         """A task's head on an encoder, where the training is."""
         drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
-        return self.head(encoder, name, drawn).to(self.training.place)
+        return self.head(encoder, name, drawn).to(self.place)
 
     def run_seed(self, seed: int, number: int) -> int:
         """The seed of a task's fine-tuning run; of run 0 that of the evaluation."""
@@ -439,21 +365,21 @@ class FineTuning(Evaluator, ABC):
             self.tokens(name)
         steps, values = 0, dict[str, float]()
         encoder: nn.Module | None = None
-        if self.corpus is not None:
-            steps, model = self.steps, self.text.model(seed)
+        if self.text.corpus is not None:
+            steps, model = self.training.steps, self.pretrainer.build_model(seed)
             encoder = model.encoder
-            check_frozen(encoder, self.frozen)
-            for report in self.text.pretrain_once(model, mask, seed=seed, workdir=workdir):
+            check_frozen(encoder, self.adaptation.frozen)
+            for report in self.pretrainer.pretrain_once(model, mask, seed=seed, workdir=workdir):
                 values = dict(report.values)
                 yield report
-        elif self.adapt == "train":
-            encoder = self.start.encoder(dropout=self.dropout)
+        elif not self.weights_frozen:
+            encoder = self.start.encoder(dropout=self.model.dropout)
         scores = read_scores(workdir / "scores.json", key)
         if not scores:
             (workdir / ROWS).unlink(missing_ok=True)  # of another run
         for name in self.downstream:
             runs = []
-            for number in range(self.finetune_seeds):
+            for number in range(self.adaptation.finetune_seeds):
                 run, own = f"{name}.{number}", self.run_seed(seed, number)
                 if run not in scores:
                     kept = Checkpoints(workdir, f"finetuning.{name}.{own:x}")
@@ -467,7 +393,9 @@ class FineTuning(Evaluator, ABC):
             values |= mean_scores(runs)
             steps += self.steps_under_mask(name)
         if group().first:
-            join_rows(workdir, [(name, self.finetune_seeds) for name in self.downstream])
+            join_rows(
+                workdir, [(name, self.adaptation.finetune_seeds) for name in self.downstream]
+            )
         yield Report(steps, values | self.summary(values))
 
     def adapted(
@@ -490,11 +418,11 @@ class FineTuning(Evaluator, ABC):
             head = self.new_head(copy.deepcopy(encoder), name, seed)
         else:
             head = self.dense(name, seed)
-            stream, rate = (RECOVER,), self.recover_lr or rate
-            teacher = frozen_copy(head) if self.learn_from == "dense" else None
-        attach(head, masks.cropped(mask, self.length))
+            stream, rate = (RECOVER,), self.adaptation.lr or rate
+            teacher = frozen_copy(head) if self.adaptation.learn_from == "dense" else None
+        attach(head, masks.cropped(mask, self.text.length))
         if steps := self.steps_under_mask(name):
-            self.training.fit(
+            self.trainer.fit(
                 head,
                 self.tokens(name).train,
                 TrainConfig(steps, rate),
@@ -502,14 +430,15 @@ class FineTuning(Evaluator, ABC):
                 short_hash(self.protocol, mask.digest, name, str(seed)),
                 order=self.order(name, seed, *stream),
                 noise=mixed_seed(seed, DROPOUT, *stream),
-                loss=None if teacher is None else self.training.imitating(teacher),
+                loss=None if teacher is None else self.trainer.imitating(teacher),
             )
         return self.scores(head, name)
 
     def steps_under_mask(self, name: str) -> int:
         """Optimiser steps under a mask, of a task."""
-        recover = self.recover_steps if self.adapt == "recover" else 0
-        return self.finetune_steps(name) if self.adapt == "train" else recover
+        if self.adaptation.how == "train":
+            return self.finetune_steps(name)
+        return self.adaptation.steps if self.adaptation.how == "recover" else 0
 
     # -- on dense models -----------------------------------------------------------------------
     def dense(self, name: str, seed: int) -> nn.Module:
@@ -521,25 +450,26 @@ class FineTuning(Evaluator, ABC):
             SearchError: If the dense model knows no more than a constant answer, so that nothing
                 can be compared on it.
         """
+        seeds, how = self.adaptation.finetune_seeds, self.adaptation.how
         if (count := group().size) > 1:
             raise SearchError(
-                f"adapt={self.adapt!r} trains in one process, and torchrun has started {count}; "
-                "start one, or give adapt='train'"
+                f"adapt={how!r} trains in one process, and torchrun has started {count}; start "
+                "one, or give adapt='train'"
             )
-        start, folder = self.start, cache_folder(self.cache) / DENSE
+        start, folder = self.start, cache_folder(self.text.cache) / DENSE
         if tuned_kind(given := start.locate()) is not None:
-            if len(self.downstream) > 1 or self.finetune_seeds > 1:
+            if len(self.downstream) > 1 or seeds > 1:
                 raise DataError(
                     f"{given} is fine-tuned already, one model of one task, and asked for are "
-                    f"finetune_seeds={self.finetune_seeds} of {', '.join(self.downstream)}; give "
+                    f"finetune_seeds={seeds} of {', '.join(self.downstream)}; give "
                     "one task and seed, or a pre-trained checkpoint, whose dense models are "
                     "fine-tuned here"
                 )
             head: nn.Module = open_tuned(given, self.head_kind, self.class_names(name))
-            head, kept = head.to(self.training.place), folder / short_hash("tuned-1", start.digest)
+            head, kept = head.to(self.place), folder / short_hash("tuned-1", start.digest)
         else:
-            head = self.new_head(start.encoder(dropout=self.dropout), name, seed)
-            check_frozen(head.get_submodule("encoder"), self.frozen)
+            head = self.new_head(start.encoder(dropout=self.model.dropout), name, seed)
+            check_frozen(head.get_submodule("encoder"), self.adaptation.frozen)
             key = self.dense_key(head, name, seed)
             kept = folder / f"{name}-{key}"
             title, rows = f"dense model of {name}, seed {seed}", self.tokens(name).train
@@ -548,7 +478,7 @@ class FineTuning(Evaluator, ABC):
 
             def finetune(made: Checkpoints) -> None:
                 how = config, made, key
-                self.training.fit(head, rows, *how, order=order, noise=noise, title=title)
+                self.trainer.fit(head, rows, *how, order=order, noise=noise, title=title)
 
             provide_dense(head, kept.with_name(f"{kept.name}.safetensors"), key, finetune)
         key = short_hash(self.protocol, name)
@@ -558,22 +488,27 @@ class FineTuning(Evaluator, ABC):
 
     def provide_models(self, seed: int) -> None:
         """Fine-tunes, or finds, the dense models of a seed, and checks them: see `dense`."""
-        if self.adapt != "train":
+        if self.weights_frozen:
             for name in self.downstream:
-                for number in range(self.finetune_seeds):
+                for number in range(self.adaptation.finetune_seeds):
                     self.dense(name, self.run_seed(seed, number))
 
     @cached_property
     def row_hashes(self) -> dict[str, str]:
         """Task -> hash of its training rows as tensors, made once for all masks."""
-        return {n: self.training.hash_rows(self.tokens(n).train) for n in self.downstream}
+        return {n: self.trainer.hash_rows(self.tokens(n).train) for n in self.downstream}
 
     def dense_key(self, head: nn.Module, name: str, seed: int) -> str:
         """Hash of everything that the weights of a task's dense model depend on."""
         shapes = {n: list(part.shape) for n, part in head.named_parameters()}
-        settings = {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
-        chosen = ("finetune_batch", "frozen", "precision", "dropout")
-        settings |= {each: getattr(self, each) for each in chosen}
+        settings = {
+            "epochs": self.adaptation.epochs,
+            "finetune_lr": self.finetune_rate,
+            "finetune_batch": self.adaptation.finetune_batch,
+            "frozen": self.adaptation.frozen,
+            "precision": self.training.precision,
+            "dropout": self.model.dropout,
+        }
         found = [self.start.digest, self.row_hashes[name], shapes, settings]
         return short_hash("dense-1", repr(found), str(seed), str(self.task_seed(name, seed)))
 
@@ -585,17 +520,17 @@ class FineTuning(Evaluator, ABC):
         checkpoint under a head for each task, so that gates and all weights but the `frozen` ones
         are.
         """
-        if self.corpus is not None:
-            return self.text.differentiable(seed)
-        if self.adapt == "train":
-            encoder = self.start.encoder(dropout=self.dropout)
-            freeze(encoder, self.frozen)  # as under a mask that is judged
+        if self.text.corpus is not None:
+            return self.pretrainer.differentiable(seed)
+        if not self.weights_frozen:
+            encoder = self.start.encoder(dropout=self.model.dropout)
+            freeze(encoder, self.adaptation.frozen)  # as under a mask that is judged
             heads = [self.new_head(encoder, name, seed) for name in self.downstream]
         else:
             heads = [self.dense(name, seed) for name in self.downstream]
-        imitate = self.weights_frozen and self.learn_from == "dense"
+        imitate = self.weights_frozen and self.adaptation.learn_from == "dense"
         rows = [(self.tokens(n).train, self.order(n, seed, GATES)) for n in self.downstream]
-        made = train_together(heads, rows, self.training, imitate=imitate)
+        made = train_together(heads, rows, self.trainer, imitate=imitate)
         if self.weights_frozen:
             made.model.requires_grad_(False)
         return made

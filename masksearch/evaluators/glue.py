@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from masksearch.tasks.glue.tasks import (
 )
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import shrink
+from masksearch.training.parts import AnyText, Text
 
 COUNTED = 1000  # training rows in which masks that follow the tokens are counted
 
@@ -83,6 +84,16 @@ class GlueEvaluator(FineTuning):
     convention: Convention = "primary"
     read_out: ReadOut = READ_OUT
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            text: Text | AnyText = ...,
+            glue: Path | str = ...,
+            tasks: Sequence[str | GlueTask] = ...,
+            **settings: Any,
+        ) -> None: ...
+
     score_name: ClassVar[str] = "glue"
     streams: ClassVar[tuple[int, int]] = (21, 22)
     head_kind: ClassVar[str] = "SequenceClassification"
@@ -95,6 +106,8 @@ class GlueEvaluator(FineTuning):
         names = self.downstream
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be at least one name, each once, got {names}")
+        if self.split_seed:
+            raise ValueError("GLUE's tasks come split, and so have no split_seed; leave it out")
         check_name("read-out", self.read_out, get_args(ReadOut))
         single = [name for name in names if len(self.glue_task(name).texts) == 1]
         if self.read_out == "pair" and single:
@@ -133,10 +146,10 @@ class GlueEvaluator(FineTuning):
         found = super().settings()
         if self.read_out == READ_OUT:
             return found
-        if self.adapt != "train" and tuned_kind(self.start.locate()) is not None:
+        if self.weights_frozen and tuned_kind(self.start.locate()) is not None:
             raise DataError(
-                f"{self.weights} is fine-tuned already and has a head of its own, so there is no "
-                f"read_out={self.read_out!r}; leave it out, or give a pre-trained checkpoint"
+                f"{self.model.weights} is fine-tuned already and has a head of its own, so there "
+                f"is no read_out={self.read_out!r}; leave it out, or give a pre-trained checkpoint"
             )
         return found | {"read_out": self.read_out}
 
@@ -158,7 +171,9 @@ class GlueEvaluator(FineTuning):
             rows = self.tokens(name).train
             step = -(-len(rows) * len(self.downstream) // COUNTED)
             found += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
-        return torch.stack([F.pad(ids, (0, self.length - len(ids)), value=-1) for ids in found])
+        return torch.stack(
+            [F.pad(ids, (0, self.text.length - len(ids)), value=-1) for ids in found]
+        )
 
     def task_seed(self, name: str, seed: int) -> int:
         """Every task has its own numbers, whichever others there are."""
@@ -183,7 +198,7 @@ class GlueEvaluator(FineTuning):
         task, weights = data.task, self.column_weights
         scores, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for part, rows in data.dev.items():
-            logits = torch.stack(self.training.predict(head, rows))
+            logits = torch.stack(self.trainer.predict(head, rows))
             found = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
             labels, guess = rows.labels.tolist(), [float(each) for each in found.tolist()]
             metrics = score(task, guess, labels)

@@ -29,13 +29,13 @@ from masksearch.models.decoders import LayerStates, NextTokenModel, divergence
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import (
-    Precision,
     TrainConfig,
     autocast,
     keeping_modes,
     move_batches,
     train,
 )
+from masksearch.training.parts import Precision
 
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about

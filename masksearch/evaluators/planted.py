@@ -8,10 +8,10 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -27,27 +27,19 @@ from masksearch.contracts import (
     POINT,
     Batch,
     Differentiable,
-    Evaluator,
-    Half,
     Objective,
     Report,
     Shape,
     mixed_seed,
 )
-from masksearch.errors import check_name
+from masksearch.evaluators.assembled import AssembledEvaluator
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.encoders import (
-    AnySize,
-    MaskedLanguageModel,
-    Output,
-    encoder,
-    find_size,
-    size_name,
-)
+from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
 from masksearch.tasks.planted.graded import GradedProcess, PlantedTask
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess
-from masksearch.training.loop import TrainConfig, train
+from masksearch.training.loop import TrainConfig, report_steps, train
+from masksearch.training.parts import find_size
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
 PARTS = "parts"  # the one task of a graded process
@@ -62,7 +54,7 @@ GRADED: dict[str, Any] = {  # four heads: two parts, near and far
 
 
 @dataclass(frozen=True)
-class PlantedEvaluator(Evaluator):
+class PlantedEvaluator(AssembledEvaluator):
     """Trains a small BERT under the mask on a planted process, then on two downstream tasks.
 
     Pre-training is masked prediction; the pre-trained model is then fine-tuned, from the same
@@ -73,15 +65,16 @@ class PlantedEvaluator(Evaluator):
     The weights, the order of the data and what is hidden derive from the seed alone, so that
     masks judged with one seed differ in nothing but the mask.
 
+    Of the parts it reads `held_out_sequences` (of each task, an even number; default 1024), `size`
+    (default "nano": one layer makes the planted edges the only way; more can go round through
+    other positions), `initializer_range` (default 0.18, 1 to 1.5 / sqrt(width): with BERT's 0.02
+    attention starts flat and stays so for hundreds of steps) and the training: `steps` (500),
+    `batch` (16; many small steps leave the plateaus, where the partner is found before the key,
+    sooner than few large ones), `lr` (4e-3), `reports` (5) and what shapes the rate.
+
     Args:
         process: The distribution, a `PlantedProcess` or a `GradedProcess`; its `length` is the
             mask's.
-        steps: Optimiser steps of pre-training.
-        size: Layers x width x heads of the model: a name or your own, as in `MlmEvaluator`. One
-            layer makes the planted edges the only way; more can go round through other positions.
-        batch: Sequences of a batch. Many small steps leave the plateaus (the partner is found
-            before the key) sooner than few large ones.
-        lr: Peak learning rate of pre-training.
         downstream_steps: Optimiser steps of each downstream task.
         downstream_batch: Sequences of a downstream batch (even).
         gate_batch: Sequences of a batch of a one-shot search; gates want less noise than weights.
@@ -90,36 +83,53 @@ class PlantedEvaluator(Evaluator):
             spread of a trial, dense attention can saturate on a query's own position for good,
             and DAM then loses that position's edges.
         downstream_lr: Peak learning rate downstream.
-        initializer_range: Standard deviation of the initial weights, 1 to 1.5 / sqrt(width): with
-            BERT's 0.02 attention starts flat and stays so for hundreds of steps.
-        held_out_sequences: Held-out sequences of each task (even).
-        reports: Number of reports during pre-training; their steps double up to `steps`.
-        half: Which draw of held-out sequences: `"search"`, or one that no search has seen,
-            `"final"` or `"test"`. `"all"` is that of a search.
     """
 
     process: PlantedProcess | GradedProcess = field(default_factory=PlantedProcess)
-    steps: int = 500
-    size: AnySize = "nano"
-    batch: int = 16
-    lr: float = 4e-3
+    _: KW_ONLY
     downstream_steps: int = 24
     downstream_batch: int = 32
     gate_batch: int = 64
     gate_initializer_range: float = 0.12
     downstream_lr: float = 2e-3
-    initializer_range: float = 0.18
-    held_out_sequences: int = 1024
-    reports: int = 5
-    half: Half = "search"
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "held_out_sequences": 1024,
+        "size": "nano",
+        "initializer_range": 0.18,
+        "steps": 500,
+        "batch": 16,
+        "lr": 4e-3,
+        "reports": 5,
+    }
+    unread: ClassVar[tuple[str, ...]] = (
+        "corpus",
+        "held_out",
+        "tokenizer",
+        "vocabulary",
+        "length",
+        "pretraining",
+        "whole_words",
+        "cache",
+        "weights",
+        "architecture",
+        "dropout",
+        "kv_heads",
+        "device",
+        "precision",
+        "compile",
+        "checkpoint_seconds",
+        "adaptation",
+    )
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, process: PlantedProcess | GradedProcess = ..., **settings: Any
+        ) -> None: ...
 
     def __post_init__(self) -> None:
-        if self.reports < 1:
-            raise ValueError(f"reports must be at least 1, got {self.reports}")
-        if not self.initializer_range > 0:
-            raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
-        check_name("half", self.half, get_args(Half))
-        object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
+        super().__post_init__()
         _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
         _ = (self.downstream_config, self.downstream_tasks)
 
@@ -134,10 +144,6 @@ class PlantedEvaluator(Evaluator):
         """
         return cls(process or GradedProcess(), **{**GRADED, **settings})
 
-    def on(self, half: Half) -> Self:
-        """The same evaluator on another draw of held-out sequences, with the same training."""
-        return self if half == self.half else replace(self, half=half)
-
     @property
     def draw(self) -> int:
         """Number of the held-out draw."""
@@ -146,7 +152,7 @@ class PlantedEvaluator(Evaluator):
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to."""
-        size = find_size(self.size)
+        size = find_size(self.model.size)
         return Shape(self.process.length, size.layers, size.heads)
 
     @property
@@ -156,11 +162,6 @@ class PlantedEvaluator(Evaluator):
         return (Objective("score", "max", worst, POINT), Objective("sparsity", "max", 0.0))
 
     @property
-    def train_config(self) -> TrainConfig:
-        """Settings of the pre-training."""
-        return TrainConfig(steps=self.steps, lr=self.lr)
-
-    @property
     def downstream_config(self) -> TrainConfig:
         """Settings of each downstream task."""
         return TrainConfig(steps=self.downstream_steps, lr=self.downstream_lr)
@@ -168,14 +169,15 @@ class PlantedEvaluator(Evaluator):
     @property
     def task(self) -> PlantedTask:
         """The pre-training task."""
-        return PlantedTask(self.process, self.batch, self.held_out_sequences, self.draw)
+        sequences = self.text.held_out_sequences
+        return PlantedTask(self.process, self.training.batch, sequences, self.draw)
 
     @property
     def downstream_tasks(self) -> tuple[PlantedLabelTask, ...]:
         """The tasks that the score is the mean of; of a graded process none."""
         if isinstance(self.process, GradedProcess):
             return ()
-        sizes = self.downstream_batch, self.held_out_sequences, self.draw
+        sizes = self.downstream_batch, self.text.held_out_sequences, self.draw
         return (
             PlantedLabelTask(self.process, "intact", *sizes),
             PlantedLabelTask(self.process, "follows", *sizes),
@@ -187,13 +189,13 @@ class PlantedEvaluator(Evaluator):
         parts = (
             "planted-1",
             self.process.digest,
-            asdict(find_size(self.size)),
+            asdict(find_size(self.model.size)),
             self.train_config.identity,
             self.downstream_config.identity,
-            self.batch,
+            self.training.batch,
             self.downstream_batch,
-            self.initializer_range,
-            self.held_out_sequences,
+            self.model.initializer_range,
+            self.text.held_out_sequences,
             *([self.half] if self.draw else []),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -212,23 +214,24 @@ class PlantedEvaluator(Evaluator):
         """Hash of the planted process, which draws all data."""
         return {"planted process": self.process.digest}
 
-    def model(self, seed: int) -> MaskedLanguageModel:
+    def build_model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask, its weights drawn from `seed`."""
         body = encoder(
-            self.size,
+            self.model.size,
             self.process.ids,
             self.process.length,
             seed=mixed_seed(seed, WEIGHTS),
-            initializer_range=self.initializer_range,
+            initializer_range=self.model.initializer_range,
         )
         return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and process, without a mask."""
         batches = replace(self.task, batch=self.gate_batch).batches(mixed_seed(seed, DATA))
-        gentle = replace(self, initializer_range=self.gate_initializer_range)
-        how = self.task.held_out(), self.steps, self.lr
-        return Differentiable(gentle.model(seed), batches, *how)
+        spread = replace(self.model, initializer_range=self.gate_initializer_range)
+        model = replace(self, model=spread).build_model(seed)
+        config = self.train_config
+        return Differentiable(model, batches, self.task.held_out(), config.steps, config.lr)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Trains and yields reports.
@@ -250,9 +253,9 @@ class PlantedEvaluator(Evaluator):
             NonFiniteLossError: If a loss becomes NaN or infinite.
         """
         lower(mask, self.shape)  # refuses masks that do not fit before any training
-        model, held_out = self.model(seed), self.task.held_out()
+        model, held_out = self.build_model(seed), self.task.held_out()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
-        due = {max(1, self.steps >> halvings) for halvings in range(self.reports)}
+        due = report_steps(self.training.steps, self.training.reports)
         for step in train(model, self.task.batches(mixed_seed(seed, DATA)), self.train_config):
             if step.number in due:
                 values, rows = self.masked_prediction(model, held_out)
@@ -268,8 +271,8 @@ class PlantedEvaluator(Evaluator):
         sides = {f"{name}{MAJORITY}": chance for name in right}
         sides |= {f"{name}{LOW}": lower_bound(hits) for name, hits in right.items()}
         score = sum(scores.values()) / len(scores)
-        last = self.steps + len(self.downstream_tasks) * self.downstream_steps
-        drawn = f"{self.process.digest} {self.draw} {self.held_out_sequences}"
+        last = self.training.steps + len(self.downstream_tasks) * self.downstream_steps
+        drawn = f"{self.process.digest} {self.draw} {self.text.held_out_sequences}"
         weights = dict.fromkeys(right, 1 / len(right))
         RowScores(right, weights, dict.fromkeys(right, drawn), said).save(workdir)
         yield Report(last, {**values, "score": score, **scores, **sides})

@@ -29,7 +29,6 @@ from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.splits import spread
-from masksearch.training.loop import find_device
 
 ENGINES: dict[str, Account] = {  # measures of masks that engines serve
     "kv_bytes_transformers": "transformers",
@@ -78,9 +77,9 @@ class Served(EvaluatorWrapper):
         if self.sinks is not None and not judge.seedless:
             raise ValueError(
                 "sinks= judges a checkpoint in the form that engines serve: give weights= and "
-                f"adapt='none', got weights={judge.weights} and adapt={judge.adapts!r}"
+                f"adapt='none', got weights={judge.model.weights} and adapt={judge.adapts!r}"
             )
-        if self.sinks is not None and isinstance(judge.text, Recall):
+        if self.sinks is not None and isinstance(judge.text.corpus, Recall):
             raise ValueError(
                 "planted recall has token ids of its own, so sinks= belongs to text; leave it out"
             )
@@ -154,7 +153,7 @@ class Served(EvaluatorWrapper):
         how: dict[str, Any] = {"sinks": self.sinks, "folder": folder}
         how |= {"text": self.calibration_tokens()}
         native = to_native(judge.start.decoder(), mask, target, **how if self.sinks else {})
-        return NextTokenModel(native).to(find_device(judge.device))
+        return NextTokenModel(native).to(judge.place)
 
     def calibration_tokens(self) -> Tensor:
         """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""

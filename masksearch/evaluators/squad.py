@@ -42,6 +42,7 @@ from masksearch.tasks.squad import (
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import make_absolute
 from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.training.parts import AnyText, Text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -74,7 +75,6 @@ class SquadEvaluator(FineTuning):
             by article: see `masksearch.tasks.squad.load_squad`; `data().source` says what was
             done.
         squad_held_out: A SQuAD file to hold out.
-        split_seed: Seed of the split and the samples.
         max_question: Longest question in tokens, None = 64 or half of the length.
         stride: Step from one window over a paragraph to the next, in tokens, None = a third of
             the length.
@@ -89,11 +89,16 @@ class SquadEvaluator(FineTuning):
     squad: Path | str
     _: KW_ONLY
     squad_held_out: Path | str | None = None
-    split_seed: int = 0
     max_question: int | None = None
     stride: int | None = None
     max_answer: int = 30
     null_threshold: float = 0.0
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, text: Text | AnyText = ..., squad: Path | str = ..., **settings: Any
+        ) -> None: ...
 
     downstream: ClassVar[tuple[str, ...]] = ("SQuAD",)
     score_name: ClassVar[str] = "f1"
@@ -110,7 +115,7 @@ class SquadEvaluator(FineTuning):
     @property
     def window(self) -> WindowSize:
         """How paragraphs are cut."""
-        return WindowSize(self.length, self.max_question, self.stride)
+        return WindowSize(self.text.length, self.max_question, self.stride)
 
     @cached_property
     def constant_score(self) -> float:
@@ -184,7 +189,7 @@ class SquadEvaluator(FineTuning):
     def answers(self, head: nn.Module) -> Mapping[str, Answer]:
         """The answers to the held-out questions, by question id."""
         data = self.tokens()
-        said = zip(self.training.predict(head, data.dev), data.dev.lengths, strict=True)
+        said = zip(self.trainer.predict(head, data.dev), data.dev.lengths, strict=True)
         tables = [logits[:length].numpy() for logits, length in said]
         return decode(data.dev, tables, data.questions, max_answer=self.max_answer)
 

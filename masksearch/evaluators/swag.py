@@ -19,7 +19,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from masksearch.tasks.splits import (
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import decode_utf8, make_absolute
 from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.training.parts import AnyText, Text
 
 CHOICE_ORDER = 43  # stream of random numbers
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -67,7 +68,6 @@ class SwagEvaluator(FineTuning):
         swag: A SWAG file, or a folder with a train and a val file. A file alone is split: see
             `load_swag`; `data().source` says what was done.
         swag_held_out: A SWAG file to hold out.
-        split_seed: Seed of the split and the samples.
 
     Raises:
         DataError: When it is called, or asked for its protocol, and a file is missing or
@@ -77,7 +77,12 @@ class SwagEvaluator(FineTuning):
     swag: Path | str
     _: KW_ONLY
     swag_held_out: Path | str | None = None
-    split_seed: int = 0
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, text: Text | AnyText = ..., swag: Path | str = ..., **settings: Any
+        ) -> None: ...
 
     downstream: ClassVar[tuple[str, ...]] = ("SWAG",)
     score_name: ClassVar[str] = "accuracy"
@@ -136,7 +141,7 @@ class SwagEvaluator(FineTuning):
     def scores(self, head: nn.Module, name: str) -> TaskScores:
         """Accuracy on the held-out items; of equal choices the first is taken."""
         data = self.tokens()
-        said = torch.stack(self.training.predict(head, data.dev)).argmax(-1).numpy()
+        said = torch.stack(self.trainer.predict(head, data.dev)).argmax(-1).numpy()
         right = (said == data.dev.labels).astype(np.float64)
         values = {
             "accuracy": int(right.sum()) / len(right),

@@ -38,14 +38,13 @@ from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, hold_lock
 from masksearch.training.loop import (
-    Frozen,
-    Precision,
     TrainConfig,
     autocast,
     freeze,
     move_batches,
     train,
 )
+from masksearch.training.parts import Frozen, Precision
 
 log = logging.getLogger(__name__)
 

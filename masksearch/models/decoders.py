@@ -44,7 +44,8 @@ from masksearch.models.checkpoints import (
     read_config,
     read_model,
 )
-from masksearch.models.encoders import AnySize, Output, find_size, initial_spread
+from masksearch.models.encoders import Output
+from masksearch.training.parts import AnySize, find_size, initial_spread
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
 UNBOUNDED = 1 << 30  # positions of a decoder that names no limit
@@ -67,7 +68,7 @@ def decoder_config(
 
     Args:
         architecture: A name of `DECODERS`.
-        size: Layers x width x heads, as `masksearch.models.encoders.find_size` takes it.
+        size: Layers x width x heads, as `masksearch.training.parts.find_size` takes it.
         vocabulary: Number of token ids.
         length: Longest sequence, in positions.
         kv_heads: Key-value heads of a layer (grouped queries), a divisor of the heads; None = as

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
 from masksearch.study.storage import hide_secrets
+from masksearch.training.parts import flat_settings
 
 FORMAT = 3  # of what is written; the first one that was released
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own
@@ -305,11 +306,8 @@ def evaluator_settings(evaluator: Any) -> dict[str, Any]:
     inner = getattr(evaluator, "evaluator", None)
     found = {} if inner is None else evaluator_settings(inner)
     found["class"] = f"{name}({found['class']})" if found else name
-    for each in fields(evaluator) if is_dataclass(evaluator) else ():
-        value = getattr(evaluator, each.name)
-        if each.init and each.repr and value is not inner:
-            found[each.name] = plain(value)
-    return found
+    settings = flat_settings(evaluator) if is_dataclass(evaluator) else {}
+    return found | {n: plain(value) for n, value in settings.items() if value is not inner}
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +33,11 @@ from masksearch.training.checkpoints import (
     training_state,
 )
 from masksearch.training.lamb import Lamb
+from masksearch.training.parts import Frozen, Optimiser, Precision, Schedule
 
 log = logging.getLogger(__name__)
 
-Optimiser = Literal["adamw", "lamb"]
-Schedule = Literal["linear", "sqrt"]
-Precision = Literal["float32", "bfloat16"]
 Batches = Iterator[Batch] | Callable[[int], Iterator[Batch]]
-RATES = {  # peak learning rates: from random weights, and from a checkpoint's
-    "lr": (2e-3, 1e-4),
-    "finetune_lr": (5e-4, 5e-5),
-}
 FIRST = ("steps", "lr", "warmup", "weight_decay", "betas", "clip")  # always part of an identity
 UNREAD = 20  # steps on a GPU between two looks at the losses: each look waits for the GPU
 
@@ -126,17 +120,6 @@ def follow_trainings(callback: Follower) -> Iterator[None]:
         yield
     finally:
         FOLLOWERS.reset(token)
-
-
-def peak_rate(name: str, given: float | None, *, scratch: bool) -> float:
-    """The peak learning rate that was given, or the default of `RATES`.
-
-    Args:
-        name: `"lr"` (pre-training) or `"finetune_lr"`.
-        given: None = the default.
-        scratch: Whether the weights are random at the start.
-    """
-    return RATES[name][not scratch] if given is None else given
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -500,9 +483,6 @@ def report_steps(steps: int, count: int) -> tuple[int, ...]:
 
 
 # -- what is not trained -------------------------------------------------------------------------
-Frozen = int | Literal["all"] | None
-
-
 def freeze(encoder: nn.Module, frozen: Frozen) -> None:
     """Takes the embeddings and the lowest layers (or everything) out of the training.
 

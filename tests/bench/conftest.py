@@ -19,7 +19,7 @@ def learnt(tmp_path_factory) -> dict[str, Path]:
 
 
 def learn(architecture: str, folder: Path) -> Path:
-    model = ms.CausalEvaluator(TASK, size="2x32x2", architecture=architecture).model(0)
+    model = ms.CausalEvaluator(TASK, size="2x32x2", architecture=architecture).build_model(0)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
     batches = TASK.batches(0, 32)
     for _ in range(60):

@@ -81,7 +81,7 @@ def test_a_decoder_is_judged_by_its_text():
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
     assert built.passkeys == 4
     recall = judge(decoder="recall", set=["architecture=qwen3", "account=vllm"])
-    assert (recall.evaluator.text, recall.evaluator.architecture) == (ms.Recall(), "qwen3")
+    assert (recall.evaluator.text.corpus, recall.evaluator.architecture) == (ms.Recall(), "qwen3")
     assert recall.account == "vllm"
 
 
@@ -127,6 +127,20 @@ def test_reuse_wraps_before_costs(tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(options, message, refused):
     assert message in refused(**options)
+
+
+def test_a_field_of_a_part_is_set_under_both_names(refused):
+    both = [judge(corpus="a", set=[each]) for each in ("warmup=.1", "training.warmup=.1")]
+    assert both[0] == both[1] != judge(corpus="a")
+    assert judge(corpus="a", set=["training.steps=7"]).training.steps == 7
+    assert judge(corpus="a", glue="b", set=["adapt.epochs=2"]).adaptation.epochs == 2
+    assert "gives steps a second time" in refused(corpus="a", steps=3, set=["training.steps=7"])
+    assert "did you mean 'warmup' (Training.warmup)" in refused(
+        corpus="a", set=["training.warmpu=1"]
+    )
+    assert "has no setting 'text.steps'; did you mean 'steps' (Training.steps)" in refused(
+        corpus="a", set=["text.steps=1"]
+    )
 
 
 def test_an_unknown_setting_names_the_nearest():

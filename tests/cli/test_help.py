@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
 from masksearch.cli.main import app
+from masksearch.training.parts import usual_settings
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -25,10 +25,6 @@ def examples(command: str) -> list[list[str]]:
     """The words of each example of a command, without the program's name."""
     lines = COMMANDS[command].help.partition("Examples:\n")[2].replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.strip()]
-
-
-def defaults(kind: type) -> dict[str, object]:
-    return {field.name: field.default for field in fields(kind)}
 
 
 @pytest.fixture
@@ -103,14 +99,14 @@ def test_help_is_readable_in_80_columns(monkeypatch, capsys, name):
 
 
 def test_defaults_are_those_of_the_evaluators(capsys, wide):
-    mlm, planted = defaults(ms.MlmEvaluator), defaults(ms.PlantedEvaluator)
+    mlm, planted = usual_settings(ms.MlmEvaluator), usual_settings(ms.PlantedEvaluator)
     for command in ("search", "compare"):
         said = wide(capsys, command)
         for name in ("steps", "batch", "size"):
             assert f"[default: {mlm[name]};" in said
             assert f"planted corpus: {planted[name]}]" in said
         assert f"[default: {mlm['vocabulary']}]" in said
-        assert f"[default: {', '.join(defaults(ms.GlueEvaluator)['tasks'])}]" in said
+        assert f"[default: {', '.join(usual_settings(ms.GlueEvaluator)['tasks'])}]" in said
     said = wide(capsys, "pretrain")
     for name in ("length", "vocabulary", "steps", "batch"):
         option = said.partition(f"--{name} ")[2]
@@ -142,6 +138,7 @@ def test_version_is_quick_and_names_what_matters():
     code = """
 import sys
 from masksearch.cli.main import app
+from masksearch.training.parts import usual_settings
 
 app(["--version"], standalone_mode=False)
 assert not {"torch", "optuna", "transformers"} & set(sys.modules)

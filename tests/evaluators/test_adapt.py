@@ -454,7 +454,7 @@ def tuned(data: Path, folder: Path, **config: Any) -> Path:
     model = BertForSequenceClassification.from_pretrained(data / "checkpoint", **config)
     rows = evaluator(data, data / "cache").tokens("SST-2").train
     judge, optimiser = evaluator(data, data / "cache"), torch.optim.AdamW(model.parameters(), 3e-3)
-    for _, batch in zip(range(60), judge.training.batches(rows, 0), strict=False):
+    for _, batch in zip(range(60), judge.trainer.batches(rows, 0), strict=False):
         if model.config.num_labels == 2:
             optimiser.zero_grad()
             model(**batch).loss.backward()

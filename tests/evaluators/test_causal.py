@@ -134,7 +134,7 @@ def test_bands_hold_each_token_once(data: Path) -> None:
 
 def test_pieces_and_batches_do_not_show(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = evaluator(data)
-    model, tokens = judge.model(0), judge.rows.tokens[:9]
+    model, tokens = judge.build_model(0), judge.rows.tokens[:9]
     whole = score_tokens(model, tokens, answers=True)
     monkeypatch.setattr(decoders, "HELD", 100)
     monkeypatch.setattr("masksearch.evaluators.next_tokens.TOKENS", 50)
@@ -259,7 +259,7 @@ def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) 
     with torch.no_grad():
         found = student(tokens, labels=tokens)
         said = found.logits[:, :-1]
-        wanted = judge.model(0)(tokens).logits[:, :-1]
+        wanted = judge.build_model(0)(tokens).logits[:, :-1]
     assert found.loss.item() == pytest.approx(values["nll"], abs=1e-4)  # what was judged
     after = decoders.divergence(said.flatten(0, 1), wanted.flatten(0, 1)).mean().item()
     assert after < 0.8 * before
@@ -434,7 +434,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("recall").shape.length == 56
-    assert ms.CausalEvaluator("recall", length=64).text == ms.Recall(middle=32)
+    assert ms.CausalEvaluator("recall", length=64).text.corpus == ms.Recall(middle=32)
     assert ms.CausalEvaluator("./recall").positions == 256
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),

@@ -165,7 +165,7 @@ def test_settings_make_other_protocols(data: Path) -> None:
 def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
     judge = evaluator(data, rows=10)
     packed = judge.packed()
-    assert list(packed.packed_tasks) == ["SST-2"]
+    assert list(packed.held["tasks"]) == ["SST-2"]
     assert len(packed.tokens("SST-2").train) == 10
     more = [evaluator(data, **change) for change in ({"rows": 200}, {"tasks": ("SST-2", "MNLI")})]
     assert all(len(pickle.dumps(m.packed())) > len(pickle.dumps(packed)) for m in more)

@@ -278,7 +278,7 @@ def test_micro_batches_are_one_step(corpus: Path) -> None:
 
 def test_other_architectures_train(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus, architecture="distilbert", steps=3)
-    assert type(judge.model(0).encoder).__name__ == "DistilBertModel"
+    assert type(judge.build_model(0).encoder).__name__ == "DistilBertModel"
     *_, last = judge(masks.star(), seed=0, workdir=tmp_path)
     assert math.isfinite(last.values["loss"])
 
@@ -312,13 +312,13 @@ def test_weights_bring_shape_tokenizer_and_vocabulary(
     assert judge.task().corpus.vocabulary == judge.start.vocabulary
     assert judge.objectives[0].worst == math.log(judge.start.vocabulary)
     stored = judge.start.encoder(dropout=0.0).state_dict()
-    for name, weight in judge.model(0).encoder.state_dict().items():
+    for name, weight in judge.build_model(0).encoder.state_dict().items():
         assert torch.equal(weight, stored[name])
     as_it_is = evaluator(corpus, weights=checkpoint, steps=0)
     (report,) = as_it_is(masks.full(), seed=0, workdir=tmp_path)
     held_out = judge.task().held_out()
     assert report.step == 0
-    assert report.values["loss"] == judge.held_out_values(judge.model(0), held_out)["loss"]
+    assert report.values["loss"] == judge.held_out_values(judge.build_model(0), held_out)["loss"]
     assert list(judge(masks.full(), seed=0, workdir=tmp_path))[-1].step == 4
     seen = {judge.protocol, as_it_is.protocol, evaluator(corpus, steps=4).protocol}
     assert len(seen) == 3

@@ -40,7 +40,7 @@ def test_reports_are_finite_and_the_last_one_holds_the_score():
 
 
 def test_every_weight_is_drawn_from_the_seed():
-    first, again, other = (dict(QUICK.model(seed).named_parameters()) for seed in (3, 3, 4))
+    first, again, other = (dict(QUICK.build_model(seed).named_parameters()) for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     drawn = [name for name in first if first[name].std() > 0]  # norms are ones, biases zeros
     assert any("query" in name for name in drawn)
@@ -108,7 +108,7 @@ def test_divergence_surfaces():
         ({"lr": 0.0}, "lr must be positive"),
         ({"downstream_steps": 0}, "steps must be at least 1"),
         ({"downstream_batch": 3}, "even number of sequences, got 3"),
-        ({"batch": 0}, "batch must be at least 1 sequence"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"reports": 0}, "reports must be at least 1"),
         ({"initializer_range": 0.0}, "initializer_range must be positive"),
     ],
@@ -119,7 +119,7 @@ def test_wrong_values_are_refused(arguments, message):
 
 
 def test_likelihood_classifier_matches_a_loop():
-    process, model = QUICK.process, QUICK.model(0).eval()
+    process, model = QUICK.process, QUICK.build_model(0).eval()
     tokens = QUICK.downstream_tasks[0].held_out()[0]["input_ids"][:6]
     hidden = torch.zeros(process.length, dtype=torch.bool)
     hidden[process.pair_positions[:, 1]] = True

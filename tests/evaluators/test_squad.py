@@ -83,7 +83,7 @@ def test_reports_of_version_2(data: Path, tmp_path: Path) -> None:
 def test_batches_hold_every_window_once_an_epoch(data: Path) -> None:
     judge = evaluator(data, rows=50)
     windows = judge.tokens().train
-    found = list(islice(judge.training.batches(windows, 0), -(-len(windows) // 16)))
+    found = list(islice(judge.trainer.batches(windows, 0), -(-len(windows) // 16)))
     assert found[0]["input_ids"].shape[1] == 16  # not the whole length of 32
     rows = sorted(
         tuple(ids[mask.bool()].tolist())

@@ -49,7 +49,7 @@ def test_a_start_that_sees_no_ending_learns_nothing(data: Path, tmp_path: Path) 
 def test_batches_hold_every_item_once_an_epoch(data: Path) -> None:
     judge = evaluator(data, rows=20)
     rows = judge.tokens().train
-    found = list(islice(judge.training.batches(rows, 0), 3))
+    found = list(islice(judge.trainer.batches(rows, 0), 3))
     assert sorted(len(batch["labels"]) for batch in found) == [4, 8, 8]
     good = {TOKENS.index(word) for word in GOOD}
     seen = []

@@ -152,7 +152,7 @@ def test_closing_it_closes_the_run_within(tmp_path):
 
 
 def memory_at(length: int | None, mask: Mask) -> float:
-    evaluator = WithCost(Inner(), latency=False, memory=True, length=length)
+    evaluator = WithCost(Inner(), latency=False, memory=True, cost_length=length)
     return reports(evaluator, mask)[-1].values["memory"]
 
 
@@ -166,11 +166,11 @@ def test_a_table_is_cropped_to_a_shorter_length_and_refused_at_a_longer_one():
     table = masks.table(torch.ones(160, 160, dtype=torch.bool))
     shorter = CostEvaluator(100, 1, 2, measure=("memory",))
     assert memory_at(100, table) == shorter.costs(masks.full())["memory"]
-    with pytest.raises(LengthError, match=r"taken at 200 positions.*length=None"):
+    with pytest.raises(LengthError, match=r"taken at 200 positions.*cost_length=None"):
         memory_at(200, table)
     bits = masks.toeplitz(torch.ones(160, dtype=torch.bool))
     assert memory_at(100, bits) == shorter.costs(masks.full())["memory"]
-    with pytest.raises(LengthError, match=r"taken at 200 positions.*length=None"):
+    with pytest.raises(LengthError, match=r"taken at 200 positions.*cost_length=None"):
         memory_at(200, bits)
     with pytest.raises(LengthError, match="Table holds 8 positions, asked for 160"):
         memory_at(None, masks.table(torch.ones(8, 8, dtype=torch.bool)))

@@ -588,8 +588,8 @@ class Counted(GlueEvaluator):
     """Its trainings are noted."""
 
     @property
-    def training(self):
-        return NotedTraining(**vars(super().training))
+    def trainer(self):
+        return NotedTraining(**vars(super().trainer))
 
 
 def frozen_judge(folder, **settings):

@@ -104,7 +104,7 @@ def test_planted_edges_are_found_by_every_measure():
     evaluator = ms.PlantedEvaluator(ms.PlantedProcess(length=12, offsets=(5,), keys=1))
     edges, held_out = evaluator.process.edges, evaluator.task.held_out()
     scales = learned.learned_importance(
-        evaluator.model(0),
+        evaluator.build_model(0),
         evaluator.task.batches(1),
         per="model",
         steps=300,
@@ -112,7 +112,7 @@ def test_planted_edges_are_found_by_every_measure():
         gate_lr=0.05,
     )
     assert auroc(scales.values[0, 0], edges) > 0.9
-    model = evaluator.model(0)
+    model = evaluator.build_model(0)
     for _ in train(model, evaluator.task.batches(1), TrainConfig(steps=300, lr=evaluator.lr)):
         pass
     maps = ms.attention_maps(model, held_out)

@@ -71,7 +71,7 @@ def shared(tmp_path_factory):
 def test_judged_is_the_held_out_loss_of_the_stored_weights(shared):
     for mask in TRIO:
         (values,) = shared.judge([mask])
-        model = INNER.model(0)
+        model = INNER.build_model(0)
         model.load_state_dict(Checkpoints(shared.place, "weights").load().tensors)
         if mask != masks.full():
             ms.attach(model, mask)

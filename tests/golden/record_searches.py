@@ -405,7 +405,7 @@ def gates_and_positions(folder: Path) -> Any:
     for structure in ("free", "toeplitz+global"):
         gates = ms.Gates(structure, length=24, heads=offered_heads(offered.model), seed=1)
         config = ms.DamConfig(steps=12, density=0.2, dense_warmup=0.25)
-        model = planted(folder).model(0) if hasattr(planted(folder), "model") else offered.model
+        model = planted(folder).build_model(0)
         with kept(found, f"dam {structure}"):
             result = ms.dam(model, batches, gates, config, held_out=offered.held_out[:1])
             found[f"dam {structure}"] = {
