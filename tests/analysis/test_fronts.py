@@ -81,7 +81,7 @@ def test_membership_of_two_masks_is_the_p_value_of_their_difference():
     assert membership(gains, draws=40_000) == pytest.approx([p, 1 - p], abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right():
     """Searches of 100 masks with one seed; their fronts' masks on 3, 5 and 10 fresh seeds."""
     draws = np.random.default_rng(5)
@@ -125,7 +125,7 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
         assert f"| {' | '.join(row)} |" in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_front_is_larger_where_both_are_equal():
     """Claims about hypervolumes of three arms whose masks are equally good, 2 comparisons."""
     draws = np.random.default_rng(6)
