@@ -24,7 +24,8 @@ from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import HEAD, WEIGHTS
 from masksearch.gates.config import preset
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.models.encoders import SIZES, MaskedLanguageModel, Output, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
+from masksearch.training.parts import SIZES, Size
 
 NANO = SIZES["nano"]
 KEY = ("part", "cell", "seed")

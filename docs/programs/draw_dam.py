@@ -24,7 +24,7 @@ from experiments.rivals.density_terms import Penalised
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
 from masksearch.gates.result import agreement
-from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.report.dam import (
     plot_agreement,
     plot_dam,
@@ -33,6 +33,7 @@ from masksearch.report.dam import (
 from masksearch.report.style import INK, clean, new_figure, write_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
+from masksearch.training.parts import Size
 
 IMAGES = Path(__file__).parents[1] / "images"
 DPI = 90

@@ -8,11 +8,8 @@ from tiny_encoders import SMALL, same, tokens, weights
 
 from masksearch import MlmEvaluator, attach, masks
 from masksearch.gates.sparsebert import published_rate
-from masksearch.models.encoders import (
-    ARCHITECTURES,
-    encoder,
-    find_size,
-)
+from masksearch.models.encoders import ARCHITECTURES, encoder
+from masksearch.training.parts import find_size
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
