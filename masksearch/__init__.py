@@ -92,8 +92,8 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.controls import diagonal_controls as diagonal_controls
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.collect import proxy_card as proxy_card
-    from masksearch.serving.engines import Serving as Serving
-    from masksearch.serving.gguf import to_gguf as to_gguf
+    from masksearch.serving.engine import Serving as Serving
+    from masksearch.serving.engines.gguf import to_gguf as to_gguf
     from masksearch.serving.kv_cache import kv_bytes as kv_bytes
     from masksearch.serving.native import from_native as from_native
     from masksearch.serving.native import to_native as to_native

@@ -35,10 +35,11 @@ from masksearch.masks.measure import ROUNDING
 from masksearch.masks.rivals import default_local, widest_window
 from masksearch.models.decoders import NextTokenModel
 from masksearch.models.plan import Plan
-from masksearch.serving.engines import FLOORS, HELD, READINGS, Serving, Target, unserved
+from masksearch.serving.engine import Serving
+from masksearch.serving.engines import ENGINES
+from masksearch.serving.engines.gguf import begin_file
 from masksearch.serving.folder import write_folder
-from masksearch.serving.gguf import begin_file
-from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.serving.kv_cache import kv_bytes
 from masksearch.serving.native import from_native, native_config, to_native, with_sink_logits
 from masksearch.serving.sinks import Sinks, keeps_sinks, without_sinks
 from masksearch.strategies.allocate import AllocateStrategy
@@ -63,7 +64,7 @@ def allocate(
     length: int = 1024,
     sequences: int = 64,
     held_out: str | Path | None = None,
-    serve: Target | None = None,
+    serve: str | None = None,
     serving: Serving | None = None,
     sinks: Sinks | None = None,
     out: str | Path | None = None,
@@ -135,7 +136,7 @@ def allocate_each(
     length: int,
     sequences: int,
     held_out: str | Path | None,
-    serve: Target | None,
+    serve: str | None,
     serving: Serving | None,
     sinks: Sinks | None,
     out: Path | None,
@@ -153,10 +154,10 @@ def allocate_each(
         )
     limits = sorted(read_budgets(budgets))
     if serve is not None:
-        check_name("serve", serve, READINGS)
+        check_name("serve", serve, ENGINES)
     if sinks is not None:
         check_name("sinks", sinks, get_args(Sinks))
-    account: Account = "mask" if serve is None or serve == "sglang" else serve
+    account = "mask" if serve is None else ENGINES[serve].account
     decoder = CausalEvaluator(
         text,
         weights=model,
@@ -164,7 +165,7 @@ def allocate_each(
         held_out=held_out,
         held_out_sequences=sequences,
         adapt="none",
-        cost="kv_bytes" if unit == "layer" or account in HELD else "kv_bytes_per_head",
+        cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )
     judge = Served(decoder, account, serving or Serving())
     local = masks.parse(str(local or default_local(length)))
@@ -246,9 +247,10 @@ def refuse_floor(judge: Served, budget: float) -> None:
     """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
     allocation changes; names the floor, and what moves it."""
     account, serving = judge.account, judge.serving
-    if account not in FLOORS:
+    setting = ENGINES[account].floor if account in ENGINES else ""
+    if not setting:
         return
-    floor, setting = judge.measures_of(masks.window(1))[judge.cost], FLOORS[account]
+    floor = judge.measures_of(masks.window(1))[judge.cost]
     if floor > min(budget * (1 + ROUNDING), 1 - ROUNDING):
         held = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
         raise ValueError(
@@ -343,13 +345,13 @@ def make_plan(
     return Plan(named, units.unit, units.levels, levels, mask)
 
 
-def describe_native(judge: CausalEvaluator, plan: Plan, serve: Target | None) -> dict[str, str]:
+def describe_native(judge: CausalEvaluator, plan: Plan, serve: str | None) -> dict[str, str]:
     """Which engines the configuration that names the mask is read by, or why there is none."""
     try:
         config = native_config(judge.config, plan.mask, serve or "transformers")
     except NativeError as error:
         return {"refused": str(error)}
-    engines = ", ".join(each for each in READINGS if not unserved(each, config))
+    engines = ", ".join(name for name, each in ENGINES.items() if not each.unserved(config))
     return {"model_type": config.model_type, "served_by": engines}
 
 
@@ -370,7 +372,7 @@ def describe_units(plan: Plan) -> str:
 def check_folder(
     judge: Served,
     local: Mask,
-    serve: Target | None,
+    serve: str | None,
     sinks: Sinks | None,
     out: Path | None,
     budgets: Sequence[float],
@@ -383,7 +385,7 @@ def check_folder(
     if serve is None or out is None:
         raise NativeError(
             "a folder is written for one engine: sinks= (--sinks) and out= (--out) go with each "
-            "other and with serve= (--serve), such as serve='llama.cpp'"
+            f"other and with serve= (--serve), one of {', '.join(ENGINES)}"
         )
     if out.exists():
         raise NativeError(f"{out} exists; a folder is written once: remove it, or name another")
@@ -403,7 +405,7 @@ def check_folder(
     else:
         tokens = judge.calibration_tokens()
         native, *_ = with_sink_logits(model, mask, serve, sinks, tokens, 0)
-    if serve == "llama.cpp":
+    if ENGINES[serve].gguf:
         begin_file(native, folder, WRITTEN)
     place = next(each for each in out.absolute().parents if each.exists())
     free, needed = shutil.disk_usage(place).free, 2 * model.num_parameters() * WRITTEN.itemsize
@@ -415,7 +417,7 @@ def write_served(
     judge: Served,
     unseen: Unseen,
     plan: Plan,
-    serve: Target,
+    serve: str,
     sinks: Sinks | None,
     out: Path,
     run: Path,
@@ -429,7 +431,7 @@ def write_served(
     assert start is not None
     form = replace(judge, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
     native = form.served(plan.mask, serve, run / "sinks")
-    account: Account = "mask" if serve == "sglang" else serve
+    account = ENGINES[serve].account
     serving = replace(judge.serving, length=judge.length)
     counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
     held = kv_bytes(plan.mask, native.model.config, judge.length, **counts)

@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)")
-OF_ENGINES = ROOT / "masksearch/serving/folder.py"  # the commands of servers
+OF_ENGINES = ROOT / "masksearch/serving/engines"  # the commands of servers
 OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, vLLM, and arrows in a drawing
     *("--abbrev", "--always", "--dirty", "--exclude", "--no-optional-locks", "--query-gpu"),
     *(
@@ -55,7 +55,7 @@ def test_commands_and_options_exist(page):
 def test_messages_name_options_that_there_are():
     known = {name for each in COMMANDS.values() for one in each.params for name in one.opts}
     known |= {"--help", "--load", "--version"}
-    for path in {*(ROOT / "masksearch").rglob("*.py")} - {OF_ENGINES}:
+    for path in {*(ROOT / "masksearch").rglob("*.py")} - {*OF_ENGINES.iterdir()}:
         named = set(OPTION.findall(path.read_text(encoding="utf-8"))) - OF_OTHERS
         assert named <= known | {f"--no-{name[2:]}" for name in known}, path.name
     assert OPTION.findall("give --slots, or --no-controls") == ["--slots", "--no-controls"]

@@ -3,6 +3,7 @@
 import ast
 import functools
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,28 @@ def test_strategies_are_told_apart_in_their_own_room():
                 branches.append(f"{name}:{node.lineno} {ast.unparse(node)}")
     narrowing = ["isinstance(found, AllocateStrategy)"]  # of a type: it chooses nothing
     assert [each.partition(" ")[2] for each in branches] == narrowing, branches
+
+
+def test_an_engine_is_named_in_its_file_alone():
+    """Docstrings, and transformers, which is a library too, are no names of engines."""
+    engine, named = re.compile("vllm|sglang|llama.?cpp|tensorrt|trtllm", re.I), set()
+    for name in NAMES:
+        tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+        docstrings = {
+            node.body[0].value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in {*ast.walk(tree)} - docstrings:
+            words = [getattr(node, each, "") for each in ("id", "attr", "name", "arg", "module")]
+            words.append(node.value if isinstance(node, ast.Constant) else "")
+            if any(isinstance(word, str) and engine.search(word) for word in words):
+                named.add(name)
+    rooms = {name for name in named if name.startswith("serving/engines/")}
+    assert named == rooms, sorted(named - rooms)
+    assert len({name for name in rooms if "llama" in (PACKAGE / name).read_text()}) <= 3
 
 
 def test_files_are_named_for_what_they_hold():

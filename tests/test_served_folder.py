@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, MaskSearchError, NativeError, UnknownNameError
+from masksearch.serving import folder
 
 LOCAL = "columns(1) | window(3)"
 
@@ -140,7 +141,7 @@ def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
     ("how", "error", "problem"),
     [
         ({"out": None}, NativeError, r"sinks= \(--sinks\) and out= \(--out\) go with each other"),
-        ({"serve": None}, NativeError, "serve='llama.cpp'"),
+        ({"serve": None}, NativeError, "one of transformers, vllm, .*, tensorrt-llm"),
         ({"serve": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
         ({"sinks": None}, NativeError, r"give sinks='tune' .* or local='window\(3\)'"),
         ({"sinks": "learn"}, UnknownNameError, "calibrate"),
@@ -175,7 +176,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copy", fail)
+        patch.setattr(folder, "write_page", fail)
         with pytest.raises(OSError, match="No space left"):
             allocate(tmp_path / "run", tmp_path / "served", serve="vllm")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -184,22 +185,27 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
 
 
 def test_short_prompts_are_warned_of():
-    from masksearch.serving.folder import write_page
-
     losses = {"dense": 3.0, "masked": 3.1, "served": 3.2, "difference": 0.2, "documents": 9}
     facts = {"engine": "llama.cpp", "model": "m", "units": LOCAL, "form": "granite_swa",
              "settings": vars(ms.Serving(length=512)), "kv_bytes": 10, "dense_kv_bytes": 20,
              "tried": {"by": "nothing"}}  # fmt: skip
     near = {"positions": 32, "dense": 4.0, "served": 4.01}
-    page = write_page(facts | {"losses": losses | {"short": near}}, Path("out"))
+    page = folder.write_page(facts | {"losses": losses | {"short": near}}, Path("out"))
     assert "short prompts" not in page
-    page = write_page(facts | {"losses": losses | {"short": near | {"served": 4.5}}}, Path("out"))
+    far = {"losses": losses | {"short": near | {"served": 4.5}}}
+    page = folder.write_page(facts | far, Path("out"))
     assert "Not for short prompts" in page
     assert "loses 0.500 nats" in page
     assert np.char.count(page, "--ctx-size 512") == 1
     rival = {"mask": "window(9)", "difference": -0.3, "low": -0.4, "high": -0.2}
-    page = write_page(facts | {"losses": losses | {"short": near}, "rival": rival}, Path("out"))
+    beside = {"losses": losses | {"short": near}, "rival": rival}
+    page = folder.write_page(facts | beside, Path("out"))
     assert "`window(9)` in every layer, attached: it is shown to be better than the plan" in page
+    others = {"engine": "tensorrt-llm", "losses": losses | {"short": near}}
+    page = folder.write_page(facts | others, Path("out"))  # nothing here reads its log
+    assert "trtllm-serve out --max_seq_len 512 --set kv_cache_config.use_kv_cache_man" in page
+    assert "tokens_per_block=16" in page
+    assert "check_serving.py" not in page
 
 
 def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_is():

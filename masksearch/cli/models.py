@@ -243,7 +243,7 @@ def show_plans(given: Mapping[str, Any]) -> None:
     from masksearch.allocation import allocate as search_plan
     from masksearch.allocation import allocate_each
     from masksearch.cli.build import read_setting
-    from masksearch.serving.engines import Serving
+    from masksearch.serving.engine import Serving
 
     known = inspect.signature(search_plan).parameters.items()
     settings = {name: parameter.default for name, parameter in known if name != "budget"}

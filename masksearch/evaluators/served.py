@@ -22,19 +22,15 @@ from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.decoders import NextTokenModel
-from masksearch.serving.engines import Serving, Target
-from masksearch.serving.kv_cache import Account, kv_bytes
+from masksearch.serving.engine import Serving
+from masksearch.serving.engines import ACCOUNTS, COUNTED
+from masksearch.serving.kv_cache import kv_bytes
 from masksearch.serving.native import from_native, to_native
 from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.splits import spread
 
-ENGINES: dict[str, Account] = {  # measures of masks that engines serve
-    "kv_bytes_transformers": "transformers",
-    "kv_bytes_vllm": "vllm",
-    "kv_bytes_llama_cpp": "llama.cpp",
-}
 CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
 
 
@@ -43,8 +39,8 @@ class Served(EvaluatorWrapper):
     """Wraps the evaluator of a decoder: masks are judged, and counted, as an engine serves them.
 
     Beside the decoder's own measures each record has the bytes of every engine that serves the
-    mask, as shares of its dense cache: `"kv_bytes_transformers"`, `"kv_bytes_vllm"`,
-    `"kv_bytes_llama_cpp"`. With the defaults scores and protocol id are the decoder's own.
+    mask, as shares of its dense cache: `"kv_bytes_vllm"` and so on. With the defaults scores and
+    protocol id are the decoder's own.
 
     Args:
         evaluator: Of the decoder.
@@ -61,7 +57,7 @@ class Served(EvaluatorWrapper):
     """
 
     evaluator: CausalEvaluator
-    account: Account = "mask"
+    account: str = "mask"
     serving: Serving = field(default_factory=Serving)
     sinks: Sinks | None = None
 
@@ -72,7 +68,7 @@ class Served(EvaluatorWrapper):
                 f"Served takes a CausalEvaluator, got {type(judge).__name__}: engines serve "
                 "decoders; put Cached and WithCost around it"
             )
-        check_name("account", self.account, get_args(Account))
+        check_name("account", self.account, ACCOUNTS)
         check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))
         if self.sinks is not None and not judge.seedless:
             raise ValueError(
@@ -87,7 +83,7 @@ class Served(EvaluatorWrapper):
     @property
     def measure_names(self) -> tuple[str, ...]:
         """The decoder's, and those of engines."""
-        return (*self.evaluator.measure_names, *ENGINES)
+        return (*self.evaluator.measure_names, *COUNTED)
 
     @property
     def cost(self) -> str:
@@ -110,14 +106,14 @@ class Served(EvaluatorWrapper):
             return {}
         config = self.evaluator.config
 
-        def share(account: Account) -> float:
+        def share(account: str) -> float:
             settings = self.serving.settings
             return kv_bytes(mask, config, self.length, account=account, **settings).share
 
         found = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
-        for name, account in ENGINES.items():
+        for name, engine in COUNTED.items():
             with suppress(NativeError):
-                found[name] = share(account)
+                found[name] = share(engine.name)
         return found
 
     @property
@@ -144,7 +140,7 @@ class Served(EvaluatorWrapper):
         yield Report(0, judge.last_values(native, workdir, judge.shared(seed)))
 
     def served(
-        self, mask: Mask, target: Target = "transformers", folder: Path | None = None
+        self, mask: Mask, target: str = "transformers", folder: Path | None = None
     ) -> NextTokenModel:
         """The checkpoint as an engine serves the mask; `sinks` and their biases are measured on
         the training text (checkpoints of `"tune"`: in `folder`)."""

@@ -22,14 +22,13 @@ from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, TITLES, styles_of
 from masksearch.report.tables import percent
+from masksearch.serving.engines import COUNTED
 
 COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs
     "density": "share of the pairs kept",
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
-    "kv_bytes_transformers": "share of transformers' dense cache",
-    "kv_bytes_vllm": "share of vLLM's dense cache",
-    "kv_bytes_llama_cpp": "share of llama.cpp's dense cache",
+    **{name: f"share of {each.owner} dense cache" for name, each in COUNTED.items()},
     "latency_ratio": "time over dense attention's",
     "latency": "time (ms)",
 }

@@ -1,20 +1,19 @@
 """A folder that an engine serves: the model in its format, SERVING.md, and a check of its log.
 
-    write_folder(Path("served"), native, "llama.cpp", tokenizer, facts)
+    write_folder(Path("served"), native, target, tokenizer, facts, tokens, dtype)
 
 | model.gguf, or config.json, model.safetensors and the tokenizer | what the engine opens |
 | SERVING.md | its command, the bytes that it should hold, what the mask loses |
-| check_serving.py, serving.json | says from the engine's own log whether it does |
+| check_serving.py, serving.json | says from the engine's own log whether it does; a copy of
+serving/check_serving.py, with the engine's own `read_log` behind it |
 """
 
 from __future__ import annotations
 
+import inspect
 import json
-import shlex
-import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,22 @@ from masksearch.models.checkpoints import quiet
 from masksearch.models.plan import describe_loss, describe_rival, describe_rows
 from masksearch.models.saving import copy_tokenizer
 from masksearch.serving import check_serving
-from masksearch.serving.engines import VERSIONS, Serving, Target
-from masksearch.serving.gguf import to_gguf
-from masksearch.serving.llama_cpp import LlamaCpp
+from masksearch.serving.engine import GGUF, Engine
+from masksearch.serving.engines import ENGINES
+from masksearch.serving.engines.gguf import to_gguf, try_gguf
 from masksearch.serving.native import from_native
 
-GGUF = "model.gguf"
 FORMAT = "masksearch-served-1"  # of serving.json; the next one has the next number
 APART = 0.02  # nats a token between the model in float32 and its file in float16, at most
 NOTICED = 0.02  # nats a token within the window, from which on SERVING.md warns
 TRIED = 256  # tokens by which the folder is tried
+RUN = 'if __name__ == "__main__":\n    main(read_log)\n'  # the end of check_serving.py
 
 
 def write_folder(
     out: Path,
     model: Any,
-    target: Target,
+    target: str,
     tokenizer: Path,
     facts: Mapping[str, Any],
     tokens: Tensor,
@@ -68,40 +67,41 @@ def write_folder(
             something else. Then nothing is left.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    tokens = tokens[:TRIED]
+    engine, tokens = ENGINES[target], tokens[:TRIED]
     expected = nats(model, tokens)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         beside = Path(place) / out.name
         beside.mkdir()
-        if target == "llama.cpp":
+        if engine.gguf:
             to_gguf(model, beside / GGUF, tokenizer=tokenizer, dtype=dtype)
         else:
             with quiet():
                 model.to(dtype).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
         found = {"format": FORMAT, **facts} | {
-            "tried": try_folder(beside, model, target, tokens, expected)
+            "tried": try_folder(beside, model, engine, tokens, expected)
         }
         (beside / "serving.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        shutil.copy(Path(check_serving.__file__), beside)
+        if engine.read_log is not None:
+            parts = [inspect.getsource(each) for each in (check_serving, engine.read_log)]
+            (beside / "check_serving.py").write_text("\n\n".join([*parts, RUN]), "utf-8")
         (beside / "SERVING.md").write_text(write_page(found, out), "utf-8")
         beside.rename(out)
     return found
 
 
 def try_folder(
-    folder: Path, model: PreTrainedModel, target: Target, tokens: Tensor, expected: float
+    folder: Path, model: PreTrainedModel, engine: Engine, tokens: Tensor, expected: float
 ) -> dict[str, Any]:
     """Opens what was written, with what there is here, and compares.
 
     Raises:
         NativeError: If it is not the model that was meant.
     """
-    if target == "llama.cpp" and find_spec("llama_cpp") is None:
-        return {"by": "nothing: llama-cpp-python is not installed"}
-    if target == "llama.cpp":
-        with LlamaCpp(folder / GGUF, Serving(length=len(tokens), ubatch=64)) as engine:
-            by, said = f"llama-cpp-python {engine.version}", float(engine.losses(tokens).mean())
+    if engine.gguf:
+        by, said = try_gguf(folder / GGUF, tokens)
+        if said is None:
+            return {"by": by}
     else:
         with quiet():
             opened = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -125,31 +125,6 @@ def nats(model: Any, tokens: Tensor) -> float:
     return float(model.eval()(tokens[None], labels=tokens[None], use_cache=False).loss)
 
 
-def command(target: Target, folder: str, serving: Mapping[str, Any]) -> str:
-    """What starts the engine as it was planned."""
-    name, length = shlex.quote(folder), serving["length"]
-    if target == "vllm":
-        batched = max(1, serving["in_flight"] // 2)  # two batches are in flight
-        return (
-            f"vllm serve {name} --max-model-len {length} --max-num-batched-tokens {batched} "
-            f"--block-size {serving['block']} 2>&1 | tee server.log"
-        )
-    if target == "sglang":
-        return (
-            f"python -m sglang.launch_server --model-path {name} --context-length {length} "
-            "2>&1 | tee server.log"
-        )
-    kind, cache = serving["cache_type"], ""
-    if kind != "f16":
-        cache = f" --cache-type-k {kind} --cache-type-v {kind} --flash-attn on"
-    buffers = " --kv-unified" if serving["unified"] else ""
-    return (
-        f"llama-server -m {shlex.quote(f'{folder}/{GGUF}')} --ctx-size {length} --ubatch-size "
-        f"{serving['ubatch']} --parallel {serving['sequences']}{buffers}{cache} "
-        "2>&1 | tee server.log"
-    )
-
-
 def write_page(facts: Mapping[str, Any], out: Path) -> str:
     """SERVING.md.
 
@@ -158,19 +133,14 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             `dense_kv_bytes`, `losses` and `tried`.
         out: Where the folder will stand.
     """
-    target, settings, losses = facts["engine"], facts["settings"], facts["losses"]
-    if target == "transformers":
+    engine, settings, losses = ENGINES[facts["engine"]], facts["settings"], facts["losses"]
+    if engine.command is None:
         serve = (
             "```python\nmodel = transformers.AutoModelForCausalLM.from_pretrained("
             f"{str(out)!r})\n```"
         )
-        check = "transformers applies the configuration by itself; its cache holds these bytes."
     else:
-        serve = f"```bash\n{command(target, str(out), settings)}\n```"
-        check = (
-            "`python check_serving.py server.log` reads the engine's log and says whether it "
-            "serves this (exit code 0), something else (1), or does not say (2)."
-        )
+        serve = f"```bash\n{engine.command(str(out), settings)}\n```"
     rows = [("dense attention", losses["dense"]), ("the mask, attached", losses["masked"])]
     rows.append((f"as it is served: {facts['form']}", losses["served"]))
     table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
@@ -182,13 +152,7 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"\n**Not for short prompts.** On the first {short['positions']} positions, where a "
             f"window alone is dense attention, the served form loses {apart:.3f} nats a token.\n"
         )
-    first = last = ""
-    if target == "llama.cpp":
-        last = "\nSmaller weights: `llama-quantize model.gguf model-q8_0.gguf q8_0`.\n"
-        first = (
-            "Compare first: a dense cache in q8_0 (`--cache-type-k q8_0 --cache-type-v q8_0`, "
-            "53 % of the bytes; q4_0: 28 %) needs no mask, and goes with one.\n\n"
-        )
+    last = engine.after
     opened = f"Opened again by {tried['by']}"
     if "nats" in tried:
         opened += f": {tried['nats']:.4f} nats a token on {tried['tokens']} tokens, "
@@ -199,9 +163,9 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"{describe_rival(rival)}.\n{last}"
         )
     share = facts["kv_bytes"] / facts["dense_kv_bytes"]
-    return f"""# {facts["model"]}, for {target}
+    return f"""# {facts["model"]}, for {engine.name}
 
-Written by masksearch; settings as of {VERSIONS[target]}. Mask: {facts["units"]}.
+Written by masksearch; settings as of {engine.release}. Mask: {facts["units"]}.
 
 ## Serve it
 
@@ -214,11 +178,11 @@ Written by masksearch; settings as of {VERSIONS[target]}. Mask: {facts["units"]}
 | this folder | {facts["kv_bytes"]:,} ({share:.1%}) |
 | dense | {facts["dense_kv_bytes"]:,} |
 
-{check}
+{engine.check}
 
 ## What it loses
 
-{first}| on {describe_rows(losses)} that the search has not seen | nats a token |
+{engine.before}| on {describe_rows(losses)} that the search has not seen | nats a token |
 |---|---|
 {table}
 

@@ -2,14 +2,14 @@
 
     kv_bytes(masks.columns(4) | masks.window(255), model, length=4096).share   # 0.063..
 
-The accounts of engines are those of the engines that serve the mask by its configuration alone.
+The bytes that a mask needs are counted in attention/cache_bytes.py, those that an engine holds by
+its file in serving/engines/.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,11 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from masksearch.attention.cache_bytes import CacheSizes, KvBytes, needed_bytes
 from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Mask
-from masksearch.serving.engines import CACHE_TYPES, HELD, Serving
+from masksearch.serving.engine import Engine, Serving
+from masksearch.serving.engines import ACCOUNTS, ENGINES
 from masksearch.serving.native import reach_of, what_else
 from masksearch.serving.sinks import without_sinks
-
-Account = Literal["mask", "head", "transformers", "vllm", "llama.cpp"]
 
 
 def kv_bytes(
@@ -29,7 +28,7 @@ def kv_bytes(
     model: PreTrainedModel | PreTrainedConfig,
     length: int,
     *,
-    account: Account = "mask",
+    account: str = "mask",
     dtype: torch.dtype | None = None,
     until: int | None = None,
     in_flight: int = 4096,
@@ -64,13 +63,13 @@ def kv_bytes(
             cache that frees keys per layer does (`MaskedCache`). `"head"`: each KV head holds its
             own keys, those that one of its queries' heads needs. `"transformers"`: its own cache.
             `"vllm"`: the blocks that it reserves for a sequence, groups and padding included.
-            `"llama.cpp"`: the cells that it allocates.
+            `"llama.cpp"`: the cells that it allocates. `"tensorrt-llm"`: the blocks that it holds.
         dtype: Of keys and values; None = the model's, or the configuration's (else torch's
             default). llama.cpp has `cache_type` in its place.
         until: Positions that there will be at most; None = 2 x `length`: generation may go on for
             as many tokens again. It makes no difference to windows, sinks and full layers.
-        in_flight: Of vLLM, as `block`: see `Serving`.
-        block: Positions of a block.
+        in_flight: Of vLLM: see `Serving`.
+        block: Of vLLM and TensorRT-LLM: positions of a block.
         ubatch: Of llama.cpp, as what follows: see `Serving`.
         sequences: That share the context.
         unified: Whether in one buffer.
@@ -85,35 +84,29 @@ def kv_bytes(
         UnknownNameError: If there is no such account.
         ValueError: If a number is out of range.
     """
-    check_name("account", account, get_args(Account))
+    check_name("account", account, ACCOUNTS)
     serving = Serving(in_flight, block, ubatch, sequences, unified, cache_type)
     if length < 1:
         raise ValueError(f"length is at least 1 position, got {length}")
     sizes = CacheSizes.read(model, dtype)
-    if account not in HELD:
+    if account not in ENGINES:
         return needed_bytes(mask, sizes, length, by_head=account == "head", until=until)
     mask.counts(len(sizes.windows), sizes.heads)
-    served = served_windows(mask, sizes.windows, account)
-    one = 2 * sizes.width * sizes.item
-    if account == "llama.cpp":
-        size, numbers = CACHE_TYPES[cache_type]
-        if sizes.width % numbers:
-            raise ValueError(
-                f"cache_type={cache_type!r} packs {numbers} numbers, and heads have "
-                f"{sizes.width}; llama.cpp then starts with f16 alone"
-            )
-        one = 2 * sizes.width * size // numbers
-    counted = (HELD[account](each, length, serving) for each in (served, [None] * len(served)))
-    return KvBytes(*(keys * sizes.kv_heads * one for keys in counted))
+    engine = ENGINES[account]
+    assert engine.keys is not None
+    served = served_windows(mask, sizes.windows, engine)
+    one = sizes.kv_heads * engine.key_bytes(sizes.width, sizes.item, serving)
+    dense = engine.keys([None] * len(served), length, serving)
+    return KvBytes(engine.keys(served, length, serving) * one, dense * one)
 
 
-def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> list[int | None]:
+def served_windows(mask: Mask, own: Sequence[int | None], engine: Engine) -> list[int | None]:
     """The window of each layer, in keys with the query's own, as an engine applies the mask.
 
     Args:
         mask: A mask.
         own: Windows that the configuration names already.
-        account: The engine.
+        engine: What serves it.
 
     Raises:
         NativeError: If it cannot.
@@ -125,11 +118,13 @@ def served_windows(mask: Mask, own: Sequence[int | None], account: Account) -> l
         reach = reach_of(part, causal=True)
         if reach is None:
             raise NativeError(
-                f"account {account!r} counts layers of everything or a window, and layer {layer} "
-                f"keeps {what_else(part, causal=True)}; account='mask' counts any mask"
+                f"account {engine.name!r} counts layers of everything or a window, and layer "
+                f"{layer} keeps {what_else(part, causal=True)}; account='mask' counts any mask"
             )
         kept = [each for each in (window, reach + 1) if each not in (None, math.inf)]
         served.append(min(map(int, kept), default=None))
-    if account == "llama.cpp" and len(several := {each for each in served if each}) > 1:
-        raise NativeError(f"llama.cpp has one window for all layers, got {sorted(several)} keys")
+    if engine.one_window and len(several := {each for each in served if each}) > 1:
+        raise NativeError(
+            f"{engine.title} has one window for all layers, got {sorted(several)} keys"
+        )
     return served

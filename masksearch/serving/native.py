@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -37,7 +37,8 @@ from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
 from masksearch.masks.tables import PerHead, PerLayer
 from masksearch.masks.text import short_text
-from masksearch.serving.engines import FULL, READINGS, SLIDING, Target, unserved, write_entries
+from masksearch.serving.engine import FULL, SLIDING
+from masksearch.serving.engines import ENGINES
 from masksearch.serving.sinks import (
     MEASURED,
     NO_SINK,
@@ -51,17 +52,19 @@ from masksearch.serving.sinks import (
 from masksearch.training.loop import keeping_modes
 
 SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten
-FAMILIES = tuple(name for name, row in READINGS["transformers"].items() if row.does == "reads")
+FAMILIES = ENGINES["transformers"].families
 PLAIN = ("llama", "gpt2")  # no field: every layer attends to everything before it
 UNTURNED = ("exaone4", "cohere2", "mimo_v2_flash")  # whose full layers have other positions
 LLAMA_ONLY = ("model_type", "architectures", "pretraining_tp")
+# Older programs, such as text-embeddings-inference, compute ModernBERT's layers from a period.
+BY_PERIOD = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta")
 SHORTEST, LONGEST = 64, 8192  # positions at which masks are set against the nearest ones
 
 
 def to_native(
     model: Any,
     mask: Mask,
-    target: Target = "transformers",
+    target: str = "transformers",
     *,
     sinks: Sinks | None = None,
     text: Path | str | Tensor | None = None,
@@ -81,7 +84,7 @@ def to_native(
         mask: In each layer everything or a window, with one reach for all windows: for example
             `per_layer([full(), window(127), ..])`, or what `from_native` returns.
         target: What serves the folder; windows that it would not apply are refused. Every model
-            is opened by transformers too. See `masksearch.serving.engines`.
+            is opened by transformers too. See docs/engines.md.
         sinks: What becomes of the tokens of fixed positions that a mask keeps beside a window,
             `columns(4) | window(127)`, which no configuration names. `"none"`: they are dropped.
             `"calibrate"`: the model becomes a GraniteSWA, in which a learned logit of each head,
@@ -109,7 +112,7 @@ def to_native(
     """
     if not isinstance(mask, Mask):
         raise TypeError(f"to_native takes a mask second, got {mask!r:.60}")
-    check_name("target", target, READINGS)
+    check_name("target", target, ENGINES)
     if isinstance(model, PreTrainedConfig):
         if sinks is not None:
             raise TypeError("sinks are measured on a model, got a configuration")
@@ -217,7 +220,7 @@ def own_reaches(config: PreTrainedConfig) -> list[float]:
     return [reach if kind == SLIDING else math.inf for kind in types]
 
 
-def native_config(config: PreTrainedConfig, mask: Mask, target: Target = "transformers") -> Any:
+def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transformers") -> Any:
     """A copy of a configuration that names the mask, as the target reads it.
 
     Raises:
@@ -262,7 +265,7 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: Target = "transf
         native.use_sliding_window = bool(windows)
         native.sliding_window = native.sliding_window if windows else None
     write_entries(target, native)
-    if why := unserved(target, native):
+    if why := ENGINES[target].unserved(native):
         nearest = None if min(own) < math.inf else from_native(config)
         raise NativeError(
             f"{why}; {f'else serve {nearest}' if nearest else 'or use ms.attach'}", nearest
@@ -304,7 +307,25 @@ def smollm3_of(config: PreTrainedConfig) -> SmolLM3Config:
     return native
 
 
-def granite_swa_of(model: PreTrainedModel, biases: bool) -> Any:
+def write_entries(target: str, config: PreTrainedConfig) -> None:
+    """Writes what programs read beside `layer_types`, and removes what contradicts it."""
+    for name in chain(BY_PERIOD, *(each.entries(config) for each in ENGINES.values())):
+        config.__dict__.pop(name, None)
+    for name, value in ENGINES[target].entries(config).items():
+        if value is not None:
+            setattr(config, name, value)
+    types, family = config.layer_types, config.model_type
+    if SLIDING in types and family in ("qwen2", "qwen3"):
+        config.max_window_layers = 0  # of another number their own classes may serve full layers
+    for period in range(1, len(types) + 1) if family == "modernbert" else ():
+        if all((kind == FULL) == (layer % period == 0) for layer, kind in enumerate(types)):
+            thetas = [config.rope_parameters[kind]["rope_theta"] for kind in (FULL, SLIDING)]
+            for name, value in zip(BY_PERIOD, (period, *thetas), strict=True):
+                setattr(config, name, value)
+            return
+
+
+def granite_swa_of(model: PreTrainedModel, target: str) -> Any:
     """A GraniteSWA of the weights of a Llama, with sinks that nobody sees, in the model's windows.
 
     Raises:
@@ -327,9 +348,12 @@ def granite_swa_of(model: PreTrainedModel, biases: bool) -> Any:
     given["layer_types"] = [kind] * config.num_hidden_layers
     native = GraniteSWAConfig.from_dict(data | {k: v for k, v in given.items() if not data.get(k)})
     biased = any(key.endswith("self_attn.q_proj.bias") for key in model.state_dict())
-    native.attention_bias = biases or biased
-    if biased and not biases:
-        raise NativeError(f"{name} has biases in its attention, which SGLang's GraniteSWA has not")
+    engine = ENGINES[target]
+    native.attention_bias = engine.biases or biased
+    if biased and not engine.biases:
+        raise NativeError(
+            f"{name} has biases in its attention, which {engine.title}'s GraniteSWA has not"
+        )
     with torch.device("meta"), no_init_weights():
         made = type(model)(copy.deepcopy(config)).state_dict()
         places = GraniteSWAForCausalLM(native).state_dict()
@@ -345,7 +369,7 @@ def granite_swa_of(model: PreTrainedModel, biases: bool) -> Any:
 def with_sink_logits(
     model: PreTrainedModel,
     mask: Mask,
-    target: Target,
+    target: str,
     sinks: Sinks,
     text: Path | str | Tensor | None,
     steps: int,
@@ -364,7 +388,7 @@ def with_sink_logits(
         raise NativeError(f"{short_text(mask)} {why}")
     if sinks == "none":
         return to_native(model, PerLayer(local), target), meter, torch.empty(0)
-    whole = granite_swa_of(model, biases=target != "sglang")
+    whole = granite_swa_of(model, target)
     native = to_native(whole, PerLayer(local), target)
     last = max(max(each.positions) for each in every_part(mask) if isinstance(each, Columns))
     most = MEASURED + steps * (sinks == "tune")

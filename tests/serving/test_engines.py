@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import transformers as hf
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.serving.engines import READINGS, unserved
+from masksearch.serving.engines import ENGINES
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "layer_types": KINDS}
@@ -26,22 +28,22 @@ CONFIGS = {
 }
 MIXED = masks.per_layer([masks.window(5), masks.full(), masks.window(5)])
 # Which engines apply a mask of windows and full layers, and one of windows alone, as read in their
-# source (releases and files: engines.py).
+# source (releases and files: serving/engines/).
 SERVED = {
     "llama": ({"vllm"}, {"vllm"}),  # as a SmolLM3
     "qwen2": (set(), {"vllm"}),
     "qwen3": (set(), {"vllm"}),
     "smollm3": ({"vllm"}, {"vllm"}),
     "olmo3": ({"vllm", "sglang", "llama.cpp"}, {"vllm", "sglang", "llama.cpp"}),
-    "gemma3_text": ({"vllm", "sglang", "llama.cpp"}, None),  # other angles: kinds are bound
+    "gemma3_text": (set(ENGINES), None),  # other angles: kinds are bound
     "exaone4": ({"vllm"}, None),  # llama.cpp: of 64 layers
-    "cohere2": ({"llama.cpp"}, None),
+    "cohere2": ({"llama.cpp", "tensorrt-llm"}, None),
     "granite_swa": ({"vllm", "sglang", "llama.cpp"}, {"vllm", "sglang", "llama.cpp"}),
     "modernbert": ({"vllm", "llama.cpp"}, None),
 }
 
 
-@pytest.mark.parametrize("target", READINGS)
+@pytest.mark.parametrize("target", ENGINES)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_exports_are_served_as_written_or_refused(family, target, tmp_path):
     for mask, served in zip((MIXED, masks.window(5)), SERVED[family], strict=True):
@@ -54,7 +56,7 @@ def test_exports_are_served_as_written_or_refused(family, target, tmp_path):
             continue
         ms.to_native(CONFIGS[family], mask, target=target).save_pretrained(tmp_path)
         opened = hf.AutoConfig.from_pretrained(tmp_path)  # what an engine reads
-        own = {each for each in READINGS if not unserved(each, opened)}
+        own = {name for name, engine in ENGINES.items() if not engine.unserved(opened)}
         assert own == served | {"transformers"}
         assert opened.layer_types == (KINDS if mask is MIXED else KINDS[:1] * 3)
         assert opened.sliding_window == (5 if family == "modernbert" else 6)
@@ -72,8 +74,49 @@ def test_a_refusal_says_why_and_what_works():
         ms.to_native(plain, MIXED, target="sglang")
     ms.to_native(plain, masks.full(), target="sglang")  # without windows all serve it
     deep = hf.Exaone4Config(num_hidden_layers=64, sliding_window=64)
-    assert not unserved("llama.cpp", deep)
-    assert "exaone4 with 3 layers" in unserved("llama.cpp", CONFIGS["exaone4"])
+    llama_cpp = ENGINES["llama.cpp"]
+    assert not llama_cpp.unserved(deep)
+    assert "exaone4 with 3 layers" in llama_cpp.unserved(CONFIGS["exaone4"])
+    with pytest.raises(ms.NativeError, match=r"drops keys \(.*_qwen3.py .* cohere2, gemma3_text"):
+        ms.to_native(CONFIGS["qwen3"], MIXED, target="tensorrt-llm")
+
+
+WORDS = {  # of a row on the page
+    "reads": "yes",
+    "reads if all slide": "if all layers slide, else it stops",
+    "ignores": "dense: refused",
+    "keeps one key more": "one key more: refused",
+    "drops keys": "loses keys: refused",
+}
+TITLES = {
+    "qwen2": "Qwen 2",
+    "qwen3": "Qwen 3",
+    "smollm3": "SmolLM3, and a Llama as one",
+    "olmo3": "OLMo 3",
+    "gemma3_text": "Gemma 3 (text)",
+    "exaone4": "EXAONE 4",
+    "cohere2": "Cohere 2",
+    "granite_swa": "GraniteSWA",
+    "modernbert": "ModernBERT",
+}
+
+
+def row_of(family: str) -> str:
+    """What the page says of a family."""
+    cells = [TITLES[family]]
+    for engine in ENGINES.values():
+        row = engine.readings.get(family)
+        cells.append("no class reads them: refused" if row is None else WORDS[row.does])
+        cells[-1] += f" of {row.layers} layers, else dense: refused" if row and row.layers else ""
+        cells[-1] += "; yes with `--model-impl transformers`" if row and row.instead else ""
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_has_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text("utf-8")
+    head = f"| windows of | {' | '.join(engine.release for engine in ENGINES.values())} |"
+    rule = "|---" * (1 + len(ENGINES)) + "|"
+    assert "\n".join([head, rule, *map(row_of, TITLES)]) in page
 
 
 def test_sglang_is_asked_to_free_keys():

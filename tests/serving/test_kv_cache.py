@@ -209,6 +209,22 @@ def test_llama_cpp_allocates_what_it_logs(cache_type, cell):
         assert found.dense_bytes == streams * 4 * whole * cell
 
 
+def test_tensorrt_llm_holds_the_blocks_that_its_tests_count():
+    """Its repository, September 2026: the tests of _torch/pyexecutor/kv_cache/
+    lifecycle_slot_counts.py, `test_batch_slots_match_hand_counted_pages` and
+    `test_page_need_prefers_the_typical_step_then_constraints_then_a_default`."""
+    counts = [(128, 97, 13), (8, 97, 2), (128, 201, 26 - 9), (8, 201, 2), (128, 2049, 17)]
+    for window, length, blocks in [*counts, (8, 2049, 2)]:
+        config, mask = layered(1, [(window, 1)])
+        whole = -(-length // 8)
+        found = kv_bytes(mask, config, length, account="tensorrt-llm", block=8)
+        assert found.bytes * 2 * whole == found.dense_bytes * (whole + blocks)
+    config, mask = layered(0, [(8, 3)])  # _util.py: None where all layers slide
+    assert kv_bytes(mask, config, 2049, account="tensorrt-llm", block=8).share == 1
+    with pytest.raises(NativeError, match="got block=12"):
+        kv_bytes(mask, config, 2049, account="tensorrt-llm", block=12)
+
+
 def test_transformers_holds_what_its_account_says():
     model = hf.LlamaForCausalLM(CONFIGS["llama"]()).eval()
     mask = masks.per_layer([masks.full(), masks.window(3), masks.window(3), masks.full()])

@@ -16,6 +16,7 @@ import math
 import re
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from masksearch.attention.attach import in_force
 from masksearch.errors import NativeError, install_command
 from masksearch.files import write_in_one_move
-from masksearch.serving.engines import FULL, SLIDING
+from masksearch.serving.engine import FULL, SLIDING, Serving
+from masksearch.serving.engines.llama_cpp import LlamaCpp
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -164,6 +166,18 @@ def to_gguf(
                 raise NativeError(f"{name} is not finite in {DTYPES[dtype]}; give another dtype")
             writer.write_tensor_data(values.contiguous().view(torch.uint8).numpy())
     return path
+
+
+def try_gguf(path: Path, tokens: Tensor) -> tuple[str, float | None]:
+    """Opens a file, where llama-cpp-python is installed.
+
+    Returns:
+        What opened it, and its mean loss of each token but the first; None where nothing did.
+    """
+    if find_spec("llama_cpp") is None:
+        return "nothing: llama-cpp-python is not installed", None
+    with LlamaCpp(path, Serving(length=len(tokens), ubatch=64)) as engine:
+        return f"llama-cpp-python {engine.version}", float(engine.losses(tokens).mean())
 
 
 def begin_file(
@@ -332,6 +346,32 @@ def add_rope(
     return {"rope_freqs.weight": torch.pow(theta, -torch.arange(0, width, 2) / width) / turned}
 
 
+def read_cuts(file: Path, data: dict[str, Any]) -> tuple[str | None, bool | None]:
+    """How llama.cpp cuts text as a tokenizer does: its name of what cuts bytes, or of
+    sentencepiece whether a space comes before the text.
+
+    Raises:
+        NativeError: If it has no such tokenizer.
+    """
+    model, cut, normal = data["model"], data["pre_tokenizer"] or {}, data["normalizer"] or {}
+    cuts = [dict(each, trim_offsets=True) for each in cut.get("pretokenizers", [cut])]
+    bpe, steps = model["type"] == "BPE", normal.get("normalizers", [normal])
+    pre = prefix = None
+    if bpe and not model["byte_fallback"] and normal in ({}, {"type": "NFC"}):
+        how = (cuts, model["ignore_merges"])
+        pre = next((name for name, known in PRE_TOKENIZERS.items() if known == how), None)
+    elif bpe and model["byte_fallback"] and (not cut or cut.get("pattern") == {"String": " "}):
+        prefix = next((space for space, known in SENTENCEPIECE.items() if known == steps), None)
+    if prefix and any(each["normalized"] for each in data["added_tokens"]):
+        prefix = None  # the space would come before them as well
+    if pre is None and prefix is None:
+        raise NativeError(
+            f"llama.cpp has no tokenizer like {file}: model {model['type']}, normalizer "
+            f"{json.dumps(normal)}, pre_tokenizer {json.dumps(cut)}"
+        )
+    return pre, prefix
+
+
 def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
     """Writes the vocabulary, and how text is cut.
 
@@ -352,22 +392,7 @@ def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
     whole = Tokenizer.from_file(str(file))
     data = json.loads(whole.to_str())
     model, added = data["model"], {each["id"]: each for each in data["added_tokens"]}
-    cut, normal = data["pre_tokenizer"] or {}, data["normalizer"] or {}
-    cuts = [dict(each, trim_offsets=True) for each in cut.get("pretokenizers", [cut])]
-    bpe, steps = model["type"] == "BPE", normal.get("normalizers", [normal])
-    pre = prefix = None
-    if bpe and not model["byte_fallback"] and normal in ({}, {"type": "NFC"}):
-        how = (cuts, model["ignore_merges"])
-        pre = next((name for name, known in PRE_TOKENIZERS.items() if known == how), None)
-    elif bpe and model["byte_fallback"] and (not cut or cut.get("pattern") == {"String": " "}):
-        prefix = next((space for space, known in SENTENCEPIECE.items() if known == steps), None)
-    if prefix and any(each["normalized"] for each in added.values()):
-        prefix = None  # the space would come before them as well
-    if pre is None and prefix is None:
-        raise NativeError(
-            f"llama.cpp has no tokenizer like {file}: model {model['type']}, normalizer "
-            f"{json.dumps(normal)}, pre_tokenizer {json.dumps(cut)}"
-        )
+    pre, prefix = read_cuts(file, data)
     ids = {index: token for token, index in model["vocab"].items()}
     ids |= {index: each["content"] for index, each in added.items()}
     if not model["merges"]:
