@@ -93,9 +93,9 @@ def allocate(
         length: Tokens of a sequence, and of the cache that is counted.
         sequences: Held-out sequences that are judged, at most.
         held_out: Text that plans are judged on; None = the end of `text`.
-        serve: The engine that will serve it, `transformers`, `vllm`, `sglang` or `llama.cpp`: the
-            budget counts what that engine reserves (of SGLang what the mask needs); None = the
-            bytes that the mask needs.
+        serve: The engine that will serve it, `transformers`, `vllm`, `sglang`, `llama.cpp` or
+            `tensorrt-llm`: the budget counts what that engine reserves (of SGLang what the mask
+            needs); None = the bytes that the mask needs.
         serving: How the engine is run, and the length that is counted: `Serving(length=32768)`, on
             the command line `{"length": 32768}`; None = its defaults.
         sinks: What stands in for sinks beside a window in the folder: `tune` (trained

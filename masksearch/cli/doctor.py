@@ -18,6 +18,7 @@ from masksearch.files import cache_folder
 
 PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
 FEATURES = {  # extra -> (its module, what needs it); engines name their own
+    "search": ("optuna", "ms.search, and all commands"),
     "hub": ("datasets", "text and tasks named hf:OWNER/NAME"),
     "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
     "postgresql": ("psycopg", "--storage postgresql://.."),

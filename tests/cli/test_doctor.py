@@ -12,6 +12,7 @@ from pathlib import Path
 from cli_runs import run
 
 from masksearch.cli import doctor as module
+from masksearch.serving.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,8 @@ def test_features_are_the_extras_of_the_package(monkeypatch, capsys):
     extras = project["optional-dependencies"]
     said = machine(monkeypatch, capsys)["Features"]
     assert said.keys() | of_developers == extras.keys() | of_developers
-    for extra, (imported, _) in module.FEATURES.items():
+    rows = [module.FEATURES, *(engine.extras for engine in ENGINES.values())]
+    for extra, (imported, _) in (row for each in rows for row in each.items()):
         name = imported.replace("_", "-")  # a distribution's name begins with its module's
         assert any(line.startswith(name) for line in extras[extra]), extra
 
