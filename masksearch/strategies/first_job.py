@@ -26,17 +26,10 @@ class AfterFirstJob:
         self.left: dict[int, Path | None] = {}  # draw of a job that has ended -> its file, if any
         self.lost = ""  # why the latest that has none left none
 
-    def propose(
-        self,
-        job: Job,
-        params: Mapping[str, Any] = {},
-        *,
-        name: str = "",
-        memo: Mapping[str, str] = {},
-    ) -> Proposal:
+    def propose(self, job: Job, params: Mapping[str, Any] = {}, *, name: str = "") -> Proposal:
         """The next draw, which is out from now on."""
         self.next += 1
-        return Proposal(self.next - 1, job, params, self.origin, name=name, memo=memo)
+        return Proposal(self.next - 1, job, params, self.origin, name=name)
 
     def tell(self, record: Record) -> None:
         """Learns that a draw is out and, of a first job that has ended, where its file lies."""
