@@ -193,7 +193,7 @@ def setting_hints(kind: Any) -> dict[str, Any]:
     """Name -> type of what `--set` gives an evaluator: its own fields, and those of parts."""
     hints = {name: hint for name, hint in hints_of(kind).items() if name not in PARTS}
     for name, place in read_places(kind).items():
-        hints[name] = hints_of(PARTS[place.part])[place.field]
+        hints[name] = hints_of(PARTS[place.part])[place.field.name]
     return {n: hint for n, hint in hints.items() if n not in (*DOWNSTREAM, "corpus", "process")}
 
 
@@ -336,7 +336,7 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
 }
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies and of parts
 PART_NAMES = {part: kind.__name__.lower() for part, kind in PARTS.items()}
-DOTTED = {f"{PART_NAMES[place.part]}.{place.field}": flat for flat, place in FLAT.items()}
+DOTTED = {f"{PART_NAMES[place.part]}.{place.field.name}": flat for flat, place in FLAT.items()}
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:

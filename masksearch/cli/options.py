@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from masksearch.errors import MaskSearchError
-from masksearch.training.parts import FLAT, PARTS, part_field
+from masksearch.training.parts import FLAT, PARTS
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -176,10 +176,9 @@ def read_arguments(path: str) -> dict[str, Argument]:
         for name, place in FLAT.items():
             if not source.unread & {name, place.part}:
                 part = PARTS[place.part]
-                helps[name] = read_helps(inspect.getdoc(part) or "")[place.field]
-                each = part_field(place)
-                default = source.defaults.get(name, each.metadata.get("usually", each.default))
-                declared[name] = str(each.type), str(default)
+                helps[name] = read_helps(inspect.getdoc(part) or "")[place.field.name]
+                default = source.defaults.get(name, place.usual)
+                declared[name] = str(place.field.type), str(default)
         declared = {name: each for name, each in declared.items() if name not in PARTS}
     return {n: read_argument(helps[n], *each) for n, each in declared.items() if n in helps}
 
@@ -244,7 +243,7 @@ def read_source(path: str) -> Source:
                 inherited = read_source(f"{modules[base.id]}:{base.id}")
                 helps |= inherited.helps
                 declared |= inherited.declared
-                of_parts |= {"unread": inherited.unread, "defaults": inherited.defaults}
+                of_parts |= {"unread": " ".join(inherited.unread), "defaults": inherited.defaults}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 default = ast.unparse(item.value) if item.value else ""
@@ -259,7 +258,7 @@ def read_source(path: str) -> Source:
             annotation = ast.unparse(argument.annotation) if argument.annotation else ""
             declared[argument.arg] = annotation, ast.unparse(value) if value else ""
     helps |= read_helps(ast.get_docstring(node) or "")
-    unread = frozenset(of_parts.get("unread", ()))
+    unread = frozenset(of_parts.get("unread", "").split())
     return Source(helps, declared, unread, of_parts.get("defaults", {}))
 
 

@@ -43,19 +43,16 @@ class SettingsSignature:
         if evaluator is not None:  # whose call has another one
             return None
         usual, first = usual_settings(kind), positional_names(kind)
-        parameters = [
-            inspect.Parameter(
-                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=usual.get(name)
-            )
-            for name in first
-        ]
-        named = [*setting_names(kind), *PARTS, "adapt"]
-        parameters += [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=usual.get(name))
-            for name in dict.fromkeys(named)
-            if name not in first
-        ]
-        return inspect.Signature(parameters)
+        names = dict.fromkeys([*first, *setting_names(kind), *PARTS, "adapt"])
+        either, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature(
+            [
+                inspect.Parameter(
+                    name, either if name in first else named, default=usual.get(name)
+                )
+                for name in names
+            ]
+        )
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -83,7 +80,7 @@ class AssembledEvaluator(Evaluator):
     adaptation: Adapt = field(default_factory=Adapt)
     half: Half = "search"
 
-    unread: ClassVar[tuple[str, ...]] = ()  # flat names of what is not read of the parts
+    unread: ClassVar[str] = ""  # flat names of settings of parts that are not read
     defaults: ClassVar[Mapping[str, Any]] = {}  # flat name -> default in place of the part's
     held: ClassVar[Mapping[str, Any]] = {}  # in a packed evaluator the data that it holds
     __signature__ = SettingsSignature()
@@ -129,7 +126,7 @@ class AssembledEvaluator(Evaluator):
             if name not in places:
                 hint = did_you_mean(name, [*places, *dir(type(self))])
                 raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
-            return getattr(getattr(self, places[name].part), places[name].field)
+            return getattr(getattr(self, places[name].part), places[name].field.name)
 
     def on(self, half: Half) -> Self:
         """The same evaluator on other rows: another protocol, and the same training.

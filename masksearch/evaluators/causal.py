@@ -137,17 +137,9 @@ class CausalEvaluator(AssembledEvaluator):
         "batch": 16,
         "recover_lr": 3e-4,
     }
-    unread: ClassVar[tuple[str, ...]] = (
-        "pretraining",
-        "whole_words",
-        "dropout",
-        "compile",
-        "recover_steps",
-        "finetune_lr",
-        "finetune_batch",
-        "epochs",
-        "finetune_seeds",
-        "frozen",
+    unread: ClassVar[str] = (
+        "pretraining whole_words dropout compile recover_steps finetune_lr finetune_batch "
+        "epochs finetune_seeds frozen"
     )
 
     measure_names = (CACHE, CACHE_PER_HEAD)

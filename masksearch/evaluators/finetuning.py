@@ -106,7 +106,7 @@ class FineTuning(AssembledEvaluator, ABC):
     split_seed: int = 0
 
     defaults: ClassVar[Mapping[str, Any]] = {"adapt": "train"}
-    unread: ClassVar[tuple[str, ...]] = ("kv_heads", "recover_tokens")
+    unread: ClassVar[str] = "kv_heads recover_tokens"
     score_name: ClassVar[str]  # what a search improves
     streams: ClassVar[tuple[int, int]]
     head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`

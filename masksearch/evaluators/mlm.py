@@ -90,7 +90,7 @@ class MlmEvaluator(AssembledEvaluator):
             too small or not UTF-8.
     """
 
-    unread: ClassVar[tuple[str, ...]] = ("adaptation", "kv_heads")
+    unread: ClassVar[str] = "adaptation kv_heads"
 
     if TYPE_CHECKING:
 

@@ -102,24 +102,10 @@ class PlantedEvaluator(AssembledEvaluator):
         "lr": 4e-3,
         "reports": 5,
     }
-    unread: ClassVar[tuple[str, ...]] = (
-        "corpus",
-        "held_out",
-        "tokenizer",
-        "vocabulary",
-        "length",
-        "pretraining",
-        "whole_words",
-        "cache",
-        "weights",
-        "architecture",
-        "dropout",
-        "kv_heads",
-        "device",
-        "precision",
-        "compile",
-        "checkpoint_seconds",
-        "adaptation",
+    unread: ClassVar[str] = (
+        "corpus held_out tokenizer vocabulary length pretraining whole_words cache weights "
+        "architecture dropout kv_heads device precision compile checkpoint_seconds "
+        "adaptation"
     )
 
     if TYPE_CHECKING:

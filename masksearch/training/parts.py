@@ -407,19 +407,19 @@ class Place(NamedTuple):
     """Where a setting stands: the evaluator's field that holds the part, and the part's field."""
 
     part: str
-    field: str
+    field: Field[Any]
 
     def __str__(self) -> str:
-        return f"{PARTS[self.part].__name__}.{self.field}"
+        return f"{PARTS[self.part].__name__}.{self.field.name}"
 
-
-def flat_name(each: Field[Any]) -> str:
-    """The flat name of a part's field."""
-    return str(each.metadata.get("flat", each.name))
+    @property
+    def usual(self) -> Any:
+        """The default, unless an evaluator has another one."""
+        return self.field.metadata.get("usually", self.field.default)
 
 
 FLAT = {
-    flat_name(each): Place(name, each.name)
+    str(each.metadata.get("flat", each.name)): Place(name, each)
     for name, part in PARTS.items()
     for each in fields(part)
 }
@@ -430,25 +430,41 @@ def read_places(kind: Any) -> dict[str, Place]:
 
     Args:
         kind: The class. Its `unread` names settings of parts that it does nothing with, by their
-            flat names; a part's own name stands for all of its settings.
+            flat names, divided by blanks; a part's own name stands for all of its settings.
     """
     if not hasattr(kind, "unread"):  # it is not made of parts
         return {}
-    return {n: place for n, place in FLAT.items() if not {*kind.unread} & {n, place.part}}
+    unread = {*kind.unread.split()}
+    return {name: place for name, place in FLAT.items() if not unread & {name, place.part}}
+
+
+def own_fields(kind: Any) -> dict[str, Field[Any]]:
+    """Name -> field of the settings that an evaluator holds itself."""
+    return {each.name: each for each in fields(kind) if each.init and each.name not in PARTS}
+
+
+def setting_names(kind: Any) -> list[str]:
+    """Names of the settings of an evaluator: its own fields, and those of parts by flat names."""
+    return [*own_fields(kind), *read_places(kind)]
+
+
+def usual_settings(kind: Any) -> dict[str, Any]:
+    """Name -> default of the settings of an evaluator that have one."""
+    own = {name: each.default for name, each in own_fields(kind).items()}
+    usual = {name: value for name, value in own.items() if value is not MISSING}
+    places = read_places(kind).items()
+    return usual | {name: kind.defaults.get(name, place.usual) for name, place in places}
 
 
 def flat_settings(evaluator: Any) -> dict[str, Any]:
-    """The fields that a dataclass takes, by name; in place of parts those of their fields that it
-    reads, by their flat names."""
-    places, settings = read_places(type(evaluator)), dict[str, Any]()
-    for each in fields(evaluator):
-        value = getattr(evaluator, each.name)
-        if places and each.name in PARTS:
-            own = {name: place.field for name, place in places.items() if place.part == each.name}
-            settings |= {name: getattr(value, field) for name, field in own.items()}
-        elif each.init and each.repr:
-            settings[each.name] = value
-    return settings
+    """Name -> value of the fields that a dataclass takes; in place of parts their settings that it
+    reads, by flat names."""
+    places = read_places(type(evaluator))
+    own = [each.name for each in fields(evaluator) if each.init and each.repr]
+    return {
+        **{n: getattr(getattr(evaluator, at.part), at.field.name) for n, at in places.items()},
+        **{name: getattr(evaluator, name) for name in own if not places or name not in PARTS},
+    }
 
 
 def assemble(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -465,72 +481,47 @@ def assemble(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: If a field without a default is missing.
         ValueError: If a part says what the evaluator does not read.
     """
-    own = {each.name: each for each in fields(kind) if each.init}
-    places = read_places(kind)
+    own, places = own_fields(kind), read_places(kind)
     values: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
     for name, value in settings.items():
         if isinstance(value, Adapt):
             values["adaptation"] = value
-        elif name in own:
+        elif name in own or name in PARTS:
             values[name] = value
         elif name in places:
-            changes[places[name].part][places[name].field] = value
+            changes[places[name].part][places[name].field.name] = value
         else:
             raise unknown_setting(kind, name)
     for name, part in PARTS.items():
         given = values.get(name, part())
         whole = isinstance(given, part)
         made = replace(given, **changes[name]) if whole else part(given, **changes[name])
-        values[name] = complete(kind, made)
+        values[name] = complete(kind, name, made)
     for name, each in own.items():
-        if name in values:
-            continue
-        if each.default is MISSING and each.default_factory is MISSING:
+        if name not in values and each.default_factory is not MISSING:
+            values[name] = each.default_factory()
+        elif values.setdefault(name, each.default) is MISSING:
             raise TypeError(f"{kind.__name__} needs {name}=, which has no default")
-        factory = each.default_factory
-        values[name] = each.default if factory is MISSING else factory()
     return values
 
 
-def complete(kind: Any, part: Any) -> Any:
+def complete(kind: Any, name: str, part: Any) -> Any:
     """A part with the defaults of an evaluator, where it says nothing else.
 
     Raises:
         ValueError: If it says what the evaluator does not read.
     """
     usual, filled = usual_settings(kind), dict[str, Any]()
-    for each in fields(part):
-        name, value = flat_name(each), getattr(part, each.name)
-        if name not in usual:
-            if value != each.default:
-                raise ValueError(
-                    f"{kind.__name__} does not read {FLAT[name]}, got {value!r}; leave it out"
-                )
-        elif value is None:
-            filled[each.name] = usual[name]
+    for flat, place in FLAT.items():
+        if place.part != name:
+            continue
+        value = getattr(part, place.field.name)
+        if flat in usual and value is None:
+            filled[place.field.name] = usual[flat]
+        if flat not in usual and value != place.field.default:
+            raise ValueError(f"{kind.__name__} does not read {place}, got {value!r}; leave it out")
     return replace(part, **filled)
-
-
-def usual_settings(kind: Any) -> dict[str, Any]:
-    """Name -> default of the settings of an evaluator that have one; see `flat_settings`."""
-    own = {each.name: each for each in fields(kind) if each.init and each.name not in PARTS}
-    usual = {name: each.default for name, each in own.items() if each.default is not MISSING}
-    for name, place in read_places(kind).items():
-        each = part_field(place)
-        usual[name] = kind.defaults.get(name, each.metadata.get("usually", each.default))
-    return usual
-
-
-def part_field(place: Place) -> Field[Any]:
-    """The field of a part."""
-    return next(each for each in fields(PARTS[place.part]) if each.name == place.field)
-
-
-def setting_names(kind: Any) -> list[str]:
-    """Names of the settings of an evaluator: its own fields, and those of parts by flat names."""
-    own = [each.name for each in fields(kind) if each.init and each.name not in PARTS]
-    return [*own, *read_places(kind)]
 
 
 def unknown_setting(kind: Any, name: str) -> UnknownNameError:
