@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 import torch
 
 from masksearch.contracts import Evaluator, Half
-from masksearch.errors import check_name, did_you_mean
+from masksearch.errors import check_name
 from masksearch.training.loop import TrainConfig, find_device
 from masksearch.training.parts import (
     PARTS,
@@ -45,13 +45,9 @@ class SettingsSignature:
         usual, first = usual_settings(kind), positional_names(kind)
         names = dict.fromkeys([*first, *setting_names(kind), *PARTS, "adapt"])
         either, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        kinds = {name: either if name in first else named for name in names}
         return inspect.Signature(
-            [
-                inspect.Parameter(
-                    name, either if name in first else named, default=usual.get(name)
-                )
-                for name in names
-            ]
+            [inspect.Parameter(name, kinds[name], default=usual.get(name)) for name in names]
         )
 
 
@@ -123,9 +119,8 @@ class AssembledEvaluator(Evaluator):
         def __getattr__(self, name: str) -> Any:
             """A part's field by its flat name."""
             places = read_places(type(self))
-            if name not in places:
-                hint = did_you_mean(name, [*places, *dir(type(self))])
-                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+            if name not in places:  # nor an attribute: Python's error, or that of a property
+                return object.__getattribute__(self, name)
             return getattr(getattr(self, places[name].part), places[name].field.name)
 
     def on(self, half: Half) -> Self:
