@@ -179,7 +179,7 @@ def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
 
 def test_the_text_of_a_test_set_is_one_that_no_search_has_seen(tmp_path):
     evaluator = glue(tmp_path)
-    found = [sequences(evaluator.on(half).text) for half in HALVES[:3]]
+    found = [sequences(evaluator.on(half).pretrainer) for half in HALVES[:3]]
     assert found[2] == found[1]
     assert not found[2] & found[0]
 
