@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
+from masksearch.serving.engines import ENGINES as READ
 
 RESULTS = Path(__file__).parent / "results"
 IMPORTANCE = "docs/importance.md"
@@ -200,7 +201,9 @@ CLAIMS = [
     ),
 ]
 SCORES = ("11 0.856", "4 0.825", "14 0.583", "0 0.582", "7 0.512")
+RELEASES = " | ".join(f"{each.title} {each.version}" for each in READ.values())
 NO_CLAIM = [
+    (ENGINES, f"windows of | {RELEASES}"),  # releases, from the table of engines
     (IMPORTANCE, "these measures show at most 0.011"),  # not kept
     (IMPORTANCE, "1 - P as at least 0.1,"),  # how "flip" is defined
     (IMPORTANCE, "On the trained models below,"),  # on the page
