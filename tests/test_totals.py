@@ -1,0 +1,72 @@
+"""What the package holds stands in totals.toml, and grows only where a line there says why."""
+
+import ast
+import dataclasses
+import importlib
+import tomllib
+from pathlib import Path
+
+import typer.main
+
+import masksearch
+from masksearch.cli.main import app
+from masksearch.contracts import Evaluator
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent / "masksearch"
+TOTALS = tomllib.loads((HERE / "totals.toml").read_text(encoding="utf-8"))
+SLACK = {"code": 150, "tests": 600}  # lines that may go before the total follows
+
+
+def code_lines(path: Path) -> int:
+    """Lines of a file without docstrings, comments and blanks."""
+    text = path.read_text(encoding="utf-8")
+    held = {number for number, line in enumerate(text.splitlines(), 1) if line.strip(" #\t")}
+    held -= {n for n, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith("#")}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                first = node.body[0]
+                held -= {*range(first.lineno, (first.end_lineno or 0) + 1)}
+    return len(held)
+
+
+def evaluators(kind: type = Evaluator) -> set[type]:
+    """Every evaluator of the package, abstract ones too."""
+    for path in (ROOT / "evaluators").glob("*.py"):
+        importlib.import_module(f"masksearch.evaluators.{path.stem}")
+    below = [each for each in kind.__subclasses__() if each.__module__.startswith("masksearch.")]
+    return {*below}.union(*map(evaluators, below))
+
+
+def fields(kind: type) -> set[str]:
+    """Names that a class adds to what its parents take."""
+    own = (
+        {f.name for f in dataclasses.fields(kind) if f.init}
+        if dataclasses.is_dataclass(kind)
+        else set()
+    )
+    return own.difference(*(fields(each) for each in kind.__bases__))
+
+
+def measured() -> dict[str, int]:
+    commands = typer.main.get_command(app).commands.values()
+    options = {name for each in commands for option in each.params for name in option.opts}
+    return {
+        "code": sum(map(code_lines, ROOT.rglob("*.py"))),
+        "files": sum(1 for _ in ROOT.rglob("*.py")),
+        "fields": sum(len(fields(each)) for each in evaluators()),
+        "options": len({each for each in options if each.startswith("--")}),
+        "names": len(masksearch.__all__),
+        "tests": sum(len(path.read_text("utf-8").splitlines()) for path in HERE.rglob("*.py")),
+    }
+
+
+def test_totals_are_those_of_the_file():
+    found = measured()
+    assert found.keys() == TOTALS.keys()
+    for name, total in TOTALS.items():
+        assert found[name] <= total, f"{name}: {found[name]}; say in tests/totals.toml what for"
+        assert total - found[name] <= SLACK.get(name, 0), (
+            f"{name} is {found[name]}: lower its total"
+        )
