@@ -1,0 +1,171 @@
+"""19_front: rows that stay apart, lines from which a search goes on, and its analysis."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from experiment_scripts import EXPERIMENTS, load_script
+from scipy import stats
+from toy_sentences import WORDS, write_lines, write_sentences
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.masks.measure import effective_density
+from masksearch.tasks.glue import load_glue
+
+FOLDER = EXPERIMENTS / "19_front"
+DATA = os.environ.get("MASKSEARCH_DATA")
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The experiment's modules, which import one another by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    found = {name: load_script(f"19_front/{name}.py") for name in ("rows", "kept", "tables")}
+    for name, module in found.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return {**found, "run": load_script("19_front/run.py")}
+
+
+@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_path):
+    rows = scripts["rows"]
+    rows.deal(Path(str(DATA)), tmp_path)
+    parts, count = {}, 0
+    for name in ("train", "dev"):
+        path = tmp_path / "search" / "STS-B" / f"{name}.tsv"
+        texts = load_glue(tmp_path / "search", rows.CENTRED)
+        found = texts.train if name == "train" else texts.dev["STS-B"]
+        assert len(found) == len(path.read_bytes().splitlines()) - 1
+        count += len(found)
+        parts[name] = {text for row in found.texts for text in row}
+        assert max(map(abs, found.labels)) == 2.5
+    assert parts["train"].isdisjoint(parts["dev"])
+    assert count == len(load_glue(Path(str(DATA)) / "glue", "STS-B").train)  # nothing else is read
+    dev = load_glue(Path(str(DATA)) / "glue", "STS-B").dev["STS-B"]
+    judge = load_glue(tmp_path / "judge", rows.CENTRED, half="test").dev["STS-B"]
+    assert judge.texts == dev.texts
+    assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:nothing learned")
+def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
+    kept = scripts["kept"]
+    judge = ms.PlantedEvaluator(steps=2)
+    space = ms.load_function("masksearch.spaces.band_global:space")
+
+    def search(place: str, lines: object, trials: int) -> ms.Study:
+        cached = ms.Cached(judge, tmp_path / place / "cache")
+        how = {"run": tmp_path / place / "run", "strategy": "tpe", "seed": 5}
+        return ms.search(space, cached, trials=trials, listeners=[lines], **how)
+
+    def lines_of(place: str) -> object:
+        made = kept.Kept(tmp_path / "lines.jsonl", tmp_path / place / "cache")
+        return lambda record: made.add(record, arm="tpe", search=0)
+
+    search("one", lines_of("one"), 2)
+    before = (tmp_path / "lines.jsonl").read_text()
+    again = search("two", lines_of("two"), 3)
+    after = (tmp_path / "lines.jsonl").read_text().splitlines()
+    assert after[:2] == before.splitlines()
+    whole = search("three", lambda record: None, 3)
+    assert [r.fingerprint for r in again.records()] == [r.fingerprint for r in whole.records()]
+    for record, other in zip(again.records(), whole.records(), strict=True):
+        assert record.value("score") == pytest.approx(other.value("score"), rel=1e-6)
+
+
+def test_masks_go_through_a_line(scripts):
+    kept = scripts["kept"]
+    for mask in (
+        masks.bigbird(),
+        masks.table(masks.star().dense(9)),
+        masks.per_layer([masks.full()]),
+    ):
+        assert kept.unpacked(kept.packed(mask)) == mask
+
+
+def test_permutation_is_that_of_scipy(scripts):
+    one, other = [0.31, 0.4, 0.38, 0.36], [0.3, 0.37, 0.28, 0.33, 0.29]
+    expected = stats.permutation_test(
+        (one, other), lambda a, b: a.mean() - b.mean(), n_resamples=10_000
+    )
+    doubled = scripts["tables"].permutation(one, other)
+    assert scripts["tables"].permutation([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == 2 / 252
+    assert doubled == pytest.approx(expected.pvalue, abs=0.02)
+
+
+def test_a_budget_without_a_mask_counts_as_a_constant_answer(scripts):
+    tables = scripts["tables"]
+    picked = pd.DataFrame(
+        {"arm": "dam", "search": [0, 0, 1, 1], "budget": [0.5, 0.2] * 2,
+         "proxy": [0.3, None, 0.3, 0.2]}
+    )  # fmt: skip
+    scores = pd.DataFrame(
+        {"arm": ["dam", "dam"], "where": ["search 0", "search 1"], "budget": 0.5,
+         "score": [0.6, 0.5]}
+    )  # fmt: skip
+    found = tables.by_search(picked, scores)
+    assert found.to_dict("records") == [{"arm": "dam", "search": 0, "score": 0.3}]  # 1: not whole
+
+
+def test_what_is_chosen_is_within_its_budget(scripts):
+    lines = [{"score": 0.5, "density": 0.31}, {"score": 0.4, "density": 0.3}]
+    best = scripts["tables"].best_within
+    assert [best(lines, budget) for budget in (0.35, 0.3, 0.2)] == [*lines, None]
+
+
+def test_the_drawn_masks_and_controls_of_the_run_are_within(scripts):
+    run, shape = scripts["run"], ms.Shape(32, 2, 4, lengths={12: 3, 30: 1})
+    for budget in (0.6, 0.3):
+        for make in (
+            lambda width: run.tiles(4, width), lambda count: run.random_keys(2, 4, count)
+        ):  # fmt: skip
+            mask = run.densest(budget, lambda m: effective_density(m, shape), make, range(1, 30))
+            assert 0.5 * budget < effective_density(mask, shape) <= budget
+            assert ms.lower(mask, shape).any(-1).all()
+
+
+def write_pairs(folder: Path) -> Path:
+    """`glue/` with STS-B and MRPC beside SST-2, and `wikitext-2/`, of toy words."""
+    write_sentences(folder)
+    sentences = [" ".join(WORDS[at : at + 5]) for at in range(70)]
+    names = {
+        "STS-B": "index\tsentence1\tsentence2\tscore",
+        "MRPC": "Quality\t#1 String\t#2 String",
+    }
+    for task, header in names.items():
+        for part, first in (("train", 0), ("dev", 300)):
+            rows = [header]
+            for at in range(first, first + 160):
+                pair = f"{sentences[at % 70]} {at}\t{sentences[(at * 7) % 70]} {at + 1_000}"
+                rows.append(f"{at}\t{pair}\t{at % 6}" if task == "STS-B" else f"{at % 2}\t{pair}")
+            write_lines(folder / "glue" / task / f"{part}.tsv", rows)
+    for part in ("train", "valid", "test"):
+        write_lines(folder / "wikitext-2" / f"{part}.txt", [f"{each} ." for each in sentences * 9])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_front_smoke(tmp_path):
+    data, runs = write_pairs(tmp_path / "data"), tmp_path / "runs"
+    stages = ["card", "search", "drawn", "judge", "tables"]
+    command = [sys.executable, str(FOLDER / "run.py"), *stages, "--data", str(data), "--runs"]
+    command += [str(runs), "--weights", str(data / "checkpoint"), "--smoke"]
+    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    chosen = pd.read_csv(runs / "results" / "chosen.csv")
+    assert set(chosen["arm"]) == {"random", "tpe", "dam"}
+    assert (chosen["density"] <= chosen["budget"] + 1e-6).all()
+    judged = pd.read_csv(runs / "results" / "scores_STS-B.csv")
+    assert {"dense", "random", "tpe", "dam"} <= set(judged["arm"])
+    costs = pd.read_csv(runs / "results" / "costs.csv")
+    assert (costs["tokens"] > 0).all()
