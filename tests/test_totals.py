@@ -35,7 +35,7 @@ def evaluators(kind: type = Evaluator) -> set[type]:
     """Every evaluator of the package, abstract ones too."""
     for path in (ROOT / "evaluators").glob("*.py"):
         importlib.import_module(f"masksearch.evaluators.{path.stem}")
-    below = [each for each in kind.__subclasses__() if each.__module__.startswith("masksearch.")]
+    below = [each for each in kind.__subclasses__() if "masksearch.evaluators." in each.__module__]
     return {*below}.union(*map(evaluators, below))
 
 
