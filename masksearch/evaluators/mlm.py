@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -303,19 +303,19 @@ class MlmEvaluator(AssembledEvaluator):
             values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
         return values
 
-    def context_free_loss(self) -> float:
-        """Least held-out loss without context: see `MlmTask.context_free_loss`; of a
-        distillation that of the best constant state."""
+    def context_free_loss(self, batches: Sequence[Batch]) -> float:
+        """Least loss of the held-out batches without context: see `MlmTask.context_free_loss`; of
+        a distillation that of the best constant state."""
         if not self.distils:
             return self.task().context_free_loss
-        targets = [batch["target"].flatten(0, 1) for batch in self.held_out_batches()]
+        targets = [batch["target"].flatten(0, 1) for batch in batches]
         states = torch.cat(targets).double()
         weights = states.square().sum(1, keepdim=True).reciprocal()
         best = (weights * states).sum(0) / weights.sum()
         return float((weights * (states - best).square()).sum(1).mean())
 
-    def sequence_scores(self, model: nn.Module) -> RowScores:
-        """The held-out loss sequence by sequence: the mean over them is that of a report.
+    def sequence_scores(self, model: nn.Module, batches: Sequence[Batch]) -> RowScores:
+        """The loss of held-out batches by sequence: the mean over them is that of a report.
 
         A sequence's score is its mean loss in nats, weighted by its number of masked tokens over
         their mean number (they differ with sentence pairs only).
@@ -323,7 +323,7 @@ class MlmEvaluator(AssembledEvaluator):
         losses, counts, digest = list[Tensor](), list[Tensor](), hashlib.sha256()
         with torch.no_grad(), keeping_modes(model):
             model.eval()
-            for batch in self.held_out_batches():
+            for batch in batches:
                 with autocast(batch, self.training.precision):
                     found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
                 labels, table = batch.get("labels"), found.logits.double().cpu()
@@ -439,11 +439,12 @@ class MlmEvaluator(AssembledEvaluator):
         model = self.build_model(seed)
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
             if report.step == self.training.steps and group().first:
-                rows = self.sequence_scores(model)
+                held_out = self.held_out_batches()
+                rows = self.sequence_scores(model, held_out)
                 rows.save(workdir)
                 if self.half != "all":
                     losses = rows.scores["text"]
-                    sides = {f"loss{MAJORITY}": self.context_free_loss()}
+                    sides = {f"loss{MAJORITY}": self.context_free_loss(held_out)}
                     if len(losses) > 1:  # one sequence has no interval
                         sides[f"loss{LOW}"] = -lower_bound(-losses, -math.inf)
                     report = Report(report.step, {**report.values, **sides})
