@@ -15,17 +15,12 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
-from masksearch.contracts import Evaluator, Executor
+from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
-from masksearch.training.parts import (
-    FLAT,
-    PARTS,
-    read_places,
-    unknown_setting,
-)
+from masksearch.training.parts import FLAT, PARTS, read_places, unknown_setting
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
@@ -318,12 +313,8 @@ def named_candidates(
     label = store.facts().get("strategy", reference.run.name)
     if reference.trial is not None:
         return {f"{label} #{reference.trial}": record}
-    if not reference.sparsity and not whole:
-        published: dict[str, Candidate] = {
-            each.name: each for each in store.records() if is_published_dam(each)
-        }
-        if published:
-            return published
+    if isinstance(record, Record) and not reference.sparsity and is_published_dam(record):
+        return {each.name: each for each in store.records() if is_published_dam(each)}
     return {label if not reference.sparsity else f"{label} >= {reference.sparsity:g}": record}
 
 
@@ -349,8 +340,6 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         OptionsError: If there is no "=", or a name is given twice.
         UnknownNameError: If nothing has that prefix.
     """
-    from masksearch.strategies.build import owners
-
     found: dict[str, dict[str, str]] = {}
     for setting in settings:
         whole, equals, text = setting.partition("=")
@@ -360,6 +349,8 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         if prefix in PART_NAMES.values():  # a field of the evaluator's part
             prefix, name = "", whole
         elif dot and prefix not in PREFIXES:
+            from masksearch.strategies.build import owners
+
             check_name("prefix of --set", prefix, (*owners(), *PREFIXES, *PART_NAMES.values()))
         if name in found.setdefault(prefix, {}):
             raise OptionsError(f"--set names {whole} twice: {found[prefix][name]!r} and {text!r}")

@@ -123,7 +123,7 @@ def run_demo(
             strategy=name,
             seed=SEARCH_SEED,
             executor=executor,
-            **(trains if kind_of(name).gated else draws),
+            **(trains if kind_of(name).space == "none" else draws),
         )
         for name in STRATEGIES
     }

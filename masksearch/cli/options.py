@@ -173,10 +173,10 @@ def read_arguments(path: str) -> dict[str, Argument]:
     source = read_source(path)
     helps, declared = dict(source.helps), dict(source.declared)
     if PARTS.keys() <= declared.keys():
+        texts = {name: read_helps(inspect.getdoc(part) or "") for name, part in PARTS.items()}
         for name, place in FLAT.items():
             if not source.unread & {name, place.part}:
-                part = PARTS[place.part]
-                helps[name] = read_helps(inspect.getdoc(part) or "")[place.field.name]
+                helps[name] = texts[place.part][place.field.name]
                 default = source.defaults.get(name, place.usual)
                 declared[name] = str(place.field.type), str(default)
         declared = {name: each for name, each in declared.items() if name not in PARTS}

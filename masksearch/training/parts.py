@@ -481,7 +481,7 @@ def assemble(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: If a field without a default is missing.
         ValueError: If a part says what the evaluator does not read.
     """
-    own, places = own_fields(kind), read_places(kind)
+    own, places, usual = own_fields(kind), read_places(kind), usual_settings(kind)
     values: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
     for name, value in settings.items():
@@ -497,7 +497,7 @@ def assemble(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         given = values.get(name, part())
         whole = isinstance(given, part)
         made = replace(given, **changes[name]) if whole else part(given, **changes[name])
-        values[name] = complete(kind, name, made)
+        values[name] = complete(kind, name, made, usual)
     for name, each in own.items():
         if name not in values and each.default_factory is not MISSING:
             values[name] = each.default_factory()
@@ -506,13 +506,13 @@ def assemble(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def complete(kind: Any, name: str, part: Any) -> Any:
-    """A part with the defaults of an evaluator, where it says nothing else.
+def complete(kind: Any, name: str, part: Any, usual: Mapping[str, Any]) -> Any:
+    """A part with the defaults of an evaluator (`usual_settings`), where it says nothing else.
 
     Raises:
         ValueError: If it says what the evaluator does not read.
     """
-    usual, filled = usual_settings(kind), dict[str, Any]()
+    filled: dict[str, Any] = {}
     for flat, place in FLAT.items():
         if place.part != name:
             continue
