@@ -21,8 +21,8 @@ SLACK = {"code": 150, "tests": 600}  # lines that may go before the total follow
 def code_lines(path: Path) -> int:
     """Lines of a file without docstrings, comments and blanks."""
     text = path.read_text(encoding="utf-8")
-    held = {number for number, line in enumerate(text.splitlines(), 1) if line.strip(" #\t")}
-    held -= {n for n, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith("#")}
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    held = {number for number, line in lines if line and not line.startswith("#")}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
