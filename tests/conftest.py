@@ -19,6 +19,8 @@ import sqlalchemy
 import torch
 from hypothesis import HealthCheck, settings
 
+from masksearch.executors import local
+
 # `toy`, `killing`, `browser`
 for folder in ("cli", "training", "faults", "contracts", "cluster", "attention", "report", ""):
     sys.path.insert(0, str(Path(__file__).parent / folder))
@@ -28,6 +30,8 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # started by `&` or nohup; programs inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Workers are forks of a process that has imported what the tests' evaluators import
+local.FORKS.set_forkserver_preload(["masksearch.executors.worker", "masksearch.strategies.build"])
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs
 # Optuna reads its twenty files of schema revisions whenever a database is made or opened; env.py
 # is not read but run
