@@ -21,9 +21,9 @@ DAM, ATTENTION, CLUSTER, TABLE = (
     "experiments/README.md",
 )
 
-proxy, search, dam, scaling, first_cpu, second_cpu = (
+proxy, search, dam, scaling, large, first_cpu, second_cpu = (
     json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    for name in ("proxy", "search", "dam", "scaling", "attention", "attention_amd_epyc")
+    for name in ("proxy", "search", "dam", "scaling", "large", "attention", "attention_amd_epyc")
 )
 
 # The search and its driver
@@ -67,6 +67,12 @@ efficiency = [
 ]
 study = search["study"]
 ray, pool = search["orchestration"]["ray"], search["orchestration"]["pool"]
+
+
+def both(name: str) -> list[float]:
+    """Seconds of the large study, and of the small one."""
+    return [large[size][name] for size in ("5000", "100")]
+
 
 # DAM on planted processes
 runs = pd.read_csv(FOLDER / "results" / "dam_runs.csv").sort_values("seed")
@@ -253,6 +259,11 @@ CLAIMS = [
                 study["report_seconds"]
             ],
             "| its status | {} s |": [study["status_seconds"]],
+            "imports included) | {} / {} = {} |": [*both("report"), large["report"]],
+            "the last 50 of 100 | {} / {} ms = {} |": [
+                *(1000 * seconds for seconds in both("trial")),
+                large["trial"],
+            ],
         },
     ),
     *sentences(

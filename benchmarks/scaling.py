@@ -314,7 +314,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
     if options.large:
-        print(json.dumps(large(), indent=1))
+        found = json.dumps(large(), indent=1)
+        (HERE / "results" / "large.json").write_text(found + "\n", encoding="utf-8")
+        print(found)
         return
     if options.measure:
         from driver_costs import measured  # beside this file

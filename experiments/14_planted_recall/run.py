@@ -16,13 +16,14 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import regret
 import torch
 from every_choice import Tabulated, every_loss
@@ -30,6 +31,8 @@ from learning import SPREAD, LookupEvaluator, learn
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.masks.measure import effective_density
+from masksearch.masks.rivals import widest_window
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -292,12 +295,60 @@ def table(given: argparse.Namespace, _: Checkpoint) -> None:
         page.write_text(regret.on_page(page.read_text(encoding="utf-8"), whole), encoding="utf-8")
 
 
+def window(given: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """What the widest window in every head loses that costs no more than so many full heads, by
+    pairs of tokens and by bytes of the cache: see [changed.one_window] in plan.toml.
+
+    Raises:
+        ValueError: If the checkpoint is not the one whose losses are kept.
+    """
+    out = (given.runs / "results" if given.smoke else HERE / "results") / "one_window.csv"
+    known, name = pd.read_csv(out) if out.is_file() else pd.DataFrame(), name_of(checkpoint)
+    if not known.empty and name in set(known.checkpoint):
+        return
+    if given.smoke:
+        losses = np.load(given.runs / name / "losses.npy")
+    else:
+        with np.load(HERE / "results" / "losses.npz") as stored:
+            losses = stored[name]
+    judge, seed = evaluator(given, checkpoint), checkpoint[2]
+    units, place = units_of(judge), given.runs / name / "judged"
+
+    def loss(mask: masks.Mask) -> float:
+        """Nats a token."""
+        *_, last = judge(mask, seed=seed, workdir=place)
+        return float(last.values["nll"])
+
+    heads = len(units.names)
+    for number in np.random.default_rng(seed).integers(len(losses), size=12).tolist():
+        one = loss(units.mask([int(each) for each in regret.bits(number, heads)]))
+        if abs(one - losses[number]) > regret.NEAR:
+            raise ValueError(f"choice {number} of {name}: {one}, and {losses[number]} is kept")
+    raised = np.array([number.bit_count() for number in range(len(losses))])
+    length = judge.shape.length
+    costs: dict[str, Callable[[masks.Mask], float]] = {
+        "pairs": lambda mask: effective_density(mask, judge.shape),
+        "bytes": lambda mask: ms.kv_bytes(mask, judge.config, length, account="head").share,
+    }
+    rows = []
+    for size in range(1, min(LARGEST, heads) + 1):
+        some = units.mask([1] * size + [0] * (heads - size))
+        best = float(losses[raised <= size].min())
+        for of, cost in costs.items():
+            mask = widest_window(cost(some), cost, length, WINDOW)
+            row = {"checkpoint": name, "budget": size, "of": of, "mask": str(mask)}
+            rows.append({**row, "loss": loss(mask), "best": best})
+    pd.concat([known, pd.DataFrame(rows)]).to_csv(out, index=False, float_format="%.6g")
+    print(pd.DataFrame(rows).to_string(), flush=True)
+
+
 STAGES = {
     "train": train,
     "judge": judge_all,
     "find": find,
     "draw": partial(find, drawn=True),
     "table": table,
+    "window": window,
 }
 
 if __name__ == "__main__":
