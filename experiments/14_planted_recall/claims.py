@@ -5,8 +5,9 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from experiments.verify import Claim, rows
+from experiments.verify import Claim, interval, rows
 
 FOLDER = Path(__file__).parent
 HERE = "experiments/14_planted_recall/README.md"
@@ -35,5 +36,14 @@ CLAIMS.append(Claim("experiments/README.md", text, ends))
 most = whole[whole.method == "allocate greedy removal, 3 tries"].reached
 text = "three tries, removal finds it on {}, {}, {} and {} of them, as many, in {} to {} masks"
 CLAIMS.append(Claim(HERE, text, [*most, *ends[2:]]))
+windows = pd.read_csv(FOLDER / "results" / "one_window.csv")
+for of, text in (
+    ("bytes", "at the length of the sequences, loses {}, {}, {} and {} nats more"),
+    ("pairs", "of no more pairs of tokens {}, {}, {} and {}: what is asked"),
+):
+    each = windows[windows.of == of].groupby("budget")
+    ends = [end for _, part in each for end in interval(part.loss - part.best)]
+    CLAIMS.append(Claim(HERE, text.replace("{}", "{} [{}, {}]"), ends))
 NO_CLAIM = [(HERE, "within .01 nats"), (HERE, ".99 of the questions"), (HERE, ".95 of 64 rows")]
+NO_CLAIM += [(HERE, "within .01 nats, as the plan asks")]
 NO_CLAIM += [("docs/decoder.md", "computes a share of 1/2 + 1.5 / L of the L x L layers")]

@@ -191,14 +191,6 @@ CLAIMS.append(
         ],
     )
 )
-CLAIMS.append(
-    Claim(
-        "experiments/14_planted_recall/README.md",
-        "loses\n{} to {} nats more than exhaustive search's choice; by the bytes of 8,192 "
-        "positions it is dense attention, which loses {} to {} less",
-        [min(SHORT[::3]), max(SHORT[::3]), -max(DENSE[::3]), -min(DENSE[::3])],
-    )
-)
 NO_CLAIM = [
     (HERE, "strictly within .002 nats; the plan"),
     (HERE, "strictly within .002 nats; the worst"),
