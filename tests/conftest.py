@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import alembic.util
+import optuna
 import pytest
 import sqlalchemy
 import torch
@@ -32,6 +35,7 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Workers are forks of a process that has imported what the tests' evaluators import
 local.FORKS.set_forkserver_preload(["masksearch.executors.worker", "masksearch.strategies.build"])
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs
 # Optuna reads its twenty files of schema revisions whenever a database is made or opened; env.py
 # is not read but run
@@ -71,6 +75,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the collector need not walk it again and again."""
     gc.freeze()
+
+
+class Logged(logging.Handler):
+    """What is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.messages)
+
+    @contextmanager
+    def at_level(self, level: int, logger: str = "") -> Iterator[None]:
+        named = logging.getLogger(logger)
+        before = named.level
+        named.setLevel(level)
+        yield
+        named.setLevel(before)
+
+
+@pytest.fixture
+def caplog() -> Iterator[Logged]:
+    """What pytest's fixture of this name does; its plugin walks over three thousand loggers
+    before each part of each test."""
+    logged = Logged()
+    logging.getLogger().addHandler(logged)
+    yield logged
+    logging.getLogger().removeHandler(logged)
 
 
 @pytest.fixture

@@ -632,13 +632,16 @@ def directions(objectives: Sequence[Objective]) -> list[StudyDirection]:
 def quiet() -> Iterator[None]:
     """Optuna's own log lines and notes on experimental features off: listeners report."""
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    loud = level < optuna.logging.ERROR  # each setting asks all loggers of all libraries
+    if loud:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     finally:
-        optuna.logging.set_verbosity(level)
+        if loud:
+            optuna.logging.set_verbosity(level)
 
 
 def same_fact(fact: str, before: str, now: str) -> bool:

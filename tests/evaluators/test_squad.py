@@ -111,7 +111,7 @@ def test_settings_make_other_protocols(data: Path) -> None:
     assert [objective.name for objective in base.objectives] == ["f1", "sparsity"]
 
 
-def test_a_single_file_is_split_and_says_so(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_file_is_split_and_says_so(data: Path, caplog) -> None:
     judge = evaluator(data, "one/train-v.json")
     with caplog.at_level(logging.INFO, logger="masksearch"):
         source = judge.data().source
@@ -151,9 +151,7 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
         next(evaluator(data, "none")(masks.star(), seed=0, workdir=tmp_path))
 
 
-def test_misplaced_answers_are_counted(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_misplaced_answers_are_counted(data: Path, tmp_path: Path, caplog) -> None:
     content = squad_json(4, 5, seed=0)
     entries = [p["qas"][0] for article in content["data"] for p in article["paragraphs"]]
     for entry in entries[:3]:
