@@ -19,7 +19,6 @@ from masksearch.errors import MOVED, did_you_mean, install_command, moved
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
-    from masksearch.allocation import allocate as allocate
     from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
@@ -86,6 +85,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.saving import MaskCallback as MaskCallback
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
+    from masksearch.planner import allocate as allocate
     from masksearch.positions.analysis import importance as importance
     from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
     from masksearch.positions.attention_maps import attention_maps as attention_maps

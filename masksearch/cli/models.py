@@ -6,8 +6,9 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from masksearch.masks import Mask
     from masksearch.models.plan import Plan
 
+Part = TypeVar("Part")
 ATTACHED = "Which mask, on which model"
 SERVED = "The engine that serves it"
 LONGEST = 4096  # positions that are explained where nothing is said
@@ -240,28 +242,36 @@ OPTIONS = {
 
 def show_plans(given: Mapping[str, Any]) -> None:
     """Finds the plans that a command's options ask for, and says what they hold."""
-    from masksearch.allocation import allocate as search_plan
-    from masksearch.allocation import allocate_each
     from masksearch.cli.build import read_setting
+    from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
+    from masksearch.planner import allocate as search_plan
     from masksearch.serving.engine import Serving
 
     known = inspect.signature(search_plan).parameters.items()
-    settings = {name: parameter.default for name, parameter in known if name != "budget"}
+    settings = {name: parameter.default for name, parameter in known}
     settings |= {name: value for name, value in given.items() if value is not None}
     if isinstance(settings["serving"], str):
         settings["serving"] = read_setting("serving", settings["serving"], Serving)
     if settings["out"] is not None:
         settings["out"] = Path(settings["out"])
-    budgets, run = settings.pop("budget"), settings["run"]
+    run, settings["budgets"] = settings["run"], settings["budget"]
+    decoder = read_part(DecoderOnText, settings)
+    within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
+    how = {"check": settings["check"], "run": run, "progress": settings["progress"]}
     with resumable(run, "allocate", given):
-        plans = allocate_each(budgets=budgets, **settings)
+        plans = find_plans(decoder, within, delivery, **how)
     for limit, plan in plans.items():
         path = run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
         for line in report_lines(plan, path, given["model"]):
             typer.echo(line)
 
 
-@takes(OPTIONS, {"": "masksearch.allocation:allocate"}, calls=show_plans)
+def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
+    """The settings that are fields of a dataclass."""
+    return kind(**{each.name: settings[each.name] for each in fields(cast(Any, kind))})
+
+
+@takes(OPTIONS, {"": "masksearch.planner:allocate"}, calls=show_plans)
 def allocate(
     model: Annotated[
         str,
@@ -310,8 +320,8 @@ def allocate(
 
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     """What the command says of a plan."""
-    from masksearch.allocation import describe_units
     from masksearch.models.plan import describe_loss, describe_rival, describe_rows
+    from masksearch.planner import describe_units
 
     found = plan.found
     cost, limit = found["budget"]["cost"], found["budget"]["limit"]

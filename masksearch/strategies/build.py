@@ -20,7 +20,7 @@ from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
 from masksearch.strategies import allocate, evolution, prune
-from masksearch.strategies.allocate import DENSITY, find_cost, with_costs
+from masksearch.strategies.allocate import DENSITY, AllocateStrategy, find_cost, with_costs
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy
@@ -263,7 +263,7 @@ def build_prune(wanted: Wanted) -> Strategy:
     return PruneStrategy(wanted.run, evaluator.shape, within=within, **wanted.options)
 
 
-def build_allocation(wanted: Wanted) -> Strategy:
+def build_allocation(wanted: Wanted) -> AllocateStrategy:
     """Allocations of masks to units."""
     options, evaluator = wanted.options, wanted.evaluator
     if wanted.space is not None:

@@ -96,6 +96,9 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
                               "--run", tmp_path / "again")  # fmt: skip
     assert code == 0, err
     assert f"read SERVING.md in {tmp_path / 'served'}" in out
+    rival = Plan.load(tmp_path / "again" / "plan.json").found["rival"]["mask"]
+    page = (tmp_path / "served" / "SERVING.md").read_text()
+    assert f"Within the same budget, `{rival}` in every layer, attached: " in page
     plan = Plan.load(tmp_path / "run" / "plan.json")
     assert plan.found["nll"]["unseen"] is None
     plan = Plan.load(tmp_path / "again" / "plan.json")

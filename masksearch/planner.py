@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,8 +24,8 @@ from masksearch.analysis.pareto import describe_none_within
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Record
-from masksearch.driver import search
-from masksearch.errors import NativeError, SearchError, check_name
+from masksearch.driver import Study, search
+from masksearch.errors import NativeError, SearchError, check_name, outside_level
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.evaluators.next_tokens import row_scores
 from masksearch.evaluators.served import Served
@@ -43,7 +43,7 @@ from masksearch.serving.kv_cache import kv_bytes
 from masksearch.serving.native import from_native, native_config, to_native, with_sink_logits
 from masksearch.serving.sinks import Sinks, keeps_sinks, without_sinks
 from masksearch.strategies.allocate import AllocateStrategy
-from masksearch.strategies.build import build_strategy
+from masksearch.strategies.build import Wanted, build_allocation
 from masksearch.study.records import read_budgets
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import FEW
@@ -120,117 +120,181 @@ def allocate(
             judged.
         DataError: If the text or the model cannot be read.
     """
-    settings = {**locals(), "run": Path(run), "out": None if out is None else Path(out)}
-    return allocate_each(budgets=[settings.pop("budget")], **settings)[budget]
+    found = find_plans(
+        DecoderOnText(model, text, length, sequences, held_out),
+        CacheBudget([budget], unit, local, method, tries, trials),
+        Delivery(serve, serving, sinks, None if out is None else Path(out)),
+        check=check,
+        run=Path(run),
+        progress=progress,
+    )
+    return found[budget]
 
 
-def allocate_each(
-    model: str | Path,
-    text: str | Path,
-    budgets: Sequence[float],
+@dataclass(frozen=True)
+class DecoderOnText:
+    """A decoder, and the text that masks on it are judged by; fields are as of `allocate`."""
+
+    model: str | Path
+    text: str | Path
+    length: int
+    sequences: int
+    held_out: str | Path | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str | Path):
+            raise TypeError(
+                "model is a folder, a name on the Hub or a GGUF file, got "
+                f"{type(self.model).__name__}: save it with its tokenizer (save_pretrained), and "
+                "give the folder"
+            )
+
+
+@dataclass(frozen=True)
+class CacheBudget:
+    """What plans may cost, and how what is full within that is chosen; fields are as of
+    `allocate`, for several budgets."""
+
+    budgets: Sequence[float]
+    unit: Unit
+    local: Mask | str | None
+    method: str
+    tries: int | None
+    trials: int | None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The engine that serves a plan, and the folder that it opens; fields are as of `allocate`."""
+
+    serve: str | None
+    serving: Serving | None
+    sinks: Sinks | None
+    out: Path | None
+
+    def __post_init__(self) -> None:
+        if self.serve is not None:
+            check_name("serve", self.serve, ENGINES)
+        if self.sinks is not None:
+            check_name("sinks", self.sinks, get_args(Sinks))
+
+    @property
+    def account(self) -> str:
+        """Whose bytes the budget counts."""
+        return "mask" if self.serve is None else ENGINES[self.serve].account
+
+
+def find_plans(
+    decoder: DecoderOnText,
+    within: CacheBudget,
+    delivery: Delivery,
     *,
-    unit: Unit,
-    local: Mask | str | None,
-    method: str,
-    tries: int | None,
-    length: int,
-    sequences: int,
-    held_out: str | Path | None,
-    serve: str | None,
-    serving: Serving | None,
-    sinks: Sinks | None,
-    out: Path | None,
-    trials: int | None,
     check: bool,
     run: Path,
     progress: Literal["auto"] | None,
 ) -> dict[float, Plan]:
     """A plan for each budget, by one search; see `allocate`. They are in the run folder as well:
     `plan.json`, of several budgets `plan-0.25.json` and so on."""
-    if not isinstance(model, str | Path):
-        raise TypeError(
-            f"model is a folder, a name on the Hub or a GGUF file, got {type(model).__name__}: "
-            "save it with its tokenizer (save_pretrained), and give the folder"
-        )
-    limits = sorted(read_budgets(budgets))
-    if serve is not None:
-        check_name("serve", serve, ENGINES)
-    if sinks is not None:
-        check_name("sinks", sinks, get_args(Sinks))
-    account = "mask" if serve is None else ENGINES[serve].account
-    decoder = CausalEvaluator(
-        text,
-        weights=model,
-        length=length,
-        held_out=held_out,
-        held_out_sequences=sequences,
-        adapt="none",
-        cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
-    )
-    judge = Served(decoder, account, serving or Serving())
-    local = masks.parse(str(local or default_local(length)))
+    limits = sorted(read_budgets(within.budgets))
+    judge = build_judge(decoder, within.unit, delivery)
+    local = masks.parse(str(within.local or default_local(decoder.length)))
     refuse_floor(judge, limits[0])
-    if out is not None or sinks is not None:
-        check_folder(judge, local, serve, sinks, out, limits)
+    if delivery.out is not None or delivery.sinks is not None:
+        check_folder(judge, local, delivery, limits)
     rivals = {limit: plainest_rival(judge, local, limit) for limit in limits}
-    for limit, rival in rivals.items() if check or out is not None else ():
-        if rival is not None and limit < 1 and rival.sparsity(length, causal=True) == 0:
-            warnings.warn(
-                f"on texts of {length} tokens {rival} in every layer is dense attention, and it "
-                f"is within the budget {limit:g}: no mask can be shown to be better; give length= "
-                f"(--length), up to {serving and serving.length}",
-                stacklevel=3,
-            )
-    levels = write_levels(read_levels([local, masks.full()]))
-    options: dict[str, Any] = {"unit": unit, "levels": levels, "method": method, "budgets": limits}
-    options |= {} if tries is None else {"tries": tries}
-    whole = read_strategy(judge, options, run).most_trials  # refuses budgets that nothing keeps
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the strategy has no more masks")
-        if trials is None:
-            warnings.filterwarnings("ignore", message="strategy 'allocate' judges")
-        study = search(
-            None,
-            judge,
-            run=run,
-            trials=whole if trials is None else trials,
-            strategy="allocate",
-            strategy_options=options,
-            progress=progress,
-        )
-    strategy = read_strategy(judge, options, run)
-    for record in study.records():
-        strategy.tell(record)
-    strategy.ask()  # the scores are known once the masks that they come from are
-    within = dict[float, Record]()
-    for each in limits:
-        if not (inside := study.within(each)):
-            raise SearchError(describe_none_within(study.records(), study.objectives, each))
-        within[each] = inside[0]
-    unseen = Unseen(decoder) if check or out is not None else None
+    if compares := check or delivery.out is not None:
+        warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
+    strategy, study = search_masks(judge, replace(within, local=local), run, progress)
+    chosen = dict[float, Record]()
+    for limit in limits:
+        if not (inside := study.within(limit)):
+            raise SearchError(describe_none_within(study.records(), study.objectives, limit))
+        chosen[limit] = inside[0]
+    unseen = Unseen(judge.evaluator) if compares else None
     plans = {}
-    for limit, record in within.items():
-        end = "" if len(within) == 1 else f"-{limit:g}"
-        plan = make_plan(decoder, strategy, record, str(model))
+    for limit, record in chosen.items():
+        path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
+        plan = make_plan(judge.evaluator, strategy, record, str(decoder.model))
         found: dict[str, Any] = {
-            "budget": {"cost": judge.cost, "limit": limit, "account": account},
+            "budget": {"cost": judge.cost, "limit": limit, "account": delivery.account},
             "length": judge.length,
-            "scores": {"method": method, "of_units": strategy.worth},
+            "scores": {"method": within.method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
             "nll": {
                 "search": record.values["nll"],
                 "unseen": unseen and unseen.compare(masked=plan.mask),
             },
             "rival": unseen and unseen.compare_rival(rivals[limit]),
-            "native": describe_native(decoder, plan, serve),
+            "native": describe_native(judge.evaluator, plan, delivery.serve),
             "trial": record.number,
         }
         plans[limit] = replace(plan, found=found)
-        plans[limit].save(run / f"plan{end}.json")
-        if out is not None and serve is not None and unseen is not None:
-            found["served"] = write_served(judge, unseen, plan, serve, sinks, out, run)
-            plans[limit].save(run / f"plan{end}.json")
+        plans[limit].save(path)
+        if delivery.out is not None and unseen is not None:
+            found["served"] = write_served(judge, unseen, plans[limit], delivery, run)
+            plans[limit].save(path)
     return plans
+
+
+def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Served:
+    """What judges masks on a decoder, and counts their bytes as its engine does."""
+    account = delivery.account
+    evaluator = CausalEvaluator(
+        decoder.text,
+        weights=decoder.model,
+        length=decoder.length,
+        held_out=decoder.held_out,
+        held_out_sequences=decoder.sequences,
+        adapt="none",
+        cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
+    )
+    return Served(evaluator, account, delivery.serving or Serving())
+
+
+def search_masks(
+    judge: Served, within: CacheBudget, run: Path, progress: Literal["auto"] | None
+) -> tuple[AllocateStrategy, Study]:
+    """Searches the masks of a plan; the strategy then knows the scores of its units."""
+    options: dict[str, Any] = {
+        "unit": within.unit,
+        "levels": write_levels(read_levels([str(within.local), masks.full()])),
+        "method": within.method,
+        "budgets": sorted(read_budgets(within.budgets)),
+    }
+    options |= {} if within.tries is None else {"tries": within.tries}
+    # refuses budgets that nothing keeps
+    strategy = build_allocation(Wanted("allocate", None, judge, 0, run, options, {}))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the strategy has no more masks")
+        if within.trials is None:
+            warnings.filterwarnings("ignore", message="strategy 'allocate' judges")
+        study = search(
+            None,
+            judge,
+            run=run,
+            trials=strategy.most_trials if within.trials is None else within.trials,
+            strategy="allocate",
+            strategy_options=options,
+            progress=progress,
+        )
+    for record in study.records():
+        strategy.tell(record)
+    strategy.ask()  # the scores are known once the masks that they come from are
+    return strategy, study
+
+
+def warn_of_dense_rivals(
+    rivals: Mapping[float, Mask | None], length: int, serving: Serving | None
+) -> None:
+    """Warns where the rival of a budget is dense attention on texts as long as the judged ones."""
+    for limit, rival in rivals.items():
+        if rival is not None and limit < 1 and rival.sparsity(length, causal=True) == 0:
+            warnings.warn(
+                f"on texts of {length} tokens {rival} in every layer is dense attention, and it "
+                f"is within the budget {limit:g}: no mask can be shown to be better; give length= "
+                f"(--length), up to {serving and serving.length}",
+                stacklevel=outside_level(),
+            )
 
 
 def plainest_rival(judge: Served, local: Mask, limit: float) -> Mask | None:
@@ -261,13 +325,6 @@ def refuse_floor(judge: Served, budget: float) -> None:
         )
 
 
-def read_strategy(judge: Served, options: dict[str, Any], run: Path) -> AllocateStrategy:
-    """The strategy of a search, without its records."""
-    found = build_strategy("allocate", None, judge, seed=0, run=run, options=options)
-    assert isinstance(found, AllocateStrategy)
-    return found
-
-
 class Unseen:
     """Judges models and masks on documents that the search has not seen.
 
@@ -289,7 +346,7 @@ class Unseen:
                 f"the held-out text has {self.documents} documents, so its pieces are judged in "
                 "their place: they are alike, and the interval is too short; give whole "
                 f"documents, at least {FEW} held out",
-                stacklevel=4,
+                stacklevel=outside_level(),
             )
         self.nll = {"dense": self.judge_tokens(masks.full())}
 
@@ -369,19 +426,13 @@ def describe_units(plan: Plan) -> str:
 
 
 # -- the folder that is served -----------------------------------------------------------------
-def check_folder(
-    judge: Served,
-    local: Mask,
-    serve: str | None,
-    sinks: Sinks | None,
-    out: Path | None,
-    budgets: Sequence[float],
-) -> None:
+def check_folder(judge: Served, local: Mask, delivery: Delivery, budgets: Sequence[float]) -> None:
     """Refuses what could not be written after the search, by one full layer and the others local.
 
     Raises:
         NativeError: If the engine could not serve it.
     """
+    serve, sinks, out = delivery.serve, delivery.sinks, delivery.out
     if serve is None or out is None:
         raise NativeError(
             "a folder is written for one engine: sinks= (--sinks) and out= (--out) go with each "
@@ -414,21 +465,18 @@ def check_folder(
 
 
 def write_served(
-    judge: Served,
-    unseen: Unseen,
-    plan: Plan,
-    serve: str,
-    sinks: Sinks | None,
-    out: Path,
-    run: Path,
+    judge: Served, unseen: Unseen, plan: Plan, delivery: Delivery, run: Path
 ) -> dict[str, Any]:
     """Makes the served form of a plan, judges it on unseen documents, and writes the folder.
 
     Returns:
         What serving.json holds.
     """
-    start = judge.evaluator.start
+    start, serve, out = judge.evaluator.start, delivery.serve, delivery.out
     assert start is not None
+    assert serve is not None
+    assert out is not None
+    sinks = delivery.sinks
     form = replace(judge, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
     native = form.served(plan.mask, serve, run / "sinks")
     account = ENGINES[serve].account
