@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import DOWNSTREAM, OptionsError
+from masksearch.cli.options import DOWNSTREAM, JudgeOptions, OptionsError
 from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
@@ -36,8 +36,8 @@ FIELDS = (  # options that are fields of evaluators, under their names
 )
 
 
-def build_evaluator(given: Mapping[str, Any]) -> Evaluator:
-    """The evaluator that a command's options name, with the costs that were asked for.
+def build_evaluator(options: JudgeOptions) -> Evaluator:
+    """The evaluator that options name, with the costs that were asked for.
 
     Raises:
         OptionsError: If options do not go together; says which.
@@ -47,16 +47,16 @@ def build_evaluator(given: Mapping[str, Any]) -> Evaluator:
             "under torchrun every process would open the same study; torchrun is for "
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
-    settings = split_settings(given["set"] or ())
-    costs = {name: bool(given[name]) for name in ("latency", "memory")}
+    settings = split_settings(options.set or ())
+    costs = {"latency": options.latency, "memory": options.memory}
     of_costs = read_settings(settings.get("cost", {}), {"length": int | None}, "costs", "cost")
     if of_costs and not any(costs.values()):
         raise OptionsError("--set cost.length needs --latency or --memory")
-    evaluator = without_costs(given, settings.get("", {}))
-    if given["reuse"] is not None:
+    evaluator = without_costs(options, settings.get("", {}))
+    if options.reuse is not None:
         from masksearch.evaluators.wrappers import Cached
 
-        evaluator = Cached(evaluator, given["reuse"])
+        evaluator = Cached(evaluator, options.reuse)
     if any(costs.values()):
         from masksearch.evaluators.cost import WithCost
 
@@ -64,11 +64,12 @@ def build_evaluator(given: Mapping[str, Any]) -> Evaluator:
     return evaluator
 
 
-def without_costs(given: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluator:
+def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, a downstream task's, that of masked
     language modelling on a corpus, or the planted one."""
     sources = ("corpus", *DOWNSTREAM, "decoder", "evaluator")
-    values = {n: given[n] for n in (*sources, "preset", *FIELDS) if given[n] is not None}
+    given = {name: getattr(options, name) for name in (*sources, "preset", *FIELDS)}
+    values = {name: value for name, value in given.items() if value is not None}
     if "evaluator" in values:
         return own_evaluator(values, texts)
     tasks = [name for name in DOWNSTREAM if name in values]
@@ -192,14 +193,14 @@ def setting_hints(kind: Any) -> dict[str, Any]:
     return {n: hint for n, hint in hints.items() if n not in (*DOWNSTREAM, "corpus", "process")}
 
 
-def build_executor(given: Mapping[str, Any]) -> Executor:
-    """The executor that a command's options name.
+def build_executor(options: JudgeOptions) -> Executor:
+    """The executor that options name.
 
     Raises:
         OptionsError: If options of Ray are given for the local one.
         UnknownNameError: If the executor is unknown.
     """
-    name, slots = given["executor"] or "local", given["slots"]
+    name, slots = options.executor or "local", options.slots
     if ".py:" in name:
         own: Executor = call_user(name, load_function(name), {})
         return own
@@ -207,20 +208,20 @@ def build_executor(given: Mapping[str, Any]) -> Executor:
         raise unknown_name("executor", name, [*EXECUTORS, "file.py:Name"])
     if name == "local":
         for option in ("address", "cpus", "gpus", "storage_path"):
-            if given[option] is not None:
+            if getattr(options, option) is not None:
                 raise OptionsError(f"--{option.replace('_', '-')} belongs to --executor ray")
         from masksearch.executors.local import Local
 
-        return Local(slots, limit_seconds=given["limit_seconds"])
+        return Local(slots, limit_seconds=options.limit_seconds)
     from masksearch.executors.ray import RayTune
 
-    resources = {"cpu": 1.0 if given["cpus"] is None else given["cpus"]}
+    resources = {"cpu": 1.0 if options.cpus is None else options.cpus}
     return RayTune(
-        given["address"],
+        options.address,
         slots=slots,
-        resources=resources | ({} if given["gpus"] is None else {"gpu": given["gpus"]}),
-        storage_path=given["storage_path"],
-        limit_seconds=given["limit_seconds"],
+        resources=resources | ({} if options.gpus is None else {"gpu": options.gpus}),
+        storage_path=options.storage_path,
+        limit_seconds=options.limit_seconds,
     )
 
 
@@ -247,21 +248,20 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
     return {"rungs": rungs, **own}
 
 
-def unit_levels(given: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
+def unit_levels(local: str | None, unit: str | None, texts: Mapping[str, str]) -> list[str]:
     """The masks of a unit, the cheapest first: `--local` and full attention, or `units.levels`.
 
     Raises:
         OptionsError: If units are given without their masks.
     """
     own = read_settings(texts, {"levels": Sequence[str]}, "units", "units")
-    local = given["local"]
     if "levels" in own:
         levels = [str(each) for each in own["levels"]]
         if local is not None and levels[:1] != [local]:
             raise OptionsError(f"units.levels begins with --local, {local!r}; got {levels}")
         return levels
     if local is None:
-        if given["unit"]:
+        if unit:
             raise OptionsError("--unit goes with --local, the mask of the other units")
         return []
     return [local, "full()"]

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from masksearch.cli import options
 from masksearch.cli.bench import bench
 from masksearch.cli.doctor import doctor, installed_version
-from masksearch.cli.models import allocate, attach, export, show_plans
+from masksearch.cli.models import allocate, attach, export
 from masksearch.cli.options import (
     RUN,
     WIDEST,
     CommandsInGroups,
     CommandWithExamples,
     OptionsError,
+    Run,
     RunArgument,
+    Settings,
+    Slots,
     declare,
+    described,
     takes,
 )
-from masksearch.cli.pretrain import pretrain, run_pretraining
+from masksearch.cli.pretrain import pretrain
 from masksearch.cli.report import proxy_card, report, status
 from masksearch.cli.resuming import read_command
 from masksearch.cli.search import (
+    CompareOptions,
+    SearchOptions,
     compare,
     run_compare,
     run_search,
     search,
-    show_comparison,
-    show_search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError
 from masksearch.user_code import load_file
@@ -121,8 +124,8 @@ def load_user_files(
 
 @command(BEGIN)
 def demo(
-    run: options.Run = Path("runs/demo"),
-    slots: options.Slots = 2,
+    run: Run = Path("runs/demo"),
+    slots: Slots = 2,
     data: Annotated[
         Path | None,
         declare(
@@ -189,55 +192,53 @@ def resume(
     """
     changed = {"trials": trials, "seconds": seconds, "executor": executor, "slots": slots}
     places = {"address": address, "storage": storage, "storage_path": storage_path}
-    command, given = read_command(Path(run), {**changed, **places, "set": list(settings) or None})
+    command, stored = read_command(Path(run), {**changed, **places, "set": list(settings) or None})
     if command == "search":
-        return run_search(complete(search, given))
+        return run_search(SearchOptions(**stored))
     if command == "compare":
-        return run_compare(complete(compare, given))
+        return run_compare(CompareOptions(**stored))
     raise OptionsError(
         f"{run} holds the command {command!r}; ms.resume goes on with searches and "
         f"comparisons: use `masksearch resume {run}`"
     )
 
 
-def complete(command: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a command, its defaults where nothing was given."""
-    parameters = inspect.signature(command).parameters.items()
-    defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
-    return defaults | dict(given)
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Options of resume."""
+
+    run: RunArgument
+    set: Settings = None
+    trials: int | None = described(RUN)
+    seconds: float | None = described(RUN)
+    executor: str | None = described(RUN)
+    slots: int | None = described(RUN)
+    address: str | None = described(RUN)
+    storage: str | None = described(RUN)
+    storage_path: str | None = described(RUN)
 
 
-def show_resumed(given: Mapping[str, Any]) -> None:
-    """Repeats the command of a run folder, with what has changed."""
-    changed = dict(given)
-    run = changed.pop("run")
-    command, stored = read_command(run, changed)
-    shows: dict[str, tuple[Callable[..., None], Callable[[dict[str, Any]], None]]] = {
-        "search": (search, show_search),
-        "compare": (compare, show_comparison),
-        "allocate": (allocate, show_plans),
-        "pretrain": (pretrain, run_pretraining),
-        "demo": (demo, lambda given: demo(**given)),
-    }
-    if command not in shows:
-        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
-    declared, show = shows[command]
-    show(complete(declared, stored))
-
-
-@takes(
-    {RUN: "trials seconds executor slots address storage storage_path"},
-    {"": "masksearch.cli.main:resume"},
-    {"set": (options.Settings, None)},
-    calls=show_resumed,
-)
-def resume_command(run: RunArgument, **_: object) -> None:
+@takes({"": "masksearch.cli.main:resume"})
+def resume_command(options: ResumeOptions) -> None:
     """Continue a search, an allocation, a comparison, a demo or a pre-training.
 
     Examples:
         masksearch resume runs/search
         masksearch resume runs/search --trials 16 --slots 2
     """
+    changed = dict(vars(options))
+    run = changed.pop("run")
+    command, stored = read_command(run, changed)
+    commands: dict[str, Callable[..., None]] = {
+        "search": search,
+        "compare": compare,
+        "allocate": allocate,
+        "pretrain": pretrain,
+        "demo": demo,
+    }
+    if command not in commands:
+        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
+    commands[command](**stored)
 
 
 command(BEGIN)(doctor)

@@ -6,13 +6,12 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
-from masksearch.cli import options
 from masksearch.cli.options import (
     ALLOCATION,
     COMPARED,
@@ -20,12 +19,15 @@ from masksearch.cli.options import (
     MASK_TEXT,
     MODEL,
     OUTPUT,
+    REQUIRED,
+    MaskArgument,
     OptionsError,
-    declare,
+    Run,
+    argument,
+    described,
     flag,
-    optional,
+    option,
     takes,
-    valued,
 )
 from masksearch.cli.resuming import resumable
 
@@ -39,26 +41,65 @@ SERVED = "The engine that serves it"
 LONGEST = 4096  # positions that are explained where nothing is said
 
 
-def show_attached(given: Mapping[str, Any]) -> None:
-    """Puts a mask on a model and says what computes it; writes both, if that is asked for."""
+@dataclass(frozen=True, kw_only=True)
+class AttachOptions:
+    """Options of attach."""
+
+    model: str = argument(
+        "A Hugging Face model: a folder, a name on the Hub, or a decoder's GGUF file.",
+        *(ATTACHED, "MODEL"),
+    )
+    mask: str = argument(
+        f"{MASK_TEXT} special_tokens(..) is taken too. Or a plan of masksearch allocate, "
+        "for the model that it was found for.",
+        *(ATTACHED, "MASK"),
+    )
+    out: Path | None = option(
+        "Write model and mask to this folder, which ms.load_pretrained opens.",
+        *(OUTPUT, "not written", "FOLDER"),
+    )
+    part: str | None = option(
+        "Part of the model that gets the mask: encoder, decoder, cross, or a submodule's name.",
+        *(ATTACHED, "the whole model", "NAME"),
+    )
+    backend: str = option(
+        "What computes attention: auto (the fastest), sdpa, gather or flex.",
+        *(ATTACHED, "", "NAME"),
+        default="auto",
+    )
+    length: int | None = option(
+        "Length of the sequences that are explained.",
+        *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS"),
+    )
+    train: bool = flag("train", "Explain steps of training, not inference.", OUTPUT)
+
+
+@takes()
+def attach(options: AttachOptions) -> None:
+    """Put a mask on a model, say what computes each layer and why, and save both together.
+
+    Examples:
+        masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
+        masksearch attach runs/model "window(16)" --length 64 --train
+    """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
     from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
 
-    model, mask, out, length = (given[name] for name in ("model", "mask", "out", "length"))
+    model, mask, length = options.model, options.mask, options.length
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
     folder = find_folder(model)
     found, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
-    attach_to(whole, found, backend=given["backend"], part=given["part"])
+    attach_to(whole, found, backend=options.backend, part=options.part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     if length is None:
         length = min(longest, LONGEST, found.longest or LONGEST)
-    typer.echo(str(explain(whole, length, given["train"])))
-    if out is not None:
-        written = save_pretrained(whole, out, found=plan)
+    typer.echo(str(explain(whole, length, options.train)))
+    if options.out is not None:
+        written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
         typer.echo(f"model and mask: {written}")
         if names_run(mask):
@@ -67,57 +108,6 @@ def show_attached(given: Mapping[str, Any]) -> None:
                 "it judges masks are in its cache: evaluator.dense(TASK, seed=0).encoder "
                 "(docs/adapting.md)"
             )
-
-
-ATTACHING = {
-    "out": optional(
-        "Write model and mask to this folder, which ms.load_pretrained opens.",
-        *(OUTPUT, "not written", "FOLDER", Path),
-    ),
-    "part": optional(
-        "Part of the model that gets the mask: encoder, decoder, cross, or a submodule's name.",
-        *(ATTACHED, "the whole model", "NAME"),
-    ),
-    "backend": valued(
-        "auto",
-        "What computes attention: auto (the fastest), sdpa, gather or flex.",
-        *(ATTACHED, "NAME"),
-    ),
-    "length": optional(
-        "Length of the sequences that are explained.",
-        *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS", int),
-    ),
-    "train": flag("train", "Explain steps of training, not inference.", OUTPUT),
-}
-
-
-@takes({}, {}, ATTACHING, calls=show_attached)
-def attach(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A Hugging Face model: a folder, a name on the Hub, or a decoder's GGUF file.",
-            rich_help_panel=ATTACHED,
-            metavar="MODEL",
-        ),
-    ],
-    mask: Annotated[
-        str,
-        typer.Argument(
-            help=f"{MASK_TEXT} special_tokens(..) is taken too. Or a plan of masksearch allocate, "
-            "for the model that it was found for.",
-            rich_help_panel=ATTACHED,
-            metavar="MASK",
-        ),
-    ],
-    **_: object,
-) -> None:
-    """Put a mask on a model, say what computes each layer and why, and save both together.
-
-    Examples:
-        masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
-        masksearch attach runs/model "window(16)" --length 64 --train
-    """
 
 
 def find_folder(model: str) -> Path:
@@ -149,13 +139,36 @@ def read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Plan |
     return plan.mask, plan
 
 
-def write_mask(given: Mapping[str, Any]) -> None:
-    """Writes a mask to a file, and says how to use it."""
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of export."""
+
+    mask: MaskArgument
+    out: Path = option(
+        "The file: NAME.json (any mask), NAME.safetensors (tables as tensors) or NAME.npy (a "
+        "block layout of 0 and 1, for block-sparse kernels).",
+        *(OUTPUT, "", "FILE"),
+        default=REQUIRED,
+    )
+    block: int | None = option("NAME.npy: side of a block, in positions.", COMPARED, "none", "N")
+    length: int | None = option(
+        "NAME.npy: positions that the layout covers.", COMPARED, "none", "N"
+    )
+
+
+@takes()
+def export(options: ExportOptions) -> None:
+    """Write a mask to a file: the mask of a trial, the best of a run, or any other.
+
+    Examples:
+        masksearch export "runs/search#7" --out mask.json
+        masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128
+    """
     from masksearch.masks import parse
     from masksearch.masks.text import save_mask, short_text
 
-    out, block, length = (given[name] for name in ("out", "block", "length"))
-    found = parse(given["mask"])
+    out, block, length = options.out, options.block, options.length
+    found = parse(options.mask)
     if out.suffix == ".npy":
         if block is None or length is None:
             raise OptionsError("a block layout needs --block and --length, such as 64 and 512")
@@ -170,35 +183,6 @@ def write_mask(given: Mapping[str, Any]) -> None:
         note = short_text(found)
         use = f"ms.load_mask({str(out)!r}), or masksearch report {out}"
     typer.echo(f"{out}: {note}; use it: {use}")
-
-
-EXPORTING = {
-    "block": optional("NAME.npy: side of a block, in positions.", COMPARED, "none", "N", int),
-    "length": optional("NAME.npy: positions that the layout covers.", COMPARED, "none", "N", int),
-}
-
-
-@takes({}, {}, EXPORTING, calls=write_mask)
-def export(
-    mask: options.MaskArgument,
-    out: Annotated[
-        Path,
-        declare(
-            "The file: NAME.json (any mask), NAME.safetensors (tables as tensors) or NAME.npy (a "
-            "block layout of 0 and 1, for block-sparse kernels).",
-            OUTPUT,
-            "",
-            "FILE",
-        ),
-    ],
-    **_: object,
-) -> None:
-    """Write a mask to a file: the mask of a trial, the best of a run, or any other.
-
-    Examples:
-        masksearch export "runs/search#7" --out mask.json
-        masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128
-    """
 
 
 def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
@@ -232,80 +216,46 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
     return f"{size} blocks of {block} positions, {whole:.1%} of them kept (the mask: {kept:.1%})"
 
 
-OPTIONS = {
-    ALLOCATION: "unit local method tries trials",
-    JUDGE: "length sequences held_out",
-    SERVED: "serve serving sinks",
-    OUTPUT: "out",
-}
+@dataclass(frozen=True, kw_only=True)
+class AllocateOptions:
+    """Options of allocate."""
+
+    model: str = argument(
+        "A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.",
+        *(MODEL, "MODEL"),
+    )
+    text: str = argument(
+        "Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
+        *(JUDGE, "TEXT"),
+    )
+    budget: list[float] = option(
+        "Largest share of the bytes of the dense cache of keys and values; repeatable, one "
+        "plan for each.",
+        *(ALLOCATION, "", "SHARE"),
+        default=REQUIRED,
+    )
+    run: Run = Path("runs/allocate")
+    check: bool = option(
+        "Judge plans and dense attention on text that the search has not seen.",
+        JUDGE,
+        default=True,
+    )
+    unit: str | None = described(ALLOCATION)
+    local: str | None = described(ALLOCATION)
+    method: str | None = described(ALLOCATION)
+    tries: int | None = described(ALLOCATION)
+    trials: int | None = described(ALLOCATION)
+    length: int | None = described(JUDGE)
+    sequences: int | None = described(JUDGE)
+    held_out: str | None = described(JUDGE)
+    serve: str | None = described(SERVED)
+    serving: str | None = described(SERVED)
+    sinks: str | None = described(SERVED)
+    out: str | None = described(OUTPUT)
 
 
-def show_plans(given: Mapping[str, Any]) -> None:
-    """Finds the plans that a command's options ask for, and says what they hold."""
-    from masksearch.cli.build import read_setting
-    from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
-    from masksearch.planner import allocate as search_plan
-    from masksearch.serving.engine import Serving
-
-    known = inspect.signature(search_plan).parameters.items()
-    settings = {name: parameter.default for name, parameter in known}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    if isinstance(settings["serving"], str):
-        settings["serving"] = read_setting("serving", settings["serving"], Serving)
-    if settings["out"] is not None:
-        settings["out"] = Path(settings["out"])
-    run, settings["budgets"] = settings["run"], settings["budget"]
-    decoder = read_part(DecoderOnText, settings)
-    within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
-    how = {"check": settings["check"], "run": run, "progress": settings["progress"]}
-    with resumable(run, "allocate", given):
-        plans = find_plans(decoder, within, delivery, **how)
-    for limit, plan in plans.items():
-        path = run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
-        for line in report_lines(plan, path, given["model"]):
-            typer.echo(line)
-
-
-def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
-    """The settings that are fields of a dataclass."""
-    return kind(**{each.name: settings[each.name] for each in fields(cast(Any, kind))})
-
-
-@takes(OPTIONS, {"": "masksearch.planner:allocate"}, calls=show_plans)
-def allocate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.",
-            rich_help_panel=MODEL,
-            metavar="MODEL",
-        ),
-    ],
-    text: Annotated[
-        str,
-        typer.Argument(
-            help="Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
-            rich_help_panel=JUDGE,
-            metavar="TEXT",
-        ),
-    ],
-    budget: Annotated[
-        list[float],
-        declare(
-            "Largest share of the bytes of the dense cache of keys and values; repeatable, one "
-            "plan for each.",
-            ALLOCATION,
-            "",
-            "SHARE",
-        ),
-    ],
-    run: options.Run = Path("runs/allocate"),
-    check: Annotated[
-        bool,
-        declare("Judge plans and dense attention on text that the search has not seen.", JUDGE),
-    ] = True,
-    **_: object,
-) -> None:
+@takes({"": "masksearch.planner:allocate"})
+def allocate(options: AllocateOptions) -> None:
     r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
 
     Nothing is trained, but gates and sinks. The run folder gets a plan for each budget, which
@@ -316,6 +266,33 @@ def allocate(
         masksearch allocate my-llama/ books/ --budget .25 --length 4096 --serve llama.cpp \
             --serving '{"length": 8192, "ubatch": 64}' --sinks tune --out served
     """
+    from masksearch.cli.build import read_setting
+    from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
+    from masksearch.planner import allocate as search_plan
+    from masksearch.serving.engine import Serving
+
+    usual = inspect.signature(search_plan).parameters
+    settings = {name: usual[name].default for name in usual} | {
+        name: value for name, value in vars(options).items() if value is not None
+    }
+    if options.serving is not None:
+        settings["serving"] = read_setting("serving", options.serving, Serving)
+    settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}
+    decoder = read_part(DecoderOnText, settings)
+    within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
+    with resumable(options.run, "allocate", vars(options)):
+        plans = find_plans(
+            *(decoder, within, delivery), check=options.check, run=options.run, progress="auto"
+        )
+    for limit, plan in plans.items():
+        path = options.run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
+        for line in report_lines(plan, path, options.model):
+            typer.echo(line)
+
+
+def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
+    """The settings that are fields of a dataclass."""
+    return kind(**{each.name: settings[each.name] for each in fields(cast(Any, kind))})
 
 
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Options of commands: those that Python has too are read from the docstrings of what they call.
 
-`takes({GROUP: "names"}, "module:Name", ..)` gives a command the arguments of a function or of a
-dataclass as options: name, type, default and help are read from its source, so that `--help`
-loads nothing heavy and says what the docstring says. Other options are declared by `declare`.
+`takes(..)` makes a command of a function of a dataclass, whose fields are the options. A field
+`described(GROUP)` is an argument of what the command calls: its default and help are read from
+the source there, so that `--help` loads nothing heavy and says what the docstring says. Other
+fields are an `option(..)` or `argument(..)`, or have an annotation by `declare`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -22,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from masksearch.errors import MaskSearchError
 from masksearch.training.parts import FLAT, PARTS
 
-Command = TypeVar("Command", bound=Callable[..., None])
+Options = TypeVar("Options")
 
 # Groups of options in `--help`.
 SEARCHED = "What to search"
@@ -34,8 +35,8 @@ ALLOCATION = "Layers or heads that have full attention or a local mask"
 PLACE = "Where it runs"
 OUTPUT = "Output"
 
+REQUIRED = MISSING  # default of an option that has to be given
 PACKAGE = Path(__file__).parents[1]
-KINDS = {"bool": bool, "int": int, "float": float}  # types of options; any other is text
 VALUES = {bool: None, int: "N", float: "NUMBER", str: "TEXT"}  # what stands for a value
 
 
@@ -80,19 +81,34 @@ def declare(
     return typer.Option(*names, help=help, rich_help_panel=group, metavar=value)
 
 
-def optional(help: str, group: str, shown: str, value: str, kind: Any = str) -> tuple[Any, object]:
-    """Annotation and default of an option that is None where it is not given; see `declare`."""
-    return Annotated[kind | None, declare(help, group, shown, value)], None
+def option(
+    help: str,
+    group: str,
+    shown: str = "",
+    value: str | None = None,
+    *,
+    default: object = None,
+    name: str = "",
+) -> Any:
+    """A field that is an option with that default; see `declare`."""
+    metadata = {"option": declare(help, group, shown, value, name=name)}
+    return field(default=default, metadata=metadata)
 
 
-def valued(default: Any, help: str, group: str, value: str | None = None) -> tuple[Any, object]:
-    """Annotation and default of an option that has one; see `declare`."""
-    return Annotated[type(default), declare(help, group, "", value)], default
+def argument(help: str, group: str, value: str, *, default: object = REQUIRED) -> Any:
+    """A field that is given by its place, not by its name."""
+    shown = typer.Argument(help=help, rich_help_panel=group, metavar=value, show_default=False)
+    return field(default=default, metadata={"option": shown})
 
 
-def flag(name: str, help: str, group: str) -> tuple[Any, object]:
-    """Annotation and default of a flag that is off where it is not given."""
-    return Annotated[bool, declare(help, group, name=f"--{name}")], False
+def flag(name: str, help: str, group: str) -> Any:
+    """A field that is a flag, off where it is not given; see `declare`."""
+    return option(help, group, default=False, name=f"--{name}")
+
+
+def described(group: str) -> Any:
+    """A field that is an option, which docstrings describe; None where it is not given."""
+    return field(default=None, metadata={"group": group})
 
 
 MASK_TEXT = (
@@ -147,17 +163,79 @@ Preset = Annotated[
 ]
 
 
+def downstream(name: str) -> Any:
+    """The option of a task that models are fine-tuned on."""
+    _, does, value = DOWNSTREAM[name]
+    return option(does, JUDGE, "not fine-tuned", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """What judges masks, and where: options of search and compare."""
+
+    corpus: str | None = option(
+        "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
+        *(JUDGE, "the planted corpus, which needs no file", "TEXT"),
+    )
+    glue: str | None = downstream("glue")
+    squad: str | None = downstream("squad")
+    swag: str | None = downstream("swag")
+    decoder: str | None = option(
+        "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
+        "hf:OWNER/NAME, or recall, a planted task.",
+        *(JUDGE, "no decoder", "TEXT"),
+    )
+    evaluator: str | None = option(
+        "Your own evaluator instead: a class in a file, or a function that returns one; --set "
+        "gives it arguments.",
+        *(JUDGE, "none", "FILE.py:NAME"),
+    )
+    latency: bool = flag(
+        "latency",
+        "Also minimise the time of attention, measured as a share of dense attention's (at "
+        "--set cost.length=N, another length than the model's).",
+        JUDGE,
+    )
+    memory: bool = flag("memory", "Also minimise the memory of attention scores, in bytes.", JUDGE)
+    reuse: Path | None = option(
+        "A folder of results that several runs share: a mask that it knows under this protocol "
+        "and seed is not trained again.",
+        *(JUDGE, "none", "FOLDER"),
+    )
+    preset: Preset = None
+    set: Settings = None
+    executor: str | None = option(
+        "local (this machine), ray (this machine or a cluster), or your own: FILE.py:NAME.",
+        *(PLACE, "local", "NAME"),
+    )
+    slots: Slots = 1
+    cpus: float | None = option("ray: CPU cores of a trial.", PLACE, "1", "N")
+    gpus: float | None = option("ray: GPUs of a trial; 0.25 = four share one.", PLACE, "0", "N")
+    tasks: str | None = described(JUDGE)
+    rows: int | None = described(JUDGE)
+    size: str | None = described(MODEL)
+    weights: str | None = described(MODEL)
+    adapt: str | None = described(MODEL)
+    tokenizer: str | None = described(MODEL)
+    length: int | None = described(MODEL)
+    vocabulary: int | None = described(MODEL)
+    steps: int | None = described(MODEL)
+    batch: int | None = described(MODEL)
+    lr: float | None = described(MODEL)
+    address: str | None = described(PLACE)
+    limit_seconds: float | None = described(PLACE)
+    storage_path: str | None = described(PLACE)
+
+
 @dataclass(frozen=True)
 class Argument:
     """An argument of a function, or a field of a dataclass, as its source has it.
 
     Args:
-        kind: Type of one value: bool, int, float, or str for anything else.
         default: As written; "" = there is none, or the docstring does not say what None means.
         help: The first sentence of its docstring, without marks of code.
     """
 
-    kind: type
     default: str
     help: str
 
@@ -167,8 +245,8 @@ def read_arguments(path: str) -> dict[str, Argument]:
     bases included, and in place of parts of an evaluator their fields that it reads, by flat
     names; the module is not imported.
 
-    >>> read_arguments("masksearch.executors.local:Local")["limit_seconds"].kind
-    <class 'float'>
+    >>> read_arguments("masksearch.executors.local:Local")["slots"].default
+    '1'
     """
     source = read_source(path)
     helps, declared = dict(source.helps), dict(source.declared)
@@ -177,16 +255,13 @@ def read_arguments(path: str) -> dict[str, Argument]:
         for name, place in FLAT.items():
             if not source.unread & {name, place.part}:
                 helps[name] = texts[place.part][place.field.name]
-                default = source.defaults.get(name, place.usual)
-                declared[name] = str(place.field.type), str(default)
+                declared[name] = str(source.defaults.get(name, place.usual))
         declared = {name: each for name, each in declared.items() if name not in PARTS}
-    return {n: read_argument(helps[n], *each) for n, each in declared.items() if n in helps}
+    return {n: read_argument(helps[n], each) for n, each in declared.items() if n in helps}
 
 
-def read_argument(described: str, annotation: str, default: str) -> Argument:
-    """An argument, of its docstring, annotation and default as text ("" = none)."""
-    words = re.findall(r"\w+", annotation)
-    kind = next((KINDS[word] for word in words if word in KINDS), str)
+def read_argument(described: str, default: str) -> Argument:
+    """An argument, of its docstring and its default as text ("" = none)."""
     text = " ".join(re.sub(r'`+"?([^`"]*)"?`+', r"\1", described).split())
     meaning = re.search(r"(?:None = |[Dd]efault: )(.+?)(?=[.;](?: |$)|$)", text)
     if default in ("None", ""):
@@ -194,7 +269,7 @@ def read_argument(described: str, annotation: str, default: str) -> Argument:
     else:
         default = re.sub("['\"()]", "", default)
     help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
-    return Argument(kind, default, help)
+    return Argument(default, help)
 
 
 def read_helps(docstring: str) -> dict[str, str]:
@@ -210,13 +285,13 @@ class Source:
 
     Args:
         helps: Their docstrings.
-        declared: Annotation and default, as written.
+        declared: Their defaults, as written.
         unread: Of an evaluator: what it does not read of its parts.
         defaults: Of an evaluator: its defaults in place of those of parts.
     """
 
     helps: Mapping[str, str]
-    declared: Mapping[str, tuple[str, str]]
+    declared: Mapping[str, str]
     unread: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -229,7 +304,7 @@ def read_source(path: str) -> Source:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
-    declared: dict[str, tuple[str, str]] = {}
+    declared: dict[str, str] = {}
     of_parts: dict[str, Any] = {}
     if isinstance(node, ast.ClassDef):
         modules = {
@@ -246,8 +321,7 @@ def read_source(path: str) -> Source:
                 of_parts |= {"unread": " ".join(inherited.unread), "defaults": inherited.defaults}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                default = ast.unparse(item.value) if item.value else ""
-                declared[item.target.id] = ast.unparse(item.annotation), default
+                declared[item.target.id] = ast.unparse(item.value) if item.value else ""
                 if item.target.id in ("unread", "defaults") and item.value:
                     of_parts[item.target.id] = ast.literal_eval(item.value)
     else:
@@ -255,8 +329,7 @@ def read_source(path: str) -> Source:
         defaults = [*node.args.defaults, *node.args.kw_defaults]
         padded = [None] * (len(args) - len(defaults)) + defaults
         for argument, value in zip(args, padded, strict=True):
-            annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-            declared[argument.arg] = annotation, ast.unparse(value) if value else ""
+            declared[argument.arg] = ast.unparse(value) if value else ""
     helps |= read_helps(ast.get_docstring(node) or "")
     unread = frozenset(of_parts.get("unread", "").split())
     return Source(helps, declared, unread, of_parts.get("defaults", {}))
@@ -266,26 +339,19 @@ NAMED = (ast.ClassDef, ast.FunctionDef)
 
 
 def takes(
-    groups: Mapping[str, str],
-    paths: Mapping[str, str],
-    declared: Mapping[str, tuple[Any, object]] = {},
-    *,
-    calls: Callable[[dict[str, Any]], None],
-) -> Callable[[Command], Command]:
-    """Gives a command options that functions or classes take too, beside its own parameters.
+    paths: Mapping[str, str] = {},
+) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Makes a command of a function of options, which are a dataclass: its fields, those of the
+    class itself first.
 
     Args:
-        groups: Heading in `--help` -> names of options, divided by blanks.
-        paths: When it is used, in words ("" = always) -> `"package.module:Name"` of what has such
-            arguments. The first that documents one says what it is; others add their default
-            where it differs. An option that is not given is None.
-        declared: Further options: name -> annotation and default (`optional`, `flag`).
-        calls: Gets everything that was given, by name: the command's own function only declares
-            its options and says what they are for.
+        paths: When it is used, in words ("" = always) -> `"package.module:Name"` of what has the
+            arguments that are `described`. The first that documents one says what it is; others
+            add their default where it differs.
     """
     known = {when: read_arguments(path) for when, path in paths.items()}
 
-    def option_of(name: str, group: str) -> Any:
+    def declare_described(name: str, group: str, kind: type) -> Any:
         having = {when: arguments[name] for when, arguments in known.items() if name in arguments}
         first, *_ = having.values()
         defaults = [first.default] if first.default else []
@@ -294,33 +360,35 @@ def takes(
             for when, each in having.items()
             if each.default not in ("", first.default)
         ]
-        flag = f"--{name.replace('_', '-')}" if first.kind is bool else ""
+        flag = f"--{name.replace('_', '-')}" if kind is bool else ""
         help = f"{first.help[0].upper()}{first.help[1:]}."
-        shown = declare(help, group, "; ".join(defaults), VALUES[first.kind], name=flag)
-        return Annotated[first.kind | None, shown]
+        return declare(help, group, "; ".join(defaults), VALUES[kind], name=flag)
 
-    def decorate(command: Command) -> Command:
-        parameters = inspect.signature(command, eval_str=True).parameters.values()
-        everything = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        read = {
-            name: (option_of(name, group), None)
-            for group, names in groups.items()
-            for name in names.split()
-        }
-        everything += [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
+        kind: Any = next(iter(get_type_hints(command).values()))
+        hints = get_type_hints(kind, include_extras=True)
+        first = kind.__annotations__  # of the class itself
+        parameters = []
+        for each in sorted(fields(kind), key=lambda each: each.name not in first):
+            hint, shown = hints[each.name], each.metadata.get("option")
+            if (group := each.metadata.get("group")) is not None:
+                shown = declare_described(each.name, group, get_args(hint)[0])
+            parameters.append(
+                inspect.Parameter(
+                    each.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if each.default is MISSING else each.default,
+                    annotation=hint if shown is None else Annotated[hint, shown],
+                )
             )
-            for name, (annotation, default) in {**declared, **read}.items()
-        ]
 
         @wraps(command)
-        def run(**given: Any) -> None:
-            calls(given)
+        def run(**values: Any) -> None:
+            command(kind(**values))
 
-        run.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in everything}
-        return cast(Command, run)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
 
     return decorate
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,13 @@ import typer
 from masksearch.cli.options import (
     MODEL,
     OUTPUT,
+    REQUIRED,
     MaskArgument,
     OptionsError,
     Preset,
     declare,
+    described,
+    option,
     takes,
 )
 from masksearch.cli.resuming import COMMAND, resumable
@@ -30,35 +34,75 @@ if TYPE_CHECKING:
 
 DATA = "The text"
 TRAINING = "The training"
-FIELDS = {  # options that are fields of `MlmEvaluator`
-    MODEL: "size weights",
-    DATA: "length tokenizer vocabulary",
-    TRAINING: "steps batch lr",
-}
-MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 SETTINGS, CURVE = "settings.json", "curve.csv"
 
 
-def run_pretraining(given: Mapping[str, Any]) -> None:
-    """Trains the model that a command's options ask for, or goes on with it."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """Options of pretrain."""
+
+    mask: MaskArgument
+    corpus: Annotated[
+        str,
+        declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
+    ]
+    out: Path = option(
+        "Folder of the model; killed runs go on.", OUTPUT, "", "FOLDER", default=REQUIRED
+    )
+    preset: Preset = None
+    seed: int = option(
+        "Seed of weights, order of the text and masked tokens.", TRAINING, "", "N", default=0
+    )
+    set: list[str] | None = option(
+        "Any other setting of ms.MlmEvaluator, by its name; repeatable: architecture=roberta, "
+        "pretraining=mlm+next, whole_words=true, dropout=0.1, optimiser=lamb, "
+        "micro_batches=4, precision=bfloat16, device=cuda, compile=true, reports=8, "
+        "checkpoint_seconds=60.",
+        *(TRAINING, "", "NAME=VALUE"),
+        name="--set",
+    )
+    size: str | None = described(MODEL)
+    weights: str | None = described(MODEL)
+    length: int | None = described(DATA)
+    tokenizer: str | None = described(DATA)
+    vocabulary: int | None = described(DATA)
+    steps: int | None = described(TRAINING)
+    batch: int | None = described(TRAINING)
+    lr: float | None = described(TRAINING)
+
+
+FIELDS = [  # options that are fields of `MlmEvaluator`
+    each.name for each in fields(PretrainOptions) if "group" in each.metadata
+]
+
+
+@takes({"": "masksearch.evaluators.mlm:MlmEvaluator"})
+def pretrain(options: PretrainOptions) -> None:
+    """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
+
+    The folder is a checkpoint for transformers and for `masksearch compare MASK --weights`.
+
+    Examples:
+        masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
+        masksearch pretrain star --corpus README.md --size 3x96x4 --steps 60 --out runs/star
+    """
     from masksearch.cli.build import further_settings, read_mask, split_settings
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.training.accumulation import join_processes
 
-    chosen, seed, out = read_mask(given["mask"]), given["seed"], given["out"]
-    names = " ".join(FIELDS.values()).split()
-    settings = {name: given[name] for name in names if given[name] is not None}
-    by_prefix = split_settings(given["set"] or ())
+    chosen, seed, out = read_mask(options.mask), options.seed, options.out
+    given = {name: getattr(options, name) for name in FIELDS}
+    settings = {name: value for name, value in given.items() if value is not None}
+    by_prefix = split_settings(options.set or ())
     if stray := [prefix for prefix in by_prefix if prefix]:
         raise OptionsError(f"pretrain takes settings of the training alone, not of {stray[0]}")
     settings |= further_settings(MlmEvaluator, by_prefix.get("", {}), settings)
     with join_processes() as group:
-        if given["preset"] is None:
-            evaluator = MlmEvaluator(given["corpus"], half="all", **settings)
-        else:
-            evaluator = MlmEvaluator.preset(
-                given["preset"], given["corpus"], half="all", **settings
-            )
+        preset = options.preset
+        make = MlmEvaluator if preset is None else partial(MlmEvaluator.preset, preset)
+        evaluator = make(options.corpus, half="all", **settings)
         run = {
             "mask": str(chosen),
             "digest": chosen.digest,
@@ -72,50 +116,12 @@ def run_pretraining(given: Mapping[str, Any]) -> None:
             return
         if group.first:  # what failed before it came to a checkpoint is no command to repeat
             (out / COMMAND).unlink(missing_ok=True)
-        with resumable(out, "pretrain", given) if group.first else nullcontext():
+        with resumable(out, "pretrain", vars(options)) if group.first else nullcontext():
             last = train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
         if group.first:
             values = "  ".join(f"{name} {value:.4f}" for name, value in last.values.items())
             typer.echo(f"step {last.step}  held-out {values}")
             typer.echo(f"model: {out.resolve()}")
-
-
-@takes(FIELDS, {"": MLM}, calls=run_pretraining)
-def pretrain(
-    mask: MaskArgument,
-    corpus: Annotated[
-        str,
-        declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
-    ],
-    out: Annotated[Path, declare("Folder of the model; killed runs go on.", OUTPUT, "", "FOLDER")],
-    preset: Preset = None,
-    seed: Annotated[
-        int, declare("Seed of weights, order of the text and masked tokens.", TRAINING, "", "N")
-    ] = 0,
-    set: Annotated[
-        list[str] | None,
-        declare(
-            "Any other setting of ms.MlmEvaluator, by its name; repeatable: architecture=roberta, "
-            "pretraining=mlm+next, whole_words=true, dropout=0.1, optimiser=lamb, "
-            "micro_batches=4, precision=bfloat16, device=cuda, compile=true, reports=8, "
-            "checkpoint_seconds=60.",
-            TRAINING,
-            "",
-            "NAME=VALUE",
-            name="--set",
-        ),
-    ] = None,
-) -> None:
-    """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
-
-    On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
-
-    The folder is a checkpoint for transformers and for `masksearch compare MASK --weights`.
-
-    Examples:
-        masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
-        masksearch pretrain star --corpus README.md --size 3x96x4 --steps 60 --out runs/star
-    """
 
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:

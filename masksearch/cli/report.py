@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from masksearch.cli import options
-from masksearch.cli.options import OUTPUT, RUN, OptionsError, flag, optional, takes, valued
+from masksearch.cli.options import (
+    OUTPUT,
+    RUN,
+    Json,
+    OptionsError,
+    RunArgument,
+    Storage,
+    argument,
+    described,
+    flag,
+    option,
+    takes,
+)
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
@@ -38,22 +50,21 @@ def read_verdict(
     return {"verdict": text.splitlines(), "findings": json.loads(rows)}
 
 
-def show_mask(text: str, given: Mapping[str, Any]) -> None:
+def show_mask(text: str, options: ReportOptions) -> None:
     """Prints what a mask is, and draws it."""
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
     from masksearch.masks.lower import block_view
     from masksearch.masks.text import short_text
 
-    out, nearest = given["out"], given["nearest"]
-    length, layers, heads, block = (given[n] for n in ("length", "layers", "heads", "block"))
+    out, nearest, length, block = options.out, options.nearest, options.length, options.block
     if length < 1 or block < 1:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
     if nearest and length > LONGEST_TABLE:
         raise ValueError(f"--nearest takes --length up to {LONGEST_TABLE}, got {length}")
-    mask = read_mask(text, given["storage"])
-    layers = mask.layers or 1 if layers is None else layers
-    heads = mask.heads or 1 if heads is None else heads
+    mask = read_mask(text, options.storage)
+    layers = mask.layers or 1 if options.layers is None else options.layers
+    heads = mask.heads or 1 if options.heads is None else options.heads
     mask.counts(layers, heads)
     side = 1 if length <= LONGEST_TABLE else -(-length // DOTS)
     if side == 1:
@@ -76,7 +87,7 @@ def show_mask(text: str, given: Mapping[str, Any]) -> None:
         picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
         picture.savefig(out, dpi=150, bbox_inches="tight")
         facts["picture"] = str(out)
-    if given["as_json"]:
+    if options.as_json:
         typer.echo(json.dumps(facts))
         return
     for line in mask_lines(facts):
@@ -127,12 +138,57 @@ def mask_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield "a mask with empty rows cannot be attached; add for example | window(0)"
 
 
-def show_report(given: Mapping[str, Any]) -> None:
-    """Writes the page of runs with their verdict, or shows a mask."""
-    runs, out, storage, against = (given[n] for n in ("runs", "out", "storage", "against"))
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of report."""
+
+    runs: list[str] = argument(
+        "Folders of searches and comparisons, or folders that hold several. Or one mask: "
+        "an expression, a family, a file, RUN#7 or RUN@0.9.",
+        *(RUN, "RUN... | MASK"),
+    )
+    out: Path | None = option(
+        "Write the page to this file; of a mask, its picture (NAME.png).",
+        *(OUTPUT, "report.html in the folder; here, where there are several", "FILE"),
+    )
+    watch: bool = flag("watch", "Write the page again and again while a run goes on.", OUTPUT)
+    storage: Storage = None
+    against: str | None = option(
+        "Hand-designed masks that are opponents in the verdict of a comparison: nearest (in "
+        "sparsity), or all.",
+        *(RUN, "as the comparison was made", "NAME"),
+    )
+    reference: str = option(
+        "A mask that others are also compared with there.", RUN, "", "NAME", default="dense"
+    )
+    length: int = option("Length of the sequence, in positions.", A_MASK, "", "N", default=128)
+    layers: int | None = option("Layers of the model.", A_MASK, "those of the mask, else 1", "N")
+    heads: int | None = option("Heads of a layer.", A_MASK, "those of the mask, else 1", "N")
+    block: int = option(
+        "Side of a kernel's block, for the block density.", A_MASK, "", "POSITIONS", default=64
+    )
+    nearest: bool = flag("nearest", "Also name the structured mask that explains it best.", A_MASK)
+    as_json: Json = False
+
+
+@takes()
+def report(options: ReportOptions) -> None:
+    """Write an HTML page on runs, and print a comparison's verdict; or describe a mask.
+
+    Each sentence on a comparison has its seeds, rows, interval and p-value (docs/statistics.md has
+    the rules, and how often they err). Of a mask: its sparsity, block density, empty rows, and a
+    picture.
+
+    Examples:
+        masksearch report runs/search --watch
+        masksearch report runs/a runs/b --out runs/all.html
+        masksearch report runs/compare --against all
+        masksearch report "bigbird(2,1,2) | window(3)" --length 48
+    """
+    runs, out, storage, against = options.runs, options.out, options.storage, options.against
     folders = [Path(run) for run in runs if Path(run).is_dir()]
     if not folders and len(runs) == 1:
-        show_mask(runs[0], given)
+        show_mask(runs[0], options)
         return
     if len(folders) < len(runs):
         stray = next(run for run in runs if not Path(run).is_dir())
@@ -140,7 +196,7 @@ def show_report(given: Mapping[str, Any]) -> None:
     from masksearch.report.collect import report_on, studies_in, watch_runs
 
     place = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-    if given["watch"]:
+    if options.watch:
         typer.echo(f"watching; the page loads itself again: {place.resolve()}")
         *_, page = watch_runs(folders, place, storage=storage)
         typer.echo(f"report: {page.resolve()}")
@@ -155,13 +211,13 @@ def show_report(given: Mapping[str, Any]) -> None:
         judged = ComparedMasks.of(
             one.records, one.objectives, one.facts, run=one.run, shape=one.shape
         )
-        found |= read_verdict(judged, folders[0], given["reference"], against)
+        found |= read_verdict(judged, folders[0], options.reference, against)
     elif against is not None:
         raise OptionsError(
             "--against belongs to the verdict of one comparison; a search has none, since its "
             "scores chose the masks: judge them again by masksearch compare RUN"
         )
-    if given["as_json"]:
+    if options.as_json:
         typer.echo(json.dumps(found))
         return
     for line in found.get("verdict", []):
@@ -169,56 +225,7 @@ def show_report(given: Mapping[str, Any]) -> None:
     typer.echo(f"report: {found['report']}")
 
 
-REPORTED = {
-    "out": optional(
-        "Write the page to this file; of a mask, its picture (NAME.png).",
-        *(OUTPUT, "report.html in the folder; here, where there are several", "FILE", Path),
-    ),
-    "watch": flag("watch", "Write the page again and again while a run goes on.", OUTPUT),
-    "storage": (options.Storage, None),
-    "against": optional(
-        "Hand-designed masks that are opponents in the verdict of a comparison: nearest (in "
-        "sparsity), or all.",
-        *(RUN, "as the comparison was made", "NAME"),
-    ),
-    "reference": valued("dense", "A mask that others are also compared with there.", RUN, "NAME"),
-    "length": valued(128, "Length of the sequence, in positions.", A_MASK, "N"),
-    "layers": optional("Layers of the model.", A_MASK, "those of the mask, else 1", "N", int),
-    "heads": optional("Heads of a layer.", A_MASK, "those of the mask, else 1", "N", int),
-    "block": valued(64, "Side of a kernel's block, for the block density.", A_MASK, "POSITIONS"),
-    "nearest": flag("nearest", "Also name the structured mask that explains it best.", A_MASK),
-    "as_json": (options.Json, False),
-}
-
-
-@takes({}, {}, REPORTED, calls=show_report)
-def report(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Folders of searches and comparisons, or folders that hold several. Or one mask: "
-            "an expression, a family, a file, RUN#7 or RUN@0.9.",
-            rich_help_panel=RUN,
-            metavar="RUN... | MASK",
-        ),
-    ],
-    **_: object,
-) -> None:
-    """Write an HTML page on runs, and print a comparison's verdict; or describe a mask.
-
-    Each sentence on a comparison has its seeds, rows, interval and p-value (docs/statistics.md has
-    the rules, and how often they err). Of a mask: its sparsity, block density, empty rows, and a
-    picture.
-
-    Examples:
-        masksearch report runs/search --watch
-        masksearch report runs/a runs/b --out runs/all.html
-        masksearch report runs/compare --against all
-        masksearch report "bigbird(2,1,2) | window(3)" --length 48
-    """
-
-
-def status(run: options.RunArgument, as_json: options.Json = False) -> None:
+def status(run: RunArgument, as_json: Json = False) -> None:
     """Print what runs, what failed and why, the best so far, and the time left.
 
     Examples:
@@ -235,51 +242,24 @@ def status(run: options.RunArgument, as_json: options.Json = False) -> None:
         typer.echo(line)
 
 
-def show_proxy_card(given: Mapping[str, Any]) -> None:
-    """Prints the proxy card of runs."""
-    from masksearch.cli.output import print_proxy_card
-    from masksearch.report.collect import proxy_card as card_of
-    from masksearch.report.proxy import write_proxy
+@dataclass(frozen=True, kw_only=True)
+class ProxyCardOptions:
+    """Options of proxy-card."""
 
-    out, runs = given["out"], given["runs"]
-    asked = {name: given[name] for name in ("proxy", "target", "reference", "storage")}
-    card = card_of(runs, **{name: value for name, value in asked.items() if value is not None})
-    if out is not None and out.suffix == ".csv":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        card.frame.to_csv(out, index=False)
-    elif out is not None:
-        write_proxy(card, out)
-    if given["as_json"]:
-        typer.echo(json.dumps(card.to_dict()))
-        return
-    print_proxy_card(card)
-    typer.echo(card.verdict())
-    if out is not None:
-        typer.echo(f"written: {out}")
+    runs: list[Path] = argument("Run folders of searches or comparisons.", RUN, "RUN...")
+    storage: Storage = None
+    out: Path | None = option(
+        "Write the table (NAME.csv) or the figure (any other ending) to this file.",
+        *(OUTPUT, "not written", "FILE"),
+    )
+    as_json: Json = False
+    proxy: str | None = described(RUN)
+    target: str | None = described(RUN)
+    reference: str | None = described(RUN)
 
 
-@takes(
-    {RUN: "proxy target reference"},
-    {"": "masksearch.report.collect:proxy_card"},
-    {
-        "storage": (options.Storage, None),
-        "out": optional(
-            "Write the table (NAME.csv) or the figure (any other ending) to this file.",
-            *(OUTPUT, "not written", "FILE", Path),
-        ),
-        "as_json": (options.Json, False),
-    },
-    calls=show_proxy_card,
-)
-def proxy_card(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Run folders of searches or comparisons.", rich_help_panel=RUN, metavar="RUN..."
-        ),
-    ],
-    **_: object,
-) -> None:
+@takes({"": "masksearch.report.collect:proxy_card"})
+def proxy_card(options: ProxyCardOptions) -> None:
     """Say how far to trust short runs: whether they rank masks as longer ones or GLUE do.
 
     Bands of density, bootstrap samples and what is asked of a short run: ms.proxy_card.
@@ -288,3 +268,23 @@ def proxy_card(
         masksearch proxy-card runs/search
         masksearch proxy-card runs/search --target score --out runs/card.png
     """
+    from masksearch.cli.output import print_proxy_card
+    from masksearch.report.collect import proxy_card as card_of
+    from masksearch.report.proxy import write_proxy
+
+    out = options.out
+    given = {name: getattr(options, name) for name in ("proxy", "target", "reference", "storage")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    card = card_of(options.runs, **chosen)
+    if out is not None and out.suffix == ".csv":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        card.frame.to_csv(out, index=False)
+    elif out is not None:
+        write_proxy(card, out)
+    if options.as_json:
+        typer.echo(json.dumps(card.to_dict()))
+        return
+    print_proxy_card(card)
+    typer.echo(card.verdict())
+    if out is not None:
+        typer.echo(f"written: {out}")

@@ -146,31 +146,31 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             return [follow(each) for each in value]
         return value.replace(before, now) if isinstance(value, str) else value
 
-    given = {name: follow(value) for name, value in options.items()}
-    if changed.get("set") and "set" in given:
-        every = [*(given["set"] or ()), *changed["set"]]
+    options = {name: follow(value) for name, value in options.items()}
+    if changed.get("set") and "set" in options:
+        every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}
         changed = {**changed, "set": list(last.values())}
     for name, value in changed.items():
-        if value is not None and name not in given:
+        if value is not None and name not in options:
             raise OptionsError(f"{run} holds a {command}, which takes no --{name}")
-        given |= {name: value} if value is not None else {}
-    given[place] = str(run)
-    if given.get("storage") and changed.get("storage") is None:
-        given["storage"] = follow_storage(run, given["storage"])
+        options |= {name: value} if value is not None else {}
+    options[place] = str(run)
+    if options.get("storage") and changed.get("storage") is None:
+        options["storage"] = follow_storage(run, options["storage"])
     for name in ("address", "storage_path"):
-        server = str(given.get(name) or "")
+        server = str(options.get(name) or "")
         if ":" in server and changed.get(name) is None and server != os.environ.get("RAY_ADDRESS"):
             option = f"--{name.replace('_', '-')} {shlex.quote(server)}"
             raise OptionsError(
                 f"the command in {run} names a server, and a run folder may come from a stranger; "
                 f"if it is yours, name it, too: {option}"
             )
-    for setting in given.get("set") or ():
+    for setting in options.get("set") or ():
         if HIDDEN in setting:
             again = setting.replace(HIDDEN, "..")
             raise OptionsError(f"{run} keeps no secrets; give this one again: --set {again}")
-    for name in PATHS & set(given):
-        if (value := given[name]) is not None:
-            given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
-    return command, given
+    for name in PATHS & set(options):
+        if (value := options[name]) is not None:
+            options[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
+    return command, options

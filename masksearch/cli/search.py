@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from masksearch.cli import options
 from masksearch.cli.options import (
     ALLOCATION,
     COMPARED,
     DOWNSTREAM,
-    JUDGE,
-    MODEL,
+    MASK_TEXT,
     OUTPUT,
-    PLACE,
     SEARCHED,
+    Json,
+    JudgeOptions,
     OptionsError,
+    Run,
+    Storage,
+    argument,
+    described,
     flag,
-    optional,
+    option,
     takes,
-    valued,
 )
 from masksearch.cli.resuming import resumable
 from masksearch.errors import MaskSearchError
@@ -34,147 +36,107 @@ if TYPE_CHECKING:
     from masksearch.contracts import Evaluator
     from masksearch.driver import Comparison, Study
 
-DECLARED = {  # options of both commands
-    "corpus": optional(
-        "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
-        *(JUDGE, "the planted corpus, which needs no file", "TEXT"),
-    ),
-    **{
-        name: optional(does, JUDGE, "not fine-tuned", takes)
-        for name, (_, does, takes) in DOWNSTREAM.items()
-    },
-    "decoder": optional(
-        "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
-        "hf:OWNER/NAME, or recall, a planted task.",
-        *(JUDGE, "no decoder", "TEXT"),
-    ),
-    "evaluator": optional(
-        "Your own evaluator instead: a class in a file, or a function that returns one; --set "
-        "gives it arguments.",
-        *(JUDGE, "none", "FILE.py:NAME"),
-    ),
-    "latency": flag(
-        "latency",
-        "Also minimise the time of attention, measured as a share of dense attention's (at "
-        "--set cost.length=N, another length than the model's).",
-        JUDGE,
-    ),
-    "memory": flag("memory", "Also minimise the memory of attention scores, in bytes.", JUDGE),
-    "reuse": optional(
-        "A folder of results that several runs share: a mask that it knows under this protocol "
-        "and seed is not trained again.",
-        *(JUDGE, "none", "FOLDER", Path),
-    ),
-    "preset": (options.Preset, None),
-    "set": (options.Settings, None),
-    "executor": optional(
-        "local (this machine), ray (this machine or a cluster), or your own: FILE.py:NAME.",
-        *(PLACE, "local", "NAME"),
-    ),
-    "slots": (options.Slots, 1),
-    "cpus": optional("ray: CPU cores of a trial.", PLACE, "1", "N", float),
-    "gpus": optional("ray: GPUs of a trial; 0.25 = four share one.", *(PLACE, "0", "N", float)),
-}
-SEARCHING = {
-    "space": (
-        Annotated[
-            str | None,
-            typer.Argument(
-                help="The search space: a function in a file that draws a mask, or one of the "
-                "package (masksearch.spaces:NAME); dam, allocate and --local need none.",
-                rich_help_panel=SEARCHED,
-                metavar="FILE.py:NAME",
-                show_default=False,
-            ),
-        ],
-        None,
-    ),
-    "run": (options.Run, Path("runs/search")),
-    "strategy": valued(
-        "tpe",
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(JudgeOptions):
+    """Options of search."""
+
+    space: str | None = argument(
+        "The search space: a function in a file that draws a mask, or one of the "
+        "package (masksearch.spaces:NAME); dam, allocate and --local need none.",
+        *(SEARCHED, "FILE.py:NAME"),
+        default=None,
+    )
+    run: Run = Path("runs/search")
+    strategy: str = option(
         "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, dam, "
         "prune, sparsebert (the published DAM and its table), or your own as FILE.py:NAME.",
-        *(SEARCHED, "NAME"),
-    ),
-    "trials": optional(
-        "Number of masks to judge.", *(SEARCHED, "20, without --seconds", "N", int)
-    ),
-    "storage": (options.Storage, None),
-    "constraint": optional(
+        *(SEARCHED, "", "NAME"),
+        default="tpe",
+    )
+    trials: int | None = option(
+        "Number of masks to judge.", SEARCHED, "20, without --seconds", "N"
+    )
+    storage: Storage = None
+    constraint: list[str] | None = option(
         "What a mask must keep, such as 'effective_sparsity >= 0.9'; repeatable.",
-        *(SEARCHED, "none", "TEXT", list[str]),
-    ),
-    "budget": optional(
+        *(SEARCHED, "none", "TEXT"),
+    )
+    budget: list[float] | None = option(
         "Largest share of dense attention's cost for a mask; repeatable, draws take turns.",
-        *(SEARCHED, "no limit", "SHARE", list[float]),
-    ),
-    "families": flag("families", "Judge the six hand-designed masks as well, first.", SEARCHED),
-    "halving": optional(
+        *(SEARCHED, "no limit", "SHARE"),
+    )
+    families: bool = flag(
+        "families", "Judge the six hand-designed masks as well, first.", SEARCHED
+    )
+    halving: str | None = option(
         "Stop weak trials early, at these steps, such as 62,125,250: trials are compared by loss "
         "and sparsity, and the better half goes on (--set halving.metric=loss, "
         "halving.factor=2).",
         *(SEARCHED, "every trial is finished", "STEPS"),
-    ),
-    "enqueue": optional(
+    )
+    enqueue: Path | None = option(
         "Parameters that the space draws first, in a JSON file: a list of "
         '{"name": value, ...}, one a mask.',
-        *(SEARCHED, "none", "FILE", Path),
-    ),
-    "local": optional(
+        *(SEARCHED, "none", "FILE"),
+    )
+    local: str | None = option(
         "Search which units (--unit) have this mask, such as 'window(8) | global_tokens(1)', and "
         "which full attention; no space is needed. Several masks, the cheapest first: "
         '--set units.levels=["star()", ..].',
         *(ALLOCATION, "none: no units", "MASK"),
-    ),
-    "unit": optional(
+    )
+    unit: str | None = option(
         "What a unit is: head, layer, or kv_head (of decoders: the heads that share keys).",
         *(ALLOCATION, "head", "NAME"),
-    ),
-    "log": optional(
+    )
+    log: str | None = option(
         "Loggers, separated by commas: csv, tensorboard, mlflow, wandb.",
         *(OUTPUT, "none", "NAMES"),
-    ),
-    "as_json": (options.Json, False),
-}
-COMPARING = {
-    "mask": (
-        Annotated[
-            list[str] | None,
-            typer.Argument(
-                help=f"Masks, or NAME=MASK. {options.MASK_TEXT}",
-                rich_help_panel=COMPARED,
-                metavar="[MASK]...",
-                show_default=False,
-            ),
-        ],
-        None,
-    ),
-    "front": optional(
+    )
+    as_json: Json = False
+    seconds: float | None = described(SEARCHED)
+    seed: int | None = described(SEARCHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(JudgeOptions):
+    """Options of compare."""
+
+    mask: list[str] | None = argument(
+        f"Masks, or NAME=MASK. {MASK_TEXT}",
+        *(COMPARED, "[MASK]..."),
+        default=None,
+    )
+    front: Path | None = option(
         "Run folder of a search: judge every mask of its front again, beside as many "
         "hand-designed and random masks of their densities.",
-        *(COMPARED, "none", "FOLDER", Path),
-    ),
-    "run": (options.Run, Path("runs/compare")),
-    "storage": (options.Storage, None),
-    "seeds": valued(5, "Seeds to train each mask with; all masks share them.", COMPARED, "N"),
-    "first_seed": valued(1000, "First seed; use others than the search's.", COMPARED, "N"),
-    "budget": optional(
+        *(COMPARED, "none", "FOLDER"),
+    )
+    run: Run = Path("runs/compare")
+    storage: Storage = None
+    seeds: int = option(
+        "Seeds to train each mask with; all masks share them.", COMPARED, "", "N", default=5
+    )
+    first_seed: int = option(
+        "First seed; use others than the search's.", COMPARED, "", "N", default=1000
+    )
+    budget: list[float] | None = option(
         "Largest share of dense attention that a run's mask costs: RUN stands for its best mask "
         "within each, beside masks drawn by hand within each; repeatable.",
-        *(COMPARED, "no limit", "SHARE", list[float]),
-    ),
-    "controls": valued(
-        True,
+        *(COMPARED, "no limit", "SHARE"),
+    )
+    controls: bool = option(
         "Also judge dense attention, the hand-designed masks, and random keys in the same number.",
         COMPARED,
-    ),
-    "as_json": (options.Json, False),
-}
-JUDGING = {  # options of evaluators and executors, from their docstrings
-    JUDGE: "tasks rows",
-    MODEL: "size weights adapt tokenizer length vocabulary steps batch lr",
-    PLACE: "address limit_seconds storage_path",
-}
+        default=True,
+    )
+    as_json: Json = False
+    half: str | None = described(COMPARED)
+    against: str | None = described(COMPARED)
+    margin: float | None = described(COMPARED)
+
+
 TAKEN_FROM = {
     "": "masksearch.evaluators.mlm:MlmEvaluator",
     "--glue": DOWNSTREAM["glue"][0],
@@ -186,23 +148,8 @@ TAKEN_FROM = {
 }
 
 
-def show_search(given: Mapping[str, Any]) -> None:
-    """Runs the search that a command's options ask for, and prints its front."""
-    from masksearch.cli.output import print_front
-
-    study, as_json = run_search(given), given["as_json"]
-    print_front(study, as_json)
-    records = study.records()
-    failed = [record for record in records if record.status == "failed"]
-    if failed and not any(record.scored for record in records):
-        raise MaskSearchError(f"no trial of {study.run} has a score: {failed[0].reason}")
-    if not as_json:
-        say_cuts(study)
-        say_where(study.run)
-
-
-def run_search(given: Mapping[str, Any]) -> Study:
-    """The search that a command's options ask for."""
+def run_search(options: SearchOptions) -> Study:
+    """The search that options ask for."""
     from masksearch.cli.build import (
         build_evaluator,
         build_executor,
@@ -219,10 +166,10 @@ def run_search(given: Mapping[str, Any]) -> Study:
     from masksearch.strategies.halving import ParetoHalving
     from masksearch.user_code import load_function
 
-    space, strategy, run = given["space"], given["strategy"], given["run"]
+    space, strategy, run = options.space, options.strategy, options.run
     kind = kind_of(strategy)
-    settings = split_settings(given["set"] or ())
-    levels = unit_levels(given, settings.get("units", {}))
+    settings = split_settings(options.set or ())
+    levels = unit_levels(options.local, options.unit, settings.get("units", {}))
     if space is None and kind.space == "needed" and not levels:
         raise OptionsError(
             f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
@@ -234,40 +181,41 @@ def run_search(given: Mapping[str, Any]) -> Study:
     if space is not None and levels:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
     of_strategy = strategy_options(strategy, settings)
-    units = {"unit": given["unit"] or "head", "levels": levels}
+    units = {"unit": options.unit or "head", "levels": levels}
     if levels and kind.with_units is not None:
         of_strategy = kind.with_units(units, of_strategy)
-    halving = halving_settings(given["halving"], settings.get("halving", {}))
-    limits = {name: given[name] for name in ("trials", "seconds") if given[name] is not None}
-    limits = limits or {"trials": kind.trials}
-    enqueued = read_enqueued(given["enqueue"])
-    judge = build_evaluator(given)
+    halving = halving_settings(options.halving, settings.get("halving", {}))
+    if options.trials is None and options.seconds is None:
+        options = replace(options, trials=kind.trials)
+    enqueued = read_enqueued(options.enqueue)
+    judge = build_evaluator(options)
     goals = {objective.name: objective.goal for objective in judge.objectives}
     scheduler = None
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
-    names = [name.strip() for name in (given["log"] or "").split(",") if name.strip()]
+    names = [name.strip() for name in (options.log or "").split(",") if name.strip()]
     own: Any = None if space is None else load_function(space)
     if levels and kind.space != "none":
         own = build_units(units, judge.shape, judge.kv_head_count)
     with (
         open_loggers(names, run, judge.objectives) as loggers,
-        resumable(run, "search", {**given, **limits}),
+        resumable(run, "search", vars(options)),
     ):
         return search(
             own,
             judge,
             run=run,
-            storage=given["storage"],
-            **limits,
+            storage=options.storage,
+            trials=options.trials,
+            seconds=options.seconds,
             strategy=strategy,
             strategy_options=of_strategy,
-            seed=given["seed"] or 0,
-            executor=build_executor(given),
+            seed=options.seed or 0,
+            executor=build_executor(options),
             scheduler=scheduler,
-            constraints=tuple(given["constraint"] or ()),
-            budget=given["budget"],
-            baselines=FAMILIES if given["families"] else {},
+            constraints=tuple(options.constraint or ()),
+            budget=options.budget,
+            baselines=FAMILIES if options.families else {},
             listeners=loggers,
             enqueue=enqueued,
         )
@@ -295,45 +243,32 @@ def read_enqueued(path: Path | None) -> list[Any]:
     return found
 
 
-def show_comparison(given: Mapping[str, Any]) -> None:
-    """Runs the comparison that a command's options ask for, and prints it with its verdict."""
-    from masksearch.cli.output import print_comparison
-
-    comparison, as_json = run_compare(given), given["as_json"]
-    print_comparison(comparison, as_json)
-    if not as_json:
-        typer.echo(comparison.verdict())
-        say_where(given["run"])
-    failed = [record for record in comparison.records if record.status == "failed"]
-    if failed and len(failed) == len(comparison.records):
-        raise MaskSearchError(f"all {len(failed)} runs failed: {failed[0].reason}")
-
-
-def run_compare(given: Mapping[str, Any]) -> Comparison:
-    """The comparison that a command's options ask for."""
+def run_compare(options: CompareOptions) -> Comparison:
+    """The comparison that options ask for."""
     from masksearch.analysis.stats import CLAIM_SEEDS
     from masksearch.cli.build import build_evaluator, build_executor
     from masksearch.driver import compare
     from masksearch.study.halves import judge_on
 
-    judge = judge_on(build_evaluator(given), given["half"])
-    compared = masks_to_compare(given, judge)
-    if given["seeds"] < CLAIM_SEEDS and not judge.seedless:
+    half: Any = options.half  # another name is refused
+    judge = judge_on(build_evaluator(options), half)
+    compared = masks_to_compare(options, judge)
+    if options.seeds < CLAIM_SEEDS and not judge.seedless:
         typer.echo(
             f"fewer than {CLAIM_SEEDS} seeds decide nothing: take --seeds {CLAIM_SEEDS} or more",
             err=True,
         )
-    with resumable(given["run"], "compare", given):
+    with resumable(options.run, "compare", vars(options)):
         return compare(
             **compared,
             evaluator=judge,
-            run=given["run"],
-            half=given["half"],
-            executor=build_executor(given),
+            run=options.run,
+            half=half,
+            executor=build_executor(options),
         )
 
 
-def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, Any]:
+def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import read_candidates
     from masksearch.cli.build import named_candidates
@@ -344,8 +279,8 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     from masksearch.study.references import within_budgets
 
     named: dict[str, Candidate] = {}
-    for text in dict.fromkeys(given["mask"] or []):
-        whole, storage = bool(given["budget"]), given["storage"]
+    for text in dict.fromkeys(options.mask or []):
+        whole, storage = bool(options.budget), options.storage
         for name, each in named_candidates(text, whole=whole, storage=storage).items():
             if name in named and "=" in text and named[name] != each:
                 raise OptionsError(f"{name!r} names two masks; give one another name (NAME=MASK)")
@@ -354,18 +289,18 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
                 name = f"{name} ({'/'.join(place.parts[-2:])})"
                 name = f"{name} ({place})" if name in named else name
             named[name] = each
-    budgets = read_budgets(given["budget"])
-    found = within_budgets(named, budgets, given["storage"])[0] if budgets else named
+    budgets = read_budgets(options.budget)
+    found = within_budgets(named, budgets, options.storage)[0] if budgets else named
     mine = read_candidates(found) if found else {}
     candidates, kinds = dict(named), {}
-    if given["controls"]:
+    if options.controls:
         alike = {
             f"random keys like {name}{end}": random_like(chosen, judge.shape, first_key=bool(end))
             for name, chosen in mine.items()
             if name not in FAMILIES
             for end in ("", FIRST_KEY)
         }
-        families = FAMILIES if given["front"] is None else {}  # a front brings its own
+        families = FAMILIES if options.front is None else {}  # a front brings its own
         if budgets and families:  # drawn at equal cost
             cost = find_cost(judge)
             price = None if cost == DENSITY else lambda mask: judge.measures_of(mask)[cost]
@@ -383,26 +318,25 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
         kinds = {"dense": "control", **dict.fromkeys(alike, "control")}
         kinds |= dict.fromkeys(families, "hand-designed")
         candidates = {**own, **named}
-    first = given["first_seed"]
+    first, front = options.first_seed, options.front
     return {
         "candidates": candidates,
-        "seeds": range(first, first + given["seeds"]),
-        "front_of": None if given["front"] is None else read_search(given),
+        "seeds": range(first, first + options.seeds),
+        "front_of": None if front is None else read_search(front, options.storage),
         "kinds": kinds,
-        "against": given["against"] or "nearest",
-        "margin": given["margin"],
-        "budget": given["budget"],
-        "storage": given["storage"],
+        "against": options.against or "nearest",
+        "margin": options.margin,
+        "budget": options.budget,
+        "storage": options.storage,
     }
 
 
-def read_search(given: Mapping[str, Any]) -> Study:
+def read_search(run: Path, storage: str | None) -> Study:
     """The search whose front is judged again."""
     from masksearch.driver import Study
     from masksearch.study.store import StudyStore
 
-    store = StudyStore(given["front"], write=False, allowed=given["storage"])
-    return Study(given["front"], store=store)
+    return Study(run, store=StudyStore(run, write=False, allowed=storage))
 
 
 def say_cuts(study: Study) -> None:
@@ -419,23 +353,29 @@ def say_where(run: Path) -> None:
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
-@takes({SEARCHED: "seconds seed", **JUDGING}, TAKEN_FROM, SEARCHING | DECLARED, calls=show_search)
-def search(**_: object) -> None:
+@takes(TAKEN_FROM)
+def search(options: SearchOptions) -> None:
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
 
     Examples:
         masksearch search masksearch.spaces:distances --trials 12
         masksearch search --strategy dam --set dam.steps=300 --trials 4 --run runs/dam
     """
+    from masksearch.cli.output import print_front
+
+    study = run_search(options)
+    print_front(study, options.as_json)
+    records = study.records()
+    failed = [record for record in records if record.status == "failed"]
+    if failed and not any(record.scored for record in records):
+        raise MaskSearchError(f"no trial of {study.run} has a score: {failed[0].reason}")
+    if not options.as_json:
+        say_cuts(study)
+        say_where(study.run)
 
 
-@takes(
-    {COMPARED: "half against margin", **JUDGING},
-    TAKEN_FROM,
-    COMPARING | DECLARED,
-    calls=show_comparison,
-)
-def compare(**_: object) -> None:
+@takes(TAKEN_FROM)
+def compare(options: CompareOptions) -> None:
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
 
     Examples:
@@ -443,3 +383,13 @@ def compare(**_: object) -> None:
         masksearch compare --front runs/search --run runs/front
         masksearch compare star --no-controls --half all --corpus README.md --size nano --steps 60
     """
+    from masksearch.cli.output import print_comparison
+
+    comparison = run_compare(options)
+    print_comparison(comparison, options.as_json)
+    if not options.as_json:
+        typer.echo(comparison.verdict())
+        say_where(options.run)
+    failed = [record for record in comparison.records if record.status == "failed"]
+    if failed and len(failed) == len(comparison.records):
+        raise MaskSearchError(f"all {len(failed)} runs failed: {failed[0].reason}")

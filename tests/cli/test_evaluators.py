@@ -10,20 +10,19 @@ from cli_runs import SPACE, run
 
 import masksearch as ms
 from masksearch.cli.build import build_evaluator, build_executor
-from masksearch.cli.main import complete
 from masksearch.cli.resuming import remember
-from masksearch.cli.search import search
+from masksearch.cli.search import SearchOptions
 from masksearch.errors import UnknownNameError
 
 
 def judge(**given):
     """The evaluator of a search with these options."""
-    return build_evaluator(complete(search, given))
+    return build_evaluator(SearchOptions(**given))
 
 
 def place(**given):
     """Its executor."""
-    return build_executor(complete(search, given))
+    return build_executor(SearchOptions(**given))
 
 
 @pytest.fixture
