@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +208,7 @@ class Prune:
     `strategies.prune`).
     """
 
+    FILE: ClassVar[str] = "order.safetensors"  # in the trial's folder
     config: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -33,7 +33,7 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # started by `&` or nohup; programs inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Workers are forks of a process that has imported what the tests' evaluators import
+# Workers are forks of a process that has imported what some evaluators of the tests import
 local.FORKS.set_forkserver_preload(["masksearch.executors.worker", "masksearch.strategies.build"])
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs

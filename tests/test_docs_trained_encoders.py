@@ -60,7 +60,7 @@ def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
     *searches, compare, verdict = commands("trained_encoders.md")

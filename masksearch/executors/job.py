@@ -24,14 +24,12 @@ from masksearch.contracts import (
 )
 from masksearch.errors import EvaluatorError, MaskSearchError, SearchError
 from masksearch.files import FULL, write_in_one_move
-from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
-from masksearch.strategies.prune import ORDER_FILE, run_prune
 from masksearch.user_code import describe_error
 
 ARTIFACTS = {  # name -> file in the trial's folder
     "gates": "gates.safetensors",  # of a job without a mask, and the next one
-    "order": ORDER_FILE,
+    "order": Prune.FILE,
     "rows": ROWS,
 }
 MOST_REPORTS, MOST_VALUES = 10_000, 1_000  # of a trial, of a report
@@ -117,9 +115,13 @@ class JobRun:
                 if not hasattr(reports, "__next__"):
                     raise no_report(self.evaluator, "returns", reports)
                 return reports
-            case OneShot():
+            case OneShot():  # imported here: a trial that does not train needs no transformers
+                from masksearch.gates.dam import run_one_shot
+
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Prune():
+                from masksearch.strategies.prune import run_prune
+
                 return run_prune(self.evaluator, job, seed=seed, workdir=self.place)
         raise ValueError(f"{type(job).__name__} is no job to run")
 

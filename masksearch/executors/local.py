@@ -179,7 +179,7 @@ ATTEMPTS = itertools.count()
 # because torch's threads do not survive that. The first worker waits for these imports.
 if sys.platform != "win32":
     FORKS = multiprocessing.get_context("forkserver")
-    FORKS.set_forkserver_preload([serve.__module__])
+    FORKS.set_forkserver_preload([serve.__module__, "masksearch.strategies.prune"])
 
 
 def is_own(evaluator: Evaluator) -> bool:

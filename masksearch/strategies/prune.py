@@ -35,7 +35,7 @@ from masksearch.strategies.first_job import AfterFirstJob
 NAME = "prune"
 OPTIONS = {"rows": int, "rounds": int, "per": str, "densities": Sequence[float]}
 Per = Literal["mask", "layer"]
-ORDER_FILE, FORMAT = "order.safetensors", "masksearch-order-1"
+FORMAT = "masksearch-order-1"
 DENSITIES = (0.5, 0.3, 0.2, 0.15, 0.1)
 ROWS = 1500  # sequences that are measured, in all rounds together
 
@@ -123,7 +123,7 @@ def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> 
     """
     shape, rounds = evaluator.shape, job.config["rounds"]
     weights = weights_of(shape)
-    source, path = evaluator.differentiable(seed), workdir / ORDER_FILE
+    source, path = evaluator.differentiable(seed), workdir / job.FILE
     order, done = torch.zeros(shape.layers, shape.heads, shape.length, shape.length), 0
     if path.is_file():
         order, done = read_order(path)

@@ -86,6 +86,7 @@ def test_space_that_draws_the_same_masks_is_said_with_counts(tmp_path, drawn, la
     assert any("warning: " in line for line in status_lines(study.run, read_status(study.run)))
 
 
+@pytest.mark.slow
 def test_used_up_space_is_said_when_it_happens(tmp_path):
     said, _ = warned(tmp_path / "run", one, trials=30)
     assert said[0].startswith("5 of the 6 trials")

@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line(tmp_path, text, capsys, monkeypatch):
     assert (out / "curve.csv").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_write_one_model(tmp_path, text):
     run("window(2)", "--corpus", text, "--out", tmp_path / "one", *SMALL)
     environment = os.environ | {

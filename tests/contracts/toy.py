@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from optuna.trial import BaseTrial
+from typing import TYPE_CHECKING, Any
 
 from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Record, Report, Shape, Strategy
 from masksearch.masks import Mask
-from masksearch.strategies.build import build_strategy
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def built(
     **options: Any,
 ) -> Strategy:
     """The strategy of that name, or around that sampler, for these objectives."""
+    from masksearch.strategies.build import build_strategy  # workers need no Optuna
+
     facts = {"objectives": tuple(objectives), "shape": shape}
     judge = type("Judge", (ToyEvaluator,), facts)()
     return build_strategy(

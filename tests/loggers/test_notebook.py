@@ -20,7 +20,7 @@ again = ms.compare(candidates, ToyEvaluator(), run=RUN, seeds=range(20), progres
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_notebook_keeps_one_short_output_of_a_search(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cell = nbformat.v4.new_code_cell(CELL.replace("RUN", repr(str(tmp_path / "run"))))
