@@ -91,9 +91,9 @@ class Shape:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, without what is at its default: `Shape(**shape.to_dict()) == shape`."""
-        own = {"causal": self.causal, "lengths": self.lengths, "read": self.read}
+        facts = {"causal": self.causal, "lengths": self.lengths, "read": self.read}
         sizes = {"length": self.length, "layers": self.layers, "heads": self.heads}
-        return sizes | {name: value for name, value in own.items() if value}
+        return sizes | {name: value for name, value in facts.items() if value}
 
 
 RANDOM = "random"  # the strategy that others are measured against
@@ -349,8 +349,8 @@ class Record:
             return self.values[name]
         if name in self.measures:
             return self.measures[name]
-        known = ", ".join([*self.values, *self.measures]) or "nothing"
-        raise KeyError(f"record {self.number} holds no {name!r}; it holds {known}")
+        names = ", ".join([*self.values, *self.measures]) or "nothing"
+        raise KeyError(f"record {self.number} holds no {name!r}; it holds {names}")
 
 
 Listener = Callable[[Record], None]

@@ -150,11 +150,11 @@ def install_command(extra: str) -> str:
 
 def outside_level() -> int:
     """The `stacklevel` at which a warning points at whoever has called masksearch."""
-    level, found = 0, 1
+    level, outside = 0, 1
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         level += 1
         if frame.f_globals.get("__name__", "").startswith("masksearch"):
-            found = level + 1
+            outside = level + 1
         frame = frame.f_back
-    return found
+    return outside

@@ -71,16 +71,16 @@ def describe_error(error: BaseException) -> str:
     """
     frames = traceback.extract_tb(error.__traceback__)
     libraries = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen ", "<string>")
-    own = [
+    users = [
         frame
         for frame in frames
         if not frame.filename.startswith(libraries) and "site-packages" not in frame.filename
     ]
     where = ""
-    if own and not isinstance(error, SyntaxError):  # which says where it is
-        file = Path(own[-1].filename)
+    if users and not isinstance(error, SyntaxError):  # which says where it is
+        file = Path(users[-1].filename)
         file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-        where = f" in {file}, line {own[-1].lineno}"
+        where = f" in {file}, line {users[-1].lineno}"
     text = f"{type(error).__name__}{where}: {' '.join(str(error).split())}"
     called = re.match(r"(\w+)(?:\.__init__)?\(\) ", str(error))
     if isinstance(error, TypeError) and called:
@@ -125,12 +125,12 @@ def load_object(spec: str) -> Any:
     path, name = split_name(spec)
     module = load_file(path)
     if name.startswith("_") or not hasattr(module, name):
-        own = [
-            known
-            for known, value in vars(module).items()
-            if known[0] != "_" and getattr(value, "__module__", "") == module.__name__
+        members = [
+            member
+            for member, value in vars(module).items()
+            if member[0] != "_" and getattr(value, "__module__", "") == module.__name__
         ]
-        raise unknown_name(f"function or class in {path}", name, own or ["(none)"])
+        raise unknown_name(f"function or class in {path}", name, members or ["(none)"])
     return getattr(module, name)
 
 
@@ -166,15 +166,15 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     """
     owner = function if hasattr(function, "__qualname__") else type(function)
     name = owner.__qualname__.partition(".")[0]
-    given = getattr(function, "masksearch_source", None)
+    source = getattr(function, "masksearch_source", None)
     try:
         file = inspect.getsourcefile(owner) or ""
-        text = Path(file).read_text(encoding="utf-8") if given is None else given
+        text = Path(file).read_text(encoding="utf-8") if source is None else source
         defined = top_definitions(text)
     except (OSError, TypeError, SyntaxError, ValueError):
         defined = {}
     if name not in defined or "<locals>" in owner.__qualname__:
-        return {name: hash_owner(owner) if given is None else hash_text(plain_text(given))}
+        return {name: hash_owner(owner) if source is None else hash_text(plain_text(source))}
     used: dict[str, str] = {}
     waiting = [name]
     while waiting:
@@ -242,7 +242,7 @@ def plain_text(text: str) -> str:
 
 def top_definitions(text: str) -> dict[str, list[ast.stmt]]:
     """Names that a file defines at its top, with the statements that do."""
-    found: dict[str, list[ast.stmt]] = {}
+    by_name: dict[str, list[ast.stmt]] = {}
     for node in ast.parse(text).body:
         names: Iterable[str]
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -256,8 +256,8 @@ def top_definitions(text: str) -> dict[str, list[ast.stmt]]:
                 if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
             }
         for name in names:
-            found.setdefault(name, []).append(node)
-    return found
+            by_name.setdefault(name, []).append(node)
+    return by_name
 
 
 def plain_code(node: ast.AST) -> str:
@@ -312,20 +312,22 @@ def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered
     """
     maker, options = load_function(spec), dict(options or {})
     parameters = inspect.signature(maker).parameters.values()
-    wanted = {p.name: p.default is p.empty for p in parameters if p.kind not in VARIADIC}
+    accepted = {p.name: p.default is p.empty for p in parameters if p.kind not in VARIADIC}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for option in options:
-        if option not in wanted and not takes_all:
-            raise unknown_name(f"option of strategy {spec!r}:", option, list(wanted) or ["(none)"])
-    given = {name: value for name, value in offered.items() if name in wanted} | options
-    for name, required in wanted.items():
-        if required and name not in given:
+        if option not in accepted and not takes_all:
+            raise unknown_name(
+                f"option of strategy {spec!r}:", option, list(accepted) or ["(none)"]
+            )
+    arguments = {name: value for name, value in offered.items() if name in accepted} | options
+    for name, required in accepted.items():
+        if required and name not in arguments:
             raise UserCodeError(
                 f"strategy {spec!r} wants {name!r}, which a search does not give; it gives "
                 f"{', '.join(offered)}: use one of these, write a default, or set it in the "
                 "strategy's options"
             )
-    strategy = call_user(spec, maker, given)
+    strategy = call_user(spec, maker, arguments)
     missing = [name for name in ("ask", "tell") if not callable(getattr(strategy, name, None))]
     if missing:
         raise UserCodeError(
@@ -349,9 +351,9 @@ def budget_of(trial: BaseTrial) -> float | None:
     """
     from optuna.trial import FixedTrial
 
-    found: float | None = getattr(trial, BUDGET, None)
-    if found is not None or not isinstance(trial, FixedTrial) or hasattr(trial, BUDGET):
-        return found
+    budget: float | None = getattr(trial, BUDGET, None)
+    if budget is not None or not isinstance(trial, FixedTrial) or hasattr(trial, BUDGET):
+        return budget
     try:
         return trial.suggest_float(BUDGET, 0, 1)
     except ValueError:  # it has none
@@ -379,14 +381,14 @@ def check_evaluator(evaluator: object) -> None:
 
     if not isinstance(evaluator, Evaluator):
         raise refuse("does not inherit masksearch.Evaluator")
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for name in ("shape", "objectives", "protocol"):
         try:
-            found[name] = getattr(evaluator, name)
+            attributes[name] = getattr(evaluator, name)
         except AttributeError as error:
             inner = "" if error.name == name else f" that can be read ({error})"
             raise refuse(f"has no {name}{inner}") from error
-    shape, objectives, protocol = found.values()
+    shape, objectives, protocol = attributes.values()
     if not isinstance(shape, Shape):
         raise refuse(f"has the shape {shape!r}, not a masksearch.Shape(length, layers, heads)")
     if not isinstance(objectives, tuple) or not objectives:

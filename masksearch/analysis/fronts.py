@@ -145,22 +145,22 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     volumes: dict[str, SeedVolumes] = {}
     arm_by_place = [arm_of(entry, comparison.promised) for entry in entries]
     for name in ("searched", "hand-designed", "random"):
-        own = [place for place, arm in enumerate(arm_by_place) if arm == name]
-        if not own:
+        places = [place for place, arm in enumerate(arm_by_place) if arm == name]
+        if not places:
             continue
-        alive = [m for m in own if m in learned]
+        alive = [m for m in places if m in learned]
         means = gains[alive].mean(1)
         by_row: dict[int, RowScores] = {}
         if tables is not None and not grouped:  # what a row adds, by the slopes of the front
             slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
-            shares = [slopes.get(m, 0.0) for m in own]
+            shares = [slopes.get(m, 0.0) for m in places]
             for draw in range(len(seeds)):
-                by_row[draw] = mix_rows([rows[m][draw] for m in own], shares)
+                by_row[draw] = mix_rows([rows[m][draw] for m in places], shares)
         volumes[name] = volumes_of(gains[alive], by_row)
         best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
         best.sort(key=lambda m: entries[m].sparsity)
         arms[name] = Arm(
-            tuple(entries[m].name for m in own),
+            tuple(entries[m].name for m in places),
             tuple(entries[m].name for m in best),
             estimate(list(volumes[name].corrected.values()), rows=by_row.values()),
         )
@@ -182,20 +182,20 @@ def gains_by_seed(
     A diverged run has the score of `entry.scores`, and the mean of its mask's other runs in every
     other objective that is reported.
     """
-    held = {(r.name, r.seed): r for r in comparison.records if r.scored}
+    scored = {(r.name, r.seed): r for r in comparison.records if r.scored}
     gains = np.empty((len(entries), len(seeds), len(comparison.objectives)))
     for row, entry in enumerate(entries):
         for column, objective in enumerate(comparison.objectives):
-            known = {
-                seed: held[entry.name, seed].value(objective.name)
+            finite = {
+                seed: scored[entry.name, seed].value(objective.name)
                 for seed in seeds
-                if (entry.name, seed) in held
+                if (entry.name, seed) in scored
             }
-            known = {s: value for s, value in known.items() if math.isfinite(value)}
+            finite = {s: value for s, value in finite.items() if math.isfinite(value)}
             if column == 0:
-                known = dict(entry.scores)
-            usual = float(np.mean(list(known.values()))) if known else objective.worst
-            values = np.array([known.get(seed, usual) for seed in seeds])
+                finite = dict(entry.scores)
+            usual = float(np.mean(list(finite.values()))) if finite else objective.worst
+            values = np.array([finite.get(seed, usual) for seed in seeds])
             sign = 1.0 if objective.goal == "max" else -1.0
             gains[row, :, column] = sign * (values - objective.worst)
     return gains
@@ -220,9 +220,9 @@ def gains_by_rows(gains: Floats, rows: Sequence[RowScores], sign: float) -> Floa
         groups = np.array_split(values, count, axis=1)
         share = count / values.shape[1]
         score += weight * share * np.stack([group.sum(1) for group in groups], 1)
-    found = np.repeat(gains, count, axis=1)
-    found[..., 0] += sign * (score - score.mean(1, keepdims=True))
-    return found
+    result = np.repeat(gains, count, axis=1)
+    result[..., 0] += sign * (score - score.mean(1, keepdims=True))
+    return result
 
 
 def lost_promise(
@@ -230,14 +230,16 @@ def lost_promise(
 ) -> Interval | None:
     """Mean of (score in the search - fresh score), positive where the search had flattered."""
     promised = {n: score for n, score in comparison.promised.items() if score is not None}
-    own = [entry for entry in entries if entry.name in promised]
-    if not own:
+    chosen = [entry for entry in entries if entry.name in promised]
+    if not chosen:
         return None
-    left = [float(np.mean([sign * (promised[e.name] - e.scores[s]) for e in own])) for s in seeds]
+    left = [
+        float(np.mean([sign * (promised[e.name] - e.scores[s]) for e in chosen])) for s in seeds
+    ]
     rows: list[RowScores] = []
-    if all(seed in entry.rows for entry in own for seed in seeds):
-        shares = [-sign / len(own)] * len(own)
-        rows = [mix_rows([entry.rows[seed] for entry in own], shares) for seed in seeds]
+    if all(seed in entry.rows for entry in chosen for seed in seeds):
+        shares = [-sign / len(chosen)] * len(chosen)
+        rows = [mix_rows([entry.rows[seed] for entry in chosen], shares) for seed in seeds]
     return estimate(left, rows=rows)
 
 
@@ -299,8 +301,8 @@ def jackknife(gains: Floats) -> Floats:
     if seeds < 2:
         return np.full(seeds, whole)
     without = [dominated_volume(np.delete(gains, seed, 1).mean(1)) for seed in range(seeds)]
-    found: Floats = seeds * whole - (seeds - 1) * np.asarray(without)
-    return found
+    values: Floats = seeds * whole - (seeds - 1) * np.asarray(without)
+    return values
 
 
 def volume_slopes(means: Floats) -> Floats:
@@ -364,12 +366,12 @@ def draw_means(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) ->
     centre = gains.mean(1)
     weights = random.standard_normal((draws, seeds)) / math.sqrt(seeds * (seeds - 1))
     weights *= np.sqrt((seeds - 1) / random.chisquare(seeds - 1, draws))[:, None]
-    found: Floats = centre + np.einsum("ds,mso->dmo", weights, gains - centre[:, None])
+    means: Floats = centre + np.einsum("ds,mso->dmo", weights, gains - centre[:, None])
     if rows is not None:
         values, vectors = np.linalg.eigh(rows)
         noise = random.standard_normal((draws, len(rows)))
-        found[..., 0] += noise @ (vectors * np.sqrt(values.clip(0))).T
-    return found
+        means[..., 0] += noise @ (vectors * np.sqrt(values.clip(0))).T
+    return means
 
 
 def membership(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) -> Floats:

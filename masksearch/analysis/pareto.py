@@ -71,11 +71,11 @@ def nondominated_ranks(gains: ArrayLike) -> NDArray[np.int64]:
     """
     points = np.asarray(gains, dtype=np.float64)
     ranks = np.zeros(len(points), dtype=np.int64)
-    known = ~np.isnan(points).any(-1)
-    if points.size and known.any():
+    complete = ~np.isnan(points).any(-1)
+    if points.size and complete.any():
         # Places in the order of each column, because moocore crashes where values are infinite.
-        places = [np.unique(column, return_inverse=True)[1] for column in points[known].T]
-        ranks[known] = moocore.pareto_rank(np.stack(places, 1), maximise=True)
+        places = [np.unique(column, return_inverse=True)[1] for column in points[complete].T]
+        ranks[complete] = moocore.pareto_rank(np.stack(places, 1), maximise=True)
     return ranks
 
 
@@ -234,8 +234,10 @@ def sparsity_of(record: Record) -> float:
 def cost_of(record: Record, objectives: Sequence[Objective]) -> float:
     """What the record's mask costs, as a share of dense attention: the second objective, where
     that is a measure of the evaluator's own (`kv_bytes`), else its effective density."""
-    own = [o.name for o in objectives[1:2] if o.name in record.measures and o.name not in MEASURES]
-    return record.measures[own[0]] if own else 1 - sparsity_of(record)
+    costs = [
+        o.name for o in objectives[1:2] if o.name in record.measures and o.name not in MEASURES
+    ]
+    return record.measures[costs[0]] if costs else 1 - sparsity_of(record)
 
 
 def keeps_budget(record: Record, objectives: Sequence[Objective], budget: float) -> bool:
@@ -291,8 +293,8 @@ def ranked(
         return first, *others, -record.number
 
     gains = gains_of(eligible, objectives).tolist()
-    found = sorted(zip(eligible, gains, strict=True), key=order, reverse=True)
-    return [record for record, _ in found]
+    pairs = sorted(zip(eligible, gains, strict=True), key=order, reverse=True)
+    return [record for record, _ in pairs]
 
 
 def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objective]) -> float:
@@ -362,7 +364,7 @@ class Snapshot:
         for record in ended:
             statuses[record.status] = statuses.get(record.status, 0) + 1
         front = tuple(pareto([*self.front, *ended], self.objectives))
-        known = [self.best] if self.best else []
+        before = [self.best] if self.best else []
         return Snapshot(
             self.objectives,
             self.finished + len(ended),
@@ -370,7 +372,7 @@ class Snapshot:
             bool(records) and any(record is records[-1] for record in front),
             MappingProxyType(statuses),
             self.seconds + sum(record.seconds for record in ended),
-            next(iter(ranked([*known, *ended], self.objectives)), None),
+            next(iter(ranked([*before, *ended], self.objectives)), None),
             self.unlearned + sum(r.scored and learned_nothing(r) for r in ended),
         )
 
@@ -471,8 +473,8 @@ def constant_scores(records: Sequence[Record]) -> list[str]:
     constants = [
         task
         for task in sorted({task for each in beaten for task in each})
-        if len(known := [each[task] for each in beaten if task in each]) >= FEWEST
-        and not any(known)
+        if len(beats := [each[task] for each in beaten if task in each]) >= FEWEST
+        and not any(beats)
     ]
     if not constants:
         return []
@@ -485,7 +487,7 @@ def constant_scores(records: Sequence[Record]) -> list[str]:
 
 def repeated_masks(records: Sequence[Record]) -> list[str]:
     """Strategies that draw the same masks again and again."""
-    found = []
+    texts = []
     drawn = [r for r in records if r.scored and r.role == "trial"]
     for origin in dict.fromkeys(record.origin for record in drawn):
         trials = sorted((r for r in drawn if r.origin == origin), key=lambda r: r.number)
@@ -494,13 +496,13 @@ def repeated_masks(records: Sequence[Record]) -> list[str]:
             sum(again) >= IN_A_ROW - 1 and 2 * sum(again) >= len(again)
         ):
             masks = len({record.fingerprint for record in trials})
-            found.append(
+            texts.append(
                 f"{sum(again)} of the {len(again)} trials of {origin} drew a mask that had been "
                 f"trained before ({masks} different masks in all); they were not trained again, "
                 "but each counts as a trial: search a larger space, with fewer trials, or with "
                 "another strategy"
             )
-    return found
+    return texts
 
 
 def unlearned_gates(records: Sequence[Record]) -> list[str]:

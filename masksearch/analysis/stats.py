@@ -61,8 +61,8 @@ class Interval:
         if self.n == 0:
             return "no result"
         if self.n == 1:
-            known = "no interval" if math.isnan(self.low) else "interval over rows alone"
-            return f"{self.text()}, 1 seed, {known}"
+            basis = "no interval" if math.isnan(self.low) else "interval over rows alone"
+            return f"{self.text()}, 1 seed, {basis}"
         return f"{self.text()}, {self.n} seeds"
 
 
@@ -138,7 +138,7 @@ class RowTables:
             Of each part of the data with two rows or more: `weight^2 * (C(row means) -
             C(residuals) / runs) / rows`, float `[masks, masks]`, and its degrees of freedom.
         """
-        found = []
+        matrices = []
         for part, table in self.tables.items():
             masks, runs, rows = table.shape
             if rows < 2:
@@ -150,8 +150,8 @@ class RowTables:
                 rest = table - by_row - table.mean(2, keepdims=True)
                 rest = (rest + table.mean((1, 2), keepdims=True)).reshape(masks, -1)
                 covariance -= rest @ rest.T / ((runs - 1) * (rows - 1) * runs)
-            found.append((self.weights[part] ** 2 * covariance / rows, rows - 1))
-        return found
+            matrices.append((self.weights[part] ** 2 * covariance / rows, rows - 1))
+        return matrices
 
     def errors(self) -> list[ErrorPart]:
         """The same of a single mask, or of the difference of two, not below 0."""
@@ -323,7 +323,7 @@ def paired_difference(
     tick = max([tick, *(run.tick for run in mine)]) or seen
     over_rows = tables.errors() if tables else []
     parts, sd = [part for part in over_rows if part.variance > 0], math.nan
-    known = bool(tables and (parts or not seedless))
+    has_rows = bool(tables and (parts or not seedless))
     if not seedless:
         over_seeds = seed_error(differences, tick)
         sd = math.sqrt(over_seeds.variance * len(seeds))
@@ -335,7 +335,7 @@ def paired_difference(
         low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
     return PairedDifference(
         *(mean, low, high, 1 if seedless else len(seeds), p_value, level),
-        n_rows=tables.n_rows if tables and known else 0,
+        n_rows=tables.n_rows if tables and has_rows else 0,
         sd=sd,
         row_error=math.sqrt(math.fsum(part.variance for part in over_rows)),
         seedless=seedless,
@@ -431,14 +431,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    known = [1.0 if math.isnan(p) else float(p) for p in p_values]
-    for p in known:
+    values = [1.0 if math.isnan(p) else float(p) for p in p_values]
+    for p in values:
         if not 0 <= p <= 1:
             raise ValueError(f"a p-value is in [0, 1], got {p}")
-    adjusted = [1.0] * len(known)
+    adjusted = [1.0] * len(values)
     floor = 0.0
-    for rank, index in enumerate(sorted(range(len(known)), key=known.__getitem__)):
-        floor = max(floor, min(1.0, (len(known) - rank) * known[index]))
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        floor = max(floor, min(1.0, (len(values) - rank) * values[index]))
         adjusted[index] = floor
     return adjusted
 
@@ -455,13 +455,13 @@ def holm_levels(p_values: Sequence[float], level: float = 0.95) -> list[float]:
     """
     alpha = 1 - check_level(level)
     adjusted = holm(p_values)
-    known = [1.0 if math.isnan(p) else p for p in p_values]
-    levels = [level] * len(known)
+    values = [1.0 if math.isnan(p) else p for p in p_values]
+    levels = [level] * len(values)
     share = alpha
     rejecting = True
-    for rank, index in enumerate(sorted(range(len(known)), key=known.__getitem__)):
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         if rejecting:
-            share = alpha / (len(known) - rank)
+            share = alpha / (len(values) - rank)
             rejecting = adjusted[index] <= alpha
         levels[index] = 1 - share
     return levels
@@ -513,11 +513,11 @@ def judge_margins(
         "loses at most": holm(kept),
         "loses more than": holm([1 - p for p in kept]),
     }
-    found: list[tuple[MarginOutcome, float]] = []
+    outcomes: list[tuple[MarginOutcome, float]] = []
     for at in range(len(differences)):
         shown = [(kind, p[at]) for kind, p in claims.items() if p[at] <= ONE_SIDED]
-        found.append(shown[0] if shown else ("undecided", claims["loses at most"][at]))
-    return found
+        outcomes.append(shown[0] if shown else ("undecided", claims["loses at most"][at]))
+    return outcomes
 
 
 @dataclass(frozen=True)
@@ -534,15 +534,15 @@ def judge_volumes(
     family: Sequence[str], difference: Callable[[str, float], PairedDifference]
 ) -> dict[str, VolumeFinding]:
     """Hypervolumes that are compared together; arguments as those of `correct_family`."""
-    found = {}
+    findings = {}
     for name, (each, adjusted) in zip(family, correct_family(family, difference), strict=True):
         outcome = "not distinguishable"
         if each.n < CLAIM_SEEDS:
             outcome = "too few seeds"
         elif adjusted <= 0.05:
             outcome = "larger" if each.value > 0 else "smaller"
-        found[name] = VolumeFinding(name, each, adjusted, outcome)
-    return found
+        findings[name] = VolumeFinding(name, each, adjusted, outcome)
+    return findings
 
 
 # -- power -------------------------------------------------------------------------------------
@@ -614,8 +614,8 @@ def seeds_needed(
     candidates = range(CLAIM_SEEDS, MOST_SEEDS + 1)
 
     def enough(seeds: int) -> bool:
-        found = power(difference, seeds, comparisons, sd=sd, row_error=row_error, level=level)
-        return found >= POWER
+        reached = power(difference, seeds, comparisons, sd=sd, row_error=row_error, level=level)
+        return reached >= POWER
 
     first = bisect.bisect_left(candidates, True, key=enough)
     return candidates[first] if first < len(candidates) else None

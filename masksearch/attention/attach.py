@@ -147,22 +147,22 @@ def attach(
     wrapper, model = model, unwrapped(model)
     roots = pretrained_models(model)
     calls = probe(model, roots, inputs)
-    known = parts_of(model, calls, inputs)
+    parts = parts_of(model, calls, inputs)
     if isinstance(what, Mapping):
         if part is not None:
             raise ValueError(f"a mapping names the parts itself, got part={part!r} as well")
         if not what:
-            raise ValueError(f"a mapping names at least one part of {', '.join(known)}, got none")
-        wanted = [(find_part(model, known, name), value) for name, value in what.items()]
+            raise ValueError(f"a mapping names at least one part of {', '.join(parts)}, got none")
+        targets = [(find_part(model, parts, name), value) for name, value in what.items()]
     else:
-        wanted = [(find_part(model, known, part), what)]
-    for one, value in wanted:
+        targets = [(find_part(model, parts, part), what)]
+    for one, value in targets:
         check_counts(model, one, value)
         if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
-    models = [m for one, _ in wanted for m in models_of(model, one)]
+    models = [m for one, _ in targets for m in models_of(model, one)]
     positions = SequencePositions()
-    states = states_for(model, wanted, backend, positions)
+    states = states_for(model, targets, backend, positions)
     refuse_others(model, states, [own_config(module) for module in (*models, *states)])
     take_off(model)  # only now: a refused mask leaves the earlier one in force
     configs = copied_configs(model)
@@ -173,13 +173,13 @@ def attach(
         if id(before) in ours
     }
     attachment = Attachment(
-        {one.name: v for one, v in wanted}, states, positions, configs, [*previous.values()]
+        {one.name: v for one, v in targets}, states, positions, configs, [*previous.values()]
     )
     owner = owners(model)
-    for one, value in wanted:
+    for one, value in targets:
         if isinstance(value, Mask) and value.needs_tokens:
-            own = (states[call.module].token_mask for call in one.calls)
-            several = list(dict.fromkeys(each for each in own if each is not None))
+            token_masks = (states[call.module].token_mask for call in one.calls)
+            several = list(dict.fromkeys(each for each in token_masks if each is not None))
             attachment.token_masks.append((several, receiver(model, one)))
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
@@ -238,11 +238,11 @@ def copied_configs(
     What modules share they share as a copy too; what other models share with them they do not.
     """
     inside = [m for m in model.modules() if isinstance(m.__dict__.get("config"), PreTrainedConfig)]
-    found = [module.__dict__["config"] for module in inside]
-    for copied in (copies := deepcopy(found)):
+    configs = [module.__dict__["config"] for module in inside]
+    for copied in (copies := deepcopy(configs)):
         if implementation(copied) == NAME:  # of a model that carries a mask
             set_implementation(copied, "sdpa")
-    return list(zip(inside, copies, found, strict=True))
+    return list(zip(inside, copies, configs, strict=True))
 
 
 def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,8 +268,8 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     """Puts a prepared attachment in force, on a model that carries none."""
     for module, copied, _ in attachment.configs:
         module.__dict__["config"] = copied
-    found = [what for what in attachment.what.values() if isinstance(what, Mask)]
-    for root in pretrained_models(model) if found else []:  # whatever saves it says so
+    parts = [what for what in attachment.what.values() if isinstance(what, Mask)]
+    for root in pretrained_models(model) if parts else []:  # whatever saves it says so
         setattr(root.config, ENTRY, describe_masks(attachment.what))
     banks = list(attachment.banks)
     if banks:
@@ -398,9 +398,9 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
 
 def refuse_others(model: nn.Module, states: Iterable[nn.Module], configs: list[Any]) -> None:
     """Refuses layers that carry a mask of another module, and models asked for weights."""
-    own = model.__dict__.get(ATTACHMENT)
+    attachment = model.__dict__.get(ATTACHMENT)
     for module in states:
-        if STATE in module.__dict__ and (own is None or module not in own.states):
+        if STATE in module.__dict__ and (attachment is None or module not in attachment.states):
             raise AttachError(
                 f"{type(model).__name__} already has a mask, put on through another module; "
                 "detach that one first. Of a model with a mask, copy the whole, not a part"

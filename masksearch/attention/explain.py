@@ -136,16 +136,16 @@ def explain(
             if state.lowered is not None and state.lowered not in choices:
                 choice = state.lowered.choose(at, device, trains)
                 choices[state.lowered] = choice
-                if said := note_length(state.lowered, choice, device):
-                    notes.setdefault(said, {})[str(state.lowered.given)] = None
+                if note := note_length(state.lowered, choice, device):
+                    notes.setdefault(note, {})[str(state.lowered.given)] = None
             rows.append(explain_layer(state, choices))
     title = (
         f"{type(model).__name__} on {device}, {'forward and backward' if trains else 'forward'}"
         "; kept and blocks: share of the cells, and of the 64 x 64 blocks"
     )
     lines = (
-        f"{min(of) if len(of) == 1 else f'these {len(of)} masks'}: {said}"
-        for said, of in notes.items()
+        f"{min(of) if len(of) == 1 else f'these {len(of)} masks'}: {note}"
+        for note, of in notes.items()
     )
     return Explanation(title, tuple(group_layers(rows)), tuple(lines))
 
@@ -153,9 +153,9 @@ def explain(
 def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
     """Lengths that the model has been run at, else the only one that its masks have."""
     run = {n for state in states if state.lowered is not None for n in state.lowered.lowered}
-    own = {state.mask.length for state in states if isinstance(state.mask, Mask)}
-    if found := run or {size for size in own if size is not None}:
-        return sorted(found)
+    fixed = {state.mask.length for state in states if isinstance(state.mask, Mask)}
+    if lengths := run or {size for size in fixed if size is not None}:
+        return sorted(lengths)
     if all(state.lowered is None for state in states):
         return [0]  # neither gates nor masks that follow the tokens depend on it
     raise ValueError(
@@ -200,8 +200,8 @@ def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) 
     if choice.backend != "sdpa" or device.type != "cpu" or not lowered.plain:
         return ""
     try:
-        given = lowered.given
-        least = gather_pays_from(given & Causal() if lowered.causal else given)
+        mask = lowered.given
+        least = gather_pays_from(mask & Causal() if lowered.causal else mask)
     except LengthError:
         return ""
     if least is None:
@@ -213,13 +213,13 @@ def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) 
 
 def ranges(numbers: Iterable[int]) -> str:
     """`0-3,6` of 0, 1, 2, 3, 6."""
-    found: list[list[int]] = []
+    runs: list[list[int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
         else:
-            found.append([number, number])
-    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in found)
+            runs.append([number, number])
+    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
 
 
 def wrapped(text: str, indent: str = "") -> str:

@@ -104,8 +104,8 @@ def masked_attention(
     if state is not None and state.name in state.positions.held:
         seen = state.seen_at(state.positions.held.pop(state.name), queries, attention_mask)
         seen = None if seen is None else seen.to(key.device)
-        given = {"dropout": dropout, "scaling": scaling, **rest}
-        return sdpa(module, query, key, value, seen, is_causal=False, **given)
+        settings = {"dropout": dropout, "scaling": scaling, **rest}
+        return sdpa(module, query, key, value, seen, is_causal=False, **settings)
     if state is not None:
         out = sparse_attention(state, call, causal, rest)
         if out is not None:
@@ -113,9 +113,9 @@ def masked_attention(
         kept = state.kept(query.shape[0], queries, keys, key.device, attention_mask)
     if visible is not None and visible.ndim > 4:
         visible = write_out(visible, queries)
-    given = {"dropout": dropout, "scaling": scaling, **rest}
+    settings = {"dropout": dropout, "scaling": scaling, **rest}
     if state is None or (kept is None and state.bank is None):  # everything is kept
-        return sdpa(module, query, key, value, visible, is_causal=is_causal, **given)
+        return sdpa(module, query, key, value, visible, is_causal=is_causal, **settings)
     if visible is None and causal and queries > 1:
         start, _ = state.start(queries, keys)
         visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
@@ -130,12 +130,12 @@ def masked_attention(
     else:  # an additive bias: -inf, never the smallest finite number (that leaks)
         combined = visible.masked_fill(~kept, -torch.inf)
     if call.bias is not None:  # transformers would fill in the smallest finite number
-        given["position_bias"] = None
+        settings["position_bias"] = None
         if combined.dtype == torch.bool:
             combined = torch.where(combined, call.bias, -torch.inf)
         else:
             combined = combined + call.bias
-    return sdpa(module, query, key, value, combined, is_causal=False, **given)
+    return sdpa(module, query, key, value, combined, is_causal=False, **settings)
 
 
 def sdpa(
@@ -163,8 +163,8 @@ def sdpa(
     key[:, :, 0, width] = 1
     if mask is not None:  # the sink is visible: True, or a bias of 0
         mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
-    found, _ = sdpa_attention_forward(module, query, key, value, mask, **how)
-    return found[:, first:, :, :size].contiguous(), None
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, **how)
+    return output[:, first:, :, :size].contiguous(), None
 
 
 # -- sparse kernels ----------------------------------------------------------------------------

@@ -97,16 +97,16 @@ class LayerMask:
         does so in one thread: torch.export and its fake tensors, inference mode, torch.func,
         torch.jit.trace, a default device. In a new thread there is none of it.
         """
-        known = self.lowered.get(length, {})
-        if what not in known:
+        forms = self.lowered.get(length, {})
+        if what not in forms:
             refuse_longer(self.given, length, self.where)
             with ThreadPoolExecutor(1) as pool:
-                known[what] = pool.submit(make).result()
-            self.lowered[length] = known
+                forms[what] = pool.submit(make).result()
+            self.lowered[length] = forms
             if len(self.lowered) > LENGTHS:
                 del self.lowered[next(iter(self.lowered))]
-        found: T = known[what]
-        return found
+        value: T = forms[what]
+        return value
 
     def table(self, length: int, device: torch.device) -> Tensor | None:
         """Bool `[1, heads | 1, n, n]`, or None where everything is kept.
@@ -132,8 +132,8 @@ class LayerMask:
             length: Positions of the whole.
         """
         heads = range(self.mask.heads or 1)
-        found = [self.mask.allows(Points(query, key, length, 0, head)) for head in heads]
-        return torch.stack([one.expand(len(query), key.shape[1]) for one in found])[None]
+        tables = [self.mask.allows(Points(query, key, length, 0, head)) for head in heads]
+        return torch.stack([one.expand(len(query), key.shape[1]) for one in tables])[None]
 
     def refuse_empty_rows(self, length: int) -> None:
         """Raises EmptyRowError where a query keeps no key, without a table of all cells."""
@@ -331,7 +331,7 @@ class SequencePositions:
 
     def ids(self) -> set[int]:
         """Of its configurations that are still there."""
-        return {id(config) for known in self.configs if (config := known()) is not None}
+        return {id(config) for reference in self.configs if (config := reference()) is not None}
 
     def note(self, queries: int, keys: int, offset: int | Tensor, first_key: int) -> None:
         """Keeps what a self-attention mask was asked for."""
@@ -472,8 +472,8 @@ class LayerState:
         key = tuple(map(id, same))
         if key not in self.positions.seen:
             self.positions.seen[key] = (*same, self.at_held(held, queries, visible))
-        found: Tensor | None = self.positions.seen[key][-1]
-        return found
+        table: Tensor | None = self.positions.seen[key][-1]
+        return table
 
     def at_held(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
         """Which keys of a `MaskedCache` each query attends to: the mask's, and the model's, cells.

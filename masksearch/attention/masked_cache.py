@@ -85,14 +85,14 @@ class MaskedCache(Cache):
                 f"one (layer_idx {sorted(map(str, numbered))}); use transformers' DynamicCache"
             )
         modules = [numbered[index] for index in range(len(windows))]
-        own = [check_state(attachment.states[one]) for one in modules]
-        reached = [one.longest for one in own if one.longest is not None]
-        known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if length is None and known is None and not reached:
+        layer_masks = [check_state(attachment.states[one]) for one in modules]
+        reached = [one.longest for one in layer_masks if one.longest is not None]
+        most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if length is None and most is None and not reached:
             raise LengthError(
                 f"{title} names no longest sequence: give MaskedCache(model, length)"
             )
-        until = min([*reached, known or reached[0]]) if length is None else length
+        until = min([*reached, most or reached[0]]) if length is None else length
         if until < 1 or any(until > one for one in reached):
             raise LengthError(
                 f"length is from 1 to the positions that the mask reaches"
@@ -100,7 +100,7 @@ class MaskedCache(Cache):
             )
         made: dict[tuple[Mask, int | None], Retention] = {}
         layers: list[Any] = []
-        for module, mask, window in zip(modules, own, windows, strict=True):
+        for module, mask, window in zip(modules, layer_masks, windows, strict=True):
             if (mask, window) not in made:
                 made[mask, window] = Retention(last_of_layer(mask, window, until))
             layers.append(MaskedCacheLayer(module, mask, made[mask, window]))
@@ -110,8 +110,8 @@ class MaskedCache(Cache):
     def bytes(self) -> int:
         """Of the keys and values that are held now, over the whole batch."""
         layers: list[Any] = self.layers
-        found = [one for layer in layers for one in (layer.keys, layer.values)]
-        return sum(one.numel() * one.element_size() for one in found if one is not None)
+        tensors = [one for layer in layers for one in (layer.keys, layer.values)]
+        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
 
 
 @dataclass
@@ -186,13 +186,13 @@ class MaskedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        positions, needed, held = self.retention.step(self.held, first, total)
+        positions, needed, kept = self.retention.step(self.held, first, total)
         if first and self.keys is not None and self.values is not None:
             # (without earlier keys this is a call over whole sequences)
             state.positions.held[state.name] = positions
             key_states = torch.cat([self.keys, key_states], dim=-2)
             value_states = torch.cat([self.values, value_states], dim=-2)
-        self.keys, self.values, self.held, self.seen = key_states, value_states, held, total
+        self.keys, self.values, self.held, self.seen = key_states, value_states, kept, total
         if needed is not None:
             needed = needed.to(key_states.device)
             self.keys = key_states.index_select(-2, needed)

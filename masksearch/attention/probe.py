@@ -92,14 +92,14 @@ def probe(
         called = roots[0]  # within DataParallel, torch.compile, an adapter
     if inputs is None and getattr(getattr(called, "config", None), "is_encoder_decoder", False):
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
-    given = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
+    arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
     try:
         with recording(model, roots) as calls, torch.no_grad():
-            called(**given)
+            called(**arguments)
     except FAILURES as error:
         if inputs is not None or isinstance(error, (MaskSearchError, torch.OutOfMemoryError)):
             raise
-        raise AttachError(describe_failure(called, given, error)) from error
+        raise AttachError(describe_failure(called, arguments, error)) from error
     if not calls:
         raise AttachError(
             f"{title} does not use transformers' attention interface, so no mask can be put on "
@@ -256,13 +256,13 @@ class Part:
         Raises:
             AttachError: If the layers differ in it.
         """
-        found = {call.heads for call in self.calls}
-        if len(found) > 1:
+        counts = {call.heads for call in self.calls}
+        if len(counts) > 1:
             raise AttachError(
-                f"layers with {sorted(found)} heads cannot share one mask; attach to parts of "
+                f"layers with {sorted(counts)} heads cannot share one mask; attach to parts of "
                 "the model, by the names of submodules: part='...'"
             )
-        return found.pop()
+        return counts.pop()
 
 
 def parts_of(
@@ -283,11 +283,11 @@ def parts_of(
     cross = {call.module for call in calls if call.queries != call.keys}
     decoders = {owner[module] for module in cross}
     towers = list(dict.fromkeys(owner[module] for module in first))
-    given = inputs or {}
+    named_inputs = inputs or {}
     paired = len(towers) > 1 and any(
         getattr(root.config, "is_encoder_decoder", False) for root in set(owner.values())
     )
-    if not cross and (paired or given.get("encoder_hidden_states") is not None):
+    if not cross and (paired or named_inputs.get("encoder_hidden_states") is not None):
         raise AttachError(
             f"{type(model).__name__} was shown encoder and decoder inputs of equal length, so "
             "that cross-attention cannot be told apart; give inputs with different lengths"
@@ -305,7 +305,7 @@ def parts_of(
             if name == SELF and len(towers) > 1 and own_config(module) is not inner.config:
                 name = names[module].split(".")[0]  # a tower that is no model of its own (ViT-MAE)
         groups.setdefault(name, []).append(call)
-    return {name: Part(name, tuple(found), name == "cross") for name, found in groups.items()}
+    return {name: Part(name, tuple(each), name == "cross") for name, each in groups.items()}
 
 
 def find_part(model: nn.Module, known: dict[str, Part], part: str | None) -> Part:
@@ -408,11 +408,11 @@ def set_implementation(config: PreTrainedConfig, name: str) -> None:
 
 def owners(model: nn.Module) -> dict[nn.Module, PreTrainedModel]:
     """The Hugging Face model that each module belongs to, the innermost one."""
-    found: dict[nn.Module, PreTrainedModel] = {}
+    owner: dict[nn.Module, PreTrainedModel] = {}
     for outer in model.modules():  # inner models come later
         if isinstance(outer, PreTrainedModel):
-            found.update(dict.fromkeys(outer.modules(), outer))
-    return found
+            owner.update(dict.fromkeys(outer.modules(), outer))
+    return owner
 
 
 def models_of(model: nn.Module, part: Part) -> list[PreTrainedModel]:
@@ -421,13 +421,13 @@ def models_of(model: nn.Module, part: Part) -> list[PreTrainedModel]:
     A decoder's masks may be made by any model around it (generation with a static cache).
     """
     owner = owners(model)
-    own = {owner[call.module] for call in part.calls}
+    holders = {owner[call.module] for call in part.calls}
     decoding = {call.module for call in part.calls if call.causal or part.cross}
     return [
         module
         for module in model.modules()
         if isinstance(module, PreTrainedModel)
-        and (module in own or decoding & set(module.modules()))
+        and (module in holders or decoding & set(module.modules()))
     ]
 
 

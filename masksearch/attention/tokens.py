@@ -114,8 +114,8 @@ def carry(visible: Tensor, several: Iterable[TokenMask]) -> Tensor:
         visible: The mask, made for this pass alone.
         several: The model's masks that follow the tokens.
     """
-    found = {each: each.table for each in several if each.table is not None}
-    setattr(visible.untyped_storage(), TABLES, found)
+    tables = {each: each.table for each in several if each.table is not None}
+    setattr(visible.untyped_storage(), TABLES, tables)
     return visible
 
 
@@ -133,18 +133,18 @@ def receiver(model: nn.Module, part: Part) -> nn.Module:
         )
     needed = {call.module for call in part.calls}
     names = names_of(model)
-    found = [
+    modules = [
         module
         for module in model.modules()
         if "input_ids" in inspect.signature(module.forward).parameters
         and needed <= set(module.modules())
     ]
-    if not found:
+    if not modules:
         raise AttachError(
             f"a mask that follows the tokens is resolved from input_ids, and {title} takes none "
             "for these layers; attach a mask of positions, such as masks.global_tokens(1)"
         )
-    return max(found, key=lambda module: len(names[module]))
+    return max(modules, key=lambda module: len(names[module]))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it keeps depends on the data

@@ -107,17 +107,17 @@ class TableSpec:
         if self.drawn is None:
             return list(product(levels, repeat=len(self.names)))
         draw = np.random.default_rng([DRAWS, self.seed])
-        found: set[Allocation] = set()
-        while len(found) < self.drawn:
+        drawn: set[Allocation] = set()
+        while len(drawn) < self.drawn:
             weights = draw.dirichlet([1.0] * len(levels))  # every density about as often
-            found.add(tuple(draw.choice(len(levels), len(self.names), p=weights).tolist()))
-        return sorted(found)
+            drawn.add(tuple(draw.choice(len(levels), len(self.names), p=weights).tolist()))
+        return sorted(drawn)
 
     def allocation(self, choice: Sequence[int]) -> Allocation:
         """The levels of all units."""
-        told = dict(zip(self.names, choice, strict=True))
+        level_of = dict(zip(self.names, choice, strict=True))
         rest = self.units.top if self.rest is None else self.rest
-        return tuple(told.get(name, rest) for name in self.units.names)
+        return tuple(level_of.get(name, rest) for name in self.units.names)
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class Blocks(EvaluatorWrapper):
         rows: list[dict[str, str | float]]
         rows = [{"choice": "".join(map(str, choice))} for choice in block]
         for tokens, judge in self.spec.judges().items():
-            found = judged(judge, self.spec, block, workdir)
-            for row, values in zip(rows, found, strict=True):
+            values_of_rows = judged(judge, self.spec, block, workdir)
+            for row, values in zip(rows, values_of_rows, strict=True):
                 row |= {f"{tokens}/{name}": v for name, v in values.items() if "/" not in name}
         pd.DataFrame(rows).to_parquet(workdir / CELLS, index=False)
-        yield Report(0, dict(found[0]))
+        yield Report(0, dict(values_of_rows[0]))
 
 
 def judged(
@@ -149,8 +149,8 @@ def judged(
     """The last report of each choice: at once where the model allows it, else one by one."""
     allocations = [spec.allocation(choice) for choice in block]
     if fits(judge, spec.units):
-        found = dict(tree_values(judge, spec.units, allocations, spec.seed))
-        return [found[each] for each in allocations]
+        values = dict(tree_values(judge, spec.units, allocations, spec.seed))
+        return [values[each] for each in allocations]
     reports = []
     for each in allocations:
         *_, last = judge(spec.units.mask(each), seed=spec.seed, workdir=workdir)
@@ -249,26 +249,26 @@ def judged_dense(
     judges: Mapping[Tokens, Evaluator], spec: TableSpec
 ) -> dict[str, dict[str, float]]:
     """What the model says with every unit at the top, by each set of tokens."""
-    found: dict[str, dict[str, float]] = {}
+    values_of: dict[str, dict[str, float]] = {}
     mask = spec.units.mask([spec.units.top] * len(spec.units.names))
     with tempfile.TemporaryDirectory() as folder:
         for tokens, judge in judges.items():
             *_, last = judge(mask, seed=spec.seed, workdir=Path(folder))
-            found[tokens] = {str(name): float(value) for name, value in last.values.items()}
-    return found
+            values_of[tokens] = {str(name): float(value) for name, value in last.values.items()}
+    return values_of
 
 
 def add_bytes(cells: pd.DataFrame, spec: TableSpec) -> dict[str, int]:
     """Adds columns of the caches' bytes, in every account that counts all of the choices."""
     config = getattr(spec.judge, "config", None)
-    found: dict[str, int] = {}
+    dense: dict[str, int] = {}
     if config is None:
-        return found
+        return dense
     masks = [spec.units.mask(spec.allocation(tuple(map(int, each)))) for each in cells.choice]
     for account in ACCOUNTS:
         for length in spec.lengths:
             with suppress(NativeError):
-                held = [kv_bytes(mask, config, length, account=account) for mask in masks]
-                cells[f"{account}/{length}"] = [each.bytes for each in held]
-                found[f"{account}/{length}"] = held[0].dense_bytes
-    return found
+                bytes_of = [kv_bytes(mask, config, length, account=account) for mask in masks]
+                cells[f"{account}/{length}"] = [each.bytes for each in bytes_of]
+                dense[f"{account}/{length}"] = bytes_of[0].dense_bytes
+    return dense

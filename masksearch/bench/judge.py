@@ -115,8 +115,8 @@ class StrategySelector:
 
     def choices(self, table: Table, judged: Judged, account: str) -> dict[float, str]:
         """The best that it finds within each budget; what it judges is charged."""
-        told = {"budget": judged.budgets} if account == PAIRS else {}
-        options = {"seeds": [judged.seed], **told, **self.options}
+        limits = {"budget": judged.budgets} if account == PAIRS else {}
+        options = {"seeds": [judged.seed], **limits, **self.options}
         for choice in table.simulate(self.name, **options).choice:
             judged.loss(choice)
         return {budget: judged.best(budget) for budget in judged.budgets}
@@ -162,8 +162,8 @@ def judge(
         ValueError: If a choice costs more than its budget.
     """
     rows: list[dict[str, Any]] = []
-    own = "name" if isinstance(selector, StrategySelector) else "__name__"
-    name = name or str(getattr(selector, own, type(selector).__name__))
+    attribute = "name" if isinstance(selector, StrategySelector) else "__name__"
+    name = name or str(getattr(selector, attribute, type(selector).__name__))
     for table in tables:
         for seed in seeds:
             judged, asked = seal(table, budgets, seed, account)
@@ -194,14 +194,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         One row a selector, family and budget: `tables`, `evaluations` (mean), `regret`, `low`,
         `high`, `oracle`.
     """
-    found = []
+    lines = []
     families = rows.table.map(family_of)
     for (name, family, budget), part in rows.groupby(["selector", families, "budget"], sort=False):
         each = part.groupby("table")[[SELECTED, ORACLE, "evaluations"]].mean()
-        told = {"selector": name, "family": family, "budget": budget, "tables": len(each)}
-        told |= {"evaluations": each.evaluations.mean(), SELECTED: each.regret.mean()}
+        row = {"selector": name, "family": family, "budget": budget, "tables": len(each)}
+        row |= {"evaluations": each.evaluations.mean(), SELECTED: each.regret.mean()}
         if len(each) > 1:
             interval = estimate(each.regret.tolist())
-            told |= {"low": interval.low, "high": interval.high}
-        found.append({**told, ORACLE: each.oracle.mean()})
-    return pd.DataFrame(found)
+            row |= {"low": interval.low, "high": interval.high}
+        lines.append({**row, ORACLE: each.oracle.mean()})
+    return pd.DataFrame(lines)

@@ -54,6 +54,6 @@ def replayed(space: Any, evaluator: Evaluator, slots: int, **how: Any) -> list[M
     with tempfile.TemporaryDirectory() as run, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of trials that draw a known choice
         storage, executor = InMemoryStorage(), InTurn(slots)
-        given = {"run": run, "storage": storage, "executor": executor, "progress": None, **how}
-        found = search(space, evaluator, **given)
-        return [record.mask for record in found.records() if record.scored and record.mask]
+        arguments = {"run": run, "storage": storage, "executor": executor, "progress": None, **how}
+        study = search(space, evaluator, **arguments)
+        return [record.mask for record in study.records() if record.scored and record.mask]

@@ -238,9 +238,9 @@ class Table:
             ValueError: If no choice is as cheap.
         """
         if not self.complete:
-            held = f"{len(self.cells):,} of {self.sheet.planned:,} cells"
+            count = f"{len(self.cells):,} of {self.sheet.planned:,} cells"
             why = "a sample of all choices" if self.sheet.drawn else "not complete"
-            raise DataError(f"table {self.sheet.name} is {why} ({held}), so it has no optimum")
+            raise DataError(f"table {self.sheet.name} is {why} ({count}), so it has no optimum")
         self.refuse_less(budget, account)
         return self.cells[self.shares(account) <= budget * (1 + ROUNDING)]
 
@@ -273,20 +273,20 @@ class Table:
         Raises:
             ValueError: If the choice costs more than the budget.
         """
-        own = self.query(choice, "test", account)
-        if own.share > budget * (1 + ROUNDING):
+        cell = self.query(choice, "test", account)
+        if cell.share > budget * (1 + ROUNDING):
             raise ValueError(
-                f"choice {own.choice} costs {own.share:.4g} of dense {account}, more "
+                f"choice {cell.choice} costs {cell.share:.4g} of dense {account}, more "
                 f"than the budget {budget:g}"
             )
         best = self.query(self.optimum(budget, account).choice, "test")
-        return self.sign * (own[self.name] - best[self.name])
+        return self.sign * (cell[self.name] - best[self.name])
 
     def front(self, tokens: Tokens = "calibration", account: str = PAIRS) -> pd.DataFrame:
         """The choices that no other beats in cost and score, the cheapest first."""
-        found, name = self.affordable(1.0, account), f"{self.known(tokens)}/{self.name}"
-        scores, shares = found[name], self.shares(account)[found.index]
-        front = pd.DataFrame({"choice": found.choice, "share": shares, self.name: scores})
+        cells, name = self.affordable(1.0, account), f"{self.known(tokens)}/{self.name}"
+        scores, shares = cells[name], self.shares(account)[cells.index]
+        front = pd.DataFrame({"choice": cells.choice, "share": shares, self.name: scores})
         front = front.iloc[np.lexsort((scores * self.sign, shares))]
         least = (front[self.name] * self.sign).cummin()
         return front[least.diff().fillna(-1.0) < 0].reset_index(drop=True)
@@ -317,23 +317,23 @@ class Table:
         Raises:
             ValueError: If a unit has a mask that is none of the levels, or one that is not free.
         """
-        found = [self.level_of(mask, unit) for unit in range(len(self.units.names))]
-        fixed = [level for unit, level in enumerate(found) if unit not in self.places]
+        levels = [self.level_of(mask, unit) for unit in range(len(self.units.names))]
+        fixed = [level for unit, level in enumerate(levels) if unit not in self.places]
         if set(fixed) - {self.rest}:
             raise ValueError(
                 f"{short_text(mask)} changes units that table {self.sheet.name} leaves at "
                 f"{self.sheet.levels[self.rest]}; it knows choices of {', '.join(self.sheet.free)}"
             )
-        return "".join(str(found[place]) for place in self.places)
+        return "".join(str(levels[place]) for place in self.places)
 
     def level_of(self, mask: Mask, unit: int) -> int:
         """The level that a mask has in one unit."""
         layer, group = divmod(unit, self.units.groups)
-        plane, own = Shape(**self.sheet.shape | {"layers": 1}), mask.of_layer(layer)
+        plane, plane_mask = Shape(**self.sheet.shape | {"layers": 1}), mask.of_layer(layer)
         heads = range(group * self.units.planes, (group + 1) * self.units.planes)
-        for level, given in enumerate(self.units.levels):
-            theirs = given.of_layer(layer)
-            if all(same(own.of_head(h), theirs.of_head(h), plane) for h in heads):
+        for level, local in enumerate(self.units.levels):
+            theirs = local.of_layer(layer)
+            if all(same(plane_mask.of_head(h), theirs.of_head(h), plane) for h in heads):
                 return level
         raise ValueError(
             f"{short_text(mask)} has in {self.units.names[unit]} none of the masks of table "
@@ -383,15 +383,17 @@ class Table:
         kind = kind_of(strategy)
         space = None if kind.space == "none" else self.units
         if kind.with_units is not None:
-            own = {"unit": self.sheet.unit, "levels": self.units.levels}
-            options["strategy_options"] = kind.with_units(own, options.get("strategy_options", {}))
+            which = {"unit": self.sheet.unit, "levels": self.units.levels}
+            options["strategy_options"] = kind.with_units(
+                which, options.get("strategy_options", {})
+            )
         for seed in seeds:
             how = {"trials": trials, "seed": seed, "strategy": strategy, "space": space, **options}
             judged = replayed(evaluator=self.evaluator(), slots=slots, **how)
             for number, choice in enumerate(dict.fromkeys(map(self.choice_of, judged)), 1):
                 cell, test = self.query(choice), self.query(choice, "test")
-                told = {"seed": seed, "evaluation": number, "choice": choice, "share": cell.share}
-                rows.append({**told, self.name: cell[self.name], "test": test[self.name]})
+                about = {"seed": seed, "evaluation": number, "choice": choice, "share": cell.share}
+                rows.append({**about, self.name: cell[self.name], "test": test[self.name]})
         return pd.DataFrame(rows)
 
 
@@ -443,22 +445,22 @@ class TableEvaluator(Evaluator):
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields what the table says."""
-        found = self.table.query(self.table.choice_of(mask), self.tokens)
-        yield Report(0, dict(found.values))
+        cell = self.table.query(self.table.choice_of(mask), self.tokens)
+        yield Report(0, dict(cell.values))
 
 
 # -- files ---------------------------------------------------------------------------------------
 def folders() -> list[Path]:
     """Where tables lie: in this package, and in `masksearch-bench` if it is installed."""
-    found = util.find_spec("masksearch_bench")
-    more = [] if found is None else [Path(each) for each in found.submodule_search_locations or ()]
+    spec = util.find_spec("masksearch_bench")
+    more = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
     return [HERE, *more]
 
 
 def names() -> dict[str, Path]:
     """Name -> file of the tables that are installed."""
-    found = [path for folder in folders() for path in folder.glob("*.parquet")]
-    return {path.stem: path for path in sorted(found, key=lambda path: natural(path.stem))}
+    paths = [path for folder in folders() for path in folder.glob("*.parquet")]
+    return {path.stem: path for path in sorted(paths, key=lambda path: natural(path.stem))}
 
 
 def natural(name: str) -> tuple[str, int, str]:
@@ -482,20 +484,20 @@ def load(name: str | Path) -> Table:
         UnknownNameError: If there is none of that name; names the nearest.
         DataError: If the file is damaged, or its hash is not the one in `SHA256SUMS` beside it.
     """
-    known = names()
-    path = Path(name) if str(name).endswith(".parquet") else known.get(str(name))
+    tables = names()
+    path = Path(name) if str(name).endswith(".parquet") else tables.get(str(name))
     if path is None:
         more = "" if len(folders()) > 1 else " (pip install masksearch-bench has more)"
-        raise unknown_name(f"table{more}:", str(name), (*known,))
+        raise unknown_name(f"table{more}:", str(name), (*tables,))
     return read_table(path)
 
 
 def read_table(path: Path) -> Table:
     """Reads a file, and checks it."""
     try:
-        held = path.read_bytes()
-        found = pq.read_table(path)
-        sheet = json.loads((found.schema.metadata or {})[b"masksearch"])
+        content = path.read_bytes()
+        stored = pq.read_table(path)
+        sheet = json.loads((stored.schema.metadata or {})[b"masksearch"])
         if sheet["format"] != FORMAT:
             raise DataError(
                 f"{path} has the format {sheet['format']!r}, this version reads {FORMAT!r}; "
@@ -510,14 +512,14 @@ def read_table(path: Path) -> Table:
     sums = path.parent / "SHA256SUMS"
     if sums.is_file():
         lines = [line.split() for line in sums.read_text().splitlines()]
-        wanted = {name: digest for digest, name in lines}.get(path.name)
-        own = hashlib.sha256(held).hexdigest()
-        if wanted != own:
+        stated = {name: digest for digest, name in lines}.get(path.name)
+        actual = hashlib.sha256(content).hexdigest()
+        if stated != actual:
             raise DataError(
-                f"{path} has the SHA-256 {own[:16]}.., and {sums.name} beside it says "
-                f"{(wanted or 'nothing of it')[:16]}..; install the package again"
+                f"{path} has the SHA-256 {actual[:16]}.., and {sums.name} beside it says "
+                f"{(stated or 'nothing of it')[:16]}..; install the package again"
             )
-    return Table(made, found.to_pandas(), path.parent)
+    return Table(made, stored.to_pandas(), path.parent)
 
 
 def write_table(table: Table, path: Path) -> Path:
@@ -526,8 +528,8 @@ def write_table(table: Table, path: Path) -> Path:
 
     from masksearch.files import write_in_one_move
 
-    found = pa.Table.from_pandas(table.cells, preserve_index=False)
-    told = {b"masksearch": json.dumps(asdict(table.sheet), sort_keys=True).encode()}
+    stored = pa.Table.from_pandas(table.cells, preserve_index=False)
+    about = {b"masksearch": json.dumps(asdict(table.sheet), sort_keys=True).encode()}
     with write_in_one_move(path) as beside:
-        pq.write_table(found.replace_schema_metadata(told), beside, compression="zstd")
+        pq.write_table(stored.replace_schema_metadata(about), beside, compression="zstd")
     return path

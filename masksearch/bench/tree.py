@@ -33,8 +33,8 @@ def fits(judge: Evaluator, units: Units) -> TypeGuard[CausalEvaluator]:
         return False
     model = judge.shared(0).model
     config, layers = model.config, getattr(model.model.base_model, "layers", [])
-    known = config.model_type in ("llama", "qwen3") and model.plain
-    return known and len(layers) == units.shape.layers and next(model.parameters()).is_cpu
+    plain = config.model_type in ("llama", "qwen3") and model.plain
+    return plain and len(layers) == units.shape.layers and next(model.parameters()).is_cpu
 
 
 @torch.no_grad()

@@ -159,10 +159,10 @@ class Local:
         """Ends a trial that takes too much memory; speaks of one that has long been silent."""
         now, trial = time.monotonic(), pool.running[worker.attempt]
         cut_output(worker.output)
-        if self.memory_gb is not None and (held := worker.memory_gb()) > self.memory_gb:
+        if self.memory_gb is not None and (memory := worker.memory_gb()) > self.memory_gb:
             workers.remove(worker)
             worker.kill()
-            reason = f"held {held:.3g} GB of memory, and memory_gb allows {self.memory_gb:g}"
+            reason = f"held {memory:.3g} GB of memory, and memory_gb allows {self.memory_gb:g}"
             pool.tell(worker.attempt, now - worker.since, error=reason)
         elif self.limit_seconds is None and now > worker.heard + SILENCE:
             worker.heard = float("inf")  # once a trial
@@ -185,8 +185,8 @@ if sys.platform != "win32":
 def is_own(evaluator: Evaluator) -> bool:
     """Whether an evaluator, and what it wraps, is of this package."""
     inner = getattr(evaluator, "evaluator", None)
-    own = type(evaluator).__module__.startswith("masksearch.")
-    return own and (not isinstance(inner, Evaluator) or is_own(inner))
+    ours = type(evaluator).__module__.startswith("masksearch.")
+    return ours and (not isinstance(inner, Evaluator) or is_own(inner))
 
 
 def cut_output(path: Path) -> None:
@@ -243,9 +243,9 @@ class WorkerProcess:
 
     def has_grown(self) -> bool:
         """Whether it holds much more than after its first trial: something leaks."""
-        held = self.memory_gb()
-        self.began_gb = self.began_gb or held
-        return held > self.began_gb + GROWTH_GB
+        memory = self.memory_gb()
+        self.began_gb = self.began_gb or memory
+        return memory > self.began_gb + GROWTH_GB
 
 
 def start_worker(config: WorkerConfig) -> WorkerProcess:

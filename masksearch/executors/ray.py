@@ -152,8 +152,8 @@ class RayTune:
         ):
             nodes = self.check_room(least)
             if self.address is not None:
-                own = str(work.workdir.resolve()) if self.storage_path is None else folder
-                check_folder(own, nodes)
+                place = str(work.workdir.resolve()) if self.storage_path is None else folder
+                check_folder(place, nodes)
             config = ray.put(shared)
             if work.evaluator.offers("provide_models"):
                 self.provide_models(config, work.seeds)
@@ -186,9 +186,9 @@ class RayTune:
             options[option] = needs.pop(name, needs.pop(name.upper(), 0))
         provide = ray.remote(**options, resources=needs)(provide_shared_models)
         for first in range(0, len(seeds), self.slots):
-            given = [provide.remote(config, seed) for seed in seeds[first : first + self.slots]]
+            started = [provide.remote(config, seed) for seed in seeds[first : first + self.slots]]
             try:
-                refused = [reason for reason in ray.get(given) if reason]
+                refused = [reason for reason in ray.get(started) if reason]
             except RayError as error:
                 raise SearchError(
                     f"the worker that provides the models of all trials was lost: {error}"
@@ -413,8 +413,8 @@ class ClusterWatch:
         """Takes a trial whose worker was lost; its node may be found to be lost later."""
         trial, actor = self.pool.running.get(name), getattr(error, "actor_id", None)
         if trial is not None and actor is not None:
-            known = ray._private.state.actors(actor).get("Address", {})
-            self.losses.append((time.monotonic(), known.get("NodeID"), trial.proposal.number))
+            address = ray._private.state.actors(actor).get("Address", {})
+            self.losses.append((time.monotonic(), address.get("NodeID"), trial.proposal.number))
 
     def look(self, waiting: Sequence[int]) -> None:
         """Looks at the cluster, once a second.
@@ -522,8 +522,8 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
     keepalive = {name: os.environ.get(name, value) for name, value in KEEPALIVE.items()}
-    own = {"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else keepalive)
-    with set_environment(own):
+    environment = {"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else keepalive)
+    with set_environment(environment):
         try:
             # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
             # Ray reads its own variable for that once, when it is imported
@@ -532,8 +532,8 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
                 replace_attribute(ray_constants, "NUM_REDIS_GET_RETRIES", 20 if alone else 2),
             ):
                 # Ray itself waits minutes for an address at which nobody listens
-                if settings.address and (found := find_address(settings.address)):
-                    host, _, port = found.rpartition(":")
+                if settings.address and (address := find_address(settings.address)):
+                    host, _, port = address.rpartition(":")
                     socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
                 ray.init(**arguments)
         except (RayError, RuntimeError, ValueError, OSError) as error:

@@ -69,15 +69,15 @@ def pickle_by_value() -> Iterator[None]:
     installed = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        own = getattr(module, "__name__", "") == name and name != "__main__"
-        if not own or name in sys.stdlib_module_names or "." in name or file[-3:] != ".py":
+        plain = getattr(module, "__name__", "") == name and name != "__main__"
+        if not plain or name in sys.stdlib_module_names or "." in name or file[-3:] != ".py":
             continue
         if file.startswith(installed):  # asking the finders takes a tenth of a second in all
             continue
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(name, None) for find in finders if find is not None)
-        found = next((spec.origin for spec in specs if spec is not None), None)
-        if os.path.realpath(found or "") != os.path.realpath(file):
+        origin = next((spec.origin for spec in specs if spec is not None), None)
+        if os.path.realpath(origin or "") != os.path.realpath(file):
             modules.append(module)
     registered = set(cloudpickle.list_registry_pickle_by_value())
     modules = [module for module in modules if module.__name__ not in registered]
@@ -215,11 +215,11 @@ class TrialRunner:
             return StepResult(self.seconds, error=str(error), fatal=True)
         if report is not None:
             return StepResult(self.seconds, report)
-        found, files = self.job.record().artifacts, {}
+        artifacts, files = self.job.record().artifacts, {}
         if self.travels:
-            files = {name: (self.job.workdir / name).read_bytes() for name in found.values()}
+            files = {name: (self.job.workdir / name).read_bytes() for name in artifacts.values()}
         return self.end(
-            StepResult(self.seconds, error=self.job.error, artifacts=found, files=files)
+            StepResult(self.seconds, error=self.job.error, artifacts=artifacts, files=files)
         )
 
     def checkpoint_due(self) -> bool:

@@ -94,8 +94,8 @@ class DamConfig:
     train: Trained = "both"  # "gates": the weights are frozen
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            check_name(f"DAM {name}", getattr(self, name), get_args(known))
+        for name, choices in CHOICES.items():
+            check_name(f"DAM {name}", getattr(self, name), get_args(choices))
         for names, rule, fits in RANGES:
             for name in names:
                 value = getattr(self, name)
@@ -223,8 +223,8 @@ def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Ga
         LayerCountError, HeadCountError: If the gates do not fit.
         UnknownNameError, ValueError: If a value is none of those that it may be.
     """
-    own = dict(job.gates)
-    published = own.pop("preset", None)
+    settings = dict(job.gates)
+    published = settings.pop("preset", None)
     if published not in (None, "sparsebert"):
         raise unknown_name("gate preset", published, ("sparsebert",))
     try:
@@ -232,19 +232,19 @@ def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Ga
         arguments = {**shape.to_dict(), "seed": seed}
         if published:
             del arguments["layers"]
-        elif config.train != "gates" and own.get("structure") != "switch":
+        elif config.train != "gates" and settings.get("structure") != "switch":
             arguments["layers"] = 1
-        arguments |= own
+        arguments |= settings
         if arguments.get("layers") != shape.layers:
             arguments.pop("read", None)  # other layers need the rows that the last one does not
         gates = PublishedGates(**arguments) if published else Gates(**arguments)
     except TypeError as error:
         raise SearchError(f"a job holds arguments of Gates and DamConfig: {error}") from None
     for name, misfit in (("layers", LayerCountError), ("heads", HeadCountError)):
-        given, wanted = getattr(gates, name), getattr(shape, name)
-        if given not in (1, wanted):
+        count, needed = getattr(gates, name), getattr(shape, name)
+        if count not in (1, needed):
             raise misfit(
-                f"these gates have {given} {name}, the model {wanted}; give {name}={wanted}, or "
+                f"these gates have {count} {name}, the model {needed}; give {name}={needed}, or "
                 f"{name}=1 to share them"
             )
     return config, gates

@@ -310,11 +310,11 @@ class JointTraining:
         if config.optimiser == "lamb":
             groups.append({"params": [logits], "lr": config.gate_lr, "weight_decay": 0.0})
             return {"both": Lamb(groups, max_grad_norm=config.clip)}
-        found: dict[str, torch.optim.Optimizer] = {}
+        optimisers: dict[str, torch.optim.Optimizer] = {}
         if groups:
-            found["weights"] = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        found["gates"] = torch.optim.Adam([logits], config.gate_lr, eps=GATE_EPS, fused=True)
-        return found
+            optimisers["weights"] = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        optimisers["gates"] = torch.optim.Adam([logits], config.gate_lr, eps=GATE_EPS, fused=True)
+        return optimisers
 
     def reports(
         self, batches: Iterator[Batch], checkpoints: Checkpoints | None, checkpoint_seconds: float
@@ -470,7 +470,7 @@ class JointTraining:
         model, gates = self.model, self.gates
         form, enabled = gates.form, gates.enabled
         noise = gates.noise_generator(self.device)
-        state, found = noise.get_state(), dict[str, float]()
+        state, losses = noise.get_state(), dict[str, float]()
         with keeping_modes(model, gates):
             model.eval()
             gates.enabled = True
@@ -479,43 +479,43 @@ class JointTraining:
                 gates.fixed = probabilities
                 if gates.form == "flip":  # which rounds
                     gates.form = "log"
-                found["relaxed"] = self.mean_loss(self.held_out)
+                losses["relaxed"] = self.mean_loss(self.held_out)
                 gates.form, gates.fixed = form, None
                 gates.train()
                 samples = [self.mean_loss(self.held_out) for _ in range(SAMPLES)]
-                found["sampled"] = sum(samples) / SAMPLES
+                losses["sampled"] = sum(samples) / SAMPLES
                 gates.deterministic = True
-                found["held_out"] = self.mean_loss(self.held_out)
+                losses["held_out"] = self.mean_loss(self.held_out)
                 gates.fixed = self.cut(probabilities.cpu()).to(probabilities)
-                found["discretised"] = self.mean_loss(self.held_out)
+                losses["discretised"] = self.mean_loss(self.held_out)
             finally:
                 gates.fixed, gates.deterministic = None, False
                 gates.form, gates.enabled = form, enabled
                 noise.set_state(state)
-        return found
+        return losses
 
     def cut(self, probabilities: Tensor) -> Tensor:
         """The mask of the target density, in the form of `Gates.drawn`."""
         gates, density = self.gates, max(self.config.density, self.gates.least_density)
         if gates.units is not None:
-            found = cut_switches(gates.units, probabilities, density)
-            return as_shares(gates.units, found, probabilities.shape)
+            allocation = cut_switches(gates.units, probabilities, density)
+            return as_shares(gates.units, allocation, probabilities.shape)
         weights = None if gates.weights is None else gates.weights.cpu()
         return at_sparsity(probabilities, 1 - density, weights=weights)
 
     # -- checkpoints ---------------------------------------------------------------------------
     def identity(self) -> dict[str, Any]:
         """Configuration and gates as plain data: a checkpoint of others is refused."""
-        found = {"config": asdict(self.config), "gates": self.gates.arguments}
-        return dict(json.loads(json.dumps(found)))
+        facts = {"config": asdict(self.config), "gates": self.gates.arguments}
+        return dict(json.loads(json.dumps(facts)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain facts from which `restore` goes on."""
         tensors = training_state(self.model, self.optimisers)
         if self.config.train == "gates":  # the weights are whoever called's, as they were
-            own = {id(tensor) for tensor in self.gates.state_dict(keep_vars=True).values()}
+            of_gates = {id(tensor) for tensor in self.gates.state_dict(keep_vars=True).values()}
             for name, tensor in self.model.state_dict(keep_vars=True).items():
-                if id(tensor) not in own:
+                if id(tensor) not in of_gates:
                     del tensors[f"model.{name}"]
         tensors["random.gates"] = self.gates.noise_generator(self.device).get_state()
         facts = {
@@ -529,10 +529,10 @@ class JointTraining:
 
     def restore(self, checkpoints: Checkpoints) -> None:
         """Goes on from the newest checkpoint, if there is one."""
-        found = checkpoints.load()
-        if found is None:
+        stored = checkpoints.load()
+        if stored is None:
             return
-        facts, tensors = found.facts, dict(found.tensors)
+        facts, tensors = stored.facts, dict(stored.tensors)
         differing = [
             f"{part}.{name}"
             for part, ours in self.identity().items()
@@ -551,15 +551,15 @@ class JointTraining:
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
         vars(self.control).update(facts["control"])
         vars(self.warmup).update(facts["warmup"])
-        self.step = found.step
+        self.step = stored.step
 
 
 def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
     """The first batches with about so many rows (the first axis of all but scalars)."""
-    found: list[Batch] = []
+    shorter: list[Batch] = []
     for batch in batches:
         if rows <= 0:
             break
-        found.append({n: value[:rows] if value.ndim else value for n, value in batch.items()})
+        shorter.append({n: value[:rows] if value.ndim else value for n, value in batch.items()})
         rows -= max(len(value) for value in batch.values() if value.ndim)
-    return found
+    return shorter

@@ -44,8 +44,8 @@ def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
 
 def with_own_keys(kept: Tensor) -> Tensor:
     """Adds to every empty row of a mask, bool `[.., queries, keys]`, the query's own key."""
-    own = own_position(kept.shape[-2], kept.shape[-1], kept.device)
-    return kept | (own & ~kept.any(-1, keepdim=True))
+    diagonal = own_position(kept.shape[-2], kept.shape[-1], kept.device)
+    return kept | (diagonal & ~kept.any(-1, keepdim=True))
 
 
 def open_empty_rows(gate: Tensor) -> Tensor:
@@ -180,6 +180,6 @@ def form_named(name: str) -> Form:
     if name in FORMS:
         return FORMS[name]
     if ".py:" in name:
-        own: Form = load_function(name)
-        return own
+        form: Form = load_function(name)
+        return form
     raise unknown_name("gate form", name, [*FORMS, "file.py:function"])

@@ -219,8 +219,8 @@ class Gates(nn.Module):
             coverage = self.covered(weights)
         else:
             shares = weights.sum((-2, -1)) / weights.sum() * layers
-            own = weights / weights.sum((-2, -1), keepdim=True)
-            coverage = torch.stack([self.covered(layer) for layer in own[:, 0]])[:, None]
+            even = weights / weights.sum((-2, -1), keepdim=True)
+            coverage = torch.stack([self.covered(layer) for layer in even[:, 0]])[:, None]
             weights = weights / weights.sum() * layers
         first = torch.full((layers, self.heads, coverage.shape[-1]), float(self.initial))
         return {"weights": weights, "coverage": coverage, "shares": shares}, first
@@ -249,12 +249,12 @@ class Gates(nn.Module):
             *("structure", "signed", "form", "hard", "temperature", "initial"),
             *("global_count", "block", "seed"),
         )
-        found = {name: getattr(self, name) for name in names} | self.shape.to_dict()
+        settings = {name: getattr(self, name) for name in names} | self.shape.to_dict()
         if self.units is not None:
-            found |= {"levels": write_levels(self.units.levels), "unit": self.units.unit}
-            known = {"kv_heads": self.units.kv_heads, "costs": self.units.costs}
-            found |= {name: value for name, value in known.items() if value is not None}
-        return found
+            settings |= {"levels": write_levels(self.units.levels), "unit": self.units.unit}
+            of_units = {"kv_heads": self.units.kv_heads, "costs": self.units.costs}
+            settings |= {name: value for name, value in of_units.items() if value is not None}
+        return settings
 
     def table(self, values: Tensor) -> Tensor:
         """Expands one value in [0, 1] per gate to one per edge; an edge's gates combine by or.
@@ -269,8 +269,8 @@ class Gates(nn.Module):
         if self.structure == "free":
             return values.view(shape)
         count = self.extra_rows
-        own = values[..., : values.shape[-1] - 2 * count].flatten(0, 1)
-        edges = own.index_select(1, self.position.to(values.device)).view(shape)
+        offsets = values[..., : values.shape[-1] - 2 * count].flatten(0, 1)
+        edges = offsets.index_select(1, self.position.to(values.device)).view(shape)
         if count:
             rest = (0, self.length - count)
             rows = F.pad(values[..., -2 * count : -count], rest)[..., :, None]
@@ -405,8 +405,8 @@ class Gates(nn.Module):
         table = self.table(open_chance)
         if self.weights is None:
             return table.mean((-2, -1))
-        found = (table * self.weights).sum((-2, -1))
-        return found if self.shares is None else found / self.shares
+        kept = (table * self.weights).sum((-2, -1))
+        return kept if self.shares is None else kept / self.shares
 
     def whole_density(self) -> Tensor:
         """Mean probability of an edge of all layers and heads, where a layer weighs by its pairs:

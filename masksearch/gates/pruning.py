@@ -101,12 +101,12 @@ class WarmupWatch:
             loses without attention, where it was tested; `attention_learned`: 1 where that is
             enough, else 0; `settled`: 0 where pruning began before the loss had settled, else 1.
         """
-        found = {
+        measured = {
             "pruned_steps": 0.0 if self.begin is None else float(step - self.begin),
             "attention_learned": float(self.learned),
             "settled": float(self.settled),
         }
-        return found | ({"attention_worth": self.worth} if self.tests else {})
+        return measured | ({"attention_worth": self.worth} if self.tests else {})
 
     def acts(self, step: int) -> bool:
         """Whether the gates act at a step (from 0)."""
@@ -336,8 +336,8 @@ class CollapseWatch:
         if report.step <= self.warmup_steps:
             return None
         target = values.get("target", self.config_target)
-        found = self.problems(report.step, values["loss"], values["density"], target)
-        for kind, words in found.items():
+        problems = self.problems(report.step, values["loss"], values["density"], target)
+        for kind, words in problems.items():
             if kind not in self.said:
                 self.said.add(kind)
                 return f"step {report.step}: {words}"
@@ -354,26 +354,26 @@ class CollapseWatch:
             density: That of the gates.
             target: That step's target density.
         """
-        found = {}
+        texts = {}
         asked = max(target, self.config_target)
         if density < asked / 4:
-            found["pruned_away"] = (
+            texts["pruned_away"] = (
                 f"nearly everything is pruned (density {density:.4g}, target {asked:.4g}); "
                 "lower gate_lr, or use control='hinge'"
             )
         halfway = step >= (self.warmup_steps + self.steps) / 2
         if halfway and density > 0.9 * self.initial and target < 0.9 * self.initial:
-            found["nothing_pruned"] = (
+            texts["nothing_pruned"] = (
                 f"nothing is pruned (density {density:.4g}, at the start {self.initial:.4g}, "
                 f"target {target:.4g}); {PRUNE_MORE}"
             )
         if self.above >= PATIENCE:
-            found["function_lost"] = (
+            texts["function_lost"] = (
                 f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; edges "
                 "go faster than the weights can follow: train for more steps, lower gate_lr, or "
                 "ask for a higher density"
             )
-        return found
+        return texts
 
     def follow(self, step: int, loss: float) -> None:
         """Updates the level of the loss, and counts the reports that lie above it."""

@@ -195,8 +195,8 @@ class DamResult:
 
     def shape(self, length: int, layers: int, heads: int) -> Shape:
         """Those sizes, with what the gates know of the data."""
-        told = {n: self.gates[n] for n in ("causal", "lengths", "read") if n in self.gates}
-        return Shape(length, layers, heads, **told)
+        facts = {n: self.gates[n] for n in ("causal", "lengths", "read") if n in self.gates}
+        return Shape(length, layers, heads, **facts)
 
     @property
     def density(self) -> float:
@@ -334,11 +334,11 @@ class DamResult:
             nearest = sorted(by_offset, key=lambda at: (-round(by_offset[at], 6), abs(at), at))
             offsets = [(at, by_offset[at]) for at in nearest[:STRONGEST]]
         last = self.curve[-1].values if self.curve else {}
-        known = dict(last) if retrained is None else {**last, "retrained": retrained}
-        losses = {name: known[name] for name in LOSSES if name in known}
+        values = dict(last) if retrained is None else {**last, "retrained": retrained}
+        losses = {name: values[name] for name in LOSSES if name in values}
         aims = self.config.get("control", "hinge") == "hinge"
         target = self.target if aims else density
-        problems, said = self.judge_course(density, target)
+        problems, texts = self.judge_course(density, target)
         tables = [p, *(other.probabilities for other in others)]
         return Health(
             density=density,
@@ -353,7 +353,7 @@ class DamResult:
             else None,
             problems=problems,
             notes=large_rises(losses, undecided, cut_cause(density, target, least, undecided)),
-            warnings=said,
+            warnings=texts,
         )
 
     def judge_course(self, density: float, target: float) -> tuple[dict[str, str], list[str]]:
@@ -361,18 +361,18 @@ class DamResult:
         first = self.curve[0].values["density"] if self.curve else 1.0
         last = self.curve[-1] if self.curve else Report(self.warmup_steps, {"loss": math.nan})
         watch = CollapseWatch(target, first, self.warmup_steps, last.step)
-        said = [line for report in self.curve if (line := watch.look(report)) is not None]
-        found = watch.problems(last.step, last.values["loss"], density, target)
+        texts = [line for report in self.curve if (line := watch.look(report)) is not None]
+        problems = watch.problems(last.step, last.values["loss"], density, target)
         cut = last.values.get("discretised")
         if cut is not None and not watch.lost(cut):
-            found.pop("function_lost", None)
+            problems.pop("function_lost", None)
         if "attention_unlearned" in self.warmup_problems:  # why nothing is pruned
-            found.pop("nothing_pruned", None)
-        found = self.warmup_problems | found
-        if density > 1.25 * target and not {"nothing_pruned", "attention_unlearned"} & {*found}:
+            problems.pop("nothing_pruned", None)
+        problems = self.warmup_problems | problems
+        if density > 1.25 * target and not {"nothing_pruned", "attention_unlearned"} & {*problems}:
             missed = f"the target was missed (density {density:.4g}, target {target:.4g})"
-            found["target_missed"] = f"{missed}; {PRUNE_MORE}"
-        return found, said
+            problems["target_missed"] = f"{missed}; {PRUNE_MORE}"
+        return problems, texts
 
     def save(self, path: str | Path) -> Path:
         """Writes one `.safetensors` file: the probabilities, and the rest as JSON metadata.

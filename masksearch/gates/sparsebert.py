@@ -111,9 +111,9 @@ class PublishedGates(Gates):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
-        found = {"structure": self.structure, "seed": self.seed} | self.shape.to_dict()
-        del found["layers"]
-        return found
+        settings = {"structure": self.structure, "seed": self.seed} | self.shape.to_dict()
+        del settings["layers"]
+        return settings
 
     def sample(self) -> Tensor:
         """Exactly 0 or 1 for every gate, `[1, heads, gates]`; the gradient of the soft sample."""

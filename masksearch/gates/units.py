@@ -179,14 +179,14 @@ class Units:
             if not mask.needs_tokens or self.shape.tokens is None:
                 keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows
         if self.costs is not None:
-            found = torch.tensor(self.costs, dtype=torch.float64)
-            wanted = (len(self.levels), self.shape.layers * self.groups)
-            if found.shape != wanted:
+            prices = torch.tensor(self.costs, dtype=torch.float64)
+            size = (len(self.levels), self.shape.layers * self.groups)
+            if prices.shape != size:
                 raise ValueError(
-                    f"costs are {wanted[0]} x {wanted[1]} numbers (levels, units), got "
-                    f"{' x '.join(map(str, found.shape))}"
+                    f"costs are {size[0]} x {size[1]} numbers (levels, units), got "
+                    f"{' x '.join(map(str, prices.shape))}"
                 )
-            return found * wanted[1]
+            return prices * size[1]
         of_whole, of_last = layer_pairs(self.shape)
         pairs = torch.tensor([*[of_whole] * (self.shape.layers - 1), of_last]).double()
         kept = [unit_densities(mask, self.shape) for mask in self.levels]
@@ -329,9 +329,9 @@ class Units:
             ValueError: If the table has another shape.
         """
         layers, heads, length = self.shape.layers, self.shape.heads, self.shape.length
-        told = {1, heads} if self.unit == "layer" else {heads}
+        counts = {1, heads} if self.unit == "layer" else {heads}
         fits = table.dim() == 4 and (len(table), *table.shape[2:]) == (layers, length, length)
-        if not fits or table.shape[1] not in told:
+        if not fits or table.shape[1] not in counts:
             raise ValueError(
                 f"scores of {self.unit}s come from a table of {layers} x {heads} x {length} x "
                 f"{length} values, got {' x '.join(map(str, table.shape))}; measure each "
@@ -352,17 +352,17 @@ class Units:
             ValueError: If the gates are for other units, or choose among other masks.
         """
         tensors, about = read_tensors(path, what="gates", expected=GATES)
-        found, gates = tensors["probabilities"], json.loads(about["dam"])["gates"]
-        if found.dim() == 4:
-            return self.scores_of(found * pair_weights(self.shape))
-        wanted, others = self.prices_by_layer.shape, read_levels(gates["levels"])
-        if found.shape != wanted or others != self.levels or gates["unit"] != self.unit:
+        probabilities, gates = tensors["probabilities"], json.loads(about["dam"])["gates"]
+        if probabilities.dim() == 4:
+            return self.scores_of(probabilities * pair_weights(self.shape))
+        size, others = self.prices_by_layer.shape, read_levels(gates["levels"])
+        if probabilities.shape != size or others != self.levels or gates["unit"] != self.unit:
             raise ValueError(
                 f"these are switches of {gates['unit']}s among {', '.join(map(str, others))}, "
-                f"{' x '.join(map(str, found.shape))}; the units are {self.unit}s among "
-                f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, wanted))}"
+                f"{' x '.join(map(str, probabilities.shape))}; the units are {self.unit}s among "
+                f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, size))}"
             )
-        worth = found.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
+        worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
         return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
 
 
@@ -395,9 +395,11 @@ def ranked_path(
     moves = []
     for unit, levels in enumerate(worth):
         at, last = 0, math.inf
-        own = [level[unit] for level in costs]
-        while above := dearer(own, at):
-            slope, at = max(((levels[to] - levels[at]) / (own[to] - own[at]), to) for to in above)
+        unit_costs = [level[unit] for level in costs]
+        while above := dearer(unit_costs, at):
+            slope, at = max(
+                ((levels[to] - levels[at]) / (unit_costs[to] - unit_costs[at]), to) for to in above
+            )
             last = min(slope, last)  # a hull bends down; rounding must not undo that
             moves.append((-last, unit, at))
     path = [(0,) * len(worth)]
@@ -416,26 +418,26 @@ def read_levels(levels: Sequence[Mask | str]) -> tuple[Mask, ...]:
         raise MaskFormatError(
             f"levels are two masks or more, from local to full, got one: {levels!r:.80}"
         )
-    found = []
+    read = []
     for level in levels:
         if isinstance(level, Mask):
-            found.append(level)
+            read.append(level)
         else:
-            found.append(Mask.from_json(level) if level.lstrip().startswith("{") else parse(level))
-    return tuple(found)
+            read.append(Mask.from_json(level) if level.lstrip().startswith("{") else parse(level))
+    return tuple(read)
 
 
 def write_levels(levels: Sequence[Mask]) -> list[str]:
     """The masks as texts that `read_levels` reads."""
-    found = []
+    texts = []
     for level in levels:
         text = str(level)
         try:
             same = parse(text) == level
         except MaskFormatError:  # a table, of which the text shows a part
             same = False
-        found.append(text if same else level.to_json())
-    return found
+        texts.append(text if same else level.to_json())
+    return texts
 
 
 def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor:
@@ -473,7 +475,7 @@ def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor
         every = torch.arange(levels, device=gate.device)[:, None].expand(-1, units)
         mixed = [output(every[o]) * over_heads(gate[:, o]) for o in range(levels)]
         return torch.stack(mixed).sum(0)
-    drawn = found = output(chosen)
+    drawn = result = output(chosen)
     if not (gate.requires_grad and torch.is_grad_enabled()):
         return drawn
     for further in range(1, levels):
@@ -481,8 +483,8 @@ def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor
         with torch.no_grad():
             difference = output(other) - drawn
         share = gate.gather(-1, other[:, None])[:, 0]
-        found = found + over_heads(share - share.detach()) * difference  # adds 0
-    return found
+        result = result + over_heads(share - share.detach()) * difference  # adds 0
+    return result
 
 
 # -- from probabilities to masks -----------------------------------------------------------------

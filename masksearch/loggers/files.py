@@ -41,8 +41,8 @@ class LoggedRecord:
     @property
     def figures(self) -> dict[str, float]:
         """Measures, values and seconds of the record; finite ones only."""
-        known = {**self.record.measures, **self.record.values, "seconds": self.record.seconds}
-        return {name: value for name, value in known.items() if math.isfinite(value)}
+        numbers = {**self.record.measures, **self.record.values, "seconds": self.record.seconds}
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
     @property
     def texts(self) -> dict[str, str]:
@@ -50,14 +50,14 @@ class LoggedRecord:
         are among them."""
         r = self.record
         figures = {**r.measures, **r.values}
-        known = {
+        facts = {
             **{name: getattr(r, name) for name in TEXTS},
             "mask": r.mask or "",
             **{f"params.{name}": value for name, value in r.params.items()},
             **{name: value for name, value in figures.items() if not math.isfinite(value)},
             "error": r.reason,
         }
-        return {name: text for name, value in known.items() if (text := str(value))}
+        return {name: text for name, value in facts.items() if (text := str(value))}
 
     @property
     def totals(self) -> dict[str, float]:

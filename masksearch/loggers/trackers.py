@@ -87,20 +87,20 @@ class TensorBoardLogger(RecordLogger):
             f"params.{n}": v for n, v in record.params.items() if isinstance(v, int | float)
         }
         finals = {f"final/{name}": value for name, value in entry.figures.items()}
-        with self.writer_of(record.number) as own:
+        with self.writer_of(record.number) as writer:
             for summary in self.hparams({**entry.texts, **numbers}, finals):
-                own.file_writer.add_summary(summary)
+                writer.file_writer.add_summary(summary)
             for name, value in finals.items():
-                own.add_scalar(name, value, record.step)
+                writer.add_scalar(name, value, record.step)
         del self.trials[record.number]
 
     def write_steps(self, number: int, reports: Sequence[Report]) -> None:
         """Points of the trial's own curve, on disk when this returns."""
-        own = self.writer_of(number)
+        writer = self.writer_of(number)
         for report in reports:
             for name, value in report.values.items():
-                own.add_scalar(name, value, report.step)
-        own.flush()
+                writer.add_scalar(name, value, report.step)
+        writer.flush()
 
     def writer_of(self, number: int) -> Any:
         """The event file of a trial that runs."""
@@ -147,8 +147,8 @@ class MlflowLogger(RecordLogger):
         self.entities = required_module("mlflow.entities", "mlflow")
         self.failures = (OSError, SQLAlchemyError, self.library.exceptions.MlflowException)
         self.folder, self.name = Path(folder).resolve(), name
-        own = f"sqlite:///{self.folder / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
+        database = f"sqlite:///{self.folder / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database
         self.group = self.parent = ""  # ids of the experiment and of the search's run
         self.client: Any = None
         self.trials: dict[int, str] = {}  # the runs of trials that have not ended
@@ -160,8 +160,8 @@ class MlflowLogger(RecordLogger):
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.client = self.library.MlflowClient(tracking_uri=self.uri)
-        if (known := self.client.get_experiment_by_name(PROJECT)) is not None:
-            self.group = known.experiment_id
+        if (experiment := self.client.get_experiment_by_name(PROJECT)) is not None:
+            self.group = experiment.experiment_id
         else:
             files = (
                 (self.folder / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
@@ -186,11 +186,11 @@ class MlflowLogger(RecordLogger):
     def runs(self, query: str) -> list[Any]:
         """The experiment's runs that a query finds."""
         page = self.client.search_runs([self.group], query)
-        found = list(page)
+        listed = list(page)
         while page.token:
             page = self.client.search_runs([self.group], query, page_token=page.token)
-            found += page
-        return found
+            listed += page
+        return listed
 
     def run_of(self, number: int, seconds: float = 0.0) -> str:
         """The run of a trial, which began that long ago where it is a new one."""
@@ -234,9 +234,9 @@ class MlflowLogger(RecordLogger):
     def log_metrics(self, run: str, rows: Sequence[tuple[str, float, int]]) -> None:
         """Logs (name, value, step) to a run."""
         now = round(1000 * time.time())
-        found = [self.entities.Metric(key_for(n), value, now, step) for n, value, step in rows]
-        for start in range(0, len(found), MOST_FIGURES):
-            self.client.log_batch(run, metrics=found[start : start + MOST_FIGURES])
+        metrics = [self.entities.Metric(key_for(n), value, now, step) for n, value, step in rows]
+        for start in range(0, len(metrics), MOST_FIGURES):
+            self.client.log_batch(run, metrics=metrics[start : start + MOST_FIGURES])
 
     def stop(self, error: BaseException | None) -> None:
         """Ends the search's run."""
@@ -323,14 +323,14 @@ class WandbLogger(RecordLogger):
 
     def write(self, entry: LoggedRecord) -> None:
         """The end of the trial's run, and one step of the search's."""
-        record, own, words = entry.record, self.run_of(entry.record.number), entry.texts
-        own.summary.update(
+        record, run, words = entry.record, self.run_of(entry.record.number), entry.texts
+        run.summary.update(
             {**entry.figures, "on_front": int(entry.state.joined), "status": record.status}
             | ({"error": record.reason} if record.reason else {})
         )
-        told = {name: text for name, text in words.items() if name not in ("status", "error")}
-        own.config.update({**told, "number": record.number}, allow_val_change=True)
-        own.finish(exit_code=int(record.status == "failed"))
+        facts = {name: text for name, text in words.items() if name not in ("status", "error")}
+        run.config.update({**facts, "number": record.number}, allow_val_change=True)
+        run.finish(exit_code=int(record.status == "failed"))
         del self.trials[record.number]
         row = {f"record/{name}": each for name, each in (words | entry.figures).items()}
         row |= {**entry.totals, "record/number": record.number}
@@ -374,16 +374,16 @@ def open_loggers(
     """
     address = read_address(run)  # the folder may have been renamed
     title = run.resolve().name if address is None else address.name
-    known: dict[str, Callable[[], RecordLogger]] = {
+    makers: dict[str, Callable[[], RecordLogger]] = {
         "csv": lambda: CsvLogger(run / "log.csv", objectives),
         "tensorboard": lambda: TensorBoardLogger(run / "tensorboard", objectives),
         "mlflow": lambda: MlflowLogger(run / "mlflow", objectives, title),
         "wandb": lambda: WandbLogger(run, objectives, title),
     }
     for name in names:
-        check_name("logger", name, known)
+        check_name("logger", name, makers)
     with ExitStack() as stack:
-        yield [stack.enter_context(known[name]()) for name in dict.fromkeys(names)]
+        yield [stack.enter_context(makers[name]()) for name in dict.fromkeys(names)]
 
 
 def required_module(module: str, extra: str) -> Any:

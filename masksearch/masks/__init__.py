@@ -63,11 +63,11 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Kinds and recipes of files that were imported later."""
-        found = Mask.kinds.get(name) or RECIPES.get(name)
-        if found is None:
+        maker = Mask.kinds.get(name) or RECIPES.get(name)
+        if maker is None:
             hint = did_you_mean(name, {*__all__, *functions()})
             raise AttributeError(f"masksearch.masks has no {name!r}{hint}")
-        return found
+        return maker
 
 
 __all__ = [

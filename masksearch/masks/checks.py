@@ -48,17 +48,19 @@ def check_field(mask: object, name: str, least: int) -> None:
 
 def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
     """Sorted distinct whole numbers of a non-empty list."""
-    given = [whole(value) for value in values] if isinstance(values, Iterable) else [None]
-    if not given:
+    listed = [whole(value) for value in values] if isinstance(values, Iterable) else [None]
+    if not listed:
         raise ValueError(f"{name} must be a non-empty list of whole numbers, got {values!r}")
-    if None in given:
+    if None in listed:
         raise ValueError(f"{name} must be a list of whole numbers, got {values!r}")
-    found = tuple(sorted({number for number in given if number is not None}))
-    if least is not None and found[0] < least:
-        raise ValueError(f"{name} must be >= {least}, got {found[0]}")
-    if max(-found[0], found[-1]) > LARGEST:
-        raise ValueError(f"{name} must be at most 2**63 - 1 in size, got {found[0]}, {found[-1]}")
-    return found
+    numbers = tuple(sorted({number for number in listed if number is not None}))
+    if least is not None and numbers[0] < least:
+        raise ValueError(f"{name} must be >= {least}, got {numbers[0]}")
+    if max(-numbers[0], numbers[-1]) > LARGEST:
+        raise ValueError(
+            f"{name} must be at most 2**63 - 1 in size, got {numbers[0]}, {numbers[-1]}"
+        )
+    return numbers
 
 
 def check_length(length: Any, most: int = LONGEST, where: str = "") -> None:
@@ -129,10 +131,10 @@ def common_count(
     counts: list[int | None], error: type[HeadCountError] | type[LayerCountError], what: str
 ) -> int | None:
     """The one count that all parts agree on; None where no part cares."""
-    found = sorted({count for count in counts if count is not None})
-    if len(found) > 1:
-        raise error(f"parts of one mask have {' and '.join(map(str, found))} {what}")
-    return found[0] if found else None
+    counts_seen = sorted({count for count in counts if count is not None})
+    if len(counts_seen) > 1:
+        raise error(f"parts of one mask have {' and '.join(map(str, counts_seen))} {what}")
+    return counts_seen[0] if counts_seen else None
 
 
 def spell(value: Any) -> str:

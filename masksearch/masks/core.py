@@ -136,18 +136,18 @@ class Mask:
     @property
     def length(self) -> int | None:
         """The only length that the mask has, in positions; None = any."""
-        found = sorted({part.length for part in self.parts if part.length is not None})
-        if len(found) > 1:
-            sizes = " and ".join(map(str, found))
+        lengths = sorted({part.length for part in self.parts if part.length is not None})
+        if len(lengths) > 1:
+            sizes = " and ".join(map(str, lengths))
             raise MaskFormatError(f"tables of {sizes} positions cannot be in one mask")
-        return found[0] if found else None
+        return lengths[0] if lengths else None
 
     @property
     def longest(self) -> int | None:
         """The most positions that the mask reaches; None = any number."""
-        own = self.length if not self.parts else None
-        found = [own, *(part.longest for part in self.parts)]
-        return min((one for one in found if one is not None), default=None)
+        limit = self.length if not self.parts else None
+        limits = [limit, *(part.longest for part in self.parts)]
+        return min((one for one in limits if one is not None), default=None)
 
     @property
     def needs_tokens(self) -> bool:
@@ -270,15 +270,15 @@ class Mask:
                 "version of masksearch with that version"
             )
         cls = Mask.kinds[kind]
-        known = [field.name for field in dataclasses.fields(cast(Any, cls))]
-        given = {name: value for name, value in data.items() if name != "kind"}
-        if sorted(given) != sorted(known):
+        names = [field.name for field in dataclasses.fields(cast(Any, cls))]
+        values = {name: value for name, value in data.items() if name != "kind"}
+        if sorted(values) != sorted(names):
             raise MaskFormatError(
-                f"{kind} has the fields {known}, got {sorted(given)}; "
+                f"{kind} has the fields {names}, got {sorted(values)}; "
                 "the file was written by another version or edited"
             )
         try:
-            return cls(**{name: from_plain(value, tensors) for name, value in given.items()})
+            return cls(**{name: from_plain(value, tensors) for name, value in values.items()})
         except MaskFormatError:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
@@ -610,20 +610,20 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     """
     if mask.layers is None and mask.heads is None:
         return [Plane(mask)], [0]
-    found: list[Plane] = []
+    planes: list[Plane] = []
     places: dict[Mask, int] = {}
     index: list[int] = []
     layers, heads = mask.layers or 1, mask.heads or 1  # each reads all parts
     for layer in range(layers):
-        own = mask.of_layer(layer)
+        layer_mask = mask.of_layer(layer)
         for head in range(heads):
-            single = own.of_head(head)
+            single = layer_mask.of_head(head)
             several = single.heads is not None  # bits of several heads: not looked at
-            place = len(found) if several else places.setdefault(single, len(found))
-            if place == len(found):
-                found.append(Plane(single, head if several else 0))
+            place = len(planes) if several else places.setdefault(single, len(planes))
+            if place == len(planes):
+                planes.append(Plane(single, head if several else 0))
             index.append(place)
-    return found, index
+    return planes, index
 
 
 # -- recipes: functions that build masks of several leaves ----------------------------------------
@@ -646,7 +646,7 @@ def family(function: Recipe) -> Recipe:
 
 def family_name(mask: Mask) -> str:
     """`name()` of the family that has exactly this expression; empty where there is none."""
-    return next((f"{name}()" for name, known in FAMILIES.items() if known == mask), "")
+    return next((f"{name}()" for name, family in FAMILIES.items() if family == mask), "")
 
 
 # -- plain data and text of fields ----------------------------------------------------------------
@@ -679,12 +679,12 @@ def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
             raise MaskFormatError(f"a list of masks has at most {MOST_PLANES}, got {len(value)}")
         return tuple(from_plain(item, tensors) for item in value)
     if isinstance(value, dict) and set(value) == {"tensor"}:
-        found = (tensors or {}).get(str(value["tensor"]))
-        if found is None:
+        tensor = (tensors or {}).get(str(value["tensor"]))
+        if tensor is None:
             raise MaskFormatError(f"there is no tensor {value['tensor']!r}")
-        if found.dtype != torch.uint8 or (found > 1).any():
-            raise MaskFormatError(f"{value['tensor']} holds {found.dtype}, not cells of 0 and 1")
-        return found.bool()
+        if tensor.dtype != torch.uint8 or (tensor > 1).any():
+            raise MaskFormatError(f"{value['tensor']} holds {tensor.dtype}, not cells of 0 and 1")
+        return tensor.bool()
     if isinstance(value, dict) and set(value) == {"shape", "zlib"}:
         return unpack_bits(value)
     return Mask.from_dict(value, tensors) if isinstance(value, dict) else value

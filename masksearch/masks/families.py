@@ -152,15 +152,15 @@ def sweep_families(shape: HasShape, densities: Sequence[float]) -> dict[str, Mas
     >>> list(sweep_families(Shape(128, 1, 1), [0.039, 0.04, 0.12]))
     ['star', 'bigbird(0)', 'longformer']
     """
-    known = [
+    by_density = [
         (effective_density(mask, shape), family, name, mask)
         for family, name, mask in members(shape.length)
     ]
-    known.sort(key=lambda member: member[0])
+    by_density.sort(key=lambda member: member[0])
     chosen: dict[str, Mask] = {}
     taken = dict.fromkeys(FAMILIES, 0)
     for density in densities:
-        free = [member for member in known if member[2] not in chosen]
+        free = [member for member in by_density if member[2] not in chosen]
         fair = [member for member in free if member[0] <= density + FAIR] or free[:1]
         nearest = min(abs(member[0] - density) for member in fair)
         near = [m for m in fair if abs(m[0] - density) <= max(FAIR, nearest)]
@@ -172,7 +172,7 @@ def sweep_families(shape: HasShape, densities: Sequence[float]) -> dict[str, Mas
 
 def members(length: int) -> list[tuple[str, str, Mask]]:
     """(family, name, mask) of the families' members at a length; equal masks only once."""
-    found: dict[Mask, tuple[str, str, Mask]] = {
+    by_mask: dict[Mask, tuple[str, str, Mask]] = {
         mask: (name, name, mask) for name, mask in FAMILIES.items()
     }
     for name, (make, least) in SWEPT.items():
@@ -180,8 +180,8 @@ def members(length: int) -> list[tuple[str, str, Mask]]:
         more = np.linspace(1, length, VALUES // 2).astype(int)
         for value in sorted({least, *values.tolist(), *more.tolist()}):
             mask = make(value)
-            found.setdefault(mask, (name, f"{name}({value})", mask))
-    return list(found.values())
+            by_mask.setdefault(mask, (name, f"{name}({value})", mask))
+    return list(by_mask.values())
 
 
 def random_like(mask: Mask, shape: HasShape, seed: int = 0, *, first_key: bool = False) -> Mask:
@@ -243,15 +243,15 @@ def match_density(
     none, all_ = (effective_density(make(keys, seed), shape) for keys in (0, most))
     if none == all_:  # one position: there is nothing to draw
         return make(0, seed)
-    wanted = most * (target - none) / (all_ - none)
+    count = most * (target - none) / (all_ - none)
     if counts_all_alike(shape):  # then another draw has the same density
-        return make(round(wanted), seed)
-    found: list[tuple[float, int, Mask]] = []
+        return make(round(count), seed)
+    tries: list[tuple[float, int, Mask]] = []
     for attempt in range(ATTEMPTS):
-        keys = int(wanted) + attempt % 2
+        keys = int(count) + attempt % 2
         drawn = make(max(0, min(most, keys)), seed + 1_000_003 * (attempt // 2))
         gap = abs(effective_density(drawn, shape) - target)
         if gap <= NEAR:
             return drawn
-        found.append((gap, attempt, drawn))
-    return min(found)[2]
+        tries.append((gap, attempt, drawn))
+    return min(tries)[2]

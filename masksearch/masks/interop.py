@@ -163,23 +163,23 @@ def from_4d(attention_mask: Tensor) -> Mask:
         TypeError: If it is no tensor: None is how transformers leaves out a full or causal mask.
         MaskFormatError: If it has another shape or other values, or differs between examples.
     """
-    given = attention_mask
-    if not isinstance(given, Tensor):
-        raise TypeError(f"a 4-D mask is a tensor, got {type(given).__name__}")
-    if given.ndim != 4 or given.shape[2] != given.shape[3] or not given.numel():
+    tensor = attention_mask
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"a 4-D mask is a tensor, got {type(tensor).__name__}")
+    if tensor.ndim != 4 or tensor.shape[2] != tensor.shape[3] or not tensor.numel():
         raise MaskFormatError(
-            f"a 4-D mask has shape [batch, heads, n, n], got {list(given.shape)}; a cache gives "
+            f"a 4-D mask has shape [batch, heads, n, n], got {list(tensor.shape)}; a cache gives "
             "queries fewer rows than keys: take the mask of the whole sequence"
         )
-    if given.is_floating_point():
-        kept = given == 0
-        if not (kept | (given <= torch.finfo(given.dtype).min)).all():
+    if tensor.is_floating_point():
+        kept = tensor == 0
+        if not (kept | (tensor <= torch.finfo(tensor.dtype).min)).all():
             raise MaskFormatError(
                 "a float mask holds 0 (may attend) and -inf or finfo.min (may not); other numbers "
                 "are a bias on the scores, which no mask can stand for"
             )
     else:
-        kept = zeros_and_ones(given, "a 4-D mask")
+        kept = zeros_and_ones(tensor, "a 4-D mask")
     if (kept != kept[:1]).any():
         raise MaskFormatError(
             f"the {len(kept)} examples have different masks, maybe by their padding; take the "
@@ -259,9 +259,9 @@ def listed(count: Tensor, index: Tensor, columns: int) -> Tensor:
         bool `[batch, heads, rows, columns]`.
     """
     valid = torch.arange(index.shape[-1], device=index.device) < count[..., None]
-    found = torch.zeros(*count.shape, columns + 1, dtype=torch.bool, device=index.device)
-    found.scatter_(-1, index.long().masked_fill(~valid, columns), True)  # the rest goes beyond
-    return found[..., :columns]
+    table = torch.zeros(*count.shape, columns + 1, dtype=torch.bool, device=index.device)
+    table.scatter_(-1, index.long().masked_fill(~valid, columns), True)  # the rest goes beyond
+    return table[..., :columns]
 
 
 def expand_blocks(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:

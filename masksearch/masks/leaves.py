@@ -343,12 +343,12 @@ def stands_at(index: Tensor, positions: Collection[int]) -> Tensor:
 
 def positions_of(mask: GlobalTokens | Columns, count: int | None) -> tuple[int, ...]:
     """The first `count` positions, or the given ones."""
-    given = mask.positions
-    if (count is None) == (given is None or (isinstance(given, tuple) and not given)):
+    positions = mask.positions
+    if (count is None) == (positions is None or (isinstance(positions, tuple) and not positions)):
         raise ValueError(f"{mask.kind} takes a count or positions=[...], exactly one of them")
     if count is not None:
-        given = range(at_least("count", count, 1, MOST))
-    return distinct("positions", given, 0)
+        positions = range(at_least("count", count, 1, MOST))
+    return distinct("positions", positions, 0)
 
 
 def by_count(mask: GlobalTokens | Columns) -> str:
@@ -428,17 +428,17 @@ class SpecialTokens(Mask):
     ids: Collection[int]
 
     def __init__(self, *tokens: int | Iterable[int], ids: Iterable[int] | None = None) -> None:
-        given: Any = tokens if ids is None else ids
+        numbers: Any = tokens if ids is None else ids
         if ids is None and len(tokens) == 1 and whole(tokens[0]) is None:
-            given = tokens[0]
-        object.__setattr__(self, "ids", distinct("ids", given, 0))
+            numbers = tokens[0]
+        object.__setattr__(self, "ids", distinct("ids", numbers, 0))
 
     def allows(self, at: Points) -> Tensor:
         if at.tokens is None:
             self.refuse_tokens()
             raise AssertionError
-        found = member(at.tokens, self.ids)
-        return found[:, at.query] | found[:, at.key]
+        special = member(at.tokens, self.ids)
+        return special[:, at.query] | special[:, at.key]
 
     def expression(self) -> str:
         """`special_tokens(id, ..)`."""

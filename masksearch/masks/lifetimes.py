@@ -51,7 +51,7 @@ def last_queries(
     if mask.length not in (None, length):
         mask = Cropped(mask, mask.length or length)
     resolved = mask.resolve(length)  # random keys are drawn once
-    found = torch.full_like(keys, -1)
+    last_of_keys = torch.full_like(keys, -1)
     missing = torch.arange(len(keys))
     stop = length
     while stop > start and len(missing):
@@ -60,10 +60,10 @@ def last_queries(
         kept = resolved.allows(Points(query, key, length, 0, head)) & (key <= query)
         kept = kept.expand(len(query), len(missing))
         last = torch.where(kept, query, -1).amax(0)
-        found[missing] = last
+        last_of_keys[missing] = last
         missing = missing[(last < 0) & (keys[missing] < first)]
         stop = first
-    return found
+    return last_of_keys
 
 
 def last_of_interval(mask: Mask, keys: Tensor, length: int, head: int) -> Tensor | None:

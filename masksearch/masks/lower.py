@@ -130,12 +130,12 @@ def tile_counts(mask: Mask, length: int, block: int) -> Tensor:
     tiles = -(-length // block)
     planes, index = distinct_planes(mask)
     counts = torch.zeros(len(planes), tiles, tiles, dtype=torch.int64)
-    for plane, found in zip(planes, counts, strict=True):
+    for plane, count in zip(planes, counts, strict=True):
         first = 0
         for rows in plane.mask.row_chunks(length, head=plane.head):
             padded = F.pad(rows, (0, tiles * block - length))
             kept = padded.view(len(rows), tiles, block).sum(-1, dtype=torch.int32)
-            found.index_add_(0, torch.arange(first, first + len(rows)) // block, kept.long())
+            count.index_add_(0, torch.arange(first, first + len(rows)) // block, kept.long())
             first += len(rows)
     return counts[index].view(mask.layers or 1, mask.heads or 1, tiles, tiles)
 
@@ -230,9 +230,9 @@ def block_mask_of(
 
     def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Counts `[1, heads, nb]` and columns `[1, heads, nb, nb]`, the True ones first."""
-        found = tiles[None].int()
-        columns = torch.argsort(found, dim=-1, descending=True, stable=True)
-        return found.sum(-1, dtype=torch.int32), columns.int()
+        marks = tiles[None].int()
+        columns = torch.argsort(marks, dim=-1, descending=True, stable=True)
+        return marks.sum(-1, dtype=torch.int32), columns.int()
 
     return BlockMask.from_kv_blocks(
         *ordered(partial),

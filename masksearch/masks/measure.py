@@ -61,8 +61,8 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
     length, mask = shape.length, under_causality(mask, shape)
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
     planes, index = distinct_planes(mask)
-    own = np.array(index).reshape(mask.layers or 1, mask.heads or 1)
-    places: list[int] = np.broadcast_to(own, (shape.layers, shape.heads)).ravel().tolist()
+    plane_index = np.array(index).reshape(mask.layers or 1, mask.heads or 1)
+    places: list[int] = np.broadcast_to(plane_index, (shape.layers, shape.heads)).ravel().tolist()
     aligned, packed = length * length % 8 == 0, dict[int, bytes]()  # of planes that come again
     over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
     for number, place in enumerate(places):
@@ -201,13 +201,13 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
     def share(place: int, read: int, pairs: int) -> float:
         return kept_pairs(planes[place], shape, read) / pairs
 
-    found = []
+    densities = []
     for layer in range(shape.layers):
         counted = (size, of_whole) if layer < shape.layers - 1 else (shape.read or size, of_last)
         first = 0 if mask.layers is None else layer * heads
-        own = [share(place, *counted) for place in index[first : first + heads]]
-        found.append(own * (shape.heads // heads))
-    return found
+        of_layer = [share(place, *counted) for place in index[first : first + heads]]
+        densities.append(of_layer * (shape.heads // heads))
+    return densities
 
 
 def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[float]]:
@@ -236,8 +236,8 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
             there = real[:, None, :read, None] & real[:, None, None]
             kept += (own.table(ids)[:, :, :read] & there).sum((0, 2, 3))
             pairs += int(there.sum())
-        found: list[float] = (kept / pairs).expand(shape.heads).tolist()
-        return found
+        densities: list[float] = (kept / pairs).expand(shape.heads).tolist()
+        return densities
 
     reads = [shape.length] * (shape.layers - 1) + [shape.read or shape.length]
     return [shares(mask.of_layer(layer), read) for layer, read in enumerate(reads)]
@@ -245,8 +245,8 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
 
 def token_ids(mask: Mask) -> set[int]:
     """The tokens that a mask follows."""
-    own = mask.ids if isinstance(mask, SpecialTokens) else ()
-    return set(own).union(*map(token_ids, mask.parts))
+    ids = mask.ids if isinstance(mask, SpecialTokens) else ()
+    return set(ids).union(*map(token_ids, mask.parts))
 
 
 def layer_pairs(shape: HasShape) -> tuple[int, int]:
@@ -297,10 +297,10 @@ def on_diagonal(mask: Mask, length: int) -> Tensor:
     """Which positions keep themselves, bool `[layers, heads, n]`; no n x n tensor is made."""
     at = grid(length)[1][0]
     planes, index = distinct_planes(mask)
-    found = [
+    rows = [
         plane.mask.allows(Points(at, at, length, 0, plane.head)).expand(length) for plane in planes
     ]
-    return torch.stack(found)[index].view(mask.layers or 1, mask.heads or 1, length)
+    return torch.stack(rows)[index].view(mask.layers or 1, mask.heads or 1, length)
 
 
 def sparsity_off_diagonal(counts: Tensor, on: Tensor) -> float:
@@ -388,11 +388,11 @@ def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
     layers, order = join_heads(mask, length)
     if length == 1:
         return 0.0
-    own = np.eye(length, dtype=bool)  # the residual path
-    goal = pack_bits(np.tri(length, dtype=bool) if causal else np.ones_like(own))
-    made = [Relation(layer | own) for layer in layers.numpy(force=True)]
+    diagonal = np.eye(length, dtype=bool)  # the residual path
+    goal = pack_bits(np.tri(length, dtype=bool) if causal else np.ones_like(diagonal))
+    made = [Relation(layer | diagonal) for layer in layers.numpy(force=True)]
     steps = [made[place] for place in order]
-    reached = pack_bits(own)
+    reached = pack_bits(diagonal)
     for step in steps:
         reached = step.after(reached)
     powers = [reached]  # all steps 1, 2, 4, .. times
@@ -401,7 +401,7 @@ def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
         if np.array_equal(doubled, powers[-1]):
             return math.inf
         powers.append(doubled)
-    reached, count = pack_bits(own), 0
+    reached, count = pack_bits(diagonal), 0
     for exponent, power in reversed(list(enumerate(powers[:-1]))):
         further = Relation(unpack_bits(power, length)).after(reached)
         if not np.array_equal(further, goal):  # the largest number of times that is not enough

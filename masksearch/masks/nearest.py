@@ -140,11 +140,11 @@ def nearest_family(
             "say at which one it is read: nearest_family(mask, length=128)"
         )
     table = mask.dense(size, layers or 1, heads or 1)
-    found, bits = explain(table)
-    result = without_empty_rows(found, size)
+    described, bits = explain(table)
+    result = without_empty_rows(described, size)
     dense = result.dense(size, *table.shape[:2])
     iou, density = overlap(table, dense), float(table.double().mean())
-    exact = torch.equal(found.dense(size, *table.shape[:2]), table)
+    exact = torch.equal(described.dense(size, *table.shape[:2]), table)
     listing = min(
         listing_bits(int(table.sum()), table.numel()),
         sum(listing_bits(int(plane.sum()), size * size) for plane in table.flatten(0, 1)),
@@ -166,12 +166,12 @@ def explain(table: DenseMask) -> tuple[Mask, float]:
     for kind, axis in ((PerHead, 1), (PerLayer, 0)):
         planes = torch.split(table, 1, axis)
         if len(planes) > 1 and not torch.equal(table, table[:1, :1].expand_as(table)):
-            found = [
+            parts = [
                 shortest_union(plane.flatten(0, 1)) if kind is PerHead else explain(plane)
                 for plane in planes
             ]
-            bits = WORD + sum(bits for _, bits in found)
-            options.append((kind(tuple(mask for mask, _ in found)), bits))
+            bits = WORD + sum(bits for _, bits in parts)
+            options.append((kind(tuple(mask for mask, _ in parts)), bits))
     return min(options, key=lambda option: option[1])
 
 
@@ -190,14 +190,14 @@ def shortest_union(planes: Tensor) -> tuple[Mask, float]:
         planes: bool `[planes, n, n]`.
     """
     length = planes.shape[-1]
-    found = Union(planes, None).shortest()
+    best = Union(planes, None).shortest()
     for limit in (Causal(), ~Offsets((0,))):
         outside = planes[:, ~cells_of(limit, length)].sum(0)
         missed = int((2 * outside - len(planes)).clamp(min=0).sum())  # kept there by most planes
         least = WORD + expression_bits(limit, length) + float(error_bits(missed, planes.numel()))
-        if least < found[1]:
-            found = min(found, Union(planes, limit).shortest(), key=lambda option: option[1])
-    return found
+        if least < best[1]:
+            best = min(best, Union(planes, limit).shortest(), key=lambda option: option[1])
+    return best
 
 
 class Union:
@@ -283,11 +283,11 @@ def cells_of(part: Mask, length: int) -> Tensor:
 def merge_parts(*parts: Mask) -> Parts:
     """The parts of a union in the order of `ORDER`, sets of one kind as one."""
     flat = join_chain(Either, *parts)
-    found = [part for part in dict.fromkeys(flat) if not isinstance(part, tuple(SETS))]
+    merged = [part for part in dict.fromkeys(flat) if not isinstance(part, tuple(SETS))]
     for kind, field in SETS.items():
         members = [number for p in flat if isinstance(p, kind) for number in getattr(p, field)]
-        found += [kind(**{field: members})] if members else []
-    return tuple(sorted(found, key=lambda part: (ORDER.index(type(part)), str(part))))
+        merged += [kind(**{field: members})] if members else []
+    return tuple(sorted(merged, key=lambda part: (ORDER.index(type(part)), str(part))))
 
 
 # -- the library ---------------------------------------------------------------------------------
@@ -308,13 +308,13 @@ def library(length: int) -> list[tuple[list[Mask], Tensor, Tensor]]:
     by_key: list[Mask] = [Columns(count) for count in range(1, length + 1)]
     for last in range(1, LASTS + 1):
         by_key += [BlockColumns(size, last) for size in range(last + 1, length // 2 + 1)]
-    found = []
+    entries = []
     for parts, keys in ((by_offset, offset), (by_key, key)):
         at = Points(torch.zeros_like(keys), keys, length)
         kept = torch.stack([part.allows(at) for part in parts]).double()
         bits = torch.tensor([expression_bits(part, length) for part in parts]).double()
-        found.append((parts, kept, bits))
-    return found
+        entries.append((parts, kept, bits))
+    return entries
 
 
 def best_parts(weight: Tensor, errors: Callable[[Any], Any]) -> Iterator[Mask]:
@@ -335,8 +335,8 @@ def best_parts(weight: Tensor, errors: Callable[[Any], Any]) -> Iterator[Mask]:
     sizes = torch.arange(2, max(3, length // 2 + 1))[:, None]
     start = position // sizes * sizes
     above = torch.cat([torch.zeros(1, length), weight.cumsum(0)])
-    own = above[(start + sizes).clamp(max=length), position] - above[start, position]
-    yield Blocks(int(sizes[int(errors(own.sum(1)).argmin())]))
+    inside = above[(start + sizes).clamp(max=length), position] - above[start, position]
+    yield Blocks(int(sizes[int(errors(inside.sum(1)).argmin())]))
     distance = along[length - 1 :] + along[:length].flip(0)
     distance[0] = along[length - 1]
     both = columns + weight.sum(1) - weight.diagonal()

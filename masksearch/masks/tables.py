@@ -46,8 +46,8 @@ class BitMask(Mask):
         if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
             got = getattr(bits, "dtype", bits)
             raise MaskFormatError(f"a {self.kind} is a bool tensor, got {got}")
-        own = len(self.own)
-        if not own <= bits.ndim <= own + 2 or not bits.numel() or len({*bits.shape[-own:]}) > 1:
+        axes = len(self.own)
+        if not axes <= bits.ndim <= axes + 2 or not bits.numel() or len({*bits.shape[-axes:]}) > 1:
             names = ", ".join(self.own)
             raise MaskFormatError(
                 f"a {self.kind} has shape [{names}], [heads, {names}] or "

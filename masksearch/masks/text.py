@@ -189,8 +189,8 @@ def heads_in_words(text: str) -> str:
     most = max(map(len, rows))
     heads = [head for row in rows for head in (row if len(row) > 1 else row * most)]
     full = heads.count("full()")
-    said = f"{full} of {len(heads)} heads full" if full else ""
-    return (said or f"{len(set(heads))} masks in {len(heads)} heads") if most > 1 else ""
+    words = f"{full} of {len(heads)} heads full" if full else ""
+    return (words or f"{len(set(heads))} masks in {len(heads)} heads") if most > 1 else ""
 
 
 def parts_of(text: str, name: str) -> list[str]:
@@ -228,15 +228,15 @@ def cut_operands(text: str, room: int) -> str:
 
 def outermost(text: str, pattern: str) -> list[tuple[int, int]]:
     """Where a pattern stands outside of all brackets: starts and ends."""
-    found, depth = [], 0
+    spans, depth = [], 0
     for match in re.finditer(rf"[(\[]|[)\]]|{pattern}", text):
         if match[0] in "([":
             depth += 1
         elif match[0] in ")]":
             depth -= 1
         elif depth == 0:
-            found.append(match.span())
-    return found
+            spans.append(match.span())
+    return spans
 
 
 # -- files: JSON, or safetensors where they hold tables ------------------------------------------

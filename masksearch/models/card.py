@@ -74,10 +74,10 @@ def write_card(
             at = mask.length or min(length, mask.longest or length)
             data, width, panels = draw_table(mask.dense(mask.length or min(LENGTH, at)))
             (aside / f"{name}.png").write_bytes(data)
-            said = "; ".join(
+            caption = "; ".join(
                 filter(None, ["Queries down, keys across, dark = may attend", panels])
             )
-            text += f'<img src="{name}.png" width="{width}" alt="{name}">\n\n{said}.\n\n'
+            text += f'<img src="{name}.png" width="{width}" alt="{name}">\n\n{caption}.\n\n'
             cells = "a decoder's" if causal == {True} else "all"
             share = mask.sparsity(at, causal == {True})
             table += f"| sparsity | {share:.1%} of {cells} cells at {at:,} positions |\n"
@@ -108,18 +108,18 @@ def seal(text: bytes) -> bytes:
 
 def describe_plan(plan: Plan) -> str:
     """How a mask was found, as far as its plan says."""
-    found, name = plan.found, plan.model["name"]
+    facts, name = plan.found, plan.model["name"]
     text = f"\n## How it was found\n\nJudged on {name} (hash {plan.model['digest']}). "
-    if budget := found.get("budget"):
+    if budget := facts.get("budget"):
         text += f"Budget: {budget['limit']:g} of dense attention's {budget['cost']}.\n\n"
         text += f"```bash\nmasksearch allocate {name} TEXT --budget {budget['limit']:g} "
-        text += f"--unit {plan.unit} --length {found['length']}\n```\n"
-    if unseen := (found.get("nll") or {}).get("unseen"):
+        text += f"--unit {plan.unit} --length {facts['length']}\n```\n"
+    if unseen := (facts.get("nll") or {}).get("unseen"):
         rows = describe_rows(unseen)
         text += f"\n| on {rows} that the search has not seen | nats a token |\n|---|---|\n"
         text += f"| dense attention | {unseen['dense']:.4f} |\n| mask | {unseen['masked']:.4f} |\n"
         text += f"| mask minus dense, 95 % interval over rows | {describe_loss(unseen)} |\n"
-    if rival := found.get("rival"):
+    if rival := facts.get("rival"):
         text += (
             f"\nWithin that budget `{rival['mask']}` in every layer: {describe_rival(rival)}.\n"
         )

@@ -108,14 +108,14 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
     Raises:
         DataError: If it is neither in the cache nor can be downloaded.
     """
-    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": FILES}
+    request: dict[str, Any] = {"repo_id": name, "allow_patterns": FILES}
     with suppress(OSError, ValueError):  # not in the cache, or not whole
-        folder = Path(snapshot_download(**wanted, revision=revision, local_files_only=True))
+        folder = Path(snapshot_download(**request, revision=revision, local_files_only=True))
         find_files(folder)
         return folder
     try:
-        found = HfApi().model_info(name, revision=revision, timeout=SECONDS)  # one try, no retries
-        return Path(snapshot_download(**wanted, revision=found.sha))
+        about = HfApi().model_info(name, revision=revision, timeout=SECONDS)  # one try, no retries
+        return Path(snapshot_download(**request, revision=about.sha))
     except (OSError, ValueError, HTTPError) as error:  # HTTPError: of the Hub client's transport
         raise DataError(
             f"no such folder: {name!r}, and the Hugging Face Hub gave no checkpoint of that name "
@@ -199,14 +199,14 @@ def read_model(
     fixed = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     report = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        model, found = cls.from_pretrained(folder, **options, **fixed, **report)
+        model, loaded = cls.from_pretrained(folder, **options, **fixed, **report)
     except UNREADABLE as error:
         raise DataError(
             f"{folder}: the model cannot be read as {cls.__name__}: {error}; the files are "
             "damaged, not whole or of different models, or an option does not fit them"
         ) from error
-    unfit = {name: "missing" for name in found["missing_keys"]}
-    for name, stored, expected in found["mismatched_keys"]:
+    unfit = {name: "missing" for name in loaded["missing_keys"]}
+    for name, stored, expected in loaded["mismatched_keys"]:
         unfit[name] = f"stored {list(stored)}, expected {list(expected)}"
     if new_head:
         body = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -217,7 +217,7 @@ def read_model(
             f"such as {min(unfit)} ({unfit[min(unfit)]}); take configuration and weights from the "
             "same save, or give model_class= for a class with a new head"
         )
-    return model, found
+    return model, loaded
 
 
 def read_config(path: Path) -> PreTrainedConfig:
@@ -228,12 +228,12 @@ def read_config(path: Path) -> PreTrainedConfig:
     """
     fixed = {"trust_remote_code": False, "local_files_only": True}
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(path, **fixed)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, **fixed)
     except UNREADABLE as error:
         raise DataError(
             f"{path / CONFIG if path.is_dir() else path} cannot be read: {error}"
         ) from error
-    return found
+    return config
 
 
 @dataclass(frozen=True)
@@ -287,10 +287,10 @@ class StoredCheckpoint:
             DataError: If the folder holds no tokenizer.
         """
         folder = self.locate()
-        known = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", "*.model")
-        if not any(any(folder.glob(name)) for name in known):
+        names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", "*.model")
+        if not any(any(folder.glob(name)) for name in names):
             raise DataError(
-                f"{folder} holds no tokenizer ({', '.join(known)}); copy the one that the "
+                f"{folder} holds no tokenizer ({', '.join(names)}); copy the one that the "
                 "model was trained with into it: another one's ids mean other words"
             )
         return str(folder)
@@ -344,8 +344,8 @@ def check_weights(folder: Path) -> None:
     Raises:
         DataError: If they are others, by the SHA-256 that the manifest names.
     """
-    recorded, found = read_manifest(folder)["weights"], hash_weights(folder)
-    if differ := sorted(n for n in {*recorded, *found} if recorded.get(n) != found.get(n)):
+    recorded, present = read_manifest(folder)["weights"], hash_weights(folder)
+    if differ := sorted(n for n in {*recorded, *present} if recorded.get(n) != present.get(n)):
         raise DataError(
             f"{folder}: {differ[0]} is not what the mask was saved with: its SHA-256 is not the "
             f"one in {MANIFEST}; save weights and mask together, ms.save_pretrained(model, "
@@ -403,12 +403,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path.parent} holds no {path.name}; give the folder of save_pretrained")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    return found
+    return content
 
 
 def saved_masks(folder: Path | str) -> dict[str, Mask]:
@@ -466,8 +466,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         options = stored["options"]
         if not names or options not in ({}, NO_POOLER):
             raise ValueError(f"it names no mask, or builds the model with {options!r:.80}")
-        known = ("options", "adapter", "backend", "model_class", "masks")
-        return {name: stored[name] for name in known} | {"weights": dict(stored["weights"])}
+        fields = ("options", "adapter", "backend", "model_class", "masks")
+        return {name: stored[name] for name in fields} | {"weights": dict(stored["weights"])}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error if type(error) is ValueError else repr(error)
         raise MaskFormatError(f"{path} cannot be used: {why}") from error

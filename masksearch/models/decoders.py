@@ -314,15 +314,15 @@ class NextTokenModel(nn.Module):
             whole: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return whole
         body: Any = self.model.base_model
-        found: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
-        return found
+        states: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
+        return states
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits of some features, `[.., vocabulary]`."""
         if not self.plain:
             return features
-        found: Tensor = cast(Any, self.model).get_output_embeddings()(features)
-        return found
+        scores: Tensor = cast(Any, self.model).get_output_embeddings()(features)
+        return scores
 
     def pieces(self, features: Tensor) -> Iterator[slice]:
         """Parts of `features` `[tokens, width]` whose logits fit into memory."""
@@ -358,14 +358,16 @@ class NextTokenModel(nn.Module):
         features = self.features(input_ids)
         if labels is None:
             return Output(self.logits(features))
-        wanted = labels[:, 1:]
-        scored = wanted != -100
+        following = labels[:, 1:]
+        scored = following != -100
         if hidden is not None:
-            found, learnt = (each[:, :-1][scored].float() for each in (features, hidden))
-            return Output(found, F.mse_loss(found, learnt) / learnt.square().mean())
+            target_states, learnt = (each[:, :-1][scored].float() for each in (features, hidden))
+            return Output(
+                target_states, F.mse_loss(target_states, learnt) / learnt.square().mean()
+            )
         logits = self.logits(features[:, :-1][scored])
         if target is None:
-            return Output(logits, F.cross_entropy(logits.float(), wanted[scored]))
+            return Output(logits, F.cross_entropy(logits.float(), following[scored]))
         with torch.no_grad():
             learnt = self.logits(target[:, :-1][scored])
         return Output(logits, divergence(logits.float(), learnt.float()).mean())
@@ -381,8 +383,8 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         `[tokens]`, at least 0 but for rounding.
     """
-    wanted, said = target.log_softmax(-1), logits.log_softmax(-1)
-    return (wanted.exp() * (wanted - said)).sum(-1)
+    log_target, log_probabilities = target.log_softmax(-1), logits.log_softmax(-1)
+    return (log_target.exp() * (log_target - log_probabilities)).sum(-1)
 
 
 def has_plain_head(model: Any) -> bool:
@@ -455,8 +457,8 @@ class LayerStates:
     @contextmanager
     def batch(self, number: int) -> Iterator[None]:
         """One forward pass of a batch: layers whose output is kept are passed over."""
-        known = [layer for at, layer in self.outputs if at == number]
-        first = 1 + max(known, default=-1)  # the lowest layer that is run
+        layers = [layer for at, layer in self.outputs if at == number]
+        first = 1 + max(layers, default=-1)  # the lowest layer that is run
         hooks = []
         try:
             for place, layer in enumerate(self.layers):
@@ -477,16 +479,16 @@ class LayerStates:
         """Whether a layer's output is all that those above it need, tried on a few tokens."""
         tokens: Tensor = torch.arange(1, 5, device=next(model.parameters()).device)[None]
         with self.batch(0):
-            wanted = model.features(tokens)
+            whole = model.features(tokens)
         kept = self.outputs
         for place in {0, len(self.layers) // 2 - 1, len(self.layers) - 2} & {at for _, at in kept}:
             self.outputs = {(0, place): kept[0, place]}
             try:
                 with self.batch(0):
-                    found = model.features(tokens)
+                    again = model.features(tokens)
             except (KeyError, AttributeError, TypeError, RuntimeError):
                 return False  # an upper layer looks for what a lower one would have left
-            if not torch.equal(found, wanted):
+            if not torch.equal(again, whole):
                 return False
         return True
 

@@ -389,7 +389,9 @@ def text_means(hidden: Tensor, visible: Tensor, types: Tensor | None) -> list[Te
     second = visible * (torch.zeros_like(visible) if types is None else types)
     first = visible - second
     first[:, 0] = 0  # [CLS]; the last token of each is [SEP]
-    return [mean_over(hidden, own * F.pad(own[:, 1:], (0, 1))) for own in (first, second)]
+    return [
+        mean_over(hidden, of_text * F.pad(of_text[:, 1:], (0, 1))) for of_text in (first, second)
+    ]
 
 
 def mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:

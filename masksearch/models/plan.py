@@ -149,7 +149,7 @@ def read_plan(path: Path) -> dict[str, Any] | None:
         FileNotFoundError: If there is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.get("kind") == KIND else None
+    return content if isinstance(content, dict) and content.get("kind") == KIND else None

@@ -150,12 +150,12 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     """
     name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
-    if own := check_masks(folder):
+    if masks := check_masks(folder):
         log.warning(
             "%s was trained under %s; what is judged takes its place, and masks.full() is another "
             "model than the one that was saved (ms.saved_masks gives its mask)",
             name,
-            ", ".join(f"{mask!s:.80}" for mask in own.values()),
+            ", ".join(f"{mask!s:.80}" for mask in masks.values()),
         )
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
@@ -391,13 +391,13 @@ class TunedHead(nn.Module):
         end_positions: Tensor | None = None,
     ) -> Output:
         """Logits and, given labels (of spans both positions), the mean loss: as our heads."""
-        given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        arguments = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if getattr(self.config, "type_vocab_size", 0) < 2:
-            del given["token_type_ids"]
+            del arguments["token_type_ids"]
         if self.kind == "MultipleChoice" and input_ids.ndim == 2:  # one item without a batch
-            given = {n: part if part is None else part[None] for n, part in given.items()}
+            arguments = {n: part if part is None else part[None] for n, part in arguments.items()}
             input_ids = input_ids[None]
-        out = self.whole(input_ids=input_ids, **given)
+        out = self.whole(input_ids=input_ids, **arguments)
         if self.kind == "QuestionAnswering":
             logits = torch.stack([out.start_logits, out.end_logits], -1)
             return span_output(logits, attention_mask, start_positions, end_positions)
@@ -419,10 +419,10 @@ def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> 
         DataError: If it cannot be read, its head is missing or is another one, the classes are
             not those of the task, or a weight is not finite.
     """
-    found = tuned_kind(folder)
-    if found is not None and found != kind:
+    there = tuned_kind(folder)
+    if there is not None and there != kind:
         raise DataError(
-            f"{folder} holds {KINDS[found]}, and this task needs {KINDS[kind]}; give a model that "
+            f"{folder} holds {KINDS[there]}, and this task needs {KINDS[kind]}; give a model that "
             "was fine-tuned on the task, or a pre-trained one, which is fine-tuned here"
         )
     loader = getattr(transformers, f"AutoModelFor{kind}")
@@ -451,14 +451,14 @@ def match_classes(folder: Path, config: Any, labels: Sequence[str]) -> list[int]
         DataError: If there are more or fewer, or they have other names.
     """
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
-    wanted = max(1, len(labels))
-    if len(names) != wanted:
+    classes = max(1, len(labels))
+    if len(names) != classes:
         says = f"the classes {', '.join(labels)}" if labels else "one score"
         raise DataError(
-            f"{folder} has a head of {len(names)} outputs, and the task {wanted} ({says}); give "
+            f"{folder} has a head of {len(names)} outputs, and the task {classes} ({says}); give "
             "the model of this task, or a pre-trained one, which is fine-tuned here"
         )
-    plain = [f"LABEL_{number}" for number in range(wanted)]
+    plain = [f"LABEL_{number}" for number in range(classes)]
     if not labels or names == plain or names == list(labels):
         return None
     folded, ours = [name.lower() for name in names], [label.lower() for label in labels]
@@ -491,13 +491,13 @@ class TaskModels(nn.Module):
         self.own: list[dict[str, Tensor]] = []  # weights to compute each task with
         for model in models:
             encoder = model.get_submodule("encoder")
-            own: dict[str, Tensor] = {}
+            parts: dict[str, Tensor] = {}
             if encoder is not first:
                 encoder.requires_grad_(False)
-                own = {f"encoder.{n}": part for n, part in encoder.named_parameters()}
-                own |= {f"encoder.{n}": part for n, part in encoder.named_buffers()}
+                parts = {f"encoder.{n}": part for n, part in encoder.named_parameters()}
+                parts |= {f"encoder.{n}": part for n, part in encoder.named_buffers()}
                 model.encoder = first
-            self.own.append(own)
+            self.own.append(parts)
         self.models = nn.ModuleList(models)
 
     def forward(
@@ -518,11 +518,11 @@ class TaskModels(nn.Module):
             inputs: Its other inputs, labels included.
         """
         number = 0 if task is None else int(task)
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        found: Output = functional_call(self.models[number], self.own[number], kwargs=given)
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        output: Output = functional_call(self.models[number], self.own[number], kwargs=arguments)
         if target is None:
-            return found
-        return Output(found.logits, distance_of_logits(found.logits, target))
+            return output
+        return Output(output.logits, distance_of_logits(output.logits, target))
 
 
 def distance_of_logits(logits: Tensor, target: Tensor) -> Tensor:
@@ -540,6 +540,6 @@ def distance_of_logits(logits: Tensor, target: Tensor) -> Tensor:
     if logits.ndim == 2 and logits.shape[-1] == 1:
         return F.mse_loss(logits.float(), target.float())
     axis = 1 if logits.ndim == 3 else -1
-    wanted = target.float().log_softmax(axis)
-    gap = (wanted - logits.float().log_softmax(axis)).masked_fill(target == -float("inf"), 0.0)
-    return (wanted.exp() * gap).sum() / len(logits)
+    log_target = target.float().log_softmax(axis)
+    gap = (log_target - logits.float().log_softmax(axis)).masked_fill(target == -float("inf"), 0.0)
+    return (log_target.exp() * gap).sum() / len(logits)

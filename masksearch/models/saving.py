@@ -174,8 +174,8 @@ def save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
         save_directory: Where to.
         how: Of the model's own `save_pretrained`.
     """
-    found = attached(model)
-    masked = bool(found) and all(isinstance(what, Mask) for what in found.values())
+    masks = attached(model)
+    masked = bool(masks) and all(isinstance(what, Mask) for what in masks.values())
     if masked and how.get("is_main_process", True):
         write_model(model, *masks_to_save(model), Path(save_directory), **how)
     else:
@@ -195,13 +195,13 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
             f"save the one that it is made of: ms.detach(model, missing_ok=True); "
             f"ms.attach({inner}, mask); ms.save_pretrained({inner}, folder)"
         )
-    found = attached(model)
-    if not found or not all(isinstance(what, Mask) for what in found.values()):
+    parts = attached(model)
+    if not parts or not all(isinstance(what, Mask) for what in parts.values()):
         raise AttachError(
-            f"{'gates are' if found else 'no mask is'} attached to this {name}; attach a mask (of "
+            f"{'gates are' if parts else 'no mask is'} attached to this {name}; attach a mask (of "
             "gates: result.mask(sparsity=0.9)), or save the weights: model.save_pretrained(folder)"
         )
-    return found, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
+    return parts, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
 
 
 def check_adapter(model: Any) -> None:
@@ -243,8 +243,8 @@ def build_options(model: PreTrainedModel) -> dict[str, bool]:
             built = cls(config, **options).state_dict()
     except (TypeError, RuntimeError):  # a class that is not built so is not compared
         return options
-    fresh, own = ({n: w.shape for n, w in s.items()} for s in (built, model.state_dict()))
-    differ = {name for name in {*own, *fresh} if own.get(name) != fresh.get(name)}
+    fresh, present = ({n: w.shape for n, w in s.items()} for s in (built, model.state_dict()))
+    differ = {name for name in {*present, *fresh} if present.get(name) != fresh.get(name)}
     if differ and not hasattr(model, "hf_quantizer"):
         raise AttachError(
             f"from this model's configuration {cls.__name__} builds other tensors than it has, so "
@@ -414,14 +414,14 @@ def find_class(name: Any, path: Path) -> type[PreTrainedModel]:
     Raises:
         AttachError: If there is none.
     """
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         raise AttachError(
             f"{path} names the class {name!r:.80}, which is not a model of "
             f"transformers {transformers.__version__}, and code from a folder is never run; give "
             "your own class: load_pretrained(folder, model_class=...)"
         )
-    return found
+    return kind
 
 
 def open_model(

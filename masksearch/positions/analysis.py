@@ -109,14 +109,14 @@ def importance(
             f"signed=False adds up first-order effects and does nothing for method {method!r}; "
             "leave it out, or use method='gradient'"
         )
-    found = list_batches(batches)
-    shape = shape_of(model, found[0])
+    listed = list_batches(batches)
+    shape = shape_of(model, listed[0])
     last = shape.length - 1
     reach = min(NEAR, last) if method == "drop" else last
     at = {0, *(range(-reach, reach + 1) if offsets is None else offsets)}
     columns = set(range(last + 1) if keys is None else keys)
-    for name, given, least in (("offsets", at, -last), ("keys", columns, 0)):
-        outside = sorted(unit for unit in given if not least <= unit <= last)
+    for name, of_kind, least in (("offsets", at, -last), ("keys", columns, 0)):
+        outside = sorted(unit for unit in of_kind if not least <= unit <= last)
         if outside:
             raise ValueError(
                 f"{name} of sequences of {shape.length} positions lie in {least} .. {last}, got "
@@ -125,8 +125,8 @@ def importance(
     units = tuple(sorted(at)), tuple(sorted(columns))
     spec = ImportanceSpec(shape, method, per, signed, special or {}, *units)
     if method == "drop":
-        return drop_importance(model, found, spec)
-    return first_order_importance(model, found, spec)
+        return drop_importance(model, listed, spec)
+    return first_order_importance(model, listed, spec)
 
 
 def first_order_importance(
@@ -184,7 +184,7 @@ def first_order_importance(
         spec,
         mean_with_interval(torch.stack(lines)),
         line_sums(counts)[chosen],
-        {name: mean_with_interval(torch.stack(found)) for name, found in tokens.items()},
+        {name: mean_with_interval(torch.stack(effects)) for name, effects in tokens.items()},
         token_counts,
         losses,
         values=values,
@@ -232,17 +232,17 @@ def drop_importance(model: nn.Module, batches: list[Batch], spec: ImportanceSpec
                     thinned = finite_loss(model, batch, number).item()
                     effects[number, row, column, index] = thinned - losses[-1]
                 cells[index] += sum(probe.cells) / len(probe.cells) / len(batches)
-    found = mean_with_interval(effects)
-    known = len(spec.offsets) + len(spec.keys)
+    measured = mean_with_interval(effects)
+    fixed = len(spec.offsets) + len(spec.keys)
     return build_importance(
         spec,
-        Measured(*(part[..., :known] for part in found)),
-        cells[:known],
+        Measured(*(part[..., :fixed] for part in measured)),
+        cells[:fixed],
         {
-            name: Measured(*(part[..., at] for part in found))
-            for at, name in enumerate(special, start=known)
+            name: Measured(*(part[..., at] for part in measured))
+            for at, name in enumerate(special, start=fixed)
         },
-        {name: cells[at].item() for at, name in enumerate(special, start=known)},
+        {name: cells[at].item() for at, name in enumerate(special, start=fixed)},
         losses,
         batches=len(batches),
     )

@@ -55,10 +55,10 @@ class AttentionMaps:
 
     def __repr__(self) -> str:
         shares = {"diagonal": (self.diagonal, self.diagonal_chance)}
-        shares |= {name: (own, self.special_chance[name]) for name, own in self.special.items()}
+        shares |= {name: (mass, self.special_chance[name]) for name, mass in self.special.items()}
         means = (
-            f"{name} {own.mean().item():.3g} (evenly {even.mean().item():.3g})"
-            for name, (own, even) in shares.items()
+            f"{name} {mass.mean().item():.3g} (evenly {even.mean().item():.3g})"
+            for name, (mass, even) in shares.items()
         )
         shape = " x ".join(map(str, self.maps.shape))
         return f"AttentionMaps({shape}, {self.sequences} sequences; {', '.join(means)})"
@@ -106,8 +106,8 @@ def attention_maps(
         LengthError: If the batches differ in length.
         ValueError: If there is no batch, or their number is not known.
     """
-    found = list_batches(batches)
-    shape = shape_of(model, found[0])
+    listed = list_batches(batches)
+    shape = shape_of(model, listed[0])
     size = (shape.layers, shape.heads)
     total = torch.zeros(*size, shape.length, shape.length, dtype=torch.float64)
     count = torch.zeros_like(total)
@@ -132,9 +132,9 @@ def attention_maps(
             expected[name][layer] += ((valid & there).sum(-1) / keys).double().sum((0, 2)).cpu()
 
     probe = WatchedAttention(shape.length, shape.heads, shape.layers, observe)
-    with attached_probe(model, probe, found[0]):
+    with attached_probe(model, probe, listed[0]):
         model.eval()
-        for batch in found:
+        for batch in listed:
             batch = on_device(model, batch)
             standing = special_keys(batch, special)
             model(**batch)
@@ -147,5 +147,5 @@ def attention_maps(
         (chance / rows).float(),
         {name: (part / rows).float() for name, part in mass.items()},
         {name: (part / rows).float() for name, part in expected.items()},
-        sum(len(next(iter(batch.values()))) for batch in found),
+        sum(len(next(iter(batch.values()))) for batch in listed),
     )

@@ -42,12 +42,12 @@ def diagonal_controls(
         return masks.full() - masks.random_keys(count, draw)
 
     bare = masks.without_diagonal(masks.full())
-    found = {"full": masks.full(), "without diagonal": bare}
+    controls = {"full": masks.full(), "without diagonal": bare}
     for draw in range(draws):
         start = mixed_seed(seed, draw) % 2**31
-        found[f"without random {draw}"] = (
+        controls[f"without random {draw}"] = (
             without(1, start)
             if shape is None
             else match_density(without, effective_density(bare, shape), shape, start)
         )
-    return found
+    return controls

@@ -183,9 +183,9 @@ def shape_of(model: nn.Module, batch: Batch) -> Shape:
         AttachError: If the model's attention cannot be reached, or has several parts.
         HeadCountError: If its layers have different numbers of heads.
     """
-    given = example(model, batch)
-    calls = probe(model, pretrained_models(model), given)
-    find_part(model, parts_of(model, calls, given), None)
+    inputs = example(model, batch)
+    calls = probe(model, pretrained_models(model), inputs)
+    find_part(model, parts_of(model, calls, inputs), None)
     heads = {call.heads for call in calls}
     if len(heads) > 1:
         raise HeadCountError(
@@ -212,10 +212,10 @@ def list_batches(batches: Iterable[Batch]) -> list[Batch]:
             f"batches are measured as a list of known length, got {type(batches).__name__}, which "
             "may be endless; pass list(itertools.islice(batches, 16))"
         )
-    found = list(batches)
-    if not found:
+    listed = list(batches)
+    if not listed:
         raise ValueError("importance is a mean over batches, got none; pass at least one")
-    return found
+    return listed
 
 
 @contextmanager

@@ -179,7 +179,7 @@ class Importance:
 
     def __repr__(self) -> str:
         """What was measured and how, and the diagonal's effect."""
-        special = "".join(f", {name} {found}" for name, found in self.special.items())
+        special = "".join(f", {name} {effect}" for name, effect in self.special.items())
         return (
             f"Importance({self.method}, per {self.per}, {self.length} positions, {self.batches} "
             f"batches, loss {self.loss:.4g}; nats a token: diagonal {self.diagonal}{special}; "
@@ -211,8 +211,8 @@ class Importance:
                 "layer": "all" if self.per == "model" else layer,
                 "head": head if self.per == "head" else "all",
             }
-            for unit, found, cells in kinds[kind]:
-                values = {n: part[layer, head].item() for n, part in found._asdict().items()}
+            for unit, effect, cells in kinds[kind]:
+                values = {n: part[layer, head].item() for n, part in effect._asdict().items()}
                 rows.append({"kind": kind, "unit": unit, **place, **values, "cells": cells})
         columns = ["kind", "unit", "layer", "head", "mean", "low", "high", "cells"]
         return pd.DataFrame(rows, columns=columns)
@@ -252,7 +252,7 @@ def build_importance(
         None if values is None else values.float(),
         by_offset,
         by_key,
-        {name: Measured(*(part.float() for part in found)) for name, found in tokens.items()},
+        {name: Measured(*(part.float() for part in effect)) for name, effect in tokens.items()},
         dict(token_cells),
         sum(losses) / len(losses),
         batches,

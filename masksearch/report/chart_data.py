@@ -83,8 +83,8 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
                 **mask_facts(record, section.runs.get(owner), section.shape, pictures, cost),
             }
         )
-    own = {point["group"] for point in points if point["search"]}
-    styles = styles_of(name for name in dict.fromkeys(strategies.values()) if name in own)
+    searched = {point["group"] for point in points if point["search"]}
+    styles = styles_of(name for name in dict.fromkeys(strategies.values()) if name in searched)
     groups = [
         group_of(name, style, RANDOM if name == RANDOM else "searched")
         for name, style in styles.items()
@@ -98,20 +98,20 @@ def drawn_records(section: Section) -> list[Record]:
     """The finished trials that a chart shows: all, or where there are more than `DRAWN` the
     hand-designed masks, the front of every search, and every so many of the others."""
     score, (cost, _) = section.objectives[0], saving(section.objectives)
-    found = [r for r in section.searched if r.scored and math.isfinite(r.value(score.name))]
-    if len(found) <= DRAWN:
-        return found
+    records = [r for r in section.searched if r.scored and math.isfinite(r.value(score.name))]
+    if len(records) <= DRAWN:
+        return records
     sign = 1 if score.goal == "max" else -1
-    shown = {id(r) for r in found if r.role == "baseline"}
-    shown |= {id(r) for r in pareto(found, section.objectives)}
+    shown = {id(r) for r in records if r.role == "baseline"}
+    shown |= {id(r) for r in pareto(records, section.objectives)}
     for study in section.studies.values():
-        own = [r for r in study if r.scored and r.role != "baseline" and not learned_nothing(r)]
-        gains = [(saved_share(r, cost), sign * r.value(score.name)) for r in own]
+        apt = [r for r in study if r.scored and r.role != "baseline" and not learned_nothing(r)]
+        gains = [(saved_share(r, cost), sign * r.value(score.name)) for r in apt]
         kept = on_front(np.reshape(gains, (len(gains), 2)))
-        shown |= {id(r) for r, best in zip(own, kept, strict=True) if best}
-    others = [record for record in found if id(record) not in shown]
+        shown |= {id(r) for r, best in zip(apt, kept, strict=True) if best}
+    others = [record for record in records if id(record) not in shown]
     shown |= {id(record) for record in others[:: -(-len(others) // DRAWN) or 1]}
-    return [record for record in found if id(record) in shown]
+    return [record for record in records if id(record) in shown]
 
 
 def compared_chart(
@@ -169,20 +169,20 @@ def front_chart(
     left = min((point["saved"] for point in sparse), default=0.0)
     lines = []
     for group in used:
-        own = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
-        own = [point for point in own if point["id"] not in alone]
-        several = len({point["search"] for point in own}) > 1
-        steps = mean_front(own, sign) if several else front_of(own, sign)
+        members = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
+        members = [point for point in members if point["id"] not in alone]
+        several = len({point["search"] for point in members}) > 1
+        steps = mean_front(members, sign) if several else front_of(members, sign)
         for place, step in enumerate([*steps[:1], *steps]):
             at = left if place == 0 else step["saved"]
-            known = {name: step[name] for name in ("id", "group", "score", "low", "high")}
-            lines.append({**known, "arm": group["arm"], "saved": at})
+            about = {name: step[name] for name in ("id", "group", "score", "low", "high")}
+            lines.append({**about, "arm": group["arm"], "saved": at})
     if truth:
         used = [*used, group_of(TRUE_FRONT, (PINK, "o"), "truth")]
-        known = {"id": "", "group": TRUE_FRONT, "arm": "truth", "low": None, "high": None}
+        about = {"id": "", "group": TRUE_FRONT, "arm": "truth", "low": None, "high": None}
         places = sorted(truth)
         ends = [(min(left / 100, places[0][0]), places[0][1]), *places]
-        lines += [{**known, "saved": 100 * at, "score": best} for at, best in ends]
+        lines += [{**about, "saved": 100 * at, "score": best} for at, best in ends]
     return {
         "kind": "front",
         "id": key,
@@ -207,20 +207,20 @@ def group_of(name: str, style: tuple[str, str], arm: str) -> dict[str, str]:
 def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """A level line for each point that leaves nothing out; the best one has the label of all."""
     label = f"{len(dense)} masks with nothing left out"
-    found = []
+    levels = []
     for place, point in enumerate(sorted(dense, key=lambda p: -sign * p["score"])):
-        own = f"{point['name']} (nothing left out)" if len(dense) == 1 else label
-        known = {name: point[name] for name in ("id", "score", "low", "high")}
-        found.append({"label": "" if place else own, **known})
-    return found
+        dense_label = f"{point['name']} (nothing left out)" if len(dense) == 1 else label
+        about = {name: point[name] for name in ("id", "score", "low", "high")}
+        levels.append({"label": "" if place else dense_label, **about})
+    return levels
 
 
 def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """The points that no other one beats in both, densest first."""
-    own = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
-    gains = [(point["saved"], sign * point["score"]) for point in own]
+    by_saving = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
+    gains = [(point["saved"], sign * point["score"]) for point in by_saving]
     kept = on_front(np.reshape(gains, (len(gains), 2)))
-    return [point for point, best in zip(own, kept, strict=True) if best]
+    return [point for point, best in zip(by_saving, kept, strict=True) if best]
 
 
 def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
@@ -228,14 +228,14 @@ def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, An
     searches: dict[str, list[dict[str, Any]]] = {}
     for point in points:
         searches.setdefault(point["search"], []).append(point)
-    fronts = [front_of(own, sign) for own in searches.values()]
+    fronts = [front_of(members, sign) for members in searches.values()]
     steps = []
     for at in sorted({point["saved"] for front in fronts for point in front}):
         best = [[sign * p["score"] for p in front if p["saved"] >= at] for front in fronts]
         if all(best):
-            found = estimate([sign * max(scores) for scores in best])
-            known = {"score": found.value, "low": found.low, "high": found.high}
-            steps.append({"id": "", "group": points[0]["group"], "saved": at, **known})
+            interval = estimate([sign * max(scores) for scores in best])
+            about = {"score": interval.value, "low": interval.low, "high": interval.high}
+            steps.append({"id": "", "group": points[0]["group"], "saved": at, **about})
     return steps
 
 
@@ -256,8 +256,8 @@ def costs_of(record: Record) -> dict[str, float]:
 
 def saved_share(record: Record, cost: str) -> float:
     """The share of dense attention's cost that its mask saves."""
-    known = costs_of(record)
-    return 1 - known[cost] if cost in known else sparsity_of(record)
+    costs = costs_of(record)
+    return 1 - costs[cost] if cost in costs else sparsity_of(record)
 
 
 def mask_facts(
@@ -268,7 +268,7 @@ def mask_facts(
 
     `place` is how a command line names the mask: `RUN#7`, or its expression.
     """
-    mask, known = record.mask, costs_of(record)
+    mask, costs = record.mask, costs_of(record)
     place = str(mask or "") if run is None else f"{run}#{record.number}"
     return {
         "place": shlex.quote(place),
@@ -276,20 +276,20 @@ def mask_facts(
         "fingerprint": record.fingerprint,
         "sparsity": 100 * sparsity_of(record),
         "saved": 100 * saved_share(record, cost),
-        "table_sparsity": 100 * known.get("sparsity", math.nan),
-        "costs": {name: known[name] for name in COSTS if name in known},
+        "table_sparsity": 100 * costs.get("sparsity", math.nan),
+        "costs": {name: costs[name] for name in COSTS if name in costs},
         "picture": pictures.panels(mask, shape) if mask and shape else None,
     }
 
 
 def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[float]]:
     """Mean and 95% interval over seeds of each reported value; of the score over rows too."""
-    found = {comparison.objectives[0].name: [entry.score.value, entry.score.low, entry.score.high]}
+    cells = {comparison.objectives[0].name: [entry.score.value, entry.score.low, entry.score.high]}
     for name in comparison.tasks:
         if runs := entry.values.get(name):
             each = estimate(list(runs.values()))
-            found[name] = [each.value, each.low, each.high]
-    return found
+            cells[name] = [each.value, each.low, each.high]
+    return cells
 
 
 # -- what a page compares ------------------------------------------------------------------------
@@ -338,8 +338,8 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
             for name, runs in curves.items():
                 for compute, volume in band_of(runs, by, STEPS).items():
                     low = max(0.0, volume.low) if math.isfinite(volume.low) else None
-                    known = {"mean": volume.value, "low": low, "high": volume.high}
-                    lines.append({"group": name, "compute": compute, **known})
+                    about = {"mean": volume.value, "low": low, "high": volume.high}
+                    lines.append({"group": name, "compute": compute, **about})
             if any(line["mean"] > 0 for line in lines):
                 yield {
                     "kind": "hypervolume",
@@ -398,14 +398,14 @@ def describe_allocation(masks: Sequence[Mapping[str, Any]]) -> list[str]:
     first, last = np.array(masks[0]["kept"]), np.array(masks[-1]["kept"])
     lines = []
     if len(masks) > 1:
-        told = []
+        texts = []
         for at in (int((first - last).argmax()), int((first - last).argmin())):
             layer, head = divmod(at, first.shape[1])
             shares = f"{percent(first[layer, head])} to {percent(last[layer, head])}"
-            told.append(f"layer {layer}, head {head} ({shares})")
+            texts.append(f"layer {layer}, head {head} ({shares})")
         lines.append(
-            f"From {masks[0]['name']} to {masks[-1]['name']}: {told[0]} gives up the most, "
-            f"{told[1]} the least."
+            f"From {masks[0]['name']} to {masks[-1]['name']}: {texts[0]} gives up the most, "
+            f"{texts[1]} the least."
         )
     if any(np.ptp(np.mean(each["kept"], axis=1)) > 1e-9 for each in masks):
         fullest = [int(np.mean(each["kept"], axis=1).argmax()) for each in masks]

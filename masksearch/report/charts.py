@@ -256,14 +256,14 @@ def finish(
 ) -> dict[str, Any]:
     """As wide as its place on the page, in the page's font."""
     assert isinstance(chart, alt.LayerChart)  # layers of charts without facets
-    found: dict[str, Any] = (
+    done: dict[str, Any] = (
         chart.properties(width="container", height=height)
         .configure(font="system-ui, sans-serif", background="transparent")
         .configure_view(stroke=None)
         .configure_text(fontSize=medium.text)
         .to_dict()
     )
-    return found
+    return done
 
 
 # -- print ---------------------------------------------------------------------------------------
@@ -327,9 +327,9 @@ def paper_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
 def notes_of(chart: Mapping[str, Any]) -> list[str]:
     """What a printed chart's marks mean, in a line each."""
     if chart["kind"] != "front":
-        known = [each["low"] for each in chart["lines"]]
-        said = "Bars" if chart["kind"] == "differences" else "Bands"
-        return [f"{said}: 95% intervals."] * any(low is not None for low in known)
+        lows = [each["low"] for each in chart["lines"]]
+        marks = "Bars" if chart["kind"] == "differences" else "Bands"
+        return [f"{marks}: 95% intervals."] * any(low is not None for low in lows)
     points = [point for point in chart["points"] if point["saved"] > 0]
     levels = next((level["label"] for level in chart["levels"] if level["label"]), "")
     meanings = {
@@ -371,8 +371,8 @@ def name_layers(
     """
     low, high = sparsity_axis(chart)
     colours = {group["name"]: group["colour"] for group in chart["groups"]}
-    wanted = [(mark["saved"] - low) / (high - low) for mark in marks]
-    places = spread(wanted, 1.35 * SMALL / POINTS / (width - 0.75))  # of the axes' width, about
+    asked = [(mark["saved"] - low) / (high - low) for mark in marks]
+    places = spread(asked, 1.35 * SMALL / POINTS / (width - 0.75))  # of the axes' width, about
     names = [
         {
             "saved": mark["saved"],
@@ -411,5 +411,5 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     steps = gap * np.arange(len(wanted))
     free = np.asarray(wanted) - steps  # of which places at least `gap` apart never fall
     right, left = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
-    found = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
-    return [round(float(place), 6) for place in found]
+    places = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
+    return [round(float(place), 6) for place in places]

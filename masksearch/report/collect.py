@@ -86,47 +86,47 @@ def studies_in(
     Raises:
         SearchError: If there is none, or none can be read.
     """
-    found, unread = read_folders(run, storage, alone=alone)
+    studies, unread = read_folders(run, storage, alone=alone)
     for line in unread:
         warnings.warn(line, stacklevel=2)
-    return found
+    return studies
 
 
 def read_folders(
     run: Path, storage: str | BaseStorage | None = None, *, alone: bool = True
 ) -> tuple[list[StoredStudy], list[str]]:
     """See `studies_in`; also gives a line for each subfolder that cannot be read."""
-    own = holds_study(run)
-    parts = [] if own else list(filter(holds_study, sorted(run.glob("*/"))))
+    is_study = holds_study(run)
+    parts = [] if is_study else list(filter(holds_study, sorted(run.glob("*/"))))
     if alone and storage is not None and not parts:
         return [read_study(run, storage)], []
-    if own:
+    if is_study:
         return [read_study(run, allowed=storage)], []
-    found: list[StoredStudy] = []
+    studies: list[StoredStudy] = []
     unread: list[str] = []
     for folder in parts:
         try:
-            found.append(read_study(folder, allowed=storage))
+            studies.append(read_study(folder, allowed=storage))
         except MaskSearchError as problem:  # the others are reported all the same
             unread.append(f"{folder} is left out: {problem}")
-    if not found:
+    if not studies:
         raise SearchError(
             "; ".join(unread)
             or f"{run} holds no study (no study.db or study.json in it or directly below); "
             "name the folder that was given to --run"
         )
-    return tell_apart(found), unread
+    return tell_apart(studies), unread
 
 
 def tell_apart(found: Sequence[StoredStudy]) -> list[StoredStudy]:
     """The studies; those of one name under the ends of their folders, as short as tells them
     apart."""
-    given = [study.name for study in found]
-    names, parts = given, 0
+    short = [study.name for study in found]
+    names, parts = short, 0
     while len(set(names)) < len(names) and parts < max(len(study.run.parts) for study in found):
         parts += 1
         ends = ["/".join(study.run.parts[-parts:]) for study in found]
-        names = [end if given.count(n) > 1 else n for n, end in zip(given, ends, strict=True)]
+        names = [end if short.count(n) > 1 else n for n, end in zip(short, ends, strict=True)]
     return [replace(study, name=name) for study, name in zip(found, names, strict=True)]
 
 
@@ -162,14 +162,14 @@ def read_study(
 
 def limits_of(searches: Sequence[StoredStudy]) -> dict[str, str]:
     """What the searches were not allowed, or ended early, for the page."""
-    found: dict[str, str] = {}
+    limits: dict[str, str] = {}
     for study in searches:
         constraints = ", ".join(json.loads(study.facts.get("constraints", "[]")))
         scheduler = study.facts.get("scheduler", "")
         for label, text in (("constraints", constraints), ("early stopping", scheduler)):
-            if text and text not in found.get(label, ""):
-                found[label] = f"{found[label]}; {text}" if label in found else text
-    return found
+            if text and text not in limits.get(label, ""):
+                limits[label] = f"{limits[label]}; {text}" if label in limits else text
+    return limits
 
 
 def report_on(
@@ -198,18 +198,18 @@ def report_on(
         The path of the page.
     """
     runs = [runs] if isinstance(runs, Path) else list(runs)
-    found: list[StoredStudy] = []
+    every: list[StoredStudy] = []
     unread: list[str] = []
     for run in runs:
         studies, problems = read_folders(run, storage, alone=len(runs) == 1)
-        found, unread = found + studies, unread + problems
+        every, unread = every + studies, unread + problems
     if len(runs) > 1:
-        found = tell_apart(found)
+        every = tell_apart(every)
     for line in unread:
         warnings.warn(line, stacklevel=2)
     notes = read_notes(runs[0]) if len(runs) == 1 else {}
     groups: dict[tuple[Any, ...], list[StoredStudy]] = {}
-    for study in found:
+    for study in every:
         key = (study.facts.get("protocol", ""), study.objectives, study.shape)
         groups.setdefault(key, []).append(study)
     titles = name_groups(list(groups.values()))
@@ -226,7 +226,7 @@ def report_on(
         about=notes.get("about", []),
         verdicts=notes.get("verdicts", []),
         unread=unread,
-        progress=progress_of([study.run for study in found]) if live else (),
+        progress=progress_of([study.run for study in every]) if live else (),
         command=command or shlex.join(["masksearch", "report", *map(str, runs)]),
     )
 
@@ -341,11 +341,11 @@ def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
         return [""]
     described = []
     of_groups = [{k: v for study in each for k, v in study.settings.items()} for each in groups]
-    known = all("steps" in settings for settings in of_groups)
+    stated = all("steps" in settings for settings in of_groups)
     for studies, settings in zip(groups, of_groups, strict=True):
         main = studies[0]
         last = max((r.step for study in studies for r in study.records if r.scored), default=0)
-        steps = settings["steps"] if known else last
+        steps = settings["steps"] if stated else last
         described.append(
             {
                 "score": ", ".join(o.name for o in main.objectives if o.name not in SPARSITIES),
@@ -463,11 +463,14 @@ def proxy_card(
     studies = {n: studies_in(Path(n), storage, alone=False) for n in named.values()}
     return judge_proxy(
         observe(
-            {n: [r for each in found for r in each.records] for n, found in studies.items()}, judge
+            {n: [r for each in of_name for r in each.records] for n, of_name in studies.items()},
+            judge,
         ),
         proxy=proxy,
         target=target,
-        objectives=[o for found in studies.values() for each in found for o in each.objectives],
+        objectives=[
+            o for of_name in studies.values() for each in of_name for o in each.objectives
+        ],
         bands=bands,
         fraction=fraction,
         resamples=resamples,
@@ -479,7 +482,7 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
 
     Runs whose jobs are equal differ in their seed: their agreement is measured.
     """
-    found: list[tuple[str, Record, DamResult, float | None]] = []
+    runs: list[tuple[str, Record, DamResult, float | None]] = []
     missing: list[str] = []
     for study in searches:
         for record in study.records:
@@ -492,18 +495,18 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
                 missing.append(f"{name}: {error}.")
                 continue
             retrained = retrained_loss(study.records, record.origin, result.target)
-            found.append((name, record, result, retrained))
+            runs.append((name, record, result, retrained))
     cards = []
     agreements: dict[str, Mapping[str, Any]] = {}
-    for index, (name, record, result, retrained) in enumerate(found):
+    for index, (name, record, result, retrained) in enumerate(runs):
         twins = [
             place
-            for place, (_, other, table, _) in enumerate(found)
+            for place, (_, other, table, _) in enumerate(runs)
             if other.job == record.job
             and table.probabilities.shape == result.probabilities.shape
             and table.target == result.target
         ]
-        others = [found[place][2] for place in twins if place != index and result.units is None]
+        others = [runs[place][2] for place in twins if place != index and result.units is None]
         card = result.health(others=others, retrained=retrained)
         if card.agreement is not None and twins[0] == index:
             agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card.agreement

@@ -360,7 +360,7 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes = figure.add_subplot()
     clean(axes, "", "overlap of two seeds' masks (IoU)")
     axes.grid(visible=False, axis="x")
-    for place, found in enumerate(agreements.values()):
+    for place, figures in enumerate(agreements.values()):
         kinds = (
             (-0.2, "iou", "chance", "by_pair", GREY, "heads as they stand"),
             (0.2, "matched", "matched_chance", "matched_by_pair", BLUE, "heads matched"),
@@ -368,18 +368,18 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
         for shift, name, chance, pairs, colour, label in kinds:
             x = place + shift
             axes.bar(
-                x, found[name], width=0.34, color=colour, alpha=0.75,
+                x, figures[name], width=0.34, color=colour, alpha=0.75,
                 label=None if place else label,
             )  # fmt: skip
             axes.scatter(
-                [x] * len(found[pairs]), found[pairs], s=14, color="white", edgecolors=INK,
+                [x] * len(figures[pairs]), figures[pairs], s=14, color="white", edgecolors=INK,
                 linewidths=0.8, zorder=3,
             )  # fmt: skip
             axes.plot(
-                [x - 0.19, x + 0.19], [found[chance]] * 2, color="black", linewidth=2, zorder=4,
+                [x - 0.19, x + 0.19], [figures[chance]] * 2, color="black", linewidth=2, zorder=4,
                 label="chance" if shift > 0 and place == 0 else None,
             )  # fmt: skip
-    names = [f"{name}\n({found['seeds']} seeds)" for name, found in agreements.items()]
+    names = [f"{name}\n({figures['seeds']} seeds)" for name, figures in agreements.items()]
     axes.set_xticks(range(len(names)), names, fontsize=SMALL)
     spare = max(0.0, 3 - len(names)) / 2  # keeps few bars slender
     axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)

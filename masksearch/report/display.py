@@ -58,15 +58,15 @@ def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Object
 def count_trials(records: Sequence[Record]) -> str:
     """Such as '12 trials (10 done, 2 failed) by tpe'."""
     statuses = Counter(record.status for record in records)
-    own = [record for record in records if record.role != "baseline"]
-    origins = dict.fromkeys(record.origin for record in own if record.origin)
+    searched = [record for record in records if record.role != "baseline"]
+    origins = dict.fromkeys(record.origin for record in searched if record.origin)
     counts = counted(statuses)
-    if len(own) < len(records):
-        counts.append(f"{len(records) - len(own)} of them baselines")
-    said = ", ".join(counts)
+    if len(searched) < len(records):
+        counts.append(f"{len(records) - len(searched)} of them baselines")
+    details = ", ".join(counts)
     return (
         f"{len(records)} trial{'s' * (len(records) != 1)}"
-        + (f" ({said})" if said else "")
+        + (f" ({details})" if details else "")
         + (f" by {', '.join(origins)}" if origins else "")
     )
 
@@ -118,13 +118,13 @@ def outcomes(comparison: ComparedMasks) -> TextTable:
     """Name, kind, sparsity, score with its interval, and outcome of each mask."""
     score, findings = comparison.objectives[0].name, comparison.findings()
     table = comparison_table(comparison).only("mask", "kind", "sparsity", score)
-    said = []
+    texts = []
     for cell, *_ in table.rows:
-        own = outcome_words([each for each in findings if each.mask == cell.text])
-        own = own if comparison.entries[cell.text].scores else "failed" * bool(own)
+        words = outcome_words([each for each in findings if each.mask == cell.text])
+        words = words if comparison.entries[cell.text].scores else "failed" * bool(words)
         nothing = "learned nothing" * comparison.entries[cell.text].learned_nothing
-        said.append("; ".join(filter(None, (own, nothing))))
-    return table.beside("outcome", said)
+        texts.append("; ".join(filter(None, (words, nothing))))
+    return table.beside("outcome", texts)
 
 
 # -- HTML ----------------------------------------------------------------------------------------

@@ -61,12 +61,12 @@ def write_report(
     for each in (file for place in places for file in (place, *place.glob("*"))):
         if each.is_symlink():
             raise ValueError(f"{each} is a link, which no page follows; delete it, or take --out")
-    told = result_of(sections, progress=progress, **head)
-    result: dict[str, Any] = plain_data(told)
+    data = result_of(sections, progress=progress, **head)
+    result: dict[str, Any] = plain_data(data)
     for chart in () if progress else charts_of(result):
         write_chart(chart, places[0])
     for place, section in enumerate(() if progress else sections):
-        tables = paper_tables(told["sections"][place], section)
+        tables = paper_tables(data["sections"][place], section)
         write_tables(places[1], section.key, tables)
         result["sections"][place]["figures"] = draw(places[0], section)
     write_text_in_one_move(
@@ -78,14 +78,14 @@ def write_report(
 
 def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
     """Name -> table, of those that lie beside the page for papers; `data` is the section's."""
-    found = {"front": data["front"], "searches": data["searches"]}
+    tables = {"front": data["front"], "searches": data["searches"]}
     for place, comparison in enumerate(section.comparisons.values()):
         end, shown = f"_{place}" if place else "", data["comparisons"][place]
         runs = comparison.frame(per="seed").to_dict("records")
-        found[f"compared{end}"] = shown["table"]
-        found[f"compared_seeds{end}"] = TextTable(data=runs)
-        found[f"findings{end}"] = shown["findings"]
-    return found
+        tables[f"compared{end}"] = shown["table"]
+        tables[f"compared_seeds{end}"] = TextTable(data=runs)
+        tables[f"findings{end}"] = shown["findings"]
+    return tables
 
 
 def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
@@ -129,9 +129,9 @@ def charts_of(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Every chart of a result."""
     for section in result["sections"]:
         compared = section["comparisons"]
-        found = [section["chart"], *section["volumes"]]
-        found += [chart for each in compared for chart in (each["chart"], each["differences"])]
-        yield from filter(None, found)
+        charts = [section["chart"], *section["volumes"]]
+        charts += [chart for each in compared for chart in (each["chart"], each["differences"])]
+        yield from filter(None, charts)
 
 
 def png_text(path: Path) -> str:

@@ -191,12 +191,12 @@ class Pictures:
             if self.cells < 0 or mask.needs_tokens:
                 return None
             rows = self.tables(under_causality(mask, shape), shape.length)
-            found = [[self.place(panel) for panel in row] for row in rows]
+            places = [[self.place(panel) for panel in row] for row in rows]
         except MaskSearchError:
             return None
-        if any(place is None for row in found for place in row):
+        if any(place is None for row in places for place in row):
             return None
-        kept = [[place for place in row if place is not None] for row in found]
+        kept = [[place for place in row if place is not None] for row in places]
         kept = kept[:1] if all(row == kept[0] for row in kept) else kept
         return [row[:1] for row in kept] if all(len(set(row)) == 1 for row in kept) else kept
 

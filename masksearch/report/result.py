@@ -125,7 +125,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
             }
         )
     charts = [chart for chart in (searched, *(c["chart"] for c in comparisons)) if chart]
-    known = {name for chart in charts for point in chart["points"] for name in point["costs"]}
+    priced = {name for chart in charts for point in chart["points"] for name in point["costs"]}
     return {
         "key": section.key,
         "title": section.title,
@@ -135,7 +135,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
             {"name": o.name, "goal": o.goal, "worst": o.worst} for o in section.objectives
         ],
         "shape": None if section.shape is None else section.shape.to_dict(),
-        "costs": [{"name": name, "title": COSTS[name]} for name in COSTS if name in known],
+        "costs": [{"name": name, "title": COSTS[name]} for name in COSTS if name in priced],
         "evaluate": section.evaluate,
         "runs": runs_table(section.studies, section.objectives),
         "finished": any(record.scored for record in section.records),
@@ -213,12 +213,12 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
 
 def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
     """What the reader of a front must keep in mind."""
-    said = [sentence(text) for text in search_cautions(records)]
+    texts = [sentence(text) for text in search_cautions(records)]
     nothing = nothing_learned(records)
-    if nothing and not any(text.startswith(sentence(nothing)[:-1]) for text in said):
-        said.insert(0, sentence(nothing))
+    if nothing and not any(text.startswith(sentence(nothing)[:-1]) for text in texts):
+        texts.insert(0, sentence(nothing))
     if not pareto(records, objectives):
-        return said
+        return texts
     lines = [
         "The front holds full-fidelity results only; early-stopped and failed trials are left "
         "out. Its points were selected on the runs that are shown, which flatters them: judge "
@@ -226,7 +226,7 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
     ]
     if len({record.seed for record in records if record.scored}) == 1:
         lines.append("Every score on the front is from one seed and therefore has no interval.")
-    return lines + said
+    return lines + texts
 
 
 def say_drawn(records: Sequence[Record], chart: Mapping[str, Any] | None) -> list[str]:
@@ -258,8 +258,8 @@ def table_data(table: TextTable) -> dict[str, Any]:
     """A table as plain data; what is at its default in a cell is left out."""
 
     def cell_data(cell: Cell) -> dict[str, Any]:
-        known = {name: value for name, value in asdict(cell).items() if value not in ("", False)}
-        return {"text": cell.text, **known}
+        facts = {name: value for name, value in asdict(cell).items() if value not in ("", False)}
+        return {"text": cell.text, **facts}
 
     return {
         "head": [cell_data(cell) for cell in table.head],

@@ -56,8 +56,8 @@ def runs_table(
     rows = []
     for name, study in studies.items():
         hand = [record for record in study if record.role == "baseline"]
-        own = [record for record in study if record.role != "baseline"]
-        for title, group in ((name, own), (f"{name}: baselines", hand)):
+        searched = [record for record in study if record.role != "baseline"]
+        for title, group in ((name, searched), (f"{name}: baselines", hand)):
             if not group and title != name:
                 continue
             statuses: list[str] = [record.status for record in group]
@@ -79,10 +79,10 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
     rows: list[dict[str, str]] = []
     data: list[dict[str, Any]] = []
     for goals in filter(None, (objectives, without_rte(searches, objectives))):
-        found = compare_searches(curves_of(searches, goals))
-        both = [volume for each in found for volume in (each.at_trials, each.at_seconds)]
+        compared = compare_searches(curves_of(searches, goals))
+        both = [volume for each in compared for volume in (each.at_trials, each.at_seconds)]
         places = decimals_for(value for v in both for value in (v.value, v.low, v.high))
-        for each in found:
+        for each in compared:
             score, seeds = goals[0].name, each.seeds
             whole: dict[str, Any] = {"strategy": each.strategy, "score": score}
             whole["n_searches"] = seeds
@@ -121,10 +121,10 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
 
 def by_origin(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by what has proposed them, as the tables take those of several searches."""
-    found: dict[str, list[Record]] = {}
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record.origin, []).append(record)
-    return found
+        groups.setdefault(record.origin, []).append(record)
+    return groups
 
 
 def front_table(
@@ -357,15 +357,15 @@ def health_table(health: Health) -> TextTable:
     for name, title, meaning in LOSSES:
         loss = health.losses.get(name)
         rows.append((title, "not measured" if loss is None else digits(loss, 4), meaning))
-    found = health.agreement
-    if found is None:
+    agreement = health.agreement
+    if agreement is None:
         rows.append(("agreement of seeds", "one seed", "not known from a single run"))
     else:
-        pairs = f"mean over pairs of {found['seeds']} seeds, masks cut at the target density"
+        pairs = f"mean over pairs of {agreement['seeds']} seeds, masks cut at the target density"
         for title, iou, chance, meaning in (
-            ("agreement of seeds", found["iou"], found["chance"], pairs),
+            ("agreement of seeds", agreement["iou"], agreement["chance"], pairs),
             (
-                *("with heads matched", found["matched"], found["matched_chance"]),
+                *("with heads matched", agreement["matched"], agreement["matched_chance"]),
                 "heads of a layer in the order that agrees best",
             ),
         ):

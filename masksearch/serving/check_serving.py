@@ -33,19 +33,19 @@ def judge_bytes(
     if held is None:
         return 2, ["the log has no line about the cache; give it from the start of the server"]
     for name, (values, setting) in logged.items():
-        wanted = planned["settings"][setting]
-        if values and int(values[-1].replace(",", "")) != wanted:
-            return 2, [f"{name} is {values[-1]}, planned for {wanted}: see SERVING.md"]
-    said = [f"cache of keys and values: {held:,.0f} bytes, planned {planned['kv_bytes']:,}"]
-    said.append(f"dense: {planned['dense_kv_bytes']:,}")
-    return int(abs(held / planned["kv_bytes"] - 1) > NEAR), said
+        planned_value = planned["settings"][setting]
+        if values and int(values[-1].replace(",", "")) != planned_value:
+            return 2, [f"{name} is {values[-1]}, planned for {planned_value}: see SERVING.md"]
+    lines = [f"cache of keys and values: {held:,.0f} bytes, planned {planned['kv_bytes']:,}"]
+    lines.append(f"dense: {planned['dense_kv_bytes']:,}")
+    return int(abs(held / planned["kv_bytes"] - 1) > NEAR), lines
 
 
 def main(read_log: Callable[[str, Mapping[str, Any]], tuple[int, list[str]]]) -> None:
     """Reads the log that is named, or what is piped in."""
     planned = json.loads(Path(__file__).with_name("serving.json").read_text(encoding="utf-8"))
     log = Path(sys.argv[1]).read_text(errors="replace") if sys.argv[1:] else sys.stdin.read()
-    code, said = read_log(log, planned)
-    print("; ".join(said))
+    code, lines = read_log(log, planned)
+    print("; ".join(lines))
     print(("as planned", "NOT as planned: SERVING.md says what was", "undecided")[code])
     sys.exit(code)

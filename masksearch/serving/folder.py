@@ -78,16 +78,16 @@ def write_folder(
             with quiet():
                 model.to(dtype).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
-        found = {"format": FORMAT, **facts} | {
+        facts_written = {"format": FORMAT, **facts} | {
             "tried": try_folder(beside, model, engine, tokens, expected)
         }
-        (beside / "serving.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        (beside / "serving.json").write_text(json.dumps(facts_written, indent=1) + "\n", "utf-8")
         if engine.read_log is not None:
             parts = [inspect.getsource(each) for each in (check_serving, engine.read_log)]
             (beside / "check_serving.py").write_text("\n\n".join([*parts, RUN]), "utf-8")
-        (beside / "SERVING.md").write_text(write_page(found, out), "utf-8")
+        (beside / "SERVING.md").write_text(write_page(facts_written, out), "utf-8")
         beside.rename(out)
-    return found
+    return facts_written
 
 
 def try_folder(
@@ -99,8 +99,8 @@ def try_folder(
         NativeError: If it is not the model that was meant.
     """
     if engine.gguf:
-        by, said = try_gguf(folder / GGUF, tokens)
-        if said is None:
+        by, loss = try_gguf(folder / GGUF, tokens)
+        if loss is None:
             return {"by": by}
     else:
         with quiet():
@@ -110,13 +110,13 @@ def try_folder(
                 f"{type(opened).__name__} reads {from_native(opened)} from the folder, "
                 f"{from_native(model)} was meant; nothing was left there"
             )
-        by, said = f"transformers {transformers.__version__}", nats(opened, tokens)
-    if not abs(said - expected) <= APART:
+        by, loss = f"transformers {transformers.__version__}", nats(opened, tokens)
+    if not abs(loss - expected) <= APART:
         raise NativeError(
-            f"{by} loses {said:.4f} nats a token on the file, the model {expected:.4f}; at most "
+            f"{by} loses {loss:.4f} nats a token on the file, the model {expected:.4f}; at most "
             f"{APART} are rounding. Nothing was left there"
         )
-    return {"by": by, "tokens": len(tokens), "nats": said, "expected": expected}
+    return {"by": by, "tokens": len(tokens), "nats": loss, "expected": expected}
 
 
 @torch.no_grad()

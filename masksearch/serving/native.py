@@ -226,19 +226,19 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transform
     Raises:
         NativeError: If it cannot.
     """
-    causal, own = is_causal(config), own_reaches(config)
-    if mask.layers not in (None, len(own)):
-        given = mask.layers or 1
-        stretched = [mask.of_layer(layer * given // len(own)) for layer in range(len(own))]
-        refuse(config, f"it has {given} layers, the model {len(own)}", stretched)
-    mask.counts(len(own), config.num_attention_heads)
-    layers = [mask.of_layer(layer) for layer in range(len(own))]
+    causal, limits = is_causal(config), own_reaches(config)
+    if mask.layers not in (None, len(limits)):
+        count = mask.layers or 1
+        stretched = [mask.of_layer(layer * count // len(limits)) for layer in range(len(limits))]
+        refuse(config, f"it has {count} layers, the model {len(limits)}", stretched)
+    mask.counts(len(limits), config.num_attention_heads)
+    layers = [mask.of_layer(layer) for layer in range(len(limits))]
     asked = [reach_of(each, causal) for each in layers]
     for layer, reach in enumerate(asked):
         if reach is None:
             refuse(config, f"layer {layer} keeps {what_else(layers[layer], causal)}", layers)
     reaches = [
-        min(reach, most) for reach, most in zip(asked, own, strict=True) if reach is not None
+        min(reach, most) for reach, most in zip(asked, limits, strict=True) if reach is not None
     ]
     windows = sorted({int(reach) for reach in reaches if reach != math.inf})
     if len(windows) > 1:
@@ -266,7 +266,7 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transform
         native.sliding_window = native.sliding_window if windows else None
     write_entries(target, native)
     if why := ENGINES[target].unserved(native):
-        nearest = None if min(own) < math.inf else from_native(config)
+        nearest = None if min(limits) < math.inf else from_native(config)
         raise NativeError(
             f"{why}; {f'else serve {nearest}' if nearest else 'or use ms.attach'}", nearest
         )
@@ -333,20 +333,22 @@ def granite_swa_of(model: PreTrainedModel, target: str) -> Any:
     """
     name, config = type(model).__name__, model.config
     if not name.endswith("ForCausalLM") or config.model_type == "granite_swa":
-        own = "has sinks of its own" if config.model_type == "granite_swa" else "has no head"
+        flaw = "has sinks of its own" if config.model_type == "granite_swa" else "has no head"
         raise NativeError(
-            f"{name} {own}; sinks become logits of decoders with a head for the next token, such "
+            f"{name} {flaw}; sinks become logits of decoders with a head for the next token, such "
             "as LlamaForCausalLM, without sinks"
         )
     if config.model_type in PLAIN:
         own_reaches(config)  # refuses windows that transformers would not apply
-    known = {each.name for each in fields(GraniteSWAConfig)} | {"head_dim"}
-    data = {key: value for key, value in config.to_dict().items() if key in known - {"model_type"}}
+    names = {each.name for each in fields(GraniteSWAConfig)} | {"head_dim"}
+    data = {key: value for key, value in config.to_dict().items() if key in names - {"model_type"}}
     width = data.get("head_dim") or config.hidden_size // config.num_attention_heads
     kind = SLIDING if data.get("sliding_window") else FULL  # Mistral's window is every layer's
-    given: dict[str, Any] = {"attention_multiplier": width**-0.5, "sliding_window": 1}
-    given["layer_types"] = [kind] * config.num_hidden_layers
-    native = GraniteSWAConfig.from_dict(data | {k: v for k, v in given.items() if not data.get(k)})
+    settings: dict[str, Any] = {"attention_multiplier": width**-0.5, "sliding_window": 1}
+    settings["layer_types"] = [kind] * config.num_hidden_layers
+    native = GraniteSWAConfig.from_dict(
+        data | {k: v for k, v in settings.items() if not data.get(k)}
+    )
     biased = any(key.endswith("self_attn.q_proj.bias") for key in model.state_dict())
     engine = ENGINES[target]
     native.attention_bias = engine.biases or biased
@@ -429,10 +431,10 @@ def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConf
     with torch.random.fork_rng(devices=[]), no_init_weights():
         built = native(config)
     state = model.state_dict(keep_vars=True)
-    for name, own in built.state_dict().items() if native is GraniteSWAForCausalLM else ():
+    for name, weight in built.state_dict().items() if native is GraniteSWAForCausalLM else ():
         if name.endswith(("_proj.bias", ".sinks")) and name not in state:
             value = NO_SINK if name.endswith("sinks") else 0.0
-            made = torch.full(own.shape, value, dtype=model.dtype, device=model.device)
+            made = torch.full(weight.shape, value, dtype=model.dtype, device=model.device)
             state[name] = nn.Parameter(made)
     if other := sorted({*state} ^ {*built.state_dict()}):
         raise NativeError(
@@ -455,23 +457,23 @@ def reach_of(mask: Mask, causal: bool) -> float | None:
     Returns:
         Positions (inclusive), infinity for everything; None for any other mask.
     """
-    found = [reach_of(part, causal) for part in mask.parts]
-    known = [reach for reach in found if reach is not None]
+    reaches = [reach_of(part, causal) for part in mask.parts]
+    finite = [reach for reach in reaches if reach is not None]
     if isinstance(mask, Full) or (causal and isinstance(mask, Causal)):
         return math.inf
     if isinstance(mask, Window):
         return mask.reach
     if isinstance(mask, Offsets) and [*mask.distances] == [*range(len(mask.distances))]:
         return len(mask.distances) - 1
-    if isinstance(mask, Either) and math.inf in known:
+    if isinstance(mask, Either) and math.inf in finite:
         return math.inf
-    if len(known) < len(found):
+    if len(finite) < len(reaches):
         return None
     if isinstance(mask, Either):
-        return max(known)
+        return max(finite)
     if isinstance(mask, Both):
-        return min(known)
-    return known[0] if isinstance(mask, PerHead) and len({*known}) == 1 else None
+        return min(finite)
+    return finite[0] if isinstance(mask, PerHead) and len({*finite}) == 1 else None
 
 
 def what_else(mask: Mask, causal: bool) -> str:
@@ -519,20 +521,20 @@ def nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
     Returns:
         In each layer `full()` or one window.
     """
-    causal, own = is_causal(config), own_reaches(config)
+    causal, windows = is_causal(config), own_reaches(config)
     parts = [part for each in layers for part in every_part(each)]
     lengths = [part.length for part in parts if part.length is not None]
-    bound = min(own)  # a window of the model's own bounds every other
+    bound = min(windows)  # a window of the model's own bounds every other
     reaches = [part.reach for part in parts if isinstance(part, Window)]
     widest = max([*reaches, bound if bound < math.inf else 0])
     length = min(lengths, default=int(min(max(SHORTEST, 2 * widest), LONGEST)))
     most = int(min(bound, length - 1)) if bound < math.inf else length - 2
     if config.model_type == "gpt2" or any(each.needs_tokens for each in layers) or most < 1:
         return from_native(config)
-    bounded = torch.tensor(own) < math.inf
+    bounded = torch.tensor(windows) < math.inf
     inside = [
         each if reach == math.inf else each & Window(int(reach))
-        for each, reach in zip(layers, own, strict=True)
+        for each, reach in zip(layers, windows, strict=True)
     ]
     costs = {each: cells_apart(each, causal, length) for each in {*inside}}
     apart = torch.stack([costs[each] for each in inside])  # layers, reaches

@@ -173,19 +173,19 @@ def calibrate(model: Any, native: Any, meter: SinkMeter, tokens: Tensor) -> None
     for layer, values in meter.values.items():
         attention = native.base_model.layers[layer].self_attn
         sums, shares = (torch.cat(each[layer], -1) for each in (meter.sums, meter.shares))
-        own: dict[str, Tensor] = {"sinks": matching_logit(sums, shares.mean(-1))}
+        parameters: dict[str, Tensor] = {"sinks": matching_logit(sums, shares.mean(-1))}
         if native.config.attention_bias:
             groups = attention.num_key_value_groups
             mass = shares.sum(-1).view(-1, groups).sum(1)
             value = values.view(len(mass), groups, -1).sum(1) / mass[:, None]
             weight = attention.o_proj.weight
             output = weight.to(value) @ value.repeat_interleave(groups, 0).flatten()
-            own["v_proj.bias"] = attention.v_proj.bias - value.flatten()
-            own["o_proj.bias"] = attention.o_proj.bias + output
-        for name, found in own.items():
+            parameters["v_proj.bias"] = attention.v_proj.bias - value.flatten()
+            parameters["o_proj.bias"] = attention.o_proj.bias + output
+        for name, value_found in parameters.items():
             place, _, last = name.rpartition(".")
             holder, before = attention.get_submodule(place), attention.get_parameter(name)
-            setattr(holder, last, nn.Parameter(found.to(before)))
+            setattr(holder, last, nn.Parameter(value_found.to(before)))
 
 
 def matching_logit(sums: Tensor, share: Tensor) -> Tensor:
@@ -222,21 +222,21 @@ def tune(
     weights = {name: each.detach() for name, each in native.named_parameters()}
     ends = ("sinks", "v_proj.bias", "o_proj.bias")[: 3 if native.config.attention_bias else 1]
     places = tuple(f".layers.{layer}.self_attn." for layer in meter.values)
-    found = [
+    names = [
         name for name in weights if name.endswith(ends) and any(place in name for place in places)
     ]
-    factors = {name: FASTER if name.endswith("sinks") else 1.0 for name in found}
-    knobs = nn.ParameterList([weights[name].float() / factors[name] for name in found])
+    factors = {name: FASTER if name.endswith("sinks") else 1.0 for name in names}
+    knobs = nn.ParameterList([weights[name].float() / factors[name] for name in names])
 
     def turned() -> dict[str, Tensor]:
         pairs = zip(factors.items(), knobs, strict=True)
         return {name: (knob * factor).to(weights[name]) for (name, factor), knob in pairs}
 
     def loss(_: nn.Module, batch: Batch) -> Tensor:
-        said = functional_call(native, weights | turned(), kwargs={**batch, "use_cache": False})
+        output = functional_call(native, weights | turned(), kwargs={**batch, "use_cache": False})
         with torch.no_grad():
             target = model(**batch, use_cache=False).logits
-        return divergence(said.logits.float(), target.float()).mean()
+        return divergence(output.logits.float(), target.float()).mean()
 
     def batches(start: int) -> Iterator[Batch]:
         order = torch.randperm(len(tokens), generator=generator(0))
@@ -244,7 +244,7 @@ def tune(
             yield {"input_ids": tokens[order[step % len(order)]][None]}
 
     config = TrainConfig(steps=steps, lr=RATE, weight_decay=0.0)
-    about = f"{config} {found} {[mask.digest for mask in meter.kept]}"
+    about = f"{config} {names} {[mask.digest for mask in meter.kept]}"
     values = {name: each.cpu() for name, each in weights.items() if "v_proj.weight" in name}
     key = digest(about, {**values, "tokens": tokens.cpu()})
     kept = None if folder is None else Checkpoints(folder, "sinks")

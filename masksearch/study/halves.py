@@ -21,26 +21,26 @@ def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
     """
     if half is not None and half not in get_args(Half):
         raise unknown_name("half", half, get_args(Half))
-    wanted = half or ("final" if evaluator.half == "search" else evaluator.half)
-    return evaluator if wanted == evaluator.half or wanted is None else evaluator.on(wanted)
+    chosen = half or ("final" if evaluator.half == "search" else evaluator.half)
+    return evaluator if chosen == evaluator.half or chosen is None else evaluator.on(chosen)
 
 
 def protocols_of_rows(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores come from rows of this evaluator: its own, and those of halves
     that hold some of them."""
-    found = {evaluator.protocol}
+    protocols = {evaluator.protocol}
     if evaluator.half is not None:
         search, whole = evaluator.on("search").protocol, evaluator.on("all").protocol
         if evaluator.half in ("search", "all"):
-            found |= {search, whole}
+            protocols |= {search, whole}
         elif evaluator.half == "final" and whole != search:
-            found.add(whole)
-    return found
+            protocols.add(whole)
+    return protocols
 
 
 def protocols_of_halves(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores differ from this evaluator's in their rows at most."""
-    found = {evaluator.protocol}
+    protocols = {evaluator.protocol}
     if evaluator.half is not None:
-        found |= {evaluator.on(half).protocol for half in ("search", "all")}
-    return found
+        protocols |= {evaluator.on(half).protocol for half in ("search", "all")}
+    return protocols

@@ -175,8 +175,8 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
     Raises:
         SearchError: If masksearch has not written the trial, or its mask file is gone.
     """
-    known = trial.user_attrs
-    proposal = known.get("proposal")
+    stored = trial.user_attrs
+    proposal = stored.get("proposal")
     if proposal is None:
         raise SearchError(
             f"trial {trial.number} of {run} was not written by masksearch; "
@@ -187,14 +187,14 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         status="running",
         job=read_job(proposal["job"], trial.number, run),
         params=proposal["params"],
-        origin=known["origin"],
+        origin=stored["origin"],
         measures=from_json(proposal["measures"]),
         memo=proposal["memo"],
         **{name: proposal[name] for name in PROPOSED},
     )
     if not record.source:
         record = replace(record, source=trial_source(run, trial.number))
-    order, result = math.inf, known.get("result")
+    order, result = math.inf, stored.get("result")
     if result is not None and trial.state.is_finished():
         order = result["order"]
         record = replace(
@@ -247,10 +247,10 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
 
 def read_answers(trial: FrozenTrial) -> tuple[SchedulerAnswer, ...]:
     """What a scheduler has answered about a trial."""
-    found = {key: value for key, value in trial.user_attrs.items() if key.startswith(ANSWER)}
+    stored = {key: value for key, value in trial.user_attrs.items() if key.startswith(ANSWER)}
     return tuple(
         SchedulerAnswer(int(key.removeprefix(ANSWER)), Report(step, from_json(values)), goes_on)
-        for key, (step, values, goes_on) in found.items()
+        for key, (step, values, goes_on) in stored.items()
     )
 
 
@@ -285,7 +285,7 @@ def describe_call(
         tree around that folder), `script` and `space` (`FILE:NAME`).
     """
     script = getattr(sys.modules.get("__main__"), "__file__", None)
-    known = {
+    facts = {
         **{name: plain(value) for name, value in asked.items()},
         "evaluator": evaluator_settings(evaluator),
         "data": dict(evaluator.data_hashes()),
@@ -296,7 +296,7 @@ def describe_call(
         "script": str(Path(script).resolve()) if script else "",
         "space": place_of(space),
     }
-    hidden: dict[str, Any] = hide_secrets(known)
+    hidden: dict[str, Any] = hide_secrets(facts)
     return {name: value for name, value in hidden.items() if value not in ("", {}, None)}
 
 
@@ -304,10 +304,10 @@ def evaluator_settings(evaluator: Any) -> dict[str, Any]:
     """The class of an evaluator and its fields, those of a wrapped one first."""
     name = type(evaluator).__name__
     inner = getattr(evaluator, "evaluator", None)
-    found = {} if inner is None else evaluator_settings(inner)
-    found["class"] = f"{name}({found['class']})" if found else name
+    of_inner = {} if inner is None else evaluator_settings(inner)
+    of_inner["class"] = f"{name}({of_inner['class']})" if of_inner else name
     settings = flat_settings(evaluator) if is_dataclass(evaluator) else {}
-    return found | {n: plain(value) for n, value in settings.items() if value is not inner}
+    return of_inner | {n: plain(value) for n, value in settings.items() if value is not inner}
 
 
 def plain(value: Any) -> Any:
@@ -318,13 +318,13 @@ def plain(value: Any) -> Any:
 @functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of masksearch, Python and the packages that numbers depend on."""
-    found = {"masksearch": own_version(), "python": platform.python_version()}
+    versions = {"masksearch": own_version(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def machine_name() -> str:
@@ -422,13 +422,13 @@ def read_budgets(budget: float | Sequence[float] | None) -> tuple[float, ...]:
     Raises:
         ValueError: If one is no share in (0, 1].
     """
-    given = [budget] if isinstance(budget, int | float) else [*(budget or ())]
-    for each in given:
+    listed = [budget] if isinstance(budget, int | float) else [*(budget or ())]
+    for each in listed:
         if not isinstance(each, int | float) or not 0 < each <= 1:
             raise ValueError(
                 f"budgets are shares in (0, 1] of what full attention costs, as 0.3; got {each!r}"
             )
-    return tuple(dict.fromkeys(map(float, given)))
+    return tuple(dict.fromkeys(map(float, listed)))
 
 
 def parse_constraint(

@@ -66,28 +66,28 @@ def read_run_record(text: str, storage: str | BaseStorage | None = None) -> Reco
     Raises:
         SearchError: If there is no such run, or it has no such trial or mask; says which it has.
     """
-    found = parse_reference(text)
-    store = StudyStore(found.run, write=False, allowed=storage)
+    at = parse_reference(text)
+    store = StudyStore(at.run, write=False, allowed=storage)
     records = store.records()
     with_mask = [record.number for record in records if record.mask is not None]
-    if found.trial is None:
+    if at.trial is None:
         if store.facts().get("kind") == "compare":
             raise SearchError(
-                f"{found.run} is a comparison, in which every mask has several trials; name one "
-                f"by its trial, such as {found.run}#{with_mask[0] if with_mask else 0}"
+                f"{at.run} is a comparison, in which every mask has several trials; name one "
+                f"by its trial, such as {at.run}#{with_mask[0] if with_mask else 0}"
             )
         try:
-            return choose_best(records, store.objectives(), found.sparsity)
+            return choose_best(records, store.objectives(), at.sparsity)
         except SearchError as error:
-            raise SearchError(f"{found.run}: {error}") from None
-    if found.trial >= len(records):
-        held = f"trials 0 to {len(records) - 1}" if records else "no trial yet"
-        raise SearchError(f"{found.run} has no trial {found.trial}; it has {held}")
-    record = records[found.trial]
+            raise SearchError(f"{at.run}: {error}") from None
+    if at.trial >= len(records):
+        has = f"trials 0 to {len(records) - 1}" if records else "no trial yet"
+        raise SearchError(f"{at.run} has no trial {at.trial}; it has {has}")
+    record = records[at.trial]
     if record.mask is None:
         reason = f" ({record.reason})" if record.reason else ""
         raise SearchError(
-            f"trial {found.trial} of {found.run} has no mask{reason}; the trials that have one: "
+            f"trial {at.trial} of {at.run} has no mask{reason}; the trials that have one: "
             f"{', '.join(map(str, with_mask)) or 'none'}"
         )
     return record
@@ -111,22 +111,22 @@ def within_budgets(
     Raises:
         SearchError: If there is no such run.
     """
-    found: dict[str, Candidate] = {}
+    kept: dict[str, Candidate] = {}
     missing: dict[str, str] = {}
     for name, each in candidates.items():
         run = parse_reference(each) if isinstance(each, str) and names_run(each) else None
         if run is None or run != Reference(run.run):
-            found[name] = each
+            kept[name] = each
             continue
         store = StudyStore(run.run, write=False, allowed=storage)
         trials = [record for record in store.records() if record.role == "trial"]
         for budget in budgets:
-            own = f"{name} within {budget:g}"
+            full_name = f"{name} within {budget:g}"
             if inside := ranked(trials, store.objectives(), budget=budget):
-                found[own] = inside[0]
+                kept[full_name] = inside[0]
             else:
-                missing[own] = describe_none_within(trials, store.objectives(), budget)
-    return found, missing
+                missing[full_name] = describe_none_within(trials, store.objectives(), budget)
+    return kept, missing
 
 
 def read_run_mask(text: str, storage: str | BaseStorage | None = None) -> Mask:
@@ -151,16 +151,16 @@ def choose_best(
     Raises:
         SearchError: If no finished trial is as sparse; says the sparsest that there is.
     """
-    if found := ranked(records, objectives, sparsity, baselines=baselines):
-        return found[0]
-    if found := ranked(records, objectives, sparsity, baselines=baselines, learned=False):
+    if order := ranked(records, objectives, sparsity, baselines=baselines):
+        return order[0]
+    if order := ranked(records, objectives, sparsity, baselines=baselines, learned=False):
         warnings.warn(
-            f"trial {found[0].number} has learned nothing, like all others that could be chosen: "
+            f"trial {order[0].number} has learned nothing, like all others that could be chosen: "
             "its score is no better than that of a constant answer, so another mask would do as "
             "well; train longer",
             stacklevel=outside_level(),
         )
-        return found[0]
+        return order[0]
     scored = [record for record in records if record.scored]
     counted = [record for record in scored if baselines or record.role != "baseline"]
     problem = f"no finished trial has a sparsity of {sparsity} or more"

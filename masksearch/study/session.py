@@ -133,7 +133,7 @@ class Session:
     def restore(self) -> None:
         """Tells everyone what the study holds; interrupted trials run again."""
         trials = self.store.in_order()
-        told = [trial.record for trial in trials]
+        all_records = [trial.record for trial in trials]
         for trial in trials:
             record, draw = trial.record, trial.draw
             if draw >= 0:
@@ -148,11 +148,11 @@ class Session:
             shown = {answer.order: (answer, t.record) for t in trials for answer in t.answers}
             for _, (answer, record) in sorted(shown.items()):
                 self.scheduler.observe(record.number, answer.report, record.measures)
-        ended = [each for each in told if each.status != "running" and not each.refused]
+        ended = [each for each in all_records if each.status != "running" and not each.refused]
         for listener in self.listeners:
             if isinstance(listener, RemembersRecords):
                 listener.restore(ended)
-        judged = {record.name for record in told if record.role == "baseline"}
+        judged = {record.name for record in all_records if record.role == "baseline"}
         self.queue = deque(p for p in self.queue if p.role != "baseline" or p.name not in judged)
         self.board.restore(ended, self.expected())
 
@@ -199,9 +199,9 @@ class Session:
             trial = next(ready, None) or self.begin_trial()
             if isinstance(trial, str):
                 return trial
-            known = self.answer_without_running(trial.record)
-            if known is not None:
-                self.finish(known)
+            answer = self.answer_without_running(trial.record)
+            if answer is not None:
+                self.finish(answer)
             elif self.is_running(self.key_of(trial.record)):
                 trial.state = "twin"
             else:
@@ -305,8 +305,8 @@ class Session:
             return record
         mask, shape = proposal.job.mask, self.evaluator.shape
         try:
-            known = measures(mask, shape) | dict(self.evaluator.measures_of(mask))
-            return replace(record, fingerprint=fingerprint(mask, shape), measures=known)
+            measured = measures(mask, shape) | dict(self.evaluator.measures_of(mask))
+            return replace(record, fingerprint=fingerprint(mask, shape), measures=measured)
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))
 
@@ -433,26 +433,28 @@ class Session:
         """Warns of what the records say against this search, each sentence once."""
         if not self.strict:
             return
-        said = self.board.state.get("cautions", [])
-        found = search_cautions(self.store.records())
+        before = self.board.state.get("cautions", [])
+        cautions = search_cautions(self.store.records())
         if self.exhausted and not self.open and self.counted < (self.trials or 0):
-            found.append(f"the strategy has no more masks: {self.counted} of {self.trials} trials")
+            cautions.append(
+                f"the strategy has no more masks: {self.counted} of {self.trials} trials"
+            )
         if self.repeats >= SPENT:
-            found.append(
+            cautions.append(
                 f"the space is spent: the last {self.repeats} draws were all masks that were known"
                 f" already ({len(self.results)} different ones after {self.counted} trials); "
                 "search a larger space, with fewer trials, or with another strategy"
             )
         if self.refusals >= REFUSALS:
             drawn = self.refused + self.counted
-            found.append(
+            cautions.append(
                 f"the last {self.refusals} draws cost more than their budgets, and of all {drawn} "
                 f"{self.counted / drawn:.0%} fitted, so the search ends: let the space draw "
                 "within ms.budget_of(trial)"
             )
-        self.board.state["cautions"] = found
-        for caution in found:
-            if caution not in said:
+        self.board.state["cautions"] = cautions
+        for caution in cautions:
+            if caution not in before:
                 warnings.warn(caution, stacklevel=outside_level())
 
     def stop_if_hopeless(self) -> None:

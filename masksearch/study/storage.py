@@ -163,8 +163,8 @@ def engine_settings(location: StorageLocation) -> dict[str, Any]:
 
 def line_settings(location: StorageLocation) -> dict[str, Any]:
     """What a connection to PostgreSQL is made with, beside what its URL says."""
-    given = sqlalchemy.engine.make_url(location.url).query
-    return {name: value for name, value in LINE.items() if name not in given}
+    query = sqlalchemy.engine.make_url(location.url).query
+    return {name: value for name, value in LINE.items() if name not in query}
 
 
 def raise_lost_server(context: sqlalchemy.engine.ExceptionContext) -> None:
@@ -172,10 +172,12 @@ def raise_lost_server(context: sqlalchemy.engine.ExceptionContext) -> None:
 
     Optuna would take it for a deadlock and repeat the write, which may have been committed.
     """
-    said = context.original_exception
+    problem = context.original_exception
     lost = context.is_disconnect or context.connection is None  # cut off, or not connected
-    if not context.is_pre_ping and (lost or str(getattr(said, "sqlstate", "")).startswith("57P")):
-        raise ConnectionError(str(said)) from said
+    if not context.is_pre_ping and (
+        lost or str(getattr(problem, "sqlstate", "")).startswith("57P")
+    ):
+        raise ConnectionError(str(problem)) from problem
 
 
 class JournalFile(JournalFileBackend):
@@ -254,8 +256,8 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
         )
     if location.kind == "postgresql" and isinstance(cause, ImportError):
         return SearchError(f"{location.shown} lacks a driver: {install_command('postgresql')}")
-    known = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text))
-    remedy = next((f"; {remedy}" for remedy in known), "")
+    remedies = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text))
+    remedy = next((f"; {remedy}" for remedy in remedies), "")
     return SearchError(f"{failed} {location.shown}: {redact(text, location.url)}{remedy}")
 
 

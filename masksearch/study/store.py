@@ -163,13 +163,13 @@ def follow_storage(
     if file is not None and file.is_relative_to(run.resolve()):
         return named and storable_storage(named)
     address = storable_storage(named or f"sqlite:///{file}")
-    for given in (allowed, os.environ.get(ALLOWED)):
-        if isinstance(given, str) and given:
-            root = locate_storage(run, given).path
+    for setting in (allowed, os.environ.get(ALLOWED)):
+        if isinstance(setting, str) and setting:
+            root = locate_storage(run, setting).path
             if file is not None and root is not None and file.is_relative_to(root):
                 return address
-            if storable_storage(given) == address:
-                return given  # with its password
+            if storable_storage(setting) == address:
+                return setting  # with its password
     raise SearchError(
         f"{run} names a storage outside of itself, and a run folder may come from a stranger; if "
         f"it is yours, name it, too: --storage {shlex.quote(address)} (storage= in Python), or "
@@ -192,20 +192,20 @@ def find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, wr
     """
     address, folder = read_address(run), run.resolve().name
     studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
-    own = location.path == run.resolve() / DATABASE
+    in_folder = location.path == run.resolve() / DATABASE
     if address is not None and (address.name in studies or location.kind == "other"):
         return address.name
-    if address is None and not own and folder in studies:
+    if address is None and not in_folder and folder in studies:
         return folder
-    if len(studies) == 1 and (own or (address is None and not write)):
+    if len(studies) == 1 and (in_folder or (address is None and not write)):
         return next(iter(studies))
-    if not studies and (own or address is None):
+    if not studies and (in_folder or address is None):
         return folder if address is None else address.name
-    if write and address is None and not own:
+    if write and address is None and not in_folder:
         return folder
     shown = [f"{name!r} ({storage.get_n_trials(key)} trials)" for name, key in studies.items()]
     listed = ", ".join([*shown[:LISTED], *(["..."] if len(shown) > LISTED else [])])
-    if address is not None and not own:
+    if address is not None and not in_folder:
         raise SearchError(
             f"{run} belongs to the study {address.name!r}, which {location.shown} does not hold "
             f"(it holds {listed or 'none'}); name the storage that does, or choose another run "
@@ -352,8 +352,8 @@ class StudyStore:
             except KeyError as error:
                 message = f"the storage of {self.run} holds no study {self.name!r}"
                 raise SearchError(message) from error
-            known = self.study.user_attrs
-        check_format(known, self.run)
+            attributes = self.study.user_attrs
+        check_format(attributes, self.run)
         self.goals = ()
         trials = self.trials()
         self.ids = [trial._trial_id for trial in trials]
@@ -373,14 +373,14 @@ class StudyStore:
     def facts(self) -> dict[str, str]:
         """What the study was created with."""
         with explain_errors(self.location):
-            found: dict[str, str] = self.optuna_study().user_attrs.get("facts", {})
-        return found
+            stored: dict[str, str] = self.optuna_study().user_attrs.get("facts", {})
+        return stored
 
     def add_facts(self, facts: Mapping[str, str]) -> None:
         """Adds facts that may change between two calls on one study (which masks are searched)."""
-        known = self.facts()
-        if any(known.get(key) != value for key, value in facts.items()):
-            study, all_facts = self.optuna_study(), {**known, **facts}
+        before = self.facts()
+        if any(before.get(key) != value for key, value in facts.items()):
+            study, all_facts = self.optuna_study(), {**before, **facts}
             self.perform(lambda _: study.set_user_attr("facts", all_facts))
 
     def note_call(self, call: Mapping[str, Any]) -> None:
@@ -397,16 +397,16 @@ class StudyStore:
         """Writes what `note_call` was given, with the first trial that it was begun for."""
         if self.call:
             study = self.optuna_study()
-            known = self.calls()
-            if not known or {**known[-1], "first_trial": 0} != {**self.call, "first_trial": 0}:
-                text = json.dumps([*known, {"first_trial": trial, **self.call}])
+            calls = self.calls()
+            if not calls or {**calls[-1], "first_trial": 0} != {**self.call, "first_trial": 0}:
+                text = json.dumps([*calls, {"first_trial": trial, **self.call}])
                 study.set_user_attr("calls", text)
             self.call = {}
 
     def calls(self) -> list[dict[str, Any]]:
         """What each call that ran trials worked with."""
-        found = self.perform(lambda _: self.optuna_study().user_attrs.get("calls", "[]"))
-        calls: list[dict[str, Any]] = json.loads(found)
+        text = self.perform(lambda _: self.optuna_study().user_attrs.get("calls", "[]"))
+        calls: list[dict[str, Any]] = json.loads(text)
         return calls
 
     def objectives(self) -> tuple[Objective, ...]:

@@ -265,13 +265,13 @@ def repeat_distances(tokens: Tensor) -> Tensor:
     >>> repeat_distances(torch.tensor([[5, 6, 7, 5, 6, 9]])).tolist()
     [[0, 0, 0, 0, 3, 0]]
     """
-    found = torch.zeros_like(tokens)
+    distances = torch.zeros_like(tokens)
     pairs = tokens[:, :-1] * (int(tokens.max()) + 1) + tokens[:, 1:]
     ordered, place = pairs.sort(dim=1, stable=True)
     same = ordered[:, 1:] == ordered[:, :-1]
     gaps = torch.where(same, place[:, 1:] - place[:, :-1], 0)
-    found.scatter_(1, place[:, 1:] + 1, gaps)
-    return found
+    distances.scatter_(1, place[:, 1:] + 1, gaps)
+    return distances
 
 
 NUMBERS = 67  # stream of random numbers
@@ -313,20 +313,20 @@ def hide_passkeys(text: NextTokenText, half: Half, count: int) -> NextTokenRows:
     tokens = np.empty((count, text.length), np.int64)
     needs = torch.zeros(count, text.length, dtype=torch.int64)
     for row, number in enumerate(numbers.tolist()):
-        before, said, behind, asked = encode(
+        before, line, behind, asked = encode(
             text.tokenizer, [*(part.format(number) for part in HIDDEN), ASKED]
         )
         body = base.tokens[row % len(base.tokens), front:].tolist()
-        room = text.length - front - len([*before, *said, *behind, *asked, *said])
+        room = text.length - front - len([*before, *line, *behind, *asked, *line])
         if room < 0:
             raise DataError(
                 f"a passkey and its question take {text.length - front - room} tokens, and a "
                 f"sequence has {text.length}; give a larger length, or leave passkeys out"
             )
         depth = round((row + 0.5) / count * room)
-        hidden = [*body[:depth], *before, *said, *behind, *body[depth:room], *asked, *said]
+        hidden = [*body[:depth], *before, *line, *behind, *body[depth:room], *asked, *line]
         tokens[row] = [*prefix, *hidden]
-        needs[row, -len(said) :] = text.length - len(said) - (front + depth + len(before))
+        needs[row, -len(line) :] = text.length - len(line) - (front + depth + len(before))
     made = torch.from_numpy(tokens)
     answers = needs > 0
     documents = base.documents[np.arange(count) % len(base.tokens)]

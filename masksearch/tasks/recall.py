@@ -135,9 +135,9 @@ class Recall:
         for at in range(1, middle):
             named = self.rule[filler[:, at - 1]]
             filler[:, at] = torch.where(follows[:, at], named, filler[:, at])
-        told = torch.stack([keys, values], -1).flatten(1)
+        pairs = torch.stack([keys, values], -1).flatten(1)
         asked = torch.stack([keys.gather(1, order), values.gather(1, order)], -1).flatten(1)
-        tokens = torch.cat([told, filler + self.keys + self.values, asked], 1)
+        tokens = torch.cat([pairs, filler + self.keys + self.values, asked], 1)
         needs, answers = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.bool)
         answers[:, first + middle + 1 :: 2] = True
         needs[:, first + 1 : first + middle] = 1
@@ -155,18 +155,18 @@ class Recall:
         """
         number = start
         while True:
-            found = self.rows(batch, generator(seed, TRAIN, number))
-            yield {"input_ids": found.tokens, "labels": found.labels}
+            rows = self.rows(batch, generator(seed, TRAIN, number))
+            yield {"input_ids": rows.tokens, "labels": rows.labels}
             number += 1
 
     def held_out(self, half: Half, most: int) -> NextTokenRows:
         """Rows to judge by, `most` of them, the same in every call; those of a search, of a
         comparison (`"final"`) and of a test are different draws; `"all"` are the first two
         together."""
-        found = [self.rows(most, generator(JUDGED, draw)) for draw in DRAWS[half]]
+        draws = [self.rows(most, generator(JUDGED, draw)) for draw in DRAWS[half]]
         tokens, labels, needs = (
-            torch.cat([getattr(one, name) for one in found])
+            torch.cat([getattr(one, name) for one in draws])
             for name in ("tokens", "labels", "needs")
         )
-        answers = torch.cat([one.answers for one in found if one.answers is not None])
+        answers = torch.cat([one.answers for one in draws if one.answers is not None])
         return NextTokenRows(tokens, labels, np.arange(len(tokens)), needs, answers)

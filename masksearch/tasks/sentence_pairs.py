@@ -200,8 +200,8 @@ class SentencePairTask(MlmTask):
             place < one, left[:, None] + place - 1, right[:, None] + place - one - 1
         )
         special = self.corpus.special
-        found = windows.ids[source.clamp(0, len(windows.ids) - 1).numpy()]
-        tokens = torch.from_numpy(found.astype(np.int64))
+        ids = windows.ids[source.clamp(0, len(windows.ids) - 1).numpy()]
+        tokens = torch.from_numpy(ids.astype(np.int64))
         tokens[:, 0] = special["cls"]
         tokens.masked_fill_((place == one) | (place == two), special["sep"])
         tokens.masked_fill_(place > two, special["pad"])
@@ -344,11 +344,11 @@ def sentence_starts(ids: NDArray[Any], ends: NDArray[np.bool_]) -> NDArray[np.in
         ids: The stream.
         ends: Which ids end a sentence, bool `[ids]`.
     """
-    found = [
+    parts = [
         start + 1 + np.flatnonzero(ends[ids[start : start + SCANNED]])
         for start in range(0, len(ids), SCANNED)
     ]
-    starts = np.concatenate([np.empty(0, np.int64), *found])
+    starts = np.concatenate([np.empty(0, np.int64), *parts])
     starts = starts[starts < len(ids)]
     inside: NDArray[np.int64] = starts[~ends[ids[starts]]]
     return inside

@@ -52,13 +52,15 @@ def take_half(
     """
     if half not in ("search", "final"):
         return list(rows)
-    known = [{group(row) for row in rows} for group in groups[:-1]]
-    group = next((g for g, texts in zip(groups, known, strict=False) if len(texts) >= FEW), None)
+    texts_of = [{group(row) for row in rows} for group in groups[:-1]]
+    group = next(
+        (g for g, texts in zip(groups, texts_of, strict=False) if len(texts) >= FEW), None
+    )
     group = group or groups[-1]
-    found = [row for row in rows if in_final_half(group(row)) == (half == "final")]
-    if not found:
+    kept = [row for row in rows if in_final_half(group(row)) == (half == "final")]
+    if not kept:
         raise empty_half(where, f"{len(rows)} rows", half)
-    return found
+    return kept
 
 
 def empty_half(where: str, among: str, half: Half, enough: str = "") -> DataError:
@@ -113,24 +115,24 @@ def two_files(
     Raises:
         DataError: If a file is missing, or a folder holds several of a kind.
     """
-    found = [path]
+    files = [path]
     if path.is_dir():
         first, _ = kinds = list(named)
         for kind in [first] if held_out is not None else kinds:
             if len(named[kind]) > 1:
                 names = ", ".join(file.name for file in named[kind])
                 raise DataError(f"{path} holds {names}: several {kind} files; give the file")
-        found = [*named[first], *([] if held_out is not None else named[kinds[1]])]
-        if not found:
+        files = [*named[first], *([] if held_out is not None else named[kinds[1]])]
+        if not files:
             raise DataError(f"{path} holds neither a {' nor a '.join(kinds)} file of {what}")
-    found += [Path(held_out)] if held_out is not None else []
-    for file in found:
+    files += [Path(held_out)] if held_out is not None else []
+    for file in files:
         if not file.is_file():
             raise DataError(
                 f"no such {what} file or folder: {file}; give one on disk "
                 f"(--{what.lower()} PATH), the Hub is not asked"
             )
-    return found
+    return files
 
 
 def labelled_test_file(path: Path, named: Iterable[Path], what: str) -> Path:
@@ -139,14 +141,14 @@ def labelled_test_file(path: Path, named: Iterable[Path], what: str) -> Path:
     Raises:
         DataError: If there is none, or there are several.
     """
-    found = sorted(named)
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
+    files = sorted(named)
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
         raise DataError(
             f"{path} holds {names} as a test file of {what} with labels; half='test' needs one "
             "in the folder. half='final' judges by held-out rows that no search has seen"
         )
-    return found[0]
+    return files[0]
 
 
 def two_parts(
@@ -181,14 +183,14 @@ def two_parts(
             f"one holds {len(names)}; give a file to hold out (held_out=)"
         )
     order = torch.randperm(len(names), generator=generator(*seed)).tolist()
-    held = {names[index] for index in order[: max(1, round(HELD_OUT_SHARE * len(names)))]}
+    others = {names[index] for index in order[: max(1, round(HELD_OUT_SHARE * len(names)))]}
     source = (
-        f"{files[0].name} alone: {len(held)} of {len(names)} {groups}, drawn by seed {seed[0]}, "
+        f"{files[0].name} alone: {len(others)} of {len(names)} {groups}, drawn by seed {seed[0]}, "
         "are held out"
     )
     return (
-        [row for row in rows if group(row) not in held],
-        [row for row in rows if group(row) in held],
+        [row for row in rows if group(row) not in others],
+        [row for row in rows if group(row) in others],
         source,
     )
 

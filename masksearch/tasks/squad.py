@@ -229,11 +229,11 @@ def f1(prediction: str, gold: str, *, nullable: bool = False) -> float:
     >>> round(f1("in the city of Rome", "Rome, Italy"), 3)
     0.333
     """
-    found, true = normalise(prediction).split(), normalise(gold).split()
-    if not found or not true:
-        return float(nullable and found == true)
-    shared = (Counter(found) & Counter(true)).total()
-    return 2 * shared / (len(found) + len(true))
+    words, true = normalise(prediction).split(), normalise(gold).split()
+    if not words or not true:
+        return float(nullable and words == true)
+    shared = (Counter(words) & Counter(true)).total()
+    return 2 * shared / (len(words) + len(true))
 
 
 def score(
@@ -268,8 +268,8 @@ def score(
     """
     if not answers:
         raise ValueError("no question to score; give at least one")
-    for what, known in (("prediction", predictions), ("null score", null_scores)):
-        missing = [name for name in answers if known is not None and name not in known]
+    for what, scored in (("prediction", predictions), ("null score", null_scores)):
+        missing = [name for name in answers if scored is not None and name not in scored]
         if missing:
             raise ValueError(
                 f"question {missing[0]!r} has no {what} (nor have {len(missing) - 1} "
@@ -306,9 +306,9 @@ def question_scores(
             raise ValueError(
                 f"question {name!r} has no answer, as none in SQuAD 1.1; score with nullable=True"
             )
-        said = predictions[name]
-        raw["exact"][name] = float(normalise(said) in map(normalise, golds))
-        raw["f1"][name] = max(f1(said, gold, nullable=nullable) for gold in golds)
+        answer = predictions[name]
+        raw["exact"][name] = float(normalise(answer) in map(normalise, golds))
+        raw["f1"][name] = max(f1(answer, gold, nullable=nullable) for gold in golds)
     return raw
 
 

@@ -69,12 +69,12 @@ class Accumulator:
         Raises:
             torch.OutOfMemoryError: If memory runs out with one row (on a CPU a RuntimeError).
         """
-        own = [self.group.share(batch) for batch in batches]
-        started, largest = self.rows, max(len(batch["input_ids"]) for batch in own)
+        shares = [self.group.share(batch) for batch in batches]
+        started, largest = self.rows, max(len(batch["input_ids"]) for batch in shares)
         while True:
             begin()
             try:
-                value = self.attempt(model, batches, own, loss)
+                value = self.attempt(model, batches, shares, loss)
             except RuntimeError as error:
                 rows = min(largest, self.rows or largest)
                 if rows <= 1 or not ran_out_of_memory(error):
@@ -107,7 +107,7 @@ class Accumulator:
         counts = [count_scored(part) for part in parts]
         whole = counts if alone else [count_scored(batch) for batch in batches]
         totals = [sum(column) for column in zip(*whole, strict=True)]
-        found: list[Tensor] = []
+        values: list[Tensor] = []
         for part, count in zip(parts, counts, strict=True):
             if not len(part["input_ids"]):  # fewer rows than processes
                 continue
@@ -119,12 +119,12 @@ class Accumulator:
                 continue
             value = torch.stack(terms).sum()
             value.backward()  # type: ignore[no-untyped-call]
-            found.append(value.detach())
-        if not found and any(totals):  # the other processes have them
+            values.append(value.detach())
+        if not values and any(totals):  # the other processes have them
             return torch.zeros((), device=batches[0]["input_ids"].device)
-        if not found:
+        if not values:
             raise ValueError("no label of the batch is scored (every one is -100)")
-        return torch.stack(found).sum()
+        return torch.stack(values).sum()
 
 
 def split_rows(batch: Batch, rows: int | None) -> Iterator[Batch]:
@@ -202,11 +202,11 @@ class Group:
             return
         trained = list(parameters)
         reached = self.set_anywhere([parameter.grad is not None for parameter in trained], device)
-        known = [parameter for parameter, flag in zip(trained, reached, strict=True) if flag]
-        for parameter in known:
+        used = [parameter for parameter, flag in zip(trained, reached, strict=True) if flag]
+        for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.sum_tensors([p.grad for p in known if p.grad is not None], device)
+        self.sum_tensors([p.grad for p in used if p.grad is not None], device)
 
     def sum_tensors(self, tensors: list[Tensor], device: torch.device) -> None:
         """Sums tensors over the processes in place, in one message for each type."""
@@ -224,9 +224,9 @@ class Group:
         """Which of the flags is set on at least one process."""
         if self.size == 1 or not flags:
             return list(flags)
-        found = torch.tensor(flags, dtype=torch.int32, device=device_of_numbers(device))
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in found.tolist()]
+        any_flags = torch.tensor(flags, dtype=torch.int32, device=device_of_numbers(device))
+        torch.distributed.all_reduce(any_flags, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in any_flags.tolist()]
 
     def check_same_step(self, step: int, device: torch.device) -> None:
         """Checks that every process goes on from the same step.

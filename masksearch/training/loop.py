@@ -77,8 +77,10 @@ class TrainConfig:
         """The fields as plain data, for protocols: those of the first version, and of later
         ones only what differs from its default, so that old protocols keep their ids."""
         defaults = asdict(TrainConfig())
-        given = asdict(self).items()
-        return {name: value for name, value in given if name in FIRST or value != defaults[name]}
+        settings = asdict(self).items()
+        return {
+            name: value for name, value in settings if name in FIRST or value != defaults[name]
+        }
 
 
 @dataclass(frozen=True)
@@ -349,8 +351,8 @@ class Training:
         self.optimiser.zero_grad(set_to_none=True)
         if self.noise_seed is None:
             return
-        own = () if self.group.first else (self.group.rank,)
-        seed_generators(self.device, mixed_seed(self.noise_seed, self.done, *own))
+        rank = () if self.group.first else (self.group.rank,)
+        seed_generators(self.device, mixed_seed(self.noise_seed, self.done, *rank))
 
     def next_batch(self) -> Batch:
         """The next batch.
@@ -387,23 +389,23 @@ class Training:
 
     def restore(self) -> None:
         """Goes back to the newest checkpoint of this run, if there is one."""
-        found = None if self.checkpoints is None else self.checkpoints.load()
-        if found is None or self.checkpoints is None:
+        stored = None if self.checkpoints is None else self.checkpoints.load()
+        if stored is None or self.checkpoints is None:
             return
-        if found.facts.get("key") != self.key:
+        if stored.facts.get("key") != self.key:
             log.warning(
                 "%s holds a checkpoint of another run (%s); this one starts anew",
                 self.checkpoints.folder,
-                found.facts.get("key"),
+                stored.facts.get("key"),
             )
             self.checkpoints.clear()
             return
-        restore_state(found.tensors, self.model, {"optimiser": self.optimiser})
-        self.accumulator.rows = found.facts["rows"]
+        restore_state(stored.tensors, self.model, {"optimiser": self.optimiser})
+        self.accumulator.rows = stored.facts["rows"]
         if self.memory is not None:
-            self.memory.update(found.facts["memory"])
-        self.done = found.step
-        self.random = {n: value for n, value in found.tensors.items() if n.startswith("random")}
+            self.memory.update(stored.facts["memory"])
+        self.done = stored.step
+        self.random = {n: value for n, value in stored.tensors.items() if n.startswith("random")}
 
 
 def save_or_warn(
@@ -504,8 +506,8 @@ def freeze(encoder: nn.Module, frozen: Frozen) -> None:
     inside, above = set().union(*layers), False
     for parameter in encoder.parameters():  # in order: embeddings, layers, a last norm
         above = above or id(parameter) in inside
-        own = id(parameter) in trained or (above and id(parameter) not in inside)
-        parameter.requires_grad_(own)
+        trains = id(parameter) in trained or (above and id(parameter) not in inside)
+        parameter.requires_grad_(trains)
 
 
 def check_frozen(encoder: nn.Module, frozen: Frozen) -> list[nn.ModuleList]:

@@ -117,8 +117,8 @@ def size_name(size: AnySize) -> str:
     >>> size_name("1x64x2"), size_name({"layers": 4, "width": 128, "heads": 4})
     ('nano', '4x128x4')
     """
-    found = find_size(size)
-    return next((name for name, known in SIZES.items() if known == found), str(found))
+    sizes = find_size(size)
+    return next((name for name, named in SIZES.items() if named == sizes), str(sizes))
 
 
 def initial_spread(width: int) -> float:
@@ -371,8 +371,8 @@ class Adapt:
     def finetune_rate(self, *, scratch: bool) -> float:
         """The peak learning rate of fine-tuning, where the model began with random weights or
         with a checkpoint's."""
-        given = self.finetune_lr
-        return RATES["finetune_lr"][not scratch] if given is None else given
+        rate = self.finetune_lr
+        return RATES["finetune_lr"][not scratch] if rate is None else rate
 
 
 def check_least(least: int, **numbers: int | None) -> None:
@@ -450,8 +450,8 @@ def setting_names(kind: Any) -> list[str]:
 
 def usual_settings(kind: Any) -> dict[str, Any]:
     """Name -> default of the settings of an evaluator that have one."""
-    own = {name: each.default for name, each in own_fields(kind).items()}
-    usual = {name: value for name, value in own.items() if value is not MISSING}
+    by_name = {name: each.default for name, each in own_fields(kind).items()}
+    usual = {name: value for name, value in by_name.items() if value is not MISSING}
     places = read_places(kind).items()
     return usual | {name: kind.defaults.get(name, place.usual) for name, place in places}
 
@@ -460,10 +460,10 @@ def flat_settings(evaluator: Any) -> dict[str, Any]:
     """Name -> value of the fields that a dataclass takes; in place of parts their settings that it
     reads, by flat names."""
     places = read_places(type(evaluator))
-    own = [each.name for each in fields(evaluator) if each.init and each.repr]
+    names = [each.name for each in fields(evaluator) if each.init and each.repr]
     return {
         **{n: getattr(getattr(evaluator, at.part), at.field.name) for n, at in places.items()},
-        **{name: getattr(evaluator, name) for name in own if not places or name not in PARTS},
+        **{name: getattr(evaluator, name) for name in names if not places or name not in PARTS},
     }
 
 
@@ -481,24 +481,24 @@ def assemble(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: If a field without a default is missing.
         ValueError: If a part says what the evaluator does not read.
     """
-    own, places, usual = own_fields(kind), read_places(kind), usual_settings(kind)
+    own_settings, places, usual = own_fields(kind), read_places(kind), usual_settings(kind)
     values: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
     for name, value in settings.items():
         if isinstance(value, Adapt):
             values["adaptation"] = value
-        elif name in own or name in PARTS:
+        elif name in own_settings or name in PARTS:
             values[name] = value
         elif name in places:
             changes[places[name].part][places[name].field.name] = value
         else:
             raise unknown_setting(kind, name)
     for name, part in PARTS.items():
-        given = values.get(name, part())
-        whole = isinstance(given, part)
-        made = replace(given, **changes[name]) if whole else part(given, **changes[name])
+        part_value = values.get(name, part())
+        whole = isinstance(part_value, part)
+        made = replace(part_value, **changes[name]) if whole else part(part_value, **changes[name])
         values[name] = complete(kind, name, made, usual)
-    for name, each in own.items():
+    for name, each in own_settings.items():
         if name not in values and each.default_factory is not MISSING:
             values[name] = each.default_factory()
         elif values.setdefault(name, each.default) is MISSING:
@@ -534,5 +534,5 @@ def unknown_setting(kind: Any, name: str) -> UnknownNameError:
     near = difflib.get_close_matches(last, setting_names(kind), n=2, cutoff=0.5)
     places = [f"{each!r} ({FLAT[each]})" if each in FLAT else repr(each) for each in near]
     hint = f"; did you mean {' or '.join(places)}?" if near else "."
-    known = "; ".join(part + ", ".join(names) for part, names in by_part.items())
-    return UnknownNameError(f"{kind.__name__} has no setting {name!r}{hint} Known: {known}")
+    listing = "; ".join(part + ", ".join(names) for part, names in by_part.items())
+    return UnknownNameError(f"{kind.__name__} has no setting {name!r}{hint} Known: {listing}")

@@ -226,7 +226,7 @@ def attention_backward(
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attention` in query, key and value."""
-    given = [states.detach().requires_grad_() for states in (query, key, value)]
+    states_in = [states.detach().requires_grad_() for states in (query, key, value)]
     plan = SOURCES[name].plan(backend, query.shape[2], query.device)
     # operators run below autograd, which is needed here once more
     with (
@@ -234,9 +234,9 @@ def attention_backward(
         torch.enable_grad(),
         torch.autocast(query.device.type, enabled=False),
     ):
-        out = compute(given[0], given[1], given[2], visible, plan, scaling)
-        found = torch.autograd.grad(out, given, gradient)
-    return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
+        out = compute(states_in[0], states_in[1], states_in[2], visible, plan, scaling)
+        grads = torch.autograd.grad(out, states_in, gradient)
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
 @attention_backward.register_fake
@@ -255,8 +255,8 @@ def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The backward pass of `attention`."""
     operator: Callable[..., Any] = torch.ops.masksearch.attention_backward
-    found = operator(gradient, *ctx.saved_tensors, *ctx.settings)
-    return (*found, None, None, None, None)
+    grads = operator(gradient, *ctx.saved_tensors, *ctx.settings)
+    return (*grads, None, None, None, None)
 
 
 attention.register_autograd(differentiate, setup_context=save_inputs)

@@ -178,9 +178,9 @@ def flex_attention_under(
     from torch.nn.attention.flex_attention import AuxRequest
 
     aux = AuxRequest(lse=True)
-    found, sums = attend(query, key, value, block_mask=blocks, return_aux=aux, **how)
+    output, sums = attend(query, key, value, block_mask=blocks, return_aux=aux, **how)
     beside = (sums.lse - sinks[:, None]).sigmoid()  # what the sink leaves of a row
-    return cast(Tensor, found * beside[..., None].to(found))
+    return cast(Tensor, output * beside[..., None].to(output))
 
 
 @cache

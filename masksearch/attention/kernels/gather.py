@@ -117,10 +117,10 @@ def gathered(states: Tensor, part: GatherPart, units: Tensor, unit: int) -> Tens
         unit: Positions of a unit.
     """
     groups, _, size = states.shape
-    found = part.of(states).index_select(1, units)
+    picked = part.of(states).index_select(1, units)
     if part.groups is not None:
-        groups = found.shape[0]
-    return found.view(groups * part.pieces, 1, -1, size // unit)
+        groups = picked.shape[0]
+    return picked.view(groups * part.pieces, 1, -1, size // unit)
 
 
 def add(states: Tensor, part: GatherPart, units: Tensor, found: Tensor) -> None:
@@ -184,13 +184,13 @@ def composed(
             bias = torch.cat([bias.expand(*q.shape[:2], -1, -1), column], -1)
             k, v = (F.pad(each, (0, 0, 0, 1)) for each in (k, v))
         if bias is None:
-            found = F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scaling)
+            output = F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scaling)
         else:  # not every kernel takes a row of nothing but -inf
             empty = (bias == -torch.inf).all(-1, keepdim=True)
             bias = bias.masked_fill(empty, 0)
-            found = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scaling)
-            found = found.masked_fill(empty, 0)
-        add(result, part, part.queries, found)
+            output = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scaling)
+            output = output.masked_fill(empty, 0)
+        add(result, part, part.queries, output)
     return result
 
 
@@ -277,14 +277,14 @@ def attend(
         scores = torch.baddbmm(q.new_zeros(()), rows, columns.mT, beta=0, alpha=scaling)
         write(part, unit, result, scores.softmax(-1).bmm(weighed).view(q.shape))
         return None
-    found, total = CPU._scaled_dot_product_flash_attention_for_cpu(
+    output, total = CPU._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=bias, scale=scaling
     )
     if sink is not None:
         before, column = total, read(part, unit, sink)[..., 0].to(total)
         total = torch.logaddexp(total, column)
-        found = found * (before - total).exp()[..., None].to(found)
-    write(part, unit, result, found)
+        output = output * (before - total).exp()[..., None].to(output)
+    write(part, unit, result, output)
     return total if trains else None
 
 
@@ -315,17 +315,17 @@ def attend_backward(
         grads: Where the gradients are added.
         sink: Learned sinks; None = none.
     """
-    up, q, found = (read(part, unit, each) for each in queries)
+    up, q, output = (read(part, unit, each) for each in queries)
     k, v = (read(part, unit, each, keys=True) for each in keys)
     bias = bias_of(part, seen, unit, q)
     some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
-        up, q, k, v, found, total, 0.0, False, attn_mask=bias, scale=scaling
+        up, q, k, v, output, total, 0.0, False, attn_mask=bias, scale=scaling
     )
     for states, piece, of_keys in zip(grads[:3], some, (False, True, True), strict=True):
         write(part, unit, states, piece, keys=of_keys)
     if sink is not None:
         share = (read(part, unit, sink)[..., 0] - total).exp()
-        write(part, unit, grads[3], -(share * (up * found).sum(-1)).to(up)[..., None])
+        write(part, unit, grads[3], -(share * (up * output).sum(-1)).to(up)[..., None])
 
 
 class InCache(torch.autograd.Function):
@@ -371,8 +371,8 @@ class InCache(torch.autograd.Function):
         """Gradients of queries, keys, values and learned sinks."""
         query, key, value, seen, sink, result, *sums = ctx.saved_tensors
         plan, grad = ctx.plan, grad.contiguous()
-        given = [query, key, value] if sink is None else [query, key, value, sink]
-        grads = [torch.zeros_like(states) for states in given]
+        tensors = [query, key, value] if sink is None else [query, key, value, sink]
+        grads = [torch.zeros_like(states) for states in tensors]
         most = IN_CACHE * torch.get_num_threads()
         parts = parts_of(plan, query, most, keeps=True, trains=True)
         queries, keys = [grad, query, result], [key, value]

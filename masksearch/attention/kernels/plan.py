@@ -150,8 +150,8 @@ class Bundle:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All that the bundle holds, by field."""
-        held = {name: getattr(self, name) for name in ("queries", "keys", "index", "cells")}
-        return {name: tensor for name, tensor in held.items() if tensor is not None}
+        parts = {name: getattr(self, name) for name in ("queries", "keys", "index", "cells")}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def bias(self, some: slice, unit: int, dtype: torch.dtype) -> Tensor | None:
         """0 where a cell is kept and -inf elsewhere, `[pieces | 1, queries, keys]`.
@@ -167,10 +167,10 @@ class Bundle:
         if self.index is None or self.cells is None:
             return None
         index = self.index if self.alike else self.index[some]
-        found = self.cells.index_select(0, index.flatten())
-        found = found.view(*index.shape, *found.shape[1:]).transpose(1, 2).contiguous()
+        rows = self.cells.index_select(0, index.flatten())
+        rows = rows.view(*index.shape, *rows.shape[1:]).transpose(1, 2).contiguous()
         bits = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=index.device)
-        kept = (found.unsqueeze(-1) & bits).flatten(3)[..., :unit].flatten(2).ne(0)
+        kept = (rows.unsqueeze(-1) & bits).flatten(3)[..., :unit].flatten(2).ne(0)
         zero = torch.zeros((), dtype=dtype, device=index.device)
         return torch.where(kept, zero, -torch.inf)
 
@@ -225,12 +225,12 @@ class Planner:
                 ]
             for rows, names in splits[like]:
                 kept = names != DROPPED
-                some, found = first + keys[kept], names[kept]
+                some, names_kept = first + keys[kept], names[kept]
                 neighbours = bool((np.diff(some) == 1).all() and (np.diff(rows) == 1).all())
                 if not neighbours:  # alike whatever the order of the tiles
-                    order = np.argsort(found, kind="stable")
-                    some, found = some[order], found[order]
-                self.pieces.append(Piece(first + row * parts + rows, some, found, neighbours))
+                    order = np.argsort(names_kept, kind="stable")
+                    some, names_kept = some[order], names_kept[order]
+                self.pieces.append(Piece(first + row * parts + rows, some, names_kept, neighbours))
 
     def split(self, used: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
         """Which query units of a block are computed together: the cheapest of some ways.
@@ -263,10 +263,10 @@ class Planner:
             used: bool `[tiles, query units, key units]`, what its queries keep.
             keys: int64 `[tiles, key units]`, where the units are.
         """
-        found = keys[used.sum(1) > 0]
-        copied = 0 if (np.diff(found) == 1).all() else COPY
+        columns = keys[used.sum(1) > 0]
+        copied = 0 if (np.diff(columns) == 1).all() else COPY
         rows = used.shape[1] * self.unit + CALL[0] + copied
-        return int(rows * (len(found) * self.unit + CALL[1]))
+        return int(rows * (len(columns) * self.unit + CALL[1]))
 
     def names(self, patterns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The cells of each unit of keys, int64 `[tiles, key units]`.
@@ -409,15 +409,15 @@ def parts_of(
             lies, and counts instead of its queries.
     """
     shape = (len(states), states.shape[2], states.dtype, most, trains)
-    found: Iterable[GatherPart] | None = plan.kept.get(shape) if keeps else None
-    if found is None:
-        found = cut_parts(plan, states, most, runs=keeps, trains=trains)
+    parts: Iterable[GatherPart] | None = plan.kept.get(shape) if keeps else None
+    if parts is None:
+        parts = cut_parts(plan, states, most, runs=keeps, trains=trains)
         if keeps:
             if len(plan.kept) >= SHAPES:
                 plan.kept.clear()
-            found = plan.kept[shape] = list(found)
+            parts = plan.kept[shape] = list(parts)
     bias = None
-    for part in found:
+    for part in parts:
         if part.own is None:
             yield part
             continue
@@ -435,17 +435,17 @@ def cut_parts(
     for bundle in plan.bundles:
         pieces, keys = bundle.keys.shape
         run = bundle.run
-        held = keys
+        width = keys
         if runs and run is not None:
-            held = -(-(keys if trains else bundle.queries.shape[1]) // 2)
-        fitting = max(1, most // (held * size))  # pieces of one group
+            width = -(-(keys if trains else bundle.queries.shape[1]) // 2)
+        fitting = max(1, most // (width * size))  # pieces of one group
         together = min(pieces, max(1, fitting // groups))
         together = -(-pieces // -(-pieces // together))  # parts of about one size
         at_once = min(groups, max(1, fitting // together))
         bias = bundle.bias(slice(0, 0), plan.unit, states.dtype) if bundle.alike else None
         for first in range(0, pieces, together):
             some = slice(first, first + together)
-            own = None if bundle.alike else (bundle, some)
+            source = None if bundle.alike else (bundle, some)
             count = min(together, pieces - first)
             places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
             rest = None
@@ -454,7 +454,7 @@ def cut_parts(
                 rest = replace(run, query=query, key=key)
             for start in range(0, groups, at_once):
                 group = None if at_once == groups else slice(start, start + at_once)
-                yield GatherPart(group, count, *places, bias, rest, own)
+                yield GatherPart(group, count, *places, bias, rest, source)
 
 
 # -- what is given with a plan -----------------------------------------------------------------

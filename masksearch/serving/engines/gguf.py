@@ -156,8 +156,8 @@ def to_gguf(
         writer.write_ti_data_to_file()
         for name, tensor in tensors.items():
             values = tensor.to("cpu", stored[name])
-            if family.pairs and (found := re.search(r"attn_([qk])\.", name)):
-                heads = getattr(config, count[found[1]])
+            if family.pairs and (matched := re.search(r"attn_([qk])\.", name)):
+                heads = getattr(config, count[matched[1]])
                 halves = values.reshape(heads, 2, -1, *tensor.shape[1:])
                 values = halves.transpose(1, 2).reshape(tensor.shape)
             if family.arch == "gemma3" and name.endswith("norm.weight"):
@@ -260,15 +260,15 @@ def named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     sinks = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_SINKS]
     tensors = {}
     for name, tensor in state.items():
-        given = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.sinks", name):
-            given = sinks.format(bid=found[1]) + ".weight"
-        if given is None or (name.endswith(".bias") and not family.biases):
+        name_there = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if matched := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.sinks", name):
+            name_there = sinks.format(bid=matched[1]) + ".weight"
+        if name_there is None or (name.endswith(".bias") and not family.biases):
             raise NativeError(
                 f"{type(model).__name__} has the weight {name}, for which llama.cpp has no place "
                 f"in {family.arch}; merge adapters and undo quantisation first"
             )
-        tensors[given] = tensor
+        tensors[name_there] = tensor
     return tensors
 
 
@@ -320,20 +320,20 @@ def add_rope(
     kind, factor, theta = whole["rope_type"], whole.get("factor", 1.0), whole["rope_theta"]
     usual = {"partial_rotary_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
     usual["attention_factor"] = 0.1 * math.log(factor) + 1.0
-    own = family.arch in ("gemma3", "modern-bert")  # sliding layers with another theta
+    two_thetas = family.arch in ("gemma3", "modern-bert")  # sliding layers with another theta
     thetas = {theta, *getattr(config, "layer_rope_theta", ())}
     if (
         kind not in family.ropes
         or any(abs(whole.get(key, value) - value) > 1e-6 for key, value in usual.items())
         or {"mscale", "mscale_all_dim"} & {*whole}
         or (FULL in ropes and near["rope_type"] != "default")
-        or len(thetas if own else thetas | {near["rope_theta"]}) > 1
+        or len(thetas if two_thetas else thetas | {near["rope_theta"]}) > 1
     ):
         kinds = f"it takes {' or '.join(family.ropes)}"
         raise NativeError(f"llama.cpp turns {family.arch} otherwise than {ropes}; {kinds}")
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(theta)
-    if own:
+    if two_thetas:
         writer.add_rope_freq_base_swa(near["rope_theta"])
     if kind in ("linear", "yarn"):
         writer.add_string(f"{family.arch}.rope.scaling.type", kind)
@@ -359,9 +359,9 @@ def read_cuts(file: Path, data: dict[str, Any]) -> tuple[str | None, bool | None
     pre = prefix = None
     if bpe and not model["byte_fallback"] and normal in ({}, {"type": "NFC"}):
         how = (cuts, model["ignore_merges"])
-        pre = next((name for name, known in PRE_TOKENIZERS.items() if known == how), None)
+        pre = next((name for name, form in PRE_TOKENIZERS.items() if form == how), None)
     elif bpe and model["byte_fallback"] and (not cut or cut.get("pattern") == {"String": " "}):
-        prefix = next((space for space, known in SENTENCEPIECE.items() if known == steps), None)
+        prefix = next((space for space, form in SENTENCEPIECE.items() if form == steps), None)
     if prefix and any(each["normalized"] for each in data["added_tokens"]):
         prefix = None  # the space would come before them as well
     if pre is None and prefix is None:

@@ -196,10 +196,10 @@ class LlamaCpp:
             float32 `[positions - 1]`.
         """
         self.engine.reset()
-        found = []
+        parts = []
         for at in range(0, len(tokens) - 1, CHUNK):
-            said, asked = tokens[at : at + CHUNK], tokens[at + 1 : at + CHUNK + 1]
-            self.engine.eval(said.tolist())
+            seen, asked = tokens[at : at + CHUNK], tokens[at + 1 : at + CHUNK + 1]
+            self.engine.eval(seen.tolist())
             logits = torch.from_numpy(self.engine.scores[at : at + len(asked)])
-            found.append(torch.nn.functional.cross_entropy(logits, asked, reduction="none"))
-        return torch.cat(found)
+            parts.append(torch.nn.functional.cross_entropy(logits, asked, reduction="none"))
+        return torch.cat(parts)

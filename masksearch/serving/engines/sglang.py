@@ -17,10 +17,10 @@ ON_REQUEST = ("olmo3", "gemma3_text")  # whose keys it frees where a configurati
 
 def entries(config: PreTrainedConfig) -> dict[str, Any]:
     """What asks it to free the keys of windows (configs/model_config.py)."""
-    types, wanted = config.layer_types, None
+    types, pattern = config.layer_types, None
     if config.model_type in ON_REQUEST and SLIDING in types:
-        wanted = [int(kind == SLIDING) for kind in types]
-    return {"is_hybrid_swa": wanted and True, "hybrid_layer_pattern": wanted}
+        pattern = [int(kind == SLIDING) for kind in types]
+    return {"is_hybrid_swa": pattern and True, "hybrid_layer_pattern": pattern}
 
 
 def command(folder: str, serving: Mapping[str, Any]) -> str:

@@ -49,8 +49,8 @@ def read_log(log: str, planned: Mapping[str, Any]) -> tuple[int, list[str]]:
     length = re.findall(r"concurrency for ([\d,]+) tokens per", log)
     at_once = re.findall(r"tokens per request: ([\d.]+)x", log)
     room = re.findall(r"KV cache memory: ([\d.]+) GiB", log)
-    held = float(room[-1]) * 2**30 / float(at_once[-1]) if at_once and room else None
-    return judge_bytes(held, {"max_model_len": (length, "length")}, planned)
+    size = float(room[-1]) * 2**30 / float(at_once[-1]) if at_once and room else None
+    return judge_bytes(size, {"max_model_len": (length, "length")}, planned)
 
 
 VLLM = Engine(

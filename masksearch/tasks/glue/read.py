@@ -115,7 +115,7 @@ def load_glue(
             files = {"train": files["train"], **labelled_test_files(Path(folder), row)}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
-    own = [] if TASKS.get(row.name) == row else [repr(differences(row))]
+    rows_of_own = [] if TASKS.get(row.name) == row else [repr(differences(row))]
     return GlueData(
         row,
         parts.pop("train").sample(rows, seed),
@@ -123,7 +123,7 @@ def load_glue(
             name: part.half(half, f"{folder}, {name}").sample(dev_rows, seed)
             for name, part in parts.items()
         },
-        short_hash(content, str(rows), str(dev_rows), str(seed), *own),
+        short_hash(content, str(rows), str(dev_rows), str(seed), *rows_of_own),
     )
 
 
@@ -141,9 +141,9 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     if not files["train"].is_file():
         raise DataError(f"no file {files['train']}; put the training rows of {task.name} there")
     for name, candidates in task.dev_files.items():
-        found = [place / file for file in candidates if (place / file).is_file()]
-        if found:
-            files[name] = found[0]
+        there = [place / file for file in candidates if (place / file).is_file()]
+        if there:
+            files[name] = there[0]
         elif name == next(iter(task.dev_files)):
             raise DataError(
                 f"{place} holds no {' or '.join(candidates)}; put the development set of "
@@ -160,7 +160,7 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
         DataError: If there is none, or its labels are hidden.
     """
     place = folder / task.name
-    found = {}
+    by_task = {}
     for name, candidates in task.dev_files.items():
         spelled = [place / file.replace("dev", "test") for file in candidates if "dev" in file]
         for file in [file for file in spelled if file.is_file()][:1]:
@@ -168,21 +168,21 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
                 read_rows(file, task)
             except DataError as error:
                 raise DataError(f"{HIDDEN_TESTS} ({error})") from error
-            found[name] = file
-    if task.name not in found:
+            by_task[name] = file
+    if task.name not in by_task:
         raise DataError(f"{place} holds no test set with labels: {HIDDEN_TESTS}")
-    return found
+    return by_task
 
 
 def explain_folder(folder: Path) -> str:
     """What to do about a folder that does not hold the task's folder."""
     if (folder / "train.tsv").is_file():
         return f"{folder} is a task's own folder; give the GLUE folder around it ({folder.parent})"
-    held = [name for name in TASKS if (folder / name).is_dir()]
+    there = [name for name in TASKS if (folder / name).is_dir()]
     return (
         f"{folder} is no GLUE folder with this task: one holds a folder a task "
         f"({', '.join(TASKS)}), each with train.tsv and dev.tsv (MNLI: dev_matched.tsv, "
-        f"dev_mismatched.tsv); this one has {', '.join(held) or 'none'}"
+        f"dev_mismatched.tsv); this one has {', '.join(there) or 'none'}"
     )
 
 
@@ -236,19 +236,19 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
 
 def find_columns(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
     """How many fields a line has, and which of them are the texts and the label."""
-    wanted = (*task.texts, task.label)
+    needed = (*task.texts, task.label)
     if task.fields:
-        return task.fields, [int(column) for column in wanted]
+        return task.fields, [int(column) for column in needed]
     header = split_line(path, 1, first)
-    missing = [str(column) for column in wanted if column not in header]
+    missing = [str(column) for column in needed if column not in header]
     if missing:
         hint = " (test sets hold no labels and cannot be scored here)"
         raise DataError(
             f"{path}, line 1: no column {', '.join(missing)}; {task.name} needs the columns "
-            f"{', '.join(map(str, wanted))}, found {', '.join(header)}"
+            f"{', '.join(map(str, needed))}, found {', '.join(header)}"
             f"{hint if missing == [task.label] else ''}"
         )
-    return len(header), [header.index(str(column)) for column in wanted]
+    return len(header), [header.index(str(column)) for column in needed]
 
 
 def split_line(path: Path, number: int, raw: bytes) -> list[str]:
@@ -330,7 +330,7 @@ def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
             "configuration (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), in it "
             "<split>-*.parquet; a folder of TSV files is given without the prefix hf:"
         )
-    found = {}
+    tables = {}
     with hub_problems(str(folder), LOCAL_GLUE):
         from datasets import Dataset, load_from_disk
         from datasets.table import InMemoryTable
@@ -339,19 +339,19 @@ def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
         for split in splits:
             files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
             if files:
-                found[split] = Dataset(InMemoryTable(read_table(files)))
+                tables[split] = Dataset(InMemoryTable(read_table(files)))
             elif (folder / split / "state.json").is_file():
-                found[split] = load_from_disk(str(folder / split))
-    return found
+                tables[split] = load_from_disk(str(folder / split))
+    return tables
 
 
 def read_columns(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
     """Texts and labels of one split; `place` names it in errors."""
-    wanted = (*form.texts, form.label)
-    missing = [column for column in wanted if column not in table.column_names]
+    needed = (*form.texts, form.label)
+    missing = [column for column in needed if column not in table.column_names]
     if missing:
         raise DataError(
-            f"{place}: no column {', '.join(missing)}; {task.name} needs {', '.join(wanted)}, "
+            f"{place}: no column {', '.join(missing)}; {task.name} needs {', '.join(needed)}, "
             f"found {', '.join(table.column_names)}"
         )
     if len(table) == 0:

@@ -114,11 +114,11 @@ class GlueTask:
                 f"{self.name}: labels are two or more, each once, or none for a regression; got "
                 f"{self.labels}"
             )
-        known = SCORE_METRICS if self.regression else CLASS_METRICS
-        unknown = [name for name in self.metrics if name not in known]
+        allowed = SCORE_METRICS if self.regression else CLASS_METRICS
+        unknown = [name for name in self.metrics if name not in allowed]
         if unknown or not self.metrics or ("f1" in self.metrics and self.classes != 2):
             raise ValueError(
-                f"{self.name}: metrics are one or more of {', '.join(known)} (f1 of two classes "
+                f"{self.name}: metrics are one or more of {', '.join(allowed)} (f1 of two classes "
                 f"alone), got {self.metrics}"
             )
         if next(iter(self.dev_files)) != self.name:
@@ -174,15 +174,15 @@ class GlueTask:
             DataError: If it is hidden, unknown, no number or out of range.
         """
         if self.labels:
-            known = self.labels if isinstance(label, str) else range(self.classes)
+            classes = self.labels if isinstance(label, str) else range(self.classes)
             if label in ("-1", -1):
                 raise self.hidden_label(place)
-            if label not in known:
+            if label not in classes:
                 raise DataError(
                     f"{place}: unknown label {label!r}; {self.name} has "
-                    f"{', '.join(map(str, known))}"
+                    f"{', '.join(map(str, classes))}"
                 )
-            return known.index(label)
+            return classes.index(label)
         try:
             score = float(label)
         except (TypeError, ValueError):
@@ -369,8 +369,8 @@ def constant_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]
     {'accuracy': 0.75, 'f1': 0.4}
     """
     ones, count = sum(label == 1 for label in labels), len(labels)
-    known = {"accuracy": max(Counter(labels).values()) / count, "f1": 2 * ones / (count + ones)}
-    return {metric: known.get(metric, 0.0) for metric in task.metrics}
+    scores = {"accuracy": max(Counter(labels).values()) / count, "f1": 2 * ones / (count + ones)}
+    return {metric: scores.get(metric, 0.0) for metric in task.metrics}
 
 
 # SparseBERT's columns, in its order; WNLI is not among them.
@@ -454,20 +454,20 @@ def glue_score(values: Mapping[str, float], convention: Convention = "primary") 
     (None, 0.7, ('SST-2', 'CoLA'))
     """
     check_name("GLUE convention", convention, get_args(Convention))
-    found = {
+    columns = {
         column: column_value(values, column, find_task(column), convention)
         for column in COLUMNS
         if column in values
     }
-    if not found:
+    if not columns:
         raise ValueError(
             f"no GLUE column in {', '.join(values) or 'an empty mapping'}; the average is one of "
             f"{', '.join(COLUMNS)}"
         )
-    for column, value in found.items():
+    for column, value in columns.items():
         if not math.isfinite(value):
             raise ValueError(f"{column} is {value}; leave it out, and the mean says so")
-    return GlueScore(found, convention)
+    return GlueScore(columns, convention)
 
 
 def reported(column: str, scores: Mapping[str, float]) -> dict[str, float]:
@@ -488,9 +488,9 @@ def column_value(
     values: Mapping[str, float], column: str, task: GlueTask, convention: Convention
 ) -> float:
     """A column's value under a convention; `task` is what it belongs to."""
-    if (wanted := column_metrics(task, convention)) == (task.primary,):
+    if (metrics := column_metrics(task, convention)) == (task.primary,):
         return values[column]
-    names = [f"{column}/{metric}" for metric in wanted]
+    names = [f"{column}/{metric}" for metric in metrics]
     lacking = [name for name in names if name not in values]
     if lacking:
         raise ValueError(
@@ -570,8 +570,8 @@ def correlation(both: Numbers, one: Numbers, two: Numbers, least: Numbers) -> Nu
     """Sums of products over the root of both sums of squares; 0 where one is below its `least`."""
     spread = (one > least[0]) & (two > least[1])
     root = np.sqrt(np.where(spread, one * two, 1.0))
-    found: Numbers = np.where(spread, both / root, 0.0)
-    return found
+    result: Numbers = np.where(spread, both / root, 0.0)
+    return result
 
 
 def spearman_without(one: Numbers, two: Numbers) -> Numbers:
@@ -582,7 +582,7 @@ def spearman_without(one: Numbers, two: Numbers) -> Numbers:
     """
     from scipy.stats import rankdata
 
-    n, found = len(one), []
+    n, parts = len(one), []
     sides = [(part, rankdata(part)) for part in (one, two)]
     step = max(1, CHUNK // n)
     for start in range(0, n, step):
@@ -595,5 +595,5 @@ def spearman_without(one: Numbers, two: Numbers) -> Numbers:
             left.append(new)
         x, y = left
         both, own_x, own_y = ((a * b).sum(-1) for a, b in ((x, y), (x, x), (y, y)))
-        found.append(correlation(both, own_x, own_y, np.full(2, 0.25)))  # of halves of ranks
-    return np.concatenate(found)
+        parts.append(correlation(both, own_x, own_y, np.full(2, 0.25)))  # of halves of ranks
+    return np.concatenate(parts)

@@ -89,11 +89,11 @@ def certainty(reliability: float, symbols: int, votes: int) -> float:
         votes: Number of votes, from 0.
     """
     other = (1 - reliability) / symbols
-    own = reliability + other
+    share = reliability + other
     total = 0.0
     for counts in splits(votes, symbols):
         ways = math.factorial(votes) / math.prod(map(math.factorial, counts))
-        total += ways * own ** max(counts) * other ** (votes - max(counts)) / symbols
+        total += ways * share ** max(counts) * other ** (votes - max(counts)) / symbols
     return total
 
 
@@ -215,10 +215,10 @@ class GradedProcess:
     @cached_property
     def asked(self) -> Tensor:
         """Which parts of which positions are counted: bool `[length, parts]`."""
-        found = torch.zeros(self.length, self.parts, dtype=torch.bool)
+        table = torch.zeros(self.length, self.parts, dtype=torch.bool)
         for dependency in self.dependencies:
-            found[list(dependency.members), dependency.part] = True
-        return found
+            table[list(dependency.members), dependency.part] = True
+        return table
 
     @cached_property
     def edges(self) -> Tensor:
@@ -296,9 +296,9 @@ class GradedProcess:
             best, left = total[count], count
             kept = torch.zeros(self.length, self.length, dtype=torch.bool)
             for position in reversed(range(self.length)):
-                own = int(shares[position][left])
-                kept[position, rows[position][own]] = True
-                left -= own
+                taken = int(shares[position][left])
+                kept[position, rows[position][taken]] = True
+                left -= taken
             sparsity = 1 - count / self.length**2
             accuracy = float(best) / int(self.asked.sum())
             points.append(FrontPoint(sparsity, accuracy, masks.table(kept)))
@@ -312,12 +312,14 @@ class GradedProcess:
             if position not in dependency.members:
                 continue
             mates = [mate for mate in dependency.members if mate != position]
-            own = [mates[:count] for count in range(len(mates) + 1)]
-            values = [self.accuracy(dependency, count) for count in range(len(own))]
+            mates_kept = [mates[:count] for count in range(len(mates) + 1)]
+            values = [self.accuracy(dependency, count) for count in range(len(mates_kept))]
             if dependency.has_token:
-                own[1:], values[1:] = [[0]], [self.accuracy(dependency, 0, sees_token=True)]
+                mates_kept[1:], values[1:] = [[0]], [self.accuracy(dependency, 0, sees_token=True)]
             curve, share = best_sum(curve, np.array(values))
-            choices = [choices[n - int(taken)] + own[taken] for n, taken in enumerate(share)]
+            choices = [
+                choices[n - int(taken)] + mates_kept[taken] for n, taken in enumerate(share)
+            ]
         if len(curve) == 1:  # nothing to see: the row keeps itself
             return np.array([-np.inf, curve[0]]), [[], [position]]
         return np.concatenate([[-np.inf], curve[1:]]), choices
@@ -356,10 +358,10 @@ class GradedProcess:
             Parts that are right, parts that are asked for: int64 `[count, length]` each.
         """
         asked = self.asked & (labels != -100)[:, :, None]
-        said, true = (
+        answers, true = (
             tokens[:, :, None] // self.places % self.symbols for tokens in (predicted, labels)
         )
-        return (asked & (said == true)).sum(-1), asked.sum(-1)
+        return (asked & (answers == true)).sum(-1), asked.sum(-1)
 
 
 def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
@@ -376,15 +378,15 @@ def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
                 "a dependency has a reliability in (0, 1] and a part from 0, got reliability="
                 f"{dependency.reliability}, part={dependency.part}"
             )
-        own = {(position, dependency.part) for position in at}
+        cells = {(position, dependency.part) for position in at}
         together = {frozenset((one, two)) for one in at for two in at if one < two}
-        if own & parts or together & shared:
+        if cells & parts or together & shared:
             raise ValueError(
                 f"the dependency of positions {at} in part {dependency.part} overlaps with "
                 "another one; a part of a position is in one dependency, and two positions "
                 "share one symbol at most"
             )
-        parts |= own
+        parts |= cells
         shared |= together
 
 

@@ -38,19 +38,19 @@ def pair_by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Group
         size: Positions of a group (>= 2).
     """
     free = [position > 0 for position in range(length)]
-    found: list[tuple[int, ...]] = []
+    groups: list[tuple[int, ...]] = []
     before = -1
-    while before < len(found):
-        before = len(found)
+    while before < len(groups):
+        before = len(groups)
         for offset in offsets:
             for first in range(1, length - (size - 1) * offset):
                 group = tuple(first + step * offset for step in range(size))
                 if all(free[position] for position in group):
                     for position in group:
                         free[position] = False
-                    found.append(group)
+                    groups.append(group)
                     break
-    return tuple(found)
+    return tuple(groups)
 
 
 PERMUTATIONS, INTACT, FOLLOWS = 1, 3, 4  # streams of random numbers, beside HELD_OUT
@@ -207,8 +207,8 @@ class PlantedProcess:
         All partners of a masked token are visible with probability `known`, and then the token
         is certain, since the key is never hidden; otherwise nothing tells about it.
         """
-        known = (1 - self.hidden) ** (self.pair_positions.shape[1] - 1)
-        return known + (1 - known) / self.vocabulary
+        chance_of_all = (1 - self.hidden) ** (self.pair_positions.shape[1] - 1)
+        return chance_of_all + (1 - chance_of_all) / self.vocabulary
 
     @property
     def split(self) -> int:
@@ -365,8 +365,8 @@ class PlantedLabelTask:
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
-        own = held_out_stream(self.draw_number)
-        random = generator(self.process.seed, STREAMS[self.rule], HELD_OUT, *own)
+        stream = held_out_stream(self.draw_number)
+        random = generator(self.process.seed, STREAMS[self.rule], HELD_OUT, *stream)
         return [self.draw(self.held_out_sequences, random)]
 
     def draw(self, count: int, random: torch.Generator) -> Batch:

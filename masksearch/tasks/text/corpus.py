@@ -255,18 +255,18 @@ def tokenize_text(
     Raises:
         DataError: As `Corpus.load`.
     """
-    given = None if tokenizer is None else open_tokenizer(tokenizer)
-    spelled = f"trained:{vocabulary}" if given is None else given.to_str()
+    opened = None if tokenizer is None else open_tokenizer(tokenizer)
+    spelled = f"trained:{vocabulary}" if opened is None else opened.to_str()
     key = short_hash(FORMAT, read.__name__, *source_key(path, held_out), spelled)
 
     def write(place: Path) -> None:
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             files, held = local_text(path, held_out, Path(scratch))
-            made = given or train_tokenizer(files, vocabulary, whole=bool(held))
+            made = opened or train_tokenizer(files, vocabulary, whole=bool(held))
             write_tokens(place, made, files, held, read)
 
     stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
-    return stored if given is None else stored._replace(tokenizer=given)
+    return stored if opened is None else stored._replace(tokenizer=opened)
 
 
 def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
@@ -321,8 +321,8 @@ def deal_stretches(
         inner: Tokens of a sequence.
     """
     starts = np.arange(0, len(ids), inner)
-    for found in (begins.paragraphs, begins.documents) if begins is not None else ():
-        starts = found if len(found) >= FEW else starts
+    for places in (begins.paragraphs, begins.documents) if begins is not None else ():
+        starts = places if len(places) >= FEW else starts
     ends = np.append(starts[1:], len(ids))
     firsts = (ids[a : min(b, a + HASHED)] for a, b in zip(starts, ends, strict=True))
     final = [in_final_half(first.astype("<i4").tobytes()) for first in firsts]
@@ -357,8 +357,8 @@ def read_test_text(
 
     def write(place: Path) -> None:
         with tempfile.TemporaryDirectory(dir=place) as scratch:
-            found = Path(scratch) / "test.txt"
-            texts = files if hub is None else [hub.write(found, "test") or found]
+            file = Path(scratch) / "test.txt"
+            texts = files if hub is None else [hub.write(file, "test") or file]
             write_tokens(place, tokenizer, [], texts, read)
 
     named = hub.key() if hub else [content_hash(files)]

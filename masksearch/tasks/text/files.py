@@ -185,8 +185,8 @@ def make_absolute(
 ) -> None:
     """Makes those places of a frozen dataclass absolute, where they are given."""
     for name in names:
-        if isinstance(given := getattr(owner, name), Path | str):
-            object.__setattr__(owner, name, resolve(given))
+        if isinstance(path := getattr(owner, name), Path | str):
+            object.__setattr__(owner, name, resolve(path))
 
 
 def hub_folder(name: str) -> Path | None:
@@ -259,9 +259,9 @@ def hub_problems(place: str, remedy: str) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, ValueError, RuntimeError, HTTPError, pa.ArrowException) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        problem = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{place} cannot be read: {said}; check its name and configuration, or {remedy}"
+            f"{place} cannot be read: {problem}; check its name and configuration, or {remedy}"
         ) from error
 
 
@@ -289,15 +289,15 @@ class HubText:
             DataError: If it is not spelled like that.
         """
         rest, asked, rows = str(spelled).removeprefix(PREFIX).partition("?")
-        found = SPELLING.fullmatch(rest)
+        matched = SPELLING.fullmatch(rest)
         limit = re.fullmatch(r"rows=([1-9]\d*)", rows)
-        if found is None or (asked and limit is None):
+        if matched is None or (asked and limit is None):
             raise DataError(
                 f"a dataset is spelled hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N], N from 1, "
                 f"or hf:FOLDER[#COLUMN][?rows=N]; got {str(spelled)!r}"
             )
         return cls(
-            found["name"], found["config"], found["column"], int(limit[1]) if limit else None
+            matched["name"], matched["config"], matched["column"], int(limit[1]) if limit else None
         )
 
     def key(self) -> list[str]:
@@ -330,8 +330,8 @@ class HubText:
         """
         with hub_problems(PREFIX + self.name, LOCAL_TEXT):
             splits = load_hub(self.name, self.config, LOCAL_TEXT, streaming=True)
-            wanted = (split,) if split else HELD_OUT_STEMS
-            name = next((one for one in wanted if one in splits), None)
+            candidates = (split,) if split else HELD_OUT_STEMS
+            name = next((one for one in candidates if one in splits), None)
             if name is None and split is None:
                 return None
             if name is None:
@@ -351,14 +351,14 @@ class HubText:
 
     def choose_column(self, row: dict[str, Any]) -> str:
         """The column that holds the text."""
-        wanted = self.column or "text"
-        if wanted in row:
-            return wanted
+        column = self.column or "text"
+        if column in row:
+            return column
         strings = [name for name in row if isinstance(row[name], str)]
         if self.column is None and len(strings) == 1:
             return strings[0]
         raise DataError(
-            f"{PREFIX}{self.name} has no column {wanted!r}; it has {', '.join(row)}: "
+            f"{PREFIX}{self.name} has no column {column!r}; it has {', '.join(row)}: "
             f"name one as {PREFIX}{self.name}#COLUMN"
         )
 

@@ -122,31 +122,31 @@ def encode_stream(
             ids = encode(tokenizer, chunk)
             ends = count + np.cumsum([len(one) for one in ids], dtype=np.int64)
             starts = np.concatenate([[count], ends[:-1]])
-            for least, found in begins.items():
-                found.append(starts[np.array(marks) >= least])
+            for least, places in begins.items():
+                places.append(starts[np.array(marks) >= least])
             flat = np.fromiter(chain.from_iterable(ids), dtype=id_type(tokenizer))
             file.write(flat.tobytes())
             count += len(flat)
     for mark, kind in ((DOCUMENT, "documents"), (PARAGRAPH, "paragraphs")):
-        known = np.unique(np.concatenate([np.zeros(1, np.int64), *begins[mark]]))
-        np.save(folder / f"{name}.{kind}.npy", known[known < count])
+        starts_known = np.unique(np.concatenate([np.zeros(1, np.int64), *begins[mark]]))
+        np.save(folder / f"{name}.{kind}.npy", starts_known[starts_known < count])
     return count
 
 
 def chunks(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[str]]]:
     """The marks and pieces of about `CHUNK` characters at a time."""
     marks: list[int] = []
-    held: list[str] = []
+    pieces: list[str] = []
     size = 0
     for mark, piece in texts:
         marks.append(mark)
-        held.append(piece)
+        pieces.append(piece)
         size += len(piece)
         if size >= CHUNK:
-            yield marks, held
-            marks, held, size = [], [], 0
-    if held:
-        yield marks, held
+            yield marks, pieces
+            marks, pieces, size = [], [], 0
+    if pieces:
+        yield marks, pieces
 
 
 def read_stream(folder: Path, name: str, count: int, kind: np.dtype[Any]) -> TokenStream:
@@ -240,8 +240,8 @@ class IdLists:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of ids of each list."""
-        found: NDArray[np.int64] = np.diff(self.ends, prepend=0).astype(np.int64)
-        return found
+        sizes: NDArray[np.int64] = np.diff(self.ends, prepend=0).astype(np.int64)
+        return sizes
 
     def place(self, index: int) -> slice:
         """Where a list stands in `flat`."""
@@ -251,5 +251,5 @@ class IdLists:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> list[int]:
-        found: list[int] = self.flat[self.place(range(len(self))[index])].tolist()
-        return found
+        ids: list[int] = self.flat[self.place(range(len(self))[index])].tolist()
+        return ids

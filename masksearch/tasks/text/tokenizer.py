@@ -88,8 +88,8 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
 
     path = Path(name).expanduser()
     if path.is_dir():
-        known = [path / "tokenizer.json", path / "vocab.txt"]
-        path = next((file for file in known if file.is_file()), path)
+        files = [path / "tokenizer.json", path / "vocab.txt"]
+        path = next((file for file in files if file.is_file()), path)
     if path.is_file() and path.suffix != ".json":
         tokens = path.read_text(encoding="utf-8-sig").splitlines()
         if "[UNK]" not in tokens:
@@ -142,17 +142,17 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     Raises:
         DataError: If the tokenizer lacks one; names the spellings that were tried.
     """
-    found = {}
+    by_role = {}
     for role, spellings in SPECIALS.items():
         ids = [tokenizer.token_to_id(name) for name in spellings]
-        known = [number for number in ids if number is not None]
-        if not known:
+        numbers = [number for number in ids if number is not None]
+        if not numbers:
             raise DataError(
                 f"the tokenizer has no {role} token ({' or '.join(spellings)}); "
                 "masked-language-model training needs one: use a BERT-like tokenizer"
             )
-        found[role] = int(known[0])
-    return found
+        by_role[role] = int(numbers[0])
+    return by_role
 
 
 def id_count(tokenizer: Tokenizer) -> int:
@@ -191,21 +191,21 @@ def word_starts(tokenizer: Tokenizer) -> Tensor:
             "the start of a word (Ġ or ▁) nor its continuation (##); use a WordPiece, byte-level "
             "or SentencePiece tokenizer, or whole_words=False"
         )
-    found = torch.zeros(id_count(tokenizer), dtype=torch.bool)
-    found[[vocabulary[token] for token in starts]] = True
-    found[list(tokenizer.get_added_tokens_decoder())] = True
-    return found
+    table = torch.zeros(id_count(tokenizer), dtype=torch.bool)
+    table[[vocabulary[token] for token in starts]] = True
+    table[list(tokenizer.get_added_tokens_decoder())] = True
+    return table
 
 
 def sentence_ends(tokenizer: Tokenizer) -> Tensor:
     """Which tokens end a sentence: those whose last character is one of `. ! ? …` (and the
     full-width ones) and that hold no letter or digit. bool `[ids]`."""
-    found = torch.zeros(id_count(tokenizer), dtype=torch.bool)
+    table = torch.zeros(id_count(tokenizer), dtype=torch.bool)
     for token, number in tokenizer.get_vocab().items():
         plain = token.removeprefix("##")
         if plain[-1:] in SENTENCE_ENDS and not any(map(str.isalnum, plain.lstrip("ĠĊ▁"))):
-            found[number] = True
-    return found
+            table[number] = True
+    return table
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
