@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from masksearch.errors import MOVED, did_you_mean, install_command, moved
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
+    from masksearch import contracts as contracts
+    from masksearch import errors as errors
     from masksearch import masks as masks
     from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
     from masksearch.attention.attach import attach as attach

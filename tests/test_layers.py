@@ -222,5 +222,6 @@ def test_no_module_shadows_a_public_name():
     for path in FILES:
         name = path.stem if path.stem != "__init__" else path.parent.name
         parents = path.relative_to(PACKAGE).parts
-        if len(parents) == 1 and name in masksearch.__all__:
+        public = masksearch.PUBLIC.get(name, "masksearch")  # where a module is itself public
+        if len(parents) == 1 and public != "masksearch":
             pytest.fail(f"{parents[0]} would shadow masksearch.{name}")

@@ -20,7 +20,7 @@ from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
-from masksearch.training.parts import FLAT, PARTS, read_places, unknown_setting
+from masksearch.training.parts import FLAT, PART_NAMES, PARTS, read_places, unknown_setting
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
@@ -326,7 +326,6 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     NoneType: "null",
 }
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies and of parts
-PART_NAMES = {part: kind.__name__.lower() for part, kind in PARTS.items()}
 DOTTED = {f"{PART_NAMES[place.part]}.{place.field.name}": flat for flat, place in FLAT.items()}
 
 

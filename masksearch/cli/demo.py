@@ -40,6 +40,7 @@ from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.loop import TrainConfig
+from masksearch.training.parts import Training
 
 STRATEGIES = ("dam", "tpe", "evolution", "random")
 TRIALS = 12  # masks of each strategy that draws them from the space
@@ -278,9 +279,8 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
         decoder = LlamaForCausalLM(config)
         config.save_pretrained(llama)
         tokenizer.save(str(llama / "tokenizer.json"))
-        training = NextTokenTraining(
-            NextTokenText.load(text, tokenizer=llama, length=64), batch=16
-        )
+        sequences = NextTokenText.load(text, tokenizer=llama, length=64)
+        training = NextTokenTraining(sequences, Training(batch=16), torch.device("cpu"))
         learnt = TrainConfig(steps=steps, lr=5e-3)
         [*training.steps(NextTokenModel(decoder), learnt, TEXT, "demo", None)]
         decoder.save_pretrained(llama)

@@ -358,9 +358,7 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def trainer(self) -> NextTokenTraining:
         """What trains a decoder on the text."""
-        training = self.training
-        how = training.batch, self.place, training.precision, training.checkpoint_seconds
-        return NextTokenTraining(self.task(), *how)
+        return NextTokenTraining(self.task(), self.training, self.place)
 
     # -- models --------------------------------------------------------------------------------
     def build_model(self, seed: int) -> NextTokenModel:

@@ -203,9 +203,8 @@ class FineTuning(AssembledEvaluator, ABC):
             self.inputs,
             self.adaptation.finetune_batch,
             self.adaptation.frozen,
+            self.training,
             self.place,
-            self.training.precision,
-            self.training.checkpoint_seconds,
         )
 
     @property

@@ -1,6 +1,7 @@
 """Decoders on text: their training, and what they say of every held-out token.
 
-for number in NextTokenTraining(text, batch=16).steps(model, config, seed, key, checkpoints):
+training = NextTokenTraining(text, Training(batch=16), place)
+for number in training.steps(model, config, seed, key, checkpoints):
     ...
 scores = score_tokens(model, rows.tokens)
 band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-255": 2.7, ..}
@@ -35,7 +36,7 @@ from masksearch.training.loop import (
     move_batches,
     train,
 )
-from masksearch.training.parts import Precision
+from masksearch.training.parts import Precision, Training
 
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about
@@ -48,17 +49,13 @@ class NextTokenTraining:
 
     Args:
         text: Gives batches.
-        batch: Sequences of a batch.
+        how: The size of a batch, the precision and the time between checkpoints.
         place: The device.
-        precision: `"float32"`, or `"bfloat16"` for autocast.
-        checkpoint_seconds: Wall time between two checkpoints.
     """
 
     text: NextTokenTask
-    batch: int
-    place: torch.device = torch.device("cpu")  # noqa: RUF009 (it does not change)
-    precision: Precision = "float32"
-    checkpoint_seconds: float = 60.0
+    how: Training
+    place: torch.device
 
     def steps(
         self,
@@ -86,7 +83,7 @@ class NextTokenTraining:
         """
 
         def loss(student: nn.Module, batch: Batch) -> Tensor:
-            with autocast(batch, self.precision):
+            with autocast(batch, self.how.precision):
                 found = student(**batch)
                 if teacher is None:
                     return cast(Tensor, found.loss)
@@ -98,11 +95,13 @@ class NextTokenTraining:
         model.requires_grad_(True)
         run = train(
             model,
-            lambda start: move_batches(self.text.batches(order, self.batch, start), self.place),
+            lambda start: move_batches(
+                self.text.batches(order, self.how.batch, start), self.place
+            ),
             config,
             loss,
             checkpoints=kept,
-            checkpoint_seconds=self.checkpoint_seconds,
+            checkpoint_seconds=self.how.checkpoint_seconds,
             key=key,
             memory=memory,
             noise_seed=mixed_seed(seed, NOISE),

@@ -113,7 +113,7 @@ class Served(EvaluatorWrapper):
         found = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
         for name, engine in COUNTED.items():
             with suppress(NativeError):
-                found[name] = share(engine.name)
+                found[name] = found[CACHE] if engine.name == self.account else share(engine.name)
         return found
 
     @property

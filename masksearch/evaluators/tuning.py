@@ -1,6 +1,6 @@
 """A fine-tuning: the training of a head and the layers below it on a task's rows, and its scores.
 
-training = TaskTraining(evaluator.inputs, batch=32, frozen=2)
+training = TaskTraining(evaluator.inputs, 32, 2, Training(precision="bfloat16"), place)
 training.fit(head, rows, TrainConfig(steps=100), checkpoints, "key", order=0, noise=1)
 training.predict(head, rows)                   # logits of every row
 source = train_together(heads, rows, training, teachers)   # for gates that several tasks share
@@ -44,7 +44,7 @@ from masksearch.training.loop import (
     move_batches,
     train,
 )
-from masksearch.training.parts import Frozen, Precision
+from masksearch.training.parts import Frozen, Training
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +64,15 @@ class TaskTraining:
         inputs: A padded batch of some rows (by number), `LABELS` included.
         batch: Rows of a batch.
         frozen: See `freeze`.
+        how: The precision, and the time between checkpoints.
         place: The device.
-        precision: `"float32"`, or `"bfloat16"` for autocast.
-        checkpoint_seconds: Wall time between two checkpoints.
     """
 
     inputs: Callable[[Any, list[int]], Batch]
     batch: int
-    frozen: Frozen = None
-    place: torch.device = torch.device("cpu")  # noqa: RUF009 (it does not change)
-    precision: Precision = "float32"
-    checkpoint_seconds: float = 60.0
+    frozen: Frozen
+    how: Training
+    place: torch.device
 
     def fit(
         self,
@@ -109,7 +107,7 @@ class TaskTraining:
             config,
             loss or self.loss,
             checkpoints=checkpoints,
-            checkpoint_seconds=self.checkpoint_seconds,
+            checkpoint_seconds=self.how.checkpoint_seconds,
             key=key,
             noise_seed=noise,
             title=title,
@@ -119,7 +117,7 @@ class TaskTraining:
 
     def loss(self, head: nn.Module, batch: Batch) -> Tensor:
         """The head's own loss."""
-        with autocast(batch, self.precision):
+        with autocast(batch, self.how.precision):
             loss: Tensor = head(**batch).loss
             return loss
 
@@ -135,7 +133,7 @@ class TaskTraining:
 
     def logits(self, head: nn.Module, batch: Batch) -> Tensor:
         """What a head says of a batch, which may hold labels."""
-        with autocast(batch, self.precision):
+        with autocast(batch, self.how.precision):
             logits: Tensor = head(**{n: t for n, t in batch.items() if n not in LABELS}).logits
             return logits
 

@@ -15,6 +15,7 @@ from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
+from masksearch.training.parts import PART_NAMES
 
 UNKNOWN = "not recorded"
 TASKS = ("glue", "squad", "swag")
@@ -26,7 +27,7 @@ JUDGES = (  # options of a search that say how a mask is judged
     *("memory", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
     *("vocabulary", "steps", "batch", "lr", "preset", "set"),
 )
-OF_STRATEGIES = ("dam.", "allocate.", "units.", "shared.", "evolution.", "strategy.", "halving.")
+OF_JUDGES = ("", "cost", *PART_NAMES.values())  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 
@@ -52,8 +53,11 @@ def evaluate_line(command: Mapping[str, Any] | None) -> str:
     if command is None:
         return ""
     options = {name: value for name, value in command["options"].items() if name in JUDGES}
-    settings = options.get("set") or []
-    options["set"] = [each for each in settings if not each.startswith(OF_STRATEGIES)]
+    options["set"] = [
+        setting
+        for setting in options.get("set") or []
+        if setting.partition("=")[0].rpartition(".")[0] in OF_JUDGES
+    ]
     given = {"mask": ["MASK"], "controls": False, **options}
     return shell_line({"command": "compare", "options": given})
 

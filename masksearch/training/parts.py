@@ -401,6 +401,7 @@ def refuse_beside_recall(**settings: object) -> None:
 
 # -- flat names ----------------------------------------------------------------------------------
 PARTS: dict[str, Any] = {"text": Text, "model": Model, "training": Training, "adaptation": Adapt}
+PART_NAMES = {part: kind.__name__.lower() for part, kind in PARTS.items()}  # before a dot
 
 
 class Place(NamedTuple):

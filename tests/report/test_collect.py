@@ -23,6 +23,7 @@ from masksearch.report.collect import (
     some_masks,
     studies_in,
 )
+from masksearch.report.section import evaluate_line
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
@@ -112,6 +113,14 @@ def test_later_call_on_another_machine_is_told(tmp_path, objectives, shape):
     rows = dict(study.recipe.rows)
     assert rows["from trial 7 on"] == "machine: b"
     assert "from trial 9 on" not in rows
+
+
+def test_what_judges_a_mask_again_has_no_settings_of_strategies():
+    judging = ["lr=.1", "training.steps=9", "cost.length=8", "held_out=a.b"]
+    others = ["dam.steps=3", "prune.rounds=2", "units.levels=[]", "halving.factor=3"]
+    command = {"command": "search", "options": {"set": [*others, *judging], "strategy": "prune"}}
+    words = shlex.split(evaluate_line(command))
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == judging
 
 
 @pytest.mark.nightly
