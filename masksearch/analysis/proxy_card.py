@@ -383,6 +383,48 @@ class ProxyCard:
         }
 
 
+def rate_budgets(
+    cells: Mapping[Place, pd.DataFrame],
+    judge: Place,
+    proxy: str,
+    objectives: Sequence[Objective],
+    draws: Resampling,
+) -> tuple[Floats, list[dict[str, Any]]]:
+    """The reference's values, more is better, and for each budget of the proxy how far it agrees.
+
+    Args:
+        cells: Measure, schedule and budget -> a value for each mask and seed.
+        judge: The reference.
+        proxy: The measure that is cheap.
+        objectives: Say which measures are better where they are lower.
+        draws: Of masks and seeds.
+
+    Raises:
+        SearchError: If there is no budget to judge.
+    """
+
+    def gains(place: Place) -> Floats:
+        sign = 1 if default_goal(place[0], objectives) == "max" else -1
+        return sign * align_seeds(cells[place].to_numpy(np.float64))
+
+    truth = gains(judge)
+    rows = []
+    for place in sorted(place for place in cells if place[0] == proxy):
+        short = truth if place == judge else gains(place)
+        count = int(np.isfinite(seed_mean(short)).sum())
+        if count >= 2:
+            row = {"schedule": place[1], "budget": place[2], "masks": count}
+            row["reference"] = place == judge
+            rows.append(row | agreement(short, truth, draws))
+    if all(row["reference"] for row in rows):
+        raise SearchError(
+            f"{proxy} was observed at no other budget than the reference's ({judge[2]:,} "
+            "steps), or for one mask only; a proxy card needs reports along the way, or "
+            "shorter runs of the same masks"
+        )
+    return truth, rows
+
+
 def judge_proxy(
     table: pd.DataFrame,
     *,
@@ -436,26 +478,7 @@ def judge_proxy(
     density = everything["density"][masks].to_numpy()
     in_band = bands_of(density, bands)
     draws = Resampling(in_band, len(seeds), resamples)
-
-    def gains(place: Place) -> Floats:
-        sign = 1 if default_goal(place[0], objectives) == "max" else -1
-        return sign * align_seeds(cells[place].to_numpy(np.float64))
-
-    truth = gains(judge)
-    rows = []
-    for place in sorted(place for place in cells if place[0] == proxy):
-        short = truth if place == judge else gains(place)
-        count = int(np.isfinite(seed_mean(short)).sum())
-        if count >= 2:
-            row = {"schedule": place[1], "budget": place[2], "masks": count}
-            row["reference"] = place == judge
-            rows.append(row | agreement(short, truth, draws))
-    if all(row["reference"] for row in rows):
-        raise SearchError(
-            f"{proxy} was observed at no other budget than the reference's ({judge[2]:,} "
-            "steps), or for one mask only; a proxy card needs reports along the way, or "
-            "shorter runs of the same masks"
-        )
+    truth, rows = rate_budgets(cells, judge, proxy, objectives, draws)
     known = np.isfinite(truth)
     left_out = {
         **about.get("left_out", {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
     from masksearch.contracts import Evaluator
     from masksearch.driver import Comparison, Study
+    from masksearch.strategies.build import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,20 +168,11 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.strategies.halving import ParetoHalving
     from masksearch.user_code import load_function
 
-    space, strategy, run = options.space, options.strategy, options.run
+    strategy, run = options.strategy, options.run
     kind = kind_of(strategy)
     settings = split_settings(options.set or ())
     levels = unit_levels(options.local, options.unit, settings.get("units", {}))
-    if space is None and kind.space == "needed" and not levels:
-        raise OptionsError(
-            f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
-        )
-    if space is not None and kind.space == "none":
-        raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
-    if levels and kind.space == "none" and kind.with_units is None:
-        raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
-    if space is not None and levels:
-        raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
+    check_space(options.space, strategy, kind, levels)
     of_strategy = strategy_options(strategy, settings)
     units = {"unit": options.unit or "head", "levels": levels}
     if levels and kind.with_units is not None:
@@ -194,7 +187,7 @@ def run_search(options: SearchOptions) -> Study:
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
     names = [name.strip() for name in (options.log or "").split(",") if name.strip()]
-    own: Any = None if space is None else load_function(space)
+    own: Any = None if options.space is None else load_function(options.space)
     if levels and kind.space != "none":
         own = build_units(units, judge.shape, judge.kv_head_count)
     with (
@@ -219,6 +212,20 @@ def run_search(options: SearchOptions) -> Study:
             listeners=loggers,
             enqueue=enqueued,
         )
+
+
+def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[str]) -> None:
+    """Raises OptionsError where a strategy lacks a space, or takes none, or there are two."""
+    if space is None and kind.space == "needed" and not levels:
+        raise OptionsError(
+            f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
+        )
+    if space is not None and kind.space == "none":
+        raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
+    if levels and kind.space == "none" and kind.with_units is None:
+        raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
+    if space is not None and levels:
+        raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
 
 
 def read_enqueued(path: Path | None) -> list[Any]:

@@ -132,46 +132,12 @@ class Gates(nn.Module):
         self.shape = Shape(
             length, layers, heads, causal, None if lengths is None else dict(lengths), read
         )
-        switch = structure == "switch"
-        refusals = (
-            (
-                switch != (levels is not None),
-                "levels are the masks that the units of structure='switch' choose among, got "
-                f"structure={structure!r} and levels={levels!r:.80}; give both or neither",
-            ),
-            (
-                switch and form != "flip",
-                f"a switch has no form of its own, got form={form!r}; leave it out",
-            ),
-            (
-                signed and not structure.startswith("toeplitz"),
-                f"signed offsets need Toeplitz gates, got structure {structure!r}; "
-                "use 'toeplitz' or 'toeplitz+global'",
-            ),
-            (not temperature > 0, f"temperature must be above 0, got {temperature}"),
-            (
-                form == "flip" and not hard and not switch,
-                "form 'flip' computes with 0/1 gates, got hard=False; "
-                "use form='log' for soft gates",
-            ),
-            (
-                structure == "toeplitz+global" and not 1 <= global_count <= length,
-                f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
-                "without global gates use structure='toeplitz'",
-            ),
-            (
-                structure == "block" and not 1 <= block <= length,
-                f"block must lie in 1..length = 1..{length}, got {block}",
-            ),
-        )
-        for refused, why in refusals:
-            if refused:
-                raise ValueError(why)
         self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
         self.length, self.heads, self.layers = length, heads, layers
         self.temperature, self.cooling, self.seed = temperature, 1.0, seed
         self.initial = initial
         self.global_count, self.block = global_count, block
+        self.refuse_arguments(levels)
         self.enabled = True
         self.alone = False
         self.deterministic = False
@@ -190,6 +156,46 @@ class Gates(nn.Module):
         self.generators: dict[torch.device, torch.Generator] = {}
         self.drawn: Tensor | None = None
         self.fixed: Tensor | None = None
+
+    def refuse_arguments(self, levels: Sequence[Mask | str] | None) -> None:
+        """Raises ValueError for arguments out of range, or that do not go together."""
+        structure, form, length = self.structure, self.form, self.length
+        global_count, block, temperature = self.global_count, self.block, self.temperature
+        switch = structure == "switch"
+        refusals = (
+            (
+                switch != (levels is not None),
+                "levels are the masks that the units of structure='switch' choose among, got "
+                f"structure={structure!r} and levels={levels!r:.80}; give both or neither",
+            ),
+            (
+                switch and form != "flip",
+                f"a switch has no form of its own, got form={form!r}; leave it out",
+            ),
+            (
+                self.signed and not structure.startswith("toeplitz"),
+                f"signed offsets need Toeplitz gates, got structure {structure!r}; "
+                "use 'toeplitz' or 'toeplitz+global'",
+            ),
+            (not temperature > 0, f"temperature must be above 0, got {temperature}"),
+            (
+                form == "flip" and not self.hard and not switch,
+                "form 'flip' computes with 0/1 gates, got hard=False; "
+                "use form='log' for soft gates",
+            ),
+            (
+                structure == "toeplitz+global" and not 1 <= global_count <= length,
+                f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
+                "without global gates use structure='toeplitz'",
+            ),
+            (
+                structure == "block" and not 1 <= block <= length,
+                f"block must lie in 1..length = 1..{length}, got {block}",
+            ),
+        )
+        for refused, why in refusals:
+            if refused:
+                raise ValueError(why)
 
     def lay_out_edges(self) -> tuple[dict[str, Tensor | None], Tensor]:
         """The buffers of gates on edges, and their first logits."""
