@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import DOWNSTREAM, JudgeOptions, OptionsError
+from masksearch.cli.options import DOWNSTREAM, JUDGE, MODEL, JudgeOptions, OptionsError
 from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import parse
@@ -30,10 +30,9 @@ MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 EXECUTORS = ("local", "ray")
 *FIRST, LAST = [f"--{name}" for name in DOWNSTREAM]
 ONE_OF_THEM = f"{', '.join(FIRST)} or {LAST}"
-FIELDS = (  # options that are fields of evaluators, under their names
-    *("tasks", "rows", "size", "weights", "adapt", "tokenizer", "length", "vocabulary"),
-    *("steps", "batch", "lr"),
-)
+FIELDS = [  # options that are fields of evaluators, under their names
+    each.name for each in fields(JudgeOptions) if each.metadata.get("group") in (JUDGE, MODEL)
+]
 
 
 def build_evaluator(options: JudgeOptions) -> Evaluator:

@@ -25,6 +25,7 @@ from masksearch.cli.options import (
     Run,
     argument,
     described,
+    described_values,
     flag,
     option,
     takes,
@@ -272,9 +273,8 @@ def allocate(options: AllocateOptions) -> None:
     from masksearch.serving.engine import Serving
 
     usual = inspect.signature(search_plan).parameters
-    settings = {name: usual[name].default for name in usual} | {
-        name: value for name, value in vars(options).items() if value is not None
-    }
+    settings = {name: parameter.default for name, parameter in usual.items()}
+    settings |= {"model": options.model, "text": options.text, **described_values(options)}
     if options.serving is not None:
         settings["serving"] = read_setting("serving", options.serving, Serving)
     settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}

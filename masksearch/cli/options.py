@@ -101,6 +101,12 @@ def argument(help: str, group: str, value: str, *, default: object = REQUIRED) -
     return field(default=default, metadata={"option": shown})
 
 
+def described_values(options: Any) -> dict[str, Any]:
+    """The `described` options that were given, by name."""
+    names = [each.name for each in fields(options) if "group" in each.metadata]
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def flag(name: str, help: str, group: str) -> Any:
     """A field that is a flag, off where it is not given; see `declare`."""
     return option(help, group, default=False, name=f"--{name}")

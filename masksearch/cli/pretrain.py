@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from masksearch.cli.options import (
     Preset,
     declare,
     described,
+    described_values,
     option,
     takes,
 )
@@ -71,11 +72,6 @@ class PretrainOptions:
     lr: float | None = described(TRAINING)
 
 
-FIELDS = [  # options that are fields of `MlmEvaluator`
-    each.name for each in fields(PretrainOptions) if "group" in each.metadata
-]
-
-
 @takes({"": "masksearch.evaluators.mlm:MlmEvaluator"})
 def pretrain(options: PretrainOptions) -> None:
     """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
@@ -93,8 +89,7 @@ def pretrain(options: PretrainOptions) -> None:
     from masksearch.training.accumulation import join_processes
 
     chosen, seed, out = read_mask(options.mask), options.seed, options.out
-    given = {name: getattr(options, name) for name in FIELDS}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = described_values(options)
     by_prefix = split_settings(options.set or ())
     if stray := [prefix for prefix in by_prefix if prefix]:
         raise OptionsError(f"pretrain takes settings of the training alone, not of {stray[0]}")

@@ -20,6 +20,7 @@ from masksearch.cli.options import (
     Storage,
     argument,
     described,
+    described_values,
     flag,
     option,
     takes,
@@ -273,9 +274,7 @@ def proxy_card(options: ProxyCardOptions) -> None:
     from masksearch.report.proxy import write_proxy
 
     out = options.out
-    given = {name: getattr(options, name) for name in ("proxy", "target", "reference", "storage")}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    card = card_of(options.runs, **chosen)
+    card = card_of(options.runs, storage=options.storage, **described_values(options))
     if out is not None and out.suffix == ".csv":
         out.parent.mkdir(parents=True, exist_ok=True)
         card.frame.to_csv(out, index=False)

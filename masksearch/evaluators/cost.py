@@ -7,7 +7,6 @@ evaluator = CostEvaluator(length=1024, measure=("block_density", "latency_ratio"
 from __future__ import annotations
 
 import hashlib
-import platform
 import statistics
 import time
 import warnings
@@ -29,6 +28,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import block_view, lower, row_counts, under_causality
 from masksearch.masks.measure import MEASURES, hops, on_diagonal, sparsity_off_diagonal
 from masksearch.masks.tables import Cropped, layer_of
+from masksearch.study.records import processor_name
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine
@@ -243,15 +243,8 @@ def race_kernels(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[
 @cache
 def machine() -> str:
     """What a measured cost depends on: processor, threads, instruction set and torch."""
-    model = platform.processor() or platform.machine()
-    described = Path("/proc/cpuinfo")
-    if described.is_file():
-        lines = described.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = named[0] if named else model
-    return (
-        f"{model}, 1 thread, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    )
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{processor_name()}, 1 thread, {instructions}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True)

@@ -327,17 +327,23 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def machine_name() -> str:
-    """Processor, cores, GPUs and system of this machine."""
+def processor_name() -> str:
+    """The processor of this machine."""
     model = platform.processor() or platform.machine()
     described = Path("/proc/cpuinfo")
-    if described.is_file():
-        lines = described.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        model = next(named, model)
+    if not described.is_file():
+        return model
+    lines = described.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, model)
+
+
+def machine_name() -> str:
+    """Processor, cores, GPUs and system of this machine."""
     gpus = said_by("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     counted = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
-    return ", ".join([model, f"{os.cpu_count()} logical CPUs", *counted, platform.platform()])
+    cores = f"{os.cpu_count()} logical CPUs"
+    return ", ".join([processor_name(), cores, *counted, platform.platform()])
 
 
 def git_commit() -> str:
