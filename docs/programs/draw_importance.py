@@ -28,7 +28,7 @@ from masksearch.evaluators.planted import DATA
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.positions.result import Importance
-from masksearch.report.dam import plot_attention_maps
+from masksearch.report.dam import GATES, plot_heads
 from masksearch.report.style import write_figure
 from masksearch.training.loop import TrainConfig, train
 
@@ -131,7 +131,8 @@ def draw() -> None:
     start = time.perf_counter()
     model, moving = dynamics()
     held_out = EVALUATOR.task.held_out()
-    write(plot_attention_maps(attention_maps(model, held_out).maps), "maps")
+    maps = attention_maps(model, held_out).maps.float().cpu()
+    write(plot_heads(maps, "attention weight", GATES, (0.0, maps.max().item())), "maps")
     lines = {
         "key token": [found.special["key token"] for found in moving.snapshots],
         "diagonal": [found.diagonal for found in moving.snapshots],

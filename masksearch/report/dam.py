@@ -31,7 +31,6 @@ from masksearch.report.style import (
 from masksearch.report.tables import health_table
 
 GATES = "Blues"  # probability 0 = white
-EFFECTS = "RdBu_r"  # of both signs, around 0: red = dropping it hurts
 WIDEST = PAGE - 1.7  # inches of the heat maps, without names and bar
 SIDE = 1.6  # inches of one heat map, at most
 NAMED = 32  # panels that get names and captions, at most
@@ -289,31 +288,6 @@ def plot_heads(
     bar.set_label(label, fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
     return figure
-
-
-def plot_attention_maps(values: Tensor, label: str = "attention weight") -> Figure:
-    """A heat map for every layer (down) and head (across): queries down, keys across.
-
-    Values of both signs are coloured around 0, others from 0 up; all panels share the scale.
-
-    Args:
-        values: float `[layers, heads, n, n]`; an axis of 1 is called "all".
-        label: What the colours mean, with its unit.
-
-    Raises:
-        ValueError: If the tensor has another shape.
-    """
-    if values.ndim != 4 or values.shape[-1] != values.shape[-2]:
-        raise ValueError(
-            f"maps are [layers, heads, n, n], got {list(values.shape)}; "
-            "add axes of 1 for what is pooled"
-        )
-    shown = values.detach().float().cpu()
-    low, high = shown.min().item(), shown.max().item()
-    reach = max(abs(low), abs(high)) or 1.0
-    if low < 0:
-        return plot_heads(shown, label, EFFECTS, (-reach, reach))
-    return plot_heads(shown, label, GATES, (0.0, reach))
 
 
 def plot_offsets(probabilities: Tensor) -> Figure:

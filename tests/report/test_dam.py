@@ -11,9 +11,9 @@ from matplotlib.text import Text
 from masksearch.contracts import generator
 from masksearch.report.dam import (
     plot_agreement,
-    plot_attention_maps,
     plot_dam,
     plot_gates,
+    plot_heads,
     plot_offsets,
 )
 
@@ -90,19 +90,12 @@ def test_agreement_stands_against_chance():
 
 def test_maps_show_the_values_of_each_layer_and_head():
     values = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    figure = plot_attention_maps(values, "share")
+    figure = plot_heads(values, "share", "Blues", (0.0, 0.9))
     assert {"head 2", "share", "layer 1"} <= set(words(figure))
     picture = figure.axes[0].get_images()[0]
     image = picture.get_array().filled(np.nan)
     shown = [image[top : top + 4, left : left + 4] for top in (1, 6) for left in (0, 5, 10)]
     np.testing.assert_allclose(shown, values.flatten(0, 1))
-    assert picture.get_clim() == (0.0, values.max().item())
-    effects = plot_attention_maps(values[:1, :1] - 0.5)
-    low, high = effects.axes[0].get_images()[0].get_clim()
-    assert low == -high
-    assert {"all heads", "all layers"} <= set(words(effects))
-
-
-def test_maps_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"\[layers, heads, n, n\], got \[4, 4\]"):
-        plot_attention_maps(torch.ones(4, 4))
+    assert picture.get_clim() == (0.0, 0.9)
+    pooled = plot_heads(values[:1, :1], "share", "Blues", (0.0, 0.9))
+    assert {"all heads", "all layers"} <= set(words(pooled))
