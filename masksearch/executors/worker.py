@@ -7,6 +7,7 @@ processes of `Local` do so in `serve`, at the far end of a pipe.
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
 import shutil
 import signal
@@ -15,13 +16,15 @@ import sysconfig
 import threading
 import time
 import traceback
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from types import CodeType
+from typing import Any, ClassVar, TextIO
 
 import cloudpickle
 
@@ -46,7 +49,8 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
         SearchError: If it cannot be pickled; names the attribute that is in the way.
     """
     try:
-        pickled: bytes = cloudpickle.dumps(thing)
+        stream = io.BytesIO()
+        Pickler(stream).dump(thing)
     except Exception as error:  # pickling may raise anything
         path, part = unpicklable_part(thing, type(thing).__name__)
         raise SearchError(
@@ -55,7 +59,21 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
             f"({error}); load data and open files where they are used, in __call__, or leave the "
             "attribute out in __getstate__ (with Local(isolate=False) nothing travels)"
         ) from error
-    return pickled
+    return stream.getvalue()
+
+
+def reduce_code(code: CodeType) -> tuple[Any, tuple[Any, ...]]:
+    """As cloudpickle does, with the name of its file, which since 3.1.3 it leaves out."""
+    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, but a traceback in a worker names the user's file."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 @contextmanager
