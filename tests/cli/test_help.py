@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 import shlex
 import shutil
@@ -9,13 +11,19 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import typer.main
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
-from masksearch.cli.main import app
+from masksearch.cli import search
+from masksearch.cli.build import load_kind, setting_hints
+from masksearch.cli.main import ResumeOptions, app
+from masksearch.cli.models import AllocateOptions
+from masksearch.cli.report import ProxyCardOptions
+from masksearch.cli.search import CompareOptions, SearchOptions
 from masksearch.training.parts import usual_settings
 
 COMMANDS = typer.main.get_command(app).commands
@@ -147,3 +155,31 @@ assert not {"torch", "optuna", "transformers"} & set(sys.modules)
     for name in ("masksearch", "torch", "optuna", "transformers"):
         assert f"{name} {metadata.version(name)}" in done.stdout
     assert len(done.stdout.splitlines()) == 2
+
+
+PLAIN = {"str": str, "bool": bool, "int": int, "float": float}  # others are given as text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "described"),
+    [
+        (SearchOptions, search.TAKEN_FROM),
+        (CompareOptions, search.TAKEN_FROM),
+        (AllocateOptions, {"": "masksearch.planner:allocate"}),
+        (ProxyCardOptions, {"": "masksearch.report.collect:proxy_card"}),
+        (ResumeOptions, {"": "masksearch.cli.main:resume"}),
+    ],
+)
+def test_described_options_have_the_types_of_the_arguments_that_describe_them(options, described):
+    hints = get_type_hints(options)
+    for target in map(load_kind, described.values()):
+        if hasattr(target, "unread"):
+            types = setting_hints(target)
+        else:
+            types = {n: p.annotation for n, p in inspect.signature(target).parameters.items()}
+        for each in dataclasses.fields(options):
+            if "group" in each.metadata and each.name in types:
+                words = re.findall(r"\w+", str(types[each.name]))
+                kind = next((PLAIN[word] for word in PLAIN if word in words), str)
+                assert hints[each.name] == kind | None, (each.name, target)
