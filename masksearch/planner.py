@@ -120,7 +120,7 @@ def allocate(
             judged.
         DataError: If the text or the model cannot be read.
     """
-    found = find_plans(
+    plans = find_plans(
         DecoderOnText(model, text, length, sequences, held_out),
         CacheBudget([budget], unit, local, method, tries, trials),
         Delivery(serve, serving, sinks, None if out is None else Path(out)),
@@ -128,7 +128,7 @@ def allocate(
         run=Path(run),
         progress=progress,
     )
-    return found[budget]
+    return plans[budget]
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def find_plans(
     for limit, record in chosen.items():
         path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
         plan = make_plan(judge.evaluator, strategy, record, str(decoder.model))
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "budget": {"cost": judge.cost, "limit": limit, "account": delivery.account},
             "length": judge.length,
             "scores": {"method": within.method, "of_units": strategy.worth},
@@ -228,10 +228,10 @@ def find_plans(
             "native": describe_native(judge.evaluator, plan, delivery.serve),
             "trial": record.number,
         }
-        plans[limit] = replace(plan, found=found)
+        plans[limit] = replace(plan, found=facts)
         plans[limit].save(path)
         if delivery.out is not None and unseen is not None:
-            found["served"] = write_served(judge, unseen, plans[limit], delivery, run)
+            facts["served"] = write_served(judge, unseen, plans[limit], delivery, run)
             plans[limit].save(path)
     return plans
 
@@ -359,15 +359,15 @@ class Unseen:
         finally:
             detach(model)
 
-    def compare(self, **given: Mask | NextTokenModel) -> dict[str, Any]:
+    def compare(self, **forms: Mask | NextTokenModel) -> dict[str, Any]:
         """Losses of dense attention and of what is given by name, and the last one's difference
         from dense, with its interval over documents."""
-        for name, each in given.items():
+        for name, each in forms.items():
             if isinstance(each, Mask):
                 self.nll[name] = self.judge_tokens(each)
             else:
                 self.nll[name] = self.judge_tokens(from_native(each.model.config), each)
-        return self.differences([*given][-1], "dense")
+        return self.differences([*forms][-1], "dense")
 
     def compare_rival(self, rival: Mask | None) -> dict[str, Any] | None:
         """The loss of a mask, and its difference from the mask that was judged just before."""
@@ -380,13 +380,13 @@ class Unseen:
         """All losses, and the difference of two."""
         scores = {n: row_scores(x, self.judge.rows).scores["text"] for n, x in self.nll.items()}
         lost = estimate((scores[name] - scores[base]).tolist(), LEVEL)
-        found: dict[str, Any] = {name: float(each.mean()) for name, each in scores.items()}
-        found |= {"difference": lost.value, "documents": len(scores["dense"])}
+        losses: dict[str, Any] = {name: float(each.mean()) for name, each in scores.items()}
+        losses |= {"difference": lost.value, "documents": len(scores["dense"])}
         if self.documents < FEW:
-            found["pieces_of"] = self.documents
+            losses["pieces_of"] = self.documents
         if math.isfinite(lost.low):
-            found |= {"low": lost.low, "high": lost.high}
-        return found
+            losses |= {"low": lost.low, "high": lost.high}
+        return losses
 
 
 def make_plan(
@@ -482,7 +482,7 @@ def write_served(
     account = ENGINES[serve].account
     serving = replace(judge.serving, length=judge.length)
     counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
-    held = kv_bytes(plan.mask, native.model.config, judge.length, **counts)
+    cache = kv_bytes(plan.mask, native.model.config, judge.length, **counts)
     window = getattr(native.model.config, "sliding_window", None) or judge.evaluator.positions
     losses = unseen.compare(served=native)
     near = {name: float(each[:, 1:window].mean()) for name, each in unseen.nll.items()}
@@ -494,8 +494,8 @@ def write_served(
         "units": describe_units(plan),
         "form": native.model.config.model_type + (f", sinks={form.sinks!r}" if form.sinks else ""),
         "settings": asdict(serving),
-        "kv_bytes": held.bytes,
-        "dense_kv_bytes": held.dense_bytes,
+        "kv_bytes": cache.bytes,
+        "dense_kv_bytes": cache.dense_bytes,
         "losses": losses | {"short": {"positions": window, **near}},
         "rival": plan.found.get("rival"),
     }

@@ -66,9 +66,8 @@ def build_evaluator(options: JudgeOptions) -> Evaluator:
 def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, a downstream task's, that of masked
     language modelling on a corpus, or the planted one."""
-    sources = ("corpus", *DOWNSTREAM, "decoder", "evaluator")
-    given = {name: getattr(options, name) for name in (*sources, "preset", *FIELDS)}
-    values = {name: value for name, value in given.items() if value is not None}
+    judging = ("corpus", *DOWNSTREAM, "decoder", "evaluator", "preset", *FIELDS)
+    values = {n: value for n in judging if (value := getattr(options, n)) is not None}
     if "evaluator" in values:
         return own_evaluator(values, texts)
     tasks = [name for name in DOWNSTREAM if name in values]
@@ -171,17 +170,17 @@ def further_settings(
         UnknownNameError: If the evaluator has no such setting; names the nearest and its part.
     """
     options, hints = (*FIELDS, "corpus", *DOWNSTREAM), setting_hints(kind)
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, text in texts.items():
         if name in options:
             raise OptionsError(f"{name} has an option of its own: --{name}")
         flat = DOTTED.get(name, name)
         if flat not in hints:
             raise unknown_setting(kind, name)
-        if flat in found or flat in values:
+        if flat in settings or flat in values:
             raise OptionsError(f"--set {name} gives {flat} a second time; give it once")
-        found[flat] = read_setting(name, text, hints[flat])
-    return found
+        settings[flat] = read_setting(name, text, hints[flat])
+    return settings
 
 
 def setting_hints(kind: Any) -> dict[str, Any]:
@@ -338,7 +337,7 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         OptionsError: If there is no "=", or a name is given twice.
         UnknownNameError: If nothing has that prefix.
     """
-    found: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, str]] = {}
     for setting in settings:
         whole, equals, text = setting.partition("=")
         if not equals:
@@ -350,10 +349,10 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
             from masksearch.strategies.build import owners
 
             check_name("prefix of --set", prefix, (*owners(), *PREFIXES, *PART_NAMES.values()))
-        if name in found.setdefault(prefix, {}):
-            raise OptionsError(f"--set names {whole} twice: {found[prefix][name]!r} and {text!r}")
-        found[prefix][name] = text
-    return found
+        if name in parts.setdefault(prefix, {}):
+            raise OptionsError(f"--set names {whole} twice: {parts[prefix][name]!r} and {text!r}")
+        parts[prefix][name] = text
+    return parts
 
 
 def hints_of(target: Any) -> dict[str, Any]:
@@ -402,8 +401,8 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
         texts = {key: str(each) for key, each in value.items()}
         made: Any = hint
         return made(**read_settings(texts, hints_of(hint), made.__name__, name))
-    given = [hint] if get_origin(hint) in (Literal, Sequence) else get_args(hint) or [hint]
-    kinds = {get_origin(one) or one for one in given}
+    allowed = [hint] if get_origin(hint) in (Literal, Sequence) else get_args(hint) or [hint]
+    kinds = {get_origin(one) or one for one in allowed}
     if Any in kinds:
         return value
     kinds |= {tuple} if Sequence in kinds else set()

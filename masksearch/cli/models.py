@@ -92,12 +92,12 @@ def attach(options: AttachOptions) -> None:
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
     folder = find_folder(model)
-    found, plan = read_mask_or_plan(mask, folder, model)
+    masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
-    attach_to(whole, found, backend=options.backend, part=options.part)
+    attach_to(whole, masked, backend=options.backend, part=options.part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     if length is None:
-        length = min(longest, LONGEST, found.longest or LONGEST)
+        length = min(longest, LONGEST, masked.longest or LONGEST)
     typer.echo(str(explain(whole, length, options.train)))
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
@@ -169,19 +169,19 @@ def export(options: ExportOptions) -> None:
     from masksearch.masks.text import save_mask, short_text
 
     out, block, length = options.out, options.block, options.length
-    found = parse(options.mask)
+    chosen = parse(options.mask)
     if out.suffix == ".npy":
         if block is None or length is None:
             raise OptionsError("a block layout needs --block and --length, such as 64 and 512")
-        note = save_layout(found, out, block, length)
+        note = save_layout(chosen, out, block, length)
         use = f"masks.from_block_layout(numpy.load({str(out)!r}), {block})"
     else:
         if block is not None or length is not None:
             raise OptionsError(
                 f"--block and --length belong to a block layout, --out NAME.npy; got {out.name!r}"
             )
-        save_mask(found, out)
-        note = short_text(found)
+        save_mask(chosen, out)
+        note = short_text(chosen)
         use = f"ms.load_mask({str(out)!r}), or masksearch report {out}"
     typer.echo(f"{out}: {note}; use it: {use}")
 
@@ -300,32 +300,32 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     from masksearch.models.plan import describe_loss, describe_rival, describe_rows
     from masksearch.planner import describe_units
 
-    found = plan.found
-    cost, limit = found["budget"]["cost"], found["budget"]["limit"]
+    facts = plan.found
+    cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
     lines = [
         f"budget {limit:g}: {describe_units(plan)}",
-        f"  {cost} {found['cache'][cost]:.4f} of the dense cache at {found['length']:,} tokens; "
-        f"nll {found['nll']['search']:.4f} on the text of the search",
+        f"  {cost} {facts['cache'][cost]:.4f} of the dense cache at {facts['length']:,} tokens; "
+        f"nll {facts['nll']['search']:.4f} on the text of the search",
     ]
     own = ("kv_bytes", "kv_bytes_per_head")
-    if held := [f"{name[9:]} {at:.4f}" for name, at in found["cache"].items() if name not in own]:
+    if held := [f"{name[9:]} {at:.4f}" for name, at in facts["cache"].items() if name not in own]:
         lines.append(f"  of its own dense cache each engine holds: {', '.join(held)}")
-    if unseen := found["nll"]["unseen"]:
+    if unseen := facts["nll"]["unseen"]:
         lines.append(
             f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
             f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
         )
-    if rival := found["rival"]:
+    if rival := facts["rival"]:
         lines.append(
             f"  the widest window of the budget, {rival['mask']} in every layer: "
             f"{describe_rival(rival)}"
         )
-    native = found["native"]
-    if "served" in found:
-        served = found["served"]["losses"]
+    native = facts["native"]
+    if "served" in facts:
+        served = facts["served"]["losses"]
         lines.append(
-            f"  as {found['served']['engine']} serves it: {served['served']:.4f}, minus dense "
-            f"{describe_loss(served)}; read SERVING.md in {found['served']['folder']}"
+            f"  as {facts['served']['engine']} serves it: {served['served']:.4f}, minus dense "
+            f"{describe_loss(served)}; read SERVING.md in {facts['served']['folder']}"
         )
     elif "model_type" in native:
         lines.append(

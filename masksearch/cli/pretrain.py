@@ -121,8 +121,8 @@ def pretrain(options: PretrainOptions) -> None:
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
     """The evaluator's settings as plain data."""
-    found = {name: value for name, value in flat_settings(evaluator).items() if name != "half"}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in found.items()}
+    settings = {name: value for name, value in flat_settings(evaluator).items() if name != "half"}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
 
 
 def holds_finished(out: Path, run: dict[str, Any]) -> bool:

@@ -27,14 +27,14 @@ CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 
 @contextmanager
-def resumable(folder: Path, command: str, given: Mapping[str, Any]) -> Iterator[None]:
+def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Around the work of a command: it can be resumed, and Ctrl-C and SIGTERM say how.
 
     A command that failed before its work began is forgotten: another one may take the folder.
     """
     path = folder / COMMAND
     known = path.is_file()
-    remember(folder, command, given)
+    remember(folder, command, options)
     try:
         yield
     except KeyboardInterrupt:
@@ -47,7 +47,7 @@ def resumable(folder: Path, command: str, given: Mapping[str, Any]) -> Iterator[
         raise
 
 
-def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
+def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
     """Writes what `resume` repeats into the run folder, with absolute paths.
 
     A command that the folder holds already stays: it belongs to the study there, and `search`
@@ -64,7 +64,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
     if path.is_file() and (command not in ("search", "compare") or has_trials(run)):
         return
     plain: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in options.items():
         if value is None:
             plain[name] = None
         elif name in PATHS:

@@ -237,17 +237,17 @@ def read_enqueued(path: Path | None) -> list[Any]:
     if path is None:
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OptionsError(f"--enqueue {path}: there is no such file") from error
     except ValueError as error:
         raise OptionsError(f"--enqueue {path} is no JSON: {error}") from error
-    if not isinstance(found, list):
+    if not isinstance(rows, list):
         raise OptionsError(
             f'--enqueue {path} holds a list of parameters, such as [{{"reach": 3}}]; it holds '
-            f"a {type(found).__name__}"
+            f"a {type(rows).__name__}"
         )
-    return found
+    return rows
 
 
 def run_compare(options: CompareOptions) -> Comparison:
