@@ -14,7 +14,7 @@ from masksearch.contracts import Batch
 from masksearch.positions.analysis import importance
 from masksearch.positions.probes import list_batches
 from masksearch.positions.result import Importance, Method, Per, Profile, Special
-from masksearch.report.dam import EFFECTS, GATES
+from masksearch.report.dam import GATES
 from masksearch.report.style import (
     COLUMN,
     INK,
@@ -173,7 +173,7 @@ def plot_importance_dynamics(
     negative = any(v < 0 for row in values for v in row)
     picture = axes.imshow(
         list(zip(*values, strict=True)),
-        cmap=EFFECTS if negative else GATES,
+        cmap="RdBu_r" if negative else GATES,  # red = dropping it hurts
         vmin=-reach if negative else 0.0,
         vmax=reach,
         aspect="auto",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from masksearch.report.layout import TextTable
 
 
+WHOLE = 1_000  # characters of an expression that is printed
+LONGEST = 256  # positions at which a mask of any length is drawn
 OF_PAIRS = (
     "sparsity: left-out share of the pairs that real tokens form; of the table: of all n x n cells"
 )
@@ -48,6 +51,7 @@ def print_front(study: Study, as_json: bool) -> None:
     found = front_table(by_origin(records), study.objectives).without("block density")
     if found.rows:
         print_table(found, f"Front of {study.run}")
+        print_masks(study.frontier(), study.shape)
     for budget in json.loads(study.store.facts().get("budget") or "[]"):
         inside, score = study.within(budget), study.objectives[0].name
         best = [f"best #{each.number}, {score} {each.value(score):.4f}" for each in inside[:1]]
@@ -57,6 +61,38 @@ def print_front(study: Study, as_json: bool) -> None:
         typer.echo(nothing)
     for caution in unlearned_gates(records):
         typer.echo(caution)
+
+
+def print_masks(records: Sequence[Record], shape: Shape | None) -> None:
+    """Masks whole that a table has no room for, and on a terminal, unless `NO_COLOR` is set,
+    drawings of some in block characters."""
+    console = Console()
+    for record in records:
+        text = str(record.mask or "")
+        if table_room(console) < len(text) <= WHOLE:
+            typer.echo(f"#{record.number}: {text}")
+    if not console.is_terminal or console.no_color or console.is_dumb_terminal:
+        return
+    from masksearch.masks.picture import CELLS, LENGTH, in_blocks
+
+    apart, length = 2 * CELLS + 2, LENGTH if shape is None else min(shape.length, LONGEST)
+    drawn = [r for r in records if r.mask is not None and not r.mask.needs_tokens]
+    step = -(-len(drawn) // max(1, console.width // apart)) or 1
+    columns = [
+        [
+            f"#{record.number}, {100 * sparsity_of(record):.0f}% sparse",
+            *in_blocks(record.mask.dense(record.mask.length or length)),
+        ]
+        for record in drawn[::step]
+        if record.mask is not None
+    ]
+    for row in zip_longest(*columns, fillvalue=""):
+        typer.echo("".join(text.ljust(apart) for text in row).rstrip())
+
+
+def table_room(console: Console) -> int:
+    """Characters of an expression in a table."""
+    return max(24, min(console.width if console.is_terminal else 160, 120) - 56)
 
 
 def print_note(records: Sequence[Record], shape: Shape | None) -> None:
@@ -85,7 +121,7 @@ def print_table(table: TextTable, title: str | None = None) -> None:
     console = Console()
     if not console.is_terminal:  # tables are not squeezed into 80 columns
         console = Console(width=160)
-    console.print(table.terminal(title, room=max(24, min(console.width, 120) - 56)))
+    console.print(table.terminal(title, room=table_room(console)))
 
 
 def print_proxy_card(card: ProxyCard) -> None:

@@ -25,13 +25,14 @@ from rich.text import Text
 
 from masksearch.analysis.pareto import SPARSITIES, Snapshot, learned_nothing, sparsity_of
 from masksearch.contracts import Objective, Record, Report
-from masksearch.masks.text import short_text
+from masksearch.masks.core import Mask
+from masksearch.masks.text import folded, short_text
 from masksearch.study.status import LONGEST, clock, counted, figures, seconds_left, with_mask
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 PAUSE = 0.5  # seconds between two updates of a notebook's output
 TICK = 0.25  # ... and of a training's bar
-MINUTE = 60.0  # seconds between two lines about a training where there is no terminal
+SILENCE = 15.0  # seconds between two lines about a trial where there is no terminal
 STEPS, SAMPLES = 0.05, 0.3  # weight of the newest loss in the shown one: of every step; on a GPU
 LEAST = 36  # characters of a line for a mask, at least; what else it says is cut at its end
 
@@ -142,8 +143,9 @@ class StepBar:
     """Follows trainings: their steps, rate, loss and time left, of the one under way.
 
     Where it can be drawn again it is a bar, which goes when the training is done; elsewhere, such
-    as in a log file, one line a minute. A step costs it one or two microseconds. On a GPU it reads
-    a loss only when the next one is shown, a quarter of a second later, so that no step waits.
+    as in a log file, a line every 15 seconds. A step costs it one or two microseconds. On a GPU it
+    reads a loss only when the next one is shown, a quarter of a second later, so that no step
+    waits.
 
     Args:
         title: In front of the bar of a training without a title of its own; from the second one
@@ -181,7 +183,7 @@ class StepBar:
         self.trainings += 1
         self.tokens = self.losses = 0
         self.sampled = None
-        self.due = now + (TICK if self.display.alive else MINUTE)
+        self.due = now + (TICK if self.display.alive else SILENCE)
         if not self.display.alive and step.title:
             self.display.print(f"{step.title}: {config.steps} steps")
 
@@ -193,7 +195,7 @@ class StepBar:
 
     def update(self, step: Step, config: TrainConfig, now: float) -> None:
         """Brings what is shown up to date: steps, rates, loss (once there is one) and time."""
-        self.due = now + (TICK if self.display.alive else MINUTE)
+        self.due = now + (TICK if self.display.alive else SILENCE)
         if step.value.__class__ is not float:
             if self.sampled is not None:
                 self.smooth(self.sampled.loss, SAMPLES)
@@ -231,8 +233,8 @@ def progress(title: str = "training", *, console: Console | None = None) -> Iter
     """Shows every training of this context (thread or task): steps, rate, loss, time left.
 
     On a terminal and in a notebook one bar, four updates a second, for the training under way;
-    it goes when that is done. Elsewhere, such as in a log file, one line a minute. Trainings in
-    other processes are not seen. Under torchrun use it in the first process alone.
+    it goes when that is done. Elsewhere, such as in a log file, a line every 15 seconds. Trainings
+    in other processes are not seen. Under torchrun use it in the first process alone.
 
     Args:
         title: In front of the bar.
@@ -265,9 +267,10 @@ class Watcher:
 
     On a terminal a bar, and below it the front, the best mask and what runs; above it a line for
     every record that joined the front or failed. In a notebook the same in one output, which
-    changes in place. Elsewhere, and below another program's bar, one plain line a record. A line
-    has at most 120 characters. A resumed search goes on counting where it stopped. Use it as a
-    context manager and pass it in `listeners`.
+    changes in place. Elsewhere, and below another program's bar, one plain line a record, and one
+    every 15 seconds about a trial that reports. A line has at most 120 characters; a mask that is
+    too long for it is told by its parameters, where these are short enough. A resumed search goes
+    on counting where it stopped. Use it as a context manager and pass it in `listeners`.
 
     Args:
         objectives: Those of the study; the first one is the score.
@@ -291,6 +294,7 @@ class Watcher:
         self.state = Snapshot(self.objectives)
         self.counted = 0
         self.new = 0  # records of this call
+        self.apart = 0.0  # seconds of its one-shot trainings, which no other trial takes
         self.limit: float | None = None  # seconds that this call may take
         self.started = time.monotonic()
         self.running: tuple[int, Report] | None = None  # the last report of a running trial
@@ -300,6 +304,7 @@ class Watcher:
 
     def __enter__(self) -> Watcher:
         self.started = time.monotonic()
+        self.due = self.started + SILENCE
         self.display.start()
         self.stack.enter_context(follow_trainings(self.bar))
         return self
@@ -332,19 +337,23 @@ class Watcher:
     def reported(self, number: int, report: Report) -> None:
         """Takes a running trial's report."""
         self.running = (number, report)
+        if not self.display.alive and time.monotonic() >= self.due:
+            self.say(f"{self.count()}  {self.runs()}")
         self.display.refresh()
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
         self.state = self.state.after(record)
         self.counted += counts(record, restored=False)
-        self.new += 1
+        one_shot = record.mask is None and record.status == "done"
+        self.new += not one_shot
+        self.apart += record.seconds * one_shot
         if self.running is not None and self.running[0] == record.number:
             self.running = None
         if record.status == "failed":
             self.failure = f"#{record.number} failed: {record.reason}"
         if not self.display.alive:
-            self.display.print(self.line(record))
+            self.say(self.line(record))
         elif self.display.live is not None and record.status == "failed":
             self.display.print(self.failure)
         elif self.display.live is not None and self.state.joined:
@@ -352,6 +361,11 @@ class Watcher:
         self.display.refresh()
 
     # -- what it shows -------------------------------------------------------------------------
+    def say(self, line: str) -> None:
+        """One plain line; the next one about a running trial can wait."""
+        self.due = time.monotonic() + SILENCE
+        self.display.print(line)
+
     def render(self) -> Group:
         """The bar, that of the training under way, and the state of the search."""
         row = Table.grid(padding=(0, 1))
@@ -362,10 +376,10 @@ class Watcher:
         lines = ["  ".join(filter(None, [*self.standing(), *self.totals(), self.work()]))]
         best = self.state.best
         if best is not None:
-            lines.append(f"best: #{best.number} {short_text(best.mask or '', LONGEST - 16)}")
+            room = LONGEST - 16
+            lines.append(f"best: #{best.number} {short_text(drawn(best, room), room)}")
         if self.running is not None:
-            number, report = self.running
-            lines.append(f"runs: #{number} at step {report.step}  {figures(report.values)}")
+            lines.append(f"runs: {self.runs()}")
         if self.display.handle is not None and self.failure:
             lines.append(self.failure)
         texts = [Text(clipped(line), no_wrap=True, overflow="ellipsis") for line in lines]
@@ -397,7 +411,16 @@ class Watcher:
         """Seconds that this call has taken, and is likely to take yet (0 = none, or unknown)."""
         gone = time.monotonic() - self.started
         rest = None if self.total is None else self.total - self.counted
-        return gone, 0 if rest == 0 else seconds_left(gone, self.new, rest, self.limit) or 0
+        limit = None if self.limit is None else self.limit - self.apart
+        left = seconds_left(max(0.0, gone - self.apart), self.new, rest, limit)
+        return gone, 0 if rest == 0 else left or 0
+
+    def runs(self) -> str:
+        """The last report of the trial that gave one."""
+        if self.running is None:
+            return ""
+        number, report = self.running
+        return f"#{number} at step {report.step}  {figures(report.values)}"
 
     def standing(self) -> list[str]:
         """The front and the best score."""
@@ -445,9 +468,18 @@ def counts(record: Record, *, restored: bool) -> bool:
 
 def about(start: str, record: Record, parts: Sequence[str]) -> str:
     """A line about a record; its mask, or its name, gets the room that the rest leaves."""
-    name = record.name or record.mask or "one-shot training"
-    rest = "".join(f"  {part}" for part in parts)
-    return with_mask(f"{start}#{record.number} ", name, rest, LEAST)
+    start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
+    name = record.name or drawn(record, LONGEST - len(start) - len(rest))
+    return with_mask(start, name, rest, LEAST)
+
+
+def drawn(record: Record, room: int) -> Mask | str:
+    """A record's mask, or the parameters that drew it where these fit into a line and it does not
+    (`base=3 growth=0 hub=True`)."""
+    mask = record.mask or "one-shot training"
+    values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in record.params.values())
+    params = " ".join(map("=".join, zip(record.params, values, strict=True)))
+    return params if len(folded(str(mask))) > room >= len(params) > 0 else mask
 
 
 def clipped(line: str) -> str:

@@ -1,4 +1,5 @@
-"""Masks as small pictures for notebooks: an HTML figure with a PNG of 16 colours in it."""
+"""Masks as small pictures: an HTML figure with a PNG of 16 colours in it for notebooks, block
+characters for terminals."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ DOWN, ACROSS = 6, 8  # panels of a picture at most: layers and heads
 SIDE, WIDTH = 192, 720  # pixels on the screen: of a single panel, and of all at most
 KEPT, DROPPED, SEAM = (11, 60, 111), (242, 240, 234), 15  # colours; index of the white seam
 SHOWN = 400  # characters of an expression
+BLOCKS, CELLS = " ░▒▓█", 12  # characters by the share that is kept; rows of a drawing
 
 
 def mask_html(text: str, table: Tensor | None) -> str:
@@ -34,6 +36,23 @@ def mask_html(text: str, table: Tensor | None) -> str:
     sparsity = 100 * (1 - table.double().mean().item())
     sparse = f"{sparsity:.1f}% sparse at {table.shape[-1]} positions"
     return table_html(table, f"{caption}<br>{sparse}")
+
+
+def in_blocks(table: Tensor) -> list[str]:
+    """A picture of tables in characters, as many rows as columns of two: the darker, the more of
+    its cells are kept, over all layers and heads.
+
+    Args:
+        table: bool `[layers, heads, n, n]`.
+
+    >>> print(*in_blocks(torch.eye(3, dtype=torch.bool)[None, None]), sep="|")
+    ██    |  ██  |    ██
+    """
+    share = table.float().mean((0, 1))
+    if len(share) > CELLS:
+        share = adaptive_avg_pool2d(share[None], CELLS)[0]
+    levels = (share * (len(BLOCKS) - 1)).ceil().int().tolist()
+    return ["".join(2 * BLOCKS[level] for level in row) for row in levels]
 
 
 def table_html(table: Tensor, caption: str) -> str:

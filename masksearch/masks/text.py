@@ -148,20 +148,23 @@ def operand(node: ast.expr, text: str) -> Any:
 
 
 def short_text(mask: Mask | str, width: int = 60) -> str:
-    """A mask's expression where there is little room: cut between whole operands, never in one.
+    """A mask's expression where there is little room: equal layers and heads stand once, and what
+    is still too long is cut between whole operands, never in one.
 
     Args:
         mask: A mask, or a name or expression.
         width: Most characters (>= 16).
 
     Returns:
-        The expression where it fits. Else the operands that fit, "..." for those that do not (of
-        a list of heads none of which fits, how many are full), and the first 8 digits of the
-        mask's digest.
+        The expression where it fits, or with equal layers and heads once (`folded`). Else the
+        operands that fit, "..." for those that do not (of a list of heads none of which fits, how
+        many are full), and the first 8 digits of the mask's digest.
 
     >>> from masksearch import masks
     >>> short_text(masks.window(3) | masks.stride(5) | masks.offsets(range(40)), 45)
     'window(3) | stride(5) | ... [ac772799]'
+    >>> short_text(masks.per_layer([masks.window(3)] * 6) | masks.global_tokens(1), 45)
+    'per_layer([6 x window(3)]) | global_tokens(1)'
     >>> short_text(masks.per_head([masks.window(3), masks.bigbird(), masks.star()]), 38)
     'per_head([window(3), ...]) [b458f4c9]'
     >>> short_text(masks.per_layer([masks.per_head([masks.full()] + [masks.star()] * 5)] * 3), 38)
@@ -170,11 +173,35 @@ def short_text(mask: Mask | str, width: int = 60) -> str:
     text = str(mask)
     if len(text) <= width:
         return text
+    if len(short := folded(text)) <= width:
+        return short
     end = f" [{mask.digest[:8]}]" if isinstance(mask, Mask) else ""
-    short, words = cut_operands(text, width - len(end)), heads_in_words(text)
+    short, words = cut_operands(short, width - len(end)), heads_in_words(text)
     if words and short in BARE and len(words + end) <= width:
         short = words
     return short + end
+
+
+def folded(text: str) -> str:
+    """An expression in which equal neighbours in a list of layers or heads stand once, for reading
+    alone: `parse` does not take it.
+
+    >>> folded("per_layer([star(), star(), per_head([full(), full()])]) | stride(2)")
+    'per_layer([2 x star(), per_head([2 x full()])]) | stride(2)'
+    """
+    start = re.search(r"per_(layer|head)\(\[", text)
+    if start is None:
+        return text
+    depth, end = 1, start.end()
+    while depth and end < len(text):
+        depth += (text[end] in "([") - (text[end] in ")]")
+        end += 1
+    inside = text[start.end() : end - 1]
+    ends = [(0, 0), *outermost(inside, r",\s?"), (len(inside), 0)]
+    items = [folded(inside[a:b]) for (_, a), (b, _) in itertools.pairwise(ends)]
+    runs = ((len([*group]), item) for item, group in itertools.groupby(items))
+    body = ", ".join(item if count == 1 else f"{count} x {item}" for count, item in runs)
+    return f"{text[: start.end()]}{body}{folded(text[end - 1 :])}"
 
 
 def heads_in_words(text: str) -> str:
@@ -214,7 +241,7 @@ def cut_operands(text: str, room: int) -> str:
         start, end = breaks[0]
         head = cut_operands(text[:start], room - (end - start) - 3)
         return "..." if head == "..." else f"{head}{text[start:end]}..."
-    call = re.match(r"[~\w.]*(\(\[|\()", text)
+    call = re.match(r"(?:\d+ x )?[~\w.]*(\(\[|\()", text)
     if call is None:  # a name
         return f"{text[: max(0, room - 3)].rstrip()}..."
     close = {"([": "])", "(": ")"}[call[1]]

@@ -18,6 +18,7 @@ from masksearch.contracts import (
     Evaluate,
     FollowsReports,
     Objective,
+    OneShot,
     Record,
     RemembersRecords,
     Report,
@@ -192,3 +193,39 @@ def test_failed_baselines_and_comparisons_count():
     failed = [record(0, None, role="baseline"), record(1, None, role="compared")]
     assert "tpe 2/6" in shown(False, [], failed)
     assert "tpe 1/6  resumed" in shown(False, failed, [])  # a comparison runs its failures again
+
+
+def test_a_mask_that_is_too_long_is_told_by_what_drew_it():
+    layers = [masks.per_head([masks.offsets(range(at, at + 30))] * 2) for at in range(4)]
+    long = replace(
+        record(0, 1.0),
+        job=Evaluate(masks.per_layer(layers)),
+        params={"base": 3, "share": 0.12345678, "hub": True},
+    )
+    console = Console(file=io.StringIO(), width=200)
+    with Watcher(OBJECTIVES, 9, "tpe", console) as watcher:
+        watcher(long)
+        watcher(replace(long, number=1, job=Evaluate(masks.window(3))))
+    first, second = console.file.getvalue().splitlines()
+    assert first.startswith("tpe 1/9  #0 base=3 share=0.1235 hub=True  loss 1.0000")
+    assert second.startswith("tpe 2/9  #1 window(3)  loss 1.0000")
+
+
+def test_a_trial_that_reports_is_heard_of_every_15_seconds(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=200)
+    with Watcher(OBJECTIVES, 3, "dam", console) as watcher:
+        for step in range(1, 41):
+            now[0] += 1
+            watcher.reported(0, Report(step, {"loss": 2.0, "density": 0.5}))
+        trained = replace(record(0, None), status="done", job=OneShot(), seconds=40.0, error="")
+        watcher(trained)
+        now[0] += 5
+        watcher(record(1, 1.0))
+    lines = console.file.getvalue().splitlines()
+    assert lines[:2] == [
+        f"dam 0/3  #0 at step {step}  loss 2.0000  density 0.5000" for step in (15, 30)
+    ]
+    assert "one-shot training" in lines[2]
+    assert "0:05 left" in lines[3]  # the training of the gates is no measure of the other trials
