@@ -419,7 +419,7 @@ def compare(
     half: Half | None = None,
     front_of: Study | None = None,
     kinds: Mapping[str, str] = {},
-    against: Against = "nearest",
+    against: Against = "named",
     margin: float | None = None,
     budget: float | Sequence[float] | None = None,
     storage: str | BaseStorage | None = None,
@@ -449,8 +449,13 @@ def compare(
             said, what a strategy proposed (its record, or a run as text) is searched, a mask of
             `masks.FAMILIES` hand-designed, full attention a control and any other mask a
             candidate, whatever its name. The run folder remembers it.
-        against: With which hand-designed masks a searched one is compared: the `"nearest"` in
-            sparsity, or `"all"`, which pays for as many comparisons.
+        against: What searched masks and candidates are compared with: `"named"` (one another and
+            the hand-designed masks), `"nearest"` (the hand-designed one nearest in sparsity),
+            `"all"` (every hand-designed one), or the name of a mask. Several names are a list in
+            Python. Masks of a front, or of unlike budgets, are not set against one another, and
+            where there are six hand-designed masks or more, as with `FAMILIES`, `"named"` takes
+            the nearest alone. Dense attention and a control are opponents too, unless masks are
+            named. The more comparisons, the more each has to show (Holm).
         margin: How much a mask may lose to dense attention, in units of the score: the verdict
             says whether it loses at most that, loses more, gains more, or is undecided. None =
             what the evaluator calls small (.01 of an accuracy, F1 or correlation, .05 nats a
@@ -474,12 +479,12 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds, executor = Path(run), read_seeds(seeds), executor or Local()
-    check_against(against)
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = judge_on(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
     budgets = read_budgets(budget)
     entrants = read_entrants(candidates, evaluator, front_of, budgets, kinds, storage)
+    check_against(against, entrants.prints)
     store = StudyStore(run, storage)
     try:
         facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
@@ -512,7 +517,9 @@ def compare(
             strict=False,
             title="compare",
         )
-        run_session(session, executor, progress, "compare")
+        left = len(session.queue)
+        whole = f"{len(entrants.prints)} masks x {len(seeds)} seeds"
+        run_session(session, executor, progress, "compare", f"{whole}: {left} runs to do")
         records = [
             record
             for record in store.records()
@@ -639,9 +646,13 @@ def as_compared(proposal: Proposal, kind: Kind, found: Mapping[str, Record]) -> 
 
 
 def run_session(
-    session: Session, executor: Executor, progress: Literal["auto"] | None, title: str
+    session: Session,
+    executor: Executor,
+    progress: Literal["auto"] | None,
+    title: str,
+    plan: str = "",
 ) -> None:
-    """Runs the trials of one call, and shows them.
+    """Runs the trials of one call, and shows them, and before them what is planned.
 
     Raises:
         KeyboardInterrupt: As it came, with a note that says how to go on.
@@ -653,6 +664,8 @@ def run_session(
         session.listeners = [*([watcher] if watcher else []), *session.listeners]
         session.restore()
         if watcher:
+            if plan:
+                watcher.display.print(f"{title}: {plan}")
             watcher.work = session.board.work
             watcher.expect(session.expected(), session.seconds)
             shared = session.evaluator.offers("provide_models")

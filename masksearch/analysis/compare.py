@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from masksearch.analysis.fronts import ComparedFronts, compare_fronts
 from masksearch.analysis.pareto import SPARSITIES, sparsity_of
 from masksearch.analysis.runs import (
     MATCHED,
+    OPPONENTS,
     Against,
     ComparedRuns,
     Finding,
@@ -135,8 +137,10 @@ class ComparedMasks(ComparedRuns):
     ) -> list[tuple[str, MaskRuns]]:
         """(role, mask) of each declared comparison of one searched mask or candidate.
 
-        Hand-designed masks (unless `against` says all of them) and controls are taken nearest
-        in sparsity among those that the mask is not denser than by more than one point; a
+        Masks that `against` names are the opponents, and no other ones but the reference where
+        there is a margin. Otherwise hand-designed masks (unless `against` is `"all"`, or
+        `"named"` and there are fewer than the families) and controls are taken nearest in
+        sparsity among those that the mask is not denser than by more than one point; a
         hand-designed one is taken from the sparser side only where there is no other, and said
         to be so. Of the controls of equal sparsity
         those that are drawn at random go first, and of these the one that scores best.
@@ -146,12 +150,22 @@ class ComparedMasks(ComparedRuns):
         def distance(other: MaskRuns) -> tuple[float, str]:
             return abs(other.sparsity - mine.sparsity), other.name
 
+        other = self.entries.get(reference)
+        if against not in OPPONENTS:
+            names = (against,) if isinstance(against, str) else against
+            rivals = [("named", each) for each in scored if each.name in names]
+            bounded = self.margin is not None and other in scored
+            return rivals + [("reference", other)] * bounded if other else rivals
         found: list[tuple[str, MaskRuns]] = []
+        if against == "named" and not self.promised:
+            found += [("named", each) for each in scored if each.tested and alike(mine, each)]
         hand = [each for each in scored if each.kind == "hand-designed"]
         fair = [each for each in hand if mine.sparsity >= each.sparsity - MATCHED]
         if against == "all":
             families = {str(mask) for mask in FAMILIES.values()} <= {e.expression for e in hand}
             found += [(FAMILY if families else "hand-designed", each) for each in hand]
+        elif against == "named" and len(hand) < len(FAMILIES):
+            found += [("hand-designed", each) for each in hand]
         elif hand:
             found.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
         controls = [
@@ -164,7 +178,6 @@ class ComparedMasks(ComparedRuns):
             found.append(("random control of equal sparsity", best))
         elif controls:
             found.append(("control of equal sparsity", min(controls, key=distance)))
-        other = self.entries.get(reference)
         said = all(other is not each for _, each in found)  # unless it is an opponent already
         if other in scored and (said or self.margin is not None):
             found.append(("reference", other))
@@ -188,13 +201,17 @@ class ComparedMasks(ComparedRuns):
         """
         if reference != "dense" and reference not in self.entries:
             raise unknown_name("mask of the comparison", reference, self.entries)
-        against = check_against(against or self.against)
-        pairs = [
-            (mine, role, other)
-            for mine in self.entries.values()
-            if mine.tested and (mine.scores or mine.failed) and not self.mixture
-            for role, other in self.opponents(mine, reference, against)
-        ]
+        against = check_against(self.against if against is None else against, self.entries)
+        pairs: list[tuple[MaskRuns, str, MaskRuns]] = []
+        for mine in self.entries.values():
+            if not (mine.tested and (mine.scores or mine.failed)) or self.mixture:
+                continue
+            before = {(one.name, other.name) for one, _, other in pairs}
+            pairs += [
+                (mine, role, other)
+                for role, other in self.opponents(mine, reference, against)
+                if role == "reference" or (other.name, mine.name) not in before  # once a pair
+            ]
 
         def differ(pair: tuple[MaskRuns, str, MaskRuns], level: float) -> PairedDifference:
             mine, _, other = pair
@@ -257,14 +274,26 @@ class ComparedMasks(ComparedRuns):
         return verdict_text(self, self.fronts, self.findings(reference, against), reference)
 
 
-def check_against(against: str) -> Against:
-    """The name itself, if it says which hand-designed masks are opponents.
+def alike(mine: MaskRuns, other: MaskRuns) -> bool:
+    """Whether two masks stand for the same budget, or for none."""
+    return mine.name.partition(" within ")[2] == other.name.partition(" within ")[2]
+
+
+def check_against(against: Against, names: Collection[str]) -> Against:
+    """The choice of opponents, if it is one.
 
     Raises:
-        UnknownNameError: If it does not.
+        UnknownNameError: If it names no mask of `names`.
+        ValueError: If it is empty.
     """
-    check_name("choice of hand-designed masks in against=", against, get_args(Against))
-    return cast("Against", against)
+    if isinstance(against, str):
+        check_name("opponents in against=", against, [*OPPONENTS, *names])
+        return against
+    if not against:
+        raise ValueError(f"against= is one of {', '.join(OPPONENTS)}, or names masks; got none")
+    for name in against:
+        check_name("mask of the comparison in against=", name, names)
+    return against
 
 
 def check_margin(margin: float | None, score: Objective) -> float | None:

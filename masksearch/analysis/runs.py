@@ -33,7 +33,8 @@ from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
 Kind = Literal["searched", "hand-designed", "candidate", "control"]
-Against = Literal["nearest", "all"]
+Against = str | Sequence[str]  # one of OPPONENTS, or names of masks
+OPPONENTS = ("named", "nearest", "all")
 Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"] | MarginOutcome
 SOURCES: dict[Kind, str] = {  # a kind -> what a record says of a mask that no search recorded
     "searched": "search",
@@ -174,7 +175,8 @@ class ComparedRuns:
         found_with: Searched mask -> how it was found, as far as it is known.
         promised: Mask of a search's front that is judged again -> its score in the search; None
             where that is of another protocol.
-        against: Whether a mask is set against the `"nearest"` hand-designed one, or `"all"`.
+        against: Which masks a searched one, or a candidate, is set against; see
+            `masksearch.compare`.
         seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
         margin: How much a mask may lose to the reference, in units of the score; None = each is
             only tested for a difference from it.

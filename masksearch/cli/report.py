@@ -45,7 +45,9 @@ def read_verdict(
 
     if comparison.mixture:
         raise SearchError(f"{run}: {comparison.mixture}")
-    opponents = comparison.against if against is None else check_against(against)
+    opponents = (
+        comparison.against if against is None else check_against(against, comparison.entries)
+    )
     rows = findings_table(comparison, reference, opponents).frame().to_json(orient="records")
     text = comparison.verdict(reference, opponents)
     return {"verdict": text.splitlines(), "findings": json.loads(rows)}
@@ -155,8 +157,8 @@ class ReportOptions:
     watch: bool = flag("watch", "Write the page again and again while a run goes on.", OUTPUT)
     storage: Storage = None
     against: str | None = option(
-        "Hand-designed masks that are opponents in the verdict of a comparison: nearest (in "
-        "sparsity), or all.",
+        "What masks are set against in the verdict of a comparison: named, nearest or all (see "
+        "compare --against), or a mask's name.",
         *(RUN, "as the comparison was made", "NAME"),
     )
     reference: str = option(

@@ -331,7 +331,7 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
         "seeds": range(first, first + options.seeds),
         "front_of": None if front is None else read_search(front, options.storage),
         "kinds": kinds,
-        "against": options.against or "nearest",
+        "against": options.against or "named",
         "margin": options.margin,
         "budget": options.budget,
         "storage": options.storage,

@@ -251,6 +251,49 @@ def test_all_families_only_where_all_are_opponents(judged):
         nearest.verdict(against="al")
 
 
+def test_named_masks_are_set_against_one_another_once_a_pair(judged):
+    runs = {
+        "dam": (masks.window(1), around(0.8)),
+        "tpe": (masks.window(2), shaken(0.5)),
+        "star": (masks.star(), [0.4 + 2 * noise for noise in NOISE]),
+        "dense": (masks.full(), [0.7 - 3 * noise for noise in NOISE]),
+    }
+    comparison = judged(runs)
+    named = [(f.mask, f.against, f.outcome) for f in comparison.findings(against="named")]
+    assert named == [
+        ("dam", "tpe", "better"),
+        ("dam", "star", "better"),
+        ("dam", "dense", "better"),
+        ("tpe", "star", "better"),
+        ("tpe", "dense", "worse"),
+    ]
+    assert len({*named}) == 5  # all of them are corrected together
+    assert (
+        comparison.findings(against="named")[0].adjusted
+        > comparison.findings(against="tpe")[0].adjusted
+    )
+    only = [(f.mask, f.against) for f in comparison.findings(against=["tpe", "star"])]
+    assert only == [("dam", "tpe"), ("dam", "star"), ("tpe", "star")]
+    assert "dam: better than tpe, star and dense (" in comparison.verdict(against="named")
+    families = {name: (mask, shaken(0.3)) for name, mask in masks.FAMILIES.items()}
+    all_of_them = judged(runs | families).findings(against="named")
+    assert next(f.against for f in all_of_them if f.mask == "dam") == "tpe"
+    assert len(all_of_them) == 5  # of six hand-designed masks the nearest
+    budgets = {f"{name} within {at}": runs[name] for name in ("dam", "tpe") for at in (0.1, 0.2)}
+    pairs = [(f.mask, f.against) for f in judged(budgets).findings(against="named")]
+    assert pairs == [(f"dam within {at}", f"tpe within {at}") for at in (0.1, 0.2)]
+
+
+def test_opponents_that_are_no_masks_are_refused(judged):
+    comparison = judged({"mine": (masks.window(0), around(0.8))})
+    with pytest.raises(UnknownNameError, match="did you mean 'mine'"):
+        comparison.verdict(against="minus")
+    with pytest.raises(UnknownNameError, match="'other'"):
+        comparison.verdict(against=["mine", "other"])
+    with pytest.raises(ValueError, match="or names masks; got none"):
+        comparison.verdict(against=[])
+
+
 # -- rows --------------------------------------------------------------------------------------
 def hits(score, rows=200, seed=0, digest="d"):
     """Scores row by row with that mean."""
