@@ -19,15 +19,21 @@ STAMP := .venv/installed-dev
 DOCS := .venv/installed-docs
 SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
-.PHONY: demo test test-all test-cluster test-serve verify-results docs linkcheck gpu install format clean
+.PHONY: demo test lint types tests test-all test-cluster test-serve verify-results docs linkcheck gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
 
-test: $(STAMP)
+test: lint types tests # make -j3 test: side by side
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+tests: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 test-all: $(STAMP)

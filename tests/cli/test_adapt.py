@@ -67,7 +67,8 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, toys, words, messa
     assert code == 2
     assert out == ""
     assert re.search(message, error), err
-    assert all(re.search("^dense model of SST-2, seed 1000: 12 steps", line) for line in shown)
+    before = "^(compare: .* runs to do|dense model of SST-2, seed 1000: 12 steps)"
+    assert all(re.search(before, line) for line in shown), err
 
 
 def test_masks_on_dense_models_need_weights(monkeypatch, capsys, toys):
