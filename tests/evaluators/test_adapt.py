@@ -181,7 +181,8 @@ def test_dense_models_of_all_seeds_come_first_and_are_shown(
     titles = [f"dense model of SST-2, seed {seed}" for seed in (4, 5, 6)]
     assert steps == [title for title in titles for _ in range(each)] + [""] * 6 * 3
     lines = shown.splitlines()
-    assert lines[:3] == [f"{title}: {each} steps" for title in titles]
+    assert lines[0] == "compare: 2 masks x 3 seeds: 6 runs to do"
+    assert lines[1:4] == [f"{title}: {each} steps" for title in titles]
     shutil.rmtree(tmp_path / "cache")
     steps.clear()
     assert "dense model" not in compared()  # nothing is left to judge

@@ -286,7 +286,8 @@ def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> Non
         written_text(model, tmp_path / "text", words), weights=model, length=24, cache=tmp_path
     )
     chosen = {"dense": masks.full(), "narrow": masks.window(1), "wide": masks.window(12)}
-    compared = ms.compare(chosen, judge, run=tmp_path / "run", seeds=range(3), half="all")
+    how = {"seeds": range(3), "half": "all", "against": "nearest"}
+    compared = ms.compare(chosen, judge, run=tmp_path / "run", **how)
     assert [record.seed for record in compared.records] == [0, 0, 0]
     assert compared.seedless
     (of_narrow, _) = compared.findings()
