@@ -30,7 +30,9 @@ from masksearch.analysis.runs import (
     read_front,
     read_seeds,
 )
+from masksearch.analysis.verdict import count, plan_of_tests
 from masksearch.contracts import (
+    Evaluate,
     Evaluator,
     Executor,
     Half,
@@ -48,7 +50,7 @@ from masksearch.gates.units import Units
 from masksearch.loggers.console import Watcher
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
-from masksearch.masks.measure import fingerprint
+from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.masks.text import names_run
 from masksearch.models.encoders import READ_OUT
 from masksearch.strategies.allocate import with_costs
@@ -64,7 +66,7 @@ from masksearch.study.records import (
 )
 from masksearch.study.references import choose_best, read_run_record, within_budgets
 from masksearch.study.session import Session
-from masksearch.study.status import next_command
+from masksearch.study.status import clock, next_command
 from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore
 from masksearch.user_code import check_evaluator, definition_hashes
@@ -517,9 +519,9 @@ def compare(
             strict=False,
             title="compare",
         )
-        left = len(session.queue)
-        whole = f"{len(entrants.prints)} masks x {len(seeds)} seeds"
-        run_session(session, executor, progress, "compare", f"{whole}: {left} runs to do")
+        slots = getattr(executor, "slots", 1)
+        plan = entrants.plan(judged, seeds, evaluator, len(session.queue), slots)
+        run_session(session, executor, progress, "compare", plan)
         records = [
             record
             for record in store.records()
@@ -569,6 +571,47 @@ class Entrants:
             for name, reason in self.missing.items()
             if all(each.name != name for each in before)
         ]
+
+    def plan(
+        self, judged: Comparison, seeds: Sequence[int], evaluator: Evaluator, left: int, slots: int
+    ) -> list[str]:
+        """What is about to run, for about how long, and what it will tell, in two lines.
+
+        Args:
+            judged: The comparison as it stands.
+            seeds: Of the evaluations.
+            evaluator: Judges the masks.
+            left: Runs to do.
+            slots: Of these at a time.
+        """
+        shape, score = evaluator.shape, evaluator.objectives[0].name
+        planned = replace(
+            judged,
+            records=tuple(
+                Record(
+                    number,
+                    "done",
+                    Evaluate(mask),
+                    seed=seeds[0],
+                    name=name,
+                    fingerprint=self.prints[name],
+                    values={score: 0.0},
+                    measures={"effective_sparsity": 1 - effective_density(mask, shape)},
+                )
+                for number, (name, mask) in enumerate(self.masks.items())
+            ),
+        )
+        beside = (len(planned.entries) - len(planned.subjects)) * len(seeds)
+        whole = f"{count(len(self.prints), 'mask')} x {count(len(seeds), 'seed')}"
+        text = f"{whole}: {count(left, 'run')} to do"
+        alike = protocols_of_halves(evaluator)
+        timed = [r.seconds for r in (*judged.records, *self.found.values()) if r.protocol in alike]
+        if left and timed:
+            text += f", about {clock(left * math.fsum(timed) / len(timed) / slots)}"
+        if 0 < beside < len(self.prints) * len(seeds):
+            text += f" ({beside} are of hand-designed masks and controls)"
+        tests = plan_of_tests(planned.pairs(), len(seeds), judged)
+        return [text, tests] if len(self.prints) > 1 else [text]
 
 
 def read_entrants(
@@ -650,7 +693,7 @@ def run_session(
     executor: Executor,
     progress: Literal["auto"] | None,
     title: str,
-    plan: str = "",
+    plan: Sequence[str] = (),
 ) -> None:
     """Runs the trials of one call, and shows them, and before them what is planned.
 
@@ -664,8 +707,8 @@ def run_session(
         session.listeners = [*([watcher] if watcher else []), *session.listeners]
         session.restore()
         if watcher:
-            if plan:
-                watcher.display.print(f"{title}: {plan}")
+            for line in plan:
+                watcher.display.print(f"{title}: {line}")
             watcher.work = session.board.work
             watcher.expect(session.expected(), session.seconds)
             shared = session.evaluator.offers("provide_models")

@@ -18,6 +18,7 @@ from masksearch.analysis.runs import (
     Finding,
     MaskRuns,
     Outcome,
+    Pair,
     mean,
 )
 from masksearch.analysis.stats import (
@@ -159,12 +160,15 @@ class ComparedMasks(ComparedRuns):
         found: list[tuple[str, MaskRuns]] = []
         if against == "named" and not self.promised:
             found += [("named", each) for each in scored if each.tested and alike(mine, each)]
+            if mine.family and not all(each.family for each in self.subjects):
+                return found  # a hand-designed mask beside others is there for them
         hand = [each for each in scored if each.kind == "hand-designed"]
+        typed = sum(each.family and each.tested for each in self.entries.values())
         fair = [each for each in hand if mine.sparsity >= each.sparsity - MATCHED]
         if against == "all":
             families = {str(mask) for mask in FAMILIES.values()} <= {e.expression for e in hand}
             found += [(FAMILY if families else "hand-designed", each) for each in hand]
-        elif against == "named" and len(hand) < len(FAMILIES):
+        elif against == "named" and len(hand) + typed < len(FAMILIES):
             found += [("hand-designed", each) for each in hand]
         elif hand:
             found.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
@@ -183,6 +187,26 @@ class ComparedMasks(ComparedRuns):
             found.append(("reference", other))
         return found
 
+    def pairs(self, reference: str = "dense", against: Against | None = None) -> list[Pair]:
+        """Every declared comparison: a mask, the role of its opponent, and the opponent.
+
+        Two masks meet once; none of a `mixture` do. Arguments and errors are those of `findings`.
+        """
+        if reference != "dense" and reference not in self.entries:
+            raise unknown_name("mask of the comparison", reference, self.entries)
+        against = check_against(self.against if against is None else against, self.entries)
+        pairs: list[Pair] = []
+        for mine in self.subjects:
+            if not (mine.scores or mine.failed) or self.mixture:
+                continue
+            before = {(one.name, other.name) for one, _, other in pairs}
+            pairs += [
+                (mine, role, other)
+                for role, other in self.opponents(mine, reference, against)
+                if role == "reference" or (other.name, mine.name) not in before
+            ]
+        return pairs
+
     def findings(self, reference: str = "dense", against: Against | None = None) -> list[Finding]:
         """Every declared comparison; none of a `mixture`.
 
@@ -199,21 +223,9 @@ class ComparedMasks(ComparedRuns):
             UnknownNameError: If `reference` is neither `"dense"` nor in the comparison, or
                 `against` is unknown.
         """
-        if reference != "dense" and reference not in self.entries:
-            raise unknown_name("mask of the comparison", reference, self.entries)
-        against = check_against(self.against if against is None else against, self.entries)
-        pairs: list[tuple[MaskRuns, str, MaskRuns]] = []
-        for mine in self.entries.values():
-            if not (mine.tested and (mine.scores or mine.failed)) or self.mixture:
-                continue
-            before = {(one.name, other.name) for one, _, other in pairs}
-            pairs += [
-                (mine, role, other)
-                for role, other in self.opponents(mine, reference, against)
-                if role == "reference" or (other.name, mine.name) not in before  # once a pair
-            ]
+        pairs = self.pairs(reference, against)
 
-        def differ(pair: tuple[MaskRuns, str, MaskRuns], level: float) -> PairedDifference:
+        def differ(pair: Pair, level: float) -> PairedDifference:
             mine, _, other = pair
             rows = [*mine.rows.values(), *other.rows.values()]
             return paired_difference(

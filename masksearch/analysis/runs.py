@@ -127,6 +127,14 @@ class MaskRuns:
         """Whether the comparison is about this mask: a searched one, or a candidate."""
         return self.kind in ("searched", "candidate")
 
+    @property
+    def family(self) -> bool:
+        """Whether it is a hand-designed mask, of whatever kind it is here."""
+        return self.expression in {str(mask) for mask in FAMILIES.values()}
+
+
+Pair = tuple[MaskRuns, str, MaskRuns]  # a mask, why it is compared with the other one, that one
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -311,6 +319,17 @@ class ComparedRuns:
             failed=sum(r.status == "failed" for s, r in lost.items() if s not in diverged),
             unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
         )
+
+    @cached_property
+    def subjects(self) -> list[MaskRuns]:
+        """The masks that are compared: searched ones and candidates.
+
+        Where there are none, a few hand-designed ones stand for themselves.
+        """
+        tested = [entry for entry in self.entries.values() if entry.tested]
+        hand = [entry for entry in self.entries.values() if entry.kind == "hand-designed"]
+        few = self.against == "named" and 2 <= len(hand) < len(FAMILIES)
+        return tested or (hand if few else [])
 
     def kind(self, name: str, mask: Mask | None) -> Kind:
         """What a mask of that name is: what was said of it, else what its value says."""

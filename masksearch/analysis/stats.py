@@ -621,6 +621,24 @@ def seeds_needed(
     return candidates[first] if first < len(candidates) else None
 
 
+def largest_sd(difference: float, seeds: int, comparisons: int = 1) -> float:
+    """The largest `sd` of `power` with which so many seeds find a difference with probability 0.8.
+
+    Args:
+        difference: See `power`, as all others; above 0.
+        seeds: As many as there are, at least `CLAIM_SEEDS`.
+        comparisons: Corrected together.
+
+    >>> round(largest_sd(0.0128, 9) / 2**0.5, 4)
+    0.0084
+    """
+
+    def lacking(sd: float) -> float:
+        return power(difference, seeds, comparisons, sd=sd) - POWER
+
+    return float(optimize.brentq(lacking, difference / 1000, difference * seeds))
+
+
 def rows_needed(
     difference: float, seeds: int, comparisons: int = 1, *, rows: int, sd: float, row_error: float
 ) -> int | None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 from masksearch.analysis.fronts import ComparedFronts, describe_fronts
-from masksearch.analysis.runs import ComparedRuns, Finding, MaskRuns, describe_reuse
+from masksearch.analysis.runs import (
+    ComparedRuns,
+    Finding,
+    MaskRuns,
+    Outcome,
+    Pair,
+    describe_reuse,
+)
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     POWER,
     format_estimate,
     format_p,
+    largest_sd,
     rows_needed,
     seeds_needed,
 )
@@ -41,7 +51,7 @@ def verdict_text(
     if comparison.mixture:
         return f"Nothing is decided: {comparison.mixture}."
     entries = comparison.entries
-    tested = [entry for entry in entries.values() if entry.tested]
+    tested = comparison.subjects
     lines = describe_fronts(fronts, comparison.objectives)
     if not tested:
         name = next((n for n, e in entries.items() if e.kind == "hand-designed"), "NAME")
@@ -51,7 +61,7 @@ def verdict_text(
         )
     for entry in tested:
         own = [finding for finding in findings if finding.mask == entry.name]
-        lines.append(outcome_line(comparison, entry, own))
+        lines.append(outcome_line(comparison, entry, own + mirrored(entry, findings)))
         lines.extend(INDENT + line for line in detail_lines(comparison, entry, own, findings))
     lines += rule_lines(comparison, findings, reference)
     if tested and all(entry.kind == "candidate" for entry in tested):
@@ -64,6 +74,32 @@ def verdict_text(
     elif tested and not entries[reference].scores:
         lines.append(f"{reference} has no finished run, so nothing is said about it.")
     return "\n".join([*lines, *warning_lines(comparison)])
+
+
+def plan_of_tests(pairs: Sequence[Pair], seeds: int, comparison: ComparedRuns) -> str:
+    """How many tests a comparison makes, and which difference so many seeds can show.
+
+    Args:
+        pairs: Of its masks.
+        seeds: That judge each.
+        comparison: As declared; its runs are not read.
+    """
+    if not pairs:
+        return "No mask is tested against another"
+    margin = comparison.margin
+    bounded = 0 if margin is None else sum(role == "reference" for _, role, _ in pairs)
+    text = count(len(pairs), "test")
+    if comparison.seedless:
+        return f"{text}, decided by rows"
+    if seeds < CLAIM_SEEDS:
+        return f"{text}, none of them decisive: that takes {CLAIM_SEEDS} seeds"
+    if margin is None:
+        return text
+    spread = largest_sd(margin, seeds, max(len(pairs) - bounded, bounded))
+    return (
+        f"{text}: a difference of {margin:g} shows (power {POWER:g}) if it varies over seeds by "
+        f"an sd of at most {spread:.2g}"
+    )
 
 
 def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str) -> list[str]:
@@ -102,7 +138,7 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
         own = (record.reason for record in comparison.records if record.name == entry.name)
         failed = ": ".join([f"{entry.failed} failed", *[*filter(None, own)][:1]])
         return f"{name}: no finished run ({failed}), so nothing is known."
-    verdict = outcome_words(findings) or "nothing to compare it with"
+    verdict = outcome_words(comparison, findings) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
     lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
     return f"{name}: {verdict} ({sparsity}{score.name} {entry.score}{lost})."
@@ -116,8 +152,20 @@ def describe_sparsity(entry: MaskRuns) -> str:
     return f"{text}, {100 * entry.table_sparsity:.1f}% of the table"
 
 
-def outcome_words(findings: list[Finding]) -> str:
-    """Such as 'better than a and b, not distinguishable from c'; empty for no findings."""
+def mirrored(entry: MaskRuns, findings: list[Finding]) -> list[Finding]:
+    """The comparisons of other masks with this one, as it sees them."""
+    turned: dict[str, Outcome] = {"better": "worse", "worse": "better"}
+    return [
+        replace(each, mask=each.against, against=each.mask, gap=-each.gap,
+                outcome=turned.get(each.outcome, each.outcome))
+        for each in findings
+        if each.against == entry.name and each.margin is None
+    ]  # fmt: skip
+
+
+def outcome_words(comparison: ComparedRuns, findings: list[Finding]) -> str:
+    """Such as 'better than a 0.62 and b 0.51, not distinguishable from c 0.83': outcomes, and the
+    opponents with their scores; empty for no findings."""
     said: dict[str, list[str]] = {}
     families = [finding for finding in findings if finding.role == FAMILY]
     alike = len({(f.outcome, f.same) for f in families}) == 1 and all(f.fair for f in families)
@@ -126,7 +174,8 @@ def outcome_words(findings: list[Finding]) -> str:
         word = "the same mask as" if finding.same else word
         names = said.setdefault(word, [])
         if not (alike and finding.role == FAMILY):
-            names.append(finding.against)
+            score = format_estimate(comparison.entries[finding.against].score.value)
+            names.append(f"{finding.against} {score}")
         elif finding is families[0]:
             names.append(f"all {len(families)} hand-designed families")
     return ", ".join(f"{word} {join_names(names)}" for word, names in said.items())
@@ -150,9 +199,10 @@ def detail_lines(
         return []
     together = Counter(finding.margin for finding in findings)  # corrected together
     lines = [describe_finding(comparison, each, together[each.margin]) for each in own]
-    if not [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]:
+    hand = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
+    if not hand and all(finding.role != "named" for finding in findings):
         lines.append("no hand-designed mask has a finished run to compare it with")
-    if best := comparison.surpassing(entry):
+    if entry.tested and not entry.family and (best := comparison.surpassing(entry)):
         lines.append(
             f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
             f"better mean, {format_estimate(best.score.value)}: the "

@@ -30,7 +30,7 @@ from masksearch.cli.options import (
     takes,
 )
 from masksearch.cli.resuming import resumable
-from masksearch.errors import MaskSearchError
+from masksearch.errors import MaskSearchError, check_name
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
@@ -128,16 +128,19 @@ class CompareOptions(JudgeOptions):
         "within each, beside masks drawn by hand within each; repeatable.",
         *(COMPARED, "no limit", "SHARE"),
     )
-    controls: bool = option(
-        "Also judge dense attention, the hand-designed masks, and random keys in the same number.",
-        COMPARED,
-        default=True,
+    controls: str = option(
+        "What is judged beside the masks named: `all` (dense attention, the hand-designed masks, "
+        "and random keys in the same number), `dense` or `none`.",
+        *(COMPARED, "", "NAME"),
+        default="all",
     )
     as_json: Json = False
     half: str | None = described(COMPARED)
     against: str | None = described(COMPARED)
     margin: float | None = described(COMPARED)
 
+
+CONTROLS = ("all", "dense", "none")
 
 TAKEN_FROM = {
     "": "masksearch.evaluators.mlm:MlmEvaluator",
@@ -300,7 +303,10 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     found = within_budgets(named, budgets, options.storage)[0] if budgets else named
     mine = read_candidates(found) if found else {}
     candidates, kinds = dict(named), {}
-    if options.controls:
+    check_name("controls in --controls", options.controls, CONTROLS)
+    if options.controls == "dense":
+        candidates, kinds = {"dense": full(), **named}, {"dense": "control"}
+    elif options.controls == "all":
         alike = {
             f"random keys like {name}{end}": random_like(chosen, judge.shape, first_key=bool(end))
             for name, chosen in mine.items()
@@ -320,11 +326,13 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
         if taken := [name for name in own if mine.get(name, own[name]) != own[name]]:
             raise OptionsError(
                 f"{taken[0]!r} is the name of a mask that compare adds itself, {own[taken[0]]}; "
-                "give yours another one (NAME=MASK), or --no-controls"
+                "give yours another one (NAME=MASK), or --controls none"
             )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control")}
         kinds |= dict.fromkeys(families, "hand-designed")
         candidates = {**own, **named}
+    typed = [name for name, each in named.items() if each in FAMILIES.values()]
+    kinds |= dict.fromkeys(typed, "candidate")  # they were asked about
     first, front = options.first_seed, options.front
     return {
         "candidates": candidates,
@@ -388,7 +396,7 @@ def compare(options: CompareOptions) -> None:
     Examples:
         masksearch compare runs/search "mine=offsets([0, 11])"
         masksearch compare --front runs/search --run runs/front
-        masksearch compare star --no-controls --half all --corpus README.md --size nano --steps 60
+        masksearch compare star bigbird --controls none --corpus README.md --size nano --steps 60
     """
     from masksearch.cli.output import print_comparison
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import learned_nothing
-from masksearch.analysis.verdict import outcome_words
+from masksearch.analysis.verdict import mirrored, outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
 from masksearch.report.chart_data import compared_chart, search_chart
@@ -120,9 +120,11 @@ def outcomes(comparison: ComparedMasks) -> TextTable:
     table = comparison_table(comparison).only("mask", "kind", "sparsity", score)
     texts = []
     for cell, *_ in table.rows:
-        words = outcome_words([each for each in findings if each.mask == cell.text])
-        words = words if comparison.entries[cell.text].scores else "failed" * bool(words)
-        nothing = "learned nothing" * comparison.entries[cell.text].learned_nothing
+        entry = comparison.entries[cell.text]
+        about = [each for each in findings if each.mask == cell.text]
+        words = outcome_words(comparison, about + mirrored(entry, findings))
+        words = words if entry.scores else "failed" * bool(words)
+        nothing = "learned nothing" * entry.learned_nothing
         texts.append("; ".join(filter(None, (words, nothing))))
     return table.beside("outcome", texts)
 

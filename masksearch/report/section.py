@@ -58,7 +58,7 @@ def evaluate_line(command: Mapping[str, Any] | None) -> str:
         for setting in options.get("set") or []
         if setting.partition("=")[0].rpartition(".")[0] in OF_JUDGES
     ]
-    given = {"mask": ["MASK"], "controls": False, **options}
+    given = {"mask": ["MASK"], "controls": "none", **options}
     return shell_line({"command": "compare", "options": given})
 
 
@@ -110,22 +110,27 @@ def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def named_controls(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a stored command; earlier versions wrote a flag for `controls`."""
+    if isinstance(flag := options.get("controls"), bool):
+        return {**options, "controls": "all" if flag else "none"}
+    return dict(options)
+
+
 def shell_line(command: Mapping[str, Any]) -> str:
     """The command line that a `command.json` stands for, every option given.
 
-    >>> options = {"space": "my.py:space", "trials": 6, "families": True, "controls": False}
+    >>> options = {"space": "my.py:space", "trials": 6, "families": True, "controls": "none"}
     >>> shell_line({"command": "search", "options": options | {"set": ["a=1", "b=2"]}})
-    'masksearch search my.py:space --trials 6 --families --no-controls --set a=1 --set b=2'
+    'masksearch search my.py:space --trials 6 --families --controls none --set a=1 --set b=2'
     """
     words = ["masksearch", command["command"]]
-    options = dict(command["options"])
+    options = named_controls(command["options"])
     words += [space] if (space := options.pop("space", None)) is not None else []
     words += options.pop("mask", None) or []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
-        if name == "controls":  # the one flag that is on by default
-            words += [] if value else ["--no-controls"]
-        elif name in SKIPPED or value is None or value is False:
+        if name in SKIPPED or value is None or value is False:
             continue
         elif value is True:
             words.append(option)

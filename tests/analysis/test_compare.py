@@ -130,12 +130,12 @@ def test_better_worse_and_not_distinguishable(judged):
     star = (masks.star(), shaken(0.7))
     better = judged({"mine": (NEAR_STAR, around(0.75)), "star": star, "dense": dense})
     assert outcomes(better) == {("mine", "star"): "better", ("mine", "dense"): "worse"}
-    assert "mine: better than star, worse than dense" in better.verdict()
+    assert "mine: better than star 0.700, worse than dense 0.800" in better.verdict()
     worse = judged({"mine": (masks.window(1), around(0.65)), "star": star, "dense": dense})
     assert outcomes(worse)["mine", "star"] == "worse"
     same = judged({"mine": (masks.window(1), around(0.7005)), "star": star, "dense": dense})
     assert outcomes(same)["mine", "star"] == "not distinguishable"
-    assert "mine: not distinguishable from star, worse than dense (" in same.verdict()
+    assert "mine: not distinguishable from star 0.700, worse than dense 0.800 (" in same.verdict()
 
 
 def test_losses_are_better_when_lower(compared, shape):
@@ -159,7 +159,7 @@ def test_one_seed_decides_nothing(judged):
     )
     assert set(outcomes(comparison).values()) == {"too few seeds"}
     text = comparison.verdict()
-    assert "mine: too few seeds to tell from star and dense (" in text
+    assert "mine: too few seeds to tell from star 0.100 and dense 0.200 (" in text
     assert "on 1 common seed, which decides nothing; run 3 seeds or more" in text
     assert "One seed only, hence no interval: mine, star, dense." in text
 
@@ -245,7 +245,7 @@ def test_all_families_only_where_all_are_opponents(judged):
     assert "hand-designed families" not in judged(runs).verdict(against="all")
     runs |= {"star": (masks.star(), shaken(0.9))}
     text = judged(runs).verdict(against="all")
-    assert "log_sparse and bigbird, worse than star (" in text
+    assert "log_sparse 0.500 and bigbird 0.500, worse than star " in text
     assert "families" not in text.splitlines()[0]
     with pytest.raises(UnknownNameError, match="did you mean 'all'"):
         nearest.verdict(against="al")
@@ -274,11 +274,17 @@ def test_named_masks_are_set_against_one_another_once_a_pair(judged):
     )
     only = [(f.mask, f.against) for f in comparison.findings(against=["tpe", "star"])]
     assert only == [("dam", "tpe"), ("dam", "star"), ("tpe", "star")]
-    assert "dam: better than tpe, star and dense (" in comparison.verdict(against="named")
+    text = comparison.verdict(against="named")
+    assert "dam: better than tpe 0.500, star 0.400 and dense 0.700 (" in text
+    assert "tpe: better than star 0.400, worse than dense 0.700 and dam 0.800 (" in text
     families = {name: (mask, shaken(0.3)) for name, mask in masks.FAMILIES.items()}
     all_of_them = judged(runs | families).findings(against="named")
     assert next(f.against for f in all_of_them if f.mask == "dam") == "tpe"
     assert len(all_of_them) == 5  # of six hand-designed masks the nearest
+    kinds = dict.fromkeys(("dam", "tpe", "star"), "candidate")
+    typed = judged(runs | families, kinds=kinds).findings(against="named")
+    with_star = [{f.mask, f.against} - {"star"} for f in typed if "star" in (f.mask, f.against)]
+    assert sorted(map(min, with_star)) == ["dam", "tpe"]  # named too: neither with dense nor more
     budgets = {f"{name} within {at}": runs[name] for name in ("dam", "tpe") for at in (0.1, 0.2)}
     pairs = [(f.mask, f.against) for f in judged(budgets).findings(against="named")]
     assert pairs == [(f"dam within {at}", f"tpe within {at}") for at in (0.1, 0.2)]
@@ -510,10 +516,10 @@ def test_a_margin_is_tested_against_the_reference_and_nothing_else(judged):
     levels = {f.difference.level for (_, reference), f in against.items() if reference}
     assert levels == {1 - 0.05 / 4}  # Bonferroni
     text = comparison.verdict()
-    assert "near: better than star, loses at most 0.01 to dense (" in text
-    assert "far: not distinguishable from star, loses more than 0.01 to dense (" in text
-    assert "above: better than star, gains more than 0.01 over dense (" in text
-    assert "undecided (margin 0.01) against dense (" in text
+    assert "near: better than star 0.600, loses at most 0.01 to dense 0.700 (" in text
+    assert "far: not distinguishable from star 0.600, loses more than 0.01 to dense 0.700" in text
+    assert "above: better than star 0.600, gains more than 0.01 over dense 0.700 (" in text
+    assert "undecided (margin 0.01) against dense 0.700 (" in text
     assert "Against dense the margin is 0.01 of glue: one-sided tests over common seeds" in text
     assert "for 4 masks together (Holm, 2.5%)" in text
     assert "intervals hold for 4 comparisons together (Holm, 5%)" in text

@@ -16,6 +16,7 @@ from masksearch.analysis.stats import (
     holm,
     holm_levels,
     judge_margins,
+    largest_sd,
     paired_difference,
     power,
     rows_needed,
@@ -268,6 +269,12 @@ def test_power_over_seeds_is_the_noncentral_t(difference, seeds, comparisons, sd
     expected = 1 - np.diff(scipy_stats.nct.cdf([-edge, edge], seeds - 1, shift))[0]
     if math.isfinite(expected):  # scipy's has holes far out
         assert power(difference, seeds, comparisons, sd=sd) == pytest.approx(expected, abs=2e-3)
+
+
+def test_largest_sd_is_where_the_power_is_enough():
+    for difference, seeds, comparisons in ((0.01, 3, 1), (0.01, 3, 12), (1.0, 5, 3), (2.0, 40, 1)):
+        sd = largest_sd(difference, seeds, comparisons)
+        assert power(difference, seeds, comparisons, sd=sd) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_seeds_needed_is_the_least_number():

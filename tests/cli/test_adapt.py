@@ -11,7 +11,7 @@ import torch
 from cli_runs import run
 from toy_sentences import write_sentences
 
-COMPARED = ("compare", "star", "--no-controls", "--seeds", 1, "--run", "run")
+COMPARED = ("compare", "star", "--controls", "none", "--seeds", 1, "--run", "run")
 SMALL = ("--length", 32, "--set", "epochs=1", "--set", "finetune_batch=8")
 
 
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, toys, words, messa
     assert code == 2
     assert out == ""
     assert re.search(message, error), err
-    before = "^(compare: .* runs to do|dense model of SST-2, seed 1000: 12 steps)"
+    before = "^(compare: .* runs? to do|dense model of SST-2, seed 1000: 12 steps)"
     assert all(re.search(before, line) for line in shown), err
 
 

@@ -164,13 +164,36 @@ def test_search_compare_report(monkeypatch, capsys, files):
 
 def test_one_mask_is_judged_with_seeds_and_interval(monkeypatch, capsys, files):
     code, out, _ = run(
-        monkeypatch, capsys, "compare", "window(3)", "--no-controls", "--seeds", 3,
+        monkeypatch, capsys, "compare", "window(3)", "--controls", "none", "--seeds", 3,
         "--evaluator", files / "my_proxy.py:toy", "--run", files / "one", "--json",
     )  # fmt: skip
     row = json.loads(out)[0]
     assert code == 0
     assert (row["n_seeds"], row["kind"]) == (3, "candidate")
     assert row["loss low"] < row["loss"] < row["loss high"]
+
+
+def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
+    toy = ("--evaluator", files / "my_proxy.py:toy", "--seeds", 2)
+    named = ("compare", "star", "w=window(3)", *toy, "--run", files / "planned")
+    planned = {
+        "none": ["compare: 2 masks x 2 seeds: 4 runs to do", "compare: 1 test, none of them"],
+        "dense": [
+            "compare: 3 masks x 2 seeds: 2 runs to do, about 0:00 (2 are of hand-designed masks "
+            "and controls)",
+            "compare: 2 tests, none of them decisive: that takes 3 seeds",
+        ],
+    }
+    for controls, lines in planned.items():
+        code, _, err = run(monkeypatch, capsys, *named, "--controls", controls)
+        assert code == 0, err
+        shown = [line for line in err.splitlines() if line.startswith("compare: ")]
+        assert all(map(str.startswith, shown, lines)), shown
+    kinds = {n: e.kind for n, e in ms.Comparison.open(files / "planned").entries.items()}
+    assert kinds == {"star": "candidate", "w": "candidate", "dense": "control"}
+    code, _, err = run(monkeypatch, capsys, *named, "--controls", "some")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "unknown controls in --controls 'some'" in err
 
 
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next

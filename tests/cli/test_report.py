@@ -34,7 +34,7 @@ def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "report", folder)
     assert code == 0
     assert out.startswith(ms.Comparison.open(folder).verdict())
-    assert out.startswith("mine: better than star (")
+    assert out.startswith("mine: better than star 1.002 (")
     code, out, _ = run(monkeypatch, capsys, "report", folder, "--against", "all", "--json")
     found = json.loads(out)
     assert code == 0

@@ -32,7 +32,7 @@ def job(tmp_path, monkeypatch, capsys):
 def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch, capsys):
     for folder in ("y", "z"):
         shutil.copytree("runs/x", f"{folder}/x")
-    words = ["compare", "--no-controls", "--seeds", 1, *job]
+    words = ["compare", "--controls", "none", "--seeds", 1, *job]
     words += ["runs/x", "y/x", "z/x"]
     code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/c")
     assert code == 0, err
@@ -60,7 +60,7 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
         assert code == 0
         assert json.loads(out)["mask"] == str(mask)
     words = ["compare", "runs/x", "runs/x#7", "runs/x#0"]
-    words += ["mine=runs/x@0.5", "eight=runs/x#8", "--no-controls", "--seeds", 1]
+    words += ["mine=runs/x@0.5", "eight=runs/x#8", "--controls", "none", "--seeds", 1]
     code, _, err = run(monkeypatch, capsys, *words, *job, "--run", "runs/y")
     assert code == 0, err
     compared = ms.Comparison.open("runs/y")
@@ -136,7 +136,7 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
     assert sum(record.origin == "random" for record in study.records()) == 8
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(tmp_path)
-    words = ["compare", "window(3)", "--no-controls", "--seeds", 1, *job]
+    words = ["compare", "window(3)", "--controls", "none", "--seeds", 1, *job]
     run(monkeypatch, capsys, *words, "--run", "runs/c")
     assert ms.resume("runs/c").entries.keys() == {"window(3)"}
     (moved / "command.json").unlink()

@@ -91,7 +91,7 @@ def test_resume_does_not_repeat_a_command_that_never_began(monkeypatch, capsys, 
 
 
 def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_path, job):
-    words = ["compare", "w=window(3)", "--no-controls", "--seeds", 2, *job[2:]]
+    words = ["compare", "w=window(3)", "--controls", "none", "--seeds", 2, *job[2:]]
     folder = tmp_path / "compared"
     assert run(monkeypatch, capsys, *words, "--run", folder)[0] == 0
     code, out, err = run(monkeypatch, capsys, "resume", folder)

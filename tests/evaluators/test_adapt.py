@@ -182,7 +182,8 @@ def test_dense_models_of_all_seeds_come_first_and_are_shown(
     assert steps == [title for title in titles for _ in range(each)] + [""] * 6 * 3
     lines = shown.splitlines()
     assert lines[0] == "compare: 2 masks x 3 seeds: 6 runs to do"
-    assert lines[1:4] == [f"{title}: {each} steps" for title in titles]
+    assert lines[1] == "compare: No mask is tested against another"
+    assert lines[2:5] == [f"{title}: {each} steps" for title in titles]
     shutil.rmtree(tmp_path / "cache")
     steps.clear()
     assert "dense model" not in compared()  # nothing is left to judge

@@ -23,7 +23,7 @@ from masksearch.report.collect import (
     some_masks,
     studies_in,
 )
-from masksearch.report.section import evaluate_line
+from masksearch.report.section import evaluate_line, shell_line
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
@@ -123,6 +123,12 @@ def test_what_judges_a_mask_again_has_no_settings_of_strategies():
     assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == judging
 
 
+def test_a_flag_of_earlier_versions_stands_for_controls():
+    for flag, name in ((True, "all"), (False, "none")):
+        command = {"command": "compare", "options": {"mask": ["star"], "controls": flag}}
+        assert shell_line(command) == f"masksearch compare star --controls {name}"
+
+
 @pytest.mark.nightly
 def test_command_of_the_page_makes_the_study_again(tmp_path):
     here = shutil.copy(Path(__file__).parents[1] / "contracts" / "toy.py", tmp_path / "my toy.py")
@@ -133,7 +139,7 @@ def test_command_of_the_page_makes_the_study_again(tmp_path):
     assert shlex.split(line)[0] == "masksearch"
     report_on(tmp_path / "a b", tmp_path / "page.html", live=True)
     (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
-    judged = f"masksearch compare MASK --no-controls --evaluator '{here}:ToyEvaluator'"
+    judged = f"masksearch compare MASK --controls none --evaluator '{here}:ToyEvaluator'"
     assert section["evaluate"] == judged
     first = results(tmp_path / "a b")
     shutil.rmtree(tmp_path / "a b")
