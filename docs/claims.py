@@ -102,7 +102,7 @@ plan = [
 ]
 
 VERDICT = (
-    "{} than bigbird, undecided (margin {}) against dense "
+    "{} than bigbird {}, undecided (margin {}) against dense {} "
     "({}% sparse, score {} [{}, {}], {} seeds)"
 )
 
@@ -111,7 +111,7 @@ def verdict(name: str) -> list[float]:
     """How much a mask is above bigbird, and the numbers of the verdict that was printed."""
     text = (RESULTS / f"{name}.txt").read_text(encoding="utf-8")
     (above,) = re.findall(r"^  bigbird .*: (\S+) \[", text, re.M)
-    (said,) = re.findall(r"undecided \((margin.*seeds)\)\.$", text, re.M)
+    (said,) = re.findall(r"than bigbird (.*seeds)\)\.$", text, re.M)
     return [float(above), *(float(number) for number in re.findall(NUMBER, said))]
 
 
