@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 from masksearch.errors import install_command
+from tests.parsed import FILES, nodes_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -51,16 +52,21 @@ def declared() -> dict[str, str]:
     return found
 
 
+def called(node: ast.Call) -> str:
+    """The last name of what is called."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
 @functools.cache
 def imported() -> dict[str, set[str]]:
     """Every distribution that a file of the package imports anywhere, with these files."""
     found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "masksearch").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path in FILES:
+        for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
-            if isinstance(node, ast.Call) and "required_module" in ast.unparse(node.func):
+            if isinstance(node, ast.Call) and called(node) == "required_module":
                 names = [ast.literal_eval(node.args[0])]
             for module in {name.split(".")[0] for name in names}:
                 if module not in sys.stdlib_module_names and module != "masksearch":

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "masksearch"
+from tests.parsed import FILES, PACKAGE, nodes_of, tree_of
+
 RANKS = [
     {"errors", "files", "masks"},
     {"contracts", "user_code"},
@@ -26,7 +27,6 @@ RANKS = [
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 TOP = {"__init__", "__main__"}  # the façade and the entry point stand above all parts
-FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 
@@ -42,7 +42,7 @@ def imported(path: Path, *, typing: bool = True) -> list[tuple[str, int]]:
     `typing=False` leaves out what stands under `if TYPE_CHECKING:`.
     """
     found = []
-    for node in nodes(ast.parse(path.read_text(encoding="utf-8")), typing):
+    for node in nodes_of(path) if typing else untyped(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -52,13 +52,12 @@ def imported(path: Path, *, typing: bool = True) -> list[tuple[str, int]]:
     return found
 
 
-def nodes(tree: ast.AST, typing: bool) -> Iterator[ast.AST]:
-    """Every node of a syntax tree."""
+def untyped(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a syntax tree but those under `if TYPE_CHECKING:`."""
     ahead = [tree]
     while ahead:
         node = ahead.pop()
-        checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if typing or not checking:
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
             yield node
             ahead += ast.iter_child_nodes(node)
 
@@ -169,11 +168,17 @@ def test_strategies_are_told_apart_in_their_own_room():
     for name in NAMES:
         if name.startswith(("strategies/", "gates/")):  # presets of gates have a strategy's name
             continue
-        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
-            names = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
-            compared = isinstance(node, ast.Compare) and {*filter(None, names)} & {*STRATEGIES}
-            call = ast.unparse(node) if isinstance(node, ast.Call) else ""
-            if compared or (call.startswith("isinstance(") and call.endswith("Strategy)")):
+        for node in nodes_of(PACKAGE / name):
+            match node:
+                case ast.Compare():
+                    below = ast.walk(node)
+                    names = {each.value for each in below if isinstance(each, ast.Constant)}
+                    branch = bool(names & {*STRATEGIES})
+                case ast.Call(func=ast.Name(id="isinstance")):
+                    branch = ast.unparse(node).endswith("Strategy)")
+                case _:
+                    branch = False
+            if branch:
                 branches.append(f"{name}:{node.lineno} {ast.unparse(node)}")
     assert branches == []
 
@@ -183,21 +188,24 @@ def test_an_engine_is_named_in_its_file_alone():
     engines = ("vllm", "sglang", "llama.?cpp", "tensorrt|trtllm")
     named: dict[str, set[str]] = {engine: set() for engine in engines}
     for name in NAMES:
-        tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+        nodes = nodes_of(PACKAGE / name)
         docstrings = {
             node.body[0].value
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
             and node.body
             and isinstance(node.body[0], ast.Expr)
         }
-        for node in {*ast.walk(tree)} - docstrings:
-            words = [getattr(node, each, "") for each in ("id", "attr", "name", "arg", "module")]
-            words.append(node.value if isinstance(node, ast.Constant) else "")
-            text = " ".join(word for word in words if isinstance(word, str))
-            for engine in engines:
-                if re.search(engine, text, re.IGNORECASE):
-                    named[engine].add(name)
+        words = [
+            word
+            for node in nodes
+            if node not in docstrings
+            for each in ("id", "attr", "name", "arg", "module", "value")
+            if isinstance(word := getattr(node, each, ""), str)
+        ]
+        for engine in engines:
+            if re.search(engine, "\n".join(words), re.IGNORECASE):
+                named[engine].add(name)
     outside = {name for names in named.values() for name in names if "/engines/" not in name}
     assert not outside, f"an engine has a file in serving/engines/: {sorted(outside)}"
     assert all(1 < len(names) <= 3 for names in named.values()), named

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "masksearch"
+from tests.parsed import FILES, nodes_of
+
 OWN = {"_asdict", "_replace"}  # of named tuples: documented
 STANDARD = {"_exit", "_getframe"}  # of os and sys: documented too
 
@@ -141,9 +142,8 @@ def test_private_names_are_where_they_are_looked_for(library):
 
 def private_names(path: Path) -> set[str]:
     """Names with one underscore in front that a file takes from objects that are not its own."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     found, defined = set(), set()
-    for node in ast.walk(tree):
+    for node in nodes_of(path):
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name):
                 found |= {name} if path.name == "ray.py" else set()
@@ -165,7 +165,7 @@ def test_every_private_name_stands_in_a_table():
         for place, _ in table
         for part in place.replace(":", ".").split(".")
     }
-    used = {name for path in PACKAGE.rglob("*.py") for name in private_names(path)}
+    used = {name for path in FILES for name in private_names(path)}
     assert used - listed - places == set(), "taken from another library: list it with its purpose"
-    there = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    there = "".join(path.read_text(encoding="utf-8") for path in FILES)
     assert {name for name in listed if name not in there} == set(), "listed, and not used any more"

@@ -322,11 +322,12 @@ class ComparedRuns:
 
     @cached_property
     def subjects(self) -> list[MaskRuns]:
-        """The masks that are compared: searched ones and candidates.
+        """The masks that are compared: searched ones, then candidates.
 
         Where there are none, a few hand-designed ones stand for themselves.
         """
         tested = [entry for entry in self.entries.values() if entry.tested]
+        tested.sort(key=lambda entry: entry.kind != "searched")
         hand = [entry for entry in self.entries.values() if entry.kind == "hand-designed"]
         few = self.against == "named" and 2 <= len(hand) < len(FAMILIES)
         return tested or (hand if few else [])

@@ -1,0 +1,20 @@
+"""Syntax trees of the package's files, each parsed once by the tests that read them."""
+
+import ast
+import functools
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "masksearch"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of it."""
+    return tuple(ast.walk(tree_of(path)))
