@@ -84,6 +84,7 @@ def test_sides_take_turns_and_ratios_are_of_one_round(load, monkeypatch):
     assert times["own"] == [1.0, 1.0, 10.0, 10.0, 10.0]
 
 
+@pytest.mark.slow
 def test_short_calls_are_repeated_and_long_rounds_stop(load, monkeypatch):
     rounds = load("rounds")
     now, count = 0.0, 0
@@ -130,6 +131,7 @@ def test_a_cell_compares_equal_results(load, trains):
     assert found["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_sides_of_whole_models_differ_in_their_masks_alone(load):
     models = load("attention_models")
     work = models.Work(96, 1, "nano", 50, 8, "cpu")

@@ -107,6 +107,7 @@ def test_keys_by_offset_are_counted_at_lengths_beyond_any_table():
     )
 
 
+@pytest.mark.slow
 def test_each_layer_and_head_of_12000_is_counted_once():
     by_head = masks.parse(HEADS)
     assert by_head.heads == 12_000
@@ -115,6 +116,7 @@ def test_each_layer_and_head_of_12000_is_counted_once():
     assert (by_layer & masks.causal()).kept(3) == 6 * 12_000
 
 
+@pytest.mark.slow
 def test_a_text_is_one_constraint(tmp_path):
     study = search(run=tmp_path, trials=4, constraints="sparsity >= 0.9")
     again = search(run=tmp_path, trials=4, constraints=["sparsity >= 0.9"])

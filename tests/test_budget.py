@@ -45,12 +45,10 @@ def costs(study):
 
 
 @pytest.mark.filterwarnings("ignore:.*(conditional space|drew a mask)")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
-    [
-        *("random", "evolution"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tpe", "nsga2", "qmc")),
-    ],
+    ["random", "evolution", "tpe", "nsga2", "qmc"],
 )
 def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     told = {"strategy": strategy, "trials": 14, "budget": [0.3, 0.5]}
@@ -106,7 +104,7 @@ def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
     assert [record.status for record in study.records()] == ["done", *["stopped"] * 50]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.*drew a mask")
 def test_samplers_learn_from_refused_draws(tmp_path):
     drawn = {}
@@ -161,6 +159,7 @@ class Always:
         self.next = max(self.next, record.number + 1)
 
 
+@pytest.mark.slow
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
     study = ms.search(
         None, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy=Always(), budget=[0.1, 0.35]
@@ -169,6 +168,7 @@ def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
     assert sum(not record.refused for record in study.records()) == 4
 
 
+@pytest.mark.slow
 def test_enqueued_draws_have_budgets_and_records_can_be_enqueued(tmp_path):
     first = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "a", trials=2, budget=[0.3, 0.5])
     given = [record.params for record in first.records()][::-1]
@@ -179,6 +179,7 @@ def test_enqueued_draws_have_budgets_and_records_can_be_enqueued(tmp_path):
     assert [r.mask for r in again.records()[:2]] == [r.mask for r in first.records()][::-1]
 
 
+@pytest.mark.slow
 def test_another_budget_is_another_search(tmp_path):
     told = {"run": tmp_path / "run", "trials": 2}
     ms.search(UNITS, ToyEvaluator(), budget=0.3, **told)
@@ -211,6 +212,7 @@ def test_bad_budgets_are_refused_in_a_line(told, problem, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_name_of_the_budget_is_taken(tmp_path):
     own = lambda trial: masks.window(trial.suggest_int("budget", 1, 3))  # noqa: E731
     ms.search(own, ToyEvaluator(), run=tmp_path / "a", trials=1)
@@ -218,6 +220,7 @@ def test_the_name_of_the_budget_is_taken(tmp_path):
         ms.search(own, ToyEvaluator(), run=tmp_path / "b", trials=1, budget=0.9)
 
 
+@pytest.mark.slow
 def test_allocate_takes_the_budget_for_its_own(tmp_path):
     study = ms.search(
         None,
@@ -264,7 +267,7 @@ def shipped():
     yield "local_global_heads", load("local_global_heads")(4, 4, 2, cache), cache
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("space", "shape"), [pytest.param(s, n, id=i) for i, s, n in shipped()])
 def test_spaces_of_units_draw_within_their_budget(space, shape):
     least = max(0.15, cost(masks.window(0) | masks.global_tokens(1), shape) + 0.01)
@@ -285,6 +288,7 @@ def test_cuts_within_a_density_are_never_above_it(density, lengths):
         assert share - 1 / 144 < cut <= share + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_dam_cuts_its_masks_within_the_budget(tmp_path):
     process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
@@ -306,6 +310,7 @@ def searched(tmp_path, name="tpe", **told):
     return ms.search(UNITS, ToyEvaluator(), run=run, strategy=name, trials=6, **told)
 
 
+@pytest.mark.slow
 def test_within_ranks_what_keeps_a_budget(tmp_path):
     study = searched(tmp_path, "random", seed=3)
     inside = study.within(0.5)
@@ -316,6 +321,7 @@ def test_within_ranks_what_keeps_a_budget(tmp_path):
     assert study.within(1)[0] == study.best()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*was found")
 def test_runs_stand_for_their_best_mask_within_each_budget(tmp_path):
     study = searched(tmp_path, budget=0.5)
@@ -341,6 +347,7 @@ def test_runs_stand_for_their_best_mask_within_each_budget(tmp_path):
     assert list(named.entries) == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*was found")
 def test_a_front_keeps_what_is_within(tmp_path):
     study = searched(tmp_path, "random")

@@ -12,7 +12,7 @@ from experiments import verify
 OPPOSITE = dict(zip(verify.HIGHER + verify.LOWER, verify.LOWER + verify.HIGHER, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_claims_are_right_none_is_missing_and_a_changed_digit_is_found():
     claims, exempt = verify.read()
     for page in verify.pages():

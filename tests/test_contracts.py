@@ -135,6 +135,7 @@ def test_an_evaluator_that_lacks_something_is_refused_in_a_line(evaluator, said,
     assert not given["run"].exists()
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_lacks_nothing_is_taken(tmp_path):
     study = search(lambda trial: masks.window(1), Judge(), run=tmp_path, trials=1)
     assert [record.status for record in study.records()] == ["done"]

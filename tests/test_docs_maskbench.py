@@ -32,6 +32,7 @@ def run(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_table_answers_and_is_searched(run):
     search = (
         CODE[1].replace("range(5), trials=40", "[0], trials=4").replace("trials=40", "trials=4")
@@ -53,7 +54,7 @@ def test_a_selector_is_judged(run):
     assert f"{load('recall-1').regret(mine, 0.4):.4f}" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_table_is_built(run, tmp_path):
     words = ["=", *"abcdefgh"]
     wide = {"max_position_embeddings": 512, "initializer_range": 0.05}

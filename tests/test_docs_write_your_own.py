@@ -59,7 +59,7 @@ def test_the_pages_have_a_file_for_each_part():
     assert len(FILES) == len(sections()) == 9
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps prune nothing
 @pytest.mark.parametrize("heading", sections())
 def test_a_part_of_ones_own_runs(heading, folder, monkeypatch, capsys):

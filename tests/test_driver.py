@@ -152,6 +152,7 @@ def test_equal_masks_are_not_trained_twice(tmp_path):
     assert all("reused_from" in record.artifacts for record in reused)
 
 
+@pytest.mark.slow
 def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
     def twice(trial: BaseTrial) -> masks.Mask:
         if trial.suggest_categorical("form", ["a", "b"]) == "a":
@@ -162,6 +163,7 @@ def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
     assert Counter(r.status for r in study.records()) == {"done": 1, "reused": 7}
 
 
+@pytest.mark.slow
 def test_masks_that_differ_beyond_the_shape_are_not_one(tmp_path):
     class Longer(ToyEvaluator):
         beyond_shape = True  # costs, say, are taken at another length
@@ -173,6 +175,7 @@ def test_masks_that_differ_beyond_the_shape_are_not_one(tmp_path):
     assert [r.status for r in more.records] == ["done", "done", "reused"]
 
 
+@pytest.mark.slow
 def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
     study = ms.search(
         space,
@@ -211,6 +214,7 @@ def test_scheduler_stops_trials_and_its_observations_are_kept(tmp_path):
         ms.search(space, ToyEvaluator(), trials=21, run=tmp_path / "run", strategy="random")
 
 
+@pytest.mark.slow
 def test_scheduler_never_ends_baselines(tmp_path):
     class Strict:
         """Ends everything at once."""
@@ -235,6 +239,7 @@ def test_scheduler_never_ends_baselines(tmp_path):
     assert {row[2:] for row in statuses[2:]} <= {("stopped", 1), ("reused", 4)}
 
 
+@pytest.mark.slow
 def test_listener_that_remembers_is_told_what_a_resumed_study_holds(tmp_path):
     class Remembering:
         def __init__(self) -> None:
@@ -283,6 +288,7 @@ def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
     assert [r.status for r in comparison.records] == ["done", "reused"]
 
 
+@pytest.mark.slow
 def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=6, seconds=100)
     jumps = itertools.cycle([0.0, -3e6, 5e7, -1e8])
@@ -293,6 +299,7 @@ def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     assert all(0 <= record.seconds < 60 for record in jumped.records())
 
 
+@pytest.mark.slow
 def test_baselines_come_first_and_on_top(tmp_path):
     arguments = dict(run=tmp_path / "run", baselines=ms.FAMILIES)
     study = ms.search(space, ToyEvaluator(), trials=4, **arguments)
@@ -303,6 +310,7 @@ def test_baselines_come_first_and_on_top(tmp_path):
     assert len(again.records()) == len(ms.FAMILIES) + 6
 
 
+@pytest.mark.slow
 def test_best_is_what_the_strategy_proposed(tmp_path):
     arguments = dict(run=tmp_path / "run", baselines={"best": masks.window(3)})
     study = ms.search(space, ToyEvaluator(), trials=0, **arguments)
@@ -329,6 +337,7 @@ def test_frontier_and_best(tmp_path):
         study.best(sparsity=0.999)
 
 
+@pytest.mark.slow
 def test_any_optuna_sampler_and_any_strategy_object(tmp_path):
     sampler = optuna.samplers.QMCSampler(seed=1)
     study = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=3, strategy=sampler)
@@ -349,6 +358,7 @@ def test_any_optuna_sampler_and_any_strategy_object(tmp_path):
     assert [str(r.mask) for r in study.records()] == [f"window({n})" for n in range(1, 5)]
 
 
+@pytest.mark.slow
 def test_strategy_of_a_users_file_is_named_resumed_and_watched(tmp_path):
     file, run = tmp_path / "climb.py", tmp_path / "run"
     file.write_text(
@@ -376,6 +386,7 @@ def test_strategy_of_a_users_file_is_named_resumed_and_watched(tmp_path):
         ms.search(None, ToyEvaluator(), trials=4, **arguments)
 
 
+@pytest.mark.slow
 def test_constraint_stops_a_mask_before_training(tmp_path):
     log = tmp_path / "log"
     study = ms.search(
@@ -436,6 +447,7 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path):
     assert "HeadCountError: the mask has 3 heads, asked for 2" in errors["heads"]
 
 
+@pytest.mark.slow
 def test_nan_is_a_failure_not_a_result(tmp_path):
     study = ms.search(
         space, ToyEvaluator(nan_at=0.7), run=tmp_path / "run", trials=8, strategy="random"
@@ -447,12 +459,14 @@ def test_nan_is_a_failure_not_a_result(tmp_path):
     assert all(record.status in ("done", "reused") for record in study.frontier())
 
 
+@pytest.mark.slow
 def test_search_stops_when_the_first_five_fail(tmp_path):
     with pytest.raises(SearchError, match=r"first 5 trials all failed.*the toy is broken"):
         ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=50)
     assert [r.status for r in ms.Study(tmp_path / "run").records()] == ["failed"] * 5
 
 
+@pytest.mark.slow
 def test_missing_objective_fails_the_trial(tmp_path):
     class Silent(ToyEvaluator):
         def __call__(self, mask, *, seed, workdir):
@@ -515,6 +529,7 @@ def test_a_mistake_is_said_before_anything_runs(tmp_path, mistake):
     assert not log.exists()
 
 
+@pytest.mark.slow
 def test_executor_of_four_lines_searches(tmp_path):
     class Mine:
         def run(self, work):
@@ -553,6 +568,7 @@ def test_unwritable_folder_is_said_before_anything_runs(tmp_path):
 
 
 # -- resume -------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_resume_refuses_another_space_evaluator_or_seed(tmp_path):
     run = tmp_path / "run"
     ms.search(space, ToyEvaluator(), run=run, trials=2)
@@ -571,6 +587,7 @@ def test_resume_refuses_another_space_evaluator_or_seed(tmp_path):
     assert len(ms.Study(run).records()) == 2
 
 
+@pytest.mark.slow
 def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
     run = tmp_path / "run"
 
@@ -591,6 +608,7 @@ def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
     assert len(study.objectives) == 2
 
 
+@pytest.mark.slow
 def test_second_writer_is_refused(tmp_path):
     store = StudyStore(tmp_path / "run")
     try:
@@ -601,6 +619,7 @@ def test_second_writer_is_refused(tmp_path):
     ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
 
 
+@pytest.mark.slow
 def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
     whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=6)
 
@@ -626,6 +645,7 @@ def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
 
 
 # -- compare ------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
     log = tmp_path / "log"
     candidates = {"dense": masks.full(), **ms.FAMILIES, "mine": masks.window(4)}
@@ -642,6 +662,7 @@ def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
     assert "new" in set(more.frame()["mask"])
 
 
+@pytest.mark.slow
 def test_compare_remembers_what_kind_each_mask_is(tmp_path):
     found = ms.search(space, ToyEvaluator(), run=tmp_path / "search", trials=2).best()
     arguments = dict(run=tmp_path / "run", seeds=[1, 2])
@@ -750,6 +771,7 @@ def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path)
     assert "kinds=" in none.verdict()
 
 
+@pytest.mark.slow
 def test_compare_of_a_changed_mask_forgets_the_old_one(tmp_path):
     arguments = dict(run=tmp_path / "run", seeds=[0])
     ms.compare({"mine": masks.window(4)}, ToyEvaluator(), **arguments)
@@ -757,6 +779,7 @@ def test_compare_of_a_changed_mask_forgets_the_old_one(tmp_path):
     assert [str(record.mask) for record in comparison.records] == ["window(5)"]
 
 
+@pytest.mark.slow
 def test_failed_runs_of_a_comparison_are_tried_again(tmp_path):
     arguments = dict(run=tmp_path / "run", seeds=[0, 1])
     broken = ms.compare({"mine": masks.window(4)}, ToyEvaluator(fails=True), **arguments)
@@ -765,6 +788,7 @@ def test_failed_runs_of_a_comparison_are_tried_again(tmp_path):
     assert mended.frame()["n_seeds"].tolist() == [2]
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_its_traceback_in_the_trials_folder(tmp_path):
     with pytest.raises(ms.SearchError, match=r"trial 0: RuntimeError in .*toy\.py, line \d+: the"):
         ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=2)
@@ -773,6 +797,7 @@ def test_a_failure_leaves_its_traceback_in_the_trials_folder(tmp_path):
     assert "toy is broken" in text
 
 
+@pytest.mark.slow
 def test_where_nothing_has_finished_another_search_begins_anew(tmp_path):
     class Killed(ToyEvaluator):
         def __call__(self, mask, *, seed, workdir):

@@ -33,6 +33,7 @@ def windows(trial):
     return masks.columns(1) | masks.window(trial.suggest_int("reach", 0, 15))
 
 
+@pytest.mark.slow
 def test_records_carry_it_and_a_violating_mask_is_not_trained(tmp_path):
     study = ms.search(
         windows,
@@ -54,6 +55,7 @@ def test_records_carry_it_and_a_violating_mask_is_not_trained(tmp_path):
     assert {record.status for record in records} >= {"done", "stopped"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
 def test_strategies_read_it_as_an_objective(tmp_path, strategy):
     study = ms.search(

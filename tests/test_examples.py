@@ -92,6 +92,7 @@ def test_calls_of_pages_are_taken():
     assert sum(check_calls(tree) for path in PAGES for tree in of_page(path)) > 100
 
 
+@pytest.mark.slow
 def test_calls_of_docstrings_are_taken():
     paths = sorted((ROOT / "masksearch").rglob("*.py"))
     assert sum(check_calls(tree) for path in paths for tree in of_module(path)) > 15

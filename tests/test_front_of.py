@@ -28,6 +28,8 @@ from masksearch.masks.measure import effective_density
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
+pytestmark = pytest.mark.slow  # they share a run that takes seconds
+
 LENGTHS = {9: 3, 20: 5, 32: 2}
 
 
@@ -80,7 +82,6 @@ def judged(study, tmp_path_factory) -> ms.Comparison:
     return ms.compare({"dense": masks.full()}, Landscape(), run=run, front_of=study, progress=None)
 
 
-@pytest.mark.slow  # continuous integration runs it
 def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged):
     kinds = Counter(entry.kind for entry in judged.entries.values())
     found = [e for e in judged.entries.values() if e.kind == "searched"]
@@ -102,7 +103,7 @@ def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged
     assert set(judged.found_with) >= {entry.name for entry in found}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupted_comparison_of_fronts_goes_on(study, tmp_path):
     calls: Counter[str] = Counter()
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +180,7 @@ def test_the_page_draws_the_fronts_that_are_judged(judged):
     assert drawn == {name: set(arm.front) for name, arm in judged.fronts.arms.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scores_of_another_protocol_promise_nothing(study, tmp_path):
     class Longer(Landscape):
         protocol = "longer"
@@ -208,7 +209,7 @@ class Answers(Landscape):
         yield Report(1, {"score": found.score})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
     judged = ms.compare(
         *({}, Answers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
@@ -233,7 +234,6 @@ class Checkpoint(Answers):
         return super().__call__(mask, seed=0, workdir=workdir)
 
 
-@pytest.mark.slow
 def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_path):
     judged = ms.compare(
         *({}, Checkpoint()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
@@ -274,7 +274,6 @@ class TwoAnswers(Checkpoint):
     count = 2
 
 
-@pytest.mark.slow
 def test_two_rows_decide_nothing_between_fronts(study, tmp_path):
     judged = ms.compare(
         *({}, TwoAnswers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
@@ -317,7 +316,7 @@ def test_masks_of_other_searches_are_not_of_the_front(compared, objectives, shap
     assert "judged again: 1 mask beside no others" in judged.verdict()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_page_draws_both_fronts(judged, tmp_path):
     page = judged.report(tmp_path / "report.html").read_text()
     assert "front judged again, beside hand-designed" in page

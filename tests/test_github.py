@@ -18,6 +18,7 @@ CONFIG = GITHUB / "ISSUE_TEMPLATE" / "config.yml"
 FORMS = sorted(set(CONFIG.parent.glob("*.yml")) - {CONFIG})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schema", "files"),
     [

@@ -91,7 +91,7 @@ def needed(names: list[str]) -> set[str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     five = [re.split(r"[<>=]", line)[0] for line in project["dependencies"]]

@@ -129,6 +129,7 @@ def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, monkeypatch, ca
     assert message in said
 
 
+@pytest.mark.slow
 def test_command_of_a_search_that_never_began_is_replaced(tmp_path, monkeypatch, capsys):
     for name in ("space.py", "judge.py"):
         (tmp_path / name).write_text(FILES[name])

@@ -43,6 +43,7 @@ def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> ms.Pl
     return ms.allocate("model", text, budget, run=run, **(small | how))
 
 
+@pytest.mark.slow
 def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     plan = allocate(tmp_path)
     records = ms.open_study(tmp_path).records()
@@ -62,6 +63,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_widest_window_within_the_budget_is_judged_beside_the_plan(tmp_path):
     plan = allocate(tmp_path, budget=0.5, local="columns(2) | window(3)")
     rival = plan.found["rival"]
@@ -108,6 +110,7 @@ def test_rival_in_words(found, said):
     assert describe_rival(found).startswith(said)
 
 
+@pytest.mark.slow
 def test_texts_that_are_shorter_than_the_rival_are_warned_of(tmp_path):
     said = r"on texts of 24 tokens window\(2048\) in every layer is dense .* up to 4096"
     with pytest.warns(UserWarning, match=said):
@@ -136,6 +139,7 @@ def test_plan_within_what_an_engine_reserves(tmp_path):
         allocate(tmp_path / "heads", unit="head", **how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "judged"),
     [
@@ -156,6 +160,7 @@ def test_number_of_masks_is_known(how, judged, tmp_path, capfd):
     assert "kv_bytes 1.0000  effective_sparsity 0.0000  front" in dense  # no half-empty table
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:strategy 'allocate' judges")
 def test_plan_goes_on_where_it_was_stopped(tmp_path):
     stopped = allocate(tmp_path, 0.3, trials=2, check=False)
@@ -164,6 +169,7 @@ def test_plan_goes_on_where_it_was_stopped(tmp_path):
     allocate(tmp_path, 0.3)
 
 
+@pytest.mark.slow
 def test_pieces_of_one_document_are_called_so(tmp_path):
     with pytest.warns(UserWarning, match="has 1 documents, so its pieces .* at least 16 held out"):
         plan = allocate(tmp_path, text="novel.txt", method="restore")
@@ -223,6 +229,7 @@ def test_an_engine_that_no_mask_makes_smaller_says_what_does(how, problem, tmp_p
     assert not (tmp_path / "study.db").exists()
 
 
+@pytest.mark.slow
 def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
     """More trials would not help."""
     judge = CausalEvaluator.__call__

@@ -223,6 +223,7 @@ class TestSizes:
         self.says("local_global_layers", f"{(2**12 - 1) * 24 + 1:,} masks")
         self.says("local_global_heads", f"{short((2**24 - 1) * 24 + 1, 1)} masks")
 
+    @pytest.mark.slow
     def test_head_windows(self):
         def size(layers, heads, leans, fars):
             return 5 * 3**layers * (5 * leans * fars * 2) ** heads
@@ -231,6 +232,7 @@ class TestSizes:
         assert counted(module.space_of(1, 1), 16)[0] == size(1, 1, 2, 3)
         self.says("head_windows", f"{short(size(2, 4, 5, 17))} parameter")
 
+    @pytest.mark.slow
     def test_around(self):
         numbers = [5, 3, 2, 3, 3]  # reach 4 to 8, position 0 to 2, kept, hubs, diagonal
         module = loaded("around", EDITS=1, FARTHEST=1)

@@ -104,6 +104,7 @@ def test_bytes_and_the_log_of_vllm(tmp_path):
     assert check(out, "")[0] == 2
 
 
+@pytest.mark.slow
 def test_the_log_of_sglang(tmp_path):
     allocate(tmp_path / "run", out := tmp_path / "served", serve="sglang")
     line = "SWAKVPool mem usage: 1.50 GB, swa size: 4096, full size: 8192"
@@ -113,6 +114,7 @@ def test_the_log_of_sglang(tmp_path):
     assert check(out, "")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("gguf") is None, reason="the extra serve")
 def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
     serving = ms.Serving(length=4096, ubatch=64)
@@ -236,6 +238,7 @@ def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_i
     assert ms.Served(judge, sinks="none").protocol != judge.protocol
 
 
+@pytest.mark.slow
 def test_a_judge_of_language_models_imports_no_serving():
     code = "import sys, masksearch.evaluators.causal; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -57,6 +57,7 @@ def test_masks_keep_their_cells_and_their_names(stored):
     assert mixed[0] == mixed[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_read_and_goes_on(stored):
     run = stored / "run"
     before = ms.open_study(run).records()

@@ -64,6 +64,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_class_and_function_get_what_they_name(file):
     for name in ("Windows", "made"):
         given = {"strategy": f"{file}:{name}", "strategy_options": {"first": 4}, "seed": 3}
@@ -122,6 +123,7 @@ EDITS = [
 ]
 
 
+@pytest.mark.slow
 def test_an_edit_counts_where_it_changes_what_a_space_does(tmp_path):
     run = tmp_path / "run"
     for old, new, edited in EDITS:
@@ -134,6 +136,7 @@ def test_an_edit_counts_where_it_changes_what_a_space_does(tmp_path):
     assert json.loads(study.facts["space"]).keys() == {"space", "reach", "FARTHEST", "masks"}
 
 
+@pytest.mark.slow
 def test_a_space_that_a_function_makes_is_known_by_what_it_says_or_by_its_code(tmp_path):
     def made(says):
         def space(trial):

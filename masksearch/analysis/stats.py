@@ -629,8 +629,8 @@ def largest_sd(difference: float, seeds: int, comparisons: int = 1) -> float:
         seeds: As many as there are, at least `CLAIM_SEEDS`.
         comparisons: Corrected together.
 
-    >>> round(largest_sd(0.0128, 9) / 2**0.5, 4)
-    0.0084
+    >>> round(largest_sd(0.0128, 9), 4)
+    0.012
     """
 
     def lacking(sd: float) -> float:

@@ -51,7 +51,7 @@ def four(trial):
     return masks.window(trial.suggest_int("reach", 1, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path):
     said, study = warned(tmp_path / "run", wide, Tasks(), trials=9)
     early, late = (text for text in said if "constant answer" in text)
@@ -125,6 +125,7 @@ def test_two_hundred_known_masks_spend_a_space(tmp_path):
     assert "the last 200 draws were all masks that were known already (1 different" in said[-1]
 
 
+@pytest.mark.slow
 def test_masks_that_violate_a_constraint_again_and_again_spend_a_space(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)
     said, study = warned(tmp_path / "run", four, trials=300, constraints=["sparsity >= 0.99"])
@@ -141,6 +142,7 @@ def test_space_is_spent_with_several_slots(tmp_path, monkeypatch):
     assert len(study.records()) < 100
 
 
+@pytest.mark.slow
 def test_strategy_that_ends_early_says_so(tmp_path):
     from optuna.samplers import GridSampler
 
@@ -148,6 +150,7 @@ def test_strategy_that_ends_early_says_so(tmp_path):
     assert said == ["the strategy has no more masks: 3 of 12 trials"]
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
     said, study = warned(tmp_path / "run", wide, trials=6)
     assert not said

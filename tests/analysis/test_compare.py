@@ -598,6 +598,7 @@ def test_no_loss_is_small_to_a_reference_that_has_learned_nothing(judged):
     assert "a mask that has learned nothing decides nothing" in nothing.verdict()
 
 
+@pytest.mark.slow
 def test_a_margin_is_stored_and_comes_from_the_evaluator(tmp_path):
     from toy import ToyEvaluator
 

@@ -61,6 +61,7 @@ def test_slopes_are_the_widths_of_the_steps_of_a_front():
     assert volume_slopes(means) == pytest.approx([0.5, 0.0, 0.4], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_membership_needs_two_seeds_and_knows_clear_cases():
     gains = np.array([[[0.9, 0.1]], [[0.5, 0.5]], [[0.4, 0.4]]])
     assert np.isnan(membership(gains)).all()
@@ -69,7 +70,7 @@ def test_membership_needs_two_seeds_and_knows_clear_cases():
     assert membership(several).tolist() == [1.0, 1.0, 0.0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_membership_of_two_masks_is_the_p_value_of_their_difference():
     """One of two equally sparse masks is on the front where its mean is the greater one."""
     from scipy import stats

@@ -251,7 +251,7 @@ def show(head: str, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
     assert found, f"{PAGES[0].name} and {PAGES[1].name} have another table"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_equal_masks():
     found = {name: rates(claims, draw) for name, draw in EQUAL.items()}
     beyond = rates(claims, one_sided)
@@ -381,7 +381,7 @@ def test_row_draws_are_decided_as_paired_difference_does():
     assert 0 < decided.sum() < 6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_equal_masks_that_share_rows():
     draws, batch, rows = 1000, 20, 1000
     source = np.random.default_rng(0)
@@ -541,7 +541,7 @@ def detectable(seeds: int, rows: int | None, comparisons: int, excess: float) ->
     return float(optimize.brentq(missing, 0, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_power():
     effects = (0.5, 1, 2, 4, 8)
     lines: list[tuple[str, list[str]]] = []

@@ -320,6 +320,7 @@ def test_agreement_between_seeds_never_takes_a_seed_with_itself():
     assert math.isnan(draws.tau_between_seeds(x[:, :1], x[:, :1]).value)
 
 
+@pytest.mark.slow
 def test_too_few_masks_is_what_unrelated_rankings_reach_by_luck():
     """Against simulated permutations; nine masks of one band are too few, ten are enough."""
     assert card_of(simulated(9), bands=1).objections

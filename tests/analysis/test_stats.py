@@ -404,6 +404,7 @@ def test_a_comparison_that_cannot_be_made_stays_in_the_family():
     assert outcomes[1][1] == pytest.approx(2 * near.p_above(-0.004))
 
 
+@pytest.mark.slow
 @given(st.floats(0.002, 0.05), st.sampled_from([0.0, 0.004, 0.02]), st.integers(3, 9))
 def test_rows_needed_is_where_power_reaches_four_fifths(difference, sd, seeds):
     about = {"sd": sd, "row_error": 0.01}

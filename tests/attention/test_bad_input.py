@@ -116,7 +116,7 @@ def test_numbers_of_numpy_are_lengths():
 
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), PassesOn])
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wrappers_that_pass_their_inputs_on_need_no_example(wrap):
     at = ARCHITECTURES["bert"]
     model, given = at.made(), at.inputs()

@@ -54,6 +54,7 @@ def test_layers_with_backends_of_their_own():
     assert "nothing sparse pays, at any length" in text
 
 
+@pytest.mark.slow
 def test_what_is_explained_is_what_runs():
     model = attach(bert(2), masks.per_layer([masks.window(16), masks.strided(4)]))
     expected = [row.backend for row in explain(model, 1024, trains=False).rows]
@@ -161,6 +162,7 @@ def test_masks_by_content_say_so():
     assert "another one in each batch" in row.reason
 
 
+@pytest.mark.slow
 def test_tables_are_narrow():
     long = masks.per_head([masks.bigbird(17, 2, 3, seed=at) for at in range(4)])
     for model, length in (

@@ -52,6 +52,7 @@ def check(name: str, found: Any, model: nn.Module, given: dict[str, Tensor]) -> 
 
 
 # -- torch.export ------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "length"), [("bert", 17), ("gpt2", LONG), ("bart-cross", 17)])
 def test_exported_models_equal_eager_ones(name, length):
     at, model = ARCHITECTURES[name], made(name, length)

@@ -269,7 +269,7 @@ def test_rows_without_a_visible_key_do_not_leak_through_a_bias():
 
 
 # -- torch.compile -----------------------------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("length", [17, LONG])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5-decoder", "bart-cross"])
 def test_compiled_graphs_hold_the_mask(name, length):
@@ -291,7 +291,7 @@ def test_compiled_graphs_hold_the_mask(name, length):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_models_take_several_lengths_and_detach():
     at = ARCHITECTURES["bert"]
     model = attach(at.made(), SPARSE)

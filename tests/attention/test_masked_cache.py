@@ -128,6 +128,7 @@ def small():
     return hf.LlamaForCausalLM(hf.LlamaConfig(**{**SIZES, **shape})).eval().double()
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(trees(7), st.lists(st.integers(1, 7), min_size=1))
 def test_any_mask_gives_the_whole_texts_logits_in_the_counted_bytes(small, mask, cuts):
@@ -158,6 +159,7 @@ def test_padded_batches_are_computed_as_without_the_cache(name, side):
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_beams_and_a_second_use_after_reset():
     model = tiny("llama", MASKS["sinks and windows"])
     prompt, cache = tokens(1, 9), ms.MaskedCache(model)

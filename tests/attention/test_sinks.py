@@ -238,6 +238,7 @@ def check(call: AttentionCall, *results: Tensor) -> None:
 
 
 @settings(deadline=None, max_examples=40)
+@pytest.mark.slow
 @given(
     st.integers(1, 40),
     st.sampled_from(["window(3)", "columns(2) | window(4)", "blocks(5)", "stride(5)"]),
@@ -280,6 +281,7 @@ def test_gates_compute_with_sinks():
     torch.testing.assert_close(found, change.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_takes_sinks_from_the_log_sum_exp(monkeypatch):
     """What CUDA computes, by FlexAttention that is not compiled: compiled, a CPU has no sums."""

@@ -22,6 +22,7 @@ from masksearch.bench.tree import fits, tree_values
 PACKAGE = Path(__file__).parents[2] / "masksearch-bench" / "masksearch_bench"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["head", "layer"])
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_the_tree_says_what_the_evaluator_says(learnt, tmp_path, name, unit):
@@ -72,6 +73,7 @@ def test_what_fails_is_missing_and_the_rest_is_kept(learnt, tmp_path):
         table.optimum(0.9)
 
 
+@pytest.mark.slow
 def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
     spec = spec_of(learnt["qwen3"], unit="layer")
     table = load(build(spec, tmp_path))
@@ -126,6 +128,7 @@ def test_free_units_and_draws(learnt, tmp_path):
             spec_of(learnt["llama"], **wrong)
 
 
+@pytest.mark.slow
 def test_what_fits_no_tree_is_asked_one_by_one(learnt, tmp_path):
     spec = spec_of(learnt["llama"], free=("l0.h1",))
     judge = dataclasses.replace(spec.judge, precision="bfloat16")
@@ -137,6 +140,7 @@ def test_what_fits_no_tree_is_asked_one_by_one(learnt, tmp_path):
         assert table.query(choice)["nll"] == np.float32(last.values["nll"])
 
 
+@pytest.mark.slow
 def test_the_command_builds(learnt, monkeypatch, capsys, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import sys\n"

@@ -112,6 +112,7 @@ def test_a_selector_reaches_no_answer(table, selector, message):
         judge(selector, [table], (0.4, 0.5))
 
 
+@pytest.mark.slow
 def test_a_strategy_is_charged_for_every_mask_that_it_judges(table):
     rows = judge(strategy("random", 7), [table], (0.4,), seeds=(0, 1))
     searched = table.simulate("random", seeds=(0, 1), trials=7, budget=(0.4,))
@@ -133,6 +134,7 @@ def test_nothing_is_the_best_below_the_cheapest_choice(table):
         known.best(0.01)
 
 
+@pytest.mark.slow
 def test_the_interval_is_students_over_tables(table):
     tables = [other(table, shift) for shift in (0.0, 0.1, 0.3)]
 

@@ -56,6 +56,7 @@ def oracle_greedy(loss):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "oracle", "evaluations"),
     [
@@ -71,6 +72,7 @@ def test_allocate_chooses_as_ten_lines_do(table, loss, method, oracle, evaluatio
     assert found.evaluation.tolist() == list(range(1, evaluations + 1))
 
 
+@pytest.mark.slow
 def test_slots_change_the_order_of_results_not_what_a_plan_asks_for(table):
     alone, _ = allocated(table, "greedy")
     options = {"unit": "head", "levels": table.units.levels, "method": "greedy"}
@@ -78,6 +80,7 @@ def test_slots_change_the_order_of_results_not_what_a_plan_asks_for(table):
     pd.testing.assert_frame_equal(alone, table.simulate("allocate", slots=4, **how))
 
 
+@pytest.mark.slow
 def test_a_sampler_with_slots_knows_less(table):
     """TPE begins to learn behind ten results: with as many slots as trials it has none."""
     how = {"trials": 14, "seeds": [0]}

@@ -22,7 +22,7 @@ def proxy(tmp_path, monkeypatch):
     return "my_proxy.py:toy"  # 2 layers of 2 heads
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_allocate_is_named_and_resumed(monkeypatch, capsys, proxy):
     words = (
         "search", "--strategy", "allocate", "--unit", "head", "--local", "star()",

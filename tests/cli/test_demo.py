@@ -26,7 +26,7 @@ TOY = {
 }
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
     page, lines = run_demo(tmp_path / "run", slots=1, **TOY)
@@ -64,6 +64,7 @@ def test_demonstration_needs_a_process_whose_front_is_known(tmp_path):
         run_demo(tmp_path, evaluator=ms.PlantedEvaluator())
 
 
+@pytest.mark.slow
 def test_data_are_written_twice_alike(tmp_path):
     lines = write_data(tmp_path / "data", steps=2)
     assert [line.partition(":")[0] for line in lines] == [

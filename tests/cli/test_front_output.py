@@ -1,5 +1,6 @@
 """What a search prints of its front."""
 
+import pytest
 from toy import ToyEvaluator
 
 import masksearch as ms
@@ -14,6 +15,7 @@ class Three(ToyEvaluator):
     shape = ms.Shape(16, 3, 2)
 
 
+@pytest.mark.slow
 def test_long_masks_are_printed_whole_and_a_terminal_shows_drawings(tmp_path, capsys, monkeypatch):
     study = ms.search(
         lambda trial: LONG if trial.suggest_int("a", 0, 1) else masks.window(1),

@@ -142,6 +142,7 @@ def test_commands_are_listed_in_the_order_of_use(monkeypatch, capsys):
     assert shown == ["demo", "search", "compare", "attach"]  # an example of each job
 
 
+@pytest.mark.slow
 def test_version_is_quick_and_names_what_matters():
     code = """
 import sys

@@ -162,6 +162,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
     assert (found / "figures" / "front.pdf").is_file()
 
 
+@pytest.mark.slow
 def test_one_mask_is_judged_with_seeds_and_interval(monkeypatch, capsys, files):
     code, out, _ = run(
         monkeypatch, capsys, "compare", "window(3)", "--controls", "none", "--seeds", 3,
@@ -173,6 +174,7 @@ def test_one_mask_is_judged_with_seeds_and_interval(monkeypatch, capsys, files):
     assert row["loss low"] < row["loss"] < row["loss high"]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
     toy = ("--evaluator", files / "my_proxy.py:toy", "--seeds", 2)
     named = ("compare", "star", "w=window(3)", *toy, "--run", files / "planned")
@@ -312,6 +314,7 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
     assert said == "warning: a cache is corrupt\n"
 
 
+@pytest.mark.slow
 def test_python_m_masksearch_shows_help():
     done = subprocess.run(
         [sys.executable, "-m", "masksearch", "--help"], capture_output=True, text=True, check=True

@@ -57,6 +57,7 @@ def refused(capsys, monkeypatch, *arguments: object) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     out = tmp_path / "out"
     said = run(
@@ -82,6 +83,7 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     )
 
 
+@pytest.mark.slow
 def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
     """Read back as a checkpoint and judged without a step, it scores what the curve says."""
     from masksearch.evaluators.mlm import MlmEvaluator
@@ -94,6 +96,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
     assert report.values["loss"] == pytest.approx(float(last["loss"]), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = ("--corpus", text, *SMALL, "--set", "checkpoint_seconds=0")
@@ -125,6 +128,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
     assert not Checkpoints(broken, "pretraining").files()
 
 
+@pytest.mark.slow
 def test_preset_runs(tmp_path, text):
     out = tmp_path / "out"
     run("full", "--corpus", text, "--out", out, *SMALL, "--preset", "sparsebert",
@@ -153,6 +157,7 @@ def test_mistakes_are_one_line(tmp_path, text, capsys, monkeypatch):
     assert "lower the learning rate" in said
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(tmp_path, text, capsys, monkeypatch):
     out = tmp_path / "out"
     run("star", "--corpus", text, "--out", out, *SMALL)
@@ -216,6 +221,7 @@ def test_two_processes_write_one_model(tmp_path, text):
     assert settings[0] == settings[1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monkeypatch, capsys):
     out, save = tmp_path / "out", Checkpoints.save
 
@@ -239,6 +245,7 @@ def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monk
     assert "holds a pretrain, which takes no --trials" in str(refused.exception)
 
 
+@pytest.mark.slow
 def test_a_distilled_encoder_is_written_without_a_head(tmp_path, text):
     from toy_sentences import WORDS, write_sentences
 

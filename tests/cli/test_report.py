@@ -29,7 +29,7 @@ def folder(tmp_path):
     return tmp_path / "c"
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "report", folder)
     assert code == 0
@@ -53,7 +53,7 @@ def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
     assert "a search has none, since its scores chose the masks" in err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     class Longer(Noisy):
         def __call__(self, mask, *, seed, workdir):

@@ -29,6 +29,7 @@ def job(tmp_path, monkeypatch, capsys):
     return judge
 
 
+@pytest.mark.slow
 def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch, capsys):
     for folder in ("y", "z"):
         shutil.copytree("runs/x", f"{folder}/x")
@@ -39,6 +40,7 @@ def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch
     assert set(ms.Comparison.open("runs/c").entries) == {"random", "random (y/x)", "random (z/x)"}
 
 
+@pytest.mark.slow
 def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch, capsys):
     words = ["compare", "runs/x", "--budget", 0.5, "--seeds", 1, *job, "--run", "runs/b"]
     code, _, err = run(monkeypatch, capsys, *words)
@@ -104,7 +106,7 @@ def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
         assert message in err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_moved_folder_does_all_that_it_did(job, monkeypatch, capsys, tmp_path):
     words = ["search", "my_space.py:space", "--strategy", "random", *job, "--families"]
     run(monkeypatch, capsys, *words, "--run", "whole", "--trials", 9)
@@ -144,6 +146,7 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
         ms.resume(moved)
 
 
+@pytest.mark.slow
 def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
     Path("first.json").write_text('[{"reach": 3}, {"reach": 5}]')
     words = ["search", "my_space.py:space", *job, "--trials", 3, "--run", "runs/e"]
@@ -167,7 +170,7 @@ def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
         assert message in err
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 def test_compare_front_judges_a_searchs_front_and_resumes(job, monkeypatch, capsys):
     words = ["compare", "--front", "runs/x", "--run", "runs/y", "--seeds", 3, *job]
     code, out, err = run(monkeypatch, capsys, *words)

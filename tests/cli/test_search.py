@@ -69,7 +69,7 @@ def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_search_whose_space_is_spent_ends_well(monkeypatch, capsys, tmp_path, job):
     monkeypatch.setattr("masksearch.study.session.SPENT", 30)
     search = (*job, "--run", tmp_path / "run", "--strategy", "random", "--trials", 500)
@@ -80,6 +80,7 @@ def test_search_whose_space_is_spent_ends_well(monkeypatch, capsys, tmp_path, jo
     assert len(ms.Study(tmp_path / "run").records()) == number < 500
 
 
+@pytest.mark.slow
 def test_resume_does_not_repeat_a_command_that_never_began(monkeypatch, capsys, tmp_path, job):
     search = (*job, "--run", tmp_path / "run", "--trials", 2)
     code, _, err = run(monkeypatch, capsys, *search, "--strategy", "tpee")
@@ -90,6 +91,7 @@ def test_resume_does_not_repeat_a_command_that_never_began(monkeypatch, capsys, 
     assert "Front of" in out
 
 
+@pytest.mark.slow
 def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_path, job):
     words = ["compare", "w=window(3)", "--controls", "none", "--seeds", 2, *job[2:]]
     folder = tmp_path / "compared"
@@ -109,6 +111,7 @@ def test_resume_says_what_it_cannot_resume(monkeypatch, capsys, tmp_path):
     assert "call ms.search" in err
 
 
+@pytest.mark.slow
 def test_status_of_an_ended_search(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     run(monkeypatch, capsys, *job, "--trials", 6, "--run", folder)
@@ -125,6 +128,7 @@ def test_status_of_an_ended_search(monkeypatch, capsys, tmp_path, job):
     assert state["running"] == []
 
 
+@pytest.mark.slow
 def test_status_names_failures_and_their_reasons(monkeypatch, capsys, tmp_path, job):
     proxy = Path(job[3].rpartition(":")[0])
     proxy.write_text(proxy.read_text().replace("ToyEvaluator()", "ToyEvaluator(nan_at=0.3)"))
@@ -184,6 +188,7 @@ def test_status_of_a_folder_without_a_run(monkeypatch, capsys, tmp_path):
     assert f"its parts do: {tmp_path / 'dam'}" in run(monkeypatch, capsys, "status", tmp_path)[2]
 
 
+@pytest.mark.slow
 def test_status_tells_a_killed_search_from_a_running_one(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
@@ -200,6 +205,7 @@ def test_status_tells_a_killed_search_from_a_running_one(monkeypatch, capsys, tm
     assert "search by tpe, running; " in out
 
 
+@pytest.mark.slow
 def test_edited_space_is_refused(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
@@ -231,6 +237,7 @@ def test_halving_ends_trials_early(monkeypatch, capsys, tmp_path, job):
     assert "belongs to another search (scheduler: was" in err
 
 
+@pytest.mark.slow
 def test_log_csv_has_a_row_a_record(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     run(monkeypatch, capsys, *job, "--trials", 3, "--run", folder, "--log", "csv")
@@ -301,6 +308,7 @@ def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path,
     assert "sparsity &gt;= 0.2" in page
 
 
+@pytest.mark.slow
 def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]

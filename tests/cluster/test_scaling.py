@@ -90,6 +90,7 @@ def test_driver_bound_search_runs_at_one_over_the_cost() -> None:
     assert outcome.bottleneck == "dispatch"
 
 
+@pytest.mark.slow
 def test_stored_measurement_gives_a_row_for_every_case(tmp_path: Path) -> None:
     found = json.loads(scaling.RESULTS.read_text())
     rows = scaling.curves(found, (1, 16), 50)

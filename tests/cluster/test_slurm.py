@@ -133,6 +133,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
     run = job.start("search", "a space.py:space", "--run", "r", "--quick")
     _, errors = run.communicate(timeout=120)
@@ -159,6 +160,7 @@ def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
     assert tokens[:64] not in job.log.read_text()
 
 
+@pytest.mark.slow
 def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
     run = job.start("search", "s.py:space")
     wait_until((job.state / "searching").exists)
@@ -171,6 +173,7 @@ def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
     assert len(job.calls("down")) == 3
 
 
+@pytest.mark.slow
 def test_termination_stops_the_search_without_requeue(job: Job) -> None:
     run = job.start("search", "s.py:space")
     wait_until((job.state / "searching").exists)
@@ -181,6 +184,7 @@ def test_termination_stops_the_search_without_requeue(job: Job) -> None:
     assert not job.calls("scontrol requeue")
 
 
+@pytest.mark.slow
 def test_search_that_ends_before_its_trap_does_keeps_its_status(job: Job) -> None:
     slow_kill = job.place / "slow_kill.sh"
     slow_kill.write_text(
@@ -194,6 +198,7 @@ def test_search_that_ends_before_its_trap_does_keeps_its_status(job: Job) -> Non
     assert run.returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before its last trial ends", "when it has ended"])
 def test_finished_search_is_not_requeued_by_a_late_signal(job: Job, when: str) -> None:
     early = when.startswith("before")

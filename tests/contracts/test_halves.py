@@ -105,6 +105,7 @@ class TestHalves:
         assert twin.protocol == evaluator.final().protocol
         assert (twin.half, twin.on("search").protocol) == ("final", evaluator.protocol)
 
+    @pytest.mark.slow
     def test_training_does_not_depend_on_the_half(self, make, rows, tmp_path):
         evaluator = make(tmp_path)
         found = []

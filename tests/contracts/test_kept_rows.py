@@ -45,6 +45,7 @@ def test_rows_add_up_to_the_objective(make, half, tmp_path):
     assert (tmp_path / "run" / "rows.safetensors").stat().st_size < 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", EVALUATORS.values(), ids=EVALUATORS)
 def test_every_majority_has_a_bound_beside_it(make, tmp_path):
     values = judged(make(tmp_path), tmp_path / "run")[0].values
@@ -90,6 +91,7 @@ def test_lengths_are_those_of_the_training_rows(make, tmp_path):
     assert evaluator.packed().shape == evaluator.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PADDED.values(), ids=PADDED)
 def test_padded_rows_are_searched_by_effective_sparsity(make, tmp_path):
     evaluator = make(tmp_path)

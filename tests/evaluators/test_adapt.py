@@ -80,6 +80,7 @@ def judged(
 
 
 # -- the dense model ---------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_dense_model_is_trained_once_for_all_masks(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tmp_path / "cache")
     full, first = judged(judge, tmp_path / "a", masks.full())
@@ -110,6 +111,7 @@ def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path
     assert judge.dense_key(head, "SST-2", 2) != key
 
 
+@pytest.mark.slow
 def test_a_killed_dense_training_goes_on(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tmp_path / "straight", checkpoint_seconds=0.0)
     straight, steps = judged(judge, tmp_path / "a")
@@ -134,6 +136,7 @@ def kept_model(cache: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tmp_path / "cache", finetune_lr=1e-9, epochs=1)
     with pytest.raises(SearchError, match=r"a constant answer .* no masks can be compared"):
@@ -230,6 +233,7 @@ def trained_gates(judge: GlueEvaluator, workdir: Path) -> list[Report]:
     return list(gate_reports(judge, workdir))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
 def test_gates_are_trained_on_frozen_models_of_several_tasks(
     data: Path, cache: Path, tmp_path: Path, learn_from: str
@@ -254,6 +258,7 @@ def test_gates_are_trained_on_frozen_models_of_several_tasks(
     assert (tmp_path / "gates.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_gates_hold_no_frozen_weights(
     data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +304,7 @@ def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: P
     assert [int(batch["task"]) for batch in judge.differentiable(1).held_out] == [0, 1, 0, 1]
 
 
+@pytest.mark.slow
 def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path) -> None:
     study = ms.search(
         None,
@@ -320,6 +326,7 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
     assert others[0].values["SST-2"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "used"), [({}, 5e-5), ({"lr": 1e-3}, 1e-3)])
 def test_a_checkpoint_is_trained_gently_beside_gates(
     data: Path, cache: Path, tmp_path: Path, given: dict[str, float], used: float
@@ -349,7 +356,7 @@ def test_another_read_out_is_another_protocol_and_dense_model(data: Path, tmp_pa
     assert len(keys) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_read_out_is_named_where_it_is_not_the_usual(data: Path, tmp_path: Path) -> None:
     for name in ("first+mean", "pair"):
         judge = evaluator(data, tmp_path / "cache", tasks=("RTE",), rows=16, adapt="train")
@@ -362,6 +369,7 @@ def test_read_out_is_named_where_it_is_not_the_usual(data: Path, tmp_path: Path)
         assert (f"read_out={name!r}" in str(found.verdict())) == (name == "pair")
 
 
+@pytest.mark.slow
 def test_read_out_of_pairs_refuses_what_has_none(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compares two texts, and SST-2 has one"):
         evaluator(data, tmp_path, tasks=("RTE", "SST-2"), read_out="pair")
@@ -416,7 +424,7 @@ def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) ->
     assert "tokens" not in shape.to_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_token_masks_are_told_apart_compared_and_allocated(
     data: Path, cache: Path, tmp_path: Path
 ):

@@ -167,6 +167,7 @@ def test_settings_make_other_protocols(data: Path) -> None:
     assert {replace(judge, **change).protocol for change in same} == {judge.protocol}
 
 
+@pytest.mark.slow
 def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, cost="kv_bytes")
     assert [objective.name for objective in judge.objectives] == ["nll", "kv_bytes"]
@@ -228,6 +229,7 @@ def test_training_under_the_mask_lowers_the_loss(data: Path, tmp_path: Path) -> 
     assert len(losses) == 5  # at 1, 3, 7, 15 and 30 steps
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_it_would_have(data: Path, tmp_path: Path) -> None:
     judge = scratch(data, checkpoint_seconds=0.0)
     straight, _ = counted(judge, tmp_path / "a")
@@ -236,6 +238,7 @@ def test_a_killed_training_ends_as_it_would_have(data: Path, tmp_path: Path) -> 
     assert counted(judge, tmp_path / "b") == (straight, 30 - 9)
 
 
+@pytest.mark.slow
 def test_a_dense_model_is_trained_once_and_recovers_under_masks(
     data: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +253,7 @@ def test_a_dense_model_is_trained_once_and_recovers_under_masks(
     assert counted(judge, tmp_path / "d", seed=1)[1] == 30
 
 
+@pytest.mark.slow
 def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, adapt="recover", recover_tokens=8000, recover_lr=1e-3, reports=1)
     before = judged(evaluator(data, kl=True), masks.window(0), tmp_path / "a")["kl"]
@@ -265,6 +269,7 @@ def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) 
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["dense", "hidden"])
 def test_gates_learn_on_frozen_weights(data: Path, learn_from: str) -> None:
     judge = evaluator(data, learn_from=learn_from, batch=4)
@@ -304,6 +309,7 @@ def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> Non
     assert not replace(judge, adapt="recover").seedless
 
 
+@pytest.mark.slow
 def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
     def space(trial: BaseTrial) -> masks.Mask:
         sinks = trial.suggest_int("sinks", 0, 2)
@@ -321,6 +327,7 @@ def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
 
 
 # -- passkeys ----------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_passkeys_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
     weights = tiny_decoder(tmp_path / "bytes", BYTES[1:], max_position_embeddings=256)
     byte_tokenizer(weights)
@@ -394,7 +401,7 @@ SWITCHES = {"structure": "switch", "levels": (masks.window(2), "full()"), "unit"
 FAST = {"steps": 100, "gate_lr": 0.1}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path) -> None:
     judge = recall(learnt)

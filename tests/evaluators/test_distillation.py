@@ -46,6 +46,7 @@ def glue(data: Path, **changes: Any) -> ms.GlueEvaluator:
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_under_the_full_mask_loses_nothing_and_training_helps_others(data, tmp_path):
     (whole,) = text(data, steps=0)(masks.full(), seed=0, workdir=tmp_path / "full")
     (before,) = text(data, steps=0)(NARROW, seed=0, workdir=tmp_path / "narrow")
@@ -54,6 +55,7 @@ def test_a_checkpoint_under_the_full_mask_loses_nothing_and_training_helps_other
     assert 0 < after.values["loss"] < 0.5 * before.values["loss"]
 
 
+@pytest.mark.slow
 def test_the_loss_is_each_tokens_error_by_its_targets_size(data, tmp_path):
     """An independent loop over tokens, with the checkpoint opened by transformers alone."""
     from transformers import AutoModel

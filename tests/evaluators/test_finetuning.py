@@ -78,6 +78,7 @@ def steps_of(judge: Any, workdir: Path) -> tuple[list[Report], list[int]]:
 
 
 # -- killed runs --------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"dropout": 0.2}, {"finetune_seeds": 2, "tasks": ("SST-2",)}]
 )
@@ -111,6 +112,7 @@ def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path
     assert steps_of(judge, tmp_path) == (straight, [])
 
 
+@pytest.mark.slow
 def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, caplog) -> None:
     judge = evaluator(data, tasks=("SST-2",))
     straight, _ = steps_of(judge, tmp_path)
@@ -123,6 +125,7 @@ def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, ca
 
 
 # -- seeds --------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_scores_are_means_over_fine_tuning_seeds(data: Path, tmp_path: Path) -> None:
     judge = finetuned_only(data, tasks=("STS-B",), finetune_seeds=3)
     (last,) = judge(masks.star(), seed=1, workdir=tmp_path)
@@ -198,6 +201,7 @@ def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(
     assert judge.protocol != finetuned_only(data, length=24).protocol
 
 
+@pytest.mark.slow
 def test_text_and_checkpoint_go_together(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, weights=data / "checkpoint", tasks=("SST-2",))
     reports = list(judge(masks.star(), seed=0, workdir=tmp_path))

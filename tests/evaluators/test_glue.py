@@ -68,6 +68,7 @@ def evaluator(data: Path, **settings: object) -> GlueEvaluator:
     return GlueEvaluator(data / "text.txt", data / "glue", **(small | settings))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_last_report_holds_every_score(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tasks=("MNLI", "STS-B"))
     *curve, last = judge(masks.star(), seed=0, workdir=tmp_path)
@@ -83,6 +84,7 @@ def test_last_report_holds_every_score(data: Path, tmp_path: Path) -> None:
     assert last.step == 4 + 2 + 8
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_what_can_be_learnt(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, epochs=4, finetune_lr=3e-3)
     *_, last = judge(masks.star(), seed=0, workdir=tmp_path)
@@ -260,6 +262,7 @@ def test_summary_gives_the_printed_averages(tmp_path: Path) -> None:
         assert found["glue/without_rte"] == pytest.approx(sum(columns[:-1]) / 8)
 
 
+@pytest.mark.slow
 def test_convention_chooses_the_metric_that_counts(data: Path, tmp_path: Path) -> None:
     seen = set()
     for convention in ("primary", "bert", "leaderboard"):

@@ -53,6 +53,7 @@ def evaluator(corpus: Path, **settings: object) -> MlmEvaluator:
     return MlmEvaluator(corpus, **(small | settings))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_reports_are_the_same_twice(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus)
     runs = [list(judge(masks.window(1), seed=seed, workdir=tmp_path)) for seed in (0, 0, 1)]
@@ -69,6 +70,7 @@ def test_a_held_out_loss_that_is_not_finite_names_the_remedy(corpus: Path, tmp_p
         list(evaluator(corpus, steps=4, lr=1e30)(masks.full(), seed=0, workdir=tmp_path))
 
 
+@pytest.mark.slow
 def test_loss_falls(corpus: Path, tmp_path: Path) -> None:
     first, *_, last = evaluator(corpus, steps=80)(masks.window(1), seed=0, workdir=tmp_path)
     assert last.step == 80
@@ -203,6 +205,7 @@ def test_what_cannot_be_trained_is_refused(corpus: Path, tmp_path: Path) -> None
 
 
 # -- a run that is killed ------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -238,6 +241,7 @@ def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:
     assert list(judge(masks.star(), seed=0, workdir=tmp_path / "closed")) == straight
 
 
+@pytest.mark.slow
 def test_another_runs_state_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     """Another mask or seed in the same folder starts from the beginning."""
     judge = evaluator(corpus, checkpoint_seconds=0.0, steps=4)

@@ -193,6 +193,7 @@ def test_real_questions(tmp_path: Path) -> None:
     assert values["exact/majority"] < 0.02
 
 
+@pytest.mark.slow
 def test_a_killed_fine_tuning_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,7 +232,7 @@ def test_messages_of_decoding() -> None:
         decode(windows, [], questions)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
 )

@@ -28,6 +28,7 @@ def evaluator(data: Path, name: str = "swag", **settings: object) -> SwagEvaluat
     return SwagEvaluator(data / "text.txt", data / name, **chosen)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [masks.star(), masks.longformer(3, 1)], ids=str)
 def test_what_can_be_learnt_is_learnt(data: Path, tmp_path: Path, mask: Mask) -> None:
     judge = evaluator(data, epochs=2)

@@ -160,6 +160,7 @@ def listed(count: int) -> Listed:
     return Listed({f"w{reach}": masks.window(reach) for reach in range(count)}, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", [Local(), Local(isolate=False)], ids=["default", "in here"])
 def test_an_evaluator_that_calls_exit_fails_its_trial_only(executor, tmp_path):
     evaluator = Hostile(nothing, lambda workdir: sys.exit(3), nothing)
@@ -169,6 +170,7 @@ def test_an_evaluator_that_calls_exit_fails_its_trial_only(executor, tmp_path):
     assert "Traceback" in records[1].error
 
 
+@pytest.mark.slow
 def test_by_default_a_crash_fails_its_trial_only(tmp_path):
     def segfault(workdir):
         print("the last words")
@@ -201,6 +203,7 @@ def test_processes_that_a_trial_started_end_with_it(deed, tmp_path):
     assert left == children_of(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_a_trial_prints_goes_into_a_bounded_file(tmp_path, capfd):
     def flood(workdir):
         print("the first line")
@@ -256,6 +259,7 @@ def test_a_long_silence_names_the_limit(tmp_path, monkeypatch):
     assert len([each for each in said if str(each.message).startswith("trial 0")]) == 1
 
 
+@pytest.mark.slow
 def test_the_environment_and_folder_of_a_worker_are_the_drivers(tmp_path, monkeypatch):
     def write(workdir):
         (workdir / "seen").write_text(f"{os.environ['SEEN']} {Path.cwd()}")

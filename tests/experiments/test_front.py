@@ -33,6 +33,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     return {**found, "run": load_script("19_front/run.py")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_path):
     rows = scripts["rows"]
@@ -54,7 +55,7 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
     assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:nothing learned")
 def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
     kept = scripts["kept"]

@@ -67,6 +67,7 @@ def test_scores_of_single_heads(table, loss):
     assert chosen(table, selectors.leave_one_out) == ranked(missed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["greedy rounds", "allocate greedy"])
 def test_greedy_rounds(table, loss, name):
     found, wanted = set(), []
@@ -148,6 +149,7 @@ def load_part(spec, rows) -> Table:
     return Table(dataclasses.replace(sheet, **told), cells)
 
 
+@pytest.mark.slow
 def test_fishers_gates_begin_as_the_model_and_their_derivatives_are_right(tmp_path):
     spec = spec_of(learn("llama", tmp_path))
     source = spec.judge.differentiable(0)
@@ -174,6 +176,7 @@ def test_fishers_gates_begin_as_the_model_and_their_derivatives_are_right(tmp_pa
         ms.detach(model)
 
 
+@pytest.mark.slow
 def test_new_sequences_and_windows_of_the_confirmation(monkeypatch):
     checkpoints = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoints"
     monkeypatch.syspath_prepend(checkpoints.parents[1].parent / "experiments/18_selectors")

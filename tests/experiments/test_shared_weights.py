@@ -109,6 +109,7 @@ def test_judging_changes_no_weight_and_leaves_no_mask(shared):
         ms.detach(held_out.model)
 
 
+@pytest.mark.slow
 def test_adaptation_helps_and_depends_on_the_seed_alone(shared):
     adapting = replace(shared, adapt_steps=6)
     first, again, other = (adapting.judge(TRIO, seed=seed) for seed in (3, 3, 4))
@@ -135,7 +136,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_protocol_changes_with_all_that_matters_and_nothing_else(shared, tmp_path):
     protocols = [shared.protocol, *(replace(shared, **c).protocol for c in CHANGES.values())]
     assert len(set(protocols)) == len(protocols)
@@ -154,6 +155,7 @@ def test_pickle_is_small_and_finds_the_super_net(shared):
     assert pickle.loads(pickle.dumps(shared)).judge(TRIO) == expected
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_bit_for_bit(tmp_path):
     def weights_after(name: str, stop_at: int | None) -> dict[str, torch.Tensor]:
         """Trains 9 steps with a checkpoint after each; begins anew after `stop_at` of them."""
@@ -254,6 +256,7 @@ def test_draw_is_a_function_of_seed_and_number():
     assert all(again.table(number).any(-1).all() for number in range(40))
 
 
+@pytest.mark.slow
 def test_digest_tells_one_source_in_two_surroundings_apart():
     spaces = [functools.partial(of_width, widest=widest) for widest in (3, 4, 5)]
     digests = {weights.SpaceDraws(each, SHAPE, 0).digest() for each in spaces}
@@ -357,6 +360,7 @@ def test_a_strategy_that_cannot_rank_says_why(options, message, tmp_path):
         search(tmp_path / "run", strategy_options={**OPTIONS, **options})
 
 
+@pytest.mark.slow
 def test_masks_that_cannot_be_judged_are_counted_out(tmp_path):
     limits = [ms.Constraint("sparsity", ">=", 2.0)]
     hopeless = strategy.SharedStrategy(space, INNER, tmp_path, constraints=limits, candidates=8)

@@ -200,6 +200,7 @@ def test_tau_is_scipys_and_lies_in_its_interval(seed: int, number: int) -> None:
     assert silent.low == pytest.approx(expected, nan_ok=True)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(-0.05, 0.05), min_size=14, max_size=14),
     st.floats(0.1, 3),

@@ -141,6 +141,7 @@ def noisy_density(scale: float, shape: tuple[int, int, int]) -> float:
     return gates.density().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("shape", [(8, 2, 1), (32, 3, 2)])
 def test_the_hinge_reaches_its_target_at_any_scale_and_size(

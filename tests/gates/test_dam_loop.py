@@ -143,6 +143,7 @@ def one_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OneShotRuns:
     return start, list(start(tmp_path / "straight"))
 
 
+@pytest.mark.slow
 def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: OneShotRuns):
     start, straight = one_shot
     stopped = start(tmp_path / "killed")
@@ -178,6 +179,7 @@ def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
     assert (tmp_path / "full" / "gates.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_batches_may_be_a_task_a_list_or_an_iterator():
     task = PlantedTask(PlantedProcess(length=8, vocabulary=8, offsets=(3,)), batch=4)
     config = DamConfig(steps=4, density=0.5)

@@ -50,6 +50,7 @@ def no_query_is_alone(mask: torch.Tensor, shape: Shape) -> None:
         assert (seen.tril() if shape.causal else seen).any(-1).all()
 
 
+@pytest.mark.slow
 @given(shapes(), st.integers(0, 1000), st.floats(0, 1), st.sampled_from(PARTS))
 @settings(max_examples=100, deadline=None)
 def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, share, per):

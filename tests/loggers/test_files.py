@@ -303,7 +303,7 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
 
 
 # -- MLflow ----------------------------------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     in_two_calls(lambda: opened("mlflow", tmp_path / "mine"))
@@ -398,7 +398,7 @@ def offline_runs(folder: Path, kind: str) -> list[OfflineRun]:
     return [run for _, run in runs if run.kind == kind]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

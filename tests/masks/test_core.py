@@ -24,7 +24,7 @@ def dense(mask: masks.Mask, length: int) -> Tensor:
     return mask.dense(length, LAYERS, HEADS)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_trees_cover_every_kind():
     seen: set[str] = set()
 
@@ -56,6 +56,7 @@ def test_algebra_laws(drawn):
     assert not dense(a & ~a, length).any()
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(sized_trees(4))
 def test_dense_matches_allows_at_single_points(sized):
@@ -85,6 +86,7 @@ def test_resolve_keeps_bits_and_removes_random_leaves(sized):
     assert "random_keys" not in kinds_of(resolved)
 
 
+@pytest.mark.slow
 @given(sized_trees())
 def test_layer_of_matches_dense(sized):
     length, mask = sized
@@ -95,6 +97,7 @@ def test_layer_of_matches_dense(sized):
 
 
 # -- identity ----------------------------------------------------------------------------------
+@pytest.mark.slow
 @given(sized_trees())
 def test_json_round_trip(sized):
     length, mask = sized
@@ -283,6 +286,7 @@ def test_any_json_is_refused_cleanly(text):
     read(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(sized_trees(3), st.data())
 def test_edited_masks_are_refused_cleanly(sized, data):
@@ -357,6 +361,7 @@ def test_from_json_says_what_is_wrong(text, message):
         masks.Mask.from_json(text)
 
 
+@pytest.mark.slow
 def test_zlib_bomb_is_never_unpacked():
     text = table_json([2, 2], bytes(100 << 20))
     tracemalloc.start()

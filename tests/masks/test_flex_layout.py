@@ -62,6 +62,7 @@ def test_equals_create_block_mask_for_a_table():
     same_blocks(masks.table(drawn(3, 40, 40)) | masks.window(0), 40, 8)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(sized_trees(), st.integers(1, 5))
 def test_empty_rows_are_refused_and_only_those(sized, block):

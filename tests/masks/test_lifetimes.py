@@ -19,6 +19,7 @@ INTERVALS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(sized_trees(longest=7), st.integers(0, 6))
 def test_last_queries_match_a_loop(sized, start):
@@ -62,6 +63,7 @@ def test_the_longest_length_is_that_of_tables_layouts_and_corners():
     assert masks.per_head([masks.full(), masks.cropped(table, at=5)]).longest == 5
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(sized_trees(longest=6))
 def test_a_mask_has_no_cells_beyond_its_longest_length(sized):

@@ -20,6 +20,7 @@ from masksearch.masks.text import load_mask, save_mask
 
 
 # -- the gate ----------------------------------------------------------------------------------
+@pytest.mark.slow
 @given(sized_trees())
 def test_lower_is_dense_or_empty_row_error(sized):
     length, mask = sized
@@ -53,6 +54,7 @@ def generated(*shape: int) -> torch.Tensor:
 
 
 # -- files -------------------------------------------------------------------------------------
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(sized_trees())
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])

@@ -74,6 +74,7 @@ def test_equal_bits_have_one_fingerprint(one, two):
     assert fingerprint(one, SHAPE) == fingerprint(two, SHAPE)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(sized_trees(9))
 def test_fingerprint_without_a_table_is_that_of_the_table(sized):
@@ -154,6 +155,7 @@ def real_pairs(shape: Shape) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.slow
 @given(sized_trees(), st.data())
 def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
     length, mask = sized
@@ -174,6 +176,7 @@ def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
     assert effective_density(mask, shape) == pytest.approx(kept / counted)
 
 
+@pytest.mark.slow
 @given(sized_trees(), st.data())
 def test_rows_that_are_not_read_change_no_effective_density(sized, data):
     length, mask = sized
@@ -206,6 +209,7 @@ def test_effective_sparsity_is_the_tables_without_padding_or_causality(sized, da
         assert found["effective_sparsity"] == found["sparsity"] == mask.sparsity(length)
 
 
+@pytest.mark.slow
 @given(sized_trees())
 def test_density_of_a_decoder_counts_what_it_can_use(sized):
     length, mask = sized
@@ -218,6 +222,7 @@ def test_density_of_a_decoder_counts_what_it_can_use(sized):
     assert mask.sparsity(length, causal=True) == 1 - mask.density(length, causal=True)
 
 
+@pytest.mark.slow
 @given(sized_trees(), st.data())
 def test_a_causal_shape_lowers_what_a_decoder_uses(sized, data):
     length, mask = sized
@@ -257,6 +262,7 @@ def test_hops_of_a_decoder_lead_to_later_positions():
     assert hops(masks.causal(), 9) == float("inf")
 
 
+@pytest.mark.slow
 def test_masks_of_many_layers_and_heads_are_measured_by_their_kinds_of_planes():
     """30 x 9 planes of 1,024 positions, two kinds of them: 80 s where each is looked at."""
     local = masks.window(255) | masks.columns(4)
@@ -275,6 +281,7 @@ def test_masks_of_many_layers_and_heads_are_measured_by_their_kinds_of_planes():
     assert len(print_) == 64
 
 
+@pytest.mark.slow
 def test_effective_density_of_a_long_mask_takes_no_table():
     shape = Shape(5_000, 1, 1, causal=True, lengths={5_000: 1, 100: 7})
     kept = sum(count * (4 * tokens - 6) for tokens, count in shape.histogram)

@@ -127,6 +127,7 @@ def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, 
     assert found.bits <= min(description_bits(one, table) for one in single) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask",
     [
@@ -163,6 +164,7 @@ def test_later_leaves_are_named_alone_and_beside_a_window(
     assert found.bits == pytest.approx(description_bits(union, union.dense(N) ^ LITTLE[:, :1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("columns", "a_shape"), ("vertical_slash", "first columns")])
 def test_later_leaves_are_named_per_head(names: tuple[str, str]):
     heads = masks.per_head([LATER[name] for name in names])
@@ -181,7 +183,7 @@ def test_random_tables_are_not_explained(density: float):
     lower(found.mask, Shape(N, 1, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_heads_and_layers_have_masks_of_their_own_only_where_they_differ():
     heads = masks.per_head([masks.window(2), masks.stride(4), masks.star()])
     layers = masks.per_layer([masks.window(2), heads])
@@ -198,6 +200,7 @@ def test_the_random_keys_of_bigbird_stay_unnamed():
     )
 
 
+@pytest.mark.slow
 def test_a_named_table_stretches():
     found = nearest_family(noisy(masks.longformer(3, 1)))
     assert torch.equal(found.mask.dense(256), masks.longformer(3, 1).dense(256))
@@ -273,7 +276,7 @@ def test_groups_pay_for_their_own_errors():
     assert split == pytest.approx(WORD + 2 * (WORD + 3) + parts)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_larger_tables_take_seconds():
     noise = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0)) < 0.05
     mask = masks.per_head([masks.star(), masks.window(3), masks.shifts([-1, 2]), masks.strided()])

@@ -29,7 +29,7 @@ MASKS = [
 ]
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:20])
 def test_random_controls_match_within_one_point_on_every_seed(mask, shape):
@@ -66,6 +66,7 @@ def test_random_control_without_padding_is_as_dense_as_its_mask(name, lengths):
     assert control == masks.random_keys(int(rows.max()), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_key", [False, True])
 @pytest.mark.parametrize("shape", [Shape(24, 2, 3, lengths={9: 3, 17: 5}), Shape(24, 2, 3)])
 def test_a_mask_for_each_head_has_a_control_with_keys_for_each_head(shape, first_key):
@@ -82,6 +83,7 @@ def test_a_mask_for_each_head_has_a_control_with_keys_for_each_head(shape, first
     assert control != random_like(mask, shape, 2, first_key=first_key)
 
 
+@pytest.mark.slow
 def test_random_controls_are_drawn_by_their_seed():
     for shape in (Shape(32, 1, 1), *SHAPES[:3]):
         drawn = [random_like(masks.window(2), shape, seed) for seed in (0, 1, 2)]

@@ -17,6 +17,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_each_density_has_a_member_of_its_own_that_is_no_denser(shape):
     found = masks.sweep_families(shape, DENSITIES)
@@ -46,6 +47,7 @@ def test_members_of_table_keep_their_names():
         assert masks.parse(name if "(" in name else f"{name}()") == mask
 
 
+@pytest.mark.slow
 def test_a_density_below_the_sparsest_member_gets_that_one():
     assert list(masks.sweep_families(SHAPES[0], [0.001])) == ["longformer(0)"]
     assert masks.sweep_families(SHAPES[0], []) == {}

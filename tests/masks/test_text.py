@@ -187,6 +187,7 @@ def test_parse_messages(text, message):
         masks.parse(text)
 
 
+@pytest.mark.slow
 @given(sized_trees(), st.integers(16, 90))
 def test_short_text_fits_and_cuts_between_operands(sized, width):
     _, mask = sized

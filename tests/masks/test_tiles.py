@@ -24,6 +24,7 @@ def agrees(mask: masks.Mask, length: int, block: int) -> None:
     assert torch.equal(masks.to_block_layout(mask, length, block), tiles.long())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(sized_trees(longest=9), st.integers(1, 90))
 def test_rows_of_random_masks_equal_the_tables(sized, chunk):

@@ -70,6 +70,7 @@ def cell(mask, tokens, layer, head, query, key):
     raise AssertionError(mask.kind)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(drawn(), TOKENS, st.data())
 def test_cells_match_their_meaning(mask, tokens, data):
@@ -110,6 +111,7 @@ def test_parse_reads_what_str_prints(mask):
     assert repr(mask) == str(mask)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(drawn())
 def test_json_and_copies_are_equal(mask):
@@ -123,6 +125,7 @@ def test_json_and_copies_are_equal(mask):
         assert back.to_json() == mask.to_json()
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(drawn())
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])

@@ -62,6 +62,7 @@ def follow(message: str, **names: Any) -> None:
 
 # -- wrappers ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [with_adapter, torch.compile, nn.DataParallel, lambda m: nn.DataParallel(with_adapter(m))],

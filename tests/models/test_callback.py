@@ -71,6 +71,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 # -- what a Trainer writes ---------------------------------------------------------------------
+@pytest.mark.slow
 def test_every_folder_of_a_trainer_holds_the_mask(tmp_path):
     training = trainer(tmp_path / "out", classifier())
     assert ms.attached(training.model) == {"self": MASK}  # before the first step
@@ -141,6 +142,7 @@ def test_models_of_a_hyperparameter_search_carry_the_mask(tmp_path):
         assert ms.verify(tmp_path / f"run-{number}" / "checkpoint-4") == {"self": MASK}
 
 
+@pytest.mark.slow
 def test_the_mask_may_be_on_the_model_already(tmp_path):
     with pytest.raises(AttachError, match="no mask is attached to this BertForSequenceClass"):
         trainer(tmp_path, classifier(), callback=ms.MaskCallback()).train()

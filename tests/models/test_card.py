@@ -84,7 +84,7 @@ def test_the_code_of_the_card_runs(tmp_path, monkeypatch):
     assert ms.attached(space["model"]) == {"self": MASK}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_base_from_the_hub_is_named(tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--tiny--bert"
     (cached / "refs").mkdir(parents=True)
@@ -217,7 +217,7 @@ def hub():
     server.server_close()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_upload_holds_the_folder_and_no_pickle(tmp_path, hub):
     folder = ms.save_pretrained(bert(), tmp_path / "model")
     (folder / "checkpoint-1").mkdir()

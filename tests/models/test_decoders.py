@@ -147,6 +147,7 @@ def leave_one_out():
     return [masks.full(), *(masks.per_layer([*full[:k], LOCAL, *full[k + 1 :]]) for k in range(6))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1 << 30, 3 * 4 * 128 * 8 * 32])  # all layers; every second
 def test_scores_are_those_without_reuse_bit_for_bit(layered, kept, monkeypatch):
     monkeypatch.setattr(decoders, "KEPT_BYTES", kept)
@@ -168,6 +169,7 @@ def test_leaving_one_layer_out_computes_little_more_than_half(layered):
     assert runs == 6 + 6 + 5 + 4 + 3 + 2  # of 36
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_leaves_nothing_wrong(layered, monkeypatch):
     tokens = torch.randint(0, 7, (1024, 8), generator=torch.Generator().manual_seed(1))
     dense, local, *_ = leave_one_out()

@@ -144,6 +144,7 @@ def test_generators_come_back_and_go_on(tmp_path, name):
 MODEL = bert()
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(sized_trees(5))
 def test_random_masks_come_back_bit_for_bit(tmp_path_factory, drawn):

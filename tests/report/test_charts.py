@@ -101,7 +101,7 @@ def test_hypervolume_leaves_baselines_out(searched):
     assert by_seconds["lines"][-1]["compute"] == 20  # seconds, the failed one's too
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_chart_of_many_trials_shows_some_and_every_front(record, objectives):
     random = np.random.default_rng(0)
     study = [

@@ -47,7 +47,7 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_protocol_has_a_section(runs):
     with pytest.warns(UserWarning, match="broken is left out"):
         assert report_on(runs, runs / "report.html") == runs / "report.html"
@@ -82,7 +82,7 @@ def test_page_says_how_every_study_was_made(runs):
     assert dict(found["judged"].recipe.rows)["seeds"] == "[5, 6]"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_goes_on_is_told(tmp_path):
     run, pages = tmp_path / "run", []
 
@@ -198,7 +198,7 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     assert "one search each" in one
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [tmp_path / each for each in ("a/tpe/0", "a/tpe/1", "a/random/0", "b/other")]
     for run in runs:
@@ -210,6 +210,7 @@ def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
         assert section["evaluate"] == ""  # no command began them
 
 
+@pytest.mark.slow
 def test_a_proxy_card_is_judged_on_some_masks_of_many_with_all_their_seeds(record):
     study = [record(n, 0.5, fingerprint=f"{n % 1200}", seed=n // 1200) for n in range(2400)]
     some = some_masks(study)

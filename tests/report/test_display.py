@@ -39,6 +39,7 @@ def test_study_shows_its_front(study):
     assert len(shown) == min(8, len(front))
 
 
+@pytest.mark.slow
 def test_study_is_a_picture_and_a_table_in_a_notebook(study):
     html = study._repr_html_()
     words = words_of(html)
@@ -47,6 +48,7 @@ def test_study_is_a_picture_and_a_table_in_a_notebook(study):
     assert len(html) < 50_000
 
 
+@pytest.mark.slow
 def test_study_without_a_result_is_shown(tmp_path):
     evaluator = ToyEvaluator(fails=True)
     with pytest.raises(ms.SearchError):

@@ -16,6 +16,8 @@ from masksearch.report.page import write_report as write_sections
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
+pytestmark = pytest.mark.slow  # they share a run that takes seconds
+
 
 def write_report(path, *, title, comparison=None, verdicts=(), command="", **fields):
     """A page of one section."""
@@ -123,7 +125,6 @@ def test_figures_lie_beside_the_page(full):
     }
 
 
-@pytest.mark.slow
 def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):
     def page(**fields) -> str:
         path = write_report(tmp_path / "r.html", title="t", objectives=objectives, **fields)
@@ -140,7 +141,7 @@ def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shap
     assert "from one seed and therefore has no interval" in alone
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_report_is_the_same_twice(tmp_path, record, objectives):
     pages = [
         write_report(
@@ -207,7 +208,7 @@ def quick(monkeypatch):
     return names
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
     study = dam_study(0, cut=((0.1, 9.0), (0.25, 3.5)))
     path = write_report(
@@ -306,7 +307,6 @@ def test_health_table_is_in_words(dam_study, objectives):
     assert cells["loss, retrained"] == "not measured"
 
 
-@pytest.mark.slow
 def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
     study = [record(0, 0.7, masks.star()), record(1, 0.99, masks.window(5), status="stopped")]
     path = write_report(

@@ -15,6 +15,8 @@ from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
 from masksearch.report.proxy import plot_proxy
 
+pytestmark = pytest.mark.slow  # they share a run that takes seconds
+
 
 class Learning(Evaluator):
     """A loss that is the longer the more what the mask's reach will make of it."""
@@ -121,7 +123,7 @@ def test_one_mask_is_a_mistake(monkeypatch, capsys, tmp_path):
         ms.proxy_card([])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_report_has_the_card_where_there_are_masks_enough(monkeypatch, capsys, runs):
     decided = ran(runs / "decided", Shuffled(), range(1, 15))
     code, _, err = run(monkeypatch, capsys, "report", decided)

@@ -39,6 +39,7 @@ def section(record, compared, objectives, shape):
     return Section({"tpe": found}, objectives, {"c": comparison}, shape=shape)
 
 
+@pytest.mark.slow
 def test_result_validates_and_is_json(section, tmp_path):
     write_report(tmp_path / "t.html", [section], title="t", progress=["on its way"])
     again = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)

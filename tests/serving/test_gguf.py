@@ -179,6 +179,7 @@ def test_unknown_tokenizers_are_refused_before_anything_is_written(
     assert len([*tmp_path.iterdir()]) == 1
 
 
+@pytest.mark.slow
 def test_merges_that_sentencepiece_would_not_have_are_refused(tmp_path):
     file = tokenizer_folder(tmp_path, "spm") / "tokenizer.json"
     data = json.loads(file.read_text())

@@ -102,6 +102,7 @@ def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp
     assert ms.from_native(again) == ms.from_native(native) == ms.from_native(native.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
 def test_generation_is_identical_and_sliding_layers_keep_the_window_without_one(name):
     model = build(name)
@@ -391,6 +392,7 @@ NARROW = [  # of two layers: without windows; with one; with one and rotary posi
 ]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**72 - 1), st.sampled_from(NARROW))
 @settings(deadline=None, max_examples=40)
 def test_no_mask_that_can_be_served_is_nearer_than_the_nearest(bits, config):

@@ -113,6 +113,7 @@ def test_without_sinks_a_plain_window_is_served():
     assert torch.equal(logits(native), logits(ms.to_native(model, plain)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wide heads", "biases", "mistral"])
 def test_it_is_saved_and_served_by_transformers(name, tmp_path):
     model = build(name)
@@ -142,6 +143,7 @@ def test_a_window_of_the_models_own_stays_in_force():
 
 
 # -- what is written -----------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "llama3", "biases"])
 def test_a_logit_gets_the_share_that_the_sinks_had(name):
     """In the first layer, which reads the same under both."""
@@ -222,6 +224,7 @@ def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
     assert seen[9:] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_text_is_read_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     words = ["=", *(f"w{number}" for number in range(20))]

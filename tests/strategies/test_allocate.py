@@ -174,6 +174,7 @@ def test_units_refuse_what_cannot_be_allocated(given, error, said):
         Units(SHAPE, *given)
 
 
+@pytest.mark.slow
 def test_random_draws_of_units_reach_every_size_alike():
     units = Units(SHAPE, (STAR, FULL))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -273,6 +274,7 @@ def test_finds_the_best_of_every_size_where_worths_add_up(options, trials):
     assert len(records) == trials
 
 
+@pytest.mark.slow
 def test_masks_of_a_search_are_trials_of_its_study(tmp_path):
     records = search(tmp_path).records()
     assert found_scores(records) == best_scores(Landscape())
@@ -307,11 +309,13 @@ def test_ranked_path_only_rises_from_end_to_end(worth):
         assert all(a <= b for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_few_trials_are_spread_over_the_sizes(tmp_path):
     study = search(tmp_path, trials=9)  # 2 ends, 6 scores, and the middle of the path
     assert len(study.records()[-1].params) == 3
 
 
+@pytest.mark.slow
 def test_too_few_trials_to_choose_anything_are_said(tmp_path):
     with pytest.warns(UserWarning, match=r"judges 8 masks before it chooses.*trials is 3"):
         search(tmp_path, trials=3)
@@ -325,6 +329,7 @@ def test_given_scores_cost_no_trial():
     assert len(records) == 7
 
 
+@pytest.mark.slow
 def test_scores_from_a_table_and_from_gates(tmp_path):
     table = torch.tensor(WORTH).view(2, 3, 1, 1).expand(2, 3, 8, 8) / 10
     units = Units(SHAPE, (STAR, FULL))
@@ -522,6 +527,7 @@ def test_a_last_layer_in_which_nothing_is_chosen_has_no_units(unit):
 
 
 # -- budgets -----------------------------------------------------------------------------------
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(-20, 20), min_size=3, max_size=3), min_size=1, max_size=5),
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=5, max_size=5),
@@ -549,6 +555,7 @@ def test_solve_is_the_best_of_all_allocations(worth, rises, share):
         solve(worth, costs, 0.9 * least)
 
 
+@pytest.mark.slow
 def test_masks_within_budgets_are_trials(tmp_path):
     star = int(STAR.dense(8).sum())
     budgets = [(star * (6 - k) + 64 * k) / 384 for k in (0, 2, 3)]

@@ -186,6 +186,7 @@ def search(folder, run, judge=None, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "judged"), [("restore", 2 + 3 + 1), ("ablate", 2 + 3 + 2)])
 def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, method, judged):
     budgets = [0.5, 0.8]  # local layers hold 3 or 4 of 12 keys: none or one full; two

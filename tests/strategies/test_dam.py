@@ -62,6 +62,7 @@ def test_gates_that_are_trained_alone_are_each_layers_own_unless_it_is_said():
     assert layers({}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_dam_leaves_gates_and_masks_in_one_study(tmp_path):
     study = search(tmp_path / "run")

@@ -58,6 +58,7 @@ def test_samplers_learn_from_them(tmp_path):
     assert study.optuna.trials[0].params == GIVEN[0]  # and so does Optuna
 
 
+@pytest.mark.slow
 def test_own_strategies_number_their_draws_as_ever(tmp_path):
     study = search(tmp_path / "run", 4, strategy=Windows())
     assert [r.mask for r in study.records()[2:]] == [masks.window(0), masks.window(1)]

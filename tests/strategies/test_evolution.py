@@ -47,6 +47,7 @@ def ranked(records, objectives):
     return [each.number for each in strategy.rank_parents()]
 
 
+@pytest.mark.slow
 def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
     strategy, drawn, children = built("evolution", nested, ONE, population=6), {}, 0
     for _ in range(60):

@@ -39,6 +39,7 @@ def search(evaluator, run: Path, listeners=(), **options) -> list[ms.Record]:
     return ms.search(None, evaluator, run=run, trials=3, **rest).records()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"rounds": 3}, {"per": "layer", "rounds": 2}])
 def test_masks_have_their_density_keep_the_diagonal_and_lie_in_one_another(
     evaluator, tmp_path, options
@@ -54,6 +55,7 @@ def test_masks_have_their_density_keep_the_diagonal_and_lie_in_one_another(
         assert shares[0] == pytest.approx(shares[1].item(), rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_is_kept_matters_more_than_what_is_cut(evaluator, tmp_path) -> None:
     first, kept, _ = search(evaluator, tmp_path)
     table = lower(kept.mask, evaluator.shape)
@@ -120,6 +122,7 @@ def test_models_that_are_not_trained_yet_are_refused(tmp_path) -> None:
         search(ms.CostEvaluator(length=8), tmp_path)
 
 
+@pytest.mark.slow
 def test_budgets_are_densities_that_no_mask_exceeds(evaluator, tmp_path) -> None:
     rest = {"strategy": "prune", "trials": 3, "run": tmp_path}
     study = ms.search(

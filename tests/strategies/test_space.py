@@ -60,6 +60,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["tpe", "evolution"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_parameter_that_changes_is_refused_at_the_second_draw(tmp_path, change, strategy):
@@ -100,6 +101,7 @@ def test_parameter_that_changes_after_a_pause_is_refused(strategy):
         resumed.ask()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:strategy .nsga2. on a conditional space")
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
 def test_parameters_that_appear_only_sometimes_are_fine(tmp_path, strategy):
@@ -143,6 +145,7 @@ def nothing(trial):
 PLACE = r"in .*test_space\.py, line \d+"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -171,6 +174,7 @@ def test_mistake_in_a_space_ends_the_search_before_it_begins(tmp_path, space, me
     assert len(study.records()) == 1
 
 
+@pytest.mark.slow
 def test_mistake_in_a_branch_fails_its_trials_with_their_place(tmp_path):
     def space(trial):
         reach = trial.suggest_int("reach", 0, 9)

@@ -22,7 +22,7 @@ def outcome(study):
     return [(r.number, r.origin, r.fingerprint, r.values) for r in study.records()]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("journal", [False, True])
 def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
     def storage(run):
@@ -49,6 +49,7 @@ def test_copies_with_their_databases_go_on_apart(tmp_path):
     assert len(ms.Study(tmp_path / "a").records()) == 3
 
 
+@pytest.mark.slow
 def test_renamed_folder_of_a_shared_storage_finds_its_study(tmp_path):
     storage = f"sqlite:///{tmp_path / 'team.db'}"
     first, second = (search(tmp_path / name, storage=storage) for name in ("a", "b"))
@@ -69,6 +70,7 @@ def two_studies(run):
     optuna.create_study(storage=f"sqlite:///{run / 'study.db'}", study_name="renamed")
 
 
+@pytest.mark.slow
 def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
     run = tmp_path / "first"
     two_studies(run)
@@ -85,6 +87,7 @@ def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
     assert len(search(run, trials=4).records()) == 4
 
 
+@pytest.mark.slow
 def test_report_of_several_runs_leaves_out_the_one_that_cannot_be_read(tmp_path):
     search(tmp_path / "good")
     two_studies(tmp_path / "bad")
@@ -92,6 +95,7 @@ def test_report_of_several_runs_leaves_out_the_one_that_cannot_be_read(tmp_path)
         assert [found.run.name for found in studies_in(tmp_path)] == ["good"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", '{"study": 3}', '{"storage": null}'])
 def test_damaged_file_is_named(tmp_path, text):
     search(tmp_path / "run")
@@ -114,6 +118,7 @@ def test_storage_is_written_down_without_password(tmp_path):
     assert stored == {"study": "run", "storage": "journal:{run}/log"}
 
 
+@pytest.mark.slow
 def test_another_function_of_the_same_file_is_refused(tmp_path):
     path = tmp_path / "spaces.py"
     path.write_text(

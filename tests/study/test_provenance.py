@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 from toy import ToyEvaluator
 
 import masksearch as ms
@@ -41,6 +42,7 @@ def test_search_keeps_with_what_it_was_made(tmp_path):
     assert "slots=1" in call["executor"]
 
 
+@pytest.mark.slow
 def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
     run = tmp_path / "run"
     search(run, 1)
@@ -54,6 +56,7 @@ def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
     assert second["machine"] == "another machine" != first["machine"]
 
 
+@pytest.mark.slow
 def test_comparison_keeps_its_seeds(tmp_path):
     ms.compare({"star": masks.star()}, TINY, run=tmp_path / "run", seeds=[3, 4])
     (call,) = calls(tmp_path / "run")

@@ -35,6 +35,7 @@ def run(tmp_path):
     return tmp_path / "runs" / "x"
 
 
+@pytest.mark.slow
 def test_masks_of_a_run_are_read_like_any_other(run, monkeypatch):
     assert masks.parse(str(run)) == WINDOWS[2]  # the sparsest of three that are equal
     assert masks.parse(f"{run}@0.9") == WINDOWS[3]

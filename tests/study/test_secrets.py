@@ -107,6 +107,7 @@ def test_fields_of_an_evaluator_are_hidden_in_study_and_page(tmp_path, monkeypat
     assert SECRET not in everywhere(tmp_path)
 
 
+@pytest.mark.slow
 def test_secrets_of_earlier_versions_are_not_shown(tmp_path):
     ms.search(space, ToyEvaluator(), run=tmp_path, trials=1, strategy="random", progress=None)
     options = {"run": str(tmp_path), "set": [f"token={SECRET}"]}
@@ -114,6 +115,7 @@ def test_secrets_of_earlier_versions_are_not_shown(tmp_path):
     assert read_study(tmp_path).recipe.command.endswith("--set 'token=***'")
 
 
+@pytest.mark.slow
 def test_command_keeps_no_secret_and_resume_asks_for_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "judge.py").write_text(
         JUDGE.format(folder=str(Path(__file__).parents[1] / "contracts"))

@@ -252,6 +252,7 @@ def test_full_disk_keeps_what_was_written_before(small_disk, tmp_path, kind):
 
 
 # -- one driver ----------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
 def test_one_study_has_one_driver_whatever_its_folder(tmp_path, kind):
     storage = f"journal:{tmp_path / 'team'}" if kind == "journal" else f"sqlite:///{tmp_path}/team"
@@ -294,7 +295,7 @@ def check_killed_holder(run: Path, elsewhere: Path, storage: str) -> None:
             time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["run folder", "sqlite", "journal"])
 def test_killed_holder_frees_the_study(tmp_path, kind):
     storage = {"run folder": "", "sqlite": f"sqlite:///{tmp_path}/team", "journal":
@@ -332,6 +333,7 @@ def test_looking_for_a_driver_leaves_no_lock_file(tmp_path):
     assert not is_locked(tmp_path)
 
 
+@pytest.mark.slow
 def test_file_removed_before_it_was_locked_counts_for_nothing(tmp_path, monkeypatch):
     first, flock = lock_run(tmp_path), fcntl.flock
 
@@ -403,6 +405,7 @@ def test_postgresql_keeps_a_search(server, tmp_path):
     assert [r.values for r in again.records()] == [r.values for r in alone.records()]
 
 
+@pytest.mark.slow
 def test_postgresql_study_has_one_driver(server, tmp_path):
     first = made(tmp_path / "here" / "team-b", server.url())
     said = rf"the study 'team-b' .*process {os.getpid()} .*pg_terminate_backend\(\d+\)"
@@ -471,6 +474,7 @@ def test_both_connections_to_postgresql_notice_a_line_that_is_cut(server, tmp_pa
     store.close()
 
 
+@pytest.mark.slow
 def test_postgresql_that_lost_its_sessions_is_locked_again(server, tmp_path, impatient):
     store = made(tmp_path / "team-c", server.url(), trials=1)
     number = store.begin(running(), 1)
@@ -487,6 +491,7 @@ def test_postgresql_that_lost_its_sessions_is_locked_again(server, tmp_path, imp
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["owner", "trial", "deleted"])
 def test_postgresql_study_that_somebody_has_written_to_is_refused(
     server, tmp_path, impatient, what
@@ -524,6 +529,7 @@ def test_postgresql_study_that_another_driver_holds_is_refused(server, tmp_path,
     store.close()
 
 
+@pytest.mark.slow
 def test_postgresql_lock_that_a_lost_session_still_holds_is_waited_for(
     server, tmp_path, impatient
 ):
@@ -537,6 +543,7 @@ def test_postgresql_lock_that_a_lost_session_still_holds_is_waited_for(
 
 
 @pytest.mark.parametrize("lost", ["before", "after"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["create_new_trial", "set_trial_user_attr", "set_trial_state_values"]
 )
@@ -566,6 +573,7 @@ def test_write_whose_answer_is_lost_is_done_once(
     store.close()
 
 
+@pytest.mark.slow
 def test_postgresql_that_stays_away_is_an_error_of_its_own(
     server, tmp_path, impatient, monkeypatch
 ):

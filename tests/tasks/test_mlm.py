@@ -125,6 +125,7 @@ def test_draws_are_those_of_recorded_experiments() -> None:
     assert digest.hexdigest()[:16] == "ef58ecc392ac6749"
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31),
     start=st.integers(0, 90),

@@ -131,6 +131,7 @@ def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
     assert sorted(seen[:count]) == sorted(windows)
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31),
     start=st.integers(0, 60),

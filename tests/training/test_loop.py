@@ -273,6 +273,7 @@ def from_batch(start: int) -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("source", ["iterator", "function"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [TrainConfig(steps=9), TrainConfig(steps=9, micro_batches=2, optimiser="lamb")],

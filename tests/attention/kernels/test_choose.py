@@ -55,6 +55,7 @@ def test_masks_without_an_empty_block_are_left_to_sdpa(mask, length):
 
 
 # -- measures ----------------------------------------------------------------------------------
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(sized_trees())
 def test_densities_are_those_of_the_mask(sized):

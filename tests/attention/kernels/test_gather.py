@@ -73,6 +73,7 @@ def check(
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(sized_trees(longest=9), st.integers(1, 4))
 def test_gather_equals_dense_on_random_masks(sized, block):
@@ -110,6 +111,7 @@ def test_gather_equals_dense_on_families(mask, length):
 
 
 @settings(deadline=None, max_examples=60)
+@pytest.mark.slow
 @given(
     st.sampled_from([(2, 1), (4, 1), (4, 2), (6, 2), (6, 3)]),
     st.integers(1, 40),
@@ -329,6 +331,7 @@ def pairs(plan):
     return cells * plan.unit**2 / plan.block**2
 
 
+@pytest.mark.slow
 def test_planning_a_long_window_makes_no_large_tensor():
     length = 8192
     with LargestTensor() as largest:

@@ -185,6 +185,7 @@ def test_offline_mode_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         load_glue("hf:nyu-mll/glue", "CoLA")
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_for_the_configuration(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def ranks(values: list[float]) -> list[float]:
     return [first + (count + 1) / 2 for first, count in zip(low, same, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(two_way)
 def test_class_metrics_follow_their_definitions(pairs: list[tuple[int, int]]) -> None:

@@ -251,7 +251,7 @@ OFFICIAL = {  # training rows here, and development rows by class number, from t
 
 
 @real
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_loads_tokenizes_and_scores_on_real_rows(name: str) -> None:
     from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids

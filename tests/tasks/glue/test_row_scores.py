@@ -26,6 +26,7 @@ def without_each(task, metric, guess, truth) -> list[float]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "metric"),
     [("CoLA", "matthews"), ("MRPC", "f1"), ("STS-B", "pearson"), ("STS-B", "spearman")],
@@ -66,7 +67,7 @@ def test_bound_of_other_scores():
     assert lower_bound(np.array([-0.9, 0.95, 0.1]), least=-1.0) == -1.0
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["CoLA", "MRPC", "STS-B", "RTE"])
 def test_who_guesses_is_seldom_above_chance(name):
     """The share of guessers whose bound lies above what a constant answer earns: 2.5% is the

@@ -70,7 +70,7 @@ def test_the_planted_pairs_and_nothing_else_tell_the_label(written: Path, name: 
     assert majority(task, rows.labels) == pytest.approx(earned[name], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_acceptability_needs_the_planted_edges(tmp_path: Path) -> None:
     """Text file, tokenizer, pre-training, TSV, fine-tuning, Matthews: with the planted edges a
     one-layer model reads the task; under a mask that holds more keys, but none of those, it

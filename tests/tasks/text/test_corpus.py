@@ -189,7 +189,7 @@ def test_a_full_disk_is_named(folder: Path, small_disk: Path) -> None:
     assert not list(small_disk.glob("*.partial"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_that_start_together_make_one_cache(folder: Path) -> None:
     code = (
         "import sys; from masksearch.tasks.text.corpus import Corpus\n"

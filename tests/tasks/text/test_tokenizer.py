@@ -76,7 +76,7 @@ def test_hub_is_asked_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub_answers()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "code",
     [
