@@ -319,8 +319,9 @@ def search(
 
     Raises:
         ResumeError: If the folder holds a search with another space, evaluator or seed.
-        SearchError: If `trials` or `seed` is no whole number, the first five trials all fail, the
-            folder cannot be written, parameters in `enqueue` cannot be drawn, ...
+        SearchError: If `trials` or `seed` is no whole number, the first five trials all fail (of a
+            broken evaluator the first, or two that raise the same), the folder cannot be written,
+            parameters in `enqueue` cannot be drawn, ...
         UnknownNameError: If the strategy is unknown; names the nearest.
         ValueError: If a budget is no share in (0, 1], or less than any mask costs.
     """

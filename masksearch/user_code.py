@@ -93,6 +93,12 @@ def describe_error(error: BaseException) -> str:
     return text
 
 
+def place_of(space: object) -> str:
+    """`FILE:NAME` of a user's function; empty where it is none."""
+    code = getattr(space, "__code__", None)
+    return "" if code is None else f"{code.co_filename}:{code.co_qualname}"
+
+
 def split_name(spec: str) -> tuple[Path, str]:
     """The file and the name of `file.py:name`, or of a search space of the package.
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from optuna.trial import BaseTrial
 from toy import ToyEvaluator, space
 
@@ -459,21 +460,67 @@ def test_nan_is_a_failure_not_a_result(tmp_path):
     assert all(record.status in ("done", "reused") for record in study.frontier())
 
 
-@pytest.mark.slow
-def test_search_stops_when_the_first_five_fail(tmp_path):
-    with pytest.raises(SearchError, match=r"first 5 trials all failed.*the toy is broken"):
-        ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=50)
-    assert [r.status for r in ms.Study(tmp_path / "run").records()] == ["failed"] * 5
+def raises(*words, error=ValueError):
+    def call(mask, seed, workdir):
+        number = int(workdir.name)
+        raise error(words[number] if number < len(words) else words[-1])
+        yield
+
+    return call
+
+
+def lacks_a_key(mask, seed, workdir):
+    yield ms.Report(1, {"losses": 0.5})
+
+
+def returns_a_report(mask, seed, workdir):
+    return ms.Report(1, {"loss": 0.5})
+
+
+LACKS = "lacks loss; it holds losses; did you mean 'losses'.*test_driver.py:.*Broken.__call__"
+BROKEN = {  # what the evaluator does -> trials until the search stops, and what it says
+    "lacks a key": (lacks_a_key, 1, LACKS),
+    "yields nothing": (lambda *_: iter(()), 1, "reported nothing"),
+    "returns": (returns_a_report, 1, "returns Report: yield ms.Report"),
+    "the same line and words": (raises("broken"), 2, "first 2 trials all failed; .*: broken"),
+    "other words": (raises(*"abcde"), 5, "first 5 trials all failed; .*: a "),
+    "no memory": (raises("DefaultCPUAllocator: can't allocate memory"), 5, "first 5 trials"),
+    "no memory of a GPU": (raises("", error=torch.OutOfMemoryError), 5, "first 5 trials"),
+    "a limit of time": (raises("late", error=TimeoutError), 5, "first 5 trials"),
+    "its process ends": (raises(3, error=SystemExit), 5, "first 5 trials"),
+}
 
 
 @pytest.mark.slow
-def test_missing_objective_fails_the_trial(tmp_path):
-    class Silent(ToyEvaluator):
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_evaluator_costs_as_few_trials_as_show_it(tmp_path, case):
+    fails, trials, says = BROKEN[case]
+
+    class Broken(ToyEvaluator):
         def __call__(self, mask, *, seed, workdir):
-            yield ms.Report(1, {"accuracy": 0.5})
+            return fails(mask, seed, workdir)
 
-    with pytest.raises(SearchError, match="lacks loss; it holds accuracy"):
-        ms.search(space, Silent(), run=tmp_path / "run", trials=5)
+    with pytest.raises(SearchError, match=says):
+        ms.search(different, Broken(), run=tmp_path / "run", trials=50, strategy="random")
+    assert [r.status for r in ms.Study(tmp_path / "run").records()] == ["failed"] * trials
+
+
+def different(trial: BaseTrial) -> masks.Mask:
+    return masks.window(trial.number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [lacks_a_key, raises("broken")])
+def test_a_search_in_which_a_trial_has_succeeded_goes_on(tmp_path, fails):
+    class Sometimes(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            runs = super().__call__(mask, seed=seed, workdir=workdir)
+            return runs if mask.reach < 2 else fails(mask, seed, workdir)
+
+    with pytest.raises(SearchError, match="last 20 trials all failed"):
+        ms.search(different, Sometimes(), run=tmp_path / "run", trials=4, strategy="random")
+    statuses = [record.status for record in ms.Study(tmp_path / "run").records()]
+    assert statuses == ["done"] * 2 + ["failed"] * 20
 
 
 class OldExecutor:

@@ -22,10 +22,10 @@ from masksearch.contracts import (
     Record,
     Report,
 )
-from masksearch.errors import EvaluatorError, MaskSearchError, SearchError
+from masksearch.errors import EvaluatorError, MaskSearchError, SearchError, did_you_mean
 from masksearch.files import FULL, write_in_one_move
 from masksearch.masks.measure import MEASURES
-from masksearch.user_code import describe_error
+from masksearch.user_code import describe_error, place_of
 
 ARTIFACTS = {  # name -> file in the trial's folder
     "gates": "gates.safetensors",  # of a job without a mask, and the next one
@@ -84,7 +84,7 @@ class JobRun:
                 self.curve.append(report)
                 return report
             if isinstance(self.proposal.job, Evaluate):
-                check_complete(self.curve, self.evaluator, self.proposal)
+                check_complete(self.curve, self.evaluator)
         except OSError as problem:
             if problem.errno in FULL:  # no fault of the mask's: it will run again
                 raise SearchError(
@@ -255,17 +255,20 @@ def check_report(report: Report, number: int) -> None:
             )
 
 
-def check_complete(curve: list[Report], evaluator: Evaluator, proposal: Proposal) -> None:
+def check_complete(curve: list[Report], evaluator: Evaluator) -> None:
     """The last report must hold every objective that is not a measure of the mask."""
+    name, place = type(evaluator).__name__, place_of(type(evaluator).__call__)
     if not curve:
-        raise ValueError("the evaluator reported nothing; yield at least one Report")
+        raise EvaluatorError(f"{name} reported nothing; yield at least one Report ({place})")
+    names = list(curve[-1].values)
     missing = [
         o.name
         for o in evaluator.objectives
-        if o.name not in curve[-1].values and o.name not in (*MEASURES, *evaluator.measure_names)
+        if o.name not in names and o.name not in (*MEASURES, *evaluator.measure_names)
     ]
     if missing:
-        raise ValueError(
-            f"the last report of trial {proposal.number} lacks {', '.join(missing)}; "
-            f"it holds {', '.join(curve[-1].values)}"
+        hint = did_you_mean(missing[0], names)
+        raise EvaluatorError(
+            f"the last report of {name} lacks {', '.join(missing)}; it holds "
+            f"{', '.join(names)}{hint} ({place})"
         )

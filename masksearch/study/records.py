@@ -47,6 +47,7 @@ from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
 from masksearch.study.storage import hide_secrets
 from masksearch.training.parts import flat_settings
+from masksearch.user_code import place_of
 
 FORMAT = 3  # of what is written; the first one that was released
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own
@@ -364,12 +365,6 @@ def said_by(*command: str) -> str:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""
     return done.stdout.strip()
-
-
-def place_of(space: Callable[..., Any] | None) -> str:
-    """`FILE:NAME` of a user's function; empty where it is none."""
-    code = getattr(space, "__code__", None)
-    return "" if code is None else f"{code.co_filename}:{code.co_qualname}"
 
 
 PATTERN = re.compile(r"\s*([\w/]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")

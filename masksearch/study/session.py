@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import time
 import traceback
 import warnings
@@ -43,7 +44,7 @@ from masksearch.contracts import (
     Scheduler,
     Strategy,
 )
-from masksearch.errors import MaskSearchError, SearchError, outside_level
+from masksearch.errors import EvaluatorError, MaskSearchError, SearchError, outside_level
 from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.records import Constraint, trial_source
 from masksearch.study.status import StatusBoard
@@ -52,6 +53,9 @@ from masksearch.user_code import BUDGET, describe_error
 
 REASON_END = 200  # characters that an error shows of either end of a long reason
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
+CHANCE = re.compile(  # reasons that another mask may not meet, though the line is the same
+    "out ?of ?memory|MemoryError|allocate memory|ALLOC_FAILED|Timeout|sys.exit", re.I
+)
 EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
 REFUSALS = 50  # draws in a row beyond their budgets after which a search ends
@@ -464,15 +468,28 @@ class Session:
             SearchError: With the first failure's reason.
         """
         count = len(self.failures)
-        first = self.strict and count == self.finished == FIRST_FAILURES
+        first = self.strict and (count == self.finished == FIRST_FAILURES or self.is_broken())
         if first or count >= ROW_OF_FAILURES:
             reason = self.failures[0].reason or "no reason given"
             if len(reason) > 2 * REASON_END:  # it may hold a mask of every head
                 reason = f"{reason[:REASON_END]} ... {reason[-REASON_END:]}"
+            which = "first" if first else "last"
+            trials = f"{which} trial" if count == 1 else f"{which} {count} trials all"
             raise SearchError(
-                f"the {'first' if first else 'last'} {count} trials all failed; trial "
-                f"{self.failures[0].number}: {reason} (all reasons are in {self.store.run})"
+                f"the {trials} failed; trial {self.failures[0].number}: {reason} (all reasons are "
+                f"in {self.store.run})"
             )
+
+    def is_broken(self) -> bool:
+        """Whether the failures so far are the evaluator's, whatever the mask: reports that are
+        none in the first trial, or one traceback in the first two."""
+        ran = [record for record in self.failures if not isinstance(record.job, Refused)]
+        if not ran or any(record.curve for record in self.results.values()):
+            return False
+        if ran[-1].error.startswith(EvaluatorError.__name__):
+            return True
+        raised = len(ran) == 2 and ran[0].error.startswith("Traceback")
+        return raised and ran[0].error == ran[1].error and not CHANCE.search(ran[0].reason)
 
 
 def check_executor(executor: Executor) -> None:
