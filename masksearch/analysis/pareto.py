@@ -6,6 +6,7 @@ column; the functions of records make them from the objectives' goals.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -421,7 +422,12 @@ def search_cautions(records: Sequence[Record]) -> list[str]:
     Args:
         records: Of one search or of several, finished ones and others.
     """
-    return constant_scores(records) + repeated_masks(records) + unlearned_gates(records)
+    return [
+        *constant_scores(records),
+        *repeated_masks(records),
+        *idle_parameters(records),
+        *unlearned_gates(records),
+    ]
 
 
 def nothing_learned(records: Sequence[Record]) -> str:
@@ -503,6 +509,27 @@ def repeated_masks(records: Sequence[Record]) -> list[str]:
                 "another strategy"
             )
     return texts
+
+
+def idle_parameters(records: Sequence[Record]) -> list[str]:
+    """Parameters of a space that took another value, beside equal others, for an equal mask."""
+    drawn: dict[str, dict[object, set[str]]] = {}  # name -> mask and others -> its values
+    for record in records:
+        if not record.fingerprint or record.role != "trial":
+            continue
+        names = json.loads(record.memo.get("distributions", "{}"))
+        values = {name: repr(record.params[name]) for name in names}
+        for name, value in values.items():
+            others = tuple(sorted(each for each in values.items() if each[0] != name))
+            drawn.setdefault(name, {}).setdefault((record.fingerprint, others), set()).add(value)
+    counts = {name: sum(len(each) - 1 for each in drawn[name].values()) for name in drawn}
+    idle = [f"{name} in {count}" for name, count in counts.items() if count]
+    if not idle:
+        return []
+    return [
+        f"parameters without an effect on the mask (in so many draws): {', '.join(idle)}; let the "
+        "space ask for a parameter only where it has one"
+    ]
 
 
 def unlearned_gates(records: Sequence[Record]) -> list[str]:

@@ -150,6 +150,24 @@ def test_strategy_that_ends_early_says_so(tmp_path):
     assert said == ["the strategy has no more masks: 3 of 12 trials"]
 
 
+def idle(trial):
+    base, growth = trial.suggest_int("base", 0, 9), trial.suggest_int("growth", 0, 1)
+    gap = trial.suggest_int("gap", 1, 9)
+    return masks.window(base + (growth * gap if trial.suggest_int("far", 0, 1) else 0))
+
+
+@pytest.mark.slow
+def test_parameters_without_an_effect_are_named(tmp_path):
+    drawn = [(1, 0, 1, 1), (1, 0, 2, 1), (1, 0, 3, 1), (2, 1, 1, 1), (1, 1, 1, 1)]
+    names = ("base", "growth", "gap", "far")
+    enqueue = [dict(zip(names, each, strict=True)) for each in drawn]
+    said, _ = warned(tmp_path / "run", idle, trials=5, enqueue=enqueue)
+    assert said == [
+        "parameters without an effect on the mask (in so many draws): gap in 2; let the space ask "
+        "for a parameter only where it has one"
+    ]
+
+
 @pytest.mark.slow
 def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
     said, study = warned(tmp_path / "run", wide, trials=6)
