@@ -41,6 +41,7 @@ KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a com
     "control": (GREY, "o"),
 }
 STEPS = 200  # points of a curve of hypervolume at most
+LED = 4  # searched masks and candidates that a page begins with
 DRAWN = 1000  # trials that a chart shows, beside those of its front
 TOLD = 12  # layers whose shares are told one by one
 SHOWN = 24  # masks of a front whose layers and heads are shown, at most
@@ -151,6 +152,32 @@ def compared_chart(
     return front_chart(section.key + key, score, groups, points, axis, section.truth, alone)
 
 
+def leading(points: Sequence[Mapping[str, Any]], goal: str) -> dict[str, str]:
+    """Ids of the points that a page begins with -> what they stand for: full attention, the best
+    mask drawn by hand, and the best candidates and masks of a search (of its front, where its
+    trials are shown)."""
+    sign = 1 if goal == "max" else -1
+    best: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for point in points:
+        if point["nothing"] or point["picture"] is None:
+            continue
+        if point["saved"] == 0:
+            what = ("dense", "")
+        elif point["group"] == "hand-designed":
+            what = ("best drawn by hand", "")
+        elif point["front"] or point["group"] == "searched":
+            what = ("found", point["name"])
+        elif point["group"] == "candidate":
+            what = ("named", point["name"])
+        else:
+            continue
+        if what not in best or sign * (point["score"] - best[what]["score"]) > 0:
+            best[what] = point
+    mine = sorted((what for what in best if what[1]), key=lambda what: -sign * best[what]["score"])
+    order = [("dense", ""), ("best drawn by hand", ""), *mine[:LED]]
+    return {best[what]["id"]: what[0] for what in order if what in best}
+
+
 def front_chart(
     key: str,
     score: Objective,
@@ -161,7 +188,9 @@ def front_chart(
     alone: Collection[str] = (),
 ) -> dict[str, Any]:
     """Points, the front of each group of them but for those that are `alone`, the true front where
-    it is known, and full attention as a level line."""
+    it is known, and full attention as a level line; `lead` says of some what they stand for."""
+    leads = leading(points, score.goal)
+    points = [{**point, "lead": leads.get(point["id"], "")} for point in points]
     groups = [*groups, group_of("hand-designed", KINDS["hand-designed"], "hand-designed")]
     sparse = [point for point in points if point["saved"] > 0]
     used = [g for g in groups if any(point["group"] == g["name"] for point in sparse)]

@@ -160,6 +160,9 @@ def point_marks(
         )
         .encode(x, y, opacity=alt.value(0.5), color=alt.value(GREY))
         .transform_filter("datum.nothing && datum.saved > 0"),
+        points.mark_text(dy=-10, fontSize=medium.text)
+        .encode(x, y, text="name:N", opacity=alt.value(float(medium.legend is None)))
+        .transform_filter("datum.lead && datum.saved > 0"),
     ]
 
 

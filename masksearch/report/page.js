@@ -29,6 +29,7 @@ function withInterval([mean, low, high]) {
   if (low == null) return brief(mean);
   return `${brief(mean)} [${brief(low)}${high == null ? " at least" : `, ${brief(high)}`}]`;
 }
+const LEADS = ["dense", "best drawn by hand", "found", "named"]; // in the row that a page begins with
 function listed(rows) {
   return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
@@ -196,15 +197,22 @@ for (const place of document.querySelectorAll(".chart[data-kind=front]")) {
 }
 for (const place of document.querySelectorAll(".gallery")) { // each mask once
   const section = result.sections[place.dataset.section], seen = new Set();
+  const lead = place.classList.contains("lead");
   const fronts = [...section.comparisons.map((each) => each.chart), section.chart].filter(Boolean);
-  for (const chart of fronts) for (const point of chart.points) {
-    const key = point.fingerprint || point.id;
-    if (!point.picture || seen.has(key) || (chart === section.chart && !point.front)) continue;
+  const sparser = (points) => lead ? [...points].sort((a, b) => a.sparsity - b.sparsity) : points;
+  for (const chart of lead ? fronts.slice(0, 1) : fronts) for (const point of sparser(chart.points)) {
+    const key = point.fingerprint || point.id, other = chart === section.chart && !point.front;
+    if (!point.picture || (lead ? !point.lead : seen.has(key) || other)) continue;
     seen.add(key);
-    const button = make("button", { type: "button", "data-card": point.id }, picture(point), point.name,
-      make("br"), `${point.sparsity.toFixed(1)}% sparse`);
-    place.append(make("li", {}, button));
+    const about = `${point.sparsity.toFixed(1)}% sparse`, name = make("b", {}, point.name);
+    const role = point.lead === point.name ? "" : `${point.lead}: `;
+    const told = lead ? [role, name, make("br"), `${chart.score.name} `,
+      withInterval([point.score, point.low, point.high])] : [point.name];
+    const button = make("button", { type: "button", "data-card": point.id },
+      picture(point), ...told, make("br"), about);
+    place.append(make("li", { class: `stands-${LEADS.indexOf(point.lead)}` }, button));
   }
+  if (lead) place.append(...[...place.children].sort((a, b) => a.className < b.className ? -1 : 1));
 }
 const named = new Map([...points.values()].reverse().map(({ point }) => [point.name, point.id]));
 for (const row of document.querySelectorAll("tbody tr")) { // a mask's name opens its card

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from masksearch.report.proxy import plot_proxy
 from masksearch.report.result import plain_data, result_of
 from masksearch.report.section import Section
 from masksearch.report.style import save
+from masksearch.report.tables import front_table
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
 REFRESH = 5  # seconds after which the page of a run that goes on loads itself again
@@ -79,6 +81,10 @@ def write_report(
 def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
     """Name -> table, of those that lie beside the page for papers; `data` is the section's."""
     tables = {"front": data["front"], "searches": data["searches"]}
+    if len(section.studies) > 1:
+        for name, study in section.studies.items():
+            own = front_table({name: study}, section.objectives)
+            tables[f"front_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}"] = own
     for place, comparison in enumerate(section.comparisons.values()):
         end, shown = f"_{place}" if place else "", data["comparisons"][place]
         runs = comparison.frame(per="seed").to_dict("records")
@@ -112,6 +118,7 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
         **result,
         result=result,
         specs=charts,
+        names_of=names_of,
         vega=vega_script() if charts else "",
         refresh=REFRESH,
         style=style,
@@ -132,6 +139,12 @@ def charts_of(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         charts = [section["chart"], *section["volumes"]]
         charts += [chart for each in compared for chart in (each["chart"], each["differences"])]
         yield from filter(None, charts)
+
+
+def names_of(section: Mapping[str, Any]) -> set[str]:
+    """Names of the masks that a section compares."""
+    charts = [each["chart"] for each in section["comparisons"] if each["chart"]]
+    return {point["name"] for chart in charts for point in chart["points"]}
 
 
 def png_text(path: Path) -> str:

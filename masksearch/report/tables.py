@@ -162,6 +162,7 @@ def front_table(
                 "trial": record.number,
                 "seed": record.seed,
                 "mask": mask.text,
+                **{f"params_{name}": value for name, value in record.params.items()},
                 **record.measures,
                 "effective_sparsity": sparsity_of(record),
                 **{name: v for name, v in record.values.items() if not is_side_value(name)},

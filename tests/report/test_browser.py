@@ -53,6 +53,25 @@ def page(tmp_path_factory, record, compared, objectives, shape):
     return write_report(folder / "report.html", [section], title="t")
 
 
+def test_the_page_begins_with_masks_and_the_verdict_without_figures(page):
+    top = "return scrollY + document.querySelector('.lead img').getBoundingClientRect().top"
+    with browser() as window:
+        window.open(page)
+        assert window.run(top) < 400
+        assert window.run(
+            "return [...document.querySelectorAll('.lead b')].map((each) => each.innerText)"
+        ) == ["<i>dense", "star", "mine"]
+        shown = window.run("return document.querySelector('.verdict').innerText")
+        assert shown.startswith("mine: better than star 0.610 (")
+        assert "interval" not in shown
+        window.run("document.querySelector('.verdict summary').click()")
+        assert "% interval" in window.run("return document.querySelector('.verdict').innerText")
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+        assert window.run(top) < 700
+        assert not window.errors()
+
+
 def test_a_mask_is_shown_on_hover_and_opened_on_click(page):
     with browser() as window:
         window.open(page)

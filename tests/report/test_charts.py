@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def names_of(spec):
     gaps = [b - a for a, b in itertools.pairwise(places)]
     assert min(gaps, default=1) > 0.01 * (max(places) - min(places))  # none lies on another
     return {row["label"] for row in rows}
+
+
+def test_a_page_begins_with_dense_the_best_drawn_and_what_was_found(searched, compared_section):
+    shape = ms.Shape(16, 2, 2)
+    compared = told(replace(compared_section, shape=shape))["comparisons"][0]["chart"]
+    leads = {point["name"]: point["lead"] for point in compared["points"] if point["lead"]}
+    best = min(masks.FAMILIES, key=lambda name: masks.FAMILIES[name].sparsity(16))
+    assert leads == {
+        "dense": "dense",
+        best: "best drawn by hand",
+        "found with tpe, at 0.8": "found",
+    }
+    chart = told(replace(searched, shape=shape))["chart"]
+    found = [point for point in chart["points"] if point["lead"] == "found"]
+    assert len(found) <= 4
+    assert all(point["front"] and point["group"] == "tpe" for point in found)
+    assert not any(point["lead"] for point in told(searched)["chart"]["points"])  # none is drawn
 
 
 def test_each_kind_of_masks_has_a_front_and_controls_have_none(chart):

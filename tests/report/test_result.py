@@ -16,7 +16,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density
-from masksearch.report.page import write_report
+from masksearch.report.page import paper_tables, write_report
 from masksearch.report.pictures import Pictures
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
@@ -117,3 +117,15 @@ def test_pictures_are_the_bits_and_each_is_made_once():
     assert (np.diag(shades, 2) == 0).all()
     assert Pictures(room=10).panels(masks.star(), shape) is None
     assert Pictures().panels(UNEVEN, Shape(16, 3, 2)) is None  # of another model
+
+
+def test_every_strategy_has_a_table_of_its_front_and_parameters_are_columns(record, objectives):
+    studies = {
+        name: [record(k, score + 0.01 * k, masks.window(k), params={"reach": k}) for k in (1, 2)]
+        for name, score in (("tpe", 0.7), ("random (1)", 0.8))
+    }
+    section = Section(studies, objectives)
+    tables = paper_tables(result_of([section], title="t")["sections"][0], section)
+    assert {"front", "front_tpe", "front_random_1_"} <= tables.keys()
+    assert set(tables["front"].frame()["strategy"]) == {"random (1)"}
+    assert tables["front_tpe"].frame()["params_reach"].tolist() == [2, 1]
