@@ -60,3 +60,10 @@ def test_every_page_has_a_place():
     named = {line for block in blocks for line in block.splitlines() if line[:1] not in (":", "")}
     pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
     assert not pages - named, "name them in a toctree of docs/index.md"
+
+
+def test_the_front_page_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 110
+    table = [line for line in lines if line.startswith("|")]
+    assert 2 < len(table) <= 2 + 6  # what has been found: a question a row

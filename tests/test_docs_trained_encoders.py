@@ -92,11 +92,11 @@ def test_the_card_of_the_cheap_settings(toys, monkeypatch, capsys):
 
 
 def test_losses_of_trained_encoders_stand_inside_their_intervals():
-    """On the front page and in the guide no estimate of experiment 15 stands alone."""
+    """In the front page's table and in the guide no estimate stands alone."""
     front = (ROOT / "README.md").read_text(encoding="utf-8")
     guide = (ROOT / "docs" / "trained_encoders.md").read_text(encoding="utf-8")
     parts = {
-        "README.md": front.split("- **Trained encoder**")[1].split("\n- **")[0],
+        "README.md": front.split("## What has been found")[1].split("\n## ")[0],
         "trained_encoders.md": guide.split("## Which selector to take")[1].split("\n## ")[0],
     }
     densities = r"(?:keeps|DAM|keys) \.\d+"  # no estimates
@@ -105,7 +105,7 @@ def test_losses_of_trained_encoders_stand_inside_their_intervals():
         number = r"-?\d*\.\d+"
         whole = re.compile(rf"({number}) \[({number}), ({number})\]")
         estimates = [tuple(map(float, found)) for found in whole.findall(words)]
-        assert len(estimates) >= 10
+        assert len(estimates) >= 8
         assert all(low <= value <= high for value, low, high in estimates), page
         alone = re.findall(rf"(?<![\d.\w/-]){number}", whole.sub("", words))
         assert not alone, page

@@ -61,7 +61,9 @@ CLAIMS = [
         [*(-gap.mean() for gap in gaps.values()), min(-gap.mean() for gap in gaps.values())],
     ),
     Claim(
-        "README.md", "One signed offset a head, drawn by hand, is as good as searched masks", []
+        "README.md",
+        "but one signed offset a head, drawn by hand, is as good as searched masks",
+        [],
     ),
     Claim(
         HERE,
