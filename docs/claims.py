@@ -68,7 +68,7 @@ SMOLLM2 = LlamaConfig(
     num_key_value_heads=3,
     dtype="float16",
 )
-ENGINES, DECODER, COMPARE = "docs/engines.md", "docs/decoder.md", "docs/guide_compare.md"
+ENGINES, DECODER, COMPARE = "docs/engines.md", "docs/decoder.md", "docs/comparing.md"
 COLUMNS = {"mask": {}, "transformers": {}, "vllm": {}, "vllm, 1,024": {"in_flight": 1024}}
 COLUMNS["llama.cpp"] = {}
 
@@ -131,7 +131,7 @@ CLAIMS = [
             for full in (0, 6, 7, 10, 30)
         },
     ),
-    *sentences("docs/guide_search.md", {f"{{}}% 0 {text}": x for text, x in sparsities.items()}),
+    *sentences("docs/search.md", {f"{{}}% 0 {text}": x for text, x in sparsities.items()}),
     Claim("README.md", f"found: {VERDICT}", verdict("readme")),
     Claim(
         COMPARE,
@@ -214,7 +214,7 @@ NO_CLAIM = [
     ("docs/own_mask.md", "neighbourhood(4, 1) | global_tokens(1) 0.516"),
     ("docs/running.md", "#2 window(4) | global_tokens(1) score ..."),  # an example of a line
     # a minute of a search by two processes, whose order is another each time
-    *(("docs/guide_search.md", f"tpe {trial_and_score}") for trial_and_score in SCORES),
+    *(("docs/search.md", f"tpe {trial_and_score}") for trial_and_score in SCORES),
     # half an hour of SmolLM2 on novels, not kept: the command's output, but for shares of caches
     (DECODER, "and it is within the budget 0.25: no mask can be shown"),
     (DECODER, "budget 0.25: 6 of 30 units full (l15,"),

@@ -73,7 +73,13 @@ html_theme = "furo"
 html_title = "masksearch"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_additional_pages = {"index": "to_home.html"}
+MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there
+    "guide_compare": "comparing",
+    "guide_search": "search",
+}
+html_additional_pages = {"index": "moved.html"}
+html_additional_pages |= {f"docs/{page}": "moved.html" for page in MOVED}
+html_context = {"moved": {"index": "docs/index"} | {f"docs/{old}": new for old, new in MOVED.items()}}
 html_show_sphinx = False
 
 

@@ -37,7 +37,7 @@ def test_home_and_guides_tell_the_same_story():
     space = next(code for code in blocks("guide_space.md", "python") if "def judge" in code)
     assert [code for code in blocks("index.md", "python") if "def judge" in code] == [space]
     [home] = blocks("index.md", "bash")
-    told = [line for page in ("guide_search", "guide_compare") for line in
+    told = [line for page in ("search", "comparing") for line in
             lines(blocks(f"{page}.md", "bash")[0])]  # fmt: skip
     assert lines(home) == told
 
@@ -47,7 +47,7 @@ def test_the_story_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     space = next(code for code in blocks("guide_space.md", "python") if "def judge" in code)
     (tmp_path / "my_space.py").write_text(space.replace("steps=240", "steps=12"))
-    for page in ("guide_search.md", "guide_compare.md"):
+    for page in ("search.md", "comparing.md"):
         for line in lines("\n".join(blocks(page, "bash")[:2])):
             line = line.replace("--slots 2", "--slots 1").replace("--trials 24", "--trials 17")
             run(capsys, monkeypatch, line)
