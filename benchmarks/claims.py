@@ -106,7 +106,6 @@ FORMS = {  # in the README -> in dam_runs.csv
     "flip, growing from .03": ("H", "flip, growing from .03"),
     "published algorithm, lambda 5e-5": ("H", "published"),
 }
-precision = {cell: cells["H", cell].precision.tolist() for part, cell in cells if part == "H"}
 step = {form: dam["I"]["cells"][form] for form in ("log", "flip")}
 short = cells["A", "n = 32, 1,500 steps, 600 of warm-up"]
 whole = pd.concat([cells["A", "n = 32"], cells["A", "n = 32, 2,500 steps, 1,000 of warm-up"]])
@@ -401,18 +400,6 @@ CLAIMS = [
     *(
         Claim(HERE, f"| {name} |...", each(*cell), "| gates | AUROC")
         for name, cell in FORMS.items()
-    ),
-    *rows(
-        DAM,
-        {
-            "flip (with two levels too)": precision["flip, two levels"],
-            "log, soft gates": precision["log, soft"],
-            "log, hard-concrete gates": precision["log, hard-concrete"],
-            "product": precision["product, hard"],
-            "additive": precision["additive, hard"],
-            "published algorithm": precision["published"],
-        },
-        "Precision of the planted edges",
     ),
     Claim(
         DAM,

@@ -74,12 +74,14 @@ html_title = "masksearch"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there
+    "dam_published": "dam_health",
     "guide_compare": "comparing",
+    "guide_dam": "dam",
     "guide_search": "search",
 }
-html_additional_pages = {"index": "moved.html"}
-html_additional_pages |= {f"docs/{page}": "moved.html" for page in MOVED}
-html_context = {"moved": {"index": "docs/index"} | {f"docs/{old}": new for old, new in MOVED.items()}}
+moved = {"index": "docs/index"} | {f"docs/{old}": new for old, new in MOVED.items()}
+html_additional_pages = dict.fromkeys(moved, "moved.html")
+html_context = {"moved": moved}
 html_show_sphinx = False
 
 

@@ -18,7 +18,7 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import FORMS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("dam.md", "dam_health.md", "dam_published.md")
+PARTS = ("dam.md", "dam_health.md")
 PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in PARTS)
 STEPS, TRIALS = 4, 2  # in place of the page's
 OTHER = {"seed"}  # arguments of `dam` that the page names

@@ -58,7 +58,7 @@ rivals = runs[(runs.part == "search") & runs.cell.str.contains("trials")]
 best = [rivals[rivals.trials == trials].value.max() for trials in (12, 48)]
 perfect = runs[runs.part == "density"]
 plain = cells["retrain", "n 24"]
-PLATEAUS = {  # in docs/dam.md -> in runs.csv
+PLATEAUS = {  # on the page -> in runs.csv
     "32, 7, 32, 3; `0.02`; 2,500": "32, 7, 32, 3, 0.02, 2500",
     "12, 5, 8, 2; `0.02`; 2,500": "12, 5, 8, 2, 0.02, 2500",
     "16, 7, 12, 2; `0.04`; 2,500": "16, 7, 12, 2, 0.04, 2500",
@@ -80,7 +80,7 @@ DENSITIES = {
 CLAIMS = [
     *(
         Claim(
-            "docs/dam.md",
+            HERE,
             f"| {shown} |...",
             cells["plateaus", cell][["warmup_steps", "auroc", "precision"]].iloc[0].tolist(),
         )
