@@ -17,7 +17,7 @@ HERE, PROXY, SEARCH = "benchmarks/README.md", "docs/proxy.md", "docs/running.md"
 DAM, ATTENTION, CLUSTER, TABLE = (
     "docs/dam.md",
     "docs/attention.md",
-    "docs/cluster_figures.md",
+    "docs/cluster.md",
     "experiments/README.md",
 )
 
@@ -278,13 +278,18 @@ CLAIMS = [
             "| its status | {} s |": [study["status_seconds"]],
         },
     ),
+    *(
+        Claim(
+            page,
+            "that is {} with a journal, {} with SQLite and {} with PostgreSQL",
+            [served[name] for name in ("journal", "sqlite", "postgresql")],
+        )
+        for page in (HERE, CLUSTER)
+    ),
     *sentences(
-        CLUSTER,
+        HERE,
         {
             "| trials of 30 s |...": efficiency,
-            "that is {} with a journal, {} with SQLite and {} with PostgreSQL": [
-                served[name] for name in ("journal", "sqlite", "postgresql")
-            ],
             "| draw a mask: random | {} |": [1000 * dict(scaling["ask"]["random"])[0]],
             "evolution, after 1,000 / 2,000 trials | {} / {} |": [
                 1000 * dict(scaling["ask"]["evolution"])[trials] for trials in (1000, 2000)
@@ -461,6 +466,9 @@ CLAIMS = [
 ]
 
 NO_CLAIM = [
+    (HERE, "of lognormal length (spread 0.3)"),
+    (HERE, "trials of 5 min | 1.00 / 1.00 / 1.00 | .999 / .998 / .998 | .98 / .97 / .97 |"),
+    (HERE, "trials of 1 h | 1.00 / 1.00 / 1.00 | 1.00 / 1.00 / 1.00 | .999 / .999 / .998 |"),
     (HERE, "Python 3.11"),
     (HERE, "torch 2.13, transformers 5.23"),
     (HERE, "making a batch takes 0.4 ms of 180"),  # a profile, not kept

@@ -74,10 +74,14 @@ html_title = "masksearch"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there
+    "cluster_figures": "cluster",
     "dam_published": "dam_health",
+    "guide_cluster": "cluster",
     "guide_compare": "comparing",
     "guide_dam": "dam",
+    "guide_proxy": "proxy",
     "guide_search": "search",
+    "proxy_card": "proxy",
 }
 moved = {"index": "docs/index"} | {f"docs/{old}": new for old, new in MOVED.items()}
 html_additional_pages = dict.fromkeys(moved, "moved.html")
