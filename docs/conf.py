@@ -44,6 +44,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(BUILD / "cells")
 nb_execution_excludepatterns = ["notebooks/*"]  # the tests run them; their outputs are kept
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # warnings of libraries name the builder's folders
 
 # -- the public names ---------------------------------------------------------------------------
 templates_path = [str(ROOT / "docs" / "templates")]  # autosummary looks from the source folder
@@ -70,7 +71,12 @@ for page in sorted((ROOT / "docs" / "inventories").glob("*.txt")):
 
 # -- how it looks -------------------------------------------------------------------------------
 html_theme = "furo"
-html_title = "masksearch"
+html_title = f"masksearch {version}"
+html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "footer_icons": [{"name": "Repository", "url": REPOSITORY, "html": "repository", "class": ""}],
+}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from masksearch.cli import main as cli
 
@@ -62,3 +63,10 @@ def test_the_smallest_evaluator_judges(monkeypatch, capsys, tmp_path):
     (tmp_path / "my_judge.py").write_text(code)
     [line] = lines(blocks("guide_own_part.md", "bash")[0])
     assert "Front of runs/previous" in run(capsys, monkeypatch, line)
+
+
+@pytest.mark.slow
+def test_a_plain_model_learns_and_takes_a_mask():
+    code = "\n".join(blocks("plain_pytorch.md", "python"))
+    with torch.random.fork_rng():
+        exec(compile(code, "docs/plain_pytorch.md", "exec"), {"__name__": "plain"})

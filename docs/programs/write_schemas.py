@@ -92,6 +92,7 @@ class Point(Struct):
         list[list[int]] | None,
         about("[layers][heads] of indices into `images`; equal ones are folded."),
     ]
+    lead: Annotated[str, about("What it stands for in the page's first row, where it is there.")]
 
 
 class Score(Struct):

@@ -230,7 +230,6 @@ sides = [outcome(task, "dam", HALF).removesuffix(" points") for task in (STS, QN
 assert not not_shown(STS, "gates")
 assert not_shown(QNLI, "gates")  # so says the table of README.md
 FRONT_PAGE = {
-    "for {} selectors and random keys on STS-B and QNLI": [1 + len({*areas.arm})],
     "What does DAM's mask cost a fine-tuned MiniLM that is not trained under it? | Within half of "
     f"the pairs {sides[0]} points of STS-B's correlation and {sides[1].removeprefix('at most ')} "
     "of QNLI's accuracy | lost: {} [{}, {}], {} [{}, {}] |": [
