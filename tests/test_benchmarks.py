@@ -62,6 +62,7 @@ def run(script: Path, *arguments: str, code: int = 0) -> str:
 
 
 # -- how it measures ---------------------------------------------------------------------------
+@pytest.mark.slow
 def test_sides_take_turns_and_ratios_are_of_one_round(load, monkeypatch):
     rounds = load("rounds")
     now, slowness, calls = 0.0, {"dense": 4.0, "own": 1.0}, []
@@ -115,6 +116,7 @@ def test_random_blocks_have_the_density_that_their_name_says(load, percent):
     assert found["block_density"] == pytest.approx(layout.float().mean().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", [False, True])
 def test_a_cell_compares_equal_results(load, trains):
     kernels, place = load("attention_kernels"), torch.device("cpu")

@@ -589,6 +589,7 @@ def test_executor_of_four_lines_searches(tmp_path):
     assert outcome(mine) == outcome(local)
 
 
+@pytest.mark.slow
 def test_seconds_end_a_search_between_trials(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(
@@ -861,6 +862,7 @@ def test_where_nothing_has_finished_another_search_begins_anew(tmp_path):
     assert not (run / "trials" / "0" / "left").exists()
 
 
+@pytest.mark.slow
 def test_a_result_that_cannot_be_stored_is_a_failed_trial(tmp_path, monkeypatch):
     finish = StudyStore.finish
 

@@ -223,6 +223,7 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
     assert band == {0.1: 0, 0.29: 0, 0.3: 1, 0.84: 1}.get(density)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 @pytest.mark.parametrize("task", ["QQP", "QNLI"])
 def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monkeypatch):

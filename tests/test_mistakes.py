@@ -105,6 +105,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, monkeypatch, capsys):
     options, message = MISTAKES[mistake]

@@ -155,6 +155,7 @@ class TestSizes:
         assert counted(loaded("band_global").space) == (192, 192)
         self.says("band_global", "192 masks")
 
+    @pytest.mark.slow
     def test_distances(self):
         for length in (26, 64):
             assert counted(loaded("distances").space, length) == (1_200, 600)
@@ -246,6 +247,7 @@ def short(number, digits=2):
     return f"{mantissa}e{int(exponent)}"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.integers(4, 24), st.integers(1, 9), min_size=1, max_size=4),
     st.floats(0.0, 1.0),
@@ -501,6 +503,7 @@ class TestAround:
         assert space(FixedTrial(trial.params)) == mask
 
 
+@pytest.mark.slow
 def test_a_trial_is_all_that_a_space_reads():
     """No global generator decides anything or is moved."""
     for path in FILES:

@@ -281,6 +281,7 @@ def oracle(x, y, bands) -> float:
     return agreed / math.sqrt(untied_x * untied_y) if untied_x and untied_y else math.nan
 
 
+@pytest.mark.slow
 @FEW
 @given(ranked())
 def test_tau_within_bands_matches_the_loop_over_pairs_of_drawn_masks(case):

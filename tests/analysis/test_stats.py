@@ -366,6 +366,7 @@ def test_margin_tests_match_scipy(values, margin, sign):
     assert p == pytest.approx(tests.get(outcome, tests["loses at most"]), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(st.lists(gains, min_size=1, max_size=4))
 def test_a_wider_margin_is_lost_at_most_where_a_narrow_one_is(masks):
     dense = dict.fromkeys(range(7), 0.0)

@@ -40,6 +40,7 @@ def test_a_long_window_is_gathered_in_all_layers():
     assert row.block_density == pytest.approx(94 / 1024)
 
 
+@pytest.mark.slow
 def test_layers_with_backends_of_their_own():
     several = [masks.window(16), masks.full(), masks.strided(4)]
     model = attach(bert(), masks.per_layer(several))

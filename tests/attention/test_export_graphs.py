@@ -74,6 +74,7 @@ def test_strict_export_equals_eager(backend, length):
     check("bert", lambda given: program.module()(**given)[0], model, given)
 
 
+@pytest.mark.slow
 def test_exported_graphs_hold_tables_in_place_of_plans():
     at, model = ARCHITECTURES["bert"], made("bert", LONG, "gather")
     found = exported(model, at.inputs(3, length=LONG))
@@ -111,6 +112,7 @@ def test_content_masks_are_refused(record):
         record(model, given)
 
 
+@pytest.mark.slow
 def test_empty_rows_are_refused_in_an_export():
     at = ARCHITECTURES["bert"]
     model = States("bert", attach(at.made(1), masks.shifts((1,))))
@@ -122,6 +124,7 @@ def test_empty_rows_are_refused_in_an_export():
 
 # -- torch.jit.trace ---------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "length", "backend"),
     [("bert", 17, "auto"), ("gpt2", LONG, "gather"), ("bert", LONG, "gather")],

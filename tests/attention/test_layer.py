@@ -108,6 +108,7 @@ def test_sliding_caches_know_where_their_keys_stand(window, cache):
     assert torch.allclose(scores(model, cache_implementation=cache), plain, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_a_mask_on_the_model_inside_knows_where_queries_stand(make):
     model = make()
@@ -117,6 +118,7 @@ def test_a_mask_on_the_model_inside_knows_where_queries_stand(make):
         assert torch.allclose(scores(model, cache_implementation=cache), plain, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_cross_attention_does_not_move_the_rows_of_the_decoder(cache):
     model = bart()
@@ -145,6 +147,7 @@ def test_compiled_steps_of_a_static_cache_are_compiled_once(make):
     assert torch.allclose(scores(model, 14, cache_implementation="static"), plain, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_keys_are_not_mixed_with_a_cache():
     model, random = llama(), masks.random_keys(3) | masks.window(0)
     attach(model, random)

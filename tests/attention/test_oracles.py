@@ -265,6 +265,7 @@ DECODER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_keys_dropped_for_all_queries_are_as_if_removed(name, backend):
     if name == "bert":

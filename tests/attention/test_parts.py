@@ -167,6 +167,7 @@ def test_each_tower_has_its_own_counts():
     assert attached(model) == {"text_model": two, "vision_model": four}
 
 
+@pytest.mark.slow
 def test_a_folder_names_its_parts(tmp_path):
     at = ARCHITECTURES["bart-encoder"]
     model, given = at.made(), at.inputs(3)
@@ -215,6 +216,7 @@ def test_rows_of_cross_attention_are_judged_within_its_corner():
 
 
 # -- what cannot be probed ---------------------------------------------------------------------
+@pytest.mark.slow
 def test_models_that_cannot_be_probed():
     with torch.device("meta"):
         empty = hf.BertModel(hf.BertConfig(**BERT, num_hidden_layers=1))

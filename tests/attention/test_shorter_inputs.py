@@ -84,6 +84,7 @@ def test_tables_beside_special_tokens_take_shorter_inputs():
     assert torch.allclose(states(model, [SHORT, 9], SHORT), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_generation_may_stop_before_the_table_ends():
     config = hf.LlamaConfig(
         **GROUPED, num_key_value_heads=2, num_hidden_layers=2, max_position_embeddings=40

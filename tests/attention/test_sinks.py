@@ -184,6 +184,7 @@ def test_sinks_are_trained_as_by_eager(backend):
         torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_generation_from_a_masked_cache(name):
     model, ids = tiny(name), tokens(20)

@@ -193,6 +193,7 @@ def test_checkpoints_of_several_passes_find_their_own_tables(reentrant, padded):
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_threads_resolve_for_themselves():
     model = attach(ARCHITECTURES["bert"].made(), HUBS)
     texts = [tokens(place, batch=2) for place in range(9)] * 4

@@ -173,6 +173,7 @@ def bench(monkeypatch, capsys, tmp_path):
     return lambda *words: run(monkeypatch, capsys, "bench", *words)
 
 
+@pytest.mark.slow
 def test_the_command_judges_a_file_of_ones_own(bench):
     told = ["--tables", "recall-1", "--budget", "0.5", "--json"]
     code, out, _ = bench("judge", "mine.py:last_layers", *told)
@@ -187,6 +188,7 @@ def test_the_command_judges_a_file_of_ones_own(bench):
     assert "oracle" in out
 
 
+@pytest.mark.slow
 def test_the_command_judges_allocate_as_its_help_says(bench, table):
     """Told the table's own units and masks."""
     told = ["--tables", "recall-1", "--budget", "0.4", "--trials", 100, "--json"]

@@ -89,6 +89,7 @@ def test_a_sampler_with_slots_knows_less(table):
     assert blind.choice.tolist() != learning.choice.tolist()
 
 
+@pytest.mark.slow
 def test_rows_say_what_the_table_says(table):
     found = table.simulate("random", seeds=[1, 2], trials=5)
     assert found.seed.tolist() == [1] * 5 + [2] * 5

@@ -96,6 +96,7 @@ def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_pa
     assert "holds a dense model of another protocol" in err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 def test_a_search_by_gates_that_could_not_be_trained_is_an_error(
     monkeypatch, capsys, tmp_path, toys

@@ -67,6 +67,7 @@ def test_content_masks_and_files(folder, tmp_path):
     assert "special_tokens(2, 3)" in run(folder, path)
 
 
+@pytest.mark.slow
 def test_a_saved_encoder_without_a_pooler_takes_another_mask(folder, tmp_path):
     model = BertForMaskedLM.from_pretrained(folder).bert
     assert model.pooler is None

@@ -78,6 +78,7 @@ def test_data_are_written_twice_alike(tmp_path):
         write_data(tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_labels_of_the_data_follow_from_the_text(tmp_path):
     """The right word for each of the first eight is learned from the text, not from the code."""
     write_data(tmp_path, steps=2)

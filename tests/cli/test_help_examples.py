@@ -67,6 +67,7 @@ def test_every_example_is_run_or_says_why_not():
         assert any(example.startswith(start) for example in {*listed} - {*HERE}), start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", HERE)
 def test_examples_that_need_nothing_run(example, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)

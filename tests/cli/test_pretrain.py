@@ -139,6 +139,7 @@ def test_preset_runs(tmp_path, text):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path, text, capsys, monkeypatch):
     out = tmp_path / "out"
     given = ("--corpus", text, "--out", out, *SMALL)
@@ -178,6 +179,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, text, capsys, monkeypatch)
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path, text, capsys, monkeypatch):
     from transformers import BertForMaskedLM
 

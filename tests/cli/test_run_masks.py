@@ -82,6 +82,7 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     assert (code, err) == (2, "error: x has no trial 99; it has trials 0 to 11\n")
 
 
+@pytest.mark.slow
 def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
     mask = ms.open_study("runs/x").records()[7].mask
     for name in ("mask.json", "out/mask.safetensors"):

@@ -95,6 +95,7 @@ class TestEvaluator:
         )
         assert pareto([better, worse], objectives) == [better]
 
+    @pytest.mark.slow
     def test_head_and_row_order_are_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
         evaluator = make(tmp_path)
         if not hasattr(evaluator, "class_names"):
@@ -177,6 +178,7 @@ class TestEvaluator:
             with pytest.raises(error):
                 next(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
 
+    @pytest.mark.slow
     def test_differentiable_offers_batches_with_a_loss(self, make, tmp_path):
         evaluator = make(tmp_path)
         if not evaluator.offers("differentiable"):

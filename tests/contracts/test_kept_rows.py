@@ -56,6 +56,7 @@ def test_every_majority_has_a_bound_beside_it(make, tmp_path):
         assert bound >= value if name.endswith(("loss", "nll")) else -1 <= bound <= value <= 1
 
 
+@pytest.mark.slow
 def test_rows_of_several_fine_tunings_are_their_mean(tmp_path):
     evaluator = replace(glue(tmp_path), finetune_seeds=3)
     last, rows = judged(evaluator, tmp_path / "run")

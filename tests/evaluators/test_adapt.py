@@ -194,6 +194,7 @@ def test_dense_models_of_all_seeds_come_first_and_are_shown(
 
 
 # -- recovery ----------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
 def test_recovery_takes_its_steps_and_leaves_the_dense_model(
     data: Path, cache: Path, tmp_path: Path, learn_from: str
@@ -513,6 +514,7 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     assert "read" not in replace(judge, half="all").settings()
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_folder_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     three = tuned(data, tmp_path / "three", num_labels=3)
     with pytest.raises(DataError, match="head of 3 outputs, and the task 2"):
@@ -576,6 +578,7 @@ def test_questions_and_endings_have_dense_models(
     assert torch.isfinite(labels.model(**next(labels.batches)).loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["squad", "swag"])
 def test_questions_and_endings_take_fine_tuned_folders(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

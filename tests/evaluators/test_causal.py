@@ -222,6 +222,7 @@ def counted(judge: ms.CausalEvaluator, workdir: Path, seed: int = 0) -> tuple[li
     return [report.values["nll"] for report in reports], len(steps)
 
 
+@pytest.mark.slow
 def test_training_under_the_mask_lowers_the_loss(data: Path, tmp_path: Path) -> None:
     losses, steps = counted(scratch(data), tmp_path)
     assert steps == 30

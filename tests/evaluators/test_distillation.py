@@ -103,6 +103,7 @@ def test_a_killed_run_ends_as_it_would_have(data, tmp_path):
         assert list(judge(NARROW, seed=3, workdir=place)) == straight
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_gates_learn_from_it(data, tmp_path):
     def reports() -> Iterator[ms.Report]:

@@ -22,6 +22,7 @@ def last(evaluator, tmp_path: Path) -> ms.Report:
     return report
 
 
+@pytest.mark.slow
 def test_every_planted_task_goes_from_text_file_to_official_metric(tmp_path):
     process = ms.PlantedProcess(length=14, vocabulary=8, offsets=(3,), keys=1)
     corpus = PlantedGlue(process, lines=60, valid_lines=20, rows=32, dev_rows=24, seed=0)

@@ -106,6 +106,7 @@ def test_a_killed_run_ends_as_it_would_have(
         assert RowScores.load(place / "rows.safetensors").score == rows.score
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data)
     straight, _ = steps_of(judge, tmp_path)
@@ -156,6 +157,7 @@ def test_frozen_layers_are_the_lower_ones(architecture: str) -> None:
     assert not any("norm" not in name.lower() for name in trained - layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frozen", "moves"), [(None, 3), (0, 2), (1, 1), (2, 0), ("all", 0)])
 def test_fine_tuning_moves_what_is_not_frozen(
     data: Path, tmp_path: Path, frozen: Any, moves: int, monkeypatch: pytest.MonkeyPatch
@@ -185,6 +187,7 @@ def test_an_encoder_without_a_list_of_layers_is_refused() -> None:
 
 
 # -- from a checkpoint, without text ------------------------------------------------------------
+@pytest.mark.slow
 def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(
     data: Path, tmp_path: Path
 ) -> None:

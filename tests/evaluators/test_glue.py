@@ -92,6 +92,7 @@ def test_fine_tuning_learns_what_can_be_learnt(data: Path, tmp_path: Path) -> No
     assert last.values["SST-2"] > 0.85
 
 
+@pytest.mark.slow
 def test_pretraining_is_found_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

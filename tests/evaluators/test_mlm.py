@@ -141,6 +141,7 @@ def test_held_out_loss_is_the_mean_over_tokens_and_restores_the_mode(corpus: Pat
     assert mean == pytest.approx(sum(losses) / len(losses), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_protocol_follows_what_the_score_depends_on(corpus: Path) -> None:
     base = evaluator(corpus)
     changes = [{"steps": 21}, {"lr": 1e-3}, {"length": 18}, {"vocabulary": 150}, {"batch": 4}]
@@ -232,6 +233,7 @@ def test_a_killed_run_ends_as_it_would_have(
         assert RowScores.load(place / "rows.safetensors").scores["text"].tolist() == rows
 
 
+@pytest.mark.slow
 def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6)
     straight = list(judge(masks.star(), seed=0, workdir=tmp_path / "straight"))
@@ -266,6 +268,7 @@ def test_pairs_are_reported_beside_the_loss(corpus: Path, tmp_path: Path) -> Non
     assert parts.model(**batch).loss.item() == pytest.approx(both.sum().item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_changes_what_is_learnt(corpus: Path, tmp_path: Path) -> None:
     dropping = evaluator(corpus, dropout=0.3)
     first = list(dropping(masks.star(), seed=0, workdir=tmp_path))
@@ -308,6 +311,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), sorted(set(words)))
 
 
+@pytest.mark.slow
 def test_weights_bring_shape_tokenizer_and_vocabulary(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

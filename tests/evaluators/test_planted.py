@@ -47,6 +47,7 @@ def test_every_weight_is_drawn_from_the_seed():
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
 
 
+@pytest.mark.slow
 def test_equal_masks_by_other_expressions_give_equal_reports():
     dense = masks.table(torch.ones(24, 24, dtype=torch.bool))
     assert reports(QUICK, dense)[-1].values["loss"] == pytest.approx(

@@ -66,6 +66,7 @@ def test_reports(data: Path, tmp_path: Path, mask: Mask) -> None:
     assert all(0 <= last.values[name] <= 1 for name in scores)
 
 
+@pytest.mark.slow
 def test_reports_of_version_2(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, "two", rows=16)
     values = last_values(judge, masks.star(), tmp_path)
@@ -101,6 +102,7 @@ def test_batches_hold_every_window_once_an_epoch(data: Path) -> None:
     assert after.all()
 
 
+@pytest.mark.slow
 def test_settings_make_other_protocols(data: Path) -> None:
     base = evaluator(data)
     changes: list[dict[str, object]] = [{"rows": 10}, {"dev_rows": 10}, {"epochs": 2}]
@@ -221,6 +223,7 @@ def test_a_killed_fine_tuning_goes_on(
     assert starts == [0, 2]
 
 
+@pytest.mark.slow
 def test_the_same_twice_and_found_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def test_what_can_be_learnt_is_learnt(data: Path, tmp_path: Path, mask: Mask) ->
     assert last.values["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_a_start_that_sees_no_ending_learns_nothing(data: Path, tmp_path: Path) -> None:
     mask = masks.window(0)  # [CLS], which is scored, sees itself alone: all choices are equal
     *_, last = evaluator(data)(mask, seed=0, workdir=tmp_path)

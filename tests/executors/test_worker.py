@@ -41,6 +41,7 @@ class Remedied(Locked):
         return {name: value for name, value in vars(self).items() if name != "lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("evaluator", "message"),
     [

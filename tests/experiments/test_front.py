@@ -122,6 +122,7 @@ def test_what_is_chosen_is_within_its_budget(scripts):
     assert [best(lines, budget) for budget in (0.35, 0.3, 0.2)] == [*lines, None]
 
 
+@pytest.mark.slow
 def test_the_drawn_masks_and_controls_of_the_run_are_within(scripts):
     run, shape = scripts["run"], ms.Shape(32, 2, 4, lengths={12: 3, 30: 1})
     for budget in (0.6, 0.3):

@@ -79,6 +79,7 @@ def test_judged_is_the_held_out_loss_of_the_stored_weights(shared):
         assert values["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_many_at_once_are_judged_as_one_by_one(shared):
     alone = [shared.judge([mask])[0]["loss"] for mask in TRIO]
     assert len(set(alone)) == 3
@@ -172,6 +173,7 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_halves_share_one_super_net(tmp_path):
     shared = SharedWeights(text(tmp_path), space, steps=2, folder=tmp_path / "nets")
     final = shared.final()
@@ -354,6 +356,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_a_strategy_that_cannot_rank_says_why(options, message, tmp_path):
     with pytest.raises((ms.MaskSearchError, ValueError), match=message):

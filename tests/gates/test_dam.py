@@ -80,6 +80,7 @@ def test_reports_are_about_a_hundred_and_reach_the_target():
     assert gates.probabilities().shape == (2, 2, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_warmup_leaves_gates_alone_and_trains_weights():
     trained, gates = model(), Gates(length=8, heads=2)
@@ -150,6 +151,7 @@ def test_the_hinge_reaches_its_target_at_any_scale_and_size(
     assert noisy_density(scale, shape) == pytest.approx(0.1, abs=0.005)
 
 
+@pytest.mark.slow
 def test_the_hinge_pulls_up_what_the_task_has_closed():
     config = DamConfig(steps=400, dense_warmup=0.0, density=0.3, anneal=0.2)
     gates = Gates("toeplitz", length=8, heads=2)

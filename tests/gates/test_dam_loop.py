@@ -68,6 +68,7 @@ VARIANTS = [pytest.param(fields, marks=pytest.mark.nightly, id=str(fields)) for 
 FROZEN = [{"steps": 14, "train": "gates"}, {"steps": 14, "train": "gates", **PUBLISHED}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [*VARIANTS, *FROZEN], ids=str)
 def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Path):
     config = DamConfig(dense_warmup=0.2, density=0.3, **fields)
@@ -109,6 +110,7 @@ def test_dropout_follows_from_the_seed_of_the_gates_and_from_nothing_else():
     assert len({*found[0], *found[2]}) == 12  # each step, micro-batch and seed has its own
 
 
+@pytest.mark.slow
 def test_another_run_is_not_gone_on_with(tmp_path: Path):
     config = DamConfig(steps=10, density=0.3)
     kept = Checkpoints(tmp_path, "dam")
@@ -222,6 +224,7 @@ TINY_BERT = BertConfig(
 )
 
 
+@pytest.mark.slow
 def test_gates_on_a_hugging_face_model(tmp_path: Path):
     made = BertForMaskedLM(TINY_BERT)  # its weights are tied
     config = DamConfig(steps=5, density=0.5)
@@ -255,6 +258,7 @@ def test_the_preset_runs_the_published_algorithm_on_both_losses():
         preset("sparsebrt")
 
 
+@pytest.mark.slow
 def test_a_one_shot_job_may_name_the_preset(tmp_path: Path):
     evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
     job = OneShot(

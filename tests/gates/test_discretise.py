@@ -38,6 +38,7 @@ def split(table: Tensor, per: Any) -> list[Tensor]:
     return [table[la : la + 1, h : h + 1] for la in range(layers) for h in range(heads)]
 
 
+@pytest.mark.slow
 @given(table=tables(), share=st.floats(0, 1), per=parts)
 @settings(max_examples=60, deadline=None)
 def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(
@@ -59,6 +60,7 @@ def test_each_part_is_cut_as_if_it_were_alone(table: Tensor, share: float, per: 
         assert torch.equal(at_sparsity(part, sparsity), cut)
 
 
+@pytest.mark.slow
 @given(table=tables(), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), per=parts)
 @settings(max_examples=60, deadline=None)
 def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float], per: Any):
@@ -84,6 +86,7 @@ def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
     assert torch.equal(at_sparsity(permuted(table), 0.8 * share, per), permuted(mask))
 
 
+@pytest.mark.slow
 @given(table=tables())
 @settings(max_examples=60, deadline=None)
 def test_kept_edges_match_sorting_by_hand(table: Tensor):

@@ -76,6 +76,7 @@ def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, sha
     assert effective_density(whole, shape) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @given(shapes(), st.integers(0, 1000), st.data())
 @settings(max_examples=60, deadline=None)
 def test_thresholds_leave_out_what_does_not_exist(shape, seed, data):

@@ -197,6 +197,7 @@ def overlap(first: Tensor, second: Tensor) -> float:
     return int((first & second).sum()) / int((first | second).sum())
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 2), st.integers(1, 4), st.integers(0, 99))
 def test_matched_heads_are_the_best_of_all_orders(layers: int, heads: int, seed: int) -> None:

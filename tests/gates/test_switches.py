@@ -151,6 +151,7 @@ def trained(**config: Any) -> tuple[ms.DamResult, ms.Gates]:
                   held_out=[{"input_ids": ids, "labels": ids}]), gates  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_a_run_leaves_masks_a_card_and_a_file(tmp_path: Path) -> None:
     result, gates = trained()

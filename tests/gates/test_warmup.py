@@ -184,6 +184,7 @@ def test_taking_attention_away_is_the_mask_of_the_diagonal():
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_random_labels_teach_nothing_and_the_result_says_so():
     gates, others = Gates(length=8, heads=2), zip(batches(), batches(seed=1), strict=True)
     random = ({**one, "labels": other["labels"]} for one, other in others)
@@ -269,6 +270,7 @@ def test_a_new_search_says_in_its_job_that_it_waits(given: dict[str, Any], job: 
     assert proposal.job.config.get("dense_warmup") == job
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_a_one_shot_job_that_waits_leaves_what_it_found(tmp_path: Path):
     evaluator = PlantedEvaluator(PROCESS, held_out_sequences=64)

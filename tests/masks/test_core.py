@@ -78,6 +78,7 @@ def test_measures_match_dense(sized):
     assert mask.sparsity(length) == pytest.approx(1 - float(dense(mask, length).double().mean()))
 
 
+@pytest.mark.slow
 @given(sized_trees())
 def test_resolve_keeps_bits_and_removes_random_leaves(sized):
     length, mask = sized
@@ -109,6 +110,7 @@ def test_json_round_trip(sized):
     assert torch.equal(dense(back, length), dense(mask, length))
 
 
+@pytest.mark.slow
 @given(sized_trees())
 def test_copies_are_equal(sized):
     _, mask = sized

@@ -94,6 +94,7 @@ def test_masks_have_the_layouts_of_deepspeed(case):
     assert torch.equal(masks.to_block_layout(back, case["length"], block).expand_as(found), found)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(sized_trees(layers=False), st.integers(1, 7))
 def test_to_block_layout_is_the_pooled_table(sized, block):
@@ -253,6 +254,7 @@ def test_padding_hides_keys_and_leaves_no_row_empty():
 
 
 # -- FlexAttention -----------------------------------------------------------------------------
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(sized_trees(layers=False))
 def test_mask_mod_round_trip(sized):

@@ -101,6 +101,7 @@ def test_truncated_files_are_refused(tmp_path, suffix):
             load_mask(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])

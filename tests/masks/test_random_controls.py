@@ -40,6 +40,7 @@ def test_random_controls_match_within_one_point_on_every_seed(mask, shape):
         lower(control, shape)  # no row is empty
 
 
+@pytest.mark.slow
 def test_a_mask_sparser_than_the_diagonal_has_a_control_too():
     shape = Shape(64, 1, 1, lengths=SENTENCES)
     mask = masks.columns(1)

@@ -39,6 +39,7 @@ def test_families_take_turns():
     assert max(map(families.count, families)) <= 4
 
 
+@pytest.mark.slow
 def test_members_of_table_keep_their_names():
     densities = [mask.density(128) for mask in masks.FAMILIES.values()]
     found = masks.sweep_families(SHAPES[0], densities)

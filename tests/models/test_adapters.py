@@ -128,6 +128,7 @@ def opened(folder: Path) -> Any:
     return hf.LlamaForCausalLM.from_pretrained(folder).eval()
 
 
+@pytest.mark.slow
 def test_an_adapter_comes_back_with_its_mask(base, tmp_path):
     model = ms.attach(with_adapter(opened(base)), MASK)
     folder = ms.save_pretrained(model, tmp_path / "adapter")

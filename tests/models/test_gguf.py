@@ -29,6 +29,7 @@ def test_what_cannot_be_read_says_why(cache: Path, tmp_path: Path) -> None:
     assert not [each for each in cache.iterdir() if each.is_dir() and each.suffix == ""]
 
 
+@pytest.mark.slow
 def test_a_llama_is_read_by_transformers(cache: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "tiny.gguf"

@@ -114,6 +114,7 @@ def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
     assert manifest["masks"] == {"self": {"file": "mask.json", "digest": mask.digest}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", EVERY, ids=lambda each: each.name)
 def test_every_architecture_comes_back_bit_for_bit(tmp_path, each):
     mask, model = masks.window(2) | masks.global_tokens(1), each.made()
@@ -129,6 +130,7 @@ def test_every_architecture_comes_back_bit_for_bit(tmp_path, each):
     assert not torch.equal(each.run(again, inputs), each.run(each.made(), inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generators_come_back_and_go_on(tmp_path, name):
     model = GENERATORS[name](2, TEXT).eval()
@@ -162,6 +164,7 @@ def test_random_masks_come_back_bit_for_bit(tmp_path_factory, drawn):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_every_part_has_a_file_of_its_own(tmp_path):
     model, each = ARCHITECTURES["bart-encoder"].made(), ARCHITECTURES["bart-encoder"]
     parts = {"encoder": masks.window(2), "decoder": STAR, "cross": masks.global_tokens(2) | STAR}
@@ -228,6 +231,7 @@ def test_another_class_gets_a_new_head(folder, auto):
     assert torch.equal(output(model.bert), output(attach(bert(), MIXED)))
 
 
+@pytest.mark.slow
 def test_options_go_to_from_pretrained(folder):
     auto = hf.AutoModelForSequenceClassification
     model = load_pretrained(folder, model_class=auto, num_labels=3, hidden_dropout_prob=0.25)
@@ -269,6 +273,7 @@ def test_a_head_of_another_size_is_drawn_anew(tmp_path):
         load_pretrained(tmp_path, num_labels=5)
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_read_and_replaced(folder, monkeypatch):
     small = partialmethod(hf.BertModel.save_pretrained, max_shard_size="2KB")
     with monkeypatch.context() as patched:

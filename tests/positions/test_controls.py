@@ -40,6 +40,7 @@ def test_message():
         diagonal_controls(draws=0)
 
 
+@pytest.mark.slow
 def test_padded_controls_drop_as_many_real_pairs_as_the_diagonal():
     shape = Shape(64, 1, 1, lengths={7: 2, 12: 9, 20: 30, 31: 12, 44: 5, 61: 1})
     for seed in range(5):

@@ -96,6 +96,7 @@ def test_each_kind_of_masks_has_a_front_and_controls_have_none(chart):
     assert paper_spec(chart)["datasets"]["lines"] == chart["lines"]
 
 
+@pytest.mark.slow
 def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
     others = {"found with tpe, at 0.8", "oracle"}
     assert names_of(paper_spec(chart)) == {*masks.FAMILIES, *others}

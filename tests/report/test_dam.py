@@ -37,6 +37,7 @@ def probabilities():
     return torch.rand(2, 3, 8, 8, generator=generator(1))
 
 
+@pytest.mark.slow
 def test_dam_shades_the_warm_up(one_shot):
     figure = plot_dam(one_shot.curve, warmup_steps=15)
     for axes in figure.axes:
@@ -46,6 +47,7 @@ def test_dam_shades_the_warm_up(one_shot):
     assert not plot_dam(one_shot.curve).axes[0].patches
 
 
+@pytest.mark.slow
 def test_gates_shows_every_probability(probabilities):
     figure = plot_gates(probabilities)
     image = figure.axes[0].get_images()[0]
@@ -59,6 +61,7 @@ def test_gates_shows_every_probability(probabilities):
     assert {"all layers", "all heads"} <= set(words(plot_gates(probabilities[:1, :1])))
 
 
+@pytest.mark.slow
 def test_offsets_match_loop(probabilities):
     figure = plot_offsets(probabilities)
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
@@ -88,6 +91,7 @@ def test_agreement_stands_against_chance():
     assert "free, 5%\n(3 seeds)" in words(figure)
 
 
+@pytest.mark.slow
 def test_maps_show_the_values_of_each_layer_and_head():
     values = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     figure = plot_heads(values, "share", "Blues", (0.0, 0.9))

@@ -32,6 +32,7 @@ def folder(tmp_path_factory):
     return tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), "gpt-2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_file_holds_the_pattern_the_window_and_the_weights(dtype, folder, tmp_path):
     model = build("granite, all")

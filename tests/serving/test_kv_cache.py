@@ -144,6 +144,7 @@ def test_a_mask_of_one_length_is_asked_up_to_its_end():
         kv_bytes(table, config, 13)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 6), st.integers(1, 3), st.integers(1, 24), st.sampled_from([2, 6]))
 def test_shares_grow_with_sinks_and_windows(reach, sinks, length, more):

@@ -369,6 +369,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(TREES, min_size=3, max_size=3), st.sampled_from([QWEN, MODERN]))
 @settings(deadline=None, max_examples=40)
 def test_what_is_written_keeps_the_same_cells_and_what_is_not_has_a_servable_neighbour(of, config):

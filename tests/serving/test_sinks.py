@@ -135,6 +135,7 @@ def test_it_is_saved_and_served_by_transformers(name, tmp_path):
     torch.testing.assert_close(logits(evaluated), logits(native), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_window_of_the_models_own_stays_in_force():
     native = ms.to_native(build("mistral's window"), LOCAL, sinks="calibrate", text=text())
     assert native.config.sliding_window == 8
@@ -159,6 +160,7 @@ def test_a_logit_gets_the_share_that_the_sinks_had(name):
     torch.testing.assert_close(served[1, :, 5:].sum(-1), torch.ones(4, 91))  # no sink: full
 
 
+@pytest.mark.slow
 def test_biases_are_a_value_of_the_sink_and_sglang_gets_none():
     model, ids = build(), text(16)
     made = {

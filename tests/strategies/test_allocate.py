@@ -129,6 +129,7 @@ def test_units_of_layers_take_masks_that_tell_heads_and_layers_apart():
     assert table[1].equal(part[1])
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 1), min_size=6, max_size=6))
 @settings(max_examples=40)
 def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
@@ -383,6 +384,7 @@ def test_slots_find_what_one_finds(tmp_path):
     assert {str(r.params) for r in one} == {str(r.params) for r in three}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

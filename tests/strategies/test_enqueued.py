@@ -64,6 +64,7 @@ def test_own_strategies_number_their_draws_as_ever(tmp_path):
     assert [r.mask for r in study.records()[2:]] == [masks.window(0), masks.window(1)]
 
 
+@pytest.mark.slow
 def test_other_given_parameters_are_another_search(tmp_path):
     search(tmp_path / "run", 2)
     with pytest.raises(ms.ResumeError, match="enqueue: was"):
@@ -89,6 +90,7 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_trial(tmp_path, given,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_the_space_makes_of_it_must_fit(tmp_path):
     def narrow(trial):
         mask = masks.shifts([trial.suggest_int("shift", 0, 2)])

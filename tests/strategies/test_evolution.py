@@ -64,6 +64,7 @@ def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
     assert children == 54
 
 
+@pytest.mark.slow
 def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
     strategy = built("evolution", nested, ONE, population=5)
     for number in range(40):
@@ -100,6 +101,7 @@ def test_children_are_new_masks_where_most_changes_cross_no_threshold():
     assert len(drawn) >= 55
 
 
+@pytest.mark.slow
 def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
     limit = Constraint("sparsity", ">=", 0.9)
     strategy = built("evolution", nested, ONE, population=4, constraints=(limit,))

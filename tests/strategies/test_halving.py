@@ -149,6 +149,7 @@ def test_one_in_factor_goes_on_in_the_long_run(ranking, factor):
 
 
 # -- what it is for ------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_loss_alone_kills_the_sparse_end_and_the_others_do_not():
     """64 synthetic masks, about 8 under 10 % density, whose loss rises as they get sparser."""
     kept = {ranking: 0 for ranking in RANKINGS}

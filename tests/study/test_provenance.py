@@ -29,6 +29,7 @@ def calls(run: Path) -> list[dict]:
     return StudyStore(run, write=False).calls()
 
 
+@pytest.mark.slow
 def test_search_keeps_with_what_it_was_made(tmp_path):
     search(tmp_path / "run", 1)
     (call,) = calls(tmp_path / "run")

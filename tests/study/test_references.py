@@ -83,6 +83,7 @@ def test_what_a_run_does_not_hold(run, text, message):
         masks.parse(text.format(run=run))
 
 
+@pytest.mark.slow
 def test_comparison_is_named_by_trial(tmp_path):
     run = tmp_path / "compared"
     ms.compare({"w": masks.window(2)}, ToyEvaluator(), run=run, seeds=[0], progress=None)
@@ -91,6 +92,7 @@ def test_comparison_is_named_by_trial(tmp_path):
         masks.parse(str(run))
 
 
+@pytest.mark.slow
 def test_baseline_is_named_by_trial_only(tmp_path):
     run = tmp_path / "run"
     ms.search(

@@ -112,6 +112,7 @@ def test_text_that_is_no_storage(tmp_path, storage):
 
 
 # -- SQLite --------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_locked_database_is_waited_for(tmp_path, monkeypatch):
     store = made(tmp_path / "run", trials=1)
     other = sqlite3.connect(tmp_path / "run" / "study.db", check_same_thread=False)
@@ -226,6 +227,7 @@ def fill(path: Path) -> None:
             file.write(b"x" * 4096)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "other disk"])
 def test_full_disk_keeps_what_was_written_before(small_disk, tmp_path, kind):
     run = (tmp_path if kind == "other disk" else small_disk) / "run"
@@ -304,6 +306,7 @@ def test_killed_holder_frees_the_study(tmp_path, kind):
     check_killed_holder(run, run if kind == "run folder" else tmp_path / "b" / "run", storage)
 
 
+@pytest.mark.slow
 def test_search_leaves_no_lock_file_in_its_folder(tmp_path):
     for name in (".writer.lock", ".study.db.run.lock"):  # as a driver that was killed leaves them
         (tmp_path / "run").mkdir(exist_ok=True)
@@ -312,6 +315,7 @@ def test_search_leaves_no_lock_file_in_its_folder(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+@pytest.mark.slow
 def test_searches_leave_no_lock_file_beside_their_journal(tmp_path):
     (tmp_path / "team").mkdir()
     (tmp_path / "team" / ".log.first.lock").touch()
@@ -363,6 +367,7 @@ def test_lock_of_a_folder_made_anew_is_left_alone(tmp_path):
     second.release()
 
 
+@pytest.mark.slow
 def test_one_holder_at_a_time_while_lock_files_come_and_go(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.study.storage.GLANCE", 0)
     holders, most = [], []
@@ -516,6 +521,7 @@ def test_postgresql_study_that_somebody_has_written_to_is_refused(
     store.close()
 
 
+@pytest.mark.slow
 def test_postgresql_study_that_another_driver_holds_is_refused(server, tmp_path, impatient):
     store = made(tmp_path / "team-l", server.url(), trials=1)
     store.locks[1].release()

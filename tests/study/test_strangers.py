@@ -182,6 +182,7 @@ def shared(tmp_path, monkeypatch):
     return storage
 
 
+@pytest.mark.slow
 def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, monkeypatch, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
     for each in (a, b):

@@ -100,6 +100,7 @@ def test_loop_equals_a_plain_one():
     assert steps == [Step(n + 1, step.loss, 6) for n, step in enumerate(steps)]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_twice_and_lowers_the_loss():
     config = TrainConfig(steps=30, lr=1e-2)
     state = torch.get_rng_state()
@@ -375,6 +376,7 @@ def test_wall_time_decides_when_a_checkpoint_is_taken(tmp_path, monkeypatch):
     assert saved == [3, 6, 9]
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
     straight = list(train(small(), tokens(), TrainConfig(steps=8)))

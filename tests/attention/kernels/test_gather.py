@@ -83,6 +83,7 @@ def test_gather_equals_dense_on_random_masks(sized, block):
         check(GatherPlan.of_mask(mask, length, block, layer), table[layer])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 11), st.integers(1, 3), st.floats(0, 1), st.integers(0))
 def test_gather_equals_dense_on_random_tables(length, block, heads, density, seed):
@@ -244,6 +245,7 @@ def test_transposed_inputs_and_checkpointing_change_nothing():
     assert all(map(torch.equal, plain, again))
 
 
+@pytest.mark.slow
 def test_dropout_drops_that_share_and_keeps_the_mean():
     mask = masks.window(6) | masks.global_tokens(1)
     plan, rate = GatherPlan.of_mask(mask, 32, block=16), 0.25

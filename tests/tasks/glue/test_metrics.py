@@ -135,6 +135,7 @@ def test_majority_is_the_commonest_label() -> None:
     assert majority(TASKS["STS-B"], [1.5, 2.5, 2.5]) == 0.0
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(two_way, three_way, scores)
 def test_metrics_are_those_of_the_libraries(

@@ -139,6 +139,7 @@ def test_intact_breaks_exactly_one_pair_in_half_of_the_sequences(process):
     assert batch["labels"].sum() == 100
 
 
+@pytest.mark.slow
 @each
 def test_follows_breaks_only_pairs_across_the_cut(process):
     task = follows(process, held_out_sequences=2000)
@@ -182,6 +183,7 @@ def test_edges_match_loop(process):
         assert process.edges[query, key] == needed
 
 
+@pytest.mark.slow
 @grouped
 def test_grouped_ceilings_match_a_decoder_by_labels(process):
     random = generator(3)

@@ -103,6 +103,7 @@ def test_lines_stay_lines_where_some_are_blank(tmp_path: Path) -> None:
     assert len(corpus.begins[0].paragraphs) == 12
 
 
+@pytest.mark.slow
 def test_held_out_may_be_a_dataset(folder: Path) -> None:
     whole = load(f"hf:{folder}", folder.parent)
     (folder.parent / "a.txt").write_text("\n".join(map(sentence, range(200))))
@@ -129,6 +130,7 @@ def test_splits_are_named(folder: Path, tmp_path: Path) -> None:
         load(f"hf:{folder}", tmp_path)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read: BuilderConfig 'wrong' not found"):
         load(f"hf:{folder}@wrong", tmp_path)
