@@ -211,7 +211,7 @@ NO_CLAIM = [
     # tests/test_docs_attention.py and tests/test_docs_write_your_own.py compare these outputs
     ("docs/attention.md", "self 0-5 window(16) 512 6.34% 34.4% gather"),
     ("docs/attention.md", "self 0-5 window(16) 128 24.1% 100% sdpa"),
-    ("docs/own_mask.md", "neighbourhood(4, 1) | global_tokens(1) 0.516"),
+    ("docs/write_your_own.md", "neighbourhood(4, 1) | global_tokens(1) 0.516"),
     ("docs/running.md", "#2 window(4) | global_tokens(1) score ..."),  # an example of a line
     # a minute of a search by two processes, whose order is another each time
     *(("docs/search.md", f"tpe {trial_and_score}") for trial_and_score in SCORES),

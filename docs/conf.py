@@ -82,12 +82,23 @@ html_css_files = ["site.css"]
 MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there
     "cluster_figures": "cluster",
     "dam_published": "dam_health",
+    "guide_breaks": "questions",
     "guide_cluster": "cluster",
     "guide_compare": "comparing",
     "guide_dam": "dam",
+    "guide_own_part": "write_your_own",
     "guide_proxy": "proxy",
     "guide_search": "search",
+    "own_evaluator": "write_your_own",
+    "own_language_model": "write_your_own",
+    "own_mask": "write_your_own",
+    "own_rows": "write_your_own",
+    "own_selector": "write_your_own",
+    "own_strategy": "write_your_own",
     "proxy_card": "proxy",
+    "statistics_fronts": "statistics_errors",
+    "statistics_power": "statistics_errors",
+    "statistics_rows": "statistics",
 }
 moved = {"index": "docs/index"} | {f"docs/{old}": new for old, new in MOVED.items()}
 html_additional_pages = dict.fromkeys(moved, "moved.html")

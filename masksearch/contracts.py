@@ -462,7 +462,7 @@ class Evaluator:
         """
         raise EvaluatorError(
             f"{type(self).__name__} does not split its rows, so there is no half={half!r} to "
-            "judge by; give it `half` and `on(half)` (docs/own_rows.md), or leave half out"
+            "judge by; give it `half` and `on(half)` (docs/write_your_own.md), or leave half out"
         )
 
     def final(self) -> Evaluator:

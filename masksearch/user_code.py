@@ -382,7 +382,7 @@ def check_evaluator(evaluator: object) -> None:
     def refuse(problem: str) -> EvaluatorError:
         return EvaluatorError(
             f"{title} {problem}; an evaluator offers shape, objectives, protocol and "
-            "__call__(mask, *, seed, workdir): docs/own_evaluator.md has one in full"
+            "__call__(mask, *, seed, workdir): docs/write_your_own.md has one in full"
         )
 
     if not isinstance(evaluator, Evaluator):

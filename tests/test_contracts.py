@@ -110,7 +110,7 @@ class Inner(Judge):
 @pytest.mark.parametrize(
     ("evaluator", "said"),
     [
-        (without("protocol"), "^Judge has no protocol; .*docs/own_evaluator.md"),
+        (without("protocol"), "^Judge has no protocol; .*docs/write_your_own.md"),
         (without("shape"), "^Judge has no shape;"),
         (without("objectives"), "^Judge has no objectives;"),
         (without("__call__"), "^Judge has no __call__;"),

@@ -57,15 +57,6 @@ def test_the_story_runs(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_smallest_evaluator_judges(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    [code] = blocks("guide_own_part.md", "python")
-    (tmp_path / "my_judge.py").write_text(code)
-    [line] = lines(blocks("guide_own_part.md", "bash")[0])
-    assert "Front of runs/previous" in run(capsys, monkeypatch, line)
-
-
-@pytest.mark.slow
 def test_a_plain_model_learns_and_takes_a_mask():
     code = "\n".join(blocks("plain_pytorch.md", "python"))
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""docs/write_your_own.md and docs/own_*.md: files, Python and commands run in their order."""
+"""docs/write_your_own.md: files, Python and commands run in their order, a section at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cli_runs import run
 from masksearch import Mask
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [*sorted(DOCS.glob("own_*.md")), DOCS / "write_your_own.md"]
+PAGE = (DOCS / "write_your_own.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -22,10 +22,9 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"```(python|bash|text)\n(.*?)```", text, re.S)
 
 
-BLOCKS = [block for page in PAGES for block in blocks(page.read_text(encoding="utf-8"))]
 FILES = {
     body.split("\n", 1)[0].removeprefix("# "): body
-    for kind, body in BLOCKS
+    for kind, body in blocks(PAGE)
     if kind == "python" and re.match(r"# \w+\.py\n", body)
 }
 
@@ -47,16 +46,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def sections() -> dict[str, list[tuple[str, str]]]:
-    """Page, or heading of the page of small parts -> its blocks."""
-    *pages, small = (page.read_text(encoding="utf-8") for page in PAGES)
-    found = {page.name: blocks(text) for page, text in zip(PAGES, pages, strict=False)}
-    for part in re.split(r"^## ", small, flags=re.M)[2:]:  # after the table of the pages
-        found[part.split("\n", 1)[0]] = blocks(part)
-    return found
+    """Heading -> its blocks, where there are any."""
+    parts = re.split(r"^## ", PAGE, flags=re.M)
+    return {part.split("\n", 1)[0]: found for part in parts if (found := blocks(part))}
 
 
-def test_the_pages_have_a_file_for_each_part():
-    assert len(FILES) == len(sections()) == 9
+def test_the_page_has_a_file_for_each_part():
+    assert len(FILES) == len(sections()) == 10
 
 
 @pytest.mark.nightly
