@@ -8,11 +8,11 @@ import importlib
 import inspect
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from masksearch.cli.options import DOWNSTREAM, JUDGE, MODEL, JudgeOptions, OptionsError
 from masksearch.contracts import Evaluator, Executor, Record
@@ -127,10 +127,28 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
         taken = [*inspect.signature(function).parameters]
         if unknown := [name for name in texts if name not in taken]:
             raise unknown_name(f"argument of {function.__name__}", unknown[0], taken)
-    arguments = {name: read_value(text) for name, text in texts.items()}
+    hints = plain_hints(function) if texts else {}
+    arguments = {name: read_setting(name, text, hints[name]) for name, text in texts.items()}
     own: Evaluator = call_user(values["evaluator"], function, arguments)
     check_evaluator(own)
     return own
+
+
+def plain_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Argument of a user's function or class -> its type, where that is a number, a word or a
+    switch, by its annotation or its default; else Any."""
+    try:
+        hints = hints_of(function)
+    except NameError:  # types that are imported for type checkers alone
+        hints = {}
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint, default = hints.get(name, Any), parameter.default
+        if hint is Any and isinstance(default, int | float):
+            hint = bool if isinstance(default, bool) else int | float
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+        found[name] = hint if {*kinds} <= {int, float, bool, str, NoneType} else Any
+    return found
 
 
 def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluator:

@@ -188,6 +188,20 @@ def test_every_setting_of_every_evaluator_has_a_type(kind):
     assert getattr(made, "evaluator", made).held_out_sequences == 64
 
 
+OWN = """
+import masksearch as ms
+
+class Tiny(ms.Evaluator):
+    protocol, objectives, shape = "t-1", (ms.Objective("s", "max", 0.0),), ms.Shape(8, 1, 1)
+
+    def __init__(self, steps: int = 150, rate=2, sizes: "list[int]" = ()):
+        self.steps, self.rate, self.sizes = steps, rate, sizes
+
+    def __call__(self, mask, *, seed, workdir):
+        yield ms.Report(1, {"s": self.rate})
+"""
+
+
 def test_a_class_of_ones_own_takes_settings(tmp_path, refused):
     toy = Path(__file__).parents[1] / "contracts" / "toy.py"
     own = f"{shutil.copy(toy, tmp_path / 'toy_of_my_own.py')}:ToyEvaluator"
@@ -195,6 +209,12 @@ def test_a_class_of_ones_own_takes_settings(tmp_path, refused):
     with pytest.raises(UnknownNameError, match=r"'nan_et'.*'nan_at'"):
         judge(evaluator=own, set=["nan_et=0.3"])
     assert re.search("--steps belongs .*--set steps=VALUE", refused(evaluator=own, steps=40))
+    (tmp_path / "own.py").write_text(OWN)
+    tiny = f"{tmp_path / 'own.py'}:Tiny"
+    assert judge(evaluator=tiny, set=["steps=3", "rate=1", "sizes=[1, 2]"]).rate == 1
+    for setting, wanted in (("steps=ten", "a whole number"), ("rate=fast", "a number")):
+        said = refused(evaluator=tiny, set=[setting])
+        assert re.search(f"--set {setting[:5].rstrip('=')} takes .*{wanted}", said), said
 
 
 def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch):
