@@ -93,9 +93,11 @@ def no_empty_rows(cells: Tensor, first: str = "layer", under: str = "") -> None:
     empty = ~cells.any(-1)
     if empty.any():
         index, head, row = (int(index) for index in empty.nonzero()[0])
+        here, rows = int(empty[index, head].sum()), empty.shape[-1]
+        whole = f", {int(empty.sum())} of {empty.numel()} in all" if empty.numel() > rows else ""
         raise EmptyRowError(
             f"{first} {index}, head {head}, row {row} keeps no key{under} "
-            f"({int(empty.sum())} empty rows of {empty.numel()}); a row without keys has no "
+            f"({here} of {rows} rows are empty{whole}); a row without keys has no "
             "attention: add for example masks.window(0), the diagonal"
         )
 
