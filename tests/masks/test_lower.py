@@ -36,7 +36,7 @@ def test_lower_is_dense_or_empty_row_error(sized):
 def test_empty_row_error_names_layer_head_and_row():
     bits = torch.ones(3, 2, 5, 5, dtype=torch.bool)
     bits[1, 1, 3] = bits[2, 0, 0] = False
-    message = r"layer 1, head 1, row 3 keeps no key \(1 of 5 rows are empty, 2 of 30 in all.*masks.window\(0\)"
+    message = r"layer 1, head 1, row 3 keeps no key \(1 of 5 rows are empty, 2 of 30.*window\(0\)"
     with pytest.raises(EmptyRowError, match=message):
         lower(masks.table(bits), Shape(5, 3, 2))
     lower(masks.table(bits) | masks.window(0), Shape(5, 3, 2))
