@@ -73,7 +73,7 @@ def allocate(
     run: str | Path = "runs/allocate",
     progress: Literal["auto"] | None = "auto",
 ) -> Plan:
-    """Finds which layers or heads of a decoder keep full attention. Nothing is trained, but gates.
+    """Finds which layers or heads of a decoder keep full attention. At most gates are trained.
 
     The search goes on where it was stopped, in its run folder, which also gets the plan and,
     where the model's own configuration can name the mask, that as `native.json`.

@@ -67,3 +67,19 @@ def test_the_front_page_is_short():
     assert len(lines) <= 110
     table = [line for line in lines if line.startswith("|")]
     assert 2 < len(table) <= 2 + 6  # what has been found: a question a row
+
+
+RIDDLES = re.compile(r"\bof which\b|(?:^|[.:]\s)What (?!\w[^.?]*\?)", re.M)
+
+
+def test_sentences_name_their_subject():
+    """ "Of which" and a clause with "what" for a subject are read twice."""
+    pages = [DOCS.parent / "README.md", *DOCS.glob("*.md")]
+    texts = {
+        path.name: re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.S) for path in pages
+    }
+    found = {
+        name: [text[at.start() - 20 : at.end() + 40] for at in RIDDLES.finditer(text)]
+        for name, text in texts.items()
+    }
+    assert {name: places for name, places in found.items() if places} == {}

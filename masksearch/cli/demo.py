@@ -154,7 +154,7 @@ def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> li
     """What was asked, by whom, and what the figures mean, for someone who knows none of it."""
     shape = judge.shape
     return [
-        f"The task: {process.length} tokens, of which some share a symbol with tokens at fixed "
+        f"The task: {process.length} tokens. Some share a symbol with tokens at fixed "
         f"distances. A model must name hidden symbols, so it needs to attend at these distances: "
         f"{int(process.edges.sum())} of {process.length**2} query-key pairs. The data are "
         "planted, so the best accuracy that any mask allows is known exactly: "

@@ -259,8 +259,8 @@ class AllocateOptions:
 def allocate(options: AllocateOptions) -> None:
     r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
 
-    Nothing is trained, but gates and sinks. The run folder gets a plan for each budget, which
-    `masksearch attach` puts on the model; --out gets a folder that an engine serves.
+    Only gates and sinks are trained, where asked for. The run folder gets a plan for each budget,
+    which `masksearch attach` puts on the model; --out gets a folder that an engine serves.
 
     Examples:
         masksearch allocate my-llama/ books/ --budget .25 --budget .5 --method restore
