@@ -119,7 +119,7 @@ def test_figures_lie_beside_the_page(full):
     runs = pd.read_csv(full.parent / "tables" / "compared_seeds.csv").query("mask == 'star'")
     assert dict(zip(runs["seed"], runs["glue"], strict=True)) == {0: 0.6, 1: 0.62, 2: 0.61}
     names = {path.name for path in (full.parent / "tables").iterdir()}
-    tables = {"front", "compared", "findings"}
+    tables = {"front", "front_dam", "front_random", "compared", "findings"}
     assert names == {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")} | {
         "compared_seeds.csv"
     }
