@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +44,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.driver import compare as compare
     from masksearch.driver import open_study as open_study
     from masksearch.driver import search as search
-    from masksearch.errors import AttachError as AttachError
-    from masksearch.errors import DataError as DataError
-    from masksearch.errors import EmptyRowError as EmptyRowError
-    from masksearch.errors import MaskFormatError as MaskFormatError
     from masksearch.errors import MaskSearchError as MaskSearchError
-    from masksearch.errors import NativeError as NativeError
-    from masksearch.errors import ResumeError as ResumeError
-    from masksearch.errors import SearchError as SearchError
-    from masksearch.errors import UnknownNameError as UnknownNameError
     from masksearch.evaluators.causal import CausalEvaluator as CausalEvaluator
     from masksearch.evaluators.cost import CostEvaluator as CostEvaluator
     from masksearch.evaluators.cost import WithCost as WithCost
@@ -123,6 +116,10 @@ def read_public_names() -> dict[str, str]:
     return {alias.name: str(node.module) for node in statements for alias in node.names}
 
 
+ERRORS = (  # public names until 0.2.0
+    *("AttachError", "DataError", "EmptyRowError", "MaskFormatError", "NativeError"),
+    *("ResumeError", "SearchError", "UnknownNameError"),
+)
 PUBLIC = read_public_names()
 __all__ = sorted(PUBLIC)
 
@@ -131,6 +128,13 @@ def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
     if name in MOVED:
         raise AttributeError(moved("the public name", name))
+    if name in ERRORS:
+        warnings.warn(
+            f"masksearch.{name} stands in masksearch.errors: write ms.errors.{name}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module("masksearch.errors"), name)
     if name not in PUBLIC:
         hint = did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")

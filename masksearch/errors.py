@@ -123,6 +123,22 @@ MOVED = {  # a name that has left the package -> how it is had from a clone of t
 }
 
 
+GONE = {  # an option that has left the command line -> its replacement
+    **{f"--{each}": f"--set {each}=VALUE" for each in ("rows", "batch", "lr", "vocabulary")},
+    "--tokenizer": "--set tokenizer=VALUE",
+    "--latency": "--costs latency",
+    "--memory": "--costs memory",
+    "--first-seed": "seeds=range(..) of ms.compare",
+    "--no-check": "check=False of ms.allocate",
+    "--check": "nothing: plans are always judged on unseen text",
+    "--part": "part=.. of ms.attach",
+    "--train": "trains=True of ms.explain",
+    "--nearest": "ms.nearest_family(mask, length)",
+    "--layers": "mask.dense(length, layers, heads)",
+    "--heads": "mask.dense(length, layers, heads)",
+}
+
+
 def moved(what: str, name: str) -> str:
     """Where a name is that has left the package."""
     return f"{what} {name!r} has left the package; in a clone of the repository take {MOVED[name]}"

@@ -315,7 +315,9 @@ def test_baselines_come_first_and_on_top(tmp_path):
 def test_best_is_what_the_strategy_proposed(tmp_path):
     arguments = dict(run=tmp_path / "run", baselines={"best": masks.window(3)})
     study = ms.search(space, ToyEvaluator(), trials=0, **arguments)
-    with pytest.raises(ms.SearchError, match=r"only baselines have finished \(1\), nothing that"):
+    with pytest.raises(
+        ms.errors.SearchError, match=r"only baselines have finished \(1\), nothing that"
+    ):
         study.best()
     assert study.best(baselines=True).name == "best"
 
@@ -738,9 +740,9 @@ def test_compare_remembers_what_kind_each_mask_is(tmp_path):
         "found": "searched",
         "mine": "candidate",
     }
-    with pytest.raises(ms.UnknownNameError, match="did you mean 'searched'"):
+    with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'searched'"):
         ms.compare(candidates, ToyEvaluator(), kinds={"keys": "search"}, **arguments)
-    with pytest.raises(ms.UnknownNameError, match="did you mean 'keys'"):
+    with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'keys'"):
         ms.compare(candidates, ToyEvaluator(), kinds={"key": "control"}, **arguments)
 
 
@@ -838,7 +840,9 @@ def test_failed_runs_of_a_comparison_are_tried_again(tmp_path):
 
 @pytest.mark.slow
 def test_a_failure_leaves_its_traceback_in_the_trials_folder(tmp_path):
-    with pytest.raises(ms.SearchError, match=r"trial 0: RuntimeError in .*toy\.py, line \d+: the"):
+    with pytest.raises(
+        ms.errors.SearchError, match=r"trial 0: RuntimeError in .*toy\.py, line \d+: the"
+    ):
         ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=2)
     text = (tmp_path / "run" / "trials" / "0" / "traceback.txt").read_text()
     assert text.startswith("Traceback")

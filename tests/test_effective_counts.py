@@ -89,7 +89,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert first["sparsity"] == pytest.approx(table["window(0)"])
     assert first["effective_sparsity"] == pytest.approx(share["window(0)"])
     assert study.best(sparsity=share["window(0)"]).mask == masks.window(0)
-    with pytest.raises(ms.SearchError, match=f"the sparsest has {share['window(0)']:.4f}"):
+    with pytest.raises(ms.errors.SearchError, match=f"the sparsest has {share['window(0)']:.4f}"):
         study.best(sparsity=table["window(0)"])  # which only the table has
     section = Section({"s": study.records()}, study.objectives)
     front = result_of([section], title="t")["sections"][0]["front"]

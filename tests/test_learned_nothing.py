@@ -296,7 +296,7 @@ def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
         *(monkeypatch, capsys, "search", f"{tmp_path}/own.py:space", "--strategy", "random"),
         *("--corpus", folder / "text", "--glue", folder, "--tasks"),
         f"{own}:acceptability,{own}:paraphrase",
-        *("--steps", 4, "--size", "nano", "--length", corpus.length, "--rows", 60),
+        *("--steps", 4, "--size", "nano", "--length", corpus.length, "--set", "rows=60"),
         *("--set", "epochs=1", "--set", f"cache={tmp_path / 'cache'}", "--set", "device=cpu"),
         *("--trials", 5, "--run", tmp_path / "run"),
     )

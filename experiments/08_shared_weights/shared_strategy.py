@@ -100,7 +100,7 @@ class SharedStrategy:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if space is None:
-            raise ms.SearchError("a super-net needs a space, which draws the masks")
+            raise ms.errors.SearchError("a super-net needs a space, which draws the masks")
         self.shared = SharedWeights(evaluator, space, seed=seed, folder=run / "supernet", **net)
         self.candidates, self.bands, self.origin = candidates, bands, f"shared+{sampler}"
         self.constraints = [limit for limit in constraints if limit.name in MEASURES]
@@ -169,7 +169,7 @@ class SharedStrategy:
             if len(opened) < asked:
                 break
         if not judged:
-            raise ms.SearchError(
+            raise ms.errors.SearchError(
                 f"the super-net has judged no mask: {refused or 'none was proposed'}"
             )
         return [*judged.values()]

@@ -85,7 +85,7 @@ class SpaceDraws:
                 return ms.lower(self.draw(number, attempt), self.shape)
             except (ms.MaskSearchError, ValueError) as error:
                 reasons.append(f"{type(error).__name__}: {error}")
-        raise ms.SearchError(
+        raise ms.errors.SearchError(
             f"the space gave no mask that fits {self.shape} in {ATTEMPTS} draws; the first "
             f"failed with {reasons[0]}"
         )
@@ -96,7 +96,7 @@ class SpaceDraws:
         with quiet():
             mask = self.space(optuna.create_study(sampler=RandomSampler(seed=seed)).ask())
         if not isinstance(mask, ms.Mask):
-            raise ms.SearchError(
+            raise ms.errors.SearchError(
                 f"the space returned {type(mask).__name__}, not a Mask; end it with for example "
                 "`return masks.window(reach)`"
             )
@@ -237,7 +237,7 @@ def train_supernet(
     if first is None:
         raise ValueError("a super-net needs batches to train on, got none")
     if "task" in first:
-        raise ms.SearchError(
+        raise ms.errors.SearchError(
             "a super-net is trained on text, and these batches are the rows of tasks; give the "
             "evaluator a corpus, or use another strategy (dam searches on fine-tuned models)"
         )
@@ -409,13 +409,13 @@ class SharedWeights(ms.Evaluator):
 
     def __post_init__(self) -> None:
         if not self.evaluator.offers("differentiable"):
-            raise ms.SearchError(
+            raise ms.errors.SearchError(
                 f"shared weights need an evaluator with differentiable(seed), "
                 f"{type(self.evaluator).__name__} has none; use for example a PlantedEvaluator "
                 "or an MlmEvaluator"
             )
         if self.evaluator.weights_frozen:
-            raise ms.SearchError(
+            raise ms.errors.SearchError(
                 f"shared weights are trained on text, and the weights of this "
                 f"{type(self.evaluator).__name__} are frozen; give it a corpus to train on, or "
                 "use another strategy (dam searches on trained models)"
@@ -552,7 +552,7 @@ class SharedWeights(ms.Evaluator):
             pass
         found = Checkpoints(self.place, "weights").load()
         if found is None:
-            raise ms.SearchError(
+            raise ms.errors.SearchError(
                 f"the super-net in {self.place} cannot be read; give another folder"
             )
         source = self.evaluator.differentiable(self.seed)

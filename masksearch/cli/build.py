@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 EXECUTORS = ("local", "ray")
+COSTS = ("latency", "memory")  # of `WithCost`
 *FIRST, LAST = [f"--{name}" for name in DOWNSTREAM]
 ONE_OF_THEM = f"{', '.join(FIRST)} or {LAST}"
 FIELDS = [  # options that are fields of evaluators, under their names
@@ -47,19 +48,22 @@ def build_evaluator(options: JudgeOptions) -> Evaluator:
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
     settings = split_settings(options.set or ())
-    costs = {"latency": options.latency, "memory": options.memory}
+    costs = [name.strip() for name in (options.costs or "").split(",") if name.strip()]
+    for name in costs:
+        check_name("cost in --costs", name, COSTS)
     of_costs = read_settings(settings.get("cost", {}), {"length": int | None}, "costs", "cost")
-    if of_costs and not any(costs.values()):
-        raise OptionsError("--set cost.length needs --latency or --memory")
+    if of_costs and not costs:
+        raise OptionsError(f"--set cost.length needs --costs, such as --costs {COSTS[0]}")
     evaluator = without_costs(options, settings.get("", {}))
     if options.reuse is not None:
         from masksearch.evaluators.wrappers import Cached
 
         evaluator = Cached(evaluator, options.reuse)
-    if any(costs.values()):
+    if costs:
         from masksearch.evaluators.cost import WithCost
 
-        return WithCost(evaluator, **costs, cost_length=of_costs.get("length"))
+        asked = {name: name in costs for name in COSTS}
+        return WithCost(evaluator, **asked, cost_length=of_costs.get("length"))
     return evaluator
 
 
@@ -75,7 +79,7 @@ def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
         from masksearch.evaluators.causal import CausalEvaluator
         from masksearch.evaluators.served import Served
 
-        other = ("corpus", *DOWNSTREAM, "tasks", "rows", "preset")
+        other = ("corpus", *DOWNSTREAM, "tasks", "preset")
         if stray := [name for name in other if name in values]:
             raise OptionsError(
                 f"--decoder names the text that a decoder is judged by, and --{stray[0]} belongs "
@@ -100,8 +104,6 @@ def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
         return planted_evaluator(values, texts)
     if "tasks" in values and "glue" not in values:
         raise OptionsError("--tasks needs --glue FOLDER")
-    if "rows" in values and not tasks:
-        raise OptionsError(f"--rows needs {ONE_OF_THEM}")
     kind = load_kind(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
@@ -155,7 +157,7 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
     """The embedded corpus, which needs no file."""
     from masksearch.evaluators.planted import PlantedEvaluator
 
-    known = ("steps", "size", "batch", "lr")
+    known = ("steps", "size")
     if stray := sorted(set(values) - set(known)):
         raise OptionsError(
             f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with {ONE_OF_THEM}); "

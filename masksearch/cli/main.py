@@ -43,7 +43,7 @@ from masksearch.cli.search import (
     run_search,
     search,
 )
-from masksearch.errors import MaskSearchError, ServerUnreachableError
+from masksearch.errors import GONE, MaskSearchError, ServerUnreachableError
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -276,6 +276,8 @@ def main() -> None:
 
 def usage_mistake(error: Any) -> str:
     """What typer says of words that are no command line of ours; the nearest option first."""
+    if (replacement := GONE.get(getattr(error, "option_name", ""))) is not None:
+        return f"{error.option_name} has left the command line; use {replacement}"
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"

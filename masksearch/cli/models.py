@@ -26,7 +26,6 @@ from masksearch.cli.options import (
     argument,
     described,
     described_values,
-    flag,
     option,
     takes,
 )
@@ -59,10 +58,6 @@ class AttachOptions:
         "Write model and mask to this folder, which ms.load_pretrained opens.",
         *(OUTPUT, "not written", "FOLDER"),
     )
-    part: str | None = option(
-        "Part of the model that gets the mask: encoder, decoder, cross, or a submodule's name.",
-        *(ATTACHED, "the whole model", "NAME"),
-    )
     backend: str = option(
         "What computes attention: auto (the fastest), sdpa, gather or flex.",
         *(ATTACHED, "", "NAME"),
@@ -72,7 +67,6 @@ class AttachOptions:
         "Length of the sequences that are explained.",
         *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS"),
     )
-    train: bool = flag("train", "Explain steps of training, not inference.", OUTPUT)
 
 
 @takes()
@@ -81,7 +75,7 @@ def attach(options: AttachOptions) -> None:
 
     Examples:
         masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
-        masksearch attach runs/model "window(16)" --length 64 --train
+        masksearch attach runs/model "window(16)" --length 64
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
@@ -94,11 +88,11 @@ def attach(options: AttachOptions) -> None:
     folder = find_folder(model)
     masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
-    attach_to(whole, masked, backend=options.backend, part=options.part)
+    attach_to(whole, masked, backend=options.backend)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     if length is None:
         length = min(longest, LONGEST, masked.longest or LONGEST)
-    typer.echo(str(explain(whole, length, options.train)))
+    typer.echo(str(explain(whole, length)))
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
@@ -236,11 +230,6 @@ class AllocateOptions:
         default=REQUIRED,
     )
     run: Run = Path("runs/allocate")
-    check: bool = option(
-        "Judge plans and dense attention on text that the search has not seen.",
-        JUDGE,
-        default=True,
-    )
     unit: str | None = described(ALLOCATION)
     local: str | None = described(ALLOCATION)
     method: str | None = described(ALLOCATION)
@@ -282,7 +271,7 @@ def allocate(options: AllocateOptions) -> None:
     within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
     with resumable(options.run, "allocate", vars(options)):
         plans = find_plans(
-            *(decoder, within, delivery), check=options.check, run=options.run, progress="auto"
+            *(decoder, within, delivery), check=True, run=options.run, progress="auto"
         )
     for limit, plan in plans.items():
         path = options.run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")

@@ -149,7 +149,8 @@ Settings = Annotated[
     list[str] | None,
     declare(
         "Any other setting, by its name in Python; repeatable. Alone it is the evaluator's "
-        "(epochs=3, precision=bfloat16); behind a prefix that of a strategy (dam.density=0.04, "
+        "(rows=800, epochs=3, batch=16, lr=1e-3, vocabulary=4096, precision=bfloat16); behind a "
+        "prefix that of a strategy (dam.density=0.04, "
         "dam.structure=toeplitz, allocate.tries=8, evolution.population=20) "
         "or of --halving (halving.factor=3).",
         MODEL,
@@ -196,13 +197,12 @@ class JudgeOptions:
         "gives it arguments.",
         *(JUDGE, "none", "FILE.py:NAME"),
     )
-    latency: bool = flag(
-        "latency",
-        "Also minimise the time of attention, measured as a share of dense attention's (at "
-        "--set cost.length=N, another length than the model's).",
-        JUDGE,
+    costs: str | None = option(
+        "Also minimise costs of attention, separated by commas: latency (measured, as a share of "
+        "dense attention's), memory (of its scores, in bytes); at --set cost.length=N, another "
+        "length than the model's.",
+        *(JUDGE, "none", "NAMES"),
     )
-    memory: bool = flag("memory", "Also minimise the memory of attention scores, in bytes.", JUDGE)
     reuse: Path | None = option(
         "A folder of results that several runs share: a mask that it knows under this protocol "
         "and seed is not trained again.",
@@ -218,16 +218,11 @@ class JudgeOptions:
     cpus: float | None = option("ray: CPU cores of a trial.", PLACE, "1", "N")
     gpus: float | None = option("ray: GPUs of a trial; 0.25 = four share one.", PLACE, "0", "N")
     tasks: str | None = described(JUDGE)
-    rows: int | None = described(JUDGE)
     size: str | None = described(MODEL)
     weights: str | None = described(MODEL)
     adapt: str | None = described(MODEL)
-    tokenizer: str | None = described(MODEL)
     length: int | None = described(MODEL)
-    vocabulary: int | None = described(MODEL)
     steps: int | None = described(MODEL)
-    batch: int | None = described(MODEL)
-    lr: float | None = described(MODEL)
     address: str | None = described(PLACE)
     limit_seconds: float | None = described(PLACE)
     storage_path: str | None = described(PLACE)

@@ -55,21 +55,17 @@ class PretrainOptions:
         "Seed of weights, order of the text and masked tokens.", TRAINING, "", "N", default=0
     )
     set: list[str] | None = option(
-        "Any other setting of ms.MlmEvaluator, by its name; repeatable: architecture=roberta, "
-        "pretraining=mlm+next, whole_words=true, dropout=0.1, optimiser=lamb, "
-        "micro_batches=4, precision=bfloat16, device=cuda, compile=true, reports=8, "
-        "checkpoint_seconds=60.",
+        "Any other setting of ms.MlmEvaluator, by its name; repeatable: batch=64, lr=1e-3, "
+        "vocabulary=4096, tokenizer=FILE, architecture=roberta, pretraining=mlm+next, "
+        "whole_words=true, dropout=0.1, optimiser=lamb, micro_batches=4, precision=bfloat16, "
+        "device=cuda, compile=true, reports=8, checkpoint_seconds=60.",
         *(TRAINING, "", "NAME=VALUE"),
         name="--set",
     )
     size: str | None = described(MODEL)
     weights: str | None = described(MODEL)
     length: int | None = described(DATA)
-    tokenizer: str | None = described(DATA)
-    vocabulary: int | None = described(DATA)
     steps: int | None = described(TRAINING)
-    batch: int | None = described(TRAINING)
-    lr: float | None = described(TRAINING)
 
 
 @takes({"": "masksearch.evaluators.mlm:MlmEvaluator"})

@@ -60,15 +60,11 @@ def show_mask(text: str, options: ReportOptions) -> None:
     from masksearch.masks.lower import block_view
     from masksearch.masks.text import short_text
 
-    out, nearest, length, block = options.out, options.nearest, options.length, options.block
+    out, length, block = options.out, options.length, options.block
     if length < 1 or block < 1:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
-    if nearest and length > LONGEST_TABLE:
-        raise ValueError(f"--nearest takes --length up to {LONGEST_TABLE}, got {length}")
     mask = read_mask(text, options.storage)
-    layers = mask.layers or 1 if options.layers is None else options.layers
-    heads = mask.heads or 1 if options.heads is None else options.heads
-    mask.counts(layers, heads)
+    layers, heads = mask.layers or 1, mask.heads or 1
     side = 1 if length <= LONGEST_TABLE else -(-length // DOTS)
     if side == 1:
         table = mask.dense(length, layers, heads)
@@ -76,11 +72,6 @@ def show_mask(text: str, options: ReportOptions) -> None:
         table = block_view(mask, length, side)
     facts = facts_of_mask(mask, length, block)
     facts["shape"] = [*table.shape[:2], length, length]
-    if nearest:
-        from masksearch.masks.nearest import nearest_family
-
-        named = nearest_family(mask, length, layers=table.shape[0], heads=table.shape[1])
-        facts["nearest"] = {"mask": named.text, "iou": named.iou, "explained": named.explained}
     if out is not None:
         from masksearch.report.pictures import plot_masks
 
@@ -134,9 +125,6 @@ def mask_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     if "hops_uncounted" in facts:
         reach = f"not counted ({facts['hops_uncounted']})"
     yield f"(blocks of {facts['block']})   empty rows {facts['empty_rows']}   hops {reach}"
-    if named := facts.get("nearest"):
-        verdict = "explains it" if named["explained"] else "does not explain it"
-        yield f"nearest structured mask ({verdict}; IoU {named['iou']:.3f}): {named['mask']}"
     if facts["empty_rows"]:
         yield "a mask with empty rows cannot be attached; add for example | window(0)"
 
@@ -165,12 +153,9 @@ class ReportOptions:
         "A mask that others are also compared with there.", RUN, "", "NAME", default="dense"
     )
     length: int = option("Length of the sequence, in positions.", A_MASK, "", "N", default=128)
-    layers: int | None = option("Layers of the model.", A_MASK, "those of the mask, else 1", "N")
-    heads: int | None = option("Heads of a layer.", A_MASK, "those of the mask, else 1", "N")
     block: int = option(
         "Side of a kernel's block, for the block density.", A_MASK, "", "POSITIONS", default=64
     )
-    nearest: bool = flag("nearest", "Also name the structured mask that explains it best.", A_MASK)
     as_json: Json = False
 
 

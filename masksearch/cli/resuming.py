@@ -80,6 +80,8 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
             plain[name] = [absolute_mask(v) for v in value] if many else absolute_mask(value)
         elif name == "storage":
             plain[name] = storable_storage(value)
+        elif name == "set":
+            plain[name] = hide_secrets([absolute_setting(each) for each in value])
         else:
             plain[name] = hide_secrets(value, name)
     write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
@@ -98,6 +100,13 @@ def has_trials(run: Path) -> bool:
 def absolute(path: Path | str) -> str:
     """A path that holds from any folder."""
     return str(Path(path).expanduser().resolve())
+
+
+def absolute_setting(text: str) -> str:
+    """`NAME=VALUE` of `--set`, with the path of a file absolute."""
+    name, _, value = text.partition("=")
+    exists = name.rpartition(".")[2] in PLACES and Path(value).expanduser().exists()
+    return f"{name}={absolute(value)}" if exists else text
 
 
 def absolute_mask(text: str) -> str:
@@ -125,7 +134,7 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
-    from masksearch.report.section import named_controls
+    from masksearch.report.section import current_options
     from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 
@@ -147,7 +156,7 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             return [follow(each) for each in value]
         return value.replace(before, now) if isinstance(value, str) else value
 
-    options = {name: follow(value) for name, value in named_controls(options).items()}
+    options = {name: follow(value) for name, value in current_options(options).items()}
     if changed.get("set") and "set" in options:
         every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}

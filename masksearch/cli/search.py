@@ -118,10 +118,10 @@ class CompareOptions(JudgeOptions):
     run: Run = Path("runs/compare")
     storage: Storage = None
     seeds: int = option(
-        "Seeds to train each mask with; all masks share them.", COMPARED, "", "N", default=5
-    )
-    first_seed: int = option(
-        "First seed; use others than the search's.", COMPARED, "", "N", default=1000
+        "Seeds to train each mask with, from 1000 on: others than a search's; all masks share "
+        "them.",
+        *(COMPARED, "", "N"),
+        default=5,
     )
     budget: list[float] | None = option(
         "Largest share of dense attention that a run's mask costs: RUN stands for its best mask "
@@ -140,6 +140,7 @@ class CompareOptions(JudgeOptions):
     margin: float | None = described(COMPARED)
 
 
+FIRST_SEED = 1000
 CONTROLS = ("all", "dense", "none")
 
 TAKEN_FROM = {
@@ -333,10 +334,10 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
         candidates = {**own, **named}
     typed = [name for name, each in named.items() if each in FAMILIES.values()]
     kinds |= dict.fromkeys(typed, "candidate")  # they were asked about
-    first, front = options.first_seed, options.front
+    front = options.front
     return {
         "candidates": candidates,
-        "seeds": range(first, first + options.seeds),
+        "seeds": range(FIRST_SEED, FIRST_SEED + options.seeds),
         "front_of": None if front is None else read_search(front, options.storage),
         "kinds": kinds,
         "against": options.against or "named",

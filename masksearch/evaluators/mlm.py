@@ -396,7 +396,7 @@ class MlmEvaluator(AssembledEvaluator):
                 if not all(map(math.isfinite, values.values())):
                     raise NonFiniteLossError(
                         f"the held-out loss became {values['loss']} at step {step.number} of "
-                        f"{self.training.steps}; lower the learning rate (--lr)"
+                        f"{self.training.steps}; lower the learning rate (lr)"
                     )
                 memory["curve"].append([step.number, values])
                 yield Report(step.number, values)

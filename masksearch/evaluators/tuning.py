@@ -233,7 +233,7 @@ def check_learned(
             f"the dense model of {name} has the {first} {values[first]:.3f}, a constant answer "
             f"{values[first + MAJORITY]:.3f} (no more than noise between them), so no masks can "
             "be compared on it; fine-tune it on more rows, for more epochs or at another rate "
-            "(rows, epochs, finetune_lr: --rows, --set epochs=, --set finetune_lr=), or leave "
+            "(rows, epochs, finetune_lr: --set rows=, epochs=, finetune_lr=), or leave "
             "the task out"
         )
 

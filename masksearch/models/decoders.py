@@ -155,7 +155,7 @@ class StoredDecoder(StoredCheckpoint):
         if vocabulary > self.vocabulary:
             raise DataError(
                 f"the tokenizer has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}; "
-                "use the checkpoint's own: leave --tokenizer out (tokenizer=None)"
+                "use the checkpoint's own: leave tokenizer out (tokenizer=None)"
             )
 
     @property

@@ -93,7 +93,7 @@ class Pretrained(StoredCheckpoint):
         else:
             return
         raise DataError(
-            f"the tokenizer {why}; use the checkpoint's own: leave --tokenizer out "
+            f"the tokenizer {why}; use the checkpoint's own: leave tokenizer out "
             "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
         )
 

@@ -14,6 +14,7 @@ from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
+from masksearch.errors import GONE, SearchError
 from masksearch.report.dam import DamRuns
 from masksearch.training.parts import PART_NAMES
 
@@ -29,6 +30,7 @@ JUDGES = (  # options of a search that say how a mask is judged
 )
 OF_JUDGES = ("", "cost", *PART_NAMES.values())  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
+USUAL = {"first_seed": 1000, "check": True}  # what earlier versions wrote of options not given
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,35 @@ def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def named_controls(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a stored command; earlier versions wrote a flag for `controls`."""
+def current_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a stored command under today's names: earlier versions had a flag for
+    `controls`, and options of their own for what `--costs` and `--set` say now.
+
+    >>> current_options({"slots": 2, "batch": 16, "lr": None, "set": None, "memory": True})
+    {'slots': 2, 'set': ['batch=16'], 'costs': 'memory'}
+
+    Raises:
+        SearchError: If it has an option without such a replacement.
+    """
+    options = dict(stored)
     if isinstance(flag := options.get("controls"), bool):
-        return {**options, "controls": "all" if flag else "none"}
-    return dict(options)
+        options["controls"] = "all" if flag else "none"
+    for option, replacement in GONE.items():
+        name = option[2:].replace("-", "_")
+        value = options.pop(name, None)
+        if value is None or value == USUAL.get(name, False):
+            continue
+        target, _, rest = replacement.partition(" ")
+        if target == "--set":
+            options["set"] = [*(options.get("set") or ()), f"{name}={value}"]
+        elif target == "--costs":
+            options["costs"] = ",".join(filter(None, (options.get("costs"), rest)))
+        else:
+            raise SearchError(
+                f"the stored command says {name} = {value!r}, and its option has left the "
+                f"command line; use {replacement}"
+            )
+    return options
 
 
 def shell_line(command: Mapping[str, Any]) -> str:
@@ -125,7 +151,7 @@ def shell_line(command: Mapping[str, Any]) -> str:
     'masksearch search my.py:space --trials 6 --families --controls none --set a=1 --set b=2'
     """
     words = ["masksearch", command["command"]]
-    options = named_controls(command["options"])
+    options = current_options(command["options"])
     words += [space] if (space := options.pop("space", None)) is not None else []
     words += options.pop("mask", None) or []
     for name, value in options.items():

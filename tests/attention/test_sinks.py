@@ -140,7 +140,7 @@ def test_windows_in_their_configurations(name):
     assert ms.from_native(model) == masks.per_layer([masks.causal(), own, masks.causal()])
     mask, ids = masks.per_layer([masks.window(WINDOW - 1), masks.full(), masks.full()]), tokens(40)
     if name == "mimo_v2_flash":  # its sliding layers have weights of their own
-        with pytest.raises(ms.NativeError, match="one kind cannot take layers of both"):
+        with pytest.raises(ms.errors.NativeError, match="one kind cannot take layers of both"):
             ms.to_native(model, mask)
         return
     native = ms.to_native(model, mask)

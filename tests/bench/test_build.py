@@ -69,7 +69,7 @@ def test_what_fails_is_missing_and_the_rest_is_kept(learnt, tmp_path):
     table = load(build(spec, tmp_path))
     assert not table.complete
     assert 0 < len(table) < 16
-    with pytest.raises(ms.DataError, match="not complete"):
+    with pytest.raises(ms.errors.DataError, match="not complete"):
         table.optimum(0.9)
 
 
@@ -110,12 +110,12 @@ def test_free_units_and_draws(learnt, tmp_path):
         lambda: table.front("validation"),
         lambda: table.evaluator("validation"),
     ):
-        with pytest.raises(ms.UnknownNameError, match=r"'validation'.*calibration, test"):
+        with pytest.raises(ms.errors.UnknownNameError, match=r"'validation'.*calibration, test"):
             ask()
     drawn = spec_of(learnt["llama"], drawn=5, name="drawn")
     table = load(build(drawn, tmp_path))
     assert len(table) == 5
-    with pytest.raises(ms.DataError, match="a sample"):
+    with pytest.raises(ms.errors.DataError, match="a sample"):
         table.optimum(1.0)
     for wrong, message in (
         ({"drawn": 17}, "1 to 16 choices, got 17"),

@@ -158,7 +158,7 @@ def test_the_interval_is_students_over_tables(table):
 
 
 def test_selectors_that_break_the_rules(table):
-    with pytest.raises(ms.SearchError, match=r"dear gave no choice for the budget 0\.5"):
+    with pytest.raises(ms.errors.SearchError, match=r"dear gave no choice for the budget 0\.5"):
         judge(lambda known: [(0.3, "0" * 12)], [table], (0.3, 0.5), name="dear")
     with pytest.raises(ValueError, match="more than the budget"):
         judge(lambda known: [(0.5, "1" * 12)], [table], (0.5,))

@@ -131,12 +131,12 @@ def test_it_is_an_evaluator(table, tmp_path):
 
 # -- what it refuses -----------------------------------------------------------------------------
 def test_unknown_names(table):
-    with pytest.raises(ms.UnknownNameError, match=r"'recall-1x'.*did you mean 'recall-1'"):
+    with pytest.raises(ms.errors.UnknownNameError, match=r"'recall-1x'.*did you mean 'recall-1'"):
         load("recall-1x")
-    with pytest.raises(ms.UnknownNameError, match="did you mean 'test'"):
+    with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'test'"):
         table.query("0" * 12, "tests")
     nearest = r"did you mean 'head/8192'.*Known: pairs, head/2048"
-    with pytest.raises(ms.UnknownNameError, match=nearest):
+    with pytest.raises(ms.errors.UnknownNameError, match=nearest):
         table.optimum(0.5, "head/819")
 
 
@@ -156,17 +156,17 @@ def test_a_choice_of_another_size(table, choice, message):
 def test_a_missing_cell_has_no_substitute_and_a_half_built_table_no_optimum(table):
     half = Table(table.sheet, table.cells.iloc[:-1])
     assert half.query("0" * 12)["nll"] == table.query("0" * 12)["nll"]
-    with pytest.raises(ms.DataError, match="no cell 111111111111: it holds 4,095 of 4,096"):
+    with pytest.raises(ms.errors.DataError, match="no cell 111111111111: it holds 4,095 of 4,096"):
         half.query("1" * 12)
     for ask in (
         lambda: half.optimum(0.5),
         lambda: half.front(),
         lambda: half.regret("0" * 12, 0.5),
     ):
-        with pytest.raises(ms.DataError, match=r"not complete \(4,095 of 4,096 cells\)"):
+        with pytest.raises(ms.errors.DataError, match=r"not complete \(4,095 of 4,096 cells\)"):
             ask()
     drawn = Table(dataclasses.replace(table.sheet, drawn=True), table.cells)
-    with pytest.raises(ms.DataError, match="a sample of all choices"):
+    with pytest.raises(ms.errors.DataError, match="a sample of all choices"):
         drawn.optimum(0.5)
 
 
@@ -187,17 +187,17 @@ def test_files_that_are_damaged_or_changed(table, tmp_path):
     sums = (tmp_path / "SHA256SUMS").read_text()
     assert sums.split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
     write_table(Table(table.sheet, table.cells.assign(pairs=0.5)), path)
-    with pytest.raises(ms.DataError, match="SHA256SUMS beside it says"):
+    with pytest.raises(ms.errors.DataError, match="SHA256SUMS beside it says"):
         load(path)
     (tmp_path / "SHA256SUMS").unlink()
     assert load(path).shares().eq(0.5).all()
     write_table(
         Table(dataclasses.replace(table.sheet, format="masksearch-table-9"), table.cells), path
     )
-    with pytest.raises(ms.DataError, match=f"masksearch-table-9.*reads '{FORMAT}'"):
+    with pytest.raises(ms.errors.DataError, match=f"masksearch-table-9.*reads '{FORMAT}'"):
         load(path)
     path.write_bytes(b"PAR1 but no more")
-    with pytest.raises(ms.DataError, match="no table of choices"):
+    with pytest.raises(ms.errors.DataError, match="no table of choices"):
         load(path)
 
 

@@ -87,11 +87,11 @@ def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_pa
     compared = (*COMPARED[:-2], *given, "--run")
     assert run(monkeypatch, capsys, *compared, tmp_path / "a")[0] == 0
     (kept,) = (tmp_path / "dense").glob("*.safetensors")
-    again = (*compared, tmp_path / "b", "--first-seed", 7)
+    again = (*compared, tmp_path / "b", "--seeds", 2)
     assert run(monkeypatch, capsys, *again)[0] == 0
     (other,) = set((tmp_path / "dense").glob("*.safetensors")) - {kept}
     shutil.copy(kept, other)
-    code, _, err = run(monkeypatch, capsys, *again[:-3], tmp_path / "c", "--first-seed", 7)
+    code, _, err = run(monkeypatch, capsys, *again[:-3], tmp_path / "c", "--seeds", 2)
     assert (code, err.count("\n")) == (2, 3)  # that one seed decides nothing, and what is planned
     assert "holds a dense model of another protocol" in err
 

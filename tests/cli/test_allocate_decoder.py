@@ -80,7 +80,7 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
 @pytest.mark.slow
 def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
-    words += ("--serve", "llama.cpp", "--no-check", "--local", "window(4)", "--serving")
+    words += ("--serve", "llama.cpp", "--local", "window(4)", "--serving")
     code, out, err = allocate(*words, '{"length": 4096, "blocks": 8}')
     assert (code, "unknown setting of Serving 'blocks'" in err) == (2, True)
     code, out, err = allocate(*words, '{"length": 4096, "ubatch": 64}')
@@ -88,7 +88,7 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     assert "each engine holds: transformers 0.3340, vllm " in out
     assert "not in the model's own configuration: of the windows of smollm3" in out
     (tmp_path / "run").rename(tmp_path / "engine")
-    words = (*words[: words.index("--serve")], "--no-check", "--local", "window(4)")
+    words = (*words[: words.index("--serve")], "--local", "window(4)")
     code, out, err = allocate(*words)
     assert code == 0, err
     assert "transformers, vllm can serve it alone (smollm3): --serve, --out" in out
@@ -99,8 +99,6 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     rival = Plan.load(tmp_path / "again" / "plan.json").found["rival"]["mask"]
     page = (tmp_path / "served" / "SERVING.md").read_text()
     assert f"Within the same budget, `{rival}` in every layer, attached: " in page
-    plan = Plan.load(tmp_path / "run" / "plan.json")
-    assert plan.found["nll"]["unseen"] is None
     plan = Plan.load(tmp_path / "again" / "plan.json")
     native = json.loads((tmp_path / "served" / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(place / "model")

@@ -96,7 +96,6 @@ def test_missing_weights_are_refused(folder, tmp_path):
         (("nowhere/", "star"), "no such folder"),
         (("MODEL", "sta"), "unknown mask 'sta'; did you mean 'star'"),
         (("MODEL", "nothing.json"), "nothing.json: no such mask file"),
-        (("MODEL", "star", "--part", "decoder"), "unknown part of BertForMaskedLM 'decoder'"),
         (("MODEL", "star", "--backend", "gathr"), "unknown backend 'gathr'"),
         (("MODEL", "star", "--length", "0"), "--length is at least 1 position, got 0"),
         (("MODEL", "per_head([star, full, star])"), "has 2 layers of 2 heads"),

@@ -53,7 +53,7 @@ def test_text_alone_is_masked_language_modelling(tmp_path):
     [("glue", ms.GlueEvaluator), ("squad", ms.SquadEvaluator), ("swag", ms.SwagEvaluator)],
 )
 def test_a_task_folder_names_the_evaluator(option, kind):
-    built = judge(corpus="text.txt", rows=5, set=["epochs=2"], **{option: "folder"})
+    built = judge(corpus="text.txt", set=["rows=5", "epochs=2"], **{option: "folder"})
     assert type(built) is kind
     assert (built.rows, built.epochs) == (5, 2)
 
@@ -101,7 +101,7 @@ def test_a_half_is_a_setting():
 
 
 def test_reuse_wraps_before_costs(tmp_path):
-    built = judge(reuse=tmp_path, memory=True)
+    built = judge(reuse=tmp_path, costs="memory")
     assert isinstance(built, ms.WithCost)
     assert isinstance(built.evaluator, ms.Cached)
 
@@ -111,8 +111,8 @@ def test_reuse_wraps_before_costs(tmp_path):
     [
         ({"corpus": "a", "tasks": "RTE"}, "--tasks needs --glue"),
         ({"corpus": "a", "decoder": "b"}, "--corpus belongs to encoders; give one"),
-        ({"decoder": "a", "rows": 4}, "--rows belongs to encoders"),
-        ({"corpus": "a", "rows": 4}, "--rows needs --glue, --squad or --swag"),
+        ({"decoder": "a", "set": ["rows=4"]}, "CausalEvaluator has no setting 'rows'"),
+        ({"corpus": "a", "set": ["rows=4"]}, "MlmEvaluator has no setting 'rows'"),
         ({"corpus": "a", "glue": "b", "squad": "c"}, "--glue and --squad are two evaluators"),
         ({"weights": "a"}, "--weights needs --corpus"),
         ({"weights": "a", "adapt": "none"}, "--adapt needs --weights with --glue"),
@@ -120,7 +120,7 @@ def test_reuse_wraps_before_costs(tmp_path):
         ({"glue": "a"}, "--glue needs --corpus"),
         ({"corpus": "a", "set": ["epochs"]}, "--set takes NAME=VALUE, got 'epochs'"),
         ({"corpus": "a", "set": ["steps=3"]}, "steps has an option of its own: --steps"),
-        ({"set": ["cost.length=3"]}, "--set cost.length needs --latency or --memory"),
+        ({"set": ["cost.length=3"]}, "--set cost.length needs --costs, such as"),
         ({"corpus": "a", "set": ["dropout=0", "dropout=1"]}, "--set names dropout twice"),
     ],
 )

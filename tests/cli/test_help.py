@@ -110,13 +110,12 @@ def test_defaults_are_those_of_the_evaluators(capsys, wide):
     mlm, planted = usual_settings(ms.MlmEvaluator), usual_settings(ms.PlantedEvaluator)
     for command in ("search", "compare"):
         said = wide(capsys, command)
-        for name in ("steps", "batch", "size"):
+        for name in ("steps", "size"):
             assert f"[default: {mlm[name]};" in said
             assert f"planted corpus: {planted[name]}]" in said
-        assert f"[default: {mlm['vocabulary']}]" in said
         assert f"[default: {', '.join(usual_settings(ms.GlueEvaluator)['tasks'])}]" in said
     said = wide(capsys, "pretrain")
-    for name in ("length", "vocabulary", "steps", "batch"):
+    for name in ("length", "steps"):
         option = said.partition(f"--{name} ")[2]
         assert option.partition("[default: ")[2].startswith(f"{mlm[name]}]"), name
 

@@ -13,6 +13,8 @@ from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
 from masksearch.cli.build import split_settings, strategy_options
+from masksearch.errors import SearchError
+from masksearch.report.section import current_options
 
 
 @pytest.fixture
@@ -63,18 +65,11 @@ def test_report_says_why_hops_are_not_counted(monkeypatch, capsys):
     assert "hops not counted (hops are counted up to 100 positions" in out
 
 
-def test_report_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
-    from masksearch import masks
-    from masksearch.masks.text import save_mask
-
-    table = masks.star().dense(32)[0, 0]
-    table[3, 20] = True
-    path = save_mask(masks.table(table), tmp_path / "found.safetensors")
-    code, out, _ = run(monkeypatch, capsys, "report", path, "--length", 32, "--nearest", "--json")
-    assert code == 0
-    named = json.loads(out)["nearest"]
-    assert masks.parse(named["mask"]).dense(32).equal(masks.star().dense(32))
-    assert named["iou"] == pytest.approx(1 - 1 / int(table.sum()))
+def test_former_options_of_a_stored_command():
+    stored = {"rows": 40, "latency": True, "memory": True, "first_seed": 1000, "check": True}
+    assert current_options(stored) == {"set": ["rows=40"], "costs": "latency,memory"}
+    with pytest.raises(SearchError, match=r"first_seed = 7, and .* use seeds=range"):
+        current_options({**stored, "first_seed": 7})
 
 
 def test_settings_reach_the_strategy_that_they_name():
@@ -110,9 +105,6 @@ def test_report_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
     assert "1x1x5000x5000" in out
     assert "hops 2\n" in out
     assert png.stat().st_size > 1000
-    code, _, said = run(monkeypatch, capsys, "report", "star", "--length", 5000, "--nearest")
-    assert code == 2
-    assert "--nearest takes --length up to 4096, got 5000" in said
 
 
 @pytest.mark.slow
@@ -201,10 +193,11 @@ def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
 MISTAKES = {
     "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
-    "no heads": (
-        ["report", "star", "--heads", "0"],
-        "layers and heads are at least 1, got 1 and 0",
+    "a former option": (
+        ["report", "star", "--nearest"],
+        r"--nearest has left the command line; use ms.nearest_family\(mask, length\)",
     ),
+    "a former setting": (["search", "--batch", "8"], "use --set batch=VALUE"),
     "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
     "long": (
         ["report", "window(3)", "--length", "99999999"],
@@ -241,7 +234,7 @@ MISTAKES = {
         "factor must be above 1, got 1",
     ),
     "setting of costs, before the evaluator is built": (
-        ["compare", "star", "--latency", "--set", "cost.lenght=3", *NOWHERE],
+        ["compare", "star", "--costs", "latency", "--set", "cost.lenght=3", *NOWHERE],
         "unknown setting of costs 'lenght'; did you mean 'length'",
     ),
     "setting of nothing": (

@@ -21,7 +21,18 @@ from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
 from masksearch.training.checkpoints import Checkpoints
 
-SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")
+SMALL = (
+    "--steps",
+    "6",
+    "--size",
+    "nano",
+    "--length",
+    "16",
+    "--set",
+    "batch=4",
+    "--set",
+    "vocabulary=64",
+)
 
 
 @pytest.fixture
@@ -153,7 +164,7 @@ def test_mistakes_are_one_line(tmp_path, text, capsys, monkeypatch):
     assert "no" in said
     assert "window" in refused(capsys, monkeypatch, "windo(1)", *given)
     assert not out.exists()
-    said = refused(capsys, monkeypatch, "star", *given, "--lr", "1e30")
+    said = refused(capsys, monkeypatch, "star", *given, "--set", "lr=1e30")
     assert "loss became" in said
     assert "lower the learning rate" in said
 
@@ -164,7 +175,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, text, capsys, monkeypatch)
     run("star", "--corpus", text, "--out", out, *SMALL)
     before = (out / "model.safetensors").read_bytes()
     given = ("--corpus", text, "--out", out, *SMALL)
-    said = refused(capsys, monkeypatch, "full", *given, "--seed", 1, "--lr", "0.5")
+    said = refused(capsys, monkeypatch, "full", *given, "--seed", 1, "--set", "lr=0.5")
     assert "holds another run; not the same: mask, seed, lr. Repeat its command" in said
     (out / "settings.json").write_text("{", encoding="utf-8")
     assert "settings.json is damaged" in refused(capsys, monkeypatch, "star", *given)
@@ -256,7 +267,7 @@ def test_a_distilled_encoder_is_written_without_a_head(tmp_path, text):
     own.write_text("\n\n".join(" ".join(WORDS[at : at + 9]) for at in range(70)) * 8)
     said = run(
         *("window(2)", "--corpus", own, "--out", out, "--steps", "2", "--length", "16"),
-        *("--batch", "4", "--weights", start, "--set", "pretraining=distil"),
+        *("--set", "batch=4", "--weights", start, "--set", "pretraining=distil"),
     )
     assert "step 2  held-out loss" in said
     assert attached(load_pretrained(out)) == {"self": masks.window(2)}

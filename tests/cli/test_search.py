@@ -312,7 +312,9 @@ def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path,
 def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]
-    code, out, err = run(monkeypatch, capsys, *words, "--memory", "--set", "cost.length=256")
+    code, out, err = run(
+        monkeypatch, capsys, *words, "--costs", "memory", "--set", "cost.length=256"
+    )
     assert code == 0, err
     study = ms.Study(folder)
     assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]

@@ -121,7 +121,7 @@ class TestHalves:
         assert all(one == found[0] for one in found)
 
     def test_an_unknown_half_is_named(self, make, rows, tmp_path):
-        with pytest.raises(ms.UnknownNameError, match="did you mean 'final'"):
+        with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'final'"):
             make(tmp_path).on("finale")
 
 
@@ -146,18 +146,22 @@ def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
 def test_what_cannot_be_split_says_why(tmp_path):
     mlm, place = text(tmp_path), write_glue(tmp_path)
     (tmp_path / "text" / "test.txt").unlink()
-    with pytest.raises(ms.DataError, match=r"no test text; half='test' needs a folder with"):
+    with pytest.raises(
+        ms.errors.DataError, match=r"no test text; half='test' needs a folder with"
+    ):
         mlm.on("test")
     for name, label in (("dev", "1"), ("test", "-1")):
         path = place / "SST-2" / f"{name}.tsv"
         path.write_text(f"sentence\tlabel\nonly one\t{label}\n", encoding="utf-8")
     judge = ms.GlueEvaluator(tmp_path / "text", place, tasks=("SST-2",), cache=tmp_path, **SMALL)
-    with pytest.raises(ms.DataError, match=r"test sets are hidden.*half='final'.*line 2"):
+    with pytest.raises(ms.errors.DataError, match=r"test sets are hidden.*half='final'.*line 2"):
         judge.on("test")
     (place / "SST-2" / "test.tsv").unlink()
-    with pytest.raises(ms.DataError, match="holds no test set with labels"):
+    with pytest.raises(ms.errors.DataError, match="holds no test set with labels"):
         judge.on("test")
-    with pytest.raises(ms.DataError, match=r"none of 1 rows belongs to the .* half.*half='all'"):
+    with pytest.raises(
+        ms.errors.DataError, match=r"none of 1 rows belongs to the .* half.*half='all'"
+    ):
         [judge.on(half).task_settings() for half in ("final", "search")]
     assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
 
@@ -168,10 +172,12 @@ def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
     judges = [
         ms.MlmEvaluator(tmp_path / "short.txt", half=h, **short) for h in ("search", "final")
     ]
-    with pytest.raises(ms.DataError, match=r"none of \d sequences belongs .*\(--set half=all\)"):
+    with pytest.raises(
+        ms.errors.DataError, match=r"none of \d sequences belongs .*\(--set half=all\)"
+    ):
         [judge.protocol for judge in judges]
     for judge in judges:
-        with suppress(ms.DataError):
+        with suppress(ms.errors.DataError):
             assert judge.protocol
     assert "no ranking can be read from so few; hold out more" in caplog.text
     assert "(about 20 sequences, 240 tokens)" in caplog.text

@@ -96,7 +96,7 @@ def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: 
     assert found[0] == found[2] != found[1]
     assert found[1] == found[3]
     assert found[0]["kl"] == 0 < found[1]["kl"]
-    with suppress(ms.EmptyRowError):
+    with suppress(ms.errors.EmptyRowError):
         judged(judge, masks.columns(1) - masks.window(0), tmp_path)
     assert judged(judge, masks.full(), tmp_path) == found[0]
 
@@ -343,7 +343,7 @@ def test_passkeys_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None
     plain = replace(judge, passkeys=0)
     assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == values["nll"]
     assert plain.protocol != judge.protocol != judge.final().protocol
-    with pytest.raises(ms.DataError, match="several digits the same ids"):
+    with pytest.raises(ms.errors.DataError, match="several digits the same ids"):
         evaluator(data, passkeys=2).settings()
 
 
@@ -459,13 +459,13 @@ def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
 def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("w1 w2 w3")
     bert = evaluator(data, weights=tiny_checkpoint(tmp_path / "bert", WORDS))
-    with pytest.raises(ms.DataError, match="'bert' is not a decoder"):
+    with pytest.raises(ms.errors.DataError, match="'bert' is not a decoder"):
         bert.settings()
     short = replace(evaluator(data), text=tmp_path / "short.txt", length=60)
-    with pytest.raises(ms.DataError, match="at least a sequence of 60 positions"):
+    with pytest.raises(ms.errors.DataError, match="at least a sequence of 60 positions"):
         short.settings()
     more = tiny_decoder(tmp_path / "more", [f"w{number}" for number in range(50)])
-    with pytest.raises(ms.DataError, match=r"tokenizer has 51 ids, .* embeds 42"):
+    with pytest.raises(ms.errors.DataError, match=r"tokenizer has 51 ids, .* embeds 42"):
         evaluator(data, tokenizer=more).settings()
     with pytest.raises(LengthError, match="64 positions, asked for 65"):
         judged(evaluator(data, length=65), masks.full(), tmp_path)
@@ -493,7 +493,9 @@ def test_damaged_weights_are_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_dense_model_that_knows_nothing_is_refused(data: Path) -> None:
-    with pytest.raises(ms.SearchError, match=r"loses \d.* nats a token, and a guess by how"):
+    with pytest.raises(
+        ms.errors.SearchError, match=r"loses \d.* nats a token, and a guess by how"
+    ):
         evaluator(data).provide_models(0)
 
 

@@ -20,7 +20,7 @@ SPACE = Path(__file__).parents[2] / "search_spaces" / "head_shifts.py"
 @pytest.mark.skipif(not DATA, reason="MASKSEARCH_DATA names no folder of data")
 def test_ray_on_real_text_equals_the_local_run(monkeypatch, capsys, tmp_path):
     words = ["search", f"{SPACE}:space", "--corpus", f"{DATA}/wikitext-2", "--strategy", "random"]
-    settings = ["--trials", 6, "--steps", 24, "--vocabulary", 1024, "--seed", 5]
+    settings = ["--trials", 6, "--steps", 24, "--set", "vocabulary=1024", "--seed", 5]
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     for name, place in {"local": [], "ray": ["--executor", "ray", "--slots", 2]}.items():
         code, _, err = run(

@@ -367,7 +367,7 @@ def test_a_strategy_that_cannot_rank_says_why(options, message, tmp_path):
 def test_masks_that_cannot_be_judged_are_counted_out(tmp_path):
     limits = [ms.Constraint("sparsity", ">=", 2.0)]
     hopeless = strategy.SharedStrategy(space, INNER, tmp_path, constraints=limits, candidates=8)
-    with pytest.raises(ms.SearchError, match=r"judged no mask: .*sparsity >= 2"):
+    with pytest.raises(ms.errors.SearchError, match=r"judged no mask: .*sparsity >= 2"):
         hopeless.ask()
     ranked = strategy.SharedStrategy(moody, INNER, tmp_path, candidates=24, steps=1).rank()
     assert ranked

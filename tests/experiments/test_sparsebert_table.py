@@ -161,12 +161,14 @@ def test_runs_are_joined_and_protocols_are_not_mixed(tmp_path: Path) -> None:
     assert beside.common == ["CoLA", "RTE"]
     assert set(beside.frame().set_index("mask").loc[["Star", "Fixed"], "n_seeds"]) == {2}
     three = judged(tmp_path / "c", some, columns=("CoLA",), protocol="c")
-    with pytest.raises(ms.SearchError, match=r"CoLA was judged by several protocols, in .*a, .*c"):
+    with pytest.raises(
+        ms.errors.SearchError, match=r"CoLA was judged by several protocols, in .*a, .*c"
+    ):
         compare_published([one, three])
     nothing = tmp_path / "d"
     ms.compare({"x": masks.window(31)}, Printed(names={str(masks.window(31)): "Star"}),
                run=nothing, seeds=[0], progress=None)  # fmt: skip
-    with pytest.raises(ms.SearchError, match="no mask of the table has a score"):
+    with pytest.raises(ms.errors.SearchError, match="no mask of the table has a score"):
         compare_published(nothing)
 
 

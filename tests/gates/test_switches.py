@@ -200,7 +200,7 @@ def test_messages(tmp_path: Path) -> None:
     for call, words in refused:
         with pytest.raises(ValueError, match=words):
             call()
-    with pytest.raises(ms.EmptyRowError, match="keeps no key"):
+    with pytest.raises(ms.errors.EmptyRowError, match="keeps no key"):
         switches("decoder", "head", ("columns(1) - window(0)", "full()"))
 
 
@@ -211,7 +211,7 @@ def test_levels_as_texts_are_read_back() -> None:
     again = ms.Gates(**gates.arguments)
     assert again.units is not None
     assert again.units.levels == levels
-    with pytest.raises(ms.MaskFormatError, match=r"two masks or more, .* got one"):
+    with pytest.raises(ms.errors.MaskFormatError, match=r"two masks or more, .* got one"):
         ms.Gates("switch", levels="full()", length=4, heads=2)
 
 
@@ -239,5 +239,5 @@ def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
     assert ms.Gates(**bank.arguments).units == units
     with pytest.raises(ValueError, match=r"lowest mask, window.7., the density is 0.125,"):
         made.units.refuse_less(0.1)
-    with pytest.raises(ms.SearchError, match="is what switches cost"):
+    with pytest.raises(ms.errors.SearchError, match="is what switches cost"):
         build_strategy("dam", None, judge, seed=0, run=tmp_path, options={"cost": counts})

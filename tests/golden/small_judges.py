@@ -23,7 +23,7 @@ def adapted(encoder: bool, how: str) -> str:
     settings = {"glue": ".", "weights": ".", "adapt": "train"}
     try:
         ms.GlueEvaluator(None, **settings)
-    except ms.UnknownNameError:
+    except ms.errors.UnknownNameError:
         return "finetune" if encoder and how == "train" else how
     return how
 

@@ -43,7 +43,7 @@ def test_key_value_heads_are_shared_among_queries() -> None:
     for wrong, kind in ((3, "llama"), (0, "llama"), (2, "gpt2")):
         with pytest.raises(ValueError, match="kv_heads"):
             decoder(kind, "2x32x4", 40, 24, seed=1, kv_heads=wrong)
-    with pytest.raises(ms.UnknownNameError, match="llama"):
+    with pytest.raises(ms.errors.UnknownNameError, match="llama"):
         decoder("lama", "2x32x4", 40, 24, seed=1)
     with pytest.raises(ValueError, match="even number wide"):
         decoder("llama", "2x10x2", 40, 24, seed=1)
@@ -56,7 +56,7 @@ def test_a_stored_decoder_is_described_and_read_back(kind: str, tmp_path: Path) 
     assert (stored.vocabulary, stored.positions, stored.architecture) == (31, 64, kind)
     with pytest.raises(LengthError, match="64 positions"):
         stored.shape(65)
-    with pytest.raises(ms.DataError, match=r"32 ids, .* embeds 31"):
+    with pytest.raises(ms.errors.DataError, match=r"32 ids, .* embeds 31"):
         stored.check_tokens(32)
     model = stored.decoder()
     logits = [model(TOKENS).logits, stored.decoder()(TOKENS).logits]
@@ -65,13 +65,13 @@ def test_a_stored_decoder_is_described_and_read_back(kind: str, tmp_path: Path) 
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ms.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
+    with pytest.raises(ms.errors.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
         open_decoder(tiny_checkpoint(tmp_path, WORDS))
 
 
 def test_an_encoder_without_a_head_is_refused_in_the_same_words(tmp_path: Path) -> None:
     AutoModel.from_pretrained(tiny_checkpoint(tmp_path, WORDS)).save_pretrained(tmp_path)
-    with pytest.raises(ms.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
+    with pytest.raises(ms.errors.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
         open_decoder(tmp_path)
 
 

@@ -20,11 +20,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_cannot_be_read_says_why(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ms.DataError, match=r"no such file: .*none\.gguf"):
+    with pytest.raises(ms.errors.DataError, match=r"no such file: .*none\.gguf"):
         open_decoder(tmp_path / "none.gguf")
     path = tmp_path / "model.gguf"
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ms.DataError, match=r"cannot read this GGUF file .*pip install gguf accel"):
+    with pytest.raises(
+        ms.errors.DataError, match=r"cannot read this GGUF file .*pip install gguf accel"
+    ):
         open_decoder(path)
     assert not [each for each in cache.iterdir() if each.is_dir() and each.suffix == ""]
 

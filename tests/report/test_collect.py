@@ -100,7 +100,7 @@ def test_a_run_that_goes_on_is_told(tmp_path):
 def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.db").write_bytes(b"no database")
-    with pytest.raises(ms.SearchError, match=r"a is left out: .* is damaged"):
+    with pytest.raises(ms.errors.SearchError, match=r"a is left out: .* is damaged"):
         report_on(tmp_path, tmp_path / "report.html")
 
 

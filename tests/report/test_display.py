@@ -51,7 +51,7 @@ def test_study_is_a_picture_and_a_table_in_a_notebook(study):
 @pytest.mark.slow
 def test_study_without_a_result_is_shown(tmp_path):
     evaluator = ToyEvaluator(fails=True)
-    with pytest.raises(ms.SearchError):
+    with pytest.raises(ms.errors.SearchError):
         ms.search(space, evaluator, run=tmp_path / "r", trials=6, progress=None)
     study = ms.Study(tmp_path / "r")
     assert "a front of 0" in repr(study)

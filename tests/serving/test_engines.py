@@ -50,7 +50,7 @@ def test_exports_are_served_as_written_or_refused(family, target, tmp_path):
         if served is None:
             continue
         if target not in served | {"transformers"}:
-            with pytest.raises(ms.NativeError, match=r"^of the windows of ") as refused:
+            with pytest.raises(ms.errors.NativeError, match=r"^of the windows of ") as refused:
                 ms.to_native(CONFIGS[family], mask, target=target)
             assert refused.value.nearest == (masks.causal() if family == "llama" else None)
             continue
@@ -65,11 +65,13 @@ def test_exports_are_served_as_written_or_refused(family, target, tmp_path):
 
 
 def test_a_refusal_says_why_and_what_works():
-    with pytest.raises(ms.NativeError, match=r"vLLM 0\.33\.0 reads if all slide.*--model-impl"):
+    with pytest.raises(
+        ms.errors.NativeError, match=r"vLLM 0\.33\.0 reads if all slide.*--model-impl"
+    ):
         ms.to_native(CONFIGS["qwen3"], MIXED, target="vllm")
     plain = hf.LlamaConfig(**SIZES | {"layer_types": None})
     with pytest.raises(
-        ms.NativeError, match=r"SGLang .* gemma3_text, granite_swa, olmo3; sinks= makes"
+        ms.errors.NativeError, match=r"SGLang .* gemma3_text, granite_swa, olmo3; sinks= makes"
     ):
         ms.to_native(plain, MIXED, target="sglang")
     ms.to_native(plain, masks.full(), target="sglang")  # without windows all serve it
@@ -77,7 +79,9 @@ def test_a_refusal_says_why_and_what_works():
     llama_cpp = ENGINES["llama.cpp"]
     assert not llama_cpp.unserved(deep)
     assert "exaone4 with 3 layers" in llama_cpp.unserved(CONFIGS["exaone4"])
-    with pytest.raises(ms.NativeError, match=r"drops keys \(.*_qwen3.py .* cohere2, gemma3_text"):
+    with pytest.raises(
+        ms.errors.NativeError, match=r"drops keys \(.*_qwen3.py .* cohere2, gemma3_text"
+    ):
         ms.to_native(CONFIGS["qwen3"], MIXED, target="tensorrt-llm")
 
 

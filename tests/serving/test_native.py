@@ -192,7 +192,7 @@ def test_own_windows_stay_in_force_and_rotary_positions_stay_with_their_layers()
     narrower = ms.to_native(
         model, masks.per_layer([masks.window(3), masks.window(3), masks.full()])
     )
-    with pytest.raises(ms.NativeError, match=r"other angles, .* is per_layer\(") as refused:
+    with pytest.raises(ms.errors.NativeError, match=r"other angles, .* is per_layer\(") as refused:
         ms.to_native(model, masks.window(7))
     assert ms.to_native(model, refused.value.nearest).config.layer_types == kinds
     ms.attach(model, masks.window(3) | masks.per_layer([masks.window(0)] * 2 + [masks.full()]))
@@ -302,7 +302,7 @@ MODERN = hf.ModernBertConfig(**SIZES)
     ],
 )  # fmt: skip
 def test_refusals_give_the_reason_and_a_mask_that_can_be_served(config, mask, why, nearest):
-    with pytest.raises(ms.NativeError, match=why) as refused:
+    with pytest.raises(ms.errors.NativeError, match=why) as refused:
         ms.to_native(config, mask)
     message = str(refused.value)
     assert "\n" not in message
@@ -313,24 +313,28 @@ def test_refusals_give_the_reason_and_a_mask_that_can_be_served(config, mask, wh
 
 
 def test_models_are_refused_with_the_reason():
-    with pytest.raises(ms.NativeError, match=r"BertConfig \(bert\) is none of the families"):
+    with pytest.raises(
+        ms.errors.NativeError, match=r"BertConfig \(bert\) is none of the families"
+    ):
         ms.to_native(hf.BertConfig(), WINDOW)
-    with pytest.raises(ms.NativeError, match=r"T5Config \(t5\) is none of the families"):
+    with pytest.raises(ms.errors.NativeError, match=r"T5Config \(t5\) is none of the families"):
         ms.from_native(hf.T5Config())
     sliding = hf.LlamaConfig(layer_types=["sliding_attention"] * 32, sliding_window=8)
-    with pytest.raises(ms.NativeError, match=r"its caches drop keys; delete layer_types"):
+    with pytest.raises(ms.errors.NativeError, match=r"its caches drop keys; delete layer_types"):
         ms.from_native(sliding)
     with pytest.raises(UnknownNameError, match=r"unknown target 'vlm'; did you mean 'vllm'"):
         ms.to_native(QWEN, WINDOW, target="vlm")
     with pytest.raises(HeadCountError, match="the mask has 2 heads"):
         ms.to_native(QWEN, masks.per_head([WINDOW, WINDOW]))
-    with pytest.raises(ms.NativeError, match=r"ms.detach\(model\)"):
+    with pytest.raises(ms.errors.NativeError, match=r"ms.detach\(model\)"):
         ms.to_native(ms.attach(build("qwen3"), WINDOW), WINDOW)
-    with pytest.raises(ms.NativeError, match="merge_and_unload"):
+    with pytest.raises(ms.errors.NativeError, match="merge_and_unload"):
         ms.to_native(torch.nn.Sequential(build("qwen3")), WINDOW)
     adapted = build("qwen3")
     adapted.model.layers[0].self_attn.q_proj.lora = torch.nn.Linear(2, 2)
-    with pytest.raises(ms.NativeError, match=r"differ in the weights .*lora.* merge adapters"):
+    with pytest.raises(
+        ms.errors.NativeError, match=r"differ in the weights .*lora.* merge adapters"
+    ):
         ms.to_native(adapted, WINDOW)
     with pytest.raises(TypeError, match="takes a mask second, got 'window"):
         ms.to_native(QWEN, "window(3)")
@@ -343,7 +347,7 @@ def test_sliding_layers_that_qwen_forgets_are_refused():
         num_hidden_layers=2, sliding_window=8, layer_types=["sliding_attention"] * 2
     )
     assert forgotten.sliding_window is None  # transformers says nothing
-    with pytest.raises(ms.NativeError, match="use_sliding_window=True"):
+    with pytest.raises(ms.errors.NativeError, match="use_sliding_window=True"):
         ms.from_native(forgotten)
     written = ms.to_native(hf.Qwen2Config(num_hidden_layers=2), masks.window(7))
     assert (written.use_sliding_window, written.sliding_window) == (True, 8)
@@ -377,7 +381,7 @@ def test_what_is_written_keeps_the_same_cells_and_what_is_not_has_a_servable_nei
     own = ms.from_native(config)
     try:
         written = ms.from_native(ms.to_native(config, mask))
-    except ms.NativeError as refused:
+    except ms.errors.NativeError as refused:
         ms.to_native(config, refused.nearest)
         return
     inside = own & masks.per_layer([written.of_layer(layer) for layer in range(3)])
@@ -401,7 +405,7 @@ def test_no_mask_that_can_be_served_is_nearer_than_the_nearest(bits, config):
     table = torch.tensor([bits >> i & 1 for i in range(2 * length**2)], dtype=torch.bool)
     table = table.view(2, 1, length, length)
     wanted = (ms.from_native(config).dense(length, layers=2)) & table
-    with pytest.raises(ms.NativeError) as refused:
+    with pytest.raises(ms.errors.NativeError) as refused:
         ms.to_native(config, masks.per_layer([masks.table(each[0]) for each in table]))
 
     def apart(other: masks.Mask) -> int:
@@ -411,6 +415,6 @@ def test_no_mask_that_can_be_served_is_nearer_than_the_nearest(bits, config):
     every = []
     for kinds, reach in product(product([True, False], repeat=2), range(1, length - 1)):
         other = masks.per_layer([FULL if full else masks.window(reach) for full in kinds])
-        with suppress(ms.NativeError):
+        with suppress(ms.errors.NativeError):
             every.append(apart(other))
     assert apart(refused.value.nearest) == min(every)

@@ -67,7 +67,7 @@ def test_own_strategies_number_their_draws_as_ever(tmp_path):
 @pytest.mark.slow
 def test_other_given_parameters_are_another_search(tmp_path):
     search(tmp_path / "run", 2)
-    with pytest.raises(ms.ResumeError, match="enqueue: was"):
+    with pytest.raises(ms.errors.ResumeError, match="enqueue: was"):
         search(tmp_path / "run", 4, enqueue=GIVEN[:1])
 
 
@@ -85,7 +85,7 @@ def test_other_given_parameters_are_another_search(tmp_path):
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_the_first_trial(tmp_path, given, message):
-    with pytest.raises(ms.SearchError, match=message):
+    with pytest.raises(ms.errors.SearchError, match=message):
         search(tmp_path / "run", 4, enqueue=[GIVEN[0], given])
     assert not (tmp_path / "run").exists()
 
@@ -101,10 +101,12 @@ def test_what_the_space_makes_of_it_must_fit(tmp_path):
         settings = dict(run=tmp_path / "run", trials=1, enqueue=[given], progress=None)
         return ms.search(narrow, ToyEvaluator(), **settings)
 
-    with pytest.raises(ms.SearchError, match=r"enqueue\[0\] = .*'shift': 2.* keeps no key"):
+    with pytest.raises(ms.errors.SearchError, match=r"enqueue\[0\] = .*'shift': 2.* keeps no key"):
         run(shift=2, one=1)
-    with pytest.raises(ms.SearchError, match=r"one = 3 cannot be drawn; .*suggest_int\(1, 1\)"):
+    with pytest.raises(
+        ms.errors.SearchError, match=r"one = 3 cannot be drawn; .*suggest_int\(1, 1\)"
+    ):
         run(shift=0, one=3)
     assert run(shift=0, one=1).records()[0].params == {"shift": 0, "one": 1}
-    with pytest.raises(ms.SearchError, match="this search has none"):
+    with pytest.raises(ms.errors.SearchError, match="this search has none"):
         ms.search(None, ToyEvaluator(), run=tmp_path / "b", trials=1, enqueue=[{"a": 1}])

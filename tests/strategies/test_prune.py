@@ -116,9 +116,9 @@ def test_wrong_options_are_refused_before_anything_is_trained(
 
 
 def test_models_that_are_not_trained_yet_are_refused(tmp_path) -> None:
-    with pytest.raises(ms.SearchError, match=r"measures a trained model.*adapt='none'"):
+    with pytest.raises(ms.errors.SearchError, match=r"measures a trained model.*adapt='none'"):
         search(ms.PlantedEvaluator(steps=2, downstream_steps=2), tmp_path)
-    with pytest.raises(ms.SearchError, match=r"needs an evaluator with differentiable"):
+    with pytest.raises(ms.errors.SearchError, match=r"needs an evaluator with differentiable"):
         search(ms.CostEvaluator(length=8), tmp_path)
 
 

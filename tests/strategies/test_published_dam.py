@@ -93,8 +93,12 @@ def test_masks_wait_for_their_gates_and_survive_lost_ones(tmp_path: Path) -> Non
 
 
 def test_its_lambdas_are_those_of_the_table(tmp_path: Path) -> None:
-    with pytest.raises(ms.SearchError, match="has the penalties of the published table: drop pen"):
+    with pytest.raises(
+        ms.errors.SearchError, match="has the penalties of the published table: drop pen"
+    ):
         search(tmp_path, EVALUATOR, config={"penalty": 0.1})
-    with pytest.raises(ms.UnknownNameError, match="unknown option of strategy 'sparsebert'"):
+    with pytest.raises(
+        ms.errors.UnknownNameError, match="unknown option of strategy 'sparsebert'"
+    ):
         ms.search(None, EVALUATOR, run=tmp_path, trials=1, strategy="sparsebert",
                   strategy_options={"gates": {}})  # fmt: skip

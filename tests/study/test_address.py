@@ -59,7 +59,9 @@ def test_renamed_folder_of_a_shared_storage_finds_its_study(tmp_path):
     assert len(ms.Study(tmp_path / "c", storage).records()) == 4  # the folder says which study
     assert len(ms.Study(tmp_path / "b", storage).records()) == 3
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    with pytest.raises(ms.SearchError, match=r"belongs to the study 'a', which .* does not hold"):
+    with pytest.raises(
+        ms.errors.SearchError, match=r"belongs to the study 'a', which .* does not hold"
+    ):
         search(tmp_path / "c", storage=other)
 
 
@@ -76,10 +78,10 @@ def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
     two_studies(run)
     for opened in (lambda: ms.Study(run), lambda: search(run)):
         with pytest.raises(
-            ms.SearchError, match=r"2 studies: 'first' \(3 trials\), 'renamed' \(0"
+            ms.errors.SearchError, match=r"2 studies: 'first' \(3 trials\), 'renamed' \(0"
         ):
             opened()
-    with pytest.raises(ms.SearchError) as refused:
+    with pytest.raises(ms.errors.SearchError) as refused:
         ms.Study(run)
     remedy = str(refused.value).partition("echo ")[2]
     assert remedy == f'\'{{"study": "first"}}\' > {run / "study.json"}'
@@ -100,7 +102,7 @@ def test_report_of_several_runs_leaves_out_the_one_that_cannot_be_read(tmp_path)
 def test_damaged_file_is_named(tmp_path, text):
     search(tmp_path / "run")
     (tmp_path / "run" / "study.json").write_text(text)
-    with pytest.raises(ms.SearchError, match=r"study\.json is damaged .* it reads"):
+    with pytest.raises(ms.errors.SearchError, match=r"study\.json is damaged .* it reads"):
         ms.Study(tmp_path / "run")
 
 
@@ -129,6 +131,6 @@ def test_another_function_of_the_same_file_is_refused(tmp_path):
     one, two = (ms.load_function(f"{path}:{name}") for name in ("one", "two"))
     settings = dict(run=tmp_path / "run", trials=2, progress=None)
     ms.search(one, ToyEvaluator(), **settings)
-    with pytest.raises(ms.ResumeError, match="space: was one, now two"):
+    with pytest.raises(ms.errors.ResumeError, match="space: was one, now two"):
         ms.search(two, ToyEvaluator(), **settings)
     assert len(ms.search(one, ToyEvaluator(), **settings).records()) == 2

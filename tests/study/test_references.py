@@ -58,7 +58,7 @@ def test_files_are_read_like_any_other(tmp_path):
         assert masks.parse(str(path)) == masks.window(2)
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such mask file"):
         masks.parse("none.json")
-    with pytest.raises(ms.MaskFormatError, match=r"masks\.from_block_layout"):
+    with pytest.raises(ms.errors.MaskFormatError, match=r"masks\.from_block_layout"):
         masks.parse("layout.npy")
 
 
@@ -79,7 +79,7 @@ def test_files_are_read_like_any_other(tmp_path):
     ],
 )
 def test_what_a_run_does_not_hold(run, text, message):
-    with pytest.raises(ms.SearchError, match=message):
+    with pytest.raises(ms.errors.SearchError, match=message):
         masks.parse(text.format(run=run))
 
 
@@ -88,7 +88,7 @@ def test_comparison_is_named_by_trial(tmp_path):
     run = tmp_path / "compared"
     ms.compare({"w": masks.window(2)}, ToyEvaluator(), run=run, seeds=[0], progress=None)
     assert masks.parse(f"{run}#0") == masks.window(2)
-    with pytest.raises(ms.SearchError, match=r"is a comparison, .* such as .*compared#0"):
+    with pytest.raises(ms.errors.SearchError, match=r"is a comparison, .* such as .*compared#0"):
         masks.parse(str(run))
 
 
@@ -99,7 +99,7 @@ def test_baseline_is_named_by_trial_only(tmp_path):
         space, ToyEvaluator(), run=run, trials=0, baselines={"w": masks.window(2)}, progress=None
     )
     assert masks.parse(f"{run}#0") == masks.window(2)
-    with pytest.raises(ms.SearchError, match="only baselines have finished"):
+    with pytest.raises(ms.errors.SearchError, match="only baselines have finished"):
         masks.parse(str(run))
 
 

@@ -127,7 +127,7 @@ def test_stranger_opens_no_server_and_makes_no_file(
         run = strange(PLACES[place].format(port=port, outside=tmp_path))
         before = everything(tmp_path)
         if entry in CALLS:
-            with pytest.raises(ms.SearchError, match=RULE) as refused:
+            with pytest.raises(ms.errors.SearchError, match=RULE) as refused:
                 CALLS[entry](run)
             said = str(refused.value)
         else:
@@ -154,14 +154,14 @@ def test_server_that_the_call_names_is_asked(strange, tmp_path, monkeypatch, cap
         count = len(connections)
         assert count > 0
         monkeypatch.setenv("MASKSEARCH_STORAGE", address)
-        with pytest.raises(ms.SearchError, match="cannot open the storage"):
+        with pytest.raises(ms.errors.SearchError, match="cannot open the storage"):
             ms.open_study(run)
         assert len(connections) > count
 
 
 def test_refusal_hides_the_password_and_quotes_what_a_shell_would_run(strange):
     run = strange("postgresql://me:s3cret@host/x;touch y?password=s3cret")
-    with pytest.raises(ms.SearchError) as refused:
+    with pytest.raises(ms.errors.SearchError) as refused:
         ms.open_study(run)
     assert "s3cret" not in str(refused.value)
     assert "--storage 'postgresql://me@host/x%3Btouch y'" in str(refused.value)
@@ -186,7 +186,7 @@ def shared(tmp_path, monkeypatch):
 def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, monkeypatch, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
     for each in (a, b):
-        with pytest.raises(ms.SearchError, match=RULE):
+        with pytest.raises(ms.errors.SearchError, match=RULE):
             ms.open_study(each)
     assert len(ms.open_study(a, shared).records()) == 2
     judged = ms.Comparison.open(b, shared)
@@ -239,7 +239,7 @@ def test_setting_allows_one_server_or_the_files_of_a_folder(
 ):
     monkeypatch.setenv("MASKSEARCH_STORAGE", allowed)
     if followed is None:
-        with pytest.raises(ms.SearchError, match=RULE):
+        with pytest.raises(ms.errors.SearchError, match=RULE):
             follow_storage(tmp_path, named)
     else:
         assert follow_storage(tmp_path, named) == followed
@@ -266,10 +266,10 @@ def test_database_that_is_a_link_out_is_not_opened(good, strange, tmp_path):
     line.close()
     before = other.read_bytes()
     (run / "study.db").symlink_to(other)
-    with pytest.raises(ms.SearchError, match=RULE):
+    with pytest.raises(ms.errors.SearchError, match=RULE):
         ms.open_study(run)
     assert other.read_bytes() == before
-    with pytest.raises(ms.SearchError, match="no study"):  # reading makes no tables
+    with pytest.raises(ms.errors.SearchError, match="no study"):  # reading makes no tables
         ms.open_study(run, f"sqlite:///{other}")
     assert b"trials" not in other.read_bytes()
 
@@ -283,7 +283,7 @@ def test_lock_that_is_a_link_is_left_alone(good, strange, tmp_path, monkeypatch,
     status = json.loads((run / "status.json").read_text()) | {"state": "running"}
     (run / "status.json").write_text(json.dumps(status))
     assert "killed" in run_command(monkeypatch, capsys, ["status", str(run)])[1]
-    with pytest.raises(ms.SearchError, match=r"\.writer\.lock is a link"):
+    with pytest.raises(ms.errors.SearchError, match=r"\.writer\.lock is a link"):
         ms.search(space, ToyEvaluator(), run=run, trials=3, strategy="random", progress=None)
     assert (tmp_path / "precious").read_text() == "mine"
 
@@ -328,5 +328,5 @@ def test_mask_of_another_folder_is_not_read(outside, good, strange):
             change = "UPDATE trial_user_attributes SET value_json = ?"
             line.execute(f"{change} WHERE trial_user_attribute_id = ?", (json.dumps(data), number))
     line.close()
-    with pytest.raises(ms.SearchError, match="a file outside of itself; it is not read"):
+    with pytest.raises(ms.errors.SearchError, match="a file outside of itself; it is not read"):
         ms.open_study(run).records()

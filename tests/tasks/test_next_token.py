@@ -113,7 +113,7 @@ def test_paragraphs_end_with_a_blank_line(tmp_path: Path) -> None:
 def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
     folder = tiny_decoder(tmp_path / "model", WORDS)
     (tmp_path / "short.txt").write_text("w1 w2 w3")
-    with pytest.raises(ms.DataError, match="at least a sequence of 12 positions"):
+    with pytest.raises(ms.errors.DataError, match="at least a sequence of 12 positions"):
         NextTokenText.load(tmp_path / "short.txt", tokenizer=folder, length=12, cache=tmp_path)
 
 

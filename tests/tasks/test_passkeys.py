@@ -56,8 +56,8 @@ def test_what_cannot_hide_a_number_says_why(text: NextTokenText, tmp_path: Path)
     short = NextTokenText.load(
         folder / "text.txt", tokenizer=byte_tokenizer(folder / "letters"), length=40, cache=folder
     )
-    with pytest.raises(ms.DataError, match=r"take \d+ tokens, and a sequence has 40"):
+    with pytest.raises(ms.errors.DataError, match=r"take \d+ tokens, and a sequence has 40"):
         hide_passkeys(short, "all", 2)
     words = NextTokenText.load(folder / "text.txt", vocabulary=40, length=40, cache=folder)
-    with pytest.raises(ms.DataError, match="several digits the same ids"):
+    with pytest.raises(ms.errors.DataError, match="several digits the same ids"):
         hide_passkeys(words, "all", 2)

@@ -128,7 +128,7 @@ def downloaded_tokenizer(name: str | Path, *, local: bool) -> str:
         raise DataError(
             f"no tokenizer {str(name)!r}: neither a vocab.txt, a tokenizer.json or a folder on "
             "disk nor a name that the Hugging Face Hub answered for; without a network, give a "
-            "local one with --tokenizer PATH (tokenizer=PATH in Python), or none to train one"
+            "local one with tokenizer=PATH (--set tokenizer=PATH), or none to train one"
         ) from error
     fast = getattr(loaded, "backend_tokenizer", None)
     if fast is None:

@@ -267,7 +267,7 @@ def test_tokenizer_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match=r"no mask token \(\[MASK\]"):
         load(folder, tokenizer=tmp_path / "vocab.txt")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match=r"no tokenizer 'masksearch/nothing'.*--tokenizer"):
+    with pytest.raises(DataError, match=r"no tokenizer 'masksearch/nothing'.*tokenizer=PATH"):
         load(folder, tokenizer="masksearch/nothing")
 
 

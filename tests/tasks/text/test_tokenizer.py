@@ -110,6 +110,6 @@ def test_unreachable_hub_says_so_at_once(tmp_path: Path, code: str) -> None:
         )
     last = done.stderr.strip().splitlines()[-1]
     assert "DataError" in last
-    assert "--tokenizer PATH" in last or "--corpus FILE_OR_FOLDER" in last
+    assert "tokenizer=PATH" in last or "--corpus FILE_OR_FOLDER" in last
     assert "Retrying" not in done.stderr
     assert len(asked) <= 2  # by us, and by transformers, which look once more
