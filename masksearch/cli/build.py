@@ -225,12 +225,12 @@ def build_executor(options: JudgeOptions) -> Executor:
     if name not in EXECUTORS:
         raise unknown_name("executor", name, [*EXECUTORS, "file.py:Name"])
     if name == "local":
-        for option in ("address", "cpus", "gpus", "storage_path"):
+        for option in ("address", "cpus", "storage_path"):
             if getattr(options, option) is not None:
                 raise OptionsError(f"--{option.replace('_', '-')} belongs to --executor ray")
         from masksearch.executors.local import Local
 
-        return Local(slots, limit_seconds=options.limit_seconds)
+        return Local(slots, limit_seconds=options.limit_seconds, gpus=options.gpus)
     from masksearch.executors.ray import RayTune
 
     resources = {"cpu": 1.0 if options.cpus is None else options.cpus}

@@ -216,7 +216,10 @@ class JudgeOptions:
     )
     slots: Slots = 1
     cpus: float | None = option("ray: CPU cores of a trial.", PLACE, "1", "N")
-    gpus: float | None = option("ray: GPUs of a trial; 0.25 = four share one.", PLACE, "0", "N")
+    gpus: float | None = option(
+        "GPUs of a trial; 0.25 = four share one, 0 = it sees none.",
+        *(PLACE, "ray: 0; local: all slots take the first", "N"),
+    )
     tasks: str | None = described(JUDGE)
     size: str | None = described(MODEL)
     weights: str | None = described(MODEL)

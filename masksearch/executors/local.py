@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -27,9 +27,11 @@ from masksearch.executors.job import JobRun, idle_strategy_error, make_record, t
 from masksearch.executors.worker import (
     OUTPUT,
     READY,
+    VISIBLE,
     StepResult,
     TrialSpec,
     WorkerConfig,
+    check_gpus,
     pickle_by_value,
     pickle_for_workers,
     read_time_limit_note,
@@ -63,6 +65,12 @@ class Local:
             pickled).
         memory_gb: A job whose process holds more main memory, in 10^9 bytes, is ended, with
             status "failed" (Linux); None = no limit. It takes worker processes.
+        gpus: Cards of a job, or its share of one: 0.25 = four share a card, each with a quarter
+            of its memory. Slots are dealt out over the cards, of which a job sees its own alone;
+            0 = it sees none; None = it sees all, and takes the first. It takes worker processes.
+
+    Raises:
+        ValueError: If a setting is out of range, or this machine's cards do not hold the slots.
     """
 
     slots: int = 1
@@ -70,6 +78,7 @@ class Local:
     limit_seconds: float | None = None
     isolate: bool | None = None
     memory_gb: float | None = None
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         at_least("slots", self.slots, 1)
@@ -83,13 +92,15 @@ class Local:
         if self.isolate is False and self.in_workers:
             raise ValueError(
                 "isolate=False runs jobs in this process, one at a time and without limits; leave "
-                "slots, limit_seconds and memory_gb away"
+                "slots, limit_seconds, memory_gb and gpus away"
             )
+        self.deal_cards()
 
     @property
     def in_workers(self) -> bool:
         """Whether it takes worker processes whatever the evaluator is."""
-        return self.slots > 1 or self.limit_seconds is not None or self.memory_gb is not None
+        limits = (self.limit_seconds, self.memory_gb, self.gpus)
+        return self.slots > 1 or any(limit is not None for limit in limits)
 
     def run(self, work: Trials) -> None:
         """Asks until the search is done; see `masksearch.contracts.Executor`."""
@@ -98,6 +109,12 @@ class Local:
             isolate = os.name == "posix" and not is_own(work.evaluator)
         if self.threads is not None and not self.in_workers:
             torch.set_num_threads(self.threads)
+        if self.gpus is None and self.slots > 1 and torch.cuda.device_count():
+            warnings.warn(
+                f"all {self.slots} slots take the first of {torch.cuda.device_count()} cards; "
+                "--gpus 1 gives a trial a card, --gpus 0.25 a quarter of one",
+                stacklevel=outside_level(),
+            )
         for seed in work.seeds:
             work.evaluator.provide_models(seed)  # in this process, which shows it
         if isolate or self.in_workers:
@@ -122,6 +139,7 @@ class Local:
                 str(work.workdir.resolve()),
                 threads=self.threads or threads,
                 limit_seconds=self.limit_seconds,
+                gpu=self.gpus,
                 paths=tuple(sys.path),
                 keeps_output=True,
             )
@@ -145,8 +163,11 @@ class Local:
             if isinstance(spec, str):
                 break
             free = [worker for worker in workers if not worker.attempt]
-            worker = free[0] if free else start_worker(config)
-            if not free:
+            if free:
+                worker = free[0]
+            else:
+                slot = min({*range(self.slots)} - {each.slot for each in workers})
+                worker = start_worker(config, slot, self.deal_cards())
                 workers.append(worker)
             trial = pool.running[name]
             folder = pool.work.workdir / trial_folder(trial.proposal, trial.losses)
@@ -154,6 +175,29 @@ class Local:
             worker.since = worker.heard = time.monotonic()
             worker.send(spec)
         return bool(pool.running)
+
+    def deal_cards(self) -> list[str]:
+        """What `CUDA_VISIBLE_DEVICES` is in every slot; nothing = as in this process.
+
+        Raises:
+            ValueError: If the cards do not hold the slots.
+        """
+        if self.gpus is None:
+            return []
+        check_gpus(self.gpus)
+        if self.gpus == 0:
+            return [""] * self.slots
+        cards, whole = list_cards(), max(1, int(self.gpus))
+        hands = [",".join(cards[at : at + whole]) for at in range(0, len(cards), whole)]
+        hands = hands[: len(cards) // whole]
+        room = len(hands) * (int(1 / self.gpus + 1e-6) if self.gpus < 1 else 1)
+        if self.slots > room:
+            raise ValueError(
+                f"slots={self.slots} of gpus={self.gpus:g} each need more cards than the "
+                f"{len(cards)} that this process sees, which hold {room}; take fewer slots, a "
+                "smaller share, or gpus=0 for the CPU"
+            )
+        return [hands[slot % len(hands)] for slot in range(self.slots)]
 
     def watch(self, pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:
         """Ends a trial that takes too much memory; speaks of one that has long been silent."""
@@ -182,6 +226,25 @@ if sys.platform != "win32":
     FORKS.set_forkserver_preload([serve.__module__, "masksearch.strategies.prune"])
 
 
+def list_cards() -> list[str]:
+    """The cards that this process sees, by their names in `CUDA_VISIBLE_DEVICES`.
+
+    Raises:
+        ValueError: If one that is named there does not exist.
+    """
+    count, names = torch.cuda.device_count(), os.environ.get(VISIBLE)
+    if names is None:
+        return [str(number) for number in range(count)]
+    listed = (name.strip() for name in names.split(","))
+    cards = list(itertools.takewhile(lambda name: name not in ("", "-1"), listed))
+    if len(cards) > count:
+        raise ValueError(
+            f"{VISIBLE}={names} names {len(cards)} cards, and torch finds the first {count}; name "
+            "those that nvidia-smi -L lists"
+        )
+    return cards
+
+
 def is_own(evaluator: Evaluator) -> bool:
     """Whether an evaluator, and what it wraps, is of this package."""
     inner = getattr(evaluator, "evaluator", None)
@@ -208,6 +271,7 @@ class WorkerProcess:
 
     process: BaseProcess
     pipe: Connection
+    slot: int = 0  # its place among the workers, from 0
     attempt: str = ""  # the pool's name of what it works on; empty = nothing
     output: Path = Path()  # what its trial prints
     since: float = 0.0  # monotonic seconds, as the next
@@ -248,8 +312,14 @@ class WorkerProcess:
         return memory > self.began_gb + GROWTH_GB
 
 
-def start_worker(config: WorkerConfig) -> WorkerProcess:
-    """A fresh worker process, which does not run the user's script again."""
+def start_worker(config: WorkerConfig, slot: int, cards: Sequence[str]) -> WorkerProcess:
+    """A fresh worker process, which does not run the user's script again.
+
+    Args:
+        config: What all trials share.
+        slot: Its place among the workers.
+        cards: What each slot sees, as `Local.deal_cards` says.
+    """
     if os.name != "posix":
         raise SearchError("workers need a POSIX system; use Local(isolate=False) or WSL")
     ours, theirs = FORKS.Pipe()
@@ -260,8 +330,9 @@ def start_worker(config: WorkerConfig) -> WorkerProcess:
     finally:
         sys.modules["__main__"] = script
     theirs.close()
-    worker = WorkerProcess(process, ours)
-    worker.send((dict(os.environ), config))
+    worker = WorkerProcess(process, ours, slot)
+    environment = dict(os.environ) | ({VISIBLE: cards[slot]} if cards else {})
+    worker.send((environment, config))
     return worker
 
 

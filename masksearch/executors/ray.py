@@ -43,6 +43,7 @@ from masksearch.executors.worker import (
     TrialRunner,
     TrialSpec,
     WorkerConfig,
+    check_gpus,
     pickle_by_value,
     pickle_for_workers,
 )
@@ -93,7 +94,7 @@ class RayTune:
             the search.
         slots: Trials at a time.
         resources: What a trial occupies, such as `{"cpu": 4, "gpu": 0.5}`; None = one CPU. A
-            trial that shall use a GPU must ask for one, or for a share of its memory.
+            trial sees the GPUs that it has asked for alone: without a share, none.
         storage_path: A path or URI such as `"s3://bucket/runs"`, through which files travel where
             nodes do not share the run folder. Trials then work in a folder of their node; it is
             copied there for a retry on another node, and artifacts come back with the result.
@@ -123,11 +124,17 @@ class RayTune:
             raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
         if any(amount < 0 for amount in self.needs.values()):
             raise ValueError(f"resources must not be negative, got {dict(self.needs)}")
+        check_gpus(self.gpus)
 
     @property
     def needs(self) -> Mapping[str, float]:
         """What a trial occupies."""
         return {"cpu": 1} if self.resources is None else self.resources
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a trial."""
+        return self.needs.get("gpu", self.needs.get("GPU", 0.0))
 
     def run(self, work: Trials) -> None:
         """Asks until the search is done; see `masksearch.contracts.Executor`.
@@ -204,7 +211,7 @@ class RayTune:
             str(work.workdir.resolve()) if self.storage_path is None else None,
             threads=max(1, int(self.needs.get("cpu", 1))),
             limit_seconds=self.limit_seconds,
-            gpu=self.needs.get("gpu", 0.0),
+            gpu=self.gpus,
             checkpoint_seconds=self.checkpoint_seconds,
             paths=tuple(sys.path),
         )
@@ -250,6 +257,9 @@ class RayTune:
             )
             for node, has in list_nodes().items()
         }
+        cards = sum(node["Resources"].get("GPU", 0) for node in list_nodes().values())
+        if cards and not self.gpus:
+            warn(f"no trial sees one of the {cards:g} cards; --gpus 1 gives a trial a card")
         total = sum(room.values())
         text = f"no node has the resources of one trial, {dict(self.needs)}"
         if total:

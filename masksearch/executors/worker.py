@@ -36,6 +36,7 @@ from masksearch.user_code import describe_error
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 READY = "ready"  # a worker process's first message
 OUTPUT = "output.txt"  # what a trial in a worker process printed, in its folder
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # the cards that a process sees; CUDA reads it at its first call
 
 
 def pickle_for_workers(thing: Any, name: str) -> bytes:
@@ -131,7 +132,7 @@ class WorkerConfig:
     workdir: str | None  # the run folder; None = trials work in a folder of their node
     threads: int | None = None  # torch threads; None = torch's own setting
     limit_seconds: float | None = None  # wall time of a trial, after which the process ends itself
-    gpu: float = 0.0  # share of a GPU, where below 1
+    gpu: float | None = None  # cards of a trial, or its share of one; None = those of the driver
     checkpoint_seconds: float = 0.0  # least time between two saved folders
     paths: tuple[str, ...] = ()  # where the driver finds its modules
     keeps_output: bool = False  # whether what a trial prints goes into a file of its folder
@@ -271,12 +272,14 @@ class TrialRunner:
         """The evaluator, in a process made ready for it."""
         import torch
 
+        if self.config.gpu == 0:  # Ray shows a worker without a share every card
+            os.environ[VISIBLE] = ""
         sys.path += [path for path in self.config.paths if path not in sys.path]
         evaluator: Evaluator = cloudpickle.loads(self.config.evaluator)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        if 0 < self.config.gpu < 1 and torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(self.config.gpu)
+        if 0 < (self.config.gpu or 0) < 1 and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(self.config.gpu or 0)
         return evaluator
 
     def start_job(self, evaluator: Evaluator) -> JobRun:
@@ -331,6 +334,15 @@ def list_files(folder: Path) -> frozenset[tuple[str, int]]:
     """Every file of a folder with the time of its last change."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.name != TIME_LIMIT_NOTE)
     return frozenset((str(path), path.stat().st_mtime_ns) for path in files)
+
+
+def check_gpus(gpus: float) -> None:
+    """Refuses what is neither no card, nor a share of one, nor whole cards."""
+    if not gpus >= 0 or (gpus > 1 and gpus % 1):
+        raise ValueError(
+            "gpus of a trial must be 0, a share of a card such as 0.25, or a whole number of "
+            f"cards, got {gpus:g}"
+        )
 
 
 # -- the worker processes of `Local` -----------------------------------------------------------

@@ -228,7 +228,9 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
 
 def test_executors_by_name(refused):
     assert place(slots=2) == ms.Local(2)
-    assert "--gpus belongs to --executor ray" in refused(gpus=0.5)
+    assert place(slots=2, gpus=0) == ms.Local(2, gpus=0)
+    assert "--cpus belongs to --executor ray" in refused(cpus=2)
+    assert "slots=9000 of gpus=0.5 each need more cards than" in refused(slots=9000, gpus=0.5)
     with pytest.raises(UnknownNameError, match="lokal"):
         place(executor="lokal")
 

@@ -73,6 +73,34 @@ class Troubled(Evaluator):
 
 
 @dataclass(frozen=True)
+class SeesCards(Evaluator):
+    """Writes the cards that its process sees into a file of the diary, and waits for the others.
+
+    `how`: trial number -> "raise", which ends its worker.
+    """
+
+    diary: str
+    together: int = 1  # so many trials have written before one goes on
+    how: dict[int, str] = field(default_factory=dict)
+
+    shape = Shape(length=16, layers=2, heads=2)
+    objectives = (Objective("loss", "min", 1e4),)
+    protocol = "sees cards"
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        diary = Path(self.diary)
+        (diary / workdir.name).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        until = time.monotonic() + 60
+        while len(list(diary.iterdir())) < self.together:
+            if time.monotonic() > until:
+                raise TimeoutError("the other trials did not start")
+            time.sleep(0.05)
+        if int(workdir.name) in self.how:
+            raise ValueError("broken")
+        yield Report(1, {"loss": 1.0})
+
+
+@dataclass(frozen=True)
 class Unloadable(Evaluator):
     """Pickles, and fails where it is unpickled."""
 

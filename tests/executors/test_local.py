@@ -316,7 +316,7 @@ def test_a_memory_limit_below_what_a_worker_needs_is_refused(value):
 def test_this_process_has_one_slot_and_no_limits():
     with pytest.raises(ValueError, match="isolate=False runs jobs in this process, one at a time"):
         Local(slots=2, isolate=False)
-    with pytest.raises(ValueError, match="leave slots, limit_seconds and memory_gb away"):
+    with pytest.raises(ValueError, match="leave slots, limit_seconds, memory_gb and gpus away"):
         Local(memory_gb=2, isolate=False)
 
 
