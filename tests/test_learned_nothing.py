@@ -179,6 +179,9 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched, capsys
     shown = {name.text: cell.text for name, cell in zip(head, row, strict=True)}
     assert shown["learned nothing"] == str(len(dull))
     assert len(told["front"].rows) == len(front)
+    infeasible = {trial.number for trial in study.optuna.trials if any(trial.constraints.values())}
+    assert infeasible == {record.number for record in dull}
+    assert {trial.number for trial in study.optuna.best_trials} >= {r.number for r in front}
 
 
 def test_lines_of_a_running_search_mark_them(record):

@@ -296,6 +296,7 @@ class Section(Struct):
     comparisons: list[Comparison]
     chart: Front | None
     front: Table
+    importance: Table
     cautions: Lines
     volumes: list[Volumes]
     searches: Table

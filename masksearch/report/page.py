@@ -80,7 +80,7 @@ def write_report(
 
 def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
     """Name -> table, of those that lie beside the page for papers; `data` is the section's."""
-    tables = {"front": data["front"], "searches": data["searches"]}
+    tables = {name: data[name] for name in ("front", "importance", "searches")}
     if len(section.studies) > 1:
         for name, study in section.studies.items():
             own = front_table({name: study}, section.objectives)

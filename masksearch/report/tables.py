@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
+
+import optuna
+from optuna.distributions import json_to_distribution
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import (
@@ -24,6 +28,7 @@ from masksearch.contracts import Objective, Record, is_side_value
 from masksearch.gates.result import Health
 from masksearch.report.layout import DASH, Cell, TextTable, text_table, words
 from masksearch.study.status import in_words
+from masksearch.study.store import directions, quiet
 
 SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
 PAIRS = "Sparsity: left out of the pairs that real tokens form (of the table: of all cells)."
@@ -32,6 +37,11 @@ ENDS = {  # how the table of runs calls what became of trials
     **{"finished": "done", "reused": "reused", "stopped early": "stopped"},
     **{"failed": "failed", "running": "running"},
 }
+IMPORTANCE_TRIALS = 20  # scored draws from which parameters are told apart
+IMPORTANCE = (
+    "Importance of the parameters, in shares: for being in the best quarter of the draws "
+    "by all objectives (front), and by the score. It has no interval: few draws say little."
+)
 REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
 LOSSES = (  # of the health card: its name, the row's title, what it means
@@ -125,6 +135,43 @@ def by_origin(records: Iterable[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record.origin, []).append(record)
     return groups
+
+
+def importance_table(
+    studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
+) -> TextTable:
+    """How much each parameter of a space mattered, by strategy: shares, by PED-ANOVA (Watanabe et
+    al., IJCAI 2023, arXiv 2304.10255; Optuna's own), of reaching the front and of the score."""
+    rows: list[dict[str, str]] = []
+    data: list[dict[str, Any]] = []
+    for name, records in studies.items():
+        apt = [r for r in records if r.scored and r.memo.get("distributions")]
+        apt = [r for r in apt if not learned_nothing(r)]
+        if len(apt) < IMPORTANCE_TRIALS:
+            continue
+        front, score = (importances(apt, goals) for goals in (objectives, objectives[:1]))
+        for each, share in front.items() if len(front) > 1 else ():
+            shares = {"front": share, objectives[0].name: score[each]}
+            data.append({"strategy": name, "parameter": each, "trials": len(apt), **shares})
+            cells = {words(what): percent(part) for what, part in shares.items()}
+            rows.append({"strategy": name, "parameter": each, "trials": str(len(apt)), **cells})
+    return text_table(rows, text=("strategy", "parameter"), data=data, caption=IMPORTANCE)
+
+
+def importances(records: Sequence[Record], objectives: Sequence[Objective]) -> dict[str, float]:
+    """Parameter -> its share, by the best quarter of scored draws in these objectives."""
+    with quiet():
+        study = optuna.create_study(directions=directions(objectives))
+        for record in records:
+            kinds = json.loads(record.memo["distributions"])
+            trial = optuna.trial.create_trial(
+                params={name: record.params[name] for name in kinds},
+                distributions={name: json_to_distribution(each) for name, each in kinds.items()},
+                values=[record.value(objective.name) for objective in objectives],
+            )
+            study.add_trial(trial)
+        quarter = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+        return optuna.importance.get_param_importances(study, evaluator=quarter)
 
 
 def front_table(

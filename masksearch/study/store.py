@@ -37,6 +37,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from masksearch.analysis.pareto import learned_nothing
 from masksearch.contracts import Objective, Record, Report, Shape
 from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
 from masksearch.files import write_text_in_one_move
@@ -70,6 +71,7 @@ FILE, DATABASE = "study.json", "study.db"
 LISTED = 8  # studies that an error names
 HERE = "{run}"  # the run folder, in the storage that is written down
 ALLOWED = "MASKSEARCH_STORAGE"  # environment: a storage that run folders may name
+VIOLATED = "constraints"  # Optuna's key of a trial's constraints: above 0 is infeasible
 SERVER_WAIT = 600.0  # seconds that a search waits for a server that went away
 SERVER_PAUSE = 1.0  # seconds between two looks at it
 
@@ -591,6 +593,8 @@ class StudyStore:
             if again and self.storage.get_trial(trial).state.is_finished():
                 return
             self.storage.set_trial_user_attr(trial, "result", data)  # in a journal it waits
+            if learned_nothing(record):  # Optuna and its dashboard pass over such a trial
+                self.storage.set_trial_system_attr(trial, VIOLATED, [1.0])
             self.storage.set_trial_state_values(trial, state, values)
 
         self.perform(write)

@@ -9,11 +9,13 @@ import re
 import pandas as pd
 import pytest
 from rich.console import Console
+from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
+from masksearch.report.tables import importance_table
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
 ESCAPED = (
@@ -144,3 +146,24 @@ def test_comparison_gives_its_table(comparison):
     assert len(frame) == len(comparison.records)
     assert frame.loc[frame["status"] == "failed", "error"].unique() == ["CUDA out of memory"]
     assert pd.read_csv(io.StringIO(frame.to_csv(index=False))).shape == frame.shape
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:parameters without an effect", "ignore:.* trials of random drew"
+)
+def test_the_parameter_that_decides_is_named(tmp_path):
+    def space(trial):
+        trial.suggest_int("idle", 0, 9)
+        if trial.suggest_categorical("wide", [True, False]):
+            return masks.window(9)
+        return masks.window(trial.suggest_int("reach", 0, 2))
+
+    found = {"progress": None, "strategy": "random", "trials": 60}
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", **found)
+    objectives = study.objectives[1:]  # sparsity
+    table = importance_table({"random": study.records()}, objectives).frame()
+    shares = table.set_index("parameter")["sparsity"]
+    assert shares.sum() == pytest.approx(1)
+    assert shares["idle"] < 0.1 < shares.max()
+    assert importance_table({"random": study.records()[:19]}, objectives).rows == ()
