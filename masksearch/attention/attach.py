@@ -356,10 +356,10 @@ def states_for(
                 made = TokenMask(mask, call.causal, where)
                 state.token_mask = token_masks.setdefault(named, made)
                 continue
-            key = (mask.digest, call.causal, part.cross, call.biased, call.head_dim)
-            plain = not (part.cross or call.biased)
+            sizes = (call.head_dim, not (part.cross or call.biased), call.heads)
+            key = (mask.digest, call.causal, part.cross, *sizes)
             if key not in shared:
-                shared[key] = LayerMask(mask, call.causal, where, backend, call.head_dim, plain)
+                shared[key] = LayerMask(mask, call.causal, where, backend, *sizes)
             state.lowered = shared[key]
     return states
 

@@ -60,6 +60,7 @@ class LayerMask:
         backend: One of `choose.REQUESTS`.
         head_dim: Numbers of a head's query.
         plain: Whether it is self-attention without a bias, which sparse kernels compute.
+        heads: Query heads of the layer.
 
     Attributes:
         given: The mask as it was given; `mask` is its corner where it has only one length.
@@ -75,10 +76,11 @@ class LayerMask:
         backend: str = "auto",
         head_dim: int = 1,
         plain: bool = True,
+        heads: int = 1,
     ) -> None:
         self.given, self.causal, self.where = mask, causal, where
         self.mask = mask if mask.length is None else Cropped(mask, mask.length)
-        self.backend, self.head_dim, self.plain = backend, head_dim, plain
+        self.backend, self.head_dim, self.plain, self.heads = backend, head_dim, plain, heads
         self.by_length = depends_on_length(self.mask)
         self.lowered: dict[int, dict[tuple[Any, ...], Any]] = {}
         self.key = str(next(NUMBERS))
@@ -191,7 +193,7 @@ class LayerMask:
             self.refuse_empty_rows(length)
             if backend == "gather":
                 return GatherPlan.of_mask(self.seen, length, BLOCK).to(device)
-            return FlexPlan.of_mask(self.seen, length, BLOCK, device=device)
+            return FlexPlan.of_mask(self.seen, length, BLOCK, device, self.heads)
 
         return self.lower(make, length, backend, device)
 
@@ -225,7 +227,7 @@ class LayerMask:
         return self.lower(make, length, "corner", device, start, stop, keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("causal", "where", "backend", "head_dim", "plain")
+        names = ("causal", "where", "backend", "head_dim", "plain", "heads")
         return {"mask": self.given, **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ block views and FlexAttention's `mask_mod`, at any length. True = may attend, ev
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -404,11 +405,7 @@ class Mask:
             raise ValueError(
                 f"input_ids is int [batch, n], got {input_ids.dtype} {list(input_ids.shape)}"
             )
-        if self.layers not in (None, 1):
-            raise LayerCountError(
-                f"a table serves one layer, the mask has {self.layers}; "
-                "call masks.layer_of(mask, layer).table(input_ids)"
-            )
+        self.refuse_layers("a table serves", "table(input_ids)")
         batch, length = input_ids.shape
         query, key = (index.to(input_ids.device) for index in grid(length))
         heads = [
@@ -471,23 +468,43 @@ class Mask:
         """
         return 1 - self.density(length, causal)
 
-    def mask_mod(self, length: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    def refuse_layers(self, serves: str, call: str) -> None:
+        """Raises LayerCountError where the mask tells layers apart, with the call to make."""
+        if self.layers not in (None, 1):
+            raise LayerCountError(
+                f"{serves} one layer, the mask has {self.layers}; "
+                f"call masks.layer_of(mask, layer).{call}"
+            )
+
+    def on_device(self, device: torch.device | str) -> Mask:
+        """The mask with its tensors on a device, as `mask_mod` captures them."""
+        moved = copy.copy(self.map_parts(lambda part: part.on_device(device)))
+        for name in field_names(self):
+            if isinstance(value := getattr(moved, name), Tensor):
+                object.__setattr__(moved, name, value.to(device))
+        return moved
+
+    def mask_mod(
+        self, length: int, device: torch.device | str = "cpu"
+    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """FlexAttention's predicate `(batch, head, query, key) -> bool` for layer 0.
 
         Random keys (as a list for each query) and tables become captured tensors; a mask that
-        differs by layer is taken apart with `layer_of` first.
+        differs by layer is taken apart with `layer_of` first. A compiled FlexAttention has a graph
+        for each expression; `masksearch.flex_block_mask` makes a predicate with one for all.
+
+        Args:
+            length: Positions.
+            device: Where FlexAttention computes: the captured tensors are moved there once, here,
+                because a compiled predicate cannot move them.
 
         Raises:
             LayerCountError: If the mask tells layers apart.
             TokensNeededError: If the cells follow the tokens.
         """
-        if self.layers not in (None, 1):
-            raise LayerCountError(
-                f"mask_mod serves one layer, the mask has {self.layers}; "
-                "call masks.layer_of(mask, layer).mask_mod(length)"
-            )
+        self.refuse_layers("mask_mod serves", "mask_mod(length)")
         self.refuse_tokens()
-        resolved = self.resolve(length)
+        resolved = self.resolve(length).on_device(device)
 
         def predicate(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return resolved.allows(Points(query, key, length, 0, head))

@@ -15,6 +15,9 @@ from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import DenseMask, Mask, distinct_planes
 from masksearch.masks.leaves import Causal
 
+MOST_TILES = 1 << 16  # distinct tiles of one predicate: 128 MiB at blocks of 128
+ROOM = 1 << 10  # distinct tiles that a predicate has room for at least: 2 MiB at blocks of 128
+
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -163,13 +166,15 @@ def distinct_tiles(
 
     Returns:
         int64 `[ceil(n / block), ceil(n / block)]`, which pattern each tile is; and the patterns,
-        bool `[distinct, block, block]`, no two equal. The first keeps nothing. Cells beyond the
-        end of the table are False.
+        uint8 `[distinct, block, ceil(block / 8)]`, a bit a cell as `numpy.packbits` writes them,
+        no two equal. The first keeps nothing. Cells beyond the end of the table are 0.
 
     Raises:
         LengthError: If the mask has another length.
-        ValueError: If `length` is less than 1.
+        ValueError: If `length` or `block` is less than 1.
     """
+    if block < 1:
+        raise ValueError(f"block must be at least 1 position, got {block}")
     tiles = -(-length // block)
     numbers = {bytes(block * -(-block // 8)): 0}  # by a tile's cells as bits; the empty one first
     index = []
@@ -178,14 +183,83 @@ def distinct_tiles(
         packed = np.packbits(padded.view(block, tiles, block).transpose(0, 1).numpy(), axis=2)
         index.append([numbers.setdefault(tile.tobytes(), len(numbers)) for tile in packed])
     bits = np.frombuffer(b"".join(numbers), dtype=np.uint8).reshape(len(numbers), block, -1)
-    return np.array(index), np.unpackbits(bits, axis=2, count=block).astype(bool)
+    return np.array(index), bits
+
+
+def flex_tiles(
+    mask: Mask, length: int, block: int, device: torch.device | str, heads: int = 1
+) -> tuple[Tensor, Tensor, Predicate]:
+    """The tiles of one layer, and a predicate whose code is the same for every mask.
+
+    torch.compile makes a graph for each predicate's code and each shape of the tensors that it
+    holds. Here a mask is in the tensors alone: `bits[tile[head, q // block, k // block],
+    q % block, k % block]`, a bit a cell. There is room for 1,024 distinct tiles, or four times as
+    many until they fit, so that masks of one shape share their graph. Past 65,536 the predicate is
+    the mask's own.
+
+    Args:
+        mask: A mask that does not tell layers apart.
+        length: Positions; the last tiles may be ragged.
+        block: Positions of a tile's side (>= 1).
+        device: Where all tensors lie.
+        heads: For how many heads a mask that tells none apart is written out.
+
+    Returns:
+        bool `[heads, nb, nb]`, tiles kept in part; likewise tiles kept whole; the predicate.
+
+    Raises:
+        LengthError, LayerCountError: If the mask has another length, or tells layers apart.
+        TokensNeededError: If the cells follow the tokens.
+        ValueError: If `length` or `block` is less than 1.
+    """
+    mask.refuse_layers("mask_mod serves", "mask_mod(length)")
+    mask.refuse_tokens()
+    planes, places = distinct_planes(mask)
+    index, patterns, count = [], [], 0
+    for plane in planes:
+        tiles, cells = distinct_tiles(plane.mask, length, block, head=plane.head)
+        index.append(np.where(tiles > 0, tiles + count, 0))
+        patterns.append(cells)
+        count += len(cells)
+    bits = torch.from_numpy(np.concatenate(patterns))
+    places = places * heads if len(places) == 1 else places
+    tile = torch.from_numpy(np.stack(index)[places]).int()
+    all_kept = torch.from_numpy(np.packbits(np.ones((block, block), dtype=bool), axis=1))
+    whole = (bits == all_kept).all(-1).all(-1)[tile].to(device)
+    partial = (tile > 0).to(device) & ~whole
+    if count > MOST_TILES:
+        return partial, whole, mask.mask_mod(length, device)
+    room = ROOM
+    while room < count:
+        room *= 4
+    bits = F.pad(bits, (0, 0, 0, 0, 0, room - count)).to(device)
+    return partial, whole, tile_predicate(bits, tile.to(device), block)
+
+
+def tile_predicate(bits: Tensor, tile: Tensor, block: int) -> Predicate:
+    """A cell's bit, by the tile that it lies in.
+
+    Args:
+        bits: uint8 `[distinct, block, ceil(block / 8)]`, the tiles.
+        tile: int32 `[heads, nb, nb]`, which of them each is; one head serves any number.
+        block: Positions of a tile's side.
+    """
+    heads = len(tile)
+
+    def predicate(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        number = tile[head % heads, query // block, key // block]
+        column = key % block
+        return (bits[number, query % block, column // 8] >> (7 - column % 8)) & 1 > 0
+
+    return predicate
 
 
 def flex_block_mask(mask: Mask, length: int, block: int = 128, device: str = "cpu") -> BlockMask:
     """The mask of one layer as FlexAttention's `BlockMask`.
 
     Tiles that are kept whole are full blocks, for which FlexAttention does not call the
-    `mask_mod`; tiles that are kept in part call it.
+    `mask_mod`; tiles that are kept in part call it. Its code is the same for every mask, so
+    that a compiled FlexAttention has one graph for all masks of a shape (`flex_tiles`).
 
     Args:
         mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
@@ -204,11 +278,9 @@ def flex_block_mask(mask: Mask, length: int, block: int = 128, device: str = "cp
         EmptyRowError: If a query keeps no key.
         LayerCountError: If the mask tells layers apart.
     """
-    predicate = mask.mask_mod(length)
+    partial, whole, predicate = flex_tiles(mask, length, block, device)
     no_empty_rows((row_counts(mask, length) > 0)[..., None])
-    counts = tile_counts(mask, length, block)[0]
-    whole = counts == block * block
-    return block_mask_of((counts > 0) & ~whole, whole, length, block, predicate).to(device)
+    return block_mask_of(partial, whole, length, block, predicate)
 
 
 def block_mask_of(

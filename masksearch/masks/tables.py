@@ -79,13 +79,26 @@ class BitMask(Mask):
 
     def bits_at(self, at: Points, *index: Tensor) -> Tensor:
         """The bits of the layer and head that are asked for, at those indices."""
-        layer = self.planes_of_bits[at.layer if self.layers else 0]
-        device = index[0].device
-        if isinstance(at.head, int):
-            return layer[at.head if self.heads else 0].to(device)[index]
-        layer = layer.to(device=device, dtype=torch.int32)  # inductor: no captured bools
-        head = at.head if self.heads else torch.zeros_like(at.head)
-        return layer[(head, *index)] > 0
+        layer = self.planes_of_bits.select(0, at.layer if self.layers else 0)
+        layer = beside(index[0], layer)
+        head = at.head if self.heads else 0
+        if isinstance(head, int):
+            kept = layer.select(0, head)[index]
+        else:
+            kept = layer[(head, *index)]
+        return kept if kept.dtype == torch.bool else kept > 0
+
+    def on_device(self, device: torch.device | str) -> Mask:
+        """Bits that a `mask_mod` captures are int8: inductor takes no captured bools."""
+        moved = super().on_device(device)
+        object.__setattr__(moved, "bits", cast(BitMask, moved).bits.to(torch.int8))
+        return moved
+
+
+def beside(index: Tensor, values: Tensor) -> Tensor:
+    """The values where the indices lie. Where they are there, a graph holds no move: inductor
+    lowers none inside a `mask_mod`."""
+    return values if values.device == index.device else values.to(index.device)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -234,10 +247,10 @@ class Drawn(Mask, stored=False):
     keys: Tensor
 
     def allows(self, at: Points) -> Tensor:
-        keys = self.keys.to(at.query.device)
+        keys = beside(at.query, self.keys)
         result = (at.key == -1) & (at.query == -1)
-        for column in range(keys.shape[1]):
-            result = result | (at.key == keys[at.query, column])
+        for column in keys.unbind(1):
+            result = result | (at.key == column[at.query])
         return result
 
     def to_dict(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:

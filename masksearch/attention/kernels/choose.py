@@ -15,7 +15,7 @@ The rule goes by length, block density and device. For "auto", in its order:
 On the CPU the rule takes the faster of SDPA and block gather, or one within 10 % of it, in all 160
 recorded cells: 4 % on an Intel Xeon, 8 % on an AMD EPYC (benchmarks/results: ten masks at 512 to
 4,096 positions, with and without gradients, compared in turns). FlexAttention is never taken
-there: it has no backward pass, and each new mask or length compiles for 3 to 17 seconds.
+there: it has no backward pass, and each new length compiles for 3 to 17 seconds.
 
 On CUDA nothing was measured here. SDPA leaves its flash kernel as soon as a mask is given and
 reads n x n cells; FlexAttention keeps 0.68 to 1.43 of FlashAttention's speed, 5.5 to 8 times

@@ -4,8 +4,9 @@ plan = FlexPlan.of_mask(mask, length=4096, block=64, device="cuda")
 hidden = flex_attention_under(query, key, value, plan, scaling=0.125)
 
 FlexAttention (arXiv 2412.05496) skips blocks in which the mask keeps nothing, and calls the
-mask's predicate in blocks that are kept in part. On CUDA it trains; on the CPU it has no
-backward, and the first call at a new shape or mask compiles for seconds.
+predicate in blocks that are kept in part: it looks a cell's bit up among the distinct blocks, so
+that all masks of a shape share one compiled graph. On CUDA it trains; on the CPU it has no
+backward, and the first call at a new shape compiles for seconds.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from torch.backends import cpu
 
 from masksearch.attention.kernels.plan import check_states
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import Predicate, block_mask_of, tile_counts
+from masksearch.masks.lower import Predicate, block_mask_of, flex_tiles
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-GRAPHS = 256  # compiled shapes and masks of a process; past them FlexAttention raises
+GRAPHS = 256  # compiled shapes of a process; past them FlexAttention raises
 CUDA_ROWS = 128  # positions that the kernels for CUDA take at a time, backward included
 CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -54,7 +55,11 @@ class FlexPlan:
 
     @staticmethod
     def of_mask(
-        mask: Mask, length: int, block: int = 64, device: torch.device | str = "cpu"
+        mask: Mask,
+        length: int,
+        block: int = 64,
+        device: torch.device | str = "cpu",
+        heads: int = 1,
     ) -> FlexPlan:
         """Plans the mask of one layer, from its tiles; no n x n tensor is made.
 
@@ -65,16 +70,15 @@ class FlexPlan:
             block: Side of a block, in positions (>= 1); on CUDA rounded up to a multiple of 128,
                 because FlexAttention refuses finer blocks than its kernels take at a time.
             device: Where the plan lies.
+            heads: For how many heads a mask that tells none apart is planned; with as many as
+                the queries have, it shares a graph with the masks that tell them apart.
 
         Raises:
             LengthError, LayerCountError: If the mask has another length, or tells layers apart.
             ValueError: If `block` or `length` is less than 1.
         """
         block = block_on(device, block)
-        counts = tile_counts(mask, length, block)[0].to(device)
-        whole = counts == block * block
-        partial = (counts > 0) & ~whole
-        predicate = mask.mask_mod(length)
+        partial, whole, predicate = flex_tiles(mask, length, block, device, heads)
         blocks = block_mask_of(partial, whole, length, block, predicate)
         return FlexPlan(length, block, partial, whole, predicate, blocks)
 

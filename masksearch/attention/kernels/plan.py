@@ -78,8 +78,6 @@ class GatherPlan:
             LengthError: If the mask has another length.
             ValueError: If `block` or `length` is less than 1.
         """
-        if block < 1:
-            raise ValueError(f"block must be at least 1 position, got {block}")
         planner = Planner(block)
         for head in range(mask.heads or 1):
             tiles = distinct_tiles(mask, length, block, layer if mask.layers else 0, head)
@@ -206,10 +204,11 @@ class Planner:
 
         Args:
             index: int64 `[blocks, blocks]` into the patterns.
-            patterns: bool `[distinct, block, block]`; the first keeps nothing.
+            patterns: uint8 `[distinct, block, ceil(block / 8)]`; the first keeps nothing.
             head: Which head.
         """
         parts, unit = self.parts, self.unit
+        patterns = np.unpackbits(patterns, axis=2, count=parts * unit).astype(bool)
         used = np.asarray(patterns.reshape(-1, parts, unit, parts, unit).any((2, 4)))
         first = head * len(index) * parts
         splits: dict[tuple[bytes, bytes], list[tuple[np.ndarray, np.ndarray]]] = {}

@@ -1,0 +1,179 @@
+"""FlexAttention's predicates as the compiler sees them: what a GPU needs, found without one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from torch import Tensor, fx
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+from torch._dynamo.testing import CompileCounter
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import SubgraphLoweringException
+from torch._inductor.graph import GraphLowering
+from torch._inductor.kernel.flex.common import build_subgraph_module_buffer, create_placeholder
+from torch._inductor.virtualized import V
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention.flex_attention import flex_attention
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.attention.kernels.flex import FlexPlan
+from masksearch.masks import lower
+
+LENGTH, BLOCK = 96, 32
+SPACES = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(3)) > 0.6
+
+
+MASKS = [
+    *masks.FAMILIES.values(),
+    masks.table(drawn(2, LENGTH, LENGTH)),
+    masks.toeplitz(drawn(LENGTH)) - masks.shifts([1, 9]),
+    masks.toeplitz(drawn(2, 2 * LENGTH - 1), signed=True),
+    masks.block_layout(drawn(2, 6, 6), 16) | masks.random_keys(3, seed=1),
+    masks.cropped(masks.random_keys(3, seed=1), 128) & masks.causal(),
+    masks.per_head([masks.toeplitz(drawn(LENGTH)), masks.random_keys(2, seed=1)]),
+]
+
+
+def compiled_under(backend: Callable, plan: FlexPlan, heads: int) -> Tensor:
+    """Attention of a plan, compiled by that backend."""
+    states = torch.randn(1, heads, LENGTH, 16, generator=torch.Generator().manual_seed(0))
+    attend = torch.compile(flex_attention, fullgraph=True, dynamic=False, backend=backend)
+    with torch.no_grad():
+        return attend(states, states, states, block_mask=plan.blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_the_masks_of_a_space_share_one_graph(path):
+    space = ms.load_function(f"{path}:space")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    torch._dynamo.reset()
+    counter, seen = CompileCounter(), set()
+    heads = {"local_heads": 12, "local_global_heads": 8}.get(path.stem, 4)  # of its encoder
+    for number in range(24):
+        mask = space(study.ask())
+        mask = masks.layer_of(mask, number % (mask.layers or 1))
+        heads = mask.heads or heads
+        compiled_under(counter, FlexPlan.of_mask(mask, LENGTH, BLOCK, heads=heads), heads)
+        seen.add(mask)
+    assert len(seen) > 4
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
+def test_the_predicate_of_tiles_equals_the_table(mask):
+    table = mask.dense(LENGTH)[0]
+    position = torch.arange(LENGTH)
+    head = torch.arange(mask.heads or 1)[:, None, None]
+    for block in (20, 32, 128):
+        partial, whole, predicate = lower.flex_tiles(mask, LENGTH, block, "cpu")
+        kept = predicate(torch.tensor(0), head, position[:, None], position)
+        assert torch.equal(kept, table), block
+        counts = lower.tile_counts(mask, LENGTH, block)[0]
+        assert torch.equal(whole, counts == block * block)
+        assert torch.equal(partial, (counts > 0) & ~whole)
+
+
+def mask_graph(predicate: lower.Predicate) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Dynamo's graph of a predicate, and the tensors that it captures."""
+    graphs = []
+
+    def keep(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    plan = FlexPlan.of_mask(masks.window(3), LENGTH, BLOCK)
+    plan.blocks.mask_mod = predicate
+    compiled_under(keep, plan, 2)
+    flex = [node for node in graphs[0].graph.nodes if "flex" in str(node.target)]
+    captured = [node.meta["example_value"] for node in flex[-1].args[-1]]
+    return graphs[0].mask_fn_0, captured
+
+
+def lower_on_cuda(graph: fx.GraphModule, captured: list[Tensor], device: str) -> list[str]:
+    """Inductor's lowering of such a graph where all tensors lie on a card that nobody has.
+
+    Args:
+        graph: Of the predicate.
+        captured: The tensors that it captures.
+        device: Where its tensors lie for the tracing of its operations.
+
+    Returns:
+        The operations that it lowers.
+    """
+    cuda = torch.device("cuda")
+    with TransformGetItemToIndex():
+        inputs = [torch.zeros((), dtype=torch.int32, device=device) for _ in range(4)]
+        inputs += [torch.empty(one.shape, dtype=one.dtype, device=device) for one in captured]
+        aten = make_fx(graph, decomposition_table=select_decomp_table())(*inputs)
+    with V.set_graph_handler(GraphLowering(aten)):
+        places = [
+            create_placeholder(f"input{number}", one.dtype, cuda, list(one.shape))
+            for number, one in enumerate(inputs)
+        ]
+        buffer = build_subgraph_module_buffer(places, aten)
+    assert (buffer.get_dtype(), buffer.get_device().type) == (torch.bool, "cuda")
+    return [str(node.target) for node in aten.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["tiles", "expression"])
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
+def test_inductor_lowers_the_predicate_where_nothing_is_moved(mask, which):
+    plan = FlexPlan.of_mask(mask, LENGTH, BLOCK)
+    predicate = plan.predicate if which == "tiles" else mask.mask_mod(LENGTH, "cpu")
+    graph, captured = mask_graph(predicate)
+    assert not [node for node in graph.graph.nodes if node.target in ("to", "cuda", "cpu")]
+    assert torch.bool not in [one.dtype for one in captured]
+    operations = lower_on_cuda(graph, captured, "meta")
+    assert not [name for name in operations if "device_put" in name or "_to_copy" in name]
+
+
+def test_inductor_refuses_a_move_within_the_predicate():
+    bits = drawn(LENGTH, LENGTH)
+
+    def predicate(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return bits.to(device=query.device, dtype=torch.int32)[query, key] > 0
+
+    graph, captured = mask_graph(predicate)
+    refused = pytest.raises(SubgraphLoweringException, match="Buffers cannot be created")
+    with FakeTensorMode(), refused:
+        lower_on_cuda(graph, captured, "cuda")
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
+def test_a_plan_lies_on_its_device(mask):
+    """On meta, which has no values: an operation that mixes it with another device raises."""
+    at = [torch.zeros(2, 2, dtype=torch.int64, device="meta") for _ in range(4)]
+    plan = FlexPlan.of_mask(mask, LENGTH, BLOCK, device="meta")
+    seen = torch.ones(2, LENGTH, dtype=torch.bool, device="meta")
+    blocks = [
+        plan.blocks,
+        plan.padded(seen),
+        lower.flex_block_mask(mask | masks.window(0), LENGTH, BLOCK, "meta"),
+    ]
+    for one in blocks:
+        assert one.kv_indices.device.type == "meta"
+        assert one.mask_mod(*at).device.type == "meta"
+    assert mask.mask_mod(LENGTH, "meta")(*at).device.type == "meta"
+
+
+def test_masks_of_too_many_tiles_keep_their_own_predicate(monkeypatch):
+    monkeypatch.setattr(lower, "MOST_TILES", 8)
+    mask = masks.table(drawn(2, LENGTH, LENGTH))
+    partial, whole, predicate = lower.flex_tiles(mask, LENGTH, BLOCK, "cpu")
+    assert predicate.__code__ is mask.mask_mod(LENGTH).__code__
+    position = torch.arange(LENGTH)
+    kept = predicate(torch.tensor(0), torch.arange(2)[:, None, None], position[:, None], position)
+    assert torch.equal(kept, mask.dense(LENGTH)[0])
+    assert partial.all()
+    assert not whole.any()
