@@ -372,6 +372,7 @@ class MlmEvaluator(AssembledEvaluator):
             yield Report(0, self.held_out_values(model, held_out))
             return
         if self.training.compile:
+            torch.compiler.reset()  # a graph holds its mask: after 8 a process would not compile
             model.compile()
         due = report_steps(self.training.steps, self.training.reports)
         kept = None if workdir is None else Checkpoints(workdir, PRETRAINING)

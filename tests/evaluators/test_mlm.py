@@ -5,6 +5,7 @@ import os
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
+from torch._dynamo.testing import CompileCounter
 from toy_sentences import WORDS
 
 from masksearch import MlmEvaluator, masks
@@ -374,6 +376,24 @@ def test_a_compiled_model_learns_the_same(corpus: Path, tmp_path: Path) -> None:
     ]
     losses = [report.values["loss"] for run in runs for report in run]
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+
+
+@pytest.mark.nightly
+def test_every_mask_of_a_worker_is_compiled(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler that does nothing, and room for the graphs of one mask alone."""
+    counter = CompileCounter()
+    as_counted = partialmethod(torch.nn.Module.compile, backend=counter)
+    monkeypatch.setattr(torch.nn.Module, "compile", as_counted)
+    graphs = []
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for number in range(2):
+            judge = evaluator(corpus, compile=True, steps=1, reports=1)
+            list(judge(masks.window(number + 1), seed=0, workdir=tmp_path / str(number)))
+            graphs.append(counter.frame_count)
+    assert graphs[0] > 0
+    assert graphs[1] == 2 * graphs[0]
 
 
 @real
