@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+NO_MEMORY = re.compile(  # words of torch and its allocators, cuBLAS, cuDNN, Triton, Python, Linux
+    "out ?of ?memory|MemoryError|allocate memory|not enough memory|ALLOC_FAILED", re.I
+)
 
 
 class MaskSearchError(Exception):
@@ -174,3 +179,12 @@ def outside_level() -> int:
             outside = level + 1
         frame = frame.f_back
     return outside
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the CPU.
+
+    >>> ran_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling .."))
+    True
+    """
+    return NO_MEMORY.search(f"{type(error).__name__}: {error}") is not None

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from masksearch.errors import AttachError, MaskSearchError, unknown_name
+from masksearch.errors import AttachError, MaskSearchError, ran_out_of_memory, unknown_name
 
 PROBE = "masksearch_probe"  # of the functions below, in configurations
 SELF = "self"  # the only part of a plain model
@@ -97,7 +97,7 @@ def probe(
         with recording(model, roots) as calls, torch.no_grad():
             called(**arguments)
     except FAILURES as error:
-        if inputs is not None or isinstance(error, (MaskSearchError, torch.OutOfMemoryError)):
+        if inputs is not None or isinstance(error, MaskSearchError) or ran_out_of_memory(error):
             raise
         raise AttachError(describe_failure(called, arguments, error)) from error
     if not calls:

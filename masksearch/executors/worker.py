@@ -36,6 +36,9 @@ from masksearch.user_code import describe_error
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 READY = "ready"  # a worker process's first message
 OUTPUT = "output.txt"  # what a trial in a worker process printed, in its folder
+# Bytes that a process holds of a card beside its tensors: 543 MiB where torch loads all of its
+# kernels (pytorch#81257), some 300 where it loads those that it needs (pytorch#107667)
+CONTEXT = 600 * 2**20
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # the cards that a process sees; CUDA reads it at its first call
 
 
@@ -278,8 +281,10 @@ class TrialRunner:
         evaluator: Evaluator = cloudpickle.loads(self.config.evaluator)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        if 0 < (self.config.gpu or 0) < 1 and torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(self.config.gpu or 0)
+        share = self.config.gpu or 0.0
+        if 0 < share < 1 and torch.cuda.is_available():
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_fraction(share, total))
         return evaluator
 
     def start_job(self, evaluator: Evaluator) -> JobRun:
@@ -343,6 +348,28 @@ def check_gpus(gpus: float) -> None:
             "gpus of a trial must be 0, a share of a card such as 0.25, or a whole number of "
             f"cards, got {gpus:g}"
         )
+
+
+def memory_fraction(share: float, total: int) -> float:
+    """The part of a card's memory that the tensors of a trial may take.
+
+    The contexts of its trials, and of a process that has provided models, are taken off first.
+
+    Args:
+        share: Of the card, below 1.
+        total: Bytes of the card.
+
+    Raises:
+        SearchError: If contexts alone fill the card.
+    """
+    trials = int(1 / share + 1e-6)
+    contexts = (trials + 1) * CONTEXT
+    if contexts >= total:
+        raise SearchError(
+            f"gpus={share:g} puts {trials} trials on a card of {total / 1e9:.3g} GB, and CUDA's "
+            f"contexts alone take {contexts / 1e9:.3g} GB; give a trial a larger share"
+        )
+    return share * (total - contexts) / total
 
 
 # -- the worker processes of `Local` -----------------------------------------------------------

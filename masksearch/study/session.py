@@ -44,7 +44,13 @@ from masksearch.contracts import (
     Scheduler,
     Strategy,
 )
-from masksearch.errors import EvaluatorError, MaskSearchError, SearchError, outside_level
+from masksearch.errors import (
+    NO_MEMORY,
+    EvaluatorError,
+    MaskSearchError,
+    SearchError,
+    outside_level,
+)
 from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.records import Constraint, trial_source
 from masksearch.study.status import StatusBoard
@@ -53,9 +59,8 @@ from masksearch.user_code import BUDGET, describe_error
 
 REASON_END = 200  # characters that an error shows of either end of a long reason
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
-CHANCE = re.compile(  # reasons that another mask may not meet, though the line is the same
-    "out ?of ?memory|MemoryError|allocate memory|ALLOC_FAILED|Timeout|sys.exit", re.I
-)
+# Reasons that another mask may not meet, though the line is the same
+CHANCE = re.compile(f"{NO_MEMORY.pattern}|Timeout|sys.exit", re.I)
 EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
 REFUSALS = 50  # draws in a row beyond their budgets after which a search ends

@@ -28,7 +28,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.errors import ResumeError
+from masksearch.errors import ResumeError, ran_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Accumulator:
             The loss (or this process's part of it), detached, on the model's device.
 
         Raises:
-            torch.OutOfMemoryError: If memory runs out with one row (on a CPU a RuntimeError).
+            RuntimeError: If memory runs out with one row (torch.OutOfMemoryError is one).
         """
         shares = [self.group.share(batch) for batch in batches]
         started, largest = self.rows, max(len(batch["input_ids"]) for batch in shares)
@@ -161,11 +161,6 @@ def count_scored(batch: Batch) -> tuple[int, ...]:
         else int((batch[name] != -100).sum())
         for name in names
     )
-
-
-def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 # -- several processes -------------------------------------------------------------------------

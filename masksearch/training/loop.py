@@ -252,7 +252,7 @@ def train(
         NonFiniteLossError: If a loss is NaN or infinite; names the step. On a GPU it is found
             up to 20 steps late.
         ValueError: If the batches end too early.
-        torch.OutOfMemoryError: If memory runs out with a single row (on a CPU a RuntimeError).
+        RuntimeError: If memory runs out with a single row (torch.OutOfMemoryError is one).
         ResumeError: If several processes find different checkpoints.
     """
     return Training(

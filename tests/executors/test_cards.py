@@ -6,7 +6,9 @@ import logging
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import cloudpickle
 import pytest
 import torch
 
@@ -15,6 +17,8 @@ from ray_fixtures import SeesCards
 from toy import PlainTrials
 
 from masksearch import Local, RayTune, masks
+from masksearch.errors import SearchError
+from masksearch.executors.worker import CONTEXT, TrialRunner, WorkerConfig, memory_fraction
 from masksearch.strategies.enqueued import Listed
 
 EIGHT = [f"GPU-{letter}" for letter in "abcdefgh"]
@@ -87,6 +91,28 @@ def test_slots_that_the_cards_do_not_hold_are_refused_at_once(machine):
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=re.escape("whole number of cards, got 1.5")):
         RayTune(resources={"cpu": 1, "gpu": 1.5})
+
+
+def test_shares_and_contexts_fill_a_card_at_most():
+    for share, trials in [(0.5, 2), (0.25, 4), (0.3, 3), (0.1, 10), (0.99, 1)]:
+        for total in (16e9, 80e9):
+            part = memory_fraction(share, int(total))
+            assert trials * (part * total + CONTEXT) + CONTEXT <= total
+            assert part > 0.55 * share
+    with pytest.raises(SearchError, match="puts 20 trials on a card of 8 GB"):
+        memory_fraction(0.05, int(8e9))
+
+
+def test_a_worker_limits_itself_to_its_share(monkeypatch):
+    card = SimpleNamespace(total_memory=int(80e9))
+    for share, limits in [(0.25, [memory_fraction(0.25, int(80e9))]), (1, []), (None, [])]:
+        fractions: list[float] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+        evaluator = cloudpickle.dumps(SeesCards(""))
+        TrialRunner(WorkerConfig(evaluator, None, gpu=share)).load_evaluator()
+        assert fractions == limits
 
 
 @pytest.mark.slow

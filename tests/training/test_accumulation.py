@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -78,14 +79,14 @@ def test_parts_equal_one_large_batch(sizes, rows, kind, seed):
 
 
 # -- memory that runs out ----------------------------------------------------------------------
-def greedy(limit: int, message: str = "can't allocate memory: you tried to allocate"):
+def greedy(limit: int, error: RuntimeError | None = None):
     """A loss that needs memory for `limit` rows at most."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         value = both(model, batch)
         if len(batch["input_ids"]) > limit:
             (value.sum() * 100).backward()  # half-done work is left behind
-            raise RuntimeError(message)
+            raise error or RuntimeError("can't allocate memory: you tried to allocate")
         return value
 
     return loss
@@ -118,12 +119,29 @@ def test_a_single_row_that_does_not_fit_is_the_error():
         Accumulator().gradients(model, [drawn(4, 0, "tokens")], greedy(0), lambda: begun(model))
 
 
-def test_other_errors_are_not_taken_for_it():
-    model = Tagger()
-    with pytest.raises(RuntimeError, match="shapes"):
-        Accumulator().gradients(
-            model, [drawn(4, 0, "tokens")], greedy(0, "shapes do not fit"), lambda: begun(model)
-        )
+def test_memory_that_runs_out_is_known_in_all_its_forms():
+    model, rows = Tagger(), [drawn(4, 0, "tokens")]
+    for error in [  # the first of torch's allocator, the second where the driver itself refuses
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be .."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    ]:
+        with pytest.warns(UserWarning, match="out of memory with 4 rows at once"):
+            Accumulator().gradients(model, rows, greedy(2, error), lambda: begun(model))
+    for error in [
+        RuntimeError("shapes do not fit"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(..)`"),
+        RuntimeError("Triton Error [CUDA]: out of resource: shared memory, Required: 262144"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ]:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            Accumulator().gradients(model, rows, greedy(2, error), lambda: begun(model))
 
 
 def test_the_cpu_allocator_says_what_is_looked_for():
