@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from masksearch.attention.attach import in_force
-from masksearch.attention.kernels.choose import KernelChoice, gather_pays_from
+from masksearch.attention.kernels.choose import BLOCK, KernelChoice, gather_pays_from
+from masksearch.attention.kernels.flex import block_on
 from masksearch.attention.layer import LayerMask, LayerState
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.checks import check_length
@@ -37,7 +38,7 @@ class ExplainedLayers:
         mask: The mask's expression, or `"gates"`.
         length: Positions; None where it makes no difference.
         density: Kept share of the n x n table, in [0, 1]; None where it is not fixed.
-        block_density: Share of the 64 x 64 blocks that hold a kept cell; likewise.
+        block_density: Share of the device's blocks that hold a kept cell; likewise.
         backend: `"dense"`, `"sdpa"`, `"gather"`, `"flex"` or `"gates"`.
         reason: Why.
     """
@@ -139,9 +140,10 @@ def explain(
                 if note := note_length(state.lowered, choice, device):
                     notes.setdefault(note, {})[str(state.lowered.given)] = None
             rows.append(explain_layer(state, choices))
+    block = block_on(device, BLOCK)
     title = (
         f"{type(model).__name__} on {device}, {'forward and backward' if trains else 'forward'}"
-        "; kept and blocks: share of the cells, and of the 64 x 64 blocks"
+        f"; kept and blocks: share of the cells, and of the {block} x {block} blocks"
     )
     lines = (
         f"{min(of) if len(of) == 1 else f'these {len(of)} masks'}: {note}"

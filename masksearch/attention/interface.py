@@ -205,7 +205,8 @@ def sparse_attention(
         state.fallback = "learned sinks in a compiled graph: SDPA computes"
         return None
     if call.dropout > 0 and backend == "flex":
-        backend, state.fallback = "gather", "FlexAttention has no dropout: block gather computes"
+        state.fallback = "FlexAttention has no dropout: SDPA computes"
+        return None
     if call.sinks is not None and backend == "flex" and device.type == "cpu":
         backend = "gather"
         state.fallback = "FlexAttention on the CPU has no learned sinks: block gather computes"

@@ -7,16 +7,25 @@ import torch
 import transformers as hf
 from architectures import ARCHITECTURES, gpt2_config, states
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention.attach import attach
+from masksearch.attention.attach import attach, in_force
+from masksearch.attention.call import AttentionCall
 from masksearch.attention.explain import explain
+from masksearch.attention.interface import sparse_attention
 from masksearch.errors import AttachError, LengthError
 
 
 def bert(layers: int = 3) -> nn.Module:
     return ARCHITECTURES["bert"].made(layers, 2048)
+
+
+def wide_bert() -> nn.Module:
+    """Heads of 16 numbers, which FlexAttention takes on CUDA."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "max_position_embeddings": 2048}
+    return hf.BertModel(hf.BertConfig(num_hidden_layers=1, num_attention_heads=4, **sizes))
 
 
 def run(model: nn.Module, length: int) -> None:
@@ -139,6 +148,27 @@ def test_a_request_is_shown_and_a_fallback_named():
     with torch.no_grad():
         model(ids[:, :1], past_key_values=cache)
     assert "in the last call: keys come from a cache" in only(model, 20).reason
+
+
+def test_on_cuda_the_blocks_are_those_of_its_kernels():
+    """One parameter is on a card that nobody has: fake tensors have a device and no values."""
+    model = attach(wide_bert(), masks.window(64))
+    with FakeTensorMode():
+        model.embeddings.word_embeddings.weight = nn.Parameter(torch.empty(1, device="cuda"))
+    on_cuda = explain(model, 1024, trains=True)
+    assert "share of the cells, and of the 128 x 128 blocks" in on_cuda.title
+    assert (on_cuda.rows[0].backend, on_cuda.rows[0].block_density) == ("flex", 22 / 64)
+
+
+@pytest.mark.parametrize("backend", ["auto", "flex"])
+def test_dropout_of_attention_weights_is_left_to_sdpa_on_cuda(backend):
+    model = attach(wide_bert(), masks.window(64), backend=backend)
+    state = next(iter(in_force(model).states.values()))
+    with FakeTensorMode():
+        query = torch.empty(1, 4, 1024, 16, device="cuda", requires_grad=True)
+        call = AttentionCall(query, query, query, dropout=0.1, scaling=0.25)
+        assert sparse_attention(state, call, False, {}) is None
+    assert state.fallback == "FlexAttention has no dropout: SDPA computes"
 
 
 def test_training_follows_the_mode_unless_given():

@@ -9,7 +9,8 @@ The rule goes by length, block density and device. For "auto", in its order:
     CPU, below 256 positions        SDPA with a bool mask
     CPU, block density below 0.6    block gather
     CPU, else                       SDPA with a bool mask
-    CUDA, from 1,024 positions on   FlexAttention, for heads of at least 16 numbers
+    CUDA, from 1,024 positions on   FlexAttention, for heads of at least 16 numbers and a block
+                                    density below 0.9
     CUDA, else; other devices       SDPA with a bool mask
 
 On the CPU the rule takes the faster of SDPA and block gather, or one within 10 % of it, in all 160
@@ -19,7 +20,9 @@ there: it has no backward pass, and each new length compiles for 3 to 17 seconds
 
 On CUDA nothing was measured here. SDPA leaves its flash kernel as soon as a mask is given and
 reads n x n cells; FlexAttention keeps 0.68 to 1.43 of FlashAttention's speed, 5.5 to 8 times
-that of a masked SDPA, but is slower than SDPA on short inputs (arXiv 2412.05496, Section 5).
+that of a masked SDPA, but is slower than SDPA on short inputs (arXiv 2412.05496, Section 5). Its
+blocks there are of 128 positions. Where a mask leaves nearly none of them out, it saves no work
+and reads a bit a cell: such a mask is left to SDPA.
 """
 
 from __future__ import annotations
@@ -33,18 +36,19 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
+from masksearch.attention.kernels.flex import FlexPlan, block_on, flex_attention_under
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts
 
 Backend = Literal["dense", "sdpa", "gather", "flex"]
 REQUESTS = ("auto", "sdpa", "gather", "flex")
-BLOCK = 64  # side of a kernel's block, in positions
+BLOCK = 64  # side of a kernel's block, in positions; `block_on` says what CUDA makes of it
 SHORTEST = 256  # positions below which nothing sparse is ever chosen
 SPARSE = 0.6  # block density below which block gather is the faster on a CPU
 LONGEST = 4096  # positions up to which `gather_pays_from` looks
 SHORTEST_ON_CUDA = 1024  # positions from which FlexAttention is the faster on CUDA
+SPARSE_ON_CUDA = 0.9  # block density below which it is taken there; not measured
 SMALLEST_HEAD_DIM = 16  # that FlexAttention's kernels for CUDA take
 
 
@@ -58,7 +62,8 @@ class KernelChoice:
         reason: Why, in one sentence.
         length: Positions that it was chosen for.
         density: Kept share of the n x n table, in [0, 1], over the heads.
-        block_density: Share of the 64 x 64 blocks that hold a kept cell, in [0, 1].
+        block_density: Share of the blocks that hold a kept cell, in [0, 1]; of the device's
+            blocks, 128 x 128 on CUDA and 64 x 64 elsewhere.
     """
 
     backend: Backend
@@ -91,7 +96,8 @@ def choose(
     Raises:
         LengthError: If the mask has another length.
     """
-    counts = tile_counts(mask, length, BLOCK)[0]
+    block = block_on(device, BLOCK)
+    counts = tile_counts(mask, length, block)[0]
     cells = counts.shape[0] * length * length
     kept = int(counts.sum())
     blocks = float((counts > 0).double().mean())
@@ -105,7 +111,7 @@ def choose(
     elif kind == "cpu":
         backend, reason = choose_on_cpu(length, blocks)
     elif kind == "cuda":
-        backend, reason = choose_on_cuda(length, head_dim)
+        backend, reason = choose_on_cuda(length, head_dim, blocks, block)
     else:
         backend, reason = "sdpa", f'no figures for {kind}: SDPA with a mask; try backend="gather"'
     return KernelChoice(cast(Backend, backend), reason, length, kept / cells, blocks)
@@ -121,13 +127,18 @@ def choose_on_cpu(length: int, block_density: float) -> tuple[str, str]:
     return "sdpa", f"{share}: block gather pays below {SPARSE:.0%}"
 
 
-def choose_on_cuda(length: int, head_dim: int) -> tuple[str, str]:
+def choose_on_cuda(
+    length: int, head_dim: int, block_density: float, block: int
+) -> tuple[str, str]:
     """Backend and reason of `"auto"` on CUDA."""
     if length < SHORTEST_ON_CUDA:
         return "sdpa", f"below {SHORTEST_ON_CUDA} positions SDPA is the faster on CUDA"
     if head_dim < SMALLEST_HEAD_DIM:
         return "sdpa", f"FlexAttention needs a head_dim of {SMALLEST_HEAD_DIM}, got {head_dim}"
-    return "flex", "FlexAttention skips empty blocks; SDPA with a mask loses its flash kernel"
+    share = f"{block_density:.0%} of its {block} x {block} blocks are kept"
+    if block_density < SPARSE_ON_CUDA:
+        return "flex", f"{share}, less than {SPARSE_ON_CUDA:.0%}: FlexAttention skips the others"
+    return "sdpa", f"{share}: FlexAttention pays below {SPARSE_ON_CUDA:.0%}"
 
 
 def gather_pays_from(mask: Mask) -> int | None:

@@ -99,12 +99,27 @@ def test_other_lengths_are_refused():
 
 # -- other devices -----------------------------------------------------------------------------
 @pytest.mark.parametrize("trains", [False, True])
-def test_cuda_takes_flex_for_long_inputs(trains):
-    for mask in (masks.window(64), masks.strided(4)):
-        made = chosen(mask, 1024, device=torch.device("cuda", 0), trains=trains)
-        assert made.backend == "flex"
-        assert chosen(mask, 1023, device="cuda", trains=trains).backend == "sdpa"
-    assert chosen(masks.window(64), 4096, device="cuda", head_dim=8).backend == "sdpa"
+def test_cuda_takes_flex_for_long_inputs_with_empty_blocks(trains):
+    window, place = masks.window(64), torch.device("cuda", 0)
+    made = chosen(window, 1024, device=place, trains=trains)
+    assert made.backend == "flex"
+    assert made.reason == (
+        "34% of its 128 x 128 blocks are kept, less than 90%: FlexAttention skips the others"
+    )
+    assert chosen(window, 1023, device="cuda", trains=trains).backend == "sdpa"
+    assert chosen(window, 4096, device="cuda", head_dim=8).backend == "sdpa"
+    for mask in (masks.strided(4), masks.random_keys(16, seed=0), ~masks.window(0)):
+        made = chosen(mask, 1024, device="cuda", trains=trains)
+        assert made.backend == "sdpa"
+        assert made.reason == "100% of its 128 x 128 blocks are kept: FlexAttention pays below 90%"
+
+
+def test_block_density_is_of_the_blocks_that_the_device_computes():
+    tiles = torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) < 0.1
+    mask = layout(tiles)
+    pairs = tiles.view(16, 2, 16, 2).any(3).any(1)
+    assert chosen(mask, 2048).block_density == float(tiles.double().mean())
+    assert chosen(mask, 2048, device="cuda").block_density == float(pairs.double().mean())
 
 
 def test_devices_without_figures_take_sdpa():
