@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from transformers.masking_utils import (
 
 from masksearch.attention.call import AttentionCall
 from masksearch.attention.kernels.choose import compute
+from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.layer import (
     POSITIONS,
     STATE,
@@ -102,7 +104,11 @@ def masked_attention(
     )
     kept = None
     if state is not None and state.name in state.positions.held:
-        seen = state.seen_at(state.positions.held.pop(state.name), queries, attention_mask)
+        places = state.positions.held.pop(state.name)
+        seen = state.once(
+            lambda: state.at_held(places, queries, attention_mask),
+            *(state.lowered, places, attention_mask),
+        )
         seen = None if seen is None else seen.to(key.device)
         settings = {"dropout": dropout, "scaling": scaling, **rest}
         return sdpa(module, query, key, value, seen, is_causal=False, **settings)
@@ -213,6 +219,8 @@ def sparse_attention(
     padding = None if call.visible is None else call.visible.flatten(1)
     if not compiling:
         plan = lowered.plan(backend, size, device)
+        if isinstance(plan, FlexPlan) and padding is not None:
+            plan, padding = state.once(partial(plan.padded, padding), plan, call.visible), None
         how = call.scaling, call.dropout, call.sinks
         return compute(call.query, call.key, call.value, padding, plan, *how)
     if torch.is_autocast_enabled(device.type):

@@ -306,8 +306,8 @@ class SequencePositions:
         token_masks: Those of the masks that follow the tokens.
         held: Name of a layer -> positions of the keys that its `MaskedCache` has just handed out,
             int64 `[keys]`, the new ones last.
-        seen: What each query sees of such keys, of the layers so far: layers with one mask share
-            it within a pass.
+        seen: What layers with one mask share within a pass: what each query sees of such keys,
+            the plan of FlexAttention under padding.
     """
 
     def __init__(self) -> None:
@@ -468,14 +468,13 @@ class LayerState:
             table = table[:, :, start : start + queries]
         return table[..., first_key : first_key + keys]
 
-    def seen_at(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
-        """As `at_held`, computed once in a pass for layers with one mask and the same keys."""
-        same = (self.lowered, held, visible)  # these stay alive beside their ids
+    def once(self, make: Callable[[], T], *same: Any) -> T:
+        """What `make` returns, made once in a pass for layers that have the same objects."""
         key = tuple(map(id, same))
         if key not in self.positions.seen:
-            self.positions.seen[key] = (*same, self.at_held(held, queries, visible))
-        table: Tensor | None = self.positions.seen[key][-1]
-        return table
+            self.positions.seen[key] = (*same, make())  # they stay alive beside their ids
+        value: T = self.positions.seen[key][-1]
+        return value
 
     def at_held(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
         """Which keys of a `MaskedCache` each query attends to: the mask's, and the model's, cells.

@@ -6,15 +6,15 @@ import pytest
 import torch
 import transformers as hf
 from architectures import ARCHITECTURES, gpt2_config, states
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.attention import interface
 from masksearch.attention.attach import attach, in_force
 from masksearch.attention.call import AttentionCall
 from masksearch.attention.explain import explain
-from masksearch.attention.interface import sparse_attention
 from masksearch.errors import AttachError, LengthError
 
 
@@ -167,8 +167,37 @@ def test_dropout_of_attention_weights_is_left_to_sdpa_on_cuda(backend):
     with FakeTensorMode():
         query = torch.empty(1, 4, 1024, 16, device="cuda", requires_grad=True)
         call = AttentionCall(query, query, query, dropout=0.1, scaling=0.25)
-        assert sparse_attention(state, call, False, {}) is None
+        assert interface.sparse_attention(state, call, False, {}) is None
     assert state.fallback == "FlexAttention has no dropout: SDPA computes"
+
+
+def test_padding_is_planned_once_in_a_pass(monkeypatch):
+    """Of layers with one mask; every pass plans its own padding."""
+    plans: list[Any] = []
+
+    def keep(
+        query: Tensor, key: Tensor, value: Tensor, visible: Any, plan: Any, *how: Any
+    ) -> Tensor:
+        assert visible is None
+        plans.append(plan)
+        return query
+
+    monkeypatch.setattr(interface, "compute", keep)
+    model = attach(bert(), masks.window(9), backend="flex")
+    padding = torch.ones(2, 96, dtype=torch.int64)
+    for real in (90, 40):
+        padding[1, real:] = 0
+        with torch.no_grad():
+            model(torch.ones_like(padding), attention_mask=padding)
+        (last,) = {id(plan): plan for plan in plans[-3:]}.values()
+        allowed = last.blocks.mask_mod(
+            torch.arange(2)[:, None, None],
+            torch.tensor(0),
+            torch.arange(96)[:, None],
+            torch.arange(96),
+        )
+        assert torch.equal(allowed, masks.window(9).dense(96)[0] & padding[:, None].bool())
+    assert len(plans) == 6
 
 
 def test_training_follows_the_mode_unless_given():

@@ -43,7 +43,7 @@ class FlexPlan:
         partial: bool `[heads, nb, nb]`, blocks kept in part; one head serves any number.
         whole: bool of the same shape, blocks kept whole.
         predicate: The mask's `mask_mod`.
-        blocks: The block mask where no key is padding.
+        blocks: The block mask.
     """
 
     length: int
@@ -87,8 +87,8 @@ class FlexPlan:
         """Heads that the plan tells apart; 1 serves any number."""
         return self.partial.shape[0]
 
-    def padded(self, visible: Tensor) -> BlockMask:
-        """The block mask where some keys are padding.
+    def padded(self, visible: Tensor) -> FlexPlan:
+        """The plan where some keys are padding.
 
         Blocks that are kept whole call the predicate wherever an example has padding.
 
@@ -101,7 +101,8 @@ class FlexPlan:
         whole = self.whole & clean
         partial = self.partial | (self.whole & ~clean)
         predicate = with_padding(self.predicate, visible.to(torch.int8))
-        return block_mask_of(partial, whole, self.length, self.block, predicate)
+        blocks = block_mask_of(partial, whole, self.length, self.block, predicate)
+        return FlexPlan(self.length, self.block, partial, whole, predicate, blocks)
 
 
 def block_on(device: torch.device | str, block: int) -> int:
@@ -172,17 +173,16 @@ def flex_attention_under(
             "FlexAttention on a CPU without AVX-512 gives wrong numbers at lengths of 8 modulo 16 "
             f"(torch 2.13), got {plan.length}; take the backend 'gather', or pad"
         )
-    blocks = plan.blocks
     if visible is not None:
-        blocks = plan.padded(visible.to(query.device))
+        plan = plan.padded(visible.to(query.device))
     how: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     attend = compiled(kind)
     if sinks is None:
-        return cast(Tensor, attend(query, key, value, block_mask=blocks, **how))
+        return cast(Tensor, attend(query, key, value, block_mask=plan.blocks, **how))
     from torch.nn.attention.flex_attention import AuxRequest
 
     aux = AuxRequest(lse=True)
-    output, sums = attend(query, key, value, block_mask=blocks, return_aux=aux, **how)
+    output, sums = attend(query, key, value, block_mask=plan.blocks, return_aux=aux, **how)
     beside = (sums.lse - sinks[:, None]).sigmoid()  # what the sink leaves of a row
     return cast(Tensor, output * beside[..., None].to(output))
 

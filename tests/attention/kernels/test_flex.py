@@ -126,7 +126,7 @@ def test_padding_makes_blocks_partial_only_where_it_is():
     assert plan.whole.all()
     visible = torch.ones(3, 256, dtype=torch.bool)
     visible[2, 200:] = False
-    blocks = plan.padded(visible)
+    blocks = plan.padded(visible).blocks
     assert blocks.kv_num_blocks.flatten().tolist() == [1] * 4
     assert blocks.kv_indices[0, 0, :, 0].tolist() == [3] * 4
     assert blocks.full_kv_num_blocks.flatten().tolist() == [3] * 4

@@ -158,7 +158,7 @@ def test_a_plan_lies_on_its_device(mask):
     seen = torch.ones(2, LENGTH, dtype=torch.bool, device="meta")
     blocks = [
         plan.blocks,
-        plan.padded(seen),
+        plan.padded(seen).blocks,
         lower.flex_block_mask(mask | masks.window(0), LENGTH, BLOCK, "meta"),
     ]
     for one in blocks:
