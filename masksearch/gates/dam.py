@@ -51,6 +51,7 @@ from masksearch.gates.units import as_shares, cut_switches
 from masksearch.training.checkpoints import Checkpoints, restore_state, training_state
 from masksearch.training.lamb import Lamb
 from masksearch.training.loop import (
+    UNREAD,
     keeping_modes,
     model_loss,
     on_device,
@@ -296,6 +297,9 @@ class JointTraining:
         self.latest: Batch = {}  # that the weights were trained on
         self.step = 0  # optimiser steps that are done
         self.losses: list[float] = []  # since the last report
+        self.unread: list[tuple[int, Tensor]] = []  # steps and losses nobody has looked at
+        self.most_unread = UNREAD if self.device.type == "cuda" else 1  # steps
+        self.terms: list[Tensor] = []  # what the density control added to the step's losses
         self.curve: list[Report] = []
 
     def build_optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -329,7 +333,8 @@ class JointTraining:
         saved, full = time.monotonic(), False
         while self.step < self.config.steps:
             report = self.advance(batches)
-            if checkpoints is not None and time.monotonic() - saved >= checkpoint_seconds:
+            due = time.monotonic() - saved >= checkpoint_seconds and not self.unread
+            if checkpoints is not None and due:
                 full = save_or_warn(checkpoints, self.step, *self.state(), warned=full)
                 saved = time.monotonic()
             if report is not None:
@@ -343,19 +348,19 @@ class JointTraining:
         gates.enabled = self.warmup.acts(step)
         gates.cooling = config.temperature_factor(step, self.warmup.begin)
         self.set_rates(config.lr_factor(step))
-        count = len(self.losses)
-        cost = self.set_gradients(batches, controlled=gates.enabled)
-        of_step = self.losses[count:]  # of the weights' batches
+        reports = (step + 1) % max(1, config.steps // REPORTS) == 0 or step + 1 == config.steps
+        losses = self.set_gradients(batches, controlled=gates.enabled, reports=reports)
+        push = self.control.push(gates, step) if gates.enabled else 0.0
         if config.optimiser == "adamw":
             torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
         for name, optimiser in self.optimisers.items():
             if name != "gates" or gates.enabled:
                 optimiser.step()
         self.step += 1
-        self.follow(self.warmup.look(self.step, of_step, self.attention_loss))
-        if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
+        self.follow(self.warmup.look(self.step, losses, self.attention_loss))
+        if not reports:
             return None
-        self.curve.append(self.report(cost))
+        self.curve.append(self.report(push))
         return self.curve[-1]
 
     def follow(self, verdict: Verdict) -> None:
@@ -393,36 +398,55 @@ class JointTraining:
                 elif config.schedule == "sqrt":
                     group["lr"] = config.gate_lr * factor
 
-    def set_gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
+    def set_gradients(
+        self, batches: Iterator[Batch], *, controlled: bool, reports: bool = False
+    ) -> list[float]:
         """Computes the gradients of weights and gates, a mean over the micro-batches.
 
         Args:
             batches: One is taken for each micro-batch.
             controlled: Whether the gates are also pushed towards their density.
+            reports: Whether the step ends with a report.
 
         Returns:
-            What the density control added to the loss, in nats.
+            The losses of all batches since the last step that returned some, in nats: each look
+            at them waits for a GPU, and is for a report, the warm-up's watch, or 20 steps.
+
+        Raises:
+            NonFiniteLossError: If one is NaN or infinite.
         """
-        count, cost = self.config.micro_batches, 0.0
+        config, step = self.config, self.step + 1
+        self.terms = []
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        for number in range(count):
+        for number in range(config.micro_batches):
             self.latest = self.next_batch(batches, self.step)
             with seeded_noise(self.device, self.gates.seed, self.step, number):  # of dropout
                 loss = self.loss(self.latest)
-                value = loss.item()
-                self.losses.append(value)
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(
-                        f"the loss became {value} at step {self.step + 1} of {self.config.steps};"
-                        " lower lr or gate_lr"
-                    )
+                self.unread.append((step, loss.detach()))
                 if controlled:
                     term = self.control.cost(self.gates)
-                    cost += term.item() / count
+                    self.terms.append(term.detach())
                     loss = loss + term
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-        return cost + self.control.push(self.gates, self.step) if controlled else cost
+                (loss / config.micro_batches).backward()  # type: ignore[no-untyped-call]
+        watched = config.waits and step % self.warmup.every == 0
+        if reports or watched or len(self.unread) >= self.most_unread * config.micro_batches:
+            return self.read_losses()
+        return []
+
+    def read_losses(self) -> list[float]:
+        """Looks at the losses since the last look, with one wait for a GPU."""
+        unread, self.unread = self.unread, []
+        values: list[float] = torch.stack([loss for _, loss in unread]).tolist()
+        for (step, _), value in zip(unread, values, strict=True):
+            if not math.isfinite(value):
+                late = "" if step == unread[-1][0] else f" (seen at step {unread[-1][0]})"
+                raise NonFiniteLossError(
+                    f"the loss became {value} at step {step} of {self.config.steps}{late};"
+                    " lower lr or gate_lr"
+                )
+        self.losses += values
+        return values
 
     def next_batch(self, batches: Iterator[Batch], step: int) -> Batch:
         """The next batch; an error where there is none."""
@@ -441,15 +465,17 @@ class JointTraining:
         """Mean over the batches."""
         return sum(self.loss(batch).item() for batch in batches) / len(batches)
 
-    def report(self, cost: float) -> Report:
-        """The report after this step."""
-        gates = self.gates
+    def report(self, push: float) -> Report:
+        """The report after this step, in which the density control pushed the gates that much."""
+        gates, cost = self.gates, 0.0
+        for term in self.terms:
+            cost += term.item() / self.config.micro_batches
         values = {
             "loss": sum(self.losses) / len(self.losses),
             "density": gates.whole_density().item(),
             "target": self.control.target(self.step - 1).item(),
             "entropy": gates.entropy().item(),
-            "control": cost,
+            "control": cost + push,
         }
         self.losses.clear()
         if self.config.waits:

@@ -124,7 +124,7 @@ class WarmupWatch:
 
         Args:
             step: Optimiser steps that are done.
-            losses: Of the training batches of the last one.
+            losses: Of the training batches that no earlier look was given; at a look, of all.
             test: Measures the model; called at some looks.
         """
         if not self.config.waits:

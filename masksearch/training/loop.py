@@ -466,7 +466,8 @@ def find_device(name: str) -> torch.device:
 
 
 def move_batches(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
-    """The batches on that device; copies to a GPU run beside its work."""
+    """The batches on that device. The host does not wait for a copy to a GPU; the copy itself
+    waits there for the work before it, as they share a stream."""
     for batch in batches:
         if place.type == "cuda":
             pinned = {name: tensor.pin_memory() for name, tensor in batch.items()}

@@ -33,6 +33,7 @@ from masksearch.errors import (
     HeadCountError,
     LayerCountError,
     LengthError,
+    NonFiniteLossError,
     ResumeError,
     UnknownNameError,
 )
@@ -108,6 +109,46 @@ def test_dropout_follows_from_the_seed_of_the_gates_and_from_nothing_else():
         found.append(run.losses)
     assert found[0] == found[1]
     assert len({*found[0], *found[2]}) == 12  # each step, micro-batch and seed has its own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{}, {"control": "sum"}, {"dense_warmup": 0.25}], ids=str)
+def test_losses_that_are_read_together_give_the_same_run(config: Any, monkeypatch: Any):
+    """As on a GPU, which each look waits for: at a report, at the warm-up's watch, in 20 steps."""
+    looks: list[int] = []
+
+    class Patient(JointTraining):
+        def read_losses(self) -> list[float]:
+            looks.append(len(self.unread))
+            return super().read_losses()
+
+    monkeypatch.setattr("masksearch.gates.dam.REPORTS", 1)
+    monkeypatch.setattr("masksearch.gates.pruning.LOOKS", 5)
+    curves = []
+    for most in (1, 20):
+        looks.clear()
+        settings = DamConfig(steps=30, density=0.3, micro_batches=2, **config)
+        trained, gates = model(dropout=0.3), Gates(length=8, heads=2)
+        run = Patient(attach(trained, gates).train(), gates, settings)
+        run.most_unread = most
+        curves.append(list(run.reports(batches(60), None, 0.0)))
+        if most == 1:
+            assert looks == [2] * 30
+        elif settings.waits:
+            assert looks == [12] * 5
+        else:
+            assert looks == [40, 20]
+    assert curves[0] == curves[1]
+
+
+def test_a_loss_that_is_not_finite_names_its_step():
+    run = JointTraining(model(), Gates(length=8, heads=2), DamConfig(steps=40))
+    run.unread = [(step, torch.tensor(value)) for step, value in ((5, 1.0), (6, math.nan))]
+    with pytest.raises(NonFiniteLossError, match="became nan at step 6 of 40; lower lr or gate"):
+        run.read_losses()
+    run.unread = [(step, torch.tensor(value)) for step, value in ((5, math.inf), (6, 1.0))]
+    with pytest.raises(NonFiniteLossError, match=r"inf at step 5 of 40 \(seen at step 6\)"):
+        run.read_losses()
 
 
 @pytest.mark.slow
