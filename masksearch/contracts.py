@@ -334,6 +334,12 @@ class Record:
         return self.status == "stopped" and self.error.startswith(BEYOND)
 
     @property
+    def known(self) -> bool:
+        """Whether it is a draw of a mask that was known: it is answered from that mask's trial,
+        and counts as none."""
+        return self.role == "trial" and "reused_from" in self.artifacts
+
+    @property
     def reason(self) -> str:
         """The last line of the error that says something; empty where there is none."""
         lines = [line for line in self.error.splitlines() if line.strip()]

@@ -42,7 +42,7 @@ def outcome(study: ms.Study) -> list[tuple[object, ...]]:
 def test_search_stores_every_trial_as_a_record(tmp_path):
     study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=12, strategy="tpe")
     records = study.records()
-    assert len(records) == 12
+    assert sum(record.status == "done" for record in records) == 12
     assert {record.status for record in records} <= {"done", "reused"}
     first = records[0]
     assert [report.step for report in first.curve] == [1, 2, 4]
@@ -50,7 +50,7 @@ def test_search_stores_every_trial_as_a_record(tmp_path):
     assert first.measures["sparsity"] == pytest.approx(first.mask.sparsity(16))
     assert first.fingerprint == ms.fingerprint(first.mask, ToyEvaluator.shape)
     frame = study.frame()
-    assert list(frame["number"]) == list(range(12))
+    assert list(frame["number"]) == list(range(len(records)))
     assert {"loss", "sparsity", "block_density", "hops", "params.family"} <= set(frame.columns)
 
 
@@ -141,13 +141,13 @@ def test_search_in_two_calls_equals_one_call(tmp_path, strategy):
 def test_equal_masks_are_not_trained_twice(tmp_path):
     log = tmp_path / "log"
     study = ms.search(
-        space, ToyEvaluator(log=log), run=tmp_path / "run", trials=30, strategy="random"
+        space, ToyEvaluator(log=log), run=tmp_path / "run", trials=15, strategy="random"
     )
     calls = log.read_text().splitlines()
     prints = [record.fingerprint for record in study.records()]
-    assert len(calls) == len(set(calls)) == len(set(prints)) < 30
+    assert len(calls) == len(set(calls)) == len(set(prints)) == 15  # what is known counts as none
     reused = [record for record in study.records() if record.status == "reused"]
-    assert len(reused) == 30 - len(calls)
+    assert len(reused) == len(prints) - 15 > 0
     by_print = {r.fingerprint: r for r in study.records() if r.status == "done"}
     assert all(record.values == by_print[record.fingerprint].values for record in reused)
     assert all("reused_from" in record.artifacts for record in reused)
@@ -161,7 +161,7 @@ def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
         return masks.window(2) | masks.window(1)
 
     study = ms.search(twice, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
-    assert Counter(r.status for r in study.records()) == {"done": 1, "reused": 7}
+    assert Counter(r.status for r in study.records()) == {"done": 1, "reused": 200}
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_listener_that_remembers_is_told_what_a_resumed_study_holds(tmp_path):
         def __call__(self, record: Record) -> None:
             self.new.append(record.number)
 
-    for trials, old, new in ((3, [], [0, 1, 2]), (5, [0, 1, 2], [3, 4])):
+    for trials, old, new in ((3, [], [0, 1, 2]), (5, [0, 1, 2], [3, 4, 5])):  # 4 is known
         listener = Remembering()
         ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=trials, listeners=[listener])
         assert (listener.old, listener.new) == (old, new)
@@ -308,7 +308,7 @@ def test_baselines_come_first_and_on_top(tmp_path):
     assert told[:-4] == [("baselines", name, "hand") for name in ms.FAMILIES]
     assert told[-4:] == [("tpe", "", f"search {study.run}#{6 + k}") for k in range(4)]
     again = ms.search(space, ToyEvaluator(), trials=6, **arguments)
-    assert len(again.records()) == len(ms.FAMILIES) + 6
+    assert Counter(r.status for r in again.records())["done"] == len(ms.FAMILIES) + 6
 
 
 @pytest.mark.slow
@@ -323,7 +323,7 @@ def test_best_is_what_the_strategy_proposed(tmp_path):
 
 
 def test_frontier_and_best(tmp_path):
-    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=30, strategy="random")
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=15, strategy="random")
     front = study.frontier()
     for record in study.records():
         beaten = [
@@ -421,7 +421,7 @@ def test_journal_storage_serves_search_resume_and_report(tmp_path):
     arguments = dict(run=tmp_path / "run", storage=f"journal:{tmp_path / 'log'}")
     ms.search(space, ToyEvaluator(), trials=3, **arguments)
     study = ms.search(space, ToyEvaluator(), trials=5, **arguments)
-    assert len(study.records()) == 5
+    assert Counter(r.status for r in study.records())["done"] == 5
     assert not (tmp_path / "run" / "study.db").exists()
     assert study.report("page.html").is_file()
 
@@ -442,7 +442,7 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path):
 
     study = ms.search(sometimes, ToyEvaluator(), run=tmp_path / "r", trials=6, strategy="random")
     records = study.records()
-    assert sum(record.status in ("done", "reused") for record in records) == 6
+    assert sum(record.status == "done" for record in records) == 6
     errors = {r.params["kind"]: r.error for r in records if r.status == "failed"}
     assert "KeyError: 'my own bug'" in errors["raises"]
     assert "the space returned NoneType, not a Mask" in errors["none"]

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "the strategy has no more masks|.*drew a mask that had been")
+    warnings.filterwarnings("ignore", "the strategy has no more masks|.*a mask that had been")
     every = CHECKPOINTS[:1] if given.smoke else CHECKPOINTS
     for checkpoint in [every[at] for at in given.checkpoints or range(min(WANTED, len(every)))]:
         for stage in given.stages:

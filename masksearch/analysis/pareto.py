@@ -503,10 +503,9 @@ def repeated_masks(records: Sequence[Record]) -> list[str]:
         ):
             masks = len({record.fingerprint for record in trials})
             texts.append(
-                f"{sum(again)} of the {len(again)} trials of {origin} drew a mask that had been "
-                f"trained before ({masks} different masks in all); they were not trained again, "
-                "but each counts as a trial: search a larger space, with fewer trials, or with "
-                "another strategy"
+                f"{sum(again)} of the {len(again)} draws of {origin} were of a mask that had been "
+                f"trained before ({masks} different masks in all); they are answered from its "
+                "trial, and count as none: search a larger space, or with another strategy"
             )
     return texts
 

@@ -458,11 +458,11 @@ class Watcher:
 
 
 def counts(record: Record, *, restored: bool) -> bool:
-    """Whether a record is one of the expected ones. A failed trial of a strategy is made up for
-    by another; a failed baseline is not, and a failed run of a comparison is run again when the
-    comparison is resumed."""
+    """Whether a record is one of the expected ones. A failed trial of a strategy, or one of a mask
+    that was known, is made up for by another; a failed baseline is not, and a failed run of a
+    comparison is run again when the comparison is resumed."""
     if record.status != "failed":
-        return True
+        return not record.known
     return record.role == "baseline" or (record.role != "trial" and not restored)
 
 

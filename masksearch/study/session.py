@@ -87,7 +87,8 @@ class Session:
         strategy: Proposes jobs.
         evaluator: Judges masks.
         seed: Seed of every evaluation whose proposal names none.
-        trials: End after that many done, reused or stopped of the strategy; baselines come on top.
+        trials: End after that many done or stopped of the strategy; baselines come on top, and
+            so do draws of masks that are known already.
         seconds: End after that much wall time of this call.
         constraints: Violated ones make a trial "stopped".
         scheduler: Ends trials early; None = every trial runs to its end.
@@ -386,7 +387,8 @@ class Session:
         for listener in self.listeners:
             listener(record)
         self.stop_if_hopeless()
-        if (record.status == "done" and self.trained == EARLY) or self.repeats == IN_A_ROW:
+        first = self.repeats == IN_A_ROW and not self.board.state.get("cautions")
+        if first or (record.status == "done" and self.trained == EARLY):
             self.say_cautions()
 
     def count(self, record: Record, draw: int) -> None:
@@ -402,7 +404,7 @@ class Session:
             return
         if draw >= 0:
             self.refusals = 0
-        if draw >= 0 and record.status != "failed":
+        if draw >= 0 and record.status != "failed" and not record.known:
             self.counted += 1
         if key[0] and (record.status == "stopped" or (record.status == "done" and record.curve)):
             self.results[key] = record
@@ -451,8 +453,8 @@ class Session:
         if self.repeats >= SPENT:
             cautions.append(
                 f"the space is spent: the last {self.repeats} draws were all masks that were known"
-                f" already ({len(self.results)} different ones after {self.counted} trials); "
-                "search a larger space, with fewer trials, or with another strategy"
+                f" already ({len(self.results)} different ones in all); search a larger space, or "
+                "with another strategy"
             )
         if self.refusals >= REFUSALS:
             drawn = self.refused + self.counted

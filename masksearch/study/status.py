@@ -60,7 +60,7 @@ class StatusBoard:
         self.slots: int | None = None  # jobs at a time, where the executor says so
         self.waiting: frozenset[int] = frozenset()  # of the running ones, those without a place
         self.failures: list[dict[str, Any]] = []
-        self.expected: int | None = None  # records of this call
+        self.expected: int | None = None  # records of this call, but for draws of known masks
         self.new = 0  # records of this call so far
         self.state: dict[str, Any] = {
             "title": title,
@@ -100,7 +100,7 @@ class StatusBoard:
         self.running.pop(record.number, None)
         self.search = self.search.after(record)
         self.keep_failures([record])
-        self.new += 1
+        self.new += not record.known
         self.write_soon(SOON)
 
     def end(self, state: str) -> None:

@@ -32,7 +32,7 @@ def test_study_shows_its_front(study):
     text, front = repr(study), study.frontier()
     assert fits(text)
     assert f"a front of {len(front)}" in text
-    assert "13 trials" in text
+    assert f"{len(study.records())} trials (13 done" in text
     assert "1 of them baselines" in text
     shown = [int(number) for number in re.findall(r"^  trial +(\d+)", text, re.MULTILINE)]
     assert set(shown) <= {record.number for record in front}

@@ -45,7 +45,7 @@ def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
 def test_copies_with_their_databases_go_on_apart(tmp_path):
     search(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert len(search(tmp_path / "b", trials=5).records()) == 5
+    assert len(search(tmp_path / "b", trials=5).records()) > 5  # a known mask is no trial
     assert len(ms.Study(tmp_path / "a").records()) == 3
 
 
