@@ -126,11 +126,13 @@ def lower_on_cuda(graph: fx.GraphModule, captured: list[Tensor], device: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["tiles", "expression"])
+@pytest.mark.parametrize("which", ["tiles", "padded", "expression"])
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
 def test_inductor_lowers_the_predicate_where_nothing_is_moved(mask, which):
     plan = FlexPlan.of_mask(mask, LENGTH, BLOCK)
-    predicate = plan.predicate if which == "tiles" else mask.mask_mod(LENGTH, "cpu")
+    padded = plan.padded(torch.ones(1, LENGTH, dtype=torch.bool)).predicate
+    own = mask.mask_mod(LENGTH, "cpu")
+    predicate = {"tiles": plan.predicate, "padded": padded, "expression": own}[which]
     graph, captured = mask_graph(predicate)
     assert not [node for node in graph.graph.nodes if node.target in ("to", "cuda", "cpu")]
     assert torch.bool not in [one.dtype for one in captured]
