@@ -47,6 +47,8 @@ from masksearch.strategies.build import Wanted, build_allocation
 from masksearch.study.records import read_budgets
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import FEW
+from masksearch.training.loop import find_device
+from masksearch.training.parts import Precision
 
 LEVEL = 0.95  # of intervals over documents
 WRITTEN = torch.float16  # the weights of a folder that is served
@@ -71,6 +73,8 @@ def allocate(
     trials: int | None = None,
     check: bool = True,
     run: str | Path = "runs/allocate",
+    device: str = "auto",
+    precision: Precision | None = None,
     progress: Literal["auto"] | None = "auto",
 ) -> Plan:
     """Finds which layers or heads of a decoder keep full attention. At most gates are trained.
@@ -107,13 +111,18 @@ def allocate(
         check: Judge the plan, dense attention, and the widest window in all layers that is within
             the budget, on documents that the search has not seen.
         run: Folder of the search.
+        device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one. Sinks are measured
+            and tuned there too.
+        precision: `"float32"`, or `"bfloat16"` for autocast; None = bfloat16 on a GPU that
+            computes in it, else float32.
         progress: As of `search`.
 
     Returns:
         The plan; `found` says its bytes, and its losses with their interval.
 
     Raises:
-        ValueError: If the budget is no share, or less than the local mask in all units costs.
+        ValueError: If the budget is no share, or less than the local mask in all units costs; or
+            this machine has no such device, or its GPU lacks the precision.
         NativeError: If the engine cannot serve such masks of this model, or `out` exists; that is
             said before anything is judged.
         SearchError: If bytes do not add up over the units, or no mask within the budget was
@@ -121,7 +130,7 @@ def allocate(
         DataError: If the text or the model cannot be read.
     """
     plans = find_plans(
-        DecoderOnText(model, text, length, sequences, held_out),
+        DecoderOnText(model, text, length, sequences, held_out, device, precision),
         CacheBudget([budget], unit, local, method, tries, trials),
         Delivery(serve, serving, sinks, None if out is None else Path(out)),
         check=check,
@@ -140,8 +149,11 @@ class DecoderOnText:
     length: int
     sequences: int
     held_out: str | Path | None
+    device: str
+    precision: Precision | None
 
     def __post_init__(self) -> None:
+        find_device(self.device)
         if not isinstance(self.model, str | Path):
             raise TypeError(
                 "model is a folder, a name on the Hub or a GGUF file, got "
@@ -245,6 +257,8 @@ def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Serve
         length=decoder.length,
         held_out=decoder.held_out,
         held_out_sequences=decoder.sequences,
+        device=decoder.device,
+        precision=decoder.precision,
         adapt="none",
         cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )

@@ -19,6 +19,7 @@ from masksearch.cli.options import (
     MASK_TEXT,
     MODEL,
     OUTPUT,
+    PLACE,
     REQUIRED,
     MaskArgument,
     OptionsError,
@@ -238,6 +239,11 @@ class AllocateOptions:
     length: int | None = described(JUDGE)
     sequences: int | None = described(JUDGE)
     held_out: str | None = described(JUDGE)
+    set: list[str] | None = option(
+        "The device (device=cpu) and the precision (precision=float32); repeatable.",
+        *(PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
+        name="--set",
+    )
     serve: str | None = described(SERVED)
     serving: str | None = described(SERVED)
     sinks: str | None = described(SERVED)
@@ -256,7 +262,7 @@ def allocate(options: AllocateOptions) -> None:
         masksearch allocate my-llama/ books/ --budget .25 --length 4096 --serve llama.cpp \
             --serving '{"length": 8192, "ubatch": 64}' --sinks tune --out served
     """
-    from masksearch.cli.build import read_setting
+    from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
     from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
     from masksearch.planner import allocate as search_plan
     from masksearch.serving.engine import Serving
@@ -267,6 +273,10 @@ def allocate(options: AllocateOptions) -> None:
     if options.serving is not None:
         settings["serving"] = read_setting("serving", options.serving, Serving)
     settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}
+    hints = {name: hints_of(DecoderOnText)[name] for name in ("device", "precision")}
+    for prefix, texts in split_settings(options.set or ()).items():
+        named = {f"{prefix}.{name}".lstrip("."): text for name, text in texts.items()}
+        settings |= read_settings(named, hints, "allocate")
     decoder = read_part(DecoderOnText, settings)
     within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
     with resumable(options.run, "allocate", vars(options)):

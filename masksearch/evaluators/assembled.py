@@ -12,7 +12,7 @@ import torch
 
 from masksearch.contracts import Evaluator, Half
 from masksearch.errors import check_name
-from masksearch.training.loop import TrainConfig, find_device
+from masksearch.training.loop import TrainConfig, find_device, find_precision
 from masksearch.training.parts import (
     PARTS,
     Adapt,
@@ -113,6 +113,9 @@ class AssembledEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         check_name("half", self.half, get_args(Half))
+        if "precision" in read_places(type(self)):  # once: a worker's GPU is not asked again
+            precision = find_precision(self.training.precision, self.training.device)
+            object.__setattr__(self, "training", replace(self.training, precision=precision))
 
     if not TYPE_CHECKING:  # typed code reads `evaluator.training.steps`
 

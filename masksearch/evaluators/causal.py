@@ -136,6 +136,7 @@ class CausalEvaluator(AssembledEvaluator):
         "architecture": "llama",
         "batch": 16,
         "recover_lr": 3e-4,
+        "precision": None,
     }
     unread: ClassVar[str] = (
         "pretraining whole_words dropout compile recover_steps finetune_lr finetune_batch "

@@ -146,10 +146,11 @@ class Served(EvaluatorWrapper):
         the training text (checkpoints of `"tune"`: in `folder`)."""
         judge = self.evaluator
         assert judge.start is not None
-        how: dict[str, Any] = {"sinks": self.sinks, "folder": folder}
-        how |= {"text": self.calibration_tokens()}
-        native = to_native(judge.start.decoder(), mask, target, **how if self.sinks else {})
-        return NextTokenModel(native).to(judge.place)
+        how: dict[str, Any] = {}
+        if self.sinks:
+            how = {"sinks": self.sinks, "folder": folder, "text": self.calibration_tokens()}
+        model: Any = judge.start.decoder()
+        return NextTokenModel(to_native(model.to(judge.place), mask, target, **how))
 
     def calibration_tokens(self) -> Tensor:
         """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""

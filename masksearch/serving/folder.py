@@ -76,7 +76,7 @@ def write_folder(
             to_gguf(model, beside / GGUF, tokenizer=tokenizer, dtype=dtype)
         else:
             with quiet():
-                model.to(dtype).save_pretrained(beside)
+                model.to("cpu", dtype).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
         facts_written = {"format": FORMAT, **facts} | {
             "tried": try_folder(beside, model, engine, tokens, expected)
@@ -122,6 +122,7 @@ def try_folder(
 @torch.no_grad()
 def nats(model: Any, tokens: Tensor) -> float:
     """Mean loss of each token but the first."""
+    tokens = tokens.to(model.device)
     return float(model.eval()(tokens[None], labels=tokens[None], use_cache=False).loss)
 
 

@@ -465,6 +465,24 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"no device {name!r} on this machine; take 'auto' or 'cpu'") from error
 
 
+def find_precision(name: Precision | None, device: str) -> Precision:
+    """The precision of that name on a device; of None bfloat16 on a GPU that computes in it, else
+    float32. A device that this machine lacks may be that of another one.
+
+    Raises:
+        ValueError: If this machine's GPU does not compute in bfloat16.
+    """
+    if not device.startswith(("auto", "cuda")) or not torch.cuda.is_available():
+        return name or "float32"
+    able = torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bfloat16" and not able:
+        raise ValueError(
+            "bfloat16 needs a GPU of compute capability 8.0 or more, got "
+            f"{torch.cuda.get_device_name()}; take precision='float32'"
+        )
+    return name or ("bfloat16" if able else "float32")
+
+
 def move_batches(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
     """The batches on that device. The host does not wait for a copy to a GPU; the copy itself
     waits there for the work before it, as they share a stream."""

@@ -275,7 +275,8 @@ class Training:
         optimiser: `"adamw"`, or `"lamb"` for large batches.
         reports: Number of reports; their steps double up to `steps`.
         device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
-        precision: `"float32"`, or `"bfloat16"` for autocast.
+        precision: `"float32"`, or `"bfloat16"` for autocast. Default: float32; of decoders
+            bfloat16 on a GPU that computes in it.
         compile: Whether pre-training is compiled (`torch.compile`); it pays in long runs.
         checkpoint_seconds: Wall time between two checkpoints, in the working folder, from which
             a killed run goes on; on a CPU it ends bit for bit as it would have.
@@ -295,7 +296,7 @@ class Training:
     optimiser: Optimiser = "adamw"
     reports: int = usually(8)
     device: str = "auto"
-    precision: Precision = "float32"
+    precision: Precision = usually("float32")  # noqa: RUF009 (a field)
     compile: bool = False
     checkpoint_seconds: float = 60.0
 
@@ -307,7 +308,7 @@ class Training:
             raise ValueError(f"warmup is a share of the steps in [0, 1], got {self.warmup}")
         check_name("schedule", self.schedule, get_args(Schedule))
         check_name("optimiser", self.optimiser, get_args(Optimiser))
-        if self.precision not in get_args(Precision):
+        if self.precision not in (None, *get_args(Precision)):
             raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
 
     def peak_rate(self, *, scratch: bool) -> float:

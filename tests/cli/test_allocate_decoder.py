@@ -41,7 +41,7 @@ def allocate(place, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run")
-    words += ("--budget", 0.5, "--budget", 0.8, "--method", "restore")
+    words += ("--budget", 0.5, "--budget", 0.8, "--method", "restore", "--set", "device=cpu")
     code, out, err = allocate(*words, "--trials", 3)
     assert code == 0, err
     before = len(ms.open_study(tmp_path / "run").records())
@@ -75,6 +75,19 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 9}))
     code, _, err = allocate("model", file, name="attach")
     assert (code, "plan of format 9" in err) == (2, True)
+
+
+def test_settings_that_no_machine_has_are_refused_at_once(allocate, tmp_path):
+    for setting, problem in [
+        ("device=cuda:99", "no device 'cuda:99' on this machine; take 'auto' or 'cpu'"),
+        ("precision=half", "precision is float32 or bfloat16, got 'half'"),
+        ("dam.steps=3", "setting of allocate"),
+        ("devise=cpu", "did you mean 'device'"),
+    ]:
+        words = ("--budget", 0.5, "--run", tmp_path / "run", "--set", setting)
+        code, out, err = allocate("model", "text", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1), setting
+        assert problem in err
 
 
 @pytest.mark.slow
