@@ -244,10 +244,10 @@ def tile_predicate(bits: Tensor, tile: Tensor, block: int) -> Predicate:
         tile: int32 `[heads, nb, nb]`, which of them each is; one head serves any number.
         block: Positions of a tile's side.
     """
-    heads = len(tile)
+    several = len(tile) > 1  # no number: of one that changes Dynamo makes a symbol
 
     def predicate(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        number = tile[head % heads, query // block, key // block]
+        number = tile[head if several else head * 0, query // block, key // block]
         column = key % block
         return (bits[number, query % block, column // 8] >> (7 - column % 8)) & 1 > 0
 
