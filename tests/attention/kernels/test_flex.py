@@ -59,7 +59,7 @@ def sides(mask: masks.Mask, length: int, visible: Tensor | None, key_heads: int 
         (masks.window(20), 300, None),
         (masks.window(20), 256, "right"),
         (masks.window(20), 256, "left"),
-        (masks.longformer(16, 1), 200, "right"),
+        (masks.longformer(16, 1), 208, "right"),
         (layout(4, 4, 64, 0.4), 256, None),
         (layout(4, 4, 64, 0.4), 256, "right"),
         (masks.per_head([masks.window(9), masks.star(), masks.causal(), masks.full()]), 256, None),
