@@ -278,7 +278,7 @@ class Training:
         precision: `"float32"`, or `"bfloat16"` for autocast. Default: float32; of decoders
             bfloat16 on a GPU that computes in it.
         compile: Whether pre-training is compiled (`torch.compile`); it pays in long runs. Graphs
-            that the process has compiled before, the mask's and others', are dropped first.
+            that the process has compiled before are dropped first.
         checkpoint_seconds: Wall time between two checkpoints, in the working folder, from which
             a killed run goes on; on a CPU it ends bit for bit as it would have.
 

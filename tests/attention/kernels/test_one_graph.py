@@ -140,6 +140,7 @@ def test_inductor_lowers_the_predicate_where_nothing_is_moved(mask, which):
     assert not [name for name in operations if "device_put" in name or "_to_copy" in name]
 
 
+@pytest.mark.slow
 def test_inductor_refuses_a_move_within_the_predicate():
     bits = drawn(LENGTH, LENGTH)
 
