@@ -92,7 +92,10 @@ class Point(Struct):
         list[list[int]] | None,
         about("[layers][heads] of indices into `images`; equal ones are folded."),
     ]
-    lead: Annotated[str, about("What it stands for in the page's first row, where it is there.")]
+    lead: (
+        Annotated[str, about("What it stands for in the page's first row, where it is there.")]
+        | UnsetType
+    ) = UNSET
 
 
 class Score(Struct):
@@ -296,7 +299,6 @@ class Section(Struct):
     comparisons: list[Comparison]
     chart: Front | None
     front: Table
-    importance: Table
     cautions: Lines
     volumes: list[Volumes]
     searches: Table
@@ -304,6 +306,7 @@ class Section(Struct):
     dam: Dam
     proxy: Proxy | None
     figures: dict[str, Figure]
+    importance: Table | UnsetType = UNSET
 
 
 class Failure(Struct):

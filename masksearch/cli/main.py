@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from masksearch.cli.bench import bench
+from masksearch.cli.check import check
 from masksearch.cli.doctor import doctor, installed_version
 from masksearch.cli.models import allocate, attach, export
 from masksearch.cli.options import (
@@ -242,6 +243,7 @@ def resume_command(options: ResumeOptions) -> None:
 
 
 command(BEGIN)(doctor)
+command(BEGIN)(check)
 command(SEARCH)(search)
 command(SEARCH)(status)
 command(SEARCH, "resume")(resume_command)

@@ -397,7 +397,7 @@ def compare(options: CompareOptions) -> None:
     Examples:
         masksearch compare runs/search "mine=offsets([0, 11])"
         masksearch compare --front runs/search --run runs/front
-        masksearch compare star bigbird --controls none --corpus README.md --size nano --steps 60
+        masksearch compare star bigbird --controls none --steps 60
     """
     from masksearch.cli.output import print_comparison
 

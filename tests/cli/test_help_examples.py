@@ -28,6 +28,7 @@ FOLDERS = "names folders of the user's own; the options are parsed by test_help.
 ELSEWHERE = {
     "masksearch demo": MINUTES,
     "masksearch doctor glue/ wikitext-2/": FOLDERS,
+    "masksearch check": "test_check.py runs it on files of its own",
     "masksearch search": MINUTES,
     "masksearch status": SLOW,
     "masksearch resume": SLOW,

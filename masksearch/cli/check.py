@@ -1,0 +1,176 @@
+"""The command check: one's own space, evaluator, strategy or mask, tried once before a search."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masksearch.cli.options import RUN
+from masksearch.user_code import call_user, check_evaluator, load_function
+
+if TYPE_CHECKING:
+    from masksearch.contracts import Job, Record
+
+SAME = "run twice: the same results"
+FAILS = "  fails: "
+BLOCK = 64  # side of a kernel's block, in positions
+DRAWS = 20  # of a space
+LENGTH = 128  # positions at which masks of a space are counted
+TARGET = typer.Argument(
+    help="A function or class in a file: a space, an evaluator, a strategy, or what returns a "
+    "mask.",
+    rich_help_panel=RUN,
+    metavar="FILE.py:NAME",
+)
+
+
+def check(target: Annotated[str, TARGET]) -> None:
+    """Try your own space, evaluator, strategy or mask, twice, and say whether both runs agree.
+
+    A space is drawn 20 times and nothing is trained; an evaluator judges two masks; a strategy
+    proposes masks of a small space. Nothing is kept.
+
+    Examples:
+        masksearch check my_space.py:space
+        masksearch check my_proxy.py:Judge
+    """
+    from masksearch.cli.report import facts_of_mask, mask_lines
+    from masksearch.masks import Mask
+
+    made = load_function(target)
+    needed = [p for p in inspect.signature(made).parameters.values() if p.default is p.empty]
+    with tempfile.TemporaryDirectory() as folder:
+        if inspect.isclass(made) and hasattr(made, "ask"):
+            lines, use = check_strategy(target, Path(folder)), f"SPACE --strategy {target}"
+        elif len(needed) == 1 and not inspect.isclass(made):
+            lines, use = check_space(made), target
+        else:
+            made = call_user(target, made, {})
+            if isinstance(made, Mask):
+                typer.echo("\n".join(mask_lines(facts_of_mask(made, LENGTH, BLOCK))))
+                return
+            lines, use = check_judge(made, Path(folder)), f"SPACE --evaluator {target}"
+    typer.echo("\n".join(lines))
+    if lines[-1] != SAME or any(line.startswith(FAILS) for line in lines):
+        raise typer.Exit(2)
+    typer.echo(f"use it: masksearch search {use}")
+
+
+def check_judge(made: object, folder: Path) -> list[str]:
+    """Lets an evaluator judge two masks.
+
+    Raises:
+        EvaluatorError: If it is none.
+    """
+    from masksearch.driver import compare
+    from masksearch.masks import full, window
+
+    check_evaluator(made)
+    judge: Any = made
+    goals = ", ".join(f"{each.name} ({each.goal})" for each in judge.objectives)
+    lines = [f"an evaluator of {goals}; shape {judge.shape}"]
+    masks = {"full()": full(), "window(2)": window(2)}
+
+    def run(place: Path) -> Sequence[Record]:
+        return compare(masks, judge, run=place, seeds=[0], progress=None).records
+
+    records, agree = twice(run, folder)
+    for record in records:
+        values = ", ".join(f"{name} {value:.6g}" for name, value in record.values.items())
+        took = f"(step {record.step}, {record.seconds:.1f} s)"
+        failure = "" if record.scored else f"{FAILS}{record.name}: {record.reason}"
+        lines.append(failure or f"  {record.name}: {values} {took}")
+    return [*lines, agree]
+
+
+def check_space(space: Callable[..., Any]) -> list[str]:
+    """Draws from a space, for a model of the layers and heads that its first mask has."""
+    from masksearch.contracts import Evaluate, Refused, Shape
+    from masksearch.errors import MaskSearchError
+    from masksearch.masks.measure import fingerprint
+
+    first, second = draws(space), draws(space)
+    masks = [job.mask for job, _ in first if isinstance(job, Evaluate)]
+    reasons = [job.reason for job, _ in first if isinstance(job, Refused)]
+    lines = [f"a space: {len(masks)} masks in {len(first)} draws"]
+    if masks:
+        shape = Shape(LENGTH, masks[0].layers or 1, masks[0].heads or 1)
+        sparsities: dict[str, float] = {}
+        for mask in masks:
+            try:
+                sparsities[fingerprint(mask, shape)] = mask.sparsity(LENGTH)
+            except MaskSearchError as error:
+                reasons.append(f"{type(error).__name__}: {error} (mask {mask})")
+        if sparsities:
+            low, high = min(sparsities.values()), max(sparsities.values())
+            lines[0] += f"; different ones that a model can have: {len(sparsities)}, "
+            lines[0] += f"{low:.1%} to {high:.1%} sparse at {LENGTH} positions"
+    for name in dict.fromkeys(name for _, params in first for name in params):
+        values = list(dict.fromkeys(params[name] for _, params in first if name in params))
+        numbers = all(isinstance(each, int | float) for each in values)
+        lines.append(f"  {name}: {', '.join(map(str, sorted(values) if numbers else values))}")
+    lines += [f"{FAILS}{reason.splitlines()[-1]}" for reason in dict.fromkeys(reasons)]
+    agree = say_equal(sum(a == b for a, b in zip(first, second, strict=True)), len(first))
+    return [*lines, agree]
+
+
+def draws(space: Callable[..., Any]) -> list[tuple[Job, dict[str, Any]]]:
+    """Random draws of a space, as a search's first ones: jobs, with the parameters drawn."""
+    import optuna
+
+    from masksearch.strategies.samplers import Parameters, draw_job
+    from masksearch.study.store import quiet
+
+    with quiet():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        parameters = Parameters(())
+        return [draw_job(space, study.ask(), parameters, number) for number in range(DRAWS)]
+
+
+def check_strategy(target: str, folder: Path) -> list[str]:
+    """Lets a strategy propose masks of a small space, which is judged by sparsity and hops."""
+    from masksearch import masks
+    from masksearch.driver import search
+    from masksearch.evaluators.cost import CostEvaluator
+
+    def space(trial: Any) -> masks.Mask:
+        return masks.window(trial.suggest_int("reach", 0, 7))
+
+    def run(place: Path) -> Sequence[Record]:
+        judge = CostEvaluator(16, measure=("sparsity", "hops"))
+        options: dict[str, Any] = {"strategy": target, "trials": 4, "progress": None}
+        return search(space, judge, run=place, **options).records()
+
+    records, agree = twice(run, folder)
+    lines = [
+        f"  #{each.number}: {each.mask}" if each.scored else f"{FAILS}{each.reason}"
+        for each in records
+    ]
+    lines = [f"a strategy: {len(records)} proposals over masks.window(0 .. 7)", *lines]
+    return [*lines, agree]
+
+
+def say_equal(equal: int, count: int) -> str:
+    """In words, how many results of a second run equal those of the first."""
+    if equal == count:
+        return SAME
+    return (
+        f"run twice: {count - equal} of {count} results differ, so that a search could not be "
+        "repeated or resumed: let everything random follow from the trial, or from the seed"
+    )
+
+
+def twice(run: Callable[[Path], Sequence[Record]], folder: Path) -> tuple[Sequence[Record], str]:
+    """The records of a first run, and in words whether those of a second equal them."""
+    first, second = run(folder / "a"), run(folder / "b")
+
+    def result(record: Record) -> tuple[object, ...]:
+        return record.params, record.fingerprint, record.values, record.status
+
+    equal = sum(result(a) == result(b) for a, b in zip(first, second, strict=False))
+    return first, say_equal(equal, max(len(first), len(second)))

@@ -1,0 +1,93 @@
+"""`masksearch check`: what it says of one's own space, evaluator, strategy and mask; exit code 2
+where a search would fail or could not be repeated."""
+
+from __future__ import annotations
+
+import pytest
+from cli_runs import run
+
+OWN = """
+import random
+import masksearch as ms
+from masksearch import masks
+
+def space(trial):
+    mask = masks.window(trial.suggest_int("reach", 0, 3))
+    return mask | masks.offsets([9]) if trial.suggest_categorical("far", [False, True]) else mask
+
+def wild(trial):
+    return masks.window(random.randint(0, 50))
+
+def nothing(trial):
+    return None
+
+def some(trial):
+    return masks.shifts([-1]) if trial.suggest_int("reach", 0, 3) else masks.window(1)
+
+def mask():
+    return masks.bigbird(2, 1, 2)
+
+class Judge(ms.Evaluator):
+    shape = ms.Shape(16, 1, 2)
+    objectives = (ms.Objective("loss", "min", 10.0), ms.Objective("sparsity", "max", 0.0))
+    protocol = "mine"
+
+    def __call__(self, mask, *, seed, workdir):
+        yield ms.Report(3, {"loss": mask.sparsity(16)})
+
+class Loose(Judge):
+    def __call__(self, mask, *, seed, workdir):
+        yield ms.Report(3, {"loss": random.random()})
+
+class Misspelt(Judge):
+    def __call__(self, mask, *, seed, workdir):
+        yield ms.Report(3, {"los": 1.0})
+
+class Strategy:
+    def __init__(self):
+        self.next = 0
+
+    def ask(self):
+        self.next += 1
+        return ms.Proposal(self.next - 1, ms.Evaluate(masks.window(self.next)), {}, "mine")
+
+    def tell(self, record):
+        pass
+
+def three():
+    return 3
+"""
+ANSWERS = {
+    "space": (
+        0,
+        ["a space: 20 masks in 20 draws; different", "  reach: 0, 1, 2, 3", "search own.py"],
+    ),
+    "wild": (2, ["of 20 results differ, so that a search could not be repeated"]),
+    "nothing": (2, ["0 masks in 20 draws", "fails: the space returned NoneType, not a Mask"]),
+    "some": (
+        2,
+        ["a model can have: 1, 97.7% to", "  fails: EmptyRowError: layer 0, head 0, row 0"],
+    ),
+    "mask": (0, ["bigbird()", "empty rows 0"]),
+    "Judge": (
+        0,
+        ["loss (min), sparsity (max)", "window(2): loss 0.710938 (step 3", "--evaluator own"],
+    ),
+    "Loose": (2, ["2 of 2 results differ"]),
+    "Misspelt": (2, ["fails: full(): EvaluatorError: the last report of Misspelt lacks loss"]),
+    "Strategy": (0, ["4 proposals", "  #3: window(4)", "--strategy own.py:Strategy"]),
+    "three": (2, ["error: int does not inherit masksearch.Evaluator"]),
+    "missing": (2, ["unknown function or class in own.py 'missing'"]),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.slow
+def test_what_is_said_of_own_code(monkeypatch, capsys, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    code, out, err = run(monkeypatch, capsys, "check", f"own.py:{name}")
+    expected, texts = ANSWERS[name]
+    assert code == expected, err
+    assert all(text in out + err for text in texts), out + err
+    assert [each.name for each in tmp_path.iterdir() if each.suffix] == ["own.py"]
