@@ -309,6 +309,12 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     own = ("kv_bytes", "kv_bytes_per_head")
     if held := [f"{name[9:]} {at:.4f}" for name, at in facts["cache"].items() if name not in own]:
         lines.append(f"  of its own dense cache each engine holds: {', '.join(held)}")
+        if more := [name[9:] for name, at in facts["cache"].items() if name not in own and at > 1]:
+            lines.append(
+                f"  {', '.join(more)}: more than its dense cache, since blocks of tokens in "
+                f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "
+                "give the length that is served, --serving '{\"length\": 32768}'"
+            )
     if unseen := facts["nll"]["unseen"]:
         lines.append(
             f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HTTPError, StrictDataclassError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
@@ -113,6 +113,8 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(**request, revision=revision, local_files_only=True))
         find_files(folder)
         return folder
+    if constants.HF_HUB_OFFLINE:
+        raise DataError(f"no such folder: {name!r}; HF_HUB_OFFLINE is set, so no Hub is asked")
     try:
         about = HfApi().model_info(name, revision=revision, timeout=SECONDS)  # one try, no retries
         return Path(snapshot_download(**request, revision=about.sha))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,10 @@ def test_settings_that_no_machine_has_are_refused_at_once(allocate, tmp_path):
         assert problem in err
 
 
+def vllm_share(out):
+    return float(re.search(r"vllm (\d\.\d+)", out)[1])
+
+
 @pytest.mark.slow
 def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
@@ -99,6 +104,7 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     code, out, err = allocate(*words, '{"length": 4096, "ubatch": 64}')
     assert code == 0, err
     assert "each engine holds: transformers 0.3340, vllm " in out
+    assert ("vllm: more than its dense cache" in out) == (vllm_share(out) > 1)
     assert "not in the model's own configuration: of the windows of smollm3" in out
     (tmp_path / "run").rename(tmp_path / "engine")
     words = (*words[: words.index("--serve")], "--local", "window(4)")

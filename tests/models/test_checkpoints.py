@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from huggingface_hub import constants
 from tiny_encoders import tokens
 
 from masksearch import attach, masks, open_pretrained
@@ -296,7 +297,14 @@ def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
         open_pretrained(name)
 
 
-def test_a_name_that_the_hub_cannot_have():
+def test_offline_no_hub_is_asked(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"^no such folder: 'my/bert'; HF_HUB_OFFLINE is set"):
+        open_pretrained("my/bert")
+
+
+def test_a_name_that_the_hub_cannot_have(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(
         DataError, match=r"no such folder: 'not a name', .* \(HFValidationError: Repo id"
     ):
@@ -304,7 +312,7 @@ def test_a_name_that_the_hub_cannot_have():
 
 
 def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
-
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     calls = []
 
     class Hub:
