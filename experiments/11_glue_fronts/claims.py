@@ -403,35 +403,6 @@ TOLD = {  # rows with labels, passes of a row, told the density?
     "allocate restore, greedy": [search_rows, PLAN["allocate"]["trials"] * search_rows],
     "hand-designed | the 400 search rows": [7 * search_rows],
 }
-# `masksearch report` after the commands of docs/trained_encoders.md
-commands = (RESULTS / "four_commands.txt").read_text(encoding="utf-8")
-arms = r"searched (\S+ \[.*?\]), hand-designed (\S+ \[.*?\]), random (\S+ \[.*?\])"
-best = r"^%s >= 0.4: .*?\((\S+)%% .*? glue (\S+) "
-others = [value for arm in ("tpe", "random") for value in said(best % arm, commands)]
-COMMANDS = {
-    "fronts' hypervolumes: {} [{}, {}], hand-designed {} [{}, {}], random {} [{}, {}]": said(
-        arms, commands
-    ),
-    "Of DAM's {} masks the one that leaves out {} % was \"{} than fixed(14) and random like "
-    'front #5, not distinguishable from dense" ({} [{}, {}])': [
-        len(set(re.findall(r"^front #\d+", commands, re.M))),
-        *said(r"^front #5: better than fixed\(14\) and random .*? dense \((\S+)%", commands),
-        *said(r"^  fixed\(14\) .*?: (\S+) \[", commands),
-        *said(r"^front #5: .*? glue (\S+ \[.*?\])", commands),
-    ],
-    "comparisons it loses {} [{}, {}], and a mask of random search that loses {} [{}, {}] has": [
-        *behind_dense_in("front #5", commands),
-        *behind_dense_in("random >= 0.4", commands),
-    ],
-    "The one at 70 % is {} than dense by {} [{}, {}], and {} than hand-designed and random "
-    "masks of its density": [
-        *(behind_dense_in("front #1", commands)[0] * sign for sign in (-1, 1)),
-        *behind_dense_in("front #1", commands)[1:],
-        min(said(r"^front #1:.*?^  fixed.*?: (\S+) \[.*?^  random.*?: (\S+) \[", commands)),
-    ],
-    "TPE's best mask from 40 % on leaves out {} % and is at {}, random search's {} % at "
-    "{}": others,
-}
 hand = f"hand-designed {DENSITY}"
 TABLE = {  # on the page of all experiments
     "DAM with gates of each layer's own {}, dense {}, random keys {}, the best of "
@@ -444,13 +415,11 @@ TABLE = {  # on the page of all experiments
 }
 CLAIMS = [
     *sentences(HERE, SAID),
-    *sentences("docs/trained_encoders.md", COMMANDS),
     *sentences("experiments/README.md", TABLE),
     *rows(HERE, TOLD, after="the budget are not:"),
     *(claim for heading, each in SECTIONS.items() for claim in rows(HERE, each, after=heading)),
 ]
 NO_CLAIM = [
-    ("docs/trained_encoders.md", "words that a verdict has no more"),
     (HERE, "independent ones have -.25"),  # -1 / (seeds - 1)
     *((HERE, text) for text in ('cell ("at .300")', "(at .300)", "masks are at .300")),
     *((HERE, text) for text in ("below .15", "own one at .300", "own mask at .300")),
