@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -25,6 +25,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 CARD = torch.device("meta")
 MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
+
+
+class Card(str):
+    """The card's name; it is no device `meta`, whose models have no weights."""
+
+    type = "card"
+
+
+def where_it_is(model: nn.Module) -> Card | None:
+    """The card, where a model is there."""
+    return Card(CARD.type) if next(model.parameters()).device == CARD else None
 
 
 class DevicesMixed(RuntimeError):
@@ -82,9 +93,13 @@ def pretended_card() -> Iterator[None]:
     Autocast knows the card as the CPU, and fused optimisers ask for no device: they refuse `meta`.
     """
     autocast, submitted = torch.autocast, ThreadPoolExecutor.submit
+    enabled = torch.is_autocast_enabled
 
     def of_device(device: str, *args: Any, **kwargs: Any) -> torch.autocast:
         return autocast("cpu" if is_card(device) else device, *args, **kwargs)
+
+    def asked(device: str) -> bool:
+        return enabled("cpu" if is_card(device) else device)
 
     def within(function: Any, *args: Any) -> Any:
         with Operations(), Literals():
@@ -95,6 +110,7 @@ def pretended_card() -> Iterator[None]:
 
     with (
         mock.patch.object(torch, "autocast", of_device),
+        mock.patch.object(torch, "is_autocast_enabled", asked),
         mock.patch("torch.optim.adam._device_dtype_check_for_fused"),
         mock.patch.object(ThreadPoolExecutor, "submit", submit),
         Operations(),

@@ -8,9 +8,8 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
-from pretended_card import CARD, DevicesMixed, pretended_card
+from pretended_card import CARD, DevicesMixed, pretended_card, where_it_is
 from tiny_decoder import tiny_decoder, written_text
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
@@ -22,17 +21,6 @@ from masksearch.serving.folder import nats
 WORDS = [f"w{number}" for number in range(12)]
 HOW = [{"kl": True}, {"adapt": "recover", "recover_tokens": 512}]
 FORMS = [(None, "window(3)"), ("tune", "columns(1) | window(3)")]
-
-
-class Card(str):
-    """The card's name; it is no device `meta`, whose models have no weights."""
-
-    type = "card"
-
-
-def where_it_is(model: nn.Module) -> Card | None:
-    """The card, where a model is there."""
-    return Card(CARD.type) if next(model.parameters()).device == CARD else None
 
 
 @pytest.fixture(scope="module")
