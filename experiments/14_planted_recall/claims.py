@@ -46,4 +46,3 @@ for of, text in (
     CLAIMS.append(Claim(HERE, text.replace("{}", "{} [{}, {}]"), ends))
 NO_CLAIM = [(HERE, "within .01 nats"), (HERE, ".99 of the questions"), (HERE, ".95 of 64 rows")]
 NO_CLAIM += [(HERE, "within .01 nats, as the plan asks")]
-NO_CLAIM += [("docs/decoder.md", "computes a share of 1/2 + 1.5 / L of the L x L layers")]
