@@ -335,7 +335,7 @@ def search(
     budgets = read_budgets(budget)
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
-    given = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
+    queue = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
     name = strategy_name(strategy)
     facts = {
         "kind": "search",
@@ -345,7 +345,7 @@ def search(
         "constraints": json.dumps(list(constraints)),
         "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else repr(scheduler),
-        "enqueue": json.dumps([each.params for each in given], default=repr) if given else "",
+        "enqueue": json.dumps([each.params for each in queue], default=repr) if queue else "",
         **evaluator_facts(evaluator),
     }
     store = StudyStore(run, storage)
@@ -361,7 +361,7 @@ def search(
             budgets=budgets,
         )
         warn_of_few(chosen, name, trials)
-        chosen = Enqueued(chosen, given) if given else chosen
+        chosen = Enqueued(chosen, queue) if queue else chosen
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor}
         store.note_call(describe_call(evaluator, space, **asked))
@@ -642,12 +642,12 @@ def read_entrants(
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
     chosen = read_candidates(candidates) if candidates or not missing else {}
-    found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role == "trial"}
-    named: dict[str, Kind] = {**dict.fromkeys([*found, *missing], "searched"), **of_front}
+    trials = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role == "trial"}
+    named: dict[str, Kind] = {**dict.fromkeys([*trials, *missing], "searched"), **of_front}
     named |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     prints |= dict.fromkeys(missing, "")
-    return Entrants(chosen, missing, found, named, promised, prints)
+    return Entrants(chosen, missing, trials, named, promised, prints)
 
 
 def remember_found(
@@ -665,13 +665,13 @@ def remember_found(
         for record in earlier.records
         if entrants.prints.get(record.name, record.fingerprint) == record.fingerprint
     }
-    known = {name: each for name, each in earlier.found_with.items() if name in same}
+    sources = {name: each for name, each in earlier.found_with.items() if name in same}
     for name, record in entrants.found.items():
-        seeds, same_rows = known.get(name, Found((), False))
-        known[name] = Found(
+        seeds, same_rows = sources.get(name, Found((), False))
+        sources[name] = Found(
             tuple(sorted({*seeds, record.seed})), same_rows or record.protocol in protocols
         )
-    return known
+    return sources
 
 
 def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposal]:
@@ -682,9 +682,9 @@ def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposa
     ]
 
 
-def as_compared(proposal: Proposal, kind: Kind, found: Mapping[str, Record]) -> Proposal:
+def as_compared(proposal: Proposal, kind: Kind, records: Mapping[str, Record]) -> Proposal:
     """A comparison's proposal with its role, and where its mask comes from."""
-    source = found[proposal.name].source if proposal.name in found else ""
+    source = records[proposal.name].source if proposal.name in records else ""
     role: Role = "control" if kind == "control" else "compared"
     return replace(proposal, role=role, source=source or SOURCES[kind])
 

@@ -99,25 +99,25 @@ class UnknownNameError(MaskSearchError, ValueError):
     """A name that is not among the known ones."""
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+def unknown_name(what: str, name: str, names: Iterable[str]) -> UnknownNameError:
     """An error that lists the known names, the nearest ones first in a hint.
 
     >>> str(unknown_name("strategy", "tpee", ["random", "tpe"]))
     "unknown strategy 'tpee'; did you mean 'tpe'? Known: random, tpe"
     """
-    known = list(known)
-    hint = did_you_mean(name, known) or "."
-    return UnknownNameError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
+    names = list(names)
+    hint = did_you_mean(name, names) or "."
+    return UnknownNameError(f"unknown {what} {name!r}{hint} Known: {', '.join(names)}")
 
 
-def check_name(what: str, name: str, known: Collection[str]) -> None:
+def check_name(what: str, name: str, names: Collection[str]) -> None:
     """Refuses a name that is not among the known ones.
 
     Raises:
         UnknownNameError: As `unknown_name` makes it.
     """
-    if name not in known:
-        raise unknown_name(what, name, known)
+    if name not in names:
+        raise unknown_name(what, name, names)
 
 
 SHARED = "experiments/08_shared_weights/shared_strategy.py:SharedStrategy"
@@ -149,7 +149,7 @@ def moved(what: str, name: str) -> str:
     return f"{what} {name!r} has left the package; in a clone of the repository take {MOVED[name]}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The nearest known names, as the end of a sentence; empty where none is near.
 
     >>> did_you_mean("windw", ["window", "stride"])
@@ -157,7 +157,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     if name.startswith("_"):  # programs look for such names, people do not
         return ""
-    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -67,10 +67,10 @@ def short_hash(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def cache_folder(given: Path | str | None) -> Path:
+def cache_folder(chosen: Path | str | None) -> Path:
     """Where what is computed once is kept: the given folder, `$MASKSEARCH_CACHE`, or
     `~/.cache/masksearch`."""
-    folder = given or os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch"
+    folder = chosen or os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch"
     return Path(folder).expanduser()
 
 

@@ -330,9 +330,9 @@ def refuse_floor(judge: Served, budget: float) -> None:
         return
     floor = judge.measures_of(masks.window(1))[judge.cost]
     if floor > min(budget * (1 + ROUNDING), 1 - ROUNDING):
-        held = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
+        share = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
         raise ValueError(
-            f"{account} keeps {held} under any window at {judge.length:,} positions with "
+            f"{account} keeps {share} under any window at {judge.length:,} positions with "
             f"{setting}={getattr(serving, setting):,}, got budget={budget:g}: give a longer "
             f"length or a smaller {setting} in serving= (--serving "
             f"""'{{"length": .., "{setting}": ..}}')"""

@@ -280,24 +280,24 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def call_user(spec: str, maker: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+def call_user(spec: str, maker: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """What a user's function or class makes.
 
     Args:
         spec: What it is called in the error: `file.py:name`.
         maker: The function or class.
-        given: Its arguments.
+        arguments: Its arguments.
 
     Raises:
         UserCodeError: If it raises another error than a `ValueError` or `OSError` of its own;
             gives the file and the line.
     """
     try:
-        return maker(**given)
+        return maker(**arguments)
     except (MaskSearchError, ValueError, OSError):
         raise
     except Exception as error:
-        with_what = f"with {', '.join(given)}" if given else "without arguments"
+        with_what = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise UserCodeError(
             f"{spec} is called {with_what} and raised {describe_error(error)}"
         ) from error

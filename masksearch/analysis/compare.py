@@ -111,10 +111,10 @@ class ComparedMasks(ComparedRuns):
                 **({"learned_nothing": entry.learned_nothing} if marked else {}),
             }
             for name in judged:
-                found = entry.score
+                score = entry.score
                 if name != self.objectives[0].name:
-                    found = estimate(list(entry.values.get(name, {}).values()))
-                row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
+                    score = estimate(list(entry.values.get(name, {}).values()))
+                row |= {name: score.value, f"{name} low": score.low, f"{name} high": score.high}
                 if name in marked:
                     row[f"{name} at majority"] = name in entry.at_majority
             if self.fronts is not None:
@@ -157,21 +157,21 @@ class ComparedMasks(ComparedRuns):
             rivals = [("named", each) for each in scored if each.name in names]
             bounded = self.margin is not None and other in scored
             return rivals + [("reference", other)] * bounded if other else rivals
-        found: list[tuple[str, MaskRuns]] = []
+        pairs: list[tuple[str, MaskRuns]] = []
         if against == "named" and not self.promised:
-            found += [("named", each) for each in scored if each.tested and alike(mine, each)]
+            pairs += [("named", each) for each in scored if each.tested and alike(mine, each)]
             if mine.family and not all(each.family for each in self.subjects):
-                return found  # a hand-designed mask beside others is there for them
+                return pairs  # a hand-designed mask beside others is there for them
         hand = [each for each in scored if each.kind == "hand-designed"]
         typed = sum(each.family and each.tested for each in self.entries.values())
         fair = [each for each in hand if mine.sparsity >= each.sparsity - MATCHED]
         if against == "all":
             families = {str(mask) for mask in FAMILIES.values()} <= {e.expression for e in hand}
-            found += [(FAMILY if families else "hand-designed", each) for each in hand]
+            pairs += [(FAMILY if families else "hand-designed", each) for each in hand]
         elif against == "named" and len(hand) + typed < len(FAMILIES):
-            found += [("hand-designed", each) for each in hand]
+            pairs += [("hand-designed", each) for each in hand]
         elif hand:
-            found.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
+            pairs.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
         controls = [
             each
             for each in scored
@@ -179,13 +179,13 @@ class ComparedMasks(ComparedRuns):
         ]
         if drawn := [each for each in controls if each.at_random]:
             best = max(drawn, key=lambda each: self.sign * each.score.value)
-            found.append(("random control of equal sparsity", best))
+            pairs.append(("random control of equal sparsity", best))
         elif controls:
-            found.append(("control of equal sparsity", min(controls, key=distance)))
-        said = all(other is not each for _, each in found)  # unless it is an opponent already
-        if other in scored and (said or self.margin is not None):
-            found.append(("reference", other))
-        return found
+            pairs.append(("control of equal sparsity", min(controls, key=distance)))
+        unlisted = all(other is not each for _, each in pairs)  # unless it is an opponent already
+        if other in scored and (unlisted or self.margin is not None):
+            pairs.append(("reference", other))
+        return pairs
 
     def pairs(self, reference: str = "dense", against: Against | None = None) -> list[Pair]:
         """Every declared comparison: a mask, the role of its opponent, and the opponent.
@@ -238,17 +238,17 @@ class ComparedMasks(ComparedRuns):
 
         tested = [pair for pair in pairs if self.margin is None or pair[1] != "reference"]
         bounded = [pair for pair in pairs if self.margin is not None and pair[1] == "reference"]
-        found: list[tuple[Outcome, PairedDifference, float]] = []
+        outcomes: list[tuple[Outcome, PairedDifference, float]] = []
         for difference, p in correct_family(tested, differ):
             outcome: Outcome = "better" if self.sign * difference.value > 0 else "worse"
-            found.append((outcome if p <= 0.05 else "not distinguishable", difference, p))
+            outcomes.append((outcome if p <= 0.05 else "not distinguishable", difference, p))
         if self.margin is not None and bounded:
             together = [differ(pair, 1 - 0.05 / len(bounded)) for pair in bounded]
             judged = judge_margins(together, self.margin, self.sign)
-            found += [(said, d, p) for d, (said, p) in zip(together, judged, strict=True)]
+            outcomes += [(word, d, p) for d, (word, p) in zip(together, judged, strict=True)]
         findings: dict[tuple[str, str, str], Finding] = {}
         for (mine, role, other), (outcome, difference, p) in zip(
-            [*tested, *bounded], found, strict=True
+            [*tested, *bounded], outcomes, strict=True
         ):
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint

@@ -249,7 +249,7 @@ def keeps_budget(record: Record, objectives: Sequence[Objective], budget: float)
 def sparsities_differ(records: Iterable[Record]) -> bool:
     """Whether any mask's sparsity is not that of its n x n table, so that both must be shown."""
     tables = ((record.measures.get("sparsity"), sparsity_of(record)) for record in records)
-    return any(table is not None and table != found for table, found in tables)
+    return any(table is not None and table != share for table, share in tables)
 
 
 def ranked(

@@ -164,8 +164,8 @@ def tau_b(x: Floats, y: Floats, bands: NDArray[np.int64], counts: Counts) -> Flo
 
     Reference: Kendall, Biometrika 33, 1945 (tau-b); Simon, JASA 73, 1978 (pairs of one stratum).
     """
-    known = np.isfinite(x) & np.isfinite(y)
-    pairs = known[:, None] & known & (bands[:, None] == bands)
+    finite = np.isfinite(x) & np.isfinite(y)
+    pairs = finite[:, None] & finite & (bands[:, None] == bands)
     above, beyond = (np.sign(v[:, None] - v) * pairs for v in (np.nan_to_num(x), np.nan_to_num(y)))
     weights = np.asarray(counts, np.float64)
     terms = (above * beyond, np.abs(above), np.abs(beyond))
@@ -188,11 +188,11 @@ def align_seeds(values: Floats) -> Floats:
     and 1. The shift of a seed is the median, over the masks that both have, of its difference
     from the seed with the most masks; 0 where they share none.
     """
-    known = np.isfinite(values)
-    if (known == known[0]).all():
+    finite = np.isfinite(values)
+    if (finite == finite[0]).all():
         return values
-    base = int(known.sum(axis=0).argmax())
-    both = known & known[:, [base]]
+    base = int(finite.sum(axis=0).argmax())
+    both = finite & finite[:, [base]]
     moved = values.copy()
     for seed in np.flatnonzero(both.any(0)):
         shared = both[:, seed]
@@ -245,12 +245,12 @@ class Resampling:
 
     def tau(self, x: Floats, y: Floats) -> Interval:
         """tau-b between the means over seeds; masks and seeds are drawn."""
-        found = np.empty(len(self.within))
+        taus = np.empty(len(self.within))
         for taken in np.unique(self.seeds, axis=0):
             here = (self.seeds == taken).all(1)
             means = seed_mean(x, taken), seed_mean(y, taken)
-            found[here] = tau_b(*means, self.bands, self.within[here])
-        return percentiles(found[0], found[1:])
+            taus[here] = tau_b(*means, self.bands, self.within[here])
+        return percentiles(taus[0], taus[1:])
 
     def tau_between_seeds(self, x: Floats, y: Floats) -> Interval:
         """Mean tau-b between one seed of x and ANOTHER seed of y, over all ordered pairs.
@@ -262,20 +262,20 @@ class Resampling:
         choose = itertools.combinations if x is y else itertools.permutations
         pairs = choose(range(x.shape[1]), 2)
         each = [tau_b(x[:, a], y[:, b], self.bands, self.within) for a, b in pairs]
-        known = np.array([taus for taus in each if math.isfinite(taus[0])])
-        if not len(known):
+        defined = np.array([taus for taus in each if math.isfinite(taus[0])])
+        if not len(defined):
             return Interval(math.nan)
         with np.errstate(invalid="ignore"):
-            means = np.nan_to_num(known).sum(axis=0) / np.isfinite(known).sum(axis=0)
-        return percentiles(np.mean(known[:, 0]), means[1:])
+            means = np.nan_to_num(defined).sum(axis=0) / np.isfinite(defined).sum(axis=0)
+        return percentiles(np.mean(defined[:, 0]), means[1:])
 
 
 def percentiles(value: np.floating, draws: Floats) -> Interval:
     """A value with the 95% interval of the draws that are defined; none where half are not."""
-    found = draws[np.isfinite(draws)]
-    if math.isnan(value) or 2 * len(found) < len(draws):
+    defined = draws[np.isfinite(draws)]
+    if math.isnan(value) or 2 * len(defined) < len(draws):
         return Interval(float(value))
-    low, high = np.quantile(found, [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2])
+    low, high = np.quantile(defined, [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2])
     return Interval(float(value), float(low), float(high))
 
 
@@ -331,13 +331,13 @@ class ProxyCard:
         lies above 0.
         """
         least = self.fraction * self.ceiling.value
-        found: dict[str, int] = {}
+        budgets: dict[str, int] = {}
         for name, rows in self.series().items():
             kept = (rows["between_seeds"] >= least) & (rows["within_low"] > 0) & (least > 0)
             trusted = rows["budget"][kept[::-1].cummin()]
             if len(trusted):
-                found[name] = int(trusted.min())
-        return found
+                budgets[name] = int(trusted.min())
+        return budgets
 
     @property
     def valid(self) -> bool:
@@ -479,13 +479,13 @@ def judge_proxy(
     in_band = bands_of(density, bands)
     draws = Resampling(in_band, len(seeds), resamples)
     truth, rows = rate_budgets(cells, judge, proxy, objectives, draws)
-    known = np.isfinite(truth)
+    complete = np.isfinite(truth)
     left_out = {
         **about.get("left_out", {}),
         "values that are not finite": len(table) - len(finite),
         "masks without the reference": len(everything) - len(masks),
-        "missing (mask, seed) cells of the reference": known.any(0).sum() * len(masks)
-        - known.sum(),
+        "missing (mask, seed) cells of the reference": complete.any(0).sum() * len(masks)
+        - complete.sum(),
     }
     names = everything["name"][masks]
     unique = names.where(~names.duplicated(False), names + " (" + names.index.str[:8] + ")")
@@ -559,34 +559,34 @@ def objections_to(
     target: str, bands: NDArray[np.int64], ceiling: Interval, density_tau: float, fraction: float
 ) -> list[str]:
     """Why the data cannot decide; empty where they can. Arguments as the fields of a card."""
-    found = []
+    objections = []
     if (reached := chance(bands)) > CHANCE:
         reach = "any tau" if reached > 1 else f"a tau of +-{reached:.2f}"
         sizes = ", ".join(map(str, np.unique(bands, return_counts=True)[1].tolist()))
-        found.append(
+        objections.append(
             f"too few masks: {len(bands)} in density bands of {sizes}; two unrelated "
             f"rankings reach {reach} within bands in 1 of 20 cases, more than +-{CHANCE:g}; "
             f"at least {FEWEST} masks in one band, or more in several, are needed"
         )
     if math.isnan(ceiling.value):
-        found.append(
+        objections.append(
             f"no two seeds of {target} for the same masks within a band: the noise ceiling is "
             "unknown, so nobody can say how well any proxy could do; run the same masks with "
             "a second seed"
         )
     elif not ceiling.low > 0:
-        found.append(
+        objections.append(
             f"two seeds of {target} do not agree within density bands (tau "
             f"{ceiling.text(decimals=2)}, the interval includes 0): the reference itself does "
             "not rank these masks; run more seeds or longer"
         )
     elif abs(density_tau) >= fraction * ceiling.value:
-        found.append(
+        objections.append(
             f"density alone ranks {target} within its bands (tau {density_tau:.2f}, "
             f"ceiling {ceiling.value:.2f}): agreement within bands this wide may be "
             "density's; use narrower bands, or masks of one density"
         )
-    return found
+    return objections
 
 
 def judge_schedule(card: ProxyCard, name: str, rows: pd.DataFrame) -> tuple[str, str]:

@@ -114,8 +114,8 @@ class MaskRuns:
     @cached_property
     def rows(self) -> dict[int, RowScores]:
         """Seed -> its scores row by row, where they can be read."""
-        found = {s: read_rows(path, self.scores[s]) for s, path in self.row_files.items()}
-        return {seed: rows for seed, rows in found.items() if rows is not None}
+        tables = {s: read_rows(path, self.scores[s]) for s, path in self.row_files.items()}
+        return {seed: rows for seed, rows in tables.items() if rows is not None}
 
     @cached_property
     def score(self) -> Interval:
@@ -252,20 +252,20 @@ class ComparedRuns:
             storage: Where the study is, if the caller has named it.
         """
         current = {r.name: r.fingerprint for r in records if r.name and r.fingerprint}
-        own = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
-        told = json.loads(facts.get("comparison", "{}"))
-        found, promised = told.pop("found_with", {}), told.pop("promised", {})
+        latest = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
+        settings = json.loads(facts.get("comparison", "{}"))
+        sources, promised = settings.pop("found_with", {}), settings.pop("promised", {})
         return cls(
-            tuple(own),
+            tuple(latest),
             tuple(objectives),
             run,
             shape=shape,
             half=facts.get("half", ""),
             read_out=facts.get("read_out", ""),
-            found_with={n: Found(tuple(s), r) for n, (s, r) in found.items() if n in current},
+            found_with={n: Found(tuple(s), r) for n, (s, r) in sources.items() if n in current},
             promised={name: score for name, score in promised.items() if name in current},
             storage=storage,
-            **told,
+            **settings,
         )
 
     @property
@@ -287,7 +287,7 @@ class ComparedRuns:
         """Collects the runs of one mask; of several runs of one seed the last one counts."""
         runs = [record for record in self.records if record.name == name]
         # Every record whose mask is known says how sparse it is, a failed one too.
-        known = next((record for record in runs if record.scored), runs[0])
+        record = next((record for record in runs if record.scored), runs[0])
         score = self.objectives[0].name
         by_seed = {r.seed: r for r in runs if r.scored and math.isfinite(r.value(score))}
         lost = {record.seed: record for record in runs if record.seed not in by_seed}
@@ -303,13 +303,13 @@ class ComparedRuns:
         beaten = beats_constant({key: mean(each) for key, each in values.items()})
         return MaskRuns(
             name=name,
-            kind=self.kind(name, known.mask),
-            expression="" if known.mask is None else str(known.mask),
-            fingerprint=known.fingerprint,
-            at_random=known.mask is not None and draws_keys(known.mask),
-            sparsity=sparsity_of(known) if known.measures else math.nan,
-            table_sparsity=known.measures.get("sparsity", math.nan),
-            block_density=known.measures.get("block_density", math.nan),
+            kind=self.kind(name, record.mask),
+            expression="" if record.mask is None else str(record.mask),
+            fingerprint=record.fingerprint,
+            at_random=record.mask is not None and draws_keys(record.mask),
+            sparsity=sparsity_of(record) if record.measures else math.nan,
+            table_sparsity=record.measures.get("sparsity", math.nan),
+            block_density=record.measures.get("block_density", math.nan),
             scores=scores,
             diverged=diverged,
             row_files={s: path for s, r in by_seed.items() if (path := rows_file(self.run, r))},
@@ -387,10 +387,10 @@ def has_diverged(record: Record, score: str) -> bool:
 
 def rows_file(run: Path | None, record: Record) -> Path | None:
     """The file with a run's scores row by row; that of the run that a reused one repeats."""
-    known = dict(record.artifacts)
-    if "reused_from" in known:  # an older study names no more
-        known.setdefault("rows", f"trials/{known['reused_from']}/{ROWS}")
-    return path_inside(run, known["rows"]) if run and "rows" in known else None
+    artifacts = dict(record.artifacts)
+    if "reused_from" in artifacts:  # an older study names no more
+        artifacts.setdefault("rows", f"trials/{artifacts['reused_from']}/{ROWS}")
+    return path_inside(run, artifacts["rows"]) if run and "rows" in artifacts else None
 
 
 def read_rows(path: Path, score: float) -> RowScores | None:
@@ -437,16 +437,16 @@ def read_candidate(name: str, candidate: Candidate) -> Mask:
         if candidate.mask is not None:
             return candidate.mask
         raise CandidateError(f"{name!r}: trial {candidate.number} has no mask; choose another")
-    found = f"a {type(candidate).__name__}"
+    text = f"a {type(candidate).__name__}"
     if candidate is None:
-        found = "None"
+        text = "None"
     elif isinstance(candidate, Tensor):
-        found = f"a tensor {list(candidate.shape)}; masks.table(tensor) makes a mask of it"
+        text = f"a tensor {list(candidate.shape)}; masks.table(tensor) makes a mask of it"
     elif callable(candidate):
-        found = f"{getattr(candidate, '__name__', candidate)} itself: call it, and give the mask"
+        text = f"{getattr(candidate, '__name__', candidate)} itself: call it, and give the mask"
     raise CandidateError(
         f"{name!r} is to be a mask, a record of a study, or an expression such as 'window(3)', "
-        f"got {found}"
+        f"got {text}"
     )
 
 
@@ -461,26 +461,26 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
             f"seeds are several whole numbers, got {count}: give seeds=range({max(count, 2)}) for "
             f"{max(count, 2)} seeds"
         )
-    given = list(seeds) if isinstance(seeds, Iterable) else [seeds]
-    numbers = [number for seed in given if (number := whole(seed)) is not None]
-    if not given or len({*numbers}) < len(given):
+    items = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    numbers = [number for seed in items if (number := whole(seed)) is not None]
+    if not items or len({*numbers}) < len(items):
         raise CandidateError(
             "compare needs at least one seed, each a whole number and no seed twice, as "
-            f"seeds=range(3), got {given}"
+            f"seeds=range(3), got {items}"
         )
     return numbers
 
 
-def describe_reuse(found: Mapping[str, Found], seeds: Collection[int], half: str) -> list[str]:
+def describe_reuse(sources: Mapping[str, Found], seeds: Collection[int], half: str) -> list[str]:
     """What flatters the masks of searches: seeds and rows that found them and judge them too.
 
     Args:
-        found: How each was found.
+        sources: How each was found.
         seeds: Those of the comparison.
         half: Of the rows that judge; empty where the evaluator has no halves.
     """
     lines: list[str] = []
-    for name, each in found.items():
+    for name, each in sources.items():
         if both := sorted(set(each.seeds) & set(seeds)):
             lines.append(
                 f"{name} was found with seed {', '.join(map(str, both))}, which judges it too: "
@@ -539,19 +539,19 @@ def join_front(
     Raises:
         CandidateError: If one of these has the name of another mask.
     """
-    found = {name: record.mask for name, record in front.items() if record.mask is not None}
-    hand = sweep_families(shape, [effective_density(mask, shape) for mask in found.values()])
+    masks = {name: record.mask for name, record in front.items() if record.mask is not None}
+    hand = sweep_families(shape, [effective_density(mask, shape) for mask in masks.values()])
     alike = {
         other: random_like(mask, shape, seed, first_key=other.endswith(FIRST_KEY))
-        for seed, (name, mask) in enumerate(found.items())
+        for seed, (name, mask) in enumerate(masks.items())
         for other in names_alike(name)
     }
-    own: dict[str, Candidate] = {**front, **hand, **alike}
+    added: dict[str, Candidate] = {**front, **hand, **alike}
     for name, candidate in candidates.items():
-        if own.get(name, candidate) != candidate:
+        if added.get(name, candidate) != candidate:
             raise CandidateError(
                 f"{name!r} is the name of a mask that front_of= adds itself; give yours another"
             )
     kinds: dict[str, Kind] = {**dict.fromkeys(front, "searched")}
     kinds |= {**dict.fromkeys(hand, "hand-designed"), **dict.fromkeys(alike, "control")}
-    return {**own, **candidates}, kinds
+    return {**added, **candidates}, kinds

@@ -141,11 +141,11 @@ def without_rte(
     return (replace(objectives[0], name=name), *objectives[1:])
 
 
-def describe_searches(found: Sequence[StrategyReached]) -> list[str]:
+def describe_searches(strategies: Sequence[StrategyReached]) -> list[str]:
     """One line for each strategy but the reference: by how much its hypervolume differs."""
-    reference = next((each.strategy for each in found if each.finding is None), "")
+    reference = next((each.strategy for each in strategies if each.finding is None), "")
     lines = []
-    for each in found:
+    for each in strategies:
         if (judged := each.finding) is None:
             continue
         d, seeds = judged.difference, f"{judged.difference.n} search seeds"

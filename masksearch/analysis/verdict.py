@@ -60,9 +60,9 @@ def verdict_text(
             f"decide. {how_to_say(name)}"
         )
     for entry in tested:
-        own = [finding for finding in findings if finding.mask == entry.name]
-        lines.append(outcome_line(comparison, entry, own + mirrored(entry, findings)))
-        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own, findings))
+        of_mask = [finding for finding in findings if finding.mask == entry.name]
+        lines.append(outcome_line(comparison, entry, of_mask + mirrored(entry, findings)))
+        lines.extend(INDENT + line for line in detail_lines(comparison, entry, of_mask, findings))
     lines += rule_lines(comparison, findings, reference)
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
@@ -135,8 +135,8 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
     score = comparison.objectives[0]
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
-        own = (record.reason for record in comparison.records if record.name == entry.name)
-        failed = ": ".join([f"{entry.failed} failed", *[*filter(None, own)][:1]])
+        reasons = (record.reason for record in comparison.records if record.name == entry.name)
+        failed = ": ".join([f"{entry.failed} failed", *[*filter(None, reasons)][:1]])
         return f"{name}: no finished run ({failed}), so nothing is known."
     verdict = outcome_words(comparison, findings) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
@@ -166,19 +166,19 @@ def mirrored(entry: MaskRuns, findings: list[Finding]) -> list[Finding]:
 def outcome_words(comparison: ComparedRuns, findings: list[Finding]) -> str:
     """Such as 'better than a 0.62 and b 0.51, not distinguishable from c 0.83': outcomes, and the
     opponents with their scores; empty for no findings."""
-    said: dict[str, list[str]] = {}
+    outcomes: dict[str, list[str]] = {}
     families = [finding for finding in findings if finding.role == FAMILY]
     alike = len({(f.outcome, f.same) for f in families}) == 1 and all(f.fair for f in families)
     for finding in findings:
         word = WORDS[finding.outcome].format(margin=finding.margin)
         word = "the same mask as" if finding.same else word
-        names = said.setdefault(word, [])
+        names = outcomes.setdefault(word, [])
         if not (alike and finding.role == FAMILY):
             score = format_estimate(comparison.entries[finding.against].score.value)
             names.append(f"{finding.against} {score}")
         elif finding is families[0]:
             names.append(f"all {len(families)} hand-designed families")
-    return ", ".join(f"{word} {join_names(names)}" for word, names in said.items())
+    return ", ".join(f"{word} {join_names(names)}" for word, names in outcomes.items())
 
 
 def join_names(names: list[str]) -> str:
@@ -192,13 +192,13 @@ def count(number: int, thing: str) -> str:
 
 
 def detail_lines(
-    comparison: ComparedRuns, entry: MaskRuns, own: list[Finding], findings: list[Finding]
+    comparison: ComparedRuns, entry: MaskRuns, of_mask: list[Finding], findings: list[Finding]
 ) -> list[str]:
-    """The figures behind one mask's outcome; `own` of all the findings are the mask's."""
+    """The figures behind one mask's outcome; `of_mask` of all the findings are the mask's."""
     if not entry.scores:
         return []
     together = Counter(finding.margin for finding in findings)  # corrected together
-    lines = [describe_finding(comparison, each, together[each.margin]) for each in own]
+    lines = [describe_finding(comparison, each, together[each.margin]) for each in of_mask]
     hand = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
     if not hand and all(finding.role != "named" for finding in findings):
         lines.append("no hand-designed mask has a finished run to compare it with")
@@ -260,20 +260,20 @@ def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) ->
 
 def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
     """How many seeds or rows would decide, were the difference that was found the true one."""
-    found = finding.difference
-    if not found.seedless and found.n < 2:
+    gap = finding.difference
+    if not gap.seedless and gap.n < 2:
         return f"run {CLAIM_SEEDS} seeds or more"
     if any(comparison.entries[name].learned_nothing for name in (finding.mask, finding.against)):
         return "a mask that has learned nothing decides nothing"
     edge = 0.0 if finding.margin is None else finding.margin
-    beyond = abs(comparison.sign * found.value + edge)
-    about = {"sd": 0.0 if found.seedless else found.sd, "row_error": found.row_error}
-    seeds = None if found.seedless else seeds_needed(beyond, family, **about)
+    beyond = abs(comparison.sign * gap.value + edge)
+    about = {"sd": 0.0 if gap.seedless else gap.sd, "row_error": gap.row_error}
+    seeds = None if gap.seedless else seeds_needed(beyond, family, **about)
     if seeds is not None:
         return f"if it is true, {seeds} seeds would show it (power {POWER:g})"
-    without = "" if found.seedless else "no number of seeds would show it on these rows; "
-    rows = found.n_rows and rows_needed(
-        beyond, max(found.n, CLAIM_SEEDS), family, rows=found.n_rows, **about
+    without = "" if gap.seedless else "no number of seeds would show it on these rows; "
+    rows = gap.n_rows and rows_needed(
+        beyond, max(gap.n, CLAIM_SEEDS), family, rows=gap.n_rows, **about
     )
     if not rows:
         return f"{without}nor would more rows" if without else "no number of rows would show it"
@@ -355,8 +355,8 @@ def row_lines(comparison: ComparedRuns, searched: list[MaskRuns]) -> list[str]:
     lines = [ROWS_THAT_JUDGE[comparison.half]]
     for entry in searched:
         if entry.name in comparison.found_with:
-            known = {entry.name: comparison.found_with[entry.name]}
-            lines += [f"{line}." for line in describe_reuse(known, entry.scores, comparison.half)]
+            origin = {entry.name: comparison.found_with[entry.name]}
+            lines += [f"{line}." for line in describe_reuse(origin, entry.scores, comparison.half)]
     unknown = [entry.name for entry in searched if entry.name not in comparison.found_with]
     if unknown:
         lines.append(

@@ -323,19 +323,19 @@ def take_off(model: nn.Module) -> Attachment | None:
 
 
 def states_for(
-    model: nn.Module, wanted: list[tuple[Part, Any]], backend: str, positions: SequencePositions
+    model: nn.Module, targets: list[tuple[Part, Any]], backend: str, positions: SequencePositions
 ) -> dict[nn.Module, LayerState]:
     """A state for each attention module of those parts; equal masks are lowered once."""
     names = names_of(model)
     shared: dict[tuple[Any, ...], LayerMask] = {}
     token_masks: dict[tuple[str, bool, str], TokenMask] = {}
     states: dict[nn.Module, LayerState] = {}
-    for part, value in wanted:
+    for part, value in targets:
         for layer, call in enumerate(part.calls):
             if call.module in states:
                 raise AttachError(
                     f"{names[call.module]} is in two of the parts "
-                    f"{', '.join(repr(one.name) for one, _ in wanted)}; name each layer once"
+                    f"{', '.join(repr(one.name) for one, _ in targets)}; name each layer once"
                 )
             state = states[call.module] = LayerState(
                 name=names[call.module],

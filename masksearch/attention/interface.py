@@ -386,7 +386,7 @@ def check_call(
     configs: list[Any],
     positions: SequencePositions,
     model: nn.Module,
-    given: tuple[Any, ...],
+    positional: tuple[Any, ...],
     named: Mapping[str, Any],
 ) -> None:
     """Pre-forward hook of a model whose layers carry a mask or gates.

@@ -250,8 +250,8 @@ def graph_function(key: str) -> Callable[..., Any]:
     A function of its own for each mask: Dynamo tells constants apart by the name of their code.
     """
 
-    def lowered(method: str, *given: Any) -> Any:
-        return getattr(SOURCES[key], method)(*given)
+    def lowered(method: str, *arguments: Any) -> Any:
+        return getattr(SOURCES[key], method)(*arguments)
 
     lowered.__code__ = lowered.__code__.replace(co_name=f"lowered_{key}")
     as_constant: Any = torch.compiler.assume_constant_result
@@ -476,11 +476,11 @@ class LayerState:
         value: T = self.positions.seen[key][-1]
         return value
 
-    def at_held(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
+    def at_held(self, positions: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
         """Which keys of a `MaskedCache` each query attends to: the mask's, and the model's, cells.
 
         Args:
-            held: int64 `[keys]`, positions of the keys, those of the queries last.
+            positions: int64 `[keys]`, positions of the keys, those of the queries last.
             queries: Number of queries.
             visible: The model's mask over all positions, bool or float `[batch | 1, heads | 1,
                 queries, positions]`; None = earlier keys alone.
@@ -493,9 +493,9 @@ class LayerState:
             AttachError: If the model's mask has another number of positions.
         """
         assert self.lowered is not None
-        length = int(held[-1]) + 1
-        held = held if visible is None else held.to(visible.device)
-        query, key = held[-queries:, None], held[None]
+        length = int(positions[-1]) + 1
+        positions = positions if visible is None else positions.to(visible.device)
+        query, key = positions[-queries:, None], positions[None]
         kept = self.lowered.cells(query, key, length) & (key <= query)
         if (empty := ~kept.any(-1)).any():
             _, head, row = (int(index) for index in empty.nonzero()[0])
@@ -510,7 +510,7 @@ class LayerState:
                 f"the attention mask has {visible.shape[-1]} positions, and the cache stands at "
                 f"{length}; give one for all positions so far, the dropped keys' too"
             )
-        visible = visible.index_select(-1, held)
+        visible = visible.index_select(-1, positions)
         if visible.dtype == torch.bool:
             return visible & kept
         return visible.masked_fill(~kept, -torch.inf)

@@ -128,20 +128,20 @@ class Retention:
     total: int = 0  # tokens after it
     answer: tuple[Tensor, Tensor | None, Tensor] | None = None
 
-    def step(self, held: Tensor, first: int, total: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def step(self, before: Tensor, first: int, total: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """One step: positions of all keys, which of them stay (None = all), and their positions.
 
         Args:
-            held: int64, positions that are held.
+            before: int64, positions that are held.
             first: Tokens so far.
             total: Tokens with those of this step.
         """
-        if self.answer is None or self.before is not held or self.total != total:
-            positions = torch.cat([held, torch.arange(first, total)])
+        if self.answer is None or self.before is not before or self.total != total:
+            positions = torch.cat([before, torch.arange(first, total)])
             keep = self.last[positions] >= min(total, len(self.last) - 1)
             needed = None if keep.all() else keep.nonzero()[:, 0]
             after = positions if needed is None else positions[needed]
-            self.before, self.total, self.answer = held, total, (positions, needed, after)
+            self.before, self.total, self.answer = before, total, (positions, needed, after)
         return self.answer
 
 

@@ -128,10 +128,10 @@ def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[C
             module.training = mode
 
 
-def describe_failure(called: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str:
+def describe_failure(called: nn.Module, inputs: Mapping[str, Tensor], error: Exception) -> str:
     """What to do where a forward pass with made-up inputs fails."""
-    tried = ", ".join(f"{key} {list(value.shape)}" for key, value in given.items())
-    real = ", ".join(f'"{key}": batch["{key}"]' for key in given)
+    tried = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
+    real = ", ".join(f'"{key}": batch["{key}"]' for key in inputs)
     why = str(error).partition("\n")[0]
     return (
         f"the layers of {type(called).__name__} are found by a forward pass, and one with made-up "
@@ -308,7 +308,7 @@ def parts_of(
     return {name: Part(name, tuple(each), name == "cross") for name, each in groups.items()}
 
 
-def find_part(model: nn.Module, known: dict[str, Part], part: str | None) -> Part:
+def find_part(model: nn.Module, parts: dict[str, Part], part: str | None) -> Part:
     """The part of that name: one of `parts_of`, or the layers below a submodule.
 
     Raises:
@@ -319,35 +319,35 @@ def find_part(model: nn.Module, known: dict[str, Part], part: str | None) -> Par
     if part is not None and not isinstance(part, str):
         raise TypeError(f"a part is named by a string such as 'encoder', got {part!r}")
     if part is None:
-        if len(known) > 1:
+        if len(parts) > 1:
             listed = "; ".join(
                 f"{name} ({p.layers} layers, {p.calls[0].heads} heads)"
-                for name, p in known.items()
+                for name, p in parts.items()
             )
-            both = ", ".join(f'"{name}": mask' for name in list(known)[:2])
+            both = ", ".join(f'"{name}": mask' for name in list(parts)[:2])
             raise AttachError(
                 f"{title} has several kinds of attention: {listed}; say which: "
-                f'ms.attach(model, mask, part="{next(iter(known))}"), or several at once: '
+                f'ms.attach(model, mask, part="{next(iter(parts))}"), or several at once: '
                 f"ms.attach(model, {{{both}}})"
             )
-        return next(iter(known.values()))
-    if part in known:
-        return known[part]
+        return next(iter(parts.values()))
+    if part in parts:
+        return parts[part]
     names = names_of(model)
     below = [
         call
-        for whole in known.values()
+        for whole in parts.values()
         for call in whole.calls
         if names[call.module] == part or names[call.module].startswith(part + ".")
     ]
     if not part or not below:
-        towers = {names[owners(model)[call.module]] for p in known.values() for call in p.calls}
-        raise unknown_name(f"part of {title}", part, [*known, *sorted(towers - {"", *known})])
+        towers = {names[owners(model)[call.module]] for p in parts.values() for call in p.calls}
+        raise unknown_name(f"part of {title}", part, [*parts, *sorted(towers - {"", *parts})])
     asked = {call.queries != call.keys for call in below}
     if len(asked) > 1:
         raise AttachError(
             f"{part!r} of {title} holds self-attention and cross-attention; attach by "
-            f"{' or '.join(repr(name) for name in known)}"
+            f"{' or '.join(repr(name) for name in parts)}"
         )
     return Part(part, tuple(below), asked.pop())
 

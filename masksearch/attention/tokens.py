@@ -41,8 +41,8 @@ class TokenMask:
         """bool `[batch, heads | 1, n, n]` of the running pass; None before the first."""
         if torch.compiler.is_compiling():
             return self.latest
-        found: Tensor | None = getattr(self.own, "table", self.latest)
-        return found
+        table: Tensor | None = getattr(self.own, "table", self.latest)
+        return table
 
     def resolve(self, tokens: Tensor) -> None:
         """Resolves the mask from `input_ids`, int64 `[batch, n]`.
@@ -149,7 +149,7 @@ def receiver(model: nn.Module, part: Part) -> nn.Module:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it keeps depends on the data
 def resolve_tokens(
-    several: list[TokenMask], module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+    several: list[TokenMask], module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
     """Pre-forward hook of the receiver.
 
@@ -167,7 +167,7 @@ def resolve_tokens(
     tokens = named.get("input_ids")
     if tokens is None:
         parameters = list(inspect.signature(module.forward).parameters)
-        tokens = dict(zip(parameters, given, strict=False)).get("input_ids")
+        tokens = dict(zip(parameters, positional, strict=False)).get("input_ids")
     if tokens is None:
         raise AttachError(
             f"{several[0].where}: {several[0].mask} is resolved from input_ids, and "

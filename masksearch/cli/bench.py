@@ -78,8 +78,8 @@ def bench(
         masksearch bench build mine.py:my_tables --out tables
     """
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
-    for name in sorted(given - {"action", *READS[action].split()}):
+    typed = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    for name in sorted(typed - {"action", *READS[action].split()}):
         readers = " and ".join(f"bench {each}" for each in READS if name in READS[each].split())
         shown = what if name == "what" else f"--{name}"
         raise OptionsError(f"bench {action.value} does not read {shown}: it belongs to {readers}")
@@ -100,7 +100,7 @@ def bench(
     from masksearch.strategies.build import STRATEGIES
     from masksearch.user_code import load_function
 
-    if what not in STRATEGIES and "trials" in given:
+    if what not in STRATEGIES and "trials" in typed:
         raise OptionsError(
             f"--trials belongs to a strategy of masksearch search; {what} is a selector, which "
             "asks for as many losses as it wants"
@@ -111,18 +111,18 @@ def bench(
         families = {name: [n for n in installed if family_of(n) == name] for name in tables}
         chosen = [load(each) for name in tables for each in families[name] or [name]]
     else:
-        found = [load(name) for name in installed]
-        chosen = [t for t in found if t.complete and (t.whole or what not in STRATEGIES)]
+        loaded = [load(name) for name in installed]
+        chosen = [t for t in loaded if t.complete and (t.whole or what not in STRATEGIES)]
     rows = judge(selector, chosen, budget or BUDGETS, name=what)
     show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in chosen)}")
 
 
-def show(found: Any, json: bool, title: str) -> None:
+def show(table: Any, json: bool, title: str) -> None:
     """Rows as a table or as JSON."""
     if json:
-        typer.echo(found.to_json(orient="records"))
+        typer.echo(table.to_json(orient="records"))
     else:
-        typer.echo(f"{title}\n{found.to_string(index=False, float_format='{:.4f}'.format)}")
+        typer.echo(f"{title}\n{table.to_string(index=False, float_format='{:.4f}'.format)}")
 
 
 def show_tables(json: bool) -> None:
@@ -134,8 +134,8 @@ def show_tables(json: bool) -> None:
     rows = []
     for name in names():
         table = load(name)
-        held = "complete" if table.complete else "a sample" if table.sheet.drawn else "half-built"
-        rows.append({"table": name, "cells": len(table), "state": held, "what": table.sheet.what})
+        state = "complete" if table.complete else "a sample" if table.sheet.drawn else "half-built"
+        rows.append({"table": name, "cells": len(table), "state": state, "what": table.sheet.what})
     if json:
         show(pd.DataFrame(rows), json, "")
         return

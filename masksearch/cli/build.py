@@ -131,9 +131,9 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
             raise unknown_name(f"argument of {function.__name__}", unknown[0], taken)
     hints = plain_hints(function) if texts else {}
     arguments = {name: read_setting(name, text, hints[name]) for name, text in texts.items()}
-    own: Evaluator = call_user(values["evaluator"], function, arguments)
-    check_evaluator(own)
-    return own
+    evaluator: Evaluator = call_user(values["evaluator"], function, arguments)
+    check_evaluator(evaluator)
+    return evaluator
 
 
 def plain_hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -143,26 +143,26 @@ def plain_hints(function: Callable[..., Any]) -> dict[str, Any]:
         hints = hints_of(function)
     except NameError:  # types that are imported for type checkers alone
         hints = {}
-    found: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint, default = hints.get(name, Any), parameter.default
         if hint is Any and isinstance(default, int | float):
             hint = bool if isinstance(default, bool) else int | float
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
-        found[name] = hint if {*kinds} <= {int, float, bool, str, NoneType} else Any
-    return found
+        types[name] = hint if {*kinds} <= {int, float, bool, str, NoneType} else Any
+    return types
 
 
 def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluator:
     """The embedded corpus, which needs no file."""
     from masksearch.evaluators.planted import PlantedEvaluator
 
-    known = ("steps", "size")
-    if stray := sorted(set(values) - set(known)):
+    names = ("steps", "size")
+    if stray := sorted(set(values) - set(names)):
         raise OptionsError(
             f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with {ONE_OF_THEM}); "
             "without a corpus the planted one is used, which takes "
-            f"{', '.join('--' + name for name in (*sorted(known), 'set'))}"
+            f"{', '.join('--' + name for name in (*sorted(names), 'set'))}"
         )
     further = further_settings(PlantedEvaluator, texts, values)
     return PlantedEvaluator(**values, **further)
@@ -220,8 +220,8 @@ def build_executor(options: JudgeOptions) -> Executor:
     """
     name, slots = options.executor or "local", options.slots
     if ".py:" in name:
-        own: Executor = call_user(name, load_function(name), {})
-        return own
+        executor: Executor = call_user(name, load_function(name), {})
+        return executor
     if name not in EXECUTORS:
         raise unknown_name("executor", name, [*EXECUTORS, "file.py:Name"])
     if name == "local":
@@ -261,9 +261,9 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
     except ValueError:
         raise OptionsError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
     hints = {k: v for k, v in hints_of(ParetoHalving).items() if k not in ("rungs", "goal")}
-    own = {"metric": "loss", **read_settings(texts, hints, "ParetoHalving", "halving")}
-    ParetoHalving(rungs=rungs, **own)  # refuses wrong values before anything is built
-    return {"rungs": rungs, **own}
+    settings = {"metric": "loss", **read_settings(texts, hints, "ParetoHalving", "halving")}
+    ParetoHalving(rungs=rungs, **settings)  # refuses wrong values before anything is built
+    return {"rungs": rungs, **settings}
 
 
 def unit_levels(local: str | None, unit: str | None, texts: Mapping[str, str]) -> list[str]:
@@ -272,9 +272,9 @@ def unit_levels(local: str | None, unit: str | None, texts: Mapping[str, str]) -
     Raises:
         OptionsError: If units are given without their masks.
     """
-    own = read_settings(texts, {"levels": Sequence[str]}, "units", "units")
-    if "levels" in own:
-        levels = [str(each) for each in own["levels"]]
+    settings = read_settings(texts, {"levels": Sequence[str]}, "units", "units")
+    if "levels" in settings:
+        levels = [str(each) for each in settings["levels"]]
         if local is not None and levels[:1] != [local]:
             raise OptionsError(f"units.levels begins with --local, {local!r}; got {levels}")
         return levels
@@ -435,9 +435,9 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
         return value
     if kinds & {str, Path, Literal}:
         return text if kinds & {str, Literal} else Path(text)
-    wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
-    wanted = wanted or 'settings such as {"length": 32768}'
-    raise OptionsError(f"--set {name} takes {wanted}, got {text!r}")
+    expected = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
+    expected = expected or 'settings such as {"length": 32768}'
+    raise OptionsError(f"--set {name} takes {expected}, got {text!r}")
 
 
 def read_value(text: str) -> Any:
@@ -497,13 +497,13 @@ def gate_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
 
     kind = kind_of(strategy)
     of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
-    of_config, own = hints_of(DamConfig), kind.options or {}
-    cutting = {k: v for k, v in own.items() if k not in ("gates", "config")}
+    of_config, of_strategy = hints_of(DamConfig), kind.options or {}
+    cutting = {k: v for k, v in of_strategy.items() if k not in ("gates", "config")}
     cutting = cutting if kind.prefix == GATES else {}
     values = read_settings(texts, of_gates | of_config | cutting | {"preset": str}, GATES, GATES)
     config = {k: v for k, v in values.items() if k in of_config or k == "preset"}
     others = {k: v for k, v in values.items() if k not in of_config}
-    if "gates" not in own:
+    if "gates" not in of_strategy:
         if others:
             raise OptionsError(
                 f"strategy {strategy} trains the gates of the published table and cuts its masks; "

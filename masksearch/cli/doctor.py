@@ -53,10 +53,10 @@ def data_in(place: Path) -> str:
     tasks = sorted(path.parent.name for path in place.glob("*/train.tsv"))
     texts = [place] if place.is_file() else sorted(place.glob("*.txt"))
     size = sum(path.stat().st_size for path in texts) / 1e6
-    found = [f"--glue, with the tasks {', '.join(tasks)}"] if tasks else []
-    found += [f"--corpus, {len(texts)} text files of {size:.1f} MB"] if texts else []
-    found += ["--weights: a model"] if (place / "config.json").is_file() else []
-    return "; ".join(found) or "no .txt files, no TASK/train.tsv, no model's config.json"
+    parts = [f"--glue, with the tasks {', '.join(tasks)}"] if tasks else []
+    parts += [f"--corpus, {len(texts)} text files of {size:.1f} MB"] if texts else []
+    parts += ["--weights: a model"] if (place / "config.json").is_file() else []
+    return "; ".join(parts) or "no .txt files, no TASK/train.tsv, no model's config.json"
 
 
 def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
@@ -102,5 +102,5 @@ def doctor(
         typer.echo(json.dumps(machine))
         return
     for heading, rows in machine.items():
-        lines = [f"  {name:<12} {said}" for name, said in rows.items()]
+        lines = [f"  {name:<12} {text}" for name, text in rows.items()]
         typer.echo("\n".join([f"{heading}:", *lines] if rows else []), nl=bool(rows))

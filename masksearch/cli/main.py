@@ -283,10 +283,10 @@ def usage_mistake(error: Any) -> str:
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"
-    said = error.format_message()
-    if said.endswith("?") or error.ctx is None:
-        return str(said)
-    return f"{said.rstrip('.')}; see: {error.ctx.command_path} --help"
+    message = error.format_message()
+    if message.endswith("?") or error.ctx is None:
+        return str(message)
+    return f"{message.rstrip('.')}; see: {error.ctx.command_path} --help"
 
 
 def fail(message: str, code: int = MISTAKE) -> None:

@@ -306,10 +306,10 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
         f"  {cost} {facts['cache'][cost]:.4f} of the dense cache at {facts['length']:,} tokens; "
         f"nll {facts['nll']['search']:.4f} on the text of the search",
     ]
-    own = ("kv_bytes", "kv_bytes_per_head")
-    if held := [f"{name[9:]} {at:.4f}" for name, at in facts["cache"].items() if name not in own]:
-        lines.append(f"  of its own dense cache each engine holds: {', '.join(held)}")
-        if more := [name[9:] for name, at in facts["cache"].items() if name not in own and at > 1]:
+    totals = ("kv_bytes", "kv_bytes_per_head")
+    if rows := [f"{key[9:]} {at:.4f}" for key, at in facts["cache"].items() if key not in totals]:
+        lines.append(f"  of its own dense cache each engine holds: {', '.join(rows)}")
+        if more := [key[9:] for key, at in facts["cache"].items() if key not in totals and at > 1]:
             lines.append(
                 f"  {', '.join(more)}: more than its dense cache, since blocks of tokens in "
                 f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "

@@ -353,10 +353,10 @@ def takes(
             arguments that are `described`. The first that documents one says what it is; others
             add their default where it differs.
     """
-    known = {when: read_arguments(path) for when, path in paths.items()}
+    uses = {when: read_arguments(path) for when, path in paths.items()}
 
     def declare_described(name: str, group: str, kind: type) -> Any:
-        having = {when: arguments[name] for when, arguments in known.items() if name in arguments}
+        having = {when: arguments[name] for when, arguments in uses.items() if name in arguments}
         first, *_ = having.values()
         defaults = [first.default] if first.default else []
         defaults += [

@@ -48,9 +48,9 @@ def print_front(study: Study, as_json: bool) -> None:
     from masksearch.report.tables import by_origin, front_table
 
     records = study.records()
-    found = front_table(by_origin(records), study.objectives).without("block density")
-    if found.rows:
-        print_table(found, f"Front of {study.run}")
+    front = front_table(by_origin(records), study.objectives).without("block density")
+    if front.rows:
+        print_table(front, f"Front of {study.run}")
         print_masks(study.frontier(), study.shape)
     for budget in json.loads(study.store.facts().get("budget") or "[]"):
         inside, score = study.within(budget), study.objectives[0].name

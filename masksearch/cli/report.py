@@ -190,7 +190,7 @@ def report(options: ReportOptions) -> None:
         typer.echo(f"report: {page.resolve()}")
         return
     page = report_on(folders, place, storage=storage)
-    found: dict[str, Any] = {"report": str(page.resolve())}
+    result: dict[str, Any] = {"report": str(page.resolve())}
     studies = studies_in(folders[0], storage) if len(folders) == 1 else []
     if [study.kind for study in studies] == ["compare"]:
         from masksearch.analysis.compare import ComparedMasks
@@ -199,18 +199,18 @@ def report(options: ReportOptions) -> None:
         judged = ComparedMasks.of(
             one.records, one.objectives, one.facts, run=one.run, shape=one.shape
         )
-        found |= read_verdict(judged, folders[0], options.reference, against)
+        result |= read_verdict(judged, folders[0], options.reference, against)
     elif against is not None:
         raise OptionsError(
             "--against belongs to the verdict of one comparison; a search has none, since its "
             "scores chose the masks: judge them again by masksearch compare RUN"
         )
     if options.as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(result))
         return
-    for line in found.get("verdict", []):
+    for line in result.get("verdict", []):
         typer.echo(line)
-    typer.echo(f"report: {found['report']}")
+    typer.echo(f"report: {result['report']}")
 
 
 def status(run: RunArgument, as_json: Json = False) -> None:

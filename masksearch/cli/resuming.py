@@ -33,7 +33,7 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
     A command that failed before its work began is forgotten: another one may take the folder.
     """
     path = folder / COMMAND
-    known = path.is_file()
+    existed = path.is_file()
     remember(folder, command, options)
     try:
         yield
@@ -42,7 +42,7 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
         typer.echo(f"stopped; what was finished is kept. Go on with: {again}", err=True)
         raise
     except Exception:
-        if not known and not any((folder / name).is_file() for name in BEGUN):
+        if not existed and not any((folder / name).is_file() for name in BEGUN):
             path.unlink(missing_ok=True)
         raise
 

@@ -191,15 +191,15 @@ def run_search(options: SearchOptions) -> Study:
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
     names = [name.strip() for name in (options.log or "").split(",") if name.strip()]
-    own: Any = None if options.space is None else load_function(options.space)
+    space: Any = None if options.space is None else load_function(options.space)
     if levels and kind.space != "none":
-        own = build_units(units, judge.shape, judge.kv_head_count)
+        space = build_units(units, judge.shape, judge.kv_head_count)
     with (
         open_loggers(names, run, judge.objectives) as loggers,
         resumable(run, "search", vars(options)),
     ):
         return search(
-            own,
+            space,
             judge,
             run=run,
             storage=options.storage,
@@ -301,8 +301,8 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
                 name = f"{name} ({place})" if name in named else name
             named[name] = each
     budgets = read_budgets(options.budget)
-    found = within_budgets(named, budgets, options.storage)[0] if budgets else named
-    mine = read_candidates(found) if found else {}
+    inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
+    mine = read_candidates(inside) if inside else {}
     candidates, kinds = dict(named), {}
     check_name("controls in --controls", options.controls, CONTROLS)
     if options.controls == "dense":
@@ -323,15 +323,15 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
                 for limit in budgets
                 for name, mask in rivals_within(limit, judge.shape, price).items()
             }
-        own = {"dense": full(), **families, **alike}
-        if taken := [name for name in own if mine.get(name, own[name]) != own[name]]:
+        added = {"dense": full(), **families, **alike}
+        if taken := [name for name in added if mine.get(name, added[name]) != added[name]]:
             raise OptionsError(
-                f"{taken[0]!r} is the name of a mask that compare adds itself, {own[taken[0]]}; "
+                f"{taken[0]!r} is the name of a mask that compare adds itself, {added[taken[0]]}; "
                 "give yours another one (NAME=MASK), or --controls none"
             )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control")}
         kinds |= dict.fromkeys(families, "hand-designed")
-        candidates = {**own, **named}
+        candidates = {**added, **named}
     typed = [name for name, each in named.items() if each in FAMILIES.values()]
     kinds |= dict.fromkeys(typed, "candidate")  # they were asked about
     front = options.front

@@ -88,10 +88,10 @@ class AssembledEvaluator(Evaluator):
                 f"{type(self).__name__} takes {', '.join(names)} by position, got {len(values)} "
                 "values; name the others"
             )
-        given = dict(zip(names, values, strict=False))
-        if twice := sorted({*given} & {*settings}):
+        positional = dict(zip(names, values, strict=False))
+        if twice := sorted({*positional} & {*settings}):
             raise TypeError(f"{type(self).__name__} got {twice[0]} twice")
-        for name, value in assemble(type(self), given | settings).items():
+        for name, value in assemble(type(self), positional | settings).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 

@@ -190,13 +190,13 @@ class CausalEvaluator(AssembledEvaluator):
     def task(self) -> NextTokenTask:
         """The text, read once a process, or the planted task."""
         if self.held:
-            held: NextTokenTask = self.held["text"]
-            return held
+            stored: NextTokenTask = self.held["text"]
+            return stored
         text, start = self.text, self.start
         if isinstance(text.corpus, Recall):
-            found: NextTokenTask = text.corpus
+            task: NextTokenTask = text.corpus
         else:
-            found = read_text(
+            task = read_text(
                 cast("Path | str", text.corpus),
                 tokenizer=text.tokenizer or (start and start.tokenizer_source),
                 vocabulary=text.vocabulary,
@@ -206,8 +206,8 @@ class CausalEvaluator(AssembledEvaluator):
                 test=self.half == "test",
             )
         if start is not None:
-            start.check_tokens(found.vocabulary)
-        return found
+            start.check_tokens(task.vocabulary)
+        return task
 
     @property
     def rows(self) -> NextTokenRows:
@@ -218,8 +218,8 @@ class CausalEvaluator(AssembledEvaluator):
     def hidden_rows(self) -> NextTokenRows | None:
         """The sequences with passkeys, if any; DataError if none can be hidden in the text."""
         text = self.task()
-        known = self.passkeys > 0 and isinstance(text, NextTokenText)
-        return read_passkeys(text, self.half, self.passkeys) if known else None
+        possible = self.passkeys > 0 and isinstance(text, NextTokenText)
+        return read_passkeys(text, self.half, self.passkeys) if possible else None
 
     def packed(self) -> Self:
         """The same evaluator with its text, not with a checkpoint's weights, in memory."""
@@ -278,8 +278,8 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def kv_head_count(self) -> int:
         """KV heads of a layer."""
-        found = self.config.get_text_config(decoder=True)
-        return int(getattr(found, "num_key_value_heads", None) or found.num_attention_heads)
+        config = self.config.get_text_config(decoder=True)
+        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -488,10 +488,10 @@ class CausalEvaluator(AssembledEvaluator):
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
         if hidden is not None:
-            said = score_tokens(
+            judged = score_tokens(
                 model, hidden.tokens, answers=True, precision=self.training.precision
             )
-            values |= passkey_values(said, hidden)
+            values |= passkey_values(judged, hidden)
         return values
 
     # -- gates ---------------------------------------------------------------------------------

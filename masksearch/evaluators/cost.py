@@ -180,8 +180,8 @@ class CostEvaluator(Evaluator):
             ),
         }
         times = self.latencies(mask, seed) if self.timed else {}
-        known = {name: times[name] if name in times else analytic[name]() for name in self.measure}
-        return known | {name: times[name] for name in sorted(times)}
+        costs = {name: times[name] if name in times else analytic[name]() for name in self.measure}
+        return costs | {name: times[name] for name in sorted(times)}
 
     def plans(self, mask: Mask) -> list[GatherPlan]:
         """One plan for each layer that the mask tells apart."""
@@ -341,16 +341,16 @@ class WithCost(EvaluatorWrapper):
 
     def costs(self, mask: Mask, seed: int) -> dict[str, float]:
         """The costs by name, at the length of the costs."""
-        cost, own = self.cost, self.shape.length
+        cost, length = self.cost, self.shape.length
         mask = under_causality(mask, self.shape)
-        if cost.length < own and mask.length is not None:
-            mask = Cropped(mask, own)
+        if cost.length < length and mask.length is not None:
+            mask = Cropped(mask, length)
         try:
             return cost.costs(mask, seed=seed)
         except LengthError as error:
-            if cost.length == own:
+            if cost.length == length:
                 raise
             raise LengthError(
                 f"the costs are taken at {cost.length} positions, where this mask does not "
-                f"exist ({error}); leave cost_length=None to take them at {own}"
+                f"exist ({error}); leave cost_length=None to take them at {length}"
             ) from error

@@ -169,8 +169,8 @@ class FineTuning(AssembledEvaluator, ABC):
 
     def sequence_lengths(self, rows: Any) -> Sequence[int]:
         """Tokens of every sequence of a task's training rows."""
-        found: Sequence[int] = rows.lengths
-        return found
+        lengths: Sequence[int] = rows.lengths
+        return lengths
 
     @property
     def token_rows(self) -> Tensor | None:
@@ -213,8 +213,8 @@ class FineTuning(AssembledEvaluator, ABC):
         if self.text.corpus is not None:
             return self.pretrainer.task().corpus
         if "source" in self.held:
-            held: TokenSource = self.held["source"]
-            return held
+            source: TokenSource = self.held["source"]
+            return source
         start = self.start
         start.shape(self.text.length)
         tokenizer = self.text.tokenizer or start.tokenizer_source
@@ -300,8 +300,8 @@ class FineTuning(AssembledEvaluator, ABC):
             named = {"tokenizer": self.source.digest, "weights": self.start.digest}
         else:
             named = dict(self.pretrainer.data_hashes())
-        for name, found in self.task_settings().items():  # of one task, or of each by its name
-            each = found if isinstance(found, Mapping) else {name: found}
+        for name, settings in self.task_settings().items():  # of one task, or of each by its name
+            each = settings if isinstance(settings, Mapping) else {name: settings}
             named |= {task: value for task, value in each.items() if isinstance(value, str)}
         return named
 
@@ -314,17 +314,17 @@ class FineTuning(AssembledEvaluator, ABC):
         """Everything that a score depends on, beside mask and seed."""
         adaptation, dropout = self.adaptation, self.model.dropout
         if self.text.corpus is not None:
-            found = self.pretrainer.settings()
+            settings = self.pretrainer.settings()
         else:
-            found = {"data": self.source.digest, "size": self.start.digest}
-            found |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
-            found |= {"held_out": None, "precision": self.training.precision}
-            found |= {} if dropout is None else {"dropout": dropout}
+            settings = {"data": self.source.digest, "size": self.start.digest}
+            settings |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
+            settings |= {"held_out": None, "precision": self.training.precision}
+            settings |= {} if dropout is None else {"dropout": dropout}
         if self.half != "all":
-            found["half"] = self.half
-        found |= self.task_settings()
-        found |= {"epochs": adaptation.epochs, "finetune_lr": self.finetune_rate}
-        found["finetune_batch"] = adaptation.finetune_batch
+            settings["half"] = self.half
+        settings |= self.task_settings()
+        settings |= {"epochs": adaptation.epochs, "finetune_lr": self.finetune_rate}
+        settings["finetune_batch"] = adaptation.finetune_batch
         later: dict[str, tuple[object, object]] = {  # hashed where they are not the default
             "finetune_seeds": (adaptation.finetune_seeds, 1),
             "frozen": (adaptation.frozen, None),
@@ -334,7 +334,7 @@ class FineTuning(AssembledEvaluator, ABC):
         if adaptation.how == "recover":
             later |= {"recover_steps": (adaptation.steps, 0), "recover_lr": (adaptation.lr, None)}
         later["read"] = self.read, None  # decides what sparsity counts, though no score
-        return found | {name: value for name, (value, usual) in later.items() if value != usual}
+        return settings | {name: value for name, (value, usual) in later.items() if value != usual}
 
     def finetune_steps(self, name: str) -> int:
         """Optimiser steps of a task's fine-tuning."""
@@ -379,13 +379,13 @@ class FineTuning(AssembledEvaluator, ABC):
         for name in self.downstream:
             runs = []
             for number in range(self.adaptation.finetune_seeds):
-                run, own = f"{name}.{number}", self.run_seed(seed, number)
+                run, run_seed = f"{name}.{number}", self.run_seed(seed, number)
                 if run not in scores:
-                    kept = Checkpoints(workdir, f"finetuning.{name}.{own:x}")
-                    found = self.adapted(encoder, name, table, kept, seed=own)
-                    scores[run] = found.values
+                    kept = Checkpoints(workdir, f"finetuning.{name}.{run_seed:x}")
+                    result = self.adapted(encoder, name, table, kept, seed=run_seed)
+                    scores[run] = result.values
                     if group().first:
-                        found.rows.save(workdir / run)
+                        result.rows.save(workdir / run)
                     write_scores(workdir / "scores.json", key, scores)
                     kept.clear()
                 runs.append(scores[run])
@@ -456,15 +456,15 @@ class FineTuning(AssembledEvaluator, ABC):
                 "one, or give adapt='train'"
             )
         start, folder = self.start, cache_folder(self.text.cache) / DENSE
-        if tuned_kind(given := start.locate()) is not None:
+        if tuned_kind(location := start.locate()) is not None:
             if len(self.downstream) > 1 or seeds > 1:
                 raise DataError(
-                    f"{given} is fine-tuned already, one model of one task, and asked for are "
+                    f"{location} is fine-tuned already, one model of one task, and asked for are "
                     f"finetune_seeds={seeds} of {', '.join(self.downstream)}; give "
                     "one task and seed, or a pre-trained checkpoint, whose dense models are "
                     "fine-tuned here"
                 )
-            head: nn.Module = open_tuned(given, self.head_kind, self.class_names(name))
+            head: nn.Module = open_tuned(location, self.head_kind, self.class_names(name))
             head, kept = head.to(self.place), folder / short_hash("tuned-1", start.digest)
         else:
             head = self.new_head(start.encoder(dropout=self.model.dropout), name, seed)
@@ -508,8 +508,8 @@ class FineTuning(AssembledEvaluator, ABC):
             "precision": self.training.precision,
             "dropout": self.model.dropout,
         }
-        found = [self.start.digest, self.row_hashes[name], shapes, settings]
-        return short_hash("dense-1", repr(found), str(seed), str(self.task_seed(name, seed)))
+        parts = [self.start.digest, self.row_hashes[name], shapes, settings]
+        return short_hash("dense-1", repr(parts), str(seed), str(self.task_seed(name, seed)))
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on.

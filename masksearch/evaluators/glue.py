@@ -138,20 +138,20 @@ class GlueEvaluator(FineTuning):
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""
         digests = {name: self.tokens(name).digest for name in self.downstream}
-        found: dict[str, object] = {"glue": digests}
-        return found | ({} if self.convention == "primary" else {"convention": self.convention})
+        settings: dict[str, object] = {"glue": digests}
+        return settings | ({} if self.convention == "primary" else {"convention": self.convention})
 
     def settings(self) -> dict[str, object]:
         """As of `FineTuning`; DataError where a checkpoint's own head has another read-out."""
-        found = super().settings()
+        settings = super().settings()
         if self.read_out == READ_OUT:
-            return found
+            return settings
         if self.weights_frozen and tuned_kind(self.start.locate()) is not None:
             raise DataError(
                 f"{self.model.weights} is fine-tuned already and has a head of its own, so there "
                 f"is no read_out={self.read_out!r}; leave it out, or give a pre-trained checkpoint"
             )
-        return found | {"read_out": self.read_out}
+        return settings | {"read_out": self.read_out}
 
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process."""
@@ -166,13 +166,13 @@ class GlueEvaluator(FineTuning):
     @cached_property
     def token_rows(self) -> Tensor:
         """The training rows, of each task every k-th such that they are at most 1,000 in all."""
-        found = []
+        sequences = []
         for name in self.downstream:
             rows = self.tokens(name).train
             step = -(-len(rows) * len(self.downstream) // COUNTED)
-            found += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
+            sequences += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
         return torch.stack(
-            [F.pad(ids, (0, self.text.length - len(ids)), value=-1) for ids in found]
+            [F.pad(ids, (0, self.text.length - len(ids)), value=-1) for ids in sequences]
         )
 
     def task_seed(self, name: str, seed: int) -> int:
@@ -196,27 +196,27 @@ class GlueEvaluator(FineTuning):
         """The metrics of every development set."""
         data, values = self.tokens(name), dict[str, float]()
         task, weights = data.task, self.column_weights
-        scores, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
+        scores, predictions = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for part, rows in data.dev.items():
             logits = torch.stack(self.trainer.predict(head, rows))
-            found = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
-            labels, guess = rows.labels.tolist(), [float(each) for each in found.tolist()]
+            outputs = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
+            labels, guess = rows.labels.tolist(), [float(each) for each in outputs.tolist()]
             metrics = score(task, guess, labels)
             if len(metrics) > 1:
                 values |= reported(part, metrics)
             else:
                 values[part] = metrics[task.primary]
             values[f"{part}{MAJORITY}"] = majority(task, labels)
-            wanted = {task.primary, *column_metrics(task, self.convention)}
-            each = {m: row_scores(task, m, guess, labels, metrics[m]) for m in wanted}
+            names = {task.primary, *column_metrics(task, self.convention)}
+            each = {m: row_scores(task, m, guess, labels, metrics[m]) for m in names}
             least = 0.0 if task.primary in ("accuracy", "f1") else -1.0
             if self.half != "all":
                 values[f"{part}{LOW}"] = lower_bound(each[task.primary], least)
             counted = [each[metric] for metric in column_metrics(task, self.convention)]
             scores[part] = np.mean(counted, axis=0)
-            said[part] = found.numpy() if task.regression else shrink(found.numpy())
-        own = {part: weights[part] for part in scores if part in weights}
-        return TaskScores(values, RowScores(scores, own, data.digests, said))
+            predictions[part] = outputs.numpy() if task.regression else shrink(outputs.numpy())
+        part_weights = {part: weights[part] for part in scores if part in weights}
+        return TaskScores(values, RowScores(scores, part_weights, data.digests, predictions))
 
     @property
     def column_weights(self) -> dict[str, float]:
@@ -229,10 +229,10 @@ class GlueEvaluator(FineTuning):
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The GLUE score."""
         if set(COLUMNS) <= set(values):
-            found = glue_score(values, self.convention)
-            assert found.nine is not None
-            assert found.without_rte is not None
-            return {"glue": found.nine, "glue/without_rte": found.without_rte}
+            score = glue_score(values, self.convention)
+            assert score.nine is not None
+            assert score.without_rte is not None
+            return {"glue": score.nine, "glue/without_rte": score.without_rte}
         columns = [
             column_value(values, name, self.glue_task(name), self.convention)
             for name in self.downstream

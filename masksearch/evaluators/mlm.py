@@ -169,7 +169,7 @@ class MlmEvaluator(AssembledEvaluator):
         text, model, training, task = self.text, self.model, self.training, self.task()
         size = find_size(model.size)
         spread = model.initializer_range or initial_spread(size.width)
-        found: dict[str, object] = {
+        settings: dict[str, object] = {
             "data": task.corpus.digest,
             "size": asdict(size) if model.scratch else self.start.digest,
             "train": self.train_config.identity if training.steps else None,
@@ -186,11 +186,11 @@ class MlmEvaluator(AssembledEvaluator):
             "dropout": (model.dropout, None),
             "compile": (training.compile, False),
         }
-        found |= {name: value for name, (value, usual) in later.items() if value != usual}
+        settings |= {name: value for name, (value, usual) in later.items() if value != usual}
         if self.half == "all":
-            return found
+            return settings
         task.corpus.held_out_rows(self.half)  # refuses an empty half before any training
-        return found | {"half": self.half}
+        return settings | {"half": self.half}
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text and of the checkpoint, where there is one."""
@@ -272,9 +272,9 @@ class MlmEvaluator(AssembledEvaluator):
             if PAIR_LABEL not in batch:
                 loss: Tensor = model(**batch).loss
                 return loss
-            found = model(**{name: part for name, part in batch.items() if name != PAIR_LABEL})
-            pairs = F.cross_entropy(found.pair_logits.float(), batch[PAIR_LABEL])
-            return torch.stack([found.loss, pairs])
+            output = model(**{name: part for name, part in batch.items() if name != PAIR_LABEL})
+            pairs = F.cross_entropy(output.pair_logits.float(), batch[PAIR_LABEL])
+            return torch.stack([output.loss, pairs])
 
     def held_out_values(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """What a report holds; the model's mode is restored.
@@ -290,11 +290,11 @@ class MlmEvaluator(AssembledEvaluator):
             for batch in batches:
                 count = count_scored(batch)[0]
                 with autocast(batch, self.training.precision):
-                    found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
-                total += found.loss.item() * count
+                    output = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
+                total += output.loss.item() * count
                 tokens += count
                 if PAIR_LABEL in batch:
-                    logits, truth = found.pair_logits.float(), batch[PAIR_LABEL]
+                    logits, truth = output.pair_logits.float(), batch[PAIR_LABEL]
                     pair_total += F.cross_entropy(logits, truth, reduction="sum").item()
                     hits += int((logits.argmax(-1) == truth).sum())
                     pairs += len(truth)
@@ -325,14 +325,14 @@ class MlmEvaluator(AssembledEvaluator):
             model.eval()
             for batch in batches:
                 with autocast(batch, self.training.precision):
-                    found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
-                labels, table = batch.get("labels"), found.logits.double().cpu()
+                    output = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
+                labels, table = batch.get("labels"), output.logits.double().cpu()
                 scored = torch.ones_like(table, dtype=torch.bool)
                 digest.update(batch["input_ids"].cpu().numpy().tobytes())
                 if labels is not None:
                     scored = (labels != -100).cpu()
                     truth = labels[labels != -100]
-                    each = F.cross_entropy(found.logits.float(), truth, reduction="none")
+                    each = F.cross_entropy(output.logits.float(), truth, reduction="none")
                     table = torch.zeros(scored.shape, dtype=torch.float64)
                     table[scored] = each.double().cpu()
                     digest.update(labels.cpu().numpy().tobytes())
@@ -413,10 +413,10 @@ class MlmEvaluator(AssembledEvaluator):
         """
         key = short_hash(self.protocol, mask.digest, str(seed))
         kept = Checkpoints(workdir, PRETRAINED)
-        found = kept.load()
-        if found is not None and found.facts["key"] == key:
-            model.load_state_dict(found.tensors)
-            for step, values in found.facts["curve"]:
+        finished = kept.load()
+        if finished is not None and finished.facts["key"] == key:
+            model.load_state_dict(finished.tensors)
+            for step, values in finished.facts["curve"]:
                 yield Report(step, values)
             return
         curve = []
@@ -509,5 +509,5 @@ def read_corpus(text: Text, start: Pretrained | None = None, test: bool = False)
 def preset_of(kind: type, name: str) -> dict[str, Any]:
     """Those of a preset's settings that an evaluator has."""
     check_name("preset", name, PRESETS)
-    known = setting_names(kind)
-    return {key: value for key, value in PRESETS[name].items() if key in known}
+    names = setting_names(kind)
+    return {key: value for key, value in PRESETS[name].items() if key in names}

@@ -84,12 +84,12 @@ class NextTokenTraining:
 
         def loss(student: nn.Module, batch: Batch) -> Tensor:
             with autocast(batch, self.how.precision):
-                found = student(**batch)
+                output = student(**batch)
                 if teacher is None:
-                    return cast(Tensor, found.loss)
+                    return cast(Tensor, output.loss)
                 with torch.no_grad():
                     target = teacher(**batch).logits
-                return divergence(found.logits.float(), target.float()).mean()
+                return divergence(output.logits.float(), target.float()).mean()
 
         order = mixed_seed(seed, DATA)
         model.requires_grad_(True)
@@ -192,26 +192,26 @@ def score_tokens(
         model.eval()
         for number, start in enumerate(range(0, len(tokens), size)):
             rows = slice(start, start + size)
-            given = tokens[rows].to(place)
+            ids = tokens[rows].to(place)
             with nullcontext() if states is None else states.batch(number):
-                features = model.features(given)[:, :-1].flatten(0, 1)
-            wanted = given[:, 1:].flatten()
-            found = [torch.empty(len(wanted), device=place) for _ in range(2)]
-            said = torch.empty(len(wanted), dtype=torch.bool, device=place)
+                features = model.features(ids)[:, :-1].flatten(0, 1)
+            targets = ids[:, 1:].flatten()
+            columns = [torch.empty(len(targets), device=place) for _ in range(2)]
+            hits = torch.empty(len(targets), dtype=torch.bool, device=place)
             for part in model.pieces(features):
                 logits = model.logits(features[part]).float()
-                found[0][part] = F.cross_entropy(logits, wanted[part], reduction="none")
+                columns[0][part] = F.cross_entropy(logits, targets[part], reduction="none")
                 if answers:
-                    said[part] = logits.argmax(-1) == wanted[part]
+                    hits[part] = logits.argmax(-1) == targets[part]
                 if dense is not None:
                     target = model.logits(dense[number].to(place)[part]).float()
-                    found[1][part] = divergence(logits, target)
-            shape = (len(given), -1)
-            nll[rows, 1:] = found[0].view(shape).cpu()
+                    columns[1][part] = divergence(logits, target)
+            shape = (len(ids), -1)
+            nll[rows, 1:] = columns[0].view(shape).cpu()
             if right is not None:
-                right[rows, 1:] = said.view(shape).cpu()
+                right[rows, 1:] = hits.view(shape).cpu()
             if kl is not None:
-                kl[rows, 1:] = found[1].view(shape).cpu()
+                kl[rows, 1:] = columns[1].view(shape).cpu()
     if not torch.isfinite(nll).all():
         row, at = (int(index) for index in (~torch.isfinite(nll)).nonzero()[0])
         raise NonFiniteLossError(
@@ -243,7 +243,7 @@ def dense_features(
     """The features of a model without a mask, one tensor for each forward pass of `score_tokens`,
     on the CPU: 4 bytes for each token and number of a hidden state."""
     place = next(model.parameters()).device
-    size, found = max(1, TOKENS // tokens.shape[1]), list[Tensor]()
+    size, passes = max(1, TOKENS // tokens.shape[1]), list[Tensor]()
     with (
         keeping_modes(model),
         torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"),
@@ -251,8 +251,8 @@ def dense_features(
         model.eval()
         for start in range(0, len(tokens), size):
             features = model.features(tokens[start : start + size].to(place))
-            found.append(features[:, :-1].flatten(0, 1).cpu())
-    return found
+            passes.append(features[:, :-1].flatten(0, 1).cpu())
+    return passes
 
 
 def band_edges(length: int) -> tuple[int, ...]:
@@ -279,16 +279,16 @@ def band_means(values: Tensor, rows: NextTokenRows, edges: Sequence[int]) -> dic
     length, scored = values.shape[1], rows.labels != -100
     bounds = [*(edge for edge in edges if 1 < edge < length), length]
     at = torch.arange(length).expand(values.shape)
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for kind, distance in (("at", at), ("back", rows.needs)):
         for first, end in zip([1, *bounds], bounds, strict=False):
             chosen = scored & (distance >= first) & (distance < end)
             if chosen.any():
-                found[f"{kind}-{first}-{end - 1}"] = values[chosen].double().mean().item()
+                means[f"{kind}-{first}-{end - 1}"] = values[chosen].double().mean().item()
     new = scored & (rows.needs == 0)
     if new.any():
-        found["new"] = values[new].double().mean().item()
-    return found
+        means["new"] = values[new].double().mean().item()
+    return means
 
 
 def document_scores(values: Tensor, rows: NextTokenRows) -> NDArray[np.float64]:
@@ -313,8 +313,8 @@ def document_scores(values: Tensor, rows: NextTokenRows) -> NDArray[np.float64]:
     sums = np.bincount(of, (values * scored).double().sum(1).numpy())
     counts = np.bincount(of, scored.sum(1).numpy())
     mean = sums.sum() / counts.sum()
-    found: NDArray[np.float64] = mean + (sums - mean * counts) / counts.mean()
-    return found
+    scores: NDArray[np.float64] = mean + (sums - mean * counts) / counts.mean()
+    return scores
 
 
 def row_scores(values: Tensor, rows: NextTokenRows) -> RowScores:
@@ -335,14 +335,14 @@ def token_values(
         rows: The tokens.
         edges: As of `band_means`.
     """
-    found = {LOSS: float(document_scores(scores.nll, rows).mean())}
-    found |= {f"{LOSS}/{band}": mean for band, mean in band_means(scores.nll, rows, edges).items()}
+    means = {LOSS: float(document_scores(scores.nll, rows).mean())}
+    means |= {f"{LOSS}/{band}": mean for band, mean in band_means(scores.nll, rows, edges).items()}
     if scores.kl is not None:
-        found["kl"] = float(document_scores(scores.kl, rows).mean())
+        means["kl"] = float(document_scores(scores.kl, rows).mean())
     if rows.answers is not None and scores.right is not None:
-        found[RECALL] = scores.right[rows.answers].double().mean().item()
-        found[f"{LOSS}/{RECALL}"] = scores.nll[rows.answers].double().mean().item()
-    return found
+        means[RECALL] = scores.right[rows.answers].double().mean().item()
+        means[f"{LOSS}/{RECALL}"] = scores.nll[rows.answers].double().mean().item()
+    return means
 
 
 def passkey_values(scores: TokenScores, rows: NextTokenRows) -> dict[str, float]:

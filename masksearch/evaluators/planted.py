@@ -246,11 +246,11 @@ class PlantedEvaluator(AssembledEvaluator):
             if step.number in due:
                 values, rows = self.masked_prediction(model, held_out)
                 yield Report(step.number, values)
-        said, right, chance = dict[str, NDArray[Any]](), dict[str, NDArray[Any]](), 0.5
+        predictions, right, chance = dict[str, NDArray[Any]](), dict[str, NDArray[Any]](), 0.5
         pretrained = {name: value.clone() for name, value in model.state_dict().items()}
         for task in self.downstream_tasks:
             model.load_state_dict(pretrained)
-            said[task.name], right[task.name] = self.fine_tuned(model, task, seed)
+            predictions[task.name], right[task.name] = self.fine_tuned(model, task, seed)
         if not right:
             right, chance = {PARTS: rows}, self.process.chance
         scores = {name: float(hits.sum()) / len(hits) for name, hits in right.items()}
@@ -260,7 +260,7 @@ class PlantedEvaluator(AssembledEvaluator):
         last = self.training.steps + len(self.downstream_tasks) * self.downstream_steps
         drawn = f"{self.process.digest} {self.draw} {self.text.held_out_sequences}"
         weights = dict.fromkeys(right, 1 / len(right))
-        RowScores(right, weights, dict.fromkeys(right, drawn), said).save(workdir)
+        RowScores(right, weights, dict.fromkeys(right, drawn), predictions).save(workdir)
         yield Report(last, {**values, "score": score, **scores, **sides})
 
     def masked_prediction(
@@ -274,9 +274,9 @@ class PlantedEvaluator(AssembledEvaluator):
             for batch in batches:
                 scored = batch["labels"] != -100
                 output = model(**batch)
-                said = torch.zeros_like(batch["labels"])
-                said[scored] = output.logits.argmax(-1)
-                right, counted = self.process.mark(said, batch["labels"])
+                predicted = torch.zeros_like(batch["labels"])
+                predicted[scored] = output.logits.argmax(-1)
+                right, counted = self.process.mark(predicted, batch["labels"])
                 hits.append(right.sum(1))
                 asked.append(counted.sum(1))
                 total += output.loss.item() * int(scored.sum())
@@ -300,9 +300,9 @@ class PlantedEvaluator(AssembledEvaluator):
         classifier.eval()
         (batch,) = task.held_out()
         with torch.no_grad():
-            said = classifier(batch["input_ids"]).logits.argmax(-1)
-        right = (said == batch["labels"]).numpy()
-        return said.numpy().astype(np.uint8), right.astype(np.float32)
+            predicted = classifier(batch["input_ids"]).logits.argmax(-1)
+        right = (predicted == batch["labels"]).numpy()
+        return predicted.numpy().astype(np.uint8), right.astype(np.float32)
 
 
 class LikelihoodClassifier(nn.Module):
@@ -339,8 +339,8 @@ class LikelihoodClassifier(nn.Module):
         logits = self.model(input_ids.masked_fill(hidden, self.mask_id), labels=scored).logits
         answers = input_ids[:, hidden].flatten()
         surprise = F.cross_entropy(logits.float(), answers, reduction="none")
-        found = -surprise.view(len(input_ids), -1)
-        features = self.norm(torch.stack([found.sum(1), found.amin(1)], 1))
+        likelihoods = -surprise.view(len(input_ids), -1)
+        features = self.norm(torch.stack([likelihoods.sum(1), likelihoods.amin(1)], 1))
         decided = F.linear(features, self.weight, self.bias)
         if labels is None:
             return Output(decided)

@@ -110,21 +110,21 @@ class Served(EvaluatorWrapper):
             settings = self.serving.settings
             return kv_bytes(mask, config, self.length, account=account, **settings).share
 
-        found = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
+        costs = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
         for name, engine in COUNTED.items():
             with suppress(NativeError):
-                found[name] = found[CACHE] if engine.name == self.account else share(engine.name)
-        return found
+                costs[name] = costs[CACHE] if engine.name == self.account else share(engine.name)
+        return costs
 
     @property
     def protocol(self) -> str:
         """The decoder's, with what is served in another way than by default."""
-        own: dict[str, object] = {}
+        settings: dict[str, object] = {}
         if (counted := (self.account, self.serving)) != ("mask", Serving()):
-            own["account"] = counted
+            settings["account"] = counted
         if self.sinks is not None:
-            own["sinks"] = self.sinks, self.evaluator.task().train_digest
-        return short_hash(PROTOCOL, repr(own | self.evaluator.settings()))
+            settings["sinks"] = self.sinks, self.evaluator.task().train_digest
+        return short_hash(PROTOCOL, repr(settings | self.evaluator.settings()))
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields the decoder's reports; of a mask with sinks, where these are asked for as they

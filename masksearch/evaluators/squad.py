@@ -154,17 +154,17 @@ class SquadEvaluator(FineTuning):
 
     def inputs(self, rows: SquadWindows, chosen: list[int]) -> Batch:
         """Those windows, padded, with first and last position of their answers."""
-        found = [rows[index] for index in chosen]
-        spans = torch.tensor([row.span for row in found])
-        batch = pad_ids([row.ids for row in found], [row.first for row in found], self.source)
+        windows = [rows[index] for index in chosen]
+        spans = torch.tensor([row.span for row in windows])
+        batch = pad_ids([row.ids for row in windows], [row.first for row in windows], self.source)
         return batch | {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
 
     def scores(self, head: nn.Module, name: str) -> TaskScores:
         """The official scores of the held-out questions."""
-        data, found = self.tokens(), self.answers(head)
+        data, answers = self.tokens(), self.answers(head)
         gold = {question.id: question.answers for question in data.questions}
-        texts = {question: answer.text for question, answer in found.items()}
-        scores = {question: answer.null_score for question, answer in found.items()}
+        texts = {question: answer.text for question, answer in answers.items()}
+        scores = {question: answer.null_score for question, answer in answers.items()}
         nulls = scores if data.nullable else None
         values = score(
             texts, gold, nullable=data.nullable, null_scores=nulls, threshold=self.null_threshold
@@ -177,7 +177,7 @@ class SquadEvaluator(FineTuning):
             values |= {f"{metric}{LOW}": lower_bound(each) for metric, each in rows.items()}
         taken = [scores[question] > self.null_threshold and data.nullable for question in gold]
         spans = [
-            (-1, -1) if back else (found[question].start, len(found[question].text))
+            (-1, -1) if back else (answers[question].start, len(answers[question].text))
             for question, back in zip(gold, taken, strict=True)
         ]
         digest = short_hash(*gold)
@@ -189,8 +189,8 @@ class SquadEvaluator(FineTuning):
     def answers(self, head: nn.Module) -> Mapping[str, Answer]:
         """The answers to the held-out questions, by question id."""
         data = self.tokens()
-        said = zip(self.trainer.predict(head, data.dev), data.dev.lengths, strict=True)
-        tables = [logits[:length].numpy() for logits, length in said]
+        outputs = zip(self.trainer.predict(head, data.dev), data.dev.lengths, strict=True)
+        tables = [logits[:length].numpy() for logits, length in outputs]
         return decode(data.dev, tables, data.questions, max_answer=self.max_answer)
 
 
@@ -213,7 +213,7 @@ def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float
     """
     gold = {question.id: question.answers for question in questions}
     whole = {question.id: question.context for question in questions}
-    kinds = [score(said, gold, nullable=nullable) for said in (dict.fromkeys(gold, ""), whole)]
+    kinds = [score(texts, gold, nullable=nullable) for texts in (dict.fromkeys(gold, ""), whole)]
     return {f"{name}/majority": max(kind[name] for kind in kinds) for name in ("exact", "f1")}
 
 
@@ -324,8 +324,8 @@ class SquadWindows:
     @property
     def lengths(self) -> Numbers:
         """int `[windows]`: positions of every window."""
-        found: Numbers = self.questions.lengths[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
-        return found
+        lengths: Numbers = self.questions.lengths[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
+        return lengths
 
     def __getitem__(self, index: int) -> SquadWindow:
         question, start, count, first, last = self.rows[index].tolist()
@@ -423,11 +423,11 @@ def cut_windows(tokens: int, room: int, step: int) -> list[tuple[int, int]]:
     >>> cut_windows(10, 6, 3)
     [(0, 6), (3, 9), (6, 10)]
     """
-    found = [(0, min(room, tokens))]
-    while found[-1][1] < tokens:
-        start = found[-1][0] + min(step, room)
-        found.append((start, min(start + room, tokens)))
-    return found
+    windows = [(0, min(room, tokens))]
+    while windows[-1][1] < tokens:
+        start = windows[-1][0] + min(step, room)
+        windows.append((start, min(start + room, tokens)))
+    return windows
 
 
 def window_of_most_context(pieces: Sequence[tuple[int, int]], tokens: int) -> Numbers:
@@ -445,8 +445,8 @@ def window_of_most_context(pieces: Sequence[tuple[int, int]], tokens: int) -> Nu
     starts, ends = np.array(pieces).T[:, :, None]
     at = np.arange(tokens)
     worth = np.minimum(at - starts, ends - 1 - at) + 0.01 * (ends - starts)
-    found: Numbers = np.where((at >= starts) & (at < ends), worth, -1.0).argmax(0)
-    return found
+    best: Numbers = np.where((at >= starts) & (at < ends), worth, -1.0).argmax(0)
+    return best
 
 
 @dataclass(frozen=True)

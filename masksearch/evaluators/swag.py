@@ -141,15 +141,15 @@ class SwagEvaluator(FineTuning):
     def scores(self, head: nn.Module, name: str) -> TaskScores:
         """Accuracy on the held-out items; of equal choices the first is taken."""
         data = self.tokens()
-        said = torch.stack(self.trainer.predict(head, data.dev)).argmax(-1).numpy()
-        right = (said == data.dev.labels).astype(np.float64)
+        guesses = torch.stack(self.trainer.predict(head, data.dev)).argmax(-1).numpy()
+        right = (guesses == data.dev.labels).astype(np.float64)
         values = {
             "accuracy": int(right.sum()) / len(right),
             f"accuracy{MAJORITY}": self.constant_score,
         }
         if self.half != "all":
             values[f"accuracy{LOW}"] = lower_bound(right)
-        digests, predictions = {name: data.rows_digest}, {name: shrink(said)}
+        digests, predictions = {name: data.rows_digest}, {name: shrink(guesses)}
         return TaskScores(values, RowScores({name: right}, {name: 1.0}, digests, predictions))
 
 
@@ -213,8 +213,8 @@ def load_swag(
     order = (seed, CHOICE_ORDER)
     train, dev, source = two_parts(files, read_swag, attrgetter("start"), "starts", order)
     if half == "test":
-        found = (file for file in path.glob("test*") if file.suffix in SUFFIXES)
-        files = [*files, labelled_test_file(path, found, "SWAG")]
+        tests = (file for file in path.glob("test*") if file.suffix in SUFFIXES)
+        files = [*files, labelled_test_file(path, tests, "SWAG")]
         dev, source = read_swag(files[-1]), f"{source}; scored on {files[-1].name}"
     dev = take_half(dev, half, str(path), attrgetter("start"))
     counts = {len(item.choices) for item in (*train, *dev)}
@@ -283,7 +283,7 @@ def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> list[SwagItem]
         DataError: If a row lacks a column, has fewer than two choices or another number than the
             first row, or its label is not the index of a choice.
     """
-    found: list[SwagItem] = []
+    items: list[SwagItem] = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, item {number}"
         start = row.get("startphrase")
@@ -301,9 +301,9 @@ def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> list[SwagItem]
             raise DataError(f"{where}: start and choices are texts, found {start!r}, {choices!r}")
         if len(choices) < 2:
             raise DataError(f"{where}: {len(choices)} choice; at least 2 are needed")
-        if found and len(choices) != len(found[0].choices):
+        if items and len(choices) != len(items[0].choices):
             raise DataError(
-                f"{where}: {len(choices)} choices, item 1 has {len(found[0].choices)}; all items "
+                f"{where}: {len(choices)} choices, item 1 has {len(items[0].choices)}; all items "
                 "need the same number"
             )
         if str(label) not in map(str, range(len(choices))):
@@ -312,10 +312,10 @@ def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> list[SwagItem]
                 f"{where}: label {label!r} is not the index of a choice, 0 to "
                 f"{len(choices) - 1}{hint if str(label) in ('-1', '') else ''}"
             )
-        found.append(SwagItem(start, tuple(choices), int(label)))
-    if not found:
+        items.append(SwagItem(start, tuple(choices), int(label)))
+    if not items:
         raise DataError(f"{source} is empty; give a SWAG file with at least one item")
-    return found
+    return items
 
 
 # -- as tokens --------------------------------------------------------------------------------
@@ -380,15 +380,15 @@ class ChoiceRows:
     def lengths(self) -> list[int]:
         """Positions of the longest sequence of each item."""
         longest = self.starts.lengths + self.endings.lengths.reshape(-1, self.choices).max(1) + 3
-        found: list[int] = longest.clip(max=self.length).tolist()
-        return found
+        lengths: list[int] = longest.clip(max=self.length).tolist()
+        return lengths
 
     @property
     def sequence_lengths(self) -> list[int]:
         """Positions of every sequence, item by item."""
         starts = np.repeat(self.starts.lengths, self.choices)
-        found: list[int] = (starts + self.endings.lengths + 3).clip(max=self.length).tolist()
-        return found
+        lengths: list[int] = (starts + self.endings.lengths + 3).clip(max=self.length).tolist()
+        return lengths
 
     def __len__(self) -> int:
         return len(self.labels)

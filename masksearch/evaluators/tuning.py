@@ -159,14 +159,14 @@ class TaskTraining:
             rows: As in `inputs`.
         """
         head.eval()
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for chosen in batches_by_length(rows.lengths):
             inputs = self.inputs(rows, chosen)
             batch = {n: part.to(self.place) for n, part in inputs.items() if n not in LABELS}
             with torch.no_grad():
                 logits = self.logits(head, batch)
-            found |= zip(chosen, logits.float().cpu(), strict=True)
-        return [found[index] for index in range(len(rows))]
+            outputs |= zip(chosen, logits.float().cpu(), strict=True)
+        return [outputs[index] for index in range(len(rows))]
 
 
 def frozen_copy(head: nn.Module) -> nn.Module:
@@ -397,8 +397,8 @@ class TokenRows:
     @property
     def lengths(self) -> list[int]:
         """Number of ids of each row."""
-        found: list[int] = self.ids.lengths.tolist()
-        return found
+        lengths: list[int] = self.ids.lengths.tolist()
+        return lengths
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -414,7 +414,7 @@ def tokenize_rows(
     the end of its longer text is cut."""
     special, pairs = source.special, len(texts[0]) == 2
     columns = [source.encode([text[part] for text in texts]) for part in range(1 + pairs)]
-    found = []
+    rows = []
     for index, label in enumerate(labels):
         one = columns[0][index]
         two = columns[1][index] if pairs else []
@@ -431,8 +431,8 @@ def tokenize_rows(
         first = len(ids)
         if pairs:
             ids += [*two, special["sep"]]
-        found.append(TokenRow(ids, first, label))
-    return found
+        rows.append(TokenRow(ids, first, label))
+    return rows
 
 
 def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, int]:
@@ -451,10 +451,10 @@ def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, in
     """
     pooled: dict[int, int] = {}
     for lengths in tasks:
-        found, counts = np.unique(np.minimum(lengths, longest), return_counts=True)
+        sizes, counts = np.unique(np.minimum(lengths, longest), return_counts=True)
         if len(tasks) > 1:
             counts = np.maximum(1, np.rint(counts * (EACH / len(lengths)))).astype(int)
-        for tokens, count in zip(found.tolist(), counts.tolist(), strict=True):
+        for tokens, count in zip(sizes.tolist(), counts.tolist(), strict=True):
             pooled[tokens] = pooled.get(tokens, 0) + count
     return dict(sorted(pooled.items()))
 

@@ -118,8 +118,8 @@ class Cached(EvaluatorWrapper):
 
     def place(self, mask: Mask, seed: int) -> Path:
         """The file of a run, there or not."""
-        own = mask.digest if self.beyond_shape else fingerprint(mask, self.shape)
-        return Path(self.folder) / f"{self.protocol}-{own}-{seed}.json"
+        mask_key = mask.digest if self.beyond_shape else fingerprint(mask, self.shape)
+        return Path(self.folder) / f"{self.protocol}-{mask_key}-{seed}.json"
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields the reports that are kept, or runs the inner evaluator and keeps its reports.
@@ -135,13 +135,13 @@ class Cached(EvaluatorWrapper):
             copy_rows(path.with_suffix(".safetensors"), workdir / ROWS)
             yield from kept
             return
-        given: list[Report] = []
+        history: list[Report] = []
         with closed_after(self.evaluator(mask, seed=seed, workdir=workdir)) as reports:
             for report in reports:
-                given.append(report)
+                history.append(report)
                 yield report
-        if given and all(math.isfinite(value) for r in given for value in r.values.values()):
-            self.keep(path, given, workdir / ROWS)
+        if history and all(math.isfinite(value) for r in history for value in r.values.values()):
+            self.keep(path, history, workdir / ROWS)
 
     def keep(self, path: Path, reports: list[Report], rows: Path) -> None:
         """Keeps a finished run; a folder that cannot be written to costs a warning."""

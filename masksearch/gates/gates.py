@@ -149,8 +149,8 @@ class Gates(nn.Module):
             self.units = Units(self.shape, read_levels(levels), unit, kv_heads, costs)
             self.units.refuse_unordered()
             buffers, first = self.lay_out_switches(self.units)
-        for buffer, found in buffers.items():
-            single = found.float() if found is not None and found.is_floating_point() else found
+        for buffer, value in buffers.items():
+            single = value.float() if value is not None and value.is_floating_point() else value
             self.register_buffer(buffer, single, persistent=False)
         self.logits = nn.Parameter(first)
         self.generators: dict[torch.device, torch.Generator] = {}

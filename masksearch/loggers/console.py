@@ -445,14 +445,14 @@ class Watcher:
         if record.status == "stopped":
             return [*parts, f"stopped at step {record.step}" if record.step else record.reason]
         parts += ["reused"] if record.status == "reused" else []
-        known = {**record.measures, **record.values}
+        values = {**record.measures, **record.values}
         judged = [objective.name for objective in self.objectives]
-        if known.get("effective_sparsity") == known.get("sparsity"):
-            known.pop("effective_sparsity", None)  # both are one figure
-        elif "effective_sparsity" in known and "sparsity" not in judged:
-            known.pop("sparsity", None)  # full attention of a decoder has a half-empty table
+        if values.get("effective_sparsity") == values.get("sparsity"):
+            values.pop("effective_sparsity", None)  # both are one figure
+        elif "effective_sparsity" in values and "sparsity" not in judged:
+            values.pop("sparsity", None)  # full attention of a decoder has a half-empty table
         names = dict.fromkeys([*judged, *SPARSITIES])
-        parts += [figures({name: known[name]}) for name in names if name in known]
+        parts += [figures({name: values[name]}) for name in names if name in values]
         parts += ["unsettled gates"] * (record.params.get("gates") == "unsettled")
         return parts + ["learned nothing"] * learned_nothing(record)
 

@@ -229,12 +229,12 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
         )
 
     @cache
-    def shares(own: Mask, read: int) -> list[float]:
-        kept, pairs = torch.zeros(own.heads or 1), 0
+    def shares(layer: Mask, read: int) -> list[float]:
+        kept, pairs = torch.zeros(layer.heads or 1), 0
         for ids in torch.split(tokens, max(1, CELLS_AT_ONCE // shape.length**2)):
             real = ids >= 0
             there = real[:, None, :read, None] & real[:, None, None]
-            kept += (own.table(ids)[:, :, :read] & there).sum((0, 2, 3))
+            kept += (layer.table(ids)[:, :, :read] & there).sum((0, 2, 3))
             pairs += int(there.sum())
         densities: list[float] = (kept / pairs).expand(shape.heads).tolist()
         return densities

@@ -495,7 +495,7 @@ class LayerStates:
     def keeper(self, number: int, place: int) -> Any:
         """A forward hook that keeps a layer's output, of every so many layers."""
 
-        def keep(layer: nn.Module, given: Any, output: Any) -> None:
+        def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
             self.computed += 1
             if place + 1 < len(self.layers) and place % self.every == self.every - 1:
                 self.outputs[number, place] = output

@@ -108,38 +108,38 @@ class Plan:
             )
 
 
-def describe_loss(found: Mapping[str, Any]) -> str:
+def describe_loss(losses: Mapping[str, Any]) -> str:
     """A difference with its interval.
 
     >>> describe_loss({"difference": 0.25, "low": 0.125, "high": 0.375})
     '+0.2500 [+0.1250, +0.3750]'
     """
-    over = f" [{found['low']:+.4f}, {found['high']:+.4f}]" if "low" in found else ""
-    return f"{found['difference']:+.4f}{over}"
+    over = f" [{losses['low']:+.4f}, {losses['high']:+.4f}]" if "low" in losses else ""
+    return f"{losses['difference']:+.4f}{over}"
 
 
-def describe_rows(found: Mapping[str, Any]) -> str:
+def describe_rows(losses: Mapping[str, Any]) -> str:
     """What losses were judged on.
 
     >>> describe_rows({"documents": 40, "pieces_of": 1})
     '40 pieces of 1 document'
     """
-    if "pieces_of" not in found:
-        return f"{found['documents']} documents"
-    whole = found["pieces_of"]
-    return f"{found['documents']} pieces of {whole} document{'s' * (whole != 1)}"
+    if "pieces_of" not in losses:
+        return f"{losses['documents']} documents"
+    whole = losses["pieces_of"]
+    return f"{losses['documents']} pieces of {whole} document{'s' * (whole != 1)}"
 
 
-def describe_rival(found: Mapping[str, Any]) -> str:
+def describe_rival(rival: Mapping[str, Any]) -> str:
     """Which of the two is better: a searched mask, or the widest window in all layers."""
     better = "neither is shown to be better"
-    if "pieces_of" in found:
-        better = f"neither can be shown to be better on {describe_rows(found)}"
-    elif found.get("low", 0.0) > 0:
+    if "pieces_of" in rival:
+        better = f"neither can be shown to be better on {describe_rows(rival)}"
+    elif rival.get("low", 0.0) > 0:
         better = "the plan is shown to be better"
-    elif found.get("high", 0.0) < 0:
+    elif rival.get("high", 0.0) < 0:
         better = "it is shown to be better than the plan"
-    return f"{better}: {describe_loss(found)} nats a token, its loss minus the plan's"
+    return f"{better}: {describe_loss(rival)} nats a token, its loss minus the plan's"
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:

@@ -336,16 +336,16 @@ FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as 
 )
 
 
-def rows_read(folder: Path, own: int | None, *, tuned: bool) -> int | None:
+def rows_read(folder: Path, rows: int | None, *, tuned: bool) -> int | None:
     """How many leading rows of the last layer reach the output of a head on a checkpoint.
 
     Args:
         folder: What transformers' `save_pretrained` wrote.
-        own: Rows of the last hidden states that our head reads; None = all.
+        rows: Rows of the last hidden states that our head reads; None = all.
         tuned: Whether the checkpoint's own head is taken in its place, if it has one.
 
     Returns:
-        1, or another `own`; None = all, or not known: of types other than `FIRST_ROW` (ALBERT
+        1, or another `rows`; None = all, or not known: of types other than `FIRST_ROW` (ALBERT
         runs one layer again and again), and of heads that pool otherwise.
     """
     config = read_json(folder / CONFIG)
@@ -353,8 +353,8 @@ def rows_read(folder: Path, own: int | None, *, tuned: bool) -> int | None:
     if kind is not None:
         pooling = config.get("classifier_pooling", "cls"), config.get("summary_type", "first")
         points = kind == "QuestionAnswering" or pooling != ("cls", "first")
-        own = None if points else 1
-    return own if config.get("model_type") in FIRST_ROW else None
+        rows = None if points else 1
+    return rows if config.get("model_type") in FIRST_ROW else None
 
 
 class TunedHead(nn.Module):

@@ -492,20 +492,20 @@ class MaskCallback(TrainerCallback, ExportableState):
         self.mask, self.part, self.backend = mask, part, backend
         self.masks: dict[str, Mask] = {}  # those on the model, by part
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Puts the mask on the model of the Trainer."""
         if self.mask is not None:
-            self.put_on(given["model"])
+            self.put_on(parts["model"])
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """The same for a model that was made since, and a look at what is resumed."""
-        self.put_on(given["model"])
+        self.put_on(parts["model"])
         stored = state.stateful_callbacks.get(type(self).__name__)
         before = stored.get("attributes", {}).get("digests") if isinstance(stored, dict) else None
         if state.global_step and before and before != self.state()["attributes"]["digests"]:
             raise AttachError(
                 f"the checkpoint of step {state.global_step} was trained under another mask than "
-                f"the one that is attached now, {attached(given['model'])!s:.200}; resume under "
+                f"the one that is attached now, {attached(parts['model'])!s:.200}; resume under "
                 "its own, ms.saved_masks(checkpoint), or begin anew, resume_from_checkpoint=None"
             )
 

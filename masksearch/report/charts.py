@@ -404,15 +404,15 @@ def name_layers(
     ]
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
+def spread(ideal: Sequence[float], gap: float) -> list[float]:
     """Places in [0, 1], in order, at least `gap` apart and near the wanted ones.
 
     >>> spread([0.5, 0.5, 0.9], 0.2)
     [0.4, 0.6, 0.9]
     """
-    gap = min(gap, 1 / max(1, len(wanted) - 1))
-    steps = gap * np.arange(len(wanted))
-    free = np.asarray(wanted) - steps  # of which places at least `gap` apart never fall
+    gap = min(gap, 1 / max(1, len(ideal) - 1))
+    steps = gap * np.arange(len(ideal))
+    free = np.asarray(ideal) - steps  # of which places at least `gap` apart never fall
     right, left = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
     places = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
     return [round(float(place), 6) for place in places]

@@ -118,16 +118,16 @@ def read_folders(
     return tell_apart(studies), unread
 
 
-def tell_apart(found: Sequence[StoredStudy]) -> list[StoredStudy]:
+def tell_apart(studies: Sequence[StoredStudy]) -> list[StoredStudy]:
     """The studies; those of one name under the ends of their folders, as short as tells them
     apart."""
-    short = [study.name for study in found]
+    short = [study.name for study in studies]
     names, parts = short, 0
-    while len(set(names)) < len(names) and parts < max(len(study.run.parts) for study in found):
+    while len(set(names)) < len(names) and parts < max(len(study.run.parts) for study in studies):
         parts += 1
-        ends = ["/".join(study.run.parts[-parts:]) for study in found]
+        ends = ["/".join(study.run.parts[-parts:]) for study in studies]
         names = [end if short.count(n) > 1 else n for n, end in zip(short, ends, strict=True)]
-    return [replace(study, name=name) for study, name in zip(found, names, strict=True)]
+    return [replace(study, name=name) for study, name in zip(studies, names, strict=True)]
 
 
 def read_study(

@@ -83,8 +83,8 @@ def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTab
     tables = {name: data[name] for name in ("front", "importance", "searches")}
     if len(section.studies) > 1:
         for name, study in section.studies.items():
-            own = front_table({name: study}, section.objectives)
-            tables[f"front_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}"] = own
+            front = front_table({name: study}, section.objectives)
+            tables[f"front_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}"] = front
     for place, comparison in enumerate(section.comparisons.values()):
         end, shown = f"_{place}" if place else "", data["comparisons"][place]
         runs = comparison.frame(per="seed").to_dict("records")

@@ -60,8 +60,8 @@ def evaluate_line(command: Mapping[str, Any] | None) -> str:
         for setting in options.get("set") or []
         if setting.partition("=")[0].rpartition(".")[0] in OF_JUDGES
     ]
-    given = {"mask": ["MASK"], "controls": "none", **options}
-    return shell_line({"command": "compare", "options": given})
+    arguments = {"mask": ["MASK"], "controls": "none", **options}
+    return shell_line({"command": "compare", "options": arguments})
 
 
 def recipe_of(
@@ -82,12 +82,12 @@ def recipe_of(
     rows: list[tuple[str, str]] = []
     if command is None:
         rows.append(("called in Python", f"masksearch.{facts.get('kind', 'search')}"))
-        known = {**{name: facts.get(name, "") for name in ABOUT}, **first}
+        values = {**{name: facts.get(name, "") for name in ABOUT}, **first}
         names = [*CALLED, *ABOUT]
-        rows += [(n, str(known[n])) for n in names if known.get(n) not in ("", "[]", None)]
+        rows += [(n, str(values[n])) for n in names if values.get(n) not in ("", "[]", None)]
     rows.append(("protocol", facts.get("protocol") or UNKNOWN))
-    given = {**(command or {}).get("options", {}), **first.get("evaluator", {})}
-    paths = [f"{name} {given[name]}" for name in DATA if given.get(name)]
+    settings = {**(command or {}).get("options", {}), **first.get("evaluator", {})}
+    paths = [f"{name} {settings[name]}" for name in DATA if settings.get(name)]
     hashes = [f"{name} {value}" for name, value in first.get("data", {}).items()]
     none = "the evaluator names none"
     rows.append(("data", ", ".join(paths) or "the evaluator's own"))

@@ -19,26 +19,26 @@ NEAR = 0.02  # of the bytes: logs round them
 
 
 def judge_bytes(
-    held: float | None,
+    size: float | None,
     logged: Mapping[str, tuple[Sequence[str], str]],
     planned: Mapping[str, Any],
 ) -> tuple[int, list[str]]:
     """The exit code, and what was found, by the bytes that an engine holds.
 
     Args:
-        held: As it logs them; None = no line says it.
+        size: Of the cache, in bytes, as it logs it; None = no line says it.
         logged: Name of a setting -> all values in the log, and its name in the plan.
         planned: serving.json.
     """
-    if held is None:
+    if size is None:
         return 2, ["the log has no line about the cache; give it from the start of the server"]
     for name, (values, setting) in logged.items():
         planned_value = planned["settings"][setting]
         if values and int(values[-1].replace(",", "")) != planned_value:
             return 2, [f"{name} is {values[-1]}, planned for {planned_value}: see SERVING.md"]
-    lines = [f"cache of keys and values: {held:,.0f} bytes, planned {planned['kv_bytes']:,}"]
+    lines = [f"cache of keys and values: {size:,.0f} bytes, planned {planned['kv_bytes']:,}"]
     lines.append(f"dense: {planned['dense_kv_bytes']:,}")
-    return int(abs(held / planned["kv_bytes"] - 1) > NEAR), lines
+    return int(abs(size / planned["kv_bytes"] - 1) > NEAR), lines
 
 
 def main(read_log: Callable[[str, Mapping[str, Any]], tuple[int, list[str]]]) -> None:

@@ -100,12 +100,12 @@ def kv_bytes(
     return KvBytes(engine.keys(served, length, serving) * one, dense * one)
 
 
-def served_windows(mask: Mask, own: Sequence[int | None], engine: Engine) -> list[int | None]:
+def served_windows(mask: Mask, windows: Sequence[int | None], engine: Engine) -> list[int | None]:
     """The window of each layer, in keys with the query's own, as an engine applies the mask.
 
     Args:
         mask: A mask.
-        own: Windows that the configuration names already.
+        windows: Those that the configuration names already.
         engine: What serves it.
 
     Raises:
@@ -113,7 +113,7 @@ def served_windows(mask: Mask, own: Sequence[int | None], engine: Engine) -> lis
     """
     mask.refuse_tokens()
     served: list[int | None] = []
-    for layer, window in enumerate(own):
+    for layer, window in enumerate(windows):
         part = without_sinks(mask.of_layer(layer))
         reach = reach_of(part, causal=True)
         if reach is None:

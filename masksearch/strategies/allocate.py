@@ -224,7 +224,7 @@ class AllocateStrategy:
         """Batches of allocations; each is asked for when the last was judged."""
         count, top = len(self.units.names), self.units.top
         costs = zip(*self.prices, strict=True)
-        local, full = (0,) * count, tuple(own.index(max(own)) for own in costs)
+        local, full = (0,) * count, tuple(row.index(max(row)) for row in costs)
         worth: list[list[float]] | None = None
         if self.trained is not None:
             self.method = self.read_gates(self.trained)
@@ -235,8 +235,8 @@ class AllocateStrategy:
             start = full if self.method == "ablate" else local
             alone = [[replaced(start, u, at) for at in range(top + 1)] for u in range(count)]
             yield [each for levels in alone for each in levels if each != start]
-            known = [[self.gain(each) for each in levels] for levels in alone]
-            worth = [[gain - gains[0] for gain in gains] for gains in known]
+            table = [[self.gain(each) for each in levels] for levels in alone]
+            worth = [[gain - gains[0] for gain in gains] for gains in table]
         if worth is not None:
             self.worth = dict(zip(self.units.names, worth, strict=True))
         if self.method == "greedy":
@@ -348,26 +348,26 @@ def build_allocate(
         ValueError: If gates cannot reach the density that they are asked for.
         FileNotFoundError, MaskFormatError: If `method` names a file that cannot be read.
     """
-    given = {name: options.get(name) for name in ("method", "tries", "budgets")}
-    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    plain = {name: options.get(name) for name in ("method", "tries", "budgets")}
+    arguments: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
     units = build_units(options, evaluator.shape, evaluator.kv_head_count)
     cost = options.get("cost")
     try:
         units = with_costs(units, evaluator, cost, required=bool(options.get("budgets")))
     except SearchError:
-        own["totals"] = totals_by_count(units, evaluator, find_cost(evaluator, cost))
-        if not own["totals"]:
+        arguments["totals"] = totals_by_count(units, evaluator, find_cost(evaluator, cost))
+        if not arguments["totals"]:
             raise
-    method = own.get("method")
+    method = arguments.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
     if method == "gates":
-        del own["method"]
-        own |= {"training": gate_training(gates, config, units), "run": run}
+        del arguments["method"]
+        arguments |= {"training": gate_training(gates, config, units), "run": run}
     elif gates or config:
         raise SearchError("gates and config belong to method='gates', which trains them")
     elif isinstance(method, Path) or (isinstance(method, str) and method.endswith(".safetensors")):
-        own["method"] = units.read_scores(method)
-    return AllocateStrategy(units, evaluator.objectives[0], **own)
+        arguments["method"] = units.read_scores(method)
+    return AllocateStrategy(units, evaluator.objectives[0], **arguments)
 
 
 def gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Units) -> OneShot:
@@ -429,11 +429,11 @@ def check_scores(scores: Scores, units: Units) -> None:
     for name in scores:
         check_name("unit", name, units.names)
     for name in units.names:
-        found = list(scores.get(name, ()))
-        if len(found) != len(units.levels) or not all(map(math.isfinite, found)):
+        values = list(scores.get(name, ()))
+        if len(values) != len(units.levels) or not all(map(math.isfinite, values)):
             raise ValueError(
                 f"scores are for each unit one finite number a level ({len(units.levels)} of "
-                f"them, from local to full), got {found or 'nothing'} for {name}"
+                f"them, from local to full), got {values or 'nothing'} for {name}"
             )
 
 
@@ -465,13 +465,13 @@ def find_cost(evaluator: Evaluator, name: str | None = None) -> str:
     Raises:
         UnknownNameError: If the evaluator knows no such measure.
     """
-    known = evaluator.measure_names
-    if name not in (None, DENSITY, *known):
-        raise unknown_name("cost of units", str(name), (DENSITY, *known))
+    measures = evaluator.measure_names
+    if name not in (None, DENSITY, *measures):
+        raise unknown_name("cost of units", str(name), (DENSITY, *measures))
     if name is not None:
         return name
     second = [objective.name for objective in evaluator.objectives[1:2]]
-    return second[0] if second and second[0] in known else DENSITY
+    return second[0] if second and second[0] in measures else DENSITY
 
 
 def with_costs(
@@ -489,11 +489,11 @@ def with_costs(
     Raises:
         SearchError: If it does not add up over these units.
     """
-    found = find_cost(evaluator, name)
-    if found == DENSITY:
+    measure = find_cost(evaluator, name)
+    if measure == DENSITY:
         return units
     try:
-        return replace(units, costs=unit_costs(units, evaluator, found))
+        return replace(units, costs=unit_costs(units, evaluator, measure))
     except SearchError:
         if name is None and not required:
             return units
@@ -515,10 +515,10 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
     count = len(units.names)
 
     def measured(mask: Mask) -> float:
-        found = evaluator.measures_of(mask)
-        if name not in found:
+        measures = evaluator.measures_of(mask)
+        if name not in measures:
             raise SearchError(f"{type(evaluator).__name__} knows no {name} of {short_text(mask)}")
-        return float(found[name])
+        return float(measures[name])
 
     base = measured(units.mask((0,) * count))
     rises = [[0.0] * count]
@@ -614,7 +614,7 @@ def solve(
     gain = (value - value.min(1, keepdims=True)).reshape(-1)
     gain = gain / (gain.max() or 1.0)
     one_each = np.kron(np.eye(count), np.ones(levels))
-    found = milp(
+    solution = milp(
         -gain,
         integrality=np.ones(count * levels),
         bounds=Bounds(0, 1),
@@ -624,6 +624,6 @@ def solve(
         ],
         options={"mip_rel_gap": 0.0},
     )
-    if found.x is None:
-        raise ValueError(f"the budget {budget:.4g} could not be solved: {found.message}")
-    return tuple(int(each) for each in found.x.reshape(count, levels).argmax(1))
+    if solution.x is None:
+        raise ValueError(f"the budget {budget:.4g} could not be solved: {solution.message}")
+    return tuple(int(each) for each in solution.x.reshape(count, levels).argmax(1))

@@ -122,10 +122,10 @@ def build_strategy(
         LayerCountError, HeadCountError: If its masks are for another model.
     """
     kind, name = kind_of(strategy), strategy_name(strategy)
-    known = options if kind.options is None else kind.options
+    names = options if kind.options is None else kind.options
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of strategy {name!r}:", option, known or ["(none)"])
+        if option not in names:
+            raise unknown_name(f"option of strategy {name!r}:", option, names or ["(none)"])
     if budgets:
         if isinstance(space, Units):
             space.refuse_less(min(budgets))
@@ -154,7 +154,7 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
     if isinstance(strategy, BaseSampler):
         return Kind(build_sampler)
     if not isinstance(strategy, str):
-        return Kind(lambda wanted: wanted.strategy, space="optional")
+        return Kind(lambda search: search.strategy, space="optional")
     if is_user_code(strategy):
         return OWN
     if strategy in MOVED:
@@ -175,41 +175,41 @@ def owners() -> dict[str, str]:
     return named
 
 
-def build_own(wanted: Wanted) -> Strategy:
+def build_own(search: Wanted) -> Strategy:
     """A user's class, or what a function returns."""
     return load_strategy(
-        wanted.strategy,
-        wanted.options,
-        space=wanted.space,
-        objectives=wanted.evaluator.objectives,
-        seed=wanted.seed,
-        **wanted.limits,
-        evaluator=wanted.evaluator,
-        run=wanted.run,
+        search.strategy,
+        search.options,
+        space=search.space,
+        objectives=search.evaluator.objectives,
+        seed=search.seed,
+        **search.limits,
+        evaluator=search.evaluator,
+        run=search.run,
     )
 
 
-def build_sampler(wanted: Wanted) -> Strategy:
+def build_sampler(search: Wanted) -> Strategy:
     """One of Optuna's samplers."""
     return OptunaStrategy(
-        wanted.space,
-        wanted.evaluator.objectives,
-        sampler=SAMPLERS[wanted.strategy] if isinstance(wanted.strategy, str) else wanted.strategy,
-        seed=wanted.seed,
-        name=strategy_name(wanted.strategy),
-        **wanted.limits,
+        search.space,
+        search.evaluator.objectives,
+        sampler=SAMPLERS[search.strategy] if isinstance(search.strategy, str) else search.strategy,
+        seed=search.seed,
+        name=strategy_name(search.strategy),
+        **search.limits,
     )
 
 
-def build_evolution(wanted: Wanted) -> Strategy:
+def build_evolution(search: Wanted) -> Strategy:
     """Regularised evolution."""
-    given = {"seed": wanted.seed, **wanted.limits, **wanted.options}
-    return EvolutionStrategy(wanted.space, wanted.evaluator.objectives, **given)
+    arguments = {"seed": search.seed, **search.limits, **search.options}
+    return EvolutionStrategy(search.space, search.evaluator.objectives, **arguments)
 
 
-def build_dam(wanted: Wanted) -> Strategy:
+def build_dam(search: Wanted) -> Strategy:
     """DAM, with gates or switches of one's own."""
-    options, evaluator, budgets = wanted.options, wanted.evaluator, wanted.limits["budgets"]
+    options, evaluator, budgets = search.options, search.evaluator, search.limits["budgets"]
     config = one_shot_config(options, evaluator)
     gates, units, counts = plain_gates(options, evaluator)
     if units is not None and options.get("merge_heads"):
@@ -221,9 +221,9 @@ def build_dam(wanted: Wanted) -> Strategy:
         )
     if budgets and units is not None:
         units.refuse_less(min(budgets))
-    one_shot_parts(OneShot(gates, config), evaluator.shape, wanted.seed)  # refuses wrong values
+    one_shot_parts(OneShot(gates, config), evaluator.shape, search.seed)  # refuses wrong values
     return DamStrategy(
-        wanted.run,
+        search.run,
         gates=gates,
         units=units,
         counts=counts,
@@ -237,22 +237,22 @@ def build_dam(wanted: Wanted) -> Strategy:
     )
 
 
-def build_published(wanted: Wanted) -> Strategy:
+def build_published(search: Wanted) -> Strategy:
     """DAM as it was published."""
-    config = one_shot_config(wanted.options, wanted.evaluator, preset=True)
+    config = one_shot_config(search.options, search.evaluator, preset=True)
     if taken := {"penalty", "preset"} & config.keys():
         raise SearchError(
             f"strategy {SPARSEBERT!r} has the penalties of the published table: drop "
             f"{', '.join(sorted(taken))}, or train one with strategy='dam'"
         )
     job = OneShot({"preset": SPARSEBERT}, {"preset": SPARSEBERT, **config})
-    one_shot_parts(job, wanted.evaluator.shape, wanted.seed)  # refuses wrong values
-    return PublishedDamStrategy(wanted.run, config=config)
+    one_shot_parts(job, search.evaluator.shape, search.seed)  # refuses wrong values
+    return PublishedDamStrategy(search.run, config=config)
 
 
-def build_prune(wanted: Wanted) -> Strategy:
+def build_prune(search: Wanted) -> Strategy:
     """Edges cut by their first-order effects."""
-    evaluator, within = wanted.evaluator, bool(wanted.limits["budgets"])
+    evaluator, within = search.evaluator, bool(search.limits["budgets"])
     if within and (cost := find_cost(evaluator)) != DENSITY:
         raise SearchError(f"strategy {prune.NAME!r} cuts pairs, and a budget counts {cost} here")
     if not evaluator.weights_frozen:
@@ -260,13 +260,13 @@ def build_prune(wanted: Wanted) -> Strategy:
             "strategy 'prune' measures a trained model, and here weights are trained under "
             "each mask: take an evaluator with adapt='none' or 'recover', or strategy='dam'"
         )
-    return PruneStrategy(wanted.run, evaluator.shape, within=within, **wanted.options)
+    return PruneStrategy(search.run, evaluator.shape, within=within, **search.options)
 
 
-def build_allocation(wanted: Wanted) -> AllocateStrategy:
+def build_allocation(search: Wanted) -> AllocateStrategy:
     """Allocations of masks to units."""
-    options, evaluator = wanted.options, wanted.evaluator
-    if wanted.space is not None:
+    options, evaluator = search.options, search.evaluator
+    if search.space is not None:
         raise SearchError("strategy 'allocate' takes no space: units make its masks; give None")
     if options.get("method") == "gates":
         if not evaluator.offers("differentiable"):
@@ -275,7 +275,7 @@ def build_allocation(wanted: Wanted) -> AllocateStrategy:
                 f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
             )
         options = {**options, "config": one_shot_config(options, evaluator)}
-    return allocate.build_allocate(options, evaluator, wanted.run)
+    return allocate.build_allocate(options, evaluator, search.run)
 
 
 GATES = "dam"  # prefix of the options `gates` and `config`
@@ -336,8 +336,8 @@ def keep_budgets(
             f"strategy {name!r} cuts its masks at the printed sparsities and keeps no budget: "
             "leave budget out, or take strategy 'dam'"
         )
-    cost, own = find_cost(evaluator), window(0)
-    least = {DENSITY: effective_density(own, evaluator.shape), **evaluator.measures_of(own)}[cost]
+    cost, low = find_cost(evaluator), window(0)
+    least = {DENSITY: effective_density(low, evaluator.shape), **evaluator.measures_of(low)}[cost]
     if min(budgets) < least * (1 - SLACK):
         raise ValueError(
             f"a budget is at least what the diagonal costs, {least:.4g} ({cost}); got "
@@ -378,8 +378,8 @@ def plain_gates(
     levels = read_levels(gates.get("levels") or ())
     if gates.get("unit") == "kv_head":
         gates.setdefault("kv_heads", evaluator.kv_head_count)
-    own = replace(evaluator.shape, layers=gates.get("layers", evaluator.shape.layers))
-    units = Units(own, levels, gates.get("unit", "layer"), gates.get("kv_heads"))
+    shape = replace(evaluator.shape, layers=gates.get("layers", evaluator.shape.layers))
+    units = Units(shape, levels, gates.get("unit", "layer"), gates.get("kv_heads"))
     if "costs" in gates:
         units = replace(units, costs=gates["costs"])
         return {**gates, "levels": write_levels(levels)}, units, DENSITY

@@ -101,23 +101,23 @@ def draw_enqueued(
     if enqueue and space is None:
         raise SearchError("enqueue= gives parameters of a space, and this search has none")
     proposals = []
-    for number, given in enumerate(enqueue):
+    for number, params in enumerate(enqueue):
         assert space is not None
         what = f"enqueue[{number}]"
-        if not isinstance(given, Mapping):
-            raise SearchError(f"{what} maps parameters to values, got {given!r}")
-        check = functools.partial(check_given, what, given)
-        trial, drawn = FixedTrial(dict(given)), dict[str, Any]()
+        if not isinstance(params, Mapping):
+            raise SearchError(f"{what} maps parameters to values, got {params!r}")
+        check = functools.partial(check_given, what, params)
+        trial, drawn = FixedTrial(dict(params)), dict[str, Any]()
         if budgets:
-            [drawn[BUDGET]] = read_budgets(given.get(BUDGET, budgets[number % len(budgets)]))
+            [drawn[BUDGET]] = read_budgets(params.get(BUDGET, budgets[number % len(budgets)]))
         try:
             mask = space(CheckedTrial(trial, check, drawn.get(BUDGET)))  # type: ignore[arg-type]
         except SearchError:
             raise
         except Exception as error:  # the user's code
             problem = f"the space raised {describe_error(error)}"
-            raise SearchError(f"{what} = {dict(given)}: {problem}") from error
-        for name, value in given.items():
+            raise SearchError(f"{what} = {dict(params)}: {problem}") from error
+        for name, value in params.items():
             if name not in trial.params and name not in drawn:
                 asked = ", ".join(trial.params) or "nothing"
                 raise SearchError(
@@ -125,36 +125,36 @@ def draw_enqueued(
                     f"values; it asks for {asked}"
                 )
         for name, kind in trial.distributions.items():
-            drawn[name] = kind.to_external_repr(kind.to_internal_repr(given[name]))
+            drawn[name] = kind.to_external_repr(kind.to_internal_repr(params[name]))
         if not isinstance(mask, Mask):
-            raise SearchError(f"{what} = {dict(given)}: {no_mask(mask)}")
+            raise SearchError(f"{what} = {dict(params)}: {no_mask(mask)}")
         try:
             fingerprint(mask, shape)
         except MaskSearchError as error:
-            raise SearchError(f"{what} = {dict(given)}: {error}") from error
+            raise SearchError(f"{what} = {dict(params)}: {error}") from error
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
         memo = {"distributions": json.dumps(kinds)}
         proposals.append(Proposal(number, Evaluate(mask), drawn, ORIGIN, memo=memo))
     return proposals
 
 
-def check_given(what: str, given: Mapping[str, Any], name: str, kind: BaseDistribution) -> None:
+def check_given(what: str, params: Mapping[str, Any], name: str, kind: BaseDistribution) -> None:
     """Refuses what a space cannot draw.
 
     Args:
         what: Names the parameters in errors.
-        given: Parameter -> value.
+        params: Parameter -> value.
         name: Of the parameter that the space asks for.
         kind: Its kind and range.
 
     Raises:
         SearchError: If it is not given or cannot be drawn; says what can be.
     """
-    wanted = f"the space asks for {describe_kind(kind)}"
-    if name not in given:
-        raise SearchError(f"{what} lacks {name!r}; {wanted}")
-    if not can_be_drawn(kind, given[name]):
-        raise SearchError(f"{what}: {name} = {given[name]!r} cannot be drawn; {wanted}")
+    expected = f"the space asks for {describe_kind(kind)}"
+    if name not in params:
+        raise SearchError(f"{what} lacks {name!r}; {expected}")
+    if not can_be_drawn(kind, params[name]):
+        raise SearchError(f"{what}: {name} = {params[name]!r} cannot be drawn; {expected}")
 
 
 def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:

@@ -257,10 +257,10 @@ class EvolutionStrategy:
         another: Proposal | None = None  # with new parameters, if not a new mask
         for _ in range(RETRIES):
             proposal = self.breed(draw, parents, draws)
-            known = self.seen.intersection(texts := identity(proposal))
-            if not known:
+            repeated = self.seen.intersection(texts := identity(proposal))
+            if not repeated:
                 break
-            if len(known) < len(texts) and another is None:
+            if len(repeated) < len(texts) and another is None:
                 another = proposal
         else:
             proposal = another or proposal

@@ -164,8 +164,8 @@ class ParetoHalving:
         where = f"measures of trial {number}"
         if self.ranking == "nondominated":
             for name in self.against:
-                known = require_value(measures, name, where)
-                gains.append(known if name in MORE_IS_BETTER else -known)
+                measure = require_value(measures, name, where)
+                gains.append(measure if name in MORE_IS_BETTER else -measure)
         elif self.ranking == "strata":
             density = require_value(
                 measures, "density", where, 1 - measures.get("sparsity", math.nan)

@@ -146,10 +146,10 @@ def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> 
 
 def take_rows(source: Differentiable, rows: int) -> list[Batch]:
     """The next batches with that many rows at least."""
-    found: list[Batch] = []
-    while sum(len(batch["input_ids"]) for batch in found) < rows:
-        found.append(next(source.batches))
-    return found
+    batches: list[Batch] = []
+    while sum(len(batch["input_ids"]) for batch in batches) < rows:
+        batches.append(next(source.batches))
+    return batches
 
 
 def measure_edges(
@@ -173,11 +173,11 @@ def measure_edges(
     try:
         for width in sorted({batch["input_ids"].shape[-1] for batch in batches}):
             alike = [batch for batch in batches if batch["input_ids"].shape[-1] == width]
-            found = importance(source.model, alike, method="fisher")
-            assert found.values is not None
+            effects = importance(source.model, alike, method="fisher")
+            assert effects.values is not None
             rows = sum(len(batch["input_ids"]) for batch in alike)
-            total[..., :width, :width] += found.values * rows
-            loss += found.loss * rows / measured
+            total[..., :width, :width] += effects.values * rows
+            loss += effects.loss * rows / measured
     finally:
         detach(source.model, missing_ok=True)
     weights = pair_weights(shape)

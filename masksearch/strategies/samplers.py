@@ -159,11 +159,11 @@ class Parameters:
         Raises:
             SpaceError: If it was of another kind or range before.
         """
-        first, known = self.first.setdefault(name, (draw, kind))
-        if known != kind:
+        first, prior = self.first.setdefault(name, (draw, kind))
+        if prior != kind:
             raise SpaceError(
                 f"parameter {name!r} of the space has changed: draw {first} asked for "
-                f"{describe_kind(known)}, draw {draw} for {describe_kind(kind)}; a parameter has "
+                f"{describe_kind(prior)}, draw {draw} for {describe_kind(kind)}; a parameter has "
                 "the same choices whenever it is asked for: give each case a name of its own, "
                 "or draw from the widest range always"
             )
@@ -337,11 +337,11 @@ class OptunaStrategy:
 
     def tell(self, record: Record) -> None:
         """Takes a result, or (status "running") learns that a draw is out."""
-        known = self.records.get(record.number)
-        if known is not None:
+        earlier = self.records.get(record.number)
+        if earlier is not None:
             if record.status == "running":
                 return
-            record = replace(record, memo=known.memo)
+            record = replace(record, memo=earlier.memo)
         elif self.genetic:
             self.warn_of_branches(record)
         self.records[record.number] = record
@@ -451,12 +451,12 @@ class StudyInMemory(optuna.Study):
             all JSON.
         """
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
-        found = {"distributions": json.dumps(kinds)}
+        texts = {"distributions": json.dumps(kinds)}
         after = self.attributes()
         changed = {key: after[key] for key in after if before.get(key) != after[key]}
-        own = self.storage.get_trial(trial.number).system_attrs
-        attributes = {"trial_attrs": own, "study_attrs": changed}
-        return found | {name: json.dumps(each) for name, each in attributes.items() if each}
+        of_trial = self.storage.get_trial(trial.number).system_attrs
+        attributes = {"trial_attrs": of_trial, "study_attrs": changed}
+        return texts | {name: json.dumps(each) for name, each in attributes.items() if each}
 
 
 def memo_entry(record: Record, name: str) -> dict[str, Any]:
@@ -493,7 +493,7 @@ class TrialWriter:
         self.objectives, self.constraints = tuple(objectives), tuple(constraints)
         self.filler: Filler = filler
 
-    def frozen_trial(self, record: Record, told: Mapping[int, Record]) -> FrozenTrial:
+    def frozen_trial(self, record: Record, records: Mapping[int, Record]) -> FrozenTrial:
         """A record as a trial, given all that was told."""
         state = STATES[record.status]
         values: list[float] | None = None
@@ -504,12 +504,12 @@ class TrialWriter:
             if any(math.isnan(value) for value in values):
                 state, values = TrialState.FAIL, None
             else:
-                excess = self.complete_excesses(excesses(record, self.constraints), told)
+                excess = self.complete_excesses(excesses(record, self.constraints), records)
         elif state is TrialState.PRUNED:
             excess = excesses(record, self.constraints)
             if self.filler != "none" and any(value > 0 for value in excess.values()):
-                state, excess = TrialState.COMPLETE, self.complete_excesses(excess, told)
-                values = [self.fill_value(record, each, told) for each in self.objectives]
+                state, excess = TrialState.COMPLETE, self.complete_excesses(excess, records)
+                values = [self.fill_value(record, each, records) for each in self.objectives]
             elif len(self.objectives) == 1 and self.objectives[0].name in record.values:
                 partial[record.step] = record.values[self.objectives[0].name]
         kinds = {
@@ -528,26 +528,26 @@ class TrialWriter:
         )
 
     def fill_value(
-        self, record: Record, objective: Objective, told: Mapping[int, Record]
+        self, record: Record, objective: Objective, records: Mapping[int, Record]
     ) -> float:
         """An objective of a mask that was not trained to the end."""
         if objective.name in record.measures:
             return record.measures[objective.name]
         if self.filler == "worst":
             return objective.worst
-        known = [other.value(objective.name) for other in told.values() if other.scored]
-        return statistics.median([v for v in known if not math.isnan(v)] or [objective.worst])
+        values = [other.value(objective.name) for other in records.values() if other.scored]
+        return statistics.median([v for v in values if not math.isnan(v)] or [objective.worst])
 
     def complete_excesses(
-        self, excess: dict[str, float], told: Mapping[int, Record]
+        self, excess: dict[str, float], records: Mapping[int, Record]
     ) -> dict[str, float]:
         """With `"median"`, every constraint: a Gaussian process needs them all."""
         if self.filler == "median":
             for constraint in self.constraints:
                 if str(constraint) not in excess:
-                    known = [excesses(other, [constraint]) for other in told.values()]
-                    found = [value for each in known for value in each.values()]
-                    excess[str(constraint)] = statistics.median(found or [0.0])
+                    others = [excesses(other, [constraint]) for other in records.values()]
+                    values = [value for each in others for value in each.values()]
+                    excess[str(constraint)] = statistics.median(values or [0.0])
         return excess
 
 
@@ -556,7 +556,7 @@ def excesses(record: Record, constraints: Sequence[Constraint]) -> dict[str, flo
 
     A constraint on a value that the record does not hold is left out.
     """
-    found = {}
+    violations = {}
     for constraint in constraints:
         try:
             value = record.value(constraint.name)
@@ -564,10 +564,10 @@ def excesses(record: Record, constraints: Sequence[Constraint]) -> dict[str, flo
             continue
         if not math.isnan(value):
             excess = constraint.excess(value)
-            found[str(constraint)] = (
+            violations[str(constraint)] = (
                 min(excess, 0.0) if constraint.holds(value) else max(excess, STRICT)
             )
-    return found
+    return violations
 
 
 def violation(record: Record, constraints: Sequence[Constraint]) -> float:

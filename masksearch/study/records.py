@@ -87,16 +87,16 @@ def own_version() -> str:
     return str(vars(sys.modules["masksearch"])["__version__"])
 
 
-def check_format(known: Mapping[str, Any], run: Path) -> None:
-    """Refuses a study that masksearch has written in another format, as `known` says.
+def check_format(facts: Mapping[str, Any], run: Path) -> None:
+    """Refuses a study that masksearch has written in another format, as its `facts` say.
 
     Raises:
         SearchError: Names both versions.
     """
-    if known.get("format", FORMAT) != FORMAT:
+    if facts.get("format", FORMAT) != FORMAT:
         raise SearchError(
-            f"{run} was written by masksearch {known.get('masksearch', '(unknown)')} in format "
-            f"{known['format']}; this is masksearch {own_version()}, which reads format {FORMAT}; "
+            f"{run} was written by masksearch {facts.get('masksearch', '(unknown)')} in format "
+            f"{facts['format']}; this is masksearch {own_version()}, which reads format {FORMAT}; "
             "install that version to read it, or search in a new run folder"
         )
 

@@ -160,12 +160,12 @@ class NextTokenText:
         made, content = stored.tokenizer, list(stored.content)
         prefix, about = text_prefix(made), (made.to_str(), str(length))
         named = "next token", paragraph_pieces.__name__
-        train, held = stored.parts(length - len(prefix))
+        train, scored = stored.parts(length - len(prefix))
         train_digest = short_hash(*named, *content, *about)
         if test:
             tested = read_test_text(path, made, cache, paragraph_pieces)
-            held, content = tested.held_out, [content[0], "test", tested.content[1]]
-        (train_rows, _), (held_rows, begins) = pack_parts(path, (train, held), length, prefix)
+            scored, content = tested.held_out, [content[0], "test", tested.content[1]]
+        (train_rows, _), (held_rows, begins) = pack_parts(path, (train, scored), length, prefix)
         return cls(
             train=train_rows,
             held=held_rows,

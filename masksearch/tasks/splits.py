@@ -71,12 +71,12 @@ def empty_half(where: str, among: str, half: Half, enough: str = "") -> DataErro
     )
 
 
-def check_sequences(found: int, among: int, half: Half, length: int) -> None:
+def check_sequences(count: int, among: int, half: Half, length: int) -> None:
     """Says, before anything is trained, that there is too little held-out text, and how much is
     needed: a warning in the log, once a process, where a half has fewer than ten sequences.
 
     Args:
-        found: Sequences of the half.
+        count: Sequences of the half.
         among: Sequences of all held-out text.
         half: Which.
         length: Positions of a sequence.
@@ -85,11 +85,11 @@ def check_sequences(found: int, among: int, half: Half, length: int) -> None:
         DataError: If the half has none.
     """
     enough = f" (about {2 * ENOUGH} sequences, {2 * ENOUGH * length:,} tokens)"
-    if not found:
+    if not count:
         raise empty_half("the held-out text", f"{among} sequences", half, enough)
-    if found < ENOUGH and half in ("search", "final"):
+    if count < ENOUGH and half in ("search", "final"):
         tell_once(
-            f"judged by {found} held-out sequence{'s' if found > 1 else ''}, the {half} half of "
+            f"judged by {count} held-out sequence{'s' if count > 1 else ''}, the {half} half of "
             f"{among}: no ranking can be read from so few; hold out more text{enough}"
         )
 

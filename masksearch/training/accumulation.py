@@ -95,11 +95,11 @@ class Accumulator:
         return value
 
     def attempt(
-        self, model: nn.Module, batches: Sequence[Batch], own: Sequence[Batch], loss: Loss
+        self, model: nn.Module, batches: Sequence[Batch], rows: Sequence[Batch], loss: Loss
     ) -> Tensor:
         """One forward and backward pass of every part of this process's own rows."""
         alone = self.group.size == 1
-        parts = [part for batch in own for part in split_rows(batch, self.rows)]
+        parts = [part for batch in rows for part in split_rows(batch, self.rows)]
         if len(parts) == 1 and alone:
             value = loss(model, parts[0]).sum()
             value.backward()  # type: ignore[no-untyped-call]

@@ -123,10 +123,10 @@ def gathered(states: Tensor, part: GatherPart, units: Tensor, unit: int) -> Tens
     return picked.view(groups * part.pieces, 1, -1, size // unit)
 
 
-def add(states: Tensor, part: GatherPart, units: Tensor, found: Tensor) -> None:
+def add(states: Tensor, part: GatherPart, units: Tensor, results: Tensor) -> None:
     """Adds results to their units; the reverse of `gathered`."""
     place = part.of(states)
-    place.index_add_(1, units, found.reshape(place.shape[0], -1, place.shape[2]))
+    place.index_add_(1, units, results.reshape(place.shape[0], -1, place.shape[2]))
 
 
 def bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
@@ -224,19 +224,19 @@ def read(part: GatherPart, unit: int, states: Tensor, *, keys: bool = False) -> 
 
 
 def write(
-    part: GatherPart, unit: int, states: Tensor, found: Tensor, *, keys: bool = False
+    part: GatherPart, unit: int, states: Tensor, results: Tensor, *, keys: bool = False
 ) -> None:
     """Adds a part's result to the states of its queries, or of its keys."""
     units, run = (part.keys if keys else part.queries), part.run
     if run is None:
-        add(states, part, units, found)
+        add(states, part, units, results)
         return
     first, step = (run.key, run.key_step) if keys else (run.query, run.query_step)
     count = units.shape[0] // part.pieces
     for start in range(0, count, step):  # as much as overlaps with nothing
         end = min(count, start + step)
         place = windows(part.of(states), first + start, step, part.pieces, end - start, unit)
-        place.add_(found[:, :, start * unit : end * unit])
+        place.add_(results[:, :, start * unit : end * unit])
 
 
 def attend(

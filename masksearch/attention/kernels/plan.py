@@ -458,7 +458,7 @@ def cut_parts(
 
 # -- what is given with a plan -----------------------------------------------------------------
 def check_states(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, planned: int, told: int
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, planned: int, layouts: int
 ) -> None:
     """Refuses states that do not fit a plan; the first arguments as in `gather_attention`.
 
@@ -468,7 +468,7 @@ def check_states(
         value: Values.
         visible: Keys that may be attended.
         planned: Positions of the plan.
-        told: Heads that it tells apart.
+        layouts: Heads that it tells apart.
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
@@ -480,8 +480,8 @@ def check_states(
             f"the plan holds {planned} positions of queries and keys, got queries "
             f"{list(query.shape)} and keys {list(key.shape)}; plan the mask at that length"
         )
-    if told not in (1, heads):
-        raise HeadCountError(f"the plan has {told} heads, the queries have {heads}")
+    if layouts not in (1, heads):
+        raise HeadCountError(f"the plan has {layouts} heads, the queries have {heads}")
     if heads % key.shape[1]:
         raise HeadCountError(
             f"{heads} query heads cannot share {key.shape[1]} KV heads; the number of query "

@@ -173,14 +173,14 @@ class Corpus:
         stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache)
         made = stored.tokenizer
         special = special_ids(made)
-        train, held = stored.parts(length - 2)
+        train, scored = stored.parts(length - 2)
         content = [one or content_hash([]) for one in stored.content]
         digest = short_hash(*content, made.to_str(), str(length))
         if test:
             tested = read_test_text(path, made, cache)
-            held, digest = tested.held_out, short_hash(digest, "test", tested.content[1])
+            scored, digest = tested.held_out, short_hash(digest, "test", tested.content[1])
         around = (special["cls"],), (special["sep"],)
-        train_rows, held_rows = pack_parts(path, (train, held), length, *around)
+        train_rows, held_rows = pack_parts(path, (train, scored), length, *around)
         return cls(
             train=train_rows[0],
             held_out=held_rows[0],
@@ -207,10 +207,10 @@ def pack_parts(
         DataError: If either is shorter than a sequence.
     """
     inner = length - len(before) - len(after)
-    train, held = (len(part.ids) for part in parts)
-    if min(train, held) < inner:
+    train, scored = (len(part.ids) for part in parts)
+    if min(train, scored) < inner:
         raise DataError(
-            f"{path} holds {train:,} tokens to train on and {held:,} held out; at least a "
+            f"{path} holds {train:,} tokens to train on and {scored:,} held out; at least a "
             f"sequence of {length} positions of each is needed: give more text or a smaller length"
         )
     return [part.packed(length, before, after) for part in parts]
@@ -261,9 +261,9 @@ def tokenize_text(
 
     def write(place: Path) -> None:
         with tempfile.TemporaryDirectory(dir=place) as scratch:
-            files, held = local_text(path, held_out, Path(scratch))
-            made = opened or train_tokenizer(files, vocabulary, whole=bool(held))
-            write_tokens(place, made, files, held, read)
+            files, held_files = local_text(path, held_out, Path(scratch))
+            made = opened or train_tokenizer(files, vocabulary, whole=bool(held_files))
+            write_tokens(place, made, files, held_files, read)
 
     stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
     return stored if opened is None else stored._replace(tokenizer=opened)
@@ -388,11 +388,11 @@ def read_tokens(folder: Path) -> StoredTokens:
     """
     made = open_tokenizer(folder / "tokenizer.json")
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    train, held = (
+    train, held_out = (
         read_stream(folder, name, count, id_type(made))
         for name, count in zip(STREAMS, about["tokens"], strict=True)
     )
-    return StoredTokens(train, held, made, about["content"])
+    return StoredTokens(train, held_out, made, about["content"])
 
 
 def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
@@ -420,6 +420,6 @@ def local_text(
             text.write(folder / "text" / "valid.txt")
         path = folder / "text"
     if held_out is not None and is_hub(held_out):
-        text, held = HubText.parse(held_out), folder / "held.txt"
-        held_out = text.write(held) or text.write(held, "train")
+        text, held_file = HubText.parse(held_out), folder / "held.txt"
+        held_out = text.write(held_file) or text.write(held_file, "train")
     return split_files(Path(path), held_out)

@@ -63,16 +63,16 @@ def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], li
     Files called test (and, beside an explicit `held_out`, valid) belong to neither.
     """
     files = text_files(path)
-    held = [file for file in files if file.stem.lower() in HELD_OUT_STEMS]
+    valid = [file for file in files if file.stem.lower() in HELD_OUT_STEMS]
     if not path.is_dir():
-        held = []
-    left_out = {*held, *(file for file in files if path.is_dir() and file.stem.lower() == "test")}
+        valid = []
+    left_out = {*valid, *(file for file in files if path.is_dir() and file.stem.lower() == "test")}
     if held_out is not None:
-        held = text_files(Path(held_out))
-    train = [file for file in files if file not in left_out and file not in held]
+        valid = text_files(Path(held_out))
+    train = [file for file in files if file not in left_out and file not in valid]
     if not train:
         raise DataError(f"{path} holds no training text beside its held-out and test files")
-    return train, held
+    return train, valid
 
 
 def decode_utf8(raw: bytes, file: Path, line: int = 1) -> str:
@@ -138,13 +138,13 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
 def paragraph_pieces(files: list[Path]) -> Iterator[tuple[int, str]]:
     """As `marked_pieces`, for tokenizers that know line breaks: those of Windows become plain
     ones, and what ends before a paragraph ends with a blank line."""
-    held: tuple[int, str] | None = None
+    pending: tuple[int, str] | None = None
     for mark, piece in marked_pieces(files):
-        if held is not None:
-            yield held[0], held[1] + ("\n" if mark == PARAGRAPH else "")
-        held = mark, piece.replace("\r\n", "\n")
-    if held is not None:
-        yield held
+        if pending is not None:
+            yield pending[0], pending[1] + ("\n" if mark == PARAGRAPH else "")
+        pending = mark, piece.replace("\r\n", "\n")
+    if pending is not None:
+        yield pending
 
 
 def line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
