@@ -495,9 +495,7 @@ NO_CLAIM = [
         "takes 1.6 times as long for each block pair as in dense attention, from six "
         "blocks on 1.15",
     ),
-    (DAM, "the loss is below 1.6 at step 600, 800, 800 and 1,000"),  # dense trainings, not kept
     (DAM, "density .05, true edges .043"),
-    (SEARCH, "in 89 conditional groups | 0.6 s |"),  # not kept
     (
         ATTENTION,
         "has a cosine of .67 with that of dense attention. With `| masks.global_tokens(1)`, "

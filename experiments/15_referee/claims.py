@@ -209,9 +209,6 @@ GUIDED = {
         ARM["restore_star"]["rows"],
         ARM["random"]["rows"],
     ],
-    "random search keeps {} of STS-B's pairs within 30 %, DAM {} and random keys {}": [
-        cell(STS, arm, THIRD)[1] for arm in ("random", "dam", WITH_CLS)
-    ],
     "gates of heads minus DAM {} [{}, {}]. There its": minus_dam(STS, "gates"),
     "On QNLI gates of heads minus DAM are {} [{}, {}]"
     f"{not_shown(QNLI, 'gates')}.": minus_dam(QNLI, "gates"),
@@ -220,7 +217,6 @@ GUIDED = {
     f"STS-B and {{}} [{{}}, {{}}] on QNLI{not_shown(QNLI, 'fisher_rounds')}.": minus_dam(
         QNLI, "fisher_rounds"
     ),
-    "diagonal restored heads lose {} [{}, {}] at 30 % of STS-B": lost(STS, "restore", THIRD),
     "Random search over heads is a control. It is not told from random keys that keep [CLS]: "
     "within 30 % of STS-B random search minus random keys and [CLS] is {} [{}, {}]": minus(
         STS, "random", WITH_CLS, THIRD
