@@ -13,7 +13,7 @@ from experiments.verify import Claim, interval, rows, sentences
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))  # scripts import one another by their names
-HERE, PROXY, SEARCH = "benchmarks/README.md", "docs/proxy.md", "docs/running.md"
+HERE = "benchmarks/README.md"
 DAM, ATTENTION, CLUSTER, TABLE = (
     "docs/dam.md",
     "docs/attention.md",
@@ -108,7 +108,6 @@ FORMS = {  # in the README -> in dam_runs.csv
 }
 step = {form: dam["I"]["cells"][form] for form in ("log", "flip")}
 short = cells["A", "n = 32, 1,500 steps, 600 of warm-up"]
-whole = pd.concat([cells["A", "n = 32"], cells["A", "n = 32, 2,500 steps, 1,000 of warm-up"]])
 scaled = pd.concat(cells["G", f"loss x {factor}"] for factor in ("1000", "0.001"))
 offsets = runs[runs.part == "C"]
 default = [cells["A", "n = 32"], cells["B", "n = 64"]]
@@ -219,19 +218,6 @@ CLAIMS = [
             ],
         },
     ),
-    *rows(
-        ATTENTION,
-        {
-            "attention in a window of 64": [kernel(cpu, "window 64", False) for cpu in BOTH],
-            "the same with its backward pass": [kernel(cpu, "window 64", True) for cpu in BOTH],
-            "a training step of a small BERT under a Longformer mask": [
-                train_step(cpu, LONGFORMER[1]) for cpu in BOTH
-            ],
-            "the same step of Hugging Face's own Longformer": [
-                train_step(cpu, LONGFORMER[0]) for cpu in BOTH
-            ],
-        },
-    ),
     *sentences(
         HERE,
         {
@@ -263,19 +249,6 @@ CLAIMS = [
                 *(1000 * seconds for seconds in both("trial")),
                 large["trial"],
             ],
-        },
-    ),
-    *sentences(
-        SEARCH,
-        {
-            "without start-up | Ray {} of the ideal time, worker processes {} |": [
-                ray["ratio"],
-                pool["ratio"],
-            ],
-            "| start-up | Ray {} s, worker processes {} s |": [ray["start_up"], pool["start_up"]],
-            "| a TPE draw at 1,000 trials, 14 parameters | {} ms |": [draws[2]],
-            "| the page of a study of 10,000 trials | {} s |": [study["report_seconds"]],
-            "| its status | {} s |": [study["status_seconds"]],
         },
     ),
     *(
@@ -326,14 +299,6 @@ CLAIMS = [
             "Ray Tune): {} s per trial, simulated {} s, ideal {} s": [
                 scaling["check"][name] for name in ("run", "simulated", "ideal")
             ],
-        },
-    ),
-    *sentences(
-        PROXY,
-        {
-            "| pre-training, tokens per second | {} |": [pretrain["dense"]["ratio"]],
-            "against padding to 128 | {} |": [proxy["finetune"]["ratio_to_padded"]],
-            "| the same against dynamic padding | {} |": [proxy["finetune"]["ratio_to_dynamic"]],
         },
     ),
     *sentences(
@@ -422,39 +387,6 @@ CLAIMS = [
                 cells["H", "flip, two levels"].cpu_seconds.mean() / short.cpu_seconds.mean()
             ],
             "(AUROC {}, precision {}; seeds 0": [short.auroc.min(), short.precision.min()],
-        },
-    ),
-    *sentences(
-        DAM,
-        {
-            "| seed 3 {} and {} (it lost the key edges), the others 1.0 and 1.0 | {} to {} |": [
-                short.auroc.min(),
-                short.precision.min(),
-                short.cpu_seconds.min(),
-                short.cpu_seconds.max(),
-            ],
-            "| 2,500 | 1,000 or 1,250 | all {} and {} | {} to {} |": [
-                whole.auroc.min(),
-                whole.precision.min(),
-                whole.cpu_seconds.min(),
-                whole.cpu_seconds.max(),
-            ],
-        },
-    ),
-    *sentences(
-        "docs/dam_health.md",
-        {
-            "| free, density .05 | 32 | one | AUROC and precision 1.0 in all {} ({} CPU seconds": [
-                perfect[0],
-                default[0].cpu_seconds.mean(),
-            ],
-            "| free, density .05 | 64 | two | AUROC and precision 1.0 in all {} ({} CPU seconds": [
-                perfect[1],
-                default[1].cpu_seconds.mean(),
-            ],
-            "planted offsets ranked {} all others in {} of {} runs": [
-                *(offsets.margin.median(), (offsets.margin > 0).sum(), len(offsets))
-            ],
         },
     ),
     Claim(

@@ -7,7 +7,7 @@ import pandas as pd
 
 from experiments.verify import Claim, interval
 
-HERE, DOCS = "experiments/09_minilm_glue/README.md", "docs/proxy.md"
+HERE = "experiments/09_minilm_glue/README.md"
 
 scores = pd.read_csv(Path(__file__).parent / "results" / "scores.csv").sort_values("seed")
 tasks = {task: found for task, found in scores.groupby("task")}
@@ -37,11 +37,5 @@ CLAIMS = [
         HERE,
         "277 development rows one standard error is {}",
         [math.sqrt(tasks["RTE"].score.mean() * (1 - tasks["RTE"].score.mean()) / 277)],
-    ),
-    Claim(
-        DOCS,
-        "| {} | {} | {} | {} |",
-        [tasks[task].score.mean() for task in ("STS-B", "MRPC", "SST-2", "RTE")],
-        after="| STS-B | MRPC | SST-2 (8,000 rows) | RTE |",
     ),
 ]

@@ -199,16 +199,10 @@ LOSSES = {  # the guide's table
     "edges: `dam`": "dam",
     "edges: `prune`, five rounds": "fisher_rounds",
     "heads: `allocate`, gates": "gates",
-    "heads: `allocate`, restored beside stars": "restore_star",
     "heads: random search": "random",
-    "control: random keys and [CLS]": WITH_CLS,
 }
 GUIDED = {
     "{} training rows, and passed {} at most": [PLAN["rows"]["select"], PLAN["budgets"]["passes"]],
-    "restored heads used {} of these rows, random search {}.": [
-        ARM["restore_star"]["rows"],
-        ARM["random"]["rows"],
-    ],
     "gates of heads minus DAM {} [{}, {}]. There its": minus_dam(STS, "gates"),
     "On QNLI gates of heads minus DAM are {} [{}, {}]"
     f"{not_shown(QNLI, 'gates')}.": minus_dam(QNLI, "gates"),
