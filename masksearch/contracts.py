@@ -129,7 +129,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluator has measured after `step` optimiser steps.
+    """The values that an evaluator has measured after `step` optimiser steps.
 
     Values are what `float()` takes: numbers, NumPy's too, and tensors of one element. Anything
     else raises an EvaluatorError, which says what to write; so do no values, and a step that is no
@@ -395,11 +395,11 @@ class Evaluator:
 
         @property
         def shape(self) -> Shape:
-            """What a mask is lowered to."""
+            """The sizes that a mask is lowered to."""
 
         @property
         def objectives(self) -> tuple[Objective, ...]:
-            """What a search improves; the first is the score."""
+            """The objectives that a search improves; the first is the score."""
 
         @property
         def protocol(self) -> str:
@@ -454,7 +454,7 @@ class Evaluator:
         raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
     def measures_of(self, mask: Mask) -> Mapping[str, float]:
-        """What is known of a mask that fits the shape before any training, beside every record's
+        """The measures of a mask that fits the shape before any training, beside every record's
         measures. Records carry these measures too: they serve as objectives, and a mask that
         violates a constraint on one is not trained."""
         return {}
@@ -493,7 +493,7 @@ class Evaluator:
         anything else is paid for."""
 
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search (DAM) trains on; SearchError where there is no such thing."""
+        """The model and batches of a one-shot search (DAM); SearchError where there are none."""
         raise SearchError(
             f"{type(self).__name__} has no differentiable(seed), which trains gates and weights; "
             "use another strategy or, for example, a PlantedEvaluator or an MlmEvaluator"
@@ -506,7 +506,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Differentiable:
-    """What a one-shot search trains on.
+    """The model and batches that a one-shot search trains on.
 
     Args:
         model: Its `model(**batch).loss` is differentiable.

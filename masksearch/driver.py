@@ -536,7 +536,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Entrants:
-    """What a comparison is asked to judge.
+    """The masks that a comparison judges.
 
     Args:
         masks: Name -> mask.
@@ -576,7 +576,7 @@ class Entrants:
     def plan(
         self, judged: Comparison, seeds: Sequence[int], evaluator: Evaluator, left: int, slots: int
     ) -> list[str]:
-        """What is about to run, for about how long, and what it will tell, in two lines.
+        """Two lines on the runs to come: how many, for about how long, and what they will tell.
 
         Args:
             judged: The comparison as it stands.
@@ -675,7 +675,7 @@ def remember_found(
 
 
 def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposal]:
-    """What a search judges beside its trials."""
+    """The masks that a search judges beside its trials."""
     return [
         replace(each, source=SOURCES[kind_of_mask(baselines[each.name])])
         for each in Listed(baselines, [seed], "baselines", "baseline").proposals
@@ -736,7 +736,7 @@ def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candida
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
-    """What must not change between two calls on one run folder."""
+    """The facts that must not change between two calls on one run folder."""
     read_out = str(evaluator_settings(evaluator).get("read_out", READ_OUT))
     return {
         "protocol": evaluator.protocol,

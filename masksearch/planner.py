@@ -164,7 +164,7 @@ class DecoderOnText:
 
 @dataclass(frozen=True)
 class CacheBudget:
-    """What plans may cost, and how what is full within that is chosen; fields are as of
+    """The most that plans cost, and how full units are chosen within that; fields are as of
     `allocate`, for several budgets."""
 
     budgets: Sequence[float]
@@ -249,7 +249,7 @@ def find_plans(
 
 
 def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Served:
-    """What judges masks on a decoder, and counts their bytes as its engine does."""
+    """The evaluator that judges masks on a decoder, and counts their bytes as its engine does."""
     account = delivery.account
     evaluator = CausalEvaluator(
         decoder.text,

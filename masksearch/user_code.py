@@ -164,7 +164,7 @@ def load_function(spec: str) -> Any:
 
 
 def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
-    """What a function of a user does: the hash of its code and of each definition of its file
+    """Hashes of a user's function: of its code and of each definition of its file
     that it uses, directly or through others, by name.
 
     Comments, docstrings and formatting do not count. A function that is made by another one, or
@@ -281,7 +281,7 @@ def hash_text(text: str) -> str:
 
 
 def call_user(spec: str, maker: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """What a user's function or class makes.
+    """Calls a user's function or class, and returns its result.
 
     Args:
         spec: What it is called in the error: `file.py:name`.
@@ -346,7 +346,7 @@ def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered
 
 
 def budget_of(trial: BaseTrial) -> float | None:
-    """What the mask of this draw may cost; None = the search has no budget.
+    """The budget of this draw's mask; None = the search has none.
 
     Args:
         trial: That the space was called with, or a `FixedTrial` of a record's parameters.

@@ -267,7 +267,7 @@ class ComparedMasks(ComparedRuns):
         return [findings[mine.name, role, other.name] for mine, role, other in pairs]
 
     def verdict(self, reference: str = "dense", against: Against | None = None) -> str:
-        """What the runs say of every searched mask and every candidate, in plain words.
+        """The outcome of every searched mask and every candidate, in plain words.
 
         Each of them is set against the hand-designed mask nearest in sparsity (which it may be
         denser than by one point at most) or against all, the random control of equal sparsity

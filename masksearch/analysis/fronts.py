@@ -71,7 +71,7 @@ class SeedVolumes:
 
 @dataclass(frozen=True)
 class ComparedFronts:
-    """What a comparison says of the front of a search.
+    """The fronts of a search and its opponents, compared.
 
     Args:
         seeds: Common to all masks.
@@ -426,7 +426,7 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
 
 
 def promise_line(fronts: ComparedFronts, score: Objective) -> str:
-    """What was left of the search's scores."""
+    """States how much of the search's scores fresh runs lost."""
     lost = fronts.lost
     if lost is None:
         return (

@@ -233,7 +233,7 @@ def sparsity_of(record: Record) -> float:
 
 
 def cost_of(record: Record, objectives: Sequence[Objective]) -> float:
-    """What the record's mask costs, as a share of dense attention: the second objective, where
+    """The cost of the record's mask, as a share of dense attention: the second objective, where
     that is a measure of the evaluator's own (`kv_bytes`), else its effective density."""
     costs = [
         o.name for o in objectives[1:2] if o.name in record.measures and o.name not in MEASURES
@@ -417,7 +417,7 @@ def hypervolume_curve(
 
 # -- what records say against believing them ------------------------------------------------------
 def search_cautions(records: Sequence[Record]) -> list[str]:
-    """What whoever runs or reads a search must know; empty where there is nothing.
+    """Cautions for whoever runs or reads a search; empty where there is nothing.
 
     Args:
         records: Of one search or of several, finished ones and others.
@@ -542,7 +542,7 @@ def unlearned_gates(records: Sequence[Record]) -> list[str]:
 
 
 def warmup_problems(values: Mapping[str, float], steps: int) -> dict[str, str]:
-    """What the last report of a DAM run says of a warm-up that has found its own end.
+    """Problems of a warm-up that has found its own end, by the last report of a DAM run.
 
     Kinds are `"attention_unlearned"` and `"unsettled"`; none for a run whose warm-up was given.
 

@@ -345,7 +345,7 @@ class ProxyCard:
         return not self.objections and bool(self.valid_from)
 
     def verdict(self) -> str:
-        """What may be said, in plain lines; the first says valid, not valid or not decided."""
+        """The verdict in plain lines; the first says valid, not valid or not decided."""
         what = f"{self.proxy} as a proxy of {self.target} at {self.reference[1]:,} steps"
         if self.objections:
             reasons = [f"  {each[0].upper()}{each[1:]}." for each in self.objections]

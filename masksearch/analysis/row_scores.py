@@ -46,7 +46,7 @@ def lower_bound(scores: NDArray[np.floating], least: float = 0.0) -> float:
 
 
 def pseudo_values(metric: float, without: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What each row adds to a metric that is no mean over rows, moved so that their mean is it.
+    """Each row's part of a metric that is no mean over rows, moved so that their mean is it.
 
     Args:
         metric: Over all rows.

@@ -48,7 +48,7 @@ CLOSE = 1e-3  # rows whose mean is farther from the score, relative to it, are o
 
 # -- kinds -------------------------------------------------------------------------------------
 def kind_of_mask(mask: Mask | None) -> Kind:
-    """What a mask is where nobody has said it, by its value and never by its name.
+    """The kind of a mask where nobody has said it, by its value and never by its name.
 
     Returns:
         `"hand-designed"` for one of `masks.FAMILIES`, `"control"` for full attention, else
@@ -270,7 +270,7 @@ class ComparedRuns:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a study stores beside the records, as JSON; read again by `of`."""
+        """Facts that a study stores beside the records, as JSON; read again by `of`."""
         names = ("kinds", "meanings", "found_with", "promised", "against", "seedless", "margin")
         return {
             "comparison": json.dumps({name: getattr(self, name) for name in names}, default=dict)
@@ -333,7 +333,7 @@ class ComparedRuns:
         return tested or (hand if few else [])
 
     def kind(self, name: str, mask: Mask | None) -> Kind:
-        """What a mask of that name is: what was said of it, else what its value says."""
+        """The kind of a mask of that name: as declared, else by its value."""
         return self.kinds.get(name) or kind_of_mask(mask)
 
     @cached_property
@@ -472,7 +472,7 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
 
 
 def describe_reuse(sources: Mapping[str, Found], seeds: Collection[int], half: str) -> list[str]:
-    """What flatters the masks of searches: seeds and rows that found them and judge them too.
+    """Says what flatters masks of searches: seeds and rows that found them and judge them too.
 
     Args:
         sources: How each was found.

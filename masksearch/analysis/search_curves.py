@@ -29,7 +29,7 @@ Curves = Mapping[str, Mapping[int, list[Snapshot]]]
 
 @dataclass(frozen=True)
 class StrategyReached:
-    """What a strategy's searches reached where every search of the comparison still ran.
+    """A strategy's hypervolumes where every search of the comparison still ran.
 
     `finding` is its hypervolume minus the reference's over common search seeds, at equal seconds;
     None for the reference itself.
@@ -67,7 +67,7 @@ def reached(curve: Sequence[Snapshot], compute: float, by: Compute) -> float:
 
 
 def ended(curve: Sequence[Snapshot], by: Compute) -> float:
-    """What a search has spent in all."""
+    """Trials or seconds that a search has spent in all."""
     return float(getattr(curve[-1], by)) if curve else 0.0
 
 

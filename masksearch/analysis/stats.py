@@ -130,7 +130,7 @@ class RowTables:
         return sum(table.shape[2] for table in self.tables.values())
 
     def covariances(self) -> list[tuple[Floats, int]]:
-        """What the draw of the rows adds to the covariance of the masks' mean scores.
+        """The part of the draw of the rows in the covariance of the masks' mean scores.
 
         A single run cannot tell a row's own effect from the rest: both count.
 

@@ -1,4 +1,4 @@
-"""What may be said about compared masks, in sentences."""
+"""The verdict on compared masks, in sentences."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
 
 
 def warning_lines(comparison: ComparedRuns) -> list[str]:
-    """What a reader must know before believing the scores."""
+    """Warnings for a reader, before the scores are believed."""
     entries = list(comparison.entries.values())
     searched = [entry for entry in entries if entry.kind == "searched" and entry.scores]
     lines = row_lines(comparison, searched)

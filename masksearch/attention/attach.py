@@ -70,7 +70,7 @@ GATES = "masksearch_gates"  # the submodule that holds the gates while they are 
 
 @dataclass
 class Attachment:
-    """What `attach` has put on a model, and what undoes it."""
+    """The state that `attach` has put on a model, and what undoes it."""
 
     what: dict[str, Any]  # part -> mask or gates, whole
     states: dict[nn.Module, LayerState]
@@ -207,7 +207,7 @@ def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
 
 
 def attached(model: nn.Module) -> dict[str, Any]:
-    """What is attached: part -> mask or gates, as `attach` was given them (`"self"` = plain).
+    """Part -> attached mask or gates, as `attach` was given them (`"self"` = plain).
 
     Raises:
         AttachError: If the model has been given another attention implementation since.
@@ -217,7 +217,7 @@ def attached(model: nn.Module) -> dict[str, Any]:
 
 
 def in_force(model: nn.Module) -> Attachment | None:
-    """What is attached to a model.
+    """The attachment of a model.
 
     Raises:
         AttachError: If other attention is in use, which passes it over.
@@ -246,7 +246,7 @@ def copied_configs(
 
 
 def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says of the masks, for whoever opens it without masksearch."""
+    """A configuration's note on the masks, for whoever opens it without masksearch."""
     named = {
         part: {"mask": f"{mask!s:.200}", "digest": mask.digest}
         for part, mask in masks.items()

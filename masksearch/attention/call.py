@@ -1,4 +1,4 @@
-"""What a layer's attention is asked for, and the gates that may answer in its place."""
+"""The arguments of a layer's attention, and the gates that may answer in its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """What one attention layer is given in one forward pass.
+    """The arguments of one attention layer in one forward pass.
 
     Args:
         query: `[batch, heads, queries, head_dim]`.

@@ -1,4 +1,4 @@
-"""What computes the attention of a model with a mask on it, layer by layer, and why."""
+"""Names the kernel of each layer of a model with a mask on it, and the reason."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ExplainedLayers:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What computes each layer; `str()` is a table of at most 100 columns.
+    """The kernel of each layer; `str()` is a table of at most 100 columns.
 
     Args:
         title: Model, device, and whether a gradient is asked for.
@@ -99,7 +99,7 @@ class Explanation:
 def explain(
     model: nn.Module, length: int | None = None, trains: bool | None = None
 ) -> Explanation:
-    """What computes the attention of a model that a mask or gates are attached to, and why.
+    """Names the kernel of each layer of a model with a mask or gates attached, and the reason.
 
     Args:
         model: As `attach` was given it.

@@ -1,4 +1,4 @@
-"""What transformers calls in place of SDPA while a mask, or gates, are attached to a model.
+"""The stand-in for SDPA in transformers while a mask, or gates, are attached to a model.
 
 The only file that knows transformers' attention interface. Transformers looks up two functions
 under the name in a configuration: one makes the model's own mask, once per forward pass

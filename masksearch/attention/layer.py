@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class LayerMask:
-    """What one distinct mask of a model is lowered to: tables, choices of a kernel, and plans.
+    """One distinct mask of a model, lowered: tables, choices of a kernel, and plans.
 
     A table of n positions serves shorter inputs by its upper left corner, which is what padding
     them to n computes for the real tokens.
@@ -93,7 +93,7 @@ class LayerMask:
         return self.mask & Causal() if self.causal else self.mask
 
     def lower(self, make: Callable[[], T], length: int, *what: Any) -> T:
-        """What `make` returns, made once for a length and what it is asked for.
+        """Calls `make` once for each length and purpose, and keeps its result.
 
         It is made in a thread of its own, because whatever records or transforms computations
         does so in one thread: torch.export and its fake tensors, inference mode, torch.func,
@@ -156,7 +156,7 @@ class LayerMask:
             )
 
     def choose(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
-        """What computes a self-attention call over whole sequences of that length."""
+        """Chooses the kernel of a self-attention call over whole sequences of that length."""
         refuse_longer(self.given, length, self.where)
         asked: dict[str, Any] = {
             "head_dim": self.head_dim,
@@ -183,7 +183,7 @@ class LayerMask:
         return backend if backend in ("gather", "flex") else ""
 
     def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:
-        """What a sparse kernel computes, the model's causality included.
+        """The plan of a sparse kernel, the model's causality included.
 
         Raises:
             EmptyRowError, LengthError: As `table`.
@@ -380,7 +380,7 @@ POSITIONS: dict[int, SequencePositions] = {}
 # -- layers ------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class LayerState:
-    """What one attention module computes while a mask, or gates, are attached to its model.
+    """The state of one attention module while a mask, or gates, are attached to its model.
 
     Args:
         name: Qualified name of the module within the model.
@@ -469,7 +469,7 @@ class LayerState:
         return table[..., first_key : first_key + keys]
 
     def once(self, make: Callable[[], T], *same: Any) -> T:
-        """What `make` returns, made once in a pass for layers that have the same objects."""
+        """Calls `make` once in a pass for layers that have the same objects."""
         key = tuple(map(id, same))
         if key not in self.positions.seen:
             self.positions.seen[key] = (*same, make())  # they stay alive beside their ids

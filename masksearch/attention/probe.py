@@ -129,7 +129,7 @@ def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[C
 
 
 def describe_failure(called: nn.Module, inputs: Mapping[str, Tensor], error: Exception) -> str:
-    """What to do where a forward pass with made-up inputs fails."""
+    """The remedy where a forward pass with made-up inputs fails."""
     tried = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
     real = ", ".join(f'"{key}": batch["{key}"]' for key in inputs)
     why = str(error).partition("\n")[0]

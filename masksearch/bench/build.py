@@ -41,7 +41,7 @@ DRAWS = 83  # a stream of random numbers
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What a table is to hold.
+    """The contents of a table to build.
 
     Args:
         name: Of the table and its file.
@@ -234,7 +234,7 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
 
 
 def environment() -> dict[str, str]:
-    """What the last bits of a cell depend on."""
+    """The versions and hardware that the last bits of a cell depend on."""
     return {
         "masksearch": metadata.version("masksearch"),
         "torch": torch.__version__,
@@ -248,7 +248,7 @@ def environment() -> dict[str, str]:
 def judged_dense(
     judges: Mapping[Tokens, Evaluator], spec: TableSpec
 ) -> dict[str, dict[str, float]]:
-    """What the model says with every unit at the top, by each set of tokens."""
+    """The values of the model with every unit at the top, by each set of tokens."""
     values_of: dict[str, dict[str, float]] = {}
     mask = spec.units.mask([spec.units.top] * len(spec.units.names))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What a selector of masks is worth: regret on tables whose best choice is known, with intervals.
+"""The worth of a selector of masks: regret on tables whose best choice is known, with intervals.
 
 def last_layers(known):                            # a selector, ten lines of one's own
     for budget in known.budgets:
@@ -31,7 +31,7 @@ SELECTED, ORACLE = "regret", "oracle"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a selector may know of a table; `judge` keeps the answers. It is no lock: Python lets
+    """A table as a selector may read it; `judge` keeps the answers. It is no lock: Python lets
     whoever inspects closures or opens the table's file read them.
 
     Args:
@@ -68,7 +68,7 @@ Selector = Callable[[Judged], Iterable[tuple[float, Choice]]]
 def seal(
     table: Table, budgets: Sequence[float] = BUDGETS, seed: int = 0, account: str = PAIRS
 ) -> tuple[Judged, dict[str, float]]:
-    """What a selector gets of a table, and the losses that it has asked for, which grow.
+    """The view of a table for a selector, and the losses that it has asked for, which grow.
 
     Args:
         table: The table.

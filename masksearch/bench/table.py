@@ -49,7 +49,7 @@ PAIRS = "pairs"  # the account of the kept pairs of tokens
 
 @dataclass(frozen=True)
 class Datasheet:
-    """What a table holds, how it was made, and what it does not show.
+    """The sheet of a table: its contents, how it was made, and what it does not show.
 
     Args:
         name: Of the table.
@@ -155,7 +155,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        """What cells are ranked by."""
+        """The name of the value that ranks cells."""
         return self.sheet.objective[0]
 
     @property
@@ -169,7 +169,7 @@ class Table:
         return (PAIRS, *self.sheet.dense_bytes)
 
     def shares(self, account: str = PAIRS) -> pd.Series[float]:
-        """What each choice costs, as a share of the dense model.
+        """The cost of each choice, as a share of the dense model.
 
         Args:
             account: `"pairs"`, the kept pairs of tokens; or `"head/8192"`, the bytes of a cache of
@@ -204,7 +204,7 @@ class Table:
         return tokens
 
     def query(self, choice: Choice, tokens: Tokens = "calibration", account: str = PAIRS) -> Cell:
-        """What is known of one choice.
+        """The cell of one choice.
 
         Args:
             choice: One level a unit: `"0100.."`, or numbers.
@@ -353,7 +353,7 @@ class Table:
         trials: int = 60,
         **options: Any,
     ) -> pd.DataFrame:
-        """What a search would have found, replayed through the package's own session.
+        """The result of a search, replayed through the package's own session.
 
         Evaluations take equally long, so with several slots the strategy proposes what is next
         before it knows the last ones. Nothing is kept on disk.

@@ -41,7 +41,7 @@ def fits(judge: Evaluator, units: Units) -> TypeGuard[CausalEvaluator]:
 def tree_values(
     judge: CausalEvaluator, units: Units, choices: Sequence[Allocation], seed: int = 0
 ) -> Iterator[tuple[Allocation, dict[str, float]]]:
-    """What `judge` reports under each choice, to rounding (1e-5 nats), in lexicographic order.
+    """The reports of `judge` for each choice, to rounding (1e-5 nats), in lexicographic order.
 
     Args:
         judge: One that `fits`.
@@ -78,7 +78,7 @@ class Tree:
             self.target = self.model.logits(dense).float()
 
     def attended(self, layer: int, hidden: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        """What the heads read under each of these levels, before they are mixed."""
+        """The heads' outputs under each of these levels, before they are mixed."""
         read: list[Tensor] = []
         block: Any = self.body.layers[layer]
         hook = block.self_attn.o_proj.register_forward_pre_hook(

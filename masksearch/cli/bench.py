@@ -13,7 +13,7 @@ from masksearch.cli.options import OptionsError, declare
 
 
 class Action(StrEnum):
-    """What is to be done."""
+    """The actions of `masksearch bench`."""
 
     list = "list"
     build = "build"

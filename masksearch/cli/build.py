@@ -177,7 +177,7 @@ def load_kind(place: str) -> Any:
 def further_settings(
     kind: Any, texts: Mapping[str, str], values: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What `--set NAME=VALUE` gives an evaluator beside the options that have names of their own.
+    """The settings of `--set NAME=VALUE`, beside the options that have names of their own.
 
     Args:
         kind: Its class.
@@ -309,7 +309,7 @@ def split_name(text: str) -> tuple[str, str]:
 def named_candidates(
     text: str, *, whole: bool = False, storage: str | None = None
 ) -> dict[str, Candidate]:
-    """What `NAME=MASK` or `MASK` names: a mask, or what a run has recorded of one; `whole` = a run
+    """Reads `NAME=MASK` or `MASK`: a mask, or what a run has recorded of one; `whole` = a run
     without a trial or sparsity stays one; runs may name `storage`.
 
     The mask of a search is named by its strategy, unless it is given a name; a run of strategy

@@ -151,7 +151,7 @@ def run_demo(
 
 
 def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> list[str]:
-    """What was asked, by whom, and what the figures mean, for someone who knows none of it."""
+    """The question, who asks it, and what the figures mean, for someone who knows none of it."""
     shape = judge.shape
     return [
         f"The task: {process.length} tokens. Some share a symbol with tokens at fixed "

@@ -47,7 +47,7 @@ def installed_version(name: str) -> str:
 
 
 def data_in(place: Path) -> str:
-    """What a folder or file of data holds, as searches would read it."""
+    """The contents of a folder or file of data, as searches would read it."""
     if not place.exists():
         return "does not exist"
     tasks = sorted(path.parent.name for path in place.glob("*/train.tsv"))

@@ -277,7 +277,7 @@ def main() -> None:
 
 
 def usage_mistake(error: Any) -> str:
-    """What typer says of words that are no command line of ours; the nearest option first."""
+    """Typer's message on words that are no command line of ours; the nearest option first."""
     if (replacement := GONE.get(getattr(error, "option_name", ""))) is not None:
         return f"{error.option_name} has left the command line; use {replacement}"
     near = getattr(error, "possibilities", None)

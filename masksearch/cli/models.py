@@ -295,7 +295,7 @@ def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
 
 
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
-    """What the command says of a plan."""
+    """The lines that the command prints on a plan."""
     from masksearch.models.plan import describe_loss, describe_rival, describe_rows
     from masksearch.planner import describe_units
 

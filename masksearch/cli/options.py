@@ -178,7 +178,7 @@ def downstream(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """What judges masks, and where: options of search and compare."""
+    """The evaluator of masks, and its machine: options of search and compare."""
 
     corpus: str | None = option(
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
@@ -285,7 +285,7 @@ def read_helps(docstring: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Source:
-    """What the source of a function or class says of its arguments, by their names.
+    """The documentation of a function's or class's arguments in its source, by their names.
 
     Args:
         helps: Their docstrings.
@@ -302,7 +302,7 @@ class Source:
 
 @cache
 def read_source(path: str) -> Source:
-    """What the source of a function or class says, and of its bases in the package."""
+    """Reads the source of a function or class, and of its bases in the package."""
     module, _, name = path.partition(":")
     file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -406,7 +406,7 @@ class CommandWithExamples(TyperCommand):
     """A command whose options stand in groups, with examples below them."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        """What the command does, without its examples."""
+        """The description of the command, without its examples."""
         formatter.write_paragraph()
         with formatter.indentation():
             formatter.write_text(inspect.cleandoc(self.help or "").partition(EXAMPLES)[0].strip())

@@ -91,7 +91,7 @@ def show_mask(text: str, options: ReportOptions) -> None:
 
 
 def facts_of_mask(mask: Mask, length: int, block: int) -> dict[str, Any]:
-    """What is counted of a mask of a length."""
+    """The counts of a mask of a length."""
     from masksearch.errors import UncountedHops
     from masksearch.masks.lower import block_view, row_counts
     from masksearch.masks.measure import hops

@@ -233,7 +233,7 @@ def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[s
 
 
 def read_enqueued(path: Path | None) -> list[Any]:
-    """What a file of `--enqueue` holds.
+    """Reads a file of `--enqueue`.
 
     Raises:
         OptionsError: If it is not there, or no list in JSON.

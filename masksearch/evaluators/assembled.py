@@ -36,7 +36,7 @@ def positional_names(kind: Any) -> list[str]:
 
 
 class SettingsSignature:
-    """What `help`, notebooks and `inspect.signature` show of an evaluator's class: its settings by
+    """An evaluator's signature in `help`, notebooks and `inspect.signature`: its settings by
     their flat names, with their defaults, and its parts."""
 
     def __get__(self, evaluator: object, kind: type) -> inspect.Signature | None:

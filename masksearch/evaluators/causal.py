@@ -242,12 +242,12 @@ class CausalEvaluator(AssembledEvaluator):
 
     @property
     def adapts(self) -> How:
-        """What is trained under a mask."""
+        """The weights that are trained under a mask."""
         return self.adaptation.how or ("train" if self.model.scratch else "none")
 
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to: causal."""
+        """The sizes that a mask is lowered to: causal."""
         if self.start is not None:
             return self.start.shape(self.positions)
         size = find_size(self.model.size)
@@ -323,7 +323,7 @@ class CausalEvaluator(AssembledEvaluator):
         }
 
     def weights_settings(self) -> dict[str, object]:
-        """What the weights depend on that a mask is put on, or that are trained under it."""
+        """The settings of the weights that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
             return {"weights": self.start.digest, "length": self.positions}
         size = find_size(self.model.size)
@@ -358,7 +358,7 @@ class CausalEvaluator(AssembledEvaluator):
 
     @property
     def trainer(self) -> NextTokenTraining:
-        """What trains a decoder on the text."""
+        """The trainer of a decoder on the text."""
         return NextTokenTraining(self.task(), self.training, self.place)
 
     # -- models --------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ class CausalEvaluator(AssembledEvaluator):
         return model.model
 
     def judge(self, model: NextTokenModel, shared: DenseDecoder | None = None) -> TokenScores:
-        """What a model says of the held-out tokens. Of a shared dense decoder, states of layers
+        """A model's scores on the held-out tokens. Of a shared dense decoder, states of layers
         that are as under the mask before are reused, and `kl` compares with it."""
         return score_tokens(
             model,
@@ -479,7 +479,7 @@ class CausalEvaluator(AssembledEvaluator):
     def last_values(
         self, model: NextTokenModel, workdir: Path, shared: DenseDecoder | None = None
     ) -> dict[str, float]:
-        """What the last report holds; the scores of documents go to the working folder."""
+        """The values of the last report; the scores of documents go to the working folder."""
         rows, hidden, scores = self.rows, self.hidden_rows, self.judge(model, shared)
         documents = row_scores(scores.nll, rows)
         documents.save(workdir)
@@ -496,7 +496,7 @@ class CausalEvaluator(AssembledEvaluator):
 
     # -- gates ---------------------------------------------------------------------------------
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search trains on: the model and the text, without a mask. Weights of a
+        """For a one-shot search: the model and the text, without a mask. Weights of a
         dense model are frozen, so that gates alone are trained."""
         order, rows, size = mixed_seed(seed, DATA, GATES), self.rows, self.training.batch
         model, teacher = self.build_model(seed), None

@@ -96,7 +96,7 @@ class CostEvaluator(Evaluator):
 
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to."""
+        """The sizes that a mask is lowered to."""
         return Shape(self.length, self.layers, self.heads)
 
     @property
@@ -242,7 +242,7 @@ def race_kernels(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[
 
 @cache
 def machine() -> str:
-    """What a measured cost depends on: processor, threads, instruction set and torch."""
+    """The machine of a measured cost: processor, threads, instruction set and torch."""
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"{processor_name()}, 1 thread, {instructions}, torch {torch.__version__}"
 
@@ -296,7 +296,7 @@ class WithCost(EvaluatorWrapper):
 
     @property
     def cost(self) -> CostEvaluator:
-        """What takes the costs."""
+        """The evaluator that takes the costs."""
         shape = self.shape
         chosen = "latency" if self.latency == "milliseconds" else "latency_ratio"
         return CostEvaluator(

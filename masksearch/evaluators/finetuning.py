@@ -144,7 +144,7 @@ class FineTuning(AssembledEvaluator, ABC):
 
     @abstractmethod
     def task_settings(self) -> dict[str, object]:
-        """What the scores depend on beside the settings here."""
+        """The settings that the scores depend on beside those here."""
 
     @abstractmethod
     def tokenize(self, name: str) -> Any:
@@ -164,7 +164,7 @@ class FineTuning(AssembledEvaluator, ABC):
         """Scores of a trained head, `<score>/majority` and `<score>/low` beside them."""
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """What the last report adds, given every score; by default nothing."""
+        """The values that the last report adds, given every score; by default none."""
         return {}
 
     def sequence_lengths(self, rows: Any) -> Sequence[int]:
@@ -198,7 +198,7 @@ class FineTuning(AssembledEvaluator, ABC):
 
     @property
     def trainer(self) -> TaskTraining:
-        """What fine-tunes a head, and has it predict."""
+        """The trainer that fine-tunes a head, and has it predict."""
         return TaskTraining(
             self.inputs,
             self.adaptation.finetune_batch,
@@ -209,7 +209,7 @@ class FineTuning(AssembledEvaluator, ABC):
 
     @property
     def source(self) -> TokenSource:
-        """What turns the tasks' text into ids: the corpus, or the checkpoint's tokenizer."""
+        """The source of ids for the tasks' text: the corpus, or the checkpoint's tokenizer."""
         if self.text.corpus is not None:
             return self.pretrainer.task().corpus
         if "source" in self.held:
@@ -246,7 +246,7 @@ class FineTuning(AssembledEvaluator, ABC):
     # -- what it is ----------------------------------------------------------------------------
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to, with the training rows' lengths and the last layer's rows."""
+        """The sizes of a mask, with the training rows' lengths and the last layer's rows."""
         alone = self.text.corpus is None
         shape = self.start.shape(self.text.length) if alone else self.pretrainer.shape
         if self.half == "all":
@@ -512,7 +512,7 @@ class FineTuning(AssembledEvaluator, ABC):
         return short_hash("dense-1", repr(parts), str(seed), str(self.task_seed(name, seed)))
 
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search trains on.
+        """The model and batches that a one-shot search trains on.
 
         With a corpus the pre-training, as of `MlmEvaluator`. Without one the tasks: the dense
         models with frozen weights, so that gates alone are trained; with `adapt="train"` the

@@ -143,7 +143,7 @@ class MlmEvaluator(AssembledEvaluator):
 
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to."""
+        """The sizes that a mask is lowered to."""
         if not self.model.scratch:
             return self.start.shape(self.text.length)
         size = find_size(self.model.size)
@@ -277,7 +277,7 @@ class MlmEvaluator(AssembledEvaluator):
             return torch.stack([output.loss, pairs])
 
     def held_out_values(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """What a report holds; the model's mode is restored.
+        """The values of a report; the model's mode is restored.
 
         Returns:
             `"loss"`: mean cross-entropy of the masked held-out tokens, in nats, or the mean error
@@ -342,7 +342,7 @@ class MlmEvaluator(AssembledEvaluator):
         return RowScores({"text": rows}, {"text": 1.0}, {"text": digest.hexdigest()[:16]})
 
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search trains on: the same model and data, without a mask."""
+        """For a one-shot search: the same model and data, without a mask."""
         return Differentiable(
             self.build_model(seed),
             self.prepared(self.task().batches(mixed_seed(seed, DATA))),

@@ -140,7 +140,7 @@ class DenseDecoder:
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """What a decoder says of every token of some sequences; the first of a row is not predicted.
+    """A decoder's scores on every token of some sequences; the first of a row is not predicted.
 
     Args:
         nll: Negative log-likelihood of each token, in nats: float32 `[rows, length]`, 0 in front.
@@ -327,7 +327,7 @@ def row_scores(values: Tensor, rows: NextTokenRows) -> RowScores:
 def token_values(
     scores: TokenScores, rows: NextTokenRows, edges: Sequence[int]
 ) -> dict[str, float]:
-    """What a report holds: the loss, its means over bands of tokens and, where they are known, the
+    """A report's values: the loss, its means over bands of tokens and, where they are known, the
     divergence and the answers.
 
     Args:
@@ -355,6 +355,6 @@ def passkey_values(scores: TokenScores, rows: NextTokenRows) -> dict[str, float]
 
 
 def constant_loss(text: NextTokenTask, rows: NextTokenRows) -> float:
-    """What a guess by how frequent tokens are in the training text loses, in nats a token."""
+    """The loss of a guess by token frequencies of the training text, in nats a token."""
     share, labels = text.frequencies.log(), rows.labels
     return -share[labels[labels != -100]].mean().item()

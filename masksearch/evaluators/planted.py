@@ -137,7 +137,7 @@ class PlantedEvaluator(AssembledEvaluator):
 
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to."""
+        """The sizes that a mask is lowered to."""
         size = find_size(self.model.size)
         return Shape(self.process.length, size.layers, size.heads)
 
@@ -188,7 +188,7 @@ class PlantedEvaluator(AssembledEvaluator):
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What the accuracies measure."""
+        """The meanings of the accuracies."""
         if isinstance(self.process, GradedProcess):
             return {PARTS: "naming the parts of masked tokens"}
         return {
@@ -212,7 +212,7 @@ class PlantedEvaluator(AssembledEvaluator):
         return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
 
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search trains on: the same model and process, without a mask."""
+        """For a one-shot search: the same model and process, without a mask."""
         batches = replace(self.task, batch=self.gate_batch).batches(mixed_seed(seed, DATA))
         spread = replace(self.model, initializer_range=self.gate_initializer_range)
         model = replace(self, model=spread).build_model(seed)

@@ -206,7 +206,7 @@ class SquadTokens:
 
 
 def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float]:
-    """What the better of two answers that need no question earns: none, the whole paragraph.
+    """The scores of the better of two answers that need no question: none, the whole paragraph.
 
     Returns:
         `exact/majority` and `f1/majority`.
@@ -451,7 +451,7 @@ def window_of_most_context(pieces: Sequence[tuple[int, int]], tokens: int) -> Nu
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered to a question.
+    """The best span for a question, beside the score of no answer.
 
     Args:
         text: The best span, cut from the paragraph; `""` where the paragraph has no token.

@@ -132,7 +132,7 @@ class TaskTraining:
         return gap
 
     def logits(self, head: nn.Module, batch: Batch) -> Tensor:
-        """What a head says of a batch, which may hold labels."""
+        """The logits of a head on a batch, which may hold labels."""
         with autocast(batch, self.how.precision):
             logits: Tensor = head(**{n: t for n, t in batch.items() if n not in LABELS}).logits
             return logits
@@ -177,7 +177,7 @@ def frozen_copy(head: nn.Module) -> nn.Module:
 # -- scores, and the files that they are kept in --------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class TaskScores:
-    """What a trained head has scored.
+    """The scores of a trained head.
 
     Args:
         values: Name -> score.
@@ -273,7 +273,7 @@ def train_together(
     *,
     imitate: bool = False,
 ) -> Differentiable:
-    """What gates that several tasks share are trained on.
+    """The batches that gates of several tasks are trained on.
 
     The batches are the tasks' in turn, and so are those that are held out: every tenth training
     row (at most 256 of a task).
@@ -353,7 +353,7 @@ class TaskFiles:
 
 @lru_cache(maxsize=8)
 def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
-    """What `load` makes of a task's files, read once a process; the log says where the training
+    """Reads a task's files with `load`, once a process; the log says where the training
     and the held-out rows come from."""
     limits = {"rows": files.rows, "dev_rows": files.dev_rows, "seed": files.seed}
     data = load(files.path, files.held_out, **limits, half=files.half)

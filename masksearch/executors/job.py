@@ -133,7 +133,7 @@ class JobRun:
         self.stopped = True
 
     def record(self) -> Record:
-        """What became of it: "done", "stopped" or "failed"."""
+        """The record of its end: "done", "stopped" or "failed"."""
         return make_record(
             self.proposal,
             self.evaluator,

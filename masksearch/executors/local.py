@@ -177,7 +177,7 @@ class Local:
         return bool(pool.running)
 
     def deal_cards(self) -> list[str]:
-        """What `CUDA_VISIBLE_DEVICES` is in every slot; nothing = as in this process.
+        """The `CUDA_VISIBLE_DEVICES` of every slot; nothing = as in this process.
 
         Raises:
             ValueError: If the cards do not hold the slots.

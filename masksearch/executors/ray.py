@@ -128,7 +128,7 @@ class RayTune:
 
     @property
     def needs(self) -> Mapping[str, float]:
-        """What a trial occupies."""
+        """The resources that a trial occupies."""
         return {"cpu": 1} if self.resources is None else self.resources
 
     @property
@@ -204,7 +204,7 @@ class RayTune:
                 raise SearchError(refused[0])
 
     def worker_config(self, work: Trials) -> WorkerConfig:
-        """What all trials share. An evaluator travels with its data, where it offers that, so
+        """The setup of all trials. An evaluator travels with its data, where it offers that, so
         that no node has to see its files."""
         return WorkerConfig(
             pickle_for_workers(work.evaluator.packed(), "the evaluator"),

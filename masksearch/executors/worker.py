@@ -43,7 +43,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"  # the cards that a process sees; CUDA reads it
 
 
 def pickle_for_workers(thing: Any, name: str) -> bytes:
-    """What travels to worker processes: cloudpickle, so that a user's classes go by value.
+    """Pickles a thing for worker processes with cloudpickle, so that a user's classes go by value.
 
     Args:
         thing: An evaluator or a proposal.
@@ -129,7 +129,7 @@ def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What all trials of a search share; it travels once to every worker."""
+    """The configuration that all trials of a search share; it travels once to every worker."""
 
     evaluator: bytes  # cloudpickle: classes of a user's file travel by value
     workdir: str | None  # the run folder; None = trials work in a folder of their node
@@ -143,7 +143,7 @@ class WorkerConfig:
 
 @dataclass
 class TrialSpec:
-    """What a worker is given of one trial. Tune copies, prints and keeps configurations: this
+    """One trial's description for a worker. Tune copies, prints and keeps configurations: this
     one answers with itself, shows its name, and is emptied at the end."""
 
     name: str  # "NUMBER.START"
@@ -165,7 +165,7 @@ class TrialSpec:
 
 @dataclass
 class StepResult:
-    """What a worker answers to one step: a report, or the job's end."""
+    """A worker's answer to one step: a report, or the job's end."""
 
     seconds: float  # wall time of the trial so far
     report: Report | None = None
@@ -321,7 +321,7 @@ class TrialRunner:
 
 
 def read_time_limit_note(folder: Path) -> str | None:
-    """What a process that ended itself at its time limit was doing.
+    """The note of a process that ended itself at its time limit: what it was doing.
 
     Returns:
         `""` = it did not end itself, however late its death was heard of; None = there is no

@@ -374,7 +374,7 @@ class JointTraining:
 
     @torch.no_grad()
     def attention_loss(self) -> AttentionLoss:
-        """What the model loses when every query sees itself alone, in eval mode; on the held-out
+        """The model's loss where every query sees itself alone, in eval mode; on the held-out
         batches, or where there are none on the latest training batch."""
         model, gates, before = self.model, self.gates, self.gates.enabled
         batches = self.tested or [self.latest]

@@ -243,7 +243,7 @@ class Gates(nn.Module):
         return {"weights": None, "shares": None, "coverage": coverage, "tables": tables}, first
 
     def covered(self, weights: Tensor) -> Tensor:
-        """What of weights of the edges, `[n, n]`, each gate covers: float `[gates]`."""
+        """The share of the edges' weights, `[n, n]`, that each gate covers: float `[gates]`."""
         some = slice(self.extra_rows)
         lines = weights.sum(1)[some], weights.sum(0)[some]
         return torch.cat([self.position.bincount(weights.flatten()), *lines])
@@ -421,7 +421,7 @@ class Gates(nn.Module):
         return (density if self.shares is None else density * self.shares).mean()
 
     def extra_repr(self) -> str:
-        """What `repr` shows."""
+        """The text that `repr` shows."""
         sign = ", signed" if self.signed else ""
         if self.units is not None:
             sign = f" of {len(self.units.levels)} masks per {self.units.unit}"

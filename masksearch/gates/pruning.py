@@ -94,7 +94,7 @@ class WarmupWatch:
         return self.worth > LEARNED * abs(self.without)
 
     def values(self, step: int) -> dict[str, float]:
-        """What a report says of it after so many steps.
+        """The values of a report after so many steps.
 
         Returns:
             `pruned_steps`: those in which the gates have acted; `attention_worth`: what the loss

@@ -1,4 +1,4 @@
-"""What a DAM run leaves: edge probabilities, its curve, masks cut from them, and a health card.
+"""The result of a DAM run: edge probabilities, its curve, masks cut from them, and a health card.
 
 result.mask(sparsity=0.9), result.curve
 print(result.health(others=[..runs with other seeds..]))

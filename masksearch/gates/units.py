@@ -274,7 +274,7 @@ class Units:
         return layers[0] if all(m == layers[0] for m in layers) else masks.per_layer(layers)
 
     def part(self, level: int, layer: int, head: int) -> Mask:
-        """What a level is in one head."""
+        """The mask of a level in one head."""
         mask = self.levels[level].of_layer(layer).of_head(head)
         if mask.heads is None:
             return mask
@@ -309,13 +309,13 @@ class Units:
 
     @property
     def masksearch_source(self) -> str:
-        """What must not change between two searches on one run folder."""
+        """The source that must not change between two searches on one run folder."""
         unit = self.unit if self.unit != "kv_head" else f"{self.unit} of {self.kv_heads}"
         costs = [] if self.costs is None else [str(self.costs)]
         return " ".join([unit, str(self.shape), *(m.digest for m in self.levels), *costs])
 
     def scores_of(self, table: Tensor) -> dict[str, list[float]]:
-        """What each unit is worth by a value of every pair: the sum over the pairs that a level
+        """The worth of each unit by a value of every pair: the sum over the pairs that a level
         keeps and level 0 does not.
 
         Args:
@@ -342,7 +342,7 @@ class Units:
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:
-        """What each unit is worth by gates in a file (`DamResult.save`, an artifact of strategy
+        """The worth of each unit by gates in a file (`DamResult.save`, an artifact of strategy
         dam): probabilities of edges as in `scores_of`, by the pairs of real tokens; of switches
         the logarithms of a unit's probabilities, above that of level 0.
 

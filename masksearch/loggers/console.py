@@ -440,7 +440,7 @@ class Watcher:
         return [*parts, *counted({each: self.state.count(each) for each in ("failed", "stopped")})]
 
     def figures(self, record: Record) -> list[str]:
-        """What a record says of itself, beside its mask."""
+        """The figures of a record, beside its mask."""
         parts = [f"seed {record.seed}"] if record.role in ("compared", "control") else []
         if record.status == "stopped":
             return [*parts, f"stopped at step {record.step}" if record.step else record.reason]

@@ -1,4 +1,4 @@
-"""What all loggers share, and the one that writes CSV files.
+"""The parts that all loggers share, and the logger that writes CSV files.
 
 A logger writes every record at least once. What it holds is known by the keys of records, so that
 a resumed search writes none of them again; a kill may repeat the last record and the steps of the
@@ -35,7 +35,7 @@ class LoggedRecord:
 
     @property
     def key(self) -> str:
-        """What tells this record from every other one, in one line of text."""
+        """The key that tells this record from every other one, in one line of text."""
         return json.dumps([str(getattr(self.record, name)) for name in KEY])
 
     @property
@@ -46,7 +46,7 @@ class LoggedRecord:
 
     @property
     def texts(self) -> dict[str, str]:
-        """What is said of the record in words, where there is any; figures that are not finite
+        """The words of the record, where there are any; figures that are not finite
         are among them."""
         r = self.record
         figures = {**r.measures, **r.values}

@@ -1,4 +1,4 @@
-"""What masks are built from: whole numbers, positions and tables of bits, checked and stored."""
+"""Parts of masks: whole numbers, positions and tables of bits, checked and stored."""
 
 from __future__ import annotations
 

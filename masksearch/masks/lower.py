@@ -25,7 +25,7 @@ Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, 
 
 
 class HasShape(Protocol):
-    """What a mask is lowered to, and which pairs of it count (`masksearch.contracts.Shape`)."""
+    """The sizes to lower a mask to, and the pairs that count (`masksearch.contracts.Shape`)."""
 
     @property
     def length(self) -> int: ...
@@ -44,7 +44,7 @@ class HasShape(Protocol):
 
 
 def under_causality(mask: Mask, shape: HasShape) -> Mask:
-    """What of a mask a model with that shape uses: no later key where the shape is causal."""
+    """The part of a mask that a model of that shape uses: no later key where it is causal."""
     return mask & Causal() if shape.causal else mask
 
 

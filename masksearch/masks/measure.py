@@ -1,4 +1,4 @@
-"""What can be said of a mask without training anything: shares of cells, blocks, pairs; hops."""
+"""Measures of a mask without any training: shares of cells, blocks, pairs; hops."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
 
 
 def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
-    """What each layer and head keeps of the pairs that real tokens form (and that are read).
+    """The share that each layer and head keeps of the pairs that real tokens form (and are read).
 
     Returns:
         `[layers][heads]`, in [0, 1]; `effective_density` is their mean where all rows are read.
@@ -414,7 +414,7 @@ def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
 
 
 def join_heads(mask: Mask, length: int) -> tuple[Tensor, list[int]]:
-    """What any head of a layer keeps, bool `[distinct, n, n]`, and which of them each layer is."""
+    """The union of a layer's heads, bool `[distinct, n, n]`, and which of them each layer is."""
     planes, index = distinct_planes(mask)
     heads = mask.heads or 1
     sets = [frozenset(index[at : at + heads]) for at in range(0, len(index), heads)]
@@ -443,7 +443,7 @@ class Relation:
             self.start = np.searchsorted(query, np.arange(size + 1))
 
     def after(self, earlier: Bits) -> Bits:
-        """What is reached by this relation after an earlier one."""
+        """The positions reached by this relation after an earlier one."""
         return (
             reach_along(self.start, self.key, earlier) if self.sparse else self.looked_up(earlier)
         )
@@ -473,7 +473,7 @@ class Relation:
 
 
 def reach_along(start: NDArray[Any], keys: NDArray[Any], earlier: Bits) -> Bits:
-    """What each position is reached by, one step after `earlier`: its keys' rows, one by one.
+    """The positions that reach each one, one step after `earlier`: its keys' rows, one by one.
 
     Args:
         start: Where each row's keys start, and where the last ones end; `[n + 1]`.

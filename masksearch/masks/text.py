@@ -33,7 +33,7 @@ READ_RUN = "masksearch.study.references:read_run_mask"
 
 
 def functions() -> dict[str, Callable[..., Mask]]:
-    """What an expression may call: every kind of mask, and every recipe."""
+    """The functions that an expression may call: every kind of mask, and every recipe."""
     return {name: kind for name, kind in Mask.kinds.items() if not iskeyword(name)} | RECIPES
 
 

@@ -102,7 +102,7 @@ def write_card(
 
 
 def seal(text: bytes) -> bytes:
-    """What follows the stamp of a card that nobody has changed."""
+    """The bytes after the stamp of a card that nobody has changed."""
     return f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
 
 

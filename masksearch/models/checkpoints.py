@@ -83,7 +83,7 @@ def quiet() -> Iterator[None]:
 
 # -- files -------------------------------------------------------------------------------------
 def find_folder(name_or_folder: str | Path) -> tuple[str, Path]:
-    """What a checkpoint is called (an absolute folder, or its Hub name), and where its files are.
+    """A checkpoint's name (an absolute folder, or its Hub name), and the folder of its files.
 
     Raises:
         DataError: If it is neither on disk nor can be downloaded.
@@ -269,7 +269,7 @@ class StoredCheckpoint:
     vocabulary: int
 
     def shape(self, length: int) -> Shape:
-        """What a mask is lowered to at that length.
+        """The sizes that a mask is lowered to at that length.
 
         Raises:
             LengthError: If the model has fewer positions.
@@ -283,7 +283,7 @@ class StoredCheckpoint:
 
     @property
     def tokenizer_source(self) -> str:
-        """What `Corpus.load(tokenizer=...)` takes: the folder.
+        """The argument of `Corpus.load(tokenizer=...)`: the folder.
 
         Raises:
             DataError: If the folder holds no tokenizer.
@@ -442,7 +442,7 @@ def saved_masks(folder: Path | str) -> dict[str, Mask]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `masksearch.json` of a folder says: backend, model_class, options, masks, weights.
+    """Reads `masksearch.json` of a folder: backend, model_class, options, masks, weights.
 
     Raises:
         FileNotFoundError: If the folder or its manifest is missing.

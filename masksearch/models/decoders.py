@@ -142,7 +142,7 @@ class StoredDecoder(StoredCheckpoint):
     """A checkpoint of a decoder."""
 
     def shape(self, length: int) -> Shape:
-        """What a mask is lowered to at that length; raises LengthError as `StoredCheckpoint`."""
+        """The sizes of a mask at that length; raises LengthError as `StoredCheckpoint`."""
         plain = super().shape(length)
         return Shape(plain.length, plain.layers, plain.heads, causal=True)
 
@@ -308,7 +308,7 @@ class NextTokenModel(nn.Module):
         return self.model.config
 
     def features(self, input_ids: Tensor) -> Tensor:
-        """What `logits` makes logits of: `[batch, length, width]`; the logits themselves, where
+        """The input of `logits`: `[batch, length, width]`; the logits themselves, where
         the head is more than a matrix."""
         if not self.plain:
             whole: Tensor = self.model(input_ids=input_ids, use_cache=False).logits

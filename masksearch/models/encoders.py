@@ -161,7 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # -- heads -------------------------------------------------------------------------------------
 @dataclass
 class Output:
-    """What every head returns.
+    """The output of every head.
 
     Args:
         logits: Rows for the scored tokens, the sequences, the positions or the choices.
@@ -176,7 +176,7 @@ class Output:
 
 
 class Head(nn.Module):
-    """What all heads share: an encoder, given only the inputs that it takes.
+    """The base of all heads: an encoder, given only the inputs that it takes.
 
     Segment ids are left out where the encoder's forward has no such argument (DistilBERT,
     ModernBERT), or knows one segment only (RoBERTa).
@@ -510,7 +510,7 @@ def span_output(
     start_positions: Tensor | None,
     end_positions: Tensor | None,
 ) -> Output:
-    """What a head returns that points at an answer; see `SpanPredictor.forward`.
+    """The output of a head that points at an answer; see `SpanPredictor.forward`.
 
     Args:
         logits: `[batch, length, 2]` (start, end).

@@ -119,7 +119,7 @@ def describe_loss(losses: Mapping[str, Any]) -> str:
 
 
 def describe_rows(losses: Mapping[str, Any]) -> str:
-    """What losses were judged on.
+    """The rows that losses were judged on.
 
     >>> describe_rows({"documents": 40, "pieces_of": 1})
     '40 pieces of 1 document'

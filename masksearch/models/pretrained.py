@@ -508,7 +508,7 @@ class TaskModels(nn.Module):
         target: Tensor | None = None,
         **inputs: Any,
     ) -> Output:
-        """What the model of a task returns.
+        """The output of a task's model.
 
         Args:
             input_ids: Token ids, shaped as that task's head takes them.

@@ -166,7 +166,7 @@ def write_model(
 
 
 def save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
-    """What a `MaskCallback` puts in place of a model's own `save_pretrained`, so that whoever
+    """The method that a `MaskCallback` puts in place of `save_pretrained`, so that whoever
     saves the model saves its masks.
 
     Args:
@@ -183,7 +183,7 @@ def save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
 
 
 def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
-    """What is attached to a model that can be saved, and the backend asked for."""
+    """The masks on a model that can be saved, and the backend asked for."""
     model = unwrapped(model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
@@ -519,6 +519,6 @@ class MaskCallback(TrainerCallback, ExportableState):
         whole.__dict__["save_pretrained"] = partial(save_with_masks, whole)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the callback: the digests of the masks."""
+        """The state that a checkpoint keeps of the callback: the digests of the masks."""
         digests = {part: mask.digest for part, mask in self.masks.items()}
         return {"args": {}, "attributes": {"digests": digests}}

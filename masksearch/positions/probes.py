@@ -1,4 +1,4 @@
-"""What stands in a layer's attention while its positions are studied, and how it gets there.
+"""The probes in a layer's attention while its positions are studied, and how they get there.
 
 Every class here follows `GateBank`, so that `attach` puts it on any model that it reaches
 (`attached_probe`, for a while). All of them see the attention that the model computes anyway: its

@@ -1,4 +1,4 @@
-"""What an importance analysis is asked and leaves: values, profiles with intervals, a table."""
+"""An importance analysis and its result: values, profiles with intervals, a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVEL = 0.95  # of every interval
 
 @dataclass(frozen=True)
 class ImportanceSpec:
-    """What to measure, as `importance` was asked, on a model of those sizes."""
+    """The measurement that `importance` was asked for, on a model of those sizes."""
 
     shape: Shape
     method: Method
@@ -178,7 +178,7 @@ class Importance:
     signed: bool = True
 
     def __repr__(self) -> str:
-        """What was measured and how, and the diagonal's effect."""
+        """The measurement and its method, and the diagonal's effect."""
         special = "".join(f", {name} {effect}" for name, effect in self.special.items())
         return (
             f"Importance({self.method}, per {self.per}, {self.length} positions, {self.batches} "

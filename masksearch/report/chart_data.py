@@ -278,7 +278,7 @@ def saving(objectives: Sequence[Objective]) -> tuple[str, str]:
 
 
 def costs_of(record: Record) -> dict[str, float]:
-    """What a record's mask costs, by name, beside all else that is known of it."""
+    """The costs of a record's mask by name, beside its other measures and values."""
     density = {"density": 1 - sparsity_of(record)} if record.measures else {}
     return {**record.measures, **record.values, **density}
 
@@ -292,7 +292,7 @@ def saved_share(record: Record, cost: str) -> float:
 def mask_facts(
     record: Record, run: Path | None, shape: Shape | None, pictures: Pictures, cost: str
 ) -> dict[str, Any]:
-    """What is known of a record's mask whatever its score; sparsities in percent, and so is what
+    """The facts of a record's mask whatever its score; sparsities in percent, and so is what
     it saves of `cost`.
 
     `place` is how a command line names the mask: `RUN#7`, or its expression.
@@ -423,7 +423,7 @@ def allocation_data(section: Section, chart: Mapping[str, Any] | None) -> dict[s
 
 
 def describe_allocation(masks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What changes from the densest mask to the sparsest, in sentences."""
+    """The changes from the densest mask to the sparsest, in sentences."""
     first, last = np.array(masks[0]["kept"]), np.array(masks[-1]["kept"])
     lines = []
     if len(masks) > 1:

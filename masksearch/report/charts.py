@@ -328,7 +328,7 @@ def paper_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes_of(chart: Mapping[str, Any]) -> list[str]:
-    """What a printed chart's marks mean, in a line each."""
+    """The meanings of a printed chart's marks, in a line each."""
     if chart["kind"] != "front":
         lows = [each["low"] for each in chart["lines"]]
         marks = "Bars" if chart["kind"] == "differences" else "Bands"

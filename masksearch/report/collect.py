@@ -161,7 +161,7 @@ def read_study(
 
 
 def limits_of(searches: Sequence[StoredStudy]) -> dict[str, str]:
-    """What the searches were not allowed, or ended early, for the page."""
+    """The constraints and early stopping of the searches, for the page."""
     limits: dict[str, str] = {}
     for study in searches:
         constraints = ", ".join(json.loads(study.facts.get("constraints", "[]")))
@@ -540,7 +540,7 @@ def retrained_loss(records: Sequence[Record], origin: str, target: float) -> flo
 
 
 def read_notes(run: Path) -> dict[str, Any]:
-    """What a program wrote into `notes.json`; empty where there is none."""
+    """The notes that a program wrote into `notes.json`; empty where there is none."""
     place = run / NOTES
     if not place.is_file():
         return {}

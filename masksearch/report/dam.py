@@ -59,7 +59,7 @@ class DamCard:
 
 @dataclass(frozen=True, eq=False)
 class DamRuns:
-    """What a page says about its DAM runs.
+    """The section of a page on its DAM runs.
 
     Args:
         cards: One a run.
@@ -131,7 +131,7 @@ def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[Picture]:
 
 
 def health_data(runs: DamRuns) -> dict[str, Any]:
-    """What the section says, as plain data: the cards in words and figures, and what they say
+    """The section as plain data: the cards in words and figures, and what they say
     together."""
     left = len(runs.cards) - CARDS
     return {

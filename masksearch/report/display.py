@@ -1,4 +1,4 @@
-"""What a study and a comparison look like at a Python prompt and in a notebook."""
+"""The looks of a study and a comparison at a Python prompt and in a notebook."""
 
 from __future__ import annotations
 

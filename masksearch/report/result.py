@@ -1,4 +1,4 @@
-"""What a page says, as plain data: `result.json`, from which the page is rendered.
+"""The page as plain data: `result.json`, from which the page is rendered.
 
 docs/schemas/result.schema.json describes it. Numbers have every digit; texts are those of the
 page.
@@ -106,7 +106,7 @@ def result_of(
 
 
 def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[str, Any]:
-    """What the page says of one protocol; `compared`: whether the page holds a comparison."""
+    """A protocol's part of the page; `compared`: whether the page holds a comparison."""
     records, proxy = section.searched, section.proxy
     searched = search_chart(section, pictures)
     comparisons: list[dict[str, Any]] = []
@@ -214,7 +214,7 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
 
 
 def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
-    """What the reader of a front must keep in mind."""
+    """Cautions for the reader of a front."""
     texts = [sentence(text) for text in search_cautions(records)]
     nothing = nothing_learned(records)
     if nothing and not any(text.startswith(sentence(nothing)[:-1]) for text in texts):

@@ -1,4 +1,4 @@
-"""What a page says of one protocol, before it is told: records, and how they were made."""
+"""The section of one protocol, before it is written: records, and how they were made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ USUAL = {"first_seed": 1000, "check": True}  # what earlier versions wrote of op
 
 @dataclass(frozen=True)
 class Recipe:
-    """What repeats a study.
+    """The recipe that repeats a study.
 
     Args:
         title: Which study it is.
@@ -168,7 +168,7 @@ def shell_line(command: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """What a page says of one protocol: its searches, its comparisons, and their figures.
+    """The section of one protocol: its searches, its comparisons, and their figures.
 
     Args:
         studies: Strategy name -> its records, baselines included.

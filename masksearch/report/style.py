@@ -1,4 +1,4 @@
-"""What the figures share: sizes, colours, axes, and how a figure is saved.
+"""The style that the figures share: sizes, colours, axes, and how a figure is saved.
 
 Sizes are those of print: a figure fills one column of a paper (3.3 in) or the whole width of its
 page (6.8 in) without being scaled. No pyplot, no global state: each drawing function returns a

@@ -61,7 +61,7 @@ def percent(value: float) -> str:
 def runs_table(
     studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
 ) -> TextTable:
-    """What each strategy did, what it cost and reached; baselines in rows of their own."""
+    """The trials, costs and results of each strategy; baselines in rows of their own."""
     nothing = any(r.scored and learned_nothing(r) for study in studies.values() for r in study)
     rows = []
     for name, study in studies.items():

@@ -1,4 +1,4 @@
-"""What an engine is: how it reads the windows that a configuration names, and what it reserves.
+"""Engines: how each reads the windows that a configuration names, and what it reserves.
 
 Each engine has a file in serving/engines/, read in the source of one release, in the files that
 its rows name; a new release is a changed row. `to_native(target=)` refuses what a row does not
@@ -25,7 +25,7 @@ Does = Literal["reads", "reads if all slide", "ignores", "keeps one key more", "
 
 @dataclass(frozen=True)
 class Reading:
-    """What one engine does with `layer_types` and the window of one family.
+    """One engine's reading of `layer_types` and the window of one family.
 
     Args:
         does: `"reads"`: as transformers. `"reads if all slide"`: else it stops with an error.
@@ -103,7 +103,7 @@ def key_bytes(width: int, item: int, _: Serving) -> int:
 
 
 def no_entries(_: PreTrainedConfig) -> dict[str, Any]:
-    """What an engine reads that transformers does not."""
+    """The entries that an engine reads and transformers does not: none."""
     return {}
 
 

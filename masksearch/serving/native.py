@@ -376,7 +376,7 @@ def with_sink_logits(
     text: Path | str | Tensor | None,
     steps: int,
 ) -> tuple[Any, SinkMeter, Tensor]:
-    """What `to_native(sinks=)` begins with, which refuses what cannot be served: the model with
+    """The start of `to_native(sinks=)`, which refuses what cannot be served: the model with
     the windows of a mask, what measures the sinks, and the tokens for it."""
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     mask.counts(layers, heads)
@@ -477,7 +477,7 @@ def reach_of(mask: Mask, causal: bool) -> float | None:
 
 
 def what_else(mask: Mask, causal: bool) -> str:
-    """What a mask of one layer keeps that is neither everything nor a window, in words."""
+    """Says what a mask of one layer keeps that is neither everything nor a window, in words."""
     leaves = list(every_part(mask))
     if mask.needs_tokens:
         return "what the tokens say"

@@ -316,7 +316,7 @@ class AllocateStrategy:
         return solve(worth, self.shares, budget)
 
     def share(self, allocation: Allocation) -> float:
-        """What an allocation costs, of what all full units do."""
+        """The cost of an allocation, as a share of that of full units."""
         if self.totals:
             return self.totals[sum(allocation)]
         return sum(self.shares[level][unit] for unit, level in enumerate(allocation))
@@ -326,7 +326,7 @@ class AllocateStrategy:
         return not self.budgets or share <= self.budgets[-1] * (1 + ROUNDING)
 
     def price(self, unit: int, low: int, high: int) -> float:
-        """What one level of a unit costs more than another."""
+        """The cost of one level of a unit beyond another."""
         return self.prices[high][unit] - self.prices[low][unit]
 
     def gain(self, allocation: Allocation) -> float:
@@ -501,7 +501,7 @@ def with_costs(
 
 
 def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float]]:
-    """What each level of each unit costs, `[levels][units]`; the sum over units is the mask's.
+    """The cost of each level of each unit, `[levels][units]`; the sum over units is the mask's.
 
     Args:
         units: The units.
@@ -541,7 +541,7 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
 
 
 def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[float]:
-    """What masks cost by the number of layers that are raised, from none to all; empty where they
+    """Masks' costs by the number of layers that are raised, from none to all; empty where they
     have more than two masks, or it matters which of them are raised."""
     count = len(units.names)
 

@@ -31,7 +31,7 @@ from masksearch.user_code import load_strategy
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a search wants: a strategy, and the other arguments of `build_strategy`."""
+    """A search's request: a strategy, and the other arguments of `build_strategy`."""
 
     strategy: Any
     space: Any
@@ -145,7 +145,7 @@ def build_strategy(
 
 
 def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
-    """What a strategy takes.
+    """The kind of a strategy: the arguments that it takes.
 
     Raises:
         UnknownNameError: If there is none of that name; names the nearest.
@@ -353,7 +353,7 @@ def keep_budgets(
 
 
 def loosest(budgets: Sequence[float], evaluator: Evaluator) -> Constraint:
-    """What all masks within budgets keep, for samplers to learn from."""
+    """The constraint that all masks within budgets keep, for samplers to learn from."""
     cost = find_cost(evaluator)
     if cost == DENSITY:
         return Constraint("effective_sparsity", ">=", 1 - max(budgets))
@@ -425,7 +425,7 @@ def strategy_name(strategy: str | BaseSampler | Strategy) -> str:
 def strategy_facts(
     strategy: str | BaseSampler | Strategy, options: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What must not change between two searches on one run folder.
+    """The facts that must not change between two searches on one run folder.
 
     A strategy of a user's file is known by the file's text, wherever the file lies; a file of
     gates likewise.

@@ -1,4 +1,4 @@
-"""What a user gives: parameters that are drawn first, and masks that are judged as they are."""
+"""A user's proposals: parameters that are drawn first, and masks that are judged as they are."""
 
 from __future__ import annotations
 

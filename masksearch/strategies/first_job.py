@@ -1,4 +1,4 @@
-"""What strategies share whose first job leaves a file, from which all their masks are cut."""
+"""The parts of strategies whose first job leaves a file, from which all their masks are cut."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def try_space(space: Space, shape: Shape, budget: float | None = None) -> None:
 def draw_job(
     space: Space, trial: Trial, parameters: Parameters, draw: int
 ) -> tuple[Job, dict[str, Any]]:
-    """What a space makes of a trial; a failure becomes a job that is refused, with its reason.
+    """A space's job for a trial; a failure becomes a job that is refused, with its reason.
 
     Args:
         space: The user's function.
@@ -388,7 +388,7 @@ class OptunaStrategy:
 
 
 class StudyInMemory(optuna.Study):
-    """What the samplers see: trial number = draw number.
+    """The study that the samplers see: trial number = draw number.
 
     Args:
         objectives: Become the study's directions, in order.
@@ -440,7 +440,7 @@ class StudyInMemory(optuna.Study):
         return self.storage.get_study_system_attrs(self.id)
 
     def memo(self, trial: Trial, before: Mapping[str, Any]) -> dict[str, str]:
-        """What a replay needs to know of a draw beside its parameters.
+        """The memo that a replay needs of a draw beside its parameters.
 
         Args:
             trial: After the space has been drawn.
@@ -460,7 +460,7 @@ class StudyInMemory(optuna.Study):
 
 
 def memo_entry(record: Record, name: str) -> dict[str, Any]:
-    """What a record's memo holds under that name; empty where it holds nothing."""
+    """The entry of a record's memo under that name; empty where there is none."""
     return dict(json.loads(record.memo.get(name, "{}")))
 
 

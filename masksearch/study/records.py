@@ -1,4 +1,4 @@
-"""What stands in an Optuna trial, and the way back to a record; the limits that records keep; and
+"""The contents of an Optuna trial, and the way back to a record; the limits that records keep; and
 with what a call works.
 
 There are two attributes for people (`origin`, `mask`), `starts`, one `proposal` and one `result`
@@ -65,7 +65,7 @@ ANSWER = "observed:"  # + the observation's order in the study: one attribute ea
 
 @dataclass(frozen=True)
 class SchedulerAnswer:
-    """What a scheduler was shown of a trial, and what it answered."""
+    """The report of a trial that a scheduler was shown, and its answer."""
 
     order: int  # among all answers in the study
     report: Report  # that it was shown
@@ -74,7 +74,7 @@ class SchedulerAnswer:
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """What the study holds of one trial."""
+    """The study's contents for one trial."""
 
     record: Record
     draw: int  # the strategy's own number; -1 = no strategy drew it
@@ -247,7 +247,7 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
 
 
 def read_answers(trial: FrozenTrial) -> tuple[SchedulerAnswer, ...]:
-    """What a scheduler has answered about a trial."""
+    """The answers of a scheduler about a trial."""
     stored = {key: value for key, value in trial.user_attrs.items() if key.startswith(ANSWER)}
     return tuple(
         SchedulerAnswer(int(key.removeprefix(ANSWER)), Report(step, from_json(values)), goes_on)
@@ -273,7 +273,7 @@ PLAIN = (str, int, float, bool, type(None))
 def describe_call(
     evaluator: Evaluator, space: Callable[..., Any] | None = None, **asked: Any
 ) -> dict[str, Any]:
-    """What a call works with, as plain data; takes some hundredths of a second.
+    """A call's settings, data, versions and machine; takes some hundredths of a second.
 
     Args:
         evaluator: Judges the masks.
@@ -355,7 +355,7 @@ def git_commit() -> str:
 
 
 def said_by(*command: str) -> str:
-    """What a program prints; empty where it is missing, slow or fails."""
+    """The output of a program; empty where it is missing, slow or fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:

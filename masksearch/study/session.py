@@ -410,7 +410,7 @@ class Session:
             self.results[key] = record
 
     def key_of(self, record: Record) -> Key:
-        """What makes two trials the same: (fingerprint, protocol, seed), never the parameters.
+        """The key of equal trials: (fingerprint, protocol, seed), never the parameters.
 
         Where the evaluator looks at the mask at another length than its shape's, masks that are
         equal there may differ, and only equal expressions are the same.

@@ -188,7 +188,7 @@ def seconds_left(elapsed: float, new: int, rest: int | None, limit: float | None
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """What `status.json` says (the keys that `StatusBoard.write` writes), with what became of a
+    """Reads `status.json` (the keys that `StatusBoard.write` writes), with what became of a
     process that was killed.
 
     Raises:
@@ -209,7 +209,7 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def next_command(run: Path) -> str:
-    """What goes on with a run that was interrupted: a command, or the call that began it."""
+    """The way to go on with an interrupted run: a command, or the call that began it."""
     if (run / "command.json").is_file():
         return f"masksearch resume {shlex.quote(str(run))}"
     whole = run.parent / "command.json"  # the parts of a demonstration are folders in its own

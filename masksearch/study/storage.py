@@ -82,7 +82,7 @@ class StorageLocation:
 
 
 def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocation:
-    """What a user's `storage=` names; see `open_storage`.
+    """The place that a user's `storage=` names; see `open_storage`.
 
     Raises:
         SearchError: If it is a text that is no storage.
@@ -152,7 +152,7 @@ def open_storage(
 
 
 def engine_settings(location: StorageLocation) -> dict[str, Any]:
-    """What SQLAlchemy's engine is made with."""
+    """The settings of SQLAlchemy's engine."""
     if location.kind == "sqlite":
         return {"connect_args": {"timeout": BUSY}}
     settings: dict[str, Any] = {"pool_pre_ping": True}  # dropped connections are opened again
@@ -162,7 +162,7 @@ def engine_settings(location: StorageLocation) -> dict[str, Any]:
 
 
 def line_settings(location: StorageLocation) -> dict[str, Any]:
-    """What a connection to PostgreSQL is made with, beside what its URL says."""
+    """The settings of a connection to PostgreSQL, beside those of its URL."""
     query = sqlalchemy.engine.make_url(location.url).query
     return {name: value for name, value in LINE.items() if name not in query}
 
@@ -262,7 +262,7 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
 
 
 def root_of(error: BaseException) -> BaseException:
-    """What a driver or the system said, below what SQLAlchemy and Optuna made of it."""
+    """The error of a driver or the system, below those of SQLAlchemy and Optuna."""
     while isinstance(error, StorageInternalError | exc.SQLAlchemyError):
         below = getattr(error, "orig", None) or error.__cause__ or error.__context__
         if below is None:

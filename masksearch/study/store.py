@@ -80,7 +80,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StudyAddress:
-    """What `study.json` says.
+    """The contents of `study.json`.
 
     Args:
         name: Of the study in its storage.
@@ -98,7 +98,7 @@ def holds_study(run: Path) -> bool:
 
 
 def read_address(run: Path) -> StudyAddress | None:
-    """What a run folder says of its study; None where it says nothing.
+    """The address of its study in a run folder; None where there is none.
 
     Raises:
         SearchError: If its `study.json` cannot be read.
@@ -373,7 +373,7 @@ class StudyStore:
         return self.study
 
     def facts(self) -> dict[str, str]:
-        """What the study was created with."""
+        """The facts that the study was created with."""
         with explain_errors(self.location):
             stored: dict[str, str] = self.optuna_study().user_attrs.get("facts", {})
         return stored
@@ -406,7 +406,7 @@ class StudyStore:
             self.call = {}
 
     def calls(self) -> list[dict[str, Any]]:
-        """What each call that ran trials worked with."""
+        """The settings of each call that ran trials."""
         text = self.perform(lambda _: self.optuna_study().user_attrs.get("calls", "[]"))
         calls: list[dict[str, Any]] = json.loads(text)
         return calls
@@ -420,7 +420,7 @@ class StudyStore:
         return self.goals
 
     def shape(self) -> Shape:
-        """What the study's masks were lowered to."""
+        """The sizes that the study's masks were lowered to."""
         return Shape(**json.loads(self.facts()["shape"]))
 
     def close(self) -> None:
@@ -608,7 +608,7 @@ class StudyStore:
         return self.perform(lambda _: study.get_trials(deepcopy=False))
 
     def stored_trials(self) -> list[StoredTrial]:
-        """What the study holds of every trial, by number."""
+        """The study's contents for every trial, by number."""
         return [read_trial(trial, self.run) for trial in self.trials()]
 
     def records(self) -> list[Record]:

@@ -65,7 +65,7 @@ class NextTokenRows:
 
 
 class NextTokenTask(Protocol):
-    """What a decoder learns, and is judged by: running text, or a planted process."""
+    """The data that a decoder learns, and is judged by: running text, or a planted process."""
 
     @property
     def length(self) -> int:

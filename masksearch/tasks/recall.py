@@ -107,7 +107,7 @@ class Recall:
 
     @property
     def floor(self) -> float:
-        """What a model that knows the distribution and sees everything loses, in nats a scored
+        """The loss of a model that knows the distribution and sees everything, in nats a scored
         token: nothing on the answers, the entropy of the noise on the fillers."""
         other = (1 - self.follow) / self.fillers
         named = self.follow + other

@@ -189,7 +189,7 @@ def keeping_modes(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded_noise(device: torch.device, *seeds: int) -> Iterator[None]:
-    """What is drawn from torch's global generators (dropout) follows from these seeds; afterwards
+    """Draws from torch's global generators (dropout) follow from these seeds; afterwards
     the generators are as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         seed_generators(device, mixed_seed(*seeds))

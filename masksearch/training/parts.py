@@ -1,4 +1,4 @@
-"""What a model learns from, and how: the four frozen parts that evaluators are made of.
+"""A model's data and training: the four frozen parts that evaluators are made of.
 
 text, training = Text("wikitext-2", length=64), Training(steps=800)
 MlmEvaluator(text=text, training=training)
@@ -150,7 +150,7 @@ AnyText = Path | str | PlantedText | None
 
 @dataclass(frozen=True)
 class Text:
-    """What a model reads: a text, how it is tokenized and cut, and what is predicted of it.
+    """The data of a model: a text, how it is tokenized and cut, and what is predicted of it.
 
     Args:
         corpus: A text file, a folder of `*.txt` files, or a dataset `hf:...`; see
@@ -319,7 +319,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Adapt:
-    """What is trained for a task, and what under a mask.
+    """The weights that are trained for a task, and those under a mask.
 
     Args:
         how: What is trained under a mask: `"none"`, `"recover"` (a dense model, for some steps)

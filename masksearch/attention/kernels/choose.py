@@ -167,7 +167,7 @@ def gather_pays_from(mask: Mask) -> int | None:
 # what has it (`SOURCES`), and the operator asks that when it runs. Its backward pass computes
 # the forward pass once more, as gradient checkpoints do.
 class PlanSource(Protocol):
-    """What has the plans of one mask."""
+    """An object with the plans of one mask."""
 
     def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:
         """The plan of a backend at one length."""

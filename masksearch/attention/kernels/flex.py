@@ -35,7 +35,7 @@ CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, eq=False)
 class FlexPlan:
-    """What FlexAttention computes for one layer. Build it once for many calls.
+    """The plan of FlexAttention for one layer. Build it once for many calls.
 
     Args:
         length: Positions.

@@ -130,7 +130,7 @@ def add(states: Tensor, part: GatherPart, units: Tensor, results: Tensor) -> Non
 
 
 def bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
-    """What is added to the scores of one part of the work.
+    """The bias on the scores of one part of the work.
 
     Args:
         part: The work.

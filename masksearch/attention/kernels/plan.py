@@ -43,7 +43,7 @@ SHAPES = 4  # shapes of states for which a plan keeps its parts
 
 @dataclass(frozen=True)
 class GatherPlan:
-    """What block-gather attention computes for one layer. Build it once for many calls.
+    """The plan of block-gather attention for one layer. Build it once for many calls.
 
     Args:
         length: Positions.
@@ -256,7 +256,7 @@ class Planner:
         return ways[best if costs[best] <= SAVING * costs[0] else 0]
 
     def cost(self, used: np.ndarray, keys: np.ndarray) -> int:
-        """What a piece costs, about in cells.
+        """The cost of a piece, about in cells.
 
         Args:
             used: bool `[tiles, query units, key units]`, what its queries keep.
@@ -367,7 +367,7 @@ def run_of(pieces: list[Piece]) -> EvenRun:
 
 # -- bundles -> parts --------------------------------------------------------------------------
 class GatherPart(NamedTuple):
-    """What is computed in one call: some pieces of one bundle for some groups of the states.
+    """The work of one call: some pieces of one bundle for some groups of the states.
 
     Args:
         groups: Which groups; None = all.

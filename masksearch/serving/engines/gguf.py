@@ -183,7 +183,7 @@ def try_gguf(path: Path, tokens: Tensor) -> tuple[str, float | None]:
 def begin_file(
     model: PreTrainedModel, tokenizer: str | Path | None, dtype: torch.dtype | None
 ) -> tuple[Any, Family, dict[str, Tensor]]:
-    """What stands in a file before its tensors, and these by their names; see `to_gguf`."""
+    """The head of a file, before its tensors, and these by their names; see `to_gguf`."""
     try:
         import gguf
     except ImportError as error:

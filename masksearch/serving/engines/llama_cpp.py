@@ -59,7 +59,7 @@ def packed_bytes(width: int, _: int, serving: Serving) -> int:
 
 
 def command(folder: str, serving: Mapping[str, Any]) -> str:
-    """What starts its server as it was planned."""
+    """The command that starts its server as it was planned."""
     kind, cache = serving["cache_type"], ""
     if kind != "f16":
         cache = f" --cache-type-k {kind} --cache-type-v {kind} --flash-attn on"

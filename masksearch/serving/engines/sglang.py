@@ -16,7 +16,7 @@ ON_REQUEST = ("olmo3", "gemma3_text")  # whose keys it frees where a configurati
 
 
 def entries(config: PreTrainedConfig) -> dict[str, Any]:
-    """What asks it to free the keys of windows (configs/model_config.py)."""
+    """The entries that ask it to free the keys of windows (configs/model_config.py)."""
     types, pattern = config.layer_types, None
     if config.model_type in ON_REQUEST and SLIDING in types:
         pattern = [int(kind == SLIDING) for kind in types]
@@ -24,7 +24,7 @@ def entries(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def command(folder: str, serving: Mapping[str, Any]) -> str:
-    """What starts its server."""
+    """The command that starts its server."""
     return (
         f"python -m sglang.launch_server --model-path {shlex.quote(folder)} --context-length "
         f"{serving['length']} 2>&1 | tee server.log"

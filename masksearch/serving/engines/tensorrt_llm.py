@@ -41,7 +41,7 @@ def held_keys(windows: Windows, length: int, serving: Serving) -> int:
 
 
 def command(folder: str, serving: Mapping[str, Any]) -> str:
-    """What starts its server as it was planned."""
+    """The command that starts its server as it was planned."""
     return (
         f"trtllm-serve {shlex.quote(folder)} --max_seq_len {serving['length']} "
         "--set kv_cache_config.use_kv_cache_manager_v2=true "

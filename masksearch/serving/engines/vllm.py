@@ -36,7 +36,7 @@ def reserved_keys(windows: Windows, length: int, serving: Serving) -> int:
 
 
 def command(folder: str, serving: Mapping[str, Any]) -> str:
-    """What starts its server as it was planned."""
+    """The command that starts its server as it was planned."""
     batched = max(1, serving["in_flight"] // 2)  # two batches are in flight
     return (
         f"vllm serve {shlex.quote(folder)} --max-model-len {serving['length']} "
@@ -45,7 +45,7 @@ def command(folder: str, serving: Mapping[str, Any]) -> str:
 
 
 def read_log(log: str, planned: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """What a request of the planned length may take of the room."""
+    """The room that a request of the planned length may take, held against the plan."""
     length = re.findall(r"concurrency for ([\d,]+) tokens per", log)
     at_once = re.findall(r"tokens per request: ([\d.]+)x", log)
     room = re.findall(r"KV cache memory: ([\d.]+) GiB", log)

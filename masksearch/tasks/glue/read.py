@@ -175,7 +175,7 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
 
 
 def explain_folder(folder: Path) -> str:
-    """What to do about a folder that does not hold the task's folder."""
+    """The remedy for a folder that does not hold the task's folder."""
     if (folder / "train.tsv").is_file():
         return f"{folder} is a task's own folder; give the GLUE folder around it ({folder.parent})"
     there = [name for name in TASKS if (folder / name).is_dir()]

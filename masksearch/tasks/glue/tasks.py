@@ -519,7 +519,7 @@ def row_scores(
     labels: Sequence[float],
     value: float,
 ) -> Numbers:
-    """What each row adds to a metric; the mean over rows is the metric.
+    """Each row's part of a metric; the mean over rows is the metric.
 
     Of an accuracy 1 or 0; of the others, which are no means over rows, the pseudo-values of the
     exact jackknife: the metric is taken anew without each row.

@@ -344,7 +344,7 @@ class GradedProcess:
 
     @property
     def places(self) -> Tensor:
-        """What a step of each part adds to an id: int64 `[parts]`."""
+        """The number that a step of each part adds to an id: int64 `[parts]`."""
         return self.symbols ** torch.arange(self.parts)
 
     def mark(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -392,7 +392,7 @@ def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
 
 # -- the task of any planted process -----------------------------------------------------------
 class Process(Protocol):
-    """What a `PlantedTask` draws from: a `GradedProcess` or a `PlantedProcess`."""
+    """The source of a `PlantedTask`'s sequences: a `GradedProcess` or a `PlantedProcess`."""
 
     @property
     def hidden(self) -> float:
@@ -434,7 +434,7 @@ def mask_tokens(process: Process, tokens: Tensor, random: torch.Generator) -> Ba
 
 
 def held_out_stream(draw: int) -> tuple[int, ...]:
-    """What a draw of held-out sequences adds to its stream; the first one adds nothing."""
+    """The seed parts that a draw of held-out sequences adds to its stream; the first adds none."""
     return (draw,) if draw else ()
 
 

@@ -162,7 +162,7 @@ class PlantedProcess:
 
     @cached_property
     def edges(self) -> Tensor:
-        """What a masked token needs: bool `[length, length]`, query by key.
+        """The edges that a masked token needs: bool `[length, length]`, query by key.
 
         Each position of a pair to the others of it and, with several keys, every paired
         position to position 0. Without the diagonal.

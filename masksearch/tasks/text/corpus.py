@@ -225,7 +225,7 @@ class StoredTokens(NamedTuple):
     content: list[str]  # hashes of the training and the held-out text; empty = no such text
 
     def parts(self, inner: int) -> tuple[TokenStream, TokenStream]:
-        """What is trained on and what is held out: the end of the text, where no text is, and at
+        """The training part and the held-out part: the end of the text, where no text is, and at
         least the `inner` tokens of a sequence."""
         if self.content[1]:
             return self.train, self.held_out
@@ -380,7 +380,7 @@ def write_tokens(
 
 
 def read_tokens(folder: Path) -> StoredTokens:
-    """What `write_tokens` has written.
+    """Reads the tokens that `write_tokens` has written.
 
     Raises:
         OSError: If a file is missing.
@@ -396,7 +396,7 @@ def read_tokens(folder: Path) -> StoredTokens:
 
 
 def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
-    """What the cache of a text is named after: hashes of its files, or the dataset's name."""
+    """The parts of the name of a text's cache: hashes of its files, or the dataset's name."""
     if not is_hub(path) and not is_hub(held_out or ""):
         return [content_hash(files) for files in split_files(Path(path), held_out)]
     parts = [] if held_out is None else ["held out"]

@@ -301,7 +301,7 @@ class HubText:
         )
 
     def key(self) -> list[str]:
-        """What a cache of its tokens is named after; asks no network.
+        """The parts of the name of its tokens' cache; asks no network.
 
         A folder stands for the bytes of its files, a name on the Hub for itself: what has been
         tokenized once stays until the cache is deleted, also when the dataset moves on.

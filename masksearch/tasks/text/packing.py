@@ -150,7 +150,7 @@ def chunks(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[s
 
 
 def read_stream(folder: Path, name: str, count: int, kind: np.dtype[Any]) -> TokenStream:
-    """What `encode_stream` has written; the ids are mapped, so that processes on one machine
+    """Reads the output of `encode_stream`; the ids are mapped, so that processes on one machine
     share them, and a text larger than the memory can be trained on.
 
     Raises:
