@@ -79,7 +79,10 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     assert code == 0, err
     assert len(ms.open_study("y").records()) == 5
     code, _, err = run(monkeypatch, capsys, "report", "x#99")
-    assert (code, err) == (2, "error: x has no trial 99; it has trials 0 to 11\n")
+    assert (code, err) == (
+        2,
+        f"error: x has no trial 99; it has trials 0 to {len(study.records()) - 1}\n",
+    )
 
 
 @pytest.mark.slow
@@ -136,7 +139,7 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
     monkeypatch.chdir("runs")
     study = ms.resume("z", trials=8)
     assert isinstance(study, ms.Study)
-    assert sum(record.origin == "random" for record in study.records()) == 8
+    assert sum(record.origin == "random" and not record.known for record in study.records()) == 8
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(tmp_path)
     words = ["compare", "window(3)", "--controls", "none", "--seeds", 1, *job]
