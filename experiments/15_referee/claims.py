@@ -208,9 +208,6 @@ GUIDED = {
     f"{not_shown(QNLI, 'gates')}.": minus_dam(QNLI, "gates"),
     "gates minus effects in five rounds {} [{}, {}]": minus(STS, "gates", "fisher_rounds", LEAST),
     "effects in five rounds minus DAM are {} [{}, {}] on STS-B": minus_dam(STS, "fisher_rounds"),
-    f"STS-B and {{}} [{{}}, {{}}] on QNLI{not_shown(QNLI, 'fisher_rounds')}.": minus_dam(
-        QNLI, "fisher_rounds"
-    ),
     "Random search over heads is a control. It is not told from random keys that keep [CLS]: "
     "within 30 % of STS-B random search minus random keys and [CLS] is {} [{}, {}]": minus(
         STS, "random", WITH_CLS, THIRD
