@@ -130,7 +130,7 @@ class Session:
         self.finished = 0  # by this call
         self.failures: list[Record] = []  # in a row, the last ones of this call
         self.trained = 0  # masks, those of earlier calls too
-        self.repeats = 0  # draws in a row of known masks
+        self.repeats = 0  # draws of known masks in a row, but for those that failed
         self.refusals = 0  # draws in a row beyond their budgets
         self.refused = 0  # all of them, those of earlier calls too
         self.exhausted = False  # the strategy has nothing left to propose
@@ -396,13 +396,14 @@ class Session:
         self.finished += 1
         self.trained += record.status == "done" and isinstance(record.job, Evaluate)
         key = self.key_of(record)
-        if draw >= 0:
-            self.repeats = self.repeats + 1 if key in self.results else 0
+        again = key in self.results
+        if draw >= 0 and (again or not (record.status == "failed" or record.refused)):
+            self.repeats = self.repeats + 1 if again else 0  # what fails tells nothing of it
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if record.refused:
             self.refused, self.refusals = self.refused + 1, self.refusals + 1
             return
-        if draw >= 0:
+        if draw >= 0 and not again:
             self.refusals = 0
         if draw >= 0 and record.status != "failed" and not record.known:
             self.counted += 1
@@ -452,7 +453,7 @@ class Session:
             )
         if self.repeats >= SPENT:
             cautions.append(
-                f"the space is spent: the last {self.repeats} draws were all masks that were known"
+                f"the space is spent: the last {self.repeats} masks drawn were all known"
                 f" already ({len(self.results)} different ones in all); search a larger space, or "
                 "with another strategy"
             )

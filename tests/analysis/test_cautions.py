@@ -57,12 +57,13 @@ def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path)
     early, late = (text for text in said if "constant answer" in text)
     assert re.match(r"nothing learned: none of the [45] finished trials scores better", early)
     assert "constant answer on easy or hard" in early
-    assert late.startswith("nothing learned: none of the 9 finished trials")
+    count = len(study.records())
+    assert late.startswith(f"nothing learned: none of the {count} finished trials")
     state = "\n".join(status_lines(study.run, read_status(study.run)))
-    assert "warning: nothing learned: none of the 9" in state
-    assert "front: 0 masks, hypervolume 0; 9 have learned nothing" in state
+    assert f"warning: nothing learned: none of the {count}" in state
+    assert f"front: 0 masks, hypervolume 0; {count} have learned nothing" in state
     page = Page(study.report("page.html").read_text()).text
-    assert page.count("Nothing learned: none of the 9 finished trials") == 2  # head, and front
+    assert page.count(f"Nothing learned: none of the {count} finished trials") == 2  # head, and front
     assert "trials, 0 of them on the front" not in page
     assert "on the front is from one seed" not in page
 
@@ -105,7 +106,7 @@ def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
     assert known + 24 < len(records) < 300
     assert all(record.status == "reused" for record in records[-25:])
     assert said[-1] == (
-        "the space is spent: the last 25 draws were all masks that were known already "
+        "the space is spent: the last 25 masks drawn were all known already "
         f"({known} different ones in all); search a larger space, or with another strategy"
     )
     state = "\n".join(status_lines(study.run, read_status(study.run)))
@@ -120,7 +121,7 @@ def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
 def test_two_hundred_known_masks_spend_a_space(tmp_path):
     said, study = warned(tmp_path / "run", one, trials=None, seconds=600)
     assert len(study.records()) == 201
-    assert "the last 200 draws were all masks that were known already (1 different" in said[-1]
+    assert "the last 200 masks drawn were all known already (1 different" in said[-1]
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_masks_that_violate_a_constraint_again_and_again_spend_a_space(tmp_path,
 def test_space_is_spent_with_several_slots(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)
     said, study = warned(tmp_path / "run", four, trials=600, executor=ms.Local(slots=2))
-    assert "the space is spent: the last 25 draws" in said[-1]
+    assert "the space is spent: the last 25 masks drawn" in said[-1]
     assert len(study.records()) < 100
 
 

@@ -188,6 +188,7 @@ def test_mistake_in_a_branch_fails_its_trials_with_their_place(tmp_path):
     for record in failed:
         assert "did you mean 'window'?" in record.reason
         assert "test_space.py, line" in record.reason
+    assert len({record.fingerprint for record in study.records()} - {""}) == 7  # and it ends
 
 
 def test_unknown_names_of_the_modules_have_the_nearest_one():
