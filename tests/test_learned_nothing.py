@@ -142,7 +142,8 @@ def test_the_page_of_a_search_that_learned_nothing(searched):
     study = searched(2.0)
     page = study.report()
     text = Page(page.read_text(encoding="utf-8")).text
-    assert text.count("Nothing learned: none of the 8 finished trials scores better than a") == 2
+    nothing = f"Nothing learned: none of the {len(study.records())} finished trials scores better"
+    assert text.count(nothing) == 2
     assert "of them on the front" not in text
     assert "flatters them" not in text  # nothing was selected
     assert "No finished trial" not in text
@@ -306,6 +307,6 @@ def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
     assert code == 0, err
     study = ms.open_study(tmp_path / "run")
     assert study.frontier() == []
-    assert "nothing learned: none of the 5 finished trials" in out
+    assert f"nothing learned: none of the {len(study.records())} finished trials" in out
     assert "learned nothing" in err
     assert read_status(study.run)["hypervolume"] == 0.0
