@@ -48,7 +48,7 @@ def build_evaluator(options: JudgeOptions) -> Evaluator:
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
     settings = split_settings(options.set or ())
-    costs = [name.strip() for name in (options.costs or "").split(",") if name.strip()]
+    costs = split_names(options.costs or "")
     for name in costs:
         check_name("cost in --costs", name, COSTS)
     of_costs = read_settings(settings.get("cost", {}), {"length": int | None}, "costs", "cost")
@@ -65,6 +65,11 @@ def build_evaluator(options: JudgeOptions) -> Evaluator:
         asked = {name: name in costs for name in COSTS}
         return WithCost(evaluator, **asked, cost_length=of_costs.get("length"))
     return evaluator
+
+
+def split_names(text: str) -> list[str]:
+    """The names of an option that takes several, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
@@ -107,7 +112,7 @@ def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
     kind = load_kind(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
-        names = [name.strip() for name in values["tasks"].split(",") if name.strip()]
+        names = split_names(values["tasks"])
         values["tasks"] = tuple(load_object(n) if ".py:" in n else n for n in names)
     values |= further_settings(kind, texts, values)
     made: Evaluator = (

@@ -160,6 +160,7 @@ def run_search(options: SearchOptions) -> Study:
         build_evaluator,
         build_executor,
         halving_settings,
+        split_names,
         split_settings,
         strategy_options,
         unit_levels,
@@ -190,7 +191,7 @@ def run_search(options: SearchOptions) -> Study:
     scheduler = None
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
-    names = [name.strip() for name in (options.log or "").split(",") if name.strip()]
+    names = split_names(options.log or "")
     space: Any = None if options.space is None else load_function(options.space)
     if levels and kind.space != "none":
         space = build_units(units, judge.shape, judge.kv_head_count)

@@ -36,6 +36,7 @@ from masksearch.executors.worker import (
     pickle_for_workers,
     read_time_limit_note,
     serve,
+    trials_a_card,
 )
 from masksearch.masks.checks import at_least
 
@@ -190,7 +191,7 @@ class Local:
         cards, whole = list_cards(), max(1, int(self.gpus))
         hands = [",".join(cards[at : at + whole]) for at in range(0, len(cards), whole)]
         hands = hands[: len(cards) // whole]
-        room = len(hands) * (int(1 / self.gpus + 1e-6) if self.gpus < 1 else 1)
+        room = len(hands) * (trials_a_card(self.gpus) if self.gpus < 1 else 1)
         if self.slots > room:
             raise ValueError(
                 f"slots={self.slots} of gpus={self.gpus:g} each need more cards than the "

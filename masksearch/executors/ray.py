@@ -251,13 +251,14 @@ class RayTune:
         """
         names = {"cpu": "CPU", "gpu": "GPU"}
         needs = {names.get(key, key): amount for key, amount in self.needs.items() if amount}
+        nodes = list_nodes()
         room = {
             node: int(
                 min((has["Resources"].get(k, 0) / v + 1e-6 for k, v in needs.items()), default=9e9)
             )
-            for node, has in list_nodes().items()
+            for node, has in nodes.items()
         }
-        cards = sum(node["Resources"].get("GPU", 0) for node in list_nodes().values())
+        cards = sum(has["Resources"].get("GPU", 0) for has in nodes.values())
         if cards and not self.gpus:
             warn(f"no trial sees one of the {cards:g} cards; --gpus 1 gives a trial a card")
         total = sum(room.values())

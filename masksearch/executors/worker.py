@@ -350,6 +350,11 @@ def check_gpus(gpus: float) -> None:
         )
 
 
+def trials_a_card(share: float) -> int:
+    """Trials that a card holds, of a share of at most 1 each."""
+    return int(1 / share + 1e-6)
+
+
 def memory_fraction(share: float, total: int) -> float:
     """The part of a card's memory that the tensors of a trial may take.
 
@@ -362,7 +367,7 @@ def memory_fraction(share: float, total: int) -> float:
     Raises:
         SearchError: If contexts alone fill the card.
     """
-    trials = int(1 / share + 1e-6)
+    trials = trials_a_card(share)
     contexts = (trials + 1) * CONTEXT
     if contexts >= total:
         raise SearchError(

@@ -21,7 +21,6 @@ the optimisers. Of frozen weights only the gates learn, from the first step on.
 from __future__ import annotations
 
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Evaluator, OneShot, Report, Task, mixed_seed
-from masksearch.errors import NonFiniteLossError, ResumeError
+from masksearch.errors import ResumeError
 from masksearch.gates.config import DamConfig, one_shot_parts, refuse_unreachable
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
@@ -56,6 +55,7 @@ from masksearch.training.loop import (
     model_loss,
     on_device,
     parameter_groups,
+    read_losses,
     save_or_warn,
     seeded_noise,
 )
@@ -437,14 +437,7 @@ class JointTraining:
     def read_losses(self) -> list[float]:
         """Looks at the losses since the last look, with one wait for a GPU."""
         unread, self.unread = self.unread, []
-        values: list[float] = torch.stack([loss for _, loss in unread]).tolist()
-        for (step, _), value in zip(unread, values, strict=True):
-            if not math.isfinite(value):
-                late = "" if step == unread[-1][0] else f" (seen at step {unread[-1][0]})"
-                raise NonFiniteLossError(
-                    f"the loss became {value} at step {step} of {self.config.steps}{late};"
-                    " lower lr or gate_lr"
-                )
+        values = read_losses(unread, self.config.steps, "lower lr or gate_lr")
         self.losses += values
         return values
 

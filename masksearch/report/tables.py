@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import json_to_distribution
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import (
@@ -27,6 +25,7 @@ from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record, is_side_value
 from masksearch.gates.result import Health
 from masksearch.report.layout import DASH, Cell, TextTable, text_table, words
+from masksearch.study.records import drawn_distributions
 from masksearch.study.status import in_words
 from masksearch.study.store import directions, quiet
 
@@ -163,10 +162,10 @@ def importances(records: Sequence[Record], objectives: Sequence[Objective]) -> d
     with quiet():
         study = optuna.create_study(directions=directions(objectives))
         for record in records:
-            kinds = json.loads(record.memo["distributions"])
+            kinds = drawn_distributions(record)
             trial = optuna.trial.create_trial(
                 params={name: record.params[name] for name in kinds},
-                distributions={name: json_to_distribution(each) for name, each in kinds.items()},
+                distributions=kinds,
                 values=[record.value(objective.name) for objective in objectives],
             )
             study.add_trial(trial)

@@ -27,7 +27,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
     distribution_to_json,
-    json_to_distribution,
 )
 from optuna.samplers import RandomSampler
 from optuna.study import Study
@@ -36,7 +35,7 @@ from optuna.trial import FrozenTrial
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Evaluate, Objective, Proposal, Record, generator
 from masksearch.strategies.samplers import Parameters, Space, draw_job, violation
-from masksearch.study.records import Constraint
+from masksearch.study.records import Constraint, drawn_distributions
 from masksearch.study.store import quiet
 
 OPTIONS = {"population": int, "sample": int}  # name -> type
@@ -305,11 +304,8 @@ class EvolutionStrategy:
         if parents:
             order = torch.randperm(len(parents), generator=draws)
             winner = parents[int(order[: self.sample].min())]
-            changeable = [
-                name
-                for name, text in json.loads(winner.memo.get("distributions", "{}")).items()
-                if not json_to_distribution(text).single()
-            ]
+            choices = drawn_distributions(winner)
+            changeable = [name for name, kind in choices.items() if not kind.single()]
             if changeable:
                 values = dict(winner.params)
                 changed = changeable[draw_index(len(changeable), draws)]

@@ -35,7 +35,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
     distribution_to_json,
-    json_to_distribution,
 )
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
@@ -54,7 +53,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import MaskSearchError, SpaceError
 from masksearch.masks.core import Mask
-from masksearch.study.records import STATES, Constraint
+from masksearch.study.records import STATES, Constraint, drawn_distributions
 from masksearch.study.store import directions, quiet
 from masksearch.user_code import BUDGET, describe_error
 
@@ -150,8 +149,8 @@ class Parameters:
 
     def learn(self, record: Record) -> None:
         """Takes a draw as it was told."""
-        for name, text in json.loads(record.memo.get("distributions", "{}")).items():
-            self.first.setdefault(name, (record.number, json_to_distribution(text)))
+        for name, kind in drawn_distributions(record).items():
+            self.first.setdefault(name, (record.number, kind))
 
     def check(self, draw: int, name: str, kind: BaseDistribution) -> None:
         """Takes a parameter that is being drawn.
@@ -513,8 +512,8 @@ class TrialWriter:
             elif len(self.objectives) == 1 and self.objectives[0].name in record.values:
                 partial[record.step] = record.values[self.objectives[0].name]
         kinds = {
-            name: json_to_distribution(text)
-            for name, text in memo_entry(record, "distributions").items()
+            name: kind
+            for name, kind in drawn_distributions(record).items()
             if name in record.params
         }
         return create_trial(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import math
 import operator
 import os
@@ -26,6 +27,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.contracts import (
@@ -99,6 +101,12 @@ def check_format(facts: Mapping[str, Any], run: Path) -> None:
             f"{facts['format']}; this is masksearch {own_version()}, which reads format {FORMAT}; "
             "install that version to read it, or search in a new run folder"
         )
+
+
+def drawn_distributions(record: Record) -> dict[str, BaseDistribution]:
+    """Parameter -> what a space drew it from; empty of a record that no space drew."""
+    texts = json.loads(record.memo.get("distributions", "{}"))
+    return {name: json_to_distribution(text) for name, text in texts.items()}
 
 
 def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.distributions import json_to_distribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -46,6 +45,7 @@ from masksearch.study.records import (
     FORMAT,
     StoredTrial,
     check_format,
+    drawn_distributions,
     final_state,
     finite_json,
     own_version,
@@ -527,11 +527,11 @@ class StudyStore:
         Returns:
             The trial's number in the study.
         """
-        kinds = json.loads(record.memo.get("distributions", "{}"))
+        kinds = drawn_distributions(record)
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params={name: record.params[name] for name in kinds},
-            distributions={name: json_to_distribution(text) for name, text in kinds.items()},
+            distributions=kinds,
             user_attrs=proposal_data(record, draw, self.run),
         )
         study, number = self.optuna_study()._study_id, len(self.ids)

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -372,14 +372,7 @@ class Training:
             NonFiniteLossError: If one is NaN or infinite.
         """
         unread, self.unread = self.unread, []
-        values = torch.stack([value for _, value in unread]).tolist() if unread else []
-        for (number, _), value in zip(unread, values, strict=True):
-            if not math.isfinite(value):
-                late = "" if number == unread[-1][0] else f" (seen at step {unread[-1][0]})"
-                raise NonFiniteLossError(
-                    f"the loss became {value} at step {number} of {self.config.steps}{late}; "
-                    "lower the learning rate"
-                )
+        read_losses(unread, self.config.steps, "lower the learning rate")
 
     # -- checkpoints ---------------------------------------------------------------------------
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -449,6 +442,29 @@ def autocast(batch: Batch, precision: Precision) -> torch.autocast:
     return torch.autocast(
         batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"
     )
+
+
+def read_losses(unread: Sequence[tuple[int, Tensor]], steps: int, remedy: str) -> list[float]:
+    """The values of losses, with one wait for a GPU.
+
+    Args:
+        unread: The step of each, and the loss, without dimensions.
+        steps: Of the run.
+        remedy: Ends the error.
+
+    Raises:
+        NonFiniteLossError: If one is NaN or infinite; names its step.
+    """
+    if not unread:
+        return []
+    values: list[float] = torch.stack([loss for _, loss in unread]).tolist()
+    for (step, _), value in zip(unread, values, strict=True):
+        if not math.isfinite(value):
+            late = "" if step == unread[-1][0] else f" (seen at step {unread[-1][0]})"
+            raise NonFiniteLossError(
+                f"the loss became {value} at step {step} of {steps}{late}; {remedy}"
+            )
+    return values
 
 
 def find_device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,21 @@ from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks import Mask
 
 STEPS = 4
+
+
+def begin_ray(**resources: int) -> None:
+    """Ray on this machine alone, with two CPUs and further resources, quietly."""
+    import ray  # which workers do not need
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        _node_ip_address="127.0.0.1",
+        **resources,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ray_fixtures import SeesCards
+from ray_fixtures import SeesCards, begin_ray
 from toy import PlainTrials
 
 from masksearch import Local, RayTune, masks
@@ -144,15 +143,7 @@ def eight():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=8,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            _node_ip_address="127.0.0.1",
-        )
+        begin_ray(num_gpus=8)
     yield ray
     ray.shutdown()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ray_fixtures import STEPS, Troubled, Unloadable
+from ray_fixtures import STEPS, Troubled, Unloadable, begin_ray
 from toy import PlainTrials, ToyEvaluator, space
 from toy_sentences import write_sentences
 
@@ -50,14 +49,7 @@ def cluster():
     """Two CPUs of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            _node_ip_address="127.0.0.1",
-        )
+        begin_ray()
     yield ray
     ray.shutdown()
 
