@@ -136,7 +136,7 @@ CLAIMS = [
     Claim(
         COMPARE,
         "tpe >= {}: "
-        + VERDICT.replace("bigbird {},", "star {}, bigbird {} and random keys like tpe >= {} {},"),
+        + VERDICT.replace("bigbird {},", "star {}, bigbird {} and scrambled tpe >= {} {},"),
         [0.7, *verdict("guide_compare")],
     ),
     Claim(DECODER, "kv_bytes {} of the dense cache at 8,192 tokens", plan[-1:]),

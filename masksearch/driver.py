@@ -446,9 +446,9 @@ def compare(
             evaluator is on another half than its search half already.
         front_of: A search whose front is judged again: every mask of its strategy's front under
             the name `"front #7"` (trial 7), as many hand-designed masks of these densities
-            (`masks.sweep_families`) and as many random ones. `candidates` may then be empty.
+            (`masks.sweep_families`) and as many scrambled. `candidates` may then be empty.
         kinds: Name -> what the mask is: `"searched"` (from a search), `"hand-designed"`,
-            `"control"` (dense, random keys, the planted mask) or `"candidate"`. Where it is not
+            `"control"` (dense, scrambled, the planted mask) or `"candidate"`. Where it is not
             said, what a strategy proposed (its record, or a run as text) is searched, a mask of
             `masks.FAMILIES` hand-designed, full attention a control and any other mask a
             candidate, whatever its name. The run folder remembers it.

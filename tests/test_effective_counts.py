@@ -119,7 +119,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert cells["mine"][2] == f"{100 * share['window(2)']:.1f}%"
     assert cells["mine"][4] == f"{100 * (1 - share['window(2)']):.1f}%"  # density
     finding = {each.against: each for each in comparison.findings()}
-    assert finding["drawn"].role == "random control of equal sparsity"
+    assert finding["drawn"].role == "scrambled control of equal sparsity"
     assert abs(finding["drawn"].gap) <= 0.01
     assert finding["dense"].gap == pytest.approx(share["window(2)"])
     assert f"{100 * share['window(2)']:.1f}% sparse" in comparison.verdict()

@@ -1,4 +1,4 @@
-"""compare(front_of=): a search's front on fresh seeds, beside hand-designed and random masks."""
+"""compare(front_of=): a search's front on fresh seeds, beside hand-designed, scrambled masks."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged
         assert entry.fingerprint == records[number].fingerprint
         density = effective_density(records[number].mask, shape)
         for end in ("", " + first key"):
-            alike = judged.entries[f"random like {entry.name}{end}"]
+            alike = judged.entries[f"scrambled {entry.name}{end}"]
             other = effective_density(masks.parse(alike.expression), shape)
             assert other == pytest.approx(density, abs=0.01)
     assert set(judged.found_with) >= {entry.name for entry in found}
@@ -287,17 +287,17 @@ def test_rivals_that_have_learned_nothing_add_no_hypervolume(compared, objective
     runs = {"front #3": (masks.window(2), [0.8, 0.81, 0.82, 0.8])}
     rivals = {
         "star": (masks.star(), [0.6, 0.61, 0.6, 0.6]),
-        "random like front #3": (masks.random_keys(3), [0.7] * 4),
+        "scrambled front #3": (masks.random_keys(3), [0.7] * 4),
     }
     records = compared(runs, values=learned) + compared(rivals, values={**learned, "t": 0.6})
     judged = ms.Comparison(
         tuple(records), objectives, shape=shape, promised={"front #3": 0.9},
-        kinds={"front #3": "searched", "star": "hand-designed", "random like front #3": "control"},
+        kinds={"front #3": "searched", "star": "hand-designed", "scrambled front #3": "control"},
     )  # fmt: skip
     text = judged.verdict()
     assert "1 mask beside 1 hand-designed and 1 random, 4 common seeds" in text
     assert "hand-designed 0 (nothing learned), random 0 (nothing learned)" in text
-    assert judged.fronts.chances == {"front #3": 1.0, "star": 0.0, "random like front #3": 0.0}
+    assert judged.fronts.chances == {"front #3": 1.0, "star": 0.0, "scrambled front #3": 0.0}
     assert [finding.outcome for finding in judged.fronts.findings] == ["larger", "larger"]
 
 
@@ -305,9 +305,9 @@ def test_masks_of_other_searches_are_not_of_the_front(compared, objectives, shap
     runs = {
         "front #3": (masks.window(2), [0.8, 0.81, 0.82, 0.8]),
         "tpe": (masks.window(1), [0.9, 0.91, 0.92, 0.9]),
-        "random keys like tpe": (masks.random_keys(3), [0.7, 0.72, 0.7, 0.71]),
+        "scrambled tpe": (masks.random_keys(3), [0.7, 0.72, 0.7, 0.71]),
     }
-    kinds = {"front #3": "searched", "tpe": "searched", "random keys like tpe": "control"}
+    kinds = {"front #3": "searched", "tpe": "searched", "scrambled tpe": "control"}
     judged = ms.Comparison(
         tuple(compared(runs)), objectives, shape=shape, promised={"front #3": 0.9}, kinds=kinds
     )

@@ -56,7 +56,10 @@ class Group(Struct):
     colour: Annotated[str, Meta(pattern="^#[0-9A-Fa-f]{6}$")]
     shape: str
     arm: (
-        Literal["searched", "candidate", "hand-designed", "random", "control", "truth"] | UnsetType
+        Literal[
+            "searched", "candidate", "hand-designed", "random", "scrambled", "control", "truth"
+        ]
+        | UnsetType
     ) = UNSET
     searches: Count | UnsetType = UNSET
 

@@ -32,6 +32,7 @@ from masksearch.analysis.verdict import FAMILY, verdict_text
 from masksearch.contracts import Objective, is_side_value
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import FAMILIES
+from masksearch.masks.families import SCRAMBLED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,7 +180,7 @@ class ComparedMasks(ComparedRuns):
         ]
         if drawn := [each for each in controls if each.at_random]:
             best = max(drawn, key=lambda each: self.sign * each.score.value)
-            pairs.append(("random control of equal sparsity", best))
+            pairs.append((f"{SCRAMBLED} control of equal sparsity", best))
         elif controls:
             pairs.append(("control of equal sparsity", min(controls, key=distance)))
         unlisted = all(other is not each for _, each in pairs)  # unless it is an opponent already
@@ -266,11 +267,23 @@ class ComparedMasks(ComparedRuns):
             )
         return [findings[mine.name, role, other.name] for mine, role, other in pairs]
 
+    def findings_to_show(
+        self, reference: str = "dense", against: Against | None = None
+    ) -> list[Finding]:
+        """The findings that a page shows: all, but for the margins where these are all undecided
+        and the reference is known no better than the masks differ (`reference_tells_nothing`)."""
+        findings = self.findings(reference, against)
+        kept = [finding for finding in findings if finding.margin is None]
+        bounded = [finding for finding in findings if finding.margin is not None]
+        idle = all(finding.outcome == "undecided" and not finding.same for finding in bounded)
+        alone = {finding.mask for finding in bounded} - {finding.mask for finding in kept}
+        return kept if idle and not alone and self.reference_tells_nothing(reference) else findings
+
     def verdict(self, reference: str = "dense", against: Against | None = None) -> str:
         """The outcome of every searched mask and every candidate, in plain words.
 
         Each of them is set against the hand-designed mask nearest in sparsity (which it may be
-        denser than by one point at most) or against all, the random control of equal sparsity
+        denser than by one point at most) or against all, the scrambled control of equal sparsity
         where there is one: better, worse or not distinguishable by the paired difference over
         common seeds, Holm-corrected over all these comparisons (5%). Against `reference` it loses
         at most the margin, loses more, gains more, or is undecided. Below three common seeds

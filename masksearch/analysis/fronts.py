@@ -1,5 +1,5 @@
 """The front of a search, judged again on several seeds: who is on it, how large it is beside
-hand-designed and random masks, and how much of what the search had promised is left.
+hand-designed and scrambled masks, and how much of what the search had promised is left.
 
 Arrays `gains` are float `[masks, seeds, objectives]`; more is better in every column, and 0 is
 the objective's `worst`. A seed is the same draw of weights, data order and rows for every mask.
@@ -30,6 +30,7 @@ from masksearch.analysis.stats import (
     stack_rows,
 )
 from masksearch.contracts import Objective
+from masksearch.masks.families import SCRAMBLED
 
 DRAWS = 4000  # of the means, for the probability of being on the front
 SURE, DOUBTFUL = 0.9, 0.5  # probabilities that the sentences count
@@ -76,7 +77,7 @@ class ComparedFronts:
     Args:
         seeds: Common to all masks.
         groups: Of rows, which decide where every seed gives the same; else 0.
-        arms: `"searched"`, `"hand-designed"`, `"random"` -> its front.
+        arms: `"searched"`, `"hand-designed"`, `"scrambled"` -> its front.
         chances: Mask -> its probability of being on the front of all of them.
         lost: Mean over the search's masks of what it had promised and fresh runs do not give, in
             units of the score; None where it is not known.
@@ -103,10 +104,11 @@ def arm_of(entry: MaskRuns, promised: Collection[str]) -> str:
     """
     if entry.name in promised:
         return "searched"
-    if any(entry.name in names_alike(name) for name in promised):
-        return "random"
+    alike = entry.name.replace("random like ", f"{SCRAMBLED} ")  # as earlier versions named it
+    if any(alike in names_alike(name) for name in promised):
+        return SCRAMBLED
     if entry.kind == "control":
-        return "random" if entry.at_random and not promised else ""
+        return SCRAMBLED if entry.at_random and not promised else ""
     return entry.kind if entry.kind == "hand-designed" or not promised else ""
 
 
@@ -144,7 +146,7 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     arms: dict[str, Arm] = {}
     volumes: dict[str, SeedVolumes] = {}
     arm_by_place = [arm_of(entry, comparison.promised) for entry in entries]
-    for name in ("searched", "hand-designed", "random"):
+    for name in ("searched", "hand-designed", SCRAMBLED):
         places = [place for place, arm in enumerate(arm_by_place) if arm == name]
         if not places:
             continue

@@ -28,7 +28,7 @@ from masksearch.files import path_inside
 from masksearch.masks import FAMILIES, full, parse
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
-from masksearch.masks.families import FIRST_KEY, random_like, sweep_families
+from masksearch.masks.families import FIRST_KEY, SCRAMBLED, random_like, sweep_families
 from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
@@ -320,6 +320,16 @@ class ComparedRuns:
             unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
         )
 
+    def reference_tells_nothing(self, reference: str) -> bool:
+        """Whether the 95% interval of the reference's mean is wider than any two masks that have
+        learned something differ in theirs."""
+        judged = [entry for entry in self.entries.values() if entry.scores]
+        means = [entry.score.value for entry in judged if not entry.learned_nothing]
+        if reference not in self.entries or not means:
+            return False
+        whole = self.entries[reference].score
+        return whole.high - whole.low > max(means) - min(means)  # False for NaN
+
     @cached_property
     def subjects(self) -> list[MaskRuns]:
         """The masks that are compared: searched ones, then candidates.
@@ -496,9 +506,9 @@ def describe_reuse(sources: Mapping[str, Found], seeds: Collection[int], half: s
 
 # -- the front of a search ---------------------------------------------------------------------
 def names_alike(name: str) -> tuple[str, str]:
-    """Names of the random masks that a mask of the front is judged beside: without and with the
-    first key in every row."""
-    return f"random like {name}", f"random like {name}{FIRST_KEY}"
+    """Names of the scrambled masks that a mask is judged beside: without and with the first key
+    in every row."""
+    return f"{SCRAMBLED} {name}", f"{SCRAMBLED} {name}{FIRST_KEY}"
 
 
 def read_front(
@@ -528,8 +538,8 @@ def join_front(
 ) -> tuple[dict[str, Candidate], dict[str, Kind]]:
     """A front, its opponents and a caller's own candidates; and what the first two are.
 
-    As many members of `masks.FAMILIES`, and as many random masks without and with the first key in
-    every row, have the front's densities.
+    As many members of `masks.FAMILIES`, and as many scrambled masks without and with the first key
+    in every row, have the front's densities.
 
     Args:
         front: Of `read_front`.

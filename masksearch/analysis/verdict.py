@@ -113,6 +113,13 @@ def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str
             f"intervals hold for {count(tested, 'comparison')} together (Holm, 5%). 'Not "
             "distinguishable' is not 'equal'."
         )
+    if tested and not bounded and comparison.margin and reference in comparison.entries:
+        if comparison.reference_tells_nothing(reference):
+            lines.append(
+                f"{reference} scores {comparison.entries[reference].score}: its interval is wider "
+                f"than any two masks differ, so none is tested for a loss of {comparison.margin:g}"
+                " to it."
+            )
     if bounded:
         lines.append(
             f"Against {reference} the margin is {comparison.margin:g} of {score}: one-sided tests "

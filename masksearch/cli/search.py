@@ -112,7 +112,7 @@ class CompareOptions(JudgeOptions):
     )
     front: Path | None = option(
         "Run folder of a search: judge every mask of its front again, beside as many "
-        "hand-designed and random masks of their densities.",
+        "hand-designed and scrambled masks of their densities.",
         *(COMPARED, "none", "FOLDER"),
     )
     run: Run = Path("runs/compare")
@@ -130,7 +130,7 @@ class CompareOptions(JudgeOptions):
     )
     controls: str = option(
         "What is judged beside the masks named: `all` (dense attention, the hand-designed masks, "
-        "and random keys in the same number), `dense` or `none`.",
+        "and scrambled ones: random keys, as many), `dense` or `none`.",
         *(COMPARED, "", "NAME"),
         default="all",
     )
@@ -282,7 +282,7 @@ def run_compare(options: CompareOptions) -> Comparison:
 
 def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
-    from masksearch.analysis.runs import read_candidates
+    from masksearch.analysis.runs import names_alike, read_candidates
     from masksearch.cli.build import named_candidates
     from masksearch.masks import FAMILIES, full, rivals_within
     from masksearch.masks.families import FIRST_KEY, random_like
@@ -310,10 +310,10 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
         candidates, kinds = {"dense": full(), **named}, {"dense": "control"}
     elif options.controls == "all":
         alike = {
-            f"random keys like {name}{end}": random_like(chosen, judge.shape, first_key=bool(end))
+            other: random_like(chosen, judge.shape, first_key=other.endswith(FIRST_KEY))
             for name, chosen in mine.items()
             if name not in FAMILIES
-            for end in ("", FIRST_KEY)
+            for other in names_alike(name)
         }
         families = FAMILIES if options.front is None else {}  # a front brings its own
         if budgets and families:  # drawn at equal cost

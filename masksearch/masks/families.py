@@ -125,7 +125,8 @@ SWEPT: dict[str, tuple[Callable[..., Mask], int]] = {  # family -> its size, and
     "longformer": (longformer, 0),
     "bigbird": (bigbird, 0),
 }
-FIRST_KEY = " + first key"  # ends the name of a random control that keeps it in every row
+SCRAMBLED = "scrambled"  # begins the name of a control: random keys, as many as a mask keeps
+FIRST_KEY = " + first key"  # ends it where the control keeps that key in every row
 NEAR = 0.002  # difference of effective densities that is near enough
 ATTEMPTS = 32  # draws, of which the nearest is taken where none is near enough
 

@@ -17,10 +17,11 @@ from masksearch.analysis.runs import Kind, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_value
+from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
-from masksearch.report.style import GREY, INK, ORANGE, PINK, TITLES, styles_of
+from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
 from masksearch.report.tables import percent
 from masksearch.serving.engines import COUNTED
 
@@ -130,7 +131,7 @@ def compared_chart(
             {
                 "id": f"{section.key}{name} {entry.name}",
                 "name": entry.name,
-                "group": "random" if entry.kind == "control" and entry.at_random else entry.kind,
+                "group": SCRAMBLED if entry.kind == "control" and entry.at_random else entry.kind,
                 "search": "",
                 "seeds": len(entry.scores),
                 "score": entry.score.value,
@@ -143,7 +144,7 @@ def compared_chart(
                 **mask_facts(records[entry.name], comparison.run, section.shape, pictures, cost),
             }
         )
-    styles: list[tuple[str, tuple[str, str]]] = [*KINDS.items(), *styles_of(["random"]).items()]
+    styles: list[tuple[str, tuple[str, str]]] = [*KINDS.items(), (SCRAMBLED, STYLES[RANDOM])]
     groups = [group_of(kind, style, kind) for kind, style in styles if kind != "hand-designed"]
     if not points:
         return None
@@ -340,7 +341,7 @@ def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | No
             "seeds": finding.difference.n,
             "rows": finding.difference.n_rows,
         }
-        for finding in comparison.findings()
+        for finding in comparison.findings_to_show()
         if math.isfinite(finding.difference.value)
     ]
     title = f"difference in {score.replace('_', ' ')}"

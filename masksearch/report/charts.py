@@ -20,7 +20,7 @@ import numpy as np
 import vl_convert
 from PIL import Image
 
-from masksearch.contracts import RANDOM
+from masksearch.masks.families import SCRAMBLED
 from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
 
 PRINTED = ("pdf", "svg", "png")
@@ -345,14 +345,14 @@ def notes_of(chart: Mapping[str, Any]) -> list[str]:
 
 
 def marks_to_name(chart: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points that print names, densest first: none of a search's own trials, no random ones,
-    and where they are very many those on a front."""
+    """The points that print names, densest first: none of a search's own trials, no scrambled
+    ones, and where they are very many those on a front."""
     if chart["kind"] != "front":
         return []
     marks = [
         {**point, "label": shorten(point["name"])}
         for point in chart["points"]
-        if point["saved"] > 0 and not point["search"] and point["group"] != RANDOM
+        if point["saved"] > 0 and not point["search"] and point["group"] != SCRAMBLED
     ]
     if len(marks) > MOST:
         best = {line["id"] for line in chart["lines"]}

@@ -15,7 +15,7 @@ import numpy as np
 
 from masksearch.analysis.pareto import nothing_learned, pareto, search_cautions
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
-from masksearch.analysis.verdict import count
+from masksearch.analysis.verdict import count, verdict_text
 from masksearch.contracts import Objective, Record
 from masksearch.masks.measure import unread_note
 from masksearch.models.encoders import READ_OUT
@@ -167,7 +167,9 @@ def headline(section: Section, compared: bool) -> list[str]:
     for name, comparison in section.comparisons.items():
         if len(section.comparisons) > 1:
             lines.append(f"Comparison {name}")
-        lines += comparison.verdict().splitlines()
+        shown = comparison.findings_to_show()
+        text = verdict_text(comparison, comparison.fronts, shown, "dense")
+        lines += text.splitlines()
     lines += describe_searches(compare_searches(curves_of(section.searches, section.objectives)))
     records = section.searched
     if not records:

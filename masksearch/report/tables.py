@@ -314,7 +314,7 @@ def findings_table(
     """The declared comparisons, one row each; see `Comparison.findings`."""
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
     rows: list[dict[str, Cell | str]] = []
-    data, findings = [], comparison.findings(reference, against)
+    data, findings = [], comparison.findings_to_show(reference, against)
     differences = [finding.difference for finding in findings]
     places = decimals_for(value for d in differences for value in (d.value, d.low, d.high))
     for finding in findings:

@@ -12,6 +12,7 @@ from toy import ToyEvaluator
 from masksearch import Comparison, compare, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import seeds_needed
+from masksearch.analysis.verdict import verdict_text
 from masksearch.contracts import Objective
 from masksearch.errors import UnknownNameError
 
@@ -425,10 +426,10 @@ def test_random_control_of_equal_sparsity_is_compared(judged):
     }
     kinds = dict.fromkeys(runs, "control") | {"mine": "searched"}
     (found,) = judged(runs, kinds=kinds).findings()
-    assert (found.against, found.role) == ("keys", "random control of equal sparsity")
+    assert (found.against, found.role) == ("keys", "scrambled control of equal sparsity")
     stronger = {**runs, "other keys": (masks.random_keys(4, seed=1), shaken(0.75))}
     (found,) = judged(stronger, kinds={**kinds, "other keys": "control"}).findings()
-    assert (found.against, found.role) == ("other keys", "random control of equal sparsity")
+    assert (found.against, found.role) == ("other keys", "scrambled control of equal sparsity")
     del runs["keys"]
     (found,) = judged(runs, kinds=kinds).findings()
     assert (found.against, found.role) == ("truth", "control of equal sparsity")
@@ -523,6 +524,25 @@ def test_a_margin_is_tested_against_the_reference_and_nothing_else(judged):
     assert "Against dense the margin is 0.01 of glue: one-sided tests over common seeds" in text
     assert "for 4 masks together (Holm, 2.5%)" in text
     assert "intervals hold for 4 comparisons together (Holm, 5%)" in text
+
+
+def test_no_page_has_a_margin_where_dense_is_known_no_better_than_masks_differ(judged):
+    runs = {
+        "mine": (masks.window(1), [0.66, 0.7, 0.62, 0.71, 0.64]),
+        "star": (masks.star(), around(0.6)),
+        "dense": (masks.full(), [0.5, 0.8, 0.81, 0.52, 0.79]),
+    }
+    comparison = bounded(judged, runs)
+    assert {f.against for f in comparison.findings()} == {"star", "dense"}
+    shown = comparison.findings_to_show()
+    assert {finding.against for finding in shown} == {"star"}
+    text = verdict_text(comparison, None, shown, "dense")
+    assert "mine: better than star 0.600 (" in text
+    assert "dense scores 0.684 [0.486, 0.882], 5 seeds: its interval is wider than any" in text
+    assert "undecided" not in text
+    runs["far"] = (masks.window(2), around(0.2))  # this loss is shown, so all are tested
+    outcomes = {f.mask: f.outcome for f in bounded(judged, runs).findings_to_show() if f.margin}
+    assert outcomes == {"mine": "undecided", "far": "loses more than"}
 
 
 def test_not_distinguishable_is_said_of_nothing_that_has_a_margin(judged):

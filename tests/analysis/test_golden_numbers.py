@@ -34,8 +34,8 @@ MASKS = {  # name -> mask, sparsity, mean score
     "front #4": (masks.window(2), 0.70, 0.75),
     "star": (masks.star(), 0.80, 0.70),
     "strided": (masks.strided(), 0.57, 0.745),
-    "random like front #1": (masks.random_keys(2, seed=0), 0.81, 0.69),
-    "random like front #4": (masks.random_keys(3, seed=1), 0.70, 0.73),
+    "scrambled front #1": (masks.random_keys(2, seed=0), 0.81, 0.69),
+    "scrambled front #4": (masks.random_keys(3, seed=1), 0.70, 0.73),
     "dense": (masks.full(), 0.0, 0.76),
 }
 KINDS = dict(

@@ -137,8 +137,8 @@ def test_search_compare_report(monkeypatch, capsys, files):
     assert kinds == {
         **dict.fromkeys(ms.FAMILIES, "hand-designed"),
         "dense": "control",
-        **{f"random keys like {name}": "control" for name in ("tpe", "mine")},
-        **{f"random keys like {name} + first key": "control" for name in ("tpe", "mine")},
+        **{f"scrambled {name}": "control" for name in ("tpe", "mine")},
+        **{f"scrambled {name} + first key": "control" for name in ("tpe", "mine")},
         "tpe": "searched",
         "mine": "candidate",
     }
@@ -334,8 +334,8 @@ def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_
         "random like random",
         "random keys",
     }
-    assert kinds["random keys like random"] == "control"
-    for name in ("dense", "star", "random keys like random"):
+    assert kinds["scrambled random"] == "control"
+    for name in ("dense", "star", "scrambled random"):
         code, _, err = run(monkeypatch, capsys, "compare", found, f"{name}=window(3)", *toy)
         assert code == 2
         assert f"'{name}' is the name of a mask that compare adds itself" in err
