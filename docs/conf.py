@@ -132,6 +132,16 @@ def link_folders(app: Any, tree: nodes.document) -> None:
             node.replace_self(nodes.reference("", "", *node.children, refuri=address))
 
 
+def fold_groups(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """The groups of the sidebar, folded but for that of the page."""
+    head, *groups = context.get("furo_navigation_tree", "").split('<p class="caption"')
+    for group in groups:
+        caption, links = group.split("</p>", 1)
+        shown = " open" if 'class="current' in links else ""
+        head += f"<details{shown}><summary{caption}</summary>{links}</details>"
+    context["furo_navigation_tree"] = head
+
+
 def formula(self: Any, node: Any) -> None:
     """MathML, which browsers draw without a script."""
     block = isinstance(node, nodes.math_block)
@@ -153,6 +163,7 @@ def setup(app: Any) -> None:
         runpy.run_path(str(ROOT / "docs" / "programs" / script))["main"](BUILD / "pages")
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
     app.connect("doctree-read", link_folders)
+    app.connect("html-page-context", fold_groups, priority=900)  # after the theme
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
 
 
