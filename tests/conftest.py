@@ -56,9 +56,10 @@ def unsynced(connection: Any, record: object) -> None:
 
 
 settings.register_profile(
-    "masksearch", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+    "masksearch", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("repeatable", settings.get_profile("masksearch"), derandomize=True)
+settings.register_profile("thorough", settings.get_profile("masksearch"), max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "masksearch"))
 
 pytest_plugins = ["record_fixtures", "left_behind"]

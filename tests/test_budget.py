@@ -70,7 +70,7 @@ def test_a_space_is_told_the_budget_of_its_draw():
     assert ms.budget_of(FixedTrial({"budget": 0.25})) == 0.25
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     log = tmp_path / "log"
     told = {"run": tmp_path / "run", "strategy": "random", "budget": 0.3}

@@ -40,9 +40,9 @@ def outcome(study: ms.Study) -> list[tuple[object, ...]]:
 
 
 def test_search_stores_every_trial_as_a_record(tmp_path):
-    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=12, strategy="tpe")
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=6, strategy="tpe")
     records = study.records()
-    assert sum(record.status == "done" for record in records) == 12
+    assert sum(record.status == "done" for record in records) == 6
     assert {record.status for record in records} <= {"done", "reused"}
     first = records[0]
     assert [report.step for report in first.curve] == [1, 2, 4]
@@ -59,7 +59,8 @@ def test_search_and_compare_show_themselves_on_standard_error(tmp_path, capsys):
     ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy="random")
     out, err = capsys.readouterr()
     assert out == ""
-    assert [line.split("  ")[0] for line in err.splitlines()] == [
+    shown = dict.fromkeys(line.split("  ")[0] for line in err.splitlines())
+    assert [name for name in shown if name != "random 0/4"] == [  # said where the first takes long
         f"random {k}/4" for k in (1, 2, 3, 4)
     ]
     ms.compare({"a": masks.full()}, ToyEvaluator(), run=tmp_path / "compare", seeds=range(3))
@@ -124,36 +125,36 @@ def test_a_trial_that_is_begun_again_reports_each_step_once(tmp_path):
 
 
 def test_search_is_reproducible(tmp_path):
-    first = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=10, seed=3)
-    second = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=10, seed=3)
+    first = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=6, seed=3)
+    second = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=6, seed=3)
     assert outcome(first) == outcome(second)
 
 
 @pytest.mark.slow  # continuous integration runs it
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_search_in_two_calls_equals_one_call(tmp_path, strategy):
-    whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=12, strategy=strategy)
-    ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=5, strategy=strategy)
-    parts = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=12, strategy=strategy)
+    whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=7, strategy=strategy)
+    ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=3, strategy=strategy)
+    parts = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=7, strategy=strategy)
     assert outcome(whole) == outcome(parts)
 
 
 def test_equal_masks_are_not_trained_twice(tmp_path):
     log = tmp_path / "log"
     study = ms.search(
-        space, ToyEvaluator(log=log), run=tmp_path / "run", trials=15, strategy="random"
+        space, ToyEvaluator(log=log), run=tmp_path / "run", trials=9, strategy="random"
     )
     calls = log.read_text().splitlines()
     prints = [record.fingerprint for record in study.records()]
-    assert len(calls) == len(set(calls)) == len(set(prints)) == 15  # what is known counts as none
+    assert len(calls) == len(set(calls)) == len(set(prints)) == 9  # what is known counts as none
     reused = [record for record in study.records() if record.status == "reused"]
-    assert len(reused) == len(prints) - 15 > 0
+    assert len(reused) == len(prints) - 9 > 0
     by_print = {r.fingerprint: r for r in study.records() if r.status == "done"}
     assert all(record.values == by_print[record.fingerprint].values for record in reused)
     assert all("reused_from" in record.artifacts for record in reused)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
     def twice(trial: BaseTrial) -> masks.Mask:
         if trial.suggest_categorical("form", ["a", "b"]) == "a":
@@ -182,7 +183,7 @@ def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
         space,
         ToyEvaluator(),
         run=tmp_path / "run",
-        trials=20,
+        trials=9,
         strategy="random",
         constraints=["loss <= 0.4", "sparsity >= 0.3"],
     )
@@ -204,15 +205,15 @@ def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
 @pytest.mark.slow
 def test_scheduler_stops_trials_and_its_observations_are_kept(tmp_path):
     arguments = dict(run=tmp_path / "run", strategy="random", scheduler=ms.ParetoHalving((1, 2)))
-    study = ms.search(space, ToyEvaluator(), trials=14, **arguments)
+    study = ms.search(space, ToyEvaluator(), trials=6, **arguments)
     stopped = [r for r in study.records() if r.status == "stopped" and r.curve]
     assert stopped
     assert all(r.step == r.curve[-1].step <= 2 for r in stopped)
     assert all(r.status in ("done", "reused") for r in study.frontier())
-    whole = ms.search(space, ToyEvaluator(), trials=20, **{**arguments, "run": tmp_path / "whole"})
-    assert outcome(ms.search(space, ToyEvaluator(), trials=20, **arguments)) == outcome(whole)
+    whole = ms.search(space, ToyEvaluator(), trials=9, **{**arguments, "run": tmp_path / "whole"})
+    assert outcome(ms.search(space, ToyEvaluator(), trials=9, **arguments)) == outcome(whole)
     with pytest.raises(ResumeError, match=r"scheduler: was ParetoHalving"):
-        ms.search(space, ToyEvaluator(), trials=21, run=tmp_path / "run", strategy="random")
+        ms.search(space, ToyEvaluator(), trials=10, run=tmp_path / "run", strategy="random")
 
 
 @pytest.mark.slow
@@ -323,7 +324,7 @@ def test_best_is_what_the_strategy_proposed(tmp_path):
 
 
 def test_frontier_and_best(tmp_path):
-    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=15, strategy="random")
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
     front = study.frontier()
     for record in study.records():
         beaten = [
@@ -336,7 +337,8 @@ def test_frontier_and_best(tmp_path):
     best = study.best(sparsity=0.7)
     sparse = [r for r in study.records() if r.measures["sparsity"] >= 0.7]
     assert best.values["loss"] == min(r.values["loss"] for r in sparse)
-    with pytest.raises(SearchError, match=r"sparsity of 0\.999 or more; the sparsest has 0\.9375"):
+    sparsest = max(record.measures["sparsity"] for record in study.records())
+    with pytest.raises(SearchError, match=rf"0\.999 or more; the sparsest has {sparsest:.4g}"):
         study.best(sparsity=0.999)
 
 
@@ -396,14 +398,14 @@ def test_constraint_stops_a_mask_before_training(tmp_path):
         space,
         ToyEvaluator(log=log),
         run=tmp_path / "run",
-        trials=20,
+        trials=9,
         strategy="random",
         constraints=["sparsity >= 0.6"],
     )
     statuses = {r.status for r in study.records() if r.measures["sparsity"] < 0.6}
     assert statuses == {"stopped"}
     assert all(r.measures["sparsity"] >= 0.6 for r in study.frontier())
-    assert len(log.read_text().splitlines()) < 20
+    assert len(log.read_text().splitlines()) < 9
 
 
 @pytest.mark.slow
@@ -427,6 +429,7 @@ def test_journal_storage_serves_search_resume_and_report(tmp_path):
 
 
 # -- failures -----------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path):
     def sometimes(trial: BaseTrial) -> masks.Mask:
         kind = trial.suggest_categorical("kind", ["good", "raises", "none", "empty", "heads"])

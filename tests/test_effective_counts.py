@@ -60,7 +60,7 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {cell: row for row in rows for cell in row}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:.*had been trained before")
 def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):

@@ -274,6 +274,7 @@ class TwoAnswers(Checkpoint):
     count = 2
 
 
+@pytest.mark.nightly
 def test_two_rows_decide_nothing_between_fronts(study, tmp_path):
     judged = ms.compare(
         *({}, TwoAnswers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None

@@ -150,7 +150,7 @@ def test_the_page_of_a_search_that_learned_nothing(searched):
     assert not list((page.parent / "tables").glob("front*"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_best_of_nothing_is_given_with_a_warning(searched):
     study = searched(2.0)
     with pytest.warns(UserWarning, match="trial . has learned nothing, like all others"):

@@ -110,7 +110,7 @@ def test_an_index_takes_the_distributions(released):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_installed_package_is_not_the_repository(installed, tmp_path):
     code = (
         "import masksearch.spaces.distances as d, masksearch as m; print(m.__file__, d.__file__)"

@@ -101,6 +101,7 @@ FLAT |= {"local_global_layers", "local_global_heads", "head_windows"}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 class TestSpace:
+    @pytest.mark.slow
     def test_draws_masks_without_empty_rows(self, path):
         space = ms.load_function(f"{path}:space")
         drawn = set()

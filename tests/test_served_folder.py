@@ -139,6 +139,7 @@ def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
     assert (code, "n_ctx is 512, planned for 4096" in said) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "error", "problem"),
     [
@@ -238,7 +239,7 @@ def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_i
     assert ms.Served(judge, sinks="none").protocol != judge.protocol
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_judge_of_language_models_imports_no_serving():
     code = "import sys, masksearch.evaluators.causal; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -145,7 +145,7 @@ class Retention:
         return self.answer
 
 
-class MaskedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class MaskedCacheLayer(DynamicLayer):
     """One layer of a `MaskedCache`.
 
     Args:
@@ -157,9 +157,11 @@ class MaskedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     is_croppable = False
 
     def __init__(self, module: nn.Module, mask: Mask, retention: Retention) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.module = weakref.ref(module)  # copies of a cache serve the same model
         self.mask, self.retention = mask, retention
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
         self.held, self.seen = self.retention.none, 0
 
     def update(

@@ -461,8 +461,8 @@ class CausalEvaluator(AssembledEvaluator):
             for _ in self.trainer.steps(model, config, seed, "adapted", None, teacher=teacher):
                 pass
         detach(model.eval())  # from around the decoder, which the mask then is on
-        attach(model.model, mask)
-        return model.model
+        decoder: nn.Module = model.model
+        return attach(decoder, mask)
 
     def judge(self, model: NextTokenModel, shared: DenseDecoder | None = None) -> TokenScores:
         """A model's scores on the held-out tokens. Of a shared dense decoder, states of layers

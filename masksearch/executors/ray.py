@@ -68,7 +68,7 @@ try:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as problem:
     MISSING = f"RayTune needs Ray Tune ({problem}): {install_command('ray')}"
-    Searcher = FIFOScheduler = Stopper = Trainable = object  # type: ignore[assignment, misc]
+    Searcher = FIFOScheduler = Stopper = Trainable = object
 
 TUNE_SETTINGS = {  # read by Tune from the environment, while it runs
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables are printed even at verbose=0

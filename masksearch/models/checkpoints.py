@@ -69,8 +69,8 @@ OTHERS = ("adapter_config.json", "shard-*.safetensors")  # transformers prefers 
 def quiet() -> Iterator[None]:
     """Suppresses transformers' messages and bars; the global generator stays as it was."""
     level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity_error()  # type: ignore[no-untyped-call]
-    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
@@ -78,7 +78,7 @@ def quiet() -> Iterator[None]:
     finally:
         messages.set_verbosity(level)
         if bars:
-            messages.enable_progress_bar()  # type: ignore[no-untyped-call]
+            messages.enable_progress_bar()
 
 
 # -- files -------------------------------------------------------------------------------------

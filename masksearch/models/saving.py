@@ -233,7 +233,7 @@ def build_options(model: PreTrainedModel) -> dict[str, bool]:
     if unwrapped(model) is not model:
         check_adapter(model)
         return {}
-    cls, config = type(model), deepcopy(model.config)
+    cls, config = type(model), cast(Any, deepcopy(model.config))
     config._attn_implementation = "sdpa"
     switches = inspect.signature(cls.__init__).parameters
     bare = getattr(model, "pooler", model) is None and "add_pooling_layer" in switches

@@ -68,7 +68,7 @@ def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path)
     assert "on the front is from one seed" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_task_that_was_learnt_is_not_named(tmp_path):
     said, _ = warned(tmp_path / "a", wide, Tasks(easy=0.7), trials=5)
     assert said
@@ -77,7 +77,7 @@ def test_a_task_that_was_learnt_is_not_named(tmp_path):
     assert not said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("drawn", "count"), [(one, 1), (four, 4)])
 def test_a_space_of_few_masks_says_so_and_known_masks_are_no_trials(tmp_path, drawn, count):
     said, study = warned(tmp_path / "run", drawn)

@@ -190,6 +190,7 @@ EQUAL: dict[str, Draw] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_draws_are_decided_as_the_verdict_does(name):
     draws = np.random.default_rng(1)
@@ -274,7 +275,7 @@ def test_equal_masks():
     assert {name: rate for name, rate in worst.items() if rate > below(ALLOWED)} == {}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_equal_masks_that_a_user_names():
     compared = {size: named_setting(size) for size in NAMED}
     found: dict[str, list[float]] = {}

@@ -101,7 +101,7 @@ def test_flex_computes_on_the_cpu_without_a_gradient_alone():
         model(**given)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_flex_equals_sdpa(name):
     at = ARCHITECTURES[name]

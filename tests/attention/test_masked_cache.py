@@ -102,6 +102,7 @@ def test_generation_and_bytes_on_every_family(name):
     assert cache.bytes == kv_bytes(mask, model, 21).bytes < kv_bytes(FULL, model, 21).dense_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [(13, 1, 1, 1, 1, 1), (1,) * 18, (3, 7, 1, 5, 2)], ids=str)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_any_pieces_of_a_text_give_the_whole_texts_logits(mask, pieces):

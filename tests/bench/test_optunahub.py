@@ -37,7 +37,7 @@ def test_a_study_says_what_the_table_says(module):
         problem.regret(study, 0.001)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_its_example_and_its_readme_run(module, monkeypatch, capsys):
     monkeypatch.setattr(optunahub, "load_module", lambda package: module)
     exec((PLACE / "example.py").read_text("utf-8"), {})

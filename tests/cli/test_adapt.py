@@ -54,6 +54,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, toys, words, message):
     monkeypatch.chdir(tmp_path)

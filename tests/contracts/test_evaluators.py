@@ -128,6 +128,7 @@ class TestEvaluator:
         assert not any(first[name] == other[name] for name in drawn)
         assert orders[0] == orders[1] != orders[2]
 
+    @pytest.mark.slow
     def test_ends_with_its_objectives_alike_twice_and_leaves_the_global_generator(
         self, make, tmp_path
     ):
@@ -160,6 +161,7 @@ class TestEvaluator:
             assert (other.shape, other.objectives) == (evaluator.shape, evaluator.objectives)
         assert len(pickle.dumps(evaluator)) < 20_000
 
+    @pytest.mark.slow
     def test_closing_the_generator_stops_it(self, make, tmp_path):
         reports = make(tmp_path)(masks.star(), seed=0, workdir=tmp_path / "work")
         next(reports)

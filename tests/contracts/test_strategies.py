@@ -179,6 +179,7 @@ class TestStrategy:
         assert list(map(essence, first)) == list(map(essence, second))
         assert [proposal.number for proposal in first] == list(range(12))
 
+    @pytest.mark.slow
     def test_resumed_copy_asks_what_the_original_asks(self, make):
         assert_law(make, 50)
 

@@ -371,6 +371,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_recall_needs_what_the_task_says(learnt: Path, tmp_path: Path) -> None:
     judge = recall(learnt)
     assert judge.shape == ms.Shape(16, 2, 2, causal=True)

@@ -302,6 +302,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", range(9))
 def test_a_killed_save_leaves_the_old_model_or_none_or_the_new(folder, monkeypatch, moves):
     old, new = output(attach(bert(), MIXED)), output(attach(bert(2, seed=1), STAR))
@@ -578,6 +579,7 @@ def test_damaged_and_foreign_masks_are_refused(folder, case):
             read(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MODELS)
 def test_damaged_and_foreign_models_are_refused(folder, case):
     change, error, message = MODELS[case]

@@ -66,6 +66,7 @@ def test_every_protocol_has_a_section(runs):
             assert (runs / "figures" / f"{name}_{figure}").is_file() == (half == where)
 
 
+@pytest.mark.slow
 def test_page_says_how_every_study_was_made(runs):
     with pytest.warns(UserWarning, match="broken is left out"):
         found = {study.run.name: study for study in studies_in(runs)}

@@ -62,6 +62,7 @@ def test_files_are_read_like_any_other(tmp_path):
         masks.parse("layout.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -424,6 +424,7 @@ def test_postgresql_study_has_one_driver(server, tmp_path):
     close()
 
 
+@pytest.mark.slow
 def test_postgresql_says_what_is_wrong(server, tmp_path):
     with pytest.raises(
         SearchError, match=r"password authentication failed .*; check the user"
@@ -470,6 +471,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr("masksearch.study.store.SERVER_WAIT", 5.0)
 
 
+@pytest.mark.slow
 def test_both_connections_to_postgresql_notice_a_line_that_is_cut(server, tmp_path):
     store = made(tmp_path / "team-k", server.url(), trials=1)
     shown = sqlalchemy.text("SHOW tcp_keepalives_idle")

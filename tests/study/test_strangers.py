@@ -113,6 +113,7 @@ def run_command(monkeypatch, capsys, words):
     return int(stop.value.code or 0), said.out, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "entry"),
     [

@@ -9,11 +9,6 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._dynamo.testing import CompileCounter
-from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.exc import SubgraphLoweringException
-from torch._inductor.graph import GraphLowering
-from torch._inductor.kernel.flex.common import build_subgraph_module_buffer, create_placeholder
-from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import flex_attention
@@ -110,6 +105,11 @@ def lower_on_cuda(graph: fx.GraphModule, captured: list[Tensor], device: str) ->
     Returns:
         The operations that it lowers.
     """
+    from torch._inductor.decomposition import select_decomp_table  # seconds: where they are needed
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.kernel.flex.common import build_subgraph_module_buffer, create_placeholder
+    from torch._inductor.virtualized import V
+
     cuda = torch.device("cuda")
     with TransformGetItemToIndex():
         inputs = [torch.zeros((), dtype=torch.int32, device=device) for _ in range(4)]
@@ -142,6 +142,8 @@ def test_inductor_lowers_the_predicate_where_nothing_is_moved(mask, which):
 
 @pytest.mark.slow
 def test_inductor_refuses_a_move_within_the_predicate():
+    from torch._inductor.exc import SubgraphLoweringException
+
     bits = drawn(LENGTH, LENGTH)
 
     def predicate(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def test_one_long_line_is_held_out_too(tmp_path: Path) -> None:
     assert len(corpus.held_out) / len(corpus.train) == pytest.approx(0.05 / 0.95, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_vocabulary_is_the_same_in_every_process(folder: Path) -> None:
     code = (
         "import sys; from masksearch.tasks.text.corpus import Corpus\n"
