@@ -324,6 +324,16 @@ def search(
             parameters in `enqueue` cannot be drawn, ...
         UnknownNameError: If the strategy is unknown; names the nearest.
         ValueError: If a budget is no share in (0, 1], or less than any mask costs.
+
+    >>> import masksearch as ms
+    >>> def space(trial):
+    ...     return ms.masks.window(trial.suggest_int("reach", 1, 8))
+    >>> evaluator = ms.PlantedEvaluator.graded(steps=2)  # too few steps to learn anything
+    >>> study = ms.search(
+    ...     space, evaluator, run="runs/tried", strategy="random", trials=2, progress=None
+    ... )
+    >>> len(study.records())
+    2
     """
     check_evaluator(evaluator)
     check_amounts(trials, seconds, seed, bool(baselines))
@@ -479,6 +489,18 @@ def compare(
         UnknownNameError: If `kinds` names no mask of `candidates`, or no kind.
         EmptyRowError, HeadCountError, ...: If a mask does not fit the evaluator's shape, before
             anything is trained.
+
+    >>> import masksearch as ms
+    >>> comparison = ms.compare(
+    ...     {"dense": ms.masks.full(), "star": ms.masks.star(), "mine": ms.masks.window(2)},
+    ...     ms.PlantedEvaluator.graded(steps=2),  # too few steps to learn anything
+    ...     run="runs/compared",
+    ...     seeds=range(1000, 1003),
+    ...     progress=None,
+    ... )
+    >>> [entry.kind for entry in comparison.entries.values()]
+    ['control', 'hand-designed', 'candidate']
+    >>> verdict = comparison.verdict()
     """
     check_evaluator(evaluator)
     run, seeds, executor = Path(run), read_seeds(seeds), executor or Local()

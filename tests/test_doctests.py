@@ -16,8 +16,14 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_examples_of_docstrings(module):
+SLOW = {"masksearch.driver"}  # it searches and compares
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES]
+)
+def test_examples_of_docstrings(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     found = doctest.testmod(importlib.import_module(module))
     assert found.failed == 0  # what is false is printed
     assert found.attempted > 0, f"{module} holds >>> where doctest finds no example"

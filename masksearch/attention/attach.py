@@ -134,6 +134,14 @@ def attach(
 
     Errors of a forward pass (EmptyRowError, LengthError, AttachError) that torch.compile meets
     while it traces come inside an error of its own, with the same message.
+
+    >>> import masksearch as ms
+    >>> from transformers import BertConfig, BertModel
+    >>> small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> bert = BertModel(BertConfig(vocab_size=9, intermediate_size=8, **small))
+    >>> bert = ms.attach(bert, ms.masks.window(2) | ms.masks.global_tokens(1))
+    >>> bert(torch.tensor([[1, 2, 3, 4, 5, 6]])).last_hidden_state.shape
+    torch.Size([1, 6, 8])
     """
     if backend not in REQUESTS:
         raise unknown_name("backend", str(backend), REQUESTS)

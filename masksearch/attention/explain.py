@@ -116,6 +116,14 @@ def explain(
         AttachError: If nothing is attached to this model, or other attention is in use.
         ValueError: If the length is no whole number >= 1, or none is given and none is known.
         LengthError: If a mask is shorter.
+
+    >>> import masksearch as ms
+    >>> from transformers import BertConfig, BertModel
+    >>> small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> bert = BertModel(BertConfig(vocab_size=9, intermediate_size=8, **small))
+    >>> explanation = ms.explain(ms.attach(bert, ms.masks.window(2)), length=16)  # to print
+    >>> explanation.rows[0].backend
+    'sdpa'
     """
     attachment = in_force(model)
     if attachment is None:

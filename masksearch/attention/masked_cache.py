@@ -66,6 +66,15 @@ class MaskedCache(Cache):
         AttachError: If no mask is attached, or one that follows the tokens, gates, or random keys
             that are others at each length; or the model is no plain decoder.
         LengthError: If the mask does not reach `length`; later, if more tokens come.
+
+    >>> import masksearch as ms
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=9, intermediate_size=8, **small))
+    >>> llama = ms.attach(llama, ms.masks.window(3) & ms.masks.causal())
+    >>> cache = ms.MaskedCache(llama, length=12)
+    >>> llama(torch.tensor([[1, 2, 3]]), past_key_values=cache).logits.shape
+    torch.Size([1, 3, 9])
     """
 
     def __init__(self, model: nn.Module, length: int | None = None) -> None:

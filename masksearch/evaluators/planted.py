@@ -83,6 +83,11 @@ class PlantedEvaluator(AssembledEvaluator):
             spread of a trial, dense attention can saturate on a query's own position for good,
             and DAM then loses that position's edges.
         downstream_lr: Peak learning rate downstream.
+
+    >>> import masksearch as ms
+    >>> evaluator = ms.PlantedEvaluator.graded(steps=240)  # the best accuracy of any mask is known
+    >>> f"{evaluator.process.expected(ms.masks.star()):.3f} of {evaluator.process.ceiling:.3f}"
+    '0.601 of 0.855'
     """
 
     process: PlantedProcess | GradedProcess = field(default_factory=PlantedProcess)

@@ -303,6 +303,11 @@ def load_mask(path: Path | str, *, content: bool = True) -> Mask:
         FileNotFoundError: If there is no such file.
         MaskFormatError: If the file is truncated, foreign or edited.
         TokensNeededError: If its cells follow the tokens, and `content` is off.
+
+    >>> import masksearch as ms
+    >>> path = ms.save_mask(ms.masks.window(2), "mask.json")
+    >>> ms.load_mask(path)
+    window(2)
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}

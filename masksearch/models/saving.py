@@ -367,6 +367,15 @@ def load_pretrained(
         AttachError: If the class is unknown, or no mask can be put on the model.
         HeadCountError, LayerCountError: If masks and model do not fit.
         ValueError: If an option would run code, read a pickle or exchange the attention.
+
+    >>> import masksearch as ms
+    >>> from transformers import BertConfig, BertModel
+    >>> small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> bert = BertModel(BertConfig(vocab_size=9, intermediate_size=8, **small))
+    >>> _ = ms.save_pretrained(ms.attach(bert, ms.masks.window(2)), "sparse-bert")
+    >>> model = ms.load_pretrained("sparse-bert")
+    >>> ms.saved_masks("sparse-bert")
+    {'self': window(2)}
     """
     if fixed := {"trust_remote_code", "attn_implementation"} & set(options):
         raise ValueError(
@@ -477,6 +486,10 @@ class MaskCallback(TrainerCallback, ExportableState):
         AttachError: From the Trainer: if the mask cannot be put on the model, or there is none,
             if the model could not be loaded again from a checkpoint, or one is resumed that was
             trained under another mask.
+
+    >>> import masksearch as ms
+    >>> keeps = ms.MaskCallback(ms.masks.window(64))
+    >>> trainer = Trainer(model=bert, args=args, callbacks=[keeps])  # doctest: +SKIP
     """
 
     def __init__(

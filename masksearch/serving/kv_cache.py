@@ -83,6 +83,13 @@ def kv_bytes(
         TokensNeededError: If the mask follows the tokens.
         UnknownNameError: If there is no such account.
         ValueError: If a number is out of range.
+
+    >>> import masksearch as ms
+    >>> from transformers import LlamaConfig
+    >>> llama = LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    >>> local = ms.masks.window(127) & ms.masks.causal()
+    >>> ms.kv_bytes(local, llama, 1024)
+    KvBytes(bytes=130048, dense_bytes=1048576)
     """
     check_name("account", account, ACCOUNTS)
     serving = Serving(in_flight, block, ubatch, sequences, unified, cache_type)

@@ -109,6 +109,11 @@ def to_native(
         HeadCountError: If the mask tells another number of heads apart.
         TypeError: If `model` or `mask` is something else.
         UnknownNameError: If there is no such target.
+
+    >>> import masksearch as ms
+    >>> from transformers import Qwen2Config
+    >>> ms.to_native(Qwen2Config(), ms.masks.window(63) & ms.masks.causal()).sliding_window
+    64
     """
     if not isinstance(mask, Mask):
         raise TypeError(f"to_native takes a mask second, got {mask!r:.60}")

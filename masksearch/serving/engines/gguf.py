@@ -136,6 +136,9 @@ def to_gguf(
         FileExistsError: If there is such a file.
         FileNotFoundError: If there is no tokenizer.json.
         ImportError: If the package gguf is missing.
+
+    >>> import masksearch as ms
+    >>> ms.to_gguf(model, "model.gguf", tokenizer="checkpoint/")  # doctest: +SKIP
     """
     writer, family, tensors = begin_file(model, tokenizer, dtype)
     import gguf
