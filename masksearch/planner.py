@@ -1,6 +1,6 @@
 """Which layers or heads of a trained decoder keep full attention, within a budget of its cache.
 
-plan = allocate("my-llama", "books/", budget=.25)
+plan = allocate("my-llama", "books/", budget=.25, local=["window(63)", "window(255)"])
 attach(model, plan.mask)                    # or to_native(model, plan.mask)
 allocate("my-llama", "books/", budget=.25, length=4096, sinks="tune", out="served",
          serve="llama.cpp", serving=Serving(length=8192, ubatch=64))
@@ -11,21 +11,22 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.analysis.pareto import describe_none_within
+from masksearch.analysis.pareto import describe_none_within, ranked
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Record
 from masksearch.driver import Study, search
-from masksearch.errors import NativeError, SearchError, check_name, outside_level
+from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.evaluators.next_tokens import row_scores
 from masksearch.evaluators.served import Served
@@ -60,8 +61,8 @@ def allocate(
     budget: float = 0.25,
     *,
     unit: Unit = "layer",
-    local: Mask | str | None = None,
-    method: str = "greedy",
+    local: Mask | str | Sequence[Mask | str] | None = None,
+    method: str | None = None,
     tries: int | None = None,
     length: int = 1024,
     sequences: int = 64,
@@ -79,6 +80,9 @@ def allocate(
 ) -> Plan:
     """Finds which layers or heads of a decoder keep full attention. At most gates are trained.
 
+    The plainest rival of every plan, the widest window in all layers that is within the budget, is
+    judged on the text of the search first. Where nothing is better there, it is the plan.
+
     The search goes on where it was stopped, in its run folder, which also gets the plan and,
     where the model's own configuration can name the mask, that as `native.json`.
 
@@ -89,10 +93,15 @@ def allocate(
         budget: Largest share of the bytes of the dense cache of keys and values, in (0, 1].
         unit: What has full attention or not: layer, kv_head or head. Only layers free memory in
             the caches that exist.
-        local: The mask of the other units; None = 4 sinks and a window of an eighth of the length.
-        method: `greedy` (raise the best unit, round by round), or the best sum of scores within
+        local: The mask of the other units, or several (repeatable); None = 4 sinks and a window of
+            an eighth of the length. Of several each keeps all that the one before keeps, and a
+            unit has one of them, that of the rival, or full attention. With `serve` all units that
+            are not full have the same one, as engines have one window.
+        method: `greedy` (raise the best unit, round by round), `exchange` (from the widest window
+            in all units, move bytes from one to another), or the best sum of scores within
             the budget: `restore` (a unit alone full), `ablate` (it alone local), `gates`
-            (switches, trained on frozen weights), or a file of gates.
+            (switches, trained on frozen weights), or a file of gates. None = greedy, of several
+            local masks exchange.
         tries: Units that greedy tries in a round; None = all.
         length: Tokens of a sequence, and of the cache that is counted.
         sequences: Held-out sequences that are judged, at most.
@@ -122,7 +131,8 @@ def allocate(
 
     Raises:
         ValueError: If the budget is no share, or less than the local mask in all units costs; or
-            this machine has no such device, or its GPU lacks the precision.
+            local masks do not rise; or this machine has no such device, or its GPU lacks the
+            precision.
         NativeError: If the engine cannot serve such masks of this model, or `out` exists; that is
             said before anything is judged.
         SearchError: If bytes do not add up over the units, or no mask within the budget was
@@ -169,8 +179,8 @@ class CacheBudget:
 
     budgets: Sequence[float]
     unit: Unit
-    local: Mask | str | None
-    method: str
+    local: Mask | str | Sequence[Mask | str] | None
+    method: str | None
     tries: int | None
     trials: int | None
 
@@ -209,18 +219,34 @@ def find_plans(
     `plan.json`, of several budgets `plan-0.25.json` and so on."""
     limits = sorted(read_budgets(within.budgets))
     judge = build_judge(decoder, within.unit, delivery)
-    local = masks.parse(str(within.local or default_local(decoder.length)))
+    local = read_local(within.local, decoder.length)
     refuse_floor(judge, limits[0])
     if delivery.out is not None or delivery.sinks is not None:
-        check_folder(judge, local, delivery, limits)
-    rivals = {limit: plainest_rival(judge, local, limit) for limit in limits}
+        check_folder(judge, local[0], delivery, limits)
+    rivals = {limit: plainest_rival(judge, local[0], limit) for limit in limits}
     if compares := check or delivery.out is not None:
         warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
-    strategy, study = search_masks(judge, replace(within, local=local), run, progress)
+    uniform = {
+        f"one window within {n:g}": m for n, m in rivals.items() if serves(judge, m, delivery)
+    }
+    method = within.method or ("exchange" if len(local) > 1 else "greedy")
+    if len(local) > 1:
+        local = insert_levels(local, uniform.values(), decoder.length)
+    options: dict[str, Any] = {
+        "unit": within.unit,
+        "levels": write_levels([*local, masks.full()]),
+        "method": method,
+        "budgets": limits,
+    }
+    options |= {} if within.tries is None else {"tries": within.tries}
+    options |= {"one_window": True} if delivery.serve and len(local) > 1 else {}
+    strategy, study = search_masks(judge, options, uniform, within.trials, run, progress)
     chosen = dict[float, Record]()
     for limit in limits:
-        if not (inside := study.within(limit)):
-            raise SearchError(describe_none_within(study.records(), study.objectives, limit))
+        inside = ranked(study.records(), study.objectives, budget=limit, baselines=True)
+        if not inside:
+            tried = [record for record in study.records() if record.role != "baseline"]
+            raise SearchError(describe_none_within(tried, study.objectives, limit))
         chosen[limit] = inside[0]
     unseen = Unseen(judge.evaluator) if compares else None
     plans = {}
@@ -230,13 +256,13 @@ def find_plans(
         facts: dict[str, Any] = {
             "budget": {"cost": judge.cost, "limit": limit, "account": delivery.account},
             "length": judge.length,
-            "scores": {"method": within.method, "of_units": strategy.worth},
+            "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
             "nll": {
                 "search": record.values["nll"],
                 "unseen": unseen and unseen.compare(masked=plan.mask),
             },
-            "rival": unseen and unseen.compare_rival(rivals[limit]),
+            "rival": unseen and unseen.compare_rival(rivals[limit], plan.mask),
             "native": describe_native(judge.evaluator, plan, delivery.serve),
             "trial": record.number,
         }
@@ -265,34 +291,66 @@ def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Serve
     return Served(evaluator, account, delivery.serving or Serving())
 
 
+def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> list[Mask]:
+    """The masks of units that are not full, the narrowest first; see `allocate`.
+
+    Raises:
+        ValueError: If one of them does not keep more than the one before, and all of that, and
+            less than everything.
+    """
+    each = [local or default_local(length)] if isinstance(local, str | Mask | None) else local
+    levels = [*read_levels(each)]
+    if len(levels) > 1 and levels[-1] == masks.full():
+        levels.pop()
+    for low, high in pairwise(levels):
+        kept = [1 - mask.sparsity(length, causal=True) for mask in (low, high, low | high)]
+        if not kept[0] < kept[1] == kept[2] < 1:
+            raise ValueError(
+                "each local mask keeps more than the one before, and all that it keeps; got "
+                f"{high} ({kept[1]:.4g} of the pairs of {length} tokens) after {low} "
+                f"({kept[0]:.4g}): "
+                "order them from narrow to wide, and drop what is as wide as the text"
+            )
+    return levels or [default_local(length)]
+
+
+def insert_levels(levels: Sequence[Mask], others: Iterable[Mask], length: int) -> list[Mask]:
+    """Levels, and the masks between the first one and full attention among others, by what they
+    keep of a text."""
+    kept = {mask.sparsity(length, causal=True): mask for mask in [*others, *levels]}
+    least = levels[0].sparsity(length, causal=True)
+    return [kept[sparsity] for sparsity in sorted(kept, reverse=True) if 0 < sparsity <= least]
+
+
 def search_masks(
-    judge: Served, within: CacheBudget, run: Path, progress: Literal["auto"] | None
+    judge: Served,
+    options: Mapping[str, Any],
+    uniform: Mapping[str, Mask],
+    trials: int | None,
+    run: Path,
+    progress: Literal["auto"] | None,
 ) -> tuple[AllocateStrategy, Study]:
-    """Searches the masks of a plan; the strategy then knows the scores of its units."""
-    options: dict[str, Any] = {
-        "unit": within.unit,
-        "levels": write_levels(read_levels([str(within.local), masks.full()])),
-        "method": within.method,
-        "budgets": sorted(read_budgets(within.budgets)),
-    }
-    options |= {} if within.tries is None else {"tries": within.tries}
+    """Searches the masks of a plan, after those of one window; the strategy then knows the scores
+    of its units."""
     # refuses budgets that nothing keeps
     strategy = build_allocation(Wanted("allocate", None, judge, 0, run, options, {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
-        if within.trials is None:
+        if trials is None:
             warnings.filterwarnings("ignore", message="strategy 'allocate' judges")
         study = search(
             None,
             judge,
             run=run,
-            trials=strategy.most_trials if within.trials is None else within.trials,
+            trials=strategy.most_trials if trials is None else trials,
             strategy="allocate",
             strategy_options=options,
+            baselines=uniform,
             progress=progress,
         )
     for record in study.records():
-        strategy.tell(record)
+        if record.role != "baseline":
+            strategy.tell(record)
     strategy.ask()  # the scores are known once the masks that they come from are
     return strategy, study
 
@@ -383,10 +441,12 @@ class Unseen:
                 self.nll[name] = self.judge_tokens(from_native(each.model.config), each)
         return self.differences([*forms][-1], "dense")
 
-    def compare_rival(self, rival: Mask | None) -> dict[str, Any] | None:
-        """The loss of a mask, and its difference from the mask that was judged just before."""
+    def compare_rival(self, rival: Mask | None, plan: Mask) -> dict[str, Any] | None:
+        """The loss of a mask, and its difference from the plan's, which was judged just before."""
         if rival is None:
             return None
+        if rival == plan:
+            return {"mask": str(rival), "is_plan": True}
         self.compare(rival=rival)
         return {"mask": str(rival)} | self.differences("rival", "masked")
 
@@ -412,8 +472,11 @@ def make_plan(
     assert mask is not None
     name = Path(model).name if Path(model).exists() else model
     named = {"name": name, "architecture": start.architecture, "digest": start.digest}
-    levels = dict(zip(units.names, units.allocation(record.params), strict=True))
-    return Plan(named, units.unit, units.levels, levels, mask)
+    levels, allocation = units.levels, units.allocation(record.params)
+    if record.role == "baseline":  # one window in all units
+        levels = levels if mask in levels else (mask, masks.full())
+        allocation = (levels.index(mask),) * len(allocation)
+    return Plan(named, units.unit, levels, dict(zip(units.names, allocation, strict=True)), mask)
 
 
 def describe_native(judge: CausalEvaluator, plan: Plan, serve: str | None) -> dict[str, str]:
@@ -434,9 +497,17 @@ def describe_units(plan: Plan) -> str:
     >>> describe_units(Plan({}, "layer", levels, {"l0": 1, "l1": 0}, mask))
     '1 of 2 units full (l0), the others window(7)'
     """
-    full = [name for name, level in plan.units.items() if level == len(plan.levels) - 1]
-    names = ", ".join(full) or "none"
-    return f"{len(full)} of {len(plan.units)} units full ({names}), the others {plan.levels[0]}"
+    names: dict[int, list[str]] = {}
+    for name, level in plan.units.items():
+        names.setdefault(level, []).append(name)
+    others = sorted({*names} - {len(plan.levels) - 1}, key=lambda level: len(names[level]))
+    if len(names) == 1:
+        return f"{plan.levels[next(iter(names))]} in all {len(plan.units)} units"
+    full = names.get(len(plan.levels) - 1, [])
+    parts = [f"{len(full)} of {len(plan.units)} units full ({', '.join(full) or 'none'})"]
+    for level in others[:-1]:
+        parts.append(f"{len(names[level])} {plan.levels[level]} ({', '.join(names[level])})")
+    return ", ".join([*parts, f"the others {plan.levels[others[-1]]}"])
 
 
 # -- the folder that is served -----------------------------------------------------------------
@@ -461,21 +532,38 @@ def check_folder(judge: Served, local: Mask, delivery: Delivery, budgets: Sequen
             f"{local} keeps sinks, which no configuration names; give sinks='tune' (--sinks tune: "
             f"learned logits stand for them), or local='{without_sinks(local)}'"
         )
+    native = check_form(
+        judge, masks.per_layer([masks.full(), *[local] * (judge.shape.layers - 1)]), serve, sinks
+    )
+    place = next(each for each in out.absolute().parents if each.exists())
+    free, needed = shutil.disk_usage(place).free, 2 * native.num_parameters() * WRITTEN.itemsize
+    if free < needed:
+        raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
+
+
+def check_form(judge: Served, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
+    """The model with the windows of a mask; NativeError if the engine could not serve it."""
     start = judge.evaluator.start
     assert start is not None
-    model, folder = start.decoder(), start.locate()
-    mask = masks.per_layer([masks.full(), *[local] * (judge.shape.layers - 1)])
+    model = start.decoder()
     if sinks is None:
         native = to_native(model, mask, serve)
     else:
         tokens = judge.calibration_tokens()
         native, *_ = with_sink_logits(model, mask, serve, sinks, tokens, 0)
     if ENGINES[serve].gguf:
-        begin_file(native, folder, WRITTEN)
-    place = next(each for each in out.absolute().parents if each.exists())
-    free, needed = shutil.disk_usage(place).free, 2 * model.num_parameters() * WRITTEN.itemsize
-    if free < needed:
-        raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
+        begin_file(native, start.locate(), WRITTEN)
+    return native
+
+
+def serves(judge: Served, mask: Mask | None, delivery: Delivery) -> TypeGuard[Mask]:
+    """Whether there is a mask, and a folder that is asked for could hold it."""
+    if mask is not None and delivery.out is not None and delivery.serve is not None:
+        try:
+            check_form(judge, mask, delivery.serve, delivery.sinks)
+        except (NativeError, DataError):  # or the text is too short to measure its sinks
+            return False
+    return mask is not None
 
 
 def write_served(

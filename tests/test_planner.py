@@ -15,6 +15,7 @@ from masksearch import masks
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.models.plan import describe_rival
+from masksearch.planner import describe_units
 from masksearch.study.references import within_budgets
 
 WORDS = [f"w{number}" for number in range(12)]
@@ -61,6 +62,74 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     with torch.no_grad():
         served = ms.to_native(model, plan.mask).eval()(tokens).logits
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
+
+
+WINDOWS = ["window(1)", "window(3)", "window(7)"]
+
+
+@pytest.mark.slow
+def test_several_windows_are_never_worse_than_one_on_the_text_of_the_search(tmp_path):
+    plan = allocate(tmp_path, 0.5, local=WINDOWS)
+    records = {record.name: record for record in ms.open_study(tmp_path).records()}
+    uniform = records["one window within 0.5"]
+    assert str(uniform.mask) == "window(12)"  # 12 of 24 positions
+    assert list(map(str, plan.levels)) == [*WINDOWS, "window(12)", "full()"]
+    assert plan.found["nll"]["search"] <= uniform.values["nll"]
+    assert plan.found["cache"]["kv_bytes"] <= 0.5
+    assert plan.found["scores"]["method"] == "exchange"
+    units = ms.Units(ms.Shape(24, 3, 4, causal=True), plan.levels, "layer")
+    assert units.mask(tuple(plan.units.values())) == plan.mask
+    same = plan.mask == uniform.mask
+    assert plan.found["rival"].get("is_plan", False) is same
+    assert (describe_units(plan) == "window(12) in all 3 units") is same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", [WINDOWS, "window(3)"], ids=["several", "one"])
+def test_where_one_window_is_best_it_is_the_plan(tmp_path, monkeypatch, local):
+    def loses(self, mask, *, seed, workdir):
+        """Every mask but those of one window in all layers loses more."""
+        for report in judge(self, mask, seed=seed, workdir=workdir):
+            yield dataclasses.replace(report, values={**report.values, "nll": alike(mask)})
+
+    def alike(mask):
+        return 1.0 + mask.sparsity(24, causal=True) / 10 + (mask.layers is not None)
+
+    judge = CausalEvaluator.__call__
+    monkeypatch.setattr(CausalEvaluator, "__call__", loses)
+    plan = allocate(tmp_path, 0.5, local=local)
+    assert str(plan.mask) == "window(12)"
+    assert describe_units(plan) == "window(12) in all 3 units"
+    assert plan.found["rival"] == {"mask": "window(12)", "is_plan": True}
+    assert describe_rival(plan.found["rival"]).startswith(
+        "this is the plan, as nothing was better"
+    )
+    assert ms.Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.slow
+def test_an_engine_has_one_window_beside_full_layers(tmp_path):
+    how = {"serve": "llama.cpp", "serving": ms.Serving(length=4096, ubatch=64)}
+    plan = allocate(tmp_path, 0.5, local=["window(3)", "window(7)", "full()"], check=False, **how)
+    records = [record for record in ms.open_study(tmp_path).records() if record.scored]
+    windows = [{*map(str, units_of(record.mask))} - {"full()"} for record in records]
+    assert max(map(len, windows)) == 1
+    assert set.union(*windows) > {"window(3)", "window(7)"}
+    assert plan.found["cache"]["kv_bytes"] <= 0.5
+    with pytest.raises(ValueError, match=r"one window beside full .*method='exchange', or one lo"):
+        allocate(tmp_path / "x", 0.5, local=WINDOWS, method="greedy", **how)
+
+
+def units_of(mask: ms.Mask) -> list[ms.Mask]:
+    return [mask.of_layer(layer) for layer in range(3)]
+
+
+def test_units_of_several_windows_in_words():
+    levels = (masks.window(1), masks.window(7), masks.full())
+    plan = ms.Plan({}, "layer", levels, {"l0": 2, "l1": 0, "l2": 1, "l3": 1}, levels[0])
+    assert describe_units(plan) == (
+        "1 of 4 units full (l0), 1 window(1) (l1), the others window(7)"
+    )
 
 
 @pytest.mark.slow
@@ -152,10 +221,11 @@ def test_plan_within_what_an_engine_reserves(tmp_path):
 )
 def test_number_of_masks_is_known(how, judged, tmp_path, capfd):
     allocate(tmp_path, **how, check=False, progress="auto")
-    assert len(ms.open_study(tmp_path).records()) <= judged
+    records = ms.open_study(tmp_path).records()
+    assert len([record for record in records if record.role != "baseline"]) <= judged
     shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("allocate")]
     count = int(shown[0].split()[1].split("/")[1])
-    assert judged <= count <= judged + 1
+    assert judged <= count - 1 <= judged + 1  # the rival comes on top
     dense = next(line for line in shown if " full()  " in line)
     assert "kv_bytes 1.0000  effective_sparsity 0.0000  front" in dense  # no half-empty table
 
@@ -164,8 +234,8 @@ def test_number_of_masks_is_known(how, judged, tmp_path, capfd):
 @pytest.mark.filterwarnings("ignore:strategy 'allocate' judges")
 def test_plan_goes_on_where_it_was_stopped(tmp_path):
     stopped = allocate(tmp_path, 0.3, trials=2, check=False)
-    assert stopped.units == {"l0": 0, "l1": 0, "l2": 0}
-    assert len(ms.open_study(tmp_path).records()) == 2
+    assert {*stopped.units.values()} == {0}
+    assert len(ms.open_study(tmp_path).records()) == 1 + 2
     allocate(tmp_path, 0.3)
 
 
@@ -184,6 +254,23 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
         ({"budget": 0.1}, ValueError, r"at least what the cheapest masks of all units cost"),
         ({"unit": "head"}, SearchError, r"kv_bytes_per_head does not add up"),
         ({"local": "full()"}, ValueError, r"drop what keeps the same"),
+        (
+            {"local": ["window(7)", "window(3)"]},
+            ValueError,
+            r"keeps more than the one before.*got window\(3\) \(0\.\d+ of the pairs of 24 "
+            r"tokens\) after window\(7\) .*from narrow to wide",
+        ),
+        (
+            {"local": ["columns(1) | window(3)", "window(7)"]},
+            ValueError,
+            r"and all that it keeps; got window\(7\)",
+        ),
+        (
+            {"local": ["window(7)", "window(23)"]},
+            ValueError,
+            r"got window\(23\) \(1 of .*drop what is as wide as the text",
+        ),
+        ({"local": WINDOWS, "budget": 0.01}, ValueError, r"the cheapest masks of all units cost"),
         ({"method": "greed"}, ValueError, r"'greed'; did you mean 'greedy'"),
         ({"method": "restore", "tries": 2}, ValueError, r"a round of method='greedy'"),
         ({"device": "cuda:99"}, ValueError, r"no device 'cuda:99' on this machine; take 'auto'"),
@@ -248,7 +335,7 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
     monkeypatch.setattr(CausalEvaluator, "__call__", guessed)
     with pytest.raises(SearchError) as refused:
         allocate(tmp_path, check=False)
-    records = ms.open_study(tmp_path).records()
+    records = [r for r in ms.open_study(tmp_path).records() if r.role != "baseline"]
     inside = [r.values["nll"] for r in records if r.measures["kv_bytes"] <= 0.6]
     said = str(refused.value)
     assert said.startswith(f"{len(inside)} of {len(records)} trials judged a mask within 0.6, and")

@@ -232,7 +232,7 @@ class AllocateOptions:
     )
     run: Run = Path("runs/allocate")
     unit: str | None = described(ALLOCATION)
-    local: str | None = described(ALLOCATION)
+    local: list[str] | None = described(ALLOCATION)
     method: str | None = described(ALLOCATION)
     tries: int | None = described(ALLOCATION)
     trials: int | None = described(ALLOCATION)

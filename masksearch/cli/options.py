@@ -37,7 +37,7 @@ OUTPUT = "Output"
 
 REQUIRED = MISSING  # default of an option that has to be given
 PACKAGE = Path(__file__).parents[1]
-VALUES = {bool: None, int: "N", float: "NUMBER", str: "TEXT"}  # what stands for a value
+VALUES = {bool: None, int: "N", float: "NUMBER"}  # what stands for a value
 
 
 DOWNSTREAM = {  # option -> its evaluator, what it does, and what it takes
@@ -366,7 +366,7 @@ def takes(
         ]
         flag = f"--{name.replace('_', '-')}" if kind is bool else ""
         help = f"{first.help[0].upper()}{first.help[1:]}."
-        return declare(help, group, "; ".join(defaults), VALUES[kind], name=flag)
+        return declare(help, group, "; ".join(defaults), VALUES.get(kind, "TEXT"), name=flag)
 
     def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
         kind: Any = next(iter(get_type_hints(command).values()))

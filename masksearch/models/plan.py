@@ -132,6 +132,8 @@ def describe_rows(losses: Mapping[str, Any]) -> str:
 
 def describe_rival(rival: Mapping[str, Any]) -> str:
     """Which of the two is better: a searched mask, or the widest window in all layers."""
+    if rival.get("is_plan"):
+        return "this is the plan, as nothing was better on the text of the search"
     better = "neither is shown to be better"
     if "pieces_of" in rival:
         better = f"neither can be shown to be better on {describe_rows(rival)}"

@@ -1,8 +1,9 @@
-"""Which layers or heads need a full mask: scored one by one, or raised in rounds.
+"""Which layers or heads need a full mask, or a wider one: scored one by one, or in rounds.
 
     both ends -> scores of the units -> masks of every size, by these scores
                                      -> or within each budget the best sum of scores
               -> "greedy":              rounds that raise the best unit
+              -> "exchange":            from all units alike, rounds that move what they hold
 
 Every mask that is judged on the way is a trial of the study. The plan is a generator of batches,
 and goes on once every mask of its batch has been judged; so what it asks for is a function of the
@@ -19,7 +20,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +54,10 @@ from masksearch.study.records import read_budgets
 NAME = "allocate"
 OPTIONS = {  # name -> type
     **dict.fromkeys(("unit", "levels", "method", "cost", "gates", "config"), Any),
-    **{"tries": int, "budgets": Sequence[float]},
+    **{"tries": int, "budgets": Sequence[float], "one_window": bool},
 }
-METHODS = ("restore", "ablate", "greedy")
+METHODS = ("restore", "ablate", "greedy", "exchange")
+ROUNDS = 3  # of "exchange" within a budget, at most
 LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
 DENSITY = "density"
 
@@ -77,28 +79,35 @@ class AllocateStrategy:
       all units cost about units² / 2 trials (times the dearer levels); with `tries` a round judges
       only that many units, the best by what is known of them: restored alone, or later their last
       round.
+    - `"exchange"`, within each budget: it begins with the best allocation in which all units are
+      alike. A round judges every unit at every other level, and then the best sums of these
+      changes within the budget that raise at most 1, 2, 4, .. units. The next round is around the
+      best of all that was judged; where nothing is better, around all units at the top, and then
+      the rounds end (three at most). So it never ends worse than with all units alike.
 
     Args:
         units: The layers or heads, and their masks.
         objective: What a mask is judged by.
         method: How units are scored: `"restore"` (one unit raised where all others are local),
             `"ablate"` (one unit lowered where all others are full), or numbers: unit -> the worth
-            of each of its levels. Or `"greedy"`.
+            of each of its levels. Or `"greedy"`, or `"exchange"`, which needs budgets.
         tries: Units that a round of `"greedy"` judges (>= 1); None = all.
         budgets: What masks cost at most, each in (0, 1]: their share of what is kept where all
             units are full. `"greedy"` ends at the largest.
         training: The job that trains gates, whose probabilities are the scores in the place of
             `method`; None = no gates.
         run: Folder that artifacts are relative to; needed with `training`.
-        totals: What a mask costs by the number of units that are raised, from none to all, as a
-            share, where it is no sum over units that have two masks each (an engine that keeps
-            layers in groups); empty = it is that sum. Of more units that cost less, the number is
-            chosen that fits: `"greedy"` passes by numbers that do not.
+        totals: Of each level below the top, what a mask costs by the number of units at the top,
+            from none to all, where the others have that level; as a share. For engines, which
+            have one window beside full layers, and may keep these in groups, so that their bytes
+            are no sum; empty = it is that sum. Of more units that cost less, the number is
+            chosen that fits: `"greedy"` passes by numbers that do not. Of more levels than two
+            it takes `"exchange"`.
 
     Raises:
         UnknownNameError: For another method, or a unit that does not exist.
-        ValueError: If `tries` is below 1 or has no rounds, a budget is below all masks, or scores
-            are missing or not finite.
+        ValueError: If `tries` is below 1 or has no rounds, a budget is below all masks, scores
+            are missing or not finite, or the method takes no such levels or budgets.
     """
 
     own_budgets = True
@@ -113,7 +122,7 @@ class AllocateStrategy:
         budgets: Sequence[float] = (),
         training: OneShot | None = None,
         run: Path = Path(),
-        totals: Sequence[float] = (),
+        totals: Sequence[Sequence[float]] = (),
     ) -> None:
         if not isinstance(method, str):
             check_scores(method, units)
@@ -125,6 +134,13 @@ class AllocateStrategy:
                 f"{tries} for {method!r:.80}"
             )
         budgets = read_budgets(budgets)
+        if method == "exchange" and not budgets:
+            raise ValueError("method='exchange' moves what a budget pays for: give budgets")
+        if len(totals) > 1 and method != "exchange":
+            raise ValueError(
+                f"an engine has one window beside full layers, and method={method!r:.80} chooses "
+                "among several: take method='exchange', or one local mask"
+            )
         self.units, self.objective = units, objective
         self.method, self.tries = method, tries
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
@@ -140,7 +156,10 @@ class AllocateStrategy:
         self.moves = 1 if units.rising else units.top  # levels that a round tries of a unit
         self.budgets, self.totals = tuple(sorted(budgets)), totals
         if budgets:  # too small ones are refused before anything is judged
-            self.best([[0.0] * (units.top + 1) for _ in units.names], self.budgets[0])
+            least = (
+                min(map(min, totals)) if totals else sum(map(min, zip(*self.shares, strict=True)))
+            )
+            refuse_less(least, self.budgets[0])
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next allocation; "wait" where the next depends on masks that are still out.
@@ -183,7 +202,7 @@ class AllocateStrategy:
         """Whether each unit is judged alone, for its score."""
         if self.training is not None or not isinstance(self.method, str):
             return False
-        return self.method != "greedy" or self.tries is not None
+        return self.method in ("restore", "ablate") or self.tries is not None
 
     @property
     def least_trials(self) -> int:
@@ -191,6 +210,8 @@ class AllocateStrategy:
         alone = len(self.units.names) * self.units.top if self.judges_alone else 0
         if self.method == "greedy":
             return 2 + (alone or len(self.units.names))
+        if self.method == "exchange":
+            return 2 + self.units.top + self.changes
         return 2 + alone + (self.training is not None)
 
     @property
@@ -198,6 +219,9 @@ class AllocateStrategy:
         """Trials of the whole plan, at most."""
         count, top = len(self.units.names), self.units.top
         alone = count * top if self.judges_alone else 0
+        if self.method == "exchange":
+            sums = count.bit_length() * max(len(self.totals), 1)
+            return 2 + len(self.budgets) * (top + 1 + ROUNDS * (self.changes + sums))
         if self.method != "greedy":
             chosen = len(self.budgets) or count * top - 1
             return 2 + alone + chosen + (self.training is not None)
@@ -209,7 +233,7 @@ class AllocateStrategy:
                 + sum(
                     min(self.tries or count, count - step)
                     for step in range(count)
-                    if self.fits(min(self.totals[step + 1 :]))
+                    if self.fits(min(self.totals[0][step + 1 :]))
                 )
             )
         prices = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
@@ -241,6 +265,8 @@ class AllocateStrategy:
             self.worth = dict(zip(self.units.names, worth, strict=True))
         if self.method == "greedy":
             yield from self.rounds(local, worth)
+        elif self.method == "exchange":
+            yield from self.exchanges()
         elif worth is not None and self.budgets and self.training is None:
             yield [self.best(worth, budget) for budget in self.budgets]
         elif worth is not None:
@@ -299,12 +325,89 @@ class AllocateStrategy:
                 return  # all were stopped by a constraint, or failed
             now = replaced(now, *min(scored, key=lambda move: (-scored[move], move)))
 
+    def exchanges(self) -> Iterator[Sequence[Allocation]]:
+        """Within each budget, moves what units hold from one to another while that is better."""
+        count = len(self.units.names)
+        judged = dict[Allocation, None]()  # by this plan, whatever else is known already
+        for budget in self.budgets:
+            alike = [(level,) * count for level in range(self.units.top, -1, -1)]
+            batch = [each for each in alike if self.share(each) <= budget * (1 + ROUNDING)]
+            if not batch:  # an engine that keeps more of units that are alike
+                batch = self.sums(alike[-1], {}, budget, count)
+            yield batch
+            judged |= dict.fromkeys(batch)
+            now = around = self.best_of(judged, budget)
+            for _ in range(ROUNDS):
+                yield (changed := self.changed(around))
+                gains = {e: self.gains[e] - self.gain(around) for e in changed if e in self.gains}
+                limits = [1 << power for power in range(count.bit_length())]
+                sums = [each for most in limits for each in self.sums(around, gains, budget, most)]
+                yield (sums := [*dict.fromkeys(sums)])
+                judged |= dict.fromkeys([*changed, *sums])
+                if (best := self.best_of(judged, budget)) != now:
+                    now = around = best
+                elif around != alike[0]:
+                    around = alike[0]  # there a unit shows that is worth nothing without another
+                else:
+                    break
+
+    def best_of(self, judged: Iterable[Allocation], budget: float) -> Allocation:
+        """The best within a budget, the first of equals."""
+        return max((e for e in judged if self.share(e) <= budget * (1 + ROUNDING)), key=self.gain)
+
+    @property
+    def changes(self) -> int:
+        """Allocations that a round of `"exchange"` judges for the worth of its changes."""
+        count, top = len(self.units.names), self.units.top
+        return count + top - 1 if self.totals else count * top
+
+    def changed(self, now: Allocation) -> list[Allocation]:
+        """Every unit at each other level, alone; where an engine has one window, at the top or at
+        that window, and all windows as each other one."""
+        top = self.units.top
+        if not self.totals:
+            return [
+                replaced(now, u, to)
+                for u, at in enumerate(now)
+                for to in range(top + 1)
+                if to != at
+            ]
+        window = min((*now, top - 1))
+        alone = [replaced(now, u, window if at == top else top) for u, at in enumerate(now)]
+        others = [level for level in range(top) if level != window]
+        return alone + [tuple(top if at == top else level for at in now) for level in others]
+
+    def sums(
+        self, now: Allocation, gains: Mapping[Allocation, float], budget: float, most: int
+    ) -> list[Allocation]:
+        """What is worth most within a budget by a sum of changes that raises at most so many
+        units; where an engine has one window, for each that it may be."""
+        top, missing = self.units.top, min([0.0, *gains.values()])
+        worth = [
+            [
+                0.0 if to == at else gains.get(replaced(now, u, to), missing)
+                for to in range(top + 1)
+            ]
+            for u, at in enumerate(now)
+        ]
+        if not self.totals:
+            return [solve(worth, self.shares, budget, now, most)]
+        window, found = min((*now, top - 1)), []
+        ends = [[levels[window], levels[top]] for levels in worth]
+        full = [int(at == top) for at in now]
+        for level, totals in enumerate(self.totals):
+            if min(totals) <= budget * (1 + ROUNDING):
+                raised = solve_by_count(ends, totals, budget, full, most)
+                found.append(tuple(top if each else level for each in raised))
+        return found
+
     def above(self, now: Allocation, unit: int) -> list[int]:
         """The levels that a unit may rise to within the largest budget: the next one or, where
         levels do not rise, every dearer one."""
         levels = dearer([level[unit] for level in self.prices], now[unit])
         if self.totals:
-            return levels if self.fits(min(self.totals[sum(now) + 1 :], default=math.inf)) else []
+            least = min(self.totals[0][sum(now) + 1 :], default=math.inf)
+            return levels if self.fits(least) else []
         return [
             to for to in levels[: self.moves] if self.fits(self.share(replaced(now, unit, to)))
         ]
@@ -312,13 +415,16 @@ class AllocateStrategy:
     def best(self, worth: Sequence[Sequence[float]], budget: float) -> Allocation:
         """The allocation that is worth most within a budget; ValueError if there is none."""
         if self.totals:
-            return solve_by_count(worth, self.totals, budget)
+            return solve_by_count(worth, self.totals[0], budget)
         return solve(worth, self.shares, budget)
 
     def share(self, allocation: Allocation) -> float:
         """The cost of an allocation, as a share of that of full units."""
         if self.totals:
-            return self.totals[sum(allocation)]
+            windows = {*allocation} - {self.units.top}
+            if len(windows) > 1:
+                return math.inf
+            return self.totals[min(windows, default=0)][allocation.count(self.units.top)]
         return sum(self.shares[level][unit] for unit, level in enumerate(allocation))
 
     def fits(self, share: float) -> bool:
@@ -341,7 +447,8 @@ def build_allocate(
 ) -> AllocateStrategy:
     """The strategy that plain options stand for; see `AllocateStrategy` and `build_units`.
 
-    `cost` names what budgets count (`find_cost`).
+    `cost` names what budgets count (`find_cost`); with `one_window` all units below the top have
+    the same level, as in engines.
 
     Raises:
         SearchError: If the cost does not add up over the units, or gates are not each unit's own.
@@ -352,12 +459,22 @@ def build_allocate(
     arguments: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
     units = build_units(options, evaluator.shape, evaluator.kv_head_count)
     cost = options.get("cost")
-    try:
-        units = with_costs(units, evaluator, cost, required=bool(options.get("budgets")))
-    except SearchError:
+    if options.get("one_window") and units.top > 1:
         arguments["totals"] = totals_by_count(units, evaluator, find_cost(evaluator, cost))
         if not arguments["totals"]:
-            raise
+            raise SearchError(
+                "with one window beside full layers their number is chosen, and here it matters "
+                "which layers are full: give one local mask, and unit='layer'"
+            )
+    else:
+        try:
+            units = with_costs(units, evaluator, cost, required=bool(options.get("budgets")))
+        except SearchError:
+            if units.top == 1:
+                totals = totals_by_count(units, evaluator, find_cost(evaluator, cost))
+                arguments["totals"] = totals
+            if not arguments.get("totals"):
+                raise
     method = arguments.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
     if method == "gates":
@@ -540,25 +657,32 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
     return [[base / count + rise for rise in level] for level in rises]
 
 
-def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[float]:
-    """Masks' costs by the number of layers that are raised, from none to all; empty where they
-    have more than two masks, or it matters which of them are raised."""
-    count = len(units.names)
+def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[list[float]]:
+    """Of each level below the top, masks' costs by the number of layers at the top, from none to
+    all, where the others have that level; empty where it matters which they are."""
+    count, totals = len(units.names), []
 
-    def measured(raised: Sequence[int]) -> float:
-        levels = tuple(int(unit in raised) for unit in range(count))
+    def measured(level: int, raised: Sequence[int]) -> float:
+        levels = tuple(units.top if unit in raised else level for unit in range(count))
+        if name == DENSITY:
+            return units.density(levels)
         return float(evaluator.measures_of(units.mask(levels))[name])
 
-    if units.top > 1 or units.unit != "layer":
-        return []
-    first = [measured(range(number)) for number in range(count + 1)]
-    last = [measured(range(count - number, count)) for number in range(count + 1)]
-    alone = [measured([unit]) for unit in range(count)]
-    return first if first == last and {*alone} == {first[1]} else []
+    for level in range(units.top if units.unit == "layer" else 0):
+        first = [measured(level, range(number)) for number in range(count + 1)]
+        last = [measured(level, range(count - number, count)) for number in range(count + 1)]
+        if first != last or {measured(level, [unit]) for unit in range(count)} != {first[1]}:
+            return []
+        totals.append(first)
+    return totals
 
 
 def solve_by_count(
-    worth: Sequence[Sequence[float]], totals: Sequence[float], budget: float
+    worth: Sequence[Sequence[float]],
+    totals: Sequence[float],
+    budget: float,
+    now: Sequence[int] = (),
+    most: int | None = None,
 ) -> Allocation:
     """As `solve`, of units with two masks, by what each number of raised ones costs.
 
@@ -568,9 +692,12 @@ def solve_by_count(
     refuse_less(min(totals), budget)
     gains = [high - low for low, high in worth]
     order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
-    numbers = [at for at, total in enumerate(totals) if total <= budget * (1 + ROUNDING)]
-    most = max(numbers, key=lambda number: sum(gains[unit] for unit in order[:number]))
-    return tuple(int(unit in order[:most]) for unit in range(len(gains)))
+    if most is not None:
+        rising = [unit for unit in order if not now[unit]][most:]
+        order = [unit for unit in order if unit not in rising]
+    within = [at for at, total in enumerate(totals) if total <= budget * (1 + ROUNDING)]
+    number = max(within, key=lambda number: sum(gains[unit] for unit in order[:number]))
+    return tuple(int(unit in order[:number]) for unit in range(len(gains)))
 
 
 def refuse_less(least: float, budget: float) -> None:
@@ -583,7 +710,11 @@ def refuse_less(least: float, budget: float) -> None:
 
 
 def solve(
-    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float
+    worth: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[float]],
+    budget: float,
+    now: Sequence[int] = (),
+    most: int | None = None,
 ) -> Allocation:
     """The allocation that is worth most within a budget: a knapsack with multiple choice, exact.
 
@@ -591,6 +722,8 @@ def solve(
         worth: Of each unit, of each level.
         costs: Of each level, of each unit.
         budget: At most so much in all.
+        now: The levels that `most` counts from.
+        most: Units that rise, at most; None = any number.
 
     Returns:
         The level of each unit.
@@ -614,15 +747,19 @@ def solve(
     gain = (value - value.min(1, keepdims=True)).reshape(-1)
     gain = gain / (gain.max() or 1.0)
     one_each = np.kron(np.eye(count), np.ones(levels))
+    limits = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint((extra / scale).reshape(1, -1), -np.inf, room / scale),
+    ]
+    if most is not None:
+        dearer_than_now = cost > cost[range(count), [*now]][:, None]
+        limits.append(LinearConstraint(dearer_than_now.reshape(1, -1).astype(float), 0, most))
     solution = milp(
         -gain,
         integrality=np.ones(count * levels),
         bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint((extra / scale).reshape(1, -1), -np.inf, room / scale),
-        ],
-        options={"mip_rel_gap": 0.0},
+        constraints=limits,
+        options={"mip_rel_gap": 0.0, "presolve": most is None},
     )
     if solution.x is None:
         raise ValueError(f"the budget {budget:.4g} could not be solved: {solution.message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from masksearch import Units, masks
+from masksearch.bench.tree import tree_values
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.strategies.allocate import (
+    AllocateStrategy,
     build_allocate,
     solve,
     solve_by_count,
@@ -128,7 +131,7 @@ class Engine(Accounts):
 
 def test_layers_that_an_engine_groups_are_counted_by_their_number():
     units = Units(Engine.shape, (LOCAL, masks.full()), "layer")
-    totals = totals_by_count(units, Engine(), "kv_bytes")
+    [totals] = totals_by_count(units, Engine(), "kv_bytes")
     size = [12, 1, 2, 3, 4, 7, 6, 7, 4, 3, 2, 1, 12]  # of a group; 7 is 5 or 7, padded
     groups = [(1, 0), (11, 1), (5, 1), (3, 1), (2, 1), (1, 1), (1, 1)]  # of windows, of full ones
     groups += [(full, window) for window, full in groups[5::-1]]
@@ -147,10 +150,15 @@ def test_layers_that_an_engine_groups_are_counted_by_their_number():
         assert value[found] == pytest.approx(max(value.values()))
     levels = (LOCAL, masks.window(60), masks.full())
     three = Units(Engine.shape, levels, "layer")
-    assert totals_by_count(three, Engine(), "kv_bytes") == []
+    both = totals_by_count(three, Engine(), "kv_bytes")
+    assert both[0] == totals
+    assert both[1][-1] == 1
+    assert all(narrow < wide for narrow, wide in zip(both[0][:-1], both[1][:-1], strict=True))
     options = {"unit": "layer", "levels": levels, "budgets": [0.5]}
     with pytest.raises(SearchError, match=r"add up .*two masks a layer and strategy='allocate'"):
         build_allocate(options, Engine(), Path())
+    with pytest.raises(ValueError, match=r"one window beside full .*take method='exchange'"):
+        build_allocate(options | {"one_window": True}, Engine(), Path())
 
 
 @pytest.mark.parametrize("method", ["restore", "greedy"])
@@ -171,6 +179,116 @@ def test_a_budget_of_an_engine_is_met_by_numbers_that_divide(method, tmp_path):
     assert len(judged) <= strategy.most_trials
     with pytest.raises(ValueError, match=r"at least what the cheapest .* 0\.01172; got 0\.01"):
         build_allocate(options | {"budgets": [0.01]}, Engine(), tmp_path)
+
+
+# -- levels ------------------------------------------------------------------------------------
+WINDOWS = (masks.window(1), masks.window(3), masks.window(6), masks.full())
+SLOPES = (0.0, 0.3, 0.7, 1.0)  # of what a unit at the top is worth, by level
+BUDGETS = (0.3, 0.45, 0.7)
+
+
+def judge_all(strategy, loss) -> dict[tuple[int, ...], float]:
+    """Every allocation that a strategy asks for, with its loss."""
+    judged = {}
+    while (asked := strategy.ask()) != "done":
+        each = strategy.units.allocation(asked.params)
+        judged[each] = loss(each)
+        values = {"loss": judged[each]}
+        strategy.tell(Record(asked.number, "done", asked.job, params=asked.params, values=values))
+    assert len(judged) <= strategy.most_trials
+    return judged
+
+
+def exchanged(loss, levels, layers, *, one_window=False, budgets=BUDGETS):
+    """The strategy and what it judges on a decoder of some layers."""
+    judge = Accounts()
+    judge.config = LlamaConfig(num_hidden_layers=layers, num_attention_heads=HEADS)
+    judge.shape, judge.kv_head_count = Shape(LENGTH, layers, HEADS, causal=True), HEADS
+    judge.objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
+    options = {"unit": "layer", "levels": levels, "method": "exchange", "budgets": budgets}
+    strategy = build_allocate(options | {"one_window": one_window}, judge, Path())
+    return strategy, judge_all(strategy, loss), judge
+
+
+def draw_losses(layers, levels, seed, *, together):
+    """The loss of each allocation: layers add, and pairs of them are worth more `together`."""
+    draw = torch.Generator().manual_seed(seed)
+    worth = torch.rand(layers, generator=draw).tolist()
+    pairs = (together * torch.randn(layers, layers, generator=draw)).tolist()
+
+    def loss(allocation):
+        kept = [SLOPES[-1] if at == levels - 1 else SLOPES[at] for at in allocation]
+        alone = sum(each * share for each, share in zip(worth, kept, strict=True))
+        both = sum(pairs[a][b] * kept[a] * kept[b] for b in range(layers) for a in range(b))
+        return 20 - alone - both
+
+    return loss
+
+
+@pytest.mark.parametrize("one_window", [False, True])
+@pytest.mark.parametrize("levels", [3, 4])
+def test_exchange_is_within_bytes_and_never_worse_than_one_window(levels, one_window):
+    """Against every allocation of five layers."""
+    kinds = [*WINDOWS[: levels - 1], masks.full()]
+    gained = most = 0.0
+    for seed in range(4):
+        loss = draw_losses(5, levels, seed, together=0.3)
+        strategy, judged, judge = exchanged(loss, kinds, 5, one_window=one_window)
+        every = list(itertools.product(range(levels), repeat=5))
+        if one_window:
+            every = [each for each in every if len({*each} - {levels - 1}) < 2]
+            assert {*judged} <= {*every}
+        shares = {e: judge.measures_of(strategy.units.mask(e))["kv_bytes"] for e in every}
+        assert all(strategy.share(each) == pytest.approx(shares[each]) for each in every)
+        for budget in BUDGETS:
+            inside = [each for each in every if shares[each] <= budget + 1e-9]
+            found = min(loss(each) for each in judged if each in inside)
+            alike = min(loss(each) for each in inside if len({*each}) == 1)
+            optimum = min(map(loss, inside))
+            assert optimum <= found <= alike
+            gained += alike - found
+            most += alike - optimum
+    assert gained >= 0.9 * most > 0
+
+
+def test_exchange_is_the_exact_solution_where_worths_add_up():
+    loss = draw_losses(6, 4, 7, together=0.0)
+    strategy, judged, _ = exchanged(loss, WINDOWS, 6)
+    alone = [[tuple(at * (u == unit) for u in range(6)) for at in range(4)] for unit in range(6)]
+    worth = [[-loss(each) for each in unit] for unit in alone]
+    for budget in BUDGETS:
+        exact = loss(solve(worth, strategy.shares, budget))
+        assert min(judged[e] for e in judged if strategy.share(e) <= budget + 1e-9) == (
+            pytest.approx(exact)
+        )
+
+
+def test_exchange_stays_where_nothing_is_better():
+    """Each layer loses more below the window of all than any gains above it."""
+
+    def loss(allocation):
+        return sum(0.0 if at >= 1 else 5.0 for at in allocation) - 0.01 * sum(allocation)
+
+    strategy, judged, _ = exchanged(loss, WINDOWS, 6, budgets=[3 / 12])
+    inside = {each: judged[each] for each in judged if strategy.share(each) <= 3 / 12 + 1e-9}
+    assert min(inside, key=inside.get) == (1,) * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"budgets": ()}, r"'exchange' moves what a budget pays for: give budgets"),
+        ({"tries": 2}, r"a round of method='greedy' judges"),
+        ({"budgets": [0.05]}, r"at least what the cheapest masks of .* 0\.08333; got 0\.05"),
+    ],
+)
+def test_exchange_refuses(options, problem):
+    judge = Accounts()
+    judge.shape, judge.kv_head_count = SHAPE, KV_HEADS
+    judge.objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
+    usual = {"unit": "layer", "levels": WINDOWS, "method": "exchange", "budgets": [0.5]}
+    with pytest.raises(ValueError, match=problem):
+        build_allocate(usual | options, judge, Path())
 
 
 # -- searches ----------------------------------------------------------------------------------
@@ -213,3 +331,38 @@ def test_kv_heads_within_their_bytes(folder, tmp_path):
         SearchError, match=r"kv_bytes does not add up over units of the kind 'head"
     ):
         search(folder, tmp_path / "x", unit="head", budgets=[0.5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["random", "tpe", "evolution"])
+def test_several_windows_are_a_space_for_other_strategies(folder, tmp_path, strategy):
+    judge = evaluator(folder, cost="kv_bytes", adapt="none")
+    units = Units(judge.shape, WINDOWS, "layer")
+    how = {"trials": 6, "strategy": strategy, "budget": 0.5, "progress": None}
+    records = ms.search(units, judge, run=tmp_path, **how).records()
+    assert len(records) == 6
+    assert all(record.measures["kv_bytes"] <= 0.5 + 1e-9 for record in records)
+    assert {level for record in records for level in map(str, record.mask.of)} - {"full()"}
+
+
+RECALL = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoints/recall-1"
+
+
+@pytest.mark.slow
+def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
+    """Pairs of heads of four levels, against all 4,096 choices on 8 rows."""
+    judge = ms.CausalEvaluator(ms.Recall(), weights=RECALL, held_out_sequences=8, device="cpu")
+    levels = (*map(masks.window, (7, 15, 31)), masks.full())
+    units = Units(judge.shape, levels, "kv_head", 2)
+    units = dataclasses.replace(units, costs=[[w / 56 / 6] * 6 for w in (8, 16, 32, 56)])
+    every = list(itertools.product(range(4), repeat=6))
+    losses = {each: values["nll"] for each, values in tree_values(judge, units, every)}
+    for budget in (0.3, 0.5):
+        strategy = AllocateStrategy(
+            units, Objective("loss", "min", 9.0), method="exchange", budgets=[budget]
+        )
+        judged = judge_all(strategy, losses.__getitem__)
+        inside = [each for each in every if strategy.share(each) <= budget + 1e-9]
+        found = min(losses[each] for each in judged if each in inside)
+        assert found <= min(losses[each] for each in inside) + 0.01
+        assert found < min(losses[each] for each in inside if len({*each}) == 1) - 1
