@@ -227,7 +227,7 @@ def find_plans(
     if compares := check or delivery.out is not None:
         warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
     uniform = {
-        f"one window within {n:g}": m for n, m in rivals.items() if serves(judge, m, delivery)
+        f"one window within {n:g}": m for n, m in rivals.items() if serves(m, judge, delivery)
     }
     method = within.method or ("exchange" if len(local) > 1 else "greedy")
     if len(local) > 1:
@@ -556,7 +556,7 @@ def check_form(judge: Served, mask: Mask, serve: str, sinks: Sinks | None) -> An
     return native
 
 
-def serves(judge: Served, mask: Mask | None, delivery: Delivery) -> TypeGuard[Mask]:
+def serves(mask: Mask | None, judge: Served, delivery: Delivery) -> TypeGuard[Mask]:
     """Whether there is a mask, and a folder that is asked for could hold it."""
     if mask is not None and delivery.out is not None and delivery.serve is not None:
         try:

@@ -82,6 +82,23 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
     assert (code, "plan of format 9" in err) == (2, True)
 
 
+@pytest.mark.slow
+def test_several_windows_by_the_command(allocate, tmp_path):
+    words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.5)
+    code, out, err = allocate(*words, "--local", "window(7)", "--local", "window(3)")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "each local mask keeps more than the one before" in err
+    words = (*words, "--local", "window(3)", "--local", "window(7)", "--sequences", 8)
+    code, out, err = allocate(*words)
+    assert code == 0, err
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert " ".join(map(str, plan.levels)) == "window(3) window(7) window(12) full()"
+    assert ("this is the plan" in out) == ("window(12) in all 3 units" in out)
+    (tmp_path / "run" / "plan.json").unlink()
+    code, _, err = allocate(tmp_path / "run", name="resume")
+    assert (code, Plan.load(tmp_path / "run" / "plan.json")) == (0, plan), err
+
+
 def test_settings_that_no_machine_has_are_refused_at_once(allocate, tmp_path):
     for setting, problem in [
         ("device=cuda:99", "no device 'cuda:99' on this machine; take 'auto' or 'cpu'"),

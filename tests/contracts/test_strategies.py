@@ -239,9 +239,10 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"method": "ablate"}, {"method": "greedy"}, {"method": "greedy", "tries": 3}],
+    [{}, {"method": "ablate"}, {"method": "greedy"}, {"method": "greedy", "tries": 3},
+     {"method": "exchange", "budgets": [0.5, 0.8]}],
     ids=str,
-)
+)  # fmt: skip
 def test_allocate_keeps_the_law(options, slots):
     """Slots that finish in any order; "wait" only while something is out; every kind of end."""
     levels = (masks.star(), masks.longformer(3, 1), masks.full())

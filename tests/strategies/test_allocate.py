@@ -388,7 +388,7 @@ def test_slots_find_what_one_finds(tmp_path):
     ("options", "problem"),
     [
         ({"levels": None}, r"need a local mask.*give levels='star\(\)'"),
-        ({"method": "greed"}, r"'greed'; did you mean 'greedy'.*restore, ablate, greedy, gates"),
+        ({"method": "greed"}, r"'greed'; did you mean 'greedy'.*greedy, exchange, gates"),
         ({"method": "greedy", "tries": 0}, r"1 or more; got 0"),
         ({"tries": 3}, r"method='greedy' judges.* got 3 for 'restore'"),
         ({"method": {"l0.h0": [0.0, 1.0]}}, r"got nothing for l0\.h1"),
