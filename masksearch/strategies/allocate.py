@@ -692,10 +692,12 @@ def solve_by_count(
     refuse_less(min(totals), budget)
     gains = [high - low for low, high in worth]
     order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
-    if most is not None:
-        rising = [unit for unit in order if not now[unit]][most:]
-        order = [unit for unit in order if unit not in rising]
     within = [at for at, total in enumerate(totals) if total <= budget * (1 + ROUNDING)]
+    if most is not None:
+        beyond = [unit for unit in order if not now[unit]][most:]
+        fewer = [number for number in within if number <= len(order) - len(beyond)]
+        if fewer:  # else fewer full units cost more, and the limit cannot be kept
+            order, within = [unit for unit in order if unit not in beyond], fewer
     number = max(within, key=lambda number: sum(gains[unit] for unit in order[:number]))
     return tuple(int(unit in order[:number]) for unit in range(len(gains)))
 
