@@ -79,25 +79,38 @@ def test_first_search_finds_its_mask(folder):
 
 @pytest.mark.nightly
 def test_three_jobs_run(folder):
-    for part in ("runs/try\n", "compare runs/try", "masksearch attach"):
+    printed = ""
+    for part in ("runs/try\n", "compare runs/try@", "masksearch attach"):
         for command in commands(block("bash", part)):
-            run(folder, command)
+            printed += run(folder, command)[0]
+    [line] = [line for line in printed.splitlines() if line.startswith("tpe >= 0.8: better ")]
+    shown = block("text", "tpe >= 0.8: ").strip()
+    assert re.sub(r"[\d.]+", "", line).startswith(re.sub(r"[\d.]+", "", shown))
+    scores = [[float(n) for n in re.findall(r"\d\.\d{3}", text)[:4]] for text in (line, shown)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.1)
     assert (folder / "runs/try_compared/report.html").is_file()
     [saved] = ms.saved_masks(folder / "sparse-bert").values()
-    [third] = [r.mask for r in ms.open_study(folder / "runs/try").records() if r.number == 2]
-    assert saved == third  # the jobs chain: job 3 puts on what job 1 has found
+    best = ms.open_study(folder / "runs/try").best(sparsity=0.8).mask
+    assert saved == best  # the jobs chain: job 3 puts on what job 1 has found
     (folder / "job.py").write_text(block("python", "load_pretrained"), encoding="utf-8")
     out, _ = run(folder, "python job.py")
-    assert str(third) in out
+    assert str(best) in out
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
     plan = ms.Plan.load(folder / "runs/allocate/plan.json")
     assert plan.found["cache"]["kv_bytes"] <= 0.6
+    assert "full_attention" in served.config.layer_types  # the plan keeps a layer
     assert plan.found["served"]["losses"]["served"] < 3.4  # less than words' frequencies tell
     assert {*served.config.layer_types} <= {"full_attention", "sliding_attention"}
 
 
 def test_every_block_runs_or_says_why_not():
-    run_here = ("PlantedEvaluator", "runs/try", "masksearch attach", "load_pretrained", "found: ")
+    run_here = (
+        "PlantedEvaluator",
+        "runs/try",
+        "masksearch attach",
+        "load_pretrained",
+        ": better ",
+    )
     read_only = ("pip install", "--slots 2")
     for _, body in BLOCKS:
         assert any(part in body for part in run_here + read_only), body
