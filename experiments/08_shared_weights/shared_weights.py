@@ -206,7 +206,6 @@ def train_supernet(
     config: SuperNetConfig,
     *,
     checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = 60.0,
     identity: str = "",
 ) -> Iterator[Step]:
     """Trains a model in place under masks that change from step to step and row to row.
@@ -219,7 +218,6 @@ def train_supernet(
         draws: Where the masks come from: step s takes the numbers from s * masks_per_step on.
         config: Steps, masks and rate.
         checkpoints: Where the state is kept.
-        checkpoint_seconds: Wall time between two checkpoints.
         identity: Names what is trained; a checkpoint of another name is passed over.
 
     Yields:
@@ -261,15 +259,14 @@ def train_supernet(
         bank.rows = batch[MASK_OF_ROW]
         return model_loss(model, {n: part for n, part in batch.items() if n != MASK_OF_ROW})
 
+    key = short_hash(identity, repr(asdict(config)))
     try:
         yield from train(
             source.model,
             batches,
             config.train_config,
             loss,
-            checkpoints=checkpoints,
-            checkpoint_seconds=checkpoint_seconds,
-            key=short_hash(identity, repr(asdict(config))),
+            checkpoints=checkpoints and replace(checkpoints, key=key),
         )
     finally:
         ms.detach(source.model)
@@ -521,13 +518,13 @@ class SharedWeights(ms.Evaluator):
                 return
             source = self.evaluator.differentiable(self.seed)
             started, losses = time.monotonic(), list[float]()
-            running, steps = Checkpoints(self.place, "training"), self.config.steps
+            running = Checkpoints(self.place, "training", seconds=self.checkpoint_seconds)
+            steps = self.config.steps
             for step in train_supernet(
                 source,
                 self.draws,
                 self.config,
                 checkpoints=running,
-                checkpoint_seconds=self.checkpoint_seconds,
                 identity=self.key,
             ):
                 losses.append(step.loss)

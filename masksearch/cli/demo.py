@@ -294,7 +294,7 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
         sequences = NextTokenText.load(text, tokenizer=llama, length=64)
         training = NextTokenTraining(sequences, Training(batch=16), torch.device("cpu"))
         learnt = TrainConfig(steps=steps, lr=5e-3)
-        [*training.steps(NextTokenModel(decoder), learnt, TEXT, "demo", None)]
+        [*training.steps(NextTokenModel(decoder), learnt, TEXT, None)]
         decoder.save_pretrained(llama)
     return [
         f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",

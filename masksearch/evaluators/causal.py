@@ -383,7 +383,7 @@ class CausalEvaluator(AssembledEvaluator):
             path = cache_folder(self.text.cache) / DENSE / f"decoder-{key}.safetensors"
 
             def pretrain(kept: Checkpoints) -> None:
-                how = self.train_config, seed, key, kept
+                how = self.train_config, seed, kept
                 for _ in self.trainer.steps(made, *how, title="dense decoder"):
                     pass
 
@@ -426,12 +426,11 @@ class CausalEvaluator(AssembledEvaluator):
             yield Report(0, values)
             return
         model, config, teacher = self.under(mask, seed)
-        kept = Checkpoints(workdir, self.adapts)
         memory: dict[str, Any] = {"curve": []}
         due = report_steps(config.steps, self.training.reports)
         key = short_hash(self.protocol, mask.digest, str(seed))
-        how = config, seed, key, kept
-        steps = self.trainer.steps(model, *how, teacher=teacher, memory=memory)
+        kept = Checkpoints(workdir, self.adapts, key)
+        steps = self.trainer.steps(model, config, seed, kept, teacher=teacher, memory=memory)
         first = next(steps, None)  # a run that goes on brings its curve back
         for number, values in memory["curve"]:
             yield Report(number, values)
@@ -458,7 +457,7 @@ class CausalEvaluator(AssembledEvaluator):
         `detach`, `to_native` and `save_masked` take it."""
         model, config, teacher = self.under(mask, seed)
         if self.adapts != "none":
-            for _ in self.trainer.steps(model, config, seed, "adapted", None, teacher=teacher):
+            for _ in self.trainer.steps(model, config, seed, None, teacher=teacher):
                 pass
         detach(model.eval())  # from around the decoder, which the mask then is on
         decoder: nn.Module = model.model

@@ -425,8 +425,7 @@ class FineTuning(AssembledEvaluator, ABC):
                 head,
                 self.tokens(name).train,
                 TrainConfig(steps, rate),
-                kept,
-                short_hash(self.protocol, mask.digest, name, str(seed)),
+                replace(kept, key=short_hash(self.protocol, mask.digest, name, str(seed))),
                 order=self.order(name, seed, *stream),
                 noise=mixed_seed(seed, DROPOUT, *stream),
                 loss=None if teacher is None else self.trainer.imitating(teacher),
@@ -476,8 +475,7 @@ class FineTuning(AssembledEvaluator, ABC):
             order, noise = self.order(name, seed), mixed_seed(seed, DROPOUT)
 
             def finetune(made: Checkpoints) -> None:
-                how = config, made, key
-                self.trainer.fit(head, rows, *how, order=order, noise=noise, title=title)
+                self.trainer.fit(head, rows, config, made, order=order, noise=noise, title=title)
 
             provide_dense(head, kept.with_name(f"{kept.name}.safetensors"), key, finetune)
         key = short_hash(self.protocol, name)

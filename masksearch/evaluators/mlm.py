@@ -375,7 +375,9 @@ class MlmEvaluator(AssembledEvaluator):
             torch.compiler.reset()  # a graph holds its mask: after 8 a process would not compile
             model.compile()
         due = report_steps(self.training.steps, self.training.reports)
-        kept = None if workdir is None else Checkpoints(workdir, PRETRAINING)
+        key = short_hash(self.protocol, mask.digest, str(seed))
+        how = key, self.training.checkpoint_seconds
+        kept = None if workdir is None else Checkpoints(workdir, PRETRAINING, *how)
         memory: dict[str, Any] = {"curve": []}
         data_seed = mixed_seed(seed, DATA)
         steps = train(
@@ -384,8 +386,6 @@ class MlmEvaluator(AssembledEvaluator):
             self.train_config,
             self.losses,
             checkpoints=kept,
-            checkpoint_seconds=self.training.checkpoint_seconds,
-            key=short_hash(self.protocol, mask.digest, str(seed)),
             memory=memory,
             noise_seed=mixed_seed(seed, NOISE),
         )

@@ -1,7 +1,7 @@
 """Decoders on text: their training, and what they say of every held-out token.
 
 training = NextTokenTraining(text, Training(batch=16), place)
-for number in training.steps(model, config, seed, key, checkpoints):
+for number in training.steps(model, config, seed, checkpoints):
     ...
 scores = score_tokens(model, rows.tokens)
 band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-255": 2.7, ..}
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -62,7 +62,6 @@ class NextTokenTraining:
         model: NextTokenModel,
         config: TrainConfig,
         seed: int,
-        key: str,
         kept: Checkpoints | None,
         *,
         title: str = "",
@@ -75,7 +74,6 @@ class NextTokenTraining:
             model: With its mask on, or without one.
             config: Steps and rate.
             seed: Of the order of the text and of the dropout.
-            key: Of the run; checkpoints of others are not taken.
             kept: Where checkpoints are kept; None = nowhere.
             title: What is trained, for a display.
             teacher: Whose predictions are learnt; None = the next token is.
@@ -100,9 +98,7 @@ class NextTokenTraining:
             ),
             config,
             loss,
-            checkpoints=kept,
-            checkpoint_seconds=self.how.checkpoint_seconds,
-            key=key,
+            checkpoints=kept and replace(kept, seconds=self.how.checkpoint_seconds),
             memory=memory,
             noise_seed=mixed_seed(seed, NOISE),
             title=title,

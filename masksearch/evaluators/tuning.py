@@ -1,7 +1,7 @@
 """A fine-tuning: the training of a head and the layers below it on a task's rows, and its scores.
 
 training = TaskTraining(evaluator.inputs, 32, 2, Training(precision="bfloat16"), place)
-training.fit(head, rows, TrainConfig(steps=100), checkpoints, "key", order=0, noise=1)
+training.fit(head, rows, TrainConfig(steps=100), checkpoints, order=0, noise=1)
 training.predict(head, rows)                   # logits of every row
 source = train_together(heads, rows, training, teachers)   # for gates that several tasks share
 rows = TokenRows.of(tokenize_rows(corpus, texts, labels))
@@ -16,7 +16,7 @@ import logging
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -80,7 +80,6 @@ class TaskTraining:
         rows: Any,
         config: TrainConfig,
         checkpoints: Checkpoints,
-        key: str,
         *,
         order: int,
         noise: int,
@@ -94,7 +93,6 @@ class TaskTraining:
             rows: The training rows: they have `lengths`.
             config: Steps and rate.
             checkpoints: Where the state is kept.
-            key: Of the run; checkpoints of others are not taken.
             order: Seed of the order of the rows.
             noise: Seed of the dropout.
             loss: Scalar loss of (head, batch); None = the head's own.
@@ -106,9 +104,7 @@ class TaskTraining:
             lambda start: move_batches(self.batches(rows, order, start), self.place),
             config,
             loss or self.loss,
-            checkpoints=checkpoints,
-            checkpoint_seconds=self.how.checkpoint_seconds,
-            key=key,
+            checkpoints=replace(checkpoints, seconds=self.how.checkpoint_seconds),
             noise_seed=noise,
             title=title,
         )

@@ -21,6 +21,7 @@ the optimisers. Of frozen weights only the gates learn, from the first step on.
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -61,7 +62,6 @@ from masksearch.training.loop import (
 )
 
 Batches = Iterable[Batch] | Task
-CHECKPOINT_SECONDS = 60.0  # wall time between two checkpoints
 GATES_FILE = "gates.safetensors"  # what a one-shot job leaves
 REPORTS = 100  # of a run, about
 TEST_ROWS = 256  # held-out sequences, about, on which attention is taken away
@@ -159,7 +159,6 @@ def run_one_shot(
         config,
         held_out=source.held_out,
         checkpoints=checkpoints,
-        checkpoint_seconds=CHECKPOINT_SECONDS,
     )
     workdir.mkdir(parents=True, exist_ok=True)
     result.save(workdir / GATES_FILE)
@@ -175,7 +174,6 @@ def dam_reports(
     held_out: Sequence[Batch] = (),
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Generator[Report, None, DamResult]:
     """Runs DAM step by step, yielding reports; closing the generator stops it. See `dam`.
 
@@ -191,7 +189,6 @@ def dam_reports(
         seed: Of a Task's batches.
         checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
             as it would have, given the same batches from their beginning.
-        checkpoint_seconds: Wall time between two checkpoints.
 
     Yields:
         About a hundred reports with `loss` (mean over the batches since the last report),
@@ -211,7 +208,7 @@ def dam_reports(
         run = JointTraining(model, gates, config, held_out)
         first = gates.whole_density().item()
         watch = CollapseWatch(config.density, first, config.warmup_steps, config.steps)
-        for report in run.reports(endless(batches, seed), checkpoints, checkpoint_seconds):
+        for report in run.reports(endless(batches, seed), checkpoints):
             begun = run.warmup.begin
             watch.warmup_steps = config.steps if begun is None else begun
             problem = watch.look(report)
@@ -321,7 +318,7 @@ class JointTraining:
         return optimisers
 
     def reports(
-        self, batches: Iterator[Batch], checkpoints: Checkpoints | None, checkpoint_seconds: float
+        self, batches: Iterator[Batch], checkpoints: Checkpoints | None
     ) -> Iterator[Report]:
         """Trains to the end; of a run that goes on, the earlier reports come first."""
         if checkpoints is not None:
@@ -333,8 +330,8 @@ class JointTraining:
         saved, full = time.monotonic(), False
         while self.step < self.config.steps:
             report = self.advance(batches)
-            due = time.monotonic() - saved >= checkpoint_seconds and not self.unread
-            if checkpoints is not None and due:
+            every = math.inf if checkpoints is None or self.unread else checkpoints.seconds
+            if checkpoints is not None and time.monotonic() - saved >= every:
                 full = save_or_warn(checkpoints, self.step, *self.state(), warned=full)
                 saved = time.monotonic()
             if report is not None:

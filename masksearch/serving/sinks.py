@@ -247,11 +247,11 @@ def tune(
     about = f"{config} {names} {[mask.digest for mask in meter.kept]}"
     values = {name: each.cpu() for name, each in weights.items() if "v_proj.weight" in name}
     key = digest(about, {**values, "tokens": tokens.cpu()})
-    kept = None if folder is None else Checkpoints(folder, "sinks")
+    kept = None if folder is None else Checkpoints(folder, "sinks", key)
     with keeping_modes(model, native):
         model.eval()
         native.eval()
-        for _ in train(knobs, batches, config, loss, checkpoints=kept, key=key, title="sinks"):
+        for _ in train(knobs, batches, config, loss, checkpoints=kept, title="sinks"):
             pass
     for name, value in turned().items():
         holder = native.get_submodule(name.rpartition(".")[0])

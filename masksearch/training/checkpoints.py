@@ -55,16 +55,22 @@ class Checkpoint:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """The two newest checkpoints of one trial, in its own folder.
 
     Args:
         folder: The trial's folder (`workdir` of an evaluator).
         name: First part of the file names, where a trial keeps several kinds.
+        key: Of the run: a training passes over a checkpoint under another key, with a warning in
+            the log, and removes it.
+        seconds: Wall time between two checkpoints of a training; 0 = after every step.
     """
 
-    def __init__(self, folder: Path, name: str = "checkpoint") -> None:
-        self.folder, self.name = folder, name
+    folder: Path
+    name: str = "checkpoint"
+    key: str = ""
+    seconds: float = 60.0
 
     def files(self) -> list[Path]:
         """The files that are there, newest step first."""
@@ -217,7 +223,7 @@ def provide_dense(
     with hold_lock(path):
         if restore_dense(head, path, key):  # by the process that held the lock
             return
-        checkpoints = Checkpoints(path.parent, f"{path.stem}.training")
+        checkpoints = Checkpoints(path.parent, f"{path.stem}.training", key)
         finetune(checkpoints)
         with naming_remedy(path):
             write_weights(path, copy_weights(head), {"key": key})

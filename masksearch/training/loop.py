@@ -210,8 +210,6 @@ def train(
     loss: Callable[[nn.Module, Batch], Tensor] = model_loss,
     *,
     checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = 60.0,
-    key: str = "",
     memory: dict[str, Any] | None = None,
     noise_seed: int | None = None,
     title: str = "",
@@ -235,9 +233,6 @@ def train(
         loss: Scalar loss of (model, batch): a mean over its scored labels (`count_scored`).
         checkpoints: Where the state is kept; None = nowhere. What a killed run has left there
             is gone on from; the end is the same bit for bit on a CPU. They are not cleared.
-        checkpoint_seconds: Wall time between two checkpoints; 0 = after every step.
-        key: Name of the run; a checkpoint under another key is passed over, with a warning in
-            the log, and removed.
         memory: Plain data (JSON) of the caller's that goes into checkpoints; it is brought back
             in place, before `train` returns.
         noise_seed: Seed of what the model draws from torch's global generator (dropout), which
@@ -261,8 +256,6 @@ def train(
         config,
         loss,
         checkpoints,
-        checkpoint_seconds,
-        key,
         memory,
         noise_seed,
         title,
@@ -278,8 +271,6 @@ class Training:
     config: TrainConfig
     loss: Callable[[nn.Module, Batch], Tensor]
     checkpoints: Checkpoints | None
-    checkpoint_seconds: float
-    key: str
     memory: dict[str, Any] | None
     noise_seed: int | None
     title: str = ""
@@ -317,7 +308,7 @@ class Training:
             yield step
             if self.checkpoints is None or not self.group.first:
                 continue
-            if time.monotonic() - saved < self.checkpoint_seconds:
+            if time.monotonic() - saved < self.checkpoints.seconds:
                 continue
             self.check_losses()
             full = save_or_warn(self.checkpoints, self.done, *self.state(), warned=full)
@@ -377,7 +368,8 @@ class Training:
     # -- checkpoints ---------------------------------------------------------------------------
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain facts after the steps that are done."""
-        facts = {"key": self.key, "rows": self.accumulator.rows, "memory": self.memory or {}}
+        key = "" if self.checkpoints is None else self.checkpoints.key
+        facts = {"key": key, "rows": self.accumulator.rows, "memory": self.memory or {}}
         return training_state(self.model, {"optimiser": self.optimiser}), facts
 
     def restore(self) -> None:
@@ -385,7 +377,7 @@ class Training:
         stored = None if self.checkpoints is None else self.checkpoints.load()
         if stored is None or self.checkpoints is None:
             return
-        if stored.facts.get("key") != self.key:
+        if stored.facts.get("key") != self.checkpoints.key:
             log.warning(
                 "%s holds a checkpoint of another run (%s); this one starts anew",
                 self.checkpoints.folder,

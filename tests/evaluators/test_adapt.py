@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from masksearch.masks.measure import (
     pair_weights,
     unit_densities,
 )
+from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 
@@ -265,7 +267,7 @@ def test_checkpoints_of_gates_hold_no_frozen_weights(
 ) -> None:
     judge = evaluator(data, cache)
     straight = trained_gates(judge, tmp_path / "straight")
-    monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("masksearch.gates.dam.Checkpoints", partial(Checkpoints, seconds=0))
     reports = gate_reports(judge, tmp_path / "killed")
     begun = [next(reports) for _ in range(10)]
     reports.close()

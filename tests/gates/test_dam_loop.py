@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,8 @@ def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Pa
 
     def run(source: Iterator[Batch], folder: Path | None) -> tuple[list[Report], Tensor, Tensor]:
         trained, gates = model(dropout=0.1), Gates(length=8, heads=2, seed=3)
-        kept = None if folder is None else Checkpoints(folder, "dam")
-        reports = dam_reports(
-            trained, source, gates, config, checkpoints=kept, checkpoint_seconds=0.0
-        )
+        kept = None if folder is None else Checkpoints(folder, "dam", seconds=0)
+        reports = dam_reports(trained, source, gates, config, checkpoints=kept)
         found = list(reports)
         weights = torch.cat([p.detach().flatten() for p in trained.parameters()])
         return found, weights, gates.logits.detach()
@@ -131,7 +130,7 @@ def test_losses_that_are_read_together_give_the_same_run(config: Any, monkeypatc
         trained, gates = model(dropout=0.3), Gates(length=8, heads=2)
         run = Patient(attach(trained, gates).train(), gates, settings)
         run.most_unread = most
-        curves.append(list(run.reports(batches(60), None, 0.0)))
+        curves.append(list(run.reports(batches(60), None)))
         if most == 1:
             assert looks == [2] * 30
         elif settings.waits:
@@ -154,14 +153,10 @@ def test_a_loss_that_is_not_finite_names_its_step():
 @pytest.mark.slow
 def test_another_run_is_not_gone_on_with(tmp_path: Path):
     config = DamConfig(steps=10, density=0.3)
-    kept = Checkpoints(tmp_path, "dam")
+    kept = Checkpoints(tmp_path, "dam", seconds=0)
 
     def run(config: DamConfig, gates: Gates) -> None:
-        list(
-            dam_reports(
-                model(), batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0
-            )
-        )
+        list(dam_reports(model(), batches(), gates, config, checkpoints=kept))
 
     run(config, Gates(length=8, heads=2))
     with pytest.raises(ResumeError, match=r"other config\.gate_lr; give the same arguments"):
@@ -176,7 +171,8 @@ OneShotRuns = tuple[Callable[[Path], Iterator[Report]], list[Report]]
 @pytest.fixture
 def one_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OneShotRuns:
     """Begins a job of DAM, which saves at every step, in a folder; and its undisturbed reports."""
-    monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
+    eager = partial(Checkpoints, seconds=0)
+    monkeypatch.setattr("masksearch.gates.dam.Checkpoints", eager)
     evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
     job = OneShot({"layers": 1}, {"steps": 12, "density": 0.3, "gate_lr": 0.5})
 
@@ -269,9 +265,9 @@ TINY_BERT = BertConfig(
 def test_gates_on_a_hugging_face_model(tmp_path: Path):
     made = BertForMaskedLM(TINY_BERT)  # its weights are tied
     config = DamConfig(steps=5, density=0.5)
-    kept = Checkpoints(tmp_path, "dam")
+    kept = Checkpoints(tmp_path, "dam", seconds=0)
     gates = Gates(length=8, heads=2, layers=2)
-    list(dam_reports(made, batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0))
+    list(dam_reports(made, batches(), gates, config, checkpoints=kept))
     again = Gates(length=8, heads=2, layers=2)
     list(dam_reports(BertForMaskedLM(TINY_BERT), batches(), again, config, checkpoints=kept))
     assert torch.equal(gates.logits, again.logits)

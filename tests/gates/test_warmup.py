@@ -230,8 +230,7 @@ def learnable(folder: Path | None = None, stop: int | None = None) -> tuple[list
         gates := Gates(length=8, heads=2),
         DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05),
         held_out=source.held_out,
-        checkpoints=None if folder is None else Checkpoints(folder, "dam"),
-        checkpoint_seconds=0.02,
+        checkpoints=None if folder is None else Checkpoints(folder, "dam", seconds=0.02),
     )
     found = []
     for report in reports:

@@ -23,7 +23,8 @@ from masksearch.serving import sinks as module
 from masksearch.serving.native import granite_swa_of
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import spread
-from masksearch.training.loop import follow_trainings, train
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.loop import follow_trainings
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -204,7 +205,7 @@ def test_tuned_sinks_come_closer_to_the_dense_model():
 
 @pytest.mark.nightly
 def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "train", partial(train, checkpoint_seconds=0))
+    monkeypatch.setattr(module, "Checkpoints", partial(Checkpoints, seconds=0))
     model, seen = build(), list[int]()
     call = partial(ms.to_native, model, MASK, sinks="tune", text=text(), steps=8)
 

@@ -85,9 +85,9 @@ def carry_out(name: str, group: Group, folder: Path) -> None:
         model = Tight(model)
     kept = None
     if name in ("killed", "apart"):
-        kept = Checkpoints(folder / (str(group.rank) if name == "apart" else "kept"))
+        kept = Checkpoints(folder / (str(group.rank) if name == "apart" else "kept"), seconds=0)
     losses = []
-    for step in train(model, batches, config, checkpoints=kept, checkpoint_seconds=0):
+    for step in train(model, batches, config, checkpoints=kept):
         losses.append([step.number, step.loss])
         if name == "nan" and step.number == 3 and group.rank == 1:
             model.transform.bias.data.fill_(torch.nan)

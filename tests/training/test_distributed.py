@@ -241,8 +241,8 @@ def test_what_goes_wrong_on_one_process_ends_all(tmp_path):
 @pytest.mark.nightly
 def test_processes_with_folders_of_their_own_are_told_apart(tmp_path):
     model, batches, config = case("plain")
-    kept = Checkpoints(tmp_path / "apart" / "0")
-    steps = train(model, batches, config, checkpoints=kept, checkpoint_seconds=0)
+    kept = Checkpoints(tmp_path / "apart" / "0", seconds=0)
+    steps = train(model, batches, config, checkpoints=kept)
     for _ in range(4):
         next(steps)
     steps.close()

@@ -289,16 +289,12 @@ def test_a_killed_run_ends_as_it_would_have(source, config, killed, tmp_path):
 
     model = dropping()
     straight = list(train(model, batches(), config, noise_seed=5))
-    kept = Checkpoints(tmp_path)
-    steps = train(
-        dropping(), batches(), config, noise_seed=5, checkpoints=kept, checkpoint_seconds=0.0
-    )
+    kept = Checkpoints(tmp_path, seconds=0)
+    steps = train(dropping(), batches(), config, noise_seed=5, checkpoints=kept)
     first = [next(steps) for _ in range(killed)]
     steps.close()
     again = dropping(int(killed > 1))  # its weights come from the checkpoint
-    rest = list(
-        train(again, batches(), config, noise_seed=5, checkpoints=kept, checkpoint_seconds=0.0)
-    )
+    rest = list(train(again, batches(), config, noise_seed=5, checkpoints=kept))
     done = rest[0].number - 1 if rest else 9
     assert first[:done] + rest == straight
     assert done == max(0, killed - 1)  # a checkpoint is taken when the next step is asked for
@@ -313,9 +309,7 @@ def test_the_global_generator_is_part_of_the_state(tmp_path):
         torch.manual_seed(3)
         straight = list(train(dropping(), tokens(), config))
         torch.manual_seed(3)
-        steps = train(
-            dropping(), tokens(), config, checkpoints=Checkpoints(tmp_path), checkpoint_seconds=0
-        )
+        steps = train(dropping(), tokens(), config, checkpoints=Checkpoints(tmp_path, seconds=0))
         first = [next(steps) for _ in range(4)]
         steps.close()
         torch.manual_seed(99)
@@ -336,7 +330,7 @@ def test_noise_of_a_seed_leaves_the_global_generator():
 
 def test_memory_comes_back_with_the_state(tmp_path):
     config, memory = TrainConfig(steps=5), {"curve": []}
-    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
     steps = train(small(), tokens(), config, memory=memory, **options)
     for step in steps:
         memory["curve"].append([step.number, step.loss])
@@ -351,13 +345,13 @@ def test_memory_comes_back_with_the_state(tmp_path):
 
 def test_another_runs_checkpoint_is_passed_over(tmp_path, caplog):
     config = TrainConfig(steps=5)
-    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
-    list(train(small(), tokens(), config, key="one", **options))
+    one, two = (Checkpoints(tmp_path, key=key, seconds=0) for key in ("one", "two"))
+    list(train(small(), tokens(), config, checkpoints=one))
     with caplog.at_level(logging.WARNING):
-        other = list(train(small(), tokens(), config, key="two", **options))
+        other = list(train(small(), tokens(), config, checkpoints=two))
     assert "checkpoint of another run (one)" in caplog.text
     assert [step.number for step in other] == [1, 2, 3, 4, 5]
-    assert list(train(small(), tokens(), config, key="two", **options)) == []
+    assert list(train(small(), tokens(), config, checkpoints=two)) == []
 
 
 def test_wall_time_decides_when_a_checkpoint_is_taken(tmp_path, monkeypatch):
@@ -369,8 +363,7 @@ def test_wall_time_decides_when_a_checkpoint_is_taken(tmp_path, monkeypatch):
         endless(),
         TrainConfig(steps=9),
         squared,
-        checkpoints=Checkpoints(tmp_path),
-        checkpoint_seconds=25.0,
+        checkpoints=Checkpoints(tmp_path, seconds=25),
     ):
         clock[0] += 10.0
     assert saved == [3, 6, 9]
@@ -378,7 +371,7 @@ def test_wall_time_decides_when_a_checkpoint_is_taken(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_full_disk_costs_a_warning_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
     straight = list(train(small(), tokens(), TrainConfig(steps=8)))
     steps = train(small(), tokens(), TrainConfig(steps=8), **options)
     first = [next(steps) for _ in range(4)]
@@ -404,7 +397,7 @@ def test_out_of_memory_goes_on_with_fewer_rows(tmp_path):
         return found
 
     config = TrainConfig(steps=4)
-    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
     plain = list(train(small(), tokens(), config))
     with pytest.warns(UserWarning, match="out of memory with 4 rows at once") as caught:
         halved = list(train(small(), tokens(), config, loss, **options))
@@ -438,7 +431,7 @@ def unseen(losses: list[float]) -> Training:
         return squared(model, batch) * 0 + next(given)
 
     config = TrainConfig(steps=len(losses))
-    made = Training(Linear(), endless(), config, loss, None, 0.0, "", None, None)
+    made = Training(Linear(), endless(), config, loss, None, None, None)
     made.device = torch.device("cuda")  # all else stays on the CPU
     return made
 
