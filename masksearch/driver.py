@@ -65,7 +65,7 @@ from masksearch.study.records import (
     read_budgets,
 )
 from masksearch.study.references import choose_best, read_run_record, within_budgets
-from masksearch.study.session import Session
+from masksearch.study.session import Call, Session
 from masksearch.study.status import clock, next_command
 from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore
@@ -380,15 +380,17 @@ def search(
             chosen,
             evaluator,
             seed,
-            trials=trials,
-            seconds=seconds,
-            constraints=limits,
-            budgets=() if getattr(chosen, "own_budgets", False) else budgets,
+            Call(
+                f"search by {name}",
+                trials=trials,
+                seconds=seconds,
+                constraints=tuple(limits),
+                budgets=() if getattr(chosen, "own_budgets", False) else budgets,
+            ),
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
             queue=baseline_proposals(baselines, seed) if baselines else (),
-            title=f"search by {name}",
         )
         run_session(session, executor, progress, name)
     finally:
@@ -537,10 +539,9 @@ def compare(
             Listed({}, []),
             evaluator,
             0,
+            Call("compare", strict=False),
             listeners=listeners,
             queue=entrants.queue(judged, seeds),
-            strict=False,
-            title="compare",
         )
         slots = getattr(executor, "slots", 1)
         plan = entrants.plan(judged, seeds, evaluator, len(session.queue), slots)
@@ -733,7 +734,7 @@ def run_session(
             for line in plan:
                 watcher.display.print(f"{title}: {line}")
             watcher.work = session.board.work
-            watcher.expect(session.expected(), session.seconds)
+            watcher.expect(session.expected(), session.call.seconds)
             shared = session.evaluator.offers("provide_models")
             if shared and not isinstance(executor, Local):  # whose trainings are not seen here
                 seeds = ", ".join(map(str, session.seeds))

@@ -21,7 +21,7 @@ from masksearch.masks import window
 from masksearch.masks.measure import effective_density
 from masksearch.strategies import allocate, evolution, prune
 from masksearch.strategies.allocate import DENSITY, AllocateStrategy, find_cost, with_costs
-from masksearch.strategies.dam import OPTIONS, SPARSEBERT, DamStrategy, PublishedDamStrategy
+from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
@@ -226,14 +226,16 @@ def build_dam(search: Wanted) -> Strategy:
         search.run,
         gates=gates,
         units=units,
-        counts=counts,
         config=config,
         target=build_config(config).density,
         length=evaluator.shape.length,
         least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
-        densities=options.get("densities"),
-        merge_heads=bool(options.get("merge_heads", False)),
-        within=bool(budgets),
+        cut=Cut(
+            options.get("densities"),
+            merge_heads=bool(options.get("merge_heads", False)),
+            within=bool(budgets),
+            counts=counts,
+        ),
     )
 
 

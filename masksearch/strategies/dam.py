@@ -26,6 +26,38 @@ OPTIONS = {  # name -> type
 SPREAD = (1.0, 0.5, 2.0, 0.7, 1.4, 0.35, 2.8)  # densities tried, as multiples of the target
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Which masks are cut out of trained gates.
+
+    Args:
+        densities: In (0, 1]; None = around the target, raised to one key in every row, and at
+            most .9 (or the target).
+        merge_heads: Cut one mask for all heads of a layer.
+        within: Whether the densities are budgets, which no mask exceeds.
+        counts: What the densities are shares of, where units have costs of their own.
+
+    Raises:
+        ValueError: If `densities` are no numbers in (0, 1].
+    """
+
+    densities: Sequence[float] | None = None
+    merge_heads: bool = False
+    within: bool = False
+    counts: str = "density"
+
+    def __post_init__(self) -> None:
+        for density in self.densities or ():
+            if not isinstance(density, int | float) or not 0 < density <= 1:
+                raise ValueError(
+                    "densities are shares of the pairs that masks keep, numbers in (0, 1], got "
+                    f"{density!r}; give such as [0.1, 0.05]"
+                )
+
+
+AROUND = Cut()  # the target
+
+
 class DamStrategy(AfterFirstJob):
     """Proposes a one-shot job, waits for its gates, then proposes their discretisations.
 
@@ -39,19 +71,12 @@ class DamStrategy(AfterFirstJob):
         target: Density that the gates are trained for, in (0, 1); like all densities here over
             the pairs that real tokens form.
         length: Positions.
-        densities: Densities of the masks to cut, in (0, 1]; None = around the target, raised to
-            one key in every row, and at most .9 (or the target).
-        merge_heads: Cut one mask for all heads of a layer.
-        within: Whether the densities are budgets, which no mask exceeds.
         least: Density of one key in every row; None = 1 / length, that of data without padding.
             Where `config` asks for no density, the gates are trained for twice that at least.
-        counts: What the densities are shares of, where units have costs of their own.
         units: What chooses, where the gates are switches. Densities then begin at that of all
             local masks; where `config` asks for none it is a quarter of the way from there to
             that of all full masks.
-
-    Raises:
-        ValueError: If `densities` are no numbers in (0, 1].
+        cut: The masks that are cut out of the gates.
     """
 
     def __init__(
@@ -62,24 +87,16 @@ class DamStrategy(AfterFirstJob):
         config: Mapping[str, Any],
         target: float,
         length: int,
-        densities: Sequence[float] | None = None,
-        merge_heads: bool = False,
-        within: bool = False,
         least: float | None = None,
         units: Units | None = None,
-        counts: str = "density",
+        cut: Cut = AROUND,
     ) -> None:
-        for density in densities or ():
-            if not isinstance(density, int | float) or not 0 < density <= 1:
-                raise ValueError(
-                    "densities are shares of the pairs that masks keep, numbers in (0, 1], got "
-                    f"{density!r}; give such as [0.1, 0.05]"
-                )
         super().__init__(run, "dam", "gates")
         self.gates, self.config = dict(gates), waiting(config)
         self.length, self.least = length, 1 / length if least is None else least
+        self.cut, densities = cut, cut.densities
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
-        self.units, self.counts, floor = units, counts, 0.0
+        self.units, floor = units, 0.0
         if units is not None:
             self.least = floor = units.least
             if "density" not in config:
@@ -89,7 +106,6 @@ class DamStrategy(AfterFirstJob):
         above = (floor + (target - floor) * factor for factor in SPREAD)
         around = (max(self.least, min(max(0.9, target), density)) for density in above)
         self.densities = tuple(densities or dict.fromkeys(around))
-        self.merge_heads, self.within = merge_heads, within
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """First the training, then one mask for each density.
@@ -114,7 +130,7 @@ class DamStrategy(AfterFirstJob):
         if not (path := self.left.get(0)):
             return "wait"
         density = self.densities[self.next - 1]
-        params: dict[str, Any] = {self.counts: density}
+        params: dict[str, Any] = {self.cut.counts: density}
         job: Job
         try:
             result = DamResult.load(path)
@@ -125,7 +141,7 @@ class DamStrategy(AfterFirstJob):
             with warnings.catch_warnings():  # a caution of the search says it
                 warnings.filterwarnings("ignore", "DAM: ")
                 mask = result.mask(
-                    sparsity=1 - density, merge_heads=self.merge_heads, within=self.within
+                    sparsity=1 - density, merge_heads=self.cut.merge_heads, within=self.cut.within
                 )
             if result.units is not None:
                 params |= result.units.params(result.allocation(density))

@@ -79,6 +79,29 @@ class OpenTrial:
     passed_on: set[int] = field(default_factory=set)  # steps that the listeners know
 
 
+@dataclass(frozen=True)
+class Call:
+    """How far one call goes, and which draws count.
+
+    Args:
+        title: What the status file says of the run.
+        trials: End after that many done or stopped of the strategy; baselines come on top, and
+            so do draws of masks that are known already.
+        seconds: End after that much wall time of this call.
+        constraints: Violated ones make a trial "stopped".
+        budgets: A draw that costs more than its parameter `budget`, or without one than the
+            largest of these, is refused: it is not trained, and counts as no trial.
+        strict: Whether a search whose first trials all fail stops.
+    """
+
+    title: str = ""
+    trials: int | None = None
+    seconds: float | None = None
+    constraints: tuple[Constraint, ...] = ()
+    budgets: Sequence[float] = ()
+    strict: bool = True
+
+
 class Session:
     """The trials of one call, as the executor gets them (`masksearch.contracts.Trials`).
 
@@ -87,17 +110,10 @@ class Session:
         strategy: Proposes jobs.
         evaluator: Judges masks.
         seed: Seed of every evaluation whose proposal names none.
-        trials: End after that many done or stopped of the strategy; baselines come on top, and
-            so do draws of masks that are known already.
-        seconds: End after that much wall time of this call.
-        constraints: Violated ones make a trial "stopped".
+        call: How far this call goes.
         scheduler: Ends trials early; None = every trial runs to its end.
         listeners: Called with every finished record, and reports (`FollowsReports`).
-        budgets: A draw that costs more than its parameter `budget`, or without one than the
-            largest of these, is refused: it is not trained, and counts as no trial.
         queue: Jobs that come before the strategy's (baselines).
-        strict: Whether a search whose first trials all fail stops.
-        title: What the status file says of the run.
     """
 
     def __init__(
@@ -106,23 +122,17 @@ class Session:
         strategy: Strategy,
         evaluator: Evaluator,
         seed: int,
+        call: Call,
         *,
-        trials: int | None = None,
-        seconds: float | None = None,
-        constraints: Sequence[Constraint] = (),
-        budgets: Sequence[float] = (),
         scheduler: Scheduler | None = None,
         listeners: Sequence[Listener] = (),
         queue: Sequence[Proposal] = (),
-        strict: bool = True,
-        title: str = "",
     ) -> None:
         self.store, self.strategy, self.evaluator = store, strategy, evaluator
-        self.seed, self.constraints, self.budgets = seed, tuple(constraints), budgets
-        self.trials, self.seconds = trials, seconds
-        self.scheduler, self.listeners = scheduler, listeners
-        self.queue, self.strict = deque(queue), strict
-        self.board = StatusBoard(store.run, evaluator.objectives, trials, seconds, title)
+        self.seed, self.call, self.trials = seed, call, call.trials
+        self.scheduler, self.listeners, self.queue = scheduler, listeners, deque(queue)
+        how = call.trials, call.seconds, call.title
+        self.board = StatusBoard(store.run, evaluator.objectives, *how)
         self.started = time.monotonic()
         self.open: dict[int, OpenTrial] = {}  # by trial number
         self.results: dict[Key, Record] = {}  # of every known mask: what it is answered with
@@ -168,7 +178,7 @@ class Session:
 
     def expected(self) -> int | None:
         """Records that this call will bring, where that is known."""
-        if self.trials is None and self.strict:
+        if self.trials is None and self.call.strict:
             return None
         others = len(self.queue) + sum(trial.draw < 0 for trial in self.open.values())
         return others + max(0, (self.trials or 0) - self.counted)
@@ -178,7 +188,7 @@ class Session:
         """Seeds of the evaluations that are to come, each once."""
         jobs = [trial.record.seed for trial in self.open.values()]
         jobs += [self.seed if job.seed is None else job.seed for job in self.queue]
-        if self.strict and (self.trials is None or self.counted < self.trials):
+        if self.call.strict and (self.trials is None or self.counted < self.trials):
             jobs.append(self.seed)
         return list(dict.fromkeys(jobs))
 
@@ -262,7 +272,7 @@ class Session:
     # -- inside --------------------------------------------------------------------------------
     def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
         """A new trial, written to the study; or why there is none."""
-        if self.seconds is not None and time.monotonic() - self.started >= self.seconds:
+        if self.call.seconds is not None and time.monotonic() - self.started >= self.call.seconds:
             return "done"
         if self.queue:
             proposal, draw = self.queue.popleft(), -1
@@ -429,21 +439,21 @@ class Session:
 
     def violation(self, record: Record, *, early: bool) -> str:
         """Why a record violates a constraint; empty where it keeps all of that kind."""
-        reasons = (c.violated_by(record) for c in self.constraints if c.early is early)
+        reasons = (c.violated_by(record) for c in self.call.constraints if c.early is early)
         return next(filter(None, reasons), "")
 
     def beyond_budget(self, record: Record) -> str:
         """Why a draw is refused for what it costs; empty where it is not."""
-        if not self.budgets or record.role != "trial":
+        if not self.call.budgets or record.role != "trial":
             return ""
-        budget = float(record.params.get(BUDGET, max(self.budgets)))
+        budget = float(record.params.get(BUDGET, max(self.call.budgets)))
         if keeps_budget(record, self.evaluator.objectives, budget):
             return ""
         return f"{BEYOND} {budget:g}: it costs {cost_of(record, self.evaluator.objectives):.4g}"
 
     def say_cautions(self) -> None:
         """Warns of what the records say against this search, each sentence once."""
-        if not self.strict:
+        if not self.call.strict:
             return
         before = self.board.state.get("cautions", [])
         cautions = search_cautions(self.store.records())
@@ -476,7 +486,7 @@ class Session:
             SearchError: With the first failure's reason.
         """
         count = len(self.failures)
-        first = self.strict and (count == self.finished == FIRST_FAILURES or self.is_broken())
+        first = self.call.strict and (count == self.finished == FIRST_FAILURES or self.is_broken())
         if first or count >= ROW_OF_FAILURES:
             reason = self.failures[0].reason or "no reason given"
             if len(reason) > 2 * REASON_END:  # it may hold a mask of every head

@@ -32,7 +32,7 @@ from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units
 from masksearch.strategies.allocate import AllocateStrategy
-from masksearch.strategies.dam import DamStrategy
+from masksearch.strategies.dam import Cut, DamStrategy
 from masksearch.strategies.enqueued import Listed
 from masksearch.study.records import Constraint
 
@@ -389,7 +389,7 @@ def test_dam_keeps_the_law(tmp_path):
 
     def make():
         return DamStrategy(
-            tmp_path, gates={}, config={}, target=0.5, length=16, densities=(0.5, 0.4, 0.3)
+            tmp_path, gates={}, config={}, target=0.5, length=16, cut=Cut((0.5, 0.4, 0.3))
         )
 
     original = make()
