@@ -115,6 +115,14 @@ def verdict(name: str) -> list[float]:
     return [float(above), *(float(number) for number in re.findall(NUMBER, said))]
 
 
+def jobs(line: str) -> list[float]:
+    """The numbers of a line that README's three jobs have printed."""
+    text = (RESULTS / "readme_jobs.txt").read_text(encoding="utf-8")
+    (found,) = re.findall(line, text, re.M)
+    return [float(number) for number in re.findall(NUMBER, found)]
+
+
+lost = [-each for each in jobs(r"better: (\S+) \[")]
 story = [(2, 5), (1, 5), (2, 10), (1, 10), (0, 10)]  # reach, period
 sparsities = {
     text: [100 * ms.masks.parse(text).sparsity(ms.GradedProcess().length)]
@@ -133,6 +141,22 @@ CLAIMS = [
     ),
     *sentences("docs/search.md", {f"{{}}% 0 {text}": x for text, x in sparsities.items()}),
     Claim("README.md", f"found: {VERDICT}", verdict("readme")),
+    Claim(
+        "README.md",
+        "tpe >= {}: {} than star {}, bigbird {} and scrambled tpe >= {} {}, undecided (margin {}) "
+        "against dense {} ({}% sparse,",
+        [0.8, -max(jobs("^  star .*: (.*?) \\[")), *jobs("better than (star .*% sparse),")],
+    ),
+    Claim(
+        "README.md",
+        "one window in all layers loses {} [{}, {}] nats a token.",
+        jobs("minus dense (.*)$"),
+    ),
+    Claim(
+        "README.md",
+        "With `--budget {}` and unserved, windows by layer lose {} {} than one.",
+        [*jobs("^budget (.*): 0 of"), *jobs(r"better: (\S+) \["), *lost],
+    ),
     Claim(
         COMPARE,
         "tpe >= {}: "

@@ -97,10 +97,10 @@ def test_three_jobs_run(folder):
     assert str(best) in out
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
     plan = ms.Plan.load(folder / "runs/allocate/plan.json")
-    assert plan.found["cache"]["kv_bytes"] <= 0.6
-    assert "full_attention" in served.config.layer_types  # the plan keeps a layer
-    assert plan.found["served"]["losses"]["served"] < 3.4  # less than words' frequencies tell
-    assert {*served.config.layer_types} <= {"full_attention", "sliding_attention"}
+    assert plan.found["cache"]["kv_bytes"] <= 0.25
+    assert {*served.config.layer_types} == {"sliding_attention"}
+    losses = plan.found["served"]["losses"]
+    assert losses["served"] < losses["dense"] + 0.1  # it keeps what the text follows from
 
 
 def test_every_block_runs_or_says_why_not():

@@ -11,6 +11,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,6 +54,7 @@ FARTHEST = 20  # positions
 SENTENCES = PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)  # of --data
 TEXT, TASKS = 31, 32  # streams of random numbers
 LINES = {"train": 4_000, "valid": 400}  # of text
+ARTICLE = 20  # lines below a heading: plans are judged by article
 ROWS = {"train": 2_000, "dev": 400}  # of each task
 HEADERS = {
     "SST-2": "sentence\tlabel",
@@ -244,9 +246,9 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
     `bert/`, a model with random weights, and `llama/`, a decoder that has learnt the text.
 
-    A line of text is 17 words; each of the last eight follows from the word nine places before it.
-    SST-2's label 1 says that they do, and with label 0 none of the eight is the right one. MRPC
-    has the two times eight words as its two sentences.
+    The text has articles of 20 lines. A line is 17 words; each of the last eight follows from the
+    word nine places before it. SST-2's label 1 says that they do, and with label 0 none of the
+    eight is the right one. MRPC has the two times eight words as its two sentences.
 
     Args:
         folder: It is made where there is none.
@@ -263,7 +265,9 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     for part, (name, count) in enumerate(LINES.items()):
         tokens = SENTENCES.sample(count, generator(0, TEXT, part))
-        write_lines(text / f"{name}.txt", [" ".join(line) for line in spell(tokens)])
+        lines = [" ".join(line) for line in spell(tokens)]
+        articles = [["= text =", *lines[at : at + ARTICLE]] for at in range(0, count, ARTICLE)]
+        write_lines(text / f"{name}.txt", chain.from_iterable(articles))
     second = [pair[1] for pair in SENTENCES.pairs]
     for number, (task, header) in enumerate(HEADERS.items()):
         for part, (name, count) in enumerate(ROWS.items()):

@@ -84,7 +84,9 @@ def test_labels_of_the_data_follow_from_the_text(tmp_path):
     write_data(tmp_path, steps=2)
     right: dict[str, str] = {}
     for path in (tmp_path / "text").iterdir():
-        for words in map(str.split, path.read_text(encoding="utf-8").splitlines()):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert {*lines[::21]} == {"= text ="}
+        for words in (line.split() for line in lines if line != "= text ="):
             assert len(words) == 17
             for one, other in zip(words[:8], words[9:], strict=True):
                 assert right.setdefault(one, other) == other

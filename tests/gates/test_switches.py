@@ -226,7 +226,7 @@ def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
     given: dict[str, Any] = {"gates": gates, "cost": counts, "densities": (0.3, 0.6)}
     made: Any = build_strategy("dam", None, judge, seed=0, run=tmp_path, options=given)
     units = made.units
-    assert made.counts == counts
+    assert made.cut.counts == counts
     assert units.least == pytest.approx(7 / 56)
     source = torch.Generator().manual_seed(0)
     for _ in range(4):

@@ -225,6 +225,7 @@ def draw_losses(layers, levels, seed, *, together):
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_window", [False, True])
 @pytest.mark.parametrize("levels", [3, 4])
 def test_exchange_is_within_bytes_and_never_worse_than_one_window(levels, one_window):
