@@ -107,7 +107,7 @@ def test_keys_by_offset_are_counted_at_lengths_beyond_any_table():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_layer_and_head_of_12000_is_counted_once():
     by_head = masks.parse(HEADS)
     assert by_head.heads == 12_000

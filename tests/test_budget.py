@@ -137,7 +137,7 @@ class Bytes(ToyEvaluator):
         return {"bytes": 0.2 + 0.8 * effective_density(mask, SHAPE)}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.*drew a mask")
 def test_a_budget_counts_what_the_evaluator_counts(tmp_path):
     told = {"trials": 6, "strategy": "evolution", "budget": 0.5}

@@ -56,7 +56,7 @@ def test_the_story_runs(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "mask.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plain_model_learns_and_takes_a_mask():
     code = "\n".join(blocks("plain_pytorch.md", "python"))
     with torch.random.fork_rng():

@@ -290,7 +290,7 @@ def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
     assert [r.status for r in comparison.records] == ["done", "reused"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=6, seconds=100)
     jumps = itertools.cycle([0.0, -3e6, 5e7, -1e8])
@@ -418,7 +418,7 @@ def test_workers_give_what_one_process_gives(tmp_path):
     assert [r[2:] for r in outcome(alone)] == [r[2:] for r in outcome(pool)]
 
 
-@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 def test_journal_storage_serves_search_resume_and_report(tmp_path):
     arguments = dict(run=tmp_path / "run", storage=f"journal:{tmp_path / 'log'}")
     ms.search(space, ToyEvaluator(), trials=3, **arguments)
@@ -515,7 +515,9 @@ def different(trial: BaseTrial) -> masks.Mask:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fails", [lacks_a_key, raises("broken")])
+@pytest.mark.parametrize(
+    "fails", [pytest.param(lacks_a_key, marks=pytest.mark.nightly), raises("broken")]
+)
 def test_a_search_in_which_a_trial_has_succeeded_goes_on(tmp_path, fails):
     class Sometimes(ToyEvaluator):
         def __call__(self, mask, *, seed, workdir):

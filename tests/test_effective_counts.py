@@ -128,7 +128,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert frame.loc["mine", "sparsity"] == pytest.approx(table["window(2)"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_decoders_find_random_controls_on_every_seed(tmp_path):
     """Random keys alone leave a decoder's first queries empty, whatever their seed."""
     chosen = masks.window(3)

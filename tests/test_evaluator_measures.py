@@ -55,7 +55,7 @@ def test_records_carry_it_and_a_violating_mask_is_not_trained(tmp_path):
     assert {record.status for record in records} >= {"done", "stopped"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
 def test_strategies_read_it_as_an_objective(tmp_path, strategy):
     study = ms.search(

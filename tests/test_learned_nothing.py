@@ -159,7 +159,7 @@ def test_the_best_of_nothing_is_given_with_a_warning(searched):
     assert study.best(0.4) in study.frontier() or learned_nothing(study.best(0.4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_some_masks_that_learned_nothing_are_counted_and_marked(searched, capsys):
     study = searched(0.6)
     records, front = study.records(), study.frontier()

@@ -208,7 +208,7 @@ def test_plan_within_what_an_engine_reserves(tmp_path):
         allocate(tmp_path / "heads", unit="head", **how)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("how", "judged"),
     [

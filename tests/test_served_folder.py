@@ -78,7 +78,7 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     assert {"vllm": "vllm serve", "sglang": "sglang.launch_server"}.get(engine, "from_pre") in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bytes_and_the_log_of_vllm(tmp_path):
     plan = allocate(tmp_path / "run", out := tmp_path / "served", serve="vllm")
     facts = plan.found["served"]

@@ -94,7 +94,7 @@ def test_a_space_of_few_masks_says_so_and_known_masks_are_no_trials(tmp_path, dr
 
 
 @pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc", "evolution"])
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)
     log = tmp_path / "log"

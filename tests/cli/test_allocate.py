@@ -40,7 +40,7 @@ def test_allocate_is_named_and_resumed(monkeypatch, capsys, proxy):
     assert {record.origin for record in records} == {"allocate"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("strategy", ["random", "evolution"])
 def test_other_strategies_search_the_same_units(monkeypatch, capsys, proxy, strategy):
     words = (

@@ -67,7 +67,7 @@ def test_two_examples_parse(name):
         COMMANDS[name].make_context(name, list(words))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_examples_about_a_run_work(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_space.py").write_text(SPACE)

@@ -337,7 +337,7 @@ def test_learns_what_is_feasible_from_stopped_masks(name):
     assert share(name) > 3 * share("random")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["tpe", "evolution"])
 def test_later_draws_are_better_than_random_ones(name):
     """Who uses what it is told comes nearer to the best of 10,000 masks."""

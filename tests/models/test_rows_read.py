@@ -55,7 +55,7 @@ def rows_that_matter(head: torch.nn.Module, kind: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FIRST_ROW)
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rows_that_are_not_read_reach_no_logit(name: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     own, evaluator = OWN[kind]

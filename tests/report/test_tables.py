@@ -148,7 +148,7 @@ def test_comparison_gives_its_table(comparison):
     assert pd.read_csv(io.StringIO(frame.to_csv(index=False))).shape == frame.shape
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings(
     "ignore:parameters without an effect", "ignore:.* trials of random drew"
 )

@@ -188,7 +188,7 @@ def test_random_draws_of_units_reach_every_size_alike():
     assert max(counts) < 140
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("strategy", ["random", "evolution", "tpe"])
 def test_other_strategies_move_over_the_same_units_and_go_on(tmp_path, strategy):
     def run(trials):

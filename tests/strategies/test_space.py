@@ -174,7 +174,7 @@ def test_mistake_in_a_space_ends_the_search_before_it_begins(tmp_path, space, me
     assert len(study.records()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mistake_in_a_branch_fails_its_trials_with_their_place(tmp_path):
     def space(trial):
         reach = trial.suggest_int("reach", 0, 9)

@@ -126,7 +126,10 @@ def lower_on_cuda(graph: fx.GraphModule, captured: list[Tensor], device: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["tiles", "padded", "expression"])
+@pytest.mark.parametrize(
+    "which",
+    ["tiles", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("padded", "expression"))],
+)
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
 def test_inductor_lowers_the_predicate_where_nothing_is_moved(mask, which):
     plan = FlexPlan.of_mask(mask, LENGTH, BLOCK)

@@ -26,7 +26,7 @@ def without_each(task, metric, guess, truth) -> list[float]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "metric"),
     [("CoLA", "matthews"), ("MRPC", "f1"), ("STS-B", "pearson"), ("STS-B", "spearman")],
