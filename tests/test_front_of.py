@@ -143,7 +143,7 @@ def test_a_search_without_a_front_is_refused(tmp_path, study):
 def test_the_verdict_says_what_is_left_of_the_front(study, judged):
     fronts = judged.fronts
     assert fronts is not None
-    assert set(fronts.arms) == {"searched", "hand-designed", "random"}
+    assert set(fronts.arms) == {"searched", "hand-designed", "scrambled"}
     assert fronts.seeds == tuple(range(1000, 1005))
     promised = np.mean([judged.promised[name] for name in fronts.arms["searched"].masks])
     fresh = np.mean([judged.entries[name].score.value for name in fronts.arms["searched"].masks])
@@ -296,8 +296,8 @@ def test_rivals_that_have_learned_nothing_add_no_hypervolume(compared, objective
         kinds={"front #3": "searched", "star": "hand-designed", "scrambled front #3": "control"},
     )  # fmt: skip
     text = judged.verdict()
-    assert "1 mask beside 1 hand-designed and 1 random, 4 common seeds" in text
-    assert "hand-designed 0 (nothing learned), random 0 (nothing learned)" in text
+    assert "1 mask beside 1 hand-designed and 1 scrambled, 4 common seeds" in text
+    assert "hand-designed 0 (nothing learned), scrambled 0 (nothing learned)" in text
     assert judged.fronts.chances == {"front #3": 1.0, "star": 0.0, "scrambled front #3": 0.0}
     assert [finding.outcome for finding in judged.fronts.findings] == ["larger", "larger"]
 

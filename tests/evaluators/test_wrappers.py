@@ -75,7 +75,7 @@ def test_a_second_study_runs_nothing_that_the_first_has_run(tmp_path):
     log = tmp_path / "log"
     evaluator = Cached(ToyEvaluator(log=log), tmp_path / "kept")
     for name in ("a", "b"):
-        ms.search(space, evaluator, run=tmp_path / name, trials=12, strategy="random", seed=3)
+        ms.search(space, evaluator, run=tmp_path / name, trials=6, strategy="random", seed=3)
     first, second = (ms.Study(tmp_path / name).records() for name in ("a", "b"))
     assert [r.values for r in first] == [r.values for r in second]
     assert len(runs(log)) == len({r.fingerprint for r in first})

@@ -350,7 +350,7 @@ def test_several_windows_are_a_space_for_other_strategies(folder, tmp_path, stra
 RECALL = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoints/recall-1"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
     """Pairs of heads of four levels, against all 4,096 choices on 8 rows."""
     judge = ms.CausalEvaluator(ms.Recall(), weights=RECALL, held_out_sequences=8, device="cpu")
