@@ -83,7 +83,8 @@ def test_three_jobs_run(folder):
     for part in ("runs/try\n", "compare runs/try@", "masksearch attach"):
         for command in commands(block("bash", part)):
             printed += run(folder, command)[0]
-    [line] = [line for line in printed.splitlines() if line.startswith("tpe >= 0.8: better ")]
+    lines = printed.splitlines()  # compare and report print it
+    line, *_ = (line for line in lines if line.startswith("tpe >= 0.8: better "))
     shown = block("text", "tpe >= 0.8: ").strip()
     assert re.sub(r"[\d.]+", "", line).startswith(re.sub(r"[\d.]+", "", shown))
     scores = [[float(n) for n in re.findall(r"\d\.\d{3}", text)[:4]] for text in (line, shown)]
