@@ -21,7 +21,6 @@ the optimisers. Of frozen weights only the gates learn, from the first step on.
 from __future__ import annotations
 
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -330,8 +329,8 @@ class JointTraining:
         saved, full = time.monotonic(), False
         while self.step < self.config.steps:
             report = self.advance(batches)
-            every = math.inf if checkpoints is None or self.unread else checkpoints.seconds
-            if checkpoints is not None and time.monotonic() - saved >= every:
+            since = time.monotonic() - saved
+            if checkpoints is not None and not self.unread and since >= checkpoints.seconds:
                 full = save_or_warn(checkpoints, self.step, *self.state(), warned=full)
                 saved = time.monotonic()
             if report is not None:

@@ -331,7 +331,7 @@ class AllocateStrategy:
         judged = dict[Allocation, None]()  # by this plan, whatever else is known already
         for budget in self.budgets:
             alike = [(level,) * count for level in range(self.units.top, -1, -1)]
-            batch = [each for each in alike if self.share(each) <= budget * (1 + ROUNDING)]
+            batch = [each for each in alike if self.fits(self.share(each), budget)]
             if not batch:  # an engine that keeps more of units that are alike
                 batch = self.sums(alike[-1], {}, budget, count)
             yield batch
@@ -353,7 +353,7 @@ class AllocateStrategy:
 
     def best_of(self, judged: Iterable[Allocation], budget: float) -> Allocation:
         """The best within a budget, the first of equals."""
-        return max((e for e in judged if self.share(e) <= budget * (1 + ROUNDING)), key=self.gain)
+        return max((e for e in judged if self.fits(self.share(e), budget)), key=self.gain)
 
     @property
     def changes(self) -> int:
@@ -396,7 +396,7 @@ class AllocateStrategy:
         ends = [[levels[window], levels[top]] for levels in worth]
         full = [int(at == top) for at in now]
         for level, totals in enumerate(self.totals):
-            if min(totals) <= budget * (1 + ROUNDING):
+            if self.fits(min(totals), budget):
                 raised = solve_by_count(ends, totals, budget, full, most)
                 found.append(tuple(top if each else level for each in raised))
         return found
@@ -427,9 +427,10 @@ class AllocateStrategy:
             return self.totals[min(windows, default=0)][allocation.count(self.units.top)]
         return sum(self.shares[level][unit] for unit, level in enumerate(allocation))
 
-    def fits(self, share: float) -> bool:
-        """Whether the largest budget pays that share."""
-        return not self.budgets or share <= self.budgets[-1] * (1 + ROUNDING)
+    def fits(self, share: float, budget: float | None = None) -> bool:
+        """Whether a budget, or else the largest, pays that share."""
+        limits = self.budgets[-1:] if budget is None else (budget,)
+        return all(share <= limit * (1 + ROUNDING) for limit in limits)
 
     def price(self, unit: int, low: int, high: int) -> float:
         """The cost of one level of a unit beyond another."""

@@ -129,7 +129,7 @@ class Session:
         queue: Sequence[Proposal] = (),
     ) -> None:
         self.store, self.strategy, self.evaluator = store, strategy, evaluator
-        self.seed, self.call, self.trials = seed, call, call.trials
+        self.seed, self.call = seed, call
         self.scheduler, self.listeners, self.queue = scheduler, listeners, deque(queue)
         how = call.trials, call.seconds, call.title
         self.board = StatusBoard(store.run, evaluator.objectives, *how)
@@ -178,17 +178,17 @@ class Session:
 
     def expected(self) -> int | None:
         """Records that this call will bring, where that is known."""
-        if self.trials is None and self.call.strict:
+        if self.call.trials is None and self.call.strict:
             return None
         others = len(self.queue) + sum(trial.draw < 0 for trial in self.open.values())
-        return others + max(0, (self.trials or 0) - self.counted)
+        return others + max(0, (self.call.trials or 0) - self.counted)
 
     @property
     def seeds(self) -> list[int]:
         """Seeds of the evaluations that are to come, each once."""
         jobs = [trial.record.seed for trial in self.open.values()]
         jobs += [self.seed if job.seed is None else job.seed for job in self.queue]
-        if self.call.strict and (self.trials is None or self.counted < self.trials):
+        if self.call.strict and (self.call.trials is None or self.counted < self.call.trials):
             jobs.append(self.seed)
         return list(dict.fromkeys(jobs))
 
@@ -279,7 +279,9 @@ class Session:
         else:
             pending = sum(trial.draw >= 0 for trial in self.open.values())
             spent = self.repeats >= SPENT or self.refusals >= REFUSALS
-            if spent or (self.trials is not None and self.counted + pending >= self.trials):
+            if spent or (
+                self.call.trials is not None and self.counted + pending >= self.call.trials
+            ):
                 return "wait" if pending else "done"
             answer = self.ask_strategy()
             if isinstance(answer, str):
@@ -457,9 +459,9 @@ class Session:
             return
         before = self.board.state.get("cautions", [])
         cautions = search_cautions(self.store.records())
-        if self.exhausted and not self.open and self.counted < (self.trials or 0):
+        if self.exhausted and not self.open and self.counted < (self.call.trials or 0):
             cautions.append(
-                f"the strategy has no more masks: {self.counted} of {self.trials} trials"
+                f"the strategy has no more masks: {self.counted} of {self.call.trials} trials"
             )
         if self.repeats >= SPENT:
             cautions.append(
