@@ -61,7 +61,7 @@ linkcheck: $(DOCS)
 
 # No environment is made here: the torch that drives the GPU is the one that PYTHON has.
 gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest -m gpu -rs
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu -n 8 -rs
 	PYTHONPATH=. $(PYTHON) benchmarks --device cuda
 
 install: $(STAMP)

@@ -62,7 +62,7 @@ settings.register_profile("repeatable", settings.get_profile("masksearch"), dera
 settings.register_profile("thorough", settings.get_profile("masksearch"), max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "masksearch"))
 
-pytest_plugins = ["record_fixtures", "left_behind"]
+pytest_plugins = ["record_fixtures", "left_behind", "pretended_card"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -128,6 +128,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no small disk can be mounted: {done.stderr if done else 'no mount'}")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test computes: on the CPU, and on a card where there is one."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ Moves between the two, numbers without dimensions and indices of the CPU are all
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -36,6 +38,30 @@ class Card(str):
 def where_it_is(model: nn.Module) -> Card | None:
     """The card, where a model is there."""
     return Card(CARD.type) if next(model.parameters()).device == CARD else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A card, pretended or real.
+
+    Args:
+        device: Its name for torch.
+        there: The context in which it is there.
+        mixed: The error of an operation that mixes it with the CPU.
+    """
+
+    device: torch.device
+    there: Callable[[], AbstractContextManager[None]]
+    mixed: type[Exception]
+
+
+@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
+def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """The pretended card, and a real one where there is one."""
+    if request.param == "cuda":
+        return Place(torch.device("cuda"), nullcontext, RuntimeError)
+    monkeypatch.setattr("masksearch.attention.probe.offloaded", where_it_is)
+    return Place(CARD, pretended_card, DevicesMixed)
 
 
 class DevicesMixed(RuntimeError):

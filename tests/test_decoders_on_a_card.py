@@ -1,4 +1,4 @@
-"""Decoders on a card that is pretended: no operation mixes devices, and values are the CPU's."""
+"""Decoders on a card, pretended or real: no operation mixes devices, and values are the CPU's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
-from pretended_card import CARD, DevicesMixed, pretended_card, where_it_is
 from tiny_decoder import tiny_decoder, written_text
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention import probe
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.serving.folder import nats
 
@@ -37,24 +35,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(place, monkeypatch):
     monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
     monkeypatch.chdir(place)
-    monkeypatch.setattr(probe, "offloaded", where_it_is)
 
 
-def test_the_card_computes_what_the_cpu_does_and_refuses_its_tensors(place):
+def test_the_card_computes_what_the_cpu_does_and_refuses_its_tensors(place, card):
     model, tokens = AutoModelForCausalLM.from_pretrained("model").eval(), torch.arange(1, 13)[None]
     loss = model(tokens, labels=tokens).loss
     loss.backward()
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
-    with pretended_card():
-        model.to(CARD)
-        there = model(tokens.to(CARD), labels=tokens.to(CARD)).loss
+    with card.there():
+        model.to(card.device)
+        there = model(tokens.to(card.device), labels=tokens.to(card.device)).loss
         there.backward()
-        assert there.device == model.lm_head.weight.grad.device == CARD
+        assert there.device == model.lm_head.weight.grad.device
+        assert there.device.type == card.device.type
         assert there.item() == pytest.approx(loss.item(), rel=1e-5)
         assert torch.allclose(model.lm_head.weight.grad.cpu(), gradient, atol=1e-6)
         assert nats(model, tokens[0]) == pytest.approx(loss.item(), rel=1e-5)
-        with pytest.raises(DevicesMixed, match="embedding"):
+        with pytest.raises(card.mixed, match=r"embedding|same device"):
             model(tokens)
 
 
@@ -82,13 +80,13 @@ def test_precision_is_that_of_the_machine_once_and_for_all(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
-def test_judged_rows_stay_on_the_card(how, tmp_path):
+def test_judged_rows_stay_on_the_card(how, tmp_path, card):
     values = []
-    for device in ("cpu", CARD.type):
+    for device in ("cpu", card.device.type):
         judge = CausalEvaluator(
             "text", weights="model", length=24, held_out_sequences=8, batch=4, device=device, **how
         )
-        with pretended_card():
+        with card.there():
             reports = judge(masks.window(3) | masks.columns(2), seed=0, workdir=tmp_path / device)
             values.append([report.values for report in reports])
     for one, other in zip(*values, strict=True):
@@ -97,14 +95,14 @@ def test_judged_rows_stay_on_the_card(how, tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("sinks", "local"), FORMS)
-def test_allocate_writes_its_folder_from_the_card(sinks, local, tmp_path):
+def test_allocate_writes_its_folder_from_the_card(sinks, local, tmp_path, card):
     out = tmp_path / "served"
     engine = {"serve": "transformers", "sinks": sinks, "out": out}
-    with pretended_card():
+    with card.there():
         plan = ms.allocate(
             *("model", "text", 0.6),
             **{"length": 72, "sequences": 4, "local": local, "method": "restore", "trials": 2},
-            **{"run": tmp_path / "run", "device": CARD.type, "progress": None} | engine,
+            **{"run": tmp_path / "run", "device": card.device.type, "progress": None} | engine,
         )
         tried = json.loads((out / "serving.json").read_text())["tried"]  # opened on the CPU
         assert tried["nats"] == pytest.approx(tried["expected"], abs=0.02)

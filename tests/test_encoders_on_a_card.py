@@ -1,16 +1,14 @@
-"""Encoders on a card that is pretended: training under masks, each kernel, and DAM mix no devices,
-and their values are the CPU's."""
+"""Encoders on a card, pretended or real: training under masks, each kernel, and DAM mix no
+devices, and their values are the CPU's."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import transformers as hf
-from pretended_card import CARD, DevicesMixed, pretended_card, where_it_is
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention import probe
 from masksearch.gates import gates as gates_module
 
 LENGTH, LAYERS, HEADS = 24, 2, 2
@@ -43,8 +41,8 @@ def batch(number: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids.clone(), "attention_mask": padded}
 
 
-def moved(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: each.to(CARD) for name, each in data.items()}
+def moved(data: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: each.to(device) for name, each in data.items()}
 
 
 def gradients(model: torch.nn.Module) -> torch.Tensor:
@@ -55,35 +53,36 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sdpa", "gather"])
 @pytest.mark.parametrize("name", MASKS)
-def test_each_kernel_computes_and_learns_there(name, backend):
+def test_each_kernel_computes_and_learns_there(name, backend, card):
     model = encoder()
     ms.attach(model, MASKS[name], backend=backend)
     loss = model(**batch()).loss
     loss.backward()
     here = gradients(model)
     model.zero_grad()
-    with pretended_card():
-        model.to(CARD)
-        there = model(**moved(batch())).loss
+    with card.there():
+        model.to(card.device)
+        there = model(**moved(batch(), card.device)).loss
         there.backward()
-        assert there.device == CARD
+        assert there.device.type == card.device.type
         assert there.item() == pytest.approx(loss.item(), rel=1e-5)
         assert torch.allclose(gradients(model), here, atol=1e-6)
-        with pytest.raises(DevicesMixed):
+        with pytest.raises(card.mixed):
             model(**batch())
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")  # which says that six steps are few
 @pytest.mark.parametrize("structure", ["free", "toeplitz"])
-def test_dam_learns_there(structure, monkeypatch):
-    monkeypatch.setattr(probe, "offloaded", where_it_is)
+def test_dam_learns_there(structure, card, monkeypatch):
+    rand = torch.rand
     monkeypatch.setattr(gates_module.Gates, "noise_generator", lambda *_: torch.default_generator)
+    monkeypatch.setattr(torch, "rand", lambda *of, device, **rest: rand(*of, **rest).to(device))
     results = []
-    for device in (torch.device("cpu"), CARD):
+    for device in (torch.device("cpu"), card.device):
         gates = ms.Gates(structure, length=LENGTH, heads=HEADS, layers=LAYERS)
         config = ms.DamConfig(steps=6, density=0.3, dense_warmup=0.3)
-        with pretended_card():
+        with card.there():
             model = encoder().to(device)
             torch.manual_seed(1)
             result = ms.dam(model, [batch(k) for k in range(6)], gates, config)
@@ -91,18 +90,35 @@ def test_dam_learns_there(structure, monkeypatch):
     assert results[0] == pytest.approx(results[1], rel=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MASKS)
+def test_compiled_training_is_that_of_the_card(name):
+    model, found = encoder().cuda(), []
+    given = moved(batch(), torch.device("cuda"))
+    ms.attach(model, MASKS[name])
+    for compiled in (False, True):
+        if compiled:
+            torch._dynamo.reset()
+            model.bert.compile(dynamic=False)
+        model.zero_grad()
+        loss = model(**given).loss
+        loss.backward()
+        found.append([loss.detach().cpu(), gradients(model)])
+    for eager, other in zip(*found, strict=True):
+        assert torch.allclose(eager, other, atol=1e-5)
+
+
 @pytest.mark.slow
-def test_a_proxy_is_trained_and_judged_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "offloaded", where_it_is)
+def test_a_proxy_is_trained_and_judged_there(tmp_path, card):
     text = tmp_path / "text.txt"
     text.write_text(
         "\n".join(f"the {n % 7} of {n % 5} is {n % 3} and {n} more" for n in range(900))
     )
     values = []
-    for device in ("cpu", CARD.type):
+    for device in ("cpu", card.device.type):
         small = {"size": "2x16x2", "length": 16, "vocabulary": 64, "steps": 6, "batch": 4}
         judge = ms.MlmEvaluator(text, **small, half="all", device=device)
-        with pretended_card():
+        with card.there():
             reports = judge(masks.star(), seed=0, workdir=tmp_path / device)
             values.append([report.values["loss"] for report in reports])
     assert values[0] == pytest.approx(values[1], rel=1e-3)

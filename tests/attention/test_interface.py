@@ -36,6 +36,10 @@ def built(model: nn.Module) -> set[str]:
     return set().union(*made(model)) & {"gather", "flex"}
 
 
+def on(device: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each.to(device) for name, each in given.items()}
+
+
 def run(name: str, model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     """The states of real positions, without gradient."""
     at = ARCHITECTURES[name]
@@ -103,15 +107,29 @@ def test_flex_computes_on_the_cpu_without_a_gradient_alone():
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_flex_equals_sdpa(name):
+def test_flex_equals_sdpa(name, device):
     at = ARCHITECTURES[name]
-    model, given = at.made(layers=2, length=LONG), at.inputs(30, length=LONG)
+    model = at.made(layers=2, length=LONG).to(device)
+    given = on(device, at.inputs(30, length=LONG))
     expected = run(name, attach(model, SPARSE, backend="sdpa"), given)
     found = run(name, attach(model, SPARSE, backend="flex"), given)
     assert built(model) == {"flex"}
     assert torch.allclose(found, expected, atol=1e-5)
     found = run(name, pickle.loads(pickle.dumps(copy.deepcopy(model))), given)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask", [WINDOW, masks.random_keys(40, 1), masks.stride(2)], ids=str)
+def test_auto_on_a_card_takes_flex_where_blocks_are_empty(mask):
+    at = ARCHITECTURES["bert"]
+    model = at.made(layers=2, length=1024).cuda()
+    given = on("cuda", at.inputs(30, length=1024))
+    expected = gradients(attach(model, mask, backend="sdpa"), given)
+    found = gradients(attach(model, mask), given)
+    assert built(model) == ({"flex"} if mask == WINDOW else set())
+    for ours, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(ours, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +205,9 @@ def gradients(model: nn.Module, given: dict[str, Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("backend", ["sdpa", "gather"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_computes_the_same_gradients(backend, reentrant):
+def test_checkpointing_computes_the_same_gradients(backend, reentrant, device):
     at = ARCHITECTURES["gpt2"]
-    model, given = at.made(layers=2).train(), at.inputs(3)
+    model, given = at.made(layers=2).train().to(device), on(device, at.inputs(3))
     attach(model, masks.window(2) | masks.global_tokens(1), backend=backend)
     expected = gradients(model, given)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})

@@ -58,14 +58,14 @@ def seeded(make: Any, config: Any, **rest: Any) -> nn.Module:
     return model
 
 
-def texts(length: int, padded: int = 0) -> dict[str, Tensor]:
+def texts(length: int, padded: int = 0, device: str = "cpu") -> dict[str, Tensor]:
     """Two texts; the last `padded` positions of the second are padding."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(3, VOCABULARY, (2, length), generator=generator)
     visible = torch.ones_like(ids)
     if padded:
         ids[1, -padded:], visible[1, -padded:] = PAD, 0
-    return {"input_ids": ids, "attention_mask": visible}
+    return {"input_ids": ids.to(device), "attention_mask": visible.to(device)}
 
 
 def hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -109,9 +109,9 @@ def longformers(widths: list[int], longest: int = 64) -> tuple[nn.Module, nn.Mod
     ],
     ids=str,
 )
-def test_longformer(widths, tokens, padded, backend):
-    theirs, ours = longformers(widths)
-    inputs = texts(32, padded)
+def test_longformer(widths, tokens, padded, backend, device):
+    theirs, ours = (each.to(device) for each in longformers(widths))
+    inputs = texts(32, padded, device)
     everywhere = torch.zeros_like(inputs["input_ids"])
     everywhere[:, tokens] = 1
     expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
@@ -203,12 +203,12 @@ def layout(drawn: Tensor, blocks: int) -> Tensor:
     ("layers", "block", "random", "length", "padded"),
     [(1, 4, 1, 32, 0), (2, 4, 2, 44, 9), (3, 2, 3, 32, 3)],
 )
-def test_bigbird(recorded, layers, block, random, length, padded, backend):
-    theirs, ours = bigbirds(layers, block, random)
-    inputs = texts(length, padded)
+def test_bigbird(recorded, layers, block, random, length, padded, backend, device):
+    theirs, ours = (each.to(device) for each in bigbirds(layers, block, random))
+    inputs = texts(length, padded, device)
     expected = hidden(theirs, inputs)
     assert len(recorded) == layers
-    tables = torch.stack([layout(drawn, length // block) for drawn in recorded])
+    tables = torch.stack([layout(drawn.cpu(), length // block) for drawn in recorded])
     assert (tables.sum(-1)[:, :, 2:-2] == 5 + random).all()  # no block counts twice
     bits = tables.repeat_interleave(block, 2).repeat_interleave(block, 3)
     for mask in (masks.block_layout(tables, block), masks.table(bits)):
@@ -221,7 +221,7 @@ def test_bigbird(recorded, layers, block, random, length, padded, backend):
 # -- local layers of models with both kinds ----------------------------------------------------
 @pytest.mark.parametrize("padded", [0, 5])
 @pytest.mark.parametrize("width", [2, 4, 6])
-def test_modernbert_local_layers(width, padded):
+def test_modernbert_local_layers(width, padded, device):
     kinds = ["full_attention", "sliding_attention", "sliding_attention"]
     sizes: dict[str, Any] = {
         name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")
@@ -231,11 +231,11 @@ def test_modernbert_local_layers(width, padded):
     sizes |= {f"{name}_token_id": None for name in ("bos", "eos", "cls", "sep")}
     rope = {"rope_type": "default", "rope_theta": 1e4}  # the same for both kinds of layers
     sizes["rope_parameters"] = {kind: rope for kind in set(kinds)}
-    theirs = seeded(hf.ModernBertModel, hf.ModernBertConfig(**sizes, layer_types=kinds))
+    theirs = seeded(hf.ModernBertModel, hf.ModernBertConfig(**sizes, layer_types=kinds)).to(device)
     plain = hf.ModernBertConfig(**sizes, layer_types=["full_attention"] * 3)
-    ours = seeded(hf.ModernBertModel, plain)
+    ours = seeded(hf.ModernBertModel, plain).to(device)
     ours.load_state_dict(theirs.state_dict())
-    inputs = texts(20, padded)
+    inputs = texts(20, padded, device)
     expected = hidden(theirs, inputs)
     local = masks.window(width // 2)
     attach(ours, masks.per_layer([masks.full(), local, local]))
@@ -245,13 +245,13 @@ def test_modernbert_local_layers(width, padded):
 
 
 @pytest.mark.parametrize("lookback", [1, 3, 8])
-def test_mistral_sliding_window(lookback):
+def test_mistral_sliding_window(lookback, device):
     sizes = {name: SMALL[name] for name in SMALL if "dropout" not in name}
     sizes |= {"num_hidden_layers": 2, "num_key_value_heads": 2}
-    theirs = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=lookback))
-    ours = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=None))
+    theirs = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=lookback)).to(device)
+    ours = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=None)).to(device)
     ours.load_state_dict(theirs.state_dict())
-    inputs = texts(20, padded=6)
+    inputs = texts(20, 6, device)
     attach(ours, masks.window(lookback - 1))  # their window counts the query's own position
     assert difference(hidden(ours, inputs), hidden(theirs, inputs), inputs) < EQUAL
 

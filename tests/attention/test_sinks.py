@@ -70,19 +70,19 @@ def tiny(name: str) -> Any:
     return model
 
 
-def tokens(length: int) -> Tensor:
+def tokens(length: int, device: str = "cpu") -> Tensor:
     source = torch.Generator().manual_seed(length)
-    return torch.randint(3, 50, (2, length), generator=source)
+    return torch.randint(3, 50, (2, length), generator=source).to(device)
 
 
 def by_eager(model: Any, mask: masks.Mask, ids: Tensor, real: Tensor | None = None) -> Tensor:
     """Logits by transformers: a mask of four dimensions for each kind of layer, layer by layer."""
     model.set_attn_implementation("eager")
     length = ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
     window = causal & ~causal.tril(-WINDOW)
-    seen = torch.ones(2, length, dtype=torch.bool) if real is None else real.bool()
-    kept = mask.dense(length, 3, HEADS)
+    seen = torch.ones_like(ids, dtype=torch.bool) if real is None else real.bool()
+    kept = mask.dense(length, 3, HEADS).to(ids.device)
 
     def narrowed(layer: int) -> Any:
         own = window if model.config.layer_types[layer] == "sliding_attention" else causal
@@ -108,8 +108,8 @@ def by_eager(model: Any, mask: masks.Mask, ids: Tensor, real: Tensor | None = No
 @pytest.mark.parametrize("backend", ["sdpa", "gather"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_attach_equals_transformers_eager(name, mask, backend):
-    model, ids = tiny(name), tokens(90)
+def test_attach_equals_transformers_eager(name, mask, backend, device):
+    model, ids = tiny(name).to(device), tokens(90, device)
     wanted = by_eager(model, mask, ids)
     ms.attach(model, mask, backend=backend)
     with torch.no_grad():
@@ -175,8 +175,8 @@ def test_left_padding(backend):
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "gather"])
-def test_sinks_are_trained_as_by_eager(backend):
-    ids, model, other = tokens(70), tiny("granite_swa"), tiny("granite_swa")
+def test_sinks_are_trained_as_by_eager(backend, device):
+    ids, model, other = tokens(70, device), *(tiny("granite_swa").to(device) for _ in range(2))
     by_eager(other, LOCAL, ids).square().mean().backward()
     ms.attach(model, LOCAL, backend=backend)
     model(ids).logits.square().mean().backward()
@@ -186,8 +186,8 @@ def test_sinks_are_trained_as_by_eager(backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_generation_from_a_masked_cache(name):
-    model, ids = tiny(name), tokens(20)
+def test_generation_from_a_masked_cache(name, device):
+    model, ids = tiny(name).to(device), tokens(20, device)
     ms.attach(model, LOCAL)
     how = {"max_new_tokens": 12, "do_sample": False}
     cache = ms.MaskedCache(model)
@@ -284,15 +284,17 @@ def test_gates_compute_with_sinks():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_takes_sinks_from_the_log_sum_exp(monkeypatch):
-    """What CUDA computes, by FlexAttention that is not compiled: compiled, a CPU has no sums."""
+def test_flex_attention_takes_sinks_from_the_log_sum_exp(monkeypatch, device):
+    """On the CPU by FlexAttention that is not compiled: compiled, it has no sums there."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(flex, "compiled", lambda kind: flex_attention)
+    if device == "cpu":
+        monkeypatch.setattr(flex, "compiled", lambda kind: flex_attention)
     mask = masks.columns(2) | masks.window(4)
-    plan = flex.FlexPlan.of_mask(mask, 32, 16)
-    call = random_call(HEADS, 32, mask.dense(32)[0])
-    call = replace(call, **{name: getattr(call, name).detach().float() for name in FLOATS})
+    plan = flex.FlexPlan.of_mask(mask, 32, 16, device)
+    call = random_call(HEADS, 32, mask.dense(32)[0].to(device))
+    floats = {name: getattr(call, name).detach().float().to(device) for name in FLOATS}
+    call = replace(call, **floats)
     found = flex.flex_attention_under(
         call.query, call.key, call.value, plan, scaling=call.scaling, sinks=call.sinks
     )

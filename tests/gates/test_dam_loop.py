@@ -72,11 +72,11 @@ FROZEN = [{"steps": 14, "train": "gates"}, {"steps": 14, "train": "gates", **PUB
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [*VARIANTS, *FROZEN], ids=str)
-def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Path):
+def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Path, device: str):
     config = DamConfig(dense_warmup=0.2, density=0.3, **fields)
 
     def run(source: Iterator[Batch], folder: Path | None) -> tuple[list[Report], Tensor, Tensor]:
-        trained, gates = model(dropout=0.1), Gates(length=8, heads=2, seed=3)
+        trained, gates = model(dropout=0.1).to(device), Gates(length=8, heads=2, seed=3)
         kept = None if folder is None else Checkpoints(folder, "dam", seconds=0)
         reports = dam_reports(trained, source, gates, config, checkpoints=kept)
         found = list(reports)

@@ -15,19 +15,24 @@ SCALING = WIDTH**-0.5
 Calls = tuple[Tensor, Tensor, Tensor]
 
 
-def inputs(seed: int = 0, dtype: torch.dtype = torch.float64) -> Calls:
+def inputs(seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Calls:
     source = torch.Generator().manual_seed(seed)
     shape = (BATCH, HEADS, LENGTH, WIDTH)
     query, key, value = (
-        torch.randn(shape, generator=source, dtype=torch.float64).to(dtype).requires_grad_()
+        torch.randn(shape, generator=source, dtype=torch.float64)
+        .to(device, dtype)
+        .requires_grad_()
         for _ in range(3)
     )
     return query, key, value
 
 
-def hard_gate(seed: int = 0, heads: int = HEADS, chance: float = 0.4) -> Tensor:
+def hard_gate(
+    seed: int = 0, heads: int = HEADS, chance: float = 0.4, device: str = "cpu"
+) -> Tensor:
     source = torch.Generator().manual_seed(seed)
-    return (torch.rand(heads, LENGTH, LENGTH, generator=source) < chance).float().requires_grad_()
+    drawn = torch.rand(heads, LENGTH, LENGTH, generator=source) < chance
+    return drawn.float().to(device).requires_grad_()
 
 
 def padding() -> Tensor:
@@ -62,22 +67,22 @@ def loop_attention(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("visible", [None, padding_with_own()])
-def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None):
-    query, key, value = inputs(dtype=torch.float32)
-    gate = hard_gate()
+def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None, device: str):
+    query, key, value = inputs(dtype=torch.float32, device=device)
+    gate, visible = hard_gate(device=device), None if visible is None else visible.to(device)
     got = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     want = loop_attention(query.double(), key.double(), value.double(), gate, visible)
     if form == "additive":  # a row without an open visible key is dense there, as published
-        blind = (want == 0).all(-1)
+        blind = (want == 0).all(-1).to(device)
         got = got.masked_fill(blind.unsqueeze(-1), 0.0)
-    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
+    torch.testing.assert_close(got.double(), want.to(device), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_invisible_keys_neither_leak_nor_learn(form: str):
-    query, key, value = inputs(dtype=torch.float32)
-    visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
-    gate = hard_gate(chance=0.7)
+def test_invisible_keys_neither_leak_nor_learn(form: str, device: str):
+    query, key, value = inputs(dtype=torch.float32, device=device)
+    visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool, device=device).tril()
+    gate = hard_gate(chance=0.7, device=device)
     output = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     output.square().sum().backward()
     assert gate.grad is not None
@@ -90,18 +95,18 @@ def test_invisible_keys_neither_leak_nor_learn(form: str):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_closed_rows_keep_the_diagonal(form: str):
-    query, key, value = inputs(dtype=torch.float32)
-    gate = torch.zeros(1, LENGTH, LENGTH)
+def test_closed_rows_keep_the_diagonal(form: str, device: str):
+    query, key, value = inputs(dtype=torch.float32, device=device)
+    gate = torch.zeros(1, LENGTH, LENGTH, device=device)
     output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
     torch.testing.assert_close(output, value, atol=1e-6, rtol=0)
 
 
-def test_rows_without_a_visible_key_are_zero_and_finite():
-    query, key, value = inputs(dtype=torch.float32)
-    visible = padding()
+def test_rows_without_a_visible_key_are_zero_and_finite(device):
+    query, key, value = inputs(dtype=torch.float32, device=device)
+    visible = padding().to(device)
     visible[0, :, 2] = False
-    gate = hard_gate()
+    gate = hard_gate(device=device)
     output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     assert (output[0, :, 2] == 0).all()
     output.square().sum().backward()
@@ -109,13 +114,13 @@ def test_rows_without_a_visible_key_are_zero_and_finite():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_bf16_is_finite_under_extreme_scores(form: str):
-    query, key, value = inputs(dtype=torch.float32)
+def test_bf16_is_finite_under_extreme_scores(form: str, device: str):
+    query, key, value = inputs(dtype=torch.float32, device=device)
     query, key = (x.detach().mul(60).bfloat16().requires_grad_() for x in (query, key))
     value = value.detach().bfloat16().requires_grad_()
-    gate = hard_gate()
+    gate, visible = hard_gate(device=device), padding().to(device)
     output = FORMS[form](
-        AttentionCall(query, key, value, visible=padding(), dropout=0.1, scaling=SCALING), gate
+        AttentionCall(query, key, value, visible=visible, dropout=0.1, scaling=SCALING), gate
     )
     assert output.dtype == torch.bfloat16
     assert output.isfinite().all()
@@ -126,9 +131,9 @@ def test_bf16_is_finite_under_extreme_scores(form: str):
 
 
 @pytest.mark.parametrize("form", ["flip", "log"])
-def test_a_closed_own_position_is_not_looked_at(form: str):
-    query, key, value = inputs(dtype=torch.float32)
-    gate = torch.ones(1, LENGTH, LENGTH)
+def test_a_closed_own_position_is_not_looked_at(form: str, device: str):
+    query, key, value = inputs(dtype=torch.float32, device=device)
+    gate = torch.ones(1, LENGTH, LENGTH, device=device)
     gate[:, 2, 2] = 0.0
     output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
     (grad,) = torch.autograd.grad(output[:, :, 2].square().sum(), value)
@@ -172,15 +177,16 @@ def test_flip_gradient_is_first_order_effect_of_flipping_one_edge(visible: Tenso
                 assert float(gate.grad[h, i, j]) == pytest.approx(effect, abs=1e-5)
 
 
-def test_flip_gradients_of_query_key_value_match_masked_attention():
-    visible = padding()
-    gate = hard_gate()
+def test_flip_gradients_of_query_key_value_match_masked_attention(device):
+    visible, gate = padding().to(device), hard_gate(device=device)
     kept = gate > 0.5
-    kept = kept | torch.eye(LENGTH, dtype=torch.bool) & ~kept.any(-1, keepdim=True)
+    own = torch.eye(LENGTH, dtype=torch.bool, device=device)
+    kept = kept | own & ~kept.any(-1, keepdim=True)
     upstream = torch.randn(BATCH, HEADS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
+    upstream = upstream.to(device)
     grads = []
     for ours in (True, False):
-        query, key, value = inputs(dtype=torch.float32)
+        query, key, value = inputs(dtype=torch.float32, device=device)
         if ours:
             output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
         else:
@@ -193,20 +199,20 @@ def test_flip_gradients_of_query_key_value_match_masked_attention():
         torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
 
 
-def test_log_gives_dropped_edges_nothing_and_flip_something():
+def test_log_gives_dropped_edges_nothing_and_flip_something(device):
     for form, learns in (("log", False), ("additive", False), ("flip", True)):
-        query, key, value = inputs(dtype=torch.float32)
-        gate = hard_gate()
+        query, key, value = inputs(dtype=torch.float32, device=device)
+        gate = hard_gate(device=device)
         output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
         output.square().sum().backward()
         assert gate.grad is not None
-        dropped = (gate == 0) & ~torch.eye(LENGTH, dtype=torch.bool)
+        dropped = (gate == 0) & ~torch.eye(LENGTH, dtype=torch.bool, device=device)
         assert bool((gate.grad[dropped] != 0).all() if learns else (gate.grad[dropped] == 0).all())
 
 
-def test_flip_gradient_with_dropout_matches_autograd():
-    query, key, value = inputs(dtype=torch.float32)
-    gate = torch.ones(1, LENGTH, LENGTH, requires_grad=True)
+def test_flip_gradient_with_dropout_matches_autograd(device):
+    query, key, value = inputs(dtype=torch.float32, device=device)
+    gate = torch.ones(1, LENGTH, LENGTH, requires_grad=True, device=device)
     grads = []
     for ours in (True, False):
         with torch.random.fork_rng():

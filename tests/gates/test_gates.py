@@ -52,14 +52,14 @@ def probability(gates: Gates, layer: int, head: int, i: int, j: int) -> float:
 
 
 @pytest.mark.parametrize("arguments", STRUCTURES, ids=str)
-def test_probabilities_and_density_match_loop(arguments: dict[str, Any]):
-    gates = randomised(**arguments)
+def test_probabilities_and_density_match_loop(arguments: dict[str, Any], device: str):
+    gates = randomised(**arguments).to(device)
     want = torch.tensor(
         [
             [[[probability(gates, la, h, i, j) for j in range(N)] for i in range(N)]
              for h in range(2)]
             for la in range(2)
-        ]
+        ], device=device
     )  # fmt: skip
     torch.testing.assert_close(gates.probabilities(), want, atol=1e-6, rtol=0)
     total = want.sum((2, 3)) / (N * N)
@@ -67,9 +67,9 @@ def test_probabilities_and_density_match_loop(arguments: dict[str, Any]):
 
 
 @pytest.mark.parametrize("arguments", STRUCTURES, ids=str)
-def test_hard_sample_is_binary_and_has_the_right_frequency(arguments: dict[str, Any]):
-    gates = randomised(**arguments)
-    total = torch.zeros(2, 2, N, N)
+def test_hard_sample_is_binary_and_has_the_right_frequency(arguments: dict[str, Any], device: str):
+    gates = randomised(**arguments).to(device)
+    total = torch.zeros(2, 2, N, N, device=device)
     for _ in range(300):
         gates.draw()
         sample = drawn(gates).detach()

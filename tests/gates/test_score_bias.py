@@ -54,6 +54,11 @@ def hard_gate(heads: int = HEADS) -> Tensor:
     return gate.double().requires_grad_()
 
 
+def moved(device: str, *leaves: Tensor) -> list[Tensor]:
+    """Leaves of another device."""
+    return [leaf.detach().to(device).requires_grad_() for leaf in leaves]
+
+
 def padding() -> Tensor:
     visible = torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool)
     visible[1, :, :, 3:] = False
@@ -93,19 +98,22 @@ def expected(form: str, *tensors: Any, gate: Tensor, visible: Tensor | None) -> 
 @pytest.mark.parametrize("visible", [None, padding()], ids=["all", "padded"])
 @pytest.mark.parametrize("form", ALL_FORMS)
 def test_forms_add_the_bias_and_learn_it(
-    form: str, visible: Tensor | None, shape: tuple[int, int]
+    form: str, visible: Tensor | None, shape: tuple[int, int], device: str
 ):
-    gate, bias, tensors = hard_gate(), score_bias(shape), parts()
+    gate, bias, *tensors = moved(device, hard_gate(), score_bias(shape), *parts())
+    visible = None if visible is None else visible.to(device)
+    weight = upstream().to(device)
     if form == "soft":
-        gate = normal(HEADS, LENGTH, LENGTH, seed=7).detach().sigmoid().requires_grad_()
+        soft = normal(HEADS, LENGTH, LENGTH, seed=7).detach().sigmoid()
+        gate = soft.to(device).requires_grad_()
     got = ALL_FORMS[form](
         AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=bias), gate
     )
     want = expected(form, *tensors, bias, gate=gate, visible=visible)
     torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-6)
     leaves = [*tensors, bias] if form == "flip" else [*tensors, bias, gate]
-    found = torch.autograd.grad((got * upstream()).sum(), leaves)
-    right = torch.autograd.grad((want * upstream()).sum(), leaves)
+    found = torch.autograd.grad((got * weight).sum(), leaves)
+    right = torch.autograd.grad((want * weight).sum(), leaves)
     assert found[3].abs().max() > 0.01
     for mine, other in zip(found, right, strict=True):
         scale = other.abs().max().item()
@@ -160,11 +168,12 @@ def test_invisible_keys_ignore_their_bias(form: str):
 
 
 @pytest.mark.parametrize("form", ALL_FORMS)
-def test_low_precision_keeps_the_dtypes(form: str):
-    low = [part.detach().bfloat16().requires_grad_() for part in parts()]
-    gate, bias = hard_gate().detach().float(), score_bias().detach().float().requires_grad_()
+def test_low_precision_keeps_the_dtypes(form: str, device: str):
+    low = moved(device, *(part.bfloat16() for part in parts()))
+    gate, bias = moved(device, hard_gate().float(), score_bias().float())
+    seen = padding().to(device)
     out = ALL_FORMS[form](
-        AttentionCall(*low, visible=padding(), dropout=0.3, scaling=SCALING, bias=bias), gate
+        AttentionCall(*low, visible=seen, dropout=0.3, scaling=SCALING, bias=bias), gate
     )
     assert out.dtype == torch.bfloat16
     grads = torch.autograd.grad(out.float().sum(), [*low, bias])

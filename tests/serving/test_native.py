@@ -76,13 +76,13 @@ def build(name: str, **more):
 
 @torch.no_grad()
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    return model(IDS).logits
+    return model(IDS.to(model.device)).logits
 
 
 # -- the same model ----------------------------------------------------------------------------
 @pytest.mark.parametrize("name", MODELS)
-def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp_path):
-    model = build(name)
+def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp_path, device):
+    model = build(name).to(device)
     before, dense = model.config.to_dict(), logits(model)
     native = ms.to_native(model, MASK)
     assert model.config.to_dict() == before  # the model itself stays as it is
@@ -93,7 +93,7 @@ def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp
 
     native.save_pretrained(tmp_path)
     loader = hf.AutoModelForMaskedLM if name == "modernbert" else hf.AutoModelForCausalLM
-    again = loader.from_pretrained(tmp_path)
+    again = loader.from_pretrained(tmp_path).to(device)
     assert "masksearch" not in (tmp_path / "config.json").read_text()
 
     ms.attach(model, MASK, backend="sdpa")  # what native layers are computed by
@@ -104,21 +104,21 @@ def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
-def test_generation_is_identical_and_sliding_layers_keep_the_window_without_one(name):
-    model = build(name)
+def test_generation_is_identical_and_sliding_layers_keep_the_window_without_one(name, device):
+    model, ids = build(name).to(device), IDS.to(device)
     native = ms.to_native(model, MASK)
     ms.attach(model, MASK)
     how = {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
-    ours, theirs = (each.generate(IDS, **how) for each in (model, native))
+    ours, theirs = (each.generate(ids, **how) for each in (model, native))
     assert torch.equal(ours.sequences, theirs.sequences)
     assert [layer.keys.shape[-2] for layer in theirs.past_key_values.layers] == [5, 51, 5]
     assert isinstance(theirs.past_key_values.layers[0], DynamicSlidingWindowLayer)
     held = sum(each.keys.nbytes + each.values.nbytes for each in theirs.past_key_values.layers)
     batch, length = IDS.shape[0], 51  # the last token was never put in
     assert held == batch * ms.kv_bytes(ms.from_native(native), native.config, length).bytes
-    padded = torch.ones_like(IDS)
+    padded = torch.ones_like(ids)
     padded[0, :9] = 0  # pads in front of the first prompt
-    ours, theirs = (each.generate(IDS, attention_mask=padded, **how) for each in (model, native))
+    ours, theirs = (each.generate(ids, attention_mask=padded, **how) for each in (model, native))
     assert torch.equal(ours.sequences, theirs.sequences)
 
 

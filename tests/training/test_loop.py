@@ -281,19 +281,19 @@ def from_batch(start: int) -> Iterator[Batch]:
     ids=["adamw", "lamb"],
 )
 @pytest.mark.parametrize("killed", [1, 5, 9])
-def test_a_killed_run_ends_as_it_would_have(source, config, killed, tmp_path):
+def test_a_killed_run_ends_as_it_would_have(source, config, killed, tmp_path, device):
     """Bit for bit, with dropout; the steps after the last checkpoint are done again."""
 
     def batches():
         return tokens() if source == "iterator" else from_batch
 
-    model = dropping()
+    model = dropping().to(device)
     straight = list(train(model, batches(), config, noise_seed=5))
     kept = Checkpoints(tmp_path, seconds=0)
-    steps = train(dropping(), batches(), config, noise_seed=5, checkpoints=kept)
+    steps = train(dropping().to(device), batches(), config, noise_seed=5, checkpoints=kept)
     first = [next(steps) for _ in range(killed)]
     steps.close()
-    again = dropping(int(killed > 1))  # its weights come from the checkpoint
+    again = dropping(int(killed > 1)).to(device)  # its weights come from the checkpoint
     rest = list(train(again, batches(), config, noise_seed=5, checkpoints=kept))
     done = rest[0].number - 1 if rest else 9
     assert first[:done] + rest == straight
@@ -389,7 +389,7 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_last_checkpoint(tmp_path, mon
     assert again == straight[3:]
 
 
-def test_out_of_memory_goes_on_with_fewer_rows(tmp_path):
+def test_out_of_memory_goes_on_with_fewer_rows(tmp_path, device):
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if len(batch["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -398,15 +398,15 @@ def test_out_of_memory_goes_on_with_fewer_rows(tmp_path):
 
     config = TrainConfig(steps=4)
     options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
-    plain = list(train(small(), tokens(), config))
+    plain = list(train(small().to(device), tokens(), config))
     with pytest.warns(UserWarning, match="out of memory with 4 rows at once") as caught:
-        halved = list(train(small(), tokens(), config, loss, **options))
+        halved = list(train(small().to(device), tokens(), config, loss, **options))
     assert len(caught) == 1
     assert [step.loss for step in halved] == pytest.approx([s.loss for s in plain], abs=1e-4)
     Checkpoints(tmp_path).files()[0].unlink()  # that of step 4; the rows are part of step 3's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(train(small(), tokens(), config, loss, **options)) == halved[3:]
+        assert list(train(small().to(device), tokens(), config, loss, **options)) == halved[3:]
 
 
 # -- followers ---------------------------------------------------------------------------------

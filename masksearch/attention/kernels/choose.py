@@ -9,8 +9,7 @@ The rule goes by length, block density and device. For "auto", in its order:
     CPU, below 256 positions        SDPA with a bool mask
     CPU, block density below 0.6    block gather
     CPU, else                       SDPA with a bool mask
-    CUDA, from 1,024 positions on   FlexAttention, for heads of at least 16 numbers and a block
-                                    density below 0.9
+    CUDA, from 1,024 positions on   FlexAttention, for a block density below 0.9
     CUDA, else; other devices       SDPA with a bool mask
 
 On the CPU the rule takes the faster of SDPA and block gather, or one within 10 % of it, in all 160
@@ -49,7 +48,6 @@ SPARSE = 0.6  # block density below which block gather is the faster on a CPU
 LONGEST = 4096  # positions up to which `gather_pays_from` looks
 SHORTEST_ON_CUDA = 1024  # positions from which FlexAttention is the faster on CUDA
 SPARSE_ON_CUDA = 0.9  # block density below which it is taken there; not measured
-SMALLEST_HEAD_DIM = 16  # that FlexAttention's kernels for CUDA take
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def choose(
     elif kind == "cpu":
         backend, reason = choose_on_cpu(length, blocks)
     elif kind == "cuda":
-        backend, reason = choose_on_cuda(length, head_dim, blocks, block)
+        backend, reason = choose_on_cuda(length, blocks, block)
     else:
         backend, reason = "sdpa", f'no figures for {kind}: SDPA with a mask; try backend="gather"'
     return KernelChoice(cast(Backend, backend), reason, length, kept / cells, blocks)
@@ -127,14 +125,10 @@ def choose_on_cpu(length: int, block_density: float) -> tuple[str, str]:
     return "sdpa", f"{share}: block gather pays below {SPARSE:.0%}"
 
 
-def choose_on_cuda(
-    length: int, head_dim: int, block_density: float, block: int
-) -> tuple[str, str]:
+def choose_on_cuda(length: int, block_density: float, block: int) -> tuple[str, str]:
     """Backend and reason of `"auto"` on CUDA."""
     if length < SHORTEST_ON_CUDA:
         return "sdpa", f"below {SHORTEST_ON_CUDA} positions SDPA is the faster on CUDA"
-    if head_dim < SMALLEST_HEAD_DIM:
-        return "sdpa", f"FlexAttention needs a head_dim of {SMALLEST_HEAD_DIM}, got {head_dim}"
     share = f"{block_density:.0%} of its {block} x {block} blocks are kept"
     if block_density < SPARSE_ON_CUDA:
         return "flex", f"{share}, less than {SPARSE_ON_CUDA:.0%}: FlexAttention skips the others"

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.backends import cpu
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 GRAPHS = 256  # compiled shapes of a process; past them FlexAttention raises
 CUDA_ROWS = 128  # positions that the kernels for CUDA take at a time, backward included
+CUDA_WIDTH = 16  # numbers of a head that they take at least
 CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -96,7 +98,7 @@ class FlexPlan:
             visible: bool `[batch, n]`, False = padding.
         """
         missing = self.partial.shape[-1] * self.block - self.length
-        seen = torch.nn.functional.pad(visible.all(0), (0, missing), value=False)
+        seen = F.pad(visible.all(0), (0, missing), value=False)
         clean = seen.view(-1, self.block).all(1)
         whole = self.whole & clean
         partial = self.partial | (self.whole & ~clean)
@@ -175,16 +177,22 @@ def flex_attention_under(
         )
     if visible is not None:
         plan = plan.padded(visible.to(query.device))
+    size = value.shape[-1]
+    if kind == "cuda":
+        query, key, value = (
+            F.pad(each, (0, max(0, CUDA_WIDTH - each.shape[-1]))) for each in (query, key, value)
+        )
     how: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     attend = compiled(kind)
     if sinks is None:
-        return cast(Tensor, attend(query, key, value, block_mask=plan.blocks, **how))
+        plain: Tensor = attend(query, key, value, block_mask=plan.blocks, **how)
+        return plain[..., :size]
     from torch.nn.attention.flex_attention import AuxRequest
 
     aux = AuxRequest(lse=True)
     output, sums = attend(query, key, value, block_mask=plan.blocks, return_aux=aux, **how)
     beside = (sums.lse - sinks[:, None]).sigmoid()  # what the sink leaves of a row
-    return cast(Tensor, output * beside[..., None].to(output))
+    return cast(Tensor, output * beside[..., None].to(output))[..., :size]
 
 
 @cache

@@ -37,13 +37,20 @@ def right(length: int) -> Tensor:
     return visible
 
 
-def sides(mask: masks.Mask, length: int, visible: Tensor | None, key_heads: int | None = None):
+def sides(
+    mask: masks.Mask,
+    length: int,
+    visible: Tensor | None,
+    key_heads: int | None = None,
+    device: str = "cpu",
+):
     """Ours and SDPA's result."""
-    query, key, value = states(length, key_heads=key_heads)
-    plan = FlexPlan.of_mask(mask, length, block=64)
+    query, key, value = states(length, key_heads=key_heads, device=device)
+    plan = FlexPlan.of_mask(mask, length, block=block_on(device, 64), device=device)
+    visible = None if visible is None else visible.to(device)
     with torch.no_grad():
         ours = flex_attention_under(query, key, value, plan, scaling=SCALING, visible=visible)
-    table = mask.dense(length)[0]
+    table = mask.dense(length)[0].to(device)
     table = table if visible is None else table & visible[:, None, None]
     theirs = F.scaled_dot_product_attention(
         query, key, value, table.expand(2, 4, -1, -1), scale=SCALING, enable_gqa=True
@@ -68,22 +75,23 @@ def sides(mask: masks.Mask, length: int, visible: Tensor | None, key_heads: int 
     ],
     ids=str,
 )
-def test_equals_sdpa(mask, length, padding):
+def test_equals_sdpa(mask, length, padding, device):
     visible = None if padding is None else right(length)
-    ours, theirs = sides(mask, length, visible.flip(1) if padding == "left" else visible)
+    visible = visible.flip(1) if padding == "left" else visible
+    ours, theirs = sides(mask, length, visible, device=device)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.nightly
-def test_key_heads_are_shared():
+def test_key_heads_are_shared(device):
     mask = masks.per_head([masks.window(9), masks.star(), masks.blocks(64), masks.causal()])
-    ours, theirs = sides(mask, 256, right(256), key_heads=2)
+    ours, theirs = sides(mask, 256, right(256), key_heads=2, device=device)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.nightly
-def test_queries_without_keys_give_zero():
-    ours, theirs = sides(masks.shifts([-1]), 130, None)
+def test_queries_without_keys_give_zero(device):
+    ours, theirs = sides(masks.shifts([-1]), 130, None, device=device)
     assert ours[:, :, 0].eq(0).all()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 

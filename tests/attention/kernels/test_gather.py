@@ -59,10 +59,13 @@ def check(
     batch: int = 2,
     visible: Tensor | None = None,
     given: list[Tensor] | None = None,
+    device: str = "cpu",
 ) -> None:
     """Compares with dense attention under the table, bool `[heads, n, n]`."""
     given = given or states(table.shape[0], table.shape[1], batch)
     table = table[None] if visible is None else table & visible[:, None, None]
+    plan, table, given = plan.to(device), table.to(device), [each.to(device) for each in given]
+    visible = None if visible is None else visible.to(device)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return gather_attention(q, k, v, plan, scaling=SCALING, visible=visible)
@@ -106,9 +109,9 @@ def test_gather_equals_dense_on_random_tables(length, block, heads, density, see
     ],
     ids=str,
 )
-def test_gather_equals_dense_on_families(mask, length):
+def test_gather_equals_dense_on_families(mask, length, device):
     table = mask.dense(length, 1, 3)[0]
-    check(GatherPlan.of_mask(mask, length, block=16), table)
+    check(GatherPlan.of_mask(mask, length, block=16), table, device=device)
 
 
 @settings(deadline=None, max_examples=60)
@@ -154,28 +157,30 @@ def test_gather_equals_dense_in_units(shape, length, text, density, heads, paddi
         check(plan, table.expand(queries, -1, -1), visible=visible, given=given)
 
 
-def test_the_parts_for_other_devices_equal_dense(monkeypatch):
+def test_the_parts_for_other_devices_equal_dense(monkeypatch, device):
     monkeypatch.setattr(kernels.InCache, "apply", None)
     monkeypatch.setattr(kernels, "ON_DEVICE", 2000)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     table = (masks.window(20) | masks.global_tokens(1)).dense(100, 1, 4)[0]
     table[:, 40:80, 5:] = False
     visible = torch.arange(100) < torch.tensor([[100], [3], [0]])
-    check(plan_of(table, 16), table, visible=visible, given=states(4, 100, 3))
+    given = states(4, 100, 3)
+    check(plan_of(table, 16), table, visible=visible, given=given, device=device)
 
 
 @pytest.mark.parametrize(
     ("dtype", "error"), [(torch.float32, 2e-6), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)]
 )
-def test_lower_precision_agrees_with_double(dtype, error):
+def test_lower_precision_agrees_with_double(dtype, error, device):
     mask = masks.window(20) | masks.global_tokens(1) | masks.random_keys(1, 0)
-    plan, given = GatherPlan.of_mask(mask, 100, block=16), states(4, 100)
-    visible = torch.arange(100) < torch.tensor([[100], [70]])
+    plan = GatherPlan.of_mask(mask, 100, block=16).to(device)
+    given = [tensor.to(device) for tensor in states(4, 100)]
+    visible = (torch.arange(100) < torch.tensor([[100], [70]])).to(device)
     ours = outcome(
         lambda *given: gather_attention(*given, plan, scaling=SCALING, visible=visible),
         [tensor.to(dtype) for tensor in given],
     )
-    dense = dense_outcome(given, mask.dense(100) & visible[:, None, None])
+    dense = dense_outcome(given, mask.dense(100).to(device) & visible[:, None, None])
     for mine, reference in zip(ours, dense, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.double(), reference, rtol=error, atol=error)
@@ -193,15 +198,15 @@ def test_autocast_computes_in_its_type():
     assert all(map(torch.equal, ours, low))
 
 
-def test_pieces_of_few_keys_equal_dense_in_each_type_without_a_gradient():
+def test_pieces_of_few_keys_equal_dense_in_each_type_without_a_gradient(device):
     """Blocks of 64 that read one block are computed by other calls than those that read more."""
     layout = torch.eye(4, dtype=torch.bool).repeat(2, 1, 1)
     layout[0, 1, 3] = layout[1, 0] = layout[1, 2, 0] = True
     table = layout.repeat_interleave(64, 1).repeat_interleave(64, 2)
-    plan, given = plan_of(table), states(2, 256)
+    plan, given = plan_of(table).to(device), [each.to(device) for each in states(2, 256)]
     fits = [bundle.keys.shape[1] * plan.unit <= kernels.FEW for bundle in plan.bundles]
     assert set(fits) == {True, False}
-    dense = F.scaled_dot_product_attention(*given, table, scale=SCALING)
+    dense = F.scaled_dot_product_attention(*given, table.to(device), scale=SCALING)
     for dtype, error in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)):
         low = [tensor.to(dtype) for tensor in given]
         mine = gather_attention(*low, plan, scaling=SCALING)
@@ -229,9 +234,9 @@ def test_a_plan_keeps_its_parts_for_few_shapes():
     check(moved, mask.dense(150, 1, 2)[0])
 
 
-def test_transposed_inputs_and_checkpointing_change_nothing():
-    plan = GatherPlan.of_mask(masks.window(5) | masks.global_tokens(1), 70, block=16)
-    given = states(4, 70)
+def test_transposed_inputs_and_checkpointing_change_nothing(device):
+    plan = GatherPlan.of_mask(masks.window(5) | masks.global_tokens(1), 70, block=16).to(device)
+    given = [tensor.to(device) for tensor in states(4, 70)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return gather_attention(q, k, v, plan, scaling=SCALING)
@@ -268,8 +273,9 @@ def test_dropout_drops_that_share_and_keeps_the_mean():
 
 
 @pytest.mark.nightly
-def test_compiled_attention_equals_eager():
-    plan, given = GatherPlan.of_mask(masks.window(9), 64, block=16), states(2, 64)
+def test_compiled_attention_equals_eager(device):
+    plan = GatherPlan.of_mask(masks.window(9), 64, block=16).to(device)
+    given = [tensor.to(device) for tensor in states(2, 64)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return gather_attention(q * 2, k, v, plan, scaling=SCALING) + 1
@@ -279,11 +285,11 @@ def test_compiled_attention_equals_eager():
         torch.testing.assert_close(mine, reference)
 
 
-def test_queries_without_keys_give_zero_and_no_gradient():
+def test_queries_without_keys_give_zero_and_no_gradient(device):
     table = torch.zeros(1, 12, 12, dtype=torch.bool)
     table[0, 5, 7] = True
-    q, k, v = (tensor.requires_grad_() for tensor in states(1, 12))
-    result = gather_attention(q, k, v, plan_of(table, 4), scaling=1.0)
+    q, k, v = (tensor.to(device).requires_grad_() for tensor in states(1, 12))
+    result = gather_attention(q, k, v, plan_of(table, 4).to(device), scaling=1.0)
     torch.testing.assert_close(result[:, :, 5], v[:, :, 7])
     assert result[:, :, [row for row in range(12) if row != 5]].eq(0).all()
     grads = torch.autograd.grad(result.sum(), (q, k, v))

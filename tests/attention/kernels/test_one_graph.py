@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import flex_attention
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention.kernels.flex import FlexPlan
+from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.masks import lower
 
 LENGTH, BLOCK = 96, 32
@@ -64,13 +65,13 @@ def test_the_masks_of_a_space_share_one_graph(path):
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
-def test_the_predicate_of_tiles_equals_the_table(mask):
-    table = mask.dense(LENGTH)[0]
-    position = torch.arange(LENGTH)
-    head = torch.arange(mask.heads or 1)[:, None, None]
+def test_the_predicate_of_tiles_equals_the_table(mask, device):
+    table = mask.dense(LENGTH)[0].to(device)
+    position = torch.arange(LENGTH, device=device)
+    head = torch.arange(mask.heads or 1, device=device)[:, None, None]
     for block in (20, 32, 128):
-        partial, whole, predicate = lower.flex_tiles(mask, LENGTH, block, "cpu")
-        kept = predicate(torch.tensor(0), head, position[:, None], position)
+        partial, whole, predicate = lower.flex_tiles(mask, LENGTH, block, device)
+        kept = predicate(torch.tensor(0, device=device), head, position[:, None], position)
         assert torch.equal(kept, table), block
         counts = lower.tile_counts(mask, LENGTH, block)[0]
         assert torch.equal(whole, counts == block * block)
@@ -156,6 +157,31 @@ def test_inductor_refuses_a_move_within_the_predicate():
     refused = pytest.raises(SubgraphLoweringException, match="Buffers cannot be created")
     with FakeTensorMode(), refused:
         lower_on_cuda(graph, captured, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_masks_share_one_kernel_of_the_card_that_equals_float64(dtype, error):
+    torch._dynamo.reset()
+    counters.clear()
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, 1, 2, LENGTH, 64, generator=generator, dtype=torch.float64).cuda()
+    for mask in MASKS:
+        plan = FlexPlan.of_mask(mask, LENGTH, device="cuda", heads=2)
+        table, found = mask.dense(LENGTH)[0].cuda(), []
+        for kind in (dtype, torch.float64):
+            *states, weights = drawn.to(kind)
+            leaves = [state.detach().requires_grad_() for state in states]
+            if kind is dtype:
+                result = flex_attention_under(*leaves, plan, scaling=0.125)
+            else:
+                scores = leaves[0] @ leaves[1].mT * 0.125
+                kept = scores.masked_fill(~table, -torch.inf).softmax(-1).nan_to_num(0)
+                result = kept @ leaves[2]
+            found.append([result, *torch.autograd.grad((result * weights).sum(), leaves)])
+        for ours, exact in zip(*found, strict=True):
+            assert float((ours - exact).norm() / exact.norm()) < error, mask
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
