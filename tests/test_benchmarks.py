@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.planted_runs import recovery
 from masksearch import masks
+from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.contracts import Shape
 from masksearch.masks.measure import measures
 from masksearch.models.encoders import MaskedLanguageModel, encoder
@@ -114,6 +115,64 @@ def test_random_blocks_have_the_density_that_their_name_says(load, percent):
     assert mask.dense(126)[0].shape == (3, 126, 126)
     found = measures(mask, Shape(126, 1, 3), block=4)
     assert found["block_density"] == pytest.approx(layout.float().mean().item())
+
+
+def test_a_plan_of_a_layout_is_that_of_its_mask(load):
+    load("card_cells")
+    kernels, position = load("card_kernels"), torch.arange(128)
+    layout = load("attention_kernels").random_blocks(4, 0.5, heads=3)
+    mask = masks.block_layout(layout, 32)
+    mine = kernels.plan_of_layout(layout, 32, torch.device("cpu"))
+    usual = FlexPlan.of_mask(mask, 128, 32)
+    assert torch.equal(mine.whole, usual.whole)
+    assert torch.equal(mine.partial, usual.partial)
+    head = torch.arange(3)[:, None, None]
+    kept = mine.predicate(torch.tensor(0), head, position[:, None], position)
+    assert torch.equal(kept, mask.dense(128)[0])
+
+
+def test_the_truth_is_sdpa_in_float64(load):
+    load("card_cells")
+    kernels = load("card_kernels")
+    states, upstream = kernels.states_of(2, 24, torch.float64, torch.device("cpu"))
+    for mask in (masks.star(), masks.per_head([masks.window(2), masks.causal()])):
+        table = mask.dense(24)
+        mine = load("attention_kernels").called(kernels.sdpa_under(table), states, upstream)
+        for one, other in zip(mine, kernels.truth(states, table, upstream), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_fit_says_where_flex_attention_takes_as_long_as_sdpa(load):
+    load("card_cells")
+    kernels = load("card_kernels")
+    rows = [{"block_density": at / 8, "ms": 1 + 4 * at / 8} for at in range(1, 9)]
+    found = kernels.fit(rows, "ms", 3.0)
+    assert found["equals_sdpa_at"] == pytest.approx(0.5)
+    assert (found["base_ms"], found["slope_ms"]) == pytest.approx((1, 4))
+    assert found["spearman"] == pytest.approx(1)
+    assert kernels.fit(rows, "ms", 6.0)["equals_sdpa_at"] is None  # FlexAttention always wins
+    assert kernels.fit(rows, "ms", 0.5)["equals_sdpa_at"] is None  # it never does
+    assert kernels.fit(rows, "ms", 0.5)["over_sdpa_at_1"] == pytest.approx(10)
+
+
+def test_cells_beyond_the_time_limit_are_counted_and_the_others_kept(load, tmp_path, capsys):
+    cells, path = load("card_cells"), tmp_path / "card.json"
+    path.write_text('{"dam": {"ratio": 2}}', encoding="utf-8")
+    card = cells.Card(torch.device("cpu"), True, path, None)
+    card.begin("latency", 3600.0)
+    assert not card.over()
+    card.add({"ms": 1.0}, "one cell")
+    card.fail({"length": 5}, RuntimeError("no memory\nand more"))
+    card.limit = -1.0
+    assert card.over(4)
+    assert card.over()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["dam"] == {"ratio": 2}
+    assert found["latency"]["left_out"] == 5
+    assert found["latency"]["rows"][0] == {"ms": 1.0}
+    assert "and more" in found["latency"]["rows"][1]["failed"]
+    assert {"machine", "versions"} <= set(found["latency"])
+    assert capsys.readouterr().out.splitlines()[0] == "one cell"
 
 
 @pytest.mark.slow
@@ -301,6 +360,27 @@ def test_attention_benchmark_smoke(tmp_path):
     )
     assert "| what | goal |" in text
     assert (tmp_path / "attention.png").stat().st_size > 1000
+
+
+@pytest.mark.nightly
+def test_card_benchmark_smoke(tmp_path):
+    text = run(FOLDER / "card.py", "--smoke", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
+    assert set(found) == {"kernels", "latency", "dam", "shares"}
+    assert not [row for part in found.values() for row in part["rows"] if "failed" in row]
+    cells = [row for row in found["kernels"]["rows"] if row["mask"] != "no mask"]
+    assert len(cells) == 2 * 12 * 2
+    most = {"bfloat16": 1e-2, "float32": 1e-6}
+    assert all(max(row["errors"].values()) < most[row["dtype"]] for row in cells)
+    assert sum(row["new_graphs"] for row in cells) == 2  # one of each type
+    assert len(found["latency"]["rows"]) == 6
+    assert found["latency"]["lengths"]["128"]["graphs"] == 1
+    assert found["dam"]["ratio"] > 0
+    assert [row["slots"] for row in found["shares"]["rows"]] == [1, 2]
+    assert all(row["status"] == ["done"] * 3 for row in found["shares"]["rows"])
+    assert "DAM over dense" in text
+    message = run(FOLDER / "card.py", code=2)
+    assert "take --device cuda, or --smoke on a CPU" in message
 
 
 @pytest.mark.nightly
