@@ -82,10 +82,9 @@ def test_precision_is_that_of_the_machine_once_and_for_all(monkeypatch):
 @pytest.mark.parametrize("how", HOW)
 def test_judged_rows_stay_on_the_card(how, tmp_path, card):
     values = []
+    sizes = {"length": 24, "held_out_sequences": 8, "batch": 4, "precision": "float32"}
     for device in ("cpu", card.device.type):
-        judge = CausalEvaluator(
-            "text", weights="model", length=24, held_out_sequences=8, batch=4, device=device, **how
-        )
+        judge = CausalEvaluator("text", weights="model", device=device, **sizes, **how)
         with card.there():
             reports = judge(masks.window(3) | masks.columns(2), seed=0, workdir=tmp_path / device)
             values.append([report.values for report in reports])

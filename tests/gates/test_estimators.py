@@ -49,6 +49,7 @@ def loop_attention(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, visible: Tensor | None
 ) -> Tensor:
     """Attention by loops in float64, over the open keys; a closed row has the query's own."""
+    query, key, value, gate = (each.cpu() for each in (query, key, value, gate))
     output = torch.zeros(BATCH, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     for b in range(BATCH):
         for h in range(HEADS):
@@ -71,11 +72,11 @@ def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None, 
     query, key, value = inputs(dtype=torch.float32, device=device)
     gate, visible = hard_gate(device=device), None if visible is None else visible.to(device)
     got = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
-    want = loop_attention(query.double(), key.double(), value.double(), gate, visible)
+    want = loop_attention(query.double(), key.double(), value.double(), gate, visible).to(device)
     if form == "additive":  # a row without an open visible key is dense there, as published
-        blind = (want == 0).all(-1).to(device)
+        blind = (want == 0).all(-1)
         got = got.masked_fill(blind.unsqueeze(-1), 0.0)
-    torch.testing.assert_close(got.double(), want.to(device), atol=2e-6, rtol=0)
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -48,13 +48,13 @@ def endless(seed: int = 0) -> Iterator[Batch]:
         yield {"input_ids": torch.randint(1, 5, (3, 2), generator=drawn)}
 
 
-def tokens(seed: int = 0) -> Iterator[Batch]:
+def tokens(seed: int = 0, device: str = "cpu") -> Iterator[Batch]:
     drawn = torch.Generator().manual_seed(seed)
     while True:
         given = torch.randint(3, 20, (4, 8), generator=drawn)
         labels = torch.where(torch.rand(4, 8, generator=drawn) < 0.3, given, -100)
         labels[0, 0] = given[0, 0]
-        yield {"input_ids": given, "labels": labels}
+        yield {"input_ids": given.to(device), "labels": labels.to(device)}
 
 
 def small(seed: int = 0) -> MaskedLanguageModel:
@@ -269,10 +269,6 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def from_batch(start: int) -> Iterator[Batch]:
-    yield from islice(tokens(), start, None)
-
-
 @pytest.mark.parametrize("source", ["iterator", "function"])
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -285,7 +281,9 @@ def test_a_killed_run_ends_as_it_would_have(source, config, killed, tmp_path, de
     """Bit for bit, with dropout; the steps after the last checkpoint are done again."""
 
     def batches():
-        return tokens() if source == "iterator" else from_batch
+        if source == "iterator":
+            return tokens(device=device)
+        return lambda start: islice(tokens(device=device), start, None)
 
     model = dropping().to(device)
     straight = list(train(model, batches(), config, noise_seed=5))
@@ -398,15 +396,16 @@ def test_out_of_memory_goes_on_with_fewer_rows(tmp_path, device):
 
     config = TrainConfig(steps=4)
     options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
-    plain = list(train(small().to(device), tokens(), config))
+    plain = list(train(small().to(device), tokens(device=device), config))
     with pytest.warns(UserWarning, match="out of memory with 4 rows at once") as caught:
-        halved = list(train(small().to(device), tokens(), config, loss, **options))
+        halved = list(train(small().to(device), tokens(device=device), config, loss, **options))
     assert len(caught) == 1
     assert [step.loss for step in halved] == pytest.approx([s.loss for s in plain], abs=1e-4)
     Checkpoints(tmp_path).files()[0].unlink()  # that of step 4; the rows are part of step 3's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(train(small().to(device), tokens(), config, loss, **options)) == halved[3:]
+        again = train(small().to(device), tokens(device=device), config, loss, **options)
+        assert list(again) == halved[3:]
 
 
 # -- followers ---------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def outcome(attend, given: list[Tensor]) -> list[Tensor]:
     leaves = [tensor.clone().requires_grad_() for tensor in given]
     result = attend(*leaves)
     weights = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)
+    weights = weights.to(result.device)
     return [result.detach(), *torch.autograd.grad((result * weights).sum(), leaves)]
 
 

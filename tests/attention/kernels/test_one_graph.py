@@ -73,7 +73,7 @@ def test_the_predicate_of_tiles_equals_the_table(mask, device):
         partial, whole, predicate = lower.flex_tiles(mask, LENGTH, block, device)
         kept = predicate(torch.tensor(0, device=device), head, position[:, None], position)
         assert torch.equal(kept, table), block
-        counts = lower.tile_counts(mask, LENGTH, block)[0]
+        counts = lower.tile_counts(mask, LENGTH, block)[0].to(device)
         assert torch.equal(whole, counts == block * block)
         assert torch.equal(partial, (counts > 0) & ~whole)
 
