@@ -217,7 +217,7 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
     for backend, row in backends.items():
         row["speedup"] = faster(times, "dense", backend)
         row["share_of_ideal"] = row["speedup"]["median"] * blocks
-    choice = choose(mask, length, head_dim=HEAD_DIM, device=place, trains=trains)
+    choice = choose(mask, length, device=place, trains=trains)
     rivals = [backend for backend in attends if backend != "flex"]
     over = {
         "over_fastest": behind(times, choice.backend, list(attends)),

@@ -304,7 +304,6 @@ def taken(work: Work, mask: Mask, trains: bool) -> list[str]:
         choose(
             masks.layer_of(mask, layer),
             work.length,
-            head_dim=work.shape.width // work.shape.heads,
             device=work.place,
             trains=trains,
         )

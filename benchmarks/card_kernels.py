@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.attention.kernels.choose import KernelChoice, choose
+from masksearch.attention.kernels.choose import choose
 from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.masks import Mask
 from masksearch.masks.lower import ROOM, block_mask_of, tile_predicate
@@ -78,7 +78,6 @@ class Case:
     heads: int
     place: torch.device
     table: Tensor  # bool [1, heads | 1, n, n]
-    choice: KernelChoice
 
     @cached_property
     def planned(self) -> tuple[FlexPlan, float]:
@@ -103,12 +102,11 @@ def flex_under(plan: FlexPlan) -> Attend:
 
 
 def cases(card: Card, lengths: tuple[int, ...], heads: int) -> list[Case]:
-    """Every mask at every length; tables and choices are made side by side on the CPU."""
+    """Every mask at every length; tables are made side by side on the CPU."""
 
     def case(cell: tuple[int, str, Mask]) -> Case:
         length, name, mask = cell
-        choice = choose(mask, length, head_dim=HEAD_DIM, device=card.place, trains=True)
-        return Case(name, mask, length, heads, card.place, mask.dense(length), choice)
+        return Case(name, mask, length, heads, card.place, mask.dense(length))
 
     cells = [
         (length, name, mask)
@@ -197,7 +195,8 @@ def compare(
     if card.over(2):
         return
     right = truth(states, case.table, upstream)
-    choice = case.choice
+    dtype = TYPES[here["dtype"]]
+    choice = choose(case.mask, case.length, device=card.place, trains=True, dtype=dtype)
     about = {"auto": choice.backend, "why": choice.reason, "kept_cells": choice.density}
     for backend in ("sdpa", "flex"):
         row = here | {"mask": case.name, "backend": backend}
@@ -208,8 +207,9 @@ def compare(
             if backend == "sdpa":
                 return about | measured(card, sdpa_under(case.table), states, upstream, right)
             plan, seconds = case.planned
-            kept = float((plan.partial | plan.whole).double().mean())
-            found = about | {"plan_seconds": seconds, "kept_blocks": kept, "block": plan.block}
+            whole, part = (float(of.double().mean()) for of in (plan.whole, plan.partial))
+            found = about | {"plan_seconds": seconds, "block": plan.block}
+            found |= {"kept_blocks": whole + part, "kept_whole": whole}
             given = upstream if card.cuda else None
             return found | measured(card, flex_under(plan), states, given, right)
 

@@ -364,7 +364,7 @@ def states_for(
                 made = TokenMask(mask, call.causal, where)
                 state.token_mask = token_masks.setdefault(named, made)
                 continue
-            sizes = (call.head_dim, not (part.cross or call.biased), call.heads)
+            sizes = (not (part.cross or call.biased), call.heads)
             key = (mask.digest, call.causal, part.cross, *sizes)
             if key not in shared:
                 shared[key] = LayerMask(mask, call.causal, where, backend, *sizes)

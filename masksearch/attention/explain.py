@@ -10,7 +10,12 @@ import torch
 from torch import nn
 
 from masksearch.attention.attach import in_force
-from masksearch.attention.kernels.choose import BLOCK, KernelChoice, gather_pays_from
+from masksearch.attention.kernels.choose import (
+    BLOCK,
+    KernelChoice,
+    computed_type,
+    gather_pays_from,
+)
 from masksearch.attention.kernels.flex import block_on
 from masksearch.attention.layer import LayerMask, LayerState
 from masksearch.errors import AttachError, LengthError
@@ -136,14 +141,15 @@ def explain(
     trains = model.training if trains is None else trains
     states = list(attachment.states.values())
     lengths = [int(length)] if length is not None else known_lengths(model, states)
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device, dtype = weight.device, computed_type(weight.device, weight.dtype)
     rows: list[ExplainedLayers] = []
     notes: dict[str, dict[str, None]] = {}  # what is said -> of which masks
     for at in lengths:
         choices: dict[LayerMask, KernelChoice] = {}
         for state in states:
             if state.lowered is not None and state.lowered not in choices:
-                choice = state.lowered.choose(at, device, trains)
+                choice = state.lowered.choose(at, device, trains, dtype)
                 choices[state.lowered] = choice
                 if note := note_length(state.lowered, choice, device):
                     notes.setdefault(note, {})[str(state.lowered.given)] = None

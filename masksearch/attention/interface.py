@@ -36,7 +36,7 @@ from transformers.masking_utils import (
 )
 
 from masksearch.attention.call import AttentionCall
-from masksearch.attention.kernels.choose import compute
+from masksearch.attention.kernels.choose import compute, computed_type
 from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.layer import (
     POSITIONS,
@@ -195,7 +195,8 @@ def sparse_attention(
     states: tuple[Tensor, ...] = (call.query, call.key, call.value)
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in states)
     size = fixed(length)
-    backend = lowered.in_graph("sparse_backend", size, device, trains)
+    dtype = computed_type(device, call.query.dtype)
+    backend = lowered.in_graph("sparse_backend", size, device, trains, dtype)
     if not backend:
         return None
     if backend == "flex" and device.type == "cpu" and trains:
@@ -223,9 +224,7 @@ def sparse_attention(
             plan, padding = state.once(partial(plan.padded, padding), plan, call.visible), None
         how = call.scaling, call.dropout, call.sinks
         return compute(call.query, call.key, call.value, padding, plan, *how)
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        states = tuple(each.to(dtype) for each in states)
+    states = tuple(each.to(computed_type(device, each.dtype)) for each in states)
     lowered.in_graph("prepare", backend, size, device)
     operator = torch.ops.masksearch.attention
     out: Tensor = operator(*states, padding, lowered.key, backend, call.scaling)

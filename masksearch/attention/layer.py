@@ -58,7 +58,6 @@ class LayerMask:
         causal: Whether the model hides later keys from it.
         where: Part and layer, for errors.
         backend: One of `choose.REQUESTS`.
-        head_dim: Numbers of a head's query.
         plain: Whether it is self-attention without a bias, which sparse kernels compute.
         heads: Query heads of the layer.
 
@@ -74,13 +73,12 @@ class LayerMask:
         causal: bool,
         where: str,
         backend: str = "auto",
-        head_dim: int = 1,
         plain: bool = True,
         heads: int = 1,
     ) -> None:
         self.given, self.causal, self.where = mask, causal, where
         self.mask = mask if mask.length is None else Cropped(mask, mask.length)
-        self.backend, self.head_dim, self.plain, self.heads = backend, head_dim, plain, heads
+        self.backend, self.plain, self.heads = backend, plain, heads
         self.by_length = depends_on_length(self.mask)
         self.lowered: dict[int, dict[tuple[Any, ...], Any]] = {}
         self.key = str(next(NUMBERS))
@@ -155,13 +153,15 @@ class LayerMask:
                 f"{empty.numel()}); add for example masks.window(0), the diagonal"
             )
 
-    def choose(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
+    def choose(
+        self, length: int, device: torch.device, trains: bool, dtype: torch.dtype
+    ) -> KernelChoice:
         """Chooses the kernel of a self-attention call over whole sequences of that length."""
         refuse_longer(self.given, length, self.where)
         asked: dict[str, Any] = {
-            "head_dim": self.head_dim,
             "device": device,
             "trains": trains,
+            "dtype": dtype,
             "requested": self.backend if self.plain else "sdpa",
         }
         choice = choose(self.mask, length, **asked)
@@ -174,11 +174,12 @@ class LayerMask:
         long = self.backend == "auto" and length >= SHORTEST
         return long or self.backend in ("gather", "flex")
 
-    def sparse_backend(self, length: int, device: torch.device, trains: bool) -> str:
+    def sparse_backend(
+        self, length: int, device: torch.device, trains: bool, dtype: torch.dtype
+    ) -> str:
         """`"gather"` or `"flex"` where such a call is computed by it, else empty."""
-        choice = self.lower(
-            lambda: self.choose(length, device, trains), length, "choice", device, trains
-        )
+        asked = (device, trains, dtype)
+        choice = self.lower(lambda: self.choose(length, *asked), length, "choice", *asked)
         backend = choice.backend
         return backend if backend in ("gather", "flex") else ""
 
@@ -227,7 +228,7 @@ class LayerMask:
         return self.lower(make, length, "corner", device, start, stop, keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("causal", "where", "backend", "head_dim", "plain", "heads")
+        names = ("causal", "where", "backend", "plain", "heads")
         return {"mask": self.given, **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -45,7 +45,6 @@ class Call:
         heads: Query heads.
         queries: Positions that ask.
         keys: Positions that are asked.
-        head_dim: Numbers of a head's query.
         causal: Whether later keys were hidden.
         biased: Whether the model adds a bias to the scores.
     """
@@ -54,7 +53,6 @@ class Call:
     heads: int
     queries: int
     keys: int
-    head_dim: int
     causal: bool
     biased: bool = False
 
@@ -220,9 +218,7 @@ def probing_attention(
         hidden = hides_later(module, attention_mask, rest.get("is_causal"))
         causal = hidden and queries == keys
         biased = rest.get("position_bias") is not None
-        Probe.calls.append(
-            Call(module, query.shape[1], queries, keys, query.shape[3], causal, biased)
-        )
+        Probe.calls.append(Call(module, query.shape[1], queries, keys, causal, biased))
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **rest
     )

@@ -454,7 +454,7 @@ class JointTraining:
         """Mean over the batches."""
         return sum(self.loss(batch).item() for batch in batches) / len(batches)
 
-    def report(self, push: float) -> Report:
+    def report(self, push: float | Tensor) -> Report:
         """The report after this step, in which the density control pushed the gates that much."""
         gates, cost = self.gates, 0.0
         for term in self.terms:
@@ -464,7 +464,7 @@ class JointTraining:
             "density": gates.whole_density().item(),
             "target": self.control.target(self.step - 1).item(),
             "entropy": gates.entropy().item(),
-            "control": cost + push,
+            "control": cost + float(push),
         }
         self.losses.clear()
         if self.config.waits:

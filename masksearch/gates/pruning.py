@@ -189,7 +189,11 @@ class WarmupWatch:
 def changing(part: WarmupWatch | DensityControl) -> dict[str, Any]:
     """Everything of it that changes during a run, as plain data for a checkpoint, which goes back
     by `vars(part).update(..)`."""
-    return {name: value for name, value in vars(part).items() if name != "config"}
+    return {
+        name: value.item() if isinstance(value, Tensor) else value
+        for name, value in vars(part).items()
+        if name != "config"
+    }
 
 
 # -- how far -----------------------------------------------------------------------------------
@@ -208,7 +212,8 @@ class DensityControl:
 
     Attributes:
         initial: Density at the start.
-        strength: Of the hinge; grows while the density lags behind.
+        strength: Of the hinge; grows while the density lags behind. This and the next one are
+            float64 scalars on the gates' device once the hinge has acted.
         power: Sum of the mean squares of the task's gradient.
         count: Number of gradients in that sum.
         since: Step at which the target sinks, or sinks again after a pause.
@@ -219,8 +224,10 @@ class DensityControl:
 
     def __init__(self, config: DamConfig, gates: Gates) -> None:
         self.config = config
-        self.initial, self.strength = gates.whole_density().item(), config.strength
-        self.power, self.count = 0.0, 0
+        self.initial = gates.whole_density().item()
+        self.strength: float | Tensor = config.strength
+        self.power: float | Tensor = 0.0
+        self.count = 0
         self.since, self.span, self.part, self.paused = 0, 1.0, 0.0, False
         self.begin(config.warmup_steps)
 
@@ -257,33 +264,42 @@ class DensityControl:
             return published_penalty(gates, self.config.penalty)
         return gates.logits.new_zeros(())
 
-    def push(self, gates: Gates, step: int) -> float:
+    def push(self, gates: Gates, step: int) -> float | Tensor:
         """Adds the hinge's gradient to that of the logits, before an optimiser step.
 
         It pushes down where the target is exceeded and, once the target has stopped sinking,
-        pulls up where the density is below it by more than `SHORT`.
+        pulls up where the density is below it by more than `SHORT`. Nothing of it waits for a
+        GPU.
 
         Returns:
-            The factor on the gradient of log density; 0 where nothing was to be done.
+            The factor on the gradient of log density, a float64 scalar; 0 where nothing was to
+            be done.
         """
         gradient = gates.logits.grad
         if self.config.control != "hinge" or gradient is None:
             return 0.0
         self.count += 1
-        self.power += gradient.square().mean().item()
+        self.power = gradient.square().mean().double() + self.power
         density = gates.whole_density()
-        target = self.target(step).to(density.device)
-        excess = (density.detach() / target).log().item()
-        settled = self.target(step - 1).item() == target.item()
-        short = settled and bool(target - density.detach() > SHORT)
-        growth = GROWTH if short or excess > LATE else 1 / GROWTH
-        self.strength = max(self.config.strength, self.strength * growth)
-        if not short and excess <= 0:
-            return 0.0
         (slope,) = torch.autograd.grad(density.log(), gates.logits)
-        usual = math.sqrt(self.power / self.count)
-        factor = self.strength * usual / max(slope.square().mean().sqrt().item(), SMALLEST)
-        gradient.add_(slope, alpha=math.copysign(factor, excess))
+        slope = slope.nan_to_num(0.0)  # of gates that are all closed to the last bit
+        now, asked = density.detach(), self.target(step).item()
+        target = torch.full_like(now, asked)
+        excess = (now / target).log().double()
+        settled = self.target(step - 1).item() == asked
+        short = (target - now > SHORT) & settled
+        strength = torch.zeros_like(excess) + self.strength
+        late = short | (excess > LATE)
+        strength = torch.where(late, strength * GROWTH, strength * (1 / GROWTH))
+        self.strength = strength.clamp(min=self.config.strength)
+        usual = (self.power / self.count).sqrt()
+        size = slope.square().mean().sqrt().double().clamp(min=SMALLEST)
+        factor = torch.where(short | (excess > 0), self.strength * usual / size, 0.0)
+        signed = factor.copysign(excess)
+        if gradient.is_cuda:  # to look at the factor would be to wait
+            gradient.add_(slope * signed)
+        else:
+            gradient.add_(slope, alpha=signed.item())
         return factor
 
 

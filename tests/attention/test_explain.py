@@ -70,7 +70,8 @@ def test_what_is_explained_is_what_runs():
     expected = [row.backend for row in explain(model, 1024, trains=False).rows]
     run(model, 1024)
     lowered = [state.lowered for state in states(model)]
-    found = [each.lowered[1024]["choice", torch.device("cpu"), False].backend for each in lowered]
+    asked = ("choice", torch.device("cpu"), False, torch.float32)
+    found = [each.lowered[1024][asked].backend for each in lowered]
     assert found == expected == ["gather", "sdpa"]
     planned = [("gather", torch.device("cpu")) in each.lowered[1024] for each in lowered]
     assert planned == [True, False]
@@ -155,14 +156,15 @@ def test_on_cuda_the_blocks_are_those_of_its_kernels():
     model = attach(wide_bert(), masks.window(64))
     with FakeTensorMode():
         model.embeddings.word_embeddings.weight = nn.Parameter(torch.empty(1, device="cuda"))
-    on_cuda = explain(model, 1024, trains=True)
+    on_cuda = explain(model, 4096, trains=True)
     assert "share of the cells, and of the 128 x 128 blocks" in on_cuda.title
-    assert (on_cuda.rows[0].backend, on_cuda.rows[0].block_density) == ("flex", 22 / 64)
+    assert (on_cuda.rows[0].backend, on_cuda.rows[0].block_density) == ("flex", 94 / 1024)
 
 
 @pytest.mark.parametrize("backend", ["auto", "flex"])
 def test_dropout_of_attention_weights_is_left_to_sdpa_on_cuda(backend):
-    model = attach(wide_bert(), masks.window(64), backend=backend)
+    mask = masks.block_layout(torch.eye(8, dtype=torch.bool), 128)
+    model = attach(wide_bert(), mask, backend=backend)
     state = next(iter(in_force(model).states.values()))
     with FakeTensorMode():
         query = torch.empty(1, 4, 1024, 16, device="cuda", requires_grad=True)

@@ -1,6 +1,6 @@
 """Which kernel computes a layer's masked attention, and its call, as one operator in graphs.
 
-choice = choose(mask, 2048, head_dim=64, device="cpu", trains=True)
+choice = choose(mask, 2048, device="cpu", trains=True)
 choice.backend, choice.reason            # "gather", "7 % of its 64 x 64 blocks are kept, ..."
 
 The rule goes by length, block density and device. For "auto", in its order:
@@ -9,7 +9,7 @@ The rule goes by length, block density and device. For "auto", in its order:
     CPU, below 256 positions        SDPA with a bool mask
     CPU, block density below 0.6    block gather
     CPU, else                       SDPA with a bool mask
-    CUDA, from 1,024 positions on   FlexAttention, for a block density below 0.9
+    CUDA, from 1,024 positions on   FlexAttention where it has less to do than SDPA: see below
     CUDA, else; other devices       SDPA with a bool mask
 
 On the CPU the rule takes the faster of SDPA and block gather, or one within 10 % of it, in all 160
@@ -17,11 +17,15 @@ recorded cells: 4 % on an Intel Xeon, 8 % on an AMD EPYC (benchmarks/results: te
 4,096 positions, with and without gradients, compared in turns). FlexAttention is never taken
 there: it has no backward pass, and each new length compiles for 3 to 17 seconds.
 
-On CUDA nothing was measured here. SDPA leaves its flash kernel as soon as a mask is given and
-reads n x n cells; FlexAttention keeps 0.68 to 1.43 of FlashAttention's speed, 5.5 to 8 times
-that of a masked SDPA, but is slower than SDPA on short inputs (arXiv 2412.05496, Section 5). Its
-blocks there are of 128 positions. Where a mask leaves nearly none of them out, it saves no work
-and reads a bit a cell: such a mask is left to SDPA.
+On CUDA the rule is that of one NVIDIA H200 with torch 2.11 (benchmarks/results/card.json: twelve
+masks and 200 layouts, heads of 64 numbers). There FlexAttention's blocks are of 128 positions,
+and one that is kept in part, whose cells it looks up bit by bit, takes six times as long as a
+whole one in 16 bits, and as long as a whole one in float32, where it leaves the tensor cores.
+SDPA takes one time for all masks. So in 16 bits the whole blocks and eight times those kept in
+part must be less than all (eight and not six: a row of many such blocks ends last), in float32
+both together less than .14. That takes the faster one in all 198 recorded cells from 1,024
+positions on. Launching a call takes FlexAttention .9 ms of the host and SDPA .3 ms, forward and
+backward: small models wait for that, whatever the mask. Other types are left to SDPA.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ SHORTEST = 256  # positions below which nothing sparse is ever chosen
 SPARSE = 0.6  # block density below which block gather is the faster on a CPU
 LONGEST = 4096  # positions up to which `gather_pays_from` looks
 SHORTEST_ON_CUDA = 1024  # positions from which FlexAttention is the faster on CUDA
-SPARSE_ON_CUDA = 0.9  # block density below which it is taken there; not measured
+IN_PART = 8  # what a block that is kept in part counts there in 16 bits; a whole one counts 1
+SPARSE_IN_16_BITS, SPARSE_IN_FLOAT32 = 1.0, 0.14  # what they count at most, over all blocks
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ def choose(
     mask: Mask,
     length: int,
     *,
-    head_dim: int,
     device: torch.device | str,
     trains: bool,
+    dtype: torch.dtype = torch.float32,
     requested: str = "auto",
 ) -> KernelChoice:
     """The kernel for one layer, by a fixed rule: nothing is timed.
@@ -85,9 +90,9 @@ def choose(
     Args:
         mask: Mask of one layer, with the model's causality already in it.
         length: Positions of queries and keys.
-        head_dim: Numbers of a head's query (>= 1).
         device: Where the layer computes.
         trains: Whether a gradient is asked for.
+        dtype: In which type; on CUDA the rule depends on it.
         requested: `"auto"`, or the backend that the user names, which is then taken. A mask that
             keeps everything is plain SDPA whatever was asked for.
 
@@ -109,7 +114,8 @@ def choose(
     elif kind == "cpu":
         backend, reason = choose_on_cpu(length, blocks)
     elif kind == "cuda":
-        backend, reason = choose_on_cuda(length, blocks, block)
+        whole = float((counts == block * block).double().mean())
+        backend, reason = choose_on_cuda(length, whole, blocks - whole, dtype)
     else:
         backend, reason = "sdpa", f'no figures for {kind}: SDPA with a mask; try backend="gather"'
     return KernelChoice(cast(Backend, backend), reason, length, kept / cells, blocks)
@@ -125,14 +131,31 @@ def choose_on_cpu(length: int, block_density: float) -> tuple[str, str]:
     return "sdpa", f"{share}: block gather pays below {SPARSE:.0%}"
 
 
-def choose_on_cuda(length: int, block_density: float, block: int) -> tuple[str, str]:
-    """Backend and reason of `"auto"` on CUDA."""
+def choose_on_cuda(
+    length: int, whole: float, partial: float, dtype: torch.dtype
+) -> tuple[str, str]:
+    """Backend and reason of `"auto"` on CUDA, by the shares of blocks kept whole and in part."""
     if length < SHORTEST_ON_CUDA:
         return "sdpa", f"below {SHORTEST_ON_CUDA} positions SDPA is the faster on CUDA"
-    share = f"{block_density:.0%} of its {block} x {block} blocks are kept"
-    if block_density < SPARSE_ON_CUDA:
-        return "flex", f"{share}, less than {SPARSE_ON_CUDA:.0%}: FlexAttention skips the others"
-    return "sdpa", f"{share}: FlexAttention pays below {SPARSE_ON_CUDA:.0%}"
+    kind = str(dtype).removeprefix("torch.")
+    least = {"float32": SPARSE_IN_FLOAT32}.get(kind, SPARSE_IN_16_BITS)
+    if dtype.itemsize > 4:
+        return "sdpa", f"FlexAttention computes no {kind} on CUDA"
+    cost = whole + partial * (IN_PART if dtype.itemsize == 2 else 1)
+    share = (
+        f"{whole:.0%} of its blocks are kept whole, {partial:.0%} in part: in {kind} "
+        f"FlexAttention's work is {cost:.2f} of a dense mask's"
+    )
+    if cost < least:
+        return "flex", f"{share}, less than {least:g}"
+    return "sdpa", f"{share}; it pays below {least:g}"
+
+
+def computed_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type in which states of that type are computed on a device: that of autocast, if any."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return dtype
 
 
 def gather_pays_from(mask: Mask) -> int | None:
@@ -150,7 +173,7 @@ def gather_pays_from(mask: Mask) -> int | None:
     """
     lengths = [mask.length] if mask.length else [SHORTEST, 512, 1024, 2048, LONGEST]
     for length in lengths:
-        choice = choose(mask, length, head_dim=1, device="cpu", trains=False)
+        choice = choose(mask, length, device="cpu", trains=False)
         if choice.backend == "gather":
             return length
     return None

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from mask_trees import sized_trees
 
 from masksearch import masks
-from masksearch.attention.kernels.choose import choose, choose_on_cpu
+from masksearch.attention.kernels.choose import choose, choose_on_cpu, choose_on_cuda
 from masksearch.errors import LengthError
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 
 def chosen(mask: masks.Mask, length: int, **other: object) -> Any:
-    given: dict[str, Any] = {"head_dim": 64, "device": "cpu", "trains": False} | other
+    given: dict[str, Any] = {"device": "cpu", "trains": False} | other
     return choose(mask, length, **given)
 
 
@@ -99,18 +99,55 @@ def test_other_lengths_are_refused():
 
 # -- other devices -----------------------------------------------------------------------------
 @pytest.mark.parametrize("trains", [False, True])
-def test_cuda_takes_flex_for_long_inputs_with_empty_blocks(trains):
-    window, place = masks.window(64), torch.device("cuda", 0)
-    made = chosen(window, 1024, device=place, trains=trains)
+def test_cuda_takes_flex_where_it_has_less_to_do(trains):
+    place, half = torch.device("cuda", 0), torch.bfloat16
+    made = chosen(masks.window(64), 4096, device=place, trains=trains, dtype=half)
     assert made.backend == "flex"
     assert made.reason == (
-        "34% of its 128 x 128 blocks are kept, less than 90%: FlexAttention skips the others"
+        "0% of its blocks are kept whole, 9% in part: in bfloat16 FlexAttention's work is 0.73 "
+        "of a dense mask's, less than 1"
     )
-    assert chosen(window, 1023, device="cuda", trains=trains).backend == "sdpa"
+    wide = masks.window(64) | masks.global_tokens(1)
+    made = chosen(wide, 4096, device=place, trains=trains)
+    assert made.backend == "sdpa"
+    assert made.reason == (
+        "0% of its blocks are kept whole, 15% in part: in float32 FlexAttention's work is 0.15 "
+        "of a dense mask's; it pays below 0.14"
+    )
     for mask in (masks.strided(4), masks.random_keys(2, seed=0), ~masks.window(0)):
-        made = chosen(mask, 1024, device="cuda", trains=trains)
-        assert made.backend == "sdpa"
-        assert made.reason == "100% of its 128 x 128 blocks are kept: FlexAttention pays below 90%"
+        for dtype in (half, torch.float16, torch.float32, torch.float64):
+            made = chosen(mask, 1024, device=place, trains=trains, dtype=dtype)
+            assert made.backend == "sdpa"
+    short = masks.block_layout(torch.eye(8, dtype=torch.bool), 128)
+    assert chosen(short, 1024, device=place, dtype=half).backend == "flex"
+    assert chosen(masks.cropped(short, 1024), 1023, device=place, dtype=half).backend == "sdpa"
+    assert "computes no float64" in chosen(short, 1024, device="cuda", dtype=torch.float64).reason
+
+
+def test_the_rule_for_cuda_takes_what_was_measured_to_be_fast():
+    """Of 24 masks in two types, and of layouts from 1,024 positions on, on one NVIDIA H200."""
+    found = json.loads((RESULTS / "card.json").read_text())
+    cells = {}
+    for row in found["kernels"]["rows"]:
+        if row["mask"] != "no mask":
+            cell = cells.setdefault((row["dtype"], row["length"], row["mask"]), {})
+            cell[row["backend"]] = row["forward_backward"]["ms"]
+            cell |= {name: row[name] for name in ("kept_blocks", "kept_whole") if name in row}
+    over = []
+    for (dtype, length, _), cell in cells.items():
+        whole = cell["kept_whole"]
+        partial, kind = cell["kept_blocks"] - whole, getattr(torch, dtype)
+        taken, _ = choose_on_cuda(length, whole, partial, kind)
+        over.append(cell[taken] / min(cell["sdpa"], cell["flex"]))
+    for row in found["latency"]["rows"]:
+        if row["length"] >= 1024:
+            times = {"sdpa": found["latency"]["lengths"][str(row["length"])]["sdpa"]["ms"]}
+            times["flex"] = row["ms"]
+            whole = row["block_density"]
+            taken, _ = choose_on_cuda(row["length"], whole, 0.0, torch.bfloat16)
+            over.append(times[taken] / min(times.values()))
+    assert len(over) == 48 + 150
+    assert max(over) == 1
 
 
 def test_block_density_is_of_the_blocks_that_the_device_computes():
