@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 CACHES = {"__pycache__", ".cache", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"}
-TOOLS = {".config", ".ipython", ".jupyter", ".local", ".ray"}  # of Ray, W&B and notebooks, at home
+TOOLS = {".config", ".ipython", ".jupyter", ".local", ".ray", ".triton"}  # of libraries, at home
 BEFORE = pytest.StashKey[set[Path]]()
 
 
