@@ -67,6 +67,7 @@ def allocate(
     length: int = 1024,
     sequences: int = 64,
     held_out: str | Path | None = None,
+    tasks: Sequence[str] = (),
     serve: str | None = None,
     serving: Serving | None = None,
     sinks: Sinks | None = None,
@@ -106,6 +107,9 @@ def allocate(
         length: Tokens of a sequence, and of the cache that is counted.
         sequences: Held-out sequences that are judged, at most.
         held_out: Text that plans are judged on; None = the end of `text`.
+        tasks: Tasks of long context, such as `niah_multikey_1` and `vt` (repeatable): masks are
+            then searched by the most that they add to the loss of the text or of a group of
+            tasks. Names: `masksearch.tasks.long_context.TASKS`.
         serve: The engine that will serve it, `transformers`, `vllm`, `sglang`, `llama.cpp` or
             `tensorrt-llm`: the budget counts what that engine reserves (of SGLang what the mask
             needs); None = the bytes that the mask needs.
@@ -140,7 +144,7 @@ def allocate(
         DataError: If the text or the model cannot be read.
     """
     plans = find_plans(
-        DecoderOnText(model, text, length, sequences, held_out, device, precision),
+        DecoderOnText(model, text, length, sequences, held_out, device, precision, tuple(tasks)),
         CacheBudget([budget], unit, local, method, tries, trials),
         Delivery(serve, serving, sinks, None if out is None else Path(out)),
         check=check,
@@ -161,6 +165,7 @@ class DecoderOnText:
     held_out: str | Path | None
     device: str
     precision: Precision | None
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         find_device(self.device)
@@ -263,6 +268,7 @@ def find_plans(
                 "unseen": unseen and unseen.compare(masked=plan.mask),
             },
             "rival": unseen and unseen.compare_rival(rivals[limit], plan.mask),
+            "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
             "native": describe_native(judge.evaluator, plan, delivery.serve),
             "trial": record.number,
         }
@@ -286,6 +292,7 @@ def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Serve
         device=decoder.device,
         precision=decoder.precision,
         adapt="none",
+        tasks=decoder.tasks,
         cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )
     return Served(evaluator, account, delivery.serving or Serving())
@@ -450,6 +457,16 @@ class Unseen:
         self.compare(rival=rival)
         return {"mask": str(rival)} | self.differences("rival", "masked")
 
+    def compare_tasks(self, **forms: Mask | None) -> dict[str, dict[str, float]]:
+        """Values of the tasks, if any, without a mask and under those that are given by name."""
+        found, model = dict[str, dict[str, float]](), self.judge.shared(0).model
+        for name, mask in {"dense": masks.full(), **forms}.items():
+            if mask is not None and self.judge.tasks:
+                attach(model, mask)
+                found[name] = self.judge.judge_tasks(model)
+                detach(model)
+        return found
+
     def differences(self, name: str, base: str) -> dict[str, Any]:
         """All losses, and the difference of two."""
         scores = {n: row_scores(x, self.judge.rows).scores["text"] for n, x in self.nll.items()}
@@ -557,11 +574,15 @@ def check_form(judge: Served, mask: Mask, serve: str, sinks: Sinks | None) -> An
 
 
 def serves(mask: Mask | None, judge: Served, delivery: Delivery) -> TypeGuard[Mask]:
-    """Whether there is a mask, and a folder that is asked for could hold it."""
+    """Whether there is a mask, and a folder that is asked for could hold it; warns where not."""
     if mask is not None and delivery.out is not None and delivery.serve is not None:
         try:
             check_form(judge, mask, delivery.serve, delivery.sinks)
-        except (NativeError, DataError):  # or the text is too short to measure its sinks
+        except (NativeError, DataError) as error:  # or the text is too short for its sinks
+            warnings.warn(
+                f"{mask} in every layer is judged, but cannot be the plan: {error}",
+                stacklevel=outside_level(),
+            )
             return False
     return mask is not None
 

@@ -45,11 +45,11 @@ def costs(study):
 
 
 @pytest.mark.filterwarnings("ignore:.*(conditional space|drew a mask)")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     ["random", "evolution", "tpe", "nsga2", "qmc"],
 )
+@pytest.mark.nightly
 def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     told = {"strategy": strategy, "trials": 14, "budget": [0.3, 0.5]}
     study = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "run", **told)
@@ -92,7 +92,7 @@ def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     assert [r.params for r in whole.records()] == [r.params for r in study.records()]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
     dense = lambda trial: masks.window(trial.suggest_int("reach", 4, 15))  # noqa: E731
     with pytest.warns(UserWarning, match=r"50 draws.*0% fitted.*ms.budget_of"):
@@ -163,7 +163,7 @@ class Always:
         self.next = max(self.next, record.number + 1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
     study = ms.search(
         None, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy=Always(), budget=[0.1, 0.35]

@@ -137,7 +137,7 @@ def test_a_search_that_learned_nothing_says_so_everywhere(searched, capsys):
     assert json.loads(capsys.readouterr().out) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_page_of_a_search_that_learned_nothing(searched):
     study = searched(2.0)
     page = study.report()
@@ -283,7 +283,7 @@ def test_a_mask_that_learned_one_task_of_two_keeps_its_mark_there(compared, shap
 
 
 # -- real data ---------------------------------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
     """The whole command: four steps, tasks that need the text, and no front of their noise."""
     process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoder import tiny_decoder, written_text
+from tiny_decoder import byte_tokenizer, tiny_decoder, written_text
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
@@ -349,3 +349,23 @@ def test_a_model_in_memory_is_refused(place, tmp_path):
     model = AutoModelForCausalLM.from_pretrained("model")
     with pytest.raises(TypeError, match="got LlamaForCausalLM: save it with its tokenizer"):
         ms.allocate(model, "text", run=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:on texts of 200 tokens")
+def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("\n\n".join(f"{n} men went to mow. " * 30 for n in range(90)))
+    size = {"size": "2x32x2", "length": 200, "steps": 60, "batch": 8, "lr": 5e-3}
+    trained = CausalEvaluator("text", tokenizer=byte_tokenizer(tmp_path / "model"), **size)
+    trained.dense(0).model.save_pretrained("model")
+    how = {"length": 200, "sequences": 3, "method": "greedy", "tasks": ["passkey", "qa_1"]}
+    plan = allocate(tmp_path / "run", **how)
+    study = ms.open_study(tmp_path / "run")
+    assert study.objectives[0].name == "lost"
+    inside = [r for r in study.records() if r.measures["kv_bytes"] <= 0.6]
+    assert study.records()[plan.found["trial"]].values["lost"] == min(
+        r.values["lost"] for r in inside
+    )
+    assert list(plan.found["tasks"]) == ["dense", "plan", "rival"]
+    assert plan.found["tasks"]["dense"]["nll/retrieval"] > 0

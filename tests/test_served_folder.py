@@ -104,7 +104,7 @@ def test_bytes_and_the_log_of_vllm(tmp_path):
     assert check(out, "")[0] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_log_of_sglang(tmp_path):
     allocate(tmp_path / "run", out := tmp_path / "served", serve="sglang")
     line = "SWAKVPool mem usage: 1.50 GB, swa size: 4096, full size: 8192"

@@ -64,7 +64,7 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_class_and_function_get_what_they_name(file):
     for name in ("Windows", "made"):
         given = {"strategy": f"{file}:{name}", "strategy_options": {"first": 4}, "seed": 3}

@@ -239,6 +239,7 @@ class AllocateOptions:
     length: int | None = described(JUDGE)
     sequences: int | None = described(JUDGE)
     held_out: str | None = described(JUDGE)
+    tasks: list[str] | None = described(JUDGE)
     set: list[str] | None = option(
         "The device (device=cpu) and the precision (precision=float32); repeatable.",
         *(PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
@@ -298,6 +299,7 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     """The lines that the command prints on a plan."""
     from masksearch.models.plan import describe_loss, describe_rival, describe_rows
     from masksearch.planner import describe_units
+    from masksearch.tasks.long_context import GROUPS
 
     facts = plan.found
     cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
@@ -325,6 +327,10 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
             f"  the widest window of the budget, {rival['mask']} in every layer: "
             f"{describe_rival(rival)}"
         )
+    if by_form := facts.get("tasks"):
+        for group in (name for name in by_form["dense"] if name[4:] in GROUPS):
+            losses = (f"{form} {values[group]:.3f}" for form, values in by_form.items())
+            lines.append(f"  {group[4:]}, nats an answer's token: {', '.join(losses)}")
     native = facts["native"]
     if "served" in facts:
         served = facts["served"]["losses"]

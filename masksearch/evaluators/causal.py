@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
@@ -40,15 +41,16 @@ from masksearch.errors import SearchError, check_name
 from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
 from masksearch.evaluators.next_tokens import (
     LOSS,
+    LOST,
     RECALL,
     DenseDecoder,
     NextTokenTraining,
     TokenScores,
     band_edges,
     constant_loss,
-    passkey_values,
     row_scores,
     score_tokens,
+    task_values,
     token_values,
 )
 from masksearch.files import cache_folder, short_hash
@@ -62,7 +64,8 @@ from masksearch.models.decoders import (
     decoder_config,
     open_decoder,
 )
-from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
+from masksearch.tasks.long_context import GROUPS, TASKS, task_rows
+from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
 from masksearch.tasks.recall import Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
@@ -116,9 +119,13 @@ class CausalEvaluator(AssembledEvaluator):
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.
-        passkeys: Number of further held-out sequences in which a number is hidden, and asked for
-            at the end: `"passkey"` is the share of those that are repeated in full, and
-            `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.next_token`.
+        tasks: Tasks of long context that are judged beside the text: names of
+            `masksearch.tasks.long_context.TASKS`, RULER's thirteen and `"passkey"`. `"vt"` is the
+            share of its rows whose whole answer is likeliest token by token, `"nll/vt"` the loss
+            of the answers' tokens, `"nll/retrieval"` the mean over a group's tasks (`tracing`,
+            `aggregation`, `answering`). Then `"lost"` is the first objective: what a mask adds to
+            the dense model's loss, of the text or of a group, whichever is the largest.
+        task_rows: Rows of each task.
 
     Raises:
         DataError: When it reads a text that is missing, too short or not UTF-8, or no decoder.
@@ -128,7 +135,8 @@ class CausalEvaluator(AssembledEvaluator):
     cost: Cost = "effective_sparsity"
     bands: tuple[int, ...] | None = None
     kl: bool = False
-    passkeys: int = 0
+    tasks: tuple[str, ...] = ()
+    task_rows: int = 16
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "held_out_sequences": 64,
@@ -147,10 +155,11 @@ class CausalEvaluator(AssembledEvaluator):
     meanings = MappingProxyType(
         {
             LOSS: "negative log-likelihood of held-out tokens, in nats a token",
-            "passkey": "share of numbers hidden in the text that are repeated in full",
+            LOST: "what a mask adds to the loss of text or of a group of tasks, at most, in nats",
             RECALL: "share of right answers to the questions of planted recall",
             "kl": "divergence from the same weights without a mask, in nats a token",
         }
+        | {name: f"share of right answers in the task {name}" for name in TASKS}
     )
 
     if TYPE_CHECKING:
@@ -164,6 +173,10 @@ class CausalEvaluator(AssembledEvaluator):
                 f"CausalEvaluator has no {moved[0]}: engines serve what it judges, so write "
                 f"ms.Served(ms.CausalEvaluator(..), {moved[0]}={settings[moved[0]]!r})"
             )
+        if rows := settings.get("passkeys"):
+            raise TypeError(
+                f"CausalEvaluator has no passkeys: write tasks=['passkey'], task_rows={rows}"
+            )
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -172,7 +185,11 @@ class CausalEvaluator(AssembledEvaluator):
             raise ValueError(f"{NO_CORPUS}, or 'recall', a planted task")
         check_name("architecture of a decoder", self.model.architecture, DECODERS)
         check_name("cost", self.cost, get_args(Cost))
-        check_least(0, passkeys=self.passkeys)
+        check_least(1, task_rows=self.task_rows)
+        named = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
+        for name in named:
+            check_name("task", name, TASKS)
+        object.__setattr__(self, "tasks", tuple(dict.fromkeys(named)))
         if self.kl and self.adapts != "none":
             raise ValueError(
                 f"kl compares the same weights with and without a mask, and adapt={self.adapts!r} "
@@ -183,7 +200,7 @@ class CausalEvaluator(AssembledEvaluator):
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
         if isinstance(self.text.corpus, Recall):
-            refuse_beside_recall(passkeys=self.passkeys)
+            refuse_beside_recall(tasks=self.tasks)
         _ = (self.train_config, self.recover_config)  # check steps and rates
 
     # -- what it is ----------------------------------------------------------------------------
@@ -215,11 +232,12 @@ class CausalEvaluator(AssembledEvaluator):
         return read_rows(self.task(), self.half, self.text.held_out_sequences)
 
     @property
-    def hidden_rows(self) -> NextTokenRows | None:
-        """The sequences with passkeys, if any; DataError if none can be hidden in the text."""
+    def prompts(self) -> dict[str, NextTokenRows]:
+        """Task -> its rows; DataError if they do not fit into a sequence."""
         text = self.task()
-        possible = self.passkeys > 0 and isinstance(text, NextTokenText)
-        return read_passkeys(text, self.half, self.passkeys) if possible else None
+        if not isinstance(text, NextTokenText):
+            return {}
+        return {name: read_task(text, self.half, name, self.task_rows) for name in self.tasks}
 
     def packed(self) -> Self:
         """The same evaluator with its text, not with a checkpoint's weights, in memory."""
@@ -255,13 +273,15 @@ class CausalEvaluator(AssembledEvaluator):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """Held-out loss in nats a token (worst: a uniform guess), and `cost`."""
+        """Held-out loss in nats a token (worst: a uniform guess), or with tasks what is added to
+        the dense model's, and `cost`."""
         corpus = self.text.corpus
         source = corpus if isinstance(corpus, Recall) else self.start or self.text
         cost = Objective(self.cost, "min", 1.0)
         if self.cost == SPARSITY:
             cost = Objective(SPARSITY, "max", 0.0)
-        return (Objective(LOSS, "min", math.log(source.vocabulary), NATS), cost)
+        name = LOST if self.tasks and self.adapts != "train" else LOSS
+        return (Objective(name, "min", math.log(source.vocabulary), NATS), cost)
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
         """Shares of the dense cache's bytes: of a cache that frees keys layer by layer, and of one
@@ -307,11 +327,12 @@ class CausalEvaluator(AssembledEvaluator):
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
-        hidden, recover = self.hidden_rows, None
+        prompts = {name: (self.task_rows, rows.digest()) for name, rows in self.prompts.items()}
+        recover = None
         if self.adapts == "recover":
             batch = self.training.batch
             recover = self.task().train_digest, batch, self.recover_config.identity
-        return ({} if hidden is None else {"passkeys": hidden.digest()}) | {
+        return ({"tasks": prompts} if prompts else {}) | {
             "model": self.weights_settings(),
             "rows": self.rows.digest(),
             "half": self.half,
@@ -418,9 +439,10 @@ class CausalEvaluator(AssembledEvaluator):
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
         if self.adapts == "none":
             shared = self.shared(seed)
+            self.dense_losses(seed)  # while no mask is on
             attach(shared.model, mask)
             try:
-                values = self.last_values(shared.model, workdir, shared)
+                values = self.last_values(shared.model, workdir, seed, shared)
             finally:
                 detach(shared.model)
             yield Report(0, values)
@@ -439,7 +461,7 @@ class CausalEvaluator(AssembledEvaluator):
                 values = token_values(self.judge(model), self.rows, self.edges)
                 memory["curve"].append([number, values])
                 yield Report(number, values)
-        yield Report(config.steps, self.last_values(model, workdir))
+        yield Report(config.steps, self.last_values(model, workdir, seed))
         kept.clear()
 
     def under(
@@ -476,22 +498,38 @@ class CausalEvaluator(AssembledEvaluator):
         )
 
     def last_values(
-        self, model: NextTokenModel, workdir: Path, shared: DenseDecoder | None = None
+        self, model: NextTokenModel, workdir: Path, seed: int, shared: DenseDecoder | None = None
     ) -> dict[str, float]:
         """The values of the last report; the scores of documents go to the working folder."""
-        rows, hidden, scores = self.rows, self.hidden_rows, self.judge(model, shared)
+        rows, scores = self.rows, self.judge(model, shared)
         documents = row_scores(scores.nll, rows)
         documents.save(workdir)
         values = token_values(scores, rows, self.edges)
         values[f"{LOSS}{MAJORITY}"] = constant_loss(self.task(), rows)
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
-        if hidden is not None:
-            judged = score_tokens(
-                model, hidden.tokens, answers=True, precision=self.training.precision
-            )
-            values |= passkey_values(judged, hidden)
+        values |= self.judge_tasks(model)
+        if dense := self.dense_losses(seed):
+            values[LOST] = max(values[name] - dense[name] for name in dense)
         return values
+
+    def judge_tasks(self, model: NextTokenModel) -> dict[str, float]:
+        """Right answers and losses of the tasks, and the mean loss of each group of them."""
+        values: dict[str, float] = {}
+        for name, rows in self.prompts.items():
+            how: dict[str, Any] = {"answers": True, "precision": self.training.precision}
+            values |= task_values(name, score_tokens(model, rows.tokens, **how), rows)
+        for group, members in GROUPS.items():
+            losses = [values[f"{LOSS}/{name}"] for name in self.tasks if name in members]
+            values |= {f"{LOSS}/{group}": fmean(losses)} if losses else {}
+        return values
+
+    def dense_losses(self, seed: int) -> dict[str, float]:
+        """What the dense model loses on the text and in each group of tasks; nothing where there
+        is no such model, or no task."""
+        if not self.tasks or self.adapts == "train":
+            return {}
+        return measure_dense(self, seed if self.model.scratch else 0)
 
     # -- gates ---------------------------------------------------------------------------------
     def differentiable(self, seed: int) -> Differentiable:
@@ -523,13 +561,23 @@ class CausalEvaluator(AssembledEvaluator):
 # -- made once a process -----------------------------------------------------------------------
 open_weights = lru_cache(maxsize=4)(open_decoder)
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
-read_passkeys = lru_cache(maxsize=4)(hide_passkeys)
+read_task = lru_cache(maxsize=len(TASKS))(task_rows)
 
 
 @lru_cache(maxsize=4)
 def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
     """The tokens that are judged."""
     return text.held_out(half, most)
+
+
+@lru_cache(maxsize=4)
+def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
+    """Losses of the dense model of an evaluator, which has no mask on."""
+    model = judge.shared(seed).model
+    values = token_values(judge.judge(model), judge.rows, judge.edges) | judge.judge_tasks(model)
+    return {
+        name: values[name] for name in [LOSS, *(f"{LOSS}/{g}" for g in GROUPS)] if name in values
+    }
 
 
 @lru_cache(maxsize=2)

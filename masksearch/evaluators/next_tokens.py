@@ -41,6 +41,7 @@ from masksearch.training.parts import Precision, Training
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about
 LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
+LOST = "lost"  # what a mask adds to the loss of text or of a group of tasks, whichever is most
 
 
 @dataclass(frozen=True)
@@ -341,13 +342,13 @@ def token_values(
     return means
 
 
-def passkey_values(scores: TokenScores, rows: NextTokenRows) -> dict[str, float]:
-    """Whether hidden numbers are repeated in full, and the loss of their tokens."""
+def task_values(name: str, scores: TokenScores, rows: NextTokenRows) -> dict[str, float]:
+    """The share of a task's answers that are right in full, and the loss of their tokens."""
     assert scores.right is not None
     assert rows.answers is not None
     whole = (scores.right | ~rows.answers).all(1)
     loss = scores.nll[rows.answers].double().mean().item()
-    return {"passkey": whole.double().mean().item(), f"{LOSS}/passkey": loss}
+    return {name: whole.double().mean().item(), f"{LOSS}/{name}": loss}
 
 
 def constant_loss(text: NextTokenTask, rows: NextTokenRows) -> float:

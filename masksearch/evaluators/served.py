@@ -137,7 +137,7 @@ class Served(EvaluatorWrapper):
         lower(mask, judge.shape)  # refuses a mask that does not fit before anything is read
         native = self.served(mask)
         attach(native, from_native(native.model.config))  # what is local is linear then
-        yield Report(0, judge.last_values(native, workdir, judge.shared(seed)))
+        yield Report(0, judge.last_values(native, workdir, seed, judge.shared(seed)))
 
     def served(
         self, mask: Mask, target: str = "transformers", folder: Path | None = None

@@ -1,5 +1,4 @@
-"""Running text for decoders: packed sequences to train on, held-out ones by document, and passkeys
-hidden in them.
+"""Running text for decoders: packed sequences to train on, held-out ones by document.
 
 text = NextTokenText.load("wikitext-2", tokenizer="models/smollm2", length=1024)
 next(text.batches(seed=0, batch=16))            # {"input_ids", "labels"}: int64 [16, 1024]
@@ -21,14 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch.contracts import Batch, Half, generator
-from masksearch.errors import DataError
 from masksearch.files import short_hash
 from masksearch.tasks.mlm import epoch_batches
 from masksearch.tasks.splits import check_sequences, spread
 from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces
 from masksearch.tasks.text.packing import Boundaries, Sequences
-from masksearch.tasks.text.tokenizer import encode, id_count
+from masksearch.tasks.text.tokenizer import id_count
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -272,62 +270,3 @@ def repeat_distances(tokens: Tensor) -> Tensor:
     gaps = torch.where(same, place[:, 1:] - place[:, :-1], 0)
     distances.scatter_(1, place[:, 1:] + 1, gaps)
     return distances
-
-
-NUMBERS = 67  # stream of random numbers
-DRAWS = {"search": 0, "final": 1, "test": 2, "all": 3}
-LEAST, MOST = 10_000, 100_000  # numbers of five digits
-HIDDEN = ("\nThe pass key is", " {}", ". Remember it.\n")  # before, the number, behind
-ASKED = "\nWhat is the pass key? The pass key is"
-
-
-def hide_passkeys(text: NextTokenText, half: Half, count: int) -> NextTokenRows:
-    """Held-out sequences, each with a sentence that names a number and, at the end, the question.
-
-    The sentences lie at depths spread evenly from the begin to the end; the text around them is
-    cut, so that every sequence keeps its length.
-
-    Args:
-        text: The running text.
-        half: Which of its held-out sequences, and which draw of numbers.
-        count: Sequences; the text's repeat where it has fewer.
-
-    Returns:
-        Labels, `answers` and `needs` are of the number's tokens alone.
-
-    Raises:
-        DataError: If the tokenizer tells no digits apart, or a sequence is too short for sentence
-            and question.
-
-    Reference: Mohtashami and Jaggi, arXiv 2305.16300, Section 4.2.
-    """
-    digits = encode(text.tokenizer, [f" {digit}" for digit in range(10)])
-    if len(set(map(tuple, digits))) < 10:
-        raise DataError(
-            "the tokenizer gives several digits the same ids, so passkeys cannot be told apart; "
-            "use one that knows digits, or leave passkeys out"
-        )
-    base = text.held_out(half, count)
-    prefix, front = text.train.before, len(text.train.before)
-    numbers = torch.randint(LEAST, MOST, (count,), generator=generator(NUMBERS, DRAWS[half]))
-    tokens = np.empty((count, text.length), np.int64)
-    needs = torch.zeros(count, text.length, dtype=torch.int64)
-    for row, number in enumerate(numbers.tolist()):
-        before, line, behind, asked = encode(
-            text.tokenizer, [*(part.format(number) for part in HIDDEN), ASKED]
-        )
-        body = base.tokens[row % len(base.tokens), front:].tolist()
-        room = text.length - front - len([*before, *line, *behind, *asked, *line])
-        if room < 0:
-            raise DataError(
-                f"a passkey and its question take {text.length - front - room} tokens, and a "
-                f"sequence has {text.length}; give a larger length, or leave passkeys out"
-            )
-        depth = round((row + 0.5) / count * room)
-        hidden = [*body[:depth], *before, *line, *behind, *body[depth:room], *asked, *line]
-        tokens[row] = [*prefix, *hidden]
-        needs[row, -len(line) :] = text.length - len(line) - (front + depth + len(before))
-    made = torch.from_numpy(tokens)
-    answers = needs > 0
-    documents = base.documents[np.arange(count) % len(base.tokens)]
-    return NextTokenRows(made, torch.where(answers, made, -100), documents, needs, answers)

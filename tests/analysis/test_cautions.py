@@ -117,7 +117,7 @@ def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
     assert study.records() == records
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_hundred_known_masks_spend_a_space(tmp_path):
     said, study = warned(tmp_path / "run", one, trials=None, seconds=600)
     assert len(study.records()) == 201

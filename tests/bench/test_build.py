@@ -36,7 +36,7 @@ def test_the_tree_says_what_the_evaluator_says(learnt, tmp_path, name, unit):
             assert value == pytest.approx(last.values[key], abs=2e-6), (choice, key)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
     path = build(spec, tmp_path)
     table = load(path)
@@ -84,7 +84,7 @@ def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
     assert cell.share == pytest.approx(held.share)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_free_units_and_draws(learnt, tmp_path):
     spec = spec_of(learnt["llama"], free=("l0.h1", "l1.h0"))
     table = load(build(spec, tmp_path))

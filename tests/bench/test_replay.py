@@ -72,7 +72,7 @@ def test_allocate_chooses_as_ten_lines_do(table, loss, method, oracle, evaluatio
     assert found.evaluation.tolist() == list(range(1, evaluations + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_slots_change_the_order_of_results_not_what_a_plan_asks_for(table):
     alone, _ = allocated(table, "greedy")
     options = {"unit": "head", "levels": table.units.levels, "method": "greedy"}

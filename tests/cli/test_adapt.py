@@ -79,7 +79,7 @@ def test_masks_on_dense_models_need_weights(monkeypatch, capsys, toys):
     assert "--adapt needs --weights" in err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_path, toys):
     monkeypatch.chdir(toys)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path))

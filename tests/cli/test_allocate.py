@@ -55,7 +55,7 @@ def test_other_strategies_search_the_same_units(monkeypatch, capsys, proxy, stra
     assert all("raised" in record.params for record in records)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_other_units_are_another_search(monkeypatch, capsys, proxy):
     words = ("search", "--strategy", "allocate", "--evaluator", proxy, "--run", "found")
     assert run(monkeypatch, capsys, *words, "--local", "star()", "--trials", 1)[0] == 0

@@ -82,7 +82,7 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
     assert (code, "plan of format 9" in err) == (2, True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_windows_by_the_command(allocate, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.5)
     code, out, err = allocate(*words, "--local", "window(7)", "--local", "window(3)")

@@ -72,13 +72,13 @@ def test_adapt_reaches_the_evaluator():
 
 
 def test_a_decoder_is_judged_by_its_text():
-    given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "passkeys=4"]}
+    given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "task_rows=4"]}
     served = judge(adapt="recover", length=512, **given)
     assert (type(served), served.account) == (ms.Served, "mask")
     built = served.evaluator
     assert type(built) is ms.CausalEvaluator
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
-    assert built.passkeys == 4
+    assert built.task_rows == 4
     recall = judge(decoder="recall", set=["architecture=qwen3", "account=vllm"])
     assert (recall.evaluator.text.corpus, recall.evaluator.architecture) == (ms.Recall(), "qwen3")
     assert recall.account == "vllm"

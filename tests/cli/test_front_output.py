@@ -15,7 +15,7 @@ class Three(ToyEvaluator):
     shape = ms.Shape(16, 3, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_long_masks_are_printed_whole_and_a_terminal_shows_drawings(tmp_path, capsys, monkeypatch):
     study = ms.search(
         lambda trial: LONG if trial.suggest_int("a", 0, 1) else masks.window(1),

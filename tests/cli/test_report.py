@@ -46,6 +46,7 @@ def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
     ms.search(space, ToyEvaluator(), run=tmp_path / "s", trials=2, progress=None)
     code, _, err = run(monkeypatch, capsys, "report", tmp_path / "s", "--against", "all")

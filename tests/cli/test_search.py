@@ -298,6 +298,7 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
 
 
 @pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
 def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 6, "--run", folder, "--halving", "1,2"]

@@ -327,24 +327,43 @@ def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
     assert wide["nll"] < narrow["nll"]  # the words of an article are known from its beginning
 
 
-# -- passkeys ----------------------------------------------------------------------------------
+# -- tasks of long context ---------------------------------------------------------------------
 @pytest.mark.slow
-def test_passkeys_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
+def test_tasks_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
     weights = tiny_decoder(tmp_path / "bytes", BYTES[1:], max_position_embeddings=256)
     byte_tokenizer(weights)
-    judge = evaluator(data, weights=weights, length=200, bands=None, passkeys=3)
-    values = judged(judge, masks.full(), tmp_path / "run")
-    assert values["passkey"] == 0  # random weights
-    rows = judge.hidden_rows
+    how = {"weights": weights, "length": 250, "bands": None, "task_rows": 3}
+    judge = evaluator(data, tasks=["passkey", "niah_multikey_1", "qa_1"], **how)
+    assert judge.objectives[0].name == "lost"
+    dense = judged(judge, masks.full(), tmp_path / "run")
+    assert dense["lost"] == 0
+    assert dense["passkey"] == 0  # random weights
+    rows = judge.prompts["passkey"]
     with torch.no_grad():
         logits = ms.attach(judge.start.decoder(), masks.full())(rows.tokens).logits[:, :-1]
     each = F.cross_entropy(logits.flatten(0, 1), rows.labels[:, 1:].flatten())
-    assert values["nll/passkey"] == pytest.approx(each.item(), rel=1e-4)
-    plain = replace(judge, passkeys=0)
-    assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == values["nll"]
+    assert dense["nll/passkey"] == pytest.approx(each.item(), rel=1e-4)
+    mean = (dense["nll/passkey"] + dense["nll/niah_multikey_1"]) / 2
+    assert dense["nll/retrieval"] == pytest.approx(mean)
+    assert dense["nll/answering"] == dense["nll/qa_1"]
+    narrow = judged(judge, masks.window(1), tmp_path / "narrow")
+    added = [narrow[name] - dense[name] for name in ("nll", "nll/retrieval", "nll/answering")]
+    assert narrow["lost"] == pytest.approx(max(added))
+    plain = replace(judge, tasks=())
+    assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == dense["nll"]
+    assert plain.objectives[0].name == "nll"
     assert plain.protocol != judge.protocol != judge.final().protocol
-    with pytest.raises(ms.errors.DataError, match="several digits the same ids"):
-        evaluator(data, passkeys=2).settings()
+
+
+def test_wrong_tasks_are_refused(data: Path) -> None:
+    with pytest.raises(ms.errors.DataError, match="the same ids, so that no answer"):
+        evaluator(data, tasks="passkey", length=250).settings()
+    with pytest.raises(ms.errors.UnknownNameError, match="niah_multikey_1"):
+        evaluator(data, tasks=["niah_multikey1"])
+    with pytest.raises(TypeError, match=r"write tasks=\['passkey'\], task_rows=32"):
+        evaluator(data, passkeys=32)
+    with pytest.raises(ValueError, match="planted recall has token ids of its own, so tasks="):
+        ms.CausalEvaluator(ms.Recall(), tasks=["vt"])
 
 
 # -- planted recall ----------------------------------------------------------------------------

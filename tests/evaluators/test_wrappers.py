@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
     assert "cannot keep the result" in caplog.messages[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_study_runs_nothing_that_the_first_has_run(tmp_path):
     log = tmp_path / "log"
     evaluator = Cached(ToyEvaluator(log=log), tmp_path / "kept")

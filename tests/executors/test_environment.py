@@ -99,7 +99,7 @@ def test_what_was_loaded_from_a_path_travels_by_value(tmp_path):
     assert pickle.loads(text)(1) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_modules_of_python_and_of_packages_do_not():
     code = (
         "from masksearch.executors.worker import pickle_by_value; import cloudpickle, torch\n"

@@ -320,8 +320,8 @@ def outcome(study):
     return [(r.number, r.status, r.fingerprint, dict(r.values)) for r in study.records()]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:nothing learned")
+@pytest.mark.nightly
 def test_the_best_of_each_band_are_trained_and_a_search_goes_on(tmp_path):
     whole = search(tmp_path / "a", trials=4, constraints=["sparsity >= 0.2"])
     records = whole.records()

@@ -441,7 +441,7 @@ def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
 
 
 # -- the command line's loggers --------------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_open_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
     for library in ("tensorboard", "mlflow", "wandb"):
         pytest.importorskip(library)

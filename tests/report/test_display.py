@@ -58,7 +58,7 @@ def test_study_without_a_result_is_shown(tmp_path):
     assert not re.search("<img|<table", study._repr_html_())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_comparison_shows_scores_and_outcomes(tmp_path, study):
     many = {f"m{reach}": masks.window(reach) for reach in range(9)}
     found = ms.compare(

@@ -60,6 +60,7 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_card_of_a_run_folder(runs):
     card = ms.proxy_card(runs / "long", bands=1, resamples=50)
     assert card.frame["budget"].tolist() == [1, 10, 40]
@@ -74,6 +75,7 @@ def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
     assert card.reference == (str(runs / "long"), 40)
 
 
+@pytest.mark.nightly
 def test_lines_go_from_light_to_black_however_many_there_are(runs):
     figure = plot_proxy(ms.proxy_card(runs / "short", bands=1, resamples=20))  # four masks
     greys = [float(line.get_color()) for line in figure.axes[1].lines]

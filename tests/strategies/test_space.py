@@ -101,9 +101,9 @@ def test_parameter_that_changes_after_a_pause_is_refused(strategy):
         resumed.ask()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:strategy .nsga2. on a conditional space")
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
+@pytest.mark.nightly
 def test_parameters_that_appear_only_sometimes_are_fine(tmp_path, strategy):
     def space(trial):
         assert isinstance(trial, BaseTrial)

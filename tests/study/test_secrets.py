@@ -94,7 +94,7 @@ def test_no_setting_of_the_package_is_a_secret():
     assert [name for name in names if names_secret(name)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fields_of_an_evaluator_are_hidden_in_study_and_page(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.report.page.write_chart", lambda *_: None)
     judge = Secretive(hub=Hub(f"https://me:{SECRET}@host/x", SECRET))

@@ -215,7 +215,7 @@ def test_a_storage_is_named_once_for_several_runs(shared, good, tmp_path):
         assert [each.run.name for each in studies_in(tmp_path)] == ["c"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_page_of_a_comparison_says_how_it_was_made(shared, tmp_path):
     page = ms.Comparison.open(tmp_path / "b", shared).report(tmp_path / "page.html")
     assert json.loads(page.with_name("result.json").read_text())["recipes"]

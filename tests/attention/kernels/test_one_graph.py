@@ -126,12 +126,12 @@ def lower_on_cuda(graph: fx.GraphModule, captured: list[Tensor], device: str) ->
     return [str(node.target) for node in aten.graph.nodes if node.op == "call_function"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "which",
     ["tiles", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("padded", "expression"))],
 )
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:30])
+@pytest.mark.slow
 def test_inductor_lowers_the_predicate_where_nothing_is_moved(mask, which):
     plan = FlexPlan.of_mask(mask, LENGTH, BLOCK)
     padded = plan.padded(torch.ones(1, LENGTH, dtype=torch.bool)).predicate

@@ -1,0 +1,315 @@
+"""Tasks of long context, made from a text without a download: RULER's thirteen and the pass key.
+
+text = NextTokenText.load("books", tokenizer="models/smollm2", length=4096)
+rows = task_rows(text, "search", "niah_multikey_1", 16)     # tokens; which of them are answers
+
+A row is a prompt and its answer. What it asks for lies somewhere in it, the rest is the text's
+own, repeated sentences, or further sentences that look like what is asked for. The kinds and
+their sizes are RULER's (Hsieh et al., arXiv 2404.06654, Section 3 and Appendix B); sentences and
+words are this project's, so that scores are not comparable with RULER's. Keys and variables are
+invented words, numbers have seven digits. A mask is judged by the answer's tokens with the right
+ones before them: their loss, and whether every one is the likeliest, which is what greedy
+generation would have to repeat.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from masksearch.contracts import Half, mixed_seed
+from masksearch.errors import DataError
+from masksearch.tasks.next_token import NextTokenRows, NextTokenText
+from masksearch.tasks.text.tokenizer import encode
+
+DRAW = 67  # stream of random numbers
+HALVES = {"search": 0, "final": 1, "test": 2, "all": 3}
+CONSONANTS, VOWELS, HEX = "bdfgklmnprstvz", "aeiou", "0123456789abcdef"
+NOISE = (
+    " The road is long.",
+    " The river is wide.",
+    " The night is quiet.",
+    " They walk on.",
+    " Nobody turns.",
+)
+HOPS, COMMON, OFTEN = 4, 10, 30  # of `vt`; words, and how often they stand at most, of `cwe`
+ZIPF, WORDS = 2.0, "\nWords:"  # exponent of `fwe`; what stands before words that are counted
+
+
+class Draw:
+    """What a row is drawn with: every word and number of it once."""
+
+    def __init__(self, seed: int, encode: Callable[[str], list[int]]) -> None:
+        self.random = np.random.default_rng(seed)
+        self.encode = encode
+        self.drawn: dict[tuple[int, ...], str] = {}
+
+    def fresh(self, make: Callable[[], str]) -> str:
+        """Text that this row has not had; DataError where a tokenizer does not tell them apart."""
+        for _ in range(50):
+            text, other = make(), make()
+            tokens = tuple(self.encode(text))
+            if text != other and tokens == tuple(self.encode(other)):
+                break
+            if self.drawn.setdefault(tokens, text) is text:
+                return text
+        raise DataError(
+            f"the tokenizer gives {text!r} and {other!r} the same ids, so that no answer can be "
+            "told apart; use one that spells letters and digits, or leave tasks out"
+        )
+
+    def word(self) -> str:
+        """An invented word, with the space in front of it."""
+
+        def make() -> str:
+            return " " + "".join(
+                self.random.choice([*letters])
+                for _ in range(3)
+                for letters in (CONSONANTS, VOWELS)
+            )
+
+        return self.fresh(make)
+
+    def number(self) -> str:
+        """Seven digits, with the space in front of them."""
+        return self.fresh(lambda: f" {self.random.integers(10**6, 10**7)}")
+
+    def hexadecimal(self) -> str:
+        """Sixteen hexadecimal digits in groups of four, with the space in front of them."""
+
+        def make() -> str:
+            digits = self.random.choice([*HEX], (4, 4))
+            return " " + "-".join("".join(group) for group in digits)
+
+        return self.fresh(make)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a row is made of. A bar stands where texts are tokenized apart, so that an answer has
+    the same tokens as in the sentence that gives it.
+
+    Args:
+        planted: Sentences that are asked for, with their depth in [0, 1], and others beside them.
+        question: What stands at the end.
+        answers: What follows it, with commas between.
+        filler: Sentences that the rest is made of, again and again; empty = the text's own.
+    """
+
+    planted: list[tuple[float, str]]
+    question: str
+    answers: list[str]
+    filler: list[str]
+
+
+Task = Callable[[Draw, float, int], Prompt]
+"""A prompt from a draw, the depth of what is asked for, and the tokens that there are."""
+
+
+def needle(key: str, value: str) -> str:
+    """The sentence that holds a value."""
+    return f"\nThe secret of|{key}| is|{value}|.\n"
+
+
+def find_needles(
+    *,
+    kinds: str = "word number",
+    keys: int = 1,
+    values: int = 1,
+    asked: int = 1,
+    filler: str = "text",
+) -> Task:
+    """A task of needles: values by their keys.
+
+    Args:
+        kinds: Of keys and of values: methods of `Draw`.
+        keys: Keys in the row, of which `asked` are asked for.
+        values: Values of the key that is asked for.
+        asked: Keys that are asked for.
+        filler: `"text"`, `"noise"` or `"needles"`.
+    """
+    key_kind, value_kind = kinds.split()
+
+    def make(draw: Draw, depth: float, room: int) -> Prompt:
+        def pairs(count: int) -> Iterator[tuple[str, str]]:
+            for _ in range(count):
+                yield getattr(draw, key_kind)(), getattr(draw, value_kind)()
+
+        first, *others = pairs(keys)
+        wanted = [first, *others[: asked - 1]]
+        wanted += [(first[0], getattr(draw, value_kind)()) for _ in range(values - 1)]
+        depths = [depth, *draw.random.random(keys + values - 2)]
+        sentences = [needle(*pair) for pair in [*wanted, *others[asked - 1 :]]]
+        rest = list(NOISE) if filler == "noise" else []
+        if filler == "needles":
+            size = len(draw.encode(sentences[0]))
+            rest = [needle(*pair) for pair in pairs(room // size + 1)]
+        names = ",".join(dict.fromkeys(key for key, _ in wanted))
+        question = f"\nWhat is the secret of{names}? The secret of{names} is"
+        answers = [value for _, value in wanted]
+        return Prompt(list(zip(depths, sentences, strict=True)), question, answers, rest)
+
+    return make
+
+
+def trace_variables(draw: Draw, depth: float, room: int) -> Prompt:
+    """`vt`: a value is passed on from variable to variable, in sentences far from each other."""
+    value, names = draw.number(), [draw.word() for _ in range(HOPS + 1)]
+    sources = [value, *names]
+    sentences = [f"\nLet|{name}| be|{sources[hop]}|.\n" for hop, name in enumerate(names)]
+    depths = sorted([depth, *draw.random.random(HOPS)])
+    question = f"\nWhich words are{value}? The words that are{value}:"
+    return Prompt(list(zip(depths, sentences, strict=True)), question, names, list(NOISE))
+
+
+def common_words(draw: Draw, depth: float, room: int) -> Prompt:
+    """`cwe`: ten words stand ten times as often as the others; they are asked for in the order in
+    which they first stand."""
+    question = "\nWhich ten words stand there most often? Most often:"
+    common = [draw.word() for _ in range(COMMON)]
+    size = max(len(draw.encode(word)) for word in common)
+    room -= len(draw.encode(f"{WORDS}|{question}")) + COMMON * (size + 1)
+    times = min(OFTEN, max(2, room // size // (2 * COMMON)))
+    rare = max(1, times // 10)
+    words = common * times
+    room -= times * sum(len(draw.encode(word)) for word in common)
+    while (room := room - rare * len(draw.encode(word := draw.word()))) >= 0:
+        words += [word] * rare
+    order = [str(word) for word in draw.random.permutation(words)]
+    asked = [word for word in dict.fromkeys(order) if word in common]
+    return Prompt([(depth, "|".join([WORDS, *order]))], question, asked, [])
+
+
+def frequent_words(draw: Draw, depth: float, room: int) -> Prompt:
+    """`fwe`: words by Zipf's law; the three most frequent ones are asked for in that order."""
+    question = "\nWhich three words stand there most often? Most often:"
+    words = [draw.word() for _ in range(50)]
+    size = max(len(draw.encode(word)) for word in words)
+    room -= len(draw.encode(f"{WORDS}|{question}")) + 3 * (size + 1)
+    shares = np.arange(1, len(words) + 1) ** -ZIPF
+    counts = (max(0, room) // size * shares / shares.sum()).astype(int)
+    counts[:3] = np.maximum(counts[:3], [3, 2, 1])
+    listed = np.repeat(words, counts)
+    order = [str(word) for word in draw.random.permutation(listed)]
+    return Prompt([(depth, "|".join([WORDS, *order]))], question, words[:3], [])
+
+
+def planted_facts(*, hops: int) -> Task:
+    """Questions over facts in the text; with two hops the answer's sentence has to be found by
+    what another one says. Three facts of the same kind stand beside each."""
+
+    def make(draw: Draw, depth: float, room: int) -> Prompt:
+        people, towns, names = ([draw.word() for _ in range(4)] for _ in range(3))
+        lives = [f"\n{p.strip()} lives in|{t}|.\n" for p, t in zip(people, towns, strict=True)]
+        heads = [f"\nThe head of|{t}| is|{n}|.\n" for t, n in zip(towns, names, strict=True)]
+        if hops == 1:
+            question = f"\nWhere does{people[0]} live?{people[0]} lives in"
+            sentences, answer = lives, towns[0]
+        else:
+            where = f"the place where{people[0]} lives"
+            question = f"\nWho is the head of {where}? The head of {where} is"
+            sentences, answer = [*heads, *lives], names[0]
+        depths = [depth, *draw.random.random(len(sentences) - 1)]
+        return Prompt(list(zip(depths, sentences, strict=True)), question, [answer], [])
+
+    return make
+
+
+def pass_key(draw: Draw, depth: float, room: int) -> Prompt:
+    """`passkey`: one number; reference: Mohtashami and Jaggi, arXiv 2305.16300, Section 4.2."""
+    number = draw.number()
+    question = "\nWhat is the pass key? The pass key is"
+    sentence = f"\nThe pass key is|{number}|. Remember it.\n"
+    return Prompt([(depth, sentence)], question, [number], [])
+
+
+RETRIEVAL: dict[str, Task] = {
+    "passkey": pass_key,
+    "niah_single_1": find_needles(filler="noise"),
+    "niah_single_2": find_needles(),
+    "niah_single_3": find_needles(kinds="word hexadecimal"),
+    "niah_multikey_1": find_needles(keys=4),
+    "niah_multikey_2": find_needles(filler="needles"),
+    "niah_multikey_3": find_needles(kinds="hexadecimal hexadecimal", filler="needles"),
+    "niah_multivalue": find_needles(values=4),
+    "niah_multiquery": find_needles(keys=4, asked=4),
+}
+GROUPS: dict[str, dict[str, Task]] = {
+    "retrieval": RETRIEVAL,
+    "tracing": {"vt": trace_variables},
+    "aggregation": {"cwe": common_words, "fwe": frequent_words},
+    "answering": {"qa_1": planted_facts(hops=1), "qa_2": planted_facts(hops=2)},
+}
+TASKS = {name: task for group in GROUPS.values() for name, task in group.items()}
+
+
+def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTokenRows:
+    """Rows of a task: prompts and answers of the text's length.
+
+    What is asked for lies at depths spread evenly from the first row to the last. Held-out text
+    around it is cut, so that every row keeps its length.
+
+    Args:
+        text: The running text.
+        half: Which of its held-out sequences, and which draw of words and numbers.
+        name: One of `TASKS`.
+        count: Rows; the text's sequences repeat where it has fewer.
+
+    Returns:
+        Labels and `answers` are of the answers' tokens alone; `needs` says how far back each
+        answer last stood.
+
+    Raises:
+        DataError: If the tokenizer tells keys or values not apart, or a row is too short.
+    """
+    base, front = text.held_out(half, count), list(text.train.before)
+    numbered = list(TASKS).index(name)
+    tokens = np.empty((count, text.length), np.int64)
+    needs = torch.zeros(count, text.length, dtype=torch.int64)
+    kept = {"": list[int]()}
+
+    def ids(sentence: str) -> list[int]:
+        pieces = sentence.split("|")
+        missing = [piece for piece in dict.fromkeys(pieces) if piece not in kept]
+        kept.update(zip(missing, encode(text.tokenizer, missing), strict=True))
+        return [token for piece in pieces for token in kept[piece]]
+
+    for row in range(count):
+        draw = Draw(mixed_seed(DRAW, HALVES[half], numbered, row), ids)
+        prompt = TASKS[name](draw, (row + 0.5) / count, text.length - len(front))
+        body = base.tokens[row % len(base.tokens), len(front) :].tolist()
+        answers = list(itertools.chain(*([",", a] for a in prompt.answers)))[1:]
+        end = [*ids(prompt.question), *itertools.chain(*map(ids, answers))]
+        planted = [(at, ids(sentence)) for at, sentence in sorted(prompt.planted)]
+        start = [*front]
+        left = text.length - len(start) - len(end) - sum(len(each) for _, each in planted)
+        if left < 0:
+            raise DataError(
+                f"a row of {name} takes {text.length - left} tokens at least, and a sequence has "
+                f"{text.length}; give a larger length, or leave {name} out of tasks"
+            )
+        if prompt.filler:
+            sentences = itertools.chain.from_iterable(map(ids, itertools.cycle(prompt.filler)))
+            body = list(itertools.islice(sentences, left))
+        done = 0
+        for at, sentence in planted:
+            start += [*body[done : round(at * left)], *sentence]
+            done = round(at * left)
+        line = [*start, *body[done:left], *end]
+        tokens[row] = line
+        at = len(line) - len(end) + len(ids(prompt.question))
+        for piece in answers:
+            size, last = len(ids(piece)), len(line) - len(end)
+            if piece != ",":
+                places = (
+                    p for p in range(last - size, -1, -1) if line[p : p + size] == ids(piece)
+                )
+                needs[row, at : at + size] = at - next(places)
+            at += size
+    made, answered = torch.from_numpy(tokens), needs > 0
+    documents = base.documents[np.arange(count) % len(base.tokens)]
+    return NextTokenRows(made, torch.where(answered, made, -100), documents, needs, answered)
