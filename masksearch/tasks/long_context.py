@@ -299,17 +299,22 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
         for at, sentence in planted:
             start += [*body[done : round(at * left)], *sentence]
             done = round(at * left)
-        line = [*start, *body[done:left], *end]
-        tokens[row] = line
-        at = len(line) - len(end) + len(ids(prompt.question))
+        context = [*start, *body[done:left]]
+        tokens[row] = [*context, *end]
+        at = len(context) + len(ids(prompt.question))
         for piece in answers:
-            size, last = len(ids(piece)), len(line) - len(end)
+            answer = ids(piece)
             if piece != ",":
-                places = (
-                    p for p in range(last - size, -1, -1) if line[p : p + size] == ids(piece)
-                )
-                needs[row, at : at + size] = at - next(places)
-            at += size
+                needs[row, at : at + len(answer)] = at - last_place(answer, context)
+            at += len(answer)
     made, answered = torch.from_numpy(tokens), needs > 0
     documents = base.documents[np.arange(count) % len(base.tokens)]
     return NextTokenRows(made, torch.where(answered, made, -100), documents, needs, answered)
+
+
+def last_place(tokens: list[int], context: list[int]) -> int:
+    """Where these tokens last begin in a context."""
+    size = len(tokens)
+    return next(
+        at for at in range(len(context) - size, -1, -1) if context[at : at + size] == tokens
+    )

@@ -99,6 +99,7 @@ def test_several_windows_by_the_command(allocate, tmp_path):
     assert (code, Plan.load(tmp_path / "run" / "plan.json")) == (0, plan), err
 
 
+@pytest.mark.slow
 def test_settings_that_no_machine_has_are_refused_at_once(allocate, tmp_path):
     for setting, problem in [
         ("device=cuda:99", "no device 'cuda:99' on this machine; take 'auto' or 'cpu'"),

@@ -243,6 +243,7 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
      pytest.param({"method": "exchange", "budgets": [0.5, 0.8]}, marks=pytest.mark.slow)],
     ids=str,
 )  # fmt: skip
+@pytest.mark.slow
 def test_allocate_keeps_the_law(options, slots):
     """Slots that finish in any order; "wait" only while something is out; every kind of end."""
     levels = (masks.star(), masks.longformer(3, 1), masks.full())

@@ -407,6 +407,7 @@ def test_recall_needs_what_the_task_says(learnt: Path, tmp_path: Path) -> None:
     assert dense["nll/recall"] < near["nll/recall"]
 
 
+@pytest.mark.slow
 def test_some_heads_matter_more_than_others(learnt: Path, tmp_path: Path) -> None:
     judge = recall(learnt)
     units = ms.Units(judge.shape, (masks.window(2), masks.full()))

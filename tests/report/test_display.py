@@ -28,6 +28,7 @@ def fits(text):
     return len(text.splitlines()) <= 10 and max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_study_shows_its_front(study):
     text, front = repr(study), study.frontier()
     assert fits(text)
