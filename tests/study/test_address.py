@@ -106,7 +106,6 @@ def test_damaged_file_is_named(tmp_path, text):
         ms.Study(tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_storage_is_written_down_without_password(tmp_path):
     for given, written in {
         "postgresql://me:secret@db/masks?password=secret&sslmode=require": (
