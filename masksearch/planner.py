@@ -459,12 +459,13 @@ class Unseen:
 
     def compare_tasks(self, **forms: Mask | None) -> dict[str, dict[str, float]]:
         """Values of the tasks, if any, without a mask and under those that are given by name."""
-        found, model = dict[str, dict[str, float]](), self.judge.shared(0).model
+        found, shared = dict[str, dict[str, float]](), self.judge.shared(0)
+        if not self.judge.tasks:
+            return found
         for name, mask in {"dense": masks.full(), **forms}.items():
-            if mask is not None and self.judge.tasks:
-                attach(model, mask)
-                found[name] = self.judge.judge_tasks(model)
-                detach(model)
+            if mask is not None:
+                with shared.under(mask) as model:
+                    found[name] = self.judge.judge_tasks(model)
         return found
 
     def differences(self, name: str, base: str) -> dict[str, Any]:

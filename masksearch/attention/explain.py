@@ -10,13 +10,9 @@ import torch
 from torch import nn
 
 from masksearch.attention.attach import in_force
-from masksearch.attention.kernels.choose import (
-    BLOCK,
-    KernelChoice,
-    computed_type,
-    gather_pays_from,
-)
+from masksearch.attention.kernels.choose import BLOCK, KernelChoice, gather_pays_from
 from masksearch.attention.kernels.flex import block_on
+from masksearch.attention.kernels.plan import computed_type
 from masksearch.attention.layer import LayerMask, LayerState
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.checks import check_length

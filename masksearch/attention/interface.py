@@ -36,8 +36,9 @@ from transformers.masking_utils import (
 )
 
 from masksearch.attention.call import AttentionCall
-from masksearch.attention.kernels.choose import compute, computed_type
+from masksearch.attention.kernels.choose import compute
 from masksearch.attention.kernels.flex import FlexPlan
+from masksearch.attention.kernels.plan import computed_type
 from masksearch.attention.layer import (
     POSITIONS,
     STATE,

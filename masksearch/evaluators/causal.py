@@ -440,11 +440,8 @@ class CausalEvaluator(AssembledEvaluator):
         if self.adapts == "none":
             shared = self.shared(seed)
             self.dense_losses(seed)  # while no mask is on
-            attach(shared.model, mask)
-            try:
-                values = self.last_values(shared.model, workdir, seed, shared)
-            finally:
-                detach(shared.model)
+            with shared.under(mask) as model:
+                values = self.last_values(model, workdir, seed, shared)
             yield Report(0, values)
             return
         model, config, teacher = self.under(mask, seed)

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores
-from masksearch.attention.attach import detach
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
+from masksearch.masks.core import Mask
 from masksearch.models.decoders import LayerStates, NextTokenModel, divergence
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask
 from masksearch.training.checkpoints import Checkpoints
@@ -111,8 +112,6 @@ class NextTokenTraining:
 class DenseDecoder:
     """A dense decoder that masks are put on in turn, and what it makes of the judged tokens.
 
-    Whoever puts a mask on `model` takes it off again.
-
     Args:
         model: Its weights are frozen.
         tokens: Ids `[rows, length]`.
@@ -121,6 +120,15 @@ class DenseDecoder:
 
     def __init__(self, model: NextTokenModel, tokens: Tensor, precision: Precision) -> None:
         self.model, self.tokens, self.precision = model, tokens, precision
+
+    @contextmanager
+    def under(self, mask: Mask) -> Iterator[NextTokenModel]:
+        """The model with a mask, which is taken off afterwards."""
+        attach(self.model, mask)
+        try:
+            yield self.model
+        finally:
+            detach(self.model)
 
     @cached_property
     def states(self) -> LayerStates:

@@ -138,10 +138,12 @@ def choose_on_cuda(
     if length < SHORTEST_ON_CUDA:
         return "sdpa", f"below {SHORTEST_ON_CUDA} positions SDPA is the faster on CUDA"
     kind = str(dtype).removeprefix("torch.")
-    least = {"float32": SPARSE_IN_FLOAT32}.get(kind, SPARSE_IN_16_BITS)
     if dtype.itemsize > 4:
         return "sdpa", f"FlexAttention computes no {kind} on CUDA"
-    cost = whole + partial * (IN_PART if dtype.itemsize == 2 else 1)
+    in_part, least = (
+        (IN_PART, SPARSE_IN_16_BITS) if dtype.itemsize == 2 else (1, SPARSE_IN_FLOAT32)
+    )
+    cost = whole + partial * in_part
     share = (
         f"{whole:.0%} of its blocks are kept whole, {partial:.0%} in part: in {kind} "
         f"FlexAttention's work is {cost:.2f} of a dense mask's"
@@ -149,13 +151,6 @@ def choose_on_cuda(
     if cost < least:
         return "flex", f"{share}, less than {least:g}"
     return "sdpa", f"{share}; it pays below {least:g}"
-
-
-def computed_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The type in which states of that type are computed on a device: that of autocast, if any."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return dtype
 
 
 def gather_pays_from(mask: Mask) -> int | None:

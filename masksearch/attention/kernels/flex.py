@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends import cpu
 
-from masksearch.attention.kernels.plan import check_states
+from masksearch.attention.kernels.plan import check_states, computed_type
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import Predicate, block_mask_of, flex_tiles
 
@@ -156,9 +156,9 @@ def flex_attention_under(
         ValueError: If `visible` has another shape or type, or lies on another device.
     """
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
-        dtype = torch.get_autocast_dtype(kind)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = (  # rotary positions leave queries and keys in float32 under autocast
+        each.to(computed_type(each.device, each.dtype)) for each in (query, key, value)
+    )
     check_states(query, key, value, visible, plan.length, plan.heads)
     if plan.partial.device != query.device:
         raise ValueError(
@@ -179,9 +179,7 @@ def flex_attention_under(
         plan = plan.padded(visible.to(query.device))
     size = value.shape[-1]
     if kind == "cuda":
-        query, key, value = (
-            F.pad(each, (0, max(0, CUDA_WIDTH - each.shape[-1]))) for each in (query, key, value)
-        )
+        query, key, value = (widened(each) for each in (query, key, value))
     how: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     attend = compiled(kind)
     if sinks is None:
@@ -193,6 +191,12 @@ def flex_attention_under(
     output, sums = attend(query, key, value, block_mask=plan.blocks, return_aux=aux, **how)
     beside = (sums.lse - sinks[:, None]).sigmoid()  # what the sink leaves of a row
     return cast(Tensor, output * beside[..., None].to(output))[..., :size]
+
+
+def widened(states: Tensor) -> Tensor:
+    """States of narrow heads with zeros behind them, which change no score; others as they are."""
+    missing = CUDA_WIDTH - states.shape[-1]
+    return F.pad(states, (0, missing)) if missing > 0 else states
 
 
 @cache

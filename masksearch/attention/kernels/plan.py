@@ -457,6 +457,13 @@ def cut_parts(
 
 
 # -- what is given with a plan -----------------------------------------------------------------
+def computed_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type in which states of that type are computed on a device: that of autocast, if any."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return dtype
+
+
 def check_states(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, planned: int, layouts: int
 ) -> None:
