@@ -81,10 +81,10 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.planner import allocate as allocate
+    from masksearch.positions.analysis import diagonal_controls as diagonal_controls
     from masksearch.positions.analysis import importance as importance
     from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
     from masksearch.positions.attention_maps import attention_maps as attention_maps
-    from masksearch.positions.controls import diagonal_controls as diagonal_controls
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.collect import proxy_card as proxy_card
     from masksearch.serving.engine import Serving as Serving

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,32 +14,22 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import ComparedMasks, check_against, check_margin
-from masksearch.analysis.pareto import keeps_budget, ranked
+from masksearch.analysis.pareto import ranked
 from masksearch.analysis.runs import (
     SOURCES,
     Against,
     Candidate,
-    Found,
-    Kind,
-    check_kinds,
     describe_reuse,
-    join_front,
     kind_of_mask,
-    read_candidates,
-    read_front,
     read_seeds,
 )
-from masksearch.analysis.verdict import count, plan_of_tests
 from masksearch.contracts import (
-    Evaluate,
     Evaluator,
     Executor,
     Half,
     Listener,
     Proposal,
     Record,
-    Refused,
-    Role,
     Scheduler,
     Strategy,
 )
@@ -50,23 +39,26 @@ from masksearch.gates.units import Units
 from masksearch.loggers.console import Watcher
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
-from masksearch.masks.measure import effective_density, fingerprint
-from masksearch.masks.text import names_run
 from masksearch.models.encoders import READ_OUT
 from masksearch.strategies.allocate import with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
+from masksearch.strategies.entrants import (
+    judge_on,
+    protocols_of_rows,
+    read_entrants,
+    remember_found,
+)
 from masksearch.strategies.samplers import Space
-from masksearch.study.halves import judge_on, protocols_of_halves, protocols_of_rows
 from masksearch.study.records import (
     describe_call,
     evaluator_settings,
     parse_constraint,
     read_budgets,
 )
-from masksearch.study.references import choose_best, read_run_record, within_budgets
+from masksearch.study.references import choose_best
 from masksearch.study.session import Call, Session
-from masksearch.study.status import clock, next_command
+from masksearch.study.status import next_command
 from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore
 from masksearch.user_code import check_evaluator, definition_hashes
@@ -510,7 +502,8 @@ def compare(
     evaluator = judge_on(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
     budgets = read_budgets(budget)
-    entrants = read_entrants(candidates, evaluator, front_of, budgets, kinds, storage)
+    front = None if front_of is None else front_of.store
+    entrants = read_entrants(candidates, evaluator, front, budgets, kinds, storage)
     check_against(against, entrants.prints)
     store = StudyStore(run, storage)
     try:
@@ -557,159 +550,12 @@ def compare(
         store.close()
 
 
-@dataclass(frozen=True)
-class Entrants:
-    """The masks that a comparison judges.
-
-    Args:
-        masks: Name -> mask.
-        missing: Name -> why a run has no mask within a budget.
-        found: Name -> what a search recorded of the mask.
-        kinds: Name -> kind, where it is known.
-        promised: Of a front that is judged again: name -> its score in the search, None of
-            another protocol.
-        prints: Name -> fingerprint; empty of what is missing.
-    """
-
-    masks: Mapping[str, Mask]
-    missing: Mapping[str, str]
-    found: Mapping[str, Record]
-    kinds: Mapping[str, Kind]
-    promised: Mapping[str, float | None]
-    prints: Mapping[str, str]
-
-    def queue(self, judged: Comparison, seeds: Sequence[int]) -> list[Proposal]:
-        """The runs that a comparison lacks."""
-        before = judged.records
-        ended = {
-            (r.name, r.fingerprint, r.seed)
-            for r in before
-            if r.status in ("done", "reused", "running")
-        }
-        return [
-            as_compared(each, judged.kind(each.name, self.masks[each.name]), self.found)
-            for each in Listed(self.masks, seeds, "compare", "compared").proposals
-            if (each.name, self.prints[each.name], each.seed) not in ended
-        ] + [
-            Proposal(-1, Refused(reason), {}, "compare", seeds[0], name=name, role="compared")
-            for name, reason in self.missing.items()
-            if all(each.name != name for each in before)
-        ]
-
-    def plan(
-        self, judged: Comparison, seeds: Sequence[int], evaluator: Evaluator, left: int, slots: int
-    ) -> list[str]:
-        """Two lines on the runs to come: how many, for about how long, and what they will tell.
-
-        Args:
-            judged: The comparison as it stands.
-            seeds: Of the evaluations.
-            evaluator: Judges the masks.
-            left: Runs to do.
-            slots: Of these at a time.
-        """
-        shape, score = evaluator.shape, evaluator.objectives[0].name
-        planned = replace(
-            judged,
-            records=tuple(
-                Record(
-                    number,
-                    "done",
-                    Evaluate(mask),
-                    seed=seeds[0],
-                    name=name,
-                    fingerprint=self.prints[name],
-                    values={score: 0.0},
-                    measures={"effective_sparsity": 1 - effective_density(mask, shape)},
-                )
-                for number, (name, mask) in enumerate(self.masks.items())
-            ),
-        )
-        beside = (len(planned.entries) - len(planned.subjects)) * len(seeds)
-        whole = f"{count(len(self.prints), 'mask')} x {count(len(seeds), 'seed')}"
-        text = f"{whole}: {count(left, 'run')} to do"
-        alike = protocols_of_halves(evaluator)
-        timed = [r.seconds for r in (*judged.records, *self.found.values()) if r.protocol in alike]
-        if left and timed:
-            text += f", about {clock(left * math.fsum(timed) / len(timed) / slots)}"
-        if 0 < beside < len(self.prints) * len(seeds):
-            text += f" ({beside} are of hand-designed masks and controls)"
-        tests = plan_of_tests(planned.pairs(), len(seeds), judged)
-        return [text, tests] if len(self.prints) > 1 else [text]
-
-
-def read_entrants(
-    candidates: Mapping[str, Candidate],
-    evaluator: Evaluator,
-    front_of: Study | None,
-    budgets: Sequence[float],
-    kinds: Mapping[str, str],
-    storage: str | BaseStorage | None,
-) -> Entrants:
-    """The masks that candidates stand for, and those of a front; arguments and errors are those of
-    `compare`."""
-    promised: dict[str, float | None] = {}
-    of_front: dict[str, Kind] = {}
-    missing: dict[str, str] = {}
-    if isinstance(candidates, Mapping):  # what else is given is refused below
-        if budgets:
-            candidates, missing = within_budgets(candidates, budgets, storage)
-        candidates = {name: open_run(each, storage) for name, each in candidates.items()}
-    if front_of is not None:
-        goals, most = front_of.objectives, max(budgets, default=math.inf)
-        inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
-        front = read_front(front_of.run, inside, goals)
-        candidates, of_front = join_front(front, candidates, evaluator.shape)
-        alike, score = protocols_of_halves(evaluator), evaluator.objectives[0].name
-        promised = {
-            n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
-        }
-    chosen = read_candidates(candidates) if candidates or not missing else {}
-    trials = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role == "trial"}
-    named: dict[str, Kind] = {**dict.fromkeys([*trials, *missing], "searched"), **of_front}
-    named |= check_kinds(kinds, candidates)
-    prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
-    prints |= dict.fromkeys(missing, "")
-    return Entrants(chosen, missing, trials, named, promised, prints)
-
-
-def remember_found(
-    earlier: Comparison, entrants: Entrants, protocols: Collection[str]
-) -> dict[str, Found]:
-    """How the masks of a comparison were found, in this call and in earlier ones.
-
-    Args:
-        earlier: The comparison so far; a name that now has another mask loses what it says.
-        entrants: Those of this call.
-        protocols: Ids of what judges by rows of the comparison.
-    """
-    same = {
-        record.name
-        for record in earlier.records
-        if entrants.prints.get(record.name, record.fingerprint) == record.fingerprint
-    }
-    sources = {name: each for name, each in earlier.found_with.items() if name in same}
-    for name, record in entrants.found.items():
-        seeds, same_rows = sources.get(name, Found((), False))
-        sources[name] = Found(
-            tuple(sorted({*seeds, record.seed})), same_rows or record.protocol in protocols
-        )
-    return sources
-
-
 def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposal]:
     """The masks that a search judges beside its trials."""
     return [
         replace(each, source=SOURCES[kind_of_mask(baselines[each.name])])
         for each in Listed(baselines, [seed], "baselines", "baseline").proposals
     ]
-
-
-def as_compared(proposal: Proposal, kind: Kind, records: Mapping[str, Record]) -> Proposal:
-    """A comparison's proposal with its role, and where its mask comes from."""
-    source = records[proposal.name].source if proposal.name in records else ""
-    role: Role = "control" if kind == "control" else "compared"
-    return replace(proposal, role=role, source=source or SOURCES[kind])
 
 
 def run_session(
@@ -750,12 +596,6 @@ def run_session(
                 + next_command(session.workdir)
             )
             raise
-
-
-def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candidate:
-    """The record that a candidate such as "runs/x#7" names; any other candidate as it is."""
-    named = isinstance(candidate, str) and names_run(candidate)
-    return read_run_record(str(candidate), storage) if named else candidate
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

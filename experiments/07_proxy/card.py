@@ -23,7 +23,7 @@ import pandas as pd
 
 from masksearch.analysis.proxy_card import NOT_ANNEALED, ProxyCard, judge_proxy
 from masksearch.errors import MaskSearchError
-from masksearch.report.proxy import write_proxy
+from masksearch.report.pictures import write_proxy
 
 HERE = Path(__file__).parent
 RECORDED = {  # file of 04_halving_replay/results -> what its score is

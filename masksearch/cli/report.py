@@ -258,7 +258,7 @@ def proxy_card(options: ProxyCardOptions) -> None:
     """
     from masksearch.cli.output import print_proxy_card
     from masksearch.report.collect import proxy_card as card_of
-    from masksearch.report.proxy import write_proxy
+    from masksearch.report.pictures import write_proxy
 
     out = options.out
     card = card_of(options.runs, storage=options.storage, **described_values(options))

@@ -260,7 +260,7 @@ def run_compare(options: CompareOptions) -> Comparison:
     from masksearch.analysis.stats import CLAIM_SEEDS
     from masksearch.cli.build import build_evaluator, build_executor
     from masksearch.driver import compare
-    from masksearch.study.halves import judge_on
+    from masksearch.strategies.entrants import judge_on
 
     half: Any = options.half  # another name is refused
     judge = judge_on(build_evaluator(options), half)

@@ -22,8 +22,7 @@ from masksearch.masks.core import Mask
 from masksearch.report.charts import chart_spec, write_chart
 from masksearch.report.dam import Picture, dam_pictures
 from masksearch.report.layout import TextTable, write_tables
-from masksearch.report.pictures import plot_masks
-from masksearch.report.proxy import plot_proxy
+from masksearch.report.pictures import plot_masks, plot_proxy
 from masksearch.report.result import plain_data, result_of
 from masksearch.report.section import Section
 from masksearch.report.style import save

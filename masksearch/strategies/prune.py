@@ -30,7 +30,7 @@ from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.discretise import at_sparsity, least_density, weights_of
 from masksearch.masks.measure import pair_weights
 from masksearch.positions.analysis import importance
-from masksearch.strategies.first_job import AfterFirstJob
+from masksearch.strategies.dam import AfterFirstJob
 
 NAME = "prune"
 OPTIONS = {"rows": int, "rounds": int, "per": str, "densities": Sequence[float]}

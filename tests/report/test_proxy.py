@@ -13,7 +13,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
-from masksearch.report.proxy import plot_proxy
+from masksearch.report.pictures import plot_proxy
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
 
