@@ -52,6 +52,7 @@ from masksearch.training.loop import find_device
 from masksearch.training.parts import Precision
 
 LEVEL = 0.95  # of intervals over documents
+SHARES = (0.1, 0.2, 0.4, 0.8)  # of a text, held out where less has too few documents
 WRITTEN = torch.float16  # the weights of a folder that is served
 
 
@@ -90,7 +91,7 @@ def allocate(
     Args:
         model: A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.
         text: Text to measure losses on: a file, a folder of `.txt` files, or `hf:OWNER/NAME`;
-            whole documents, at least 16 held out.
+            whole documents, about 48: fewer than 16 that judge show no plan to be better.
         budget: Largest share of the bytes of the dense cache of keys and values, in (0, 1].
         unit: What has full attention or not: layer, kv_head or head. Only layers free memory in
             the caches that exist.
@@ -98,15 +99,18 @@ def allocate(
             an eighth of the length. Of several each keeps all that the one before keeps, and a
             unit has one of them, that of the rival, or full attention. With `serve` all units that
             are not full have the same one, as engines have one window.
-        method: `greedy` (raise the best unit, round by round), `exchange` (from the widest window
-            in all units, move bytes from one to another), or the best sum of scores within
-            the budget: `restore` (a unit alone full), `ablate` (it alone local), `gates`
-            (switches, trained on frozen weights), or a file of gates. None = greedy, of several
-            local masks exchange.
+        method: `exchange` (from the widest window in all units, move bytes from one to another),
+            `greedy` (raise the best unit, round by round), or the best sum of scores within
+            the budget, which misses more: `restore` (a unit alone full), `ablate` (it alone
+            local), `gates` (switches, trained on frozen weights), or a file of gates. None = of
+            several local masks exchange, of one greedy.
         tries: Units that greedy tries in a round; None = all.
-        length: Tokens of a sequence, and of the cache that is counted.
+        length: Tokens of a sequence, and of the cache that is counted: as many as will be served.
+            Where the widest window is as long no plan can win.
         sequences: Held-out sequences that are judged, at most.
-        held_out: Text that plans are judged on; None = the end of `text`.
+        held_out: Text that plans are judged on, half of it in the search; None = the valid.txt of
+            a folder, else as much of the end of `text` (5 to 80 %) as it takes for 16 documents
+            that the search does not see.
         tasks: Tasks of long context, such as `niah_multikey_1` and `vt` (repeatable): masks are
             then searched by the most that they add to the loss of the text or of a group of
             tasks. Names: `masksearch.tasks.long_context.TASKS`.
@@ -223,13 +227,14 @@ def find_plans(
     """A plan for each budget, by one search; see `allocate`. They are in the run folder as well:
     `plan.json`, of several budgets `plan-0.25.json` and so on."""
     limits = sorted(read_budgets(within.budgets))
-    judge = build_judge(decoder, within.unit, delivery)
+    compares = check or delivery.out is not None
+    judge = build_judge(decoder, within.unit, delivery, compares)
     local = read_local(within.local, decoder.length)
     refuse_floor(judge, limits[0])
     if delivery.out is not None or delivery.sinks is not None:
         check_folder(judge, local[0], delivery, limits)
     rivals = {limit: plainest_rival(judge, local[0], limit) for limit in limits}
-    if compares := check or delivery.out is not None:
+    if compares:
         warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
     uniform = {
         f"one window within {n:g}": m for n, m in rivals.items() if serves(m, judge, delivery)
@@ -280,8 +285,13 @@ def find_plans(
     return plans
 
 
-def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Served:
-    """The evaluator that judges masks on a decoder, and counts their bytes as its engine does."""
+def build_judge(
+    decoder: DecoderOnText, unit: Unit, delivery: Delivery, compares: bool = True
+) -> Served:
+    """The evaluator that judges masks on a decoder, and counts their bytes as its engine does.
+
+    Where plans are compared on unseen documents, as much of the text is held out as it takes for
+    16 of them, if it has so many."""
     account = delivery.account
     evaluator = CausalEvaluator(
         decoder.text,
@@ -295,6 +305,14 @@ def build_judge(decoder: DecoderOnText, unit: Unit, delivery: Delivery) -> Serve
         tasks=decoder.tasks,
         cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )
+    for share in (None, *SHARES) if compares and decoder.held_out is None else ():
+        other = replace(evaluator, text=replace(evaluator.text, held_out=share))
+        task = other.task()
+        if not isinstance(task, NextTokenText) or len(task.train) < FEW:
+            break  # too little is left for sinks and gates
+        if task.judging(decoder.sequences) >= FEW:
+            evaluator = other
+            break
     return Served(evaluator, account, delivery.serving or Serving())
 
 
@@ -407,8 +425,8 @@ def refuse_floor(judge: Served, budget: float) -> None:
 class Unseen:
     """Judges models and masks on documents that the search has not seen.
 
-    Warns where the held-out text has fewer than 16 documents: pieces of them, which are alike,
-    then stand in their place, and the interval is too short.
+    Warns where fewer than 16 documents judge: then nothing is shown to be better. Where the
+    held-out text has no more, pieces of them, which are alike, stand in their place.
 
     Args:
         judge: Of the search.
@@ -420,11 +438,17 @@ class Unseen:
         self.documents = len({*rows.documents.tolist()})
         if isinstance(text, NextTokenText):
             self.documents = len(text.begins.documents)
-        if self.documents < FEW:
+        judging = len({*rows.documents.tolist()})
+        if self.documents < FEW or judging < FEW:
+            problem = f"{judging} of {self.documents} held-out documents judge a plan"
+            if self.documents < FEW:
+                problem = (
+                    f"the held-out text has {self.documents} documents, so its pieces are judged "
+                    "in their place: they are alike, and the interval is too short"
+                )
             warnings.warn(
-                f"the held-out text has {self.documents} documents, so its pieces are judged in "
-                "their place: they are alike, and the interval is too short; give whole "
-                f"documents, at least {FEW} held out",
+                f"{problem}; fewer than {FEW} show no plan to be better: give whole documents, "
+                f"about {3 * FEW}, half of which the search does not see",
                 stacklevel=outside_level(),
             )
         self.nll = {"dense": self.judge_tokens(masks.full())}
@@ -610,6 +634,9 @@ def write_served(
     window = getattr(native.model.config, "sliding_window", None) or judge.evaluator.positions
     losses = unseen.compare(served=native)
     near = {name: float(each[:, 1:window].mean()) for name, each in unseen.nll.items()}
+    tasks = dict(plan.found["tasks"])
+    if tasks:
+        tasks["served"] = unseen.judge.judge_tasks(native)
     facts = {
         "engine": serve,
         "folder": str(out),
@@ -620,7 +647,7 @@ def write_served(
         "settings": asdict(serving),
         "kv_bytes": cache.bytes,
         "dense_kv_bytes": cache.dense_bytes,
-        "losses": losses | {"short": {"positions": window, **near}},
+        "losses": losses | {"short": {"positions": window, **near}, "tasks": tasks},
         "rival": plan.found.get("rival"),
     }
     tokens = unseen.judge.rows.tokens[0]

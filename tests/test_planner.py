@@ -15,7 +15,7 @@ from masksearch import masks
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.models.plan import describe_rival
-from masksearch.planner import describe_units
+from masksearch.planner import DecoderOnText, Delivery, build_judge, describe_units
 from masksearch.study.references import within_budgets
 
 WORDS = [f"w{number}" for number in range(12)]
@@ -148,6 +148,26 @@ def test_widest_window_within_the_budget_is_judged_beside_the_plan(tmp_path):
     assert rival["low"] <= rival["difference"] <= rival["high"]
 
 
+def test_as_much_is_held_out_as_it_takes_for_sixteen_documents(tmp_path):
+    text = (Path("text") / "train.txt").read_text() + (Path("text") / "valid.txt").read_text()
+    (tmp_path / "whole.txt").write_text(text)  # 58 articles
+    decoder = DecoderOnText("model", tmp_path / "whole.txt", 24, 64, None, "cpu", None)
+    judge = build_judge(decoder, "layer", Delivery(None, None, None, None)).evaluator
+    assert judge.text.held_out in (0.4, 0.8)
+    assert len({*judge.on("final").rows.documents.tolist()}) >= 16
+    seen = {*judge.rows.documents.tolist()}
+    assert not seen & {*judge.on("final").rows.documents.tolist()}
+    named = dataclasses.replace(decoder, held_out=0.1)
+    assert (
+        build_judge(named, "layer", Delivery(None, None, None, None)).evaluator.text.held_out
+        == 0.1
+    )
+    digests = {judge.task().digest, CausalEvaluator(tmp_path / "whole.txt").task().digest}
+    assert len(digests) == 2
+    with pytest.raises(ValueError, match=r"a text or a share in \(0, 1\), got 1.5"):
+        CausalEvaluator("text", held_out=1.5)
+
+
 def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
     return [*judge(mask, seed=0, workdir=folder)][-1].values["nll"]
 
@@ -165,6 +185,10 @@ def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
         ),
         ({"difference": 0.2, "low": -0.1, "high": 0.5}, "neither is shown to be better: +0.2000"),
         ({"difference": 0.2}, "neither is shown to be better: +0.2000 nats a token"),
+        (
+            {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12},
+            "neither can be shown to be better on 12 documents: +0.2000 [",
+        ),
         (
             {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12, "pieces_of": 1},
             "neither can be shown to be better on 12 pieces of 1 document: +0.2000 [",
@@ -241,7 +265,7 @@ def test_plan_goes_on_where_it_was_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_pieces_of_one_document_are_called_so(tmp_path):
-    with pytest.warns(UserWarning, match="has 1 documents, so its pieces .* at least 16 held out"):
+    with pytest.warns(UserWarning, match="has 1 documents, so its pieces .* fewer than 16 show"):
         plan = allocate(tmp_path, text="novel.txt", method="restore")
     assert plan.found["nll"]["unseen"]["pieces_of"] == 1
     assert describe_rival(plan.found["rival"]).startswith("neither can be shown to be better on")
@@ -360,7 +384,7 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     trained = CausalEvaluator("text", tokenizer=byte_tokenizer(tmp_path / "model"), **size)
     trained.dense(0).model.save_pretrained("model")
     how = {"length": 200, "sequences": 3, "method": "greedy", "tasks": ["passkey", "qa_1"]}
-    plan = allocate(tmp_path / "run", **how)
+    plan = allocate(tmp_path / "run", **how, serve="transformers", out=tmp_path / "served")
     study = ms.open_study(tmp_path / "run")
     assert study.objectives[0].name == "lost"
     inside = [r for r in study.records() if r.measures["kv_bytes"] <= 0.6]
@@ -369,3 +393,9 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     )
     assert list(plan.found["tasks"]) == ["dense", "plan", "rival"]
     assert plan.found["tasks"]["dense"]["nll/retrieval"] > 0
+    lost = plan.found["tasks"]["plan"]["nll/retrieval"]
+    served = plan.found["served"]["losses"]["tasks"]["served"]["nll/retrieval"]
+    assert served == pytest.approx(lost, abs=1e-4)  # windows alone: the same model
+    page = (tmp_path / "served" / "SERVING.md").read_text()
+    assert f"plan {lost:.3f}, rival" in page
+    assert f"served {served:.3f}" in page

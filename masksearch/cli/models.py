@@ -255,13 +255,19 @@ class AllocateOptions:
 def allocate(options: AllocateOptions) -> None:
     r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
 
+    A plan begins with the widest window in all layers that the budget pays; where nothing is
+    better, that is the plan. It can be better only on texts longer than that window: give
+    --length. Novels ask little from afar: --tasks judges by what long contexts are for.
+
     Only gates and sinks are trained, where asked for. The run folder gets a plan for each budget,
     which `masksearch attach` puts on the model; --out gets a folder that an engine serves.
 
     Examples:
-        masksearch allocate my-llama/ books/ --budget .25 --budget .5 --method restore
+        masksearch allocate my-llama/ books/ --budget .25 --length 4096 \
+            --local 'columns(4) | window(127)' --local 'columns(4) | window(511)' \
+            --tasks niah_multikey_1 --tasks vt
         masksearch allocate my-llama/ books/ --budget .25 --length 4096 --serve llama.cpp \
-            --serving '{"length": 8192, "ubatch": 64}' --sinks tune --out served
+            --serving '{"length": 4096, "ubatch": 64}' --sinks tune --out served
     """
     from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
     from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
@@ -297,9 +303,8 @@ def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
 
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     """The lines that the command prints on a plan."""
-    from masksearch.models.plan import describe_loss, describe_rival, describe_rows
+    from masksearch.models.plan import describe_loss, describe_rival, describe_rows, describe_tasks
     from masksearch.planner import describe_units
-    from masksearch.tasks.long_context import GROUPS
 
     facts = plan.found
     cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
@@ -327,10 +332,7 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
             f"  the widest window of the budget, {rival['mask']} in every layer: "
             f"{describe_rival(rival)}"
         )
-    if by_form := facts.get("tasks"):
-        for group in (name for name in by_form["dense"] if name[4:] in GROUPS):
-            losses = (f"{form} {values[group]:.3f}" for form, values in by_form.items())
-            lines.append(f"  {group[4:]}, nats an answer's token: {', '.join(losses)}")
+    lines += [f"  {line}" for line in describe_tasks(facts.get("tasks", {}))]
     native = facts["native"]
     if "served" in facts:
         served = facts["served"]["losses"]

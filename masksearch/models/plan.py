@@ -19,6 +19,8 @@ from typing import Any
 from masksearch.errors import DataError, MaskFormatError
 from masksearch.files import write_in_one_move
 from masksearch.masks.core import Mask
+from masksearch.tasks.long_context import GROUPS
+from masksearch.tasks.splits import FEW
 
 KIND, FORMAT = "masksearch-plan", 1
 
@@ -135,13 +137,26 @@ def describe_rival(rival: Mapping[str, Any]) -> str:
     if rival.get("is_plan"):
         return "this is the plan, as nothing was better on the text of the search"
     better = "neither is shown to be better"
-    if "pieces_of" in rival:
+    if "pieces_of" in rival or rival.get("documents", FEW) < FEW:
         better = f"neither can be shown to be better on {describe_rows(rival)}"
     elif rival.get("low", 0.0) > 0:
         better = "the plan is shown to be better"
     elif rival.get("high", 0.0) < 0:
         better = "it is shown to be better than the plan"
     return f"{better}: {describe_loss(rival)} nats a token, its loss minus the plan's"
+
+
+def describe_tasks(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What answers of tasks cost in nats a token, a line for each group of tasks.
+
+    >>> describe_tasks({"dense": {"nll/tracing": 1.0, "vt": 0.5}, "plan": {"nll/tracing": 1.5}})
+    ["tracing, nats an answer's token: dense 1.000, plan 1.500"]
+    """
+    lines = []
+    for group in (name for name in by_form.get("dense", ()) if name[4:] in GROUPS):
+        losses = (f"{form} {values[group]:.3f}" for form, values in by_form.items())
+        lines.append(f"{group[4:]}, nats an answer's token: {', '.join(losses)}")
+    return lines
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from masksearch.errors import NativeError
 from masksearch.models.checkpoints import quiet
-from masksearch.models.plan import describe_loss, describe_rival, describe_rows
+from masksearch.models.plan import describe_loss, describe_rival, describe_rows, describe_tasks
 from masksearch.models.saving import copy_tokenizer
 from masksearch.serving import check_serving
 from masksearch.serving.engine import GGUF, Engine
@@ -163,6 +163,9 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"\nWithin the same budget, `{rival['mask']}` in every layer, attached: "
             f"{describe_rival(rival)}.\n{last}"
         )
+    tasks = "".join(f"\n- {line}" for line in describe_tasks(losses.get("tasks", {})))
+    if tasks:
+        tasks = f"\n{tasks[1:]}\n"
     share = facts["kv_bytes"] / facts["dense_kv_bytes"]
     return f"""# {facts["model"]}, for {engine.name}
 
@@ -188,4 +191,4 @@ Written by masksearch; settings as of {engine.release}. Mask: {facts["units"]}.
 {table}
 
 Served minus dense: {describe_loss(losses)}, 95 % interval over them. {opened}.
-{warning}{last}"""
+{tasks}{warning}{last}"""

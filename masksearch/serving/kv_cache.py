@@ -61,7 +61,9 @@ def kv_bytes(
         length: Positions in the cache (>= 1); of llama.cpp `n_ctx`, of all sequences together.
         account: `"mask"`: a layer holds a key in all its KV heads if one of them needs it, as a
             cache that frees keys per layer does (`MaskedCache`). `"head"`: each KV head holds its
-            own keys, those that one of its queries' heads needs. `"transformers"`: its own cache.
+            own keys, those that one of its queries' heads needs. `"transformers"`: its own cache,
+            a `DynamicCache`; a `StaticCache` holds one key more in each layer of a window, and
+            room for all that it was made for from the start.
             `"vllm"`: the blocks that it reserves for a sequence, groups and padding included.
             `"llama.cpp"`: the cells that it allocates. `"tensorrt-llm"`: the blocks that it holds.
         dtype: Of keys and values; None = the model's, or the configuration's (else torch's

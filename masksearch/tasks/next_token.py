@@ -22,7 +22,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Half, generator
 from masksearch.files import short_hash
 from masksearch.tasks.mlm import epoch_batches
-from masksearch.tasks.splits import check_sequences, spread
+from masksearch.tasks.splits import FEW, check_sequences, spread
 from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces
 from masksearch.tasks.text.packing import Boundaries, Sequences
@@ -133,7 +133,7 @@ class NextTokenText:
         vocabulary: int = 4096,
         length: int = 256,
         cache: Path | str | None = None,
-        held_out: Path | str | None = None,
+        held_out: Path | str | float | None = None,
         test: bool = False,
     ) -> NextTokenText:
         """Reads, tokenizes and packs plain text, as `Corpus.load` does, for a decoder.
@@ -146,7 +146,7 @@ class NextTokenText:
             vocabulary: Size of the vocabulary that is trained where there is no tokenizer.
             length: Positions of a sequence (>= 3).
             cache: Folder of the token cache.
-            held_out: What to hold out, spelled like `path`; default: as of `Corpus.load`.
+            held_out: As of `Corpus.load`.
             test: Whether the test text takes the place of the held-out one.
 
         Raises:
@@ -226,16 +226,30 @@ class NextTokenText:
         Raises:
             DataError: If there is none.
         """
+        rows, documents = self.dealt(half)
+        check_sequences(len(rows), len(self.held), half, self.length)
+        chosen = spread(len(rows), most).numpy()
+        rows, documents = rows[chosen], documents[chosen]
+        tokens = self.held[torch.from_numpy(rows)].long()
+        return NextTokenRows(tokens, self.scored(tokens), documents, repeat_distances(tokens))
+
+    def dealt(self, half: Half) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The numbers of a half's sequences, and of the documents that they belong to."""
         inner = self.held.body.shape[1]
         starts, final = deal_stretches(self.held.body.reshape(-1), self.begins, inner)
         rows = np.arange(len(self.held))
         of = np.searchsorted(starts, rows * inner, "right") - 1
         if half in ("search", "final"):
             rows = rows[final[of] == (half == "final")]
-        check_sequences(len(rows), len(self.held), half, self.length)
-        rows = rows[spread(len(rows), most).numpy()]
-        tokens = self.held[torch.from_numpy(rows)].long()
-        return NextTokenRows(tokens, self.scored(tokens), of[rows], repeat_distances(tokens))
+        return rows, of[rows]
+
+    def judging(self, most: int) -> int:
+        """Whole documents of the final half that so many sequences lie in; 0 where pieces stand
+        in their place."""
+        if len(self.begins.documents) < FEW:
+            return 0
+        documents = self.dealt("final")[1]
+        return len({*documents[spread(len(documents), most).numpy()].tolist()})
 
 
 def text_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -157,7 +157,7 @@ class Text:
             `masksearch.tasks.text.corpus.Corpus.load`. Its held-out part is judged, the rest
             trains. For decoders also planted recall: `"recall"` (a file of that name is
             `"./recall"`) or a `masksearch.Recall`.
-        held_out: Text to hold out; default: see `Corpus.load`.
+        held_out: Text to hold out, or a share of this one, in (0, 1); default: see `Corpus.load`.
         held_out_sequences: Largest number of held-out sequences in a report.
         tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub; None = the
             checkpoint's, or one trained on the text.
@@ -180,7 +180,7 @@ class Text:
 
     corpus: AnyText = None
     _: KW_ONLY
-    held_out: Path | str | None = None
+    held_out: Path | str | float | None = None
     held_out_sequences: int = usually(512)
     tokenizer: str | Path | None = None
     vocabulary: int = 4096
@@ -192,6 +192,8 @@ class Text:
     def __post_init__(self) -> None:
         check_least(1, held_out_sequences=self.held_out_sequences, length=self.length)
         check_least(1, vocabulary=self.vocabulary)
+        if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a text or a share in (0, 1), got {self.held_out}")
         check_name("pre-training", self.pretraining, get_args(Pretraining))
         if self.corpus == PLANTED:
             from masksearch.tasks.recall import Recall

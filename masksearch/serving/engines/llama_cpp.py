@@ -106,7 +106,11 @@ LLAMA_CPP = Engine(
         "Compare first: a dense cache in q8_0 (`--cache-type-k q8_0 --cache-type-v q8_0`, "
         "53 % of the bytes; q4_0: 28 %) needs no mask, and goes with one.\n\n"
     ),
-    after="\nSmaller weights: `llama-quantize model.gguf model-q8_0.gguf q8_0`.\n",
+    after=(
+        "\nSmaller weights: `llama-quantize model.gguf model-q8_0.gguf q8_0`. This and "
+        "`llama-server` come with llama.cpp (its releases, or `brew install llama.cpp`), not with "
+        "masksearch.\n"
+    ),
     extras={
         "serve": ("gguf", "ms.to_gguf, files for llama.cpp"),
         "llamacpp": ("llama_cpp", "GGUF files, run as llama.cpp runs them"),

@@ -7,7 +7,7 @@ from masksearch.serving.engine import Engine, Reading, Serving, Windows, rows
 
 def held_keys(windows: Windows, length: int, _: Serving) -> int:
     """Keys that its cache holds after `length` tokens, summed over the layers: of a window all but
-    the query's own, which comes next."""
+    the query's own, which comes next. Its static cache has room for that one too."""
     return sum(length if window is None else min(window - 1, length) for window in windows)
 
 

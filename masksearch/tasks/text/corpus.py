@@ -141,7 +141,7 @@ class Corpus:
         vocabulary: int = 4096,
         length: int = 128,
         cache: Path | str | None = None,
-        held_out: Path | str | None = None,
+        held_out: Path | str | float | None = None,
         test: bool = False,
     ) -> Corpus:
         """Reads, tokenizes and packs plain text (UTF-8, with or without a byte-order mark).
@@ -160,7 +160,8 @@ class Corpus:
             vocabulary: Size of the trained vocabulary (ignored with `tokenizer`).
             length: Positions of a sequence, with `[CLS]` and `[SEP]` (>= 3).
             cache: Folder of the cache; default `$MASKSEARCH_CACHE` or `~/.cache/masksearch`.
-            held_out: What to hold out, spelled like `path`.
+            held_out: What to hold out, spelled like `path`; or in the place of the 5% another
+                share.
             test: Whether the test text takes the place of the held-out one: a folder's test.txt,
                 or the split "test" of a dataset.
 
@@ -223,6 +224,7 @@ class StoredTokens(NamedTuple):
     held_out: TokenStream
     tokenizer: Tokenizer
     content: list[str]  # hashes of the training and the held-out text; empty = no such text
+    share: float = HELD_OUT_SHARE  # of the tokens, held out where no text is
 
     def parts(self, inner: int) -> tuple[TokenStream, TokenStream]:
         """The training part and the held-out part: the end of the text, where no text is, and at
@@ -230,13 +232,13 @@ class StoredTokens(NamedTuple):
         if self.content[1]:
             return self.train, self.held_out
         count = len(self.train.ids)
-        cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
+        cut = max(round(self.share * count), min(inner, count))
         return self.train.part(0, count - cut), self.train.part(count - cut, count)
 
 
 def tokenize_text(
     path: Path | str,
-    held_out: Path | str | None,
+    held_out: Path | str | float | None,
     tokenizer: str | Path | None,
     vocabulary: int,
     cache: Path | str | None,
@@ -255,6 +257,9 @@ def tokenize_text(
     Raises:
         DataError: As `Corpus.load`.
     """
+    if isinstance(held_out, float):
+        stored = tokenize_text(path, None, tokenizer, vocabulary, cache, read)
+        return stored._replace(share=held_out, content=[*stored.content, f"{held_out:g}"])
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     spelled = f"trained:{vocabulary}" if opened is None else opened.to_str()
     key = short_hash(FORMAT, read.__name__, *source_key(path, held_out), spelled)
