@@ -64,7 +64,12 @@ def content_hash(files: list[Path]) -> str:
 
 def short_hash(*parts: str) -> str:
     """16 hexadecimal digits of SHA-256 over the parts, which cannot run into each other."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return text_hash(json.dumps(parts))
+
+
+def text_hash(text: str) -> str:
+    """Hash of a text: 16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cache_folder(chosen: Path | str | None) -> Path:

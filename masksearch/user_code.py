@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -23,6 +22,7 @@ from types import CodeType, EllipsisType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import EvaluatorError, MaskSearchError, check_name, unknown_name
+from masksearch.files import text_hash
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
     from optuna.trial import BaseTrial
@@ -180,14 +180,14 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     except (OSError, TypeError, SyntaxError, ValueError):
         defined = {}
     if name not in defined or "<locals>" in owner.__qualname__:
-        return {name: hash_owner(owner) if source is None else hash_text(plain_text(source))}
+        return {name: hash_owner(owner) if source is None else text_hash(plain_text(source))}
     used: dict[str, str] = {}
     waiting = [name]
     while waiting:
         one = waiting.pop()
         if one in defined and one not in used:
             nodes = defined[one]
-            used[one] = hash_text("\n".join(map(plain_code, nodes)))
+            used[one] = text_hash("\n".join(map(plain_code, nodes)))
             waiting += {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
     return dict(sorted(used.items()))
 
@@ -203,12 +203,12 @@ def hash_owner(owner: Any) -> str:
         UserCodeError: If the code holds what has no text that is the same in every process.
     """
     try:
-        return hash_text(plain_text(textwrap.dedent(inspect.getsource(owner))))
+        return text_hash(plain_text(textwrap.dedent(inspect.getsource(owner))))
     except (OSError, TypeError):
         code = getattr(owner, "__code__", None)
     codes = [code] if code else [f.__code__ for f in vars(owner).values() if inspect.isfunction(f)]
     first = repr((code.co_code, plain_constant(code.co_consts))) if code else owner.__qualname__
-    return f"{hash_text(first)}+{hash_text(repr(plain_constant(tuple(codes))))}"
+    return f"{text_hash(first)}+{text_hash(repr(plain_constant(tuple(codes))))}"
 
 
 def plain_constant(value: Any) -> Any:
@@ -273,11 +273,6 @@ def plain_code(node: ast.AST) -> str:
         if isinstance(each, DOCUMENTED) and len(each.body) > 1 and ast.get_docstring(each):
             each.body.pop(0)
     return ast.unparse(node)
-
-
-def hash_text(text: str) -> str:
-    """16 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def call_user(spec: str, maker: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -16,11 +16,11 @@ from toy import ToyEvaluator
 
 from masksearch import load_function, masks, search
 from masksearch.errors import ResumeError, UnknownNameError
+from masksearch.files import text_hash
 from masksearch.report.collect import studies_in
 from masksearch.user_code import (
     UserCodeError,
     definition_hashes,
-    hash_text,
     same_definitions,
 )
 
@@ -235,7 +235,7 @@ def test_an_edit_of_nested_code_without_source_is_seen():
 
 def test_flat_code_of_earlier_versions_goes_on_and_nothing_else_does():
     flat = sourceless("def f(t):\n    return t + 3")
-    earlier = hash_text(repr((flat.__code__.co_code, flat.__code__.co_consts)))
+    earlier = text_hash(repr((flat.__code__.co_code, flat.__code__.co_consts)))
     before, now = json.dumps({"f": earlier}), json.dumps(definition_hashes(flat))
     assert same_definitions(before, now)
     other = json.dumps(definition_hashes(sourceless("def f(t):\n    return t + 4")))

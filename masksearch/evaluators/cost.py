@@ -6,7 +6,6 @@ evaluator = CostEvaluator(length=1024, measure=("block_density", "latency_ratio"
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 import warnings
@@ -24,6 +23,7 @@ from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.contracts import Evaluator, Objective, Report, Shape, generator
 from masksearch.errors import LengthError, check_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
+from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import block_view, lower, row_counts, under_causality
 from masksearch.masks.measure import MEASURES, hops, on_diagonal, sparsity_off_diagonal
@@ -131,7 +131,7 @@ class CostEvaluator(Evaluator):
         """Short hash of all settings; with a measured cost also of processor and versions."""
         kernel = KERNEL if self.timed or "memory" in self.measure else ()
         parts = ("cost-1", asdict(self), machine() if self.timed else "", *kernel)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return text_hash(repr(parts))
 
     @property
     def timed(self) -> bool:
@@ -320,7 +320,7 @@ class WithCost(EvaluatorWrapper):
     def protocol(self) -> str:
         """Short hash of the inner protocol and of the costs' settings."""
         text = f"with-cost-1 {self.evaluator.protocol} {self.cost.protocol}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_hash(text)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields the inner evaluator's reports, each with the costs.

@@ -276,6 +276,15 @@ class MlmEvaluator(AssembledEvaluator):
             pairs = F.cross_entropy(output.pair_logits.float(), batch[PAIR_LABEL])
             return torch.stack([output.loss, pairs])
 
+    def outputs(self, model: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Any]]:
+        """Each batch and what the model says of it in eval mode; its mode is restored."""
+        with torch.no_grad(), keeping_modes(model):
+            model.eval()
+            for batch in batches:
+                with autocast(batch, self.training.precision):
+                    output = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
+                yield batch, output
+
     def held_out_values(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """The values of a report; the model's mode is restored.
 
@@ -285,19 +294,15 @@ class MlmEvaluator(AssembledEvaluator):
             `"pair_accuracy"`, in [0, 1] (chance: 0.5).
         """
         total, tokens, pair_total, hits, pairs = 0.0, 0, 0.0, 0, 0
-        with torch.no_grad(), keeping_modes(model):
-            model.eval()
-            for batch in batches:
-                count = count_scored(batch)[0]
-                with autocast(batch, self.training.precision):
-                    output = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
-                total += output.loss.item() * count
-                tokens += count
-                if PAIR_LABEL in batch:
-                    logits, truth = output.pair_logits.float(), batch[PAIR_LABEL]
-                    pair_total += F.cross_entropy(logits, truth, reduction="sum").item()
-                    hits += int((logits.argmax(-1) == truth).sum())
-                    pairs += len(truth)
+        for batch, output in self.outputs(model, batches):
+            count = count_scored(batch)[0]
+            total += output.loss.item() * count
+            tokens += count
+            if PAIR_LABEL in batch:
+                logits, truth = output.pair_logits.float(), batch[PAIR_LABEL]
+                pair_total += F.cross_entropy(logits, truth, reduction="sum").item()
+                hits += int((logits.argmax(-1) == truth).sum())
+                pairs += len(truth)
         values = {"loss": total / tokens}
         if pairs:
             values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
@@ -321,23 +326,19 @@ class MlmEvaluator(AssembledEvaluator):
         their mean number (they differ with sentence pairs only).
         """
         losses, counts, digest = list[Tensor](), list[Tensor](), hashlib.sha256()
-        with torch.no_grad(), keeping_modes(model):
-            model.eval()
-            for batch in batches:
-                with autocast(batch, self.training.precision):
-                    output = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
-                labels, table = batch.get("labels"), output.logits.double().cpu()
-                scored = torch.ones_like(table, dtype=torch.bool)
-                digest.update(batch["input_ids"].cpu().numpy().tobytes())
-                if labels is not None:
-                    scored = (labels != -100).cpu()
-                    truth = labels[labels != -100]
-                    each = F.cross_entropy(output.logits.float(), truth, reduction="none")
-                    table = torch.zeros(scored.shape, dtype=torch.float64)
-                    table[scored] = each.double().cpu()
-                    digest.update(labels.cpu().numpy().tobytes())
-                losses.append(table.sum(1))
-                counts.append(scored.sum(1))
+        for batch, output in self.outputs(model, batches):
+            labels, table = batch.get("labels"), output.logits.double().cpu()
+            scored = torch.ones_like(table, dtype=torch.bool)
+            digest.update(batch["input_ids"].cpu().numpy().tobytes())
+            if labels is not None:
+                scored = (labels != -100).cpu()
+                truth = labels[labels != -100]
+                each = F.cross_entropy(output.logits.float(), truth, reduction="none")
+                table = torch.zeros(scored.shape, dtype=torch.float64)
+                table[scored] = each.double().cpu()
+                digest.update(labels.cpu().numpy().tobytes())
+            losses.append(table.sum(1))
+            counts.append(scored.sum(1))
         rows = (torch.cat(losses) / torch.cat(counts).double().mean()).numpy()
         return RowScores({"text": rows}, {"text": 1.0}, {"text": digest.hexdigest()[:16]})
 

@@ -7,7 +7,6 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.evaluators.assembled import AssembledEvaluator
+from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
@@ -189,7 +189,7 @@ class PlantedEvaluator(AssembledEvaluator):
             self.text.held_out_sequences,
             *([self.half] if self.draw else []),
         )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return text_hash(repr(parts))
 
     @property
     def meanings(self) -> dict[str, str]:

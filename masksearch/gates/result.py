@@ -38,12 +38,11 @@ from masksearch.gates.discretise import (
 )
 from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import PRUNE_MORE, CollapseWatch
-from masksearch.gates.units import Allocation, Units, cut_switches, read_levels
+from masksearch.gates.units import FORMAT, Allocation, Units, cut_switches, read_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import overlap
 from masksearch.masks.picture import table_html
 
-FORMAT = "masksearch-gates-1"
 LOSSES = {  # name in the last report -> of what, on a health card
     "relaxed": "soft gates",
     "sampled": "sampled",

@@ -48,7 +48,7 @@ Unit = Literal["layer", "kv_head", "head"]
 Allocation = tuple[int, ...]  # the level of each unit
 Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
 UNITS = ("layer", "kv_head", "head")
-GATES = "masksearch-gates-1"  # files of trained gates
+FORMAT = "masksearch-gates-1"  # of files of trained gates
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class Units:
             MaskFormatError: If it is another file.
             ValueError: If the gates are for other units, or choose among other masks.
         """
-        tensors, about = read_tensors(path, what="gates", expected=GATES)
+        tensors, about = read_tensors(path, what="gates", expected=FORMAT)
         probabilities, gates = tensors["probabilities"], json.loads(about["dam"])["gates"]
         if probabilities.dim() == 4:
             return self.scores_of(probabilities * pair_weights(self.shape))
@@ -362,8 +362,12 @@ class Units:
                 f"{' x '.join(map(str, probabilities.shape))}; the units are {self.unit}s among "
                 f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, size))}"
             )
-        worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
+        worth = self.log_chances(probabilities)
         return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
+
+    def log_chances(self, probabilities: Tensor) -> Tensor:
+        """Logarithms of what switches say of each unit and level, `[units, levels]`."""
+        return probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
 
 
 def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:
@@ -506,8 +510,7 @@ def cut_switches(units: Units, probabilities: Tensor, density: float) -> Allocat
     Raises:
         ValueError: If all units at their lowest level cost more.
     """
-    worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(units.names)]
-    path = ranked_path(worth.tolist(), units.prices.tolist())
+    path = ranked_path(units.log_chances(probabilities).tolist(), units.prices.tolist())
     units.refuse_less(density)
     return [step for step in path if units.density(step) <= density * (1 + ROUNDING)][-1]
 

@@ -73,6 +73,12 @@ def table_html(table: Tensor, caption: str) -> str:
     )
 
 
+def fold_equal(table: Tensor) -> Tensor:
+    """A table of `[layers, heads, n, n]` with equal layers, or equal heads, folded into one."""
+    table = table[:1] if bool((table == table[:1]).all()) else table
+    return table[:, :1] if bool((table == table[:, :1]).all()) else table
+
+
 def draw_table(table: Tensor) -> tuple[bytes, int, str]:
     """A picture of tables: layers down and heads across, equal ones once, dark = may attend.
 
@@ -82,11 +88,7 @@ def draw_table(table: Tensor) -> tuple[bytes, int, str]:
     Returns:
         The PNG, its width on the screen in pixels, and which panels it shows; "" for one.
     """
-    layers = table.shape[0]
-    if bool((table == table[:1]).all()):
-        table = table[:1]
-    if bool((table == table[:, :1]).all()):
-        table = table[:, :1]
+    layers, table = table.shape[0], fold_equal(table)
     what = f"{table.shape[0]} layers down, " if table.shape[0] > 1 else ""
     what += f"{table.shape[1]} heads across" if table.shape[1] > 1 else ""
     if table.shape[1] == 1 < table.shape[0]:  # layers across, as heads would be

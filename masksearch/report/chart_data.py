@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, sty
 from masksearch.report.tables import percent
 from masksearch.serving.engines import COUNTED
 
+T = TypeVar("T")
 COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs
     "density": "share of the pairs kept",
     "block_density": "share of the blocks computed",
@@ -109,8 +110,7 @@ def drawn_records(section: Section) -> list[Record]:
     for study in section.studies.values():
         apt = [r for r in study if r.scored and r.role != "baseline" and not learned_nothing(r)]
         gains = [(saved_share(r, cost), sign * r.value(score.name)) for r in apt]
-        kept = on_front(np.reshape(gains, (len(gains), 2)))
-        shown |= {id(r) for r, best in zip(apt, kept, strict=True) if best}
+        shown |= {id(r) for r in unbeaten(apt, gains)}
     others = [record for record in records if id(record) not in shown]
     shown |= {id(record) for record in others[:: -(-len(others) // DRAWN) or 1]}
     return [record for record in records if id(record) in shown]
@@ -248,9 +248,13 @@ def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]
 def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """The points that no other one beats in both, densest first."""
     by_saving = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
-    gains = [(point["saved"], sign * point["score"]) for point in by_saving]
+    return unbeaten(by_saving, [(each["saved"], sign * each["score"]) for each in by_saving])
+
+
+def unbeaten(each: Sequence[T], gains: Sequence[tuple[float, float]]) -> list[T]:
+    """Those that no other one beats in both gains."""
     kept = on_front(np.reshape(gains, (len(gains), 2)))
-    return [point for point, best in zip(by_saving, kept, strict=True) if best]
+    return [one for one, best in zip(each, kept, strict=True) if best]
 
 
 def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:

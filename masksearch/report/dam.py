@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from torch import Tensor
@@ -224,8 +225,13 @@ def plot_switches(probabilities: Tensor) -> Figure:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(12, integer=True))
     axes.tick_params(labelsize=SMALL, colors=INK)
-    bar = figure.colorbar(picture, ax=axes, aspect=16)
-    bar.set_label("probability of the fullest mask", fontsize=SMALL, color=INK)
+    return with_bar(figure, picture, "probability of the fullest mask")
+
+
+def with_bar(figure: Figure, picture: AxesImage, label: str, shrink: float = 1.0) -> Figure:
+    """The figure of a heat map with the bar that says what its colours mean."""
+    bar = figure.colorbar(picture, ax=picture.axes, shrink=shrink, aspect=16)
+    bar.set_label(label, fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
     return figure
 
@@ -284,10 +290,7 @@ def plot_heads(
     axes.spines[:].set_visible(False)
     if not named:
         axes.set_xlabel("head", fontsize=SMALL, color=INK)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=16)
-    bar.set_label(label, fontsize=SMALL, color=INK)
-    bar.ax.tick_params(labelsize=SMALL)
-    return figure
+    return with_bar(figure, picture, label, shrink=0.8)
 
 
 def plot_offsets(probabilities: Tensor) -> Figure:

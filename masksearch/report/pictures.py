@@ -25,6 +25,7 @@ from masksearch.contracts import Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts, under_causality
+from masksearch.masks.picture import fold_equal
 from masksearch.report.style import (
     GREEN,
     INK,
@@ -60,11 +61,7 @@ def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
                 f"a table of {' x '.join(map(str, table.shape[-2:]))} cannot be drawn at length "
                 f"{length}; pass its own length"
             )
-    if bool((table == table[:1]).all()):
-        table = table[:1]
-    if bool((table == table[:, :1]).all()):
-        table = table[:, :1]
-    return table
+    return fold_equal(table)
 
 
 def tile_panels(table: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
-    distribution_to_json,
 )
 from optuna.trial import FixedTrial
 
@@ -28,6 +26,7 @@ from masksearch.strategies.samplers import (
     OptunaStrategy,
     Space,
     describe_kind,
+    drawn_kinds,
     no_mask,
 )
 from masksearch.study.records import read_budgets
@@ -132,8 +131,7 @@ def draw_enqueued(
             fingerprint(mask, shape)
         except MaskSearchError as error:
             raise SearchError(f"{what} = {dict(params)}: {error}") from error
-        kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
-        memo = {"distributions": json.dumps(kinds)}
+        memo = drawn_kinds(trial)
         proposals.append(Proposal(number, Evaluate(mask), drawn, ORIGIN, memo=memo))
     return proposals
 

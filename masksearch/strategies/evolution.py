@@ -26,7 +26,6 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
-    distribution_to_json,
 )
 from optuna.samplers import RandomSampler
 from optuna.study import Study
@@ -34,7 +33,7 @@ from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Evaluate, Objective, Proposal, Record, generator
-from masksearch.strategies.samplers import Parameters, Space, draw_job, violation
+from masksearch.strategies.samplers import Parameters, Space, draw_job, drawn_kinds, violation
 from masksearch.study.records import Constraint, drawn_distributions
 from masksearch.study.store import quiet
 
@@ -313,9 +312,7 @@ class EvolutionStrategy:
         with quiet():
             trial = optuna.create_study(sampler=Replay(values, changed, draws)).ask()
         job, params = draw_job(self.space, trial, self.parameters, draw)
-        kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
-        memo["distributions"] = json.dumps(kinds)
-        return Proposal(draw, job, params, self.name, memo=memo)
+        return Proposal(draw, job, params, self.name, memo=memo | drawn_kinds(trial))
 
 
 def identity(drawn: Proposal | Record) -> set[str]:

@@ -449,13 +449,18 @@ class StudyInMemory(optuna.Study):
             `distributions`, and `trial_attrs` and `study_attrs` where the sampler wrote any;
             all JSON.
         """
-        kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
-        texts = {"distributions": json.dumps(kinds)}
         after = self.attributes()
         changed = {key: after[key] for key in after if before.get(key) != after[key]}
         of_trial = self.storage.get_trial(trial.number).system_attrs
         attributes = {"trial_attrs": of_trial, "study_attrs": changed}
-        return texts | {name: json.dumps(each) for name, each in attributes.items() if each}
+        texts = {name: json.dumps(each) for name, each in attributes.items() if each}
+        return drawn_kinds(trial) | texts
+
+
+def drawn_kinds(trial: BaseTrial) -> dict[str, str]:
+    """The entry of a memo that says what each parameter was drawn from, as JSON."""
+    kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
+    return {"distributions": json.dumps(kinds)}
 
 
 def memo_entry(record: Record, name: str) -> dict[str, Any]:

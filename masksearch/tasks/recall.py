@@ -13,7 +13,6 @@ task.floor                               # .478 nats a token
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import Batch, Half, generator
+from masksearch.files import text_hash
 from masksearch.tasks.next_token import NextTokenRows
 
 RULE, TRAIN, JUDGED = 64, 65, 66  # streams of random numbers
@@ -93,7 +93,7 @@ class Recall:
     @property
     def digest(self) -> str:
         """Hash of the distribution."""
-        return hashlib.sha256(f"recall-1 {asdict(self)}".encode()).hexdigest()[:16]
+        return text_hash(f"recall-1 {asdict(self)}")
 
     @property
     def train_digest(self) -> str:

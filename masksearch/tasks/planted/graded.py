@@ -7,7 +7,6 @@ process.expected(masks.window(2))                # best accuracy that this mask 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Batch, generator
+from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 
 Curve = NDArray[np.float64]  # accuracy by the number of kept keys
@@ -329,7 +329,7 @@ class GradedProcess:
         """Short hash of everything that the distribution depends on."""
         fields = (self.length, self.symbols, self.hidden, self.seed)
         text = repr(("graded-1", fields, [astuple(each) for each in self.dependencies]))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_hash(text)
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Draws sequences: int64 `[count, length]`."""

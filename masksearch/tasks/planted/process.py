@@ -7,7 +7,6 @@ next(PlantedTask(process).batches(seed=0))       # {"input_ids", "labels"}: int6
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Batch, generator
 from masksearch.errors import unknown_name
+from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.tasks.planted.graded import HELD_OUT, held_out_stream
 
@@ -255,7 +255,7 @@ class PlantedProcess:
         """Short hash of everything that the distribution depends on."""
         fields = (self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed)
         text = repr(("planted-1", fields, self.pairs, self.permutations.tolist()))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_hash(text)
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Draws sequences: int64 `[count, length]`."""
