@@ -24,21 +24,25 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import cloudpickle
 
 from masksearch.contracts import Trials
 from masksearch.errors import MaskSearchError, SearchError, install_command, outside_level
-from masksearch.executors.local import Pool, WorkerLoss
+from masksearch.executors.environment import (
+    catch_interrupt,
+    in_main_thread,
+    replace_attribute,
+    set_environment,
+)
+from masksearch.executors.pool import Pool, WorkerLoss
 from masksearch.executors.worker import (
     TrialRunner,
     TrialSpec,
@@ -677,71 +681,6 @@ def silence_ray(quiet: bool) -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
-
-
-# -- what Ray needs around it: everything is put back at the end --------------------------------
-@contextmanager
-def set_environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> Iterator[None]:
-    """Sets environment variables.
-
-    Args:
-        settings: Name -> value.
-        family: Beginnings of the names of others that may change meanwhile.
-    """
-    before = dict(os.environ)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name in {*before, *os.environ}:
-            if name not in settings and not name.startswith(family or "\0"):
-                continue
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                os.environ.pop(name, None)
-
-
-@contextmanager
-def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replaces an attribute of a module or class; one that is not there stays away."""
-    if not hasattr(owner, name):
-        yield
-        return
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def in_main_thread() -> bool:
-    """Whether Python hands signals to this thread."""
-    return threading.current_thread() is threading.main_thread()
-
-
-@contextmanager
-def catch_interrupt(first: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM calls `first`, the second does what it did before."""
-    if not in_main_thread():
-        yield
-        return
-    ends = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in (*ends, signal.SIGUSR1)}
-
-    def once(number: int, frame: FrameType | None) -> None:
-        for each in ends:
-            signal.signal(each, before[each])
-        first()
-
-    for number in ends:
-        signal.signal(number, once)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():  # Tune leaves a SIGUSR1 handler behind
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -13,13 +13,12 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from masksearch.executors.ray import (
+from masksearch.executors.environment import (
     catch_interrupt,
-    own_token,
     replace_attribute,
     set_environment,
-    temporary_storage,
 )
+from masksearch.executors.ray import own_token, temporary_storage
 from masksearch.executors.worker import pickle_by_value
 from masksearch.user_code import load_function
 

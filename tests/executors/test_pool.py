@@ -16,7 +16,7 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal
 from masksearch.errors import SearchError
 from masksearch.executors.job import JobRun
-from masksearch.executors.local import Pool, WorkerLoss
+from masksearch.executors.pool import Pool, WorkerLoss
 from masksearch.executors.worker import TrialRunner, WorkerConfig
 from masksearch.strategies.enqueued import Listed
 

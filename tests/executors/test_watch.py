@@ -17,7 +17,7 @@ from toy import PlainTrials
 
 from masksearch import masks
 from masksearch.executors import ray as executor
-from masksearch.executors.local import Pool
+from masksearch.executors.pool import Pool
 from masksearch.strategies.enqueued import Listed
 
 
