@@ -96,7 +96,8 @@ class ComparedMasks(ComparedRuns):
             )
         rows: list[dict[str, Any]] = []
         judged = [o.name for o in self.objectives if o.name not in (*SPARSITIES, "block_density")]
-        marked = {t for t in [*judged, *self.tasks] if self.has_majority(t)}
+        values = {name for entry in self.entries.values() for name in entry.values}
+        marked = {t for t in [*judged, *self.tasks] if f"{t}/majority" in values}
         for entry in sorted(self.entries.values(), key=lambda e: (e.sparsity, e.name)):
             row: dict[str, Any] = {
                 "mask": entry.name,
@@ -128,10 +129,6 @@ class ComparedMasks(ComparedRuns):
                     row[f"{task} at majority"] = task in entry.at_majority
             rows.append(row)
         return pd.DataFrame(rows)
-
-    def has_majority(self, task: str) -> bool:
-        """Whether any run reports the constant answer's score of that task."""
-        return any(f"{task}/majority" in entry.values for entry in self.entries.values())
 
     # -- verdict -----------------------------------------------------------------------------
     def opponents(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from masksearch.cli import options
-from masksearch.cli.options import OptionsError, declare
+from masksearch.cli.options import (
+    JUDGE,
+    OUTPUT,
+    PLACE,
+    Json,
+    OptionsError,
+    argument,
+    option,
+    takes,
+)
 
 
 class Action(StrEnum):
@@ -24,48 +33,35 @@ class Action(StrEnum):
 READS = {"list": "json", "build": "what out slots", "judge": "what tables budget trials json"}
 
 
-def bench(
-    context: typer.Context,
-    action: Annotated[
-        Action,
-        typer.Argument(
-            help="list, build or judge.", metavar="ACTION", rich_help_panel=options.JUDGE
-        ),
-    ] = Action.list,
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            help="To build: FILE.py:NAME, a function that gives a TableSpec or a list of them. To "
-            "judge: FILE.py:NAME, a selector, or a strategy of masksearch search.",
-            metavar="WHAT",
-            rich_help_panel=options.JUDGE,
-        ),
-    ] = None,
-    tables: Annotated[
-        list[str] | None,
-        declare(
-            "A table to judge on: a name, a family (recall) or a .parquet file; repeatable.",
-            options.JUDGE,
-            "all that are installed, complete, and searched by what is judged",
-            "TABLE",
-        ),
-    ] = None,
-    budget: Annotated[
-        list[float] | None,
-        declare(
-            "Largest share of the dense cost that a choice may have; repeatable.",
-            options.JUDGE,
-            "0.3, 0.4, 0.5 and 0.6",
-            "SHARE",
-        ),
-    ] = None,
-    trials: Annotated[int, declare("Masks that a strategy judges.", options.JUDGE, "", "N")] = 60,
-    out: Annotated[
-        Path, declare("Folder of the tables that are built.", options.OUTPUT, "", "FOLDER")
-    ] = Path("tables"),
-    slots: options.Slots = 1,
-    json: options.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of `masksearch bench`, but for those that an action does not read."""
+
+    action: Action = argument(
+        "list, build or judge.  [default: list]", JUDGE, "ACTION", default=Action.list
+    )
+    what: str | None = argument(
+        "To build: FILE.py:NAME, a function that gives a TableSpec or a list of them. To judge: "
+        "FILE.py:NAME, a selector, or a strategy of masksearch search.",
+        *(JUDGE, "WHAT"),
+        default=None,
+    )
+    tables: list[str] | None = option(
+        "A table to judge on: a name, a family (recall) or a .parquet file; repeatable.",
+        *(JUDGE, "all that are installed, complete, and searched by what is judged", "TABLE"),
+    )
+    budget: list[float] | None = option(
+        "Largest share of the dense cost that a choice may have; repeatable.",
+        *(JUDGE, "0.3, 0.4, 0.5 and 0.6", "SHARE"),
+    )
+    trials: int | None = option("Masks that a strategy judges.", JUDGE, "60", "N")
+    out: Path | None = option("Folder of the tables that are built.", OUTPUT, "tables", "FOLDER")
+    slots: int | None = option("Trials at a time.", PLACE, "1", "N")
+    as_json: Json = False
+
+
+@takes()
+def bench(options: BenchOptions) -> None:
     """List, build or judge on tables of masks whose best choice is known.
 
     A selector is judged by its regret: how much more its choice loses than what exhaustive search
@@ -77,14 +73,15 @@ def bench(
         masksearch bench judge mine.py:last_layers --tables recall-1
         masksearch bench build mine.py:my_tables --out tables
     """
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    typed = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
-    for name in sorted(typed - {"action", *READS[action].split()}):
+    action, what = options.action, options.what
+    values = {name.removeprefix("as_"): value for name, value in vars(options).items()}
+    given = {name for name, value in values.items() if value not in (None, False)}
+    for name in sorted(given - {"action", *READS[action].split()}):
         readers = " and ".join(f"bench {each}" for each in READS if name in READS[each].split())
         shown = what if name == "what" else f"--{name}"
         raise OptionsError(f"bench {action.value} does not read {shown}: it belongs to {readers}")
     if action is Action.list:
-        show_tables(json)
+        show_tables(options.as_json)
         return
     if what is None:
         raise OptionsError(
@@ -92,7 +89,7 @@ def bench(
             "or a selector to judge"
         )
     if action is Action.build:
-        build_tables(what, out, slots)
+        build_tables(what, options.out or Path("tables"), options.slots or 1)
         return
     from masksearch.bench import judge, load, names, strategy, summary
     from masksearch.bench.judge import BUDGETS
@@ -100,21 +97,28 @@ def bench(
     from masksearch.strategies.build import STRATEGIES
     from masksearch.user_code import load_function
 
-    if what not in STRATEGIES and "trials" in typed:
+    if what not in STRATEGIES and options.trials is not None:
         raise OptionsError(
             f"--trials belongs to a strategy of masksearch search; {what} is a selector, which "
             "asks for as many losses as it wants"
         )
-    selector: Any = strategy(what, trials) if what in STRATEGIES else load_function(what)
+    if what in STRATEGIES:
+        selector: Any = strategy(what, 60 if options.trials is None else options.trials)
+    else:
+        selector = load_function(what)
     installed = names()
-    if tables:
+    if tables := options.tables:
         families = {name: [n for n in installed if family_of(n) == name] for name in tables}
         chosen = [load(each) for name in tables for each in families[name] or [name]]
     else:
         loaded = [load(name) for name in installed]
         chosen = [t for t in loaded if t.complete and (t.whole or what not in STRATEGIES)]
-    rows = judge(selector, chosen, budget or BUDGETS, name=what)
-    show(summary(rows), json, f"{what} on {', '.join(table.sheet.name for table in chosen)}")
+    rows = judge(selector, chosen, options.budget or BUDGETS, name=what)
+    show(
+        summary(rows),
+        options.as_json,
+        f"{what} on {', '.join(table.sheet.name for table in chosen)}",
+    )
 
 
 def show(table: Any, json: bool, title: str) -> None:

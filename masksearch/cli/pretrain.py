@@ -164,6 +164,8 @@ def train_and_save(
     Returns:
         The last report.
     """
+    import pandas as pd
+
     from masksearch.attention.attach import attach, detach
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.files import write_text_in_one_move
@@ -187,17 +189,11 @@ def train_and_save(
         for report in evaluator.pretrain(model, mask, seed=seed, workdir=out):
             curve.append(report)
             if writes:
-                write_text_in_one_move(out / CURVE, curve_as_csv(curve))
+                rows = pd.DataFrame([{"step": r.step, **r.values} for r in curve])
+                write_text_in_one_move(out / CURVE, rows.to_csv(index=False, float_format="%.6f"))
     if writes:
         detach(model)
         attach(written, mask)
         save_pretrained(written, out, tokenizer=evaluator.task().corpus.tokenizer)
     Checkpoints(out, PRETRAINING).clear()
     return curve[-1]
-
-
-def curve_as_csv(curve: list[Report]) -> str:
-    """Reports as CSV: the step, then every value."""
-    names = list(curve[-1].values)
-    rows = [[str(r.step), *(f"{r.values[name]:.6f}" for name in names)] for r in curve]
-    return "\n".join(",".join(row) for row in [["step", *names], *rows]) + "\n"

@@ -284,11 +284,13 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import names_alike, read_candidates
     from masksearch.cli.build import named_candidates
+    from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full, rivals_within
     from masksearch.masks.families import FIRST_KEY, random_like
     from masksearch.strategies.allocate import DENSITY, find_cost
     from masksearch.study.records import read_budgets
     from masksearch.study.references import within_budgets
+    from masksearch.study.store import StudyStore
 
     named: dict[str, Candidate] = {}
     for text in dict.fromkeys(options.mask or []):
@@ -339,21 +341,14 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     return {
         "candidates": candidates,
         "seeds": range(FIRST_SEED, FIRST_SEED + options.seeds),
-        "front_of": None if front is None else read_search(front, options.storage),
+        "front_of": front
+        and Study(front, store=StudyStore(front, write=False, allowed=options.storage)),
         "kinds": kinds,
         "against": options.against or "named",
         "margin": options.margin,
         "budget": options.budget,
         "storage": options.storage,
     }
-
-
-def read_search(run: Path, storage: str | None) -> Study:
-    """The search whose front is judged again."""
-    from masksearch.driver import Study
-    from masksearch.study.store import StudyStore
-
-    return Study(run, store=StudyStore(run, write=False, allowed=storage))
 
 
 def say_cuts(study: Study) -> None:

@@ -42,25 +42,10 @@ class Wanted:
     limits: Mapping[str, Any]  # constraints and budgets
 
 
-def as_options(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Units, which are options of the strategy itself."""
-    return {**units, **options}
-
-
 def as_switches(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Units, which become switches: gates that choose one mask a unit."""
     gates = {"structure": "switch", **units, **options.get("gates", {})}
     return {**options, "gates": gates}
-
-
-def trains_gates(options: Mapping[str, Any]) -> bool:
-    """Of a strategy that always does."""
-    return True
-
-
-def scores_by_gates(options: Mapping[str, Any]) -> bool:
-    """Of an allocation, whose units may be scored by gates."""
-    return options.get("method") == "gates"
 
 
 @dataclass(frozen=True)
@@ -289,8 +274,8 @@ STRATEGIES = {
         build_allocation,
         allocate.OPTIONS,
         "none",
-        as_options,
-        gated=scores_by_gates,
+        lambda units, options: {**units, **options},
+        gated=lambda options: options.get("method") == "gates",
         budgets="budgets",
         prefix=allocate.NAME,
     ),
@@ -300,7 +285,7 @@ STRATEGIES = {
         "none",
         as_switches,
         gradients=True,
-        gated=trains_gates,
+        gated=lambda _: True,
         budgets="densities",
         prefix=GATES,
     ),
@@ -309,7 +294,7 @@ STRATEGIES = {
         {"config": Mapping},
         "none",
         gradients=True,
-        gated=trains_gates,
+        gated=lambda _: True,
         budgets=None,
         trials=16,
         prefix=GATES,

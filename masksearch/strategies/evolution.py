@@ -49,7 +49,8 @@ def random_value(kind: BaseDistribution, draws: torch.Generator) -> Any:
     if isinstance(kind, CategoricalDistribution):
         return kind.choices[draw_index(len(kind.choices), draws)]
     assert isinstance(kind, IntDistribution | FloatDistribution)
-    if has_grid(kind):
+    # values that are evenly spaced, and equally likely
+    if not kind.log if isinstance(kind, IntDistribution) else kind.step is not None:
         return at_index(kind, draw_index(steps_of(kind), draws))
     return at_share(kind, uniform(draws))
 
@@ -129,11 +130,6 @@ class Replay(RandomSampler):
         if param_name == self.mutated:
             return near_value(param_distribution, fitted, self.draws)
         return fitted
-
-
-def has_grid(kind: IntDistribution | FloatDistribution) -> bool:
-    """Whether the values are evenly spaced and equally likely."""
-    return not kind.log if isinstance(kind, IntDistribution) else kind.step is not None
 
 
 def steps_of(kind: IntDistribution | FloatDistribution) -> int:

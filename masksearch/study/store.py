@@ -299,7 +299,9 @@ class StudyStore:
         if existed:
             self.load()
             before = self.facts()
-            changed = [key for key in facts if not same_fact(key, before.get(key, ""), facts[key])]
+            changed = [key for key in facts if before.get(key, "") != facts[key]]
+            if "space" in changed and same_definitions(before.get("space", ""), facts["space"]):
+                changed.remove("space")
             if not self.ids or (changed and not self.finished):
                 self.forget()
                 existed = False
@@ -646,11 +648,6 @@ def quiet() -> Iterator[None]:
     finally:
         if loud:
             optuna.logging.set_verbosity(level)
-
-
-def same_fact(fact: str, before: str, now: str) -> bool:
-    """Whether a search with a fact may go on where another has been written."""
-    return before == now or (fact == "space" and same_definitions(before, now))
 
 
 def describe_change(fact: str, before: str, now: str) -> str:
