@@ -18,13 +18,14 @@ def tiny_decoder(
     Args:
         folder: Made here.
         words: The vocabulary beside `<unk>`.
-        kind: Of a decoder: llama, qwen3 or gpt2.
+        kind: Of a decoder: llama, qwen3, granite or gpt2.
         seed: Of the weights.
         changes: Of the configuration.
     """
     import transformers
 
     names = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+    names |= {"granite": "GraniteMoeHybridForCausalLM"}
     settings: dict[str, Any] = dict(NARROW)
     if kind == "gpt2":
         settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}

@@ -45,6 +45,7 @@ from masksearch.attention.probe import (
     Probe,
     find_part,
     implementation,
+    keyless_layers,
     models_of,
     names_of,
     own_config,
@@ -98,7 +99,9 @@ def attach(
     everything leaves the output exactly as SDPA's. Whatever was attached before is replaced.
 
     In cross-attention, rows are positions of the decoder and columns positions of the encoder;
-    the mask is taken at the longer of the two and cut to its corner.
+    the mask is taken at the longer of the two and cut to its corner. Of a hybrid (Qwen3-Next,
+    Qwen 3.5, Granite 4, ..) linear and recurrent layers are passed over: layer 0 of a mask is the
+    first layer that attends.
 
     Args:
         model: A Hugging Face model, or a module that contains one. Of a model within
@@ -392,7 +395,13 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
         try:
             value.counts(layers, heads)
         except (HeadCountError, LayerCountError) as error:
-            raise type(error)(f"{error}; {where} has {layers} layers of {heads} heads") from error
+            config = own_config(part.calls[0].module)
+            passed = [] if config is None else keyless_layers(config)
+            beside = f"; layers {', '.join(map(str, passed))} attend to no keys and take no mask"
+            beside = beside if passed else ""
+            raise type(error)(
+                f"{error}; {where} has {layers} layers of {heads} heads{beside}"
+            ) from error
         return
     if not callable(getattr(value, "attend", None)):
         remedy = "a bool table of cells is masks.table(bits), one mask a layer masks.per_layer"

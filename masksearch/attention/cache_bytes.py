@@ -46,7 +46,7 @@ class CacheSizes:
     """The sizes of a decoder's cache of keys and values, as its configuration names them.
 
     Args:
-        windows: Of each layer, in keys with the query's own; None = everything.
+        windows: Of each layer that attends, in keys with the query's own; None = everything.
         heads: Query heads of a layer.
         kv_heads: KV heads of a layer.
         width: Numbers of a key in one KV head: `head_dim`, else hidden size / heads.
@@ -65,7 +65,7 @@ class CacheSizes:
     ) -> CacheSizes:
         """Those of a decoder, or of its configuration; see `kv_bytes`."""
         config = model if isinstance(model, PreTrainedConfig) else model.config
-        windows = own_windows(config)
+        windows = tuple(own_windows(config).values())
         decoder = config.get_text_config(decoder=True)
         heads = int(decoder.num_attention_heads)
         kv_heads = int(getattr(decoder, "num_key_value_heads", None) or heads)

@@ -27,7 +27,7 @@ from transformers.cache_utils import (
 
 from masksearch.attention.attach import in_force
 from masksearch.attention.layer import STATE, LayerState
-from masksearch.attention.probe import pretrained_models, unwrapped
+from masksearch.attention.probe import keyless_layers, pretrained_models, unwrapped
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
@@ -88,12 +88,12 @@ class MaskedCache(Cache):
         config = pretrained_models(model)[0].config
         windows = own_windows(config)
         numbered = {getattr(one, "layer_idx", None): one for one in attachment.states}
-        if set(numbered) != set(range(len(windows))) or len(attachment.states) != len(windows):
+        if set(numbered) != set(windows) or len(attachment.states) != len(windows):
             raise AttachError(
                 f"the attention layers of {title} are not those of its configuration, one for "
                 f"one (layer_idx {sorted(map(str, numbered))}); use transformers' DynamicCache"
             )
-        modules = [numbered[index] for index in range(len(windows))]
+        modules = [numbered[index] for index in windows]
         layer_masks = [check_state(attachment.states[one]) for one in modules]
         reached = [one.longest for one in layer_masks if one.longest is not None]
         most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -108,17 +108,19 @@ class MaskedCache(Cache):
                 f"{f', {min(reached)}' if reached else ''}; got {until}"
             )
         made: dict[tuple[Mask, int | None], Retention] = {}
-        layers: list[Any] = []
-        for module, mask, window in zip(modules, layer_masks, windows, strict=True):
+        layers: list[Any] = DynamicCache(config=config).layers
+        for module, mask, (index, window) in zip(
+            modules, layer_masks, windows.items(), strict=True
+        ):
             if (mask, window) not in made:
                 made[mask, window] = Retention(last_of_layer(mask, window, until))
-            layers.append(MaskedCacheLayer(module, mask, made[mask, window]))
+            layers[index] = MaskedCacheLayer(module, mask, made[mask, window])
         super().__init__(layers=layers)
 
     @property
     def bytes(self) -> int:
         """Of the keys and values that are held now, over the whole batch."""
-        layers: list[Any] = self.layers
+        layers = [layer for layer in self.layers if isinstance(layer, MaskedCacheLayer)]
         tensors = [one for layer in layers for one in (layer.keys, layer.values)]
         return sum(one.numel() * one.element_size() for one in tensors if one is not None)
 
@@ -267,11 +269,12 @@ def last_of_layer(mask: Mask, window: int | None, until: int) -> Tensor:
     return torch.stack(heads).amax(0)
 
 
-def own_windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+def own_windows(config: PreTrainedConfig) -> dict[int, int | None]:
     """The windows that a decoder's configuration names, as transformers' own cache reads them.
 
     Returns:
-        The window of each layer in keys, the query's own included (>= 1); None = full attention.
+        Layer -> its window in keys, the query's own included (>= 1); None = full attention. Layers
+        of a hybrid that attend to no keys are left out.
 
     Raises:
         AttachError: If a layer keeps something other than the keys and values of its KV heads.
@@ -285,16 +288,20 @@ def own_windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
                 f"{title} has {name}={getattr(decoder, name)!r}: its layers keep {what}, which "
                 "is not counted here"
             )
-    layers = DynamicCache(config=config).layers
-    windows: list[int | None] = []
-    for index, layer in enumerate(layers):
+    passed = keyless_layers(config)
+    windows: dict[int, int | None] = {}
+    for index, layer in enumerate(DynamicCache(config=config).layers):
+        if index in passed:
+            continue
         if type(layer) is DynamicSlidingWindowLayer:
-            windows.append(int(layer.sliding_window))
+            windows[index] = int(layer.sliding_window)
         elif type(layer) is DynamicLayer:
-            windows.append(None)
+            windows[index] = None
         else:
             raise AttachError(
                 f"layer {index} of {title} keeps a {type(layer).__name__}, not the keys and "
                 "values of its heads, which is not counted here"
             )
-    return tuple(windows)
+    if not windows:
+        raise AttachError(f"no layer of {title} attends to keys, so there is no cache to count")
+    return windows

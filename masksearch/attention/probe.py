@@ -28,6 +28,7 @@ from masksearch.errors import AttachError, MaskSearchError, ran_out_of_memory, u
 
 PROBE = "masksearch_probe"  # of the functions below, in configurations
 SELF = "self"  # the only part of a plain model
+KEYLESS = ("linear_attention", "conv", "moe", "mlp")  # kinds of layers that attend to no keys
 REACHABLE = (
     "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, DeiT, DINOv2, CLIP, "
     "GPT-2, Llama, Qwen, T5, BART"
@@ -379,6 +380,13 @@ def own_config(module: nn.Module) -> PreTrainedConfig | None:
     """The configuration object that a module holds, or None."""
     config = getattr(module, "config", None)
     return config if isinstance(config, PreTrainedConfig) else None
+
+
+def keyless_layers(config: PreTrainedConfig) -> list[int]:
+    """The layers of a hybrid decoder that attend to no keys: linear and recurrent ones, and
+    convolutions. They are passed over; a mask is of the others, in their order."""
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    return [layer for layer, kind in enumerate(kinds) if kind in KEYLESS]
 
 
 def implementations(roots: list[PreTrainedModel]) -> list[tuple[PreTrainedConfig, str]]:

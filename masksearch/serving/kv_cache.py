@@ -15,11 +15,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from masksearch.attention.cache_bytes import CacheSizes, KvBytes, needed_bytes
+from masksearch.attention.probe import keyless_layers
 from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Mask
 from masksearch.serving.engine import Engine, Serving
 from masksearch.serving.engines import ACCOUNTS, ENGINES
-from masksearch.serving.native import reach_of, what_else
+from masksearch.serving.native import HYBRID, reach_of, what_else
 from masksearch.serving.sinks import without_sinks
 
 
@@ -43,6 +44,7 @@ def kv_bytes(
     The accounts `"mask"` and `"head"` count what the mask needs, the others what an engine holds
     or reserves that serves the mask by its configuration (`to_native`): layers of everything or
     of a window. Sinks beside a window count nothing there, as one logit a head can stand for them.
+    Of a hybrid the layers that attend are counted; the states of the others do not grow.
 
     The rule: a key before position `length` is held if a query from `length` up to `until` - 1
     keeps it, by the mask and by the sliding window that the configuration names for that layer. A
@@ -101,6 +103,11 @@ def kv_bytes(
     if account not in ENGINES:
         return needed_bytes(mask, sizes, length, by_head=account == "head", until=until)
     mask.counts(len(sizes.windows), sizes.heads)
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    if keyless_layers(config):
+        raise NativeError(
+            f"{type(config).__name__} {HYBRID}; account='mask' counts what the mask needs"
+        )
     engine = ENGINES[account]
     assert engine.keys is not None
     served = served_windows(mask, sizes.windows, engine)
