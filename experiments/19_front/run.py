@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import figures
 import kept
 import optuna
 import ray
@@ -171,6 +172,17 @@ class Front:
         drawn = line["mask"] is None
         return self.space(FixedTrial(line["params"])) if drawn else kept.unpacked(line["mask"])
 
+    def share_of_heads(self, mask: ms.Mask) -> list[list[float]]:
+        """How many of all heads keep a pair, at the length of a usual row: `[query, key]`."""
+        shape, length = self.proxy.shape, PLAN["budgets"]["tokens_a_row"]
+        if mask.needs_tokens:
+            lengths = (shape.tokens >= 0).sum(1).tolist()
+            tokens = shape.tokens[lengths.index(length), :length]
+            table = mask.table(tokens[None].long())
+        else:
+            table = mask.dense(shape.length, shape.layers, shape.heads)[..., :length, :length]
+        return [[round(share, 3) for share in row] for row in table.float().mean((0, 1)).tolist()]
+
     def compare(self, candidates: Mapping[str, ms.Mask], name: str, where: str) -> None:
         """Trains anew under masks; `name` is a task that judges, or a part of the plan whose masks
         the proxy scores. Lines keep what has ended."""
@@ -269,8 +281,16 @@ def others(front: Front) -> None:
 
 
 def write(front: Front) -> None:
-    """Tables of all lines that are there."""
-    tables.write(front.results, front.budgets)
+    """Tables and figures of all lines that are there, and the masks that these show."""
+    scores = tables.judged(front.results, "STS-B")
+    searches = tables.by_search(tables.chosen(front.results, front.budgets), scores)
+    shown = front.drawn() | front.controls()
+    for arm in set(searches["arm"]):
+        number = figures.median_search(searches, arm)
+        shown |= {f"{name} {number}": mask for name, mask in front.chosen(arm, number).items()}
+    kept = {name: front.share_of_heads(mask) for name, mask in shown.items()}
+    (front.results / "masks.json").write_text(json.dumps(kept) + "\n", "utf-8")
+    figures.write(front.results, front.budgets)
 
 
 STAGES: dict[str, Callable[[Front], None]] = {

@@ -1,0 +1,132 @@
+"""The plan's secondary figures, each with an interval over searches.
+
+python experiments/19_front/tables.py writes them, results/secondary.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tables import ARMS, CONTRASTS, by_search, chosen, judged, read
+
+from masksearch.analysis.pareto import dominated_volume
+
+REFERENCE = {"score": 0.0, "density": 0.6}  # from which the hypervolume is measured
+CONTROLS = ["dense", "random keys"]
+Row = dict[str, Any]
+
+
+def row(measure: str, arm: str, mean: float, ends: Sequence[float], searches: int) -> Row:
+    """One figure with the ends of its 95 % interval."""
+    return dict(measure=measure, arm=arm, value=mean, low=ends[0], high=ends[1], searches=searches)
+
+
+def over_searches(measure: str, arm: str, values: Sequence[float]) -> Row:
+    """Mean over an arm's searches, by Student's t."""
+    test = stats.ttest_1samp(values, 0.0)
+    return row(measure, arm, float(np.mean(values)), test.confidence_interval(), len(values))
+
+
+def between(measure: str, one: str, other: str, values: pd.Series) -> Row:
+    """Difference of two arms' means over searches, by Welch's t."""
+    a, b = values[one], values[other]
+    ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    return row(measure, f"{one} - {other}", float(a.mean() - b.mean()), ends, len(a) + len(b))
+
+
+def volumes(scores: pd.DataFrame) -> pd.Series:
+    """Each search's hypervolume, of what it had judged."""
+    found = scores[scores["arm"].isin(ARMS)]
+    gains = found[["score"]] - REFERENCE["score"]
+    gains["room"] = REFERENCE["density"] - found["density"]
+    keys = [found["arm"], found["where"]]
+    return gains.groupby(keys).apply(lambda own: dominated_volume(own.to_numpy()))
+
+
+def attained(scores: pd.DataFrame, densities: Sequence[float]) -> pd.DataFrame:
+    """Of each arm, the score that half of its searches attain with no more than a density."""
+    rows = []
+    for (arm, _), own in scores[scores["arm"].isin(ARMS)].groupby(["arm", "where"]):
+        for density in densities:
+            best = own.loc[own["density"] <= density + 1e-9, "score"].max()
+            rows.append({"arm": arm, "density": density, "score": best})
+    table = pd.DataFrame(rows).fillna(REFERENCE["score"])
+    return table.groupby(["arm", "density"])["score"].median().reset_index()
+
+
+def rivals(results: Path, scores: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
+    """At each budget the drawn mask that is best on the rows of searches, and its judged score;
+    beside it the best judged one (chosen by the score itself: an optimistic bound)."""
+    lines = pd.DataFrame(read(results / "drawn.jsonl"))
+    drawn = scores[(scores["where"] == "drawn") & ~scores["arm"].isin(CONTROLS)]
+    rows = []
+    for budget in budgets if len(lines) else []:
+        within = lines[lines["density"] <= budget * (1 + 1e-9)]
+        best = within.sort_values("score").iloc[-1]
+        name, own = best["name"].rsplit(" ", 1)
+        here = drawn[(drawn["arm"] == name) & (drawn["budget"] == float(own))]
+        allowed = drawn[drawn["density"] <= budget * (1 + 1e-9)]
+        if len(here):
+            top = allowed.sort_values("score").iloc[-1]
+            rows.append(
+                {"budget": budget, "mask": best["name"], "density": best["density"],
+                 "proxy": best["score"], "judged": here["score"].iloc[0],
+                 "best judged": f"{top['arm']} {top['budget']:g}", "bound": top["score"]}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def proxy_rows(picked: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Row]:
+    """How far the score on search rows can be trusted: regret of a choice among a search's four
+    masks, and Kendall's tau-b with the judged score, all masks together and within a budget."""
+    own = scores.assign(search=scores["where"].str.removeprefix("search "))
+    own = own[own["where"] != "drawn"].astype({"search": int})
+    both = picked.merge(own.drop(columns="density"), on=["arm", "search", "budget"])
+    regrets = []
+    for (arm, search), masks in both.groupby(["arm", "search"]):
+        for mask in masks.itertuples():
+            allowed = masks[masks["density"] <= mask.budget * (1 + 1e-9)]
+            regrets.append((arm, search, allowed["score"].max() - mask.score))
+    regret = pd.DataFrame(regrets, columns=["arm", "search", "regret"])
+    for arm, values in regret.groupby(["arm", "search"])["regret"].mean().groupby("arm"):
+        yield over_searches("regret of the proxy", arm, values.tolist())
+    overall = stats.kendalltau(both["proxy"], both["score"]).statistic
+    yield row("tau-b of proxy and judged", "all budgets", overall, (np.nan, np.nan), len(both))
+    for budget, masks in both.groupby("budget"):
+        tau = stats.kendalltau(masks["proxy"], masks["score"]).statistic
+        yield row("tau-b of proxy and judged", f"{budget:g}", tau, (np.nan, np.nan), len(masks))
+
+
+def secondary(results: Path, budgets: Sequence[float], task: str = "STS-B") -> pd.DataFrame:
+    """Every secondary figure that the lines allow so far."""
+    scores, picked = judged(results, task), chosen(results, budgets)
+    searches = by_search(picked, scores).set_index("arm")["score"]
+    whole = [arm for arm in ARMS if arm in searches and len(searches[[arm]]) > 1]
+    rows = [over_searches("score", arm, searches[arm].tolist()) for arm in whole]
+    volume = volumes(scores)
+    rows += [over_searches("hypervolume", arm, volume[arm].tolist()) for arm in whole]
+    for one, other in CONTRASTS:
+        if one in whole and other in whole:
+            rows.append(between("score", one, other, searches))
+            rows.append(between("hypervolume", one, other, volume))
+            for budget, own in scores.groupby("budget"):
+                if len(own[own["arm"].isin([one, other])]) > 3:
+                    values = own.set_index("arm")["score"]
+                    rows.append(between(f"score at {budget:g}", one, other, values))
+    opponents = rivals(results, scores, budgets)
+    controls = scores[scores["where"] == "drawn"].groupby("arm")["score"]
+    others = {arm: controls.get_group(arm).mean() for arm in CONTROLS if arm in controls.groups}
+    if len(opponents) == len(budgets):
+        others["the drawn, by search rows"] = opponents["judged"].mean()
+        others["the drawn, by judged rows"] = opponents["bound"].mean()
+    for name, score in others.items():
+        for arm in whole:
+            rows.append(
+                over_searches("score", f"{arm} - {name}", (searches[arm] - score).tolist())
+            )
+    return pd.DataFrame([*rows, *proxy_rows(picked, scores)])
