@@ -2,7 +2,8 @@
 
 192 masks: reach 1 to 32 on each side, 0 to 2 global tokens, the diagonal kept or dropped.
 Holds longformer(6, 1), star, and every window up to 32. Every row keeps a neighbour, so no mask
-has empty rows (lengths of 2 or more).
+has empty rows (lengths of 2 or more). For encoders: a decoder's first
+token has its diagonal alone.
 
     masksearch search masksearch.spaces:band_global --trials 20 --run runs/band
 """

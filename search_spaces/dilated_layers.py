@@ -2,7 +2,8 @@
 
 24,576 masks for two layers: each layer keeps 1 to 8 keys on each side, 1 to 8 positions apart;
 0 to 2 global tokens; the diagonal kept or dropped. Holds longformer(6, 1), star, dilated windows,
-windows up to 8. Every row keeps a neighbour (lengths of 16 or more).
+windows up to 8. Every row keeps a neighbour (lengths of 16 or more). For
+encoders: a decoder's first token has its diagonal alone.
 
 Dilation that grows with the layer: Longformer, arXiv 2004.05150, Section 3.1.
 

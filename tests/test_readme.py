@@ -85,18 +85,18 @@ def test_three_jobs_run(folder):
         for command in commands(block("bash", part)):
             printed += run(folder, command)[0]
     lines = printed.splitlines()  # compare and report print it
-    line, *_ = (line for line in lines if line.startswith("tpe >= 0.8: better "))
-    shown = block("text", "tpe >= 0.8: ").strip()
+    line, *_ = (line for line in lines if line.startswith("dam >= 0.8: better "))
+    shown = block("text", "dam >= 0.8: ").strip()
     assert re.sub(r"[\d.]+", "", line).startswith(re.sub(r"[\d.]+", "", shown))
     scores = [[float(n) for n in re.findall(r"\d\.\d{3}", text)[:4]] for text in (line, shown)]
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
     assert (folder / "runs/try_compared/report.html").is_file()
-    [saved] = ms.saved_masks(folder / "sparse-bert").values()
+    [saved] = ms.saved_masks(folder / "sparse-llama").values()
     best = ms.open_study(folder / "runs/try").best(sparsity=0.8).mask
     assert saved == best  # the jobs chain: job 3 puts on what job 1 has found
     (folder / "job.py").write_text(block("python", "load_pretrained"), encoding="utf-8")
     out, _ = run(folder, "python job.py")
-    assert str(best) in out
+    assert "table(4x64x64" in out  # what DAM has learnt for a layer of four heads
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
     plan = ms.Plan.load(folder / "runs/allocate/plan.json")
     assert plan.found["cache"]["kv_bytes"] <= 0.25
@@ -127,7 +127,8 @@ def test_how_often_the_first_job_beats_the_families(folder, capsys):
         print(
             f"\nbetter by .05 nats with {sum(gain > 0.05 for gain in gains)} of 20 seeds: {gains}"
         )
-    said = int(re.search(r"of 20 such searches, (\d+) find a mask", TEXT)[1])
+    said = int(re.search(r"Of 20 such searches, (\d+) find a mask", TEXT)[1])
+    assert said >= 16
     assert abs(sum(gain > 0.05 for gain in gains) - said) <= 1  # of another processor's rounding
 
 

@@ -33,12 +33,6 @@ CLAIMS = [
     Claim(HERE, "{} of them reach a score above .7", [(table.score > 0.7).sum()]),
     Claim(HERE, "evolution at 80: {} +- {})", [best["minus random"], best["half interval.1"]]),
     Claim(HERE, "with *every* seed ({} +- {})", [best.share, best["half interval"]]),
-    Claim(
-        "docs/search.md",
-        "random search with {} search seeds",
-        [best["search seeds"]],
-        after="Which strategy is best",
-    ),
 ]
 
 NO_CLAIM = [

@@ -4,8 +4,8 @@
 
 Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
 drawn by hand, and the controls), others (tasks that no search has read), tables.
-`--searches` and `--arms` take a part. Every trial that has ended is a line in results/, from which
-any clone goes on; plan.toml says what is compared.
+`--searches`, `--arms`, `--part` take a part. Every trial that has ended is a line in results/,
+from which any clone goes on; plan.toml says what is compared.
 """
 
 from __future__ import annotations
@@ -150,6 +150,16 @@ class Front:
             found |= {f"{name} {budget}": mask for name, mask in made.items()}
         return found
 
+    def best_first(self, found: Mapping[str, ms.Mask]) -> dict[str, ms.Mask]:
+        """Dense attention, the best drawn mask on search rows at each budget, the second, .."""
+        scores = {line["name"]: line["score"] for line in self.kept("drawn").lines}
+        places = {name: 1 if name.startswith("random keys") else 0 for name in found}
+        for budget in self.budgets:
+            names = [name for name in scores if name in found and name.endswith(f" {budget}")]
+            names.sort(key=scores.__getitem__, reverse=True)
+            places |= {name: place for place, name in enumerate(names)}
+        return {name: found[name] for name in sorted(found, key=places.__getitem__)}
+
     def controls(self) -> dict[str, ms.Mask]:
         """Dense attention, and at each budget random keys beside the diagonal."""
         shape = self.proxy.shape
@@ -193,6 +203,9 @@ class Front:
         if self.smoke:
             candidates = dict(list(candidates.items())[: SMALL["masks"]])
             seeds = seeds[: SMALL["seeds"]]
+        own, parts = map(int, self.given.part.split("/"))
+        mine = sorted(candidates)[own - 1 :: parts]
+        candidates = {name: mask for name, mask in candidates.items() if name in mine}
         lines = self.kept(file)
         ended = {(line["name"], line["seed"]) for line in lines.of(where=where)}
         left = {n: m for n, m in candidates.items() if any((n, s) not in ended for s in seeds)}
@@ -263,7 +276,7 @@ def search(front: Front) -> None:
 def drawn(front: Front) -> None:
     """The masks drawn by hand, on the rows of the searches, then judged beside the controls."""
     front.compare(front.drawn(), "drawn", "drawn")
-    front.compare({**front.controls(), **front.drawn()}, "STS-B", "drawn")
+    front.compare(front.best_first({**front.controls(), **front.drawn()}), "STS-B", "drawn")
 
 
 def judge(front: Front, task: str = "STS-B") -> None:
@@ -311,6 +324,7 @@ def main() -> None:
     parser.add_argument("--tier", choices=["B"], default="B", help="B: a checkpoint is trained on")
     parser.add_argument("--searches", default=",".join(map(str, range(PLAN["searches"]))))
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--part", default="1/1", help="2/3: every third mask that is judged")
     parser.add_argument("--runs", type=Path, default=Path("runs/19_front"))
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     front = Front(parser.parse_args())

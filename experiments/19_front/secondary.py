@@ -18,6 +18,7 @@ from masksearch.analysis.pareto import dominated_volume
 
 REFERENCE = {"score": 0.0, "density": 0.6}  # from which the hypervolume is measured
 CONTROLS = ["dense", "random keys"]
+RIVAL = ["budget", "mask", "density", "proxy", "judged", "best judged", "bound"]
 Row = dict[str, Any]
 
 
@@ -78,7 +79,7 @@ def rivals(results: Path, scores: pd.DataFrame, budgets: Sequence[float]) -> pd.
                  "proxy": best["score"], "judged": here["score"].iloc[0],
                  "best judged": f"{top['arm']} {top['budget']:g}", "bound": top["score"]}
             )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=RIVAL)
 
 
 def proxy_rows(picked: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from masksearch import masks
 from masksearch.analysis.pareto import hypervolume
@@ -53,15 +53,15 @@ SPARSITY = 0.78  # least one of the mask that a strategy sends into the comparis
 FARTHEST = 20  # positions
 SENTENCES = PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)  # of --data
 TEXT, TASKS = 31, 32  # streams of random numbers
-LINES = {"train": 4_000, "valid": 400}  # of text
+LINES = {"train": 4_000, "valid": 800}  # of text; half of 40 articles judge
 ARTICLE = 20  # lines below a heading: plans are judged by article
 ROWS = {"train": 2_000, "dev": 400}  # of each task
 HEADERS = {
     "SST-2": "sentence\tlabel",
     "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
 }
-SMALL: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-SMALL |= {"intermediate_size": 128}
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}  # of the decoder
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 DAM = {
     "gates": {"structure": "free", "heads": 1},  # like the space, one mask for all heads
     "config": {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3},
@@ -244,7 +244,7 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stud
 
 def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
-    `bert/`, a model with random weights, and `llama/`, a decoder that has learnt the text.
+    `llama/`, a decoder that has learnt the text.
 
     The text has articles of 20 lines. A line is 17 words; each of the last eight follows from the
     word nine places before it. SST-2's label 1 says that they do, and with label 0 none of the
@@ -260,7 +260,7 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     Raises:
         DataError: If there is something already.
     """
-    text, glue, bert, llama = places = [folder / n for n in ("text", "glue", "bert", "llama")]
+    text, glue, llama = places = [folder / name for name in ("text", "glue", "llama")]
     if taken := [place for place in places if place.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     for part, (name, count) in enumerate(LINES.items()):
@@ -288,10 +288,7 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     tokenizer.pre_tokenizer = WhitespaceSplit()
     torch.manual_seed(TEXT)
     with quiet():
-        BertModel(BertConfig(vocab_size=64, **SMALL)).save_pretrained(bert)
-        config = LlamaConfig(
-            vocab_size=len(vocabulary), num_key_value_heads=2, eos_token_id=None, **SMALL
-        )
+        config = LlamaConfig(vocab_size=len(vocabulary), eos_token_id=None, **SIZES)
         decoder = LlamaForCausalLM(config)
         config.save_pretrained(llama)
         tokenizer.save(str(llama / "tokenizer.json"))
@@ -303,8 +300,7 @@ def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     return [
         f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",
         f"{glue}: {' and '.join(HEADERS)} over the same pairs of words, for --glue",
-        f"{bert}: a BERT of 2 layers and 4 heads, untrained, for masksearch attach",
-        f"{llama}: a Llama of 2 layers, trained on the text, for masksearch allocate",
+        f"{llama}: a Llama of 2 layers, trained on the text, for --weights",
     ]
 
 

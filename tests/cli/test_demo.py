@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from transformers import BertModel
+from transformers import LlamaForCausalLM
 
 import masksearch as ms
 from masksearch import masks
@@ -68,7 +68,7 @@ def test_demonstration_needs_a_process_whose_front_is_known(tmp_path):
 def test_data_are_written_twice_alike(tmp_path):
     lines = write_data(tmp_path / "data", steps=2)
     assert [line.partition(":")[0] for line in lines] == [
-        str(tmp_path / "data" / name) for name in ("text", "glue", "bert", "llama")
+        str(tmp_path / "data" / name) for name in ("text", "glue", "llama")
     ]
     write_data(tmp_path / "again", steps=2)
     for path in (path for path in (tmp_path / "data").rglob("*") if path.is_file()):
@@ -101,5 +101,5 @@ def test_labels_of_the_data_follow_from_the_text(tmp_path):
                 first, second = words if task == "MRPC" else (words[0][:8], words[0][9:])
                 holds = [right[one] == other for one, other in zip(first, second, strict=True)]
                 assert holds == [bool(label)] * 8
-    model = ms.attach(BertModel.from_pretrained(tmp_path / "bert"), masks.window(2))
+    model = ms.attach(LlamaForCausalLM.from_pretrained(tmp_path / "llama"), masks.window(2))
     assert ms.explain(model, 512).rows
