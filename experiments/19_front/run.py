@@ -184,10 +184,12 @@ class Front:
 
     def share_of_heads(self, mask: ms.Mask) -> list[list[float]]:
         """How many of all heads keep a pair, at the length of a usual row: `[query, key]`."""
-        shape, length = self.proxy.shape, PLAN["budgets"]["tokens_a_row"]
+        shape = self.proxy.shape
+        length = min(PLAN["budgets"]["tokens_a_row"], shape.length)
         if mask.needs_tokens:
             lengths = (shape.tokens >= 0).sum(1).tolist()
-            tokens = shape.tokens[lengths.index(length), :length]
+            _, row = min((n, row) for row, n in enumerate(lengths) if n >= length)
+            tokens = shape.tokens[row, :length]
             table = mask.table(tokens[None].long())
         else:
             table = mask.dense(shape.length, shape.layers, shape.heads)[..., :length, :length]

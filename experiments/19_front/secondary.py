@@ -68,6 +68,8 @@ def rivals(results: Path, scores: pd.DataFrame, budgets: Sequence[float]) -> pd.
     rows = []
     for budget in budgets if len(lines) else []:
         within = lines[lines["density"] <= budget * (1 + 1e-9)]
+        if within.empty:
+            continue
         best = within.sort_values("score").iloc[-1]
         name, own = best["name"].rsplit(" ", 1)
         here = drawn[(drawn["arm"] == name) & (drawn["budget"] == float(own))]
