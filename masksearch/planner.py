@@ -24,7 +24,7 @@ from masksearch import masks
 from masksearch.analysis.pareto import describe_none_within, ranked
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Record
+from masksearch.contracts import Executor, Record
 from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
 from masksearch.evaluators.causal import CausalEvaluator
@@ -78,6 +78,7 @@ def allocate(
     run: str | Path = "runs/allocate",
     device: str = "auto",
     precision: Precision | None = None,
+    executor: Executor | None = None,
     progress: Literal["auto"] | None = "auto",
 ) -> Plan:
     """Finds which layers or heads of a decoder keep full attention. At most gates are trained.
@@ -132,6 +133,8 @@ def allocate(
             and tuned there too.
         precision: `"float32"`, or `"bfloat16"` for autocast; None = bfloat16 on a GPU that
             computes in it, else float32.
+        executor: Where masks of the search are judged; None = one after the other. With
+            `Local(slots=4, gpus=1)` the units of a round are scored on four GPUs at a time.
         progress: As of `search`.
 
     Returns:
@@ -153,6 +156,7 @@ def allocate(
         Delivery(serve, serving, sinks, None if out is None else Path(out)),
         check=check,
         run=Path(run),
+        executor=executor,
         progress=progress,
     )
     return plans[budget]
@@ -222,6 +226,7 @@ def find_plans(
     *,
     check: bool,
     run: Path,
+    executor: Executor | None,
     progress: Literal["auto"] | None,
 ) -> dict[float, Plan]:
     """A plan for each budget, by one search; see `allocate`. They are in the run folder as well:
@@ -250,7 +255,9 @@ def find_plans(
     }
     options |= {} if within.tries is None else {"tries": within.tries}
     options |= {"one_window": True} if delivery.serve and len(local) > 1 else {}
-    strategy, study = search_masks(judge, options, uniform, within.trials, run, progress)
+    strategy, study = search_masks(
+        judge, options, uniform, within.trials, run=run, executor=executor, progress=progress
+    )
     chosen = dict[float, Record]()
     for limit in limits:
         inside = ranked(study.records(), study.objectives, budget=limit, baselines=True)
@@ -352,13 +359,12 @@ def search_masks(
     options: Mapping[str, Any],
     uniform: Mapping[str, Mask],
     trials: int | None,
-    run: Path,
-    progress: Literal["auto"] | None,
+    **call: Any,
 ) -> tuple[AllocateStrategy, Study]:
     """Searches the masks of a plan, after those of one window; the strategy then knows the scores
-    of its units."""
+    of its units. `call`: run, executor and progress of `search`."""
     # refuses budgets that nothing keeps
-    strategy = build_allocation(Wanted("allocate", None, judge, 0, run, options, {}))
+    strategy = build_allocation(Wanted("allocate", None, judge, 0, call["run"], options, {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
         if trials is None:
@@ -366,12 +372,11 @@ def search_masks(
         study = search(
             None,
             judge,
-            run=run,
             trials=strategy.most_trials if trials is None else trials,
             strategy="allocate",
             strategy_options=options,
             baselines=uniform,
-            progress=progress,
+            **call,
         )
     for record in study.records():
         if record.role != "baseline":

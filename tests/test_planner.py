@@ -64,6 +64,14 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_plan_is_the_same_where_its_masks_are_judged_two_at_a_time(tmp_path):
+    alone = allocate(tmp_path / "alone", method="greedy")
+    beside = allocate(tmp_path / "beside", method="greedy", executor=ms.Local(slots=2))
+    assert beside.units == alone.units
+    assert beside.found["nll"] == alone.found["nll"]
+
+
 WINDOWS = ["window(1)", "window(3)", "window(7)"]
 
 

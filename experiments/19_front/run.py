@@ -188,8 +188,8 @@ class Front:
         length = min(PLAN["budgets"]["tokens_a_row"], shape.length)
         if mask.needs_tokens:
             lengths = (shape.tokens >= 0).sum(1).tolist()
-            _, row = min((n, row) for row, n in enumerate(lengths) if n >= length)
-            tokens = shape.tokens[row, :length]
+            row = min(range(len(lengths)), key=lambda row: abs(lengths[row] - length))
+            tokens = shape.tokens[row, : min(length, lengths[row])]
             table = mask.table(tokens[None].long())
         else:
             table = mask.dense(shape.length, shape.layers, shape.heads)[..., :length, :length]
@@ -254,6 +254,8 @@ def card(front: Front) -> None:
     """The proxy's noise and spread, on masks of one band of density."""
     plan = PLAN["card"]
     band = {name: masks.parse(text) for name, text in plan["masks"].items()}
+    if front.smoke:  # another checkpoint may have other token ids
+        band = {name: mask for name, mask in band.items() if not mask.needs_tokens}
     shifts = f"signed shifts {plan['budget']}"
     band |= {n: mask for n, mask in front.drawn().items() if n == shifts}
     if not front.smoke:  # the cut of a pilot's gates, and others of as many keys in its likeness

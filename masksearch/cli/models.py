@@ -24,6 +24,7 @@ from masksearch.cli.options import (
     MaskArgument,
     OptionsError,
     Run,
+    Slots,
     argument,
     described,
     described_values,
@@ -231,6 +232,7 @@ class AllocateOptions:
         default=REQUIRED,
     )
     run: Run = Path("runs/allocate")
+    slots: Slots = 1
     unit: str | None = described(ALLOCATION)
     local: list[str] | None = described(ALLOCATION)
     method: str | None = described(ALLOCATION)
@@ -270,6 +272,7 @@ def allocate(options: AllocateOptions) -> None:
             --serving '{"length": 4096, "ubatch": 64}' --sinks tune --out served
     """
     from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
+    from masksearch.executors.local import Local
     from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
     from masksearch.planner import allocate as search_plan
     from masksearch.serving.engine import Serving
@@ -288,7 +291,11 @@ def allocate(options: AllocateOptions) -> None:
     within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
     with resumable(options.run, "allocate", vars(options)):
         plans = find_plans(
-            *(decoder, within, delivery), check=True, run=options.run, progress="auto"
+            *(decoder, within, delivery),
+            check=True,
+            run=options.run,
+            executor=Local(slots=options.slots),
+            progress="auto",
         )
     for limit, plan in plans.items():
         path = options.run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
