@@ -255,9 +255,7 @@ def find_plans(
     }
     options |= {} if within.tries is None else {"tries": within.tries}
     options |= {"one_window": True} if delivery.serve and len(local) > 1 else {}
-    strategy, study = search_masks(
-        judge, options, uniform, within.trials, run=run, executor=executor, progress=progress
-    )
+    strategy, study = search_masks(judge, options, uniform, within.trials, run, executor, progress)
     chosen = dict[float, Record]()
     for limit in limits:
         inside = ranked(study.records(), study.objectives, budget=limit, baselines=True)
@@ -359,12 +357,14 @@ def search_masks(
     options: Mapping[str, Any],
     uniform: Mapping[str, Mask],
     trials: int | None,
-    **call: Any,
+    run: Path,
+    executor: Executor | None,
+    progress: Literal["auto"] | None,
 ) -> tuple[AllocateStrategy, Study]:
     """Searches the masks of a plan, after those of one window; the strategy then knows the scores
-    of its units. `call`: run, executor and progress of `search`."""
+    of its units."""
     # refuses budgets that nothing keeps
-    strategy = build_allocation(Wanted("allocate", None, judge, 0, call["run"], options, {}))
+    strategy = build_allocation(Wanted("allocate", None, judge, 0, run, options, {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
         if trials is None:
@@ -372,11 +372,13 @@ def search_masks(
         study = search(
             None,
             judge,
+            run=run,
             trials=strategy.most_trials if trials is None else trials,
             strategy="allocate",
             strategy_options=options,
             baselines=uniform,
-            **call,
+            executor=executor,
+            progress=progress,
         )
     for record in study.records():
         if record.role != "baseline":

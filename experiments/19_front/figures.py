@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,15 @@ HERE = Path(__file__).parent
 NAMES = {"dam": "DAM", "tpe": "TPE", "random": "random search"}
 STYLES = style.styles_of(NAMES)
 SHOWN = 0.2  # the budget whose masks front.png has
+
+
+class Found(NamedTuple):
+    """Of one task: judged masks, means of searches, drawn rivals, and which pairs heads keep."""
+
+    scores: pd.DataFrame
+    searches: pd.DataFrame
+    opponents: pd.DataFrame
+    shares: dict[str, list[list[float]]]
 
 
 def median_search(searches: pd.DataFrame, arm: str) -> int:
@@ -71,12 +80,9 @@ def draw_front(axes: Axes, scores: pd.DataFrame, opponents: pd.DataFrame) -> Non
     style.clean(axes, "share of the pairs of real tokens that is kept", "STS-B, Pearson")
 
 
-def front(results: Path, out: Path, budgets: Sequence[float], task: str) -> None:
+def front(found: Found, out: Path) -> None:
     """Masks of one budget, and the front."""
-    scores = pd.read_csv(results / f"scores_{task}.csv")
-    searches = pd.read_csv(results / f"searches_{task}.csv")
-    opponents = rivals(results, scores, budgets)
-    shares = json.loads((results / "masks.json").read_text("utf-8"))
+    scores, opponents = found.scores, found.opponents
     drawn = scores[scores["where"] == "drawn"]
     panels = {  # name in masks.json -> title, judged score
         f"{own.arm} {own.budget:g}": (own.arm, own.score)
@@ -86,7 +92,7 @@ def front(results: Path, out: Path, budgets: Sequence[float], task: str) -> None
     for rival in opponents[opponents["budget"] == SHOWN].itertuples():
         panels[rival.mask] = f"by hand: {short(rival.mask)}", rival.judged
     for arm, title in NAMES.items():
-        number = median_search(searches, arm)
+        number = median_search(found.searches, arm)
         own = scores[(scores["arm"] == arm) & (scores["where"] == f"search {number}")]
         panels[f"{arm} {SHOWN} {number}"] = title, own.set_index("budget")["score"][SHOWN]
     figure = style.new_figure(10.2, 4.2)
@@ -95,7 +101,7 @@ def front(results: Path, out: Path, budgets: Sequence[float], task: str) -> None
         axes.set_axis_off()
     for axes, (name, (title, score)) in zip(left.axes[: len(panels)], panels.items(), strict=True):
         axes.set_axis_on()
-        show(axes, shares[name], title, f"score {score:.3f}")
+        show(axes, found.shares[name], title, f"score {score:.3f}")
     draw_front(right.subplots(), scores, opponents)
     right.legend(loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False)
     style.write_figure(figure, out / "front.png")
@@ -124,34 +130,39 @@ def mean_best(lines: Sequence[tables.Line], budgets: Sequence[float]) -> float:
     return float(np.mean([line["score"] if line else 0.0 for line in best]))
 
 
-def every_mask(results: Path, out: Path, budgets: Sequence[float], task: str) -> None:
+def every_mask(found: Found, out: Path, budgets: Sequence[float]) -> None:
     """A row a budget: the drawn mask, and what the middle search of each arm chose."""
-    shares = json.loads((results / "masks.json").read_text("utf-8"))
-    searches = pd.read_csv(results / f"searches_{task}.csv")
-    opponents = rivals(results, pd.read_csv(results / f"scores_{task}.csv"), budgets)
+    opponents = found.opponents
     figure = style.new_figure(style.PAGE, 1.9 * len(budgets))
     for budget, row in zip(budgets, figure.subplots(len(budgets), 4, squeeze=False), strict=True):
-        titles = {f"{arm} {budget} {median_search(searches, arm)}": NAMES[arm] for arm in NAMES}
+        titles = {
+            f"{arm} {budget} {median_search(found.searches, arm)}": NAMES[arm] for arm in NAMES
+        }
         for rival in opponents[opponents["budget"] == budget].itertuples():
             titles = {rival.mask: short(rival.mask)} | titles
         for axes in row:
             axes.set_axis_off()
         for axes, (name, title) in zip(row[: len(titles)], titles.items(), strict=True):
             axes.set_axis_on()
-            show(axes, shares[name], title, f"budget {budget:g}")
+            show(axes, found.shares[name], title, f"budget {budget:g}")
     style.write_figure(figure, out / "masks.png")
 
 
-def write(results: Path, budgets: Sequence[float], out: Path | None = None) -> None:
+def write(results: Path, budgets: Sequence[float]) -> None:
     """Every table and figure that the lines allow so far."""
     tables.write(results, budgets)
-    over_tokens(results, out or results, budgets)
+    over_tokens(results, results, budgets)
     if (results / "searches_STS-B.csv").is_file():
-        table: Any = secondary(results, budgets)
+        table = secondary(results, budgets)
         table.to_csv(results / "secondary.csv", index=False, float_format="%.5f")
         print(table.to_string(index=False))
-        front(results, out or results, budgets, "STS-B")
-        every_mask(results, out or results, budgets, "STS-B")
+        scores, searches = (
+            pd.read_csv(results / f"{n}_STS-B.csv") for n in ("scores", "searches")
+        )
+        shares = json.loads((results / "masks.json").read_text("utf-8"))
+        found = Found(scores, searches, rivals(results, scores, budgets), shares)
+        front(found, results)
+        every_mask(found, results, budgets)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def write(front: Front) -> None:
     scores = tables.judged(front.results, "STS-B")
     searches = tables.by_search(tables.chosen(front.results, front.budgets), scores)
     shown = front.drawn() | front.controls()
-    for arm in set(searches["arm"]):
+    for arm in [arm for arm in ARMS if arm in {*searches["arm"]}]:
         number = figures.median_search(searches, arm)
         shown |= {f"{name} {number}": mask for name, mask in front.chosen(arm, number).items()}
     kept = {name: front.share_of_heads(mask) for name, mask in shown.items()}

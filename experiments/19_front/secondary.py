@@ -1,6 +1,6 @@
 """The plan's secondary figures, each with an interval over searches.
 
-python experiments/19_front/tables.py writes them, results/secondary.csv.
+python experiments/19_front/figures.py writes them, results/secondary.csv.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tables import ARMS, CONTRASTS, by_search, chosen, judged, read
+from tables import ARMS, CONTRASTS, ROUNDING, best_within, by_search, chosen, judged, read
 
 from masksearch.analysis.pareto import dominated_volume
+from masksearch.analysis.stats import estimate
 
 REFERENCE = {"score": 0.0, "density": 0.6}  # from which the hypervolume is measured
 CONTROLS = ["dense", "random keys"]
@@ -29,8 +30,8 @@ def row(measure: str, arm: str, mean: float, ends: Sequence[float], searches: in
 
 def over_searches(measure: str, arm: str, values: Sequence[float]) -> Row:
     """Mean over an arm's searches, by Student's t."""
-    test = stats.ttest_1samp(values, 0.0)
-    return row(measure, arm, float(np.mean(values)), test.confidence_interval(), len(values))
+    found = estimate(values)
+    return row(measure, arm, found.value, (found.low, found.high), found.n)
 
 
 def between(measure: str, one: str, other: str, values: pd.Series) -> Row:
@@ -54,7 +55,7 @@ def attained(scores: pd.DataFrame, densities: Sequence[float]) -> pd.DataFrame:
     rows = []
     for (arm, _), own in scores[scores["arm"].isin(ARMS)].groupby(["arm", "where"]):
         for density in densities:
-            best = own.loc[own["density"] <= density + 1e-9, "score"].max()
+            best = own.loc[own["density"] <= density + ROUNDING, "score"].max()
             rows.append({"arm": arm, "density": density, "score": best})
     table = pd.DataFrame(rows).fillna(REFERENCE["score"])
     return table.groupby(["arm", "density"])["score"].median().reset_index()
@@ -63,24 +64,19 @@ def attained(scores: pd.DataFrame, densities: Sequence[float]) -> pd.DataFrame:
 def rivals(results: Path, scores: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
     """At each budget the drawn mask that is best on the rows of searches, and its judged score;
     beside it the best judged one (chosen by the score itself: an optimistic bound)."""
-    lines = pd.DataFrame(read(results / "drawn.jsonl"))
+    lines = read(results / "drawn.jsonl")
     drawn = scores[(scores["where"] == "drawn") & ~scores["arm"].isin(CONTROLS)]
+    names = drawn["arm"] + " " + drawn["budget"].astype(str)
+    judged_at = dict(zip(names, drawn["score"], strict=True))
     rows = []
-    for budget in budgets if len(lines) else []:
-        within = lines[lines["density"] <= budget * (1 + 1e-9)]
-        if within.empty:
+    for budget in budgets:
+        best = best_within(lines, budget)
+        if best is None or best["name"] not in judged_at:
             continue
-        best = within.sort_values("score").iloc[-1]
-        name, own = best["name"].rsplit(" ", 1)
-        here = drawn[(drawn["arm"] == name) & (drawn["budget"] == float(own))]
-        allowed = drawn[drawn["density"] <= budget * (1 + 1e-9)]
-        if len(here):
-            top = allowed.sort_values("score").iloc[-1]
-            rows.append(
-                {"budget": budget, "mask": best["name"], "density": best["density"],
-                 "proxy": best["score"], "judged": here["score"].iloc[0],
-                 "best judged": f"{top['arm']} {top['budget']:g}", "bound": top["score"]}
-            )  # fmt: skip
+        within = {each["name"] for each in lines if best_within([each], budget)}
+        top = max(within & judged_at.keys(), key=judged_at.__getitem__)
+        found = [best["name"], best["density"], best["score"], judged_at[best["name"]]]
+        rows.append((budget, *found, top, judged_at[top]))
     return pd.DataFrame(rows, columns=RIVAL)
 
 
@@ -93,7 +89,7 @@ def proxy_rows(picked: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Row]:
     regrets = []
     for (arm, search), masks in both.groupby(["arm", "search"]):
         for mask in masks.itertuples():
-            allowed = masks[masks["density"] <= mask.budget * (1 + 1e-9)]
+            allowed = masks[masks["density"] <= mask.budget * (1 + ROUNDING)]
             regrets.append((arm, search, allowed["score"].max() - mask.score))
     regret = pd.DataFrame(regrets, columns=["arm", "search", "regret"])
     for arm, values in regret.groupby(["arm", "search"])["regret"].mean().groupby("arm"):

@@ -115,7 +115,7 @@ def chosen(results: Path, budgets: Sequence[float]) -> pd.DataFrame:
 
 
 def judged(results: Path, task: str) -> pd.DataFrame:
-    """A row a mask: its mean score over the seeds and their number."""
+    """A row a mask that all seeds have judged: its mean score, and their number."""
     lines = pd.DataFrame(read(results / f"judged_{task}.jsonl"))
     if lines.empty:
         return lines
@@ -126,7 +126,8 @@ def judged(results: Path, task: str) -> pd.DataFrame:
     means = lines.groupby(keys).agg(
         density=("density", "first"), score=("score", "mean"), seeds=("score", "count")
     )
-    return means.reset_index()
+    whole = means["seeds"] == means["seeds"].max()
+    return means[whole].reset_index()
 
 
 def by_search(picked: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

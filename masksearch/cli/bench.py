@@ -33,6 +33,9 @@ class Action(StrEnum):
 READS = {"list": "json", "build": "what out slots", "judge": "what tables budget trials json"}
 
 
+TRIALS, TABLES, SLOTS = 60, "tables", 1  # where the option is not given
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """Options of `masksearch bench`, but for those that an action does not read."""
@@ -54,9 +57,9 @@ class BenchOptions:
         "Largest share of the dense cost that a choice may have; repeatable.",
         *(JUDGE, "0.3, 0.4, 0.5 and 0.6", "SHARE"),
     )
-    trials: int | None = option("Masks that a strategy judges.", JUDGE, "60", "N")
-    out: Path | None = option("Folder of the tables that are built.", OUTPUT, "tables", "FOLDER")
-    slots: int | None = option("Trials at a time.", PLACE, "1", "N")
+    trials: int | None = option("Masks that a strategy judges.", JUDGE, str(TRIALS), "N")
+    out: Path | None = option("Folder of the tables that are built.", OUTPUT, TABLES, "FOLDER")
+    slots: int | None = option("Trials at a time.", PLACE, str(SLOTS), "N")
     as_json: Json = False
 
 
@@ -89,7 +92,8 @@ def bench(options: BenchOptions) -> None:
             "or a selector to judge"
         )
     if action is Action.build:
-        build_tables(what, options.out or Path("tables"), options.slots or 1)
+        slots = SLOTS if options.slots is None else options.slots
+        build_tables(what, options.out or Path(TABLES), slots)
         return
     from masksearch.bench import judge, load, names, strategy, summary
     from masksearch.bench.judge import BUDGETS
@@ -103,7 +107,7 @@ def bench(options: BenchOptions) -> None:
             "asks for as many losses as it wants"
         )
     if what in STRATEGIES:
-        selector: Any = strategy(what, 60 if options.trials is None else options.trials)
+        selector: Any = strategy(what, TRIALS if options.trials is None else options.trials)
     else:
         selector = load_function(what)
     installed = names()

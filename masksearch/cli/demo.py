@@ -60,8 +60,13 @@ HEADERS = {
     "SST-2": "sentence\tlabel",
     "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
 }
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}  # of the decoder
-SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {  # of the decoder
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 DAM = {
     "gates": {"structure": "free", "heads": 1},  # like the space, one mask for all heads
     "config": {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3},

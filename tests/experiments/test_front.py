@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 
 import pandas as pd
@@ -92,7 +94,7 @@ def test_masks_go_through_a_line(scripts):
         assert kept.unpacked(kept.packed(mask)) == mask
 
 
-def test_permutation_is_that_of_scipy(scripts):
+def test_permutation_counts_the_ways_to_deal_the_searches(scripts):
     one, other = [0.31, 0.4, 0.38, 0.36], [0.3, 0.37, 0.28, 0.33, 0.29]
     expected = stats.permutation_test(
         (one, other), lambda a, b: a.mean() - b.mean(), n_resamples=10_000
@@ -100,6 +102,9 @@ def test_permutation_is_that_of_scipy(scripts):
     doubled = scripts["tables"].permutation(one, other)
     assert scripts["tables"].permutation([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == 2 / 252
     assert doubled == pytest.approx(expected.pvalue, abs=0.02)
+    pooled, ways = {*one, *other}, list(combinations([*one, *other], len(one)))
+    gaps = [abs(fmean(way) - fmean(pooled - {*way})) for way in ways]
+    assert doubled == sum(gap >= gaps[0] - 1e-12 for gap in gaps) / len(ways)
 
 
 def test_a_budget_without_a_mask_counts_as_a_constant_answer(scripts):
