@@ -22,7 +22,6 @@ from typing import Any
 import figures
 import kept
 import optuna
-import ray
 import rows
 import tables
 import torch
@@ -56,7 +55,7 @@ class Front:
         if not (self.place / "judge").is_dir():
             rows.deal(given.data, self.place)
         self.budgets = SMALL["budgets"] if self.smoke else BUDGETS
-        self.executor = ms.RayTune(slots=1)
+        self.executor = executor(given.device, given.slots)
 
     # -- evaluators ----------------------------------------------------------------------------
     def evaluator(self, plan: Mapping[str, Any], **more: Any) -> ms.GlueEvaluator:
@@ -66,7 +65,7 @@ class Front:
             corpus=self.given.data / "wikitext-2",
             weights=self.given.weights or offline_model(),
             pretraining="distil",
-            device="cpu",
+            device=self.given.device,
             checkpoint_seconds=600,
             **settings,
         )
@@ -199,7 +198,9 @@ class Front:
         """Trains anew under masks; `name` is a task that judges, or a part of the plan whose masks
         the proxy scores. Lines keep what has ended."""
         if name in PLAN["judge"]["tasks"]:
-            file, seeds, evaluator = f"judged_{name}", PLAN["judge"]["seeds"], self.judge(name)
+            card = "_card" if self.given.device == "cuda" else ""
+            file, evaluator = f"judged_{name}{card}", self.judge(name)
+            seeds = PLAN["judge"]["seeds"]
         else:
             file, seeds, evaluator = name, PLAN[name]["seeds"], self.proxy
         if self.smoke:
@@ -239,6 +240,23 @@ def random_keys(layers: int, heads: int, count: int) -> ms.Mask:
     drawn = [masks.random_keys(count, seed) | masks.window(0) for seed in range(layers * heads)]
     rows_of = [drawn[at : at + heads] for at in range(0, len(drawn), heads)]
     return masks.per_layer([masks.per_head(each) for each in rows_of])
+
+
+def executor(device: str, slots: int) -> ms.RayTune | ms.Local:
+    """Ray with one trial at a time on a thread; on a card processes that share it."""
+    if device == "cuda":
+        return ms.Local(slots=slots, gpus=1 / slots, threads=1)
+    import ray
+
+    ray.init(  # one for all stages, with little memory
+        "local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=128 * 2**20,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    return ms.RayTune(slots=slots)
 
 
 def offline_model() -> str:
@@ -331,17 +349,11 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="2/3: every third mask that is judged")
     parser.add_argument("--runs", type=Path, default=Path("runs/19_front"))
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    front = Front(parser.parse_args())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--slots", type=int, default=1, help="trials at a time")
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ray.init(  # one for all stages, with little memory
-        "local",
-        num_cpus=1,
-        include_dashboard=False,
-        object_store_memory=128 * 2**20,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    front = Front(parser.parse_args())
     for stage in front.given.stages:
         STAGES[stage](front)
 
