@@ -10,6 +10,8 @@ against float64, seconds and graphs of the first call, milliseconds, and what "a
 latency: FlexAttention under many random block layouts: milliseconds over block density.
 dam: milliseconds of a step of DAM, and of the same model trained with dense attention.
 shares: proxies an hour with one, two and four trials on the card, with MPS and without.
+ray: the same four at a time, by processes of this machine and by Ray Tune.
+models: whole encoders under masks, forward and training in bfloat16: milliseconds, memory.
 
 `ms` is the card's own time: CUDA events in a queue that never runs empty. `wall_ms` is that of
 call after call, and holds what the host takes to launch them. `--seconds` ends a part: no cell
@@ -30,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attention_models import KINDS, Work, masks_for, taken
 from card_cells import Card
 from card_kernels import kernels, latency
-from card_shares import shares
+from card_shares import by_ray, shares
 from proxy_sides import on, random_corpus
 
+from masksearch.attention.attach import attach, detach
 from masksearch.gates.config import DamConfig
 from masksearch.gates.dam import dam_reports
 from masksearch.gates.gates import Gates
@@ -107,7 +111,48 @@ def timed_steps(card: Card, name: str, advance: Callable[[], int], parts: int) -
     card.add(row, f"{name}: {row['ms_a_step']:.2f} ms a step, waits {row.get('waits_a_step')}")
 
 
-PARTS = {"kernels": kernels, "latency": latency, "dam": dam, "shares": shares}
+def models(card: Card) -> None:
+    """Forward passes and steps of AdamW of one encoder a length, at as many tokens a batch."""
+    size, lengths, tokens = ("nano", (32,), 64) if card.smoke else ("base", (1024, 4096), 2**15)
+    for length in reversed(lengths):
+        vocabulary = 64 if card.smoke else 30_522
+        block = card.block if not card.smoke else 8
+        work = Work(length, tokens // length, size, vocabulary, block, card.place.type)
+        model = MaskedLanguageModel(encoder(size, vocabulary, length, seed=0), seed=0)
+        model.to(card.place).train()
+        for kind, make in KINDS.items():
+            call = make(work, model)
+            for side, mask in masks_for(work).items():
+                if card.over():
+                    continue
+                row: dict[str, Any] = {"length": length, "batch": work.batch, "kind": kind}
+                row |= {"size": size, "mask": side}
+                if mask is not None:
+                    row["taken"] = taken(work, mask, kind != "forward")
+                    attach(model, mask)
+                try:
+                    call()
+                    if card.cuda:
+                        torch.cuda.reset_peak_memory_stats()
+                    row |= card.timed(call)
+                    row["peak_bytes"] = torch.cuda.max_memory_allocated() if card.cuda else None
+                    card.add(
+                        row, f"n={length} {kind}, {side}: {row['ms']:.1f} ms {row.get('taken')}"
+                    )
+                except RuntimeError as error:  # as out of memory: of this mask alone
+                    card.fail(row, error)
+                finally:
+                    detach(model, missing_ok=True)
+
+
+PARTS = {
+    "kernels": kernels,
+    "latency": latency,
+    "dam": dam,
+    "shares": shares,
+    "ray": by_ray,
+    "models": models,
+}
 
 
 def main() -> int:

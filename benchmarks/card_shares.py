@@ -105,44 +105,67 @@ def written_text(folder: Path, words: int) -> Path:
 
 def shares(card: Card) -> None:
     """Eight proxies by one, two and four at a time."""
-    if card.cuda:
-        torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        size, length, steps = ("1x32x2", 16, 4) if card.smoke else ("4x256x4", 128, 300)
-        trials = 3 if card.smoke else 8
-        evaluator = ms.MlmEvaluator(
-            card.text or written_text(folder, 20_000 if card.smoke else 150_000),
-            size=size,
-            length=length,
-            steps=steps,
-            batch=32,
-            vocabulary=400 if card.smoke else 4096,
-            device=card.place.type,
-            cache=folder / "cache",
-        )
-        evaluator.task()  # tokenized once, before anything is timed
-        setting = {"size": size, "length": length, "steps": steps, "trials": trials, "batch": 32}
-        card.note(**setting, text=str(card.text or "invented words"))
+        evaluator = proxies(card, folder)
         counts = (1, 2) if card.smoke else (1, 2, 4)
         for slots in counts:
-            timed_search(card, evaluator, slots, trials, folder, "")
+            timed_search(card, evaluator, slots, folder, "")
         if card.cuda:
             with mps(folder) as wrong:
                 card.note(mps=wrong or "a daemon of its own, tried by a process before")
                 print(f"MPS: {card.result['mps']}", flush=True)
                 for slots in () if wrong else reversed(counts):
-                    timed_search(card, evaluator, slots, trials, folder, "MPS")
+                    timed_search(card, evaluator, slots, folder, "MPS")
+
+
+def by_ray(card: Card) -> None:
+    """The same proxies, as many at a time, by this machine's processes and by Ray Tune."""
+    slots = 2 if card.smoke else 4
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        evaluator = proxies(card, Path(name))
+        for by in ("", "Ray"):
+            timed_search(card, evaluator, slots, Path(name), by)
+
+
+def proxies(card: Card, folder: Path) -> ms.MlmEvaluator:
+    """The evaluator of all trials, whose text is tokenized before anything is timed."""
+    if card.cuda:
+        torch.cuda.empty_cache()
+    size, length, steps = ("1x32x2", 16, 4) if card.smoke else ("4x256x4", 128, 300)
+    evaluator = ms.MlmEvaluator(
+        card.text or written_text(folder, 20_000 if card.smoke else 150_000),
+        size=size,
+        length=length,
+        steps=steps,
+        batch=32,
+        vocabulary=400 if card.smoke else 4096,
+        device=card.place.type,
+        cache=folder / "cache",
+    )
+    evaluator.task()
+    setting = {"size": size, "length": length, "steps": steps, "batch": 32}
+    card.note(**setting, trials=trials(card), text=str(card.text or "invented words"))
+    return evaluator
+
+
+def trials(card: Card) -> int:
+    """How many proxies a search trains."""
+    return 3 if card.smoke else 8
 
 
 def timed_search(
-    card: Card, evaluator: ms.MlmEvaluator, slots: int, trials: int, folder: Path, by: str
+    card: Card, evaluator: ms.MlmEvaluator, slots: int, folder: Path, by: str
 ) -> None:
-    """One search: its trials' seconds, and how many an hour make."""
+    """One search, `by` "MPS", "Ray" or neither: its trials' seconds, how many an hour make."""
     if card.over():
         return
     gpus = 1 / slots if card.cuda else None
-    row: dict[str, Any] = {"slots": slots, "gpus": gpus, "mps": bool(by)}
+    row: dict[str, Any] = {"slots": slots, "gpus": gpus, "mps": by == "MPS", "ray": by == "Ray"}
+    executor: ms.Local | ms.RayTune = ms.Local(slots=slots, gpus=gpus, limit_seconds=LONGEST_TRIAL)
+    if by == "Ray":
+        needs = {"cpu": 1.0} | ({} if gpus is None else {"gpu": gpus})
+        executor = ms.RayTune(slots=slots, resources=needs, limit_seconds=LONGEST_TRIAL)
     watch = Stopwatch()
     try:
         study = ms.search(
@@ -150,8 +173,8 @@ def timed_search(
             evaluator,
             run=folder / f"{slots} {by}",
             strategy="random",
-            trials=trials,
-            executor=ms.Local(slots=slots, gpus=gpus, limit_seconds=LONGEST_TRIAL),
+            trials=trials(card),
+            executor=executor,
             listeners=[watch],
             progress=None,
         )

@@ -366,7 +366,7 @@ def test_attention_benchmark_smoke(tmp_path):
 def test_card_benchmark_smoke(tmp_path):
     text = run(FOLDER / "card.py", "--smoke", "--out", str(tmp_path))
     found = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
-    assert set(found) == {"kernels", "latency", "dam", "shares"}
+    assert set(found) == {"kernels", "latency", "dam", "shares", "ray", "models"}
     assert not [row for part in found.values() for row in part["rows"] if "failed" in row]
     cells = [row for row in found["kernels"]["rows"] if row["mask"] != "no mask"]
     assert len(cells) == 2 * 12 * 2
@@ -377,7 +377,10 @@ def test_card_benchmark_smoke(tmp_path):
     assert found["latency"]["lengths"]["128"]["graphs"] == 1
     assert found["dam"]["ratio"] > 0
     assert [row["slots"] for row in found["shares"]["rows"]] == [1, 2]
-    assert all(row["status"] == ["done"] * 3 for row in found["shares"]["rows"])
+    assert [row["ray"] for row in found["ray"]["rows"]] == [False, True]
+    trials = found["shares"]["rows"] + found["ray"]["rows"]
+    assert all(row["status"] == ["done"] * 3 for row in trials)
+    assert {row["kind"] for row in found["models"]["rows"]} == {"forward", "train step"}
     assert "DAM over dense" in text
     message = run(FOLDER / "card.py", code=2)
     assert "take --device cuda, or --smoke on a CPU" in message
