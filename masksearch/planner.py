@@ -131,8 +131,8 @@ def allocate(
         run: Folder of the search.
         device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one. Sinks are measured
             and tuned there too.
-        precision: `"float32"`, or `"bfloat16"` for autocast; None = bfloat16 on a GPU that
-            computes in it, else float32.
+        precision: Of what is computed, and of the weights in memory: `"float32"` or
+            `"bfloat16"`; None = bfloat16 on a GPU that computes in it, else float32.
         executor: Where masks of the search are judged; None = one after the other. With
             `Local(slots=4, gpus=1)` the units of a round are scored on four GPUs at a time.
         progress: As of `search`.
@@ -592,9 +592,8 @@ def check_folder(judge: Served, local: Mask, delivery: Delivery, budgets: Sequen
 
 def check_form(judge: Served, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
     """The model with the windows of a mask; NativeError if the engine could not serve it."""
-    start = judge.evaluator.start
+    start, model = judge.evaluator.start, judge.evaluator.dense(0).model
     assert start is not None
-    model = start.decoder()
     if sinks is None:
         native = to_native(model, mask, serve)
     else:

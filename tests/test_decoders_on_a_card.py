@@ -93,10 +93,11 @@ def test_judged_rows_stay_on_the_card(how, tmp_path, card):
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("sinks", "local"), FORMS)
-def test_allocate_writes_its_folder_from_the_card(sinks, local, tmp_path, card):
+def test_allocate_writes_its_folder_from_the_card(sinks, local, precision, tmp_path, card):
     out = tmp_path / "served"
-    engine = {"serve": "transformers", "sinks": sinks, "out": out}
+    engine = {"serve": "transformers", "sinks": sinks, "out": out, "precision": precision}
     with card.there():
         plan = ms.allocate(
             *("model", "text", 0.6),

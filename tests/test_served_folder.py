@@ -51,6 +51,26 @@ def check(folder: Path, log: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sinks", ["calibrate", "tune"])
+def test_what_is_written_from_bfloat16_leaves_the_weights_as_they_were(sinks, tmp_path):
+    def dense() -> float:
+        judge = ms.CausalEvaluator("text", weights="model", length=96, precision="bfloat16")
+        return judge.judge(judge.dense(0)).nll.mean().item()
+
+    before = dense()
+    how = {"serve": "transformers", "sinks": sinks, "precision": "bfloat16"}
+    plan = allocate(tmp_path / "run", out := tmp_path / "served", **how)
+    assert dense() == before
+    assert {each.dtype for each in AutoModelForCausalLM.from_pretrained(out).parameters()} == {
+        torch.float16
+    }
+    said = ms.CausalEvaluator("text", weights=out, length=96, held_out_sequences=16, half="final")
+    (report,) = said(masks.full(), seed=0, workdir=tmp_path)
+    served = plan.found["served"]["losses"]["served"]
+    assert served == pytest.approx(report.values["nll"], abs=1e-2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
 def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     out = tmp_path / "new" / "served"

@@ -60,6 +60,7 @@ from masksearch.models.decoders import (
     DECODERS,
     NextTokenModel,
     StoredDecoder,
+    copy_beside,
     decoder,
     decoder_config,
     open_decoder,
@@ -346,7 +347,8 @@ class CausalEvaluator(AssembledEvaluator):
     def weights_settings(self) -> dict[str, object]:
         """The settings of the weights that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
-            return {"weights": self.start.digest, "length": self.positions}
+            named = {"weights": self.start.digest, "length": self.positions}
+            return named if self.dtype == torch.float32 else named | {"dtype": str(self.dtype)}
         size = find_size(self.model.size)
         scratch = {
             "architecture": self.model.architecture,
@@ -373,6 +375,13 @@ class CausalEvaluator(AssembledEvaluator):
         return not self.model.scratch and self.adapts == "none"
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of a checkpoint's weights in memory: bfloat16 where that is the precision, and
+        nothing is trained."""
+        half = self.training.precision == "bfloat16" and self.seedless
+        return torch.bfloat16 if half else torch.float32
+
+    @property
     def weights_frozen(self) -> bool:
         """Whether `differentiable` trains gates alone."""
         return self.adapts != "train"
@@ -386,7 +395,7 @@ class CausalEvaluator(AssembledEvaluator):
     def build_model(self, seed: int) -> NextTokenModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
         if self.start is not None:
-            return NextTokenModel(self.start.decoder()).to(self.place)
+            return read_weights(self.start, self.dtype, self.place)
         body = decoder(
             *(self.model.architecture, self.model.size, self.task().vocabulary, self.positions),
             seed=mixed_seed(seed, WEIGHTS),
@@ -397,7 +406,10 @@ class CausalEvaluator(AssembledEvaluator):
 
     def dense(self, seed: int) -> NextTokenModel:
         """The model that masks are put on: the checkpoint, or what was trained without a mask for
-        this seed, once, and kept in the cache. A fresh copy."""
+        this seed, once, and kept in the cache. A fresh copy; of a checkpoint that is judged as
+        it is all copies have the same weights in memory."""
+        if self.start is not None and self.seedless:
+            return copy_beside(hold_weights(self.start, self.dtype, self.place))
         made = self.build_model(seed)
         if self.start is None:
             key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
@@ -559,6 +571,17 @@ class CausalEvaluator(AssembledEvaluator):
 open_weights = lru_cache(maxsize=4)(open_decoder)
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
 read_task = lru_cache(maxsize=len(TASKS))(task_rows)
+
+
+def read_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) -> NextTokenModel:
+    """A fresh model of a checkpoint, its weights in that type on that device."""
+    return NextTokenModel(cast(Any, start.decoder(dtype)).to(place))
+
+
+@lru_cache(maxsize=1)
+def hold_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) -> NextTokenModel:
+    """The same with frozen weights, which all models of a checkpoint that is judged share."""
+    return read_weights(start, dtype, place).requires_grad_(False).eval()
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,6 @@ band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
 from masksearch.masks.core import Mask
-from masksearch.models.decoders import LayerStates, NextTokenModel, divergence
+from masksearch.models.decoders import LayerStates, NextTokenModel, copy_beside, divergence
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import (
@@ -138,8 +137,8 @@ class DenseDecoder:
     @cached_property
     def features(self) -> list[Tensor]:
         """Hidden states without a mask. The model carries one when they are asked for, so they
-        come from a copy of it."""
-        made = cast(NextTokenModel, detach(copy.deepcopy(self.model), missing_ok=True))
+        come from a copy with the same weights."""
+        made = cast(NextTokenModel, detach(copy_beside(self.model), missing_ok=True))
         return dense_features(made, self.tokens, precision=self.precision)
 
 

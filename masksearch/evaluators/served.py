@@ -143,14 +143,12 @@ class Served(EvaluatorWrapper):
         self, mask: Mask, target: str = "transformers", folder: Path | None = None
     ) -> NextTokenModel:
         """The checkpoint as an engine serves the mask; `sinks` and their biases are measured on
-        the training text (checkpoints of `"tune"`: in `folder`)."""
+        the training text (checkpoints of `"tune"`: in `folder`). It has the judged weights."""
         judge = self.evaluator
-        assert judge.start is not None
         how: dict[str, Any] = {}
         if self.sinks:
             how = {"sinks": self.sinks, "folder": folder, "text": self.calibration_tokens()}
-        model: Any = judge.start.decoder()
-        return NextTokenModel(to_native(model.to(judge.place), mask, target, **how))
+        return NextTokenModel(to_native(judge.dense(0).model, mask, target, **how))
 
     def calibration_tokens(self) -> Tensor:
         """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""

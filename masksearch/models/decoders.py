@@ -8,12 +8,13 @@ model(input_ids, labels=input_ids).loss                # mean over the tokens, i
 
 from __future__ import annotations
 
+import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ from masksearch.training.parts import AnySize, find_size, initial_spread
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
 UNBOUNDED = 1 << 30  # positions of a decoder that names no limit
 HELD = 1 << 23  # logits that are in memory at once: 32 MB of float32
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def decoder_config(
@@ -163,13 +165,14 @@ class StoredDecoder(StoredCheckpoint):
         """Its configuration, read from the folder."""
         return read_config(self.locate())
 
-    def decoder(self) -> PreTrainedModel:
-        """A fresh model with the stored weights, float32, in eval mode."""
-        return read_decoder(self.locate())
+    def decoder(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """A fresh model with the stored weights in that type, in eval mode."""
+        return read_decoder(self.locate(), dtype)
 
 
-def read_decoder(folder: Path) -> PreTrainedModel:
-    """The model of a folder with its next-token head, float32, in eval mode.
+def read_decoder(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    """The model of a folder with its next-token head, in eval mode, its weights in that type;
+    `"auto"`: as they are stored.
 
     Raises:
         DataError: If it is no decoder, or the files cannot be read or do not fit.
@@ -182,9 +185,17 @@ def read_decoder(folder: Path) -> PreTrainedModel:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both or not decodes:
         raise refuse_encoder(folder, kind)
     with quiet():
-        model, _ = read_model(AutoModelForCausalLM, folder, config=config, dtype=torch.float32)
+        model, _ = read_model(AutoModelForCausalLM, folder, config=config, dtype=dtype)
     made: PreTrainedModel = model.eval()
     return made
+
+
+def copy_beside(
+    model: Model, weight: Callable[[nn.Parameter], nn.Parameter] = lambda weight: weight
+) -> Model:
+    """A copy whose modules are its own, so that masks can be put on it, and whose weights are the
+    model's, or what `weight` makes of each."""
+    return copy.deepcopy(model, {id(each): weight(each) for each in model.parameters()})
 
 
 def refuse_encoder(folder: Path, kind: str) -> DataError:
@@ -267,7 +278,7 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
         name_or_folder = convert_gguf(Path(name_or_folder))
     name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
-    model: Any = read_decoder(folder)
+    model: Any = read_decoder(folder, "auto")
     calls = probe(model, [model], None)
     if not all(call.causal for call in calls):
         raise refuse_encoder(folder, model.config.model_type)

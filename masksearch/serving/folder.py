@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from masksearch.errors import NativeError
 from masksearch.models.checkpoints import quiet
+from masksearch.models.decoders import copy_beside
 from masksearch.models.plan import describe_loss, describe_rival, describe_rows, describe_tasks
 from masksearch.models.saving import copy_tokenizer
 from masksearch.serving import check_serving
@@ -33,7 +34,7 @@ from masksearch.serving.engines.gguf import to_gguf, try_gguf
 from masksearch.serving.native import from_native
 
 FORMAT = "masksearch-served-1"  # of serving.json; the next one has the next number
-APART = 0.02  # nats a token between the model in float32 and its file in float16, at most
+APART = 0.02  # nats a token between the model and its file in float16, at most
 NOTICED = 0.02  # nats a token within the window, from which on SERVING.md warns
 TRIED = 256  # tokens by which the folder is tried
 RUN = 'if __name__ == "__main__":\n    main(read_log)\n'  # the end of check_serving.py
@@ -52,7 +53,7 @@ def write_folder(
 
     Args:
         out: The folder; there is none yet.
-        model: What `to_native` returned; it is cast to `dtype`.
+        model: What `to_native` returned; it is not changed.
         target: The engine.
         tokenizer: Folder with the tokenizer's files.
         facts: What serving.json holds: see `write_page`.
@@ -76,7 +77,9 @@ def write_folder(
             to_gguf(model, beside / GGUF, tokenizer=tokenizer, dtype=dtype)
         else:
             with quiet():
-                model.to("cpu", dtype).save_pretrained(beside)
+                copy_beside(
+                    model, lambda weight: nn.Parameter(weight.detach().to("cpu", dtype), False)
+                ).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
         facts_written = {"format": FORMAT, **facts} | {
             "tried": try_folder(beside, model, engine, tokens, expected)

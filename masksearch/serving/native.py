@@ -451,7 +451,10 @@ def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConf
             f"{type(model).__name__} and a new {native.__name__} of its configuration differ in "
             f"the weights {', '.join(other[:3])}; merge adapters and undo quantisation first"
         )
-    built.load_state_dict(state, assign=True)
+    trained = [(each, each.requires_grad) for each in model.parameters()]
+    built.load_state_dict(state, assign=True)  # which asks for the gradient of each
+    for each, asked in trained:
+        each.requires_grad_(asked)
     built.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     return built.to(model.device).train(model.training)
 

@@ -277,8 +277,9 @@ class Training:
         optimiser: `"adamw"`, or `"lamb"` for large batches.
         reports: Number of reports; their steps double up to `steps`.
         device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
-        precision: `"float32"`, or `"bfloat16"` for autocast. Default: float32; of decoders
-            bfloat16 on a GPU that computes in it.
+        precision: `"float32"`, or `"bfloat16"` for autocast; weights of a decoder that is judged
+            as it is are bfloat16 too. Default: float32; of decoders bfloat16 on a GPU that
+            computes in it.
         compile: Whether pre-training is compiled (`torch.compile`); it pays in long runs. Graphs
             that the process has compiled before are dropped first.
         checkpoint_seconds: Wall time between two checkpoints, in the working folder, from which

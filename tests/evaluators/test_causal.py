@@ -101,6 +101,33 @@ def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: 
     assert judged(judge, masks.full(), tmp_path) == found[0]
 
 
+def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
+    judge = evaluator(data, precision="bfloat16")
+    served = ms.Served(judge).served(masks.window(3))
+    models = [judge.shared(0).model, judge.dense(1), judge.on("final").shared(0).model, served]
+    weights = [weight for model in models for weight in model.parameters()]
+    assert not any(weight.requires_grad for weight in weights)
+    held = {weight.data_ptr(): weight.nbytes for weight in weights}
+    stored = load_file(data / "llama" / "model.safetensors").values()
+    assert sum(held.values()) == sum(2 * weight.numel() for weight in stored)
+    ms.attach(models[1], masks.window(1))  # and a mask on one of them is on no other
+    alone, others = (
+        [score_tokens(each, judge.rows.tokens).nll for each in several]
+        for several in (models[1:2], [models[0], models[2]])
+    )
+    assert torch.equal(*others)
+    assert not torch.equal(alone[0], others[0])
+
+
+def test_weights_that_are_judged_in_bfloat16_say_nearly_the_same(data: Path, tmp_path) -> None:
+    judges = [evaluator(data, precision=name) for name in ("float32", "bfloat16")]
+    one, other = (judged(judge, masks.window(2), tmp_path)["nll"] for judge in judges)
+    assert 0 < abs(one - other) < 0.02
+    assert judges[0].protocol != judges[1].protocol
+    trained = evaluator(data, precision="bfloat16", adapt="recover")
+    assert {weight.dtype for weight in trained.dense(0).parameters()} == {torch.float32}
+
+
 def test_scores_of_documents_are_those_of_a_ratio() -> None:
     """Their standard error is that of the mean over tokens, as drawing documents anew shows."""
     draw = np.random.default_rng(0)
@@ -271,9 +298,10 @@ def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("learn_from", ["dense", "hidden"])
-def test_gates_learn_on_frozen_weights(data: Path, learn_from: str) -> None:
-    judge = evaluator(data, learn_from=learn_from, batch=4)
+def test_gates_learn_on_frozen_weights(data: Path, learn_from: str, precision: str) -> None:
+    judge = evaluator(data, learn_from=learn_from, batch=4, precision=precision)
     source = judge.differentiable(0)
     without_mask = source.model(**source.held_out[0]).loss
     assert without_mask.item() == pytest.approx(0, abs=1e-6)  # the model is its own teacher
