@@ -156,9 +156,8 @@ def write(results: Path, budgets: Sequence[float]) -> None:
         table = secondary(results, budgets)
         table.to_csv(results / "secondary.csv", index=False, float_format="%.5f")
         print(table.to_string(index=False))
-        scores, searches = (
-            pd.read_csv(results / f"{n}_STS-B.csv") for n in ("scores", "searches")
-        )
+        scores = tables.beside_drawn(results, "STS-B")
+        searches = pd.read_csv(results / "searches_STS-B.csv")
         shares = json.loads((results / "masks.json").read_text("utf-8"))
         found = Found(scores, searches, rivals(results, scores, budgets), shares)
         front(found, results)

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tables import ARMS, CONTRASTS, ROUNDING, best_within, by_search, chosen, judged, read
+from tables import (
+    ARMS,
+    CONTRASTS,
+    ROUNDING,
+    beside_drawn,
+    best_within,
+    by_search,
+    chosen,
+    judged,
+    read,
+)
 
 from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.stats import estimate
@@ -101,6 +111,35 @@ def proxy_rows(picked: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Row]:
         yield row("tau-b of proxy and judged", f"{budget:g}", tau, (np.nan, np.nan), len(masks))
 
 
+def on_one_device(results: Path, task: str, picked: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
+    """Scores of masks, and of searches to compare with them, as the plan's amendment says.
+
+    Both are the card's where it has judged every search; else the searches are the CPUs', and what
+    the card gives masks above the CPUs, if it is told from nothing, is taken off its scores.
+    """
+    scores = beside_drawn(results, task)
+    searches, card = by_search(picked, scores), judged(results, f"{task}_card")
+    again = by_search(picked, card) if len(card) else card
+    if len(again) == len(searches):
+        return card, again
+    if len(gaps := device_gaps(results, task)) > 1:
+        gap = estimate(gaps.tolist())
+        drawn = scores["where"] == "drawn"
+        if gap.low > 0 or gap.high < 0:
+            scores.loc[drawn, "score"] -= gap.value
+    return scores, searches
+
+
+def device_gaps(results: Path, task: str) -> pd.Series:
+    """Card minus CPU, of each mask that both have judged with all seeds."""
+    keys = ["where", "arm", "budget"]
+    own, card = (judged(results, name) for name in (task, f"{task}_card"))
+    if card.empty:
+        return pd.Series(dtype=float)
+    both = own.merge(card, on=keys, suffixes=("", "_card"))
+    return both["score_card"] - both["score"]
+
+
 def secondary(results: Path, budgets: Sequence[float], task: str = "STS-B") -> pd.DataFrame:
     """Every secondary figure that the lines allow so far."""
     scores, picked = judged(results, task), chosen(results, budgets)
@@ -117,15 +156,22 @@ def secondary(results: Path, budgets: Sequence[float], task: str = "STS-B") -> p
                 if len(own[own["arm"].isin([one, other])]) > 3:
                     values = own.set_index("arm")["score"]
                     rows.append(between(f"score at {budget:g}", one, other, values))
-    opponents = rivals(results, scores, budgets)
-    controls = scores[scores["where"] == "drawn"].groupby("arm")["score"]
-    others = {arm: controls.get_group(arm).mean() for arm in CONTROLS if arm in controls.groups}
-    if len(opponents) == len(budgets):
-        others["the drawn, by search rows"] = opponents["judged"].mean()
-        others["the drawn, by judged rows"] = opponents["bound"].mean()
-    for name, score in others.items():
+    if len(gaps := device_gaps(results, task)) > 1:
+        rows.append(over_searches("score", "card - CPU, of masks", gaps.tolist()))
+    others, found = on_one_device(results, task, picked)
+    for name, score in opposed(results, others, budgets).items():
+        own = found.set_index("arm")["score"] - score
         for arm in whole:
-            rows.append(
-                over_searches("score", f"{arm} - {name}", (searches[arm] - score).tolist())
-            )
+            rows.append(over_searches("score", f"{arm} - {name}", own[arm].tolist()))
     return pd.DataFrame([*rows, *proxy_rows(picked, scores)])
+
+
+def opposed(results: Path, scores: pd.DataFrame, budgets: Sequence[float]) -> dict[str, float]:
+    """Controls and drawn masks -> their mean over the budgets."""
+    drawn = scores[scores["where"] == "drawn"].groupby("arm")["score"]
+    found = {arm: drawn.get_group(arm).mean() for arm in CONTROLS if arm in drawn.groups}
+    best = rivals(results, scores, budgets)
+    if len(best) == len(budgets):
+        found["the drawn, by search rows"] = best["judged"].mean()
+        found["the drawn, by judged rows"] = best["bound"].mean()
+    return found

@@ -130,6 +130,14 @@ def judged(results: Path, task: str) -> pd.DataFrame:
     return means[whole].reset_index()
 
 
+def beside_drawn(results: Path, task: str) -> pd.DataFrame:
+    """The searches' masks as CPUs judged them, and what else the card has judged, or CPUs."""
+    own, card = judged(results, task), judged(results, f"{task}_card")
+    if card.empty:
+        return own
+    return pd.concat([own[own["where"] != "drawn"], card[card["where"] == "drawn"]])
+
+
 def by_search(picked: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Each search's mean over the budgets; a budget without a mask counts as a constant answer.
 
@@ -186,11 +194,12 @@ def write(results: Path, budgets: Sequence[float]) -> None:
     if lines := read(results / "card.jsonl"):
         tables["card"] = card(lines)
     for task in PLAN["judge"]["tasks"]:
-        scores = judged(results, task)
-        if len(scores):
-            searches = by_search(picked, scores)
-            tables[f"scores_{task}"] = scores
-            tables[f"searches_{task}"], tables[f"contrasts_{task}"] = searches, contrasts(searches)
+        for name in (task, f"{task}_card"):
+            if len(scores := judged(results, name)):
+                searches = by_search(picked, scores)
+                tables[f"scores_{name}"] = scores
+                tables[f"searches_{name}"] = searches
+                tables[f"contrasts_{name}"] = contrasts(searches)
     for name, table in tables.items():
         table.to_csv(
             results / f"{name}.csv", index=False, float_format="%.5f", lineterminator="\n"
