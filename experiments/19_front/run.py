@@ -311,8 +311,8 @@ def judge(front: Front, task: str = "STS-B") -> None:
 def others(front: Front) -> None:
     """Tasks that no search has read."""
     for task in PLAN["judge"]["tasks"][1:]:
+        front.compare(front.best_first({**front.controls(), **front.drawn()}), task, "drawn")
         judge(front, task)
-        front.compare({**front.controls(), **front.drawn()}, task, "drawn")
 
 
 def write(front: Front) -> None:
