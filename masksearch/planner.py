@@ -148,7 +148,7 @@ def allocate(
             said before anything is judged.
         SearchError: If bytes do not add up over the units, or no mask within the budget was
             judged.
-        DataError: If the text or the model cannot be read.
+        DataError: If the text or the model cannot be read, or the device has no room for it.
     """
     plans = find_plans(
         DecoderOnText(model, text, length, sequences, held_out, device, precision, tuple(tasks)),

@@ -56,6 +56,7 @@ from masksearch.evaluators.next_tokens import (
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
+from masksearch.models import decoders
 from masksearch.models.decoders import (
     DECODERS,
     NextTokenModel,
@@ -63,7 +64,6 @@ from masksearch.models.decoders import (
     copy_beside,
     decoder,
     decoder_config,
-    open_decoder,
 )
 from masksearch.tasks.long_context import GROUPS, TASKS, task_rows
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
@@ -83,6 +83,7 @@ from masksearch.training.parts import (
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
 SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
+COPIES = {"none": 1, "train": 4, "recover": 5}  # with gradient, two moments; and the teacher
 PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of all settings
 
 
@@ -129,7 +130,8 @@ class CausalEvaluator(AssembledEvaluator):
         task_rows: Rows of each task.
 
     Raises:
-        DataError: When it reads a text that is missing, too short or not UTF-8, or no decoder.
+        DataError: When it reads a text that is missing, too short or not UTF-8, or no decoder, or
+            one that the device has no room for.
     """
 
     _: KW_ONLY
@@ -252,7 +254,10 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def start(self) -> StoredDecoder | None:
         """The checkpoint, opened once a process; None = random weights."""
-        return None if self.model.weights is None else open_weights(self.model.weights)
+        if (weights := self.model.weights) is None:
+            return None
+        check_fit(weights, self.dtype.itemsize * COPIES[self.adapts], self.place)
+        return open_weights(weights)
 
     @property
     def positions(self) -> int:
@@ -568,7 +573,8 @@ class CausalEvaluator(AssembledEvaluator):
 
 
 # -- made once a process -----------------------------------------------------------------------
-open_weights = lru_cache(maxsize=4)(open_decoder)
+check_fit = lru_cache(maxsize=4)(decoders.check_fit)
+open_weights = lru_cache(maxsize=4)(decoders.open_decoder)
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
 read_task = lru_cache(maxsize=len(TASKS))(task_rows)
 

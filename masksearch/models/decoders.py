@@ -9,9 +9,10 @@ model(input_ids, labels=input_ids).loss                # mean over the tokens, i
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -46,6 +48,7 @@ from masksearch.models.checkpoints import (
     read_model,
 )
 from masksearch.models.encoders import Output
+from masksearch.training.loop import device_memory
 from masksearch.training.parts import AnySize, find_size, initial_spread
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
@@ -294,6 +297,37 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
         positions=getattr(config, "max_position_embeddings", None) or UNBOUNDED,
         vocabulary=model.get_input_embeddings().num_embeddings,
     )
+
+
+def check_fit(name_or_folder: str | Path, each: int, place: torch.device) -> None:
+    """Refuses a checkpoint that a device has no room for; reads the heads of its files alone.
+
+    Args:
+        name_or_folder: As of `open_decoder`.
+        each: Bytes in memory of each stored number, such as 2 of one in bfloat16.
+        place: The device.
+
+    Raises:
+        DataError: If they are more than the device has, or there is no such folder.
+    """
+    if Path(name_or_folder).suffix.lower() == ".gguf":
+        name_or_folder = convert_gguf(Path(name_or_folder))
+    name, folder = find_folder(name_or_folder)
+    numbers, memory = 0, device_memory(place)
+    for path in find_files(folder):
+        if path.suffix == ".safetensors":
+            with (
+                suppress(SafetensorError),
+                safe_open(path, "pt") as file,
+            ):  # damaged: refused later
+                numbers += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    if memory is not None and each * numbers > memory:
+        raise DataError(
+            f"{name} takes {each * numbers / 1e9:,.1f} GB ({numbers:,} numbers of {each} bytes), "
+            f"and {place} has {memory / 1e9:,.1f} GB; take a device with more, "
+            "precision='bfloat16' (2 bytes where nothing is trained), or a smaller model: one "
+            "over several cards is not supported"
+        )
 
 
 # -- the model that is judged ------------------------------------------------------------------

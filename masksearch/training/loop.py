@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -471,6 +472,16 @@ def find_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch's own: no such name, or not built in
         raise ValueError(f"no device {name!r} on this machine; take 'auto' or 'cpu'") from error
+
+
+def device_memory(place: torch.device) -> int | None:
+    """Bytes that tensors of this process may take on a device; None where it does not say."""
+    if place.type == "cuda":
+        share = torch.cuda.get_per_process_memory_fraction(place)
+        return int(share * torch.cuda.get_device_properties(place).total_memory)
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if place.type == "cpu" else None
+    )
 
 
 def find_precision(name: Precision | None, device: str) -> Precision:

@@ -531,6 +531,27 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
             evaluator(data, **wrong)
 
 
+def test_a_model_that_fits_no_device_is_refused_before_it_is_loaded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_decoder(tmp_path / "model", [*WORDS, "="])
+    numbers = sum(each.numel() for each in load_file(folder / "model.safetensors").values())
+    memory = 5 * numbers
+    monkeypatch.setattr(decoders, "device_memory", lambda place: memory)
+    with monkeypatch.context() as context:
+        context.setattr(decoders, "read_model", None)
+        for settings, size in (({"adapt": "recover"}, 20), ({"adapt": "train"}, 16)):
+            with pytest.raises(
+                ms.errors.DataError,
+                match=rf"\({numbers:,} numbers of {size} bytes\), and cpu has .* GB; take a dev",
+            ):
+                evaluator(data, weights=folder, **settings).settings()
+        memory = 3 * numbers
+        with pytest.raises(ms.errors.DataError, match=r"4 bytes\), and .*, precision='bfloat16'"):
+            evaluator(data, weights=folder).settings()
+    judged(evaluator(data, weights=folder, precision="bfloat16"), masks.full(), tmp_path)
+
+
 def test_damaged_weights_are_named(data: Path, tmp_path: Path) -> None:
     folder = tiny_decoder(tmp_path / "model", [*WORDS, "="])
     path = folder / "model.safetensors"
