@@ -2,8 +2,9 @@
 
     python experiments/15_referee/rows.py --data FOLDER [--runs FOLDER]
 
-Writes three GLUE folders: `fit` (training rows of the dense models), `select` (4,800 training
-rows, the same for every selector) and `judge` (development rows that share no text with either).
+Writes four GLUE folders: `fit` (training rows of the dense models), `select` (4,800 training
+rows, the same for every selector), `judge` (development rows that share no text with either) and
+`choose` (those of the same files that share none with the other three; see the plan's amendment).
 A hash of a row's first text says where it goes.
 """
 
@@ -41,7 +42,7 @@ def write(folder: Path, names: Iterable[str], header: bytes, rows: Iterable[Row]
 
 
 def deal(task: str, data: Path, out: Path) -> dict[str, int]:
-    """Writes the three folders of a task; how many rows each has."""
+    """Writes the four folders of a task; how many rows each has."""
     source, place = PLAN["tasks"][task], data / "glue" / task
     header, train = read(place / "train.tsv", task)
     select = train[: PLAN["rows"]["select"]]
@@ -49,21 +50,25 @@ def deal(task: str, data: Path, out: Path) -> dict[str, int]:
     rest = train[len(select) :]
     fit = train if source["fit_all"] else [row for row in rest if given.isdisjoint(row[0])]
     known = given | {text for texts, _ in fit for text in texts}
-    judge: list[Row] = []
+    judge, held_out = list[Row](), list[Row]()
     for name in source["judge"]:
         _, rows = read(place / name, task)
+        held_out += rows
         if source["half"] == "final":
             rows = [row for row in rows if in_final_half(row[0][0])]
         judge += [row for row in rows if known.isdisjoint(row[0])]
         judge = judge[: PLAN["rows"]["judge"]]
+    known |= {text for texts, _ in judge for text in texts}
+    choose = [row for row in held_out if known.isdisjoint(row[0])]
     dev = next(iter(TASKS[task].dev_files.values()))[0]
     test = dev.replace("dev", "test")
     write(out / "fit" / task, ["train.tsv"], header, fit)
     write(out / "fit" / task, [dev, test], header, select)
     write(out / "select" / task, ["train.tsv", dev, test], header, select)
-    write(out / "judge" / task, ["train.tsv", dev], header, select)
-    write(out / "judge" / task, [test], header, judge)
-    return {"fit": len(fit), "select": len(select), "judge": len(judge)}
+    for folder, held in (("judge", judge), ("choose", choose)):
+        write(out / folder / task, ["train.tsv", dev], header, select)
+        write(out / folder / task, [test], header, held)
+    return {"fit": len(fit), "select": len(select), "judge": len(judge), "choose": len(choose)}
 
 
 def main() -> None:

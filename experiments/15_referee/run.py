@@ -4,7 +4,9 @@
 
 Stages: rows (who gets which), dense (the models), search, judge, tables (adds what is new to
 results/). `--tasks`, `--seeds` and `--arms` take a part, so that several processes share the work;
-each stage goes on where it was stopped. README.md says when plan.toml was written.
+each stage goes on where it was stopped. README.md says when plan.toml was written. `--amended` is
+the plan's amendment: sweep (settings of the head arms that it added), then for its pairs search,
+choose (the best head arm, on rows that judge nothing), judge and tables (in results/amended/).
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from masksearch.masks.measure import effective_density
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 SLACK = 1e-4  # a cut is the nearest to its density
-ARM, BUDGETS = PLAN["arms"], PLAN["budgets"]["densities"]
-SMOKE = {"length": 32, "rows": 96, "epochs": 3, "finetune_batch": 8, "finetune_lr": 3e-4}
+AMENDED = PLAN["amendment"]
+ARM, BUDGETS = PLAN["arms"] | AMENDED["arms"], PLAN["budgets"]["densities"]
+SMOKE = {"length": 48, "rows": 96, "epochs": 3, "finetune_batch": 8, "finetune_lr": 3e-4}
 SMALL = {"rows": 16, "trials": 6, "steps": 4}
 
 
@@ -63,6 +66,7 @@ class Task:
         model = PLAN["model"]
         sizes = {"length": model["length"], "epochs": model["epochs"], "finetune_lr": model["lr"]}
         precision = PLAN["tasks"][name].get("precision", model["precision"])
+        precision = AMENDED["precision"] if given.amended else precision
         sizes |= {"finetune_batch": model["batch"], "precision": precision}
         shared: dict[str, Any] = {
             "tasks": (name,),
@@ -77,17 +81,31 @@ class Task:
         self.fitted = ms.GlueEvaluator(glue=place / "fit", dev_rows=400, **shared)
         self.select = Referee(glue=place / "select", fitted=self.fitted, **shared)
         self.judging = Referee(glue=place / "judge", fitted=self.fitted, **shared)
+        rows = AMENDED["choose_rows"]
+        self.choosing = Referee(glue=place / "choose", fitted=self.fitted, dev_rows=rows, **shared)
         if given.smoke:
             self.judging = replace(self.judging, dev_rows=64)
+            self.choosing = replace(self.choosing, dev_rows=64)
 
     # -- searches ----------------------------------------------------------------------------
-    def search(self, arm: str) -> ms.Study:
-        """The search of an arm, from where it was stopped; every arm is told the budgets."""
-        plan = dict(ARM[arm])
+    def search(self, arm: str, setting: int | None = None) -> ms.Study:
+        """The search of an arm, from where it was stopped; every arm is told the budgets.
+
+        Args:
+            arm: One of `STRATEGIES`.
+            setting: Of an arm that the amendment sweeps, a number; None = the best one.
+        """
+        plan, run = dict(ARM[arm]), self.runs / arm
+        if arm in AMENDED["sweep"]:
+            setting = tables.best_setting(self.given.amended, arm) if setting is None else setting
+            plan |= AMENDED["sweep"][arm][setting]
+            run = self.runs / f"{arm} {setting}"
         if self.given.smoke:
             plan |= {name: small for name, small in SMALL.items() if name in plan}
         strategy, told = STRATEGIES[arm]
         options, shown = {**told, **TOLD.get(strategy, {})}, self.shown
+        options |= {"levels": plan.pop("levels")} if "levels" in plan else {}
+        drawn = strategy in ("random", "tpe")
         if "config" in options:
             options["config"] = plan
         elif strategy == "prune":
@@ -97,15 +115,23 @@ class Task:
         else:
             shown = plan["rows"]
         return ms.search(
-            self.units if strategy == "random" else None,
+            self.units if drawn else None,
             replace(self.select, dev_rows=shown),
-            run=self.runs / arm / str(self.seed),
+            run=run / str(self.seed),
             trials=plan.get("trials", 1_000),
             seed=self.seed,
             strategy=strategy,
             strategy_options=options,
-            **({"budget": BUDGETS} if strategy == "random" else {}),
+            **({"budget": BUDGETS} if drawn else {}),
         )
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that are asked for."""
+        if self.given.arms:
+            names: list[str] = self.given.arms.split(",")
+            return names
+        return AMENDED["order"][self.name] if self.given.amended else [*PLAN_ARMS]
 
     @property
     def shown(self) -> int:
@@ -152,23 +178,11 @@ class Task:
 
     # -- what is judged ----------------------------------------------------------------------
     def candidates(self) -> dict[str, ms.Mask]:
-        """Every mask of this search seed, by arm and budget."""
+        """Every mask of this search seed that is judged, by arm and budget."""
         found: dict[str, ms.Mask] = {"dense": masks.full()}
-        for arm in self.given.arms.split(","):
-            study = self.search(arm)
-            if arm == "gates":
-                found |= {f"gates {budget}": cut(study, budget) for budget in BUDGETS}
-                continue
-            records = [r for r in study.records() if r.scored]
-            # a drawn mask is chosen by its score; of other arms the densest is what they chose
-            chosen_by = "glue" if arm == "random" else "density"
-            for budget in BUDGETS:
-                most = 1 - budget - SLACK
-                within = [r for r in records if r.measures["effective_sparsity"] >= most]
-                best = max(within, key=lambda r: r.value(chosen_by), default=None)
-                if best is not None and best.mask is not None:
-                    found[f"{arm} {budget}"] = best.mask
-        for budget in BUDGETS:
+        for arm in self.arms:
+            found |= masks_of(self.search(arm), arm)
+        for budget in BUDGETS if "random" in self.arms else ():
             for name, always in CONTROLS.items():
                 found[f"{name} {budget}"] = self.random_keys(budget, masks.parse(always))
         return found
@@ -194,6 +208,26 @@ class Task:
         run = self.runs / "judged" / str(self.seed)
         ms.compare(self.candidates(), self.judging, run=run, seeds=[self.fresh])
 
+    # -- the amendment -----------------------------------------------------------------------
+    def choose(self) -> None:
+        """The added head arms on rows that judge nothing, and the model that was searched."""
+        found = dict[str, ms.Mask]()
+        for arm in AMENDED["arms"]:
+            found |= masks_of(self.search(arm), arm)
+        run = self.runs / "choosing" / str(self.seed)
+        ms.compare(found, self.choosing, run=run, seeds=[self.seed])
+        tables.store_choosing(self.given.amended / "choosing.csv", self.name, self.seed, run)
+
+    def sweep(self) -> None:
+        """Every setting of the arms that are swept, likewise; on a seed that nothing else has."""
+        found = dict[str, ms.Mask]()
+        for arm, settings in AMENDED["sweep"].items():
+            for setting in range(len(settings)):
+                found |= masks_of(self.search(arm, setting), arm, f"{arm} {setting}")
+        run = self.runs / "sweep"
+        ms.compare(found, self.choosing, run=run, seeds=[self.seed])
+        tables.store_choosing(self.given.amended / "sweep.csv", self.name, self.seed, run)
+
 
 HEADS = {"unit": "head", "levels": ARM["levels"]}
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {  # arm -> strategy, options
@@ -206,12 +240,42 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {  # arm -> strategy, option
     "random": ("random", {}),
     "dictionary": ("allocate", {"unit": "head", "levels": ARM["heads"]}),
 }
+PLAN_ARMS = tuple(STRATEGIES)
+STRATEGIES |= {  # of the amendment; levels and rates by its sweep
+    "greedy": ("allocate", {"unit": "head", "method": "greedy", "tries": ARM["greedy"]["tries"]}),
+    "swept_gates": ("allocate", {"unit": "head", "method": "gates", "config": {}}),
+    "tpe": ("tpe", {}),
+}
 TOLD = {  # strategy -> its own name for the budgets
     "dam": {"densities": BUDGETS},
     "prune": {"densities": BUDGETS},
     "allocate": {"budgets": BUDGETS},
 }
 CONTROLS = {"random keys": "window(0)", "random keys and [CLS]": "window(0) | columns(1)"}
+
+
+def masks_of(study: ms.Study, arm: str, name: str = "") -> dict[str, ms.Mask]:
+    """What a search chose within each budget, under `name` (None: the arm's) and the budget."""
+    name = name or arm
+    if "gates" in arm:
+        return {f"{name} {budget}": cut(study, budget) for budget in BUDGETS}
+    records, found = [r for r in study.records() if r.scored], dict[str, ms.Mask]()
+
+    def rank(record: ms.Record) -> tuple[float, float]:
+        """A drawn mask is chosen by its score; of other arms the densest is what they chose, and
+        of the masks of one round of greedy the best."""
+        if arm in ("random", "tpe"):
+            return record.value("glue"), 0.0
+        density = record.value("density")
+        return (round(density, 6), record.value("glue")) if arm == "greedy" else (density, 0.0)
+
+    for budget in BUDGETS:
+        most = 1 - budget - SLACK
+        within = [r for r in records if r.measures["effective_sparsity"] >= most]
+        best = max(within, key=rank, default=None)
+        if best is not None and best.mask is not None:
+            found[f"{name} {budget}"] = best.mask
+    return found
 
 
 def cut(study: ms.Study, budget: float) -> ms.Mask:
@@ -229,7 +293,7 @@ def offline_model() -> str:
 
 def deal(task: Task) -> None:
     """Writes the rows of all tasks."""
-    if not (task.given.runs / "rows" / "judge" / task.name).is_dir():
+    if not (task.given.runs / "rows" / "choose" / task.name).is_dir():
         rows.deal(task.name, task.given.data, task.given.runs / "rows")
 
 
@@ -239,7 +303,7 @@ def dense(task: Task) -> None:
 
 
 def search(task: Task) -> None:
-    for arm in task.given.arms.split(","):
+    for arm in task.arms:
         task.search(arm)
 
 
@@ -247,29 +311,38 @@ STAGES: dict[str, Callable[[Task], Any]] = {
     "rows": deal,
     "dense": dense,
     "search": search,
+    "choose": Task.choose,
     "judge": Task.judge,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=[*STAGES, "tables"])
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "sweep", "tables"])
     parser.add_argument("--data", type=Path, required=True, help="holds glue/")
     parser.add_argument("--weights", help="a checkpoint; default: the offline extra's")
     parser.add_argument("--tasks", default="STS-B,QQP,QNLI")
-    parser.add_argument("--seeds", default=",".join(map(str, PLAN["seeds"]["search"])))
-    parser.add_argument("--arms", default=",".join(STRATEGIES))
+    parser.add_argument("--seeds", help="default: the plan's")
+    parser.add_argument("--arms", help="default: the plan's")
+    parser.add_argument("--amended", action="store_true", help="the plan's amendment")
     parser.add_argument("--runs", type=Path, default=Path("runs/15_referee"))
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    out = (given.runs if given.smoke else HERE) / "results"
+    given.amended = out / "amended" if given.amended else None
     for stage in given.stages:
+        if stage == "sweep":
+            Task(AMENDED["sweep_task"], AMENDED["sweep_seed"], given).sweep()
+            continue
         for name in given.tasks.split(","):
             if stage == "tables":
-                out = (given.runs if given.smoke else HERE) / "results"
-                tables.write(out, name, given.runs, Task(name, 0, given).judged_shape)
+                shape = Task(name, 0, given).judged_shape
+                tables.write(given.amended or out, name, given.runs, shape)
                 continue
-            for seed in map(int, given.seeds.split(",")):
+            planned = (AMENDED if given.amended else PLAN)["seeds"]
+            seeds = planned.get(name, PLAN["seeds"]["search"])
+            for seed in map(int, given.seeds.split(",")) if given.seeds else seeds:
                 STAGES[stage](Task(name, seed, given))
 
 

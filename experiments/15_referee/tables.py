@@ -1,10 +1,11 @@
 """Results as small files in results/: every judged score with its densities and rows, and what
-follows from them. What is stored there is read again, and what new runs have is added."""
+follows from them. What is stored there is read again, and what new runs have is added. The plan's
+amendment is in amended/; its verdict is written once all of its pairs are judged."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from masksearch.analysis.stats import (
 from masksearch.masks.measure import effective_density
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))
+AMENDED = PLAN["amendment"]
 BUDGETS: list[float] = PLAN["budgets"]["densities"]
 APART = PLAN["seeds"]["apart"]
 KEYS = ["task", "arm", "budget", "search"]
@@ -31,7 +33,8 @@ Judged = dict[int, RowScores]  # search seed -> scores of one mask, row by row
 
 
 def write(out: Path, task: str, runs: Path, shape: ms.Shape) -> None:
-    """Adds what the runs of a task have to `out`; the verdict is that of all that is there."""
+    """Adds what the runs of a task have to `out`; the verdict is that of all that is there, of the
+    amendment's that of both folders."""
     out.mkdir(parents=True, exist_ok=True)
     lines, path = list[dict[str, Any]](), out / f"rows_{task}.npz"
     kept = load(path) if path.is_file() else {}
@@ -58,10 +61,15 @@ def write(out: Path, task: str, runs: Path, shape: ms.Shape) -> None:
         for (arm, budget), own in sorted(kept.items())
     }
     np.savez_compressed(path, **stacks)  # type: ignore[arg-type]
-    areas, margins = verdict(out)
-    areas.to_csv(out / "areas.csv", index=False, lineterminator="\n")
-    margins.to_csv(out / "margins.csv", index=False, lineterminator="\n")
-    print(areas.to_string(index=False), margins.to_string(index=False), sep="\n\n")
+    amended = out.name == "amended"
+    if amended and (missing := unjudged(out)):
+        print(f"not judged yet: {', '.join(missing)}; the amendment's figures come when all is")
+        return
+    found = {"contrasts": contrasts(out)} if amended else {}
+    found |= dict(zip(("areas", "margins"), verdict(out), strict=True))
+    for name, table in found.items():
+        table.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        print(table.to_string(index=False))
 
 
 def merge(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -82,26 +90,34 @@ def load(path: Path) -> dict[tuple[str, str], dict[int, np.ndarray]]:
 
 
 def read(out: Path, task: str) -> dict[tuple[str, str], Judged]:
-    """(arm, budget) -> its rows by search seed."""
-    return {
-        name: {
+    """(arm, budget) -> its rows by search seed; in the folder of the amendment the others too."""
+    found = read(out.parent, task) if out.name == "amended" else {}
+    path = out / f"rows_{task}.npz"
+    for name, own in load(path).items() if path.is_file() else ():
+        found[name] = found.get(name, {}) | {
             search: RowScores({"dev": values.astype(np.float64)}, {"dev": 1.0}, {"dev": task})
             for search, values in own.items()
         }
-        for name, own in load(out / f"rows_{task}.npz").items()
-    }
+    return found
 
 
-def area(arm: str, judged: Mapping[tuple[str, str], Judged]) -> Judged:
+def weights(budgets: Sequence[float]) -> list[float]:
+    """Of the score within each budget in the area: trapezoids, divided by the range."""
+    found = [0.0] * len(budgets)
+    for at in range(len(budgets) - 1):
+        width = (budgets[at] - budgets[at + 1]) / (budgets[0] - budgets[-1])
+        found[at], found[at + 1] = found[at] + width / 2, found[at + 1] + width / 2
+    return found
+
+
+def area(
+    arm: str, judged: Mapping[tuple[str, str], Judged], budgets: Sequence[float] = BUDGETS
+) -> Judged:
     """Row by row the area under score over the told density, divided by the range."""
-    sides = [judged.get((arm, str(budget)), {}) for budget in BUDGETS]
-    weights = [0.0] * len(BUDGETS)
-    for at in range(len(BUDGETS) - 1):  # trapezoids
-        width = (BUDGETS[at] - BUDGETS[at + 1]) / (BUDGETS[0] - BUDGETS[-1])
-        weights[at], weights[at + 1] = weights[at] + width / 2, weights[at + 1] + width / 2
-    found = {}
+    sides = [judged.get((arm, str(budget)), {}) for budget in budgets]
+    shares, found = weights(budgets), {}
     for search in set.intersection(*map(set, sides)):
-        parts = [w * side[search].scores["dev"] for w, side in zip(weights, sides, strict=True)]
+        parts = [w * side[search].scores["dev"] for w, side in zip(shares, sides, strict=True)]
         first = sides[0][search]
         found[search] = RowScores({"dev": np.sum(parts, axis=0)}, {"dev": 1.0}, first.digests)
     return found
@@ -126,6 +142,8 @@ def verdict(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for task in [task for task in PLAN["tasks"] if (out / f"rows_{task}.npz").is_file()]:
         judged = read(out, task)
         arms = [arm for arm in PLAN["arms"] if (arm, str(BUDGETS[0])) in judged]
+        common = set.intersection(*(set(area(arm, judged)) for arm in arms))  # the pairs of all
+        judged = {name: {s: own[s] for s in own if s in common} for name, own in judged.items()}
         family = [(arm, area(arm, judged)) for arm in arms if arm not in ADDED]
         dam, *others = family  # the plan names DAM first
         beside = correct_family(others, partial(minus, dam[1]))
@@ -145,3 +163,87 @@ def verdict(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 line |= {"low": -each.high, "high": -each.low, "margin": margin}
                 margins.append(line | {"outcome": outcome, "shown_in_sequence": shown})
     return pd.DataFrame(areas).round(5), pd.DataFrame(margins).round(5)
+
+
+# -- the amendment -------------------------------------------------------------------------------
+def store_choosing(path: Path, task: str, search: int, run: Path) -> None:
+    """Adds the scores of a comparison on rows that judge nothing, by arm and budget."""
+    lines = list[dict[str, Any]]()
+    for name, entry in ms.Comparison.open(run).entries.items():
+        arm, _, budget = name.rpartition(" ")
+        line = {"task": task, "arm": arm, "budget": float(budget), "search": search}
+        lines.append(line | {"density": 1 - entry.sparsity, "score": entry.scores[search]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merge(path, lines)
+
+
+def chosen_areas(path: Path, task: str) -> pd.Series[float]:
+    """Area of each arm on rows that judge nothing, mean over searches."""
+    table = pd.read_csv(path)
+    table = table[table.task == task].pivot(index=("arm", "search"), columns="budget")["score"]
+    return (table[BUDGETS] @ weights(BUDGETS)).groupby("arm").mean()
+
+
+def best_setting(out: Path, arm: str) -> int:
+    """The setting of a swept arm with the largest area, the first of equals."""
+    areas = chosen_areas(out / "sweep.csv", AMENDED["sweep_task"])
+    settings = range(len(AMENDED["sweep"][arm]))
+    return max(settings, key=lambda setting: areas[f"{arm} {setting}"])
+
+
+def best_head(out: Path, task: str) -> str:
+    """The added head arm with the largest area on rows that judge nothing."""
+    return str(chosen_areas(out / "choosing.csv", task).idxmax())
+
+
+def unjudged(out: Path) -> list[str]:
+    """The amendment's pairs that are not whole, in the order of its tasks."""
+    missing = []
+    for task, seeds in AMENDED["seeds"].items():
+        judged = read(out, task)
+        for arm in dict.fromkeys(("dam", "fisher_rounds", *AMENDED["order"][task])):
+            have = area(arm, judged)
+            missing += [f"{task} {arm} {seed}" for seed in seeds if seed not in have]
+    return missing
+
+
+def contrasts(out: Path) -> pd.DataFrame:
+    """The amendment's primary differences of areas, Holm over them; the same over all budgets but
+    the last; and, each by itself, those of every added arm to DAM and to effects in rounds."""
+    judged = {task: read(out, task) for task in AMENDED["seeds"]}
+    best = {task: best_head(out, task) for task in judged}
+    primary = [
+        (task, best[task] if arm == "best head arm" else arm, other)
+        for task, arm, other in AMENDED["primary"]
+    ]
+    rivals = [("dam", "fisher_rounds")]
+    rivals += [(arm, other) for arm in AMENDED["arms"] for other in ("dam", "fisher_rounds")]
+    alone = [(task, *each) for task in judged for each in rivals]
+
+    def minus_other(
+        each: tuple[str, str, str], level: float = 0.95, budgets: Sequence[float] = BUDGETS
+    ) -> PairedDifference:
+        task, *arms = each
+        seeds = AMENDED["seeds"][task]
+        sides = [area(arm, judged[task], budgets) for arm in arms]
+        return difference(*({seed: side[seed] for seed in seeds} for side in sides), level=level)
+
+    found = [
+        ("primary", each, *line)
+        for each, line in zip(primary, correct_family(primary, minus_other), strict=True)
+    ]
+    for kind, family, budgets in (
+        ("without the last budget", primary, BUDGETS[:-1]),
+        ("alone", alone, BUDGETS),
+    ):
+        lines = [minus_other(each, budgets=budgets) for each in family]
+        found += [
+            (kind, each, line, line.p_value) for each, line in zip(family, lines, strict=True)
+        ]
+    return pd.DataFrame(
+        {
+            **{"kind": kind, "task": task, "arm": arm, "minus": other, "pairs": line.n},
+            **{"value": line.value, "low": line.low, "high": line.high, "p": float(f"{p:.3g}")},
+        }
+        for kind, (task, arm, other), line, p in found
+    ).round(5)
