@@ -26,6 +26,7 @@ Status = Literal["running", "done", "stopped", "failed", "reused"]
 Role = Literal["trial", "baseline", "compared", "control"]
 Half = Literal["search", "final", "test", "all"]
 MAJORITY = "/majority"  # ends the name of a reported value: what a constant answer earns
+LOST = "lost"  # what a mask adds to the loss of text or of a group of tasks, whichever is most
 LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
 BEYOND = "beyond its budget"  # begins the error of a draw that is refused for what it costs
 

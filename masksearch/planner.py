@@ -24,7 +24,7 @@ from masksearch import masks
 from masksearch.analysis.pareto import describe_none_within, ranked
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Executor, Record
+from masksearch.contracts import LOST, Executor, Record
 from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
 from masksearch.evaluators.causal import CausalEvaluator
@@ -277,6 +277,7 @@ def find_plans(
                 "search": record.values["nll"],
                 "unseen": unseen and unseen.compare(masked=plan.mask),
             },
+            "lost": {n[5:]: x for n, x in record.values.items() if n.startswith(f"{LOST}/")},
             "rival": unseen and unseen.compare_rival(rivals[limit], plan.mask),
             "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
             "native": describe_native(judge.evaluator, plan, delivery.serve),

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.cli.models import report_lines
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.models.plan import describe_rival
 from masksearch.planner import DecoderOnText, Delivery, build_judge, describe_units
+from masksearch.report.tables import front_table
 from masksearch.study.references import within_budgets
 
 WORDS = [f"w{number}" for number in range(12)]
@@ -404,6 +406,27 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     lost = plan.found["tasks"]["plan"]["nll/retrieval"]
     served = plan.found["served"]["losses"]["tasks"]["served"]["nll/retrieval"]
     assert served == pytest.approx(lost, abs=1e-4)  # windows alone: the same model
+    record = study.records()[plan.found["trial"]]
+    added = plan.found["lost"]
+    assert set(added) == {"text", "retrieval", "answering"}
+    assert max(added.values()) == record.values["lost"]
     page = (tmp_path / "served" / "SERVING.md").read_text()
-    assert f"plan {lost:.3f}, rival" in page
-    assert f"served {served:.3f}" in page
+    losses = plan.found["served"]["losses"]
+    dense, tasks = losses["dense"], losses["tasks"]
+    assert "| nats a token | retrieval | answering |" in page
+    assert f"| dense attention | {dense:.4f} | {tasks['dense']['nll/retrieval']:.4f} |" in page
+    assert f" {losses['served']:.4f} | {served:.4f} |" in page
+    most = max(
+        losses["served"] - dense,
+        *(
+            tasks["served"][f"nll/{group}"] - tasks["dense"][f"nll/{group}"]
+            for group in ("retrieval", "answering")
+        ),
+    )
+    assert f"the served form adds at most {most:.3f} nats in each: " in page
+    said = "\n".join(report_lines(plan, tmp_path / "plan.json", "model"))
+    assert f"adds at most {max(added.values()):.3f} nats in each: " in said
+    front = front_table({"allocate": study.records()}, study.objectives)
+    assert {"lost", "lost/text", "lost/retrieval", "lost/answering"} <= {
+        cell.text for cell in front.head
+    }

@@ -310,7 +310,13 @@ def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
 
 def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
     """The lines that the command prints on a plan."""
-    from masksearch.models.plan import describe_loss, describe_rival, describe_rows, describe_tasks
+    from masksearch.models.plan import (
+        describe_added,
+        describe_loss,
+        describe_rival,
+        describe_rows,
+        describe_tasks,
+    )
     from masksearch.planner import describe_units
 
     facts = plan.found
@@ -329,6 +335,8 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
                 f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "
                 "give the length that is served, --serving '{\"length\": 32768}'"
             )
+    if facts["lost"]:
+        lines.append(f"  on the search's own rows it adds {describe_added(facts['lost'])}")
     if unseen := facts["nll"]["unseen"]:
         lines.append(
             f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "

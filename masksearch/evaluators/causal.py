@@ -26,6 +26,7 @@ from masksearch.analysis.row_scores import lower_bound
 from masksearch.attention.attach import attach, detach
 from masksearch.attention.cache_bytes import CacheSizes, needed_bytes
 from masksearch.contracts import (
+    LOST,
     LOW,
     MAJORITY,
     NATS,
@@ -41,8 +42,8 @@ from masksearch.errors import SearchError, check_name
 from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
 from masksearch.evaluators.next_tokens import (
     LOSS,
-    LOST,
     RECALL,
+    TEXT,
     DenseDecoder,
     NextTokenTraining,
     TokenScores,
@@ -126,7 +127,8 @@ class CausalEvaluator(AssembledEvaluator):
             share of its rows whose whole answer is likeliest token by token, `"nll/vt"` the loss
             of the answers' tokens, `"nll/retrieval"` the mean over a group's tasks (`tracing`,
             `aggregation`, `answering`). Then `"lost"` is the first objective: what a mask adds to
-            the dense model's loss, of the text or of a group, whichever is the largest.
+            the dense model's loss, of the text (`"lost/text"`) or of a group (`"lost/retrieval"`),
+            whichever is the largest; so a mask adds at most that in each.
         task_rows: Rows of each task.
 
     Raises:
@@ -524,7 +526,9 @@ class CausalEvaluator(AssembledEvaluator):
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
         values |= self.judge_tasks(model)
         if dense := self.dense_losses(seed):
-            values[LOST] = max(values[name] - dense[name] for name in dense)
+            added = {name: values[name] - loss for name, loss in dense.items()}
+            values |= {f"{LOST}/{g.partition('/')[2] or TEXT}": each for g, each in added.items()}
+            values[LOST] = max(added.values())
         return values
 
     def judge_tasks(self, model: NextTokenModel) -> dict[str, float]:

@@ -41,7 +41,7 @@ from masksearch.training.parts import Precision, Training
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about
 LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
-LOST = "lost"  # what a mask adds to the loss of text or of a group of tasks, whichever is most
+TEXT = "text"  # stands beside the groups of tasks
 
 
 @dataclass(frozen=True)

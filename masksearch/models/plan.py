@@ -150,13 +150,32 @@ def describe_tasks(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What answers of tasks cost in nats a token, a line for each group of tasks.
 
     >>> describe_tasks({"dense": {"nll/tracing": 1.0, "vt": 0.5}, "plan": {"nll/tracing": 1.5}})
-    ["tracing, nats an answer's token: dense 1.000, plan 1.500"]
+    ["tracing, nats an answer's token: dense 1.000, plan 1.500 (+0.500)"]
     """
     lines = []
-    for group in (name for name in by_form.get("dense", ()) if name[4:] in GROUPS):
-        losses = (f"{form} {values[group]:.3f}" for form, values in by_form.items())
-        lines.append(f"{group[4:]}, nats an answer's token: {', '.join(losses)}")
+    for group in task_groups(by_form):
+        dense, *others = ((form, values[f"nll/{group}"]) for form, values in by_form.items())
+        losses = [f"{form} {loss:.3f} ({loss - dense[1]:+.3f})" for form, loss in others]
+        lines.append(
+            f"{group}, nats an answer's token: {', '.join([f'dense {dense[1]:.3f}', *losses])}"
+        )
     return lines
+
+
+def task_groups(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The groups of tasks that were judged."""
+    return [name[4:] for name in by_form.get("dense", ()) if name[4:] in GROUPS]
+
+
+def describe_added(added: Mapping[str, float]) -> str:
+    """What a mask adds to the loss of the text and of each group of tasks, the most first.
+
+    >>> describe_added({"text": 0.01, "retrieval": 0.25})
+    'at most 0.250 nats in each: retrieval +0.250, text +0.010'
+    """
+    order = sorted(added, key=lambda name: -added[name])
+    parts = ", ".join(f"{name} {added[name]:+.3f}" for name in order)
+    return f"at most {max(added.values()):.3f} nats in each: {parts}"
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:

@@ -25,7 +25,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from masksearch.errors import NativeError
 from masksearch.models.checkpoints import quiet
 from masksearch.models.decoders import copy_beside
-from masksearch.models.plan import describe_loss, describe_rival, describe_rows, describe_tasks
+from masksearch.models.plan import (
+    describe_added,
+    describe_loss,
+    describe_rival,
+    describe_rows,
+    task_groups,
+)
 from masksearch.models.saving import copy_tokenizer
 from masksearch.serving import check_serving
 from masksearch.serving.engine import GGUF, Engine
@@ -145,9 +151,18 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
         )
     else:
         serve = f"```bash\n{engine.command(str(out), settings)}\n```"
-    rows = [("dense attention", losses["dense"]), ("the mask, attached", losses["masked"])]
-    rows.append((f"as it is served: {facts['form']}", losses["served"]))
-    table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
+    rival, tasks = facts.get("rival") or {}, losses.get("tasks", {})
+    rows = [("dense", "dense attention", losses["dense"])]
+    rows.append(("plan", "the mask, attached", losses["masked"]))
+    rows.append(("served", f"as it is served: {facts['form']}", losses["served"]))
+    if "rival" in rival:
+        rows.append(("rival", "one window in every layer, attached", rival["rival"]))
+    groups, nats_of, table = task_groups(tasks), dict[str, dict[str, float]](), ""
+    for form, title, loss in rows:
+        nats_of[form] = {"text": loss} | {name: tasks[form][f"nll/{name}"] for name in groups}
+        table += f"\n| {title} |" + "".join(f" {each:.4f} |" for each in nats_of[form].values())
+    heads = ["nats a token", *groups]
+    head = "".join(f" {name} |" for name in heads) + "\n|---|" + "---|" * len(heads)
     short, tried = losses["short"], facts["tried"]
     apart = short["served"] - short["dense"]
     warning = ""
@@ -161,14 +176,14 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
     if "nats" in tried:
         opened += f": {tried['nats']:.4f} nats a token on {tried['tokens']} tokens, "
         opened += f"{tried['expected']:.4f} expected"
-    if rival := facts.get("rival"):
+    if rival:
         last = (
             f"\nWithin the same budget, `{rival['mask']}` in every layer, attached: "
             f"{describe_rival(rival)}.\n{last}"
         )
-    tasks = "".join(f"\n- {line}" for line in describe_tasks(losses.get("tasks", {})))
-    if tasks:
-        tasks = f"\n{tasks[1:]}\n"
+    if groups:
+        added = {name: nats_of["served"][name] - loss for name, loss in nats_of["dense"].items()}
+        warning += f"\nTo dense attention the served form adds {describe_added(added)}.\n"
     share = facts["kv_bytes"] / facts["dense_kv_bytes"]
     return f"""# {facts["model"]}, for {engine.name}
 
@@ -189,9 +204,7 @@ Written by masksearch; settings as of {engine.release}. Mask: {facts["units"]}.
 
 ## What it loses
 
-{engine.before}| on {describe_rows(losses)} that the search has not seen | nats a token |
-|---|---|
-{table}
+{engine.before}| on {describe_rows(losses)} that the search has not seen |{head}{table}
 
 Served minus dense: {describe_loss(losses)}, 95 % interval over them. {opened}.
-{tasks}{warning}{last}"""
+{warning}{last}"""

@@ -138,8 +138,8 @@ class AllocateStrategy:
             raise ValueError("method='exchange' moves what a budget pays for: give budgets")
         if len(totals) > 1 and method != "exchange":
             raise ValueError(
-                f"an engine has one window beside full layers, and method={method!r:.80} chooses "
-                "among several: take method='exchange', or one local mask"
+                "an engine has one window beside full layers, and of several only "
+                "method='exchange' chooses it: take that, or give one local mask"
             )
         self.units, self.objective = units, objective
         self.method, self.tries = method, tries

@@ -377,6 +377,8 @@ def test_tasks_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
     narrow = judged(judge, masks.window(1), tmp_path / "narrow")
     added = [narrow[name] - dense[name] for name in ("nll", "nll/retrieval", "nll/answering")]
     assert narrow["lost"] == pytest.approx(max(added))
+    parts = [narrow[f"lost/{name}"] for name in ("text", "retrieval", "answering")]
+    assert parts == pytest.approx(added)
     plain = replace(judge, tasks=())
     assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == dense["nll"]
     assert plain.objectives[0].name == "nll"

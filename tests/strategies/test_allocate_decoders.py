@@ -157,8 +157,9 @@ def test_layers_that_an_engine_groups_are_counted_by_their_number():
     options = {"unit": "layer", "levels": levels, "budgets": [0.5]}
     with pytest.raises(SearchError, match=r"add up .*two masks a layer and strategy='allocate'"):
         build_allocate(options, Engine(), Path())
-    with pytest.raises(ValueError, match=r"one window beside full .*take method='exchange'"):
-        build_allocate(options | {"one_window": True}, Engine(), Path())
+    for method in ("restore", "greedy", {name: (0.0, 1.0, 2.0) for name in three.names}):
+        with pytest.raises(ValueError, match=r"one window .* several only method='exchange' ch"):
+            build_allocate(options | {"one_window": True, "method": method}, Engine(), Path())
 
 
 @pytest.mark.parametrize("method", ["restore", "greedy"])
@@ -368,3 +369,26 @@ def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
         found = min(losses[each] for each in judged if each in inside)
         assert found <= min(losses[each] for each in inside) + 0.01
         assert found < min(losses[each] for each in inside if len({*each}) == 1) - 1
+
+
+@pytest.mark.slow
+def test_gates_choose_among_several_windows(tmp_path):
+    how = {"weights": RECALL, "held_out_sequences": 32, "device": "cpu", "cost": "kv_bytes"}
+    windows = [*map(masks.window, (7, 14, 28))]
+    options = {"unit": "layer", "levels": [*windows, masks.full()], "method": "gates"}
+    study = ms.search(
+        None,
+        ms.CausalEvaluator(ms.Recall(), **how),
+        run=tmp_path,
+        trials=4,
+        strategy="allocate",
+        strategy_options={**options, "config": {"steps": 60, "gate_lr": 0.1}},
+        budget=[0.5],
+        baselines={"uniform": windows[-1]},
+        progress=None,
+    )
+    [uniform] = [record for record in study.records() if record.role == "baseline"]
+    assert uniform.measures["kv_bytes"] == 0.5
+    plan = study.records()[-1]  # after the gates and both ends
+    assert plan.measures["kv_bytes"] <= 0.5
+    assert plan.values["nll"] < uniform.values["nll"] - 0.5
