@@ -245,3 +245,14 @@ CLAIMS = [
     *sentences(GUIDE, GUIDED),
     *sentences("README.md", FRONT_PAGE),
 ]
+AMENDED = RESULTS / "amended"
+if (AMENDED / "contrasts.csv").is_file():  # all of its pairs are judged
+    CLAIMS += [
+        Claim(
+            HERE,
+            f"| {line.kind} | {line.task} | {line.arm} minus {line.minus} |...",
+            [line.pairs, line.value, line.low, line.high, line.p],
+            "Amendment",
+        )
+        for line in TABLES["contrasts"](AMENDED).itertuples()
+    ]

@@ -131,7 +131,9 @@ class Task:
         if self.given.arms:
             names: list[str] = self.given.arms.split(",")
             return names
-        return AMENDED["order"][self.name] if self.given.amended else [*PLAN_ARMS]
+        if self.given.amended is None:
+            return [*PLAN_ARMS]
+        return tables.arms_of(self.given.amended, self.name, self.seed)
 
     @property
     def shown(self) -> int:

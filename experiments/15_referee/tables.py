@@ -94,7 +94,7 @@ def read(out: Path, task: str) -> dict[tuple[str, str], Judged]:
     found = read(out.parent, task) if out.name == "amended" else {}
     path = out / f"rows_{task}.npz"
     for name, own in load(path).items() if path.is_file() else ():
-        found[name] = found.get(name, {}) | {
+        found[name] = found.get(name, {}) | {  # of an arm that ran anew what is new counts
             search: RowScores({"dev": values.astype(np.float64)}, {"dev": 1.0}, {"dev": task})
             for search, values in own.items()
         }
@@ -139,7 +139,10 @@ def minus(dam: Judged, arm: tuple[str, Judged], level: float) -> PairedDifferenc
 def verdict(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Each arm's area beside DAM's, Holm over the arms of a task; and what each mask loses."""
     areas, margins = list[dict[str, Any]](), list[dict[str, Any]]()
-    for task in [task for task in PLAN["tasks"] if (out / f"rows_{task}.npz").is_file()]:
+    for task in PLAN["tasks"]:
+        path = out / f"rows_{task}.npz"
+        if not path.is_file() or ("gates", str(BUDGETS[0])) not in load(path):
+            continue  # nothing of these arms is new there
         judged = read(out, task)
         arms = [arm for arm in PLAN["arms"] if (arm, str(BUDGETS[0])) in judged]
         common = set.intersection(*(set(area(arm, judged)) for arm in arms))  # the pairs of all
@@ -196,14 +199,30 @@ def best_head(out: Path, task: str) -> str:
     return str(chosen_areas(out / "choosing.csv", task).idxmax())
 
 
+def arms_of(out: Path, task: str, search: int) -> list[str]:
+    """The arms that run on a pair: where its dense model, judged anew, has not the stored scores,
+    those that primary differences need run anew, too."""
+    order: list[str] = AMENDED["order"][task]
+    sides = [
+        load(path).get(("dense", "1"), {}).get(search) if path.is_file() else None
+        for path in (out.parent / f"rows_{task}.npz", out / f"rows_{task}.npz")
+    ]
+    anew = all(side is not None for side in sides) and not np.array_equal(*sides)
+    return [*dict.fromkeys([*order, *(("dam", "fisher_rounds") if anew else ())])]
+
+
 def unjudged(out: Path) -> list[str]:
-    """The amendment's pairs that are not whole, in the order of its tasks."""
+    """The amendment's arms and searches that are not judged, in the order of its tasks."""
     missing = []
     for task, seeds in AMENDED["seeds"].items():
-        judged = read(out, task)
-        for arm in dict.fromkeys(("dam", "fisher_rounds", *AMENDED["order"][task])):
-            have = area(arm, judged)
-            missing += [f"{task} {arm} {seed}" for seed in seeds if seed not in have]
+        path = out / f"rows_{task}.npz"
+        judged, new = read(out, task), load(path) if path.is_file() else {}
+        for seed in seeds:
+            anew = arms_of(out, task, seed)
+            for arm in dict.fromkeys(("dam", "fisher_rounds", *anew)):
+                own = new if arm in anew else judged
+                if any(seed not in own.get((arm, str(budget)), {}) for budget in BUDGETS):
+                    missing.append(f"{task} {arm} {seed}")
     return missing
 
 
