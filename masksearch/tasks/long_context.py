@@ -5,18 +5,23 @@ rows = task_rows(text, "search", "niah_multikey_1", 16)     # tokens; which of t
 
 A row is a prompt and its answer. What it asks for lies somewhere in it, the rest is the text's
 own, repeated sentences, or further sentences that look like what is asked for. The kinds and
-their sizes are RULER's (Hsieh et al., arXiv 2404.06654, Section 3 and Appendix B); sentences and
-words are this project's, so that scores are not comparable with RULER's. Keys and variables are
-invented words, numbers have seven digits. A mask is judged by the answer's tokens with the right
-ones before them: their loss, and whether every one is the likeliest, which is what greedy
-generation would have to repeat.
+their sizes are RULER's (Hsieh et al., arXiv 2404.06654, Section 3 and Appendix B; its
+scripts/synthetic.yaml). What differs: sentences and words are this project's (keys and variables
+are invented words, values of `vt` have seven digits and not five), `vt` and `cwe` begin with no
+solved example, lists of words have no numbers, and `qa_1`, `qa_2` ask for planted facts in the
+place of SQuAD's and HotpotQA's documents: scores are not comparable with RULER's. A mask is
+judged by the answer's tokens with the right ones before them: their loss, and whether every one
+is the likeliest, which is what greedy generation would have to repeat; so several answers have an
+order, where RULER takes any.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import numpy as np
 import torch
@@ -28,7 +33,7 @@ from masksearch.tasks.text.tokenizer import encode
 
 DRAW = 67  # stream of random numbers
 HALVES = {"search": 0, "final": 1, "test": 2, "all": 3}
-CONSONANTS, VOWELS, HEX = "bdfgklmnprstvz", "aeiou", "0123456789abcdef"
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 NOISE = (
     " The road is long.",
     " The river is wide.",
@@ -36,7 +41,9 @@ NOISE = (
     " They walk on.",
     " Nobody turns.",
 )
-HOPS, COMMON, OFTEN = 4, 10, 30  # of `vt`; words, and how often they stand at most, of `cwe`
+HOPS, COMMON = 4, 10  # of `vt`; words of `cwe` that are asked for
+OFTEN, SELDOM = (30, 3), (6, 1)  # how often these and others stand in `cwe`; in fewer tokens than
+LONG = 4096
 ZIPF, WORDS = 2.0, "\nWords:"  # exponent of `fwe`; what stands before words that are counted
 
 
@@ -78,14 +85,9 @@ class Draw:
         """Seven digits, with the space in front of them."""
         return self.fresh(lambda: f" {self.random.integers(10**6, 10**7)}")
 
-    def hexadecimal(self) -> str:
-        """Sixteen hexadecimal digits in groups of four, with the space in front of them."""
-
-        def make() -> str:
-            digits = self.random.choice([*HEX], (4, 4))
-            return " " + "-".join("".join(group) for group in digits)
-
-        return self.fresh(make)
+    def uuid(self) -> str:
+        """A UUID of version 4, with the space in front of it."""
+        return self.fresh(lambda: f" {UUID(bytes=self.random.bytes(16), version=4)}")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def find_needles(
             rest = [needle(*pair) for pair in pairs(room // size + 1)]
         names = ",".join(dict.fromkeys(key for key, _ in wanted))
         question = f"\nWhat is the secret of{names}? The secret of{names} is"
-        answers = [value for _, value in wanted]
+        places = depths if values > 1 else range(len(wanted))  # of one key as they stand
+        answers = [value for _, (_, value) in sorted(zip(places, wanted, strict=False))]
         return Prompt(list(zip(depths, sentences, strict=True)), question, answers, rest)
 
     return make
@@ -167,14 +170,14 @@ def trace_variables(draw: Draw, depth: float, room: int) -> Prompt:
 
 
 def common_words(draw: Draw, depth: float, room: int) -> Prompt:
-    """`cwe`: ten words stand ten times as often as the others; they are asked for in the order in
-    which they first stand."""
+    """`cwe`: ten words stand often, the others seldom; they are asked for in the order in which
+    they first stand."""
     question = "\nWhich ten words stand there most often? Most often:"
     common = [draw.word() for _ in range(COMMON)]
     size = max(len(draw.encode(word)) for word in common)
+    most, rare = OFTEN if room > LONG - COMMON else SELDOM
     room -= len(draw.encode(f"{WORDS}|{question}")) + COMMON * (size + 1)
-    times = min(OFTEN, max(2, room // size // (2 * COMMON)))
-    rare = max(1, times // 10)
+    times = min(most, max(2, room // size // (2 * COMMON)))
     words = common * times
     room -= times * sum(len(draw.encode(word)) for word in common)
     while (room := room - rare * len(draw.encode(word := draw.word()))) >= 0:
@@ -185,17 +188,18 @@ def common_words(draw: Draw, depth: float, room: int) -> Prompt:
 
 
 def frequent_words(draw: Draw, depth: float, room: int) -> Prompt:
-    """`fwe`: words by Zipf's law; the three most frequent ones are asked for in that order."""
-    question = "\nWhich three words stand there most often? Most often:"
-    words = [draw.word() for _ in range(50)]
+    """`fwe`: words by Zipf's law. The most frequent one is dots; the next three are asked for, in
+    that order."""
+    question = "\nWhich three words stand there most often, dots apart? Most often:"
+    words = [" ...", *(draw.word() for _ in range(max(4, room // 50)))]
     size = max(len(draw.encode(word)) for word in words)
     room -= len(draw.encode(f"{WORDS}|{question}")) + 3 * (size + 1)
     shares = np.arange(1, len(words) + 1) ** -ZIPF
     counts = (max(0, room) // size * shares / shares.sum()).astype(int)
-    counts[:3] = np.maximum(counts[:3], [3, 2, 1])
+    counts[:4] = np.maximum(counts[:4], [4, 3, 2, 1])
     listed = np.repeat(words, counts)
     order = [str(word) for word in draw.random.permutation(listed)]
-    return Prompt([(depth, "|".join([WORDS, *order]))], question, words[:3], [])
+    return Prompt([(depth, "|".join([WORDS, *order]))], question, words[1:4], [])
 
 
 def planted_facts(*, hops: int) -> Task:
@@ -231,10 +235,10 @@ RETRIEVAL: dict[str, Task] = {
     "passkey": pass_key,
     "niah_single_1": find_needles(filler="noise"),
     "niah_single_2": find_needles(),
-    "niah_single_3": find_needles(kinds="word hexadecimal"),
+    "niah_single_3": find_needles(kinds="word uuid"),
     "niah_multikey_1": find_needles(keys=4),
     "niah_multikey_2": find_needles(filler="needles"),
-    "niah_multikey_3": find_needles(kinds="hexadecimal hexadecimal", filler="needles"),
+    "niah_multikey_3": find_needles(kinds="uuid uuid", filler="needles"),
     "niah_multivalue": find_needles(values=4),
     "niah_multiquery": find_needles(keys=4, asked=4),
 }
@@ -292,13 +296,17 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
                 f"a row of {name} takes {text.length - left} tokens at least, and a sequence has "
                 f"{text.length}; give a larger length, or leave {name} out of tasks"
             )
-        if prompt.filler:
-            sentences = itertools.chain.from_iterable(map(ids, itertools.cycle(prompt.filler)))
-            body = list(itertools.islice(sentences, left))
+        places: Sequence[int] = range(left + 1)
+        if prompt.filler:  # what is planted stands between its sentences
+            rest = [ids(sentence) for sentence in prompt.filler]
+            rest *= left // sum(map(len, rest)) + 1
+            body = list(itertools.chain.from_iterable(rest))
+            places = list(itertools.accumulate(map(len, rest), initial=0))
         done = 0
         for at, sentence in planted:
-            start += [*body[done : round(at * left)], *sentence]
-            done = round(at * left)
+            place = places[bisect_right(places, round(at * left)) - 1]
+            start += [*body[done:place], *sentence]
+            done = place
         context = [*start, *body[done:left]]
         tokens[row] = [*context, *end]
         at = len(context) + len(ids(prompt.question))

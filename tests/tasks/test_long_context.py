@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,16 +16,31 @@ from masksearch.tasks.long_context import GROUPS, TASKS, task_rows
 from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 
 LENGTH = 700  # letters: a token each
+RULER = json.loads((Path(__file__).parents[1] / "golden" / "ruler.json").read_text())
+WORD, UUID = r"(?:[b-z][aeiou]){3}", r"\w{8}-\w{4}-4\w{3}-[89ab]\w{3}-\w{12}"
+KINDS = {"words": WORD, "numbers": r"\d{7}", "uuids": UUID}
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> NextTokenText:
-    folder = tmp_path_factory.mktemp("tasks")
+    return written(tmp_path_factory.mktemp("tasks"), LENGTH)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NextTokenText]:
+    """By the lengths of RULER's rows."""
+    folder = tmp_path_factory.mktemp("lengths")
+    lengths = {"2048": 2048, "4096": 4400}  # letters, of which a word has more
+    return {name: written(folder / name, length) for name, length in lengths.items()}
+
+
+def written(folder: Path, length: int) -> NextTokenText:
+    folder.mkdir(exist_ok=True)
     articles = [f" = {n} = \n" + f"about {n} the cat sat on it and went. " * 80 for n in range(40)]
     for name in ("train", "valid"):
         (folder / f"{name}.txt").write_text("\n".join(articles))
     tokenizer = byte_tokenizer(folder / "letters")
-    return NextTokenText.load(folder, tokenizer=tokenizer, length=LENGTH, cache=folder)
+    return NextTokenText.load(folder, tokenizer=tokenizer, length=length, cache=folder)
 
 
 def read(text: NextTokenText, rows: NextTokenRows) -> list[tuple[str, list[str]]]:
@@ -59,14 +75,61 @@ def test_answers_stand_in_the_row_before_they_are_asked_for(text, name):
     }
 
 
+@pytest.mark.parametrize("name", RULER["settings"])
+def test_rows_have_the_kinds_and_sizes_of_rulers(texts, name):
+    """Of its settings, and of rows that its own generators made of them."""
+    settings, golden = RULER["settings"][name], RULER["rows"][name]
+    for length, text in texts.items():
+        prompt, answers = read(text, task_rows(text, "search", name, 1))[0]
+        assert len(answers) == golden["answers"]
+        assert ("The road is long." in prompt) is (settings.get("type_haystack") == "noise")
+        if settings["task"] == "niah":
+            key, value = (KINDS[settings[f"type_needle_{which}"]] for which in "kv")
+            needle = rf"\nThe secret of ({key}) is ({value})\.\n"
+            needles = dict.fromkeys(re.findall(needle, prompt))
+            assert all(re.fullmatch(f" {value}", answer) for answer in answers)
+            if golden["needles"] == "all":
+                between = re.sub(needle, "", prompt.rsplit("\nWhat is the secret", 1)[0])
+                assert len(needles) > 10
+                assert len(between) < 100  # the last one is cut
+                continue
+            assert len(needles) == golden["needles"]
+            asked = Counter(k for k, v in needles if f" {v}" in answers)
+            assert {*asked.values()} == {settings["num_needle_v"]}
+            assert len(asked) == settings["num_needle_q"]
+            assert len({k for k, _ in needles}) == max(settings["num_needle_k"], len(asked))
+        elif name == "vt":
+            names = re.findall(rf"\nLet ({WORD}) be (?:{WORD}|\d{{7}})\.\n", prompt)
+            assert [f" {each}" for each in names] == answers
+            assert len(names) == settings["num_chains"] * (settings["num_hops"] + 1)
+        elif name == "cwe":
+            counts = Counter(re.findall(rf" {WORD}", prompt.split("Words:")[1]))
+            often, seldom = golden["often_seldom"][length]
+            assert {counts.pop(answer) for answer in answers} == {often}
+            assert {*counts.values()} == {seldom}
+        elif name == "fwe":
+            counts = Counter(prompt.split("Words:")[1].split("\n")[0].split())
+            (most, first), *others = counts.most_common(4)
+            dots, *shares = golden["most"][length]
+            assert most == dots
+            assert [f" {word}" for word, _ in others] == answers
+            assert [count / first for _, count in others] == pytest.approx(shares, abs=0.01)
+
+
+def test_values_of_one_key_are_asked_for_as_they_stand(text):
+    for prompt, answers in read(text, task_rows(text, "search", "niah_multivalue", 4)):
+        places = [prompt.index(f" is{answer}.") for answer in answers]
+        assert places == sorted(places)
+
+
 def test_needles_lie_at_every_depth_and_their_number_is_that_of_the_task(text):
-    for name, needles in {"niah_single_1": 1, "niah_multikey_1": 4, "niah_multivalue": 4}.items():
+    for name, needles in {"niah_single_1": 1, "niah_multikey_1": 4}.items():
         depths = []
         for prompt, answers in read(text, task_rows(text, "search", name, 5)):
             body, question = prompt.rsplit("\nWhat is", 1)
             assert body.count("The secret of") == needles
             key = question.split("? ")[0].removeprefix(" the secret of")
-            assert body.count(f"of{key} is") == len(answers)
+            assert body.count(f"of{key} is") == 1
             depths.append(body.index(f"is{answers[0]}"))
         assert depths == sorted(depths)
         assert depths[-1] - depths[0] > 0.6 * LENGTH / 2
