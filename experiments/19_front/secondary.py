@@ -163,6 +163,12 @@ def secondary(results: Path, budgets: Sequence[float], task: str = "STS-B") -> p
         own = found.set_index("arm")["score"] - score
         for arm in whole:
             rows.append(over_searches("score", f"{arm} - {name}", own[arm].tolist()))
+    for rival in rivals(results, others, budgets).itertuples():
+        at = others[others["budget"] == rival.budget].set_index("arm")["score"]
+        for arm in whole:
+            gains = (at[[arm]] - rival.judged).tolist()
+            name = f"{arm} - the drawn, by search rows"
+            rows.append(over_searches(f"score at {rival.budget:g}", name, gains))
     return pd.DataFrame([*rows, *proxy_rows(picked, scores)])
 
 

@@ -196,10 +196,10 @@ def write(results: Path, budgets: Sequence[float]) -> None:
     for task in PLAN["judge"]["tasks"]:
         for name in (task, f"{task}_card"):
             if len(scores := judged(results, name)):
-                searches = by_search(picked, scores)
                 tables[f"scores_{name}"] = scores
-                tables[f"searches_{name}"] = searches
-                tables[f"contrasts_{name}"] = contrasts(searches)
+                if len(searches := by_search(picked, scores)):
+                    tables[f"searches_{name}"] = searches
+                    tables[f"contrasts_{name}"] = contrasts(searches)
     for name, table in tables.items():
         table.to_csv(
             results / f"{name}.csv", index=False, float_format="%.5f", lineterminator="\n"
