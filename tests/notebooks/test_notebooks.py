@@ -22,6 +22,7 @@ SHOWN = {  # notebook -> a file that it makes, words that it prints, pictures at
     "03_trained_encoder": ("compare/report.html", "loses at most 0.05 to dense", 2),
     "04_decoder_served": ("served/SERVING.md", "the same words: True True", 1),
     "05_what_a_claim_is_worth": ("compare/report.html", "too few seeds to tell", 1),
+    "06_does_search_pay": ("front.png", "dam - random", 2),
 }
 
 
