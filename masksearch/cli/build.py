@@ -271,23 +271,26 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
     return {"rungs": rungs, **settings}
 
 
-def unit_levels(local: str | None, unit: str | None, texts: Mapping[str, str]) -> list[str]:
-    """The masks of a unit, the cheapest first: `--local` and full attention, or `units.levels`.
+def unit_levels(
+    local: str | Sequence[str] | None, unit: str | None, texts: Mapping[str, str]
+) -> list[str]:
+    """The masks of a unit, the cheapest first: each `--local` and full attention, or
+    `units.levels`.
 
     Raises:
         OptionsError: If units are given without their masks.
     """
+    local = [local] if isinstance(local, str) else [*(local or ())]
     settings = read_settings(texts, {"levels": Sequence[str]}, "units", "units")
     if "levels" in settings:
         levels = [str(each) for each in settings["levels"]]
-        if local is not None and levels[:1] != [local]:
-            raise OptionsError(f"units.levels begins with --local, {local!r}; got {levels}")
+        if levels[: len(local)] != local:
+            given, wanted = ", ".join(levels), ", ".join(local)
+            raise OptionsError(f"units.levels begins with --local, {wanted}; got {given}")
         return levels
-    if local is None:
-        if unit:
-            raise OptionsError("--unit goes with --local, the mask of the other units")
-        return []
-    return [local, "full()"]
+    if unit and not local:
+        raise OptionsError("--unit goes with --local, the mask of the other units")
+    return [*local, "full()"] if local else []
 
 
 def read_mask(text: str, storage: str | None = None) -> Mask:

@@ -82,10 +82,10 @@ class SearchOptions(JudgeOptions):
         '{"name": value, ...}, one a mask.',
         *(SEARCHED, "none", "FILE"),
     )
-    local: str | None = option(
+    local: list[str] | None = option(
         "Search which units (--unit) have this mask, such as 'window(8) | global_tokens(1)', and "
-        "which full attention; no space is needed. Several masks, the cheapest first: "
-        '--set units.levels=["star()", ..].',
+        "which full attention; no space is needed. Repeatable, the cheapest first; without full "
+        'attention: --set units.levels=["star()", ..].',
         *(ALLOCATION, "none: no units", "MASK"),
     )
     unit: str | None = option(

@@ -227,19 +227,12 @@ class AllocateStrategy:
             return 2 + alone + chosen + (self.training is not None)
         steps, spent = 0, sum(self.shares[0])
         if self.totals:
-            return (
-                2
-                + alone
-                + sum(
-                    min(self.tries or count, count - step)
-                    for step in range(count)
-                    if self.fits(min(self.totals[0][step + 1 :]))
-                )
-            )
-        prices = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
-        for price in sorted(np.concatenate(prices)):  # at most as many as the cheapest ones
-            spent += price
-            steps += self.fits(spent)
+            steps = sum(self.fits(min(self.totals[0][step + 1 :])) for step in range(count))
+        else:  # at most as many as the cheapest ones
+            every = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
+            for price in sorted(np.concatenate(every)):
+                spent += price
+                steps += self.fits(spent)
         free = [count - step if top == 1 else count for step in range(steps)]
         return 2 + alone + sum(min(self.tries or count, each) * self.moves for each in free)
 

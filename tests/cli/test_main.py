@@ -12,7 +12,7 @@ import pytest
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
-from masksearch.cli.build import split_settings, strategy_options
+from masksearch.cli.build import split_settings, strategy_options, unit_levels
 from masksearch.errors import SearchError
 from masksearch.report.section import current_options
 
@@ -190,6 +190,12 @@ def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
     assert "unknown controls in --controls 'some'" in err
 
 
+def test_masks_of_units_are_repeatable():
+    assert unit_levels(["star()", "window(4)"], None, {}) == ["star()", "window(4)", "full()"]
+    assert unit_levels("star()", "layer", {}) == ["star()", "full()"]  # of a stored command
+    assert unit_levels(None, None, {}) == []
+
+
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
 MISTAKES = {
     "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
@@ -244,6 +250,10 @@ MISTAKES = {
     "units beside a space": (
         ["search", "my_space.py:space", "--local", "star()"],
         "are a space of their own; drop my_space.py:space",
+    ),
+    "masks of units beside other ones": (
+        ["search", "--local", "star()", "--local", "full()", "--set", 'units.levels=["star()"]'],
+        r"units.levels begins with --local, star\(\), full\(\); got star\(\)",
     ),
     "units without a local mask": (
         ["search", "--strategy", "random", "--unit", "layer"],
