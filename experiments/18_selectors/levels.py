@@ -3,7 +3,7 @@
     python experiments/18_selectors/levels.py --checkpoints FOLDER
 
 FOLDER has `recall-1` and so on, as in masksearch-bench. See [windows] in plan.toml. Results go to
-results/levels.csv as they come; about 10 core-minutes.
+results/levels.csv as they come; about 12 core-minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from page import several_windows
 from run import HERE, PLAN, row_losses
 from train import task_of
 
@@ -44,9 +45,7 @@ def main() -> None:
         if (name, budget) not in done:
             rows.append(judged(name, given.checkpoints / name, budget))
             pd.DataFrame(rows).to_csv(OUT, index=False, float_format="%.6g")
-    found = pd.read_csv(OUT)
-    for budget, each in found.groupby("budget"):
-        print(budget, counts(each))
+    print(several_windows())
 
 
 def judged(name: str, weights: Path, budget: float) -> dict[str, object]:
@@ -108,19 +107,6 @@ def resampled(apart: np.ndarray) -> float:
     """Standard error of a mean, by resampled test sequences."""
     draw = np.random.default_rng(0).integers(len(apart), size=(SAID["resampled"], len(apart)))
     return float(apart[draw].mean(1).std(ddof=1))
-
-
-def counts(found: pd.DataFrame) -> dict[str, int]:
-    """The counts of the bar, over the checkpoints of one budget."""
-    room = found[found.uniform_best > 2 * found.uniform_best_noise]
-    return {
-        "checkpoints": len(found),
-        "the best itself": int((found.found == found.best).sum()),
-        "within": int((found.found_best <= 2 * found.found_best_noise).sum()),
-        "room": len(room),
-        "better than uniform": int((room.uniform_found > 2 * room.uniform_found_noise).sum()),
-        "below uniform on search": int((found.search_found > found.search_uniform).sum()),
-    }
 
 
 if __name__ == "__main__":

@@ -121,6 +121,27 @@ def counted_again() -> dict[str, list[float]]:
     return {name: own[name] for name in again()}
 
 
+def several_windows() -> dict[str, list[float]]:
+    """Budget -> choices within it, masks that `allocate` judged, and counts of checkpoints: where
+    it picks as exhaustive search does, lies within twice the noise of that pick, is better than
+    one window, of those where that pick is, and is behind one window on search sequences."""
+    found = {}
+    for budget, each in pd.read_csv(RESULTS / "levels.csv").groupby("budget"):
+        room = each[each.uniform_best > 2 * each.uniform_best_noise]
+        found[f"{budget:g}".removeprefix("0")] = [
+            *(
+                each.choices.iloc[0],
+                each.judged.mean(),
+                len(each),
+                (each.found == each.best).sum(),
+            ),
+            (each.found_best <= 2 * each.found_best_noise).sum(),
+            (room.uniform_found > 2 * room.uniform_found_noise).sum(),
+            *(len(room), (each.search_found > each.search_uniform).sum()),
+        ]
+    return found
+
+
 def short(value: float) -> str:
     """A number of the page."""
     return f"{value:.3f}".replace("0.", ".", 1)
