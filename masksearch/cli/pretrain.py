@@ -170,13 +170,13 @@ def train_and_save(
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.files import write_text_in_one_move
     from masksearch.loggers.console import progress
-    from masksearch.masks.lower import lower
+    from masksearch.masks.measure import keys_of_rows
     from masksearch.models.encoders import MaskedLanguageModel
     from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
     from masksearch.models.saving import save_pretrained
     from masksearch.training.checkpoints import Checkpoints
 
-    lower(mask, evaluator.shape)  # refuses a mask that does not fit
+    keys_of_rows(mask, evaluator.shape)  # refuses a mask that does not fit
     model = evaluator.build_model(seed)
     written: Any = model.encoder  # of a distillation, which trains no head
     if isinstance(model, MaskedLanguageModel):

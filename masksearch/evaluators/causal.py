@@ -56,7 +56,7 @@ from masksearch.evaluators.next_tokens import (
 )
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.masks.measure import keys_of_rows
 from masksearch.models import decoders
 from masksearch.models.decoders import (
     DECODERS,
@@ -455,7 +455,7 @@ class CausalEvaluator(AssembledEvaluator):
         It also says what a guess by how frequent tokens are loses, `"nll/majority"`, and the upper
         end of the loss's 95% interval over documents, `"nll/low"`.
         """
-        lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
+        keys_of_rows(mask, self.shape)  # refuses a mask that does not fit before anything is read
         if self.adapts == "none":
             shared = self.shared(seed)
             self.dense_losses(seed)  # while no mask is on

@@ -25,8 +25,14 @@ from masksearch.errors import LengthError, check_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.files import text_hash
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import block_view, lower, row_counts, under_causality
-from masksearch.masks.measure import MEASURES, hops, on_diagonal, sparsity_off_diagonal
+from masksearch.masks.lower import block_view, row_counts, under_causality
+from masksearch.masks.measure import (
+    MEASURES,
+    hops,
+    keys_of_rows,
+    on_diagonal,
+    sparsity_off_diagonal,
+)
 from masksearch.masks.tables import Cropped, layer_of
 from masksearch.study.records import processor_name
 
@@ -150,8 +156,7 @@ class CostEvaluator(Evaluator):
             EmptyRowError, HeadCountError, LayerCountError, LengthError: If the mask does not
                 fit.
         """
-        if not bool((row_counts(mask, self.length) > 0).all()):
-            lower(mask, self.shape)  # raises, and names the row
+        keys_of_rows(mask, self.shape)  # refuses a mask that does not fit
         yield Report(0, self.costs(mask, seed=seed))
 
     def costs(self, mask: Mask, *, seed: int = 0) -> dict[str, float]:

@@ -36,7 +36,7 @@ from masksearch.errors import NonFiniteLossError, check_name
 from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import (
     ARCHITECTURES,
     PRESETS,
@@ -437,7 +437,7 @@ class MlmEvaluator(AssembledEvaluator):
         `context_free_loss`), and the upper end of the loss's 95% interval over held-out
         sequences, `"loss/low"`; not with `half="all"`, as versions without halves had it.
         """
-        lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
+        keys_of_rows(mask, self.shape)  # refuses a mask that does not fit before anything is read
         model = self.build_model(seed)
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
             if report.step == self.training.steps and group().first:

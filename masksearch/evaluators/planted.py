@@ -34,7 +34,7 @@ from masksearch.contracts import (
 from masksearch.evaluators.assembled import AssembledEvaluator
 from masksearch.files import text_hash
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
 from masksearch.tasks.planted.graded import GradedProcess, PlantedTask
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess
@@ -243,7 +243,7 @@ class PlantedEvaluator(AssembledEvaluator):
             EmptyRowError: If a query of the mask may attend to no key.
             NonFiniteLossError: If a loss becomes NaN or infinite.
         """
-        lower(mask, self.shape)  # refuses masks that do not fit before any training
+        keys_of_rows(mask, self.shape)  # refuses masks that do not fit before any training
         model, held_out = self.build_model(seed), self.task.held_out()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         due = report_steps(self.training.steps, self.training.reports)

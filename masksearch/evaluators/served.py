@@ -20,7 +20,7 @@ from masksearch.evaluators.causal import CACHE, CACHE_PER_HEAD, PROTOCOL, Causal
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.masks.measure import keys_of_rows
 from masksearch.models.decoders import NextTokenModel
 from masksearch.serving.engine import Serving
 from masksearch.serving.engines import ACCOUNTS, COUNTED
@@ -134,7 +134,7 @@ class Served(EvaluatorWrapper):
             with closed_after(judge(mask, seed=seed, workdir=workdir)) as reports:
                 yield from reports
             return
-        lower(mask, judge.shape)  # refuses a mask that does not fit before anything is read
+        keys_of_rows(mask, judge.shape)  # refuses a mask that does not fit before anything is read
         native = self.served(mask)
         attach(native, from_native(native.model.config))  # what is local is linear then
         yield Report(0, judge.last_values(native, workdir, seed, judge.shared(seed)))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from killed_runs import reports_until
+from largest_tensor import LargestTensor
 from optuna.trial import BaseTrial
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -99,6 +100,25 @@ def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: 
     with suppress(ms.errors.EmptyRowError):
         judged(judge, masks.columns(1) - masks.window(0), tmp_path)
     assert judged(judge, masks.full(), tmp_path) == found[0]
+
+
+@pytest.mark.parametrize("sinks", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_no_table_of_all_layers_and_heads_is_made(
+    sinks: bool, data: Path, tmp_path: Path
+) -> None:
+    """It would hold 16 MiB. One layer's attention weights, which sinks are measured on, are 4."""
+    wide = {"num_hidden_layers": 16, "num_attention_heads": 16, "max_position_embeddings": 256}
+    tiny_decoder(tmp_path / "deep", [*WORDS, "="], **wide)
+    settings: dict[str, Any] = {"length": 256, "held_out_sequences": 2}
+    judge: Any = evaluator(data, weights=tmp_path / "deep", **settings)
+    judge = ms.Served(judge, sinks="calibrate" if sinks else None)
+    local = masks.window(8) | masks.columns(1) if sinks else masks.window(8)
+    for mask in (local, masks.per_layer([masks.full(), *[local] * 15])):
+        with LargestTensor() as largest:
+            judged(judge, mask, tmp_path)
+        assert largest.bytes <= 4 << 20
+    with pytest.raises(ms.errors.EmptyRowError, match="layer 15, head 0, row 0 keeps no key"):
+        judged(judge, masks.per_layer([*[local] * 15, ~masks.window(0)]), tmp_path)
 
 
 def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
