@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -357,7 +356,7 @@ def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float
 # A relation on n positions is kept as bits, [n, words] of 64: bit k of row q says that query q is
 # reached by key k. One step after another is then an `or` of whole rows.
 Bits = NDArray[np.uint64]
-LONGEST = 8192  # positions up to which hops are counted: that takes 3 to 20 s
+LONGEST = 8192  # positions up to which hops are counted
 GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in a core's cache
 LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
@@ -385,16 +384,20 @@ def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
             f"hops are counted up to {LONGEST} positions, asked for {length}: take the mask at a "
             "shorter length, where a family has as many or fewer"
         )
-    layers, order = join_heads(mask, length)
+    planes, index = distinct_planes(mask)
+    heads = mask.heads or 1
+    layers = [frozenset(index[at : at + heads]) for at in range(0, len(index), heads)]
+    step = cache(lambda places: Relation(join_heads([planes[at] for at in places], length)))
+    step(layers[0])  # first: it refuses what is no length
     if length == 1:
         return 0.0
-    diagonal = np.eye(length, dtype=bool)  # the residual path
+    diagonal = np.eye(length, dtype=bool)
     goal = pack_bits(np.tri(length, dtype=bool) if causal else np.ones_like(diagonal))
-    made = [Relation(layer | diagonal) for layer in layers.numpy(force=True)]
-    steps = [made[place] for place in order]
     reached = pack_bits(diagonal)
-    for step in steps:
-        reached = step.after(reached)
+    for number, layer in enumerate(layers, 1):
+        reached = step(layer).after(reached)
+        if np.array_equal(reached, goal):
+            return float(number)
     powers = [reached]  # all steps 1, 2, 4, .. times
     while not np.array_equal(powers[-1], goal):
         doubled = Relation(unpack_bits(powers[-1], length)).after(powers[-1])
@@ -405,29 +408,24 @@ def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
     for exponent, power in reversed(list(enumerate(powers[:-1]))):
         further = Relation(unpack_bits(power, length)).after(reached)
         if not np.array_equal(further, goal):  # the largest number of times that is not enough
-            reached, count = further, count + len(steps) * 2**exponent
-    for step in steps:
+            reached, count = further, count + len(layers) * 2**exponent
+    for layer in layers:
         if np.array_equal(reached, goal):
             break
-        reached, count = step.after(reached), count + 1
+        reached, count = step(layer).after(reached), count + 1
     return float(count)
 
 
-def join_heads(mask: Mask, length: int) -> tuple[Tensor, list[int]]:
-    """The union of a layer's heads, bool `[distinct, n, n]`, and which of them each layer is."""
-    planes, index = distinct_planes(mask)
-    heads = mask.heads or 1
-    sets = [frozenset(index[at : at + heads]) for at in range(0, len(index), heads)]
-    different = list(dict.fromkeys(sets))
-    union = torch.zeros(len(different), length, length, dtype=torch.bool)
-    for place, plane in enumerate(planes):
-        inside = [at for at, several in enumerate(different) if place in several]
+def join_heads(planes: list[Plane], length: int) -> NDArray[np.bool_]:
+    """The union of a layer's heads and the diagonal, the residual path: bool `[n, n]`."""
+    union = torch.eye(length, dtype=torch.bool)
+    for plane in planes:
         first = 0
         for rows in plane.mask.row_chunks(length, head=plane.head):
-            for at in inside:
-                union[at, first : first + len(rows)] |= rows
+            union[first : first + len(rows)] |= rows
             first += len(rows)
-    return union, [different.index(several) for several in sets]
+    cells: NDArray[np.bool_] = union.numpy()
+    return cells
 
 
 class Relation:
@@ -436,17 +434,31 @@ class Relation:
     def __init__(self, cells: NDArray[np.bool_]) -> None:
         self.bits = pack_bits(cells)
         size = len(self.bits)
-        edges = int(np.count_nonzero(cells))
-        self.sparse = edges < size * -(-size // 8)  # fewer words read than by a product
-        if self.sparse:
-            query, self.key = np.nonzero(cells)
-            self.start = np.searchsorted(query, np.arange(size + 1))
+        ends = np.diff(np.pad(cells, ((0, 0), (1, 1))).view(np.int8), axis=1)
+        self.query, self.start = np.nonzero(ends > 0)  # of runs of kept keys, row by row
+        self.stop = np.nonzero(ends < 0)[1]
+        read = len(self.start) + np.count_nonzero(self.stop - self.start > 1)
+        self.few = read < size * -(-size // 8)  # fewer rows are read than by `looked_up`
 
     def after(self, earlier: Bits) -> Bits:
         """The positions reached by this relation after an earlier one."""
-        return (
-            reach_along(self.start, self.key, earlier) if self.sparse else self.looked_up(earlier)
-        )
+        return self.run_by_run(earlier) if self.few else self.looked_up(earlier)
+
+    def run_by_run(self, earlier: Bits) -> Bits:
+        """Few runs of keys: 1, 2, 4, .. neighbouring rows are joined in turn, and two of these,
+        which may overlap, make a run."""
+        joined, width, result = earlier, 1, np.zeros_like(earlier)
+        while len(joined):
+            runs = np.flatnonzero((self.stop - self.start) // width == 1)
+            for some in np.array_split(runs, 1 + runs.size * earlier.shape[1] // GATHERED):
+                if some.size:
+                    of_runs = joined[self.start[some]]
+                    if width > 1:
+                        of_runs |= joined[self.stop[some] - width]
+                    rows, first = np.unique(self.query[some], return_index=True)
+                    result[rows] |= np.bitwise_or.reduceat(of_runs, first, axis=0)
+            joined, width = joined[:-width] | joined[width:], 2 * width
+        return result
 
     def looked_up(self, earlier: Bits) -> Bits:
         """Many keys a row: every combination of eight neighbouring keys is made once.
@@ -472,24 +484,6 @@ class Relation:
         return result
 
 
-def reach_along(start: NDArray[Any], keys: NDArray[Any], earlier: Bits) -> Bits:
-    """The positions that reach each one, one step after `earlier`: its keys' rows, one by one.
-
-    Args:
-        start: Where each row's keys start, and where the last ones end; `[n + 1]`.
-        keys: The keys of all rows, at least one a row.
-        earlier: What the keys are reached by, `[n, words]`.
-    """
-    result = np.empty_like(earlier)
-    size, words = earlier.shape
-    rows = max(1, size * GATHERED // (len(keys) * words))
-    for top in range(0, size, rows):
-        at = start[top : top + rows + 1]
-        some = earlier[keys[at[0] : at[-1]]]
-        np.bitwise_or.reduceat(some, at[:-1] - at[0], axis=0, out=result[top : top + rows])
-    return result
-
-
 def pack_bits(cells: NDArray[np.bool_]) -> Bits:
     """bool `[n, n]` as `[n, words]`, little end first."""
     bits = np.packbits(cells, axis=1, bitorder="little")
@@ -499,5 +493,5 @@ def pack_bits(cells: NDArray[np.bool_]) -> Bits:
 
 
 def unpack_bits(bits: Bits, size: int) -> NDArray[np.bool_]:
-    """Inverse of `packed`."""
+    """Inverse of `pack_bits`."""
     return np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little").view(bool)
