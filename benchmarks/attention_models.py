@@ -306,6 +306,7 @@ def taken(work: Work, mask: Mask, trains: bool) -> list[str]:
             work.length,
             device=work.place,
             trains=trains,
+            dtype=torch.bfloat16 if work.place.type == "cuda" else torch.float32,
         )
         for layer in range(mask.layers or 1)
     )
