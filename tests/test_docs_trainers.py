@@ -32,7 +32,7 @@ def session(tmp_path_factory):
 
 @pytest.mark.nightly
 def test_trainers_keep_the_mask(session):
-    for folder in ("trained/checkpoint-2", "accelerated", "adapted/checkpoint-2", "compiled"):
+    for folder in ("accelerated", "adapted/checkpoint-2", "compiled"):
         assert ms.verify(folder) == {"self": session["mask"]}
 
 
