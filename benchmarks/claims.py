@@ -586,7 +586,6 @@ NO_CLAIM = [
         "takes 1.6 times as long for each block pair as in dense attention, from six "
         "blocks on 1.15",
     ),
-    (DAM, "density .05, true edges .043"),
     (
         ATTENTION,
         "has a cosine of .67 with that of dense attention. With `| masks.global_tokens(1)`, "
