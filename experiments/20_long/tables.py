@@ -18,6 +18,7 @@ from masksearch.analysis.stats import PairedDifference, paired_difference
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))
 CELL = ["sample", "budget", "arm"]
+COUNTS = 0.75  # of its loss behind another row's context, at most
 DRAWS = 2000  # of masks, for the interval of a rank correlation
 
 
@@ -46,14 +47,14 @@ def write(out: Path) -> None:
 
 def read(out: Path, kind: str, stage: str) -> pd.DataFrame:
     """What was judged on decoders of a kind, a line for each row; `tasks` is the mean of those
-    that dense attention tells from another row's context."""
+    that count; of all where none does."""
     parts = [pd.DataFrame()]
     for path in sorted(out.glob(f"{stage}_{kind}*.csv")):
         name = path.stem.split("_")[1]
         loss = pd.read_csv(out / f"check_{name}.csv").set_index("form")
         table = pd.read_csv(path).assign(decoder=name)
         tasks = [c for c in table if c not in (*CELL, "row", "decoder", "text", "right")]
-        counted = [task for task in tasks if loss.at["dense", task] < loss.at["without", task]]
+        counted = [t for t in tasks if loss.at["dense", t] <= COUNTS * loss.at["without", t]]
         parts.append(table.assign(tasks=table[counted or tasks].mean(axis=1)))
     return pd.concat(parts)
 
