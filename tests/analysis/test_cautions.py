@@ -133,7 +133,7 @@ def test_masks_that_violate_a_constraint_again_and_again_spend_a_space(tmp_path,
     assert len(study.records()) < 300
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_space_is_spent_with_several_slots(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)
     said, study = warned(tmp_path / "run", four, trials=600, executor=ms.Local(slots=2))

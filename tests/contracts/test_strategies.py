@@ -240,7 +240,7 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{}, {"method": "ablate"}, {"method": "greedy"}, {"method": "greedy", "tries": 3},
-     pytest.param({"method": "exchange", "budgets": [0.5, 0.8]}, marks=pytest.mark.slow)],
+     pytest.param({"method": "exchange", "budgets": [0.5, 0.8]}, marks=pytest.mark.nightly)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
     assert begun == []  # said before the first trial
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dense_models_of_all_seeds_come_first_and_are_shown(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,7 +234,7 @@ def test_a_trial_beyond_its_memory_fails_alone(tmp_path):
     assert re.search(r"held [12]\.\d+ GB of memory, and memory_gb allows 1\.2", records[0].reason)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_worker_that_grows_is_replaced(tmp_path):
     def leak(workdir):
