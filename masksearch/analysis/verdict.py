@@ -38,6 +38,7 @@ WORDS = {
     "undecided": "undecided (margin {margin:g}) against",
 }
 FAMILY = "one of all hand-designed families"  # role where every one of them is an opponent
+NOTHING = "a mask that has learned nothing decides nothing"
 INDENT = "  "  # of the lines that give the figures behind an outcome
 
 
@@ -259,6 +260,8 @@ def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) ->
     outcome = finding.words
     if finding.outcome == "undecided":
         outcome = f"undecided: {needed(comparison, finding, family)}"
+    elif finding.outcome == "not distinguishable" and finding.adjusted <= 0.05:
+        outcome += f": {NOTHING}"
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
         f"p {format_p(finding.adjusted)}, {outcome}"
@@ -271,7 +274,7 @@ def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
     if not gap.seedless and gap.n < 2:
         return f"run {CLAIM_SEEDS} seeds or more"
     if any(comparison.entries[name].learned_nothing for name in (finding.mask, finding.against)):
-        return "a mask that has learned nothing decides nothing"
+        return NOTHING
     edge = 0.0 if finding.margin is None else finding.margin
     beyond = abs(comparison.sign * gap.value + edge)
     about = {"sd": 0.0 if gap.seedless else gap.sd, "row_error": gap.row_error}

@@ -14,11 +14,13 @@ from typing import Any
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from masksearch.analysis.pareto import pareto
+from masksearch.analysis.pareto import pareto, sparsity_of
 from masksearch.analysis.proxy_card import ProxyCard
+from masksearch.contracts import Record
 from masksearch.errors import MaskSearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
+from masksearch.masks.lower import under_causality
 from masksearch.report.charts import chart_spec, write_chart
 from masksearch.report.dam import Picture, dam_pictures
 from masksearch.report.layout import TextTable, write_tables
@@ -161,7 +163,9 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
     named, shape = dict(list(masks_to_draw(section).items())[:PICTURES]), section.shape
     if named and shape is not None:
         with contextlib.suppress(MaskSearchError):  # tables of another length, say
-            figure = plot_masks(named, shape.length, shape.layers, shape.heads)
+            drawn = {name: under_causality(mask, shape) for name, (mask, _) in named.items()}
+            shares = {name: sparsity for name, (_, sparsity) in named.items()}
+            figure = plot_masks(drawn, shape.length, shape.layers, shape.heads, shares)
             save(figure, folder, f"{section.key}masks")
     shown = list(dam_pictures(section.dam, section.searched))
     if section.proxy is not None:
@@ -190,23 +194,26 @@ def proxy_picture(proxy: ProxyCard) -> Picture:
     )
 
 
-def masks_to_draw(section: Section) -> dict[str, Mask]:
-    """Masks to draw, each set of bits once: those compared, then those on the fronts."""
-    named: dict[str, Mask] = {}
+def masks_to_draw(section: Section) -> dict[str, tuple[Mask, float]]:
+    """Masks to draw with their sparsities, each set of bits once: those compared, those on the
+    fronts, then those of keys that were drawn as a control."""
+    named: dict[str, tuple[Mask, float]] = {}
     seen: set[str] = set()
-    candidates = [
-        (record.name, record)
-        for comparison in section.comparisons.values()
-        for record in comparison.records
-    ]
+    candidates: list[tuple[str, Record]] = []
+    scrambled: list[tuple[str, Record]] = []
+    for comparison in section.comparisons.values():
+        for record in comparison.records:
+            entry = comparison.entries[record.name]
+            last = entry.at_random and entry.kind == "control"
+            (scrambled if last else candidates).append((record.name, record))
     owners = {id(record): name for name, study in section.studies.items() for record in study}
     for record in pareto(section.searched, section.objectives):
         hand = record.role == "baseline"
         name = record.name if hand else f"{owners[id(record)]} {record.number}"
         candidates.append((name, record))
-    for name, record in candidates:
+    for name, record in [*candidates, *scrambled]:
         key = record.fingerprint or name
         if record.mask is not None and name not in named and key not in seen:
             seen.add(key)
-            named[name] = record.mask
+            named[name] = (record.mask, sparsity_of(record))
     return named

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -85,7 +84,11 @@ def seam_of(length: int) -> int:
 
 
 def plot_masks(
-    masks: Mapping[str, Mask | Tensor], length: int, layers: int = 1, heads: int = 1
+    masks: Mapping[str, Mask | Tensor],
+    length: int,
+    layers: int = 1,
+    heads: int = 1,
+    sparsities: Mapping[str, float] | None = None,
 ) -> Figure:
     """Every mask as a picture, with its name and sparsity.
 
@@ -97,12 +100,15 @@ def plot_masks(
         length: Positions.
         layers: Layers of the model.
         heads: Heads of the model.
+        sparsities: Name -> what its title says, in [0, 1]; None = shares of all n x n cells.
 
     Raises:
         ValueError: If a tensor has another length (LengthError for a mask).
         LayerCountError, HeadCountError: If a mask was built for other counts.
     """
     tables = {name: planes(mask, length, layers, heads) for name, mask in masks.items()}
+    shares = sparsities or {name: 1 - t.double().mean().item() for name, t in tables.items()}
+    titles = {name: f"{100 * share:.1f}% sparse" for name, share in shares.items()}
     single = [name for name, table in tables.items() if table.shape[:2] == (1, 1)]
     rows = [single[start : start + COLUMNS] for start in range(0, len(single), COLUMNS)]
     heights = [SIDE + 0.75] * len(rows)
@@ -118,11 +124,11 @@ def plot_masks(
     grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
     for row, names in enumerate(rows):
         if names[0] not in single:
-            draw(figure.add_subplot(grid[row, :]), names[0], tables[names[0]])
+            draw(figure.add_subplot(grid[row, :]), names[0], titles[names[0]], tables[names[0]])
             continue
         for column, name in enumerate(names):
             axes = figure.add_subplot(grid[row, column])
-            draw(axes, name, tables[name])
+            draw(axes, name, titles[name], tables[name])
             if column == 0:
                 axes.set_ylabel("query", fontsize=SMALL)
             axes.set_xlabel("key", fontsize=SMALL)
@@ -135,17 +141,15 @@ def panels(table: Tensor) -> tuple[int, int]:
     return (1, layers) if heads == 1 else (layers, heads)
 
 
-def draw(axes: Axes, name: str, table: Tensor) -> None:
-    """One mask: a panel, or panels with their layers and heads named."""
+def draw(axes: Axes, name: str, below: str, table: Tensor) -> None:
+    """One mask: a panel, or panels with their layers and heads named; `below` its name."""
     layers, heads, length, _ = table.shape
-    sparsity = 1 - table.to(torch.float64).mean().item()
     axes.imshow(
         tile_panels(table.transpose(0, 1) if heads == 1 else table), interpolation_stage="rgba"
     )
     single = layers * heads == 1
     axes.set_title(
-        f"{textwrap.shorten(name, 24 if single else 48, placeholder='…')}\n"
-        f"{100 * sparsity:.1f}% sparse",
+        f"{textwrap.shorten(name, 24 if single else 48, placeholder='…')}\n{below}",
         fontsize=SMALL,
     )
     if single:

@@ -51,7 +51,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import MaskSearchError, SpaceError
+from masksearch.errors import HeadCountError, LayerCountError, MaskSearchError, SpaceError
 from masksearch.masks.core import Mask
 from masksearch.study.records import STATES, Constraint, drawn_distributions
 from masksearch.study.store import directions, quiet
@@ -71,7 +71,8 @@ def try_space(space: Space, shape: Shape, budget: float | None = None) -> None:
 
     Raises:
         SpaceError: If it is broken Python, or returns no mask; gives the file and the line.
-        LayerCountError, HeadCountError: If the mask is one for another model.
+        LayerCountError, HeadCountError: If the mask is one for another model; names the size that
+            it fits.
     """
     with quiet():
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
@@ -83,7 +84,14 @@ def try_space(space: Space, shape: Shape, budget: float | None = None) -> None:
         return
     if not isinstance(mask, Mask):
         raise SpaceError(no_mask(mask))
-    mask.counts(shape.layers, shape.heads)
+    try:
+        mask.counts(shape.layers, shape.heads)
+    except (LayerCountError, HeadCountError) as error:
+        layers, heads = mask.layers or shape.layers, mask.heads or shape.heads
+        raise type(error)(
+            f"{error}: write the space for the model that judges, or where that is trained from "
+            f"scratch give it the size of the space (--size {layers}x{32 * heads}x{heads})"
+        ) from error
 
 
 def draw_job(

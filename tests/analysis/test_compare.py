@@ -618,6 +618,19 @@ def test_no_loss_is_small_to_a_reference_that_has_learned_nothing(judged):
     assert "a mask that has learned nothing decides nothing" in nothing.verdict()
 
 
+def test_a_difference_of_a_mask_that_has_learned_nothing_says_why_it_is_none(judged):
+    mine, star = [0.7, 0.701, 0.699], [0.6, 0.601, 0.6]
+    comparison = judged({"mine": (masks.window(1), mine), "star": (masks.star(), star)})
+    dull = {"RTE": 0.5, "RTE/majority": 0.5, "RTE/low": 0.45}
+    records = tuple(replace(r, values={**r.values, **dull}) for r in comparison.records)
+    nothing = replace(comparison, records=records)
+    assert outcomes(comparison) == {("mine", "star"): "better"}
+    assert outcomes(nothing) == {("mine", "star"): "not distinguishable"}
+    said = "not distinguishable: a mask that has learned nothing decides nothing"
+    assert said in nothing.verdict()
+    assert said not in comparison.verdict()
+
+
 @pytest.mark.slow
 def test_a_margin_is_stored_and_comes_from_the_evaluator(tmp_path):
     from toy import ToyEvaluator

@@ -37,6 +37,11 @@ def test_masks_show_names_and_sparsity():
     assert "no mask to draw" in words(plot_masks({}, 16))
 
 
+def test_title_has_the_sparsity_that_is_given():
+    figure = plot_masks({"star": masks.star()}, 16, sparsities={"star": 0.123})
+    assert "star\n12.3% sparse" in words(figure)
+
+
 def test_picture_shows_the_bits():
     figure = plot_masks({"w": masks.window(1)}, 8)
     image = figure.axes[0].get_images()[0].get_array()

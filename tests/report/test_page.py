@@ -12,6 +12,7 @@ import masksearch as ms
 from masksearch import DamResult, masks
 from masksearch.contracts import Report, generator
 from masksearch.report.collect import StoredStudy, dam_health
+from masksearch.report.page import PICTURES
 from masksearch.report.page import write_report as write_sections
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
@@ -123,6 +124,28 @@ def test_figures_lie_beside_the_page(full):
     assert names == {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")} | {
         "compared_seeds.csv"
     }
+
+
+def test_masks_figure_is_of_the_pairs_that_a_decoder_uses(tmp_path, objectives, shape, compared):
+    """Later keys are not drawn, sparsities are those of the tables, and of more masks than the
+    figure holds the scrambled ones are left out."""
+    dice = {f"scrambled {n}": (masks.random_keys(3, seed=n), [0.5] * 3) for n in range(PICTURES)}
+    causal = replace(shape, causal=True)
+    records = [
+        replace(record, measures=record.measures | {"effective_sparsity": 0.777})
+        for record in compared({**dice, "found": (masks.window(1), [0.6] * 3)})
+    ]
+    kinds = dict.fromkeys(dice, "control") | {"found": "searched"}
+    comparison = ms.Comparison(tuple(records), objectives, shape=causal, kinds=kinds)
+    page = write_report(
+        tmp_path / "r.html", title="t", studies={}, objectives=objectives,
+        comparison=comparison, shape=causal,
+    )  # fmt: skip
+    text = (page.parent / "figures" / "masks.svg").read_text()
+    assert "found" in text
+    assert f"scrambled {PICTURES - 2}" in text
+    assert f"scrambled {PICTURES - 1}" not in text
+    assert set(re.findall(r">([\d.]+)% sparse<", text)) == {"77.7"}
 
 
 def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):

@@ -12,7 +12,7 @@ from optuna.trial import BaseTrial
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Proposal, Record
-from masksearch.errors import SpaceError
+from masksearch.errors import HeadCountError, LayerCountError, SpaceError
 from masksearch.strategies.build import build_strategy
 
 
@@ -225,3 +225,16 @@ def test_study_whose_parameter_has_changed_already_goes_on(strategy):
     resumed.tell(drawn(reached, strategy, 0))
     resumed.tell(drawn(narrow, strategy, 1))
     assert resumed.ask().params["reach"] in range(1, 9)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (masks.per_layer([masks.window(1)] * 6), "6 layers, asked for .*--size 6x64x2"),
+        (masks.per_head([masks.window(1)] * 4), "4 heads, asked for .*--size 1x128x4"),
+    ],
+)
+def test_a_space_for_another_model_names_the_size_that_it_fits(mask, said, tmp_path):
+    judge = ms.PlantedEvaluator(size="nano")
+    with pytest.raises((LayerCountError, HeadCountError), match=said):
+        build_strategy("tpe", lambda trial: mask, judge, seed=0, run=tmp_path, options={})
