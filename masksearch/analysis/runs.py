@@ -42,6 +42,7 @@ SOURCES: dict[Kind, str] = {  # a kind -> what a record says of a mask that no s
     "candidate": "own",
     "control": "control",
 }
+NOTHING = "a mask that has learned nothing decides nothing"
 MATCHED = 0.01  # sparsities within one point count as equal
 CLOSE = 1e-3  # rows whose mean is farther from the score, relative to it, are of another run
 
@@ -155,6 +156,8 @@ class Finding:
         """The outcome, with the margin where one was tested."""
         if self.same:
             return "the same mask"
+        if self.outcome == "not distinguishable" and self.adjusted <= 0.05:
+            return f"{self.outcome}: {NOTHING}"
         ends = "" if self.margin is None or self.outcome == "undecided" else f" {self.margin:g}"
         return f"{self.outcome}{ends}"
 

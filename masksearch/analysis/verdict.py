@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from masksearch.analysis.fronts import ComparedFronts, describe_fronts
 from masksearch.analysis.runs import (
+    NOTHING,
     ComparedRuns,
     Finding,
     MaskRuns,
@@ -38,7 +39,6 @@ WORDS = {
     "undecided": "undecided (margin {margin:g}) against",
 }
 FAMILY = "one of all hand-designed families"  # role where every one of them is an opponent
-NOTHING = "a mask that has learned nothing decides nothing"
 INDENT = "  "  # of the lines that give the figures behind an outcome
 
 
@@ -260,8 +260,6 @@ def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) ->
     outcome = finding.words
     if finding.outcome == "undecided":
         outcome = f"undecided: {needed(comparison, finding, family)}"
-    elif finding.outcome == "not distinguishable" and finding.adjusted <= 0.05:
-        outcome += f": {NOTHING}"
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
         f"p {format_p(finding.adjusted)}, {outcome}"

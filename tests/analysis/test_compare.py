@@ -629,6 +629,7 @@ def test_a_difference_of_a_mask_that_has_learned_nothing_says_why_it_is_none(jud
     said = "not distinguishable: a mask that has learned nothing decides nothing"
     assert said in nothing.verdict()
     assert said not in comparison.verdict()
+    assert [finding.words for finding in nothing.findings()] == [said]
 
 
 @pytest.mark.slow
