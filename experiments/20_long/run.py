@@ -35,7 +35,7 @@ METHODS = {"levels": "exchange", "solver": "restore", "narrow": "greedy"}
 QUESTION = 16  # tokens in front of an answer that are taken with it
 SMOKE = {"length": 64, "search": [4, 16], "judge": [4, 3], "windows": [8, 16], "trials": 12}
 SMOKE |= {
-    "arms": {"levels": [2, 0], "narrow": [1, 0], "random": [2, 0]},
+    "arms": {"levels": [2, 0], "narrow": [1, 0], "random": [1, 0]},
     "budgets": [0.5],
     "longest": [128, 2, 2],
     "longest_arms": ["dense", "uniform", "levels"],
