@@ -165,9 +165,9 @@ def learn(place: Path, number: int, ids: int) -> NextTokenModel:
         optimiser.step()
         return loss.item()
 
-    batches = LESSONS.batches(number, rows // LESSONS.length)
+    lessons = LESSONS.batches(number, rows // LESSONS.length)
     for at in range(PLAN["lessons"]):
-        loss = step(next(batches), most * min(1, at / 100))
+        loss = step(next(lessons), most * min(1, at / 100))
         if loss < LESSONS.floor + PLAN["learnt"]:
             break
     print(place.name, at, f"lessons, {loss:.3f} nats, {LESSONS.floor:.3f} at best", flush=True)
@@ -181,6 +181,8 @@ def learn(place: Path, number: int, ids: int) -> NextTokenModel:
         )
         batches = text.batches(mixed_seed(number, length), rows // length)
         for batch in islice(batches, steps):
+            if length < PLAN["length"]:  # lest it forgets
+                step(next(lessons), most * (1 - done / whole))
             loss = step(batch, most * (1 - done / whole))
             done += 1
         print(place.name, length, f"{loss:.3f}", flush=True)
