@@ -126,7 +126,7 @@ def test_an_engine_has_one_window_beside_full_layers(tmp_path):
     assert max(map(len, windows)) == 1
     assert set.union(*windows) > {"window(3)", "window(7)"}
     assert plan.found["cache"]["kv_bytes"] <= 0.5
-    with pytest.raises(ValueError, match=r"one window beside full .*method='exchange', or one lo"):
+    with pytest.raises(ValueError, match=r"one window beside full .*method='exchange' chooses it"):
         allocate(tmp_path / "x", 0.5, local=WINDOWS, method="greedy", **how)
 
 
