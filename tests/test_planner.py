@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoder import byte_tokenizer, tiny_decoder, written_text
+from tiny_decoder import byte_tokenizer, learn_rows, tiny_decoder, written_text
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
@@ -392,8 +392,11 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     (tmp_path / "text").write_text("\n\n".join(f"{n} men went to mow. " * 30 for n in range(90)))
     size = {"size": "2x32x2", "length": 200, "steps": 60, "batch": 8, "lr": 5e-3}
     trained = CausalEvaluator("text", tokenizer=byte_tokenizer(tmp_path / "model"), **size)
-    trained.dense(0).model.save_pretrained("model")
-    how = {"length": 200, "sequences": 3, "method": "greedy", "tasks": ["passkey", "qa_1"]}
+    trained.dense(0).model.save_pretrained("trained")
+    tasks = {"length": 200, "tasks": ["passkey", "qa_1"]}
+    judge = CausalEvaluator("text", weights=byte_tokenizer(tmp_path / "trained"), **tasks)
+    learn_rows(tmp_path / "trained", [*judge.prompts.values()], tmp_path / "model")
+    how = {"sequences": 3, "method": "greedy", **tasks}
     plan = allocate(tmp_path / "run", **how, serve="transformers", out=tmp_path / "served")
     study = ms.open_study(tmp_path / "run")
     assert study.objectives[0].name == "lost"

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from masksearch.tasks.next_token import NextTokenRows
 
 NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 NARROW |= {"intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -92,6 +95,24 @@ def letter_decoder(folder: Path, letters: str, **changes: Any) -> Path:
     made.save(str(folder / "model" / "tokenizer.json"))
     written_text(folder / "model", folder / "text", [*letters], between="")
     return folder
+
+
+def learn_rows(folder: Path, rows: list[NextTokenRows], out: Path) -> Path:
+    """Trains the decoder in a folder on rows of tasks until it knows their answers by heart, and
+    writes it with `byte_tokenizer`."""
+    import transformers
+
+    decoder: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.cat([each.tokens for each in rows])
+    answers = torch.cat([each.labels for each in rows])[:, 1:].flatten()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        said = decoder(input_ids=tokens, labels=tokens)
+        (said.loss + F.cross_entropy(said.logits[:, :-1].flatten(0, 1), answers)).backward()
+        optimizer.step()
+    decoder.save_pretrained(out)
+    return byte_tokenizer(out)
 
 
 def byte_tokenizer(folder: Path) -> Path:

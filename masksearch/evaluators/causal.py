@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
@@ -38,7 +39,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import SearchError, check_name
+from masksearch.errors import SearchError, check_name, outside_level
 from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
 from masksearch.evaluators.next_tokens import (
     LOSS,
@@ -128,12 +129,15 @@ class CausalEvaluator(AssembledEvaluator):
             of the answers' tokens, `"nll/retrieval"` the mean over a group's tasks (`tracing`,
             `aggregation`, `answering`). Then `"lost"` is the first objective: what a mask adds to
             the dense model's loss, of the text (`"lost/text"`) or of a group (`"lost/retrieval"`),
-            whichever is the largest; so a mask adds at most that in each.
+            whichever is the largest; so a mask adds at most that in each. Tasks in which the dense
+            model is no better than a guess without the context are left out of it, with a warning.
         task_rows: Rows of each task.
 
     Raises:
         DataError: When it reads a text that is missing, too short or not UTF-8, or no decoder, or
             one that the device has no room for.
+        SearchError: When it judges by tasks, and in each the dense model is no better than a guess
+            without the context.
     """
 
     _: KW_ONLY
@@ -436,17 +440,18 @@ class CausalEvaluator(AssembledEvaluator):
         return share_dense(self, seed if self.model.scratch else 0)
 
     def provide_models(self, seed: int) -> None:
-        """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing."""
+        """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing, or
+        none of the tasks."""
         if self.adapts == "train":
             return
-        scores = self.judge(self.shared(seed).model)
-        loss = token_values(scores, self.rows, self.edges)[LOSS]
+        loss = measure_text(self, seed if self.model.scratch else 0)
         if loss >= (constant := constant_loss(self.task(), self.rows)):
             raise SearchError(
                 f"without a mask the decoder loses {loss:.3f} nats a token, and a guess by how "
                 f"frequent tokens are {constant:.3f}, so no masks can be compared on it; train it "
                 "for longer, or take the tokenizer that it was trained with"
             )
+        self.dense_losses(seed)
 
     # -- judging -------------------------------------------------------------------------------
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
@@ -526,9 +531,12 @@ class CausalEvaluator(AssembledEvaluator):
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
         values |= self.judge_tasks(model)
         if dense := self.dense_losses(seed):
-            added = {name: values[name] - loss for name, loss in dense.items()}
-            values |= {f"{LOST}/{g.partition('/')[2] or TEXT}": each for g, each in added.items()}
-            values[LOST] = max(added.values())
+            added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
+            for group, members in GROUPS.items():
+                names = [name for name in members if name in dense]
+                each = [values[f"{LOSS}/{name}"] - dense[name] for name in names]
+                added |= {f"{LOST}/{group}": fmean(each)} if each else {}
+            values |= added | {LOST: max(added.values())}
         return values
 
     def judge_tasks(self, model: NextTokenModel) -> dict[str, float]:
@@ -543,8 +551,8 @@ class CausalEvaluator(AssembledEvaluator):
         return values
 
     def dense_losses(self, seed: int) -> dict[str, float]:
-        """What the dense model loses on the text and in each group of tasks; nothing where there
-        is no such model, or no task."""
+        """What the dense model loses on the text and in each task that it can do; nothing where
+        there is no such model, or no task."""
         if not self.tasks or self.adapts == "train":
             return {}
         return measure_dense(self, seed if self.model.scratch else 0)
@@ -602,12 +610,34 @@ def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
 
 @lru_cache(maxsize=4)
 def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
-    """Losses of the dense model of an evaluator, which has no mask on."""
-    model = judge.shared(seed).model
-    values = token_values(judge.judge(model), judge.rows, judge.edges) | judge.judge_tasks(model)
-    return {
-        name: values[name] for name in [LOSS, *(f"{LOSS}/{g}" for g in GROUPS)] if name in values
-    }
+    """Losses of the dense model of an evaluator, which has no mask on: of the text, and of each
+    task in which it is better than a guess. SearchError if there is none; warns of the others."""
+    values = judge.judge_tasks(judge.shared(seed).model)
+    losses, failed = {LOSS: measure_text(judge, seed)}, list[str]()
+    for name, rows in judge.prompts.items():
+        if (loss := values[f"{LOSS}/{name}"]) < rows.guess:
+            losses[name] = loss
+        else:
+            failed.append(f"{loss:.3f} nats a token of {name} (a guess: {rows.guess:.3f})")
+    if failed:
+        left_out = (
+            "so no masks can be compared" if len(losses) == 1 else f"which {LOST!r} leaves out"
+        )
+        problem = (
+            f"without a mask the decoder loses {', '.join(failed)}, no less than a guess without "
+            f"the context, {left_out}; take other tasks, a shorter length, or another model"
+        )
+        if len(losses) == 1:
+            raise SearchError(problem)
+        warnings.warn(problem, stacklevel=outside_level())
+    return losses
+
+
+@lru_cache(maxsize=4)
+def measure_text(judge: CausalEvaluator, seed: int) -> float:
+    """Loss of that model on the text."""
+    scores = judge.judge(judge.shared(seed).model)
+    return token_values(scores, judge.rows, judge.edges)[LOSS]
 
 
 @lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ order, where RULER takes any.
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,15 +55,18 @@ class Draw:
         self.random = np.random.default_rng(seed)
         self.encode = encode
         self.drawn: dict[tuple[int, ...], str] = {}
+        self.nats: dict[str, float] = {}  # of a guess
 
-    def fresh(self, make: Callable[[], str]) -> str:
-        """Text that this row has not had; DataError where a tokenizer does not tell them apart."""
+    def fresh(self, make: Callable[[], str], choices: int) -> str:
+        """Text that this row has not had, one of so many; DataError where a tokenizer does not
+        tell them apart."""
         for _ in range(50):
             text, other = make(), make()
             tokens = tuple(self.encode(text))
             if text != other and tokens == tuple(self.encode(other)):
                 break
             if self.drawn.setdefault(tokens, text) is text:
+                self.nats[text] = math.log(choices)
                 return text
         raise DataError(
             f"the tokenizer gives {text!r} and {other!r} the same ids, so that no answer can be "
@@ -79,15 +83,15 @@ class Draw:
                 for letters in (CONSONANTS, VOWELS)
             )
 
-        return self.fresh(make)
+        return self.fresh(make, (len(CONSONANTS) * len(VOWELS)) ** 3)
 
     def number(self) -> str:
         """Seven digits, with the space in front of them."""
-        return self.fresh(lambda: f" {self.random.integers(10**6, 10**7)}")
+        return self.fresh(lambda: f" {self.random.integers(10**6, 10**7)}", 9 * 10**6)
 
     def uuid(self) -> str:
         """A UUID of version 4, with the space in front of it."""
-        return self.fresh(lambda: f" {UUID(bytes=self.random.bytes(16), version=4)}")
+        return self.fresh(lambda: f" {UUID(bytes=self.random.bytes(16), version=4)}", 2**122)
 
 
 @dataclass(frozen=True)
@@ -264,13 +268,13 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
         count: Rows; the text's sequences repeat where it has fewer.
 
     Returns:
-        Labels and `answers` are of the answers' tokens alone; `needs` says how far back each
-        answer last stood.
+        Labels, `answers` and `guess` are of the answers' tokens alone; `needs` says how far back
+        each answer last stood.
 
     Raises:
         DataError: If the tokenizer tells keys or values not apart, or a row is too short.
     """
-    base, front = text.held_out(half, count), list(text.train.before)
+    base, front, guess = text.held_out(half, count), list(text.train.before), 0.0
     numbered = list(TASKS).index(name)
     tokens = np.empty((count, text.length), np.int64)
     needs = torch.zeros(count, text.length, dtype=torch.int64)
@@ -287,6 +291,7 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
         prompt = TASKS[name](draw, (row + 0.5) / count, text.length - len(front))
         body = base.tokens[row % len(base.tokens), len(front) :].tolist()
         answers = list(itertools.chain(*([",", a] for a in prompt.answers)))[1:]
+        guess += sum(draw.nats[answer] for answer in prompt.answers)
         end = [*ids(prompt.question), *itertools.chain(*map(ids, answers))]
         planted = [(at, ids(sentence)) for at, sentence in sorted(prompt.planted)]
         start = [*front]
@@ -317,7 +322,8 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
             at += len(answer)
     made, answered = torch.from_numpy(tokens), needs > 0
     documents = base.documents[np.arange(count) % len(base.tokens)]
-    return NextTokenRows(made, torch.where(answered, made, -100), documents, needs, answered)
+    labels, guess = torch.where(answered, made, -100), guess / int(answered.sum())
+    return NextTokenRows(made, labels, documents, needs, answered, guess)
 
 
 def last_place(tokens: list[int], context: list[int]) -> int:

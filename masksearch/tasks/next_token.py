@@ -8,6 +8,7 @@ rows = text.held_out("search", 64)              # tokens, their documents, what 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,8 @@ class NextTokenRows:
         needs: How far back the nearest evidence of a token lies, in positions, int64 `[rows,
             length]`; 0 = nowhere in the sequence.
         answers: Which tokens are answers, bool `[rows, length]`; None = there are none.
+        guess: Loss of these for who knows how they are drawn and reads no context, in nats a
+            token: nobody's is less on the average; inf = unknown.
     """
 
     tokens: Tensor
@@ -53,6 +56,7 @@ class NextTokenRows:
     documents: NDArray[np.int64]
     needs: Tensor = field(repr=False)
     answers: Tensor | None = field(default=None, repr=False)
+    guess: float = math.inf
 
     def digest(self) -> str:
         """Hash of the tokens and of which are scored."""

@@ -18,7 +18,7 @@ from optuna.trial import BaseTrial
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from tiny_checkpoint import tiny_checkpoint
-from tiny_decoder import byte_tokenizer, tiny_decoder, written_text
+from tiny_decoder import byte_tokenizer, learn_rows, tiny_decoder, written_text
 from tokenizers import pre_tokenizers
 
 import masksearch as ms
@@ -374,21 +374,35 @@ def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
 
 
 # -- tasks of long context ---------------------------------------------------------------------
+DONE = ("passkey", "niah_multikey_1", "qa_1")
+
+
+@pytest.fixture(scope="module")
+def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """How to judge a decoder of bytes that has seen the rows of these tasks."""
+    folder = tmp_path_factory.mktemp("taught")
+    how: dict[str, Any] = {"length": 250, "bands": None, "task_rows": 3}
+    wide = {"max_position_embeddings": 256, "initializer_range": 0.05}
+    weights = byte_tokenizer(tiny_decoder(folder / "random", BYTES[1:], **wide))
+    rows = [*evaluator(data, tasks=DONE, weights=weights, **how).prompts.values()]
+    return how | {"weights": learn_rows(weights, rows, folder / "taught")}
+
+
 @pytest.mark.slow
-def test_tasks_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
-    weights = tiny_decoder(tmp_path / "bytes", BYTES[1:], max_position_embeddings=256)
-    byte_tokenizer(weights)
-    how = {"weights": weights, "length": 250, "bands": None, "task_rows": 3}
-    judge = evaluator(data, tasks=["passkey", "niah_multikey_1", "qa_1"], **how)
+def test_tasks_are_judged_beside_the_text(
+    data: Path, taught: dict[str, Any], tmp_path: Path
+) -> None:
+    judge = evaluator(data, tasks=DONE, **taught)
     assert judge.objectives[0].name == "lost"
     dense = judged(judge, masks.full(), tmp_path / "run")
     assert dense["lost"] == 0
-    assert dense["passkey"] == 0  # random weights
     rows = judge.prompts["passkey"]
     with torch.no_grad():
         logits = ms.attach(judge.start.decoder(), masks.full())(rows.tokens).logits[:, :-1]
     each = F.cross_entropy(logits.flatten(0, 1), rows.labels[:, 1:].flatten())
     assert dense["nll/passkey"] == pytest.approx(each.item(), rel=1e-4)
+    right = (logits.argmax(-1) == rows.tokens[:, 1:]) | ~rows.answers[:, 1:]
+    assert dense["passkey"] == pytest.approx(right.all(1).double().mean().item())
     mean = (dense["nll/passkey"] + dense["nll/niah_multikey_1"]) / 2
     assert dense["nll/retrieval"] == pytest.approx(mean)
     assert dense["nll/answering"] == dense["nll/qa_1"]
@@ -401,6 +415,27 @@ def test_tasks_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
     assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == dense["nll"]
     assert plain.objectives[0].name == "nll"
     assert plain.protocol != judge.protocol != judge.final().protocol
+
+
+@pytest.mark.slow
+def test_tasks_that_the_dense_model_cannot_do_are_named(
+    data: Path, taught: dict[str, Any], tmp_path: Path
+) -> None:
+    judge = evaluator(data, tasks=["passkey", "niah_single_3", "vt"], **taught)
+    rule = (
+        r"loses \d+\.\d+ nats a token of niah_single_3 \(a guess: 2\.286\), \S+ nats a token "
+        r"of vt \(a guess: 1\.821\), no less than a guess that does not know the context; take"
+    )
+    with pytest.warns(UserWarning, match=rf"{rule}, .* model: 'lost' leaves these out$"):
+        judge.provide_models(0)
+    dense = judged(judge, masks.full(), tmp_path / "dense")
+    narrow = judged(judge, masks.window(1), tmp_path / "narrow")
+    assert {name for name in narrow if name.startswith("lost/")} == {"lost/text", "lost/retrieval"}
+    added = narrow["nll/passkey"] - dense["nll/passkey"]
+    assert narrow["lost/retrieval"] == pytest.approx(added)
+    assert narrow["lost"] == max(narrow["lost/text"], narrow["lost/retrieval"])
+    with pytest.raises(ms.errors.SearchError, match=rf"{rule}, .* no masks can be compared$"):
+        judged(replace(judge, tasks=["niah_single_3", "vt"]), masks.full(), tmp_path / "none")
 
 
 def test_wrong_tasks_are_refused(data: Path) -> None:

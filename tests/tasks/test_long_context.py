@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -114,6 +115,15 @@ def test_rows_have_the_kinds_and_sizes_of_rulers(texts, name):
             assert most == dots
             assert [f" {word}" for word, _ in others] == answers
             assert [count / first for _, count in others] == pytest.approx(shares, abs=0.01)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_guess_is_the_entropy_of_what_is_drawn(text, name):
+    rows = task_rows(text, "search", name, 2)
+    nats = {7: 3 * math.log(14 * 5), 8: math.log(9e6), 37: 122 * math.log(2)}  # by the letters
+    answers = [answer for _, all_of in read(text, rows) for answer in all_of]
+    tokens = sum(map(len, answers))  # a letter each
+    assert rows.guess == pytest.approx(sum(nats[len(each)] for each in answers) / tokens)
 
 
 def test_values_of_one_key_are_asked_for_as_they_stand(text):
