@@ -533,8 +533,7 @@ class CausalEvaluator(AssembledEvaluator):
         if dense := self.dense_losses(seed):
             added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
             for group, members in GROUPS.items():
-                names = [name for name in members if name in dense]
-                each = [values[f"{LOSS}/{name}"] - dense[name] for name in names]
+                each = [values[f"{LOSS}/{n}"] - dense[n] for n in members if n in dense]
                 added |= {f"{LOST}/{group}": fmean(each)} if each else {}
             values |= added | {LOST: max(added.values())}
         return values
@@ -620,14 +619,12 @@ def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
         else:
             failed.append(f"{loss:.3f} nats a token of {name} (a guess: {rows.guess:.3f})")
     if failed:
-        left_out = (
-            "so no masks can be compared" if len(losses) == 1 else f"which {LOST!r} leaves out"
-        )
+        left = ", ".join([*losses][1:])
         problem = (
             f"without a mask the decoder loses {', '.join(failed)}, no less than a guess without "
-            f"the context, {left_out}; take other tasks, a shorter length, or another model"
+            f"context; tasks left: {left or 'none'}; take others, shorter texts or other weights"
         )
-        if len(losses) == 1:
+        if not left:
             raise SearchError(problem)
         warnings.warn(problem, stacklevel=outside_level())
     return losses

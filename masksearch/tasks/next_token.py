@@ -8,7 +8,6 @@ rows = text.held_out("search", 64)              # tokens, their documents, what 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,7 +55,7 @@ class NextTokenRows:
     documents: NDArray[np.int64]
     needs: Tensor = field(repr=False)
     answers: Tensor | None = field(default=None, repr=False)
-    guess: float = math.inf
+    guess: float = float("inf")
 
     def digest(self) -> str:
         """Hash of the tokens and of which are scored."""
