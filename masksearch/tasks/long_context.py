@@ -55,7 +55,7 @@ class Draw:
         self.random = np.random.default_rng(seed)
         self.encode = encode
         self.drawn: dict[tuple[int, ...], str] = {}
-        self.nats: dict[str, float] = {}  # of a guess
+        self.nats: dict[str, float] = {}  # of a guess among all that could be drawn
 
     def fresh(self, make: Callable[[], str], choices: int) -> str:
         """Text that this row has not had, one of so many; DataError where a tokenizer does not
@@ -291,7 +291,7 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
         prompt = TASKS[name](draw, (row + 0.5) / count, text.length - len(front))
         body = base.tokens[row % len(base.tokens), len(front) :].tolist()
         answers = list(itertools.chain(*([",", a] for a in prompt.answers)))[1:]
-        guess += sum(draw.nats[answer] for answer in prompt.answers)
+        guess += sum(draw.nats.get(answer, math.inf) for answer in prompt.answers)
         end = [*ids(prompt.question), *itertools.chain(*map(ids, answers))]
         planted = [(at, ids(sentence)) for at, sentence in sorted(prompt.planted)]
         start = [*front]

@@ -13,7 +13,7 @@ import torch
 from tiny_decoder import byte_tokenizer
 
 import masksearch as ms
-from masksearch.tasks.long_context import GROUPS, TASKS, task_rows
+from masksearch.tasks.long_context import GROUPS, TASKS, Prompt, task_rows
 from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 
 LENGTH = 700  # letters: a token each
@@ -124,6 +124,12 @@ def test_guess_is_the_entropy_of_what_is_drawn(text, name):
     answers = [answer for _, all_of in read(text, rows) for answer in all_of]
     tokens = sum(map(len, answers))  # a letter each
     assert rows.guess == pytest.approx(sum(nats[len(each)] for each in answers) / tokens)
+
+
+def test_a_task_of_ones_own_has_no_guess(text, monkeypatch):
+    own = Prompt([(0.5, "\nBlue is|the sky|.\n")], "\nBlue is", ["the sky"], [])
+    monkeypatch.setitem(TASKS, "own", lambda draw, depth, room: own)
+    assert task_rows(text, "search", "own", 2).guess == math.inf
 
 
 def test_values_of_one_key_are_asked_for_as_they_stand(text):
