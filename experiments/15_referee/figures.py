@@ -1,6 +1,8 @@
 """Score against the pairs that are kept, every selector told the same budgets.
 
-python experiments/15_referee/figures.py [--results FOLDER] [--out FILE.png]
+python experiments/15_referee/figures.py [--results FOLDER] [--out FILE.png] [--amended]
+
+`--amended` draws the arms and pairs of the plan's amendment, from results/ and results/amended/.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import io
 from pathlib import Path
 
 import pandas as pd
+import tables
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -28,19 +31,28 @@ ARMS = {  # arm -> what the legend says, colour, marker
     "random": ("random search over full heads", style.SKY, "o"),
     "random keys and [CLS]": ("random keys and [CLS]", style.GREY, "P"),
 }
+ADDED = {  # by the plan's amendment
+    "swept_gates": ("full heads, by a gate each, swept", style.GREEN, "D"),
+    "greedy": ("full heads, greedy rounds", style.BLUE, "s"),
+    "tpe": ("TPE over full heads", style.SKY, "o"),
+}
 METRIC = {"STS-B": "Pearson"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "selectors.png")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--amended", action="store_true")
     given = parser.parse_args()
-    scores = pd.read_csv(given.results / "scores.csv")
+    scores, arms, name = pd.read_csv(given.results / "scores.csv"), ARMS, "selectors.png"
+    if given.amended:
+        scores, name = amended(given.results, scores), "amended.png"
+        arms = {arm: ARMS[arm] for arm in ("dam", "fisher_rounds")} | ADDED
     tasks = sorted(dict.fromkeys(scores.task), key=["STS-B", "QNLI", "QQP", "MNLI"].index)
     figure = style.new_figure(style.PAGE, 2.9)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        draw_task(axes, scores[scores.task == task])
+        draw_task(axes, scores[scores.task == task], arms)
         axes.set_title(task, fontsize=style.LABEL, color=style.INK, loc="left")
         style.clean(axes, "pairs kept (%)", f"{METRIC.get(task, 'accuracy')}, fresh models")
         axes.set_xlim(52, 12)
@@ -48,14 +60,22 @@ def main() -> None:
     figure.legend(
         lines, labels, loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False
     )
-    write_for_both(figure, given.out)
+    write_for_both(figure, given.out or given.results / name)
 
 
-def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
+def amended(results: Path, scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores on the amendment's pairs; of an arm that ran anew there its new ones."""
+    both = pd.concat([scores, pd.read_csv(results / "amended" / "scores.csv")])
+    both = both.drop_duplicates(tables.KEYS, keep="last")
+    pairs = tables.AMENDED["seeds"]
+    return both[[row.search in pairs.get(row.task, ()) for row in both.itertuples()]]
+
+
+def draw_task(axes: Axes, scores: pd.DataFrame, arms: dict[str, tuple[str, str, str]]) -> None:
     """Each arm's means over pairs of models, joined by a line, and every pair as a dot."""
     dense = scores[scores.arm == "dense"].score.mean()
     axes.axhline(dense, color=style.GREY, linewidth=0.8, linestyle=":", label="dense")
-    for arm, (label, colour, marker) in ARMS.items():
+    for arm, (label, colour, marker) in arms.items():
         own = scores[scores.arm == arm]
         x = 100 * own.judged_density
         axes.plot(x, own.score, ".", color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
