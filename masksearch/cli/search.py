@@ -280,17 +280,9 @@ def run_compare(options: CompareOptions) -> Comparison:
         )
 
 
-def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any]:
-    """The masks, seeds and opponents that options name, as arguments of `compare`."""
-    from masksearch.analysis.runs import names_alike, read_candidates
+def named_masks(options: CompareOptions) -> dict[str, Candidate]:
+    """What `--mask` names, by names of which none stands for two masks."""
     from masksearch.cli.build import named_candidates
-    from masksearch.driver import Study
-    from masksearch.masks import FAMILIES, full, rivals_within
-    from masksearch.masks.families import FIRST_KEY, random_like
-    from masksearch.strategies.allocate import DENSITY, find_cost
-    from masksearch.study.records import read_budgets
-    from masksearch.study.references import within_budgets
-    from masksearch.study.store import StudyStore
 
     named: dict[str, Candidate] = {}
     for text in dict.fromkeys(options.mask or []):
@@ -303,6 +295,21 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
                 name = f"{name} ({'/'.join(place.parts[-2:])})"
                 name = f"{name} ({place})" if name in named else name
             named[name] = each
+    return named
+
+
+def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any]:
+    """The masks, seeds and opponents that options name, as arguments of `compare`."""
+    from masksearch.analysis.runs import names_alike, read_candidates
+    from masksearch.driver import Study
+    from masksearch.masks import FAMILIES, full, rivals_within
+    from masksearch.masks.families import FIRST_KEY, random_like
+    from masksearch.strategies.allocate import DENSITY, find_cost
+    from masksearch.study.records import read_budgets
+    from masksearch.study.references import within_budgets
+    from masksearch.study.store import StudyStore
+
+    named = named_masks(options)
     budgets = read_budgets(options.budget)
     inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
     mine = read_candidates(inside) if inside else {}

@@ -135,6 +135,26 @@ def nats(model: Any, tokens: Tensor) -> float:
     return float(model.eval()(tokens[None], labels=tokens[None], use_cache=False).loss)
 
 
+def nats_by_form(facts: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], str]:
+    """What each form loses a token, by text and groups of tasks; and the same as rows of Markdown,
+    the first of which lacks the head of its first column."""
+    losses, rival = facts["losses"], facts.get("rival") or {}
+    tasks = losses.get("tasks", {})
+    rows = [("dense", "dense attention", losses["dense"])]
+    rows.append(("plan", "the mask, attached", losses["masked"]))
+    rows.append(("served", f"as it is served: {facts['form']}", losses["served"]))
+    if "rival" in rival:
+        rows.append(("rival", "one window in every layer, attached", rival["rival"]))
+    groups, nats_of = task_groups(tasks), dict[str, dict[str, float]]()
+    heads = ["nats a token", *groups]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for form, title, loss in rows:
+        nats_of[form] = {"text": loss} | {name: tasks[form][f"nll/{name}"] for name in groups}
+        numbers = " | ".join(f"{each:.4f}" for each in nats_of[form].values())
+        lines.append(f"| {title} | {numbers} |")
+    return nats_of, "\n".join(lines)
+
+
 def write_page(facts: Mapping[str, Any], out: Path) -> str:
     """SERVING.md.
 
@@ -151,18 +171,8 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
         )
     else:
         serve = f"```bash\n{engine.command(str(out), settings)}\n```"
-    rival, tasks = facts.get("rival") or {}, losses.get("tasks", {})
-    rows = [("dense", "dense attention", losses["dense"])]
-    rows.append(("plan", "the mask, attached", losses["masked"]))
-    rows.append(("served", f"as it is served: {facts['form']}", losses["served"]))
-    if "rival" in rival:
-        rows.append(("rival", "one window in every layer, attached", rival["rival"]))
-    groups, nats_of, table = task_groups(tasks), dict[str, dict[str, float]](), ""
-    for form, title, loss in rows:
-        nats_of[form] = {"text": loss} | {name: tasks[form][f"nll/{name}"] for name in groups}
-        table += f"\n| {title} |" + "".join(f" {each:.4f} |" for each in nats_of[form].values())
-    heads = ["nats a token", *groups]
-    head = "".join(f" {name} |" for name in heads) + "\n|---|" + "---|" * len(heads)
+    rival = facts.get("rival") or {}
+    nats_of, table = nats_by_form(facts)
     short, tried = losses["short"], facts["tried"]
     apart = short["served"] - short["dense"]
     warning = ""
@@ -181,7 +191,7 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"\nWithin the same budget, `{rival['mask']}` in every layer, attached: "
             f"{describe_rival(rival)}.\n{last}"
         )
-    if groups:
+    if losses.get("tasks"):
         added = {name: nats_of["served"][name] - loss for name, loss in nats_of["dense"].items()}
         warning += f"\nTo dense attention the served form adds {describe_added(added)}.\n"
     share = facts["kv_bytes"] / facts["dense_kv_bytes"]
@@ -204,7 +214,7 @@ Written by masksearch; settings as of {engine.release}. Mask: {facts["units"]}.
 
 ## What it loses
 
-{engine.before}| on {describe_rows(losses)} that the search has not seen |{head}{table}
+{engine.before}| on {describe_rows(losses)} that the search has not seen {table}
 
 Served minus dense: {describe_loss(losses)}, 95 % interval over them. {opened}.
 {warning}{last}"""
