@@ -73,11 +73,11 @@ format: $(STAMP)
 
 # torch by pip: its exact version is the one that has a build for machines without a GPU.
 # The rest by uv, which resolves, unpacks and compiles side by side: half of pip's time.
-$(BASE): pyproject.toml constraints.txt
+$(BASE): pyproject.toml masksearch-bench/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch
-	$(INSTALL) --editable ".[search]"
+	$(INSTALL) --editable ".[search]" --editable ./masksearch-bench
 	touch $(BASE)
 
 $(STAMP): $(BASE)

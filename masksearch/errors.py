@@ -124,6 +124,7 @@ SHARED = "experiments/08_shared_weights/shared_strategy.py:SharedStrategy"
 MOVED = {  # a name that has left the package -> how it is had from a clone of the repository
     "SharedWeights": "experiments/08_shared_weights/shared_weights.py:SharedWeights",
     "Shared": "masksearch.contracts.Shared, the job of a stored study",
+    "bench": "masksearch-bench, with `import masksearch_bench`: pip install ./masksearch-bench",
     **{f"shared+{each}": f"{SHARED}, sampler={each}" for each in ("tpe", "random", "evolution")},
 }
 

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from masksearch.errors import install_command
-from tests.parsed import FILES, nodes_of
+from tests.parsed import BENCH, FILES, nodes_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -58,10 +58,11 @@ def called(node: ast.Call) -> str:
 
 
 @functools.cache
-def imported() -> dict[str, set[str]]:
-    """Every distribution that a file of the package imports anywhere, with these files."""
+def imported(tables: bool = False) -> dict[str, set[str]]:
+    """Every distribution that a file of the package, or of masksearch_bench, imports anywhere,
+    with these files."""
     found: dict[str, set[str]] = {}
-    for path in FILES:
+    for path in BENCH if tables else FILES:
         for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
@@ -69,7 +70,7 @@ def imported() -> dict[str, set[str]]:
             if isinstance(node, ast.Call) and called(node) == "required_module":
                 names = [ast.literal_eval(node.args[0])]
             for module in {name.split(".")[0] for name in names}:
-                if module not in sys.stdlib_module_names and module != "masksearch":
+                if module not in {*sys.stdlib_module_names, "masksearch", "masksearch_bench"}:
                     name = plain(DISTRIBUTION.get(module, module))
                     found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     return found
@@ -79,6 +80,13 @@ def test_every_import_is_declared():
     known = declared()
     stray = {name: files for name, files in imported().items() if name not in known}
     assert stray.keys() <= OF_A_NOTEBOOK, f"declare them in pyproject.toml: {stray}"
+
+
+def test_the_tables_with_a_known_optimum_import_what_a_search_needs():
+    project = tomllib.loads((ROOT / "masksearch-bench/pyproject.toml").read_text("utf-8"))
+    assert project["project"]["dependencies"][0].startswith("masksearch[search]>=")
+    brought = {plain(line) for line in (*PROJECT["dependencies"], *EXTRAS["search"])}
+    assert imported(tables=True).keys() <= brought
 
 
 def test_everything_declared_is_imported():

@@ -6,10 +6,11 @@ from importlib import import_module
 from pathlib import Path
 
 import masksearch as ms
-from masksearch import bench, contracts, errors, masks
+import masksearch_bench as bench
+from masksearch import contracts, errors, masks
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
-LISTED = re.findall(r"^   (masksearch(?:\.\w+)*)\.(\w+)$", PAGE.read_text("utf-8"), re.M)
+LISTED = re.findall(r"^   (masksearch[\w.]*)\.(\w+)$", PAGE.read_text("utf-8"), re.M)
 ERRORS = [
     name
     for name, each in vars(errors).items()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tiny_decoder import tiny_decoder, written_text
 
-from masksearch.bench import load
-from masksearch.cli import main as cli
+from masksearch_bench import load
+from masksearch_bench.__main__ import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "maskbench.md").read_text("utf-8")
 CODE = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
-COMMANDS = re.findall(r"^masksearch .*$", PAGE, re.M)
+COMMANDS = re.findall(r"^masksearch-bench .*$", PAGE, re.M)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run(monkeypatch, capsys, tmp_path):
     def run(line: str) -> str:
         monkeypatch.setattr("sys.argv", shlex.split(line))
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main()
         printed = capsys.readouterr()
         assert not stop.value.code, printed.err
         return printed.out
@@ -62,7 +62,7 @@ def test_a_table_is_built(run, tmp_path):
     written_text(tmp_path / "my_decoder", tmp_path / "text", words, length=400)
     shutil.copy(tmp_path / "text" / "valid.txt", tmp_path / "text" / "test.txt")
     Path("mine.py").write_text(CODE[3].replace("text.txt", "text"))
-    [build] = re.findall(r"`(masksearch bench build .*?)`", PAGE)
+    [build] = re.findall(r"`(masksearch-bench build .*?)`", PAGE)
     run(build)
     table = load("tables/mine-0.parquet")
     assert table.complete

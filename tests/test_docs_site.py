@@ -9,6 +9,7 @@ import typer.main
 
 from masksearch.cli.main import app
 from masksearch.masks.core import RECIPES, Mask
+from masksearch_bench.__main__ import app as bench
 
 DOCS = Path(__file__).parents[1] / "docs"
 OURS = {
@@ -45,9 +46,11 @@ def test_every_command_and_option_is_on_the_page(tmp_path):
     runpy.run_path(str(DOCS / "programs/write_commands.py"))["main"](tmp_path)
     sections = re.split(r"^## ", (tmp_path / "commands.md").read_text("utf-8"), flags=re.M)[1:]
     commands = typer.main.get_command(app).commands
+    tables = typer.main.get_command(bench).commands
+    commands |= {f"masksearch-bench {name}": command for name, command in tables.items()}
     assert [each.split("\n")[0] for each in sections] == list(commands)
     for text, command in zip(sections, commands.values(), strict=True):
-        assert text.count("masksearch ") >= 3  # its usage, and two examples
+        assert len(re.findall("masksearch[ -]", text)) >= 3  # its usage, and two examples
         for option in (name for one in command.params for name in one.opts if name[:2] == "--"):
             assert re.search(rf"^`{option}[ `,/]", text, re.M), option
 

@@ -22,7 +22,6 @@ RANKS = [
     {"executors"},
     {"driver"},
     {"planner"},
-    {"bench"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
@@ -99,6 +98,13 @@ def test_left_never_imports_right():
             elif RANK[target] > RANK[own]:
                 wrong.append(f"{place}: {own} must not import {module}")
     assert not wrong
+
+
+def test_the_package_knows_nothing_of_the_tables_with_a_known_optimum():
+    """masksearch_bench, a distribution of its own, stands on this one."""
+    assert not [
+        path for path in FILES for module, _ in imported(path) if module[:11] == "masksearch_"
+    ]
 
 
 def test_nothing_imports_the_evaluators_of_squad_and_swag():

@@ -11,7 +11,7 @@ import typer.main
 import masksearch
 from masksearch.cli.main import app
 from masksearch.contracts import Evaluator
-from tests.parsed import FILES, PACKAGE, nodes_of
+from tests.parsed import BENCH, FILES, PACKAGE, nodes_of
 
 HERE = Path(__file__).parent
 TOTALS = tomllib.loads((HERE / "totals.toml").read_text(encoding="utf-8"))
@@ -55,6 +55,7 @@ def measured() -> dict[str, int]:
     return {
         "code": sum(map(code_lines, FILES)),
         "files": len(FILES),
+        "bench": sum(map(code_lines, BENCH)),
         "fields": sum(len(fields(each)) for each in evaluators()),
         "options": len({each for each in options if each.startswith("--")}),
         "names": len(masksearch.__all__),

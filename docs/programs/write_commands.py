@@ -14,6 +14,9 @@ import typer.main
 
 from masksearch.cli.main import app
 from masksearch.cli.options import EXAMPLES
+from masksearch_bench.__main__ import app as bench
+
+PROGRAMS = {"masksearch": app, "masksearch-bench": bench}
 
 
 def plain(text: str) -> str:
@@ -23,13 +26,14 @@ def plain(text: str) -> str:
     return f"{text}\\\n  *Default: {default[:-2]}.*" if default else text
 
 
-def section(name: str, command: Any) -> str:
+def section(program: str, name: str, command: Any) -> str:
     """One command."""
     about, _, examples = inspect.cleandoc(command.help).partition(EXAMPLES)
     context = command.make_context(name, [], resilient_parsing=True)
     arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
-    usage = " ".join(["masksearch", name, *arguments, "[OPTIONS]"])
-    lines = [f"## {name}", f"`{usage}`", plain(" ".join(about.split()))]
+    usage = " ".join([program, name, *arguments, "[OPTIONS]"])
+    title = name if program == "masksearch" else f"{program} {name}"
+    lines = [f"## {title}", f"`{usage}`", plain(" ".join(about.split()))]
     lines += [f"```bash\n{inspect.cleandoc(examples)}\n```"]
     groups: dict[str, list[str]] = {}
     for parameter in command.params:
@@ -45,6 +49,10 @@ def section(name: str, command: Any) -> str:
 def main(folder: Path) -> None:
     """Writes `commands.md` into that folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    commands = typer.main.get_command(app).commands
-    text = "\n\n".join(section(name, command) for name, command in commands.items())
+    sections = [
+        section(program, name, command)
+        for program, each in PROGRAMS.items()
+        for name, command in typer.main.get_command(each).commands.items()
+    ]
+    text = "\n\n".join(sections)
     (folder / "commands.md").write_text(text + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.verify import Claim, rows, sentences
-from masksearch.bench import load
+from masksearch_bench import load
 
 FOLDER = Path(__file__).parent
 HERE = "experiments/18_selectors/README.md"

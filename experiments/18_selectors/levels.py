@@ -24,9 +24,9 @@ from train import task_of
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.bench.tree import tree_values
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates.units import Allocation
+from masksearch_bench.tree import tree_values
 
 SAID = PLAN["windows"]
 OUT = HERE / "results" / "levels.csv"

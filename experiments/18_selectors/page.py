@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from masksearch.analysis.stats import estimate
-from masksearch.bench.table import family_of
+from masksearch_bench.table import family_of
 
 RESULTS = Path(__file__).parent / "results"
 STRICT = 0.002  # nats

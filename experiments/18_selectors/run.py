@@ -33,14 +33,14 @@ from transformers import PreTrainedConfig
 
 import masksearch as ms
 from masksearch.analysis.stats import holm
-from masksearch.bench import Table, build, judge, load, summary
-from masksearch.bench.table import family_of, natural
 from masksearch.contracts import generator
 from masksearch.evaluators.next_tokens import score_tokens
 from masksearch.masks.core import Mask
 from masksearch.masks.rivals import widest_window
 from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows
+from masksearch_bench import Table, build, judge, load, summary
+from masksearch_bench.table import family_of, natural
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """The selectors: how each chooses, within a budget, which units see everything.
 
-A selector gets a `masksearch.bench.Judged` and gives a choice for each budget; what it asks
+A selector gets a `masksearch_bench.Judged` and gives a choice for each budget; what it asks
 `known.loss` for is counted. Those that look into the model get its evaluator, and the masks and
 the costs of the table, from this file: no loss comes from there.
 """
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 import masksearch as ms
-from masksearch.bench import Judged, Table, strategy
 from masksearch.gates.units import Allocation, replaced
+from masksearch_bench import Judged, Table, strategy
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.rivals.attention_mass import attention_mass
@@ -278,7 +278,7 @@ def plain(table: Table, judge: Callable[[], Any]) -> dict[str, tuple[Any, bool]]
 def every(
     table: Table, judge: Callable[[], Any], budgets: Sequence[float], account: str
 ) -> dict[str, tuple[Any, bool]]:
-    """All selectors of a table of all units; see `plain`, and `judge` of masksearch.bench."""
+    """All selectors of a table of all units; see `plain`, and `judge` of masksearch_bench."""
     found = {**plain(table, judge), "gates": (gates(table, judge, account), False)}
     where = table, budgets, account
     for name in ("random", "tpe", "evolution"):

@@ -1,4 +1,4 @@
-"""The tables of this experiment, as `masksearch bench build tables.py:recall` takes them.
+"""The tables of this experiment, as `masksearch-bench build tables.py:recall` takes them.
 
 Checkpoints are in the folder that CHECKPOINTS names (`train.py` writes them). For
 `tables.py:smollm2` NOVELS names a folder of novels; `python tables.py` ranks its layers first.
@@ -15,8 +15,8 @@ from train import KINDS, task_of
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.bench import TableSpec
-from masksearch.bench.tree import tree_values
+from masksearch_bench import TableSpec
+from masksearch_bench.tree import tree_values
 
 CHECKPOINTS = Path(os.environ.get("CHECKPOINTS", "runs/18_selectors/checkpoints"))
 ROWS, TEXT_ROWS = 128, 24  # of each set of tokens: planted ones, and of text

@@ -11,18 +11,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from masksearch.cli.bench import bench
 from masksearch.cli.check import check
 from masksearch.cli.doctor import doctor, installed_version
 from masksearch.cli.models import allocate, attach, export
 from masksearch.cli.options import (
     RUN,
     WIDEST,
-    CommandsInGroups,
     CommandWithExamples,
     OptionsError,
     Run,
@@ -31,6 +29,7 @@ from masksearch.cli.options import (
     Slots,
     declare,
     described,
+    new_program,
     takes,
 )
 from masksearch.cli.pretrain import pretrain
@@ -44,7 +43,7 @@ from masksearch.cli.search import (
     run_search,
     search,
 )
-from masksearch.errors import GONE, MaskSearchError, ServerUnreachableError
+from masksearch.errors import GONE, MaskSearchError, ServerUnreachableError, moved
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -64,15 +63,7 @@ SEARCH = "1. Search masks"
 COMPARE = "2. Compare them, and say what may be claimed"
 MODELS = "3. Put a mask on a model"
 
-app = typer.Typer(
-    name="masksearch",
-    cls=CommandsInGroups,
-    context_settings=WIDEST,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = new_program("masksearch")
 
 
 def command(group: str, name: str | None = None) -> Callable[[Command], Command]:
@@ -251,18 +242,27 @@ command(SEARCH)(export)
 command(COMPARE)(compare)
 command(COMPARE)(report)
 command(COMPARE, "proxy-card")(proxy_card)
-command(COMPARE)(bench)
 command(MODELS)(attach)
 command(MODELS)(allocate)
 command(MODELS)(pretrain)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    """Entry point of `masksearch`."""
+    run_program(app, sys.argv[1:] or ["--help"])
+
+
+def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
+    """Runs a command line: a user's mistake is one line on standard error and exit code 2.
+
+    Args:
+        program: Its commands.
+        words: What follows its name.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is Ctrl-C
     warnings.formatwarning = one_line
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = program(words, standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -280,6 +280,8 @@ def usage_mistake(error: Any) -> str:
     """Typer's message on words that are no command line of ours; the nearest option first."""
     if (replacement := GONE.get(getattr(error, "option_name", ""))) is not None:
         return f"{error.option_name} has left the command line; use {replacement}"
+    if error.message == "No such command 'bench'.":
+        return moved("the command", "bench")
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"
@@ -289,7 +291,7 @@ def usage_mistake(error: Any) -> str:
     return f"{message.rstrip('.')}; see: {error.ctx.command_path} --help"
 
 
-def fail(message: str, code: int = MISTAKE) -> None:
+def fail(message: str, code: int = MISTAKE) -> NoReturn:
     """One line, and an exit code."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -454,3 +454,16 @@ class CommandsInGroups(TyperGroup):
             with formatter.section(group):
                 formatter.write_dl([(f"{name:<10}", text) for name, text in rows])
                 formatter.write(f"{'':{formatter.current_indent}}$ {examples[group]}\n")
+
+
+def new_program(name: str) -> typer.Typer:
+    """A program without commands yet, whose help will list them in groups."""
+    return typer.Typer(
+        name=name,
+        cls=CommandsInGroups,
+        context_settings=WIDEST,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_runs import run
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.bench import TableSpec
+from masksearch_bench import TableSpec
+from masksearch_bench.__main__ import main
 
 TASK = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 
@@ -38,6 +40,13 @@ def spec_of(folder: Path, **given) -> TableSpec:
     units = ms.Units(judge.shape, (masks.window(2), masks.full()), given.pop("unit", "head"))
     given = {"name": "tiny", "block": 6, "lengths": (64, 128), **given}
     return TableSpec(judge=judge, units=units, what="a tiny decoder", **given)
+
+
+@pytest.fixture
+def program(monkeypatch, capsys, tmp_path):
+    """Exit code, output and errors of `masksearch-bench ..` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: run(monkeypatch, capsys, *words, program=main)
 
 
 @pytest.fixture

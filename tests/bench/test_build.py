@@ -12,12 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from bench.conftest import spec_of
-from cli_runs import run
 
 import masksearch as ms
-from masksearch.bench import build, load
-from masksearch.bench.build import CELLS, environment
-from masksearch.bench.tree import fits, tree_values
+from masksearch_bench import build, load
+from masksearch_bench.build import CELLS, environment
+from masksearch_bench.tree import fits, tree_values
 
 PACKAGE = Path(__file__).parents[2] / "masksearch-bench" / "masksearch_bench"
 
@@ -85,7 +84,7 @@ def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
 
 
 @pytest.mark.nightly
-def test_free_units_and_draws(learnt, tmp_path):
+def test_free_units(learnt, tmp_path):
     spec = spec_of(learnt["llama"], free=("l0.h1", "l1.h0"))
     table = load(build(spec, tmp_path))
     assert sorted(table.cells.choice) == ["00", "01", "10", "11"]
@@ -112,13 +111,7 @@ def test_free_units_and_draws(learnt, tmp_path):
     ):
         with pytest.raises(ms.errors.UnknownNameError, match=r"'validation'.*calibration, test"):
             ask()
-    drawn = spec_of(learnt["llama"], drawn=5, name="drawn")
-    table = load(build(drawn, tmp_path))
-    assert len(table) == 5
-    with pytest.raises(ms.errors.DataError, match="a sample"):
-        table.optimum(1.0)
     for wrong, message in (
-        ({"drawn": 17}, "1 to 16 choices, got 17"),
         ({"free": ("l9.h0",)}, r"got l9\.h0"),
         ({"rest": 2}, "a level from 0 to 1, got 2"),
         ({"tokens": ("test",)}, "tokens are calibration and others of .*got \\('test'"),
@@ -141,15 +134,14 @@ def test_what_fits_no_tree_is_asked_one_by_one(learnt, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_builds(learnt, monkeypatch, capsys, tmp_path):
+def test_the_command_builds(learnt, program, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from bench.conftest import spec_of\n"
         f"def tables():\n    return [spec_of({str(learnt['llama'])!r}, free=('l0.h0',))]\n"
     )
-    monkeypatch.chdir(tmp_path)
-    code, out, _ = run(monkeypatch, capsys, "bench", "build", "mine.py:tables", "--out", "made")
+    code, out, _ = program("build", "mine.py:tables", "--out", "made")
     assert code == 0
     assert "wrote made/tiny.parquet" in out
     assert len(load(tmp_path / "made" / "tiny.parquet")) == 2
@@ -157,7 +149,6 @@ def test_the_command_builds(learnt, monkeypatch, capsys, tmp_path):
 
 # -- the package of tables -----------------------------------------------------------------------
 @pytest.mark.nightly
-@pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
 @pytest.mark.parametrize("name", ["recall-1", "recall-4", "recall-17"])
 def test_cells_are_judged_again_as_they_stand(name):
     """Fifty drawn cells: bit for bit in the environment that judged them, elsewhere to 1e-4 nats,
@@ -191,7 +182,6 @@ def test_cells_are_judged_again_as_they_stand(name):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not PACKAGE.is_dir(), reason="masksearch-bench lies in a clone alone")
 def test_the_package_installs_and_its_tables_are_found(tmp_path):
     """As a wheel, in a folder of its own; under 20 MB, and nothing in it is a pickle."""
     source, site = tmp_path / "source", tmp_path / "site"
@@ -201,9 +191,9 @@ def test_the_package_installs_and_its_tables_are_found(tmp_path):
     files = [path for path in site.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
     held = {path.suffix for path in (site / "masksearch_bench").rglob("*") if path.is_file()}
-    assert held <= {".parquet", ".safetensors", ".json", ".py", ".pyc", ""}
+    assert held <= {".parquet", ".safetensors", ".json", ".py", ".pyc", ".typed", ""}
     code = (
-        "from masksearch.bench import load, names\n"
+        "from masksearch_bench import load, names\n"
         "for name in names():\n"
         "    table = load(name)\n"
         "    free = '1' * len(table.sheet.free)\n"
@@ -219,6 +209,15 @@ def test_the_package_installs_and_its_tables_are_found(tmp_path):
         check=True,
     )
     lines = found.stdout.splitlines()
+    listed = subprocess.run(
+        [site / "bin" / "masksearch-bench"],
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {line.split()[0] for line in lines} < {*listed.stdout.split()}
     assert len(lines) >= 25
     for line in lines:
         cells = 1024 if line.startswith("smollm2-1 ") else 4096

@@ -7,7 +7,7 @@ import optuna
 import optunahub
 import pytest
 
-from masksearch.bench import load
+from masksearch_bench import load
 
 REGISTRY = Path(__file__).parents[2] / "masksearch-bench" / "optunahub"
 PLACE = REGISTRY / "benchmarks" / "maskbench"

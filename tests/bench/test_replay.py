@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masksearch.bench import load
+from masksearch_bench import load
 
 ALONE = [tuple(int(u == at) for u in range(12)) for at in range(12)]
 BUDGETS = [0.33, 0.39, 0.45, 0.51]  # of the pairs: 1, 2, 3, 4 heads

@@ -1,4 +1,4 @@
-"""The table that the package brings: what it answers, and what it refuses."""
+"""A table: what it answers, and what it refuses."""
 
 import dataclasses
 import hashlib
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.bench import Table, TableEvaluator, load, names
-from masksearch.bench.table import FORMAT, HERE, write_table
+from masksearch.executors.local import is_own
+from masksearch_bench import Table, TableEvaluator, load, names
+from masksearch_bench.table import FORMAT, HERE, natural, write_table
 
 CHOICES = st.lists(st.integers(0, 1), min_size=12, max_size=12)
 HEADS = {"account": "head/8192"}
@@ -121,6 +122,7 @@ def test_optuna_optimises_its_objective(table):
 def test_it_is_an_evaluator(table, tmp_path):
     judge = table.evaluator("validation")
     assert isinstance(judge, TableEvaluator)
+    assert is_own(judge)  # so that searches ask it in the driver, and start no process
     mask = table.mask("000011000000")
     [report] = judge(mask, seed=3, workdir=tmp_path)
     assert dict(report.values) == table.query("000011000000", "validation").values
@@ -165,9 +167,6 @@ def test_a_missing_cell_has_no_substitute_and_a_half_built_table_no_optimum(tabl
     ):
         with pytest.raises(ms.errors.DataError, match=r"not complete \(4,095 of 4,096 cells\)"):
             ask()
-    drawn = Table(dataclasses.replace(table.sheet, drawn=True), table.cells)
-    with pytest.raises(ms.errors.DataError, match="a sample of all choices"):
-        drawn.optimum(0.5)
 
 
 def test_budgets(table):
@@ -179,13 +178,19 @@ def test_budgets(table):
         table.regret("1" * 12, 0.5)
 
 
+def test_every_table_has_its_hash():
+    lines = map(str.split, (HERE / "SHA256SUMS").read_text().splitlines())
+    stated = {name.removesuffix(".parquet"): digest for digest, name in lines}
+    files = {name: path.read_bytes() for name, path in names().items()}
+    assert stated == {name: hashlib.sha256(held).hexdigest() for name, held in files.items()}
+    assert "recall-1" in stated
+
+
 def test_files_that_are_damaged_or_changed(table, tmp_path):
     for file in ("recall-1.parquet", "SHA256SUMS"):
         shutil.copy(HERE / file, tmp_path)
     path = tmp_path / "recall-1.parquet"
     assert len(load(path)) == 4096
-    sums = (tmp_path / "SHA256SUMS").read_text()
-    assert sums.split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
     write_table(Table(table.sheet, table.cells.assign(pairs=0.5)), path)
     with pytest.raises(ms.errors.DataError, match="SHA256SUMS beside it says"):
         load(path)
@@ -212,5 +217,14 @@ def test_files_hold_no_pickle_and_a_datasheet(table):
         "double",
         "int64",
     }
-    assert "recall-1" in names()
     assert np.isfinite(found.drop_columns(["choice"]).to_pandas().to_numpy()).all()
+
+
+def test_names_are_in_the_order_of_their_numbers():
+    assert sorted(["b-10", "b-9", "a", "b-1", "a-2"], key=natural) == [
+        "a",
+        "a-2",
+        "b-1",
+        "b-9",
+        "b-10",
+    ]

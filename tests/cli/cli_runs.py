@@ -24,10 +24,10 @@ def toy():
 """
 
 
-def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+def run(monkeypatch, capsys, *arguments: object, program=cli.main) -> tuple[int, str, str]:
     """Exit code, standard output, standard error of one command."""
     monkeypatch.setattr(sys, "argv", ["masksearch", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        program()
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out, captured.err

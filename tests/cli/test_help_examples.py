@@ -10,14 +10,7 @@ from cli_runs import run
 
 from masksearch.cli.main import app
 
-MINE = """
-def last_layers(known):
-    return [(budget, "0" * known.units) for budget in known.budgets]
-"""
-HERE = (  # as they stand, in an empty folder with a selector
-    "masksearch bench",
-    "masksearch bench judge mine.py:last_layers --tables recall-1",
-    "masksearch bench judge allocate --budget 0.4",
+HERE = (  # as they stand, in an empty folder
     'masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128',
     'masksearch report "bigbird(2,1,2) | window(3)" --length 48',
     "masksearch doctor",
@@ -40,7 +33,6 @@ ELSEWHERE = {
     "masksearch report runs/a": FOLDERS,
     "masksearch report runs/compare": FOLDERS,
     "masksearch proxy-card": FOLDERS,
-    "masksearch bench build": "test_docs_maskbench.py runs that of the page",
     "masksearch attach my-llama/": FOLDERS,
     "masksearch attach runs/model": SLOW,
     "masksearch allocate": FOLDERS,
@@ -72,7 +64,6 @@ def test_every_example_is_run_or_says_why_not():
 @pytest.mark.parametrize("example", HERE)
 def test_examples_that_need_nothing_run(example, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(MINE)
     code, out, err = run(monkeypatch, capsys, *shlex.split(example)[1:])
     assert code == 0, err
     assert out

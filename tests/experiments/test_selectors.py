@@ -14,7 +14,7 @@ from bench.conftest import learn, spec_of
 from experiment_scripts import load_script
 
 import masksearch as ms
-from masksearch.bench import Table, judge, load
+from masksearch_bench import Table, judge, load
 
 BUDGETS = (0.09, 0.17, 0.26, 0.34)  # 1 to 4 of 12 heads
 HOW = {"account": "head/8192"}

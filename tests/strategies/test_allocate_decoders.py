@@ -14,7 +14,6 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from masksearch import Units, masks
-from masksearch.bench.tree import tree_values
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.strategies.allocate import (
@@ -25,6 +24,7 @@ from masksearch.strategies.allocate import (
     totals_by_count,
     unit_costs,
 )
+from masksearch_bench.tree import tree_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 

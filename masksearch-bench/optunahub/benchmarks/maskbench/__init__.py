@@ -9,7 +9,7 @@ from optuna import Study
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.study import StudyDirection
 
-from masksearch.bench import load
+from masksearch_bench import load
 
 __all__ = ["Problem"]
 
@@ -18,7 +18,7 @@ class Problem(optunahub.benchmarks.BaseProblem):
     """Which heads or layers of a decoder see everything: what it loses, and what the mask costs.
 
     Args:
-        table: Name of a table that is installed, see `masksearch bench`, or a file.
+        table: Name of a table that is installed, see `masksearch-bench`, or a file.
         account: How costs are counted: `"pairs"` of tokens, or bytes of a cache, `"head/8192"`.
     """
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from optuna.storages import InMemoryStorage
 
-from masksearch.contracts import Evaluator, Proposal, Trials
-from masksearch.driver import search
+from masksearch import Evaluator, Mask, Proposal, search
+from masksearch.contracts import Trials
 from masksearch.executors.job import JobRun, idle_strategy_error
-from masksearch.masks.core import Mask
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.contracts import Evaluator
-from masksearch.evaluators.causal import CausalEvaluator
+from masksearch import CausalEvaluator, Evaluator, Units, lower
 from masksearch.evaluators.next_tokens import TokenScores, token_values
-from masksearch.gates.units import Allocation, Units
-from masksearch.masks.lower import lower
+from masksearch.gates.units import Allocation
 from masksearch.models.decoders import divergence
 
 

@@ -16,26 +16,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from masksearch.bench.replay import replayed
-from masksearch.contracts import Evaluator, Objective, Report, Shape
+from masksearch import Evaluator, Mask, Objective, Report, Shape, Units, lower
 from masksearch.errors import DataError, unknown_name
-from masksearch.gates.units import Unit, Units
-from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.files import write_in_one_move
+from masksearch.gates.units import Unit
+from masksearch.masks import parse
 from masksearch.masks.measure import ROUNDING
-from masksearch.masks.text import parse, short_text
+from masksearch.masks.text import short_text
 from masksearch.strategies.build import kind_of
+from masksearch_bench.replay import replayed
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 FORMAT = "masksearch-table-1"
 Tokens = Literal["calibration", "validation", "test"]
 Choice = str | Sequence[int]
-HERE = Path(__file__).parent / "tables"
+HERE = Path(__file__).parent  # the folder of the tables
 PAIRS = "pairs"  # the account of the kept pairs of tokens
 
 
@@ -63,7 +63,6 @@ class Datasheet:
         free: The units that choices are about.
         rest: The level of the others, counted from 0; none = the last.
         planned: How many cells there are to be.
-        drawn: Whether these are a sample of all choices: then there is no optimum.
         dense: Name of a value -> what the model says without a mask, of each set of tokens.
         chance: What a guess by how frequent tokens are loses, of each set of tokens.
         protocols: Set of tokens -> the evaluator's protocol.
@@ -84,7 +83,6 @@ class Datasheet:
     levels: tuple[str, ...]
     free: tuple[str, ...]
     planned: int
-    drawn: bool
     dense: dict[str, dict[str, float]]
     chance: dict[str, float]
     protocols: dict[str, str]
@@ -124,11 +122,10 @@ class Table:
     Args:
         sheet: What it is.
         cells: One row a choice: `choice`, `TOKENS/VALUE`, `pairs` and `ACCOUNT/LENGTH` in bytes.
-        folder: Where its checkpoint lies, if it travels with the table.
     """
 
-    def __init__(self, sheet: Datasheet, cells: pd.DataFrame, folder: Path | None = None) -> None:
-        self.sheet, self.folder = sheet, folder
+    def __init__(self, sheet: Datasheet, cells: pd.DataFrame) -> None:
+        self.sheet = sheet
         self.cells = cells.set_index("choice", drop=False).sort_index()
         self.units = Units(
             Shape(**sheet.shape), tuple(map(parse, sheet.levels)), sheet.unit, sheet.kv_heads
@@ -146,7 +143,7 @@ class Table:
     @property
     def complete(self) -> bool:
         """Whether every choice was judged, so that the best one is known."""
-        return len(self.cells) == self.sheet.planned and not self.sheet.drawn
+        return len(self.cells) == self.sheet.planned
 
     @property
     def whole(self) -> bool:
@@ -238,9 +235,10 @@ class Table:
             ValueError: If no choice is as cheap.
         """
         if not self.complete:
-            count = f"{len(self.cells):,} of {self.sheet.planned:,} cells"
-            why = "a sample of all choices" if self.sheet.drawn else "not complete"
-            raise DataError(f"table {self.sheet.name} is {why} ({count}), so it has no optimum")
+            raise DataError(
+                f"table {self.sheet.name} is not complete ({len(self.cells):,} of "
+                f"{self.sheet.planned:,} cells), so it has no optimum"
+            )
         self.refuse_less(budget, account)
         return self.cells[self.shares(account) <= budget * (1 + ROUNDING)]
 
@@ -450,17 +448,10 @@ class TableEvaluator(Evaluator):
 
 
 # -- files ---------------------------------------------------------------------------------------
-def folders() -> list[Path]:
-    """Where tables lie: in this package, and in `masksearch-bench` if it is installed."""
-    spec = util.find_spec("masksearch_bench")
-    more = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
-    return [HERE, *more]
-
-
 def names() -> dict[str, Path]:
     """Name -> file of the tables that are installed."""
-    paths = [path for folder in folders() for path in folder.glob("*.parquet")]
-    return {path.stem: path for path in sorted(paths, key=lambda path: natural(path.stem))}
+    paths = sorted(HERE.glob("*.parquet"), key=lambda path: natural(path.stem))
+    return {path.stem: path for path in paths}
 
 
 def natural(name: str) -> tuple[str, int, str]:
@@ -487,8 +478,7 @@ def load(name: str | Path) -> Table:
     tables = names()
     path = Path(name) if str(name).endswith(".parquet") else tables.get(str(name))
     if path is None:
-        more = "" if len(folders()) > 1 else " (pip install masksearch-bench has more)"
-        raise unknown_name(f"table{more}:", str(name), (*tables,))
+        raise unknown_name("table:", str(name), (*tables,))
     return read_table(path)
 
 
@@ -503,8 +493,9 @@ def read_table(path: Path) -> Table:
                 f"{path} has the format {sheet['format']!r}, this version reads {FORMAT!r}; "
                 "install the masksearch that wrote it"
             )
+        values = {each.name: sheet[each.name] for each in fields(Datasheet) if each.name in sheet}
         lists = ("objective", "levels", "free")
-        made = Datasheet(**sheet | {key: tuple(sheet[key]) for key in lists})
+        made = Datasheet(**values | {key: tuple(sheet[key]) for key in lists})
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
@@ -519,15 +510,11 @@ def read_table(path: Path) -> Table:
                 f"{path} has the SHA-256 {actual[:16]}.., and {sums.name} beside it says "
                 f"{(stated or 'nothing of it')[:16]}..; install the package again"
             )
-    return Table(made, stored.to_pandas(), path.parent)
+    return Table(made, stored.to_pandas())
 
 
 def write_table(table: Table, path: Path) -> Path:
     """Writes a table as `load` reads it, in one move."""
-    import pyarrow as pa
-
-    from masksearch.files import write_in_one_move
-
     stored = pa.Table.from_pandas(table.cells, preserve_index=False)
     about = {b"masksearch": json.dumps(asdict(table.sheet), sort_keys=True).encode()}
     with write_in_one_move(path) as beside:

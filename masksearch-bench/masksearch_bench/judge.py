@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import pandas as pd
 
 from masksearch.analysis.stats import estimate
-from masksearch.bench.table import PAIRS, Choice, Table, family_of
 from masksearch.errors import SearchError
 from masksearch.masks.measure import ROUNDING
+from masksearch_bench.table import PAIRS, Choice, Table, family_of
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6)
 SELECTED, ORACLE = "regret", "oracle"

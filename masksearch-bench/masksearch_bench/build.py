@@ -1,6 +1,6 @@
 """Builds a table: every choice of a model's units, judged on three sets of tokens.
 
-masksearch bench build FILE.py:NAME --out tables      # NAME() gives a TableSpec, or several
+masksearch-bench build FILE.py:NAME --out tables      # NAME() gives a TableSpec, or several
 
 A build is a search of the package whose trials are blocks of choices: so it runs on any executor,
 and after a kill what was judged is not judged again.
@@ -18,25 +18,21 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import pandas as pd
 import torch
 
-from masksearch.bench.table import PAIRS, Datasheet, Table, Tokens, write_table
-from masksearch.bench.tree import fits, tree_values
-from masksearch.contracts import MAJORITY, Evaluator, Executor, Half, Report
-from masksearch.driver import search
+from masksearch import Evaluator, Mask, Report, Units, kv_bytes, search
+from masksearch.contracts import MAJORITY, Executor, Half
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
-from masksearch.gates.units import Allocation, Units
-from masksearch.masks.core import Mask
+from masksearch.gates.units import Allocation
 from masksearch.serving.engines import ACCOUNTS
-from masksearch.serving.kv_cache import kv_bytes
 from masksearch.strategies.enqueued import Listed
+from masksearch_bench.table import PAIRS, Datasheet, Table, Tokens, write_table
+from masksearch_bench.tree import fits, tree_values
 
 HALVES: dict[Tokens, Half] = {"calibration": "search", "validation": "final", "test": "test"}
 CELLS = "cells.parquet"
-DRAWS = 83  # a stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,7 @@ class TableSpec:
         limits: What the table does not show.
         free: Units that choices are about; none = all.
         rest: The level of the others, counted from 0; none = the last.
-        drawn: So many choices drawn at random, in the place of all.
-        seed: Of the evaluations, and of the draw.
+        seed: Of the evaluations.
         lengths: Positions at which bytes of caches are counted (decoders).
         block: Choices of a trial.
         tokens: The sets of tokens that choices are judged on, `"calibration"` among them; without
@@ -68,7 +63,6 @@ class TableSpec:
     limits: str = ""
     free: tuple[str, ...] = ()
     rest: int | None = None
-    drawn: int | None = None
     seed: int = 0
     lengths: tuple[int, ...] = (512, 2048, 8192, 32768)
     block: int = 256
@@ -84,8 +78,6 @@ class TableSpec:
             )
         if self.rest is not None and not 0 <= self.rest <= self.units.top:
             raise ValueError(f"rest is a level from 0 to {self.units.top}, got {self.rest}")
-        if self.drawn is not None and not 1 <= self.drawn <= self.size:
-            raise ValueError(f"drawn is 1 to {self.size:,} choices, got {self.drawn:,}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,22 +88,9 @@ class TableSpec:
         """One of each set of tokens."""
         return {tokens: self.judge.on(HALVES[tokens]) for tokens in self.tokens}
 
-    @property
-    def size(self) -> int:
-        """Number of all choices."""
-        return int(len(self.units.levels) ** len(self.names))
-
     def choices(self) -> list[Allocation]:
-        """Those that are to be judged: levels of the free units, in order."""
-        levels = range(len(self.units.levels))
-        if self.drawn is None:
-            return list(product(levels, repeat=len(self.names)))
-        draw = np.random.default_rng([DRAWS, self.seed])
-        drawn: set[Allocation] = set()
-        while len(drawn) < self.drawn:
-            weights = draw.dirichlet([1.0] * len(levels))  # every density about as often
-            drawn.add(tuple(draw.choice(len(levels), len(self.names), p=weights).tolist()))
-        return sorted(drawn)
+        """All choices: levels of the free units, in order."""
+        return list(product(range(len(self.units.levels)), repeat=len(self.names)))
 
     def allocation(self, choice: Sequence[int]) -> Allocation:
         """The levels of all units."""
@@ -215,7 +194,6 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
         levels=tuple(map(str, units.levels)),
         free=spec.names,
         planned=planned,
-        drawn=spec.drawn is not None,
         dense=dense,
         chance={
             tokens: values[f"{objective.name}{MAJORITY}"]
