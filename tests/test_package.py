@@ -73,10 +73,11 @@ def test_source_distribution_is_the_repository(released):
     names = {member.name.partition("/")[2] for member in members}
     wanted = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "DESIGN.md", "SECURITY.md", "setup.py"}
     wanted |= {f"search_spaces/{name}" for name in SPACES}
-    for folder in ("docs", "tests", "experiments"):
+    for folder in ("docs", "tests", "experiments", "masksearch-bench"):
         files = (path for path in (ROOT / folder).rglob("*.md") if "/api/" not in str(path))
         wanted |= {str(path.relative_to(ROOT)) for path in files}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
+    for folder in ("tests", "masksearch-bench"):
+        wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
     assert wanted <= names
 
 
