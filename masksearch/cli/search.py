@@ -281,7 +281,7 @@ def run_compare(options: CompareOptions) -> Comparison:
 
 
 def named_masks(options: CompareOptions) -> dict[str, Candidate]:
-    """What `--mask` names, by names of which none stands for two masks."""
+    """The masks that are given by `MASK`, by names; none stands for two masks."""
     from masksearch.cli.build import named_candidates
 
     named: dict[str, Candidate] = {}
