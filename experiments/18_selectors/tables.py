@@ -7,6 +7,7 @@ Checkpoints are in the folder that CHECKPOINTS names (`train.py` writes them). F
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ LIMITS = (
 
 
 def spec_of(name: str) -> TableSpec:
-    """Of `recall-N`, `novels-N` or `smollm2-1`."""
+    """Of `recall-N`, `windows-N`, `novels-N` or `smollm2-1`."""
     family, _, number = name.rpartition("-")
     if family == "smollm2":
         return smollm2()
-    return {"recall": recall_of, "novels": novels_of}[family](int(number))
+    return {"recall": recall_of, "windows": windows_of, "novels": novels_of}[family](int(number))
 
 
 def learnt(family: str) -> list[TableSpec]:
@@ -55,6 +56,27 @@ def recall_of(number: int) -> TableSpec:
     name = "Qwen3" if kind == "qwen3" else "Llama"
     what = f"{name} of 3 layers and 4 heads, 64 wide, that has learned planted recall: {far}"
     return TableSpec(f"recall-{number}", judge, units, what, limits=LIMITS)
+
+
+def windows() -> list[TableSpec]:
+    """Four decoders of planted recall once more, with several windows: one of each kind, and
+    another whose pairs lie farther back."""
+    return list(map(windows_of, (1, 4, 7, 9)))
+
+
+def windows_of(number: int) -> TableSpec:
+    """The table of one decoder, whose units are pairs of neighbouring heads, as if they shared
+    keys, of four windows each."""
+    heads = recall_of(number)
+    length = heads.judge.shape.length
+    levels = (*(masks.window(length // part) for part in (8, 4, 2)), masks.full())
+    return replace(
+        heads,
+        name=f"windows-{number}",
+        judge=replace(heads.judge, kl=False),
+        units=ms.Units(heads.judge.shape, levels, "kv_head", 2),
+        lengths=(length, *heads.lengths),
+    )
 
 
 # -- novels --------------------------------------------------------------------------------------

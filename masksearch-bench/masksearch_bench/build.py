@@ -205,7 +205,7 @@ def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
         checkpoint=dict(spec.judge.data_hashes()),
         environment=environment(),
         dense_bytes=bytes_of_dense,
-        kv_heads=spec.judge.kv_head_count,
+        kv_heads=units.kv_heads or spec.judge.kv_head_count,
         rest=spec.rest,
     )
     return Table(sheet, cells)
