@@ -41,51 +41,34 @@ PLANES = r"layers x heads must be at most 2\*\*15, got "
 REFUSED = {
     "length of any mask": (lambda: masks.window(2).density(10**9), LENGTH),
     "length of a diagonal": (lambda: ms.masks.measure.on_diagonal(masks.full(), 10**9), LENGTH),
-    "length of cells": (
-        lambda: masks.bigbird().density(10**6),
-        r"length of what is counted cell by cell must be at most 2\*\*17, got 1000000",
-    ),
-    "length of a table": (
-        lambda: masks.star().dense(10**6),
-        r"length of a table of all cells must be at most 2\*\*16, got 1000000",
-    ),
+    "length of cells": (lambda: masks.bigbird().density(10**6),
+        r"length of what is counted cell by cell must be at most 2\*\*17, got 1000000"),
+    "length of a table": (lambda: masks.star().dense(10**6),
+        r"length of a table of all cells must be at most 2\*\*16, got 1000000"),
     "length of a shape": (lambda: ms.Shape(10**9, 1, 1), LENGTH),
     "text as a length": (lambda: masks.star().density("8"), "whole number of positions, got '8'"),
     "layers and heads": (lambda: masks.star().dense(8, 1000, 1000), PLANES + "1000000"),
     "of a shape": (lambda: ms.Shape(8, 1000, 1000), PLANES + "1000000"),
     "of bits": (lambda: masks.toeplitz(torch.ones(300, 300, 2).bool()), PLANES + "90000"),
     "of a list": (lambda: masks.per_head([masks.full()] * 40_000), PLANES + "40000"),
-    "of a file": (
-        lambda: ms.Mask.from_json(stored(100_000)),
-        "a list of masks has at most 32768, got 100000",
-    ),
+    "of a file": (lambda: ms.Mask.from_json(stored(100_000)),
+        "a list of masks has at most 32768, got 100000"),
     "text as a size": (lambda: ms.Shape("8", 1, 1), "length must be a whole number >= 1, got '8'"),
-    "NaN as the worst": (
-        lambda: ms.Objective("loss", "min", math.nan),
-        "worst must be a number, the worst loss that counts, got nan",
-    ),
-    "no values": (
-        lambda: ms.Report(3, {}),
-        "a Report holds values by name, got an empty dict: yield",
-    ),
-    "text as a step": (
-        lambda: ms.Report("a", {"loss": 1}),
-        "a Report's step is a whole number >= 0, got 'a'",
-    ),
+    "NaN as the worst": (lambda: ms.Objective("loss", "min", math.nan),
+        "worst must be a number, the worst loss that counts, got nan"),
+    "no values": (lambda: ms.Report(3, {}),
+        "a Report holds values by name, got an empty dict: yield"),
+    "text as a step": (lambda: ms.Report("a", {"loss": 1}),
+        "a Report's step is a whole number >= 0, got 'a'"),
     "half a trial": (lambda: search(trials=2.5), "trials must be a whole number .* got 2.5"),
     "text as a seed": (lambda: search(seed="x"), "seed must be a whole number, got 'x'"),
-    "a seed twice": (
-        lambda: compare([1, 1]),
-        r"and no seed twice, .* got \[1, 1\]",
-    ),
+    "a seed twice": (lambda: compare([1, 1]), r"and no seed twice, .* got \[1, 1\]"),
     "text as slots": (lambda: ms.Local(slots="2"), "slots must be a whole number >= 1, got '2'"),
     "number as an expression": (lambda: masks.parse(3), r"text such as 'window\(3\)', got 3"),
-    "text as a mask, saved": (
-        lambda: ms.save_mask("window(2)", "mask.json"),
-        r"save_mask takes a mask, got 'window\(2\)'; masks.parse reads one from a text",
-    ),
+    "text as a mask, saved": (lambda: ms.save_mask("window(2)", "mask.json"),
+        r"save_mask takes a mask, got 'window\(2\)'; masks.parse reads one from a text"),
     "text as a mask": (lambda: masks.nearest_family("x"), "nearest_family takes a mask, got 'x'"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -537,40 +537,22 @@ class OldExecutor:
 
 UNKNOWN = UnknownNameError
 MISTAKES = {
-    "strategy": (
-        {"strategy": "tpee"},
-        UNKNOWN,
-        r"'tpee'; did you mean 'tpe'\? Known: random, tpe",
-    ),
-    "option": (
-        {"strategy": "evolution", "strategy_options": {"populations": 3}},
-        UNKNOWN,
-        "did you mean 'population'",
-    ),
-    "foreign option": (
-        {"strategy_options": {"gates": {}}},
-        UNKNOWN,
-        r"option of strategy 'tpe': 'gates'",
-    ),
-    "no gradients": (
-        {"space": None, "strategy": "dam"},
-        SearchError,
-        r"needs an evaluator with differentiable\(seed\)",
-    ),
-    "executor": (
-        {"executor": OldExecutor()},
-        SearchError,
-        r"OldExecutor\.run\(strategy, .*run\(self, work: .*Trials\)",
-    ),
+    "strategy": ({"strategy": "tpee"}, UNKNOWN,
+        r"'tpee'; did you mean 'tpe'\? Known: random, tpe"),
+    "option": ({"strategy": "evolution", "strategy_options": {"populations": 3}}, UNKNOWN,
+        "did you mean 'population'"),
+    "foreign option": ({"strategy_options": {"gates": {}}}, UNKNOWN,
+        r"option of strategy 'tpe': 'gates'"),
+    "no gradients": ({"space": None, "strategy": "dam"}, SearchError,
+        r"needs an evaluator with differentiable\(seed\)"),
+    "executor": ({"executor": OldExecutor()}, SearchError,
+        r"OldExecutor\.run\(strategy, .*run\(self, work: .*Trials\)"),
     "no end": ({"trials": None}, SearchError, "give trials= or seconds="),
-    "constraint": (
-        {"constraints": ["sparse"]},
-        ValueError,
-        r"a constraint reads like 'sparsity >= 0\.9'",
-    ),
+    "constraint": ({"constraints": ["sparse"]}, ValueError,
+        r"a constraint reads like 'sparsity >= 0\.9'"),
     "measure": ({"constraints": ["sparsty<1"]}, UNKNOWN, "did you mean 'sparsity'"),
     "progress": ({"progress": "atuo"}, UNKNOWN, "auto"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

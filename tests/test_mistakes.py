@@ -66,43 +66,28 @@ def space(trial):
 """,
 }
 MISTAKES = {
-    "no trials": (
-        "--trials 0",
-        "trials must be a whole number >= 1 (0 with baselines), got 0",
-    ),
+    "no trials": ("--trials 0", "trials must be a whole number >= 1 (0 with baselines), got 0"),
     "negative trials": ("--trials -3", "trials must be a whole number >= 1"),
     "no time": ("--seconds 0", "seconds must be positive, got 0"),
     "no slots": ("--slots 0", "slots must be a whole number >= 1, got 0"),
     "empty constraint": ("--constraint {empty}", "a constraint reads like 'sparsity >= 0.9'"),
     "unknown measure": ("--constraint sparsty>=1", "did you mean 'sparsity'"),
     "run is a file": ("--run space.py", "space.py is a file; --run names a folder"),
-    "no server": (
-        "--storage postgresql://nobody@127.0.0.1:1/x",
-        "cannot open the storage postgresql://nobody@127.0.0.1:1/x",
-    ),
-    "no such evaluator": (
-        "--evaluator judge.py:missing",
-        "unknown function or class in judge.py 'missing'. Known: Judge, Folder, Broken",
-    ),
-    "evaluator with arguments": (
-        "--evaluator judge.py:Folder",
-        "judge.py:Folder is called without arguments and raised TypeError: ",
-    ),
-    "evaluator that breaks": (
-        "--evaluator judge.py:Broken",
-        "KeyError in judge.py, line 19: 'rows'",
-    ),
+    "no server": ("--storage postgresql://nobody@127.0.0.1:1/x",
+        "cannot open the storage postgresql://nobody@127.0.0.1:1/x"),
+    "no such evaluator": ("--evaluator judge.py:missing",
+        "unknown function or class in judge.py 'missing'. Known: Judge, Folder, Broken"),
+    "evaluator with arguments": ("--evaluator judge.py:Folder",
+        "judge.py:Folder is called without arguments and raised TypeError: "),
+    "evaluator that breaks": ("--evaluator judge.py:Broken",
+        "KeyError in judge.py, line 19: 'rows'"),
     "strategy that breaks": ("--strategy judge.py:Stubborn", "TypeError in judge.py, line 35: no"),
-    "strategy that breaks later": (
-        "--strategy judge.py:Careless",
-        "Careless.ask() raised AttributeError in judge.py, line 27: 'dict' object",
-    ),
+    "strategy that breaks later": ("--strategy judge.py:Careless",
+        "Careless.ask() raised AttributeError in judge.py, line 27: 'dict' object"),
     "no executor": ("--executor judge.py:Judge", "a Judge is no executor: it has no `def run("),
-    "syntax of a neighbour": (
-        "imports.py:space",
-        "SyntaxError: invalid syntax (neighbour.py, line 1)",
-    ),
-}
+    "syntax of a neighbour": ("imports.py:space",
+        "SyntaxError: invalid syntax (neighbour.py, line 1)"),
+}  # fmt: skip
 
 
 @pytest.mark.slow

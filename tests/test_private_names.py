@@ -52,10 +52,8 @@ TORCH: Table = {
         ("_get_tracing_state", "_are_functorch_transforms_active", "_functorch"),
         "attention/ leaves graphs that leave the process, and torch.func, to SDPA",
     ),
-    ("torch._C._functorch", attribute): (
-        ("is_functorch_wrapped_tensor",),
-        "attention/interface.py keeps padding under vmap as it is",
-    ),
+    ("torch._C._functorch", attribute): (("is_functorch_wrapped_tensor",),
+        "attention/interface.py keeps padding under vmap as it is"),
     ("torch._C:", attribute): (
         (
             "_dispatch_tls_local_include_set",
@@ -71,15 +69,11 @@ TORCH: Table = {
         ),
         "attention/kernels/gather.py computes its tiles by it",
     ),
-    ("torch.nn:Module", written): (
-        ("_apply", "_modules"),
-        "gates/gates.py moves with its model; attention/ finds and removes gates",
-    ),
-    ("torch._dynamo.eval_frame:OptimizedModule", written): (
-        ("_orig_mod",),
-        "attention/probe.py finds the model inside a compiled one",
-    ),
-}
+    ("torch.nn:Module", written): (("_apply", "_modules"),
+        "gates/gates.py moves with its model; attention/ finds and removes gates"),
+    ("torch._dynamo.eval_frame:OptimizedModule", written): (("_orig_mod",),
+        "attention/probe.py finds the model inside a compiled one"),
+}  # fmt: skip
 TRANSFORMERS: Table = {
     ("transformers:PreTrainedConfig", written): (
         ("_attn_implementation", "_attn_implementation_internal"),
@@ -98,19 +92,13 @@ OPTUNA: Table = {
 RAY: Table = {
     ("ray", attribute): (("_private",), "executors/ray.py needs the three below"),
     ("ray._private", attribute): (("ray_constants", "services", "state", "worker"), "likewise"),
-    ("ray._private.services", attribute): (
-        ("canonicalize_bootstrap_address",),
-        "executors/ray.py joins the cluster that ray.init would",
-    ),
+    ("ray._private.services", attribute): (("canonicalize_bootstrap_address",),
+        "executors/ray.py joins the cluster that ray.init would"),
     ("ray._private.state", attribute): (("actors",), "executors/ray.py names lost nodes"),
-    ("ray._private.worker", attribute): (
-        ("print_to_stdstream",),
-        "executors/ray.py keeps reports of lost workers off standard output",
-    ),
-    ("ray._private.worker:init", written): (
-        ("_node_ip_address",),
-        "executors/ray.py binds a local cluster to 127.0.0.1 alone",
-    ),
+    ("ray._private.worker", attribute): (("print_to_stdstream",),
+        "executors/ray.py keeps reports of lost workers off standard output"),
+    ("ray._private.worker:init", written): (("_node_ip_address",),
+        "executors/ray.py binds a local cluster to 127.0.0.1 alone"),
     ("ray.air.execution._internal:RayActorManager", attribute): (
         ("_actor_task_failed", "_actor_start_failed"),
         "executors/ray.py ends a trial, not the search, where a worker is lost",
@@ -119,7 +107,7 @@ RAY: Table = {
         ("_maybe_reuse_cached_actor", "_trial_to_actor", "_actor_manager", "_resetting_trials"),
         "executors/ray.py lets workers start that have room",
     ),
-}
+}  # fmt: skip
 TQDM: Table = {
     ("tqdm:tqdm", written): (("_instances",), "loggers/console.py draws beside other bars"),
 }

@@ -237,19 +237,11 @@ def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_i
         (ms.PlantedEvaluator(), {}, TypeError, "takes a CausalEvaluator, got PlantedEvaluator"),
         (judge, {"account": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
         (judge, {"sinks": "calibrat"}, UnknownNameError, "calibrate"),
-        (
-            ms.CausalEvaluator("text"),
-            {"sinks": "calibrate"},
-            ValueError,
-            "give weights= and adapt='none', got weights=None and adapt='train'",
-        ),
-        (
-            ms.CausalEvaluator("recall", weights="model", adapt="none"),
-            {"sinks": "none"},
-            ValueError,
-            "so sinks= belongs to text",
-        ),
-    ]
+        (ms.CausalEvaluator("text"), {"sinks": "calibrate"}, ValueError,
+         "give weights= and adapt='none', got weights=None and adapt='train'"),
+        (ms.CausalEvaluator("recall", weights="model", adapt="none"), {"sinks": "none"},
+         ValueError, "so sinks= belongs to text"),
+    ]  # fmt: skip
     for decoder, settings, error, problem in wrong:
         with pytest.raises(error, match=problem):
             ms.Served(decoder, **settings)

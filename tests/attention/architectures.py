@@ -341,42 +341,25 @@ ARCHITECTURES = {
         Architecture("vit", vit, r"\.attention$", "image"),
         Architecture("deit", deit, r"\.attention$", "image", extra=2),
         Architecture("dinov2", dinov2, r"\.attention$", "image"),
-        Architecture(
-            "clip-text",
-            clip,
-            r"text_model.*self_attn$",
-            "both",
-            part="text_model",
-            causal=True,
-            reads="text_model_output.last_hidden_state",
-        ),
-        Architecture(
-            "clip-vision",
-            clip,
-            r"vision_model.*self_attn$",
-            "both",
-            part="vision_model",
-            reads="vision_model_output.last_hidden_state",
-        ),
+        Architecture("clip-text", clip, r"text_model.*self_attn$", "both", part="text_model",
+            causal=True, reads="text_model_output.last_hidden_state"),
+        Architecture("clip-vision", clip, r"vision_model.*self_attn$", "both", part="vision_model",
+            reads="vision_model_output.last_hidden_state"),
         Architecture("gpt2", plain(hf.GPT2Model, gpt2_config), r"\.attn$", causal=True),
         Architecture("llama", plain(hf.LlamaModel, llama_config), r"self_attn$", causal=True),
         Architecture("qwen3", plain(hf.Qwen3Model, qwen3_config), r"self_attn$", causal=True),
-        Architecture(
-            "t5-encoder", T5, r"encoder.*SelfAttention$", "texts", part="encoder", reads=ENCODED
-        ),
-        Architecture(
-            "t5-decoder", T5, r"decoder.*SelfAttention$", "texts", part="decoder", causal=True
-        ),
+        Architecture("t5-encoder", T5, r"encoder.*SelfAttention$", "texts", part="encoder",
+            reads=ENCODED),
+        Architecture("t5-decoder", T5, r"decoder.*SelfAttention$", "texts", part="decoder",
+            causal=True),
         Architecture("t5-cross", T5, r"EncDecAttention$", "texts", part="cross"),
-        Architecture(
-            "bart-encoder", BART, r"encoder.*self_attn$", "texts", part="encoder", reads=ENCODED
-        ),
-        Architecture(
-            "bart-decoder", BART, r"decoder.*self_attn$", "texts", part="decoder", causal=True
-        ),
+        Architecture("bart-encoder", BART, r"encoder.*self_attn$", "texts", part="encoder",
+            reads=ENCODED),
+        Architecture("bart-decoder", BART, r"decoder.*self_attn$", "texts", part="decoder",
+            causal=True),
         Architecture("bart-cross", BART, r"encoder_attn$", "texts", part="cross"),
     )
-}
+}  # fmt: skip
 
 SERVED = ("bert", "modernbert", "vit", "llama", "bart-encoder", "t5-cross")  # by the default run
 EVERY = [

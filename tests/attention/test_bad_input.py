@@ -53,11 +53,8 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         for what in (None, 3, [masks.full()], torch.ones(5, 5).bool())
         for part in (False, True)
     },
-    "expression": (
-        lambda: attach(bert(), "window(3)"),
-        TypeError,
-        r"got 'window\(3\)'; .* masks\.parse\('window\(3\)'\)",
-    ),
+    "expression": (lambda: attach(bert(), "window(3)"), TypeError,
+        r"got 'window\(3\)'; .* masks\.parse\('window\(3\)'\)"),
     **{
         f"model {model} {call.__name__}": (
             lambda call=call, model=model: call(model),
@@ -69,11 +66,8 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     },
     "pipeline": (lambda: attach(HOLDER, masks.full()), TypeError, GIVE_IT % "attach"),
     "pipeline, detached": (lambda: detach(HOLDER), TypeError, GIVE_IT % "d"),
-    "no model inside": (
-        lambda: attach(nn.Linear(2, 2), masks.full()),
-        AttachError,
-        "Linear contains no Hugging Face model",
-    ),
+    "no model inside": (lambda: attach(nn.Linear(2, 2), masks.full()), AttachError,
+        "Linear contains no Hugging Face model"),
     "part": (lambda: attach(bert(), masks.full(), part=3), TypeError, NO_PART),
     "part of a mapping": (lambda: attach(bert(), {0: masks.full()}), TypeError, NO_PART),
     **{
@@ -84,16 +78,10 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         )
         for name in ("decoder", "encoders", "")
     },
-    "no backend": (
-        lambda: attach(bert(), masks.full(), backend=None),
-        UnknownNameError,
-        "unknown backend 'None'",
-    ),
-    "mistyped backend": (
-        lambda: attach(bert(), masks.full(), backend="sdpaa"),
-        UnknownNameError,
-        "unknown backend 'sdpaa'; did you mean 'sdpa'",
-    ),
+    "no backend": (lambda: attach(bert(), masks.full(), backend=None), UnknownNameError,
+        "unknown backend 'None'"),
+    "mistyped backend": (lambda: attach(bert(), masks.full(), backend="sdpaa"), UnknownNameError,
+        "unknown backend 'sdpaa'; did you mean 'sdpa'"),
     **{
         f"length {length!r}": (
             lambda length=length: explain(WINDOW, length=length),
@@ -102,7 +90,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         )
         for length in (2.5, "8", True)
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "error", "message"), MISTAKES.values(), ids=MISTAKES)

@@ -58,27 +58,21 @@ def three():
     return 3
 """
 ANSWERS = {
-    "space": (
-        0,
-        ["a space: 20 masks in 20 draws; different", "  reach: 0, 1, 2, 3", "search own.py"],
-    ),
+    "space": (0,
+        ["a space: 20 masks in 20 draws; different", "  reach: 0, 1, 2, 3", "search own.py"]),
     "wild": (2, ["of 20 results differ, so that a search could not be repeated"]),
     "nothing": (2, ["0 masks in 20 draws", "fails: the space returned NoneType, not a Mask"]),
-    "some": (
-        2,
-        ["a model can have: 1, 97.7% to", "  fails: EmptyRowError: layer 0, head 0, row 0"],
-    ),
+    "some": (2,
+        ["a model can have: 1, 97.7% to", "  fails: EmptyRowError: layer 0, head 0, row 0"]),
     "mask": (0, ["bigbird()", "empty rows 0"]),
-    "Judge": (
-        0,
-        ["loss (min), sparsity (max)", "window(2): loss 0.710938 (step 3", "--evaluator own"],
-    ),
+    "Judge": (0,
+        ["loss (min), sparsity (max)", "window(2): loss 0.710938 (step 3", "--evaluator own"]),
     "Loose": (2, ["2 of 2 results differ"]),
     "Misspelt": (2, ["fails: full(): EvaluatorError: the last report of Misspelt lacks loss"]),
     "Strategy": (0, ["4 proposals", "  #3: window(4)", "--strategy own.py:Strategy"]),
     "three": (2, ["error: int does not inherit masksearch.Evaluator"]),
     "missing": (2, ["unknown function or class in own.py 'missing'"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ANSWERS)

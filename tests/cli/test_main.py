@@ -199,16 +199,12 @@ def test_masks_of_units_are_repeatable():
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
 MISTAKES = {
     "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
-    "a former option": (
-        ["report", "star", "--nearest"],
-        r"--nearest has left the command line; use ms.nearest_family\(mask, length\)",
-    ),
+    "a former option": (["report", "star", "--nearest"],
+        r"--nearest has left the command line; use ms.nearest_family\(mask, length\)"),
     "a former setting": (["search", "--batch", "8"], "use --set batch=VALUE"),
     "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
-    "long": (
-        ["report", "window(3)", "--length", "99999999"],
-        r"length of what is counted cell by cell must be at most 2\*\*17, got 99999999",
-    ),
+    "long": (["report", "window(3)", "--length", "99999999"],
+        r"length of what is counted cell by cell must be at most 2\*\*17, got 99999999"),
     "no list": (["report", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
     "code": (["report", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
     "unknown option": (["report", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),
@@ -219,10 +215,8 @@ MISTAKES = {
     "missing space file": (["search", "nowhere.py:space"], "no such file"),
     "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
     "no colon": (["search", "my_space.py"], "file.py:function"),
-    "setting of another strategy": (
-        ["search", "my_space.py:space", "--set", "evolution.sample=3"],
-        "--set evolution.sample belongs to strategy evolution; the strategy is 'tpe'",
-    ),
+    "setting of another strategy": (["search", "my_space.py:space", "--set", "evolution.sample=3"],
+        "--set evolution.sample belongs to strategy evolution; the strategy is 'tpe'"),
     "setting of dam": (
         ["search", "--strategy", "allocate", "--local", "star()", "--set", "dam.density=0.1"],
         "--set dam.density belongs to strategy dam, and to allocate by gates",
@@ -243,46 +237,32 @@ MISTAKES = {
         ["compare", "star", "--costs", "latency", "--set", "cost.lenght=3", *NOWHERE],
         "unknown setting of costs 'lenght'; did you mean 'length'",
     ),
-    "setting of nothing": (
-        ["search", "my_space.py:space", "--set", "damm.steps=3"],
-        "unknown prefix of --set 'damm'; did you mean 'dam'",
-    ),
-    "units beside a space": (
-        ["search", "my_space.py:space", "--local", "star()"],
-        "are a space of their own; drop my_space.py:space",
-    ),
+    "setting of nothing": (["search", "my_space.py:space", "--set", "damm.steps=3"],
+        "unknown prefix of --set 'damm'; did you mean 'dam'"),
+    "units beside a space": (["search", "my_space.py:space", "--local", "star()"],
+        "are a space of their own; drop my_space.py:space"),
     "masks of units beside other ones": (
         ["search", "--local", "star()", "--local", "full()", "--set", 'units.levels=["star()"]'],
         r"units.levels begins with --local, star\(\), full\(\); got star\(\)",
     ),
-    "units without a local mask": (
-        ["search", "--strategy", "random", "--unit", "layer"],
-        "--unit goes with --local",
-    ),
+    "units without a local mask": (["search", "--strategy", "random", "--unit", "layer"],
+        "--unit goes with --local"),
     "unit that is none": (
         ["search", "--strategy", "allocate", "--local", "star()", "--unit", "heads"],
         "unknown unit 'heads'",
     ),
-    "space of dam": (
-        ["search", "my_space.py:space", "--strategy", "dam"],
-        "strategy 'dam' takes no space; drop my_space.py:space",
-    ),
+    "space of dam": (["search", "my_space.py:space", "--strategy", "dam"],
+        "strategy 'dam' takes no space; drop my_space.py:space"),
     "enqueued file that is none": (
         ["search", "my_space.py:space", "--strategy", "random", "--enqueue", "nosuch.json"],
         "--enqueue nosuch.json: there is no such file",
     ),
-    "two masks of one name": (
-        ["compare", "x=star", "x=window(3)"],
-        "'x' names two masks; give one another name",
-    ),
-    "dam setting": (
-        ["search", "--strategy", "dam", "--set", "dam.densty=2"],
-        "did you mean 'density'",
-    ),
-    "dam setting that is no number": (
-        ["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
-        "--set dam.gate_lr takes a number, got 'fast'",
-    ),
+    "two masks of one name": (["compare", "x=star", "x=window(3)"],
+        "'x' names two masks; give one another name"),
+    "dam setting": (["search", "--strategy", "dam", "--set", "dam.densty=2"],
+        "did you mean 'density'"),
+    "dam setting that is no number": (["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
+        "--set dam.gate_lr takes a number, got 'fast'"),
     "strategy that has left": (
         ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.steps=3"],
         r"has left the package; .* take experiments/08_shared_weights/.*, sampler=tpe",
@@ -295,7 +275,7 @@ MISTAKES = {
     "missing corpus": (["compare", "star", "--corpus", "nowhere"], "nowhere"),
     "one run is missing": (["report", ".", "nowhere"], "nowhere: no such run folder"),
     "table too long": (["report", "toeplitz([1,1,1])", "--length", "9"], "reach 3 positions"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)

@@ -255,15 +255,11 @@ def test_without_gpus_every_cpu_is_a_slot(job: Job) -> None:
 LATE = "[[ $1 == start ]] && exit 1\nexit 0\n"
 REFUSALS = {  # what is replaced, environment that is set or gone, words, exit code, message
     "nodes do not come": ({"ray": LATE}, {"WAIT_SECONDS": "0"}, 1, "0 of 1 nodes after 0 s"),
-    "loopback": (
-        {"hostname": "echo 127.0.1.1\n"},
-        {},
-        1,
-        "gpu01 calls itself '127.0.1.1'.*set IP_COMMAND",
-    ),
+    "loopback": ({"hostname": "echo 127.0.1.1\n"}, {}, 1,
+        "gpu01 calls itself '127.0.1.1'.*set IP_COMMAND"),
     "no job": ({}, {"SLURM_JOB_ID": None}, 1, "run this with sbatch"),
     "no nodes": ({}, {"SLURM_JOB_NODELIST": None}, 1, "run this with sbatch"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSALS)

@@ -69,15 +69,11 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "squad": (squad, lambda one: {question.id for question in one.data().dev}),
     "swag": (swag, lambda one: {item.start for item in one.data().dev}),
     "planted": (planted, drawn),
-    "cached": (
-        lambda folder: ms.Cached(text(folder), folder / "judged"),
-        lambda one: sequences(one.evaluator),
-    ),
-    "with cost": (
-        lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
-        lambda one: sequences(one.evaluator),
-    ),
-}
+    "cached": (lambda folder: ms.Cached(text(folder), folder / "judged"),
+        lambda one: sequences(one.evaluator)),
+    "with cost": (lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+        lambda one: sequences(one.evaluator)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "rows"), KINDS.values(), ids=KINDS)

@@ -614,21 +614,15 @@ def both_trained(data: Path, place: Path) -> ms.Study:
 
 REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
     (lambda d, p: evaluator(d, p, adapt="recovr"), UnknownNameError, "recover"),
-    (
-        lambda d, p: GlueEvaluator(d / "text.txt", d / "glue", adapt="none"),
-        *(ValueError, "has no weights"),
-    ),
-    (
-        lambda d, p: evaluator(d, p, recover_steps=0),
-        *(ValueError, "recover_steps must be at least 1"),
-    ),
+    (lambda d, p: GlueEvaluator(d / "text.txt", d / "glue", adapt="none"),
+     *(ValueError, "has no weights")),
+    (lambda d, p: evaluator(d, p, recover_steps=0),
+     *(ValueError, "recover_steps must be at least 1")),
     (lambda d, p: evaluator(d, p, recover_lr=-1.0), *(ValueError, "recover_lr must be positive")),
-    (
-        lambda d, p: evaluator(d, p, adapt="train", frozen=99).differentiable(1),
-        *(ValueError, "frozen=99, but the encoder has 2 layers"),
-    ),
+    (lambda d, p: evaluator(d, p, adapt="train", frozen=99).differentiable(1),
+     *(ValueError, "frozen=99, but the encoder has 2 layers")),
     (both_trained, SearchError, r"train='both' .* frozen: leave train out"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("act", "error", "said"), REFUSED)

@@ -215,29 +215,20 @@ MISTAKES = [
     (lambda at: SharedWeights(Bare(), space), r"differentiable\(seed\), Bare has none; use"),
     (lambda at: SharedWeights(Frozen(), space), "weights of this Frozen are frozen; give it a"),
     (lambda at: train_on_rows_of_tasks(), "are the rows of tasks; give the evaluator a corpus"),
-    (
-        lambda at: SharedWeights(INNER, lambda trial: masks.table(torch.ones(3, 3) > 0)).protocol,
-        "the space gave no mask that fits",
-    ),
-    (
-        lambda at: net(at, masks_per_step=9).judge(TRIO),
-        "8 rows cannot carry 9 masks; lower masks_per_step",
-    ),
+    (lambda at: SharedWeights(INNER, lambda trial: masks.table(torch.ones(3, 3) > 0)).protocol,
+     "the space gave no mask that fits"),
+    (lambda at: net(at, masks_per_step=9).judge(TRIO),
+     "8 rows cannot carry 9 masks; lower masks_per_step"),
     (lambda at: net(at, steps=20, lr=1e30).judge(TRIO), "the loss became"),
     (lambda at: net(at, steps=0), "steps must be at least 1"),
     (lambda at: net(at, masks_per_step=0), "masks_per_step must be at least 1"),
     (lambda at: net(at, adapt_steps=-1), "adapt_steps must be at least 0"),
     (lambda at: net(at, tokens=0), "tokens must be at least 1"),
     (lambda at: HeldOut(nn.Linear(1, 1), INNER.shape, []), "held-out batches, got none"),
-    (
-        lambda at: weights.SpaceDraws(lambda trial: None, SHAPE, 0).table(0),
-        "returned NoneType, not a Mask",
-    ),
-    (
-        lambda at: net(at, steps=10**6).judge([masks.per_head([masks.full()] * 3)]),
-        "3 heads",  # before any training
-    ),
-]
+    (lambda at: weights.SpaceDraws(lambda trial: None, SHAPE, 0).table(0),
+     "returned NoneType, not a Mask"),
+    (lambda at: net(at, steps=10**6).judge([masks.per_head([masks.full()] * 3)]), "3 heads"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[text for _, text in MISTAKES])

@@ -154,21 +154,15 @@ RISEN = [report(step, 4.0, 0.3, 0.3) for step in range(51, 60)]
         (spikes(4), 0.4, None),
         ([report(step, step / 1.0, 0.001, 0.9) for step in range(2, 41)], 0.4, None),
         (FALLING, 0.0, None),
-        (
-            [report(step, 2.0, 0.02, 0.09) for step in range(41, 60)],
-            0.4,
-            "step 41: nearly everything is pruned (density 0.02, target 0.1)",
-        ),
-        (
-            [report(step, 2.0, 0.88, 0.5) for step in range(2, 100)],
-            0.4,
-            "step 70: nothing is pruned (density 0.88, at the start 0.9,",
-        ),
+        ([report(step, 2.0, 0.02, 0.09) for step in range(41, 60)], 0.4,
+         "step 41: nearly everything is pruned (density 0.02, target 0.1)"),
+        ([report(step, 2.0, 0.88, 0.5) for step in range(2, 100)], 0.4,
+         "step 70: nothing is pruned (density 0.88, at the start 0.9,"),
         (good_run(rise=3.0), 0.4, "from 2.05 before the gates"),
         (spikes(5), 0.4, "step 45: the loss has risen to 9 from 2 "),
         ([*FALLING, *RISEN], 0.0, "step 55: the loss has risen to 4 from 2.53 "),
     ],
-)
+)  # fmt: skip
 def test_a_run_says_each_kind_of_collapse_once(
     reports: Iterable[Report], warmup: float, said: str | None
 ) -> None:

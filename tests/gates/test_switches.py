@@ -184,19 +184,15 @@ def test_messages(tmp_path: Path) -> None:
         (lambda: switches("decoder", "head", form="log"), "a switch has no form of its own"),
         (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
         (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps less than any other"),
-        (
-            lambda: result.mask(threshold=0.3),
-            "choose whole masks, so mask.. takes their sparsity alone",
-        ),
+        (lambda: result.mask(threshold=0.3),
+         "choose whole masks, so mask.. takes their sparsity alone"),
         (lambda: result.mask(sparsity=0.9), r"lowest mask, window\(1\), the density is 0.2949"),
         (lambda: trained(density=0.1), r"density is 0.2949, asked for 0.1; ask for more"),
         (lambda: trained(control="sum"), "a switch has none; use 'hinge'"),
         (lambda: result.health(others=[result]), "measured for gates of edges"),
-        (
-            lambda: Units(Shape(LENGTH, 1, HEADS), result.units.levels).read_scores(path),
-            "2 x 4 x 3; the units are heads among .* 1 x 4 x 3",
-        ),
-    )
+        (lambda: Units(Shape(LENGTH, 1, HEADS), result.units.levels).read_scores(path),
+         "2 x 4 x 3; the units are heads among .* 1 x 4 x 3"),
+    )  # fmt: skip
     for call, words in refused:
         with pytest.raises(ValueError, match=words):
             call()

@@ -179,79 +179,40 @@ def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (
-            lambda: masks.per_head([masks.full()] * 2) | masks.per_head([masks.full()] * 3),
-            HeadCountError,
-            "parts of one mask have 2 and 3 heads",
-        ),
-        (
-            lambda: masks.per_layer([masks.full()] * 2) & masks.per_layer([masks.full()] * 3),
-            LayerCountError,
-            "parts of one mask have 2 and 3 layers",
-        ),
-        (
-            lambda: masks.per_head([masks.per_head([masks.full()])]),
-            HeadCountError,
-            "per_head takes masks that do not tell heads apart themselves",
-        ),
-        (
-            lambda: masks.per_layer([masks.per_layer([masks.full()])]),
-            LayerCountError,
-            "per_layer takes masks that do not tell layers apart themselves",
-        ),
-        (
-            lambda: masks.per_head([masks.full()] * 2).dense(4, heads=3),
-            HeadCountError,
-            "the mask has 2 heads, asked for 3; per_head needs one for each",
-        ),
-        (
-            lambda: masks.per_layer([masks.full()] * 2).dense(4, layers=3),
-            LayerCountError,
-            "the mask has 2 layers, asked for 3; per_layer needs one mask for each layer",
-        ),
-        (
-            lambda: masks.per_layer([masks.full()] * 2).mask_mod(4),
-            LayerCountError,
-            r"mask_mod serves one layer, the mask has 2; call masks.layer_of",
-        ),
-        (
-            lambda: square(4) | square(5),
-            MaskFormatError,
-            "tables of 4 and 5 positions cannot be in one mask",
-        ),
-        (
-            lambda: square(4).dense(5),
-            LengthError,
-            r"Table holds 4 positions, asked for 5; .* for longer ones",
-        ),
-        (
-            lambda: masks.toeplitz(torch.ones(4, dtype=torch.bool)).dense(5),
-            LengthError,
-            "Toeplitz bits reach 4 positions, asked for 5",
-        ),
-        (
-            lambda: masks.cropped(masks.full(), 4).dense(5),
-            LengthError,
-            "cropped from 4 positions, asked for 5; give inputs of at most 4",
-        ),
-        (
-            lambda: masks.cropped(square(4), 5),
-            LengthError,
-            "a table of 4 positions cannot be taken at 5; crop it at=4",
-        ),
+        (lambda: masks.per_head([masks.full()] * 2) | masks.per_head([masks.full()] * 3),
+         HeadCountError, "parts of one mask have 2 and 3 heads"),
+        (lambda: masks.per_layer([masks.full()] * 2) & masks.per_layer([masks.full()] * 3),
+         LayerCountError, "parts of one mask have 2 and 3 layers"),
+        (lambda: masks.per_head([masks.per_head([masks.full()])]), HeadCountError,
+         "per_head takes masks that do not tell heads apart themselves"),
+        (lambda: masks.per_layer([masks.per_layer([masks.full()])]), LayerCountError,
+         "per_layer takes masks that do not tell layers apart themselves"),
+        (lambda: masks.per_head([masks.full()] * 2).dense(4, heads=3), HeadCountError,
+         "the mask has 2 heads, asked for 3; per_head needs one for each"),
+        (lambda: masks.per_layer([masks.full()] * 2).dense(4, layers=3), LayerCountError,
+         "the mask has 2 layers, asked for 3; per_layer needs one mask for each layer"),
+        (lambda: masks.per_layer([masks.full()] * 2).mask_mod(4), LayerCountError,
+         r"mask_mod serves one layer, the mask has 2; call masks.layer_of"),
+        (lambda: square(4) | square(5), MaskFormatError,
+         "tables of 4 and 5 positions cannot be in one mask"),
+        (lambda: square(4).dense(5), LengthError,
+         r"Table holds 4 positions, asked for 5; .* for longer ones"),
+        (lambda: masks.toeplitz(torch.ones(4, dtype=torch.bool)).dense(5), LengthError,
+         "Toeplitz bits reach 4 positions, asked for 5"),
+        (lambda: masks.cropped(masks.full(), 4).dense(5), LengthError,
+         "cropped from 4 positions, asked for 5; give inputs of at most 4"),
+        (lambda: masks.cropped(square(4), 5), LengthError,
+         "a table of 4 positions cannot be taken at 5; crop it at=4"),
         (lambda: masks.cropped(masks.full(), 0), ValueError, "at must be a whole number >= 1"),
         (lambda: masks.full().dense(0), ValueError, "length must be at least 1 position, got 0"),
         (lambda: masks.full().density(0), ValueError, "length must be at least 1 position"),
         (lambda: masks.full() | 3, TypeError, "masks combine with masks only, got 3"),
         (lambda: masks.per_head([]), TypeError, "per_head combines one or more masks"),
         (lambda: masks.per_head([1]), TypeError, "per_head combines one or more masks"),
-        (
-            lambda: masks.layer_of(masks.per_layer([masks.full()] * 2), 2),
-            ValueError,
-            r"layer must be in \[0, 2\), got 2",
-        ),
+        (lambda: masks.layer_of(masks.per_layer([masks.full()] * 2), 2), ValueError,
+         r"layer must be in \[0, 2\), got 2"),
     ],
-)
+)  # fmt: skip
 def test_mismatch_messages(build, error, message):
     with pytest.raises(error, match=message):
         build()
@@ -332,10 +293,8 @@ def table_json(shape: object, packed: bytes) -> str:
         ('{"kind": "or", "of": []}', "or combines one or more masks"),
         ('{"kind": "or", "of": {"kind": "full"}}', "or combines one or more masks"),
         ('{"kind": "not", "of": [{"kind": "full"}]}', "not combines one or more masks"),
-        (
-            '{"kind": "per_head", "of": [{"kind": "per_head", "of": [{"kind": "full"}]}]}',
-            "per_head cannot be built: per_head takes masks",
-        ),
+        ('{"kind": "per_head", "of": [{"kind": "per_head", "of": [{"kind": "full"}]}]}',
+         "per_head cannot be built: per_head takes masks"),
         ('{"kind": "not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
         ('{"kind": "table", "bits": [[2]]}', "table takes lists of 0 and 1"),
         (table_json([2, 3], b"\0"), r"a table has shape \[n, n\]"),
@@ -351,13 +310,11 @@ def table_json(shape: object, packed: bytes) -> str:
         ('{"kind":"table","bits":{"shape":[2,2],"zlib":"???"}}', "table cannot be built"),
         ('{"kind":"table","bits":{"shape":[2,2],"zlib":"AAAA"}}', "table cannot be built"),
         ('{"kind":"table","bits":{"shape":[2,2],"zlib":7}}', "table cannot be built"),
-        (
-            masks.toeplitz([1, 1]).to_json().replace("false", '"no"'),
-            "signed is True or False, got 'no'",
-        ),
+        (masks.toeplitz([1, 1]).to_json().replace("false", '"no"'),
+         "signed is True or False, got 'no'"),
         ('{"kind":"toeplitz","bits":true,"signed":false}', "a toeplitz is a bool tensor"),
     ],
-)
+)  # fmt: skip
 def test_from_json_says_what_is_wrong(text, message):
     with pytest.raises(MaskFormatError, match=message):
         masks.Mask.from_json(text)

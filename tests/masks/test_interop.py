@@ -311,49 +311,28 @@ def by_example(batch, head, query, key):
         (lambda: masks.to_block_layout(LAYERED, 8, 4), LayerCountError, "call masks.layer_of"),
         (lambda: masks.to_4d(LAYERED, 8), LayerCountError, "call masks.layer_of"),
         (lambda: masks.to_block_layout(masks.full(), 8, 0), ValueError, "block must be at least"),
-        (
-            lambda: masks.from_block_layout(np.full((2, 2), 2), 4),
-            MaskFormatError,
-            "a block layout holds 0 and 1, got values 2 to 2",
-        ),
+        (lambda: masks.from_block_layout(np.full((2, 2), 2), 4), MaskFormatError,
+         "a block layout holds 0 and 1, got values 2 to 2"),
         (lambda: masks.from_block_layout(np.ones((2, 3)), 4), MaskFormatError, r"got \[2, 3\]"),
         (lambda: masks.from_numpy(np.array([["a"]])), MaskFormatError, "a table is an array of 0"),
         (lambda: masks.from_numpy(np.eye(2) * 0.5), MaskFormatError, "got values 0.0 to 0.5"),
-        (
-            lambda: masks.to_4d(masks.full(), 8, dtype=torch.int64),
-            ValueError,
-            "torch.bool or a fl",
-        ),
+        (lambda: masks.to_4d(masks.full(), 8, dtype=torch.int64), ValueError,
+         "torch.bool or a fl"),
         (lambda: masks.to_4d(masks.full(), 8, batch=0), ValueError, "at least 1 example, got 0"),
-        (
-            lambda: masks.to_4d(masks.full(), 8, padding=torch.ones(2, 9)),
-            ValueError,
-            r"padding is \[batch, n\] = \[batch, 8\], got \[2, 9\]",
-        ),
-        (
-            lambda: masks.to_4d(masks.full(), 8, batch=3, padding=torch.ones(2, 8)),
-            ValueError,
-            r"= \[3, 8\], got \[2, 8\]",
-        ),
+        (lambda: masks.to_4d(masks.full(), 8, padding=torch.ones(2, 9)), ValueError,
+         r"padding is \[batch, n\] = \[batch, 8\], got \[2, 9\]"),
+        (lambda: masks.to_4d(masks.full(), 8, batch=3, padding=torch.ones(2, 8)), ValueError,
+         r"= \[3, 8\], got \[2, 8\]"),
         (lambda: masks.to_4d(masks.shifts([3]), 8), EmptyRowError, "layer 0, head 0, row 5"),
-        (
-            lambda: masks.to_4d(masks.columns(1), 14, padding=PADDING),
-            EmptyRowError,
-            "example 1, head 0, row 3 keeps nothing but padding",
-        ),
+        (lambda: masks.to_4d(masks.columns(1), 14, padding=PADDING), EmptyRowError,
+         "example 1, head 0, row 3 keeps nothing but padding"),
         (lambda: masks.from_4d(None), TypeError, "a 4-D mask is a tensor, got NoneType"),
         (lambda: masks.from_4d(torch.ones(1, 2, 3)), MaskFormatError, r"got \[1, 2, 3\]"),
         (lambda: masks.from_4d(torch.ones(1, 1, 2, 3)), MaskFormatError, "a cache gives queries"),
-        (
-            lambda: masks.from_4d(torch.full((1, 1, 2, 2), -1e4)),
-            MaskFormatError,
-            "are a bias on the scores",
-        ),
-        (
-            lambda: masks.from_4d(masks.to_4d(masks.full(), 14, padding=PADDING)),
-            MaskFormatError,
-            r"the 2 examples have different masks, .*attention_mask\[:1\]",
-        ),
+        (lambda: masks.from_4d(torch.full((1, 1, 2, 2), -1e4)), MaskFormatError,
+         "are a bias on the scores"),
+        (lambda: masks.from_4d(masks.to_4d(masks.full(), 14, padding=PADDING)), MaskFormatError,
+         r"the 2 examples have different masks, .*attention_mask\[:1\]"),
         (
             lambda: masks.from_block_mask(
                 create_block_mask(by_example, 2, 1, 32, 32, device="cpu", BLOCK_SIZE=16)
@@ -368,13 +347,10 @@ def by_example(batch, head, query, key):
             MaskFormatError,
             "here 16 and 32",
         ),
-        (
-            lambda: masks.to_4d(masks.special_tokens(1), 8),
-            TokensNeededError,
-            "cells only where input ids are known",
-        ),
+        (lambda: masks.to_4d(masks.special_tokens(1), 8), TokensNeededError,
+         "cells only where input ids are known"),
     ],
-)
+)  # fmt: skip
 def test_messages(build, error, message):
     with pytest.raises(error, match=message):
         build()

@@ -215,21 +215,15 @@ def test_short_text_fits_and_cuts_between_operands(sized, width):
         (masks.window(3) | masks.stride(5) | masks.full(), 26, "window(3) | ... [8 digits]"),
         (~masks.offsets(range(9)), 35, "~offsets([0, 1, 2, ...]) [8 digits]"),
         (masks.toeplitz([1, 0] * 9), 28, "toeplitz([1,...]) [8 digits]"),
-        (
-            (masks.window(3) | masks.stride(5)) & (masks.full() | masks.window(9)),
-            34,
-            "(window(3) | ...) & ... [8 digits]",
-        ),
-        (
-            masks.per_layer([masks.per_head([masks.full(), masks.star()]), masks.full()]),
-            34,
-            "3 of 4 heads full [8 digits]",
-        ),
+        ((masks.window(3) | masks.stride(5)) & (masks.full() | masks.window(9)), 34,
+         "(window(3) | ...) & ... [8 digits]"),
+        (masks.per_layer([masks.per_head([masks.full(), masks.star()]), masks.full()]), 34,
+         "3 of 4 heads full [8 digits]"),
         (str(masks.per_head([masks.window(1), masks.window(2)] * 9)), 20, "2 masks in 18 heads"),
         ("star", 16, "star"),
         ("the mask that I drew myself", 16, "the mask that..."),
     ],
-)
+)  # fmt: skip
 def test_short_text_of_known_masks(mask, width, shown):
     digest = mask.digest[:8] if isinstance(mask, masks.Mask) else ""
     assert short_text(mask, width) == shown.replace("8 digits", digest)

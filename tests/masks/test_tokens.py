@@ -216,43 +216,22 @@ def test_table_lies_where_the_ids_lie():
         (lambda: special(1.5), ValueError, "ids must be a list of whole numbers, got 1.5"),
         (lambda: special(True), ValueError, "ids must be a list of whole numbers"),
         (lambda: special(1) - 3, TypeError, "not combines one or more masks, got"),
-        (
-            lambda: masks.per_head([special(1), 3]),
-            TypeError,
-            "per_head combines one or more masks",
-        ),
-        (
-            lambda: masks.per_head([special(1), masks.per_head([masks.full()] * 2)]),
-            HeadCountError,
-            "do not tell heads apart",
-        ),
-        (
-            lambda: masks.per_layer([special(1), masks.per_layer([masks.full()] * 2)]),
-            LayerCountError,
-            "do not tell layers apart",
-        ),
-        (
-            lambda: masks.per_head([special(1)] * 2) | masks.per_head([masks.full()] * 3),
-            HeadCountError,
-            "2 and 3 heads",
-        ),
+        (lambda: masks.per_head([special(1), 3]), TypeError,
+         "per_head combines one or more masks"),
+        (lambda: masks.per_head([special(1), masks.per_head([masks.full()] * 2)]), HeadCountError,
+         "do not tell heads apart"),
+        (lambda: masks.per_layer([special(1), masks.per_layer([masks.full()] * 2)]),
+         LayerCountError, "do not tell layers apart"),
+        (lambda: masks.per_head([special(1)] * 2) | masks.per_head([masks.full()] * 3),
+         HeadCountError, "2 and 3 heads"),
         (lambda: special(1).table([[1]]), TypeError, "input_ids is a tensor, got list"),
-        (
-            lambda: special(1).table(torch.ones(2, 3)),
-            ValueError,
-            r"input_ids is int \[batch, n\], got torch.float32 \[2, 3\]",
-        ),
+        (lambda: special(1).table(torch.ones(2, 3)), ValueError,
+         r"input_ids is int \[batch, n\], got torch.float32 \[2, 3\]"),
         (lambda: special(1).table(IDS[0]), ValueError, r"got torch.int64 \[5\]"),
-        (
-            lambda: (masks.shifts([0]) & special(CLS)).table(IDS),
-            EmptyRowError,
-            r"example 0, head 0, row 0 keeps no key under shifts.*8 of 10 in all.*window\(0\)",
-        ),
-        (
-            lambda: masks.per_head([masks.full(), special(SEP)]).table(IDS[:, :4]),
-            EmptyRowError,
-            "example 0, head 1, row 0 keeps no key",
-        ),
+        (lambda: (masks.shifts([0]) & special(CLS)).table(IDS), EmptyRowError,
+         r"example 0, head 0, row 0 keeps no key under shifts.*8 of 10 in all.*window\(0\)"),
+        (lambda: masks.per_head([masks.full(), special(SEP)]).table(IDS[:, :4]), EmptyRowError,
+         "example 0, head 1, row 0 keeps no key"),
         (lambda: masks.parse("window(3) | special(1)"), UnknownNameError, "special_token"),
         (lambda: special(1).dense(4), TokensNeededError, r"call mask.table\(input_ids\)"),
         (lambda: ms.lower(special(1), Shape(4, 1, 1)), TokensNeededError, "special_tokens out"),
@@ -263,7 +242,7 @@ def test_table_lies_where_the_ids_lie():
         (lambda: ms.nearest_family(special(1), 16), TokensNeededError, "known: call mask"),
         (lambda: masks.to_4d(special(1), 16), TokensNeededError, "known: call mask"),
     ],
-)
+)  # fmt: skip
 def test_messages(build, error, message):
     with pytest.raises(error, match=message):
         build()

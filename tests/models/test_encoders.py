@@ -45,17 +45,13 @@ def test_a_size_of_ones_own_is_taken_as_text_mapping_or_object():
         ("0x128x4", {}, "layers is a whole number of at least 1, got 0"),
         ("4x128", {}, "unknown model size '4x128'.*layers x width x heads such as 4x128x4"),
         ({"layers": 4, "width": 128}, {}, '"heads": 4}, got'),
-        (
-            {"layers": 4, "width": 128.0, "heads": 4},
-            {},
-            "width is a whole .* got 128.0",
-        ),
+        ({"layers": 4, "width": 128.0, "heads": 4}, {}, "width is a whole .* got 128.0"),
         (4, {}, "a model size is a name, .* got 4"),
         ("1x6x2", {"architecture": "modernbert"}, r"even number wide .* got 3 in 1x6x2"),
         (SMALL, {"architecture": "robert"}, "unknown architecture 'robert'; did you mean"),
         (SMALL, {"pad": 40}, r"pad must be a token id in 0\.\.39, got 40"),
     ],
-)
+)  # fmt: skip
 def test_an_impossible_encoder_is_refused(size, changed, said):
     with pytest.raises(ValueError, match=said):
         encoder(size, 40, 16, seed=0, **changed)

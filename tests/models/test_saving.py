@@ -397,18 +397,12 @@ def wide_head() -> Any:
     ("model", "message"),
     [
         (bert, r"no mask is attached to this BertModel; attach a mask .* or save the weights"),
-        (
-            lambda: attach(bert(), Gates(length=LENGTH, heads=HEADS, layers=LAYERS)),
-            r"gates are attached to this BertModel; .*of gates: result\.mask\(sparsity=0\.9\)",
-        ),
-        (
-            Around,
-            r"Around is no Hugging Face .*; ms\.attach\(model\.get_submodule\(.inner.\), mask",
-        ),
-        (
-            lambda: attach(Around(), STAR),
-            r"ms\.detach\(model, missing_ok=True\); ms\.attach\(model\.get_sub",
-        ),
+        (lambda: attach(bert(), Gates(length=LENGTH, heads=HEADS, layers=LAYERS)),
+         r"gates are attached to this BertModel; .*of gates: result\.mask\(sparsity=0\.9\)"),
+        (Around,
+         r"Around is no Hugging Face .*; ms\.attach\(model\.get_submodule\(.inner.\), mask"),
+        (lambda: attach(Around(), STAR),
+         r"ms\.detach\(model, missing_ok=True\); ms\.attach\(model\.get_sub"),
         (lambda: attach(Around(), STAR).inner, "no mask is attached to this BertModel"),
         (lambda: nn.Linear(2, 2), "Linear is no Hugging Face model"),
         (lambda: masks.window(1), "Window is no Hugging Face model"),
@@ -416,7 +410,7 @@ def wide_head() -> Any:
         (wide_head, r"nothing could load it again: 2 differ, such as classifier\.bias; change"),
     ],
     ids=["nothing", "gates", "around", "around-masked", "inside", "linear", "mask", "cut", "wide"],
-)
+)  # fmt: skip
 def test_models_that_are_not_saved(tmp_path, model, message):
     with pytest.raises(AttachError, match=message):
         save_pretrained(model(), tmp_path / "out")
@@ -485,22 +479,16 @@ def masked(mask: masks.Mask) -> Any:
 
 
 MANIFESTS: dict[str, tuple[Any, type[Exception], str]] = {
-    "no manifest": (
-        absent("masksearch.json"),
-        FileNotFoundError,
-        r"no masksearch\.json lies there:|holds no masksearch\.json",
-    ),
+    "no manifest": (absent("masksearch.json"), FileNotFoundError,
+        r"no masksearch\.json lies there:|holds no masksearch\.json"),
     "cut manifest": (cut("masksearch.json"), MaskFormatError, "masksearch.json cannot be used"),
     "foreign manifest": (put("masksearch.json", b"[1]"), MaskFormatError, "cannot be used"),
     "deep manifest": (put("masksearch.json", b"[" * 10**5), MaskFormatError, "cannot be used"),
     "binary manifest": (put("masksearch.json", b"\xff\xfe"), MaskFormatError, "cannot be used"),
     "no masks": (lambda f: edited(f, masks={}), MaskFormatError, "it names no mask"),
     "odd build": (lambda f: edited(f, weights=[1]), MaskFormatError, "cannot be used"),
-    "odd options": (
-        lambda f: edited(f, options={"add_pooling_layer": "no"}),
-        MaskFormatError,
-        r"builds the model with \{'add_pooling_layer': 'no'\}",
-    ),
+    "odd options": (lambda f: edited(f, options={"add_pooling_layer": "no"}), MaskFormatError,
+        r"builds the model with \{'add_pooling_layer': 'no'\}"),
     "odd masks": (lambda f: edited(f, masks=["self"]), MaskFormatError, "cannot be used"),
     "newer": (lambda f: edited(f, format=2), MaskFormatError, r"format 2, .* reads 1; it was"),
     "up": (lambda f: sole_mask(f, "../mask.json"), MaskFormatError, "names '../mask.json', which"),
@@ -508,16 +496,13 @@ MANIFESTS: dict[str, tuple[Any, type[Exception], str]] = {
     "no mask": (absent("mask.json"), FileNotFoundError, "names this mask file, it is missing"),
     "cut mask": (cut("mask.json"), MaskFormatError, "mask.json: not JSON that can be read"),
     "one bit": (one_bit, MaskFormatError, r"mask\.json"),
-    "other mask": (
-        put("mask.json", STAR.to_json().encode()),
-        MaskFormatError,
-        r"mask\.json was changed since it was saved: star\(\) has another digest",
-    ),
+    "other mask": (put("mask.json", STAR.to_json().encode()), MaskFormatError,
+        r"mask\.json was changed since it was saved: star\(\) has another digest"),
     "bomb": (lambda f: sole_mask(f, "m.safetensors", BOMB), MaskFormatError, "not a readable"),
     "deep mask": (lambda f: sole_mask(f, "m.json", DEEP), MaskFormatError, "m.json: not JSON"),
     "foreign": (lambda f: sole_mask(f, "m.json", b"{}"), MaskFormatError, "m.json: a mask is an"),
     "pickled": (lambda f: sole_mask(f, "m.pt", b"\x80."), MaskFormatError, "ends in .json or"),
-}
+}  # fmt: skip
 MODELS: dict[str, tuple[Any, type[Exception], str]] = {
     "no config": (absent("config.json"), DataError, "holds no config.json"),
     "cut config": (cut("config.json"), DataError, "config.json cannot be read"),
@@ -528,35 +513,23 @@ MODELS: dict[str, tuple[Any, type[Exception], str]] = {
     "a function": (reconfigured(architectures=["pipeline"]), AttachError, "'pipeline', which is"),
     "Auto": (reconfigured(architectures=["AutoModel"]), AttachError, "'AutoModel', which is not"),
     "other class": (reconfigured(architectures=["GPT2Model"]), DataError, "GPT2Model"),
-    "own weights": (
-        reconfigured(transformers_weights="adapter_model.bin"),
-        DataError,
-        "transformers_weights",
-    ),
+    "own weights": (reconfigured(transformers_weights="adapter_model.bin"), DataError,
+        "transformers_weights"),
     "no weights": (absent("model.safetensors"), DataError, "holds no model.safetensors"),
     "cut weights": (cut("model.safetensors", 900), DataError, "cannot be read as BertModel"),
     "weight bomb": (put("model.safetensors", BOMB), DataError, "cannot be read as BertModel"),
-    "few weights": (
-        wrong_weights,
-        DataError,
-        r"do not fit BertModel in 16 tensors, such as encoder.* \(missing\)",
-    ),
-    "one lost": (
-        lost_weight,
-        DataError,
-        r"in 1 tensors, .*embeddings\.LayerNorm\.bias \(missing\); take",
-    ),
+    "few weights": (wrong_weights, DataError,
+        r"do not fit BertModel in 16 tensors, such as encoder.* \(missing\)"),
+    "one lost": (lost_weight, DataError,
+        r"in 1 tensors, .*embeddings\.LayerNorm\.bias \(missing\); take"),
     "wide": (reconfigured(hidden_size=16), DataError, r"stored \[8\], expected \[16\]"),
     "heads": (masked(masks.per_head([STAR] * 3)), HeadCountError, "the mask has 3 heads"),
     "layers": (masked(masks.per_layer([STAR] * 2)), LayerCountError, "the mask has 2 layers"),
     "backend": (lambda f: edited(f, backend="magic"), ValueError, "unknown backend 'magic'"),
     "adapter": (put("adapter_config.json", b"{}"), DataError, r"holds adapter_config\.json, for"),
-    "odd option": (
-        lambda f: edited(f, options={"allow_all_kernels": True}),
-        MaskFormatError,
-        r"builds the model with \{'allow_all_kernels': True\}",
-    ),
-}
+    "odd option": (lambda f: edited(f, options={"allow_all_kernels": True}), MaskFormatError,
+        r"builds the model with \{'allow_all_kernels': True\}"),
+}  # fmt: skip
 
 
 @pytest.fixture

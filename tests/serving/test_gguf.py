@@ -69,68 +69,34 @@ def test_rows_of_queries_and_keys_are_paired_as_llama_cpp_turns_them(folder, tmp
 
 
 REFUSED = {
-    "is a mamba; to_gguf knows llama, qwen2,": (
-        "granite",
-        {},
-        lambda config: setattr(config, "model_type", "mamba"),
-    ),
-    "llama.cpp reads no windows of qwen2": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
-        None,
-    ),
+    "is a mamba; to_gguf knows llama, qwen2,": ("granite", {},
+        lambda config: setattr(config, "model_type", "mamba")),
+    "llama.cpp reads no windows of qwen2": ("qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, None),
     "has no sliding layer": ("granite", {"layer_types": [FULL] * 4}, None),
-    "has 4 sliding layers, sliding_window 8; llama.cpp takes some and a window at 64": (
-        "exaone4",
-        {"sliding_window": 8, "layer_types": [SLIDE] * 4},
-        None,
-    ),
+    "has 4 sliding layers, sliding_window 8; llama.cpp takes some and a window at 64": ("exaone4",
+        {"sliding_window": 8, "layer_types": [SLIDE] * 4}, None),
     "has 0 sliding layers, sliding_window 8": ("exaone4", {"sliding_window": 8}, None),
-    "has {'hidden_act': 'gelu'}, and llama.cpp computes with {'hidden_act': 'silu'}": (
-        "llama",
-        {"hidden_act": "gelu"},
-        None,
-    ),
+    "has {'hidden_act': 'gelu'}, and llama.cpp computes with {'hidden_act': 'silu'}": ("llama",
+        {"hidden_act": "gelu"}, None),
     "llama.cpp takes hidden size / heads": ("qwen2", {"head_dim": 32}, None),
-    "'tie_word_embeddings': False}, and llama.cpp computes": (
-        "cohere2",
-        {"tie_word_embeddings": False},
-        None,
-    ),
-    "query_pre_attn_scalar 16, llama.cpp 32": (
-        "gemma3",
-        {"query_pre_attn_scalar": 16},
-        None,
-    ),
+    "'tie_word_embeddings': False}, and llama.cpp computes": ("cohere2",
+        {"tie_word_embeddings": False}, None),
+    "query_pre_attn_scalar 16, llama.cpp 32": ("gemma3", {"query_pre_attn_scalar": 16}, None),
     "q_proj.bias, for which llama.cpp has no place": ("olmo3", {"attention_bias": True}, None),
     "llama.cpp turns qwen2 otherwise": ("qwen2", {"rope_parameters": LLAMA3}, None),
-    "llama.cpp turns olmo2 otherwise": (
-        "olmo3",
-        {"rope_parameters": {FULL: NEAR, SLIDE: LLAMA3}},
-        None,
-    ),
-    "olmo2 otherwise than {'full_attention': {'rope_type': 'yarn": (
-        "olmo3",
-        {"rope_parameters": {FULL: YARN, SLIDE: YARN}},
-        None,
-    ),
-    "llama.cpp turns gemma3 otherwise": (
-        "gemma3",
-        {"rope_parameters": {FULL: LINEAR, SLIDE: LINEAR}},
-        None,
-    ),
-    "llama.cpp turns llama otherwise": (
-        "llama",
-        {"rope_parameters": YARN | {"attention_factor": 2.0}},
-        None,
-    ),
-    "llama.cpp turns granite_swa otherwise": (
-        "granite",
-        {"layer_rope_theta": [1e4, 0, 1e4, 1e4]},
-        None,
-    ),
+    "llama.cpp turns olmo2 otherwise": ("olmo3", {"rope_parameters": {FULL: NEAR, SLIDE: LLAMA3}},
+        None),
+    "olmo2 otherwise than {'full_attention': {'rope_type': 'yarn": ("olmo3",
+        {"rope_parameters": {FULL: YARN, SLIDE: YARN}}, None),
+    "llama.cpp turns gemma3 otherwise": ("gemma3",
+        {"rope_parameters": {FULL: LINEAR, SLIDE: LINEAR}}, None),
+    "llama.cpp turns llama otherwise": ("llama",
+        {"rope_parameters": YARN | {"attention_factor": 2.0}}, None),
+    "llama.cpp turns granite_swa otherwise": ("granite", {"layer_rope_theta": [1e4, 0, 1e4, 1e4]},
+        None),
     "the token 300, and the model 300 embeddings": ("llama", {"vocab_size": 300}, None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", REFUSED)

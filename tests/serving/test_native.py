@@ -211,41 +211,29 @@ SWITCH = {"use_sliding_window": True, "sliding_window": 16}
     ("config", "expected"),
     [  # the patterns of transformers' own configurations
         (hf.Qwen2Config(num_hidden_layers=2, sliding_window=16), masks.causal()),
-        (
-            hf.Qwen2Config(num_hidden_layers=3, max_window_layers=2, **SWITCH),
-            masks.per_layer([masks.causal()] * 2 + [window(16)]),
-        ),
+        (hf.Qwen2Config(num_hidden_layers=3, max_window_layers=2, **SWITCH),
+         masks.per_layer([masks.causal()] * 2 + [window(16)])),
         (hf.Qwen3Config(num_hidden_layers=2, max_window_layers=0, **SWITCH), window(16)),
-        (
-            hf.SmolLM3Config(num_hidden_layers=4, **SWITCH),
-            masks.per_layer([masks.causal()] * 3 + [window(16)]),
-        ),
-        (
-            hf.Olmo3Config(num_hidden_layers=4, sliding_window=32),
-            masks.per_layer([window(32)] * 3 + [masks.causal()]),
-        ),
-        (
-            hf.Gemma3TextConfig(num_hidden_layers=6, sliding_window=512),
-            masks.per_layer([window(512)] * 5 + [masks.causal()]),
-        ),
+        (hf.SmolLM3Config(num_hidden_layers=4, **SWITCH),
+         masks.per_layer([masks.causal()] * 3 + [window(16)])),
+        (hf.Olmo3Config(num_hidden_layers=4, sliding_window=32),
+         masks.per_layer([window(32)] * 3 + [masks.causal()])),
+        (hf.Gemma3TextConfig(num_hidden_layers=6, sliding_window=512),
+         masks.per_layer([window(512)] * 5 + [masks.causal()])),
         (
             hf.Gemma3TextConfig(
                 num_hidden_layers=6, sliding_window=512, use_bidirectional_attention=True
             ),
             masks.per_layer([masks.window(256)] * 5 + [masks.full()]),
         ),
-        (
-            hf.ModernBertConfig(num_hidden_layers=4, local_attention=128),
-            masks.per_layer([masks.full(), *[masks.window(64)] * 2, masks.full()]),
-        ),
-        (
-            hf.ModernBertConfig(num_hidden_layers=2, global_attn_every_n_layers=2),
-            masks.per_layer([masks.full(), masks.window(64)]),
-        ),
+        (hf.ModernBertConfig(num_hidden_layers=4, local_attention=128),
+         masks.per_layer([masks.full(), *[masks.window(64)] * 2, masks.full()])),
+        (hf.ModernBertConfig(num_hidden_layers=2, global_attn_every_n_layers=2),
+         masks.per_layer([masks.full(), masks.window(64)])),
         (hf.LlamaConfig(), masks.causal()),
         (hf.GPT2Config(), masks.causal()),
     ],
-)
+)  # fmt: skip
 def test_configurations_are_read_as_expressions(config, expected):
     assert ms.from_native(config) == expected
     assert ms.from_native(ms.to_native(config, expected)) == expected

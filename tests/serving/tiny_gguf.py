@@ -67,14 +67,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", TYPES | {"tie_word_embeddings": True}),
     "olmo3, yarn": ("Olmo3", TYPES | {"rope_parameters": {FULL: YARN, SLIDE: SAME}}),
-    "exaone4": (
-        "Exaone4",
-        {"sliding_window": None, "layer_types": [FULL] * 4} | {"rope_parameters": LLAMA3},
-    ),
-    "exaone4, 64 layers": (
-        "Exaone4",
-        TYPES | {"num_hidden_layers": 64, "layer_types": TYPES["layer_types"] * 16},
-    ),
+    "exaone4": ("Exaone4",
+        {"sliding_window": None, "layer_types": [FULL] * 4} | {"rope_parameters": LLAMA3}),
+    "exaone4, 64 layers": ("Exaone4",
+        TYPES | {"num_hidden_layers": 64, "layer_types": TYPES["layer_types"] * 16}),
     "cohere2": ("Cohere2", TYPES | {"logit_scale": 0.7}),
     "modernbert": (
         "ModernBert",
@@ -86,7 +82,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "sep_token_id": 2,
         },
     ),
-}
+}  # fmt: skip
 
 
 def build(name: str, **changes: Any) -> Any:

@@ -32,32 +32,22 @@ def changing(first, second):
 
 
 CHANGES = {
-    "range": (
-        lambda trial: trial.suggest_int("reach", 1, 8),
+    "range": (lambda trial: trial.suggest_int("reach", 1, 8),
         lambda trial: trial.suggest_int("reach", 1, 9),
-        r"suggest_int\(1, 8\), draw 1 for suggest_int\(1, 9\)",
-    ),
-    "kind": (
-        lambda trial: trial.suggest_int("reach", 1, 8),
+        r"suggest_int\(1, 8\), draw 1 for suggest_int\(1, 9\)"),
+    "kind": (lambda trial: trial.suggest_int("reach", 1, 8),
         lambda trial: trial.suggest_categorical("reach", [1, 2]),
-        r"suggest_int\(1, 8\), draw 1 for suggest_categorical\(\[1, 2\]\)",
-    ),
-    "choices": (
-        lambda trial: trial.suggest_categorical("reach", [1, 2, 3]),
+        r"suggest_int\(1, 8\), draw 1 for suggest_categorical\(\[1, 2\]\)"),
+    "choices": (lambda trial: trial.suggest_categorical("reach", [1, 2, 3]),
         lambda trial: trial.suggest_categorical("reach", [1, 2]),
-        r"suggest_categorical\(\[1, 2, 3\]\), draw 1 for suggest_categorical\(\[1, 2\]\)",
-    ),
-    "log": (
-        lambda trial: int(trial.suggest_float("reach", 1, 8)),
+        r"suggest_categorical\(\[1, 2, 3\]\), draw 1 for suggest_categorical\(\[1, 2\]\)"),
+    "log": (lambda trial: int(trial.suggest_float("reach", 1, 8)),
         lambda trial: int(trial.suggest_float("reach", 1, 8, log=True)),
-        r"suggest_float\(1.0, 8.0\), draw 1 for suggest_float\(1.0, 8.0, log=True\)",
-    ),
-    "step": (
-        lambda trial: trial.suggest_int("reach", 2, 8),
+        r"suggest_float\(1.0, 8.0\), draw 1 for suggest_float\(1.0, 8.0, log=True\)"),
+    "step": (lambda trial: trial.suggest_int("reach", 2, 8),
         lambda trial: trial.suggest_int("reach", 2, 8, step=2),
-        r"suggest_int\(2, 8\), draw 1 for suggest_int\(2, 8, step=2\)",
-    ),
-}
+        r"suggest_int\(2, 8\), draw 1 for suggest_int\(2, 8, step=2\)"),
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -266,19 +266,10 @@ def test_groups_of_three_are_equally_spaced():
         ({}, "7266eb41d6529bd1"),
         ({"length": 32, "keys": 4, "vocabulary": 9}, "5d1936e4f1a3eb07"),
         ({"length": 32, "offsets": (7, 3, 1), "keys": 1}, "3340e9df888ebb84"),
-        (
-            {
-                "length": 17,
-                "offsets": (2, 9),
-                "keys": 3,
-                "vocabulary": 5,
-                "hidden": 0.4,
-                "seed": 3,
-            },
-            "1ea7ba3016608f80",
-        ),
+        ({"length": 17, "offsets": (2, 9), "keys": 3, "vocabulary": 5, "hidden": 0.4, "seed": 3},
+         "1ea7ba3016608f80"),
     ],
-)
+)  # fmt: skip
 def test_digest_is_stable(arguments, digest):
     assert PlantedProcess(**arguments).digest == digest
 
