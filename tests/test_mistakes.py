@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-from masksearch.cli import main as cli
+from cli_runs import run
 
 FILES = {
     "space.py": """
@@ -105,13 +103,9 @@ def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, monkeypatch, ca
         del usual["--trials"]
     for option, value in usual.items():
         arguments += [] if option in given else [option, value]
-    monkeypatch.setattr(sys, "argv", ["masksearch", "search", *arguments, *given])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr().err.strip()
-    assert stop.value.code == 2
+    code, _, said = run(monkeypatch, capsys, "search", *arguments, *given)
+    assert (code, said.count("\n")) == (2, 1)
     assert said.startswith("error: ")
-    assert "\n" not in said
     assert message in said
 
 
@@ -121,17 +115,11 @@ def test_command_of_a_search_that_never_began_is_replaced(tmp_path, monkeypatch,
         (tmp_path / name).write_text(FILES[name])
     (tmp_path / "wrong.py").write_text("def space(trial):\n    return None\n")
     monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["masksearch", *words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code
-
+    codes = lambda *words: run(monkeypatch, capsys, *words)[0]  # noqa: E731
     common = ("--evaluator", "judge.py:Judge", "--run", "run")
-    assert run("search", "wrong.py:space", "--trials", "3", *common) == 2
-    assert run("search", "space.py:space", "--trials", "2", *common) == 0
+    assert codes("search", "wrong.py:space", "--trials", "3", *common) == 2
+    assert codes("search", "space.py:space", "--trials", "2", *common) == 0
     assert "space.py:space" in (tmp_path / "run" / "command.json").read_text()
-    assert run("search", "space.py:space", "--trials", "9", "--seed", "4", *common) == 2
+    assert codes("search", "space.py:space", "--trials", "9", "--seed", "4", *common) == 2
     assert '"seed": null' in (tmp_path / "run" / "command.json").read_text()
-    assert run("resume", "run", "--trials", "3") == 0
+    assert codes("resume", "run", "--trials", "3") == 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 
+import cli_runs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -103,10 +103,6 @@ def test_missing_weights_are_refused(folder, tmp_path):
 )
 def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, message):
     given = [str(folder) if argument == "MODEL" else argument for argument in arguments]
-    monkeypatch.setattr(sys, "argv", ["masksearch", "attach", *given])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert said.count("\n") == 1
+    code, _, said = cli_runs.run(monkeypatch, capsys, "attach", *given)
+    assert (code, said.count("\n")) == (2, 1)
     assert message in said

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli_runs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,12 +60,8 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def refused(capsys, monkeypatch, *arguments: object) -> str:
     """The one line of a mistake, through the entry point."""
-    monkeypatch.setattr(sys, "argv", ["masksearch", "pretrain", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert said.count("\n") == 1
+    code, _, said = cli_runs.run(monkeypatch, capsys, "pretrain", *arguments)
+    assert (code, said.count("\n")) == (2, 1)
     return said
 
 
@@ -245,12 +242,12 @@ def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monk
 
     words = ["window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "checkpoint_seconds=0"]
     monkeypatch.setattr(Checkpoints, "save", interrupting)
-    monkeypatch.setattr(sys, "argv", ["masksearch", "pretrain", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 130
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"stopped; what was finished is kept. Go on with: masksearch resume {out}"
+    code, _, said = cli_runs.run(monkeypatch, capsys, "pretrain", *words)
+    assert code == 130
+    assert (
+        said.splitlines()[-1]
+        == f"stopped; what was finished is kept. Go on with: masksearch resume {out}"
+    )
     monkeypatch.setattr(Checkpoints, "save", save)
     found = CliRunner().invoke(cli.app, ["resume", str(out)])
     assert "step 6  held-out loss" in found.output

@@ -28,6 +28,7 @@ from masksearch.contracts import Evaluate, Evaluator, OneShot, Proposal, Record
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError
 from masksearch.executors.job import JobRun
 from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.loop import follow_trainings
 
 SPARSITIES = {"sparsity", "effective_sparsity"}
 SCORES = {"score", "glue", "f1", "accuracy"} | SPARSITIES  # of everything else, less is better
@@ -146,6 +147,9 @@ class TestEvaluator:
         assert all(math.isfinite(v) for report in first for v in report.values.values())
         torch.manual_seed(2)
         assert list(evaluator(masks.star(), seed=3, workdir=tmp_path / "b")) == first
+        if hasattr(evaluator, "class_names"):  # what is finished is given again, not trained
+            with follow_trainings(lambda step, config: pytest.fail("trained again")):
+                assert list(evaluator(masks.star(), seed=3, workdir=tmp_path / "b")) == first
         if make not in SEEDLESS:
             assert list(evaluator(masks.star(), seed=4, workdir=tmp_path / "c")) != first
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import statistics
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from killed_runs import reports_until
+from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 from toy_sentences import WORDS, write_lines
@@ -104,13 +104,6 @@ def test_a_killed_run_ends_as_it_would_have(
         assert again == straight
         assert repeated == steps[killed - 1 :]  # from its last checkpoint; nothing finished
         assert RowScores.load(place / "rows.safetensors").score == rows.score
-
-
-@pytest.mark.slow
-def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path: Path) -> None:
-    judge = evaluator(data)
-    straight, _ = steps_of(judge, tmp_path)
-    assert steps_of(judge, tmp_path) == (straight, [])
 
 
 @pytest.mark.slow
@@ -245,11 +238,11 @@ def minilm() -> Path:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA is not set")
+@real
 def test_minilm_learns_sst2_in_a_few_steps(minilm: Path, tmp_path: Path) -> None:
     judge = GlueEvaluator(
         None,
-        Path(os.environ["MASKSEARCH_DATA"]) / "glue",
+        DATA / "glue",
         weights=minilm,
         tasks=("SST-2",),
         rows=480,

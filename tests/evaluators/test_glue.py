@@ -1,7 +1,6 @@
 """GLUE fine-tuning as the judge of a mask."""
 
 import csv
-import os
 import pickle
 import random
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 
@@ -204,9 +204,9 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA is not set")
+@real
 def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
-    place = Path(os.environ["MASKSEARCH_DATA"])
+    place = DATA
     names = (place / "bert-vocab" / "vocab.txt").read_text(encoding="utf-8").splitlines()
     words = [name for name in names if not (name[0] == "[" and name[-1] == "]" and len(name) > 2)]
     judge = GlueEvaluator(
@@ -241,13 +241,13 @@ def test_preset_is_the_papers_fine_tuning(tmp_path: Path) -> None:
     assert (judge.epochs, judge.finetune_batch, judge.finetune_lr) == (3, 16, 2.4e-5)
 
 
-@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA is not set")
+@real
 def test_summary_gives_the_printed_averages(tmp_path: Path) -> None:
     """Source: results table in the README of han-shi/SparseBERT; its averages are up to .09 off
     the means of its columns. Accuracies of MRPC and QQP and Pearson of STS-B, which the table
     does not hold, must not enter."""
     judge = GlueEvaluator.preset("sparsebert", tmp_path, glue=tmp_path)
-    path = Path(os.environ["MASKSEARCH_DATA"]) / "results" / "sparsebert_readme.csv"
+    path = DATA / "results" / "sparsebert_readme.csv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = {"MNLI": "mnli_m", "MNLI-mm": "mnli_mm", "QQP/f1": "qqp", "QNLI": "qnli"}

@@ -2,20 +2,21 @@
 
 import logging
 import math
-import os
 import shutil
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from killed_runs import reports_until
+from real_data import DATA, real
 from toy_questions import small, squad_json, write_squad, write_text
 
-import masksearch as ms
 from masksearch import SquadEvaluator, masks
+from masksearch.contracts import Report
 from masksearch.errors import DataError
-from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
+from masksearch.training.loop import follow_trainings
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +172,9 @@ def test_misplaced_answers_are_counted(data: Path, tmp_path: Path, caplog) -> No
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
+@real
 def test_real_questions(tmp_path: Path) -> None:
-    folder = Path(os.environ["MASKSEARCH_DATA"])
+    folder = DATA
     judge = SquadEvaluator(
         folder / "wikitext-2" / "valid.txt",
         folder / "squad",
@@ -196,44 +195,14 @@ def test_real_questions(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_fine_tuning_goes_on(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_fine_tuning_goes_on(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, rows=64, dev_rows=20, checkpoint_seconds=0.0)
-    whole = list(judge(masks.star(), seed=0, workdir=tmp_path / "whole"))
-    kept = TaskTraining.batches
-    starts: list[int] = []
 
-    def broken(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
-        starts.append(start)
-        yield from islice(kept(self, windows, seed, start), 2)
-        raise KeyboardInterrupt
+    def steps_of(folder: Path) -> tuple[list[Report], list[int]]:
+        seen: list[int] = []
+        with follow_trainings(lambda step, config: seen.append(step.number)):
+            return list(judge(masks.star(), seed=0, workdir=folder)), seen
 
-    run = judge(masks.star(), seed=0, workdir=tmp_path / "killed")
-    monkeypatch.setattr(TaskTraining, "batches", broken)
-    with pytest.raises(KeyboardInterrupt):
-        list(run)
-
-    def counted(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
-        starts.append(start)
-        return kept(self, windows, seed, start)
-
-    monkeypatch.setattr(TaskTraining, "batches", counted)
-    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "killed"))[-1] == whole[-1]
-    assert starts == [0, 2]
-
-
-@pytest.mark.slow
-def test_the_same_twice_and_found_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = evaluator(data, rows=32, dev_rows=20)
-    runs = [
-        list(judge(masks.star(), seed=seed, workdir=tmp_path / str(run)))
-        for run, seed in enumerate((0, 0, 1))
-    ]
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-    monkeypatch.setattr(ms.MlmEvaluator, "pretrain", None)
-    monkeypatch.setattr(SquadEvaluator, "adapted", None)
-    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]
+    whole, steps = steps_of(tmp_path / "whole")
+    reports_until(judge, tmp_path / "killed", 5, masks.star(), seed=0)
+    assert steps_of(tmp_path / "killed") == (whole, steps[4:])  # from the last checkpoint

@@ -1,6 +1,5 @@
 """Windows over paragraphs, and answers cut back out of them."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from real_data import DATA, real
 from toy_questions import WORDS, squad_json, toy_corpus, write_squad
 
 from masksearch.evaluators.squad import (
@@ -233,12 +233,10 @@ def test_messages_of_decoding() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
+@real
 @pytest.mark.parametrize("length", [128, 384])
 def test_every_real_question(length: int) -> None:
-    folder = Path(os.environ["MASKSEARCH_DATA"])
+    folder = DATA
     tokenizer = open_tokenizer(folder / "bert-vocab" / "vocab.txt")
     ids = torch.zeros(2, length, dtype=torch.int32)
     corpus = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")

@@ -1,11 +1,11 @@
 """SWAG fine-tuning as the judge of a mask."""
 
 import math
-import os
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from real_data import DATA, real
 from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 
 from masksearch import SwagEvaluator, masks
@@ -98,11 +98,9 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
+@real
 def test_real_items(tmp_path: Path) -> None:
-    folder = Path(os.environ["MASKSEARCH_DATA"])
+    folder = DATA
     judge = SwagEvaluator(
         folder / "wikitext-2" / "valid.txt",
         folder / "swag",

@@ -1,7 +1,6 @@
 """SWAG: files in three forms, how one is split, what is refused, and sequences."""
 
 import csv
-import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from real_data import DATA, real
 from toy_questions import WORDS, swag_rows, toy_corpus, write_swag
 
 from masksearch.errors import DataError
@@ -169,11 +169,9 @@ def test_long_items_are_cut_at_the_outer_ends(parts: list[tuple[str, str, str]])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
+@real
 def test_the_real_file() -> None:
-    data = load_swag(Path(os.environ["MASKSEARCH_DATA"]) / "swag")
+    data = load_swag(DATA / "swag")
     assert len(data.train) + len(data.dev) == 500
     labels = Counter(item.label for item in (*data.train, *data.dev))
     assert set(labels) == {0, 1, 2, 3}

@@ -14,7 +14,6 @@ from toy import PlainTrials
 
 from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal
-from masksearch.errors import SearchError
 from masksearch.executors.job import JobRun
 from masksearch.executors.pool import Pool, WorkerLoss
 from masksearch.executors.worker import TrialRunner, WorkerConfig
@@ -247,16 +246,6 @@ class Saved:
 
     def __exit__(self, *reason: object) -> None:
         pass
-
-
-def test_a_strategy_that_waits_for_nothing_is_a_mistake(tmp_path):
-    class Lazy(Listed):
-        def ask(self):
-            return "wait"
-
-    story = Story(tmp_path, strategy=Lazy({}, []))
-    with pytest.raises(SearchError, match="waits although no job is running"):
-        story.pool.next_trial("a")
 
 
 def test_jobs_may_come_from_elsewhere(tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,21 @@ class Keeping(ToyEvaluator):
             yield report
 
 
+HOW = {"strategy": "random", "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The undisturbed search of six trials, whose evaluators differ in what they keep alone."""
+    return ms.search(space, Keeping(), run=tmp_path_factory.mktemp("whole"), trials=6, **HOW)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("slots", "full"), [(1, errno.ENOSPC), (2, errno.EDQUOT)])
-def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(tmp_path, slots, full):
-    arguments = dict(run=tmp_path / "run", trials=6, strategy="random", seed=1)
+def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(
+    tmp_path, slots, full, whole
+):
+    arguments = dict(run=tmp_path / "run", trials=6, **HOW)
     with pytest.raises(SearchError, match=r"the disk is full at .*trials/2"):
         ms.search(space, Keeping(full=full), executor=ms.Local(slots), **arguments)
     records = ms.Study(tmp_path / "run").records()
@@ -49,34 +61,27 @@ def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(tmp_path, 
     assert any(r.status == "done" for r in records)
     assert records[2].status == "running"
     study = ms.search(space, Keeping(), **arguments)
-    whole = ms.search(space, Keeping(), **{**arguments, "run": tmp_path / "whole"})
     assert outcome(study, by_draw=slots > 1) == outcome(whole, by_draw=slots > 1)
 
 
 @pytest.mark.slow
-def test_really_full_disk_at_a_checkpoint(small_disk, tmp_path):
+def test_really_full_disk_at_a_checkpoint(small_disk, tmp_path, whole):
     """On a file system of a few megabytes, with the study elsewhere."""
     run = small_disk / "run"
     storage = f"journal:{tmp_path / 'journal'}"
-    arguments = dict(run=run, storage=storage, trials=8, strategy="random", seed=1)
+    arguments = dict(run=run, storage=storage, trials=6, **HOW)
     with pytest.raises(SearchError, match=r"the disk is full.*free space"):
         ms.search(space, Keeping(megabytes=1.5), **arguments)
     finished = [r for r in ms.Study(run, storage).records() if r.status == "done"]
     assert finished
     for path in run.glob("trials/*/*.safetensors"):
         path.unlink()  # the user frees space
-    small = replace(Keeping(), megabytes=0.01)
-    study = ms.search(space, small, **arguments)
-    whole = ms.search(space, small, **{**arguments, "run": tmp_path / "w", "storage": None})
+    study = ms.search(space, Keeping(), **arguments)
     assert outcome(study) == outcome(whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage",
-    [b"not a checkpoint", *(pytest.param(d, marks=pytest.mark.slow) for d in (b"", None))],
-)
-def test_damaged_checkpoint_of_an_interrupted_trial_costs_only_time(tmp_path, damage):
+def test_damaged_checkpoints_of_an_interrupted_trial_cost_only_time(tmp_path, whole):
     class Interrupted(Keeping):
         def __call__(self, mask, *, seed, workdir):
             for report in super().__call__(mask, seed=seed, workdir=workdir):
@@ -84,22 +89,24 @@ def test_damaged_checkpoint_of_an_interrupted_trial_costs_only_time(tmp_path, da
                     raise KeyboardInterrupt
                 yield report
 
-    arguments = dict(run=tmp_path / "run", trials=6, strategy="random", seed=1)
+    arguments = dict(run=tmp_path / "run", trials=6, **HOW)
     with pytest.raises(KeyboardInterrupt):
         ms.search(space, Interrupted(), executor=ms.Local(isolate=False), **arguments)
-    newest, before = Checkpoints(tmp_path / "run/trials/2").files()
-    if damage is None:
-        newest.write_bytes(newest.read_bytes()[:-7])
-        before.write_bytes(b"\x00" * 100)
-    else:
-        newest.write_bytes(damage)
-    study = ms.search(space, Keeping(), **arguments)
-    whole = ms.search(space, Keeping(), **{**arguments, "run": tmp_path / "whole"})
-    assert outcome(study) == outcome(whole)
+    for number, damage in enumerate((b"not a checkpoint", b"", None)):
+        run = tmp_path / str(number)
+        shutil.copytree(tmp_path / "run", run)
+        newest, before = Checkpoints(run / "trials/2").files()
+        if damage is None:
+            newest.write_bytes(newest.read_bytes()[:-7])
+            before.write_bytes(b"\x00" * 100)
+        else:
+            newest.write_bytes(damage)
+        study = ms.search(space, Keeping(), **{**arguments, "run": run})
+        assert outcome(study) == outcome(whole), damage
 
 
 @pytest.mark.slow
-def test_worker_that_is_killed_once_changes_nothing_in_the_study(tmp_path):
+def test_worker_that_is_killed_once_changes_nothing_in_the_study(tmp_path, whole):
     class DiesOnce(Keeping):
         def __call__(self, mask, *, seed, workdir):
             for report in super().__call__(mask, seed=seed, workdir=workdir):
@@ -109,11 +116,8 @@ def test_worker_that_is_killed_once_changes_nothing_in_the_study(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield report
 
-    arguments = dict(trials=5, strategy="random", seed=1)
-    study = ms.search(
-        space, DiesOnce(), run=tmp_path / "run", executor=ms.Local(slots=2), **arguments
-    )
-    whole = ms.search(space, Keeping(), run=tmp_path / "whole", **arguments)
+    run = tmp_path / "run"
+    study = ms.search(space, DiesOnce(), run=run, trials=6, executor=ms.Local(slots=2), **HOW)
     assert outcome(study, by_draw=True) == outcome(whole, by_draw=True)
     assert list(tmp_path.glob("run/trials/*/0-1/died"))
 
@@ -128,7 +132,7 @@ def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
                 os._exit(11)
             yield from super().__call__(mask, seed=seed, workdir=workdir)
 
-    arguments = dict(run=tmp_path / "run", trials=4, strategy="random", seed=1)
+    arguments = dict(run=tmp_path / "run", trials=4, **HOW)
     for _ in range(2):  # the process would be gone each time: a child stands for it
         child = os.fork()
         if child == 0:

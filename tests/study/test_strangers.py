@@ -8,16 +8,15 @@ import os
 import shutil
 import socket
 import sqlite3
-import sys
 import threading
 from contextlib import contextmanager
 
 import pytest
+from cli_runs import run as run_command
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli import main as cli
 from masksearch.cli.resuming import remember
 from masksearch.study.store import follow_storage
 
@@ -105,14 +104,6 @@ def everything(folder):
     return sorted((str(path), path.lstat().st_size) for path in folder.rglob("*"))
 
 
-def run_command(monkeypatch, capsys, words):
-    monkeypatch.setattr(sys, "argv", ["masksearch", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr()
-    return int(stop.value.code or 0), said.out, said.err
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "entry"),
@@ -134,7 +125,7 @@ def test_stranger_opens_no_server_and_makes_no_file(
         else:
             text = COMMANDS.get(entry, "status {run}")
             words = [w.format(run=run, good=good, outside=tmp_path) for w in text.split()]
-            code, _, said = run_command(monkeypatch, capsys, words)
+            code, _, said = run_command(monkeypatch, capsys, *words)
             assert code == (0 if entry == "status" else 2), said
             assert said.count("\n") == (0 if entry == "status" else 1)
         assert entry == "status" or (RULE in said and "--storage " in said)
@@ -149,7 +140,7 @@ def test_server_that_the_call_names_is_asked(strange, tmp_path, monkeypatch, cap
         address = f"postgresql://me@127.0.0.1:{port}/x"
         run = strange(address)
         words = ["report", str(run), "--storage", address]
-        code, _, said = run_command(monkeypatch, capsys, words)
+        code, _, said = run_command(monkeypatch, capsys, *words)
         assert code == 2
         assert f"cannot open the storage {address}" in said
         count = len(connections)
@@ -196,7 +187,7 @@ def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, monk
     study = ms.search(space, ToyEvaluator(), storage=shared, **resumed)
     assert len(study.records()) == 3
     code, out, err = run_command(
-        monkeypatch, capsys, ["report", f"{a}#2", "--storage", shared, "--length", "16"]
+        monkeypatch, capsys, "report", f"{a}#2", "--storage", shared, "--length", 16
     )
     assert code == 0, err
     assert str(study.records()[2].mask) in out
@@ -253,7 +244,7 @@ def test_resume_joins_no_server_that_only_the_folder_names(option, strange, monk
     command = json.loads(path.read_text())
     command["options"] |= {"executor": "ray", option: "ray://10.0.0.1:10001"}
     path.write_text(json.dumps(command))
-    code, _, said = run_command(monkeypatch, capsys, ["resume", str(run)])
+    code, _, said = run_command(monkeypatch, capsys, "resume", run)
     assert code == 2
     assert f"--{option.replace('_', '-')} ray://10.0.0.1:10001" in said
 
@@ -283,7 +274,7 @@ def test_lock_that_is_a_link_is_left_alone(good, strange, tmp_path, monkeypatch,
     (run / ".writer.lock").symlink_to(tmp_path / "precious")
     status = json.loads((run / "status.json").read_text()) | {"state": "running"}
     (run / "status.json").write_text(json.dumps(status))
-    assert "killed" in run_command(monkeypatch, capsys, ["status", str(run)])[1]
+    assert "killed" in run_command(monkeypatch, capsys, "status", run)[1]
     with pytest.raises(ms.errors.SearchError, match=r"\.writer\.lock is a link"):
         ms.search(space, ToyEvaluator(), run=run, trials=3, strategy="random", progress=None)
     assert (tmp_path / "precious").read_text() == "mine"

@@ -21,6 +21,7 @@ from masksearch.masks import lower
 
 LENGTH, BLOCK = 96, 32
 SPACES = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))
+EVERYDAY = {"distances", "head_families", "block_layouts", "local_global_heads"}
 
 
 def drawn(*shape: int) -> Tensor:
@@ -47,7 +48,13 @@ def compiled_under(backend: Callable, plan: FlexPlan, heads: int) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] * (path.stem not in EVERYDAY))
+        for path in SPACES
+    ],
+)
 def test_the_masks_of_a_space_share_one_graph(path):
     space = ms.load_function(f"{path}:space")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

@@ -2,11 +2,10 @@
 
 import csv
 import math
-import os
 import random
-from pathlib import Path
 
 import pytest
+from real_data import DATA, real
 
 from masksearch import glue_score
 from masksearch.errors import UnknownNameError
@@ -90,11 +89,9 @@ def test_what_is_no_score_is_named() -> None:
         glue_score({"MRPC": 0.5}, "berd")  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
+@real
 def test_the_average_is_the_printed_one_in_every_row() -> None:
-    path = Path(os.environ["MASKSEARCH_DATA"]) / "results" / "sparsebert_readme.csv"
+    path = DATA / "results" / "sparsebert_readme.csv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 14

@@ -1,20 +1,16 @@
 """GLUE files, metrics and majority scores."""
 
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import DATA, real
 
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.tasks.glue import TASKS, GlueTask, constant_scores, load_glue, majority, score
 from masksearch.tasks.glue.tasks import task_number
-
-real = pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
 
 
 def write(folder: Path, name: str, *lines: str, end: str = "\n") -> Path:
@@ -256,7 +252,7 @@ OFFICIAL = {  # training rows here, and development rows by class number, from t
 def test_every_task_loads_tokenizes_and_scores_on_real_rows(name: str) -> None:
     from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 
-    place = Path(os.environ["MASKSEARCH_DATA"])
+    place = DATA
     data = load_glue(place / "glue", name)
     train, dev = OFFICIAL[name]
     assert len(data.train) == train

@@ -2,20 +2,16 @@
 
 import copy
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import DATA, real
 from toy_questions import squad_json, write_squad
 
 from masksearch.errors import DataError
 from masksearch.tasks.squad import Question, load_squad, read_squad
-
-real = pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
 
 
 def articles(questions: Sequence[Question]) -> set[str]:
@@ -184,7 +180,7 @@ def test_version_2_without_unanswerable_questions(tmp_path: Path) -> None:
 @real
 @pytest.mark.slow
 def test_the_real_file() -> None:
-    data = load_squad(Path(os.environ["MASKSEARCH_DATA"]) / "squad")
+    data = load_squad(DATA / "squad")
     assert len(data.train) + len(data.dev) == 10_570
     assert (len(articles(data.train)), len(articles(data.dev))) == (38, 10)
     for question in [*data.train, *data.dev]:

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from real_data import DATA, real
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.corpus import Corpus
 
 WORDS = [f"{a}{b}{c}" for a in "bdgk" for b in "aeiou" for c in ("n", "rt", "st", "lling")]
-real = pytest.mark.skipif(
-    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
-)
 
 
 def text(words: int, seed: int = 0) -> str:
@@ -313,7 +311,7 @@ def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) ->
 @real
 @pytest.mark.nightly
 def test_wikitext_token_counts(tmp_path: Path) -> None:
-    corpus = Corpus.load(Path(os.environ["MASKSEARCH_DATA"]) / "wikitext-2", cache=tmp_path)
+    corpus = Corpus.load(DATA / "wikitext-2", cache=tmp_path)
     assert corpus.train.shape == (23_095, 128)
     assert corpus.held_out.shape == (2_410, 128)
     assert corpus.vocabulary == 4096
