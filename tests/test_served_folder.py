@@ -51,7 +51,7 @@ def check(folder: Path, log: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sinks", ["calibrate", "tune"])
+@pytest.mark.parametrize("sinks", ["calibrate", pytest.param("tune", marks=pytest.mark.nightly)])
 def test_what_is_written_from_bfloat16_leaves_the_weights_as_they_were(sinks, tmp_path):
     def dense() -> float:
         judge = ms.CausalEvaluator("text", weights="model", length=96, precision="bfloat16")

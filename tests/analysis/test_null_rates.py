@@ -295,7 +295,7 @@ def test_equal_masks_that_a_user_names():
     assert {name: rate for name, rate in worst.items() if rate > below(ALLOWED)} == {}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_equal_masks_by_the_pooled_error():
     names = ["normal", "heavy tails, t(3)", "plateau, 15 % of runs", "unequal sd, 1/4 to 4"]
     found = {name: rates(pooled_claims, EQUAL[name]) for name in names}

@@ -629,6 +629,7 @@ def test_a_dense_model_at_the_majority_ends_a_search_on_ray(cluster, tmp_path):
     assert not (tmp_path / "run" / "trials").exists()
 
 
+@pytest.mark.nightly
 def test_a_worker_that_cannot_provide_its_models_ends_a_search(cluster, tmp_path):
     judge = frozen_judge(write_sentences(tmp_path), finetune_lr=1e30)
     with pytest.raises(SearchError, match="the loss became"):

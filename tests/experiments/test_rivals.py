@@ -61,7 +61,7 @@ class WithoutTask(nn.Module):
         return self.model(**given)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_selector_scores_each_level_of_each_unit(selector, tmp_path):
     model, batches = bert(), random_batches(2)

@@ -228,7 +228,7 @@ def test_differences_are_in_standard_errors_of_ours(
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_script_prints_and_writes(tmp_path: Path, monkeypatch, capsys) -> None:
     run = judged(tmp_path / "r", {"Star": NAMED["Star"]}, columns=("CoLA", "RTE"), seeds=[0])
     monkeypatch.setattr("sys.argv", ["table.py", str(run), "--out", str(tmp_path / "out")])

@@ -250,7 +250,6 @@ def test_any_json_is_refused_cleanly(text):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
 @given(sized_trees(3), st.data())
 def test_edited_masks_are_refused_cleanly(sized, data):
     tree = sized[1].to_dict()
