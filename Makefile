@@ -10,6 +10,7 @@
 # with CONSTRAINTS=/dev/null the newest ones.
 
 PYTHON ?= python3
+PYTEST ?= -n 2
 # compiled files are kept: the second run of the tests begins 15 s earlier, and so do its programs
 export PYTHONDONTWRITEBYTECODE :=
 CONSTRAINTS ?= constraints.txt
@@ -35,7 +36,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(PYTEST)
 
 test-all: export HYPOTHESIS_PROFILE ?= thorough
 test-all: $(STAMP)
