@@ -1,46 +1,37 @@
 """What the pages say of this experiment, recomputed from results/: see experiments/verify.py."""
 
 import runpy
-import sys
+from functools import partial
 from pathlib import Path
-
-import numpy as np
+from types import SimpleNamespace
 
 from experiments.verify import Claim, rows, sentences
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 HERE = "experiments/19_front/README.md"
-sys.path.insert(0, str(FOLDER))  # secondary.py imports tables.py by its name
-TABLES = runpy.run_path(str(FOLDER / "tables.py"))
-FIGURES = runpy.run_path(str(FOLDER / "secondary.py"))
-sys.path.remove(str(FOLDER))
-BUDGETS = TABLES["PLAN"]["budgets"]["densities"]
 NAMES = {"dam": "DAM", "tpe": "TPE", "random": "random"}
+front = SimpleNamespace(**runpy.run_path(str(FOLDER / "tables.py")))
+BUDGETS = front.PLAN["budgets"]["densities"]
 
-cards = TABLES["card"](TABLES["read"](RESULTS / "card.jsonl")).dropna()  # masks with both seeds
-noise = TABLES["noise_and_spread"](cards)
-picked, scores = TABLES["chosen"](RESULTS, BUDGETS), TABLES["judged"](RESULTS, "STS-B")
-searches = TABLES["by_search"](picked, scores)
-of_arm = {arm: searches.loc[searches["arm"] == arm, "score"].to_numpy() for arm in NAMES}
-found = FIGURES["secondary"](RESULTS, BUDGETS)
-tested = TABLES["contrasts"](searches).set_index("contrast")
-costs = TABLES["costs"](RESULTS).groupby("arm")[["tokens", "trials"]].max()
-lines = [
-    line
-    for path in RESULTS.glob("*.jsonl")
-    if "_card" not in path.name
-    for line in TABLES["read"](path)
-]
-of_cards = [line for path in RESULTS.glob("*_card.jsonl") for line in TABLES["read"](path)]
-on_card = TABLES["judged"](RESULTS, "STS-B_card")
-mrpc = TABLES["judged"](RESULTS, "MRPC_card").set_index("arm")["score"]
-cpu_hours = sum(line["seconds"] for line in lines if line.get("where") != "drawn") / 3600
+cards = front.card(front.read(RESULTS / "card.jsonl")).dropna()  # masks with both seeds
+picked, scores = front.chosen(RESULTS, BUDGETS), front.judged(RESULTS, "STS-B")
+on_card = front.judged(RESULTS, "STS-B_card")
+means, secondary = front.by_search(picked, scores), front.secondary(RESULTS, BUDGETS)
+of_arm = means.groupby("arm")["score"]
+tested = front.contrasts(means).set_index("contrast")
+again = front.contrasts(front.by_search(picked, on_card)).set_index("contrast")
+tokens = front.costs(RESULTS).groupby("arm")["tokens"].max() / 1e6
+lines = {path.stem: front.read(path) for path in RESULTS.glob("*.jsonl")}
+of_card = [line for name, own in lines.items() if name.endswith("_card") for line in own]
+of_cpu = [line for name, own in lines.items() if not name.endswith("_card") for line in own]
+by_hand = sum(line["where"] == "drawn" for line in of_card) / 2  # of STS-B, and of MRPC
+hours = sum(line["seconds"] for line in of_cpu if line.get("where") != "drawn") / 3600
 
 
 def figure(measure: str, arm: str) -> list[float]:
     """A figure of secondary.csv with its interval."""
-    (row,) = found[(found["measure"] == measure) & (found["arm"] == arm)].itertuples()
+    (row,) = secondary[(secondary["measure"] == measure) & (secondary["arm"] == arm)].itertuples()
     return [row.value, row.low, row.high]
 
 
@@ -49,180 +40,107 @@ def mean(arm: str, budget: float) -> float:
     return scores[(scores["arm"] == arm) & (scores["budget"] == budget)]["score"].mean()
 
 
-def denser(budget: float, most: float) -> int:
+def sparse(budget: float, most: float) -> int:
     """Searches of the samplers that chose a mask of at most that density."""
     own = picked[(picked["arm"] != "dam") & (picked["budget"] == budget)]
     return int((own["density"] < most).sum())
 
 
-gain = figure("score", "dam - random")
-p = tested.loc["dam - random", "adjusted_p"]
+score = partial(figure, "score")
+gain, p = score("dam - random"), tested.loc["dam - random", "adjusted_p"]
+DRAWN = "the drawn, by search rows"
+minus = {arm: score(f"{arm} - {DRAWN}") for arm in NAMES}
+found = on_card[on_card["budget"] == 0.2].set_index("arm")
+shifts, best = found.loc["signed shifts"], found.loc[[*NAMES], "score"].max()
+dense = on_card.set_index("arm").loc["dense", "score"]
+mrpc = front.judged(RESULTS, "MRPC_card").set_index("arm")["score"]
+families = mrpc.drop(["dense", "random keys"])
+taus = secondary[secondary["measure"].str.startswith("tau-b")]["value"]  # all, .12, .2, ..
+beats = "beat" if max(low for _, low, _ in minus.values()) <= 0 else "?"
+above = "above" if of_arm.min()["dam"] > of_arm.max()["random"] else "below"
+top = "above" if of_arm.max()["tpe"] > of_arm.max()["dam"] else "below"
+
 ARMS = {
-    name: [*figure("score", arm), *figure("hypervolume", arm)]
-    for arm, name in {"dam": "DAM", "tpe": "TPE", "random": "random search"}.items()
+    title: [*score(arm), *figure("hypervolume", arm)]
+    for arm, title in (NAMES | {"random": "random search"}).items()
 }
 CONTRASTS = {
     f"{NAMES[one]} - {NAMES[other]}": [
-        *figure("score", f"{one} - {other}"),
+        *score(f"{one} - {other}"),
         *tested.loc[f"{one} - {other}", ["p", "adjusted_p"]],
     ]
-    for one, other in TABLES["CONTRASTS"]
+    for one, other in front.CONTRASTS
 }
-BY_BUDGET = {
-    f"{budget:g}": [
-        *(mean(arm, budget) for arm in NAMES),
-        *figure(f"score at {budget:g}", "dam - random"),
-        *figure(f"score at {budget:g}", "dam - tpe"),
-    ]
-    for budget in BUDGETS
+BY_BUDGET = {f"{budget:g}": [mean(arm, budget) for arm in NAMES] for budget in BUDGETS}
+for budget, cells in BY_BUDGET.items():
+    cells += figure(f"score at {budget}", "dam - random")
+    cells += figure(f"score at {budget}", "dam - tpe")
+BY_HAND = {}
+for rival in front.rivals(RESULTS, on_card, BUDGETS).itertuples():
+    cells = BY_HAND[f"{rival.budget:g} | {rival.mask.rsplit(' ', 1)[0]}"] = [rival.judged]
+    for arm in NAMES:
+        cells += figure(f"score at {rival.budget:g}", f"{arm} - {DRAWN}")
+
+MEANS = [*of_arm.mean()[["dam", "random"]], *gain, p, of_arm.mean()["tpe"]]
+SHIFTS = [shifts["score"], 100 * shifts["density"], dense, mean("dam", 0.2), 20]
+MRPC = [mrpc["dense"], families.min(), families.max()]
+RUNS = [by_hand, len(of_card) - 2 * by_hand, by_hand]
+PAGE = {
+    "random search: {} against {} of correlation, mean over the four budgets, {} [{}, {}] (five "
+    "searches a side, adjusted p {}). TPE's {} is not told": MEANS,
+    "minus those that search rows prefer, DAM's are {} [{}, {}], TPE's {} [{}, {}], those of "
+    "random search {} [{}, {}]": [*minus["dam"], *minus["tpe"], *minus["random"]],
+    "has {} with {} % of the pairs (dense attention {}), where DAM has {} with {} %": SHIFTS,
+    "DAM's {} searches lie {} all five": ["five", above],
+    "DAM minus random is {} (p {})": [*again.loc["dam - random", ["difference", "p"]]],
+    "deviations of {} (DAM), {} (random) and {} (TPE)": [*of_arm.std()[["dam", "random", "tpe"]]],
+    "TPE's best search, {}, is {} every search of DAM": [of_arm.max()["tpe"], top],
+    "at {} % {} of ten searches chose a mask of {} %": [20, sparse(0.2, 0.15), 12],
+    "at {} % {} chose one of at most {} %": [30, sparse(0.3, 0.21), 20],
+    "is {} over all 60 masks, and {}, {}, {} and {} within budgets of 12, 20, 30": [*taus],
+    "{} million tokens a search of random search and TPE, {} of DAM": [*tokens[["tpe", "dam"]]],
+    "deviation of {} without what a seed's masks share, masks of {}": front.noise_and_spread(
+        cards
+    ),
+    "Correlations are low, {} to {}": [cards["mean"].min(), cards["mean"].max()],
+    "({} runs), on shared 2-core CPUs: {} core-hours": [scores["seeds"].sum(), hours],
+    "At {} % the best of the fifteen searches keeps {}": [20, best],
+    "TPE is {} above these, too": [mean("tpe", 0.5) - shifts["score"]],
+    "DAM is {} [{}, {}] from the drawn masks": score("dam - the drawn, by judged rows"),
+    "{} [{}, {}] from random keys": score("dam - random keys"),
+    "mean over the {} masks, {} [{}, {}]": [len(scores), *score("card - CPU, of masks")],
+    "dense attention reaches {}, the drawn masks {} to {}": MRPC,
+    "attention ({} runs), the searches' masks ({}), and MRPC under the drawn masks ({})": RUNS,
 }
-tau = {
-    row.arm: row.value
-    for row in found[found["measure"] == "tau-b of proxy and judged"].itertuples()
+ALL_PAGES = {
+    "| {}'s masks are {} [{}, {}] of STS-B's correlation {} those of random search in the mean "
+    "over four budgets (five searches a side, adjusted p {}), {}'s are not told": [
+        *("DAM", *gain, gain[0], p, "TPE")
+    ],
+    "at half of the pairs TPE's are {} DAM's": [-figure("score at 0.5", "dam - tpe")[2]],
+    "minus those that search rows prefer, DAM's are {} [{}, {}], those of random search {} "
+    "[{}, {}]; signed shifts keep {} with {} % of the pairs, where the best search keeps {} with "
+    "{} %": [*minus["dam"], *minus["random"], *SHIFTS[:2], best, 20],
 }
-again = TABLES["contrasts"](TABLES["by_search"](picked, on_card)).set_index("contrast")
-opponents = FIGURES["rivals"](RESULTS, on_card, BUDGETS)
-DRAWN = "the drawn, by search rows"
-BY_HAND = {
-    f"{rival.budget:g} | {rival.mask.rsplit(' ', 1)[0]}": [
-        rival.judged,
-        *(
-            end
-            for arm in NAMES
-            for end in figure(f"score at {rival.budget:g}", f"{arm} - {DRAWN}")
-        ),
-    ]
-    for rival in opponents.itertuples()
+FIRST_PAGE = {
+    "DAM's masks keep {} of STS-B's score than those of random search; TPE's are not told": [
+        gain[1]
+    ],
+    "mean over four budgets, DAM minus random: {} [{}, {}], minus drawn: {} [{}, {}], five "
+    "searches a side": [*gain, *minus["dam"]],
+    "One mask drawn {}, signed shifts, keeps {} there, {} attention {}, {}'s searches {} in the "
+    "mean; at half of the pairs {}'s keep {}": [
+        *("by hand", shifts["score"], "dense", dense),
+        *("DAM", mean("dam", 0.2), "TPE", mean("tpe", 0.5)),
+    ],
 }
-shifts = on_card[(on_card["arm"] == "signed shifts") & (on_card["budget"] == 0.2)].iloc[0]
-dense = on_card.loc[on_card["arm"] == "dense", "score"].item()
-searched = on_card[(on_card["where"] != "drawn") & (on_card["budget"] == 0.2)]["score"].max()
-drawn = mrpc[~mrpc.index.isin(["dense", "random keys"])]
-beats = "beat" if max(figure("score", f"{arm} - {DRAWN}")[1] for arm in NAMES) <= 0 else "?"
-above = of_arm["dam"].min() > of_arm["random"].max()
-spread = [np.std(of_arm[arm], ddof=1) for arm in ("dam", "random", "tpe")]
-ANSWER = [of_arm["dam"].mean(), of_arm["random"].mean(), *gain, p, of_arm["tpe"].mean()]
 CLAIMS = [
-    *rows(HERE, ARMS, after="## Primary"),
-    *rows(HERE, CONTRASTS, after="## Primary"),
+    *rows(HERE, ARMS | CONTRASTS, after="## Primary"),
     *rows(HERE, BY_BUDGET, after="## By budget"),
     *rows(HERE, BY_HAND, after="## Against masks drawn by hand"),
-    *sentences(
-        HERE,
-        {
-            "random search: {} against {} of correlation, mean over the four budgets, {} [{}, {}] "
-            "(five searches a side, adjusted p {}). TPE's {} is not told": ANSWER,
-            "standard deviations of {} (DAM), {} (random) and {} (TPE). TPE's best search, {},": [
-                *spread,
-                of_arm["tpe"].max(),
-            ],
-            "at {} % {} of their ten searches chose a mask of {} %, at {} % {} chose one": [
-                20,
-                denser(0.2, 0.15),
-                12,
-                30,
-                denser(0.3, 0.21),
-            ],
-            "is {} over all 60 masks, and {}, {}, {} and {} within budgets of 12, 20, 30": [
-                tau["all budgets"],
-                *(tau[f"{budget:g}"] for budget in reversed(BUDGETS)),
-            ],
-            "{} million tokens a search of random search and TPE, {} of DAM": [
-                costs.loc["tpe", "tokens"] / 1e6,
-                costs.loc["dam", "tokens"] / 1e6,
-            ],
-            "deviation of {}, masks of {}": [noise["noise"], noise["spread"]],
-            "Correlations are low, {} to {},": [cards["mean"].min(), cards["mean"].max()],
-            "(180 runs), on shared 2-core CPUs: {} core-hours": [cpu_hours],
-            "minus those that search rows prefer, DAM's are {} [{}, {}], TPE's {} [{}, {}], those "
-            "of random search {} [{}, {}]": [
-                *figure("score", f"dam - {DRAWN}"),
-                *figure("score", f"tpe - {DRAWN}"),
-                *figure("score", f"random - {DRAWN}"),
-            ],
-            "has {} with {} % of the pairs (dense attention {}), where DAM has {} with {} %": [
-                shifts["score"],
-                100 * shifts["density"],
-                dense,
-                mean("dam", 0.2),
-                20,
-            ],
-            "DAM minus random is {} (p {})": [*again.loc["dam - random", ["difference", "p"]]],
-            "At {} % the best of the fifteen searches keeps {}": [20, searched],
-            "TPE is {} above these, too": [mean("tpe", 0.5) - shifts["score"]],
-            "DAM is {} [{}, {}] from them in the mean": [
-                *figure("score", "dam - the drawn, by judged rows")
-            ],
-            "it leaves behind by {} [{}, {}]": [*figure("score", "dam - random keys")],
-            "card minus CPU, mean over the {} masks, {} [{}, {}]": [
-                60,
-                *figure("score", "card - CPU, of masks"),
-            ],
-            "dense attention reaches {}, the drawn masks {} to {}": [
-                mrpc["dense"],
-                drawn.min(),
-                drawn.max(),
-            ],
-            "dense attention ({} runs), the searches' masks anew ({}), and MRPC under the drawn "
-            "masks ({})": [
-                sum(line["where"] == "drawn" for line in of_cards) / 2,
-                sum(line["where"] != "drawn" for line in of_cards),
-                sum(line["where"] == "drawn" for line in of_cards) / 2,
-            ],
-        },
-    ),
-    *sentences(
-        "experiments/README.md",
-        {
-            "| {}'s masks are {} [{}, {}] of STS-B's correlation {} those of random search in the "
-            "mean over four budgets (five searches a side, adjusted p {}), {}'s are not told": [
-                "DAM",
-                *gain,
-                gain[0],
-                p,
-                "TPE",
-            ],
-            "at half of the pairs TPE's are {} DAM's": [-figure("score at 0.5", "dam - tpe")[2]],
-            "minus those that search rows prefer, DAM's are {} [{}, {}], those of random search "
-            "{} [{}, {}]; signed shifts keep {} with {} % of the pairs, where the best search "
-            "keeps {} with {} %": [
-                *figure("score", f"dam - {DRAWN}"),
-                *figure("score", f"random - {DRAWN}"),
-                shifts["score"],
-                100 * shifts["density"],
-                searched,
-                20,
-            ],
-        },
-    ),
-    Claim(
-        "README.md",
-        "DAM's masks keep {} of STS-B's score than those of random search; TPE's are not told",
-        [gain[1]],
-    ),
-    Claim(
-        "README.md",
-        "mean over four budgets, DAM minus random: {} [{}, {}], minus drawn: {} [{}, {}], five "
-        "searches a side",
-        [*gain, *figure("score", f"dam - {DRAWN}")],
-    ),
-    *(
-        Claim(page, "None is shown to {} masks drawn {}", [beats, "by hand"])
-        for page in (HERE, "README.md")
-    ),
-    Claim(
-        "README.md",
-        "One mask drawn {}, signed shifts, keeps {} there, {} attention {}, {}'s searches {} in "
-        "the mean; at half of the pairs {}'s keep {}",
-        [
-            *("by hand", shifts["score"], "dense", dense),
-            *("DAM", mean("dam", 0.2), "TPE", mean("tpe", 0.5)),
-        ],
-    ),
-    Claim(HERE, "DAM's {} searches lie {} all five", ["five", "above" if above else "below"]),
-]
-NO_CLAIM = [
-    (HERE, "are written less 2.5"),
-    (HERE, "[arXiv 2502.13251]"),
-    (HERE, "[2602.03681]"),
-]
+    *sentences(HERE, PAGE),
+    *sentences("experiments/README.md", ALL_PAGES),
+    *sentences("README.md", FIRST_PAGE),
+    *(Claim(page, "None is shown to {} masks drawn {}", [beats, "by hand"])
+      for page in (HERE, "README.md")),
+]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Figures of what was found, from results/ alone.
+"""Tables and figures of what was found, from results/ alone.
 
-    python experiments/19_front/figures.py    # also writes the tables that they show
+    python experiments/19_front/figures.py
 
 `front.png` has masks of one budget with their judged scores, and the front; `tokens.png` the
 score on search rows over tokens spent; `masks.png` what every arm keeps at each budget.
@@ -9,38 +9,31 @@ score on search rows over tokens spent; `masks.png` what every arm keeps at each
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import tables
 from matplotlib.axes import Axes
-from secondary import CONTROLS, attained, rivals, secondary
 
 from masksearch.report import style
 
-HERE = Path(__file__).parent
 NAMES = {"dam": "DAM", "tpe": "TPE", "random": "random search"}
 STYLES = style.styles_of(NAMES)
 SHOWN = 0.2  # the budget whose masks front.png has
+Panels = dict[str, tuple[str, str]]  # name in masks.json -> title, and what stands below
+Searches = dict[str, int]  # arm -> the number of one
 
 
-class Found(NamedTuple):
-    """Of one task: judged masks, means of searches, drawn rivals, and which pairs heads keep."""
-
-    scores: pd.DataFrame
-    searches: pd.DataFrame
-    opponents: pd.DataFrame
-    shares: dict[str, list[list[float]]]
-
-
-def median_search(searches: pd.DataFrame, arm: str) -> int:
-    """The search in the middle of its arm."""
-    own = searches[searches["arm"] == arm].sort_values("score")
-    return int(own["search"].iloc[len(own) // 2])
+def median_searches(results: Path, budgets: Sequence[float]) -> Searches:
+    """Arm -> the search in the middle of those that are judged whole."""
+    picked, scores = tables.chosen(results, budgets), tables.judged(results, "STS-B")
+    means = tables.by_search(picked, scores).sort_values("score")
+    numbers = {arm: means.loc[means["arm"] == arm, "search"].tolist() for arm in tables.ARMS}
+    return {arm: own[len(own) // 2] for arm, own in numbers.items() if own}
 
 
 def short(name: str) -> str:
@@ -48,22 +41,24 @@ def short(name: str) -> str:
     return name.rsplit(" ", 1)[0].replace("widest window and", "window,")
 
 
-def show(axes: Axes, kept: Sequence[Sequence[float]], title: str, below: str) -> None:
-    """Queries down, keys across; the darker, the more heads keep a pair."""
-    axes.imshow(kept, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=style.LABEL, color=style.INK)
-    axes.set_xlabel(below, fontsize=style.LABEL, color=style.INK)
+def show(grid: Sequence[Axes], panels: Panels, shares: Mapping[str, Any]) -> None:
+    """Masks, queries down, keys across; the darker, the more heads keep a pair."""
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (name, (title, below)) in zip(grid[: len(panels)], panels.items(), strict=True):
+        axes.set_axis_on()
+        axes.imshow(shares[name], cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=style.LABEL, color=style.INK)
+        axes.set_xlabel(below, fontsize=style.LABEL, color=style.INK)
 
 
 def draw_front(axes: Axes, scores: pd.DataFrame, opponents: pd.DataFrame) -> None:
     """A thin line a search, a thick one for the median that its arm attains."""
-    densities = np.linspace(0.1, 0.6, 101).tolist()
-    median = attained(scores, densities)
+    median = tables.attained(scores, np.linspace(0.1, 0.6, 101).tolist())
     for arm, title in NAMES.items():
         colour, marker = STYLES[arm]
-        for _, own in scores[scores["arm"] == arm].groupby("where"):
-            own = own.sort_values("density")
+        for _, own in scores[scores["arm"] == arm].sort_values("density").groupby("where"):
             axes.plot(own["density"], own["score"], color=colour, linewidth=0.5, alpha=0.6,
                       marker=marker, markersize=2.5, markeredgewidth=0)  # fmt: skip
         middle = median[(median["arm"] == arm) & (median["score"] > 0)]
@@ -71,98 +66,69 @@ def draw_front(axes: Axes, scores: pd.DataFrame, opponents: pd.DataFrame) -> Non
     if len(opponents):
         axes.plot(opponents["density"], opponents["judged"], "D", color=style.INK, markersize=4,
                   label="drawn by hand, best on search rows")  # fmt: skip
-    for name, line in (("random keys", ":"), ("dense", "--")):
-        own = scores[scores["arm"] == name].sort_values("density")
-        if name == "dense" and len(own):
-            axes.axhline(own["score"].iloc[0], color=style.GREY, linestyle=line, label=name)
-        elif len(own):
-            axes.plot(own["density"], own["score"], color=style.GREY, linestyle=line, label=name)
+    keys = scores[scores["arm"] == "random keys"].sort_values("density")
+    if len(keys):
+        axes.plot(keys["density"], keys["score"], ":", color=style.GREY, label="random keys")
+    for dense in scores.loc[scores["arm"] == "dense", "score"]:
+        axes.axhline(dense, color=style.GREY, linestyle="--", label="dense")
     style.clean(axes, "share of the pairs of real tokens that is kept", "STS-B, Pearson")
 
 
-def front(found: Found, out: Path) -> None:
-    """Masks of one budget, and the front."""
-    scores, opponents = found.scores, found.opponents
-    drawn = scores[scores["where"] == "drawn"]
-    panels = {  # name in masks.json -> title, judged score
-        f"{own.arm} {own.budget:g}": (own.arm, own.score)
-        for own in drawn[drawn["arm"].isin(CONTROLS)].sort_values("arm").itertuples()
-        if own.budget in (1, SHOWN)
-    }
-    for rival in opponents[opponents["budget"] == SHOWN].itertuples():
-        panels[rival.mask] = f"by hand: {short(rival.mask)}", rival.judged
-    for arm, title in NAMES.items():
-        number = median_search(found.searches, arm)
-        own = scores[(scores["arm"] == arm) & (scores["where"] == f"search {number}")]
-        panels[f"{arm} {SHOWN} {number}"] = title, own.set_index("budget")["score"][SHOWN]
-    figure = style.new_figure(10.2, 4.2)
-    left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
-    for axes in left.subplots(2, 3).flat:
-        axes.set_axis_off()
-    for axes, (name, (title, score)) in zip(left.axes[: len(panels)], panels.items(), strict=True):
-        axes.set_axis_on()
-        show(axes, found.shares[name], title, f"score {score:.3f}")
-    draw_front(right.subplots(), scores, opponents)
-    right.legend(loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False)
-    style.write_figure(figure, out / "front.png")
-
-
-def over_tokens(results: Path, out: Path, budgets: Sequence[float]) -> None:
-    """Mean over the budgets of the best score on search rows, over tokens spent."""
-    figure = style.new_figure(style.PAGE, 3.0)
-    axes = figure.subplots()
-    for arm, title in NAMES.items():
-        for number, path in enumerate(sorted(results.glob(f"{arm}_?.jsonl"))):
-            lines = tables.read(path)
-            spent = [each / 1e6 for each in accumulate(map(tables.tokens, lines))]
-            best = [mean_best(lines[: count + 1], budgets) for count in range(len(lines))]
-            label = title if not number else None
-            axes.step(spent, best, where="post", color=STYLES[arm][0], linewidth=0.9, label=label)
+def draw_tokens(axes: Axes, results: Path, budgets: Sequence[float]) -> None:
+    """Mean over the budgets of the best score on search rows, 0 without one, over tokens spent."""
+    found, arms = tables.searches(results), [*NAMES]
+    for arm, number in sorted(found, key=lambda search: arms.index(search[0])):
+        best, lines = [], found[arm, number]
+        for count in range(1, len(lines) + 1):
+            within = [tables.best_within(lines[:count], budget) for budget in budgets]
+            best.append(np.mean([line["score"] if line else 0.0 for line in within]))
+        spent = [each / 1e6 for each in accumulate(map(tables.tokens, lines))]
+        label = None if number else NAMES[arm]
+        axes.step(spent, best, where="post", color=STYLES[arm][0], linewidth=0.9, label=label)
     style.clean(axes, "million tokens (a backward pass counts two)", "score on search rows, mean")
     axes.legend(fontsize=style.SMALL, frameon=False)
-    style.write_figure(figure, out / "tokens.png")
 
 
-def mean_best(lines: Sequence[tables.Line], budgets: Sequence[float]) -> float:
-    """Mean over the budgets of the best score so far; 0 where nothing is within one."""
-    masks = list(filter(tables.scored, lines))
-    best = [tables.best_within(masks, budget) for budget in budgets]
-    return float(np.mean([line["score"] if line else 0.0 for line in best]))
-
-
-def every_mask(found: Found, out: Path, budgets: Sequence[float]) -> None:
-    """A row a budget: the drawn mask, and what the middle search of each arm chose."""
-    opponents = found.opponents
-    figure = style.new_figure(style.PAGE, 1.9 * len(budgets))
-    for budget, row in zip(budgets, figure.subplots(len(budgets), 4, squeeze=False), strict=True):
-        titles = {
-            f"{arm} {budget} {median_search(found.searches, arm)}": NAMES[arm] for arm in NAMES
-        }
-        for rival in opponents[opponents["budget"] == budget].itertuples():
-            titles = {rival.mask: short(rival.mask)} | titles
-        for axes in row:
-            axes.set_axis_off()
-        for axes, (name, title) in zip(row[: len(titles)], titles.items(), strict=True):
-            axes.set_axis_on()
-            show(axes, found.shares[name], title, f"budget {budget:g}")
-    style.write_figure(figure, out / "masks.png")
+def panels_of_front(scores: pd.DataFrame, opponents: pd.DataFrame, middle: Searches) -> Panels:
+    """Masks of one budget: controls, drawn by hand, and the middle search of each arm."""
+    at = scores.set_index(["where", "arm", "budget"])["score"]
+    panels: Panels = {}
+    for name, budget in (("dense", 1.0), ("random keys", SHOWN)):
+        if ("drawn", name, budget) in at:
+            panels[f"{name} {budget:g}"] = name, f"score {at['drawn', name, budget]:.3f}"
+    for rival in opponents[opponents["budget"] == SHOWN].itertuples():
+        panels[rival.mask] = f"by hand: {short(rival.mask)}", f"score {rival.judged:.3f}"
+    for arm, title in NAMES.items():
+        score = at[f"search {middle[arm]}", arm, SHOWN]
+        panels[f"{arm} {SHOWN} {middle[arm]}"] = title, f"score {score:.3f}"
+    return panels
 
 
 def write(results: Path, budgets: Sequence[float]) -> None:
     """Every table and figure that the lines allow so far."""
     tables.write(results, budgets)
-    over_tokens(results, results, budgets)
-    if (results / "searches_STS-B.csv").is_file():
-        table = secondary(results, budgets)
-        table.to_csv(results / "secondary.csv", index=False, float_format="%.5f")
-        print(table.to_string(index=False))
-        scores = tables.beside_drawn(results, "STS-B")
-        searches = pd.read_csv(results / "searches_STS-B.csv")
-        shares = json.loads((results / "masks.json").read_text("utf-8"))
-        found = Found(scores, searches, rivals(results, scores, budgets), shares)
-        front(found, results)
-        every_mask(found, results, budgets)
+    figure = style.new_figure(style.PAGE, 3.0)
+    draw_tokens(figure.subplots(), results, budgets)
+    style.write_figure(figure, results / "tokens.png")
+    if not (middle := median_searches(results, budgets)):
+        return
+    shares = json.loads((results / "masks.json").read_text("utf-8"))
+    scores = tables.beside_drawn(results, "STS-B")
+    opponents = tables.rivals(results, scores, budgets)
+    figure = style.new_figure(10.2, 4.2)
+    left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
+    show(left.subplots(2, 3).ravel(), panels_of_front(scores, opponents, middle), shares)
+    draw_front(right.subplots(), scores, opponents)
+    right.legend(loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False)
+    style.write_figure(figure, results / "front.png")
+    figure = style.new_figure(style.PAGE, 1.9 * len(budgets))
+    for budget, row in zip(budgets, figure.subplots(len(budgets), 4, squeeze=False), strict=True):
+        drawn = opponents.loc[opponents["budget"] == budget, "mask"]
+        titles = {mask: short(mask) for mask in drawn}
+        titles |= {f"{arm} {budget} {middle[arm]}": title for arm, title in NAMES.items()}
+        show(row, {name: (title, f"budget {budget:g}") for name, title in titles.items()}, shares)
+    style.write_figure(figure, results / "masks.png")
 
 
 if __name__ == "__main__":
-    write(HERE / "results", tables.PLAN["budgets"]["densities"])
+    write(Path(__file__).parent / "results", tables.PLAN["budgets"]["densities"])

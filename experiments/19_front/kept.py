@@ -10,16 +10,14 @@ from __future__ import annotations
 import base64
 import json
 import lzma
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 import torch
 
 import masksearch as ms
-
-Line = dict[str, Any]
 
 
 class Kept:
@@ -31,21 +29,16 @@ class Kept:
     """
 
     def __init__(self, path: Path, cache: Path) -> None:
-        self.path = path
-        self.lines: list[Line] = []
-        if path.is_file():
-            self.lines = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
+        self.path, self.lines = path, tables.read(path)
         cache.mkdir(parents=True, exist_ok=True)
         for line in self.lines:
             if line["reports"] and line["fingerprint"]:
                 name = f"{line['protocol']}-{line['fingerprint']}-{line['seed']}.json"
                 (cache / name).write_text(json.dumps({"reports": line["reports"]}) + "\n", "utf-8")
 
-    def of(self, **about: Any) -> Iterator[Line]:
+    def of(self, **about: Any) -> list[tables.Line]:
         """The lines with those values."""
-        for line in self.lines:
-            if all(line[name] == value for name, value in about.items()):
-                yield line
+        return [line for line in self.lines if all(line[n] == about[n] for n in about)]
 
     def add(self, record: ms.Record, whole: bool = False, **about: Any) -> None:
         """Writes the line of a record, once; failures are kept as such.
@@ -57,16 +50,17 @@ class Kept:
         """
         place = {"number": record.number} if not record.name else {}
         known = {**about, **place, "name": record.name, "seed": record.seed}
-        if record.refused or any(self.of(**known)):
+        if record.refused or self.of(**known):
             return
         last = record.curve[-1:] if record.mask is None else record.curve  # gates have a hundred
-        line: Line = {
+        reports = [[r.step, {n: float(f"{v:.7g}") for n, v in r.values.items()}] for r in last]
+        line: tables.Line = {
             **known,
             "status": record.status,
             "seconds": round(record.seconds, 1),
             "density": round(1 - record.measures.get("effective_sparsity", 0.0), 5),
             "score": record.values.get("glue"),
-            "reports": [[report.step, rounded(report.values)] for report in last],
+            "reports": reports,
             "params": dict(record.params),
             "mask": packed(record.mask) if record.mask and whole else None,
             "protocol": record.protocol,
@@ -77,11 +71,6 @@ class Kept:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
-
-
-def rounded(values: Mapping[str, float]) -> dict[str, float]:
-    """Values to seven digits, those of rows that nobody reads left out."""
-    return {name: float(f"{value:.7g}") for name, value in values.items()}
 
 
 def packed(mask: ms.Mask) -> str:

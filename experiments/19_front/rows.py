@@ -1,27 +1,23 @@
 """Which rows of GLUE each evaluator gets: what searches read, and what judges.
 
-    python experiments/19_front/rows.py --data FOLDER --runs FOLDER
-
-`search/STS-B` holds two parts of STS-B's training file that share no sentence. `judge/` has the
-training files (of MRPC and SST-2 a sample), and each development set under the name test.tsv.
-
 STS-B's scores, 0 to 5, are written less 2.5: a correlation is blind to that, and a new head, which
 begins at 0, has not to learn their mean first.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import tomllib
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tables import PLAN
 
 from masksearch.tasks.glue.read import read_rows
 from masksearch.tasks.glue.tasks import TASKS
 
-HERE = Path(__file__).parent
-PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 Row = tuple[tuple[str, ...], bytes]  # the texts, the line
 MIDDLE = 2.5  # of STS-B's scores
 CENTRED = replace(TASKS["STS-B"], score_range=(-MIDDLE, MIDDLE))
@@ -49,33 +45,29 @@ def order(text: str) -> bytes:
 
 def groups(rows: list[Row]) -> list[list[Row]]:
     """Rows that are joined by sentences, directly or through others, in the order of a hash."""
-    parent: dict[str, str] = {}
-
-    def root(text: str) -> str:
-        while (above := parent.setdefault(text, text)) != text:
-            parent[text] = text = parent[above]
-        return text
-
-    for texts, _ in rows:
-        parent[root(texts[0])] = root(texts[-1])
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(root(row[0][0]), []).append(row)
+    texts = np.array([[texts[0], texts[-1]] for texts, _ in rows])
+    names, ends = np.unique(texts, return_inverse=True)
+    first, last = ends.reshape(-1, 2).T
+    links = coo_array((np.ones(len(rows)), (first, last)), shape=(len(names), len(names)))
+    found: dict[int, list[Row]] = {}
+    for row, group in zip(rows, connected_components(links)[1][first], strict=True):
+        found.setdefault(group, []).append(row)
     return sorted(found.values(), key=lambda group: order(min(group[0][0])))
 
 
 def deal(data: Path, out: Path) -> None:
-    """Writes both folders."""
+    """Writes two GLUE folders: `search/STS-B` has two parts of STS-B's training file that share no
+    sentence; `judge` the training files (of MRPC and SST-2 a sample), and each development set
+    under the name test.tsv, too."""
     glue, plan = data / "glue", PLAN["rows"]
     header, rows = read(glue / "STS-B" / "train.tsv", "STS-B")
-    train: list[Row] = []
-    scored: list[Row] = []
+    parts: dict[str, list[Row]] = {"train": [], "dev": []}
     most = min(plan["scored"], len(rows) // 4)
     for group in groups(rows):
-        few = len(group) <= plan["largest_group"] and len(scored) < most
-        (scored if few else train).extend(group)
-    write(out / "search" / "STS-B" / "train.tsv", header, train)
-    write(out / "search" / "STS-B" / "dev.tsv", header, scored)
+        few = len(group) <= plan["largest_group"] and len(parts["dev"]) < most
+        parts["dev" if few else "train"].extend(group)
+    for name, part in parts.items():
+        write(out / "search" / "STS-B" / f"{name}.tsv", header, part)
     for task in PLAN["judge"]["tasks"]:
         header, rows = read(glue / task / "train.tsv", task)
         most = plan["train"].get(task, len(rows))
@@ -83,15 +75,3 @@ def deal(data: Path, out: Path) -> None:
         write(out / "judge" / task / "train.tsv", header, chosen)
         for name in ("dev.tsv", "test.tsv"):
             write(out / "judge" / task / name, *read(glue / task / "dev.tsv", task))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="holds glue/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/19_front"))
-    given = parser.parse_args()
-    deal(given.data, given.runs / "rows")
-
-
-if __name__ == "__main__":
-    main()
