@@ -13,12 +13,27 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 @cache
 def load_script(place: str) -> ModuleType:
-    """The script at a place in experiments/, such as "12_sparsebert_table/table.py"."""
+    """The script at a place in experiments/, such as "12_sparsebert_table/table.py".
+
+    What it imports from its folder is that folder's, whichever other `tables` is loaded.
+    """
     path = EXPERIMENTS / place
     name = f"experiment_{path.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    beside = {each.stem for each in path.parent.glob("*.py")}
+    before = {each: sys.modules[each] for each in beside & sys.modules.keys()}
+    for each, other in before.items():
+        if Path(str(other.__file__)).parent != path.parent:
+            del sys.modules[each]
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+        for each in beside:
+            sys.modules.pop(each, None)
+        sys.modules.update(before)
     return module

@@ -18,11 +18,7 @@ FOLDER = EXPERIMENTS / "20_long"
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: load_script(f"20_long/{name}.py") for name in ("plant", "tables")}
-    finally:
-        sys.path.remove(str(FOLDER))
+    return {name: load_script(f"20_long/{name}.py") for name in ("plant", "tables")}
 
 
 def test_what_comes_again_in_a_document_is_as_it_was(scripts):
@@ -60,7 +56,7 @@ def test_an_arm_is_set_against_one_window_over_searches_and_rows(scripts):
     assert alone.high < -0.4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_far_smoke(tmp_path):
     stages = ["plant", "check", "search", "judge", "longest", "tables"]
     command = [sys.executable, str(FOLDER / "run.py"), *stages, "--smoke", "--runs", str(tmp_path)]

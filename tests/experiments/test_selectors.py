@@ -179,7 +179,6 @@ def test_fishers_gates_begin_as_the_model_and_their_derivatives_are_right(tmp_pa
 @pytest.mark.slow
 def test_new_sequences_and_windows_of_the_confirmation(monkeypatch):
     checkpoints = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoints"
-    monkeypatch.syspath_prepend(checkpoints.parents[1].parent / "experiments/18_selectors")
     run = load_script("18_selectors/run.py")
     monkeypatch.setattr(run.tables, "CHECKPOINTS", checkpoints)
     decoder, table = run.tables.recall_of(1).judge, load("recall-1")
