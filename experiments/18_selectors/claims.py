@@ -150,6 +150,40 @@ CLAIMS.append(
         [SEVERAL[".25"][4], *AHEAD[0.25], AHEAD[0.25][0]],
     )
 )
+CLAIMS += rows(HERE, PAGE["window_tables"](), after="### Windows that are not nested")
+FOUR = pd.read_csv(FOLDER / "results" / "windows_judged.csv", dtype={"choice": str})
+BEST = pd.read_csv(FOLDER / "results" / "windows_best.csv")
+BEST = BEST[BEST.tokens == "calibration"].assign(best=BEST.choice.str.removeprefix("c"))
+FOUR = FOUR.merge(BEST[["table", "budget", "best"]], on=["table", "budget"])
+FOUR["found"] = FOUR.choice == FOUR.best
+TO_END = FOUR[FOUR.selector == "exchange, to its end"]
+FEW = FOUR[FOUR.selector == "exchange"].groupby("budget").found.all()
+ALL_STEPS, *APART = PAGE["not_nested"]()
+COSTS = [TO_END.evaluations.min(), TO_END.evaluations.max()]
+CLAIMS += sentences(
+    HERE,
+    {
+        "From one of seven budgets, {} to {} of the pairs, to the next the best choice narrows "
+        "the window of some unit in {} of {} steps by calibration tokens, in {} by validation "
+        "tokens, in {} by both.": [
+            *(FEW.index.min(), FEW.index.max(), APART[0], ALL_STEPS, *APART[1:])
+        ],
+        "is done with the {} smallest, where it picks the best of all choices on all four": [
+            FEW.sum()
+        ],
+        "picks the best of all choices in {} of {} cells, with {} to {} of the 4,096 masks.": [
+            *(TO_END.found.sum(), len(TO_END), *COSTS)
+        ],
+    },
+)
+CLAIMS += sentences(
+    "docs/maskbench.md",
+    {
+        "finds the best of all choices at seven budgets on {} of 4 tables, with {} to {} masks.": [
+            *(TO_END.groupby("table").found.all().sum(), *COSTS)
+        ]
+    },
+)
 OF_NOVELS = ("novels-0", "novels-1", "novels-4", "novels-5")
 NOVELS, ALONE = PAGE["cells"]("novels"), PAGE["alone"]()
 CLAIMS += rows(HERE, NOVELS, after="### Novels")

@@ -142,6 +142,33 @@ def several_windows() -> dict[str, list[float]]:
     return found
 
 
+def window_tables() -> dict[str, list[float]]:
+    """Strategy -> masks judged, and its mean regret over the budgets on tables of four windows."""
+    rows = pd.read_csv(RESULTS / "windows_judged.csv")
+    found = {}
+    for name, each in rows.groupby("selector"):
+        regrets = each.groupby("table").regret.mean().tolist()
+        found[str(name)] = [each.evaluations.mean(), *means(regrets)]
+    return dict(sorted(found.items(), key=lambda entry: entry[1][1]))
+
+
+def not_nested() -> list[int]:
+    """Of all steps from one budget to the next those whose best choices are not nested: by
+    calibration, by validation tokens, and by both."""
+    rows = pd.read_csv(RESULTS / "windows_best.csv").dropna()
+    rows["apart"] = ~rows.nested.astype(bool)
+    apart = rows.pivot(index=["table", "budget"], columns="tokens", values="apart")
+    return [len(apart), *apart.sum(), apart.all(axis=1).sum()]
+
+
+def window_lines() -> list[str]:
+    """Rows of the table of strategies on tables of four windows."""
+    return [
+        f"| {name} | {judged:.0f} | {short(mean)} [{short(low)}, {short(high)}] |"
+        for name, (judged, mean, low, high) in window_tables().items()
+    ]
+
+
 def short(value: float) -> str:
     """A number of the page."""
     return f"{value:.3f}".replace("0.", ".", 1)

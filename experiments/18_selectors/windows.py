@@ -21,7 +21,7 @@ from run import HERE, PLAN
 from masksearch_bench import Table, judge, load, strategy
 
 SAID = PLAN["window_tables"]
-EXCHANGE = strategy("allocate", 60, strategy_options={"method": "exchange"})
+EXCHANGE = {"strategy_options": {"method": "exchange"}}
 DRAWN = ("evolution", "tpe", "random")
 
 
@@ -35,7 +35,13 @@ def main() -> None:
     tables = [load(given.folder / f"{name}.parquet") for name in SAID["tables"]]
     best = pd.DataFrame(row for table in tables for row in best_choices(table))
     best.to_csv(HERE / "results" / "windows_best.csv", index=False)
-    judged = [judge(EXCHANGE, tables, SAID["budgets"], name="exchange")]
+    judged = []
+    for name, trials in (
+        ("exchange", 60),
+        ("exchange, to its end", 1_000),
+    ):  # see [said_of_windows]
+        selector = strategy("allocate", trials, **EXCHANGE)
+        judged.append(judge(selector, tables, SAID["budgets"], name=name))
     for name in DRAWN:
         judged.append(judge(strategy(name, 60), tables, SAID["budgets"], seeds=range(3)))
     rows = pd.concat(judged)

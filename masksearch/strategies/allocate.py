@@ -79,11 +79,12 @@ class AllocateStrategy:
       all units cost about units² / 2 trials (times the dearer levels); with `tries` a round judges
       only that many units, the best by what is known of them: restored alone, or later their last
       round.
-    - `"exchange"`, within each budget: it begins with the best allocation in which all units are
-      alike. A round judges every unit at every other level, and then the best sums of these
-      changes within the budget that raise at most 1, 2, 4, .. units. The next round is around the
-      best of all that was judged; where nothing is better, around all units at the top, and then
-      the rounds end (three at most). So it never ends worse than with all units alike.
+    - `"exchange"`, within each budget, the smallest first: too few trials leave the largest out.
+      It begins with the best allocation in which all units are alike. A round judges every unit
+      at every other level, and then the best sums of these changes within the budget that raise
+      at most 1, 2, 4, .. units. The next round is around the best of all that was judged; where
+      nothing is better, around all units at the top, and then the rounds end (three at most). So
+      it never ends worse than with all units alike.
 
     Args:
         units: The layers or heads, and their masks.
