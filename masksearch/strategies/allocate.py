@@ -207,12 +207,13 @@ class AllocateStrategy:
 
     @property
     def least_trials(self) -> int:
-        """Trials that it takes before one is chosen by what others have shown."""
+        """Trials that it takes before one is chosen by what others have shown, within each of the
+        budgets of `"exchange"` (of larger ones some masks are known by then)."""
         alone = len(self.units.names) * self.units.top if self.judges_alone else 0
         if self.method == "greedy":
             return 2 + (alone or len(self.units.names))
         if self.method == "exchange":
-            return 2 + self.units.top + self.changes
+            return 2 + self.units.top + len(self.budgets) * self.changes
         return 2 + alone + (self.training is not None)
 
     @property

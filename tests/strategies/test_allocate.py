@@ -317,8 +317,11 @@ def test_few_trials_are_spread_over_the_sizes(tmp_path):
 
 @pytest.mark.slow
 def test_too_few_trials_to_choose_anything_are_said(tmp_path):
-    with pytest.warns(UserWarning, match=r"judges 8 masks before it chooses.*trials is 3"):
-        search(tmp_path, trials=3)
+    with pytest.warns(UserWarning, match=r"judges about 8 masks before it chooses.*trials is 3"):
+        search(tmp_path / "few", trials=3)
+    two = {"method": "exchange", "budgets": [0.7, 0.8]}
+    with pytest.warns(UserWarning, match=r"within each budget.*trials is 12; .*fewer budgets"):
+        search(tmp_path / "exchange", trials=12, **two)
 
 
 def test_given_scores_cost_no_trial():
