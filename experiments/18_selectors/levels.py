@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from page import several_windows
 from run import HERE, PLAN, row_losses
+from tables import narrow_windows
 from train import task_of
 
 import masksearch as ms
@@ -53,7 +54,7 @@ def judged(name: str, weights: Path, budget: float) -> dict[str, object]:
 
     A unit is a pair of neighbouring heads, as if they shared keys."""
     task = task_of(int(name.rpartition("-")[2]))
-    windows = [masks.window(task.length // part) for part in (8, 4, 2)]
+    windows = narrow_windows(task.length)
     with (
         patch.object(CausalEvaluator, "kv_head_count", SAID["units"] // 3),
         tempfile.TemporaryDirectory() as run,

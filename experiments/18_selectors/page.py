@@ -200,4 +200,5 @@ def confirmed_lines() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join([*lines(), "", *confirmed_lines(), "", *lines("novels"), "", *alone_lines()]))
+    parts = (lines(), confirmed_lines(), window_lines(), lines("novels"), alone_lines())
+    print("\n\n".join(map("\n".join, parts)))

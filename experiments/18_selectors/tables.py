@@ -64,12 +64,17 @@ def windows() -> list[TableSpec]:
     return list(map(windows_of, (1, 4, 7, 9)))
 
 
+def narrow_windows(length: int) -> list[ms.Mask]:
+    """Windows of an eighth, a quarter and a half of the length."""
+    return [masks.window(length // part) for part in (8, 4, 2)]
+
+
 def windows_of(number: int) -> TableSpec:
     """The table of one decoder, whose units are pairs of neighbouring heads, as if they shared
     keys, of four windows each."""
     heads = recall_of(number)
     length = heads.judge.shape.length
-    levels = (*(masks.window(length // part) for part in (8, 4, 2)), masks.full())
+    levels = (*narrow_windows(length), masks.full())
     return replace(
         heads,
         name=f"windows-{number}",
