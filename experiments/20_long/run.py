@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="GGUF file of SmolLM2; None = without it")
     parser.add_argument("--runs", type=Path, default=Path("runs/20_long"))
     parser.add_argument("--decoders", nargs="*", help="default: those of the plan")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--samples", nargs="*", type=int, help="searches; default: all")
+    parser.add_argument("--budgets", nargs="*", type=float, help="of searches; default: all")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -115,7 +118,7 @@ class Decoder:
     """A decoder, its searches, and what they found on rows that none of them has seen."""
 
     def __init__(self, name: str, given: argparse.Namespace, log: Log) -> None:
-        self.name, self.log, self.runs = name, log, given.runs / name
+        self.name, self.log, self.runs, self.given = name, log, given.runs / name, given
         kind = name.partition("-")[0]
         self.plan = {**PLAN[kind], **(SMOKE if given.smoke else {})}
         if kind == "planted":
@@ -139,7 +142,8 @@ class Decoder:
             task_rows=task_rows,
             cost="kv_bytes" if self.plan["unit"] == "layer" else "kv_bytes_per_head",
             adapt="none",
-            device="cpu",
+            device=self.given.device,
+            precision="float32",
         )
 
     def windows(self, times: int = 1) -> list[ms.Mask]:
@@ -153,7 +157,9 @@ class Decoder:
         """The first budget is the primary one."""
         for place, budget in enumerate(self.plan["budgets"]):
             for arm, samples in self.plan["arms"].items():
-                yield from (Cell(n, budget, arm) for n in range(samples[min(place, 1)]))
+                made = [Cell(n, budget, arm) for n in range(samples[min(place, 1)])]
+                if budget in (self.given.budgets or [budget]):
+                    yield from (c for c in made if c.sample in (self.given.samples or [c.sample]))
 
     def search(self) -> None:
         """All searches; those of samplers judge as many masks as that of levels."""
