@@ -155,12 +155,6 @@ CLAIMS += [
         "{} [{}, {}] {} than one window of 1,728 in every layer",
         [*MORE, MORE[0]],
     ),
-    Claim(
-        "README.md",
-        "The same: one window of 1,728 keys, of equal bytes | lost: {} [{}, {}], six full layers "
-        "{} [{}, {}] |",
-        [*WIDE, *MASK],
-    ),
 ]
 SPEED = {(x["length"], x["file"]): x for x in json.loads((RESULTS / "speed.json").read_text())}
 CLAIMS += rows(
