@@ -411,9 +411,9 @@ def warn_of_few(strategy: Strategy, name: str, trials: int | None) -> None:
     least = getattr(strategy, "least_trials", 0)
     if trials and least and trials <= least:
         warnings.warn(
-            f"strategy {name!r} judges about {least} masks before it chooses one by their scores "
-            f"within each budget, and trials is {trials}; give more of them, fewer budgets or "
-            "larger units",
+            f"strategy {name!r} judges about {least} masks before it chooses one by their scores, "
+            f"and trials is {trials}; give more of them, larger units or, of several budgets, "
+            "fewer",
             stacklevel=outside_level(),
         )
 

@@ -69,6 +69,7 @@ def allocate(
     sequences: int = 64,
     held_out: str | Path | None = None,
     tasks: Sequence[str] = (),
+    task_rows: int = 16,
     serve: str | None = None,
     serving: Serving | None = None,
     sinks: Sinks | None = None,
@@ -115,6 +116,7 @@ def allocate(
         tasks: Tasks of long context, such as `niah_multikey_1` and `vt` (repeatable): masks are
             then searched by the most that they add to the loss of the text or of a group of
             tasks. Names: `masksearch.tasks.long_context.TASKS`.
+        task_rows: Rows of each task. Sixteen are quick and choose by luck where masks are near.
         serve: The engine that will serve it, `transformers`, `vllm`, `sglang`, `llama.cpp` or
             `tensorrt-llm`: the budget counts what that engine reserves (of SGLang what the mask
             needs); None = the bytes that the mask needs.
@@ -151,7 +153,9 @@ def allocate(
         DataError: If the text or the model cannot be read, or the device has no room for it.
     """
     plans = find_plans(
-        DecoderOnText(model, text, length, sequences, held_out, device, precision, tuple(tasks)),
+        DecoderOnText(
+            *(model, text, length, sequences, held_out, device, precision), tuple(tasks), task_rows
+        ),
         CacheBudget([budget], unit, local, method, tries, trials),
         Delivery(serve, serving, sinks, None if out is None else Path(out)),
         check=check,
@@ -174,6 +178,7 @@ class DecoderOnText:
     device: str
     precision: Precision | None
     tasks: tuple[str, ...] = ()
+    task_rows: int = 16
 
     def __post_init__(self) -> None:
         find_device(self.device)
@@ -309,6 +314,7 @@ def build_judge(
         precision=decoder.precision,
         adapt="none",
         tasks=decoder.tasks,
+        task_rows=decoder.task_rows,
         cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )
     for share in (None, *SHARES) if compares and decoder.held_out is None else ():

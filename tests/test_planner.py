@@ -385,6 +385,11 @@ def test_a_model_in_memory_is_refused(place, tmp_path):
         ms.allocate(model, "text", run=tmp_path)
 
 
+def test_rows_of_tasks_reach_the_judge(tmp_path):
+    with pytest.raises(ValueError, match="task_rows"):
+        allocate(tmp_path, tasks=["passkey"], task_rows=0)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:on texts of 200 tokens")
 def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path, monkeypatch):

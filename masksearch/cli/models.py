@@ -243,7 +243,8 @@ class AllocateOptions:
     held_out: str | None = described(JUDGE)
     tasks: list[str] | None = described(JUDGE)
     set: list[str] | None = option(
-        "The device (device=cpu) and the precision (precision=float32); repeatable.",
+        "The device (device=cpu), the precision (precision=float32), rows of each task "
+        "(task_rows=48); repeatable.",
         *(PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
         name="--set",
     )
@@ -283,7 +284,7 @@ def allocate(options: AllocateOptions) -> None:
     if options.serving is not None:
         settings["serving"] = read_setting("serving", options.serving, Serving)
     settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}
-    hints = {name: hints_of(DecoderOnText)[name] for name in ("device", "precision")}
+    hints = {name: hints_of(DecoderOnText)[name] for name in ("device", "precision", "task_rows")}
     for prefix, texts in split_settings(options.set or ()).items():
         named = {f"{prefix}.{name}".lstrip("."): text for name, text in texts.items()}
         settings |= read_settings(named, hints, "allocate")

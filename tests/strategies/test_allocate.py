@@ -320,7 +320,7 @@ def test_too_few_trials_to_choose_anything_are_said(tmp_path):
     with pytest.warns(UserWarning, match=r"judges about 8 masks before it chooses.*trials is 3"):
         search(tmp_path / "few", trials=3)
     two = {"method": "exchange", "budgets": [0.7, 0.8]}
-    with pytest.warns(UserWarning, match=r"within each budget.*trials is 12; .*fewer budgets"):
+    with pytest.warns(UserWarning, match=r"by their scores, and trials is 12; .*budgets, fewer"):
         search(tmp_path / "exchange", trials=12, **two)
 
 
