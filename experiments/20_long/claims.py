@@ -21,9 +21,9 @@ def apart(kind: str, budget: float, arm: str = "levels", value: str = "tasks") -
     return [line["difference"], line["low"], line["high"], line["p"]]
 
 
-def mean(budget: float, arm: str, value: str = "tasks") -> float:
-    """What an arm loses on SmolLM2."""
-    own = MEANS[(MEANS.decoder == "smollm2") & (MEANS.stage == "judge")]
+def mean(budget: float, arm: str, value: str = "tasks", decoder: str = "smollm2") -> float:
+    """What an arm loses on a decoder."""
+    own = MEANS[(MEANS.decoder == decoder) & (MEANS.stage == "judge")]
     return float(own.set_index(["budget", "arm"]).at[(budget, arm), value])
 
 
@@ -47,6 +47,16 @@ CLAIMS += sentences(
     HERE,
     {
         "one window is {} [{}, {}] nats of the answers' tokens (p {})": apart("planted", 0.25),
+        "the Qwen3 loses {} on `pairs`, where one window loses {}, and pays with `most`, {} for "
+        "{}; the Llama {} for {} on `phrase`, and {} for {} on `most`": [
+            mean(0.25, arm, value, decoder)
+            for decoder, values in {
+                "planted-1": ("pairs", "most"),
+                "planted-0": ("phrase", "most"),
+            }.items()
+            for value in values
+            for arm in ("levels", "uniform")
+        ],
         "it is better there, by {} [{}, {}]": [half[0], half[2], half[1]],
         "are right whole are {} [{}, {}] more": apart("planted", 0.5, value="right")[:3],
         "lose {} nats at a quarter, where one window loses {} and dense attention {}": [
