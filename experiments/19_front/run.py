@@ -3,9 +3,9 @@
     python experiments/19_front/run.py STAGE... --data FOLDER [--tier B] [--runs FOLDER] [--smoke]
 
 Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
-drawn by hand, and the controls), others (tasks that no search has read), tables. `--searches` and
-`--arms` take a part. Every trial that has ended is a line in results/, from which any clone goes
-on; plan.toml says what is compared.
+drawn by hand, and the controls), others (tasks that no search has read), heads (the second
+amendment's whole heads), tables. `--searches` and `--arms` take a part. Every trial that has ended
+is a line in results/, from which any clone goes on; plan.toml says what is compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from masksearch.masks.rivals import densest
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
-STAGES = ["card", "search", "drawn", "judge", "others", "tables"]
+STAGES = ["card", "search", "drawn", "judge", "others", "heads", "tables"]
 SMOKE = {"steps": 2, "batch": 4, "length": 24, "held_out_sequences": 4, "rows": 48, "dev_rows": 24}
 SMALL = {"densities": [0.5, 0.2], "trials": 2, "masks": 6}
 
@@ -117,12 +117,23 @@ class Front:
                 found[f"{arm} {budget}"] = mask or self.space(FixedTrial(line["params"]))
         return found
 
-    def compare(self, candidates: Mapping[str, ms.Mask], name: str, where: str) -> None:
+    def whole_heads(self) -> dict[str, ms.Mask]:
+        """The masks of the second amendment."""
+        shape, found = self.proxy.shape, {"narrow shifts 0.2": tiles(self.proxy.shape.heads, 5)}
+        price, make = partial(effective_density, shape=shape), partial(full_heads, shape.heads)
+        for budget in self.budgets:
+            if mask := densest(budget, price, make, range(1, shape.heads)):
+                found[f"full heads {budget}"] = mask
+        return found
+
+    def compare(
+        self, candidates: Mapping[str, ms.Mask], name: str, where: str, file: str = ""
+    ) -> None:
         """Trains anew under masks; `name` is a task that judges, or a part of the plan whose masks
         the proxy scores. Lines keep what has ended."""
-        file, plan, evaluator = name, PLAN.get(name), self.proxy
+        plan, evaluator, file = PLAN.get(name), self.proxy, file or name
         if plan is None:
-            file = f"judged_{name}{'_card' if self.given.device == 'cuda' else ''}"
+            file = f"judged_{file}{'_card' if self.given.device == 'cuda' else ''}"
             plan = PLAN["judge"]
             evaluator = self.evaluator("judge", name, half="test", **plan["training"])
         seeds = plan["seeds"][: self.most]
@@ -210,6 +221,10 @@ class Front:
             self.compare(self.controls() | self.drawn_masks(), task, "drawn")
             self.judge(task)
 
+    def heads(self) -> None:
+        """Whole heads, as many as a budget pays, and shifts of five keys."""
+        self.compare(self.whole_heads(), "STS-B", "heads", file="heads")
+
     def tables(self) -> None:
         """Tables and figures of all lines that are there, and the masks that these show."""
         shown = self.drawn_masks() | self.controls()
@@ -233,14 +248,21 @@ def share_of_heads(mask: ms.Mask, shape: ms.Shape) -> list[list[float]]:
 
 
 def tiles(heads: int, width: int) -> ms.Mask:
-    """Signed shifts: heads in pairs look back and ahead, each pair one stretch of `width` keys
-    farther than the one before, beside a global token."""
+    """Signed shifts: heads in pairs look ahead and back, each pair one stretch of `width` keys
+    farther than the one before, beside a global token. As wide as the length, it is one head that
+    sees all that is ahead and one that sees all behind."""
     each = []
     for head in range(heads):
         first = 1 + head // 2 * width
         steps = range(first, first + width)
         each.append(masks.shifts([-step for step in steps] if head % 2 else list(steps)))
     return masks.per_head([mask | masks.window(0) | masks.global_tokens(1) for mask in each])
+
+
+def full_heads(heads: int, full: int) -> ms.Mask:
+    """So many heads see everything, the others the diagonal and a global token."""
+    local = masks.window(0) | masks.global_tokens(1)
+    return masks.per_head([masks.full() if head < full else local for head in range(heads)])
 
 
 def random_keys(layers: int, heads: int, count: int) -> ms.Mask:
