@@ -119,8 +119,8 @@ ALL_PAGES = {
     ],
     "at half of the pairs TPE's are {} DAM's": [-figure("score at 0.5", "dam - tpe")[2]],
     "minus those that search rows prefer, DAM's are {} [{}, {}], those of random search {} "
-    "[{}, {}]; signed shifts keep {} with {} % of the pairs, where the best search keeps {} with "
-    "{} %": [*minus["dam"], *minus["random"], *SHIFTS[:2], best, 20],
+    "[{}, {}]; a head each way a layer keeps {} with {} % of the pairs, where the best search "
+    "keeps {} with {} %": [*minus["dam"], *minus["random"], *SHIFTS[:2], best, 20],
 }
 FIRST_PAGE = {
     "DAM's masks keep {} of STS-B's score than those of random search; TPE's are not told": [
@@ -128,8 +128,9 @@ FIRST_PAGE = {
     ],
     "mean over four budgets, DAM minus random: {} [{}, {}], minus drawn: {} [{}, {}], five "
     "searches a side": [*gain, *minus["dam"]],
-    "One mask drawn {}, signed shifts, keeps {} there, {} attention {}, {}'s searches {} in the "
-    "mean; at half of the pairs {}'s keep {}": [
+    "One mask drawn {}, in each layer one head that sees earlier tokens and one that sees later "
+    "ones, keeps {} there, {} attention {}, {}'s searches {} in the mean; at half of the pairs "
+    "{}'s keep {}": [
         *("by hand", shifts["score"], "dense", dense),
         *("DAM", mean("dam", 0.2), "TPE", mean("tpe", 0.5)),
     ],

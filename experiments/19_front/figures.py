@@ -37,8 +37,12 @@ def median_searches(results: Path, budgets: Sequence[float]) -> Searches:
 
 
 def short(name: str) -> str:
-    """A drawn mask's name without its budget, as short as a panel is narrow."""
-    return name.rsplit(" ", 1)[0].replace("widest window and", "window,")
+    """A drawn mask's name without its budget, as short as a panel is narrow; signed shifts that
+    are as wide as the text are called what they are."""
+    kind, budget = name.rsplit(" ", 1)
+    if kind == "signed shifts" and float(budget) >= SHOWN:
+        return "a head each way"
+    return kind.replace("widest window and", "window,")
 
 
 def show(grid: Sequence[Axes], panels: Panels, shares: Mapping[str, Any]) -> None:
