@@ -91,6 +91,7 @@ class Front:
         own = {"window": masks.window, "signed shifts": partial(tiles, shape.heads)}
         for budget in self.budgets:
             made = masks.rivals_within(budget, shape)
+            made.pop("full heads", None)  # the second amendment's
             for name, make in own.items():
                 if mask := densest(budget, price, make, range(1, shape.length)):
                     made[name] = mask

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
-from masksearch.masks.leaves import Columns, Full, SpecialTokens, Window
+from masksearch.masks.leaves import Columns, Full, GlobalTokens, SpecialTokens, Window
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import ROUNDING, effective_density
-from masksearch.masks.tables import PerLayer
+from masksearch.masks.tables import PerHead, PerLayer
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 WIDEST = "widest window"
@@ -39,8 +39,9 @@ def rivals_within(
 
     Of a decoder (`shape.causal`): one window in every layer with the sinks of `local`, and as many
     full layers as the limit pays for, the others local: the first, middle or last ones, or every
-    n-th in two phases. Of an encoder: the densest member of each hand-designed family, and one
-    window with the special tokens.
+    n-th in two phases. Of an encoder: the densest member of each hand-designed family, one window
+    with the special tokens, and as many full heads in every layer as the limit pays for, the
+    others with the diagonal and a global token.
 
     Args:
         limit: The most that a mask may cost, in units of `cost`.
@@ -77,6 +78,8 @@ def rivals_within(
         tokens = SpecialTokens(*special)
         name = f"{WIDEST} and special tokens"
         drawn[name] = densest(limit, price, lambda reach: Window(reach) | tokens, reaches)
+    heads = range(1, shape.heads)
+    drawn["full heads"] = densest(limit, price, partial(full_heads, shape.heads), heads)
     return {name: mask for name, mask in drawn.items() if mask is not None}
 
 
@@ -134,6 +137,12 @@ def placements(units: int, count: int) -> dict[str, frozenset[int]]:
 def full_layers(full: frozenset[int], layers: int, local: Mask) -> Mask:
     """Those layers full, counted from 0, the others local."""
     return PerLayer([Full() if layer in full else local for layer in range(layers)])
+
+
+def full_heads(heads: int, full: int) -> Mask:
+    """So many heads of every layer full, the others with the diagonal and a global token."""
+    local = Window(0) | GlobalTokens(1)
+    return PerHead([Full() if head < full else local for head in range(heads)])
 
 
 def sinks_of(mask: Mask) -> list[Mask]:

@@ -61,6 +61,18 @@ def test_families_are_as_dense_as_the_limit_allows(limit):
             assert cells(drawn[name], shape) == max(inside)
 
 
+@pytest.mark.parametrize("limit", [0.05, 0.2, 0.5, 0.99])
+def test_as_many_heads_are_full_as_the_limit_pays_for(limit):
+    shape, local = Shape(32, 2, 6), (32 + 2 * 31) / 32**2  # the diagonal, a row and a column
+    most = max((k for k in range(6) if (k + (6 - k) * local) / 6 <= limit), default=0)
+    drawn = rivals_within(limit, shape).get("full heads")
+    assert (drawn is None) == (most == 0)
+    if drawn is not None:
+        planes = [drawn.of_head(head) for head in range(6)]
+        assert planes[:most] == [masks.full()] * most
+        assert {*planes[most:]} == {masks.window(0) | masks.global_tokens(1)}
+
+
 def test_special_tokens_are_those_that_rows_begin_and_end_with():
     drawn = rivals_within(0.9, ENCODER)["widest window and special tokens"]
     loop = [masks.window(reach) | masks.special_tokens(101, 102) for reach in range(8)]
