@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
     from masksearch.contracts import Evaluator
     from masksearch.driver import Comparison, Study
+    from masksearch.masks.core import Mask
     from masksearch.strategies.build import Kind
 
 
@@ -69,7 +70,10 @@ class SearchOptions(JudgeOptions):
         *(SEARCHED, "no limit", "SHARE"),
     )
     families: bool = flag(
-        "families", "Judge the six hand-designed masks as well, first.", SEARCHED
+        "families",
+        "Judge hand-designed masks as well, first: the six families or, with --budget, what is "
+        "drawn by hand at that cost.",
+        SEARCHED,
     )
     halving: str | None = option(
         "Stop weak trials early, at these steps, such as 62,125,250: trials are compared by loss "
@@ -167,7 +171,6 @@ def run_search(options: SearchOptions) -> Study:
     )
     from masksearch.driver import search
     from masksearch.loggers.trackers import open_loggers
-    from masksearch.masks import FAMILIES
     from masksearch.strategies.allocate import build_units
     from masksearch.strategies.build import kind_of
     from masksearch.strategies.halving import ParetoHalving
@@ -213,10 +216,26 @@ def run_search(options: SearchOptions) -> Study:
             scheduler=scheduler,
             constraints=tuple(options.constraint or ()),
             budget=options.budget,
-            baselines=FAMILIES if options.families else {},
+            baselines=drawn_by_hand(judge, options.budget) if options.families else {},
             listeners=loggers,
             enqueue=enqueued,
         )
+
+
+def drawn_by_hand(judge: Evaluator, budgets: Sequence[float] | None) -> Mapping[str, Mask]:
+    """The six families or, within budgets, all that is drawn by hand at each cost."""
+    from masksearch.masks import FAMILIES, rivals_within
+    from masksearch.strategies.allocate import DENSITY, find_cost
+
+    if not budgets:
+        return FAMILIES
+    cost = find_cost(judge)
+    price = None if cost == DENSITY else lambda mask: judge.measures_of(mask)[cost]
+    return {
+        f"{name} within {limit:g}": mask
+        for limit in budgets
+        for name, mask in rivals_within(limit, judge.shape, price).items()
+    }
 
 
 def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[str]) -> None:
@@ -302,9 +321,8 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import names_alike, read_candidates
     from masksearch.driver import Study
-    from masksearch.masks import FAMILIES, full, rivals_within
+    from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
-    from masksearch.strategies.allocate import DENSITY, find_cost
     from masksearch.study.records import read_budgets
     from masksearch.study.references import within_budgets
     from masksearch.study.store import StudyStore
@@ -324,15 +342,8 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
             if name not in FAMILIES
             for other in names_alike(name)
         }
-        families = FAMILIES if options.front is None else {}  # a front brings its own
-        if budgets and families:  # drawn at equal cost
-            cost = find_cost(judge)
-            price = None if cost == DENSITY else lambda mask: judge.measures_of(mask)[cost]
-            families = {
-                f"{name} within {limit:g}": mask
-                for limit in budgets
-                for name, mask in rivals_within(limit, judge.shape, price).items()
-            }
+        # a front brings its own
+        families = drawn_by_hand(judge, budgets) if options.front is None else {}
         added = {"dense": full(), **families, **alike}
         if taken := [name for name in added if mine.get(name, added[name]) != added[name]]:
             raise OptionsError(

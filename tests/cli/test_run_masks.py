@@ -50,6 +50,11 @@ def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch
     assert {"longformer within 0.5", "bigbird within 0.5"} <= {*drawn}
     assert not {*drawn} & {*masks.FAMILIES}  # at their usual sizes
     assert all(1 - entry.sparsity <= 0.5 for entry in drawn.values())
+    words = ["search", "my_space.py:space", "--families", "--budget", 0.5, "--trials", 2, *job]
+    code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/s")
+    assert code == 0, err
+    first = [r.name for r in ms.open_study("runs/s").records() if r.role == "baseline"]
+    assert first == [*drawn]
 
 
 @pytest.mark.slow
