@@ -91,7 +91,8 @@ class Front:
         own = {"window": masks.window, "signed shifts": partial(tiles, shape.heads)}
         for budget in self.budgets:
             made = masks.rivals_within(budget, shape)
-            made.pop("full heads", None)  # the second amendment's
+            for later in ("full heads", "heads each way"):  # since the second amendment
+                made.pop(later, None)
             for name, make in own.items():
                 if mask := densest(budget, price, make, range(1, shape.length)):
                     made[name] = mask

@@ -18,13 +18,14 @@ from operator import or_
 
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
-from masksearch.masks.leaves import Columns, Full, GlobalTokens, SpecialTokens, Window
+from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, SpecialTokens, Window
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import ROUNDING, effective_density
 from masksearch.masks.tables import PerHead, PerLayer
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 WIDEST = "widest window"
+LOCAL_HEAD = Window(0) | GlobalTokens(1)  # of an encoder
 
 
 def rivals_within(
@@ -40,8 +41,8 @@ def rivals_within(
     Of a decoder (`shape.causal`): one window in every layer with the sinks of `local`, and as many
     full layers as the limit pays for, the others local: the first, middle or last ones, or every
     n-th in two phases. Of an encoder: the densest member of each hand-designed family, one window
-    with the special tokens, and as many full heads in every layer as the limit pays for, the
-    others with the diagonal and a global token.
+    with the special tokens, and as many full heads in every layer as the limit pays for, or pairs
+    of heads that see later and earlier tokens, the others with the diagonal and a global token.
 
     Args:
         limit: The most that a mask may cost, in units of `cost`.
@@ -78,8 +79,9 @@ def rivals_within(
         tokens = SpecialTokens(*special)
         name = f"{WIDEST} and special tokens"
         drawn[name] = densest(limit, price, lambda reach: Window(reach) | tokens, reaches)
-    heads = range(1, shape.heads)
+    heads, pairs = range(1, shape.heads), range(1, shape.heads // 2 + 1)
     drawn["full heads"] = densest(limit, price, partial(full_heads, shape.heads), heads)
+    drawn["heads each way"] = densest(limit, price, partial(heads_each_way, shape.heads), pairs)
     return {name: mask for name, mask in drawn.items() if mask is not None}
 
 
@@ -141,8 +143,16 @@ def full_layers(full: frozenset[int], layers: int, local: Mask) -> Mask:
 
 def full_heads(heads: int, full: int) -> Mask:
     """So many heads of every layer full, the others with the diagonal and a global token."""
-    local = Window(0) | GlobalTokens(1)
-    return PerHead([Full() if head < full else local for head in range(heads)])
+    return PerHead([Full()] * full + [LOCAL_HEAD] * (heads - full))
+
+
+def heads_each_way(heads: int, pairs: int) -> Mask:
+    """So many heads of every layer see later tokens and as many earlier ones; the others, and
+    these too, the diagonal and a global token."""
+    ways = [each | LOCAL_HEAD for each in (~Causal(), Causal())]
+    return PerHead(
+        [way for way in ways for _ in range(pairs)] + [LOCAL_HEAD] * (heads - 2 * pairs)
+    )
 
 
 def sinks_of(mask: Mask) -> list[Mask]:

@@ -73,6 +73,20 @@ def test_as_many_heads_are_full_as_the_limit_pays_for(limit):
         assert {*planes[most:]} == {masks.window(0) | masks.global_tokens(1)}
 
 
+@pytest.mark.parametrize(("limit", "pairs"), [(0.3, 1), (0.5, 2), (0.7, 3)])
+def test_a_pair_of_heads_each_way_costs_a_full_head_and_a_local_one(limit, pairs):
+    shape, local = Shape(32, 2, 6), masks.window(0) | masks.global_tokens(1)
+    drawn = rivals_within(limit, shape)["heads each way"]
+    tables = drawn.dense(32, 2, 6)[0]
+    assert cells(drawn, shape) == pytest.approx(
+        (pairs + (6 - pairs) * cells(local, shape)) / 6
+    )  # so it is as dense as so many full heads
+    both = tables[:pairs] | tables[pairs : 2 * pairs]
+    assert both.all()
+    assert not tables[:pairs, 9, 8].any()  # nothing earlier but the global token
+    assert (tables[2 * pairs :] == local.dense(32)[0]).all()
+
+
 def test_special_tokens_are_those_that_rows_begin_and_end_with():
     drawn = rivals_within(0.9, ENCODER)["widest window and special tokens"]
     loop = [masks.window(reach) | masks.special_tokens(101, 102) for reach in range(8)]
