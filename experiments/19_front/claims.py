@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from experiments.verify import Claim, rows, sentences
+from experiments.verify import Claim, interval, rows, sentences
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -26,7 +26,9 @@ lines = {path.stem: front.read(path) for path in RESULTS.glob("*.jsonl")}
 of_card = [line for name, own in lines.items() if name.endswith("_card") for line in own]
 of_cpu = [line for name, own in lines.items() if not name.endswith("_card") for line in own]
 by_hand = sum(line["where"] == "drawn" for line in of_card) / 2  # of STS-B, and of MRPC
-hours = sum(line["seconds"] for line in of_cpu if line.get("where") != "drawn") / 3600
+own = [line for line in of_cpu if line.get("where") not in ("drawn", "heads")]
+hours = sum(line["seconds"] for line in own) / 3600
+whole = front.judged(RESULTS, "heads").set_index(["arm", "budget"])
 
 
 def figure(measure: str, arm: str) -> list[float]:
@@ -81,6 +83,23 @@ for rival in front.rivals(RESULTS, on_card, BUDGETS).itertuples():
     for arm in NAMES:
         cells += figure(f"score at {rival.budget:g}", f"{arm} - {DRAWN}")
 
+HEADS = {
+    f"{arm} {budget:g}": [100 * line["density"], line["score"]]
+    for (arm, budget), line in whole.iterrows()
+}
+BEHIND = {  # what searches have, minus full heads of that budget
+    f"{arm} - full heads": [
+        end
+        for budget in (0.3, 0.2)
+        for end in interval(
+            scores[(scores["arm"] == key) & (scores["budget"] == budget)]["score"]
+            - whole.loc[("full heads", budget), "score"]
+        )
+    ]
+    for key, arm in NAMES.items()
+}
+TWO = whole.loc[("full heads", 0.3)]
+TWO_FULL = [TWO["score"], 100 * TWO["density"], scores[scores["budget"] == 0.3]["score"].max(), 30]
 MEANS = [*of_arm.mean()[["dam", "random"]], *gain, p, of_arm.mean()["tpe"]]
 SHIFTS = [shifts["score"], 100 * shifts["density"], dense, mean("dam", 0.2), 20]
 MRPC = [mrpc["dense"], families.min(), families.max()]
@@ -91,6 +110,11 @@ PAGE = {
     "minus those that search rows prefer, DAM's are {} [{}, {}], TPE's {} [{}, {}], those of "
     "random search {} [{}, {}]": [*minus["dam"], *minus["tpe"], *minus["random"]],
     "has {} with {} % of the pairs (dense attention {}), where DAM has {} with {} %": SHIFTS,
+    "judged last, have {} with {} %; the best of the fifteen searches has {} with {} %": TWO_FULL,
+    "One full head a layer has {} and one each way, of as many pairs, {}": [
+        whole.loc[("full heads", 0.2), "score"],
+        shifts["score"],
+    ],
     "DAM's {} searches lie {} all five": ["five", above],
     "DAM minus random is {} (p {})": [*again.loc["dam - random", ["difference", "p"]]],
     "deviations of {} (DAM), {} (random) and {} (TPE)": [*of_arm.std()[["dam", "random", "tpe"]]],
@@ -120,9 +144,17 @@ ALL_PAGES = {
     "at half of the pairs TPE's are {} DAM's": [-figure("score at 0.5", "dam - tpe")[2]],
     "minus those that search rows prefer, DAM's are {} [{}, {}], those of random search {} "
     "[{}, {}]; a head each way a layer keeps {} with {} % of the pairs, where the best search "
-    "keeps {} with {} %": [*minus["dam"], *minus["random"], *SHIFTS[:2], best, 20],
+    "keeps {} with {} %; {} full heads a layer, judged last, keep {} with {} %, five {} with "
+    "{} %": [
+        *(*minus["dam"], *minus["random"], *SHIFTS[:2], best, 20, 2, *TWO_FULL[:2]),
+        *(
+            whole.loc[("full heads", 0.5), "score"],
+            100 * whole.loc[("full heads", 0.5), "density"],
+        ),
+    ],
 }
 FIRST_PAGE = {
+    "and {} full heads a layer keep {} with {} % of the pairs": [2, *TWO_FULL[:2]],
     "DAM's masks keep {} of STS-B's score than those of random search; TPE's are not told": [
         gain[1]
     ],
@@ -139,6 +171,7 @@ CLAIMS = [
     *rows(HERE, ARMS | CONTRASTS, after="## Primary"),
     *rows(HERE, BY_BUDGET, after="## By budget"),
     *rows(HERE, BY_HAND, after="## Against masks drawn by hand"),
+    *rows(HERE, HEADS | BEHIND, after="## Whole heads"),
     *sentences(HERE, PAGE),
     *sentences("experiments/README.md", ALL_PAGES),
     *sentences("README.md", FIRST_PAGE),

@@ -57,7 +57,9 @@ def show(grid: Sequence[Axes], panels: Panels, shares: Mapping[str, Any]) -> Non
         axes.set_xlabel(below, fontsize=style.LABEL, color=style.INK)
 
 
-def draw_front(axes: Axes, scores: pd.DataFrame, opponents: pd.DataFrame) -> None:
+def draw_front(
+    axes: Axes, scores: pd.DataFrame, opponents: pd.DataFrame, heads: pd.DataFrame
+) -> None:
     """A thin line a search, a thick one for the median that its arm attains."""
     median = tables.attained(scores, np.linspace(0.1, 0.6, 101).tolist())
     for arm, title in NAMES.items():
@@ -70,6 +72,10 @@ def draw_front(axes: Axes, scores: pd.DataFrame, opponents: pd.DataFrame) -> Non
     if len(opponents):
         axes.plot(opponents["density"], opponents["judged"], "D", color=style.INK, markersize=4,
                   label="drawn by hand, best on search rows")  # fmt: skip
+    if len(heads):
+        own = heads[heads["arm"] == "full heads"]
+        axes.plot(own["density"], own["score"], "s", color=style.INK, markersize=5,
+                  fillstyle="none", label="full heads, drawn by hand")  # fmt: skip
     keys = scores[scores["arm"] == "random keys"].sort_values("density")
     if len(keys):
         axes.plot(keys["density"], keys["score"], ":", color=style.GREY, label="random keys")
@@ -122,7 +128,7 @@ def write(results: Path, budgets: Sequence[float]) -> None:
     figure = style.new_figure(10.2, 4.2)
     left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
     show(left.subplots(2, 3).ravel(), panels_of_front(scores, opponents, middle), shares)
-    draw_front(right.subplots(), scores, opponents)
+    draw_front(right.subplots(), scores, opponents, tables.judged(results, "heads"))
     right.legend(loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False)
     style.write_figure(figure, results / "front.png")
     figure = style.new_figure(style.PAGE, 1.9 * len(budgets))
