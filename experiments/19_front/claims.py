@@ -154,7 +154,9 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    "and {} full heads a layer keep {} with {} % of the pairs": [2, *TWO_FULL[:2]],
+    "within 30 %, DAM minus two full heads a layer, drawn by hand: {} [{}, {}]": (
+        BEHIND["DAM - full heads"][:3]
+    ),
     "DAM's masks keep {} of STS-B's score than those of random search; TPE's are not told": [
         gain[1]
     ],
