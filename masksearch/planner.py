@@ -154,7 +154,7 @@ def allocate(
     """
     plans = find_plans(
         DecoderOnText(
-            *(model, text, length, sequences, held_out, device, precision), tuple(tasks), task_rows
+            model, text, length, sequences, held_out, device, precision, tuple(tasks), task_rows
         ),
         CacheBudget([budget], unit, local, method, tries, trials),
         Delivery(serve, serving, sinks, None if out is None else Path(out)),

@@ -122,9 +122,8 @@ class Front:
     def whole_heads(self) -> dict[str, ms.Mask]:
         """The masks of the second amendment."""
         shape, found = self.proxy.shape, {"narrow shifts 0.2": tiles(self.proxy.shape.heads, 5)}
-        price, make = partial(effective_density, shape=shape), partial(full_heads, shape.heads)
         for budget in self.budgets:
-            if mask := densest(budget, price, make, range(1, shape.heads)):
+            if mask := masks.rivals_within(budget, shape).get("full heads"):
                 found[f"full heads {budget}"] = mask
         return found
 
@@ -259,12 +258,6 @@ def tiles(heads: int, width: int) -> ms.Mask:
         steps = range(first, first + width)
         each.append(masks.shifts([-step for step in steps] if head % 2 else list(steps)))
     return masks.per_head([mask | masks.window(0) | masks.global_tokens(1) for mask in each])
-
-
-def full_heads(heads: int, full: int) -> ms.Mask:
-    """So many heads see everything, the others the diagonal and a global token."""
-    local = masks.window(0) | masks.global_tokens(1)
-    return masks.per_head([masks.full() if head < full else local for head in range(heads)])
 
 
 def random_keys(layers: int, heads: int, count: int) -> ms.Mask:

@@ -9,30 +9,35 @@ from experiments.verify import Claim, rows, sentences
 RESULTS = Path(__file__).parent / "results"
 HERE = "experiments/20_long/README.md"
 APART = pd.read_csv(RESULTS / "differences.csv")
-MEANS = pd.read_csv(RESULTS / "means.csv")
+JUDGED = pd.read_csv(RESULTS / "means.csv").query("stage == 'judge'")
 RANKS = pd.read_csv(RESULTS / "correlations.csv").set_index("decoder")
 KINDS = {"planted": "planted", "smollm2": "SmolLM2"}
 
 
-def apart(kind: str, budget: float, arm: str = "levels", value: str = "tasks") -> list[float]:
-    """An arm minus uniform: the difference and the ends of its interval."""
+def compared(kind: str, budget: float, arm: str = "levels", value: str = "tasks") -> pd.Series:
+    """The line of an arm minus uniform."""
     keys = {"stage": "judge", "decoders": kind, "budget": budget, "arm": arm, "value": value}
-    (line,) = APART[(APART[list(keys)] == pd.Series(keys)).all(axis=1)].to_dict("records")
-    return [line["difference"], line["low"], line["high"], line["p"]]
+    (at,) = APART.index[(APART[list(keys)] == pd.Series(keys)).all(axis=1)]
+    return APART.loc[at]
+
+
+def apart(*cell: str | float, **named: str) -> list[float]:
+    """The difference and the ends of its interval."""
+    return compared(*cell, **named)[["difference", "low", "high"]].tolist()
 
 
 def mean(budget: float, arm: str, value: str = "tasks", decoder: str = "smollm2") -> float:
     """What an arm loses on a decoder."""
-    own = MEANS[(MEANS.decoder == decoder) & (MEANS.stage == "judge")]
-    return float(own.set_index(["budget", "arm"]).at[(budget, arm), value])
+    own = JUDGED[JUDGED.decoder == decoder].set_index(["budget", "arm"])
+    return float(own.at[(budget, arm), value])
 
 
 CLAIMS: list[Claim] = []
 for (kind, budget), part in APART[APART.stage == "judge"].groupby(["decoders", "budget"]):
-    cells = {arm: apart(kind, budget, arm)[:3] + apart(kind, budget, arm, "text")[:3]
+    cells = {arm: apart(kind, budget, arm) + apart(kind, budget, arm, "text")
              for arm in part.arm.unique()}  # fmt: skip
     CLAIMS += rows(HERE, cells, after=f"### {budget:g} of the bytes, {KINDS[kind]}")
-SMOL = MEANS[(MEANS.decoder == "smollm2") & (MEANS.stage == "judge")]
+SMOL = JUDGED[JUDGED.decoder == "smollm2"]
 COLUMNS = ["niah_multikey_1", "vt", "qa_1", "text", "right"]
 CLAIMS += rows(
     HERE,
@@ -42,11 +47,14 @@ CLAIMS += rows(
     },
     after="### SmolLM2, task by task",
 )
-half = [-each for each in apart("planted", 0.5)[:3]]
+half = [-each for each in apart("planted", 0.5)]
 CLAIMS += sentences(
     HERE,
     {
-        "one window is {} [{}, {}] nats of the answers' tokens (p {})": apart("planted", 0.25),
+        "one window is {} [{}, {}] nats of the answers' tokens (p {})": [
+            *apart("planted", 0.25),
+            compared("planted", 0.25)["p"],
+        ],
         "the Qwen3 loses {} on `pairs`, where one window loses {}, and pays with `most`, {} for "
         "{}; the Llama {} for {} on `phrase`, and {} for {} on `most`": [
             mean(0.25, arm, value, decoder)
@@ -58,7 +66,7 @@ CLAIMS += sentences(
             for arm in ("levels", "uniform")
         ],
         "it is better there, by {} [{}, {}]": [half[0], half[2], half[1]],
-        "are right whole are {} [{}, {}] more": apart("planted", 0.5, value="right")[:3],
+        "are right whole are {} [{}, {}] more": apart("planted", 0.5, value="right"),
         "lose {} nats at a quarter, where one window loses {} and dense attention {}": [
             mean(0.25, "levels"),
             mean(0.25, "uniform"),
@@ -66,8 +74,8 @@ CLAIMS += sentences(
         ],
         "at half {}, {} and {}": [mean(0.5, "levels"), mean(0.5, "uniform"), mean(1, "dense")],
         "tokens pay {} [{}, {}] and {} [{}, {}]": [
-            *apart("smollm2", 0.25, value="text")[:3],
-            *apart("smollm2", 0.5, value="text")[:3],
+            *apart("smollm2", 0.25, value="text"),
+            *apart("smollm2", 0.5, value="text"),
         ],
         "not shown: {} of them at a quarter, {} under one window, {} dense": [
             mean(0.25, "levels", "right"),
@@ -87,7 +95,7 @@ CLAIMS += [
         "README.md",
         "On SmolLM2 windows by layer, found by `allocate`, lose {}; on planted decoders, the "
         "planned test, not shown | minus one window, nats of answers: {} [{}, {}], {} [{}, {}] |",
-        [apart("smollm2", 0.25)[0], *apart("smollm2", 0.25)[:3], *apart("planted", 0.25)[:3]],
+        [apart("smollm2", 0.25)[0], *apart("smollm2", 0.25), *apart("planted", 0.25)],
     ),
     Claim(
         "docs/does_search_pay.md",
@@ -107,11 +115,11 @@ CLAIMS += [
         "SmolLM2 at a quarter, levels lose {}: {} [{}, {}] and {} [{}, {}], one search each; "
         "every n-th layer full loses {} [{}, {}] {} than the window",
         [
-            *apart("planted", 0.25)[:3],
+            *apart("planted", 0.25),
             apart("smollm2", 0.25)[0],
-            *apart("planted", 0.5)[:3],
-            *apart("smollm2", 0.25)[:3],
-            *apart("smollm2", 0.25, "every n-th")[:3],
+            *apart("planted", 0.5),
+            *apart("smollm2", 0.25),
+            *apart("smollm2", 0.25, "every n-th"),
             apart("smollm2", 0.25, "every n-th")[0],
         ],
     ),

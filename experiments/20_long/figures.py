@@ -39,7 +39,9 @@ def draw() -> Figure:
     draw_losses(text, "text", "nats a token, unseen novels")
     draw_windows(layers)
     shown, labels = answers.get_legend_handles_labels()
-    figure.legend(shown, labels, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    figure.legend(
+        shown, labels, loc="outside lower center", ncols=2, fontsize=style.SMALL, frameon=False
+    )
     return figure
 
 
@@ -67,7 +69,9 @@ def draw_windows(axes: Axes) -> None:
     colours = [style.ORANGE if count == LENGTH else style.AMBER for count in seen]
     axes.bar(range(len(seen)), seen, width=0.8, color=colours)
     axes.axhline(LENGTH / 4, color=style.INK, lw=1)
-    axes.annotate("one window", (8, LENGTH / 4), (0, 3), textcoords="offset points", fontsize=7)
+    axes.annotate(
+        "one window", (8, LENGTH / 4), (0, 3), textcoords="offset points", fontsize=style.SMALL
+    )
     axes.set_yscale("log", base=2)
     axes.set_yticks([128, 512, 2048], ["128", "512", "2,048"])
     axes.yaxis.set_minor_locator(NullLocator())

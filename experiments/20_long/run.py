@@ -156,10 +156,12 @@ class Decoder:
     def cells(self) -> Iterator[Cell]:
         """The first budget is the primary one."""
         for place, budget in enumerate(self.plan["budgets"]):
+            if budget not in (self.given.budgets or [budget]):
+                continue
             for arm, samples in self.plan["arms"].items():
-                made = [Cell(n, budget, arm) for n in range(samples[min(place, 1)])]
-                if budget in (self.given.budgets or [budget]):
-                    yield from (c for c in made if c.sample in (self.given.samples or [c.sample]))
+                planned = range(samples[min(place, 1)])
+                wanted = self.given.samples or planned
+                yield from (Cell(n, budget, arm) for n in planned if n in wanted)
 
     def search(self) -> None:
         """All searches; those of samplers judge as many masks as that of levels."""
