@@ -158,7 +158,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     if name.startswith("_"):  # programs look for such names, people do not
         return ""
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(names), n=2)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

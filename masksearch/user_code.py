@@ -109,8 +109,10 @@ def split_name(spec: str) -> tuple[Path, str]:
         UserCodeError: If no function is named.
         UnknownNameError: If the package has no such space; lists those that it has.
     """
-    path, separator, name = spec.rpartition(":")
-    if not separator or not path:
+    path, _, name = spec.rpartition(":")
+    if not path and name.endswith(".py"):
+        return Path(name), ""  # `load_object` says what the file defines
+    if not path:
         raise UserCodeError(f"name it as file.py:function or masksearch.spaces:NAME, got {spec!r}")
     if path == "masksearch.spaces":
         path, name = f"{path}.{name}", "space"
@@ -136,6 +138,9 @@ def load_object(spec: str) -> Any:
             for member, value in vars(module).items()
             if member[0] != "_" and getattr(value, "__module__", "") == module.__name__
         ]
+        if members and not name:
+            known = ", ".join(f"{path}:{member}" for member in members)
+            raise UserCodeError(f"{path} needs the name of a function or class in it: {known}")
         raise unknown_name(f"function or class in {path}", name, members or ["(none)"])
     return getattr(module, name)
 

@@ -178,6 +178,13 @@ def test_a_space_that_the_package_does_not_have(spec, message):
         load_function(spec)
 
 
+def test_a_file_without_a_name_says_what_it_defines(tmp_path):
+    file = tmp_path / "spaces.py"
+    file.write_text("def near(trial): ...\n\n\ndef far(trial): ...\n")
+    with pytest.raises(UserCodeError, match=re.escape(f"{file}:near, {file}:far")):
+        load_function(str(file))
+
+
 CODE = """
 import json
 from masksearch.user_code import definition_hashes

@@ -174,6 +174,7 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.strategies.allocate import build_units
     from masksearch.strategies.build import kind_of
     from masksearch.strategies.halving import ParetoHalving
+    from masksearch.study.records import read_budgets
     from masksearch.user_code import load_function
 
     strategy, run = options.strategy, options.run
@@ -188,7 +189,7 @@ def run_search(options: SearchOptions) -> Study:
     halving = halving_settings(options.halving, settings.get("halving", {}))
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=kind.trials)
-    enqueued = read_enqueued(options.enqueue)
+    enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
     judge = build_evaluator(options)
     goals = {objective.name: objective.goal for objective in judge.objectives}
     scheduler = None
@@ -216,7 +217,7 @@ def run_search(options: SearchOptions) -> Study:
             scheduler=scheduler,
             constraints=tuple(options.constraint or ()),
             budget=options.budget,
-            baselines=drawn_by_hand(judge, options.budget) if options.families else {},
+            baselines=drawn_by_hand(judge, budgets) if options.families else {},
             listeners=loggers,
             enqueue=enqueued,
         )

@@ -537,7 +537,7 @@ def unknown_setting(kind: Any, name: str) -> UnknownNameError:
         part = f"of {PARTS[FLAT[each].part].__name__} " if each in FLAT else ""
         by_part.setdefault(part, []).append(each)
     last = name.rpartition(".")[2]
-    near = difflib.get_close_matches(last, setting_names(kind), n=2, cutoff=0.5)
+    near = difflib.get_close_matches(last, setting_names(kind), n=2)
     places = [f"{each!r} ({FLAT[each]})" if each in FLAT else repr(each) for each in near]
     hint = f"; did you mean {' or '.join(places)}?" if near else "."
     listing = "; ".join(part + ", ".join(names) for part, names in by_part.items())
