@@ -245,14 +245,41 @@ CLAIMS = [
     *sentences(GUIDE, GUIDED),
     *sentences("README.md", FRONT_PAGE),
 ]
+# -- the plan's amendment ------------------------------------------------------------------------
 AMENDED = RESULTS / "amended"
+PAIRS = TABLES["AMENDED"]["seeds"]
+ADDED = ("dam", "fisher_rounds", *TABLES["AMENDED"]["arms"])
+
+
+def amended_scores(task: str) -> list[Claim]:
+    """The rows of the amendment's table: mean score, mean judged density and loss by budget."""
+    table = pd.concat([scores, pd.read_csv(AMENDED / "scores.csv")])
+    table = table.drop_duplicates(TABLES["KEYS"], keep="last")
+    table = table[(table.task == task) & table.search.isin(PAIRS[task])]
+    found = {
+        name: {seed: own[seed] for seed in PAIRS[task] if seed in own}
+        for name, own in TABLES["read"](AMENDED, task).items()
+    }
+    claims = []
+    for arm in ADDED:
+        values = list[float]()
+        for budget in BUDGETS:
+            own = table[(table.arm == arm) & (table.budget == budget)]
+            lost = difference(found["dense", "1"], found[arm, str(budget)])
+            values += [own.score.mean(), own.judged_density.mean()]
+            values += [lost.value, lost.low, lost.high]
+        claims.append(Claim(HERE, f"| {task} | {arm} |...", values, "Amendment: scores"))
+    return claims
+
+
 if (AMENDED / "contrasts.csv").is_file():  # all of its pairs are judged
     CLAIMS += [
         Claim(
             HERE,
             f"| {line.kind} | {line.task} | {line.arm} minus {line.minus} |...",
             [line.pairs, line.value, line.low, line.high, line.p],
-            "Amendment",
+            "Amendment: areas",
         )
         for line in TABLES["contrasts"](AMENDED).itertuples()
     ]
+    CLAIMS += [claim for task in PAIRS for claim in amended_scores(task)]

@@ -3,8 +3,8 @@
     python experiments/19_front/run.py STAGE... --data FOLDER [--tier B] [--runs FOLDER] [--smoke]
 
 Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
-drawn by hand, and the controls), others (tasks that no search has read), heads (the second
-amendment's whole heads), tables. `--searches` and `--arms` take a part. Every trial that has ended
+drawn by hand, and the controls), others (tasks that no search has read), heads (the
+amendments' whole heads), tables. `--searches` and `--arms` take a part. Every trial that has ended
 is a line in results/, from which any clone goes on; plan.toml says what is compared.
 """
 
@@ -120,11 +120,13 @@ class Front:
         return found
 
     def whole_heads(self) -> dict[str, ms.Mask]:
-        """The masks of the second amendment."""
+        """The masks of the second and third amendment."""
         shape, found = self.proxy.shape, {"narrow shifts 0.2": tiles(self.proxy.shape.heads, 5)}
         for budget in self.budgets:
-            if mask := masks.rivals_within(budget, shape).get("full heads"):
-                found[f"full heads {budget}"] = mask
+            made = masks.rivals_within(budget, shape)
+            # within .2 heads each way are the mask that is judged as signed shifts
+            names = ("full heads", "heads each way") if budget > 0.2 else ("full heads",)
+            found |= {f"{name} {budget}": made[name] for name in names if name in made}
         return found
 
     def compare(

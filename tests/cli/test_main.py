@@ -214,7 +214,7 @@ MISTAKES = {
     "no space": (["search"], "strategy 'tpe' needs a space"),
     "missing space file": (["search", "nowhere.py:space"], "no such file"),
     "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
-    "no colon": (["search", "my_space.py"], "needs the name of a function or class in it: my_space.py:space"),
+    "no colon": (["search", "my_space.py"], "needs the name of .*: my_space.py:space"),
     "setting of another strategy": (["search", "my_space.py:space", "--set", "evolution.sample=3"],
         "--set evolution.sample belongs to strategy evolution; the strategy is 'tpe'"),
     "setting of dam": (
