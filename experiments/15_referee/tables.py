@@ -68,6 +68,8 @@ def write(out: Path, task: str, runs: Path, shape: ms.Shape) -> None:
     found = {"contrasts": contrasts(out)} if amended else {}
     found |= dict(zip(("areas", "margins"), verdict(out), strict=True))
     for name, table in found.items():
+        if table.empty:  # the older arms did not run anew
+            continue
         table.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
         print(table.to_string(index=False))
 
