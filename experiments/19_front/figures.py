@@ -72,10 +72,10 @@ def draw_front(
     if len(opponents):
         axes.plot(opponents["density"], opponents["judged"], "D", color=style.INK, markersize=4,
                   label="drawn by hand, best on search rows")  # fmt: skip
-    if len(heads):
-        own = heads[heads["arm"] == "full heads"]
-        axes.plot(own["density"], own["score"], "s", color=style.INK, markersize=5,
-                  fillstyle="none", label="full heads, drawn by hand")  # fmt: skip
+    for arm, marker in {"full heads": "s", "heads each way": "D"}.items() if len(heads) else ():
+        own = heads[heads["arm"] == arm]
+        axes.plot(own["density"], own["score"], marker, color=style.INK, markersize=5,
+                  fillstyle="none", label=f"{arm}, drawn by hand")  # fmt: skip
     keys = scores[scores["arm"] == "random keys"].sort_values("density")
     if len(keys):
         axes.plot(keys["density"], keys["score"], ":", color=style.GREY, label="random keys")
