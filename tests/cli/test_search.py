@@ -73,7 +73,7 @@ def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp
 def test_search_whose_space_is_spent_ends_well(monkeypatch, capsys, tmp_path, job):
     monkeypatch.setattr("masksearch.study.session.SPENT", 30)
     search = (*job, "--run", tmp_path / "run", "--strategy", "random", "--trials", 500)
-    with pytest.warns(UserWarning, match="the space is spent: the last 30 draws"):
+    with pytest.warns(UserWarning, match="the space is spent: the last 30 masks drawn"):
         assert run(monkeypatch, capsys, *search)[0] == 0
     number = len(ms.Study(tmp_path / "run").records())
     assert run(monkeypatch, capsys, "resume", tmp_path / "run", "--trials", 600)[0] == 0
