@@ -35,6 +35,7 @@ from masksearch.masks.measure import (
 )
 from masksearch.masks.tables import Cropped, layer_of
 from masksearch.study.records import processor_name
+from masksearch.training.loop import one_thread
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine
@@ -231,17 +232,12 @@ class CostEvaluator(Evaluator):
 def race_kernels(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[float]:
     """Median processor seconds of each, run in turn on one thread after one round unmeasured."""
     times: list[list[float]] = [[] for _ in kernels]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            for _ in range(repeats + 1):
-                for spent, kernel in zip(times, kernels, strict=True):
-                    start = time.thread_time()
-                    kernel()
-                    spent.append(time.thread_time() - start)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.no_grad():
+        for _ in range(repeats + 1):
+            for spent, kernel in zip(times, kernels, strict=True):
+                start = time.thread_time()
+                kernel()
+                spent.append(time.thread_time() - start)
     return [statistics.median(spent[1:]) for spent in times]
 
 

@@ -38,10 +38,11 @@ from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
 from masksearch.tasks.planted.graded import GradedProcess, PlantedTask
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess
-from masksearch.training.loop import TrainConfig, report_steps, train
+from masksearch.training.loop import TrainConfig, one_thread, report_steps, train
 from masksearch.training.parts import find_size
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
+NARROW = 64  # width up to which one thread trains a model
 PARTS = "parts"  # the one task of a graded process
 GRADED: dict[str, Any] = {  # four heads: two parts, near and far
     "size": "1x64x4",
@@ -70,7 +71,8 @@ class PlantedEvaluator(AssembledEvaluator):
     other positions), `initializer_range` (default 0.18, 1 to 1.5 / sqrt(width): with BERT's 0.02
     attention starts flat and stays so for hundreds of steps) and the training: `steps` (500),
     `batch` (16; many small steps leave the plateaus, where the partner is found before the key,
-    sooner than few large ones), `lr` (4e-3), `reports` (5) and what shapes the rate.
+    sooner than few large ones), `lr` (4e-3), `reports` (5) and what shapes the rate. Models of
+    width 64 or less are trained on one thread.
 
     Args:
         process: The distribution, a `PlantedProcess` or a `GradedProcess`; its `length` is the
@@ -244,6 +246,12 @@ class PlantedEvaluator(AssembledEvaluator):
             NonFiniteLossError: If a loss becomes NaN or infinite.
         """
         keys_of_rows(mask, self.shape)  # refuses masks that do not fit before any training
+        # two threads are no faster on so small a model, and much slower beside another program
+        with one_thread(find_size(self.model.size).width <= NARROW):
+            yield from self.trained(mask, seed, workdir)
+
+    def trained(self, mask: Mask, seed: int, workdir: Path) -> Iterator[Report]:
+        """The reports of a training under a mask that fits."""
         model, held_out = self.build_model(seed), self.task.held_out()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         due = report_steps(self.training.steps, self.training.reports)

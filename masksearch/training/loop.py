@@ -178,6 +178,17 @@ def finite_loss(model: nn.Module, batch: Batch, number: int) -> Tensor:
 
 
 @contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Has torch compute on one thread, then on as many as before; not where it is not wanted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def keeping_modes(*models: nn.Module) -> Iterator[None]:
     """Puts every module back into training or eval mode as it was before."""
     modes = [(module, module.training) for model in models for module in model.modules()]

@@ -146,3 +146,18 @@ def test_dense_and_oracle_learn_and_window_does_not():
     last = reports(evaluator, masks.window(3))[-1].values
     assert last["accuracy"] < process.chance + 0.05
     assert last["score"] < 0.56
+
+
+@pytest.mark.parametrize(("size", "threads"), [("nano", 1), ("1x96x2", 2)])
+def test_small_models_are_trained_on_one_thread(tmp_path, size, threads):
+    """Two were as fast alone, and ten times slower beside another program."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = PlantedEvaluator.graded(steps=2, size=size)(masks.star(), seed=0, workdir=tmp_path)
+        next(run)
+        assert torch.get_num_threads() == threads
+        run.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
