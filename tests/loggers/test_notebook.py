@@ -32,7 +32,9 @@ def test_a_notebook_keeps_one_short_output_of_a_search(tmp_path):
     assert "best loss" in text
     assert len(text.splitlines()) <= 4
     streams = [output.text for output in cell.outputs if output.output_type == "stream"]
-    assert not [text for text in streams if "compare" in text]
+    told = [line for line in "".join(streams).splitlines() if "compare" in line]
+    assert len(told) <= 2  # what is planned
+    assert all(line.startswith("compare: ") for line in told)
     saved = io.StringIO()
     nbformat.write(book, saved)
     assert len(saved.getvalue()) < 5000
