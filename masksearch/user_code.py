@@ -100,7 +100,8 @@ def place_of(space: object) -> str:
 
 
 def split_name(spec: str) -> tuple[Path, str]:
-    """The file and the name of `file.py:name`, or of a search space of the package.
+    """The file and the name of `file.py:name`, or of a search space of the package; of `file.py`
+    alone an empty name.
 
     `masksearch.spaces:head_shifts` is the function `space` of that module, and
     `masksearch.spaces.head_shifts:space` says so in full.
@@ -138,8 +139,8 @@ def load_object(spec: str) -> Any:
             for member, value in vars(module).items()
             if member[0] != "_" and getattr(value, "__module__", "") == module.__name__
         ]
-        if members and not name:
-            known = ", ".join(f"{path}:{member}" for member in members)
+        if not name:
+            known = ", ".join(f"{path}:{member}" for member in members) or "(none)"
             raise UserCodeError(f"{path} needs the name of a function or class in it: {known}")
         raise unknown_name(f"function or class in {path}", name, members or ["(none)"])
     return getattr(module, name)

@@ -1,6 +1,7 @@
 """What pages say about this experiment, recomputed from results/: see experiments/verify.py."""
 
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -83,15 +84,11 @@ def minus_dam(task: str, arm: str) -> list[float]:
     return [line.minus_dam, line.low, line.high]
 
 
-def not_shown(task: str, arm: str) -> str:
-    """What a page adds to a difference of areas that is not shown."""
-    found = areas[(areas.task == task) & (areas.arm == arm)].adjusted_p.item()
-    return ", not shown" if found > 0.05 else ""
-
-
-def minus(task: str, arm: str, other: str, budget: float | None = None) -> list[float]:
+def minus(
+    task: str, arm: str, other: str, budget: float | None = None, among: Mapping = judged
+) -> list[float]:
     """One arm's area, or score within a budget, minus another's, with a single interval."""
-    found = judged[task]
+    found = among[task]
     if budget is None:
         sides = [TABLES["area"](each, found) for each in (arm, other)]
     else:
@@ -112,7 +109,7 @@ early_p = dict(zip(areas[areas.task == STS].arm, holm([d.p_value for d in early]
 at_first = first_three("fisher_rounds")
 worst = margins[(margins.task == STS) & (margins.budget == BUDGETS[-1])]
 worst = worst[~worst.arm.isin(CONTROLS) & (worst.outcome == "loses more than")]
-ALL, HALF, THIRD, LEAST = tuple(BUDGETS), *BUDGETS
+HALF, THIRD, LEAST = BUDGETS
 SETTINGS = {  # rows that scores use
     "dam": [ARM["fisher"]["rows"]],
     "gates": [ARM["fisher"]["rows"]],
@@ -155,7 +152,7 @@ SAID = {
         STS, "gates", "fisher_rounds", LEAST
     ),
     "told from {} arms of {}: effects in five rounds minus DAM {} [{}, {}],": [
-        sum(bool(not_shown(QNLI, arm)) for arm in areas[areas.task == QNLI].arm),
+        sum(areas[areas.task == QNLI].adjusted_p > 0.05),
         sum(areas.task == QNLI),
         *minus_dam(QNLI, "fisher_rounds"),
     ],
@@ -216,10 +213,14 @@ CLAIMS = [
 # -- the plan's amendment ------------------------------------------------------------------------
 AMENDED = RESULTS / "amended"
 PAIRS = TABLES["AMENDED"]["seeds"]
-ADDED = ("dam", "fisher_rounds", *TABLES["AMENDED"]["arms"])
-
-
-NAMED = {  # in the guide
+anew = {  # on the amendment's pairs alone
+    task: {
+        mask: {seed: own[seed] for seed in seeds if seed in own}
+        for mask, own in TABLES["read"](AMENDED, task).items()
+    }
+    for task, seeds in PAIRS.items()
+}
+NAMED = {  # its arms, in the guide
     "dam": "edges: `dam`",
     "fisher_rounds": "edges: `prune`, five rounds",
     "swept_gates": "heads: `allocate`, swept gates",
@@ -231,33 +232,18 @@ NAMED = {  # in the guide
 def amended_scores(task: str) -> list[Claim]:
     """The rows of the amendment's table: mean score, mean judged density and loss by budget; and
     those of the guide, with what is lost alone."""
-    table = pd.concat([scores, pd.read_csv(AMENDED / "scores.csv")])
-    table = table.drop_duplicates(TABLES["KEYS"], keep="last")
-    table = table[(table.task == task) & table.search.isin(PAIRS[task])]
-    found = {
-        name: {seed: own[seed] for seed in PAIRS[task] if seed in own}
-        for name, own in TABLES["read"](AMENDED, task).items()
-    }
-    claims = []
-    for arm in ADDED:
+    table, found, claims = TABLES["amended_scores"](RESULTS), anew[task], list[Claim]()
+    for arm, name in NAMED.items():
         values, losses = list[float](), list[float]()
         for budget in BUDGETS:
-            own = table[(table.arm == arm) & (table.budget == budget)]
+            own = table[(table.task == task) & (table.arm == arm) & (table.budget == budget)]
             lost = difference(found["dense", "1"], found[arm, str(budget)])
             values += [own.score.mean(), own.judged_density.mean()]
             values += [lost.value, lost.low, lost.high]
             losses += values[-3:]
         claims.append(Claim(HERE, f"| {task} | {arm} |...", values, "Amendment: scores"))
-        claims.append(Claim(GUIDE, f"| {NAMED[arm]} | {task} |...", losses))
+        claims.append(Claim(GUIDE, f"| {name} | {task} |...", losses))
     return claims
-
-
-def afterwards(task: str, arm: str, other: str) -> list[float]:
-    """A difference of areas on the amendment's pairs that the plan does not name."""
-    found = TABLES["read"](AMENDED, task)
-    sides = [TABLES["area"](each, found) for each in (arm, other)]
-    line = difference(*({seed: side[seed] for seed in PAIRS[task]} for side in sides))
-    return [line.value, line.low, line.high]
 
 
 amended = TABLES["contrasts"](AMENDED).set_index(["kind", "task", "arm", "minus"])
@@ -284,12 +270,11 @@ OPENING = {
         STS, "swept_gates", kind="without the last budget"
     ),
     "looked at afterwards, are {} [{}, {}] on STS-B and {} [{}, {}] on QNLI": [
-        *afterwards(STS, "swept_gates", "greedy"),
-        *afterwards(QNLI, "swept_gates", "greedy"),
+        *minus(STS, "swept_gates", "greedy", among=anew),
+        *minus(QNLI, "swept_gates", "greedy", among=anew),
     ],
     "dense attention has {} on STS-B and {} on QNLI.": [
-        fmean(TABLES["read"](AMENDED, task)["dense", "1"][seed].score for seed in PAIRS[task])
-        for task in (STS, QNLI)
+        fmean(rows.score for rows in anew[task]["dense", "1"].values()) for task in (STS, QNLI)
     ],
 }
 CLAIMS += [

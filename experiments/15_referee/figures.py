@@ -47,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     scores, arms, name = pd.read_csv(given.results / "scores.csv"), ARMS, "selectors.png"
     if given.amended:
-        scores, name = amended(given.results, scores), "amended.png"
+        scores, name = tables.amended_scores(given.results), "amended.png"
         arms = {arm: ARMS[arm] for arm in ("dam", "fisher_rounds")} | ADDED
     tasks = sorted(dict.fromkeys(scores.task), key=["STS-B", "QNLI", "QQP", "MNLI"].index)
     figure = style.new_figure(style.PAGE, 2.9)
@@ -61,14 +61,6 @@ def main() -> None:
         lines, labels, loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False
     )
     write_for_both(figure, given.out or given.results / name)
-
-
-def amended(results: Path, scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores on the amendment's pairs; of an arm that ran anew there its new ones."""
-    both = pd.concat([scores, pd.read_csv(results / "amended" / "scores.csv")])
-    both = both.drop_duplicates(tables.KEYS, keep="last")
-    pairs = tables.AMENDED["seeds"]
-    return both[[row.search in pairs.get(row.task, ()) for row in both.itertuples()]]
 
 
 def draw_task(axes: Axes, scores: pd.DataFrame, arms: dict[str, tuple[str, str, str]]) -> None:

@@ -91,6 +91,14 @@ def load(path: Path) -> dict[tuple[str, str], dict[int, np.ndarray]]:
     return found
 
 
+def amended_scores(results: Path) -> pd.DataFrame:
+    """The scores on the amendment's pairs; of an arm that ran anew there its new ones."""
+    both = pd.concat([pd.read_csv(results / f"{own}scores.csv") for own in ("", "amended/")])
+    both = both.drop_duplicates(KEYS, keep="last")
+    pairs = AMENDED["seeds"]
+    return both[[row.search in pairs.get(row.task, ()) for row in both.itertuples()]]
+
+
 def read(out: Path, task: str) -> dict[tuple[str, str], Judged]:
     """(arm, budget) -> its rows by search seed; in the folder of the amendment the others too."""
     found = read(out.parent, task) if out.name == "amended" else {}

@@ -216,7 +216,7 @@ def run_search(options: SearchOptions) -> Study:
             executor=build_executor(options),
             scheduler=scheduler,
             constraints=tuple(options.constraint or ()),
-            budget=options.budget,
+            budget=budgets,
             baselines=drawn_by_hand(judge, budgets) if options.families else {},
             listeners=loggers,
             enqueue=enqueued,

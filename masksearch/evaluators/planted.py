@@ -8,6 +8,7 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -247,7 +248,8 @@ class PlantedEvaluator(AssembledEvaluator):
         """
         keys_of_rows(mask, self.shape)  # refuses masks that do not fit before any training
         # two threads are no faster on so small a model, and much slower beside another program
-        with one_thread(find_size(self.model.size).width <= NARROW):
+        narrow = find_size(self.model.size).width <= NARROW
+        with one_thread() if narrow else nullcontext():
             yield from self.trained(mask, seed, workdir)
 
     def trained(self, mask: Mask, seed: int, workdir: Path) -> Iterator[Report]:

@@ -178,10 +178,10 @@ def finite_loss(model: nn.Module, batch: Batch, number: int) -> Tensor:
 
 
 @contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Has torch compute on one thread, then on as many as before; not where it is not wanted."""
+def one_thread() -> Iterator[None]:
+    """Has torch compute on one thread, then on as many as before."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else threads)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

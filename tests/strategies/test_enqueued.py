@@ -43,9 +43,8 @@ def test_given_parameters_come_first_and_resume(tmp_path, strategy):
     assert [record.params for record in first] == GIVEN
     assert [record.origin for record in first] == ["enqueued"] * 2
     assert [record.mask for record in first] == [masks.window(3), masks.stride(5)]
-    assert (
-        sum(record.status == "done" for record in study.records()) == 9
-    )  # reused ones count as none
+    trained = [record for record in study.records() if record.status == "done"]
+    assert len(trained) == 9  # a mask that is drawn again counts as none
     for trials in (1, 2, 5, 9):
         parts = search(tmp_path / "parts", trials, strategy=made())
     assert outcome(parts) == outcome(study)
