@@ -156,6 +156,7 @@ class CausalEvaluator(AssembledEvaluator):
         "precision": None,
     }
     unread: ClassVar[str] = (
+        "gates_learn_from gates_batch keep_recovered "
         "pretraining whole_words dropout compile recover_steps finetune_lr finetune_batch "
         "epochs finetune_seeds frozen"
     )
@@ -193,6 +194,7 @@ class CausalEvaluator(AssembledEvaluator):
         if self.text.corpus is None:
             raise ValueError(f"{NO_CORPUS}, or 'recall', a planted task")
         check_name("architecture of a decoder", self.model.architecture, DECODERS)
+        check_name("learn_from", self.adaptation.learn_from, ("labels", "dense", "hidden"))
         check_name("cost", self.cost, get_args(Cost))
         check_least(1, task_rows=self.task_rows)
         named = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS
-from masksearch.attention.attach import attach
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     POINT,
     Batch,
@@ -58,6 +59,7 @@ from masksearch.training.loop import TrainConfig, check_frozen, freeze
 from masksearch.training.parts import check_least
 
 ROUND, DROPOUT, RECOVER, GATES = 25, 26, 27, 28  # streams of random numbers
+RECOVERED = "recovered"  # folder of recovered models in that of the cache
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class FineTuning(AssembledEvaluator, ABC):
     streams: ClassVar[tuple[int, int]]
     head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`
     head_reads: ClassVar[int | None] = None  # leading rows of hidden states that `head` reads
+    own_head: ClassVar[str | None] = None  # `head_kind` where transformers' own head is taken
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,7 +126,9 @@ class FineTuning(AssembledEvaluator, ABC):
         check_least(1, rows=self.rows, dev_rows=self.dev_rows)
         if self.text.length < 8:
             raise ValueError(f"fine-tuning needs at least 8 positions, got {self.text.length}")
-        check_name("learn_from", self.adaptation.learn_from, ("labels", "dense"))
+        check_name("learn_from", self.adaptation.learn_from, ("labels", "dense", "both"))
+        if (source := self.adaptation.gates_learn_from) is not None:
+            check_name("gates_learn_from", source, ("labels", "dense"))
         if how != "train" and (weights is None or corpus is not None):
             stray = "has no weights" if weights is None else "also has a corpus"
             raise ValueError(
@@ -258,7 +263,8 @@ class FineTuning(AssembledEvaluator, ABC):
         """Leading rows of the last layer that reach a score; None = all, as in a pre-training."""
         if self.half == "all" or self.text.corpus is not None:
             return None
-        return rows_read(self.start.locate(), self.head_reads, tuned=self.weights_frozen)
+        folder, tuned = self.start.locate(), self.weights_frozen
+        return rows_read(folder, self.head_reads, tuned=tuned, kind=self.own_head)
 
     @cached_property
     def lengths(self) -> dict[int, int]:
@@ -277,7 +283,12 @@ class FineTuning(AssembledEvaluator, ABC):
     @property
     def seedless(self) -> bool:
         """Whether a fine-tuned folder is judged as it is, which no seed changes."""
-        return self.adaptation.how == "none" and tuned_kind(self.start.locate()) is not None
+        return self.adaptation.how == "none" and self.is_tuned
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the checkpoint is fine-tuned already."""
+        return tuned_kind(self.start.locate()) is not None
 
     @property
     def weights_frozen(self) -> bool:
@@ -330,6 +341,8 @@ class FineTuning(AssembledEvaluator, ABC):
             "frozen": (adaptation.frozen, None),
             "adapt": (adaptation.how, "train"),
             "learn_from": (adaptation.learn_from, "labels"),
+            "gates_learn_from": (adaptation.gates_learn_from, None),
+            "gates_batch": (adaptation.gates_batch, None),
         }
         if adaptation.how == "recover":
             later |= {"recover_steps": (adaptation.steps, 0), "recover_lr": (adaptation.lr, None)}
@@ -350,6 +363,10 @@ class FineTuning(AssembledEvaluator, ABC):
         drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
         return self.head(encoder, name, drawn).to(self.place)
 
+    def begin(self, name: str, seed: int) -> nn.Module:
+        """The model that becomes a task's dense one: the checkpoint under a new head."""
+        return self.new_head(self.start.encoder(dropout=self.model.dropout), name, seed)
+
     def run_seed(self, seed: int, number: int) -> int:
         """The seed of a task's fine-tuning run; of run 0 that of the evaluation."""
         return mixed_seed(seed, ROUND, number) if number else seed
@@ -357,9 +374,7 @@ class FineTuning(AssembledEvaluator, ABC):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score. DataError, before
         any training, if a task cannot be read."""
-        follows = mask.needs_tokens and self.shape.tokens is not None
-        table = mask if follows else masks.table(lower(mask, self.shape))
-        key = short_hash(self.protocol, mask.digest, str(seed))
+        table, key = self.as_table(mask), short_hash(self.protocol, mask.digest, str(seed))
         for name in self.downstream:
             self.tokens(name)
         steps, values = 0, dict[str, float]()
@@ -382,7 +397,7 @@ class FineTuning(AssembledEvaluator, ABC):
                 run, run_seed = f"{name}.{number}", self.run_seed(seed, number)
                 if run not in scores:
                     kept = Checkpoints(workdir, f"finetuning.{name}.{run_seed:x}")
-                    result = self.adapted(encoder, name, table, kept, seed=run_seed)
+                    result = self.scores(self.under(encoder, name, table, kept, run_seed), name)
                     scores[run] = result.values
                     if group().first:
                         result.rows.save(workdir / run)
@@ -397,10 +412,46 @@ class FineTuning(AssembledEvaluator, ABC):
             )
         yield Report(steps, values | self.summary(values))
 
-    def adapted(
-        self, encoder: nn.Module | None, name: str, mask: Mask, kept: Checkpoints, *, seed: int
-    ) -> TaskScores:
-        """Scores of one run of a task under the mask, after the steps that `adapt` asks for.
+    def adapted(self, mask: Mask, *, seed: int, task: str = "") -> nn.Module:
+        """The model that a mask is judged on, in evaluation mode, with the mask attached: what
+        `__call__` makes and does not keep. It is trained anew, unless `keep_recovered` has kept
+        it; `detach` and `save_pretrained` take it.
+
+        Args:
+            mask: Any mask that fits `shape`.
+            seed: Of the dense model and of the training under the mask.
+            task: Its task; "" = the first one.
+
+        Returns:
+            Of a fine-tuned folder, and of `read_out="own"`, a model of transformers' own class;
+            else the encoder under a head of ours.
+
+        Raises:
+            DataError: If there is a corpus: the model of a pre-training is not made again.
+        """
+        if self.text.corpus is not None:
+            raise DataError(
+                "a model that is pre-trained under the mask is not made again; leave "
+                "corpus out, or train it with MlmEvaluator and save that"
+            )
+        name, encoder = task or self.downstream[0], None
+        if not self.weights_frozen:
+            encoder = self.start.encoder(dropout=self.model.dropout)
+        with TemporaryDirectory() as folder:
+            head = self.under(encoder, name, self.as_table(mask), Checkpoints(Path(folder)), seed)
+        attached = masks.cropped(self.as_table(mask), self.text.length)
+        whole: nn.Module = getattr(detach(head.eval()), "whole", head)
+        return attach(whole, attached)
+
+    def as_table(self, mask: Mask) -> Mask:
+        """The mask as it is judged: its table, unless it follows the tokens."""
+        follows = mask.needs_tokens and self.shape.tokens is not None
+        return mask if follows else masks.table(lower(mask, self.shape))
+
+    def under(
+        self, encoder: nn.Module | None, name: str, mask: Mask, kept: Checkpoints, seed: int
+    ) -> nn.Module:
+        """The model of one run of a task under the mask, after the steps that `adapt` asks for.
 
         Args:
             encoder: Without a mask; a copy is trained. None = the task's dense model is taken.
@@ -412,25 +463,41 @@ class FineTuning(AssembledEvaluator, ABC):
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite.
         """
-        stream, rate, teacher = tuple[int, ...](), self.finetune_rate, None
+        stream, rate, loss = tuple[int, ...](), self.finetune_rate, None
         if encoder is not None:
             head = self.new_head(copy.deepcopy(encoder), name, seed)
         else:
-            head = self.dense(name, seed)
+            head, source = self.dense(name, seed), self.adaptation.learn_from
             stream, rate = (RECOVER,), self.adaptation.lr or rate
-            teacher = frozen_copy(head) if self.adaptation.learn_from == "dense" else None
+            if source != "labels" and self.adaptation.how == "recover":
+                teacher = frozen_copy(head)
+                loss = self.trainer.imitating(teacher, labels=source == "both")
         attach(head, masks.cropped(mask, self.text.length))
-        if steps := self.steps_under_mask(name):
+        steps, order = self.steps_under_mask(name), self.order(name, seed, *stream)
+        noise = mixed_seed(seed, DROPOUT, *stream)
+
+        def train(made: Checkpoints) -> None:
             self.trainer.fit(
                 head,
                 self.tokens(name).train,
                 TrainConfig(steps, rate),
-                replace(kept, key=short_hash(self.protocol, mask.digest, name, str(seed))),
-                order=self.order(name, seed, *stream),
-                noise=mixed_seed(seed, DROPOUT, *stream),
-                loss=None if teacher is None else self.trainer.imitating(teacher),
+                made,
+                order=order,
+                noise=noise,
+                loss=loss,
             )
-        return self.scores(head, name)
+
+        if self.adaptation.keep and self.adaptation.how == "recover":
+            how = self.adaptation
+            settings = how.learn_from, how.finetune_batch, how.frozen, steps, rate, order, noise
+            model = self.dense_name(head, name, seed), self.row_hashes[name], self.model.dropout
+            parts = [*model, mask.digest, *settings, self.training.precision]
+            key = short_hash("recovered-1", repr(parts))
+            path = cache_folder(self.text.cache) / RECOVERED / f"{name}-{key}.safetensors"
+            provide_dense(head, path, key, train)
+        elif steps:
+            train(replace(kept, key=short_hash(self.protocol, mask.digest, name, str(seed))))
+        return head
 
     def steps_under_mask(self, name: str) -> int:
         """Optimiser steps under a mask, of a task."""
@@ -464,12 +531,13 @@ class FineTuning(AssembledEvaluator, ABC):
                     "fine-tuned here"
                 )
             head: nn.Module = open_tuned(location, self.head_kind, self.class_names(name))
-            head, kept = head.to(self.place), folder / short_hash("tuned-1", start.digest)
+            head = head.to(self.place)
+            kept = folder / self.dense_name(head, name, seed)
         else:
-            head = self.new_head(start.encoder(dropout=self.model.dropout), name, seed)
+            head = self.begin(name, seed)
             check_frozen(head.get_submodule("encoder"), self.adaptation.frozen)
             key = self.dense_key(head, name, seed)
-            kept = folder / f"{name}-{key}"
+            kept = folder / self.dense_name(head, name, seed)
             title, rows = f"dense model of {name}, seed {seed}", self.tokens(name).train
             config = TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_rate)
             order, noise = self.order(name, seed), mixed_seed(seed, DROPOUT)
@@ -494,6 +562,12 @@ class FineTuning(AssembledEvaluator, ABC):
     def row_hashes(self) -> dict[str, str]:
         """Task -> hash of its training rows as tensors, made once for all masks."""
         return {n: self.trainer.hash_rows(self.tokens(n).train) for n in self.downstream}
+
+    def dense_name(self, head: nn.Module, name: str, seed: int) -> str:
+        """What a task's dense model is called among files: by what its weights depend on."""
+        if self.is_tuned:
+            return short_hash("tuned-1", self.start.digest)
+        return f"{name}-{self.dense_key(head, name, seed)}"
 
     def dense_key(self, head: nn.Module, name: str, seed: int) -> str:
         """Hash of everything that the weights of a task's dense model depend on."""
@@ -525,9 +599,12 @@ class FineTuning(AssembledEvaluator, ABC):
             heads = [self.new_head(encoder, name, seed) for name in self.downstream]
         else:
             heads = [self.dense(name, seed) for name in self.downstream]
-        imitate = self.weights_frozen and self.adaptation.learn_from == "dense"
+        adaptation, trainer = self.adaptation, self.trainer
+        source = adaptation.gates_learn_from or adaptation.learn_from
         rows = [(self.tokens(n).train, self.order(n, seed, GATES)) for n in self.downstream]
-        made = train_together(heads, rows, self.trainer, imitate=imitate)
+        trainer = replace(trainer, batch=adaptation.gates_batch or trainer.batch)
+        imitate = self.weights_frozen and source == "dense"
+        made = train_together(heads, rows, trainer, imitate=imitate)
         if self.weights_frozen:
             made.model.requires_grad_(False)
         return made

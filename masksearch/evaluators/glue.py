@@ -24,10 +24,10 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Half, mixed_seed
 from masksearch.errors import DataError, check_name
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, TokenRows, pad_rows, tokenize_rows
+from masksearch.evaluators.tuning import TaskScores, TokenRows, begin_at, pad_rows, tokenize_rows
 from masksearch.files import short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
-from masksearch.models.pretrained import tuned_kind
+from masksearch.models.pretrained import begin_tuned
 from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
 from masksearch.tasks.glue.tasks import (
     COLUMNS,
@@ -75,7 +75,9 @@ class GlueEvaluator(FineTuning):
             of both); see `ms.glue_score`.
         read_out: What the head reads of the last hidden states: `"first+mean"`, or of pairs of
             texts `"pair"`, which compares them outside of attention; see `SequenceClassifier`.
-            (`read` is how many rows of them reach a score.)
+            `"own"` is the class that `AutoModelForSequenceClassification` takes, whose
+            models anyone opens; with weights and adapt="none" or "recover". (`read` is how many
+            rows of them reach a score.)
     """
 
     glue: Path | str
@@ -115,6 +117,11 @@ class GlueEvaluator(FineTuning):
                 f"read_out='pair' compares two texts, and {', '.join(single)} has one; leave it "
                 "out, or take tasks of pairs"
             )
+        if self.read_out == "own" and not self.weights_frozen:
+            raise ValueError(
+                "read_out='own' is of a model that is fine-tuned first; give adapt='recover' or "
+                f"'none', got {self.adaptation.how!r}"
+            )
 
     @cached_property
     def constant_score(self) -> float:
@@ -144,9 +151,9 @@ class GlueEvaluator(FineTuning):
     def settings(self) -> dict[str, object]:
         """As of `FineTuning`; DataError where a checkpoint's own head has another read-out."""
         settings = super().settings()
-        if self.read_out == READ_OUT:
+        if self.read_out == READ_OUT or (self.read_out == "own" and self.is_tuned):
             return settings
-        if self.weights_frozen and tuned_kind(self.start.locate()) is not None:
+        if self.weights_frozen and self.is_tuned:
             raise DataError(
                 f"{self.model.weights} is fine-tuned already and has a head of its own, so there "
                 f"is no read_out={self.read_out!r}; leave it out, or give a pre-trained checkpoint"
@@ -179,10 +186,34 @@ class GlueEvaluator(FineTuning):
         """Every task has its own numbers, whichever others there are."""
         return mixed_seed(seed, task_number(self.glue_task(name)))
 
+    @property
+    def own_head(self) -> str | None:  # type: ignore[override]
+        """The kind of transformers' own head, where `read_out` says so."""
+        return self.head_kind if self.read_out == "own" else None
+
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
-        """A classifier, or a regression where the task has no classes."""
+        """A classifier, or a regression where the task has no classes: of recovery from both
+        sources it begins at the mean of the training labels."""
         labels = max(1, len(self.glue_task(name).labels))
-        return SequenceClassifier(encoder, labels, seed=seed, read_out=self.read_out)
+        head = SequenceClassifier(encoder, labels, seed=seed, read_out=self.read_out)
+        if self.glue_task(name).regression and self.adaptation.learn_from == "both":
+            begin_at(head, float(self.tokens(name).train.labels.mean()))
+        return head
+
+    def begin(self, name: str, seed: int) -> nn.Module:
+        """As of `FineTuning`, with `read_out="own"` under transformers' own head; a regression
+        then begins at the mean of the training labels."""
+        if self.read_out != "own":
+            return super().begin(name, seed)
+        labels, drawn = (
+            self.glue_task(name).labels,
+            mixed_seed(self.task_seed(name, seed), self.streams[0]),
+        )
+        how: dict[str, Any] = {"seed": drawn, "dropout": self.model.dropout}
+        head = begin_tuned(self.start.locate(), self.head_kind, labels, **how)
+        if not labels:
+            begin_at(head, float(self.tokens(name).train.labels.mean()))
+        return head.to(self.place)
 
     def class_names(self, name: str) -> Sequence[str] | None:
         """The labels as the task's files spell them."""

@@ -117,13 +117,25 @@ class TaskTraining:
             loss: Tensor = head(**batch).loss
             return loss
 
-    def imitating(self, teacher: nn.Module) -> Callable[[nn.Module, Batch], Tensor]:
-        """The loss of learning another model's logits in place of labels."""
+    def imitating(
+        self, teacher: nn.Module, *, labels: bool = False
+    ) -> Callable[[nn.Module, Batch], Tensor]:
+        """The loss of learning another model's logits in place of labels, or beside them.
+
+        Args:
+            teacher: The other model.
+            labels: Whether the labels are learnt, too: half of the loss is theirs.
+        """
 
         def gap(head: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
                 target = self.logits(teacher, batch)
-            return distance_of_logits(self.logits(head, batch), target)
+            if not labels:
+                return distance_of_logits(self.logits(head, batch), target)
+            with autocast(batch, self.how.precision):
+                output = head(**batch)
+            loss: Tensor = (output.loss + distance_of_logits(output.logits, target)) / 2
+            return loss
 
         return gap
 
@@ -163,6 +175,12 @@ class TaskTraining:
                 logits = self.logits(head, batch)
             outputs |= zip(chosen, logits.float().cpu(), strict=True)
         return [outputs[index] for index in range(len(rows))]
+
+
+def begin_at(head: nn.Module, value: float) -> None:
+    """Has a regression answer that value at first: the bias of its last layer."""
+    *_, last = (part for part in head.modules() if isinstance(part, nn.Linear))
+    nn.init.constant_(last.bias, value)
 
 
 def frozen_copy(head: nn.Module) -> nn.Module:

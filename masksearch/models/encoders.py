@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -329,7 +329,7 @@ class StateImitator(Head):
         return Output(errors, errors.mean())
 
 
-ReadOut = Literal["first+mean", "pair"]
+ReadOut = Literal["first+mean", "pair", "own"]
 READ_OUT: ReadOut = "first+mean"  # the default
 
 
@@ -353,7 +353,7 @@ class SequenceClassifier(Head):
         self, encoder: PreTrainedModel, labels: int, *, seed: int, read_out: ReadOut = READ_OUT
     ) -> None:
         super().__init__(encoder)
-        check_name("read-out", read_out, get_args(ReadOut))
+        check_name("read-out", read_out, ("first+mean", "pair"))
         self.read_out, width = read_out, encoder.config.hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -28,7 +28,12 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers import (
+    AutoModelForMaskedLM,
+    BertForPreTraining,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from masksearch.attention.probe import probe
@@ -207,13 +212,19 @@ def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, An
             f"{folder / CONFIG}: {kind!r} is not an encoder that predicts masked tokens; give one "
             "such as bert, roberta, distilbert, electra, albert or modernbert"
         )
-    for name, value in config.to_dict().items():  # each architecture has names of its own
-        if dropout is not None and "dropout" in name and isinstance(value, int | float):
-            setattr(config, name, dropout)
+    with_dropout(config, dropout)
     with quiet():
         return read_model(
             AutoModelForMaskedLM, folder, new_head=True, config=config, dtype=torch.float32
         )
+
+
+def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+    """The configuration, its dropouts set; each architecture has names of its own."""
+    for name, value in config.to_dict().items():
+        if dropout is not None and "dropout" in name and isinstance(value, int | float):
+            setattr(config, name, dropout)
+    return config
 
 
 # -- the prediction head -----------------------------------------------------------------------
@@ -336,20 +347,23 @@ FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as 
 )
 
 
-def rows_read(folder: Path, rows: int | None, *, tuned: bool) -> int | None:
+def rows_read(
+    folder: Path, rows: int | None, *, tuned: bool, kind: str | None = None
+) -> int | None:
     """How many leading rows of the last layer reach the output of a head on a checkpoint.
 
     Args:
         folder: What transformers' `save_pretrained` wrote.
         rows: Rows of the last hidden states that our head reads; None = all.
         tuned: Whether the checkpoint's own head is taken in its place, if it has one.
+        kind: A head of transformers' own, a name of `KINDS`, that is taken otherwise.
 
     Returns:
         1, or another `rows`; None = all, or not known: of types other than `FIRST_ROW` (ALBERT
         runs one layer again and again), and of heads that pool otherwise.
     """
     config = read_json(folder / CONFIG)
-    kind = tuned_kind(folder) if tuned else None
+    kind = (tuned_kind(folder) if tuned else None) or kind
     if kind is not None:
         pooling = config.get("classifier_pooling", "cls"), config.get("summary_type", "first")
         points = kind == "QuestionAnswering" or pooling != ("cls", "first")
@@ -403,6 +417,32 @@ class TunedHead(nn.Module):
             return span_output(logits, attention_mask, start_positions, end_positions)
         logits = out.logits if self.order is None else out.logits[:, self.order]
         return class_output(logits, labels)
+
+
+def begin_tuned(
+    folder: Path, kind: str, labels: Sequence[str], *, seed: int, dropout: float | None = None
+) -> TunedHead:
+    """A checkpoint under a new head of transformers' own class, in training mode, float32.
+
+    Args:
+        folder: What transformers' `save_pretrained` wrote.
+        kind: Which head, a name of `KINDS`.
+        labels: The task's classes, in the order of our class numbers; none = a regression.
+        seed: Of the weights that the checkpoint lacks.
+        dropout: As of `Pretrained.encoder`; of the head, too.
+    """
+    config = with_dropout(read_config(folder), dropout)
+    names = list(labels) or ["score"]
+    config.id2label, config.label2id = (
+        dict(enumerate(names)),
+        {n: at for at, n in enumerate(names)},
+    )
+    config.problem_type = "single_label_classification" if labels else "regression"
+    loader = getattr(transformers, f"AutoModelFor{kind}")
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = read_model(loader, folder, new_head=True, config=config, dtype=torch.float32)[0]
+    return TunedHead(model, kind).train()
 
 
 def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> TunedHead:

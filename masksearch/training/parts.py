@@ -26,7 +26,7 @@ Optimiser = Literal["adamw", "lamb"]
 Schedule = Literal["linear", "sqrt"]
 Precision = Literal["float32", "bfloat16"]
 How = Literal["none", "recover", "train"]
-LearnFrom = Literal["labels", "dense", "hidden"]
+LearnFrom = Literal["labels", "dense", "both", "hidden"]
 Frozen = int | Literal["all"] | None
 PLANTED = "recall"  # names planted recall in place of a text
 RATES = {  # peak learning rates: from random weights, and from a checkpoint's
@@ -336,7 +336,13 @@ class Adapt:
             `recover_lr`.
         learn_from: What `"recover"` of an encoder, and the gates of DAM on frozen weights, learn
             from: the `"labels"` (of decoders the next token), the logits of the `"dense"` model,
-            or of a decoder its last `"hidden"` states.
+            of an encoder `"both"` in equal parts, or of a decoder its last `"hidden"` states.
+        gates_learn_from: What the gates of DAM learn from on an encoder's frozen weights; None =
+            as `learn_from`, and the labels where that is `"both"`.
+        gates_batch: Rows of a batch for these gates; None = `finetune_batch`.
+        keep: Whether an encoder's weights after `"recover"` are kept in the folder `recovered` of
+            the cache, for each dense model, mask and seed: other rows then score them without
+            training again. Flat name: `keep_recovered`.
         finetune_lr: Peak learning rate of fine-tuning; None = 5e-4 where the model began with
             random weights, 5e-5 for a checkpoint.
         finetune_batch: Rows of a fine-tuning batch.
@@ -357,6 +363,9 @@ class Adapt:
     tokens: int = field(default=200_000, metadata={"flat": "recover_tokens"})
     lr: float | None = field(default=None, metadata={"flat": "recover_lr"})
     learn_from: LearnFrom = "labels"
+    gates_learn_from: LearnFrom | None = None
+    gates_batch: int | None = None
+    keep: bool = field(default=False, metadata={"flat": "keep_recovered"})
     finetune_lr: float | None = None
     finetune_batch: int = 32
     epochs: int = 3
@@ -369,6 +378,7 @@ class Adapt:
         check_name("learn_from", self.learn_from, get_args(LearnFrom))
         check_least(1, recover_steps=self.steps, recover_tokens=self.tokens, epochs=self.epochs)
         check_least(1, finetune_batch=self.finetune_batch, finetune_seeds=self.finetune_seeds)
+        check_least(1, gates_batch=self.gates_batch)
         check_positive(recover_lr=self.lr, finetune_lr=self.finetune_lr)
         if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
             raise ValueError(f"frozen is a number of layers, 'all' or None, got {self.frozen!r}")

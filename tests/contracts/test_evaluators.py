@@ -120,7 +120,7 @@ class TestEvaluator:
                 made = evaluator.pretrainer.build_model(0).encoder
             else:
                 made = evaluator.start.encoder()
-            evaluator.adapted(made, name, whole, Checkpoints(tmp_path), seed=seed)
+            evaluator.under(made, name, whole, Checkpoints(tmp_path), seed)
         first, again, other = heads
         assert first
         assert first == again
