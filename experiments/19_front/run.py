@@ -34,6 +34,7 @@ from masksearch.masks.rivals import densest
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
+DRAWN = [*masks.FAMILIES, "widest window and special tokens"]  # those of rivals_within
 STAGES = ["card", "search", "drawn", "judge", "others", "heads", "tables"]
 SMOKE = {"steps": 2, "batch": 4, "length": 24, "held_out_sequences": 4, "rows": 48, "dev_rows": 24}
 SMALL = {"densities": [0.5, 0.2], "trials": 2, "masks": 6}
@@ -91,8 +92,7 @@ class Front:
         own = {"window": masks.window, "signed shifts": partial(tiles, shape.heads)}
         for budget in self.budgets:
             made = masks.rivals_within(budget, shape)
-            for later in ("full heads", "heads each way"):  # since the second amendment
-                made.pop(later, None)
+            made = {name: mask for name, mask in made.items() if name in DRAWN}
             for name, make in own.items():
                 if mask := densest(budget, price, make, range(1, shape.length)):
                     made[name] = mask

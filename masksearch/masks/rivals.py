@@ -12,9 +12,9 @@ beat these.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
-from operator import or_
+from operator import itemgetter, or_
 
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
@@ -26,6 +26,11 @@ from masksearch.masks.tables import PerHead, PerLayer
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 WIDEST = "widest window"
 LOCAL_HEAD = Window(0) | GlobalTokens(1)  # of an encoder
+NARROWER = (Window(0) | Columns(1), Window(0))  # heads that cost less, the cheapest last
+WHOLE = {"full heads": (Full(),), "heads each way": (~Causal(), Causal())}
+PLACES = {"every n-th layer": "every n-th"} | {
+    f"{p} layers": p for p in ("first", "middle", "last")
+}
 
 
 def rivals_within(
@@ -35,14 +40,28 @@ def rivals_within(
     *,
     local: Mask | None = None,
     special: Sequence[int] | None = None,
+    order: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Mask]:
     """The masks drawn by hand that cost no more than a limit, each as dense as that allows.
 
     Of a decoder (`shape.causal`): one window in every layer with the sinks of `local`, and as many
     full layers as the limit pays for, the others local: the first, middle or last ones, or every
     n-th in two phases. Of an encoder: the densest member of each hand-designed family, one window
-    with the special tokens, and as many full heads in every layer as the limit pays for, or pairs
-    of heads that see later and earlier tokens, the others with the diagonal and a global token.
+    with the special tokens, and whole heads, which are several masks:
+
+    - "full heads": as many as the limit pays for in every layer, the others with the diagonal and
+      a global token; "heads each way": pairs of a head that sees later tokens and one that sees
+      earlier ones, which both see the diagonal and the global token as well.
+    - "full heads, first layers", "heads each way, every n-th layer", ..: as many as the limit pays
+      for in all, dealt evenly to the first, middle or last half of the layers, or to every second
+      one; to more layers only where these are full.
+    - "more full heads", "more heads each way, last layers", ..: the other heads, and those of
+      pairs, see less in place of the global token, the diagonal with the first column or the
+      diagonal alone, whichever is the richest that leaves most for whole heads. Only where that
+      is more than with the global token.
+
+    Within a small limit no mask of whole heads fits: then `masks.rivals.whole_heads` finds no
+    name, and what is left is no opponent to speak of.
 
     Args:
         limit: The most that a mask may cost, in units of `cost`.
@@ -52,9 +71,14 @@ def rivals_within(
         local: Of a decoder, the mask of a layer that is not full; None = `default_local`.
         special: Of an encoder, token ids such as those of [CLS] and [SEP]; None = those with which
             every row of `shape.tokens` begins and ends.
+        order: Of an encoder, the heads of each layer in the order in which they become whole, such
+            as by their first-order effect, the largest first; None = by their numbers.
 
     Returns:
-        Name -> mask, without those whose least member is beyond the limit.
+        Name -> mask, without those whose least member is beyond the limit, each mask once.
+
+    Raises:
+        ValueError: If `order` does not name every head of every layer once.
     """
     price = cost or (lambda mask: effective_density(mask, shape))
     layers, reaches = shape.layers, range(shape.length)
@@ -79,10 +103,58 @@ def rivals_within(
         tokens = SpecialTokens(*special)
         name = f"{WIDEST} and special tokens"
         drawn[name] = densest(limit, price, lambda reach: Window(reach) | tokens, reaches)
-    heads, pairs = range(1, shape.heads), range(1, shape.heads // 2 + 1)
-    drawn["full heads"] = densest(limit, price, partial(full_heads, shape.heads), heads)
-    drawn["heads each way"] = densest(limit, price, partial(heads_each_way, shape.heads), pairs)
+    drawn |= heads_within(limit, price, shape, order)
     return {name: mask for name, mask in drawn.items() if mask is not None}
+
+
+def heads_within(
+    limit: float,
+    cost: Callable[[Mask], float],
+    shape: HasShape,
+    order: Sequence[Sequence[int]] | None,
+) -> dict[str, Mask]:
+    """Those masks of `rivals_within` that have whole heads; the arguments are as there."""
+    heads = [*range(shape.heads)]
+    for layer in order or ():
+        if order is not None and (len(order) != shape.layers or sorted(layer) != heads):
+            raise ValueError(
+                f"order lists the {shape.heads} heads of each of {shape.layers} layers once, "
+                f"from 0; got {len(order)} lists, one of them {list(layer)}"
+            )
+    drawn: dict[str, Mask] = {}
+    for kind, ways in WHOLE.items():
+        for place in ("", *(PLACES if shape.layers > 1 else ())):
+            most = (shape.layers if place else 1) * (shape.heads // len(ways))
+            counts = range(1, most + (kind != "full heads"))  # all heads full are dense attention
+            name, best = f"{kind}, {place}" if place else kind, 0
+            for other in (LOCAL_HEAD, *NARROWER):
+                make = partial(whole_head_mask, shape, ways, PLACES.get(place), other, order)
+                count = within(limit, cost, make, counts)
+                if count > best and (mask := make(counts[count - 1])) not in drawn.values():
+                    drawn[name if other is LOCAL_HEAD else f"more {name}"] = mask
+                best = max(best, count)
+    return drawn
+
+
+def whole_heads(drawn: Iterable[str]) -> list[str]:
+    """The names of `rivals_within` whose masks have a full head, or a head each way.
+
+    >>> from masksearch import Shape
+    >>> drawn = rivals_within(0.4, Shape(32, 2, 6))
+    >>> whole_heads(drawn)[:2]
+    ['full heads', 'full heads, every n-th layer']
+    """
+    return [name for name in drawn if any(kind in name for kind in WHOLE)]
+
+
+def within(
+    limit: float,
+    cost: Callable[[Mask], float],
+    make: Callable[[int], Mask],
+    sizes: Sequence[int],
+) -> int:
+    """How many of `sizes`, along which costs grow, make masks within a limit."""
+    return bisect_right(sizes, limit * (1 + ROUNDING), key=lambda size: cost(make(size)))
 
 
 def densest(
@@ -92,8 +164,8 @@ def densest(
     sizes: Sequence[int],
 ) -> Mask | None:
     """The last mask within a limit, of masks whose costs grow along `sizes`; None without one."""
-    within = bisect_right(sizes, limit * (1 + ROUNDING), key=lambda size: cost(make(size)))
-    return make(sizes[within - 1]) if within else None
+    count = within(limit, cost, make, sizes)
+    return make(sizes[count - 1]) if count else None
 
 
 def widest_window(
@@ -141,18 +213,40 @@ def full_layers(full: frozenset[int], layers: int, local: Mask) -> Mask:
     return PerLayer([Full() if layer in full else local for layer in range(layers)])
 
 
-def full_heads(heads: int, full: int) -> Mask:
-    """So many heads of every layer full, the others with the diagonal and a global token."""
-    return PerHead([Full()] * full + [LOCAL_HEAD] * (heads - full))
+def whole_head_mask(
+    shape: HasShape,
+    ways: Sequence[Mask],
+    place: str | None,
+    other: Mask,
+    order: Sequence[Sequence[int]] | None,
+    count: int,
+) -> Mask:
+    """A mask of whole heads, the others local.
 
-
-def heads_each_way(heads: int, pairs: int) -> Mask:
-    """So many heads of every layer see later tokens and as many earlier ones; the others, and
-    these too, the diagonal and a global token."""
-    ways = [each | LOCAL_HEAD for each in (~Causal(), Causal())]
-    return PerHead(
-        [way for way in ways for _ in range(pairs)] + [LOCAL_HEAD] * (heads - 2 * pairs)
-    )
+    Args:
+        shape: Its layers and heads.
+        ways: What whole heads see: all, or two masks, each for as many heads.
+        place: Where they are, as of `placements`; None = `count` of each way in every layer.
+        other: What the other heads see, and whole ones that do not see all.
+        order: As of `rivals_within`.
+        count: Of each way: in a layer, or with a place in all layers.
+    """
+    counts = [0 if place else count] * shape.layers
+    if place:
+        least = max((shape.layers + 1) // 2, -(-count * len(ways) // shape.heads))
+        used = sorted(placements(shape.layers, min(count, least))[place])
+        for at, layer in enumerate(used):
+            counts[layer] = count // len(used) + (at < count % len(used))
+    whole = [way if way == Full() else way | other for way in ways]
+    made = []
+    for layer, each in enumerate(counts):
+        roles = [way for way in whole for _ in range(each)]
+        roles += [other] * (shape.heads - len(roles))
+        rank = order[layer] if order else range(shape.heads)
+        made.append(
+            PerHead([role for _, role in sorted(zip(rank, roles, strict=True), key=itemgetter(0))])
+        )
+    return PerLayer(made) if any(each != made[0] for each in made) else made[0]
 
 
 def sinks_of(mask: Mask) -> list[Mask]:

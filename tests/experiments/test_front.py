@@ -9,7 +9,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ from toy_sentences import WORDS, write_lines, write_sentences
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.masks.measure import effective_density
+from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.tasks.glue import load_glue
 
 FOLDER = EXPERIMENTS / "19_front"
@@ -83,6 +83,20 @@ def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
     assert [r.fingerprint for r in again.records()] == [r.fingerprint for r in whole.records()]
     for record, other in zip(again.records(), whole.records(), strict=True):
         assert record.value("score") == pytest.approx(other.value("score"), rel=1e-6)
+
+
+def test_names_of_drawn_masks_are_those_that_were_judged(scripts):
+    """What is drawn by hand grows; what this experiment has judged does not."""
+    shape, run = ms.Shape(64, 6, 12, lengths={28: 1}), scripts["run"]
+    front = SimpleNamespace(proxy=SimpleNamespace(shape=shape), budgets=[0.5, 0.3, 0.2, 0.12])
+    names = {name.rpartition(" ")[0] for name in run.Front.drawn_masks(front)}
+    assert names <= {*run.DRAWN, "window", "signed shifts"}
+    recorded = {
+        line["name"]: line["fingerprint"]
+        for line in map(json.loads, (FOLDER / "results/judged_heads.jsonl").open(encoding="utf-8"))
+    }
+    made = run.Front.whole_heads(front)
+    assert {name: fingerprint(mask, shape) for name, mask in made.items()} == recorded
 
 
 def test_masks_go_through_a_line(scripts):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from masksearch import Shape, masks
 from masksearch.masks.families import SWEPT
-from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import full_layers, placements, rivals_within, widest_window
+from masksearch.masks.measure import effective_density, fingerprint
+from masksearch.masks.rivals import (
+    full_layers,
+    placements,
+    rivals_within,
+    whole_heads,
+    widest_window,
+)
 
 DECODER = Shape(48, 6, 2, causal=True)
 LOCAL = masks.columns(2) | masks.window(3)
@@ -85,6 +93,71 @@ def test_a_pair_of_heads_each_way_costs_a_full_head_and_a_local_one(limit, pairs
     assert both.all()
     assert not tables[:pairs, 9, 8].any()  # nothing earlier but the global token
     assert (tables[2 * pairs :] == local.dense(32)[0]).all()
+
+
+MINILM = Shape(64, 6, 12, lengths={17: 3, 24: 4, 28: 4, 33: 3, 52: 1})  # as sentence pairs have
+OF_BUDGETS = {0.3: 20, 0.2: 20, 0.12: 16, 0.06: 6}  # how many masks of whole heads at least
+
+
+def wholes(mask: masks.Mask, shape: Shape) -> list[int]:
+    """How many heads of each layer see all that is ahead, or behind, or both, one by one."""
+    table = mask.dense(shape.length, shape.layers, shape.heads)
+    ahead = torch.ones(shape.length, shape.length, dtype=torch.bool).triu()
+    sees = (table | ~ahead).all((-1, -2)) | (table | ~ahead.T).all((-1, -2))
+    return sees.sum(1).tolist()
+
+
+@pytest.mark.parametrize("read", [None, 1])
+@pytest.mark.parametrize("limit", OF_BUDGETS)
+def test_whole_heads_are_within_every_budget_and_spend_it(limit, read):
+    shape = replace(MINILM, read=read)
+    drawn = rivals_within(limit, shape)
+    names = whole_heads(drawn)
+    assert len(names) >= OF_BUDGETS[limit] - (4 if read else 0)
+    for name in names:
+        assert effective_density(drawn[name], shape) <= limit * (1 + 1e-9)
+        if "layer" in name and read is None:  # what is left pays for no further one
+            assert effective_density(drawn[name], shape) > limit - 1 / 72
+        layers = wholes(drawn[name], shape)
+        used = [layer for layer, count in enumerate(layers) if count]
+        assert used, name
+        for place, end in (("first", 0), ("last", 5)):
+            assert place not in name or (end in used and max(used) - min(used) < len(used) < 5)
+        if name.startswith("more ") and name[5:] in drawn:
+            assert sum(layers) > sum(wholes(drawn[name[5:]], shape))
+    prints = {fingerprint(drawn[name], shape) for name in names}
+    assert len(prints) == len(names)
+
+
+def test_no_name_says_that_no_mask_of_whole_heads_fits():
+    assert whole_heads(rivals_within(0.03, MINILM)) == []
+    assert whole_heads(rivals_within(0.99, DECODER)) == []
+
+
+def test_others_are_the_richest_that_leave_most_for_whole_heads():
+    shape = Shape(32, 1, 4)
+    column = masks.window(0) | masks.columns(1)
+    limit = (2 + 2 * cells(column, shape)) / 4
+    drawn = rivals_within(limit, shape)
+    assert drawn["more full heads"] == masks.per_head([masks.full()] * 2 + [column] * 2)
+    assert wholes(drawn["full heads"], shape) == [1]
+    less = rivals_within(limit - 1e-3, shape)["more full heads"]
+    assert less == masks.per_head([masks.full()] * 2 + [masks.window(0)] * 2)
+
+
+def test_heads_become_whole_in_the_order_that_is_given():
+    shape, order = Shape(32, 2, 6), [[5, 1, 0, 2, 3, 4], [2, 0, 1, 3, 4, 5]]
+    drawn, plain = (rivals_within(0.45, shape, order=each) for each in (order, None))
+    assert drawn.keys() == plain.keys()
+    for name in whole_heads(drawn):
+        for layer in range(2):
+            heads = [plain[name].of_layer(layer).of_head(head) for head in range(6)]
+            own = drawn[name].of_layer(layer)
+            assert [own.of_head(head) for head in order[layer]] == heads
+    with pytest.raises(ValueError, match=r"6 heads of each of 2 layers once, from 0; got 2 lists"):
+        rivals_within(0.45, shape, order=[[0] * 6] * 2)
+    with pytest.raises(ValueError, match=r"got 1 lists"):
+        rivals_within(0.45, shape, order=order[:1])
 
 
 def test_special_tokens_are_those_that_rows_begin_and_end_with():
