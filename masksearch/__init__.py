@@ -104,6 +104,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.training.parts import Training as Training
     from masksearch.user_code import budget_of as budget_of
     from masksearch.user_code import load_function as load_function
+    from masksearch.user_code import shape_of as shape_of
 
 __version__ = "0.2.0"
 

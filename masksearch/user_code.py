@@ -27,7 +27,7 @@ from masksearch.files import text_hash
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
     from optuna.trial import BaseTrial
 
-    from masksearch.contracts import Strategy
+    from masksearch.contracts import Shape, Strategy
 
 BUDGET = "budget"  # the name under which a record's parameters hold what its draw may cost
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -365,6 +365,20 @@ def budget_of(trial: BaseTrial) -> float | None:
         return trial.suggest_float(BUDGET, 0, 1)
     except ValueError:  # it has none
         return None
+
+
+def shape_of(trial: BaseTrial) -> Shape | None:
+    """The layers, heads and length of the model that a draw is for, and the lengths of its data.
+
+    Args:
+        trial: That the space was called with.
+
+    Returns:
+        The evaluator's shape; None where there is no search, as of a `FixedTrial` of a record's
+        parameters.
+    """
+    shape: Shape | None = getattr(trial, "shape", None)
+    return shape
 
 
 def check_evaluator(evaluator: object) -> None:

@@ -70,6 +70,21 @@ def test_a_space_is_told_the_budget_of_its_draw():
     assert ms.budget_of(FixedTrial({"budget": 0.25})) == 0.25
 
 
+@pytest.mark.parametrize("strategy", ["random", "evolution"])
+def test_a_space_is_told_the_shape_of_the_evaluator(strategy, tmp_path):
+    told = []
+
+    def space(trial):
+        told.append(ms.shape_of(trial))
+        return masks.window(trial.suggest_int("reach", 0, ms.shape_of(trial).length - 1))
+
+    how = {"run": tmp_path, "strategy": strategy, "trials": 2, "enqueue": [{"reach": 1}]}
+    ms.search(space, ToyEvaluator(), progress=None, **how)
+    assert set(told) == {SHAPE}
+    assert len(told) >= 3
+    assert ms.shape_of(FixedTrial({"reach": 1})) is None
+
+
 @pytest.mark.nightly
 def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     log = tmp_path / "log"

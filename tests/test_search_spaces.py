@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from itertools import product
 from math import comb, prod
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from optuna.trial import FixedTrial
 import masksearch as ms
 from masksearch import Mask, masks
 from masksearch.masks.measure import effective_density
+from masksearch.masks.rivals import whole_heads
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
 SHAPE = ms.Shape(64, 2, 4)
-SHAPES = {"local_heads": ms.Shape(64, 6, 12)}  # of other models
+SHAPES = {"local_heads": ms.Shape(64, 6, 12), "head_roles": ms.Shape(64, 6, 12)}  # other models
 SHAPES |= {"local_global_layers": ms.Shape(64, 12, 2), "local_global_heads": ms.Shape(64, 6, 8)}
 
 
@@ -96,7 +98,7 @@ def counted(space, length=128, layers=1, heads=1):
 
 
 FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits", "local_heads"}
-FLAT |= {"local_global_layers", "local_global_heads", "head_windows"}
+FLAT |= {"local_global_layers", "local_global_heads", "head_windows", "head_roles"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -234,6 +236,14 @@ class TestSizes:
         assert counted(module.space_of(1, 1), 16)[0] == size(1, 1, 2, 3)
         self.says("head_windows", f"{short(size(2, 4, 5, 17))} parameter")
 
+    def test_head_roles(self):
+        def size(layers, heads):
+            return 5 * 5 * (4 * (2 * heads + 1) ** 4) ** layers
+
+        module = loaded("head_roles")
+        assert counted(module.head_roles(None, ms.Shape(8, 1, 1)), 8)[0] == size(1, 1)
+        self.says("head_roles", f"{short(size(6, 12), 1)} masks")
+
     @pytest.mark.slow
     def test_around(self):
         numbers = [5, 3, 2, 3, 3]  # reach 4 to 8, position 0 to 2, kept, hubs, diagonal
@@ -265,6 +275,62 @@ def test_head_windows_are_within_every_budget_by_less_than_a_distance(lengths, o
     left = budget - effective_density(mask, shape)
     assert -1e-9 <= left <= least / 6 + 1e-9  # of one head in six
     assert space(FixedTrial(trial.params | {"budget": budget})) == mask
+
+
+LENGTHS = st.dictionaries(st.integers(4, 24), st.integers(1, 9), min_size=1, max_size=4)
+
+
+@given(LENGTHS, st.sampled_from([None, 1, 3]), st.floats(0.0, 1.0), st.integers(0, 999))
+@settings(deadline=None, max_examples=40)
+def test_head_roles_spend_every_budget_until_it_pays_for_no_other_role(lengths, read, over, seed):
+    shape = ms.Shape(24, 3, 4, lengths=lengths, read=read)
+    module, least = loaded("head_roles"), effective_density(masks.window(0), shape)
+    (trial,) = trials(seed, 1)
+    trial.budget, trial.shape = least + over * (1 - least), shape
+    mask = module.space(trial)
+    left = trial.budget - effective_density(mask, shape)
+    assert left >= -1e-9
+    for layer in range(3):  # one head at a time gets a dearer role
+        heads = [mask.of_layer(layer).of_head(head) for head in range(4)]
+        other = next(other for other, role_of in module.ROLE_OF.items() if {*heads} <= {*role_of})
+        for head, dearer in product(range(4), module.ROLES):
+            wider = [*heads[:head], module.sees(dearer, other), *heads[head + 1 :]]
+            layers = [mask.of_layer(at) for at in range(3)]
+            layers[layer] = masks.per_head(wider)
+            step = effective_density(masks.per_layer(layers), shape) + left - trial.budget
+            assert step < 1e-9 or step > left - 1e-9
+    again = FixedTrial(trial.params | {"budget": trial.budget})
+    assert module.head_roles(None, shape)(again) == mask
+
+
+@given(LENGTHS, st.sampled_from([None, 1, 3]), st.floats(0.05, 1.0), st.randoms())
+@settings(deadline=None, max_examples=10)
+def test_head_roles_hold_every_hand_designed_mask_of_whole_heads(lengths, read, budget, random):
+    shape = ms.Shape(24, 4, 6, lengths=lengths, read=read)
+    order = [random.sample(range(6), 6) for _ in range(4)]
+    drawn = masks.rivals_within(budget, shape, order=order)
+    hand = [ms.fingerprint(drawn[name], shape) for name in whole_heads(drawn)]
+    space = loaded("head_roles").head_roles(order, shape)
+    starts = space.starts(shape, budget)
+    assert [ms.fingerprint(space(FixedTrial(each)), shape) for each in starts] == hand
+
+
+def test_head_roles_give_roles_in_the_order_that_they_were_made_with():
+    module, shape = loaded("head_roles"), ms.Shape(16, 2, 3)
+    params = {"budget": 1.0, "others": 4} | {f"l{at}.others": "diagonal" for at in (0, 1)}
+    counts = {"full": 1, "ahead": 1, "behind": 0, "local": 0}
+    mask = masks.per_head([masks.full(), ~masks.causal() | masks.window(0), masks.window(0)])
+    params |= {f"l{layer}.{role}": n for layer in (0, 1) for role, n in counts.items()}
+    params["budget"] = effective_density(mask, shape)
+    plain = module.head_roles(None, shape)
+    assert (plain(FixedTrial(params)).dense(16, 2, 3) == mask.dense(16, 2, 3)).all()
+    order = [[2, 0, 1], [1, 2, 0]]
+    ordered = module.head_roles(order, shape)(FixedTrial(params)).dense(16, 2, 3)
+    assert all((ordered[at][order[at]] == mask.dense(16, 2, 3)[at]).all() for at in (0, 1))
+    sources = {module.head_roles(each).masksearch_source for each in (None, order)}
+    assert len(sources) == 2  # a resumed search notices
+    with pytest.raises(ValueError, match="3 heads of each of 2 layers"):
+        module.head_roles(order[:1], shape)(FixedTrial(params))
 
 
 class TestContents:

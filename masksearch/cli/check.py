@@ -21,6 +21,7 @@ FAILS = "  fails: "
 BLOCK = 64  # side of a kernel's block, in positions
 DRAWS = 20  # of a space
 LENGTH = 128  # positions at which masks of a space are counted
+LAYERS, HEADS = 6, 12  # of the model that a space is told of
 TARGET = typer.Argument(
     help="A function or class in a file: a space, an evaluator, a strategy, or what returns a "
     "mask.",
@@ -120,15 +121,18 @@ def check_space(space: Callable[..., Any]) -> list[str]:
 
 
 def draws(space: Callable[..., Any]) -> list[tuple[Job, dict[str, Any]]]:
-    """Random draws of a space, as a search's first ones: jobs, with the parameters drawn."""
+    """Random draws of a space, as a search's first ones: jobs, with the parameters drawn.
+
+    The space is told of a model of `LAYERS` and `HEADS` (`shape_of`)."""
     import optuna
 
+    from masksearch.contracts import Shape
     from masksearch.strategies.samplers import Parameters, draw_job
     from masksearch.study.store import quiet
 
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        parameters = Parameters(())
+        parameters = Parameters((), Shape(LENGTH, LAYERS, HEADS))
         return [draw_job(space, study.ask(), parameters, number) for number in range(DRAWS)]
 
 

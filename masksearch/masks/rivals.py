@@ -114,13 +114,7 @@ def heads_within(
     order: Sequence[Sequence[int]] | None,
 ) -> dict[str, Mask]:
     """Those masks of `rivals_within` that have whole heads; the arguments are as there."""
-    heads = [*range(shape.heads)]
-    for layer in order or ():
-        if order is not None and (len(order) != shape.layers or sorted(layer) != heads):
-            raise ValueError(
-                f"order lists the {shape.heads} heads of each of {shape.layers} layers once, "
-                f"from 0; got {len(order)} lists, one of them {list(layer)}"
-            )
+    order = check_order(order, shape)
     drawn: dict[str, Mask] = {}
     for kind, ways in WHOLE.items():
         for place in ("", *(PLACES if shape.layers > 1 else ())):
@@ -134,6 +128,23 @@ def heads_within(
                     drawn[name if other is LOCAL_HEAD else f"more {name}"] = mask
                 best = max(best, count)
     return drawn
+
+
+def check_order(order: Sequence[Sequence[int]] | None, shape: HasShape) -> Sequence[Sequence[int]]:
+    """The order of the heads in each layer; by their numbers where there is none.
+
+    Raises:
+        ValueError: If it does not name every head of every layer once.
+    """
+    heads = [*range(shape.heads)]
+    if order is None:
+        return [heads] * shape.layers
+    if len(order) != shape.layers or any(sorted(layer) != heads for layer in order):
+        raise ValueError(
+            f"order lists the {shape.heads} heads of each of {shape.layers} layers once, from 0; "
+            f"got {[list(layer) for layer in order]}"
+        )
+    return order
 
 
 def whole_heads(drawn: Iterable[str]) -> list[str]:
@@ -218,7 +229,7 @@ def whole_head_mask(
     ways: Sequence[Mask],
     place: str | None,
     other: Mask,
-    order: Sequence[Sequence[int]] | None,
+    order: Sequence[Sequence[int]],
     count: int,
 ) -> Mask:
     """A mask of whole heads, the others local.
@@ -242,7 +253,7 @@ def whole_head_mask(
     for layer, each in enumerate(counts):
         roles = [way for way in whole for _ in range(each)]
         roles += [other] * (shape.heads - len(roles))
-        rank = order[layer] if order else range(shape.heads)
+        rank = order[layer]
         made.append(
             PerHead([role for _, role in sorted(zip(rank, roles, strict=True), key=itemgetter(0))])
         )

@@ -182,6 +182,7 @@ def build_sampler(search: Wanted) -> Strategy:
         sampler=SAMPLERS[search.strategy] if isinstance(search.strategy, str) else search.strategy,
         seed=search.seed,
         name=strategy_name(search.strategy),
+        shape=search.evaluator.shape,
         **search.limits,
     )
 
@@ -189,7 +190,10 @@ def build_sampler(search: Wanted) -> Strategy:
 def build_evolution(search: Wanted) -> Strategy:
     """Regularised evolution."""
     arguments = {"seed": search.seed, **search.limits, **search.options}
-    return EvolutionStrategy(search.space, search.evaluator.objectives, **arguments)
+    evaluator = search.evaluator
+    return EvolutionStrategy(
+        search.space, evaluator.objectives, shape=evaluator.shape, **arguments
+    )
 
 
 def build_dam(search: Wanted) -> Strategy:

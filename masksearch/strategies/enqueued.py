@@ -110,7 +110,7 @@ def draw_enqueued(
         if budgets:
             [drawn[BUDGET]] = read_budgets(params.get(BUDGET, budgets[number % len(budgets)]))
         try:
-            mask = space(CheckedTrial(trial, check, drawn.get(BUDGET)))  # type: ignore[arg-type]
+            mask = space(CheckedTrial(trial, check, drawn.get(BUDGET), shape))  # type: ignore[arg-type]
         except SearchError:
             raise
         except Exception as error:  # the user's code

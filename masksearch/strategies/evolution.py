@@ -32,7 +32,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
-from masksearch.contracts import Evaluate, Objective, Proposal, Record, generator
+from masksearch.contracts import Evaluate, Objective, Proposal, Record, Shape, generator
 from masksearch.strategies.samplers import Parameters, Space, draw_job, drawn_kinds, violation
 from masksearch.study.records import Constraint, drawn_distributions
 from masksearch.study.store import quiet
@@ -206,6 +206,7 @@ class EvolutionStrategy:
         sample: Size of a tournament, 1 to `population`; None = a quarter of the population.
         constraints: What the search's masks must keep.
         budgets: What the masks of the draws may cost, in turn; a child has its own draw's.
+        shape: What the space is told of the model and its data (`shape_of`).
 
     Proposals carry the draw of their `parent` and the `changed` parameter in their memo.
     """
@@ -221,6 +222,7 @@ class EvolutionStrategy:
         sample: int | None = None,
         constraints: Sequence[Constraint] = (),
         budgets: Sequence[float] = (),
+        shape: Shape | None = None,
     ) -> None:
         if population < 2:
             raise ValueError(f"population must be at least 2, got {population}")
@@ -236,7 +238,7 @@ class EvolutionStrategy:
         self.violating: list[int] = []  # draws that were stopped by a constraint, ascending
         self.drawn: set[int] = set()
         self.seen: set[str] = set()  # parameters and masks that were drawn
-        self.parameters = Parameters(budgets)
+        self.parameters = Parameters(budgets, shape)
         self.next = 0
 
     def ask(self) -> Proposal | Literal["wait", "done"]:

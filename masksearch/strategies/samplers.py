@@ -77,7 +77,7 @@ def try_space(space: Space, shape: Shape, budget: float | None = None) -> None:
     with quiet():
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     try:
-        mask = space(CheckedTrial(trial, lambda name, kind: None, budget))  # type: ignore[arg-type]
+        mask = space(CheckedTrial(trial, lambda *_: None, budget, shape))  # type: ignore[arg-type]
     except BUGS as error:
         raise SpaceError(f"the space raised {describe_error(error)}") from error
     except Exception:  # of this draw, maybe: the record of such a trial says what it was
@@ -118,7 +118,7 @@ def draw_job(
     check = functools.partial(parameters.check, draw)
     job: Job
     try:
-        mask = space(CheckedTrial(trial, check, budget))  # type: ignore[arg-type]
+        mask = space(CheckedTrial(trial, check, budget, parameters.shape))  # type: ignore[arg-type]
         job = Evaluate(mask) if isinstance(mask, Mask) else Refused(no_mask(mask))
     except SpaceError:
         raise
@@ -149,10 +149,11 @@ class Parameters:
 
     Args:
         budgets: What the masks of the draws may cost, in turn.
+        shape: What the space is told of the model and its data.
     """
 
-    def __init__(self, budgets: Sequence[float] = ()) -> None:
-        self.budgets = budgets
+    def __init__(self, budgets: Sequence[float] = (), shape: Shape | None = None) -> None:
+        self.budgets, self.shape = budgets, shape
         self.first: dict[str, tuple[int, BaseDistribution]] = {}
 
     def learn(self, record: Record) -> None:
@@ -197,6 +198,7 @@ class CheckedTrial:
         trial: Optuna's.
         check: Called with each parameter's name, kind and range.
         budget: What the mask may cost (`budget_of`); None = the search has no budget.
+        shape: Of the model and its data (`shape_of`).
     """
 
     def __init__(
@@ -204,8 +206,9 @@ class CheckedTrial:
         trial: BaseTrial,
         check: Callable[[str, BaseDistribution], None],
         budget: float | None = None,
+        shape: Shape | None = None,
     ) -> None:
-        self.trial, self.check, self.budget = trial, check, budget
+        self.trial, self.check, self.budget, self.shape = trial, check, budget, shape
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trial, name)
@@ -289,6 +292,7 @@ class OptunaStrategy:
         constraints: What the search's masks must keep; the sampler learns which do, from early
             stopped masks too (`TrialWriter` says how).
         budgets: What the masks of the draws may cost, in turn; samplers do not model it.
+        shape: What the space is told of the model and its data (`shape_of`).
     """
 
     def __init__(
@@ -301,6 +305,7 @@ class OptunaStrategy:
         name: str,
         constraints: Sequence[Constraint] = (),
         budgets: Sequence[float] = (),
+        shape: Shape | None = None,
     ) -> None:
         self.space, self.objectives = space, tuple(objectives)
         self.sampler, self.name = sampler, name
@@ -316,7 +321,7 @@ class OptunaStrategy:
         self.records: dict[int, Record] = {}  # draw -> the latest that is known of it
         self.changed: set[int] = set()  # draws that the study in memory holds otherwise
         self.next = 0  # the next draw
-        self.parameters = Parameters(budgets)
+        self.parameters = Parameters(budgets, shape)
         self.study = StudyInMemory(objectives, first)
         self.parameter_sets: set[frozenset[str]] = set()
 

@@ -154,9 +154,9 @@ def test_heads_become_whole_in_the_order_that_is_given():
             heads = [plain[name].of_layer(layer).of_head(head) for head in range(6)]
             own = drawn[name].of_layer(layer)
             assert [own.of_head(head) for head in order[layer]] == heads
-    with pytest.raises(ValueError, match=r"6 heads of each of 2 layers once, from 0; got 2 lists"):
+    with pytest.raises(ValueError, match=r"6 heads of each of 2 layers once, from 0; got"):
         rivals_within(0.45, shape, order=[[0] * 6] * 2)
-    with pytest.raises(ValueError, match=r"got 1 lists"):
+    with pytest.raises(ValueError, match=r"got \[\[5, 1, 0"):
         rivals_within(0.45, shape, order=order[:1])
 
 
