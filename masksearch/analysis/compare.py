@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from masksearch.analysis.fronts import ComparedFronts, compare_fronts
-from masksearch.analysis.pareto import SPARSITIES, sparsity_of
+from masksearch.analysis.pareto import SPARSITIES, keeps_budget, sparsity_of
+from masksearch.analysis.recommendation import Recommendation, recommend
 from masksearch.analysis.runs import (
     MATCHED,
     OPPONENTS,
@@ -131,6 +132,35 @@ class ComparedMasks(ComparedRuns):
         return pd.DataFrame(rows)
 
     # -- verdict -----------------------------------------------------------------------------
+    def difference(self, mine: MaskRuns, other: MaskRuns, level: float = 0.95) -> PairedDifference:
+        """One mask's score minus another's, over common seeds and, where they are known, rows."""
+        rows = [*mine.rows.values(), *other.rows.values()]
+        return paired_difference(
+            *(mine.scores, other.scores, level),
+            tick=max((run.tick for run in rows), default=0.0),
+            rows_a=mine.rows,
+            rows_b=other.rows,
+            seedless=self.seedless,
+        )
+
+    def recommend(self, budget: float = 1.0) -> Recommendation:
+        """The mask to take within a budget: the searched one where it is shown to be better than
+        the hand-designed one, else that one.
+
+        Of each kind it is the one with the best score in its search, and these two are compared
+        on the rows of this comparison. Where such scores are missing the best means are taken, and
+        the interval is at the level of all pairs that could have been.
+
+        Args:
+            budget: Share of dense attention's cost, in (0, 1], as of `masksearch.search`.
+
+        Raises:
+            SearchError: If no searched or hand-designed mask within the budget has a run.
+        """
+        within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
+        entries = [entry for entry in self.entries.values() if entry.name in within]
+        return recommend(self, entries, self.difference)
+
     def opponents(
         self, mine: MaskRuns, reference: str, against: Against
     ) -> list[tuple[str, MaskRuns]]:
@@ -224,15 +254,7 @@ class ComparedMasks(ComparedRuns):
         pairs = self.pairs(reference, against)
 
         def differ(pair: Pair, level: float) -> PairedDifference:
-            mine, _, other = pair
-            rows = [*mine.rows.values(), *other.rows.values()]
-            return paired_difference(
-                *(mine.scores, other.scores, level),
-                tick=max((run.tick for run in rows), default=0.0),
-                rows_a=mine.rows,
-                rows_b=other.rows,
-                seedless=self.seedless,
-            )
+            return self.difference(pair[0], pair[2], level)
 
         tested = [pair for pair in pairs if self.margin is None or pair[1] != "reference"]
         bounded = [pair for pair in pairs if self.margin is not None and pair[1] == "reference"]

@@ -82,6 +82,8 @@ class Found(NamedTuple):
 
     seeds: tuple[int, ...]  # that they scored it with
     same_rows: bool  # whether one of these judged by rows of the comparison
+    score: float | None = None  # the last one's, on the rows of its search
+    protocol: str = ""  # of that score
 
 
 # -- runs of masks -----------------------------------------------------------------------------
@@ -265,7 +267,7 @@ class ComparedRuns:
             shape=shape,
             half=facts.get("half", ""),
             read_out=facts.get("read_out", ""),
-            found_with={n: Found(tuple(s), r) for n, (s, r) in sources.items() if n in current},
+            found_with={n: Found(tuple(s), *r) for n, (s, *r) in sources.items() if n in current},
             promised={name: score for name, score in promised.items() if name in current},
             storage=storage,
             **settings,

@@ -32,6 +32,8 @@ from masksearch.study.references import read_run_record, within_budgets
 from masksearch.study.status import clock
 from masksearch.study.store import StudyStore
 
+JUDGED = ("trial", "baseline")  # roles of the masks that a search scores
+
 
 @dataclass(frozen=True)
 class Entrants:
@@ -40,7 +42,7 @@ class Entrants:
     Args:
         masks: Name -> mask.
         missing: Name -> why a run has no mask within a budget.
-        found: Name -> what a search recorded of the mask.
+        found: Name -> what a search recorded of the mask, which it has proposed or judged beside.
         kinds: Name -> kind, where it is known.
         promised: Of a front that is judged again: name -> its score in the search, None of
             another protocol.
@@ -146,12 +148,14 @@ def read_entrants(
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
     chosen = read_candidates(candidates) if candidates or not missing else {}
-    trials = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role == "trial"}
-    named: dict[str, Kind] = {**dict.fromkeys([*trials, *missing], "searched"), **of_front}
+    found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role in JUDGED}
+    named: dict[str, Kind] = {**dict.fromkeys(missing, "searched"), **of_front}
+    named |= {n: "searched" for n, r in found.items() if r.role == "trial"}
+    named |= {n: "hand-designed" for n, r in found.items() if r.source == SOURCES["hand-designed"]}
     named |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     prints |= dict.fromkeys(missing, "")
-    return Entrants(chosen, missing, trials, named, promised, prints)
+    return Entrants(chosen, missing, found, named, promised, prints)
 
 
 def remember_found(
@@ -170,10 +174,14 @@ def remember_found(
         if entrants.prints.get(record.name, record.fingerprint) == record.fingerprint
     }
     sources = {name: each for name, each in earlier.found_with.items() if name in same}
+    score = earlier.objectives[0].name
     for name, record in entrants.found.items():
-        seeds, same_rows = sources.get(name, Found((), False))
+        before = sources.get(name, Found((), False))
         sources[name] = Found(
-            tuple(sorted({*seeds, record.seed})), same_rows or record.protocol in protocols
+            tuple(sorted({*before.seeds, record.seed})),
+            before.same_rows or record.protocol in protocols,
+            record.values.get(score),
+            record.protocol,
         )
     return sources
 
