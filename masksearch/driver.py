@@ -19,6 +19,7 @@ from masksearch.analysis.runs import (
     SOURCES,
     Against,
     Candidate,
+    Kind,
     describe_reuse,
     kind_of_mask,
     read_seeds,
@@ -42,7 +43,14 @@ from masksearch.masks.core import Mask
 from masksearch.models.encoders import READ_OUT
 from masksearch.strategies.allocate import with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
-from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
+from masksearch.strategies.enqueued import (
+    Enqueued,
+    Listed,
+    draw_enqueued,
+    draw_starts,
+    hand_designed,
+    learns,
+)
 from masksearch.strategies.entrants import (
     judge_on,
     protocols_of_rows,
@@ -298,7 +306,12 @@ def search(
             `masksearch.budget_of(trial)`; draws beyond theirs are not trained and count as no
             trials, and after 50 in a row the search ends. "dam" and "prune" cut their
             masks at these densities, "allocate" solves for these budgets.
-        baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
+        baselines: Name -> mask, judged first, beside the trials and on top of them;
+            `masks.FAMILIES` for the six families. None = with a budget all that is drawn by hand
+            at that cost (`masks.rivals_within`, some twenty masks a budget), without one none. A
+            space may say which of these it holds (its attribute `starts`, a function of shape and
+            budget that returns parameters): samplers and evolution learn from them. A run that
+            began without goes on without.
         listeners: Called with every finished record; one with a method `reported` also with
             the reports of running trials (`masksearch.contracts.FollowsReports`).
         enqueue: Parameters that the space draws first, one mapping a mask, all that it asks for;
@@ -328,7 +341,7 @@ def search(
     2
     """
     check_evaluator(evaluator)
-    check_amounts(trials, seconds, seed, bool(baselines))
+    check_amounts(trials, seconds, seed, bool(baselines or (budget and baselines is None)))
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
@@ -348,6 +361,7 @@ def search(
         "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else repr(scheduler),
         "enqueue": json.dumps([each.params for each in queue], default=repr) if queue else "",
+        "starts": "",
         **evaluator_facts(evaluator),
     }
     store = StudyStore(run, storage)
@@ -363,7 +377,15 @@ def search(
             budgets=budgets,
         )
         warn_of_few(chosen, name, trials)
-        chosen = Enqueued(chosen, queue) if queue else chosen
+        begun, starts = store.stored_facts(), list[Proposal]()
+        kind: Kind | None = None
+        if budgets and baselines is None and (begun is None or begun.get("starts")):
+            baselines, kind = hand_designed(evaluator, budgets), "hand-designed"
+            drawn = draw_starts(space, evaluator, budgets, baselines) if learns(chosen) else {}
+            facts["starts"] = begun["starts"] if begun else json.dumps([*drawn])
+            for number, title in enumerate(json.loads(facts["starts"])):
+                starts += [replace(drawn[title], number=number)] if title in drawn else []
+        chosen = Enqueued(chosen, queue, starts) if queue or starts else chosen
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor}
         store.note_call(describe_call(evaluator, space, **asked))
@@ -382,7 +404,7 @@ def search(
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
-            queue=baseline_proposals(baselines, seed) if baselines else (),
+            queue=baseline_proposals(baselines or {}, seed, starts, kind),
         )
         run_session(session, executor, progress, name)
     finally:
@@ -551,10 +573,24 @@ def compare(
         store.close()
 
 
-def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposal]:
-    """The masks that a search judges beside its trials."""
+def baseline_proposals(
+    baselines: Mapping[str, Mask], seed: int, starts: Sequence[Proposal], kind: Kind | None
+) -> list[Proposal]:
+    """The masks that a search judges beside its trials.
+
+    Args:
+        baselines: Name -> mask.
+        seed: Of the evaluations.
+        starts: Those that are draws of the strategy, too.
+        kind: Of all masks; None = as each is known.
+    """
+    drawn = {each.name: each for each in starts}
     return [
-        replace(each, source=SOURCES[kind_of_mask(baselines[each.name])])
+        replace(
+            drawn.get(each.name, replace(each, number=-1)),
+            seed=seed,
+            source=SOURCES[kind or kind_of_mask(baselines[each.name])],
+        )
         for each in Listed(baselines, [seed], "baselines", "baseline").proposals
     ]
 

@@ -142,6 +142,7 @@ GONE = {  # an option that has left the command line -> its replacement
     "--nearest": "ms.nearest_family(mask, length)",
     "--layers": "mask.dense(length, layers, heads)",
     "--heads": "mask.dense(length, layers, heads)",
+    "--families": "--baselines",
 }
 
 

@@ -39,8 +39,7 @@ Place = tuple[int, str]  # layer and role
 
 def sees(role: str, other: str) -> masks.Mask:
     """The mask of a head in a layer whose other heads see `other`; "" = one of those."""
-    alone = ROLES.get(role, OTHERS[other])
-    return alone if role in ("", "full") else alone | OTHERS[other]
+    return ROLES[role] | OTHERS[other] if role in [*ROLES][1:] else ROLES.get(role, OTHERS[other])
 
 
 ROLE_OF = {other: {sees(role, other): role for role in ("", *ROLES)} for other in OTHERS}
@@ -51,7 +50,7 @@ def pairs_of(shape: Shape) -> tuple[list[dict[tuple[str, str], int]], int]:
     """Of each layer, (role, other) -> pairs that such a head keeps; those of all heads."""
     whole, last = layer_pairs(shape)
     of_layer = [whole] * (shape.layers - 1) + [last]
-    kept: list[dict[tuple[str, str], int]] = [{} for _ in of_layer]
+    kept = [dict[tuple[str, str], int]() for _ in of_layer]
     for key in product(("", *ROLES), OTHERS):
         shares = unit_densities(sees(*key), shape)
         for layer, pairs in enumerate(of_layer):
@@ -64,7 +63,7 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
 
     Args:
         order: Of each layer its heads, such as the farthest looking first; None = as numbered.
-        shape: Whose pairs are counted; None = the search's. A `FixedTrial` has none: give it there.
+        shape: Whose pairs are counted; None = the search's (give it where a `FixedTrial` draws).
     """
 
     def space(trial: BaseTrial) -> masks.Mask:

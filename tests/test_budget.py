@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -19,6 +20,7 @@ from masksearch.errors import ResumeError, SearchError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.masks.measure import effective_density, pair_weights
 
+search = partial(ms.search, baselines={})  # test_baselines.py has those that begin at some
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 SHAPE = ToyEvaluator.shape
 UNITS = ms.Units(SHAPE, (masks.window(0), masks.window(3), masks.full()), "head")
@@ -52,7 +54,7 @@ def costs(study):
 @pytest.mark.nightly
 def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     told = {"strategy": strategy, "trials": 14, "budget": [0.3, 0.5]}
-    study = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "run", **told)
+    study = search(UNITS, ToyEvaluator(), run=tmp_path / "run", **told)
     records = study.records()
     turns = ([0.3, 0.5] * len(records))[: len(records)]
     assert [record.params["budget"] for record in records] == turns
@@ -79,7 +81,7 @@ def test_a_space_is_told_the_shape_of_the_evaluator(strategy, tmp_path):
         return masks.window(trial.suggest_int("reach", 0, ms.shape_of(trial).length - 1))
 
     how = {"run": tmp_path, "strategy": strategy, "trials": 2, "enqueue": [{"reach": 1}]}
-    ms.search(space, ToyEvaluator(), progress=None, **how)
+    search(space, ToyEvaluator(), progress=None, **how)
     assert set(told) == {SHAPE}
     assert len(told) >= 3
     assert ms.shape_of(FixedTrial({"reach": 1})) is None
@@ -90,8 +92,8 @@ def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     log = tmp_path / "log"
     told = {"run": tmp_path / "run", "strategy": "random", "budget": 0.3}
     seen = []
-    ms.search(blind, ToyEvaluator(log=log), trials=2, listeners=[seen.append], **told)
-    study = ms.search(blind, ToyEvaluator(log=log), trials=4, listeners=[seen.append], **told)
+    search(blind, ToyEvaluator(log=log), trials=2, listeners=[seen.append], **told)
+    study = search(blind, ToyEvaluator(log=log), trials=4, listeners=[seen.append], **told)
     refused = [record for record in study.records() if record.refused]
     kept = [record for record in study.records() if not record.refused]
     counted = [record for record in kept if not record.known]
@@ -101,7 +103,7 @@ def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     assert "beyond its budget 0.3: it costs 0." in refused[0].error
     assert all(1 - record.measures["effective_sparsity"] > 0.3 for record in refused)
     assert len(log.read_text().splitlines()) == len({r.fingerprint for r in counted})
-    whole = ms.search(
+    whole = search(
         blind, ToyEvaluator(), run=tmp_path / "b", strategy="random", budget=0.3, trials=4
     )
     assert [r.params for r in whole.records()] == [r.params for r in study.records()]
@@ -111,7 +113,7 @@ def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
 def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
     dense = lambda trial: masks.window(trial.suggest_int("reach", 4, 15))  # noqa: E731
     with pytest.warns(UserWarning, match=r"50 draws.*0% fitted.*ms.budget_of"):
-        study = ms.search(
+        study = search(
             dense,
             ToyEvaluator(),
             run=tmp_path / "run",
@@ -128,7 +130,7 @@ def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
 def test_samplers_learn_from_refused_draws(tmp_path):
     refused = {}
     for strategy in ("random", "tpe", "evolution"):
-        study = ms.search(
+        study = search(
             blind,
             ToyEvaluator(),
             run=tmp_path / strategy,
@@ -157,12 +159,12 @@ class Bytes(ToyEvaluator):
 @pytest.mark.filterwarnings("ignore:.*drew a mask")
 def test_a_budget_counts_what_the_evaluator_counts(tmp_path):
     told = {"trials": 6, "strategy": "evolution", "budget": 0.5}
-    study = ms.search(UNITS, Bytes(), run=tmp_path / "a", **told)
+    study = search(UNITS, Bytes(), run=tmp_path / "a", **told)
     assert all(0.4 < record.measures["bytes"] <= 0.5 + 1e-9 for record in study.records())
-    study = ms.search(blind, Bytes(), run=tmp_path / "b", **told)
+    study = search(blind, Bytes(), run=tmp_path / "b", **told)
     assert all(r.refused == (r.measures["bytes"] > 0.5) for r in study.records())
     with pytest.raises(ValueError, match=r"what the diagonal costs, 0.25 \(bytes\); got 0.2"):
-        ms.search(blind, Bytes(), run=tmp_path / "c", **told | {"budget": 0.2})
+        search(blind, Bytes(), run=tmp_path / "c", **told | {"budget": 0.2})
 
 
 class Always:
@@ -181,7 +183,7 @@ class Always:
 
 @pytest.mark.nightly
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
-    study = ms.search(
+    study = search(
         None, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy=Always(), budget=[0.1, 0.35]
     )
     assert {(c > 0.35) == r.refused for c, r in zip(costs(study), study.records(), strict=True)}
@@ -191,9 +193,9 @@ def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
 
 @pytest.mark.slow
 def test_enqueued_draws_have_budgets_and_records_can_be_enqueued(tmp_path):
-    first = ms.search(UNITS, ToyEvaluator(), run=tmp_path / "a", trials=2, budget=[0.3, 0.5])
+    first = search(UNITS, ToyEvaluator(), run=tmp_path / "a", trials=2, budget=[0.3, 0.5])
     given = [record.params for record in first.records()][::-1]
-    again = ms.search(
+    again = search(
         UNITS, ToyEvaluator(), run=tmp_path / "b", trials=3, budget=[0.3, 0.5], enqueue=given
     )
     assert [r.params["budget"] for r in again.records()] == [0.5, 0.3, 0.3]
@@ -203,11 +205,11 @@ def test_enqueued_draws_have_budgets_and_records_can_be_enqueued(tmp_path):
 @pytest.mark.slow
 def test_another_budget_is_another_search(tmp_path):
     told = {"run": tmp_path / "run", "trials": 2}
-    ms.search(UNITS, ToyEvaluator(), budget=0.3, **told)
+    search(UNITS, ToyEvaluator(), budget=0.3, **told)
     with pytest.raises(ResumeError, match="budget"):
-        ms.search(UNITS, ToyEvaluator(), budget=[0.3, 0.4], **told)
+        search(UNITS, ToyEvaluator(), budget=[0.3, 0.4], **told)
     with pytest.raises(ResumeError, match="budget"):
-        ms.search(UNITS, ToyEvaluator(), **told)
+        search(UNITS, ToyEvaluator(), **told)
 
 
 @pytest.mark.parametrize(
@@ -229,21 +231,21 @@ def test_another_budget_is_another_search(tmp_path):
 def test_bad_budgets_are_refused_in_a_line(told, problem, tmp_path):
     told = {"space": UNITS, "trials": 2, **told}
     with pytest.raises((SearchError, ValueError), match=problem) as caught:
-        ms.search(told.pop("space"), ToyEvaluator(), run=tmp_path / "run", **told)
+        search(told.pop("space"), ToyEvaluator(), run=tmp_path / "run", **told)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 def test_the_name_of_the_budget_is_taken(tmp_path):
     own = lambda trial: masks.window(trial.suggest_int("budget", 1, 3))  # noqa: E731
-    ms.search(own, ToyEvaluator(), run=tmp_path / "a", trials=1)
+    search(own, ToyEvaluator(), run=tmp_path / "a", trials=1)
     with pytest.raises(SearchError, match="another name"):
-        ms.search(own, ToyEvaluator(), run=tmp_path / "b", trials=1, budget=0.9)
+        search(own, ToyEvaluator(), run=tmp_path / "b", trials=1, budget=0.9)
 
 
 @pytest.mark.slow
 def test_allocate_takes_the_budget_for_its_own(tmp_path):
-    study = ms.search(
+    study = search(
         None,
         ToyEvaluator(),
         run=tmp_path / "run",
@@ -316,19 +318,19 @@ def test_dam_cuts_its_masks_within_the_budget(tmp_path):
     evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
     told = {"strategy": "dam", "trials": 3, "run": tmp_path / "run"}
     config = {"steps": 6, "dense_warmup": 0.25}
-    study = ms.search(
+    study = search(
         None, evaluator, strategy_options={"config": config}, budget=[0.337, 0.2], **told
     )
     assert [r.params["density"] for r in study.records()[1:]] == [0.337, 0.2]
     assert all(c <= b for c, b in zip(costs(study)[1:], [0.337, 0.2], strict=True))
     options = {"config": config, "densities": [0.2]}
     with pytest.raises(SearchError, match=r"densities of strategy 'dam'.*one of the two"):
-        ms.search(None, evaluator, strategy_options=options, budget=0.3, **told)
+        search(None, evaluator, strategy_options=options, budget=0.3, **told)
 
 
 def searched(tmp_path, name="tpe", **told):
     run = tmp_path / name
-    return ms.search(UNITS, ToyEvaluator(), run=run, strategy=name, trials=6, **told)
+    return search(UNITS, ToyEvaluator(), run=run, strategy=name, trials=6, **told)
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ class Front:
             strategy_options=options,
             seed=plan["seed"] + number,
             budget=self.budgets,
+            baselines={},
             executor=self.executor,
             listeners=[partial(lines.add, whole=not plan["space"], **about)],
         )

@@ -193,6 +193,7 @@ class Decoder:
             done = self.log.read("searches").set_index(["decoder", "sample", "budget", "arm"])
             how |= {"trials": int(done.trials[self.name, cell.sample, cell.budget, "levels"])}
             how |= {"strategy": cell.arm, "seed": cell.sample, "budget": cell.budget}
+            how |= {"baselines": {}}
             return ms.search(units, judge, **how)
         method, local = METHODS[cell.arm], windows[:1] if cell.arm == "narrow" else windows
         options = {"unit": plan["unit"], "levels": [*map(str, local), "full()"]}

@@ -54,5 +54,5 @@ def replayed(space: Any, evaluator: Evaluator, slots: int, **how: Any) -> list[M
         warnings.simplefilter("ignore", UserWarning)  # of trials that draw a known choice
         storage, executor = InMemoryStorage(), InTurn(slots)
         arguments = {"run": run, "storage": storage, "executor": executor, "progress": None, **how}
-        study = search(space, evaluator, **arguments)
+        study = search(space, evaluator, baselines={}, **arguments)  # which no table knows
         return [record.mask for record in study.records() if record.scored and record.mask]

@@ -25,7 +25,6 @@ from masksearch.cli.options import (
     Storage,
     argument,
     described,
-    flag,
     option,
     takes,
 )
@@ -69,11 +68,11 @@ class SearchOptions(JudgeOptions):
         "Largest share of dense attention's cost for a mask; repeatable, draws take turns.",
         *(SEARCHED, "no limit", "SHARE"),
     )
-    families: bool = flag(
-        "families",
-        "Judge hand-designed masks as well, first: the six families or, with --budget, what is "
-        "drawn by hand at that cost.",
-        SEARCHED,
+    baselines: bool | None = option(
+        "Judge hand-designed masks as well, first: with --budget what is drawn by hand at that "
+        "cost, else the six families.",
+        *(SEARCHED, "with --budget"),
+        name="--baselines/--no-baselines",
     )
     halving: str | None = option(
         "Stop weak trials early, at these steps, such as 62,125,250: trials are compared by loss "
@@ -171,6 +170,7 @@ def run_search(options: SearchOptions) -> Study:
     )
     from masksearch.driver import search
     from masksearch.loggers.trackers import open_loggers
+    from masksearch.masks import FAMILIES
     from masksearch.strategies.allocate import build_units
     from masksearch.strategies.build import kind_of
     from masksearch.strategies.halving import ParetoHalving
@@ -196,6 +196,8 @@ def run_search(options: SearchOptions) -> Study:
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
     names = split_names(options.log or "")
+    baselines = FAMILIES if options.baselines and not budgets else None
+    baselines = {} if options.baselines is False else baselines
     space: Any = None if options.space is None else load_function(options.space)
     if levels and kind.space != "none":
         space = build_units(units, judge.shape, judge.kv_head_count)
@@ -217,7 +219,7 @@ def run_search(options: SearchOptions) -> Study:
             scheduler=scheduler,
             constraints=tuple(options.constraint or ()),
             budget=budgets,
-            baselines=drawn_by_hand(judge, budgets) if options.families else {},
+            baselines=baselines,
             listeners=loggers,
             enqueue=enqueued,
         )
@@ -225,18 +227,10 @@ def run_search(options: SearchOptions) -> Study:
 
 def drawn_by_hand(judge: Evaluator, budgets: Sequence[float] | None) -> Mapping[str, Mask]:
     """The six families or, within budgets, all that is drawn by hand at each cost."""
-    from masksearch.masks import FAMILIES, rivals_within
-    from masksearch.strategies.allocate import DENSITY, find_cost
+    from masksearch.masks import FAMILIES
+    from masksearch.strategies.enqueued import hand_designed
 
-    if not budgets:
-        return FAMILIES
-    cost = find_cost(judge)
-    price = None if cost == DENSITY else lambda mask: judge.measures_of(mask)[cost]
-    return {
-        f"{name} within {limit:g}": mask
-        for limit in budgets
-        for name, mask in rivals_within(limit, judge.shape, price).items()
-    }
+    return hand_designed(judge, budgets) if budgets else FAMILIES
 
 
 def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[str]) -> None:

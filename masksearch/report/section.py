@@ -113,8 +113,8 @@ def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def current_options(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a stored command under today's names: earlier versions had a flag for
-    `controls`, and options of their own for what `--costs` and `--set` say now.
+    """Options of a stored command under today's names: earlier versions had flags for
+    `controls` and `families`, and options of their own for what `--costs` and `--set` say now.
 
     >>> current_options({"slots": 2, "batch": 16, "lr": None, "set": None, "memory": True})
     {'slots': 2, 'set': ['batch=16'], 'costs': 'memory'}
@@ -125,6 +125,8 @@ def current_options(stored: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(stored)
     if isinstance(flag := options.get("controls"), bool):
         options["controls"] = "all" if flag else "none"
+    if options.pop("families", False):
+        options["baselines"] = True
     for option, replacement in GONE.items():
         name = option[2:].replace("-", "_")
         value = options.pop(name, None)
@@ -146,9 +148,9 @@ def current_options(stored: Mapping[str, Any]) -> dict[str, Any]:
 def shell_line(command: Mapping[str, Any]) -> str:
     """The command line that a `command.json` stands for, every option given.
 
-    >>> options = {"space": "my.py:space", "trials": 6, "families": True, "controls": "none"}
+    >>> options = {"space": "my.py:space", "trials": 6, "baselines": True, "controls": "none"}
     >>> shell_line({"command": "search", "options": options | {"set": ["a=1", "b=2"]}})
-    'masksearch search my.py:space --trials 6 --families --controls none --set a=1 --set b=2'
+    'masksearch search my.py:space --trials 6 --baselines --controls none --set a=1 --set b=2'
     """
     words = ["masksearch", command["command"]]
     options = current_options(command["options"])
@@ -156,7 +158,9 @@ def shell_line(command: Mapping[str, Any]) -> str:
     words += options.pop("mask", None) or []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
-        if name in SKIPPED or value is None or value is False:
+        if name == "baselines" and value is False:
+            words.append("--no-baselines")
+        elif name in SKIPPED or value is None or value is False:
             continue
         elif value is True:
             words.append(option)

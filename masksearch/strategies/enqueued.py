@@ -16,10 +16,12 @@ from optuna.distributions import (
 )
 from optuna.trial import FixedTrial
 
-from masksearch.contracts import Evaluate, Proposal, Record, Role, Shape, Strategy
+from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
+from masksearch.masks.rivals import rivals_within
+from masksearch.strategies.allocate import DENSITY, find_cost
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import (
     CheckedTrial,
@@ -30,7 +32,7 @@ from masksearch.strategies.samplers import (
     no_mask,
 )
 from masksearch.study.records import read_budgets
-from masksearch.user_code import BUDGET, describe_error
+from masksearch.user_code import BUDGET, call_user, describe_error
 
 ORIGIN = "enqueued"
 
@@ -44,24 +46,33 @@ class Enqueued:
     Args:
         strategy: Comes after them.
         proposals: Numbered from 0, as `draw_enqueued` gives them.
+        starts: Draws that come before them and that somebody else asks for, numbered likewise
+            (`draw_starts`); the others' numbers follow theirs.
     """
 
-    def __init__(self, strategy: Strategy, proposals: Sequence[Proposal]) -> None:
-        self.strategy, self.proposals = strategy, list(proposals)
-        self.next = 0
-        self.learns = isinstance(strategy, OptunaStrategy | EvolutionStrategy)
+    def __init__(
+        self,
+        strategy: Strategy,
+        proposals: Sequence[Proposal],
+        starts: Sequence[Proposal] = (),
+    ) -> None:
+        first = 1 + max((each.number for each in starts), default=-1)
+        self.strategy = strategy
+        self.proposals = [replace(each, number=each.number + first) for each in proposals]
+        self.next, self.first = first, first
+        self.learns = learns(strategy)
         self.shift = 0 if self.learns else len(self.proposals)
         if self.learns:  # their draws are out
-            for each in self.proposals:
+            for each in [*starts, *self.proposals]:
                 strategy.tell(
                     Record(each.number, "running", each.job, params=each.params, memo=each.memo)
                 )
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next given draw or, after them, one of the strategy's."""
-        if self.next < len(self.proposals):
+        if self.next < self.first + len(self.proposals):
             self.next += 1
-            return self.proposals[self.next - 1]
+            return self.proposals[self.next - 1 - self.first]
         answer = self.strategy.ask()
         if isinstance(answer, str):
             return answer
@@ -69,11 +80,63 @@ class Enqueued:
 
     def tell(self, record: Record) -> None:
         """Passes on what the strategy learns from."""
-        if record.number < len(self.proposals):
+        if record.number < self.first + len(self.proposals):
             self.next = max(self.next, record.number + 1)
             if not self.learns:
                 return
         self.strategy.tell(replace(record, number=record.number - self.shift))
+
+
+def learns(strategy: Strategy) -> bool:
+    """Whether a strategy learns from draws of its space that are not its own."""
+    return isinstance(strategy, OptunaStrategy | EvolutionStrategy)
+
+
+def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, Mask]:
+    """The masks that anyone would draw by hand within budgets, counted as the budgets are
+    (`find_cost`): `"NAME within 0.3"`, each mask under the smallest one that pays for it."""
+    cost, drawn = find_cost(evaluator), dict[str, Mask]()
+    price = None if cost == DENSITY else lambda mask: evaluator.measures_of(mask)[cost]
+    for limit in sorted(budgets):
+        for name, mask in rivals_within(limit, evaluator.shape, price).items():
+            if mask not in drawn.values():
+                drawn[f"{name} within {limit:g}"] = mask
+    return drawn
+
+
+def draw_starts(
+    space: Space | None,
+    evaluator: Evaluator,
+    budgets: Sequence[float],
+    baselines: Mapping[str, Mask],
+) -> dict[str, Proposal]:
+    """Those baselines that a space says it holds, by name, as draws of it.
+
+    Args:
+        space: It may have a function `starts(shape, budget)`, which returns the parameters of
+            masks that cost so much in pairs of tokens.
+        evaluator: Where its budgets count something else, no mask is drawn.
+        budgets: Of the search.
+        baselines: Its baselines; a start that equals none is left out.
+
+    Raises:
+        SearchError: As `draw_enqueued`.
+        UserCodeError: If `starts` raises an error; gives the file and the line.
+    """
+    offered, shape = getattr(space, "starts", None), evaluator.shape
+    if offered is None or find_cost(evaluator) != DENSITY:
+        return {}
+    names = {fingerprint(mask, shape): name for name, mask in baselines.items()}
+    starts = dict[str, Proposal]()
+    for budget in budgets:
+        given = call_user("starts of the space", offered, {"shape": shape, "budget": budget})
+        for each in draw_enqueued(space, given, shape, [budget], "starts"):
+            assert isinstance(each.job, Evaluate)
+            if (name := names.get(fingerprint(each.job.mask, shape))) is not None:
+                job, origin = Evaluate(baselines[name]), "baselines"
+                start = replace(each, job=job, name=name, origin=origin, role="baseline")
+                starts.setdefault(name, start)
+    return starts
 
 
 def draw_enqueued(
@@ -81,6 +144,7 @@ def draw_enqueued(
     enqueue: Sequence[Mapping[str, Any]],
     shape: Shape,
     budgets: Sequence[float] = (),
+    given_as: str = "enqueue",
 ) -> list[Proposal]:
     """Proposals of the masks that a space makes of given parameters.
 
@@ -89,6 +153,7 @@ def draw_enqueued(
         enqueue: Of each mask, every parameter that the space asks for.
         shape: What the masks must fit.
         budgets: What they may cost, in turn, unless the parameters have a `budget`.
+        given_as: What errors call them.
 
     Returns:
         Numbered from 0.
@@ -102,7 +167,7 @@ def draw_enqueued(
     proposals = []
     for number, params in enumerate(enqueue):
         assert space is not None
-        what = f"enqueue[{number}]"
+        what = f"{given_as}[{number}]"
         if not isinstance(params, Mapping):
             raise SearchError(f"{what} maps parameters to values, got {params!r}")
         check = functools.partial(check_given, what, params)

@@ -195,7 +195,7 @@ class EvolutionStrategy:
     crowding distance. As long as nothing was scored, stopped records that violate a constraint
     take part in their place, so that the search climbs towards what is feasible; where there are
     none either, draws stay random. Old records leave, however good they were: a lucky score does
-    not rule for ever.
+    not rule for ever. Baselines that are draws of the space stay.
 
     Args:
         space: A pure function of an Optuna trial that returns a mask.
@@ -286,8 +286,9 @@ class EvolutionStrategy:
 
     def rank_parents(self) -> list[Record]:
         """The possible parents, best first."""
-        latest = (self.scored or self.violating)[-self.population :]
-        records = [self.records[draw] for draw in latest]
+        known = [self.records[draw] for draw in self.scored or self.violating]
+        starts = [each for each in known[: -self.population] if each.role == "baseline"]
+        records = starts + known[-self.population :]
         excess = {record.number: violation(record, self.constraints) for record in records}
         feasible = [record for record in records if excess[record.number] == 0]
         others = [record for record in records if excess[record.number] > 0]

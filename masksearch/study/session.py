@@ -78,6 +78,11 @@ class OpenTrial:
     answers: dict[int, bool] = field(default_factory=dict)  # step -> the scheduler's answer
     passed_on: set[int] = field(default_factory=set)  # steps that the listeners know
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is a trial of the strategy, and no baseline."""
+        return self.draw >= 0 and self.record.role == "trial"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -113,7 +118,8 @@ class Session:
         call: How far this call goes.
         scheduler: Ends trials early; None = every trial runs to its end.
         listeners: Called with every finished record, and reports (`FollowsReports`).
-        queue: Jobs that come before the strategy's (baselines).
+        queue: Jobs that come before the strategy's (baselines; the strategy learns from those
+            that have a number, which is a draw of its own).
     """
 
     def __init__(
@@ -180,7 +186,7 @@ class Session:
         """Records that this call will bring, where that is known."""
         if self.call.trials is None and self.call.strict:
             return None
-        others = len(self.queue) + sum(trial.draw < 0 for trial in self.open.values())
+        others = len(self.queue) + sum(not trial.counts for trial in self.open.values())
         return others + max(0, (self.call.trials or 0) - self.counted)
 
     @property
@@ -240,7 +246,7 @@ class Session:
             return True
         if report.step not in trial.answers:
             goes_on = bool(self.scheduler.observe(number, report, trial.record.measures))
-            goes_on |= trial.draw < 0  # baselines are compared with, and never ended
+            goes_on |= not trial.counts  # baselines are compared with, and never ended
             self.store.observe(number, report, goes_on)
             trial.answers[report.step] = goes_on
         return trial.answers[report.step]
@@ -275,9 +281,10 @@ class Session:
         if self.call.seconds is not None and time.monotonic() - self.started >= self.call.seconds:
             return "done"
         if self.queue:
-            proposal, draw = self.queue.popleft(), -1
+            proposal = self.queue.popleft()
+            draw = proposal.number if proposal.role == "baseline" else -1
         else:
-            pending = sum(trial.draw >= 0 for trial in self.open.values())
+            pending = sum(trial.counts for trial in self.open.values())
             spent = self.repeats >= SPENT or self.refusals >= REFUSALS
             if spent or (
                 self.call.trials is not None and self.counted + pending >= self.call.trials
@@ -408,16 +415,16 @@ class Session:
         self.finished += 1
         self.trained += record.status == "done" and isinstance(record.job, Evaluate)
         key = self.key_of(record)
-        again = key in self.results
-        if draw >= 0 and (again or not (record.status == "failed" or record.refused)):
+        again, own = key in self.results, draw >= 0 and record.role == "trial"
+        if own and (again or not (record.status == "failed" or record.refused)):
             self.repeats = self.repeats + 1 if again else 0  # what fails tells nothing of it
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if record.refused:
             self.refused, self.refusals = self.refused + 1, self.refusals + 1
             return
-        if draw >= 0 and not again:
+        if own and not again:
             self.refusals = 0
-        if draw >= 0 and record.status != "failed" and not record.known:
+        if own and record.status != "failed" and not record.known:
             self.counted += 1
         if key[0] and (record.status == "stopped" or (record.status == "done" and record.curve)):
             self.results[key] = record

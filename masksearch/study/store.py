@@ -290,12 +290,7 @@ class StudyStore:
             ResumeError: If it was created with other facts; names each that differs.
             SearchError: If another version of masksearch has written it.
         """
-        with explain_errors(self.location):
-            try:
-                self.storage.get_study_id_from_name(self.name)
-                existed = True
-            except KeyError:
-                existed = False
+        existed = self.exists()
         if existed:
             self.load()
             before = self.facts()
@@ -335,6 +330,21 @@ class StudyStore:
         with quiet():
             self.perform(describe)
         return existed
+
+    def exists(self) -> bool:
+        """Whether the storage holds the study."""
+        with explain_errors(self.location):
+            try:
+                self.storage.get_study_id_from_name(self.name)
+            except KeyError:
+                return False
+            return True
+
+    def stored_facts(self) -> dict[str, str] | None:
+        """The facts of the search that goes on here; None where one would begin anew."""
+        if self.exists():
+            self.load()
+        return self.facts() if self.ids else None
 
     def forget(self) -> None:
         """Deletes the study, in which no trial has finished, and the folders of its trials."""

@@ -113,7 +113,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
     found = files / "found"
     search = (
         "search", files / "my_space.py:space", "--evaluator", toy, "--run", found,
-        "--trials", 6, "--families",
+        "--trials", 6, "--baselines",
     )  # fmt: skip
     code, out, err = run(monkeypatch, capsys, *search)
     assert code == 0

@@ -24,7 +24,7 @@ def job(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     judge = ["--evaluator", "my_proxy.py:toy"]
     words = ["search", "my_space.py:space", "--run", "runs/x", "--trials", 6, *judge]
-    code, _, err = run(monkeypatch, capsys, *words, "--strategy", "random", "--families")
+    code, _, err = run(monkeypatch, capsys, *words, "--strategy", "random", "--baselines")
     assert code == 0, err
     return judge
 
@@ -50,11 +50,14 @@ def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch
     assert {"longformer within 0.5", "bigbird within 0.5"} <= {*drawn}
     assert not {*drawn} & {*masks.FAMILIES}  # at their usual sizes
     assert all(1 - entry.sparsity <= 0.5 for entry in drawn.values())
-    words = ["search", "my_space.py:space", "--families", "--budget", 0.5, "--trials", 2, *job]
+    words = ["search", "my_space.py:space", "--budget", 0.5, "--trials", 2, *job]
     code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/s")
     assert code == 0, err
     first = [r.name for r in ms.open_study("runs/s").records() if r.role == "baseline"]
     assert first == [*drawn]
+    code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/n", "--no-baselines")
+    assert code == 0, err
+    assert not any(r.role == "baseline" for r in ms.open_study("runs/n").records())
 
 
 @pytest.mark.slow
@@ -117,7 +120,7 @@ def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
 
 @pytest.mark.nightly
 def test_moved_folder_does_all_that_it_did(job, monkeypatch, capsys, tmp_path):
-    words = ["search", "my_space.py:space", "--strategy", "random", *job, "--families"]
+    words = ["search", "my_space.py:space", "--strategy", "random", *job, "--baselines"]
     run(monkeypatch, capsys, *words, "--run", "whole", "--trials", 9)
     inside = ["--storage", "journal:runs/j/log", "--reuse", "runs/j/kept", "--run", "runs/j"]
     assert run(monkeypatch, capsys, *words, *inside, "--trials", 6)[0] == 0

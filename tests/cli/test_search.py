@@ -60,7 +60,7 @@ def job(tmp_path):
 @pytest.mark.slow
 def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp_path, job):
     monkeypatch.chdir(tmp_path)
-    parts = ["--strategy", "evolution", "--seed", 3, "--families", "--constraint", "sparsity>=.2"]
+    parts = ["--strategy", "evolution", "--seed", 3, "--baselines", "--constraint", "sparsity>=.2"]
     assert run(monkeypatch, capsys, *job, *parts, "--trials", 4, "--run", "part")[0] == 0
     monkeypatch.chdir(tmp_path.parent)  # resuming works from anywhere
     code, _, err = run(monkeypatch, capsys, "resume", tmp_path / "part", "--trials", 9)

@@ -134,7 +134,7 @@ def test_a_flag_of_earlier_versions_stands_for_controls():
 def test_command_of_the_page_makes_the_study_again(tmp_path):
     here = shutil.copy(Path(__file__).parents[1] / "contracts" / "toy.py", tmp_path / "my toy.py")
     words = ["search", f"{here}:space", "--evaluator", f"{here}:ToyEvaluator", "--trials", 3]
-    words += ["--strategy", "random", "--constraint", "sparsity >= 0.1", "--families"]
+    words += ["--strategy", "random", "--constraint", "sparsity >= 0.1", "--baselines"]
     assert run_command(*words, "--run", tmp_path / "a b").returncode == 0
     line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"

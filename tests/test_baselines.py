@@ -1,0 +1,206 @@
+"""A search with a budget begins at the masks that anyone would draw by hand at that cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import pytest
+from toy import ToyEvaluator
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.errors import ResumeError, SearchError
+from masksearch.masks.measure import effective_density
+from masksearch.masks.rivals import whole_heads
+from masksearch.report.section import current_options, shell_line
+from masksearch.strategies.enqueued import draw_starts, hand_designed
+from masksearch.strategies.evolution import EvolutionStrategy
+
+ROLES = ms.load_function("masksearch.spaces:head_roles")
+TOLD = {"budget": [0.3, 0.5], "progress": None, "seed": 3}
+TOLD |= {"executor": ms.Local(isolate=False)}
+
+
+class Judge(ToyEvaluator):
+    """Fewer layers than heads, so that a budget pays for several masks of whole heads."""
+
+    shape = ms.Shape(16, 2, 4, lengths={9: 2, 16: 1})
+
+
+@dataclass(frozen=True)
+class Stops(Judge):
+    """Is interrupted once it has judged so many masks."""
+
+    after: int = 0
+
+    def __call__(self, mask, *, seed, workdir):
+        if len(self.log.read_text().splitlines() if self.log.exists() else []) == self.after:
+            raise KeyboardInterrupt
+        yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+
+def split(study):
+    """Its baselines, and the strategy's own."""
+    records = study.records()
+    return [r for r in records if r.role == "baseline"], [r for r in records if r.role == "trial"]
+
+
+def outcome(study):
+    return [(r.name, r.role, r.params, r.fingerprint, r.values) for r in study.records()]
+
+
+def test_hand_designed_masks_are_each_under_the_smallest_budget_that_pays():
+    drawn = hand_designed(Judge(), [0.5, 0.3])
+    for name, mask in drawn.items():
+        assert effective_density(mask, Judge.shape) <= float(name.rpartition(" ")[2]) + 1e-9
+    assert len({*drawn.values()}) == len(drawn)
+    least = {n.removesuffix(" within 0.3") for n in drawn if n.endswith(" 0.3")}
+    assert least == {*masks.rivals_within(0.3, Judge.shape)}
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "random", "evolution"])
+def test_they_come_first_and_on_top_and_are_trained_once(strategy, tmp_path):
+    log = tmp_path / "log"
+    how = {"run": tmp_path / "run", "strategy": strategy, "trials": 4, **TOLD}
+    study = ms.search(ROLES, Judge(log=log), scheduler=ms.ParetoHalving(rungs=(1, 2)), **how)
+    first, own = split(study)
+    drawn = hand_designed(Judge(), TOLD["budget"])
+    assert [r.name for r in study.records()[: len(first)]] == [*drawn]
+    assert [r.mask for r in first] == [*drawn.values()]
+    assert {r.source for r in first} == {"hand"}
+    assert {r.status for r in first} <= {"done", "reused"}  # a scheduler ends none of them
+    assert sum(not r.known for r in own) == 4
+    assert max(Counter(log.read_text().splitlines()).values()) == 1
+    best = study.best(baselines=True)
+    assert best.value("loss") == min(r.value("loss") for r in study.records() if r.scored)
+    assert study.best().role == "trial"
+    assert not any(record.role == "baseline" for record in study.within(0.5))
+
+
+def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
+    study = ms.search(ROLES, Judge(), run=tmp_path / "run", strategy="tpe", trials=1, **TOLD)
+    first, own = split(study)
+    drawn = [record for record in first if record.params]
+    assert {r.name for r in drawn} == {*whole_heads(r.name for r in first)}
+    assert len(drawn) > 6
+    for record in drawn:
+        density = effective_density(record.mask, Judge.shape)
+        assert record.params["budget"] == pytest.approx(density)
+        assert "distributions" in record.memo
+    free = ms.search(
+        ROLES, Judge(), run=tmp_path / "free", strategy="tpe", trials=1, baselines={}, **TOLD
+    )
+    assert {r.role for r in free.records()} == {"trial"}
+    assert own[0].params != split(free)[1][0].params  # TPE has a model from its first draw on
+
+
+def test_hand_designed_parents_of_evolution_do_not_age():
+    objectives = Judge.objectives
+    old = EvolutionStrategy(ROLES, objectives, seed=0, population=2)
+    window = ms.Evaluate(masks.window(1))
+    record = ms.Record(0, "done", window, values={"loss": 0.1}, measures={"sparsity": 0.5})
+    for number, role in enumerate(["baseline", "trial", "baseline", "trial", "trial"]):
+        old.tell(replace(record, number=number, role=role, params={"reach": number}))
+    assert sorted(parent.number for parent in old.rank_parents()) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("after", [3, 16, 21])
+def test_a_killed_search_goes_on_as_if_it_had_not_been(after, tmp_path):
+    how = {"strategy": "tpe", "trials": 4, **TOLD}
+    whole = ms.search(ROLES, Judge(), run=tmp_path / "whole", **how)
+    dying = Stops(log=tmp_path / "log", after=after)
+    with pytest.raises(KeyboardInterrupt):
+        ms.search(ROLES, dying, run=tmp_path / "run", **how)
+    again = ms.search(ROLES, Judge(), run=tmp_path / "run", **how)
+    assert outcome(again) == outcome(whole)
+
+
+def test_a_run_that_began_without_goes_on_without(tmp_path):
+    how = {"run": tmp_path / "run", "strategy": "tpe", **TOLD}
+    study = ms.search(ROLES, Judge(), trials=2, baselines={}, **how)
+    facts = study.store.facts()
+    del facts["starts"]  # as earlier versions wrote
+    study.optuna.set_user_attr("facts", facts)
+    again = ms.search(ROLES, Judge(), trials=4, **how)
+    assert {record.role for record in again.records()} == {"trial"}
+    how |= {"run": tmp_path / "whole", "baselines": {}}
+    assert outcome(again) == outcome(ms.search(ROLES, Judge(), trials=4, **how))
+
+
+def test_a_run_that_began_at_them_does_not_go_on_without(tmp_path):
+    how = {"run": tmp_path / "run", "strategy": "tpe", "trials": 1, **TOLD}
+    ms.search(ROLES, Judge(), **how)
+    with pytest.raises(ResumeError, match="starts: was"):
+        ms.search(ROLES, Judge(), baselines={}, **how)
+
+
+def test_without_trials_they_alone_are_judged(tmp_path):
+    study = ms.search(ROLES, Judge(), run=tmp_path / "run", trials=0, **TOLD)
+    first, own = split(study)
+    assert not own
+    assert [r.name for r in first] == [*hand_designed(Judge(), TOLD["budget"])]
+    with pytest.raises(SearchError, match=">= 1"):
+        ms.search(ROLES, Judge(), run=tmp_path / "b", trials=0, baselines={}, **TOLD)
+
+
+def test_without_a_budget_there_are_none(tmp_path):
+    study = ms.search(ROLES, Judge(), run=tmp_path / "run", trials=1, progress=None)
+    assert [record.role for record in study.records()] == ["trial"]
+
+
+@dataclass(frozen=True)
+class Bytes(Judge):
+    """A decoder whose budgets count something else."""
+
+    shape = ms.Shape(16, 4, 2, causal=True)
+    objectives = (ToyEvaluator.objectives[0], ms.Objective("bytes", "min", 1.0))
+    measure_names = ("bytes",)
+
+    def measures_of(self, mask):
+        return {"bytes": 0.2 + 0.8 * effective_density(mask, self.shape)}
+
+
+def test_they_cost_what_the_budget_counts(tmp_path):
+    def space(trial):
+        return masks.window(trial.suggest_int("reach", 0, 3))
+
+    space.starts = lambda shape, budget: [{"reach": 1}]
+    told = TOLD | {"budget": [0.6, 0.8], "trials": 1}
+    study = ms.search(space, Bytes(), run=tmp_path / "run", **told)
+    first, _ = split(study)
+    assert {"widest window within 0.8", "last within 0.8"} <= {r.name for r in first}
+    assert all(record.measures["bytes"] <= 0.8 for record in first)
+    assert not any(record.params for record in first)  # starts count pairs
+
+
+@pytest.mark.parametrize(
+    ("starts", "problem"),
+    [
+        (lambda shape, budget: [{"reach": 99}], r"starts\[0\]: reach = 99 cannot be drawn"),
+        (lambda shape, budget: shape.nothing, "starts of the space is called with shape, budget"),
+    ],
+)
+def test_wrong_starts_are_named(starts, problem, tmp_path):
+    def space(trial):
+        return masks.window(trial.suggest_int("reach", 0, 3))
+
+    space.starts = starts
+    with pytest.raises((SearchError, ValueError), match=problem):
+        ms.search(space, Judge(), run=tmp_path / "run", trials=1, **TOLD)
+
+
+def test_starts_that_equal_no_baseline_are_left_out():
+    def space(trial):
+        return masks.window(trial.suggest_int("reach", 0, 3))
+
+    space.starts = lambda shape, budget: [{"reach": 1}, {"reach": 2}]
+    drawn = draw_starts(space, Judge(), [0.5], {"mine": masks.window(2)})
+    assert [(name, each.params["reach"]) for name, each in drawn.items()] == [("mine", 2)]
+
+
+def test_a_stored_command_says_whether_there_are_any():
+    stored = {"command": "search", "options": {"space": "a.py:space", "baselines": False}}
+    assert shell_line(stored) == "masksearch search a.py:space --no-baselines"
+    assert current_options({"families": True}) == {"baselines": True}  # of earlier versions
+    assert current_options({"families": False}) == {}
