@@ -92,8 +92,11 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.serving.kv_cache import kv_bytes as kv_bytes
     from masksearch.serving.native import from_native as from_native
     from masksearch.serving.native import to_native as to_native
+    from masksearch.sparsifier import Sparsified as Sparsified
+    from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.study.records import Constraint as Constraint
+    from masksearch.tasks.glue.columns import Columns as Columns
     from masksearch.tasks.glue.tasks import glue_score as glue_score
     from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
     from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess

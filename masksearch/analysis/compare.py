@@ -159,7 +159,8 @@ class ComparedMasks(ComparedRuns):
         """
         within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
         entries = [entry for entry in self.entries.values() if entry.name in within]
-        return recommend(self, entries, self.difference)
+        title = self.tasks[0] if len(self.tasks) == 1 else self.objectives[0].name
+        return recommend(self, entries, self.difference, title)
 
     def opponents(
         self, mine: MaskRuns, reference: str, against: Against

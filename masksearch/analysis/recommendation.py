@@ -42,7 +42,7 @@ class Recommendation:
 
 
 def recommend(
-    comparison: ComparedRuns, entries: Sequence[MaskRuns], difference: Difference
+    comparison: ComparedRuns, entries: Sequence[MaskRuns], difference: Difference, score: str
 ) -> Recommendation:
     """The mask to take among some of a comparison.
 
@@ -54,11 +54,12 @@ def recommend(
         comparison: It says how its masks were found.
         entries: The masks within the budget.
         difference: Of two masks, at a level.
+        score: What the score is called in the sentence.
 
     Raises:
         SearchError: If no searched or hand-designed mask among them has a finished run.
     """
-    sign, score = comparison.sign, comparison.objectives[0].name
+    sign = comparison.sign
     masks = {record.name: record.mask for record in comparison.records if record.mask is not None}
     chosen: dict[Kind, MaskRuns] = {}
     pairs = 1

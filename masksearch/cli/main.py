@@ -17,7 +17,7 @@ import typer
 
 from masksearch.cli.check import check
 from masksearch.cli.doctor import doctor, installed_version
-from masksearch.cli.models import allocate, attach, export
+from masksearch.cli.models import allocate, attach, export, sparsify
 from masksearch.cli.options import (
     RUN,
     WIDEST,
@@ -243,6 +243,7 @@ command(COMPARE)(compare)
 command(COMPARE)(report)
 command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
+command(MODELS)(sparsify)
 command(MODELS)(allocate)
 command(MODELS)(pretrain)
 

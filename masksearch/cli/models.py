@@ -21,6 +21,9 @@ from masksearch.cli.options import (
     OUTPUT,
     PLACE,
     REQUIRED,
+    SEARCHED,
+    Json,
+    JudgeOptions,
     MaskArgument,
     OptionsError,
     Run,
@@ -28,6 +31,7 @@ from masksearch.cli.options import (
     argument,
     described,
     described_values,
+    downstream,
     option,
     takes,
 )
@@ -302,6 +306,102 @@ def allocate(options: AllocateOptions) -> None:
         path = options.run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
         for line in report_lines(plan, path, options.model):
             typer.echo(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifyOptions:
+    """Options of sparsify."""
+
+    model: str = argument(
+        "A trained encoder: a folder, or a name on the Hugging Face Hub; fine-tuned or not.",
+        *(MODEL, "MODEL"),
+    )
+    glue: str | None = downstream("glue")
+    tasks: str | None = option("With --glue: the task's name.", *(JUDGE, "", "NAME"))
+    data: Path | None = option(
+        "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",
+        *(JUDGE, "none", "FOLDER"),
+    )
+    text: list[str] | None = option(
+        "With --data: a column of texts; a second one for pairs.", *(JUDGE, "none", "COLUMN")
+    )
+    label: str | None = option(
+        "With --data: the column of labels, classes or scores.", *(JUDGE, "none", "COLUMN")
+    )
+    budget: list[float] = option(
+        "Largest share of the non-padding query-key pairs that is kept; repeatable, a folder "
+        "each.",
+        *(SEARCHED, "", "SHARE"),
+        default=REQUIRED,
+    )
+    out: Path = option(
+        "A new folder: the model with its mask, result.json, report.html.",
+        *(OUTPUT, "", "FOLDER"),
+        default=REQUIRED,
+    )
+    strategy: str | None = described(SEARCHED)
+    trials: int | None = described(SEARCHED)
+    seed: int | None = described(SEARCHED)
+    seeds: int | None = described(COMPARED)
+    length: int | None = option("Tokens of a row, at most.", *(MODEL, "128", "N"))
+    executor: str | None = option(
+        "local (this machine), or ray (this machine or a cluster).", *(PLACE, "local", "NAME")
+    )
+    slots: Slots = 1
+    set: list[str] | None = option(
+        "A setting of the evaluator (epochs=3, finetune_lr=2e-5, recover_steps=160, device=cpu); "
+        "repeatable.",
+        *(PLACE, "none", "NAME=VALUE"),
+        name="--set",
+    )
+    as_json: Json = False
+
+
+@takes({"": "masksearch.sparsifier:sparsify"})
+def sparsify(options: SparsifyOptions) -> None:
+    """Fine-tune an encoder, search a sparse mask for it by its task, recover it, and save both.
+
+    The searched mask is saved where it is shown to be better than the best hand-designed one of
+    its cost, on rows that no search has read; else that one is. Repeating the command goes on.
+
+    Examples:
+        masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse
+        masksearch sparsify my-bert --data reviews/ --text review --label stars --budget .2 --out x
+    """
+    from masksearch.cli.build import build_executor, further_settings, split_settings
+    from masksearch.evaluators.glue import GlueEvaluator
+    from masksearch.sparsifier import RESULT, Wish, sparsify_within
+    from masksearch.tasks.glue.columns import Columns
+    from masksearch.tasks.glue.tasks import task_named
+
+    own = options.data is not None
+    if own == (options.glue is not None):
+        raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
+    needed = ("--text", "--label") if own else ("--tasks",)
+    given = {"--tasks": options.tasks, "--text": options.text, "--label": options.label}
+    for name, value in given.items():
+        if (name in needed) != (value is not None):
+            verb = "needs" if name in needed else "has no use for"
+            raise OptionsError(f"{'--data' if own else '--glue'} {verb} {name}")
+    if not own:
+        task_named(str(options.tasks))
+    settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
+    settings |= {} if options.length is None else {"length": options.length}
+    wish = Wish(
+        options.model,
+        options.data or str(options.glue),
+        Columns(tuple(options.text or ()), str(options.label)) if own else str(options.tasks),
+        options.out.expanduser(),
+        settings=settings,
+        executor=build_executor(JudgeOptions(executor=options.executor, slots=options.slots)),
+        **described_values(options),
+    )
+    for limit, found in sparsify_within(wish, options.budget).items():
+        if options.as_json:
+            typer.echo((found.folder / RESULT).read_text("utf-8").strip())
+        else:
+            typer.echo(f"budget {limit:g}: {found.answer}")
+            typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
 
 
 def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import html
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData, get_token, try_to_load_from_cache
+from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
 from masksearch.errors import DataError
@@ -19,6 +20,10 @@ from masksearch.models.checkpoints import VERSION, verify
 from masksearch.models.plan import Plan, describe_loss, describe_rival, describe_rows
 
 CARD = "README.md"
+OPENED_DENSE = (
+    "**A program that does not know masksearch, plain transformers too, opens this folder as a "
+    "dense model, which is another one, without a warning.**"
+)
 STAMP = b"<!-- written by masksearch: "  # then the hash of the text; a changed card is its user's
 LONGEST = 512  # positions at which a mask's sparsity is counted, at most
 WIDEST = 300  # characters of an expression
@@ -35,8 +40,7 @@ model = ms.load_pretrained(folder)
 print(ms.explain(model, length={length}))  # what computes each layer, and why
 ```
 
-**A program that does not know masksearch opens this folder as a dense model, which is another
-one, without a warning.** Give such a program the model that is loaded here. Where each layer sees
+{dense} Give such a program the model that is loaded here. Where each layer sees
 everything or one window, `ms.to_native` writes the mask into the model's own configuration.
 """
 REPEAT = """
@@ -51,8 +55,31 @@ ms.attach(base, ms.saved_masks(folder))  # weights trained under the mask are in
 """
 
 
+@dataclass(frozen=True)
+class Findings:
+    """How the mask of a fine-tuned encoder was found, for its card.
+
+    Args:
+        answer: In sentences.
+        base_model: The checkpoint that was fine-tuned: a name on the Hub, or a folder.
+        task: What it was fine-tuned on.
+        metric: Name of the score.
+        score: Of the saved weights, on rows that no search has read.
+    """
+
+    answer: str
+    base_model: str
+    task: str
+    metric: str
+    score: float
+
+
 def write_card(
-    aside: Path, folder: Path, model: Any, files: Mapping[str, Mask], plan: Plan | None
+    aside: Path,
+    folder: Path,
+    model: Any,
+    files: Mapping[str, Mask],
+    found: Plan | Findings | None,
 ) -> None:
     """Draws masks, and writes the card unless the folder has one of its user's.
 
@@ -61,7 +88,7 @@ def write_card(
         folder: Where that will be moved.
         model: Of transformers, without adapters.
         files: Name of a mask's file, without suffix -> mask.
-        plan: How the mask was found; None = not known.
+        found: How the mask was found; None = not known.
     """
     cls, base = type(model).__name__, model.name_or_path
     length = min(getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
@@ -86,12 +113,29 @@ def write_card(
     except HFValidationError:  # a path
         cached = None
     base = base if isinstance(cached, str) and not Path(base).exists() else None
+    results: dict[str, Any] = {}
+    if isinstance(found, Findings):
+        text = f"{OPENED_DENSE}\n\n{text}"
+        base = None if Path(found.base_model).exists() else found.base_model
+        score = EvalResult(
+            task_type="text-classification",
+            dataset_type=found.task,
+            dataset_name=found.task,
+            metric_type=found.metric,
+            metric_value=round(found.score, 5),
+        )
+        results = {"model_name": folder.name, "eval_results": [score]}
     text += table + (f"| base model | {base} |\n" if base else "")
-    text += f"| written by | masksearch {VERSION} |\n" + USE.format(length=length)
-    text += describe_plan(plan) if plan else ""
+    text += f"| written by | masksearch {VERSION} |\n" + USE.format(
+        length=length, dense=OPENED_DENSE
+    )
+    if isinstance(found, Findings):
+        text += f"\n## How it was found\n\n{found.answer}\n"
+    text += describe_plan(found) if isinstance(found, Plan) else ""
     text += REPEAT.format(cls=cls, base=base) if base else ""
     tags = ["masksearch", "sparse-attention"]
-    head = ModelCardData(base_model=base, library_name="masksearch", tags=tags).to_yaml()
+    about_it = {"base_model": base, "library_name": "masksearch", "tags": tags}
+    head = ModelCardData(**about_it, **results).to_yaml()
     card = f"---\n{head}\n---\n\n{text}\n".encode()
     before = (folder / CARD).read_bytes() if (folder / CARD).exists() else STAMP + seal(b"")
     ours, _, sealed = before.rpartition(STAMP)

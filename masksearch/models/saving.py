@@ -45,7 +45,7 @@ from masksearch.errors import AttachError, DataError, MaskFormatError, install_c
 from masksearch.files import disk_error
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
-from masksearch.models.card import write_card
+from masksearch.models.card import Findings, write_card
 from masksearch.models.checkpoints import (
     CONFIG,
     FORMAT,
@@ -79,7 +79,7 @@ def save_pretrained(
     folder: Path | str,
     *,
     tokenizer: Tokenizer | None = None,
-    found: Plan | None = None,
+    found: Plan | Findings | None = None,
 ) -> Path:
     """Writes a model and the masks on it: what `load_pretrained` opens, and transformers too.
 
@@ -94,7 +94,7 @@ def save_pretrained(
             `MaskedLanguageModel` is written as its architecture's model in transformers.
         folder: Made where it is missing; the model there is replaced, other files stay.
         tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none.
-        found: The plan that gave the mask; the card says its budget and losses.
+        found: The plan that gave the mask, or how it was found; the card says it.
 
     Returns:
         The folder.
@@ -106,7 +106,7 @@ def save_pretrained(
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
     masks, backend = masks_to_save(model)
-    if found is not None and list(masks.values()) != [found.mask]:
+    if isinstance(found, Plan) and list(masks.values()) != [found.mask]:
         raise ValueError(
             f"found= is the plan of {found.mask!s:.100}, and attached is "
             f"{', '.join(map(str, masks.values())):.100}; give its plan, or none"
@@ -122,7 +122,7 @@ def write_model(
     backend: str,
     folder: Path,
     tokenizer: Tokenizer | None = None,
-    plan: Plan | None = None,
+    found: Plan | Findings | None = None,
     **how: Any,
 ) -> Path:
     """Writes a model of transformers, or a PEFT adapter, and masks.
@@ -133,7 +133,7 @@ def write_model(
         backend: As in `attach`.
         folder: Where to.
         tokenizer: See `save_pretrained`.
-        plan: How the mask was found.
+        found: How the mask was found.
         how: Of the model's own `save_pretrained`.
     """
     options = build_options(whole)
@@ -161,7 +161,7 @@ def write_model(
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         files = {Path(entries[part]["file"]).stem: mask for part, mask in masks.items()}
-        write_card(aside, folder, base, files, plan)
+        write_card(aside, folder, base, files, found)
     return folder
 
 
