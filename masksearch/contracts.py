@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 import torch
 from torch import Tensor, nn
 
-from masksearch.errors import EvaluatorError, SearchError
+from masksearch.errors import EvaluatorError, SearchError, without_controls
 from masksearch.masks.checks import LONGEST, MOST_PLANES, at_least, whole
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
@@ -68,13 +69,14 @@ class Shape:
 
     def __post_init__(self) -> None:
         for name in ("length", "layers", "heads"):
-            at_least(name, getattr(self, name), 1, LONGEST)
+            object.__setattr__(self, name, at_least(name, getattr(self, name), 1, LONGEST))
         at_least("layers x heads", self.layers * self.heads, 1, MOST_PLANES)
         if self.read is not None and not 1 <= self.read <= self.length:
             raise ValueError(
                 f"read must lie in 1..length = 1..{self.length} (rows of the last layer), or be "
                 f"None for all of them; got {self.read}"
             )
+        object.__setattr__(self, "read", None if self.read is None else index(self.read))
         if self.lengths is not None:
             pairs = tuple(sorted((int(n), int(count)) for n, count in dict(self.lengths).items()))
             if not pairs or pairs[0][0] < 1 or pairs[-1][0] > self.length:
@@ -150,9 +152,17 @@ class Report:
                 f"a Report holds values by name, got {empty}{type(self.values).__name__}: yield "
                 'ms.Report(step, {"accuracy": accuracy})'
             )
+        for name in self.values:
+            if not isinstance(name, str) or name != without_controls(name):
+                raise EvaluatorError(
+                    f"a reported value's name is text without control characters, got {name!r}: "
+                    f'yield ms.Report(step, {{"accuracy": accuracy}})'
+                )
         plain = {name: plain_number(name, value) for name, value in self.values.items()}
-        if whole(self.step) is None or self.step < 0:
+        step = whole(self.step)
+        if step is None or step < 0:
             raise EvaluatorError(f"a Report's step is a whole number >= 0, got {self.step!r}")
+        object.__setattr__(self, "step", step)
         object.__setattr__(self, "values", plain)
 
 

@@ -11,15 +11,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import MaskFormatError
+from masksearch.errors import MaskFormatError, SearchError, without_controls
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share, `ulimit -f`
+LARGEST = 2**26  # bytes of a settings file that is read
 
 
 @contextmanager
@@ -40,6 +41,42 @@ def write_text_in_one_move(path: Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with write_in_one_move(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def read_object(path: Path, remedy: str, **kinds: type) -> dict[str, Any]:
+    """The JSON object of a run folder's small file, without control characters.
+
+    Args:
+        path: The file.
+        remedy: What helps where it cannot be read, for the message.
+        kinds: What it holds at least: name -> type.
+
+    Raises:
+        SearchError: If it is a link, too large, damaged or of another form; gives file and remedy.
+    """
+    try:
+        if path.is_symlink():
+            raise ValueError("it is a link, which no run folder's file is")
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"it has {size} bytes, and is read up to {LARGEST}")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for name, kind in kinds.items():
+            if not isinstance(data[name], kind):
+                raise TypeError(f"its {name} is no {kind.__name__}")
+        return dict(without_controls(data))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise SearchError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def cell_text(value: Any) -> Any:
+    """A cell of a CSV file: a text that programs would take for a formula begins with '.
+
+    >>> cell_text("=cmd()"), cell_text("-0.5"), cell_text(-0.5)
+    ("'=cmd()", '-0.5', -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    return without_controls(f"'{value}" if re.match(r"[=@]|[+-](?![\d.])", value) else value)
 
 
 def path_inside(folder: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ import typer
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
 from masksearch.errors import SearchError
-from masksearch.files import write_text_in_one_move
+from masksearch.files import read_object, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
@@ -146,9 +146,12 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             f"{run} was not started from the command line (it holds no {COMMAND}); "
             "call ms.search or ms.compare again with the same arguments"
         )
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "restore it from a copy, or give the command of the run again"
+    stored = read_object(path, remedy, command=str, options=dict)
     command, options = stored["command"], stored["options"]
     place = "out" if command == "pretrain" else "run"
+    if not isinstance(options.get(place), str):
+        raise OptionsError(f"{path} is damaged (it names no {place}); {remedy}")
     before, now = f"{options[place]}/", f"{run.resolve()}/"
 
     def follow(value: Any) -> Any:

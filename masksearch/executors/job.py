@@ -100,7 +100,9 @@ class JobRun:
         except SystemExit as problem:  # of the evaluator, which ends itself, not the search
             ending = f"the evaluator called sys.exit({problem.code!r})"
             self.error = f"{traceback.format_exc()}\n{ending}"
-        except Exception as problem:  # the record keeps the traceback; the search goes on
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException as problem:  # the record keeps the traceback; the search goes on
             self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
         return None
 

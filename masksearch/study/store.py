@@ -38,7 +38,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.contracts import Objective, Record, Report, Shape
-from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
+from masksearch.errors import (
+    ResumeError,
+    SearchError,
+    ServerUnreachableError,
+    outside_level,
+    without_controls,
+)
 from masksearch.files import write_text_in_one_move
 from masksearch.study.records import (
     ANSWER,
@@ -54,6 +60,7 @@ from masksearch.study.records import (
     read_trial,
     result_data,
 )
+from masksearch.study.status import finished_trials
 from masksearch.study.storage import (
     LockFile,
     ServerLock,
@@ -242,7 +249,7 @@ class StudyStore:
         write: bool = True,
         allowed: str | BaseStorage | None = None,
     ) -> None:
-        self.run = Path(run)
+        self.run = Path(run).absolute()  # whoever changes the working folder moves nothing
         if storage is None:
             address = read_address(self.run)
             named = None if address is None else address.storage
@@ -288,8 +295,9 @@ class StudyStore:
 
         Raises:
             ResumeError: If it was created with other facts; names each that differs.
-            SearchError: If another version of masksearch has written it.
+            SearchError: If another version of masksearch has written it, or it has lost trials.
         """
+        facts = without_controls(facts)  # as they are read
         with explain_errors(self.location):
             try:
                 self.storage.get_study_id_from_name(self.name)
@@ -298,6 +306,8 @@ class StudyStore:
                 existed = False
         if existed:
             self.load()
+        self.check_lost_trials()
+        if existed:
             before = self.facts()
             changed = [key for key in facts if before.get(key, "") != facts[key]]
             if "space" in changed and same_definitions(before.get("space", ""), facts["space"]):
@@ -335,6 +345,24 @@ class StudyStore:
         with quiet():
             self.perform(describe)
         return existed
+
+    def check_lost_trials(self) -> None:
+        """Refuses a study that holds fewer finished trials than the run folder tells of.
+
+        Raises:
+            SearchError: Says how many, and what to restore.
+        """
+        told, goes_on = finished_trials(self.run), ""
+        if self.finished:
+            goes_on = f"; to go on with the {self.finished} that are left, delete status.json"
+        elif not told and read_address(self.run) is not None:  # all that is left of it
+            told = len([*self.run.glob("trials/*")])
+        if self.finished < told:
+            raise SearchError(
+                f"{told - self.finished} of the {told} trials that {self.run} tells of are not in "
+                f"{self.location.shown}: restore it from a copy{goes_on}; to begin anew, choose "
+                "another run folder or empty this one"
+            )
 
     def forget(self) -> None:
         """Deletes the study, in which no trial has finished, and the folders of its trials."""
@@ -377,8 +405,8 @@ class StudyStore:
     def facts(self) -> dict[str, str]:
         """The facts that the study was created with."""
         with explain_errors(self.location):
-            stored: dict[str, str] = self.optuna_study().user_attrs.get("facts", {})
-        return stored
+            stored = self.optuna_study().user_attrs.get("facts", {})
+        return dict(without_controls(stored))
 
     def add_facts(self, facts: Mapping[str, str]) -> None:
         """Adds facts that may change between two calls on one study (which masks are searched)."""
@@ -410,20 +438,21 @@ class StudyStore:
     def calls(self) -> list[dict[str, Any]]:
         """The settings of each call that ran trials."""
         text = self.perform(lambda _: self.optuna_study().user_attrs.get("calls", "[]"))
-        calls: list[dict[str, Any]] = json.loads(text)
+        calls: list[dict[str, Any]] = without_controls(json.loads(text))
         return calls
 
     def objectives(self) -> tuple[Objective, ...]:
         """The study's objectives, in order."""
         if not self.goals:
-            with explain_errors(self.location):
+            with explain_errors(self.location, "", LookupError):
                 rows = self.optuna_study().user_attrs["objectives"]
-            self.goals = tuple(Objective(*row) for row in rows)
+            self.goals = tuple(Objective(*row) for row in without_controls(rows))
         return self.goals
 
     def shape(self) -> Shape:
         """The sizes that the study's masks were lowered to."""
-        return Shape(**json.loads(self.facts()["shape"]))
+        with explain_errors(self.location, "", LookupError):
+            return Shape(**json.loads(self.facts()["shape"]))
 
     def close(self) -> None:
         """Lets another process write."""
