@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import index
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.errors import EvaluatorError, SearchError, without_controls
+from masksearch.files import own_numbers
 from masksearch.masks.checks import LONGEST, MOST_PLANES, at_least, whole
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
@@ -68,15 +68,15 @@ class Shape:
     tokens: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         for name in ("length", "layers", "heads"):
-            object.__setattr__(self, name, at_least(name, getattr(self, name), 1, LONGEST))
+            at_least(name, getattr(self, name), 1, LONGEST)
         at_least("layers x heads", self.layers * self.heads, 1, MOST_PLANES)
         if self.read is not None and not 1 <= self.read <= self.length:
             raise ValueError(
                 f"read must lie in 1..length = 1..{self.length} (rows of the last layer), or be "
                 f"None for all of them; got {self.read}"
             )
-        object.__setattr__(self, "read", None if self.read is None else index(self.read))
         if self.lengths is not None:
             pairs = tuple(sorted((int(n), int(count)) for n, count in dict(self.lengths).items()))
             if not pairs or pairs[0][0] < 1 or pairs[-1][0] > self.length:
@@ -124,6 +124,7 @@ class Objective:
     margin: float | None = None
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
         if self.worst != self.worst:  # NaN
@@ -154,15 +155,12 @@ class Report:
             )
         for name in self.values:
             if not isinstance(name, str) or name != without_controls(name):
-                raise EvaluatorError(
-                    f"a reported value's name is text without control characters, got {name!r}: "
-                    f'yield ms.Report(step, {{"accuracy": accuracy}})'
-                )
+                plain = without_controls(str(name))
+                raise EvaluatorError(f"reported names are plain text, as {plain!r}; got {name!r}")
         plain = {name: plain_number(name, value) for name, value in self.values.items()}
-        step = whole(self.step)
-        if step is None or step < 0:
+        own_numbers(self)
+        if whole(self.step) is None or self.step < 0:
             raise EvaluatorError(f"a Report's step is a whole number >= 0, got {self.step!r}")
-        object.__setattr__(self, "step", step)
         object.__setattr__(self, "values", plain)
 
 

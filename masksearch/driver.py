@@ -338,9 +338,8 @@ def search(
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, options = Path(run).absolute(), dict(strategy_options or {})
-    executor = executor or Local()
-    budgets = read_budgets(budget)
+    run, executor = Path(run).absolute(), executor or Local()
+    budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
     queue = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
@@ -399,8 +398,8 @@ def one_at_a_time() -> Iterator[None]:
     by which models begin and drop out, and Python's warnings are those of the process."""
     if not SEARCHING.acquire(blocking=False):
         warnings.warn(
-            "another thread of this process is searching, and torch's random numbers are the "
-            "process's: this search waits for its end; processes of their own run side by side",
+            "another thread searches, with this process's random numbers: this one waits for its "
+            "end; processes run side by side",
             stacklevel=outside_level(),
         )
         SEARCHING.acquire()

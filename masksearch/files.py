@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +56,11 @@ def read_object(path: Path, remedy: str, **kinds: type) -> dict[str, Any]:
         SearchError: If it is a link, too large, damaged or of another form; gives file and remedy.
     """
     try:
-        if path.is_symlink():
-            raise ValueError("it is a link, which no run folder's file is")
-        if (size := path.stat().st_size) > LARGEST:
-            raise ValueError(f"it has {size} bytes, and is read up to {LARGEST}")
+        if path.is_symlink() or path.stat().st_size > LARGEST:
+            raise ValueError(f"it is a link, or has more than {LARGEST} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
-        for name, kind in kinds.items():
-            if not isinstance(data[name], kind):
-                raise TypeError(f"its {name} is no {kind.__name__}")
+        if strange := [name for name, kind in kinds.items() if not isinstance(data[name], kind)]:
+            raise TypeError(f"{strange[0]!r} is of another type")
         return dict(without_controls(data))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise SearchError(f"{path} is damaged ({error}); {remedy}") from error
@@ -74,9 +72,18 @@ def cell_text(value: Any) -> Any:
     >>> cell_text("=cmd()"), cell_text("-0.5"), cell_text(-0.5)
     ("'=cmd()", '-0.5', -0.5)
     """
-    if not isinstance(value, str):
-        return value
-    return without_controls(f"'{value}" if re.match(r"[=@]|[+-](?![\d.])", value) else value)
+    formula = isinstance(value, str) and re.match(r"[=@]|[+-](?![\d.])", value)
+    return without_controls(f"'{value}" if formula else value)
+
+
+def own_numbers(settings: Any) -> None:
+    """Makes NumPy's numbers in a frozen dataclass Python's own, so that they are stored, shown and
+    hashed alike; in its tuples, too."""
+    for name, value in vars(settings).items():
+        values = value if type(value) is tuple else (value,)
+        if any(isinstance(each, Number) and hasattr(each, "item") for each in values):
+            plain = tuple(each.item() if hasattr(each, "item") else each for each in values)
+            object.__setattr__(settings, name, plain if values is value else plain[0])
 
 
 def path_inside(folder: Path, name: str) -> Path:

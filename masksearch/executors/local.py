@@ -40,6 +40,7 @@ from masksearch.executors.worker import (
     serve,
     trials_a_card,
 )
+from masksearch.files import own_numbers
 from masksearch.masks.checks import at_least
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
@@ -86,13 +87,13 @@ class Local:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "slots", at_least("slots", self.slots, 1))
-        if self.threads is not None:
-            object.__setattr__(self, "threads", at_least("threads", self.threads, 1))
+        own_numbers(self)
+        at_least("slots", self.slots, 1)
+        at_least("threads", 1 if self.threads is None else self.threads, 1)
         limit, memory = self.limit_seconds, self.memory_gb
         if limit is not None and not (isinstance(limit, Real) and 0 < limit <= LONGEST):
             raise ValueError(
-                f"limit_seconds must be a number above 0, at most {LONGEST:g}, got {limit!r}"
+                f"limit_seconds must be positive, got {limit!r} (at most {LONGEST:g})"
             )
         if memory is not None and not (isinstance(memory, Real) and memory >= LEAST_GB):
             raise ValueError(

@@ -57,8 +57,7 @@ class LoggedRecord:
             **{name: value for name, value in figures.items() if not math.isfinite(value)},
             "error": r.reason,
         }
-        texts = {name: str(value) for name, value in facts.items()}
-        return dict(without_controls({name: text for name, text in texts.items() if text}))
+        return dict(without_controls({n: text for n, v in facts.items() if (text := str(v))}))
 
     @property
     def totals(self) -> dict[str, float]:

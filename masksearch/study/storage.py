@@ -51,10 +51,6 @@ LINE: dict[str, Any] = {  # libpq's names; what a user's URL sets is left alone
     "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
     " -c tcp_user_timeout=20000",  # the server's side: it frees the lock of a lost driver
 }
-FAILURES: tuple[type[Exception], ...] = (
-    *(StorageInternalError, exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError),
-    *(json.JSONDecodeError, UnicodeDecodeError),
-)
 FOREIGN = (LookupError, TypeError, AttributeError, AssertionError)  # of what is no study
 BUSY = 20.0  # seconds that a database locked by another process is waited for, per attempt
 REMEDIES = {  # what helps, by what a server or the system says
@@ -230,7 +226,8 @@ def explain_errors(
         yield
     except SearchError:
         raise
-    except (*FAILURES, *more) as error:
+    except (StorageInternalError, exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError,
+            json.JSONDecodeError, UnicodeDecodeError, *more) as error:  # type: ignore[misc] # fmt: skip
         problem = explain(error, location, failed)
         # a traceback would show the server's address and password
         raise problem from None if location.kind == "postgresql" else error
@@ -288,8 +285,7 @@ def redact(text: str, url: str = "") -> str:
 
 
 SECRETS = re.compile(  # words, and endings of words
-    "key|auth|authorization|bearer|cookie|pass|pw|pwd"
-    "|.*(token|secrets?|passw(or)?d|passphrase|passcode|credentials?|apikey)"
+    "key|auth(orization)?|pass|pwd?|.*(token|secrets?|passw(or)?d|passphrase|credentials?|apikey)"
 )
 HIDDEN = "***"
 SETTING = re.compile(r"""(['"]?)([\w.-]+)(\1\s*[=:]\s*)('[^']*'|"[^"]*"|[^\s,(){}\[\]'"]+)""")

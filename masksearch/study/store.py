@@ -359,7 +359,7 @@ class StudyStore:
             told = len([*self.run.glob("trials/*")])
         if self.finished < told:
             raise SearchError(
-                f"{told - self.finished} of the {told} trials that {self.run} tells of are not in "
+                f"{told - self.finished} of {told} trials of {self.run} are missing in "
                 f"{self.location.shown}: restore it from a copy{goes_on}; to begin anew, choose "
                 "another run folder or empty this one"
             )
