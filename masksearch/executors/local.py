@@ -92,9 +92,7 @@ class Local:
         at_least("threads", 1 if self.threads is None else self.threads, 1)
         limit, memory = self.limit_seconds, self.memory_gb
         if limit is not None and not (isinstance(limit, Real) and 0 < limit <= LONGEST):
-            raise ValueError(
-                f"limit_seconds must be positive, got {limit!r} (at most {LONGEST:g})"
-            )
+            raise ValueError(f"limit_seconds must be positive, got {limit!r}, most {LONGEST:g}")
         if memory is not None and not (isinstance(memory, Real) and memory >= LEAST_GB):
             raise ValueError(
                 f"memory_gb must be at least {LEAST_GB:g} (10^9 bytes; libraries alone take 0.4), "
