@@ -80,7 +80,8 @@ def describe_error(error: BaseException) -> str:
     where = ""
     if users and not isinstance(error, SyntaxError):  # which says where it is
         file = Path(users[-1].filename)
-        file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        with suppress(OSError):  # the working folder may be gone
+            file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         where = f" in {file}, line {users[-1].lineno}"
     try:
         said = cut_middle(" ".join(str(error).split()), LONGEST)

@@ -23,7 +23,9 @@ from contracts.toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Evaluate, Proposal
 from masksearch.errors import EvaluatorError, MaskFormatError, SearchError
+from masksearch.executors.job import JobRun
 from masksearch.files import cell_text
 from masksearch.loggers.files import CsvLogger
 from masksearch.study.status import read_status
@@ -447,3 +449,25 @@ def test_a_disk_without_inodes_is_called_full(tmp_path, monkeypatch):
     location = StorageLocation("sqlite", "study.db", tmp_path / "study.db")
     with pytest.raises(SearchError, match=r"disk full at .*free space"), explain_errors(location):
         raise sqlite3.OperationalError("unable to open database file")
+
+
+def test_an_evaluator_may_lose_its_working_folder_and_fail_at_its_end(tmp_path, monkeypatch):
+    class Ends(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            try:
+                yield from super().__call__(mask, seed=seed, workdir=workdir)
+            finally:
+                raise NoText
+
+    def leave(workdir):
+        monkeypatch.chdir(workdir)
+        (tmp_path / "gone").mkdir()
+        os.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        raise NoText
+
+    records = searched(tmp_path / "run", Acts(leave)).records()
+    assert [record.number for record in records if record.status == "failed"] == [1]
+    proposal = Proposal(0, Evaluate(masks.star()), seed=0)
+    ended = JobRun(proposal, Ends(), tmp_path).run(lambda number, report: False)
+    assert (ended.status, ended.reason[:6]) == ("failed", "NoText")
