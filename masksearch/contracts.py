@@ -125,6 +125,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         own_numbers(self)
+        object.__setattr__(self, "name", without_controls(self.name))
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
         if self.worst != self.worst:  # NaN

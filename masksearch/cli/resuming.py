@@ -6,14 +6,13 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
-from masksearch.errors import SearchError
 from masksearch.files import read_object, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
@@ -55,13 +54,14 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
     Passwords and secret settings are not written: PostgreSQL takes its from PGPASSWORD
     or ~/.pgpass.
     """
+    from masksearch.study.status import finished_trials
     from masksearch.study.storage import hide_secrets
     from masksearch.study.store import storable_storage
 
     path = run / COMMAND
     if run.exists() and not run.is_dir():
         raise OptionsError(f"{run} is a file; --run names a folder")
-    if path.is_file() and (command not in ("search", "compare") or has_trials(run)):
+    if path.is_file() and (command not in ("search", "compare") or finished_trials(run)):
         return
     plain: dict[str, Any] = {}
     for name, value in options.items():
@@ -85,16 +85,6 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
         else:
             plain[name] = hide_secrets(value, name)
     write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
-
-
-def has_trials(run: Path) -> bool:
-    """Whether a run folder holds trials, by its status."""
-    from masksearch.study.status import read_status
-
-    with suppress(SearchError):
-        state = read_status(run)
-        return any(state["counts"].values()) or bool(state["running"])
-    return False
 
 
 def absolute(path: Path | str) -> str:

@@ -20,7 +20,7 @@ from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, observe
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
-from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
+from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, without_controls
 from masksearch.files import path_inside, read_object
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
@@ -141,7 +141,7 @@ def read_study(
         SearchError: If it cannot be read, or nothing describes it.
     """
     store = StudyStore(folder, storage, write=False, allowed=allowed)
-    facts, place = store.facts(), folder / COMMAND
+    facts, place = without_controls(store.facts()), folder / COMMAND
     if "kind" not in facts:
         raise SearchError(
             f"nothing says what the study of {folder} is; its search was ended before it began, "

@@ -38,13 +38,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.contracts import Objective, Record, Report, Shape
-from masksearch.errors import (
-    ResumeError,
-    SearchError,
-    ServerUnreachableError,
-    outside_level,
-    without_controls,
-)
+from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
 from masksearch.files import write_text_in_one_move
 from masksearch.study.records import (
     ANSWER,
@@ -297,7 +291,6 @@ class StudyStore:
             ResumeError: If it was created with other facts; names each that differs.
             SearchError: If another version of masksearch has written it, or it has lost trials.
         """
-        facts = without_controls(facts)  # as they are read
         with explain_errors(self.location):
             try:
                 self.storage.get_study_id_from_name(self.name)
@@ -405,8 +398,8 @@ class StudyStore:
     def facts(self) -> dict[str, str]:
         """The facts that the study was created with."""
         with explain_errors(self.location):
-            stored = self.optuna_study().user_attrs.get("facts", {})
-        return dict(without_controls(stored))
+            stored: dict[str, str] = self.optuna_study().user_attrs.get("facts", {})
+        return stored
 
     def add_facts(self, facts: Mapping[str, str]) -> None:
         """Adds facts that may change between two calls on one study (which masks are searched)."""
@@ -438,7 +431,7 @@ class StudyStore:
     def calls(self) -> list[dict[str, Any]]:
         """The settings of each call that ran trials."""
         text = self.perform(lambda _: self.optuna_study().user_attrs.get("calls", "[]"))
-        calls: list[dict[str, Any]] = without_controls(json.loads(text))
+        calls: list[dict[str, Any]] = json.loads(text)
         return calls
 
     def objectives(self) -> tuple[Objective, ...]:
@@ -446,7 +439,7 @@ class StudyStore:
         if not self.goals:
             with explain_errors(self.location, "", LookupError):
                 rows = self.optuna_study().user_attrs["objectives"]
-            self.goals = tuple(Objective(*row) for row in without_controls(rows))
+            self.goals = tuple(Objective(*row) for row in rows)
         return self.goals
 
     def shape(self) -> Shape:
