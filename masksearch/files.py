@@ -120,7 +120,7 @@ def cache_folder(chosen: Path | str | None) -> Path:
     """Where what is computed once is kept: the given folder, `$MASKSEARCH_CACHE`, or
     `~/.cache/masksearch`."""
     folder = chosen or os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch"
-    return Path(folder).expanduser()
+    return Path(folder).expanduser().absolute()
 
 
 def read_tensors(

@@ -351,7 +351,7 @@ def test_a_mask_file_has_a_bound_on_its_parts(tmp_path):
     path = tmp_path / "mask.json"
     path.write_text(json.dumps(level))
     began = time.process_time()
-    with pytest.raises(MaskFormatError, match=r"mask\.json: a mask .* has at most 131072 parts"):
+    with pytest.raises(MaskFormatError, match=r"mask\.json: a mask .* has at most 196608 parts"):
         ms.load_mask(path)
     assert time.process_time() - began < 5
 
