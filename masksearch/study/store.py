@@ -348,7 +348,7 @@ class StudyStore:
         told, goes_on = finished_trials(self.run), ""
         if self.finished:
             goes_on = f"; to go on with the {self.finished} that are left, delete status.json"
-        elif not told and read_address(self.run) is not None:  # all that is left of it
+        elif not (told or self.ids) and read_address(self.run) is not None:  # all that is left
             told = len([*self.run.glob("trials/*")])
         if self.finished < told:
             raise SearchError(
