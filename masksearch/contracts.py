@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 import torch
 from torch import Tensor, nn
 
-from masksearch.errors import EvaluatorError, SearchError
+from masksearch.errors import EvaluatorError, SearchError, without_controls
+from masksearch.files import own_numbers
 from masksearch.masks.checks import LONGEST, MOST_PLANES, at_least, whole
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
@@ -67,6 +68,7 @@ class Shape:
     tokens: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         for name in ("length", "layers", "heads"):
             at_least(name, getattr(self, name), 1, LONGEST)
         at_least("layers x heads", self.layers * self.heads, 1, MOST_PLANES)
@@ -122,6 +124,8 @@ class Objective:
     margin: float | None = None
 
     def __post_init__(self) -> None:
+        own_numbers(self)
+        object.__setattr__(self, "name", without_controls(self.name))
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
         if self.worst != self.worst:  # NaN
@@ -150,7 +154,12 @@ class Report:
                 f"a Report holds values by name, got {empty}{type(self.values).__name__}: yield "
                 'ms.Report(step, {"accuracy": accuracy})'
             )
+        for name in self.values:
+            if not isinstance(name, str) or name != without_controls(name):
+                plain = without_controls(str(name))
+                raise EvaluatorError(f"reported names are plain text, as {plain!r}; got {name!r}")
         plain = {name: plain_number(name, value) for name, value in self.values.items()}
+        own_numbers(self)
         if whole(self.step) is None or self.step < 0:
             raise EvaluatorError(f"a Report's step is a whole number >= 0, got {self.step!r}")
         object.__setattr__(self, "values", plain)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+SEARCHING = threading.RLock()  # held by the thread whose search or comparison runs
+
+
 class Study:
     """The result of a search: the records of its run folder, their best masks and front.
 
@@ -92,7 +96,7 @@ class Study:
         storage: str | BaseStorage | None = None,
         store: StudyStore | None = None,
     ) -> None:
-        self.run, self.storage = Path(run), storage
+        self.run, self.storage = Path(run).absolute(), storage
         self.store = store or StudyStore(self.run, storage, write=False)
         self.objectives = self.store.objectives()
         self.shape = self.store.shape()
@@ -342,12 +346,13 @@ def search(
     """
     check_evaluator(evaluator)
     check_amounts(trials, seconds, seed, bool(baselines or (budget and baselines is None)))
+    trials, seed = whole(trials), int(seed)  # NumPy's, as no JSON takes
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, options, executor = Path(run), dict(strategy_options or {}), executor or Local()
-    budgets = read_budgets(budget)
+    run, executor = Path(run).absolute(), executor or Local()
+    budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
     queue = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
@@ -364,8 +369,7 @@ def search(
         "starts": "",
         **evaluator_facts(evaluator),
     }
-    store = StudyStore(run, storage)
-    try:
+    with one_at_a_time(), closing(StudyStore(run, storage)) as store:
         chosen = build_strategy(
             strategy,
             space,
@@ -407,9 +411,24 @@ def search(
             queue=baseline_proposals(baselines or {}, seed, starts, kind),
         )
         run_session(session, executor, progress, name)
-    finally:
-        store.close()
     return Study(run, storage, store)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Waits until no other thread of this process searches or compares: torch's random numbers,
+    by which models begin and drop out, and Python's warnings are those of the process."""
+    if not SEARCHING.acquire(blocking=False):
+        warnings.warn(
+            "another thread searches, with this process's random numbers: this one waits for its "
+            "end; processes run side by side",
+            stacklevel=outside_level(),
+        )
+        SEARCHING.acquire()
+    try:
+        yield
+    finally:
+        SEARCHING.release()
 
 
 def check_amounts(trials: int | None, seconds: float | None, seed: int, baselines: bool) -> None:
@@ -520,7 +539,7 @@ def compare(
     >>> verdict = comparison.verdict()
     """
     check_evaluator(evaluator)
-    run, seeds, executor = Path(run), read_seeds(seeds), executor or Local()
+    run, seeds, executor = Path(run).absolute(), read_seeds(seeds), executor or Local()
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = judge_on(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
@@ -528,8 +547,7 @@ def compare(
     front = None if front_of is None else front_of.store
     entrants = read_entrants(candidates, evaluator, front, budgets, kinds, storage)
     check_against(against, entrants.prints)
-    store = StudyStore(run, storage)
-    try:
+    with one_at_a_time(), closing(StudyStore(run, storage)) as store:
         facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
@@ -569,8 +587,6 @@ def compare(
         ]
         about = records, store.objectives(), store.facts()
         return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
-    finally:
-        store.close()
 
 
 def baseline_proposals(

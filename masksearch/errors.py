@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,8 +15,41 @@ NO_MEMORY = re.compile(  # words of torch and its allocators, cuBLAS, cuDNN, Tri
 )
 
 
+# What a terminal obeys, what turns a line round, and halves of characters, which no file takes
+CONTROLS = re.compile("[\0-\b\v-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def without_controls(value: Any) -> Any:
+    """Texts, and those of plain data, with control characters as escapes; line ends, tabs stay.
+
+    >>> without_controls({"title": "a" + chr(27)})["title"] == "a" + repr(chr(27))[1:-1]
+    True
+    """
+    if isinstance(value, str):
+        return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], value)
+    if isinstance(value, Mapping):
+        return {without_controls(key): without_controls(each) for key, each in value.items()}
+    return [without_controls(each) for each in value] if isinstance(value, list) else value
+
+
+def cut_middle(text: str, most: int) -> str:
+    """A text without control characters, of some `most` characters: of a longer one both ends, and
+    how much is left out.
+
+    >>> cut_middle("a" * 50 + "b" * 50, 10)
+    'aaaaa [90 characters are left out here] bbbbb'
+    """
+    if (more := len(text) - most) > 0:
+        text = f"{text[: most // 2]} [{more} characters are left out here] {text[-(most // 2) :]}"
+    return str(without_controls(text))
+
+
 class MaskSearchError(Exception):
     """Base of every error that masksearch raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message, which may hold words of a stranger's file."""
+        return str(without_controls(super().__str__()))
 
 
 class EmptyRowError(MaskSearchError, ValueError):

@@ -10,16 +10,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import MaskFormatError
+from masksearch.errors import MaskFormatError, SearchError, without_controls
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share, `ulimit -f`
+LARGEST = 2**26  # bytes of a settings file that is read
 
 
 @contextmanager
@@ -40,6 +42,48 @@ def write_text_in_one_move(path: Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with write_in_one_move(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def read_object(path: Path, remedy: str, **kinds: type) -> dict[str, Any]:
+    """The JSON object of a run folder's small file, without control characters.
+
+    Args:
+        path: The file.
+        remedy: What helps where it cannot be read, for the message.
+        kinds: What it holds at least: name -> type.
+
+    Raises:
+        SearchError: If it is a link, too large, damaged or of another form; gives file and remedy.
+    """
+    try:
+        if path.is_symlink() or path.stat().st_size > LARGEST:
+            raise ValueError(f"it is a link, or has more than {LARGEST} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if strange := [name for name, kind in kinds.items() if not isinstance(data[name], kind)]:
+            raise TypeError(f"{strange[0]!r} is of another type")
+        return dict(without_controls(data))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise SearchError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def cell_text(value: Any) -> Any:
+    """A cell of a CSV file: a text that programs would take for a formula begins with '.
+
+    >>> cell_text("=cmd()"), cell_text("-0.5"), cell_text(-0.5)
+    ("'=cmd()", '-0.5', -0.5)
+    """
+    formula = isinstance(value, str) and re.match(r"[=@]|[+-](?![\d.])", value)
+    return without_controls(f"'{value}" if formula else value)
+
+
+def own_numbers(settings: Any) -> None:
+    """Makes NumPy's numbers in a frozen dataclass Python's own, so that they are stored, shown and
+    hashed alike; in its tuples, too."""
+    for name, value in vars(settings).items():
+        values = value if type(value) is tuple else (value,)
+        if any(isinstance(each, Number) and hasattr(each, "item") for each in values):
+            plain = tuple(each.item() if hasattr(each, "item") else each for each in values)
+            object.__setattr__(settings, name, plain if values is value else plain[0])
 
 
 def path_inside(folder: Path, name: str) -> Path:
@@ -76,7 +120,7 @@ def cache_folder(chosen: Path | str | None) -> Path:
     """Where what is computed once is kept: the given folder, `$MASKSEARCH_CACHE`, or
     `~/.cache/masksearch`."""
     folder = chosen or os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch"
-    return Path(folder).expanduser()
+    return Path(folder).expanduser().absolute()
 
 
 def read_tensors(

@@ -157,9 +157,9 @@ def allocate(
             model, text, length, sequences, held_out, device, precision, tuple(tasks), task_rows
         ),
         CacheBudget([budget], unit, local, method, tries, trials),
-        Delivery(serve, serving, sinks, None if out is None else Path(out)),
+        Delivery(serve, serving, sinks, None if out is None else Path(out).absolute()),
         check=check,
-        run=Path(run),
+        run=Path(run).absolute(),
         executor=executor,
         progress=progress,
     )

@@ -277,8 +277,8 @@ def describe_work(wish: Wish, full: GlueEvaluator, limits: Sequence[float]) -> s
     gates = DAM["config"]["steps"] * 2 * len(limits) if wish.strategy == "dam" else 0
     size = sum(weight.nbytes for weight in model.parameters()) / 2**30
     return (
-        f"{short} short recoveries of {max(1, steps // SHORT)} steps ({sum(hand)} of hand-designed "
-        f"masks), {whole} of {steps}{', and gates' if gates else ''}: about "
+        f"{short} short recoveries of {max(1, steps // SHORT)} steps ({sum(hand)} of "
+        f"hand-designed masks), {whole} of {steps}{', and gates' if gates else ''}: about "
         f"{clock(taken + gates * min(seconds))}; {5 * size:.1f} GB of memory a training, "
         f"{whole * size:.1f} GB of disk in {wish.run / 'cache'}"
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType, EllipsisType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import EvaluatorError, MaskSearchError, check_name, unknown_name
+from masksearch.errors import EvaluatorError, MaskSearchError, check_name, cut_middle, unknown_name
 from masksearch.files import text_hash
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wa
 
     from masksearch.contracts import Shape, Strategy
 
+LONGEST = 2_000  # characters of an error's own words
 BUDGET = "budget"  # the name under which a record's parameters hold what its draw may cost
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
@@ -79,10 +80,15 @@ def describe_error(error: BaseException) -> str:
     where = ""
     if users and not isinstance(error, SyntaxError):  # which says where it is
         file = Path(users[-1].filename)
-        file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        with suppress(OSError):  # the working folder may be gone
+            file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         where = f" in {file}, line {users[-1].lineno}"
-    text = f"{type(error).__name__}{where}: {' '.join(str(error).split())}"
-    called = re.match(r"(\w+)(?:\.__init__)?\(\) ", str(error))
+    try:
+        said = cut_middle(" ".join(str(error).split()), LONGEST)
+    except Exception as problem:  # of its own __str__
+        said = f"(its text cannot be made: {type(problem).__name__})"
+    text = f"{type(error).__name__}{where}: {said}"
+    called = re.match(r"(\w+)(?:\.__init__)?\(\) ", said)
     if isinstance(error, TypeError) and called:
         from masksearch.masks.text import functions
 

@@ -23,7 +23,7 @@ from masksearch.analysis.stats import (
     estimate,
 )
 from masksearch.contracts import Objective, Record, Shape
-from masksearch.errors import CandidateError, check_name
+from masksearch.errors import CandidateError, check_name, without_controls
 from masksearch.files import path_inside
 from masksearch.masks import FAMILIES, full, parse
 from masksearch.masks.checks import whole
@@ -258,7 +258,7 @@ class ComparedRuns:
         """
         current = {r.name: r.fingerprint for r in records if r.name and r.fingerprint}
         latest = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
-        settings = json.loads(facts.get("comparison", "{}"))
+        settings = without_controls(json.loads(facts.get("comparison", "{}")))
         sources, promised = settings.pop("found_with", {}), settings.pop("promised", {})
         return cls(
             tuple(latest),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from masksearch.cli.options import DOWNSTREAM, JUDGE, MODEL, JudgeOptions, OptionsError
 from masksearch.contracts import Evaluator, Executor, Record
-from masksearch.errors import check_name, unknown_name
+from masksearch.errors import check_name, unknown_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
@@ -336,7 +336,7 @@ def named_candidates(
     if name != text:
         return {name: record}
     store = StudyStore(reference.run, write=False, allowed=storage)
-    label = store.facts().get("strategy", reference.run.name)
+    label = without_controls(store.facts()).get("strategy", reference.run.name)
     if reference.trial is not None:
         return {f"{label} #{reference.trial}": record}
     if isinstance(record, Record) and not reference.sparsity and is_published_dam(record):

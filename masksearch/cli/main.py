@@ -43,7 +43,7 @@ from masksearch.cli.search import (
     run_search,
     search,
 )
-from masksearch.errors import GONE, MaskSearchError, ServerUnreachableError, moved
+from masksearch.errors import GONE, MaskSearchError, ServerUnreachableError, cut_middle, moved
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, where
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+LONGEST = 20_000  # characters of a message
 MISTAKE = 2  # exit code after a user's mistake
 TRY_AGAIN = 75  # where the same command may work later (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
@@ -294,10 +295,10 @@ def usage_mistake(error: Any) -> str:
 
 def fail(message: str, code: int = MISTAKE) -> NoReturn:
     """One line, and an exit code."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {cut_middle(' '.join(message.split()), LONGEST)}", err=True)
     sys.exit(code)
 
 
 def one_line(message: Warning | str, *where: object, **line: object) -> str:
     """A warning as people read it: without the place in the code."""
-    return f"warning: {' '.join(str(message).split())}\n"
+    return f"warning: {cut_middle(' '.join(str(message).split()), LONGEST)}\n"

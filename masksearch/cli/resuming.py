@@ -6,15 +6,14 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
-from masksearch.errors import SearchError
-from masksearch.files import write_text_in_one_move
+from masksearch.files import read_object, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
@@ -55,13 +54,14 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
     Passwords and secret settings are not written: PostgreSQL takes its from PGPASSWORD
     or ~/.pgpass.
     """
+    from masksearch.study.status import finished_trials
     from masksearch.study.storage import hide_secrets
     from masksearch.study.store import storable_storage
 
     path = run / COMMAND
     if run.exists() and not run.is_dir():
         raise OptionsError(f"{run} is a file; --run names a folder")
-    if path.is_file() and (command not in ("search", "compare") or has_trials(run)):
+    if path.is_file() and (command not in ("search", "compare") or finished_trials(run)):
         return
     plain: dict[str, Any] = {}
     for name, value in options.items():
@@ -85,16 +85,6 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
         else:
             plain[name] = hide_secrets(value, name)
     write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
-
-
-def has_trials(run: Path) -> bool:
-    """Whether a run folder holds trials, by its status."""
-    from masksearch.study.status import read_status
-
-    with suppress(SearchError):
-        state = read_status(run)
-        return any(state["counts"].values()) or bool(state["running"])
-    return False
 
 
 def absolute(path: Path | str) -> str:
@@ -146,9 +136,12 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             f"{run} was not started from the command line (it holds no {COMMAND}); "
             "call ms.search or ms.compare again with the same arguments"
         )
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "restore it from a copy, or give the command of the run again"
+    stored = read_object(path, remedy, command=str, options=dict)
     command, options = stored["command"], stored["options"]
     place = "out" if command == "pretrain" else "run"
+    if not isinstance(options.get(place), str):
+        raise OptionsError(f"{path} is damaged (it names no {place}); {remedy}")
     before, now = f"{options[place]}/", f"{run.resolve()}/"
 
     def follow(value: Any) -> Any:

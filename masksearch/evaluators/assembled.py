@@ -12,6 +12,7 @@ import torch
 
 from masksearch.contracts import Evaluator, Half
 from masksearch.errors import check_name
+from masksearch.files import own_numbers
 from masksearch.training.loop import TrainConfig, find_device, find_precision
 from masksearch.training.parts import (
     PARTS,
@@ -112,6 +113,7 @@ class AssembledEvaluator(Evaluator):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_name("half", self.half, get_args(Half))
         if "precision" in read_places(type(self)):  # once: a worker's GPU is not asked again
             precision = find_precision(self.training.precision, self.training.device)

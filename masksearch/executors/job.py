@@ -100,7 +100,9 @@ class JobRun:
         except SystemExit as problem:  # of the evaluator, which ends itself, not the search
             ending = f"the evaluator called sys.exit({problem.code!r})"
             self.error = f"{traceback.format_exc()}\n{ending}"
-        except Exception as problem:  # the record keeps the traceback; the search goes on
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException as problem:  # the record keeps the traceback; the search goes on
             self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
         return None
 
@@ -126,10 +128,14 @@ class JobRun:
         raise ValueError(f"{type(job).__name__} is no job to run")
 
     def stop(self) -> None:
-        """Closes the job's generator; its record is "stopped", with the last report's values."""
+        """Closes the job's generator; its record is "stopped", with the last report's values, or
+        "failed" where that raises."""
         close = getattr(self.reports, "close", None)
-        if close is not None:
-            close()
+        try:
+            if close is not None:
+                close()
+        except Exception as problem:  # of the evaluator, which fails at its end
+            self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
         self.stopped = True
 
     def record(self) -> Record:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,14 +40,17 @@ from masksearch.executors.worker import (
     serve,
     trials_a_card,
 )
+from masksearch.files import own_numbers
 from masksearch.masks.checks import at_least
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
 MAX_FAILURES = 1  # so often a trial whose worker died is begun again
 WATCH = 1.0  # seconds between two looks at the workers
+LONGEST = 1e8  # seconds of a time limit: three years
 SILENCE = 1800.0  # seconds without a report after which a trial is spoken of
 LEAST_GB = 1.0  # a worker holds 0.4 GB before it begins
 GROWTH_GB = 1.0  # a worker that holds so much more than after its first trial is replaced
+LONGEST_TMPDIR = 70  # bytes: a socket's address has 104 or more, and Python adds 32
 KEPT = 2**18  # bytes of what a trial prints that are kept, of its beginning and of its end
 
 
@@ -81,13 +87,16 @@ class Local:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         at_least("slots", self.slots, 1)
-        if self.limit_seconds is not None and not self.limit_seconds > 0:
-            raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
-        if self.memory_gb is not None and not self.memory_gb >= LEAST_GB:
+        at_least("threads", 1 if self.threads is None else self.threads, 1)
+        limit, memory = self.limit_seconds, self.memory_gb
+        if limit is not None and not (isinstance(limit, Real) and 0 < limit <= LONGEST):
+            raise ValueError(f"limit_seconds must be positive, got {limit!r}, most {LONGEST:g}")
+        if memory is not None and not (isinstance(memory, Real) and memory >= LEAST_GB):
             raise ValueError(
                 f"memory_gb must be at least {LEAST_GB:g} (10^9 bytes; libraries alone take 0.4), "
-                f"got {self.memory_gb}"
+                f"got {memory!r}"
             )
         if self.isolate is False and self.in_workers:
             raise ValueError(
@@ -322,6 +331,7 @@ def start_worker(config: WorkerConfig, slot: int, cards: Sequence[str]) -> Worke
     """
     if os.name != "posix":
         raise SearchError("workers need a POSIX system; use Local(isolate=False) or WSL")
+    choose_socket_folder()
     ours, theirs = FORKS.Pipe()
     process = FORKS.Process(target=serve, args=(theirs,))
     script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
@@ -334,6 +344,17 @@ def start_worker(config: WorkerConfig, slot: int, cards: Sequence[str]) -> Worke
     environment = dict(os.environ) | ({VISIBLE: cards[slot]} if cards else {})
     worker.send((environment, config))
     return worker
+
+
+def choose_socket_folder() -> None:
+    """Keeps multiprocessing's sockets in /tmp where TMPDIR is too long for their addresses."""
+    chosen = tempfile.gettempdir()
+    if len(os.fsencode(chosen)) > LONGEST_TMPDIR:
+        tempfile.tempdir = "/tmp"
+        try:
+            get_temp_dir()  # which it chooses once
+        finally:
+            tempfile.tempdir = chosen
 
 
 def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:

@@ -51,6 +51,7 @@ from masksearch.executors.worker import (
     pickle_by_value,
     pickle_for_workers,
 )
+from masksearch.files import own_numbers
 from masksearch.masks.checks import at_least
 from masksearch.user_code import describe_error
 
@@ -121,6 +122,7 @@ class RayTune:
     quiet: bool = True
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         at_least("slots", self.slots, 1)
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be at least 0, got {self.max_failures}")

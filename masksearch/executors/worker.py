@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import io
 import os
+import select
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import CodeType
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar, NoReturn, TextIO
 
 import cloudpickle
 
@@ -33,7 +34,6 @@ from masksearch.errors import SearchError
 from masksearch.executors.job import TIME_LIMIT_NOTE, JobRun
 from masksearch.user_code import describe_error
 
-PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 READY = "ready"  # a worker process's first message
 OUTPUT = "output.txt"  # what a trial in a worker process printed, in its folder
 # Bytes that a process holds of a card beside its tensors: 543 MiB where torch loads all of its
@@ -392,7 +392,7 @@ def serve(pipe: Connection) -> None:
     """
     os.setsid()  # a terminal's Ctrl-C reaches the driver alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=die_with, args=(pipe.fileno(),), daemon=True).start()
     faulthandler.enable()
     send(pipe, READY)
     environment, config = receive(pipe)
@@ -433,7 +433,7 @@ def receive(pipe: Connection) -> Any:
     try:
         return cloudpickle.loads(pipe.recv_bytes())
     except (EOFError, OSError):
-        os._exit(0)
+        end_session()
 
 
 def send(pipe: Connection, message: StepResult | str) -> None:
@@ -441,12 +441,25 @@ def send(pipe: Connection, message: StepResult | str) -> None:
     try:
         pipe.send_bytes(cloudpickle.dumps(message))
     except OSError:
-        os._exit(0)
+        end_session()
 
 
-def die_with(parent: int) -> None:
-    """Ends this process when the driver is gone, and with it the process that forks workers, so
-    that nobody writes to a resumed run."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK)
+def die_with(pipe: int) -> None:
+    """Ends the session when the driver is gone, so that nobody writes to a resumed run.
+
+    The driver's end of the pipe says so. The parent does not: it is the process that forks
+    workers, which lives as long as they do.
+
+    Args:
+        pipe: File descriptor of this end.
+    """
+    watch = select.poll()
+    watch.register(pipe, 0)  # nothing but its being hung up
+    watch.poll()
+    end_session()
+
+
+def end_session() -> NoReturn:
+    """Ends this process, and those that it has started."""
+    os.killpg(0, signal.SIGKILL)
     os._exit(0)

@@ -14,6 +14,7 @@ from masksearch.errors import (
     check_name,
     unknown_name,
 )
+from masksearch.files import own_numbers
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_rate
 
@@ -94,6 +95,7 @@ class DamConfig:
     train: Trained = "both"  # "gates": the weights are frozen
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         for name, choices in CHOICES.items():
             check_name(f"DAM {name}", getattr(self, name), get_args(choices))
         for names, rule, fits in RANGES:

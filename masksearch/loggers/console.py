@@ -24,6 +24,7 @@ from rich.text import Text
 
 from masksearch.analysis.pareto import SPARSITIES, Snapshot, learned_nothing, sparsity_of
 from masksearch.contracts import Objective, Record, Report
+from masksearch.errors import without_controls
 from masksearch.masks.core import Mask
 from masksearch.masks.text import folded, short_text
 from masksearch.study.status import LONGEST, clock, counted, figures, seconds_left, with_mask
@@ -478,7 +479,7 @@ def drawn(record: Record, room: int) -> Mask | str:
 
 def clipped(line: str) -> str:
     """A line that is not too long, and is one line."""
-    line = " ".join(line.split("\n"))
+    line = without_controls(" ".join(line.split("\n")))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 

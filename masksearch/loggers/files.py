@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Self
 
 from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Objective, Record, Report
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, without_controls
+from masksearch.files import cell_text
 from masksearch.masks.measure import MEASURES
 
 TEXTS = ("number", "status", "origin", "name", "role", "source", "seed", "fingerprint", "protocol")
@@ -56,7 +57,7 @@ class LoggedRecord:
             **{name: value for name, value in figures.items() if not math.isfinite(value)},
             "error": r.reason,
         }
-        return {name: text for name, value in facts.items() if (text := str(value))}
+        return dict(without_controls({n: text for n, v in facts.items() if (text := str(v))}))
 
     @property
     def totals(self) -> dict[str, float]:
@@ -292,7 +293,8 @@ class CsvLogger(RecordLogger):
         cut_to_whole_lines(path)
         with path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells])
+            lines = (" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells)
+            writer.writerow(map(cell_text, lines))
 
 
 def cut_to_whole_lines(path: Path) -> None:

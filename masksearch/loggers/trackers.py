@@ -372,6 +372,7 @@ def open_loggers(
         UnknownNameError: If a name is unknown; names the nearest.
         SearchError: If a library is not installed.
     """
+    run = run.absolute()  # whoever changes the working folder moves nothing
     address = read_address(run)  # the folder may have been renamed
     title = run.resolve().name if address is None else address.name
     makers: dict[str, Callable[[], RecordLogger]] = {

@@ -23,6 +23,7 @@ LONGEST = 1 << 22  # positions that a mask is taken at
 COUNTED = 1 << 17  # positions up to which cells are looked at one by one: a minute of a core
 TABLED = 1 << 16  # positions of a table of all cells: 4 GiB as bools
 MOST_PLANES = 1 << 15  # layers x heads of a mask
+MOST_NODES = 6 * MOST_PLANES  # parts of a mask that is read, lists too
 
 
 def whole(value: Any) -> int | None:

@@ -30,6 +30,7 @@ from masksearch.errors import (
 )
 from masksearch.masks.checks import (
     COUNTED,
+    MOST_NODES,
     MOST_PLANES,
     SHOWN,
     TABLED,
@@ -259,8 +260,19 @@ class Mask:
         """Inverse of `to_dict`.
 
         Raises:
-            MaskFormatError: If the data is not the plain form of a mask.
+            MaskFormatError: If the data is not the plain form of a mask, or of too large a one.
         """
+        nodes: list[Any] = [data] if isinstance(data, dict) else []
+        for node in nodes:  # which grows
+            parts = node.values() if isinstance(node, dict) else node
+            nodes += [each for each in parts if isinstance(each, dict | list)]
+            if len(nodes) > MOST_NODES:
+                raise MaskFormatError(f"a mask that is read has at most {MOST_NODES} parts")
+        return Mask.build(data, tensors)
+
+    @staticmethod
+    def build(data: Any, tensors: Mapping[str, Tensor] | None) -> Mask:
+        """One part of a mask, and those in it; see `from_dict`."""
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
             raise MaskFormatError(f"a mask is an object with a 'kind', got {str(data)[:80]}")
         kind = str(data["kind"])
@@ -704,4 +716,4 @@ def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
         return tensor.bool()
     if isinstance(value, dict) and set(value) == {"shape", "zlib"}:
         return unpack_bits(value)
-    return Mask.from_dict(value, tensors) if isinstance(value, dict) else value
+    return Mask.build(value, tensors) if isinstance(value, dict) else value

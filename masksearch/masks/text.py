@@ -20,6 +20,7 @@ from torch import Tensor
 
 from masksearch.errors import MaskFormatError, MaskSearchError, TokensNeededError, unknown_name
 from masksearch.files import write_in_one_move
+from masksearch.masks.checks import MOST_NODES
 from masksearch.masks.core import RECIPES, Mask, check_mask
 
 LONGEST = 100_000  # characters of an expression
@@ -326,6 +327,8 @@ def load_mask(path: Path | str, *, content: bool = True) -> Mask:
 
         try:
             with safe_open(path, framework="pt") as file:
+                if (count := len(file.keys())) > MOST_NODES:
+                    raise MaskFormatError(f"{path}: has {count} tensors, and at most {MOST_NODES}")
                 text = (file.metadata() or {}).get("masksearch_mask")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError) as error:

@@ -20,8 +20,8 @@ from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, observe
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
-from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
-from masksearch.files import path_inside
+from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, without_controls
+from masksearch.files import path_inside, read_object
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
@@ -141,7 +141,7 @@ def read_study(
         SearchError: If it cannot be read, or nothing describes it.
     """
     store = StudyStore(folder, storage, write=False, allowed=allowed)
-    facts, place = store.facts(), folder / COMMAND
+    facts, place = without_controls(store.facts()), folder / COMMAND
     if "kind" not in facts:
         raise SearchError(
             f"nothing says what the study of {folder} is; its search was ended before it began, "
@@ -156,7 +156,7 @@ def read_study(
         store.shape(),
         facts,
         hide_secrets(store.calls()),
-        hide_secrets(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None,
+        hide_secrets(read_object(place, "delete it", options=dict)) if place.is_file() else None,
     )
 
 
@@ -544,5 +544,4 @@ def read_notes(run: Path) -> dict[str, Any]:
     place = run / NOTES
     if not place.is_file():
         return {}
-    notes: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    return notes
+    return read_object(place, "delete it")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from masksearch.errors import without_controls
+from masksearch.files import cell_text
 from masksearch.masks.text import short_text
 
 if TYPE_CHECKING:
@@ -115,9 +117,8 @@ class TextTable:
         for row in self.rows:
             texts = (short_text(cell.text, room) if cell.code else cell.text for cell in row)
             marks = ("=" * (cell.mark == "majority") for cell in row)
-            table.add_row(
-                *(escape_markup(text + mark) for text, mark in zip(texts, marks, strict=True))
-            )
+            cells = (text + mark for text, mark in zip(texts, marks, strict=True))
+            table.add_row(*map(escape_markup, without_controls([*cells])))
         return table
 
     def latex(self) -> str:
@@ -157,7 +158,8 @@ def write_tables(folder: Path, key: str, tables: Mapping[str, TextTable]) -> Non
     for name, table in tables.items():
         folder.mkdir(parents=True, exist_ok=True)
         if table.data:
-            table.frame().to_csv(folder / f"{key}{name}.csv", index=False)
+            frame = table.frame().rename(columns=cell_text).map(cell_text)
+            frame.to_csv(folder / f"{key}{name}.csv", index=False)
         if table.rows:
             (folder / f"{key}{name}.tex").write_text(table.latex(), encoding="utf-8")
 
@@ -193,4 +195,4 @@ def escape(text: str) -> str:
     >>> print(escape("a_b >= 0.5 & 10%"))
     a\_b \textgreater{}= 0.5 \& 10\%
     """
-    return "".join(SPECIAL.get(letter, letter) for letter in text)
+    return "".join(SPECIAL.get(letter, letter) for letter in without_controls(text))

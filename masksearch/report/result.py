@@ -17,6 +17,7 @@ from masksearch.analysis.pareto import nothing_learned, pareto, search_cautions
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
 from masksearch.analysis.verdict import count, verdict_text
 from masksearch.contracts import Objective, Record
+from masksearch.errors import without_controls
 from masksearch.masks.measure import unread_note
 from masksearch.models.encoders import READ_OUT
 from masksearch.report.chart_data import (
@@ -276,11 +277,13 @@ def plain_data(value: Any) -> Any:
     if isinstance(value, TextTable):
         return table_data(value)
     if isinstance(value, Mapping):
-        return {str(name): plain_data(each) for name, each in value.items()}
+        return {without_controls(str(name)): plain_data(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(each) for each in value]
+    if isinstance(value, str):
+        return without_controls(value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, int | float) else str(value)

@@ -17,6 +17,7 @@ from typing import Literal
 from masksearch.analysis.pareto import SPARSITIES, crowding, nondominated_ranks
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, check_name
+from masksearch.files import own_numbers
 from masksearch.masks.measure import MEASURES
 
 RANKINGS = ("nondominated", "strata", "metric")
@@ -104,6 +105,7 @@ class ParetoHalving:
             if isinstance(value, str):
                 raise ValueError(f"{name} is a list, got {value!r}; write ({value!r},)")
             object.__setattr__(self, name, tuple(value))
+        own_numbers(self)
         rising = all(a < b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
         if not self.rungs or not rising or self.rungs[0] < 1:
             raise ValueError(f"rungs are rising steps from 1 on, got {self.rungs}; say (62, 125)")

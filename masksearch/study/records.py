@@ -42,7 +42,7 @@ from masksearch.contracts import (
     Report,
     Shared,
 )
-from masksearch.errors import MaskFormatError, SearchError, check_name
+from masksearch.errors import MaskFormatError, SearchError, check_name, without_controls
 from masksearch.files import path_inside
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
@@ -196,10 +196,10 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         status="running",
         job=read_job(proposal["job"], trial.number, run),
         params=proposal["params"],
-        origin=stored["origin"],
+        origin=without_controls(stored["origin"]),
         measures=from_json(proposal["measures"]),
         memo=proposal["memo"],
-        **{name: proposal[name] for name in PROPOSED},
+        **without_controls({name: proposal[name] for name in PROPOSED}),
     )
     if not record.source:
         record = replace(record, source=trial_source(run, trial.number))
@@ -211,8 +211,8 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
             values=from_json(result["values"]),
             # earlier versions kept reports without values
             curve=tuple(Report(int(at), from_json(each)) for at, each in result["curve"] if each),
-            artifacts=result["artifacts"],
-            **{name: result[name] for name in FINISHED},
+            artifacts=without_controls(result["artifacts"]),
+            **without_controls({name: result[name] for name in FINISHED}),
         )
     return StoredTrial(record, proposal["draw"], order, read_answers(trial))
 
@@ -251,7 +251,7 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
             return Shared(data["config"])
         case "prune":
             return Prune(data["config"])
-    return Refused(data["reason"])
+    return Refused(without_controls(data["reason"]))
 
 
 def read_answers(trial: FrozenTrial) -> tuple[SchedulerAnswer, ...]:
@@ -270,7 +270,7 @@ def finite_json(values: Mapping[str, float]) -> dict[str, float | str]:
 
 def from_json(values: Mapping[str, float | str]) -> dict[str, float]:
     """Inverse of `finite_json`."""
-    return {key: float(value) for key, value in values.items()}
+    return {without_controls(key): float(value) for key, value in values.items()}
 
 
 PACKAGES = ("torch", "transformers", "optuna", "numpy", "scipy", "tokenizers", "ray")

@@ -49,6 +49,7 @@ from masksearch.errors import (
     EvaluatorError,
     MaskSearchError,
     SearchError,
+    cut_middle,
     outside_level,
 )
 from masksearch.masks.measure import fingerprint, measures
@@ -57,7 +58,8 @@ from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
 from masksearch.user_code import BUDGET, describe_error
 
-REASON_END = 200  # characters that an error shows of either end of a long reason
+LONGEST = 20_000  # characters of an error that are kept
+LONGEST_REASON = 400  # characters of it that the error of a whole search shows
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
 # Reasons that another mask may not meet, though the line is the same
 CHANCE = re.compile(f"{NO_MEMORY.pattern}|Timeout|sys.exit", re.I)
@@ -383,6 +385,7 @@ class Session:
 
     def finish(self, record: Record) -> None:
         """A record is final: disk first, then the strategy, then the listeners."""
+        record = replace(record, error=cut_middle(record.error, LONGEST))
         try:
             self.store.finish(record)
         except (TypeError, ValueError, KeyError) as error:
@@ -498,8 +501,7 @@ class Session:
         first = self.call.strict and (count == self.finished == FIRST_FAILURES or self.is_broken())
         if first or count >= ROW_OF_FAILURES:
             reason = self.failures[0].reason or "no reason given"
-            if len(reason) > 2 * REASON_END:  # it may hold a mask of every head
-                reason = f"{reason[:REASON_END]} ... {reason[-REASON_END:]}"
+            reason = cut_middle(reason, LONGEST_REASON)  # it may hold a mask of every head
             which = "first" if first else "last"
             trials = f"{which} trial" if count == 1 else f"{which} {count} trials all"
             raise SearchError(

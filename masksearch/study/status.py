@@ -20,8 +20,8 @@ from typing import Any
 
 from masksearch.analysis.pareto import Snapshot, sparsity_of
 from masksearch.contracts import Objective, Record, Report, is_side_value
-from masksearch.errors import SearchError
-from masksearch.files import write_text_in_one_move
+from masksearch.errors import SearchError, without_controls
+from masksearch.files import read_object, write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
 from masksearch.study.storage import is_locked
@@ -192,7 +192,7 @@ def read_status(run: Path) -> dict[str, Any]:
     process that was killed.
 
     Raises:
-        SearchError: If the folder holds no run.
+        SearchError: If the folder holds no run, or its status is damaged.
     """
     if not (run / NAME).is_file():
         if not run.is_dir():
@@ -200,12 +200,25 @@ def read_status(run: Path) -> dict[str, Any]:
         parts = ", ".join(str(path.parent) for path in sorted(run.glob(f"*/{NAME}")))
         remedy = f"its parts do: {parts}" if parts else "a search or comparison writes it at once"
         raise SearchError(f"{run} holds no {NAME}; {remedy}")
-    state: dict[str, Any] = json.loads((run / NAME).read_text(encoding="utf-8"))
+    remedy = "delete it: the study is whole without it, and a search that goes on writes it anew"
+    state = read_object(run / NAME, remedy, state=str, elapsed=float, updated=float)
     if state["state"] == "running" and is_locked(run):
         state["elapsed"] += max(0.0, time.time() - state["updated"])
     elif state["state"] == "running":
         state |= {"state": "killed", "seconds_left": None}
+    try:
+        status_lines(run, state)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # a part is missing
+        raise SearchError(f"{run / NAME} is damaged ({error!r}); {remedy}") from error
     return state
+
+
+def finished_trials(run: Path) -> int:
+    """How many finished trials the status of a run folder tells of."""
+    with contextlib.suppress(SearchError, OSError):  # it is damaged or missing, and tells of none
+        counts = read_object(run / NAME, "delete it", counts=dict)["counts"].values()
+        return sum(count for count in counts if isinstance(count, int))
+    return 0
 
 
 def next_command(run: Path) -> str:
@@ -213,7 +226,7 @@ def next_command(run: Path) -> str:
     if (run / "command.json").is_file():
         return f"masksearch resume {shlex.quote(str(run))}"
     whole = run.parent / "command.json"  # the parts of a demonstration are folders in its own
-    if whole.is_file() and json.loads(whole.read_text(encoding="utf-8"))["command"] == "demo":
+    if whole.is_file() and read_object(whole, "delete it").get("command") == "demo":
         return f"masksearch resume {shlex.quote(str(run.parent))}"
     return "the same call of ms.search or ms.compare"
 
@@ -257,6 +270,7 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
         for failure in state["failures"]
     ]
     lines += [f"warning: {caution}" for caution in state.get("cautions", [])]
+    lines = without_controls(lines)  # the folder's name may hold some
     return [part for line in lines for part in wrap(line, LONGEST, subsequent_indent="    ")]
 
 

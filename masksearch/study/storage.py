@@ -39,7 +39,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import exc, text
 
-from masksearch.errors import SearchError, install_command
+from masksearch.errors import SearchError, install_command, without_controls
 from masksearch.files import FULL
 
 LINE: dict[str, Any] = {  # libpq's names; what a user's URL sets is left alone
@@ -51,6 +51,7 @@ LINE: dict[str, Any] = {  # libpq's names; what a user's URL sets is left alone
     "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
     " -c tcp_user_timeout=20000",  # the server's side: it frees the lock of a lost driver
 }
+FOREIGN = (LookupError, TypeError, AttributeError, AssertionError)  # of what is no study
 BUSY = 20.0  # seconds that a database locked by another process is waited for, per attempt
 REMEDIES = {  # what helps, by what a server or the system says
     "password|authentication|fe_sendauth": "check the user and the password in the URL",
@@ -130,7 +131,7 @@ def open_storage(
         return optuna.storages.get_storage(storage)
     location = locate_storage(run, storage)
     path = location.path
-    with explain_errors(location, "cannot open the storage"):
+    with explain_errors(location, "cannot open the storage", *FOREIGN):
         if path is not None and write:
             path.parent.mkdir(parents=True, exist_ok=True)
         if location.kind == "journal":
@@ -218,15 +219,15 @@ def cut_torn_line(path: Path) -> None:
 
 @contextlib.contextmanager
 def explain_errors(
-    location: StorageLocation, failed: str = "cannot use the storage"
+    location: StorageLocation, failed: str = "cannot use the storage", *more: type[Exception]
 ) -> Iterator[None]:
-    """Turns what databases and files raise into one line that says what helps."""
+    """Turns what databases and files raise, and `more`, into one line that says what helps."""
     try:
         yield
     except SearchError:
         raise
     except (StorageInternalError, exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError,
-            json.JSONDecodeError, UnicodeDecodeError) as error:  # fmt: skip
+            json.JSONDecodeError, UnicodeDecodeError, *more) as error:  # type: ignore[misc] # fmt: skip
         problem = explain(error, location, failed)
         # a traceback would show the server's address and password
         raise problem from None if location.kind == "postgresql" else error
@@ -238,6 +239,9 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
     cause = root_of(error)
     text = " ".join(str(cause).split())
     full = isinstance(cause, OSError) and cause.errno in FULL
+    if "unable to open" in text and location.path is not None and location.path.parent.is_dir():
+        left = os.statvfs(location.path.parent)
+        full = left.f_files > 0 and left.f_favail == 0  # no room for another file
     if full or re.search("database or disk is full|No space left on device", text):
         return SearchError(
             f"disk full at {where}; what was written before is safe, and a trial whose result did "
@@ -249,7 +253,8 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
             "process (a database browser, a copy of this search), or use PostgreSQL"
         )
     damaged = re.search("not a database|malformed|disk image|no such (table|column)", text)
-    if damaged or (location.kind == "journal" and isinstance(cause, ValueError)):
+    of_journal = location.kind == "journal" and isinstance(cause, ValueError)
+    if damaged or of_journal or isinstance(cause, FOREIGN):
         return SearchError(
             f"{where} is damaged, or no study ({text}); restore it from a copy, or choose another "
             f"{'file' if location.kind == 'journal' else 'run folder'}"
@@ -273,24 +278,27 @@ def root_of(error: BaseException) -> BaseException:
 
 def redact(text: str, url: str = "") -> str:
     """A text without passwords: neither that of a URL in it nor that of `url`."""
-    text = re.sub(r"(://[^/\s@:]*):[^/\s]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/\s@:]*):[^/\s]*@", r"\1:***@", without_controls(text))
     text = re.sub(r"(password=)[^&\s]+", r"\1***", text)
     secret = sqlalchemy.engine.make_url(url).password if url else None
     return text.replace(str(secret), "***") if secret else text
 
 
-SECRETS = {"token", "key", "secret", "secrets", "password", "passwd", "passphrase", "credentials"}
+SECRETS = re.compile(  # words, and endings of words
+    "key|auth(orization)?|pass|pwd?|.*(token|secrets?|passw(or)?d|passphrase|credentials?|apikey)"
+)
 HIDDEN = "***"
 SETTING = re.compile(r"""(['"]?)([\w.-]+)(\1\s*[=:]\s*)('[^']*'|"[^"]*"|[^\s,(){}\[\]'"]+)""")
 
 
 def names_secret(name: str) -> bool:
-    """Whether a setting of that name is a secret: one of its words is, divided by . _ or -.
+    """Whether a setting of that name is a secret: one of its words is (by . _ - and capitals).
 
-    >>> [names_secret(name) for name in ("hub.api_key", "HF_TOKEN", "tokenizer", "keys")]
+    >>> [names_secret(name) for name in ("hub.api_key", "hubPassword", "tokenizer", "keys")]
     [True, True, False, False]
     """
-    return not SECRETS.isdisjoint(re.split(r"[._-]+", name.lower()))
+    words = re.split(r"[._-]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    return any(SECRETS.fullmatch(word.lower()) for word in words)
 
 
 def hide_secrets(value: Any, name: str = "") -> Any:
@@ -388,9 +396,11 @@ class LockFile:
         except filelock.Timeout as error:
             raise another_writer(what, who, remedy) from error
         except OSError as error:
-            raise SearchError(
-                f"cannot write to {what}: {error.strerror or error}; choose another, or free space"
-            ) from error
+            remedy = "free space, or " if error.errno in FULL else ""
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                remedy = f"move {error.filename}, which is in the way, or "
+            text = f"cannot write to {what}: {error.strerror or error}; {remedy}choose another"
+            raise SearchError(text) from error
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
             path.write_text(this_process(), encoding="utf-8")
 

@@ -54,6 +54,7 @@ from masksearch.study.records import (
     read_trial,
     result_data,
 )
+from masksearch.study.status import finished_trials
 from masksearch.study.storage import (
     LockFile,
     ServerLock,
@@ -242,7 +243,7 @@ class StudyStore:
         write: bool = True,
         allowed: str | BaseStorage | None = None,
     ) -> None:
-        self.run = Path(run)
+        self.run = Path(run).absolute()  # whoever changes the working folder moves nothing
         if storage is None:
             address = read_address(self.run)
             named = None if address is None else address.storage
@@ -288,11 +289,13 @@ class StudyStore:
 
         Raises:
             ResumeError: If it was created with other facts; names each that differs.
-            SearchError: If another version of masksearch has written it.
+            SearchError: If another version of masksearch has written it, or it has lost trials.
         """
         existed = self.exists()
         if existed:
             self.load()
+        self.check_lost_trials()
+        if existed:
             before = self.facts()
             changed = [key for key in facts if before.get(key, "") != facts[key]]
             if "space" in changed and same_definitions(before.get("space", ""), facts["space"]):
@@ -345,6 +348,24 @@ class StudyStore:
         if self.exists():
             self.load()
         return self.facts() if self.ids else None
+
+    def check_lost_trials(self) -> None:
+        """Refuses a study that holds fewer finished trials than the run folder tells of.
+
+        Raises:
+            SearchError: Says how many, and what to restore.
+        """
+        told, goes_on = finished_trials(self.run), ""
+        if self.finished:
+            goes_on = f"; to go on with the {self.finished} that are left, delete status.json"
+        elif not (told or self.ids) and read_address(self.run) is not None:  # all that is left
+            told = len([*self.run.glob("trials/*")])
+        if self.finished < told:
+            raise SearchError(
+                f"{told - self.finished} of {told} trials of {self.run} are missing in "
+                f"{self.location.shown}: restore it from a copy{goes_on}; to begin anew, choose "
+                "another run folder or empty this one"
+            )
 
     def forget(self) -> None:
         """Deletes the study, in which no trial has finished, and the folders of its trials."""
@@ -426,14 +447,15 @@ class StudyStore:
     def objectives(self) -> tuple[Objective, ...]:
         """The study's objectives, in order."""
         if not self.goals:
-            with explain_errors(self.location):
+            with explain_errors(self.location, "", LookupError):
                 rows = self.optuna_study().user_attrs["objectives"]
             self.goals = tuple(Objective(*row) for row in rows)
         return self.goals
 
     def shape(self) -> Shape:
         """The sizes that the study's masks were lowered to."""
-        return Shape(**json.loads(self.facts()["shape"]))
+        with explain_errors(self.location, "", LookupError):
+            return Shape(**json.loads(self.facts()["shape"]))
 
     def close(self) -> None:
         """Lets another process write."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError, check_name
+from masksearch.files import own_numbers
 from masksearch.training.accumulation import Accumulator, group
 from masksearch.training.checkpoints import (
     Checkpoints,
@@ -62,6 +63,7 @@ class TrainConfig:
     schedule: Schedule = "linear"  # of the decay; "sqrt": as sqrt(1 - progress), as in SparseBERT
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not self.lr > 0:

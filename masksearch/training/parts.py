@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from masksearch.errors import UnknownNameError, check_name, unknown_name
+from masksearch.files import own_numbers
 from masksearch.tasks.text.files import absolute_if_local, make_absolute
 
 Pretraining = Literal["mlm", "mlm+next", "mlm+order", "distil"]
@@ -53,6 +54,7 @@ class Size:
     heads: int
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         for each in fields(self):
             value = getattr(self, each.name)
             if type(value) is not int or value < 1:
@@ -190,6 +192,7 @@ class Text:
     cache: Path | str | None = None
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_least(1, held_out_sequences=self.held_out_sequences, length=self.length)
         check_least(1, vocabulary=self.vocabulary)
         if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
@@ -249,6 +252,7 @@ class Model:
     kv_heads: int | None = None
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         if self.size is not None:
             object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -305,6 +309,7 @@ class Training:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_least(0, steps=self.steps)
         check_least(1, batch=self.batch, micro_batches=self.micro_batches, reports=self.reports)
         check_positive(lr=self.lr)
@@ -373,6 +378,7 @@ class Adapt:
     frozen: Frozen = None
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         if self.how is not None:
             check_name("adapt", self.how, get_args(How))
         check_name("learn_from", self.learn_from, get_args(LearnFrom))
