@@ -109,6 +109,12 @@ class Wish:
         """Where dense model, searches and comparisons are."""
         return self.out / RUN
 
+    @property
+    def gated(self) -> bool:
+        """Whether the strategy trains gates, by options of its own."""
+        kind = STRATEGIES.get(self.strategy)
+        return kind is not None and kind.gated is not None and kind.gated({})
+
     def evaluator(self, weights: str | Path, **settings: Any) -> GlueEvaluator:
         """The evaluator of the task on those weights."""
         data, task = self.data, self.task
@@ -274,7 +280,7 @@ def describe_work(wish: Wish, full: GlueEvaluator, limits: Sequence[float]) -> s
     short = sum(hand) + len(limits) * (wish.trials or 1)
     whole = len(limits) * 3 * wish.seeds
     taken = (short * steps / SHORT + whole * steps) * min(seconds) * TEACHER
-    gates = DAM["config"]["steps"] * 2 * len(limits) if wish.strategy == "dam" else 0
+    gates = DAM["config"]["steps"] * 2 * len(limits) if wish.gated else 0
     size = sum(weight.nbytes for weight in model.parameters()) / 2**30
     return (
         f"{short} short recoveries of {max(1, steps // SHORT)} steps ({sum(hand)} of "
@@ -354,8 +360,8 @@ def search_masks(wish: Wish, full: GlueEvaluator, limit: float) -> Study:
     recover for a part of the steps."""
     kind = STRATEGIES.get(wish.strategy)
     drawn = kind is None or kind.space != "none"
-    options = dict(wish.strategy_options or (DAM if wish.strategy == "dam" else {}))
-    if wish.strategy == "dam" and "densities" not in options:
+    options = dict(wish.strategy_options or (DAM if wish.gated else {}))
+    if wish.gated:
         options["config"] = {"density": limit, **options.get("config", {})}
     short = replace(full.adaptation, steps=max(1, full.adaptation.steps // SHORT), keep=False)
     return search(
