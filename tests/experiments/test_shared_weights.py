@@ -336,6 +336,7 @@ def test_masks_of_a_budget_are_proposed_to_the_super_net(tmp_path):
         strategy=NAMED,
         strategy_options=options,
         budget=0.6,
+        baselines={},
     )
     assert {r.params.get("budget") for r in study.records()} == {0.6}
 

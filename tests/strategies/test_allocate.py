@@ -476,6 +476,7 @@ def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
             "config": {"steps": 20, "dense_warmup": 0.1, "gate_lr": 0.5, "strength": 5.0},
         },
         budget=[0.8, 0.4],
+        baselines={},
     )
     full = [len(record.params) for record in study.records()[3:]]
     assert sorted(full) == [1, 3]  # of four heads, a local one at 1/12

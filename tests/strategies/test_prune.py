@@ -124,7 +124,7 @@ def test_models_that_are_not_trained_yet_are_refused(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_budgets_are_densities_that_no_mask_exceeds(evaluator, tmp_path) -> None:
-    rest = {"strategy": "prune", "trials": 3, "run": tmp_path}
+    rest = {"strategy": "prune", "trials": 3, "run": tmp_path, "baselines": {}}
     study = ms.search(
         None, evaluator, budget=[0.613, 0.407], strategy_options={"rows": 48}, **rest
     )
