@@ -84,10 +84,16 @@ class StorageLocation:
 def sqlite_url(path: Path) -> str:
     """The address of an SQLite file, whatever its name holds.
 
+    Raises:
+        SearchError: If its name is no text.
+
     >>> sqlite_url(Path("/runs/does it pay?/study.db"))
     'sqlite:////runs/does it pay%3F/study.db'
     """
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+    try:
+        return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+    except UnicodeEncodeError:
+        raise SearchError(f"{str(path)!r} is not UTF-8, as a database's name must be") from None
 
 
 def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocation:

@@ -1,6 +1,7 @@
 """A run folder may have any name that the file system allows, and no name opens another place."""
 
 import json
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,8 @@ def test_the_command_of_a_run_is_read_back(tmp_path: Path, name: str) -> None:
     place = sqlite_url(run / "own.db")
     remember(run, "search", {"run": run, "storage": place})
     assert read_command(run, {})[1] == {"run": run, "storage": place}
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ms.errors.SearchError, match=r"a\\udcffb/study\.db' is not UTF-8"):
+        search(tmp_path / os.fsdecode(b"a\xffb"), 2)
