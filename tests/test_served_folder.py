@@ -238,7 +238,7 @@ def test_short_prompts_are_warned_of():
     assert "Needs" not in page
     form = {"form": "gemma3_text"}
     page = folder.write_page(facts | form | {"losses": losses | {"short": near}}, Path("out"))
-    assert "Needs a llama.cpp of 17 September 2026 or later (its change 29042)" in page
+    assert "Needs a llama.cpp from 17 September 2026 on (change 29042;" in page
     assert "--verbosity 5" in page
     others = {"engine": "tensorrt-llm", "losses": losses | {"short": near}}
     page = folder.write_page(facts | others, Path("out"))  # nothing here reads its log

@@ -460,7 +460,8 @@ class Served(Struct):
         Literal["masksearch-served-1"] | UnsetType, about("Not in folders of earlier versions.")
     ] = UNSET
     slides: Annotated[
-        list[bool] | UnsetType, about("Whether each layer slides; in folders for llama.cpp.")
+        list[bool] | UnsetType,
+        about("Whether each layer slides. Not in earlier versions' folders."),
     ] = UNSET
 
 

@@ -305,8 +305,8 @@ def save_tokenizer(source: Tokenizer | TokenSource, config: Any, folder: Path) -
         config: The model's.
         folder: Where to.
     """
-    tokenizer = source if isinstance(source, Tokenizer) else source.tokenizer
     special = special_ids(source) if isinstance(source, Tokenizer) else source.special
+    tokenizer = source if isinstance(source, Tokenizer) else source.tokenizer
     copied = Tokenizer.from_str(tokenizer.to_str())
     tokens = {role: str(copied.id_to_token(number)) for role, number in special.items()}
     tokens["unk"] = tokens.pop("unknown")  # transformers' name of it

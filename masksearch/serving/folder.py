@@ -79,8 +79,7 @@ def write_folder(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         beside = Path(place) / out.name
         beside.mkdir()
-        types = getattr(model.config, "layer_types", None) or []
-        slides = {"slides": [kind == SLIDING for kind in types]} if engine.gguf else {}
+        slides = [kind == SLIDING for kind in getattr(model.config, "layer_types", None) or ()]
         if engine.gguf:
             to_gguf(model, beside / GGUF, tokenizer=tokenizer, dtype=dtype)
         else:
@@ -89,7 +88,7 @@ def write_folder(
                     model, lambda weight: nn.Parameter(weight.detach().to("cpu", dtype), False)
                 ).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
-        facts_written = {"format": FORMAT, **facts, **slides} | {
+        facts_written = {"format": FORMAT, **facts, "slides": slides} | {
             "tried": try_folder(beside, model, engine, tokens, expected)
         }
         (beside / "serving.json").write_text(json.dumps(facts_written, indent=1) + "\n", "utf-8")
@@ -184,13 +183,9 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"window alone is dense attention, the served form loses {apart:.3f} nats a token.\n"
         )
     last, row = engine.after, engine.readings.get(facts["form"].partition(",")[0])
-    oldest = (
-        row.since
-        and f"\n**Needs {row.since}.** An older build slides this family's usual layers, without "
-        "a word, and its bytes may agree; the check reads in the log which layers slide.\n"
-        if row
-        else ""
-    )
+    oldest = ""
+    if row is not None and row.since:
+        oldest = f"\n**Needs {row.since}**: older builds slide other layers, without a word.\n"
     opened = f"Opened again by {tried['by']}"
     if "nats" in tried:
         opened += f": {tried['nats']:.4f} nats a token on {tried['tokens']} tokens, "

@@ -233,7 +233,6 @@ class CheckedTrial:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices, as it was given; the study holds its `storable_value`."""
-        choices = list(choices)
         stored = [storable_value(name, choice) for choice in choices]
         kind = CategoricalDistribution(stored)
         self.check(name, kind)

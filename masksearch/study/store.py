@@ -145,8 +145,8 @@ def storable_storage(storage: str) -> str:
     """
     location = locate_storage(Path(), storage)
     if location.path is not None:
-        journal = location.kind == "journal"
-        return f"journal:{location.path}" if journal else sqlite_url(location.path)
+        path = location.path
+        return sqlite_url(path) if location.kind == "sqlite" else f"journal:{path}"
     url = sqlalchemy.engine.make_url(storage)
     parts = url._replace(password=None).difference_update_query(["password"])
     return parts.render_as_string(hide_password=False)

@@ -22,10 +22,7 @@ from masksearch.serving.check_serving import judge_bytes
 from masksearch.serving.engine import CACHE_TYPES, GGUF, Engine, Reading, Serving, Windows, rows
 
 OLDEST = (0, 3, 36)  # llama-cpp-python that was read; older ones need not read arrays
-ARRAYS = (  # read by `load_swa_pattern`; of GraniteSWA always
-    "a llama.cpp of 17 September 2026 or later (its change 29042), such as that in "
-    "llama-cpp-python 0.3.36"
-)
+ARRAYS = "a llama.cpp from 17 September 2026 on (change 29042; in llama-cpp-python 0.3.36)"
 
 
 def pad(cells: int) -> int:

@@ -98,8 +98,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
         return plain if plain is not None and same_rules(plain, made) else made
     if path.suffix != ".json" and plain.token_to_id("[UNK]") is None:
         raise DataError(
-            f"{path} is not a WordPiece list (one token a line) with [UNK] in it; "
-            "give a vocab.txt, a tokenizer.json or a folder that holds one"
+            f"{path} is not a WordPiece list with [UNK]; give vocab.txt or tokenizer.json"
         )
     return plain
 
@@ -160,6 +159,8 @@ def load_tokenizer(name: str | Path) -> Any:
             f"transformers can read ({str(error).strip().partition(':')[0]:.200}); without a "
             "network, give tokenizer=PATH (--set tokenizer=PATH), or none to train one"
         ) from error
+    if len(loaded) <= len(loaded.all_special_ids):  # a class is made without its files, too
+        raise DataError(f"{name} holds no tokens: no tokenizer.json, vocab.txt or the like")
     if not loaded.is_fast or loaded.split_special_tokens:  # no tokenizer.json holds the latter
         raise DataError(f"{name}: no fast tokenizer (tokenizer.json), or split_special_tokens set")
     return loaded

@@ -188,10 +188,15 @@ def test_a_bare_list_is_numbered_by_its_lines(tmp_path: Path, mark: str, end: st
 
 
 def test_what_a_tokenizer_file_cannot_hold_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join(SPECIALS))
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "the"]))
     settings = {"tokenizer_class": "BertTokenizer", "split_special_tokens": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(DataError, match="split_special_tokens"):
+        open_tokenizer(tmp_path)
+    settings["split_special_tokens"] = False
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(DataError, match=r"holds no tokens: no tokenizer\.json"):
         open_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match=r"no tokenizer '.*that transformers can read \(Expecting"):
