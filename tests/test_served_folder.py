@@ -148,13 +148,24 @@ def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
     run = facts["tried"]["by"] != "nothing: llama-cpp-python is not installed"
     assert run == (find_spec("llama_cpp") is not None)
 
-    def log(cells):
+    assert "Needs a llama.cpp" not in (out / "SERVING.md").read_text()  # GraniteSWA: any build
+    assert len(facts["slides"]) == 3
+    assert facts["slides"].count(False) == full
+
+    def log(cells, slides=facts["slides"]):
+        said = [f"load_tensors: layer {at:3d} assigned to device CPU, is_swa = {each:d}"
+                for at, each in enumerate([*slides, False] if slides else [])]  # fmt: skip
         lines = ["n_ctx         = 4096", "n_ubatch      = 64", "n_seq_max     = 1"]
         sizes = [f"llama_kv_cache: size = {each * cell / 2**20:8.2f} MiB (..)" for each in cells]
-        return "\n".join([*(f"llama_context: {line}" for line in lines), *sizes])
+        return "\n".join([*said, *(f"llama_context: {line}" for line in lines), *sizes])
 
     assert check(out, log([full * 4096, (3 - full) * 256]))[0] == 0
     assert check(out, log([full * 4096, (3 - full) * 4096]))[0] == 1  # --swa-full
+    turned = facts["slides"][-1:] + facts["slides"][:-1]
+    code, said = check(out, log([full * 4096, (3 - full) * 256], turned))  # as many slide
+    assert (code, "slide and should not" in said) == (int(turned != facts["slides"]), code == 1)
+    code, said = check(out, log([full * 4096, (3 - full) * 256], []))
+    assert (code, "--verbosity 5" in said) == (2, True)
     code, said = check(out, log([1]).replace("4096", "512"))
     assert (code, "n_ctx is 512, planned for 4096" in said) == (2, True)
 
@@ -224,6 +235,11 @@ def test_short_prompts_are_warned_of():
     beside = {"losses": losses | {"short": near}, "rival": rival}
     page = folder.write_page(facts | beside, Path("out"))
     assert "`window(9)` in every layer, attached: it is shown to be better than the plan" in page
+    assert "Needs" not in page
+    form = {"form": "gemma3_text"}
+    page = folder.write_page(facts | form | {"losses": losses | {"short": near}}, Path("out"))
+    assert "Needs a llama.cpp from 17 September 2026 on (change 29042;" in page
+    assert "--verbosity 5" in page
     others = {"engine": "tensorrt-llm", "losses": losses | {"short": near}}
     page = folder.write_page(facts | others, Path("out"))  # nothing here reads its log
     assert "trtllm-serve out --max_seq_len 512 --set kv_cache_config.use_kv_cache_man" in page

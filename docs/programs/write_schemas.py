@@ -459,6 +459,10 @@ class Served(Struct):
     format: Annotated[
         Literal["masksearch-served-1"] | UnsetType, about("Not in folders of earlier versions.")
     ] = UNSET
+    slides: Annotated[
+        list[bool] | UnsetType,
+        about("Whether each layer slides. Not in earlier versions' folders."),
+    ] = UNSET
 
 
 FILES = {

@@ -194,6 +194,6 @@ def train_and_save(
     if writes:
         detach(model)
         attach(written, mask)
-        save_pretrained(written, out, tokenizer=evaluator.task().corpus.tokenizer)
+        save_pretrained(written, out, tokenizer=evaluator.task().corpus)
     Checkpoints(out, PRETRAINING).clear()
     return curve[-1]

@@ -495,7 +495,7 @@ def read_corpus(text: Text, start: Pretrained | None = None, test: bool = False)
         start.shape(text.length)
         tokenizer = tokenizer or start.tokenizer_source
         made = open_tokenizer(tokenizer)
-        start.check_tokens(id_count(made), special_ids(made)["pad"])
+        start.check_tokens(id_count(made), special_ids(made, tokenizer)["pad"])
     return Corpus.load(
         cast("Path | str", text.corpus),
         tokenizer=tokenizer,

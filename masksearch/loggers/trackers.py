@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from masksearch.contracts import Listener, Objective, Report
 from masksearch.errors import SearchError, check_name, install_command
 from masksearch.loggers.files import CsvLogger, LoggedRecord, RecordLogger
+from masksearch.study.storage import sqlite_url
 from masksearch.study.store import read_address
 
 PROJECT = "masksearch"  # the experiment of MLflow, the project of Weights & Biases
@@ -147,8 +148,7 @@ class MlflowLogger(RecordLogger):
         self.entities = required_module("mlflow.entities", "mlflow")
         self.failures = (OSError, SQLAlchemyError, self.library.exceptions.MlflowException)
         self.folder, self.name = Path(folder).resolve(), name
-        database = f"sqlite:///{self.folder / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(self.folder / "mlflow.db")
         self.group = self.parent = ""  # ids of the experiment and of the search's run
         self.client: Any = None
         self.trials: dict[int, str] = {}  # the runs of trials that have not ended

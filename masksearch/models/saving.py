@@ -66,6 +66,7 @@ from masksearch.models.checkpoints import (
 from masksearch.models.encoders import MaskedLanguageModel
 from masksearch.models.plan import Plan
 from masksearch.models.pretrained import hugging_face_model
+from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.tokenizer import special_ids
 
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
@@ -78,7 +79,7 @@ def save_pretrained(
     model: nn.Module,
     folder: Path | str,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | TokenSource | None = None,
     found: Plan | Findings | None = None,
 ) -> Path:
     """Writes a model and the masks on it: what `load_pretrained` opens, and transformers too.
@@ -93,7 +94,8 @@ def save_pretrained(
         model: A Hugging Face model with a mask (`masksearch.attach`), which stays on it. A
             `MaskedLanguageModel` is written as its architecture's model in transformers.
         folder: Made where it is missing; the model there is replaced, other files stay.
-        tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none.
+        tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none. A
+            `Corpus` knows which special tokens it was opened with, whatever they are called.
         found: The plan that gave the mask, or how it was found; the card says it.
 
     Returns:
@@ -121,7 +123,7 @@ def write_model(
     masks: dict[str, Mask],
     backend: str,
     folder: Path,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | TokenSource | None = None,
     found: Plan | Findings | None = None,
     **how: Any,
 ) -> Path:
@@ -293,18 +295,20 @@ def write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     return {"file": save_mask(mask, folder / f"{stem}{suffix}").name, "digest": mask.digest}
 
 
-def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
+def save_tokenizer(source: Tokenizer | TokenSource, config: Any, folder: Path) -> None:
     """Writes `tokenizer.json` and the `tokenizer_config.json` that `AutoTokenizer` needs.
 
     It gets the `[CLS] .. [SEP] .. [SEP]` template where it adds no special tokens by itself.
 
     Args:
-        tokenizer: Left as it is.
+        source: The tokenizer, which is left as it is, or a corpus that holds it.
         config: The model's.
         folder: Where to.
     """
-    copied, special = Tokenizer.from_str(tokenizer.to_str()), special_ids(tokenizer)
-    tokens = {role: str(tokenizer.id_to_token(number)) for role, number in special.items()}
+    special = special_ids(source) if isinstance(source, Tokenizer) else source.special
+    tokenizer = source if isinstance(source, Tokenizer) else source.tokenizer
+    copied = Tokenizer.from_str(tokenizer.to_str())
+    tokens = {role: str(copied.id_to_token(number)) for role, number in special.items()}
     tokens["unk"] = tokens.pop("unknown")  # transformers' name of it
     if copied.post_processor is None:
         first, last = tokens["cls"], tokens["sep"]

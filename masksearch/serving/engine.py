@@ -33,17 +33,20 @@ class Reading:
         source: The file of the release.
         instead: What works; empty = the families that the engine reads.
         layers: The only number of layers for which it does that, and ignores all others.
+        since: The oldest build that does; older ones slide other layers without a word. Empty =
+            older ones refuse the file, or there is none.
     """
 
     does: Does
     source: str
     instead: str = ""
     layers: int | None = None
+    since: str = ""
 
 
-def rows(**sources: str) -> dict[str, Reading]:
-    """Families that are read, by the file that reads them."""
-    return {family: Reading("reads", source) for family, source in sources.items()}
+def rows(since: str = "", **sources: str) -> dict[str, Reading]:
+    """Families that are read since that build, by the file that reads them."""
+    return {family: Reading("reads", file, since=since) for family, file in sources.items()}
 
 
 CACHE_TYPES = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}  # bytes of so many numbers

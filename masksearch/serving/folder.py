@@ -34,7 +34,7 @@ from masksearch.models.plan import (
 )
 from masksearch.models.saving import copy_tokenizer
 from masksearch.serving import check_serving
-from masksearch.serving.engine import GGUF, Engine
+from masksearch.serving.engine import GGUF, SLIDING, Engine
 from masksearch.serving.engines import ENGINES
 from masksearch.serving.engines.gguf import to_gguf, try_gguf
 from masksearch.serving.native import from_native
@@ -79,6 +79,7 @@ def write_folder(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         beside = Path(place) / out.name
         beside.mkdir()
+        slides = [kind == SLIDING for kind in getattr(model.config, "layer_types", None) or ()]
         if engine.gguf:
             to_gguf(model, beside / GGUF, tokenizer=tokenizer, dtype=dtype)
         else:
@@ -87,7 +88,7 @@ def write_folder(
                     model, lambda weight: nn.Parameter(weight.detach().to("cpu", dtype), False)
                 ).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
-        facts_written = {"format": FORMAT, **facts} | {
+        facts_written = {"format": FORMAT, **facts, "slides": slides} | {
             "tried": try_folder(beside, model, engine, tokens, expected)
         }
         (beside / "serving.json").write_text(json.dumps(facts_written, indent=1) + "\n", "utf-8")
@@ -108,7 +109,7 @@ def try_folder(
         NativeError: If it is not the model that was meant.
     """
     if engine.gguf:
-        by, loss = try_gguf(folder / GGUF, tokens)
+        by, loss = try_gguf(folder / GGUF, tokens, model.config)
         if loss is None:
             return {"by": by}
     else:
@@ -181,7 +182,10 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
             f"\n**Not for short prompts.** On the first {short['positions']} positions, where a "
             f"window alone is dense attention, the served form loses {apart:.3f} nats a token.\n"
         )
-    last = engine.after
+    last, row = engine.after, engine.readings.get(facts["form"].partition(",")[0])
+    oldest = ""
+    if row is not None and row.since:
+        oldest = f"\n**Needs {row.since}**: older builds slide other layers, without a word.\n"
     opened = f"Opened again by {tried['by']}"
     if "nats" in tried:
         opened += f": {tried['nats']:.4f} nats a token on {tried['tokens']} tokens, "
@@ -211,7 +215,7 @@ Written by masksearch; settings as of {engine.release}. Mask: {facts["units"]}.
 | dense | {facts["dense_kv_bytes"]:,} |
 
 {engine.check}
-
+{oldest}
 ## What it loses
 
 {engine.before}| on {describe_rows(losses)} that the search has not seen {table}

@@ -30,6 +30,7 @@ from masksearch.strategies.samplers import (
     describe_kind,
     drawn_kinds,
     no_mask,
+    storable_value,
 )
 from masksearch.study.records import read_budgets
 from masksearch.user_code import BUDGET, call_user, describe_error
@@ -170,8 +171,9 @@ def draw_enqueued(
         what = f"{given_as}[{number}]"
         if not isinstance(params, Mapping):
             raise SearchError(f"{what} maps parameters to values, got {params!r}")
+        params = {name: storable_value(name, value) for name, value in params.items()}
         check = functools.partial(check_given, what, params)
-        trial, drawn = FixedTrial(dict(params)), dict[str, Any]()
+        trial, drawn = FixedTrial(params), dict[str, Any]()
         if budgets:
             [drawn[BUDGET]] = read_budgets(params.get(BUDGET, budgets[number % len(budgets)]))
         try:
@@ -180,7 +182,7 @@ def draw_enqueued(
             raise
         except Exception as error:  # the user's code
             problem = f"the space raised {describe_error(error)}"
-            raise SearchError(f"{what} = {dict(params)}: {problem}") from error
+            raise SearchError(f"{what} = {params}: {problem}") from error
         for name, value in params.items():
             if name not in trial.params and name not in drawn:
                 asked = ", ".join(trial.params) or "nothing"
@@ -191,11 +193,11 @@ def draw_enqueued(
         for name, kind in trial.distributions.items():
             drawn[name] = kind.to_external_repr(kind.to_internal_repr(params[name]))
         if not isinstance(mask, Mask):
-            raise SearchError(f"{what} = {dict(params)}: {no_mask(mask)}")
+            raise SearchError(f"{what} = {params}: {no_mask(mask)}")
         try:
             fingerprint(mask, shape)
         except MaskSearchError as error:
-            raise SearchError(f"{what} = {dict(params)}: {error}") from error
+            raise SearchError(f"{what} = {params}: {error}") from error
         memo = drawn_kinds(trial)
         proposals.append(Proposal(number, Evaluate(mask), drawn, ORIGIN, memo=memo))
     return proposals

@@ -191,6 +191,27 @@ def describe_kind(kind: BaseDistribution) -> str:
     return f"suggest_{name}({kind.low}, {kind.high}{step}{', log=True' if kind.log else ''})"
 
 
+def storable_value(name: str, value: Any) -> Any:
+    """A value as a study gives it back: NumPy's numbers as Python's, lists and tuples as JSON.
+
+    Raises:
+        SpaceError: If no study can hold it.
+
+    >>> storable_value("near", (0, 1)), storable_value("near", [0, 1]), storable_value("far", 2)
+    ('[0, 1]', '[0, 1]', 2)
+    """
+    try:
+        text = json.dumps(value, default=lambda other: other.tolist())  # of NumPy and torch
+    except (TypeError, ValueError, AttributeError):
+        raise SpaceError(
+            f"parameter {name!r} of the space: no study can hold {type(value).__name__} as a "
+            "value; choose among numbers, texts and lists of them, such as the names of a dict: "
+            f"CHOICES[trial.suggest_categorical({name!r}, list(CHOICES))]"
+        ) from None
+    plain = json.loads(text)
+    return text if isinstance(plain, list | dict) else plain
+
+
 class CheckedTrial:
     """A trial whose parameters are checked before it draws them; otherwise the trial itself.
 
@@ -214,21 +235,23 @@ class CheckedTrial:
         return getattr(self.trial, name)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
-        self.check(name, CategoricalDistribution(choices))
-        return self.trial.suggest_categorical(name, choices)
+        """One of the choices, as it was given; the study holds its `storable_value`."""
+        stored = [storable_value(name, choice) for choice in choices]
+        kind = CategoricalDistribution(stored)
+        self.check(name, kind)
+        return choices[int(kind.to_internal_repr(self.trial.suggest_categorical(name, stored)))]
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """A number in [low, high]."""
-        self.check(name, FloatDistribution(low, high, log=log, step=step))
-        return self.trial.suggest_float(name, low, high, step=step, log=log)
+        self.check(name, FloatDistribution(low, high, log=bool(log), step=step))
+        return self.trial.suggest_float(name, low, high, step=step, log=bool(log))
 
     def suggest_int(self, name: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
         """A whole number in low .. high."""
-        self.check(name, IntDistribution(low, high, log=log, step=step))
-        return self.trial.suggest_int(name, low, high, step=step, log=log)
+        self.check(name, IntDistribution(low, high, log=bool(log), step=step))
+        return self.trial.suggest_int(name, low, high, step=step, log=bool(log))
 
 
 BaseTrial.register(CheckedTrial)

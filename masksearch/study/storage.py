@@ -82,6 +82,21 @@ class StorageLocation:
     url: str = field(default="", repr=False)  # holds the password
 
 
+def sqlite_url(path: Path) -> str:
+    """The address of an SQLite file, whatever its name holds.
+
+    Raises:
+        SearchError: If its name is no text.
+
+    >>> sqlite_url(Path("/runs/does it pay?/study.db"))
+    'sqlite:////runs/does it pay%3F/study.db'
+    """
+    try:
+        return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+    except UnicodeEncodeError:
+        raise SearchError(f"{str(path)!r} is not UTF-8, as a database's name must be") from None
+
+
 def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocation:
     """The place that a user's `storage=` names; see `open_storage`.
 
@@ -90,7 +105,7 @@ def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocat
     """
     if storage is None:
         path = run.resolve() / "study.db"
-        return StorageLocation("sqlite", str(path), path, f"sqlite:///{path}")
+        return StorageLocation("sqlite", str(path), path, sqlite_url(path))
     if not isinstance(storage, str):
         return StorageLocation("other", f"the {type(storage).__name__} given")
     if storage.startswith("journal:"):
@@ -138,11 +153,9 @@ def open_storage(
             if write:
                 cut_torn_line(Path(str(path)))
             return JournalStorage(JournalFile(str(path)))
-        url = location.url or str(storage)
-        if location.kind == "sqlite":  # a path may hold braces, which Optuna would fill in
-            url = url.replace("{", "{{").replace("}", "}}")
+        settings = engine_settings(location)
         try:
-            database = RDBStorage(url, engine_settings(location), skip_table_creation=not write)
+            database = RDBStorage(location.url, settings, skip_table_creation=not write)
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
         if location.kind == "postgresql":

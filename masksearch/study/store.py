@@ -65,6 +65,7 @@ from masksearch.study.storage import (
     lock_study,
     open_storage,
     redact,
+    sqlite_url,
 )
 from masksearch.user_code import same_definitions
 
@@ -117,7 +118,7 @@ def read_address(run: Path) -> StudyAddress | None:
             f'{path} is damaged ({error!r}); it reads {{"study": "NAME"}}, with the name of a '
             'study, and with "storage" where that is not study.db'
         ) from error
-    place = storage and storage.replace(HERE, str(run.resolve()))
+    place = storage and storage.replace(HERE, folder_in(storage, run))
     return StudyAddress(name, place or None)
 
 
@@ -125,10 +126,16 @@ def write_address(run: Path, name: str, storage: str | BaseStorage | None) -> No
     """Writes `study.json`, in one step; paths in the run folder so that they move with it."""
     text = storable_storage(storage) if isinstance(storage, str) else None
     if text is not None:
-        text = text.replace(f"{run.resolve()}/", f"{HERE}/")
+        text = text.replace(f"{folder_in(text, run)}/", f"{HERE}/")
     content, path = json.dumps({"study": name, "storage": text}), run / FILE
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
         write_text_in_one_move(path, content)
+
+
+def folder_in(storage: str, run: Path) -> str:
+    """A run folder as it is spelled in that storage."""
+    path = run.resolve()
+    return sqlite_url(path).removeprefix("sqlite:///") if storage[:6] == "sqlite" else str(path)
 
 
 def storable_storage(storage: str) -> str:
@@ -139,7 +146,8 @@ def storable_storage(storage: str) -> str:
     """
     location = locate_storage(Path(), storage)
     if location.path is not None:
-        return f"{'sqlite:///' if location.kind == 'sqlite' else 'journal:'}{location.path}"
+        path = location.path
+        return sqlite_url(path) if location.kind == "sqlite" else f"journal:{path}"
     url = sqlalchemy.engine.make_url(storage)
     parts = url._replace(password=None).difference_update_query(["password"])
     return parts.render_as_string(hide_password=False)
@@ -165,7 +173,7 @@ def follow_storage(
     file = None if place.path is None else place.path.resolve()
     if file is not None and file.is_relative_to(run.resolve()):
         return named and storable_storage(named)
-    address = storable_storage(named or f"sqlite:///{file}")
+    address = storable_storage(named or sqlite_url(Path(str(file))))
     for setting in (allowed, os.environ.get(ALLOWED)):
         if isinstance(setting, str) and setting:
             root = locate_storage(run, setting).path

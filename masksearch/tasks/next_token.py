@@ -26,7 +26,7 @@ from masksearch.tasks.splits import FEW, check_sequences, spread
 from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces
 from masksearch.tasks.text.packing import Boundaries, Sequences
-from masksearch.tasks.text.tokenizer import id_count
+from masksearch.tasks.text.tokenizer import id_count, text_prefix
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -253,15 +253,6 @@ class NextTokenText:
             return 0
         documents = self.dealt("final")[1]
         return len({*documents[spread(len(documents), most).numpy()].tolist()})
-
-
-def text_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that a tokenizer puts in front of a text, such as Llama's `<s>`; none where it puts
-    something behind it too (BERT's `[CLS]` and `[SEP]`)."""
-    whole = tokenizer.encode("a").ids
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    count = len(whole) - len(plain)
-    return tuple(whole[:count]) if whole[count:] == plain else ()
 
 
 def repeat_distances(tokens: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from masksearch.contracts import (
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, RecordLogger
 from masksearch.loggers.trackers import open_loggers
+from masksearch.study.storage import sqlite_url
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
@@ -304,18 +305,19 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
 
 # -- MLflow ----------------------------------------------------------------------------------
 @pytest.mark.nightly
-def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
+@pytest.mark.parametrize("name", ["mine", "is it mine? 50%25"])
+def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, name):
     mlflow = pytest.importorskip("mlflow")
-    in_two_calls(lambda: opened("mlflow", tmp_path / "mine"))
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mine/mlflow/mlflow.db'}")
+    in_two_calls(lambda: opened("mlflow", tmp_path / name))
+    client = mlflow.MlflowClient(sqlite_url(tmp_path / name / "mlflow" / "mlflow.db"))
     runs = client.search_runs([client.get_experiment_by_name("masksearch").experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert (parent.info.run_name, parent.info.status) == ("mine", "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == (name, "FINISHED")
     history = client.get_metric_history(parent.info.run_id, "front/hypervolume")
     assert [m.value for m in sorted(history, key=lambda m: m.step)] == VOLUMES
     assert parent.data.metrics["front/size"] == 2
     assert parent.data.metrics["search/failed"] == 1
-    artifacts = tmp_path / "mine/mlflow/artifacts" / parent.info.run_id / "artifacts"
+    artifacts = tmp_path / name / "mlflow/artifacts" / parent.info.run_id / "artifacts"
     front = json.loads((artifacts / "front.json").read_text())
     assert [row["number"] for row in front["front"]] == [2, 5]
     children = {run.info.run_name: run for run in runs if run is not parent}

@@ -1,5 +1,6 @@
 """Models written for transformers, read back by it and by `open_pretrained`."""
 
+import json
 import logging
 
 import pytest
@@ -10,7 +11,12 @@ from masksearch import attach, masks, open_pretrained, save_pretrained
 from masksearch.errors import AttachError
 from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, encoder
 from masksearch.models.pretrained import use_their_epsilon
-from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
+from masksearch.tasks.text.tokenizer import (
+    open_tokenizer,
+    read_vocabulary,
+    special_ids,
+    word_piece,
+)
 
 LENGTH, VOCABULARY = 12, 40
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "mask", "##s", "."]
@@ -107,6 +113,24 @@ def test_tokenizer_is_read_by_both(tmp_path):
     assert ours.get_vocab() == tokenizer.get_vocab()
     assert special_ids(ours) == special
     assert tokenizer.post_processor is None  # the caller's own is as it was
+
+
+def test_special_tokens_of_another_name_are_written(tmp_path):
+    from transformers import AutoTokenizer
+
+    names = {"[PAD]": "<p>", "[UNK]": "<u>", "[CLS]": "<c>", "[SEP]": "<e>", "[MASK]": "<m>"}
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    (before / "vocab.txt").write_text("\n".join(names.get(token, token) for token in TOKENS))
+    roles = {f"{name[1:-1].lower()}_token": ours for name, ours in names.items()}
+    settings = {"tokenizer_class": "BertTokenizer", **roles}
+    (before / "tokenizer_config.json").write_text(json.dumps(settings))
+    source = read_vocabulary(before, 12)
+    save_pretrained(attach(made(), masks.window(1)), after, tokenizer=source)
+    theirs = AutoTokenizer.from_pretrained(after)
+    assert {name: getattr(theirs, name) for name in roles} == roles
+    assert theirs("a small mask.")["input_ids"] == [2, 5, 6, 7, 9, 3]
+    assert read_vocabulary(after, 12).special == source.special
 
 
 def test_another_activation_is_refused(tmp_path):

@@ -123,6 +123,34 @@ def test_the_page_has_the_table():
     assert "\n".join([head, rule, *map(row_of, TITLES)]) in page
 
 
+def test_the_log_of_llama_cpp_says_which_layers_slide():
+    engine = ENGINES["llama.cpp"]
+    plan = {"settings": {"length": 96, "ubatch": 8, "sequences": 1}, "kv_bytes": 2**20}
+    plan |= {"dense_kv_bytes": 2**21, "slides": [True, False, True]}
+
+    def log(slides, prefix=""):
+        lines = [f"{prefix}load_tensors: layer {at:3d} assigned to device CUDA0, is_swa = {each}"
+                 for at, each in enumerate(slides)]  # fmt: skip
+        return "\n".join([*lines, "llama_kv_cache: size =    1.00 MiB (..)"])
+
+    for prefix in ("", "[47161] 0.01.057.554 D "):
+        assert engine.read_log(log([1, 0, 1, 0], prefix), plan)[0] == 0  # the output is a layer
+        code, said = engine.read_log(log([0, 1, 1, 0], prefix), plan)  # as many: equal bytes
+        assert (code, said) == (1, ["layers 0, 1 slide and should not, or the other way round"])
+    assert engine.read_log(log([1, 0]), plan)[0] == 2  # not of each layer
+    assert engine.read_log(log([]), plan | {"slides": []})[0] == 0  # no layer could
+    del plan["slides"]
+    assert engine.read_log(log([]), plan)[0] == 0  # a folder of an earlier version
+
+
+def test_readings_name_the_oldest_build_where_older_ones_are_silent():
+    since = {family for family, row in ENGINES["llama.cpp"].readings.items() if row.since}
+    assert since == set(ENGINES["llama.cpp"].readings) - {"granite_swa"}
+    page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text("utf-8")
+    assert "17 September 2026" in page
+    assert "No older build was run" in page
+
+
 def test_sglang_is_asked_to_free_keys():
     written = ms.to_native(CONFIGS["olmo3"], MIXED, target="sglang")
     assert written.is_hybrid_swa

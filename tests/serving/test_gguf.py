@@ -6,6 +6,7 @@ import builtins
 import errno
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
+from masksearch.serving.engines import gguf
 from tests.serving.tiny_gguf import (
     FULL,
     LINEAR,
@@ -189,3 +191,31 @@ def test_a_full_disk_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         ms.to_gguf(build("llama"), tmp_path / "model.gguf", tokenizer=folder)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "installed", "warned"),
+    [
+        ("gemma3", "0.3.35", True),
+        ("olmo3", "0.2.90+cpu", True),
+        ("gemma3", "0.3.36", False),
+        ("gemma3", "1.0", False),
+        ("granite", "0.3.1", False),  # has always read which layers slide
+        ("llama", "0.3.1", False),
+    ],
+)
+def test_an_older_engine_is_named_when_a_file_is_written(
+    name, installed, warned, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gguf, "find_spec", lambda _: object())
+    monkeypatch.setattr(gguf, "version", lambda _: installed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        path = ms.to_gguf(build(name), tmp_path / "model.gguf", tokenizer=folder)
+    told = [str(each.message) for each in caught if "without a word" in str(each.message)]
+    assert len(told) == warned
+    if warned:
+        assert f"llama-cpp-python {installed} may slide" in told[0]
+        assert "17 September 2026" in told[0]
+        ids = torch.arange(5)
+        assert gguf.try_gguf(path, ids, build(name).config) == (f"nothing: {told[0]}", None)

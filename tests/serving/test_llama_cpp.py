@@ -22,7 +22,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
 from masksearch.models.decoders import convert_gguf
-from masksearch.serving.engines.llama_cpp import LlamaCpp
+from masksearch.serving.engines.llama_cpp import LlamaCpp, read_log
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.nightly
@@ -101,6 +101,14 @@ def test_every_position_has_the_logits_of_transformers(name, folder, tmp_path):
     path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     found = outputs(path, encoder=name == "modernbert")
     assert (found - expected(model)).abs().max() <= NEAR
+    kinds = getattr(model.config, "layer_types", None) or []
+    if "sliding_attention" in kinds:  # the loader's own lines say it
+        slides = [kind == "sliding_attention" for kind in kinds]
+        turned = slides[-1:] + slides[:-1]
+        sizes = {"length": 1, "ubatch": 1, "sequences": 1}
+        plan = {"settings": sizes, "kv_bytes": 1, "dense_kv_bytes": 1}
+        said = [read_log("".join(LINES), plan | {"slides": each})[1] for each in (slides, turned)]
+        assert ["should not" in each[0] for each in said] == [False, turned != slides]
 
 
 def spoil(model, how):

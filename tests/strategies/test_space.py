@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from contracts.toy import ToyEvaluator
@@ -14,6 +16,7 @@ from masksearch import masks
 from masksearch.contracts import Proposal, Record
 from masksearch.errors import HeadCountError, LayerCountError, SpaceError
 from masksearch.strategies.build import build_strategy
+from masksearch.strategies.samplers import storable_value
 
 
 def reached(trial):
@@ -228,3 +231,89 @@ def test_a_space_for_another_model_names_the_size_that_it_fits(mask, said, tmp_p
     judge = ms.PlantedEvaluator(size="nano")
     with pytest.raises((LayerCountError, HeadCountError), match=said):
         build_strategy("tpe", lambda trial: mask, judge, seed=0, run=tmp_path, options={})
+
+
+# -- values that are more than JSON --------------------------------------------------------------
+REACHES = list(np.arange(1, 5))
+CHOICES = {
+    "tuples": [(0, 1), (0, 2), (0, 3, 4)],
+    "nested": [[0, (1, 2)], [0, (3, 4)]],
+    "lists": [[0, 1], [0, 2]],
+    "arrays": [np.array([0, 1]), np.array([0, 2])],
+    "numbers": REACHES,
+    "floats": [np.float32(0.1), np.float64(0.2), float("nan"), float("inf")],
+    "booleans": [np.bool_(False), np.bool_(True)],
+    "texts": [np.str_("a"), "b", None],
+    "dicts": [{"a": (1, 2)}, {"a": (1, 3)}],
+}
+
+
+def choosing(choices):
+    """A space that draws among such choices, each of them a mask of its own."""
+
+    def space(trial):
+        drawn = trial.suggest_categorical("value", choices)
+        place = next(at for at, each in enumerate(choices) if each is drawn)
+        return masks.window(1 + place) | masks.stride(trial.suggest_int("gap", 2, 9))
+
+    return space
+
+
+@pytest.mark.parametrize("strategy", ["random", "tpe", "evolution", "nsga2", "qmc"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_space_gets_its_own_values_and_studies_hold_plain_ones(name, strategy):
+    whole = proposer(choosing(CHOICES[name]), strategy)
+    asked = []
+    for number in range(8):
+        proposal = whole.ask()
+        asked.append(proposal)
+        record = Record(
+            number=number,
+            status="done",
+            job=proposal.job,
+            params=json.loads(json.dumps(dict(proposal.params))),
+            memo=json.loads(json.dumps(dict(proposal.memo))),
+            values={each.name: number / 8 for each in ToyEvaluator().objectives},
+        )
+        whole.tell(record)
+        assert repr(record.params) == repr(dict(proposal.params))
+    stored = [repr(storable_value("value", choice)) for choice in CHOICES[name]]
+    drawn_ones = [stored.index(repr(each.params["value"])) for each in asked]
+    assert len(set(drawn_ones)) > 1
+    assert [each.job.mask for each in asked] == [
+        masks.window(1 + at) | masks.stride(each.params["gap"])
+        for at, each in zip(drawn_ones, asked, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "choices", [[masks.window(1), masks.window(2)], [1, {1, 2}], [object(), 1], [b"a", b"b"]]
+)
+def test_values_that_no_study_can_hold_are_refused_at_the_first_draw(choices):
+    def space(trial):
+        return trial.suggest_categorical("mask", choices)
+
+    with pytest.raises(SpaceError, match=r"'mask' .* no study can hold .*list\(CHOICES\)\)"):
+        proposer(space, "random").ask()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["random", "evolution"])
+def test_a_search_over_tuples_goes_on_and_takes_given_ones(tmp_path, strategy):
+    def space(trial):
+        near = trial.suggest_categorical("near", [(0, 1), (0, 2), (0, 3, 4)])
+        assert isinstance(near, tuple)
+        return masks.offsets(near) | masks.window(
+            trial.suggest_int("reach", np.int64(0), np.int64(9), log=np.bool_(False))
+        )
+
+    def run(name, trials):
+        given = [{"near": (0, 2), "reach": np.int64(3)}, {"near": [0, 1], "reach": 4}]
+        settings = dict(run=tmp_path / name, trials=trials, strategy=strategy, progress=None)
+        return ms.search(space, ToyEvaluator(), enqueue=given, **settings).records()
+
+    whole = [(record.mask, record.params) for record in run("whole", 6)]
+    run("parts", 3)
+    assert [(record.mask, record.params) for record in run("parts", 6)] == whole
+    assert [params["near"] for _, params in whole[:2]] == ["[0, 2]", "[0, 1]"]
+    assert whole[0][0] == masks.offsets((0, 2)) | masks.window(3)

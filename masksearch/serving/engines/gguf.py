@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -29,10 +31,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from masksearch.attention.attach import in_force
-from masksearch.errors import NativeError, install_command
+from masksearch.errors import NativeError, install_command, outside_level
 from masksearch.files import write_in_one_move
 from masksearch.serving.engine import FULL, SLIDING, Serving
-from masksearch.serving.engines.llama_cpp import LlamaCpp
+from masksearch.serving.engines.llama_cpp import LLAMA_CPP, OLDEST, LlamaCpp
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -143,6 +145,9 @@ def to_gguf(
     writer, family, tensors = begin_file(model, tokenizer, dtype)
     import gguf
 
+    if reason := too_old(model.config):
+        warnings.warn(reason, stacklevel=outside_level())
+
     config, dtype, path = model.config, dtype or model.dtype, Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it, or give another path")
@@ -171,14 +176,30 @@ def to_gguf(
     return path
 
 
-def try_gguf(path: Path, tokens: Tensor) -> tuple[str, float | None]:
-    """Opens a file, where llama-cpp-python is installed.
+def too_old(config: PreTrainedConfig) -> str:
+    """Why the llama-cpp-python that is installed need not read which layers slide; or empty."""
+    row, types = LLAMA_CPP.readings.get(config.model_type), getattr(config, "layer_types", None)
+    if find_spec("llama_cpp") is None or not (row and row.since and SLIDING in (types or ())):
+        return ""
+    installed = version("llama-cpp-python")
+    if tuple(map(int, re.findall(r"\d+", installed)[:3])) >= OLDEST:
+        return ""
+    return (
+        f"llama-cpp-python {installed} may slide other layers of this {config.model_type}, "
+        f"without a word: it needs {row.since}"
+    )
+
+
+def try_gguf(path: Path, tokens: Tensor, config: PreTrainedConfig) -> tuple[str, float | None]:
+    """Opens a file, where a llama-cpp-python is installed that reads it.
 
     Returns:
         What opened it, and its mean loss of each token but the first; None where nothing did.
     """
     if find_spec("llama_cpp") is None:
         return "nothing: llama-cpp-python is not installed", None
+    if reason := too_old(config):
+        return f"nothing: {reason}", None
     with LlamaCpp(path, Serving(length=len(tokens), ubatch=64)) as engine:
         return f"llama-cpp-python {engine.version}", float(engine.losses(tokens).mean())
 

@@ -21,6 +21,9 @@ from masksearch.errors import NativeError, install_command
 from masksearch.serving.check_serving import judge_bytes
 from masksearch.serving.engine import CACHE_TYPES, GGUF, Engine, Reading, Serving, Windows, rows
 
+OLDEST = (0, 3, 36)  # llama-cpp-python that was read; older ones need not read arrays
+ARRAYS = "a llama.cpp from 17 September 2026 on (change 29042; in llama-cpp-python 0.3.36)"
+
 
 def pad(cells: int) -> int:
     """The next multiple of 256."""
@@ -66,18 +69,27 @@ def command(folder: str, serving: Mapping[str, Any]) -> str:
     return (
         f"llama-server -m {shlex.quote(f'{folder}/{GGUF}')} --ctx-size {serving['length']} "
         f"--ubatch-size {serving['ubatch']} --parallel {serving['sequences']}{buffers}{cache} "
-        "2>&1 | tee server.log"
+        "--verbosity 5 2>&1 | tee server.log"
     )
 
 
 def read_log(log: str, planned: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """The buffers of keys and values that it has allocated."""
+    """Which layers slide, as its loader says, and the buffers that it has allocated."""
     names = {"n_ctx": "length", "n_ubatch": "ubatch", "n_seq_max": "sequences"}
     logged = {
         name: (re.findall(rf"{name} +=\s*(\d+)", log), setting) for name, setting in names.items()
     }
+    slides = dict(re.findall(r"layer +(\d+) assigned to [^\n]*, is_swa = (\d)", log))
+    plan = {str(layer): str(int(each)) for layer, each in enumerate(planned.get("slides", []))}
+    wrong = [layer for layer, each in plan.items() if slides.get(layer, each) != each]
+    if wrong:
+        return 1, [f"layers {', '.join(wrong)} slide and should not, or the other way round"]
     sizes = re.findall(r"llama_kv_cache: size =\s*([\d.]+) MiB", log)
-    return judge_bytes(sum(map(float, sizes)) * 2**20 if sizes else None, logged, planned)
+    size = sum(map(float, sizes)) * 2**20 if sizes else None
+    code, lines = judge_bytes(size, logged, planned)
+    if code == 0 and not plan.keys() <= slides.keys():
+        return 2, [*lines, "no line says is_swa of each layer: start it with --verbosity 5"]
+    return code, lines
 
 
 LLAMA_CPP = Engine(
@@ -86,13 +98,14 @@ LLAMA_CPP = Engine(
     version="(in llama-cpp-python 0.3.36)",
     readings={  # the architectures of GGUF files; sliding_window_pattern is an array
         **rows(
+            ARRAYS,
             olmo3="src/models/olmo2.cpp",
             gemma3_text="src/models/gemma3.cpp",
             cohere2="src/models/cohere2.cpp",
-            granite_swa="src/models/granite-swa.cpp",
             modernbert="src/models/modern-bert.cpp",
         ),
-        "exaone4": Reading("reads", "src/models/exaone4.cpp", layers=64),
+        **rows(granite_swa="src/models/granite-swa.cpp"),
+        "exaone4": Reading("reads", "src/models/exaone4.cpp", layers=64, since=ARRAYS),
     },
     keys=allocated_keys,
     key_bytes=packed_bytes,

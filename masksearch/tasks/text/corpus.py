@@ -173,7 +173,7 @@ class Corpus:
             raise ValueError(f"length must be at least 3 ([CLS], a token, [SEP]), got {length}")
         stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache)
         made = stored.tokenizer
-        special = special_ids(made)
+        special = special_ids(made, tokenizer)
         train, scored = stored.parts(length - 2)
         content = [one or content_hash([]) for one in stored.content]
         digest = short_hash(*content, made.to_str(), str(length))

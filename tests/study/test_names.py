@@ -1,0 +1,142 @@
+"""A run folder may have any name that the file system allows, and no name opens another place."""
+
+import json
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import ToyEvaluator, space
+from typer.testing import CliRunner
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.cli.main import app
+from masksearch.cli.resuming import read_command, remember
+from masksearch.study.storage import locate_storage, sqlite_url
+from masksearch.study.store import StudyStore
+
+NAMES = (
+    "does it pay?",
+    "a?mode=memory",
+    "a?mode=ro&uri=true",
+    "100%",
+    "50%25 off",
+    "a#1",
+    "a#",
+    "a@0.9",
+    'it\'s "two"',
+    "{run}",
+    "{SCHEMA_VERSION}{",
+    "two\nlines\ttab",
+    "a;b&c|d$HOME`e`",
+    "\u4e2d\u6587 \u0437\u0430\u043f\u0443\u0441\u043a \u0627\u0644\u0639",
+    "-x",
+    "[0-9]*",
+    "x=y,z:w",
+    "file:a?uri=true",
+    "back\\slash",
+)
+
+
+def search(run: Path, trials: int, **settings: Any) -> Any:
+    return ms.search(space, ToyEvaluator(), run=run, trials=trials, progress=None, **settings)
+
+
+def outcome(study: Any) -> list[Any]:
+    return [(r.number, r.fingerprint, r.values, r.params) for r in study.records()]
+
+
+def check_name(
+    folder: Path, name: str, expected: list[Any], inside: str = "", *, pages: bool = True
+) -> None:
+    """A search in a folder of that name begins, goes on, is read and reported, and nothing else
+    is written."""
+    run = folder / name
+    storage = None if not inside else inside.format(run=str(run.resolve()))
+    if inside.startswith("sqlite"):
+        storage = sqlite_url(run.resolve() / "own.db")
+    search(run, 2, storage=storage)
+    assert outcome(search(run, 3)) == expected
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert outcome(ms.open_study(run)) == expected
+    if name.isprintable():  # a mask's text is
+        assert [masks.parse(f"{run}#{number}").digest for number, *_ in expected] == [
+            record.mask.digest for record in ms.open_study(run).records()
+        ]
+    if not inside:
+        assert (run / "study.db").is_file()
+        done = CliRunner().invoke(app, ["status", str(run), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["counts"]["done"] == 3
+    page = ms.open_study(run).report() if pages else run / "study.json"
+    assert page.is_file()
+    assert page.is_relative_to(run)
+    moved = folder / f"{name} 2"
+    run.rename(moved)
+    assert outcome(ms.open_study(moved)) == expected
+    assert outcome(search(moved, 3)) == expected
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return outcome(search(tmp_path_factory.mktemp("plain") / "run", 3))
+
+
+@pytest.mark.parametrize("name", NAMES[:5])
+def test_a_study_lies_in_its_folder(tmp_path: Path, name: str) -> None:
+    with closing(StudyStore(tmp_path / name)) as store:
+        store.create(ToyEvaluator().objectives, {"space": name})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with closing(StudyStore(tmp_path / name, write=False)) as store:
+        assert store.facts() == {"space": name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[::4])
+def test_any_name_is_a_run_folder(tmp_path: Path, name: str, expected: list[Any]) -> None:
+    check_name(tmp_path, name, expected)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("inside", ["journal:{run}/log", "sqlite"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_storage_in_it_moves_with_it(
+    tmp_path: Path, name: str, inside: str, expected: list[Any]
+) -> None:
+    check_name(tmp_path, name, expected, inside, pages=False)
+
+
+@pytest.mark.nightly
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=40))
+def test_law_of_names(
+    tmp_path_factory: pytest.TempPathFactory, name: str, expected: list[Any]
+) -> None:
+    name = name.replace("/", "").replace("\0", "").strip(".") or "x"
+    check_name(tmp_path_factory.mktemp("names"), name, expected, pages=False)
+
+
+@settings(max_examples=200)
+@given(name=st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=40))
+def test_addresses_are_read_back(name: str) -> None:
+    path = Path("/runs") / (name.replace("/", "").replace("\0", "").strip(".") or "x")
+    assert locate_storage(Path(), sqlite_url(path / "study.db")).path == path / "study.db"
+    assert locate_storage(path, None).path == path / "study.db"
+
+
+@pytest.mark.parametrize("name", ["does it pay?", "50%25 off", "two\nlines", "{run}"])
+def test_the_command_of_a_run_is_read_back(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    place = sqlite_url(run / "own.db")
+    remember(run, "search", {"run": run, "storage": place})
+    assert read_command(run, {})[1] == {"run": run, "storage": place}
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ms.errors.SearchError, match=r"a\\udcffb/study\.db' is not UTF-8"):
+        search(tmp_path / os.fsdecode(b"a\xffb"), 2)
