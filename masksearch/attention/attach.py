@@ -172,7 +172,9 @@ def attach(
         if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
     models = [m for one, _ in targets for m in models_of(model, one)]
-    positions = SequencePositions()
+    positions = SequencePositions(
+        written=any(call.written for call in calls), packs=all(call.packs for call in calls)
+    )
     states = states_for(model, targets, backend, positions)
     refuse_others(model, states, [own_config(module) for module in (*models, *states)])
     take_off(model)  # only now: a refused mask leaves the earlier one in force

@@ -296,15 +296,25 @@ def model_mask(*args: Any, **rest: Any) -> Any:
 def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
     """SDPA's mask, or packed padding where a sparse kernel may compute."""
     types = getattr(rest.get("config"), "layer_types", None)
-    if rest.get("local_size") and types and {*types} == {"full_attention"}:
-        return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     function, padding = rest.get("mask_function"), rest.get("attention_mask")
     causal = function is causal_mask_function
+    if positions.written:  # what the layers do without a mask is not what the probe saw
+        rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    skips = rest.get(f"allow_is_{'causal' if causal else 'bidirectional'}_skip", causal)
+    if (
+        rest.get("local_size")
+        and rest.get("allow_is_causal_skip", True)
+        and types
+        and {*types} == {"full_attention"}
+    ):
+        return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     queries, keys = rest["q_length"], rest["kv_length"]
     plain = causal or function is bidirectional_mask_function
     if not plain or padding is None or not queries == keys == padding.shape[1]:
         return sdpa_mask(*args, **rest)
     compiling = torch.compiler.is_compiling()
+    if not positions.packs:
+        return sdpa_mask(*args, **rest)
     if not compiling and is_functorch_wrapped_tensor(padding):
         return pack(padding, causal)  # sdpa_mask reads values, of which vmap has none
     sparse = any(
@@ -313,7 +323,7 @@ def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any)
     )
     if not sparse or left_to_sdpa():
         return sdpa_mask(*args, **rest)
-    if not compiling and padding.all():
+    if skips and not compiling and padding.all():
         return None  # as sdpa_mask does
     return pack(padding, causal)
 

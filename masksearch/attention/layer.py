@@ -302,6 +302,11 @@ class SequencePositions:
     One for an attachment. The function that makes a model's mask notes it, the layers then read
     it: one forward pass at a time.
 
+    Args:
+        written: Whether the models' masks are always written out, because a layer without one
+            hides other keys than the probe saw.
+        packs: Whether these masks reach attention alone, so that padding may come packed.
+
     Attributes:
         masks: What may need the padding of those models without a table around it.
         token_masks: Those of the masks that follow the tokens.
@@ -311,10 +316,11 @@ class SequencePositions:
             the plan of FlexAttention under padding.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: bool = False, packs: bool = True) -> None:
         self.configs: list[weakref.ref[Any]] = []
         self.masks: list[LayerMask] = []
         self.token_masks: list[TokenMask] = []
+        self.written, self.packs = written, packs
         self.last: CachePosition | None = None
         self.before: CachePosition | None = None  # models with two kinds of layers ask twice
         self.held: dict[str, Tensor] = {}
@@ -365,10 +371,12 @@ class SequencePositions:
             "configs": [config for config in configs if config is not None],
             "masks": self.masks,
             "token_masks": self.token_masks,
+            "written": self.written,
+            "packs": self.packs,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self.__init__(state.pop("written"), state.pop("packs"))  # type: ignore[misc]
         self.enrol(**state)
 
 

@@ -48,6 +48,8 @@ class Call:
         keys: Positions that are asked.
         causal: Whether later keys were hidden.
         biased: Whether the model adds a bias to the scores.
+        written: Whether only a written mask says so: without one, the module does otherwise.
+        packs: Whether no code but attention has looked at the model's mask until then.
     """
 
     module: nn.Module
@@ -56,12 +58,25 @@ class Call:
     keys: int
     causal: bool
     biased: bool = False
+    written: bool = False
+    packs: bool = False
 
 
 class Probe:
     """Collects attention calls while it is active."""
 
     calls: list[Call] | None = None
+    touched: bool = False  # whether code of the model has looked at its mask
+
+
+class WatchedMask(Tensor):
+    """The model's mask in the probe, which notes that code of the model looks at it."""
+
+    @classmethod
+    def __torch_function__(cls, *call: Any, **rest: Any) -> Any:
+        """Notes any operation, and that of a shape or a type."""
+        Probe.touched = True
+        return super().__torch_function__(*call, **rest)  # type: ignore[no-untyped-call]
 
 
 def probe(
@@ -113,7 +128,7 @@ def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[C
     previous = implementations(roots)
     training = [(module, module.training) for module in model.modules()]
     calls: list[Call] = []
-    Probe.calls = calls
+    Probe.calls, Probe.touched = calls, False
     try:
         for config, _ in previous:
             set_implementation(config, PROBE)
@@ -194,15 +209,7 @@ def example_inputs(
 def probing_mask(*args: Any, **rest: Any) -> Any:
     """SDPA's mask, always written out, so that causality can be read from it."""
     rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(*args, **rest)
-
-
-def hides_later(module: nn.Module, mask: Any, is_causal: bool | None) -> bool:
-    """Whether no query sees a later key."""
-    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == mask.shape[-2] > 1:
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        return not bool(seen.triu(1).any())
-    return bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
+    return sdpa_mask(*args, **rest).as_subclass(WatchedMask)
 
 
 def probing_attention(
@@ -214,12 +221,29 @@ def probing_attention(
             f"{type(module).__name__} computes its scores with a soft cap, which SDPA and the "
             "sparse backends do not: a mask would silently drop it, so this model is not served"
         )
+    if isinstance(attention_mask, WatchedMask):
+        with torch._C.DisableTorchFunctionSubclass():
+            attention_mask = attention_mask.as_subclass(Tensor)
     if Probe.calls is not None:
         queries, keys = query.shape[2], key.shape[2]
-        hidden = hides_later(module, attention_mask, rest.get("is_causal"))
-        causal = hidden and queries == keys
-        biased = rest.get("position_bias") is not None
-        Probe.calls.append(Call(module, query.shape[1], queries, keys, causal, biased))
+        named = rest.get("is_causal")
+        unwritten = bool(getattr(module, "is_causal", True) if named is None else named)
+        hidden, mask = unwritten, attention_mask
+        if isinstance(mask, Tensor) and mask.ndim == 4 and min(mask.shape[-2:]) > 1:
+            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            hidden = not bool(seen.triu(1).any())
+        Probe.calls.append(
+            Call(
+                module,
+                query.shape[1],
+                queries,
+                keys,
+                causal=hidden and queries == keys,
+                biased=rest.get("position_bias") is not None,
+                written=hidden != unwritten,
+                packs=not Probe.touched,
+            )
+        )
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **rest
     )
