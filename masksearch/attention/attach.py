@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from masksearch.attention.interface import (
     NAME,
     check_call,
-    forget_positions,
+    end_pass,
     refuse_other,
     refuse_weights,
 )
@@ -297,11 +297,11 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     ]
     configs = [config for config, _ in attachment.previous]
     check = partial(check_call, configs, attachment.positions)
-    forget = partial(forget_positions, attachment.positions)
+    end = partial(end_pass, attachment.positions)
     for inner in dict.fromkeys(map(owners(model).get, attachment.states)):
         if inner is not None:
             hooks.append(inner.register_forward_pre_hook(check, with_kwargs=True))
-            hooks.append(inner.register_forward_hook(forget))
+            hooks.append(inner.register_forward_hook(end, always_call=True))
     for config in configs:
         set_implementation(config, NAME)
     attachment.hooks = hooks

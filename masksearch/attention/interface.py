@@ -104,8 +104,8 @@ def masked_attention(
         sinks=rest.get("s_aux"),
     )
     kept = None
-    if state is not None and state.name in state.positions.held:
-        places = state.positions.held.pop(state.name)
+    places = None if state is None else state.positions.running.held.get(state.name)
+    if state is not None and places is not None:
         seen = state.once(
             lambda: state.at_held(places, queries, attention_mask),
             *(state.lowered, places, attention_mask),
@@ -190,8 +190,8 @@ def sparse_attention(
     length, device = call.query.shape[2], call.query.device
     if lowered is None or not lowered.may_be_sparse(length):
         return None
-    state.fallback = why_only_sdpa(state, call, causal, rest)
-    if state.fallback:
+    state.fallback = reason = why_only_sdpa(state, call, causal, rest)
+    if reason:
         return None
     states: tuple[Tensor, ...] = (call.query, call.key, call.value)
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in states)
@@ -412,20 +412,22 @@ def check_call(
             refuse_other(type(model).__name__, str(config._attn_implementation))
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
-    if positions.held or positions.seen:  # of an earlier pass
-        positions.held.clear()
-        positions.seen.clear()
+    running = positions.running
+    if running.held or running.seen:  # of a pass that was interrupted: Ctrl-C calls no hook
+        running.held.clear()
+        running.seen.clear()
     # of transformers 5.24 and later, and of earlier ones
     mask, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
         return
-    if positions.last is None:
+    noted = running.last
+    if noted is None or (noted.queries, noted.keys) != mask.shape[2:]:
         positions.note(mask.shape[2], mask.shape[3], cache.get_seq_length(), 0)
 
 
-def forget_positions(positions: SequencePositions, *call: Any) -> None:
-    """Forward hook of the same model: what was noted served this pass alone."""
-    positions.last = positions.before = None
+def end_pass(positions: SequencePositions, *call: Any) -> None:
+    """Forward hook of the same model, called after a failure too: its state ends here."""
+    positions.running.clear()
 
 
 def refuse_other(title: str, name: str) -> None:

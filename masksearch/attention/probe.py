@@ -13,6 +13,7 @@ A layer is an attention module: one that is called several times (ALBERT) counts
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,11 +63,14 @@ class Call:
     packs: bool = False
 
 
-class Probe:
-    """Collects attention calls while it is active."""
+class ProbeOfThread(threading.local):
+    """Collects attention calls while a probe is active in this thread."""
 
     calls: list[Call] | None = None
     touched: bool = False  # whether code of the model has looked at its mask
+
+
+Probe = ProbeOfThread()
 
 
 class WatchedMask(Tensor):
