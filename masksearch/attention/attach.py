@@ -157,7 +157,10 @@ def attach(
         )
     wrapper, model = model, unwrapped(model)
     roots = pretrained_models(model)
-    calls = probe(model, roots, inputs)
+    worn: Attachment | None = model.__dict__.get(ATTACHMENT)
+    names = worn.previous if worn is not None else []
+    before = {id(config): name for config, name in names if implementation(config) == NAME}
+    calls = probe(model, roots, inputs, before)
     parts = parts_of(model, calls, inputs)
     if isinstance(what, Mapping):
         if part is not None:
@@ -172,8 +175,13 @@ def attach(
         if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
     models = [m for one, _ in targets for m in models_of(model, one)]
+    packs = all(call.packs for call in calls)
     positions = SequencePositions(
-        written=any(call.written for call in calls), packs=all(call.packs for call in calls)
+        written=any(call.written for call in calls),
+        packs=packs,
+        floats=not packs
+        and {before.get(id(one.config), implementation(one.config)) for one in models}
+        == {"eager"},
     )
     states = states_for(model, targets, backend, positions)
     refuse_others(model, states, [own_config(module) for module in (*models, *states)])
@@ -389,7 +397,14 @@ def check_module(name: str, model: nn.Module) -> None:
 
 
 def check_counts(model: nn.Module, part: Part, value: Any) -> None:
-    """Whether mask or gates fit the part's layers and heads."""
+    """Whether mask or gates fit the part, its layers and heads."""
+    for call in part.calls:
+        if call.problem:
+            raise AttachError(
+                f"{names_of(model)[call.module]} ({type(call.module).__name__}) of "
+                f"{type(model).__name__} {call.problem}; a mask is of the positions of one "
+                "sequence, so this layer is not served"
+            )
     layers, heads = part.layers, part.heads
     title = type(model).__name__
     where = title if part.name == SELF else f"{part.name!r} of {title}"

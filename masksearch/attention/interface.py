@@ -32,6 +32,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import (
     bidirectional_mask_function,
     causal_mask_function,
+    eager_mask,
     sdpa_mask,
 )
 
@@ -287,14 +288,14 @@ def model_mask(*args: Any, **rest: Any) -> Any:
         return mask
     if mask is None:
         rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        mask = sdpa_mask(*args, **rest)
+        mask = (eager_mask if positions.floats else sdpa_mask)(*args, **rest)
     elif mask.ndim > 4:
         mask = mask.clone()  # it shares its memory with the caller's
     return carry(mask, positions.token_masks)
 
 
 def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
-    """SDPA's mask, or packed padding where a sparse kernel may compute."""
+    """The model's mask, or packed padding where a sparse kernel may compute."""
     types = getattr(rest.get("config"), "layer_types", None)
     function, padding = rest.get("mask_function"), rest.get("attention_mask")
     causal = function is causal_mask_function
@@ -310,11 +311,12 @@ def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any)
         return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     queries, keys = rest["q_length"], rest["kv_length"]
     plain = causal or function is bidirectional_mask_function
+    form = eager_mask if positions.floats else sdpa_mask
     if not plain or padding is None or not queries == keys == padding.shape[1]:
-        return sdpa_mask(*args, **rest)
+        return form(*args, **rest)
     compiling = torch.compiler.is_compiling()
     if not positions.packs:
-        return sdpa_mask(*args, **rest)
+        return form(*args, **rest)
     if not compiling and is_functorch_wrapped_tensor(padding):
         return pack(padding, causal)  # sdpa_mask reads values, of which vmap has none
     sparse = any(

@@ -330,6 +330,7 @@ class SequencePositions:
         written: Whether the models' masks are always written out, because a layer without one
             hides other keys than the probe saw.
         packs: Whether these masks reach attention alone, so that padding may come packed.
+        floats: Whether they are added to scores by code of the models, which asks for numbers.
 
     Attributes:
         masks: What may need the padding of those models without a table around it.
@@ -337,11 +338,11 @@ class SequencePositions:
         running: The pass of the thread that asks.
     """
 
-    def __init__(self, written: bool = False, packs: bool = True) -> None:
+    def __init__(self, written: bool = False, packs: bool = True, floats: bool = False) -> None:
         self.configs: list[weakref.ref[Any]] = []
         self.masks: list[LayerMask] = []
         self.token_masks: list[TokenMask] = []
-        self.written, self.packs = written, packs
+        self.written, self.packs, self.floats = written, packs, floats
         self.running = RunningPass()
 
     def enrol(
@@ -393,10 +394,12 @@ class SequencePositions:
             "token_masks": self.token_masks,
             "written": self.written,
             "packs": self.packs,
+            "floats": self.floats,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state.pop("written"), state.pop("packs"))  # type: ignore[misc]
+        forms = {name: state.pop(name) for name in ("written", "packs", "floats")}
+        self.__init__(**forms)  # type: ignore[misc]
         self.enrol(**state)
 
 

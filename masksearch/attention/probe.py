@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from masksearch.errors import AttachError, MaskSearchError, ran_out_of_memory, unknown_name
 
@@ -51,6 +51,9 @@ class Call:
         biased: Whether the model adds a bias to the scores.
         written: Whether only a written mask says so: without one, the module does otherwise.
         packs: Whether no code but attention has looked at the model's mask until then.
+        batch: Sequences that are computed side by side.
+        place: Addresses of the queries' memory and of its first number.
+        problem: Why no mask of one sequence fits the layer, or empty.
     """
 
     module: nn.Module
@@ -61,6 +64,9 @@ class Call:
     biased: bool = False
     written: bool = False
     packs: bool = False
+    batch: int = 1
+    place: tuple[int, int] = (0, 0)
+    problem: str = ""
 
 
 class ProbeOfThread(threading.local):
@@ -68,6 +74,7 @@ class ProbeOfThread(threading.local):
 
     calls: list[Call] | None = None
     touched: bool = False  # whether code of the model has looked at its mask
+    eager: Collection[int] = ()  # ids of the configurations that asked for a float mask
 
 
 Probe = ProbeOfThread()
@@ -84,7 +91,10 @@ class WatchedMask(Tensor):
 
 
 def probe(
-    model: nn.Module, roots: list[PreTrainedModel], inputs: Mapping[str, Any] | None
+    model: nn.Module,
+    roots: list[PreTrainedModel],
+    inputs: Mapping[str, Any] | None,
+    before: Mapping[int, str] | None = None,
 ) -> list[Call]:
     """One forward pass without gradient that records every attention call in order.
 
@@ -92,6 +102,7 @@ def probe(
         model: What is called.
         roots: Its Hugging Face models (`pretrained_models`).
         inputs: Keyword arguments of the call; None = a made-up example.
+        before: id of a configuration that names ours -> the attention that it named before.
 
     Raises:
         AttachError: If no call is seen, or no example can be made up, or the one that was fails.
@@ -112,7 +123,7 @@ def probe(
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
     arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
     try:
-        with recording(model, roots) as calls, torch.no_grad():
+        with recording(model, roots, before or {}) as calls, torch.no_grad():
             called(**arguments)
     except FAILURES as error:
         if inputs is not None or isinstance(error, MaskSearchError) or ran_out_of_memory(error):
@@ -123,16 +134,68 @@ def probe(
             f"{title} does not use transformers' attention interface, so no mask can be put on "
             f"it; models that do include {REACHABLE}"
         )
-    return calls
+    return judged(calls, arguments, made_up=inputs is None)
+
+
+def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[Call]:
+    """The calls, each with what speaks against a mask of one sequence.
+
+    Args:
+        calls: Of one pass.
+        inputs: Its arguments.
+        made_up: Whether they are `example_inputs`: one text of each length, or one image.
+    """
+    tensors = [
+        each
+        for value in inputs.values()
+        for each in (value.values() if isinstance(value, Mapping) else (value,))
+        if isinstance(each, Tensor) and each.ndim > 1
+    ]
+    texts = [each for each in tensors if not each.is_floating_point()]
+    batches = {1, *(each.shape[0] for each in tensors)}  # choices and images of an example fold in
+    folded = [*(each for each in texts if each.ndim == 3), *(t for t in tensors if t.ndim == 5)]
+    batches |= {each.shape[0] * each.shape[1] for each in folded}
+    rows = {each.shape[-1] for each in texts}
+    known = rows | {each.shape[1] for each in tensors if each.ndim == 3}
+    known |= {call.queries for call in calls if call.queries == call.keys}
+    asked = {call.queries for call in calls}
+    of_text = made_up and rows and (len(texts) == len(tensors) or not asked & rows)
+    alike: dict[nn.Module, Call] = {}
+
+    def problem(call: Call) -> str:
+        first, queries, keys = alike.setdefault(call.module, call), call.queries, call.keys
+        sizes = f"{queries} queries and {keys} keys"
+        if (first.queries, first.keys, first.causal) != (queries, keys, call.causal):
+            before = f"{first.queries} queries and {first.keys} keys"
+            return f"calls attention with {before}, then with {sizes}"
+        if call.batch not in batches or (
+            first.place[0] == call.place[0] and first.place[1] != call.place[1]
+        ):
+            return f"cuts its sequence into pieces, and attends within each: {sizes}"
+        if of_text and queries not in rows:
+            return f"attends with {queries} queries, and the text has {max(rows)} tokens"
+        if queries == keys or (keys in known and keys - queries not in known - {queries}):
+            return ""
+        if keys - queries in known:
+            return f"attends to its own {queries} positions and {keys - queries} others at once"
+        return f"attends to {keys} keys, and no sequence of the model has as many positions"
+
+    problems: dict[nn.Module, str] = {}
+    for call in calls:
+        problems[call.module] = problems.get(call.module) or problem(call)
+    return [replace(call, problem=problems[call.module]) for call in calls]
 
 
 @contextmanager
-def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[Call]]:
+def recording(
+    model: nn.Module, roots: list[PreTrainedModel], before: Mapping[int, str]
+) -> Iterator[list[Call]]:
     """The calls of what is run within, in evaluation mode; then all is as it was."""
     previous = implementations(roots)
     training = [(module, module.training) for module in model.modules()]
     calls: list[Call] = []
     Probe.calls, Probe.touched = calls, False
+    Probe.eager = {id(c) for c, name in previous if before.get(id(c), name) == "eager"}
     try:
         for config, _ in previous:
             set_implementation(config, PROBE)
@@ -211,9 +274,14 @@ def example_inputs(
 
 # -- what transformers calls while the probe runs ----------------------------------------------
 def probing_mask(*args: Any, **rest: Any) -> Any:
-    """SDPA's mask, always written out, so that causality can be read from it."""
+    """The model's own mask, always written out, so that causality can be read from it."""
     rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(*args, **rest).as_subclass(WatchedMask)
+    form = eager_mask if id(rest.get("config")) in Probe.eager else sdpa_mask
+    mask: Tensor = form(*args, **rest)
+    if type(mask) is Tensor:
+        return mask.as_subclass(WatchedMask)
+    Probe.touched = True  # by whatever made it another class: nothing is proven
+    return mask
 
 
 def probing_attention(
@@ -246,6 +314,8 @@ def probing_attention(
                 biased=rest.get("position_bias") is not None,
                 written=hidden != unwritten,
                 packs=not Probe.touched,
+                batch=query.shape[0],
+                place=(query.untyped_storage().data_ptr(), query.data_ptr()),
             )
         )
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
@@ -273,6 +343,11 @@ class Part:
     def layers(self) -> int:
         """Number of attention modules."""
         return len(self.calls)
+
+    @property
+    def problem(self) -> str:
+        """Why one of the layers takes no mask, or empty."""
+        return next((call.problem for call in self.calls if call.problem), "")
 
     @property
     def heads(self) -> int:
@@ -346,7 +421,8 @@ def find_part(model: nn.Module, parts: dict[str, Part], part: str | None) -> Par
     if part is None:
         if len(parts) > 1:
             listed = "; ".join(
-                f"{name} ({p.layers} layers, {p.calls[0].heads} heads)"
+                f"{name} ({p.layers} layers, {p.calls[0].heads} heads"
+                f"{''.join(f'; one {why}' for why in [p.problem] if why)})"
                 for name, p in parts.items()
             )
             both = ", ".join(f'"{name}": mask' for name in list(parts)[:2])
