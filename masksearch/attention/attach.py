@@ -157,9 +157,8 @@ def attach(
         )
     wrapper, model = model, unwrapped(model)
     roots = pretrained_models(model)
-    worn: Attachment | None = model.__dict__.get(ATTACHMENT)
-    names = worn.previous if worn is not None else []
-    before = {id(config): name for config, name in names if implementation(config) == NAME}
+    worn = getattr(model.__dict__.get(ATTACHMENT), "previous", ())
+    before = {id(config): name for config, name in worn if implementation(config) == NAME}
     calls = probe(model, roots, inputs, before)
     parts = parts_of(model, calls, inputs)
     if isinstance(what, Mapping):
@@ -176,12 +175,11 @@ def attach(
             receiver(model, one)
     models = [m for one, _ in targets for m in models_of(model, one)]
     packs = all(call.packs for call in calls)
+    forms = {before.get(id(one.config), implementation(one.config)) for one in models}
     positions = SequencePositions(
         written=any(call.written for call in calls),
         packs=packs,
-        floats=not packs
-        and {before.get(id(one.config), implementation(one.config)) for one in models}
-        == {"eager"},
+        floats=not packs and forms == {"eager"},
     )
     states = states_for(model, targets, backend, positions)
     refuse_others(model, states, [own_config(module) for module in (*models, *states)])
@@ -276,13 +274,19 @@ def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
     return {"masks": named, "open_with": "masksearch.load_pretrained(folder)"}
 
 
-def same_entries(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
-    """Whether two configurations have equal entries and name the same implementation."""
-    entries = [
+def same_entries(one: Any, other: Any) -> bool:
+    """Whether two configurations, and those inside, have equal entries and implementations.
+
+    By == they are not compared: those that differ by layer refuse it.
+    """
+    if not isinstance(one, PreTrainedConfig) or type(one) is not type(other):
+        return bool(one == other)
+    mine, theirs = (
         {name: value for name, value in vars(each).items() if name != IMPLEMENTATION}
         for each in (one, other)
-    ]
-    return entries[0] == entries[1] and implementation(one) == implementation(other)
+    )
+    same = mine.keys() == theirs.keys() and implementation(one) == implementation(other)
+    return same and all(same_entries(value, theirs[name]) for name, value in mine.items())
 
 
 def put_on(model: nn.Module, attachment: Attachment) -> None:

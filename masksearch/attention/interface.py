@@ -302,12 +302,8 @@ def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any)
     if positions.written:  # what the layers do without a mask is not what the probe saw
         rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     skips = rest.get(f"allow_is_{'causal' if causal else 'bidirectional'}_skip", causal)
-    if (
-        rest.get("local_size")
-        and rest.get("allow_is_causal_skip", True)
-        and types
-        and {*types} == {"full_attention"}
-    ):
+    local = rest.get("local_size") and rest.get("allow_is_causal_skip", True)
+    if local and types and {*types} == {"full_attention"}:
         return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     queries, keys = rest["q_length"], rest["kv_length"]
     plain = causal or function is bidirectional_mask_function

@@ -153,7 +153,7 @@ def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[
     ]
     texts = [each for each in tensors if not each.is_floating_point()]
     batches = {1, *(each.shape[0] for each in tensors)}  # choices and images of an example fold in
-    folded = [*(each for each in texts if each.ndim == 3), *(t for t in tensors if t.ndim == 5)]
+    folded = [each for each in tensors if each.ndim == (5 if each.is_floating_point() else 3)]
     batches |= {each.shape[0] * each.shape[1] for each in folded}
     rows = {each.shape[-1] for each in texts}
     known = rows | {each.shape[1] for each in tensors if each.ndim == 3}
@@ -166,11 +166,9 @@ def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[
         first, queries, keys = alike.setdefault(call.module, call), call.queries, call.keys
         sizes = f"{queries} queries and {keys} keys"
         if (first.queries, first.keys, first.causal) != (queries, keys, call.causal):
-            before = f"{first.queries} queries and {first.keys} keys"
-            return f"calls attention with {before}, then with {sizes}"
-        if call.batch not in batches or (
-            first.place[0] == call.place[0] and first.place[1] != call.place[1]
-        ):
+            return f"calls attention with {sizes} after {first.queries} and {first.keys}"
+        views = first.place[0] == call.place[0] and first.place != call.place
+        if views or call.batch not in batches:
             return f"cuts its sequence into pieces, and attends within each: {sizes}"
         if of_text and queries not in rows:
             return f"attends with {queries} queries, and the text has {max(rows)} tokens"
@@ -345,11 +343,6 @@ class Part:
         return len(self.calls)
 
     @property
-    def problem(self) -> str:
-        """Why one of the layers takes no mask, or empty."""
-        return next((call.problem for call in self.calls if call.problem), "")
-
-    @property
     def heads(self) -> int:
         """Query heads of every layer.
 
@@ -422,7 +415,7 @@ def find_part(model: nn.Module, parts: dict[str, Part], part: str | None) -> Par
         if len(parts) > 1:
             listed = "; ".join(
                 f"{name} ({p.layers} layers, {p.calls[0].heads} heads"
-                f"{''.join(f'; one {why}' for why in [p.problem] if why)})"
+                f"{'; the first ' * bool(p.calls[0].problem)}{p.calls[0].problem})"
                 for name, p in parts.items()
             )
             both = ", ".join(f'"{name}": mask' for name in list(parts)[:2])

@@ -67,7 +67,7 @@ REFUSED = {
     ),
     "two lengths": (
         lambda layer, states: layer(layer(states, states), states[:, :3]),
-        "calls attention with 5 queries and 5 keys, then with 5 queries and 3 keys",
+        "calls attention with 5 queries and 3 keys after 5 and 5",
     ),
     "windows in the batch": (
         lambda layer, states: layer(*[states[:, :4].reshape(2, 2, 8)] * 2).reshape(1, 4, 8),
