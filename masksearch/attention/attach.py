@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from masksearch.attention.interface import (
     NAME,
     check_call,
-    forget_positions,
+    end_pass,
     refuse_other,
     refuse_weights,
 )
@@ -157,7 +157,9 @@ def attach(
         )
     wrapper, model = model, unwrapped(model)
     roots = pretrained_models(model)
-    calls = probe(model, roots, inputs)
+    worn = getattr(model.__dict__.get(ATTACHMENT), "previous", ())
+    before = {id(config): name for config, name in worn if implementation(config) == NAME}
+    calls = probe(model, roots, inputs, before)
     parts = parts_of(model, calls, inputs)
     if isinstance(what, Mapping):
         if part is not None:
@@ -172,7 +174,13 @@ def attach(
         if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
     models = [m for one, _ in targets for m in models_of(model, one)]
-    positions = SequencePositions()
+    packs = all(call.packs for call in calls)
+    forms = {before.get(id(one.config), implementation(one.config)) for one in models}
+    positions = SequencePositions(
+        written=any(call.written for call in calls),
+        packs=packs,
+        floats=not packs and forms == {"eager"},
+    )
     states = states_for(model, targets, backend, positions)
     refuse_others(model, states, [own_config(module) for module in (*models, *states)])
     take_off(model)  # only now: a refused mask leaves the earlier one in force
@@ -266,13 +274,19 @@ def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
     return {"masks": named, "open_with": "masksearch.load_pretrained(folder)"}
 
 
-def same_entries(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
-    """Whether two configurations have equal entries and name the same implementation."""
-    entries = [
+def same_entries(one: Any, other: Any) -> bool:
+    """Whether two configurations, and those inside, have equal entries and implementations.
+
+    By == they are not compared: those that differ by layer refuse it.
+    """
+    if not isinstance(one, PreTrainedConfig) or type(one) is not type(other):
+        return bool(one == other)
+    mine, theirs = (
         {name: value for name, value in vars(each).items() if name != IMPLEMENTATION}
         for each in (one, other)
-    ]
-    return entries[0] == entries[1] and implementation(one) == implementation(other)
+    )
+    same = mine.keys() == theirs.keys() and implementation(one) == implementation(other)
+    return same and all(same_entries(value, theirs[name]) for name, value in mine.items())
 
 
 def put_on(model: nn.Module, attachment: Attachment) -> None:
@@ -295,11 +309,11 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     ]
     configs = [config for config, _ in attachment.previous]
     check = partial(check_call, configs, attachment.positions)
-    forget = partial(forget_positions, attachment.positions)
+    end = partial(end_pass, attachment.positions)
     for inner in dict.fromkeys(map(owners(model).get, attachment.states)):
         if inner is not None:
             hooks.append(inner.register_forward_pre_hook(check, with_kwargs=True))
-            hooks.append(inner.register_forward_hook(forget))
+            hooks.append(inner.register_forward_hook(end, always_call=True))
     for config in configs:
         set_implementation(config, NAME)
     attachment.hooks = hooks
@@ -387,7 +401,14 @@ def check_module(name: str, model: nn.Module) -> None:
 
 
 def check_counts(model: nn.Module, part: Part, value: Any) -> None:
-    """Whether mask or gates fit the part's layers and heads."""
+    """Whether mask or gates fit the part, its layers and heads."""
+    for call in part.calls:
+        if call.problem:
+            raise AttachError(
+                f"{names_of(model)[call.module]} ({type(call.module).__name__}) of "
+                f"{type(model).__name__} {call.problem}; a mask is of the positions of one "
+                "sequence, so this layer is not served"
+            )
     layers, heads = part.layers, part.heads
     title = type(model).__name__
     where = title if part.name == SELF else f"{part.name!r} of {title}"

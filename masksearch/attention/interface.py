@@ -32,6 +32,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import (
     bidirectional_mask_function,
     causal_mask_function,
+    eager_mask,
     sdpa_mask,
 )
 
@@ -104,8 +105,8 @@ def masked_attention(
         sinks=rest.get("s_aux"),
     )
     kept = None
-    if state is not None and state.name in state.positions.held:
-        places = state.positions.held.pop(state.name)
+    places = None if state is None else state.positions.running.held.get(state.name)
+    if state is not None and places is not None:
         seen = state.once(
             lambda: state.at_held(places, queries, attention_mask),
             *(state.lowered, places, attention_mask),
@@ -190,8 +191,8 @@ def sparse_attention(
     length, device = call.query.shape[2], call.query.device
     if lowered is None or not lowered.may_be_sparse(length):
         return None
-    state.fallback = why_only_sdpa(state, call, causal, rest)
-    if state.fallback:
+    state.fallback = reason = why_only_sdpa(state, call, causal, rest)
+    if reason:
         return None
     states: tuple[Tensor, ...] = (call.query, call.key, call.value)
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in states)
@@ -287,24 +288,31 @@ def model_mask(*args: Any, **rest: Any) -> Any:
         return mask
     if mask is None:
         rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        mask = sdpa_mask(*args, **rest)
+        mask = (eager_mask if positions.floats else sdpa_mask)(*args, **rest)
     elif mask.ndim > 4:
         mask = mask.clone()  # it shares its memory with the caller's
     return carry(mask, positions.token_masks)
 
 
 def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
-    """SDPA's mask, or packed padding where a sparse kernel may compute."""
+    """The model's mask, or packed padding where a sparse kernel may compute."""
     types = getattr(rest.get("config"), "layer_types", None)
-    if rest.get("local_size") and types and {*types} == {"full_attention"}:
-        return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     function, padding = rest.get("mask_function"), rest.get("attention_mask")
     causal = function is causal_mask_function
+    if positions.written:  # what the layers do without a mask is not what the probe saw
+        rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    skips = rest.get(f"allow_is_{'causal' if causal else 'bidirectional'}_skip", causal)
+    local = rest.get("local_size") and rest.get("allow_is_causal_skip", True)
+    if local and types and {*types} == {"full_attention"}:
+        return None  # GraniteSWA and gpt-oss make one for sliding layers even without any
     queries, keys = rest["q_length"], rest["kv_length"]
     plain = causal or function is bidirectional_mask_function
+    form = eager_mask if positions.floats else sdpa_mask
     if not plain or padding is None or not queries == keys == padding.shape[1]:
-        return sdpa_mask(*args, **rest)
+        return form(*args, **rest)
     compiling = torch.compiler.is_compiling()
+    if not positions.packs:
+        return form(*args, **rest)
     if not compiling and is_functorch_wrapped_tensor(padding):
         return pack(padding, causal)  # sdpa_mask reads values, of which vmap has none
     sparse = any(
@@ -313,7 +321,7 @@ def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any)
     )
     if not sparse or left_to_sdpa():
         return sdpa_mask(*args, **rest)
-    if not compiling and padding.all():
+    if skips and not compiling and padding.all():
         return None  # as sdpa_mask does
     return pack(padding, causal)
 
@@ -402,20 +410,22 @@ def check_call(
             refuse_other(type(model).__name__, str(config._attn_implementation))
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
-    if positions.held or positions.seen:  # of an earlier pass
-        positions.held.clear()
-        positions.seen.clear()
+    running = positions.running
+    if running.held or running.seen:  # of a pass that was interrupted: Ctrl-C calls no hook
+        running.held.clear()
+        running.seen.clear()
     # of transformers 5.24 and later, and of earlier ones
     mask, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
         return
-    if positions.last is None:
+    noted = running.last
+    if noted is None or (noted.queries, noted.keys) != mask.shape[2:]:
         positions.note(mask.shape[2], mask.shape[3], cache.get_seq_length(), 0)
 
 
-def forget_positions(positions: SequencePositions, *call: Any) -> None:
-    """Forward hook of the same model: what was noted served this pass alone."""
-    positions.last = positions.before = None
+def end_pass(positions: SequencePositions, *call: Any) -> None:
+    """Forward hook of the same model, called after a failure too: its state ends here."""
+    positions.running.clear()
 
 
 def refuse_other(title: str, name: str) -> None:

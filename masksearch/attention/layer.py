@@ -12,6 +12,7 @@ torch.compile or torch.export make, in which a table is a constant (`graph_funct
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -103,8 +104,8 @@ class LayerMask:
             with ThreadPoolExecutor(1) as pool:
                 forms[what] = pool.submit(make).result()
             self.lowered[length] = forms
-            if len(self.lowered) > LENGTHS:
-                del self.lowered[next(iter(self.lowered))]
+            for oldest in list(self.lowered)[:-LENGTHS]:  # another thread may do so as well
+                self.lowered.pop(oldest, None)
         value: T = forms[what]
         return value
 
@@ -296,29 +297,53 @@ class CachePosition:
         return self.first_query
 
 
-class SequencePositions:
-    """Where queries and keys of the running forward pass stand in the sequence.
+class RunningPass(threading.local):
+    """The state of the forward pass that a thread is in; each thread sees its own.
 
-    One for an attachment. The function that makes a model's mask notes it, the layers then read
-    it: one forward pass at a time.
+    Attributes:
+        last: Where queries and keys stand, as the model's mask was asked for last.
+        before: The same before: models with two kinds of layers ask twice.
+        held: Name of a layer -> positions of the keys that its `MaskedCache` has just handed out,
+            int64 `[keys]`, the new ones last.
+        seen: What layers with one mask share: what each query sees of such keys, the plan of
+            FlexAttention under padding.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Ends the pass, also one that failed."""
+        self.last: CachePosition | None = None
+        self.before: CachePosition | None = None
+        self.held: dict[str, Tensor] = {}
+        self.seen: dict[tuple[int, ...], tuple[Any, ...]] = {}
+
+
+class SequencePositions:
+    """Where queries and keys of a running forward pass stand in the sequence.
+
+    One for an attachment. The function that makes a model's mask notes it, the layers of the same
+    pass then read it.
+
+    Args:
+        written: Whether the models' masks are always written out, because a layer without one
+            hides other keys than the probe saw.
+        packs: Whether these masks reach attention alone, so that padding may come packed.
+        floats: Whether they are added to scores by code of the models, which asks for numbers.
 
     Attributes:
         masks: What may need the padding of those models without a table around it.
         token_masks: Those of the masks that follow the tokens.
-        held: Name of a layer -> positions of the keys that its `MaskedCache` has just handed out,
-            int64 `[keys]`, the new ones last.
-        seen: What layers with one mask share within a pass: what each query sees of such keys,
-            the plan of FlexAttention under padding.
+        running: The pass of the thread that asks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: bool = False, packs: bool = True, floats: bool = False) -> None:
         self.configs: list[weakref.ref[Any]] = []
         self.masks: list[LayerMask] = []
         self.token_masks: list[TokenMask] = []
-        self.last: CachePosition | None = None
-        self.before: CachePosition | None = None  # models with two kinds of layers ask twice
-        self.held: dict[str, Tensor] = {}
-        self.seen: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self.written, self.packs, self.floats = written, packs, floats
+        self.running = RunningPass()
 
     def enrol(
         self, configs: Iterable[Any], masks: list[LayerMask], token_masks: list[TokenMask]
@@ -344,20 +369,22 @@ class SequencePositions:
             first = None if torch.compiler.is_compiling() else int(offset)
         else:
             first = offset
-        self.last, self.before = CachePosition(queries, keys, first, first_key, moving), self.last
+        running, place = self.running, CachePosition(queries, keys, first, first_key, moving)
+        running.last, running.before = place, running.last
 
     def start(self, queries: int, keys: int) -> tuple[int | Tensor, int]:
         """First query and first key of a self-attention call."""
         if queries == keys:
             return 0, 0
-        for noted in (self.last, self.before):
+        for noted in (self.running.last, self.running.before):
             if noted is not None and noted.queries == queries and noted.keys == keys:
                 return noted.start, noted.first_key
         return keys - queries, 0
 
     def cross_start(self, queries: int) -> int | Tensor:
         """First query of a cross-attention call: where the decoder's own attention stands."""
-        return self.last.start if self.last is not None and self.last.queries == queries else 0
+        last = self.running.last
+        return last.start if last is not None and last.queries == queries else 0
 
     def __getstate__(self) -> dict[str, Any]:
         configs = [config() for config in self.configs]
@@ -365,10 +392,14 @@ class SequencePositions:
             "configs": [config for config in configs if config is not None],
             "masks": self.masks,
             "token_masks": self.token_masks,
+            "written": self.written,
+            "packs": self.packs,
+            "floats": self.floats,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        forms = {name: state.pop(name) for name in ("written", "packs", "floats")}
+        self.__init__(**forms)  # type: ignore[misc]
         self.enrol(**state)
 
 
@@ -458,8 +489,9 @@ class LayerState:
                 "masks.cropped(mask, at=the longest length), or generate with use_cache=False"
             )
         length = first_key + keys
-        if isinstance(start, Tensor) and self.positions.last is not None:
-            length = max(length, self.positions.last.keys)  # a static cache in a compiled step
+        last = self.positions.running.last
+        if isinstance(start, Tensor) and last is not None:
+            length = max(length, last.keys)  # a static cache in a compiled step
         table = lowered.in_graph("table", fixed(length), device)
         if table is None:
             return None
@@ -471,10 +503,10 @@ class LayerState:
 
     def once(self, make: Callable[[], T], *same: Any) -> T:
         """Calls `make` once in a pass for layers that have the same objects."""
-        key = tuple(map(id, same))
-        if key not in self.positions.seen:
-            self.positions.seen[key] = (*same, make())  # they stay alive beside their ids
-        value: T = self.positions.seen[key][-1]
+        key, seen = tuple(map(id, same)), self.positions.running.seen
+        if key not in seen:
+            seen[key] = (*same, make())  # they stay alive beside their ids
+        value: T = seen[key][-1]
         return value
 
     def at_held(self, positions: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:

@@ -4,8 +4,8 @@
     model.generate(**inputs, past_key_values=ms.MaskedCache(model))
 
 The course of one layer: `update` appends the new keys to those that are held and hands both out;
-it notes, for the attention call that follows at once, at which positions they stand
-(`SequencePositions.held`); then it drops what no later query keeps. The model's own mask is made
+it notes, for the attention calls that follow, at which positions they stand
+(`RunningPass.held`); then it drops what no later query keeps. The model's own mask is made
 for all positions, as for a cache that drops nothing; its columns are picked by these positions.
 """
 
@@ -200,9 +200,11 @@ class MaskedCacheLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         positions, needed, kept = self.retention.step(self.held, first, total)
+        held = state.positions.running.held
+        held.pop(state.name, None)
         if first and self.keys is not None and self.values is not None:
             # (without earlier keys this is a call over whole sequences)
-            state.positions.held[state.name] = positions
+            held[state.name] = positions
             key_states = torch.cat([self.keys, key_states], dim=-2)
             value_states = torch.cat([self.values, value_states], dim=-2)
         self.keys, self.values, self.held, self.seen = key_states, value_states, kept, total

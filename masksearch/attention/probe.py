@@ -13,16 +13,17 @@ A layer is an attention module: one that is called several times (ALBERT) counts
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from masksearch.errors import AttachError, MaskSearchError, ran_out_of_memory, unknown_name
 
@@ -48,6 +49,11 @@ class Call:
         keys: Positions that are asked.
         causal: Whether later keys were hidden.
         biased: Whether the model adds a bias to the scores.
+        written: Whether only a written mask says so: without one, the module does otherwise.
+        packs: Whether no code but attention has looked at the model's mask until then.
+        batch: Sequences that are computed side by side.
+        place: Addresses of the queries' memory and of its first number.
+        problem: Why no mask of one sequence fits the layer, or empty.
     """
 
     module: nn.Module
@@ -56,16 +62,39 @@ class Call:
     keys: int
     causal: bool
     biased: bool = False
+    written: bool = False
+    packs: bool = False
+    batch: int = 1
+    place: tuple[int, int] = (0, 0)
+    problem: str = ""
 
 
-class Probe:
-    """Collects attention calls while it is active."""
+class ProbeOfThread(threading.local):
+    """Collects attention calls while a probe is active in this thread."""
 
     calls: list[Call] | None = None
+    touched: bool = False  # whether code of the model has looked at its mask
+    eager: Collection[int] = ()  # ids of the configurations that asked for a float mask
+
+
+Probe = ProbeOfThread()
+
+
+class WatchedMask(Tensor):
+    """The model's mask in the probe, which notes that code of the model looks at it."""
+
+    @classmethod
+    def __torch_function__(cls, *call: Any, **rest: Any) -> Any:
+        """Notes any operation, and that of a shape or a type."""
+        Probe.touched = True
+        return super().__torch_function__(*call, **rest)  # type: ignore[no-untyped-call]
 
 
 def probe(
-    model: nn.Module, roots: list[PreTrainedModel], inputs: Mapping[str, Any] | None
+    model: nn.Module,
+    roots: list[PreTrainedModel],
+    inputs: Mapping[str, Any] | None,
+    before: Mapping[int, str] | None = None,
 ) -> list[Call]:
     """One forward pass without gradient that records every attention call in order.
 
@@ -73,6 +102,7 @@ def probe(
         model: What is called.
         roots: Its Hugging Face models (`pretrained_models`).
         inputs: Keyword arguments of the call; None = a made-up example.
+        before: id of a configuration that names ours -> the attention that it named before.
 
     Raises:
         AttachError: If no call is seen, or no example can be made up, or the one that was fails.
@@ -93,7 +123,7 @@ def probe(
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
     arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
     try:
-        with recording(model, roots) as calls, torch.no_grad():
+        with recording(model, roots, before or {}) as calls, torch.no_grad():
             called(**arguments)
     except FAILURES as error:
         if inputs is not None or isinstance(error, MaskSearchError) or ran_out_of_memory(error):
@@ -104,16 +134,66 @@ def probe(
             f"{title} does not use transformers' attention interface, so no mask can be put on "
             f"it; models that do include {REACHABLE}"
         )
-    return calls
+    return judged(calls, arguments, made_up=inputs is None)
+
+
+def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[Call]:
+    """The calls, each with what speaks against a mask of one sequence.
+
+    Args:
+        calls: Of one pass.
+        inputs: Its arguments.
+        made_up: Whether they are `example_inputs`: one text of each length, or one image.
+    """
+    tensors = [
+        each
+        for value in inputs.values()
+        for each in (value.values() if isinstance(value, Mapping) else (value,))
+        if isinstance(each, Tensor) and each.ndim > 1
+    ]
+    texts = [each for each in tensors if not each.is_floating_point()]
+    batches = {1, *(each.shape[0] for each in tensors)}  # choices and images of an example fold in
+    folded = [each for each in tensors if each.ndim == (5 if each.is_floating_point() else 3)]
+    batches |= {each.shape[0] * each.shape[1] for each in folded}
+    rows = {each.shape[-1] for each in texts}
+    known = rows | {each.shape[1] for each in tensors if each.ndim == 3}
+    known |= {call.queries for call in calls if call.queries == call.keys}
+    asked = {call.queries for call in calls}
+    of_text = made_up and rows and (len(texts) == len(tensors) or not asked & rows)
+    alike: dict[nn.Module, Call] = {}
+
+    def problem(call: Call) -> str:
+        first, queries, keys = alike.setdefault(call.module, call), call.queries, call.keys
+        sizes = f"{queries} queries and {keys} keys"
+        if (first.queries, first.keys, first.causal) != (queries, keys, call.causal):
+            return f"calls attention with {sizes} after {first.queries} and {first.keys}"
+        views = first.place[0] == call.place[0] and first.place != call.place
+        if views or call.batch not in batches:
+            return f"cuts its sequence into pieces, and attends within each: {sizes}"
+        if of_text and queries not in rows:
+            return f"attends with {queries} queries, and the text has {max(rows)} tokens"
+        if queries == keys or (keys in known and keys - queries not in known - {queries}):
+            return ""
+        if keys - queries in known:
+            return f"attends to its own {queries} positions and {keys - queries} others at once"
+        return f"attends to {keys} keys, and no sequence of the model has as many positions"
+
+    problems: dict[nn.Module, str] = {}
+    for call in calls:
+        problems[call.module] = problems.get(call.module) or problem(call)
+    return [replace(call, problem=problems[call.module]) for call in calls]
 
 
 @contextmanager
-def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[Call]]:
+def recording(
+    model: nn.Module, roots: list[PreTrainedModel], before: Mapping[int, str]
+) -> Iterator[list[Call]]:
     """The calls of what is run within, in evaluation mode; then all is as it was."""
     previous = implementations(roots)
     training = [(module, module.training) for module in model.modules()]
     calls: list[Call] = []
-    Probe.calls = calls
+    Probe.calls, Probe.touched = calls, False
+    Probe.eager = {id(c) for c, name in previous if before.get(id(c), name) == "eager"}
     try:
         for config, _ in previous:
             set_implementation(config, PROBE)
@@ -192,17 +272,14 @@ def example_inputs(
 
 # -- what transformers calls while the probe runs ----------------------------------------------
 def probing_mask(*args: Any, **rest: Any) -> Any:
-    """SDPA's mask, always written out, so that causality can be read from it."""
+    """The model's own mask, always written out, so that causality can be read from it."""
     rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(*args, **rest)
-
-
-def hides_later(module: nn.Module, mask: Any, is_causal: bool | None) -> bool:
-    """Whether no query sees a later key."""
-    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == mask.shape[-2] > 1:
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        return not bool(seen.triu(1).any())
-    return bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
+    form = eager_mask if id(rest.get("config")) in Probe.eager else sdpa_mask
+    mask: Tensor = form(*args, **rest)
+    if type(mask) is Tensor:
+        return mask.as_subclass(WatchedMask)
+    Probe.touched = True  # by whatever made it another class: nothing is proven
+    return mask
 
 
 def probing_attention(
@@ -214,12 +291,31 @@ def probing_attention(
             f"{type(module).__name__} computes its scores with a soft cap, which SDPA and the "
             "sparse backends do not: a mask would silently drop it, so this model is not served"
         )
+    if isinstance(attention_mask, WatchedMask):
+        with torch._C.DisableTorchFunctionSubclass():
+            attention_mask = attention_mask.as_subclass(Tensor)
     if Probe.calls is not None:
         queries, keys = query.shape[2], key.shape[2]
-        hidden = hides_later(module, attention_mask, rest.get("is_causal"))
-        causal = hidden and queries == keys
-        biased = rest.get("position_bias") is not None
-        Probe.calls.append(Call(module, query.shape[1], queries, keys, causal, biased))
+        named = rest.get("is_causal")
+        unwritten = bool(getattr(module, "is_causal", True) if named is None else named)
+        hidden, mask = unwritten, attention_mask
+        if isinstance(mask, Tensor) and mask.ndim == 4 and min(mask.shape[-2:]) > 1:
+            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            hidden = not bool(seen.triu(1).any())
+        Probe.calls.append(
+            Call(
+                module,
+                query.shape[1],
+                queries,
+                keys,
+                causal=hidden and queries == keys,
+                biased=rest.get("position_bias") is not None,
+                written=hidden != unwritten,
+                packs=not Probe.touched,
+                batch=query.shape[0],
+                place=(query.untyped_storage().data_ptr(), query.data_ptr()),
+            )
+        )
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **rest
     )
@@ -318,7 +414,8 @@ def find_part(model: nn.Module, parts: dict[str, Part], part: str | None) -> Par
     if part is None:
         if len(parts) > 1:
             listed = "; ".join(
-                f"{name} ({p.layers} layers, {p.calls[0].heads} heads)"
+                f"{name} ({p.layers} layers, {p.calls[0].heads} heads"
+                f"{'; the first ' * bool(p.calls[0].problem)}{p.calls[0].problem})"
                 for name, p in parts.items()
             )
             both = ", ".join(f'"{name}": mask' for name in list(parts)[:2])

@@ -339,5 +339,9 @@ def test_a_written_out_mask_stands_where_the_cache_says(name):
     cache.update(torch.zeros(1, 2, 7, 4), torch.zeros(1, 2, 7, 4), 0)
     written = {"attention_mask": torch.ones(1, 1, 2, 9) > 0, name: cache}
     check_call([], positions, nn.Identity(), (), written)
-    assert positions.last is not None
-    assert (positions.last.queries, positions.last.keys, positions.last.first_query) == (2, 9, 7)
+    assert positions.running.last is not None
+    assert (
+        positions.running.last.queries,
+        positions.running.last.keys,
+        positions.running.last.first_query,
+    ) == (2, 9, 7)

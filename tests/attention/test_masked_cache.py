@@ -48,6 +48,7 @@ CONFIGS = {
     "gemma3": lambda: hf.Gemma3TextConfig(
         **GROUPED, head_dim=8, sliding_window=5, layer_types=MIXED
     ),
+    "diffllama": lambda: hf.DiffLlamaConfig(**GROUPED),  # calls attention twice a layer
 }
 LOCAL, FULL = masks.columns(2) | masks.window(4), masks.full()
 TABLE = masks.table(torch.rand(24, 24, generator=torch.Generator().manual_seed(0)) < 0.4)
@@ -100,6 +101,17 @@ def test_generation_and_bytes_on_every_family(name):
     assert cache.get_seq_length() == 21
     mask = MASKS["sinks and windows"]
     assert cache.bytes == kv_bytes(mask, model, 21).bytes < kv_bytes(FULL, model, 21).dense_bytes
+
+
+@pytest.mark.parametrize("mask", [masks.window(3), TABLE | masks.window(0)], ids=["near", "table"])
+def test_a_layer_may_call_attention_several_times(mask):
+    model, prompt = tiny("diffllama", mask), tokens(2, 14)
+    padding = {"attention_mask": torch.ones_like(prompt)}
+    padding["attention_mask"][0, :6] = 0
+    plain, wanted = generated(model, None, prompt, use_cache=False, **padding)
+    found, logits = generated(model, ms.MaskedCache(model, length=24), prompt, **padding)
+    assert torch.equal(found, plain)
+    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
