@@ -1,0 +1,223 @@
+"""sparsify: one command from a trained encoder to a folder with a sparse mask and its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import tiny_checkpoint
+from toy_sentences import WORDS, write_lines
+from typer.testing import CliRunner
+
+import masksearch as ms
+from masksearch.cli.main import app
+from masksearch.errors import DataError
+from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.tasks.glue.columns import Columns
+
+QUICK = {
+    "epochs": 4,
+    "finetune_lr": 3e-3,
+    "recover_steps": 4,
+    "finetune_batch": 8,
+    "gates_batch": 8,
+    "length": 16,
+    "device": "cpu",
+}
+GATES = {"gates": {"structure": "free"}, "config": {"steps": 40, "gate_lr": 0.3}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint, and reviews of three classes in CSV files."""
+    folder, draw = tmp_path_factory.mktemp("sparsify"), random.Random(0)
+    tiny_checkpoint(folder / "checkpoint", WORDS)
+    for part, count in (("train", 180), ("dev", 90)):
+        lines = ["text,label"]
+        for number in range(count):
+            kind = number % 3
+            words = draw.choices(WORDS[kind * 25 : (kind + 1) * 25], k=draw.randint(4, 9))
+            lines.append(f'"{" ".join(words)}, ok",{("bad", "good", "so so")[kind]}')
+        write_lines(folder / "reviews" / f"{part}.csv", lines)
+    return folder
+
+
+def sparsify(place: Path, out: Path, budget: float = 0.6, **changes: Any) -> ms.Sparsified:
+    given: dict[str, Any] = {
+        "task": Columns(("text",), "label"),
+        "strategy_options": GATES,
+        "settings": QUICK,
+        "seeds": 1,
+        "progress": None,
+    }
+    model = changes.pop("model", place / "checkpoint")
+    return ms.sparsify(model, place / "reviews", budget, out=out, **(given | changes))
+
+
+def command(place: Path, out: Path, *more: str) -> list[str]:
+    named = [f"--set={name}={value}" for name, value in QUICK.items() if name != "length"]
+    return [
+        *("sparsify", str(place / "checkpoint"), "--data", str(place / "reviews")),
+        *("--text", "text", "--label", "label", "--budget", "0.6", "--out", str(out)),
+        *("--length", "16", *named, *more),
+    ]
+
+
+def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(
+    place: Path, tmp_path: Path
+) -> None:
+    found = sparsify(place, tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert result["answer"] == found.answer
+    assert result["outcome"] == "too few seeds"
+    assert "has too few seeds" in found.answer
+    saved = result["saved"]
+    assert saved["density"] <= 0.6
+    model = ms.load_pretrained(found.folder)
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert [*model.config.id2label.values()] == ["bad", "good", "so so"]
+    judge = GlueEvaluator(
+        None,
+        found.folder / "run" / "data",
+        tasks=(Columns(("text",), "label").read(place / "reviews", tmp_path / "again"),),
+        weights=found.folder / "run" / "dense",
+        adapt="none",
+        half="final",
+        length=16,
+        rows=None,
+        dev_rows=None,
+    )
+    rows, right = judge.tokens().dev["reviews"], 0
+    for at in range(len(rows)):
+        batch = judge.inputs(rows, [at])
+        label = int(batch.pop("labels"))
+        with torch.no_grad():
+            right += int(model(**batch).logits.argmax()) == label
+    assert right / len(rows) == pytest.approx(saved["score"])
+    card = (found.folder / "README.md").read_text("utf-8")
+    body = card.split("---\n", 2)[2].strip()
+    assert body.startswith("**A program that does not know masksearch, plain transformers too")
+    assert found.answer in card
+    assert (found.folder / "report.html").stat().st_size > 10_000
+    assert ms.verify(found.folder)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(
+    place: Path, tmp_path: Path
+) -> None:
+    first = sparsify(place, tmp_path / "first")
+    dense = tmp_path / "first" / "run" / "dense"
+    found = sparsify(place, tmp_path / "out", model=dense, strategy="random", trials=2, seeds=3)
+    assert not (tmp_path / "out" / "run" / "dense").exists()
+    assert found.comparison.entries.keys() >= {"dense", "random"}
+    assert any(words in found.answer for words in ("shown to be", "is not shown"))
+    before = found.study.frame()["seconds"].tolist()
+    again = sparsify(place, tmp_path / "out", model=dense, strategy="random", trials=2, seeds=3)
+    assert again.answer == found.answer
+    assert again.study.frame()["seconds"].tolist() == before  # nothing was trained again
+    assert first.mask.length == 16
+    with pytest.raises(DataError, match="was begun with seed=0, got 1; give a new folder"):
+        sparsify(place, tmp_path / "out", model=dense, seed=1, strategy="random", trials=2)
+
+
+@pytest.mark.slow
+def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path) -> None:
+    more = ("--budget", "0.8", "--seeds", "1", "--json")
+    done = CliRunner().invoke(app, command(place, tmp_path / "out", *more))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "0.6" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "0.8" / "model.safetensors").is_file()
+    assert '"budget": 0.8' in done.stdout
+    assert "short recoveries of 1 steps" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--data", "D", "--glue", "G"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
+        (["--data", "D", "--text", "text"], "--data needs --label"),
+        (["--data", "D", "--text", "text", "--label", "stars"], "has no column 'stars'"),
+        (["--glue", "D", "--tasks", "STS"], "STS-B"),
+        (["--glue", "D", "--tasks", "STS-B", "--label", "x"], "--glue has no use for --label"),
+        (["--data", "D", "--text", "text", "--label", "label", "--set", "epoch=1"], "epochs"),
+    ],
+)
+def test_mistakes_are_one_line(
+    place: Path, tmp_path: Path, given: list[str], message: str
+) -> None:
+    words = [str(place / "reviews") if word == "D" else word for word in given]
+    model = [
+        "sparsify",
+        str(place / "checkpoint"),
+        "--budget",
+        "0.5",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "masksearch", *model, *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_budget_below_the_diagonal_and_a_foreign_folder_are_refused(
+    place: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="a budget is at least what the diagonal costs"):
+        sparsify(place, tmp_path / "out", 0.01)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(DataError, match="holds something else already; give a new folder"):
+        sparsify(place, tmp_path / "full")
+
+
+def dense_begins(run: Path) -> bool:
+    return any((run / "cache" / "dense").glob("*"))
+
+
+def search_goes_on(run: Path) -> bool:
+    return len([*(run / "search-0.6" / "trials").glob("*")]) > 5
+
+
+def comparison_goes_on(run: Path) -> bool:
+    return len([*(run / "compare-0.6" / "trials").glob("*")]) > 2
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("moment", [dense_begins, search_goes_on, comparison_goes_on])
+def test_a_killed_command_goes_on_and_repeats_nothing(
+    place: Path, tmp_path: Path, moment: Callable[[Path], bool]
+) -> None:
+    words = [sys.executable, "-m", "masksearch", *command(place, tmp_path / "out")]
+    run = tmp_path / "out" / "run"
+    begun = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while not moment(run) and begun.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert begun.poll() is None, "it ended before the moment came"
+    os.kill(begun.pid, signal.SIGKILL)
+    begun.wait()
+    finished: dict[int, float] = {}
+    if (run / "search-0.6" / "study.db").is_file():
+        records = ms.open_study(run / "search-0.6").records()
+        finished = {r.number: r.seconds for r in records if r.status == "done"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = {r.number: r.seconds for r in ms.open_study(run / "search-0.6").records()}
+    assert finished.items() <= after.items()
+    straight = sparsify(place, tmp_path / "straight", strategy_options=None, seeds=3)
+    assert f"budget 0.6: {straight.answer}" in done.stdout
