@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_runs import run
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 from typer.testing import CliRunner
@@ -154,23 +155,14 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    place: Path, tmp_path: Path, given: list[str], message: str
+    place: Path, tmp_path: Path, given: list[str], message: str, monkeypatch: Any, capsys: Any
 ) -> None:
     words = [str(place / "reviews") if word == "D" else word for word in given]
-    model = [
-        "sparsify",
-        str(place / "checkpoint"),
-        "--budget",
-        "0.5",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "masksearch", *model, *words], capture_output=True, text=True
-    )
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    words = ["--budget", "0.5", "--out", str(tmp_path / "out"), *words]
+    code, _, error = run(monkeypatch, capsys, "sparsify", place / "checkpoint", *words)
+    assert code == 2
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -368,12 +368,6 @@ def sparsify(options: SparsifyOptions) -> None:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse
         masksearch sparsify my-bert --data reviews/ --text review --label stars --budget .2 --out x
     """
-    from masksearch.cli.build import build_executor, further_settings, split_settings
-    from masksearch.evaluators.glue import GlueEvaluator
-    from masksearch.sparsifier import RESULT, Wish, sparsify_within
-    from masksearch.tasks.glue.columns import Columns
-    from masksearch.tasks.glue.tasks import task_named
-
     own = options.data is not None
     if own == (options.glue is not None):
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
@@ -383,6 +377,12 @@ def sparsify(options: SparsifyOptions) -> None:
         if (name in needed) != (value is not None):
             verb = "needs" if name in needed else "has no use for"
             raise OptionsError(f"{'--data' if own else '--glue'} {verb} {name}")
+    from masksearch.cli.build import build_executor, further_settings, split_settings
+    from masksearch.evaluators.glue import GlueEvaluator
+    from masksearch.sparsifier import RESULT, Wish, sparsify_within
+    from masksearch.tasks.glue.columns import Columns
+    from masksearch.tasks.glue.tasks import task_named
+
     if not own:
         task_named(str(options.tasks))
     settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
