@@ -1,5 +1,6 @@
 """Decoders of two narrow layers on disk, with the tokenizer of some words."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def tiny_decoder(
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast"}  # that of the kind adds tokens
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
     return folder
 
 

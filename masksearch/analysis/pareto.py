@@ -17,7 +17,7 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from masksearch.contracts import LOW, MAJORITY, Objective, OneShot, Record, Status
+from masksearch.contracts import LOW, MAJORITY, POINT, Objective, OneShot, Record, Status
 from masksearch.masks.measure import MEASURES
 
 NEAR = 0.005  # of a constant answer's score: noise, where no interval over rows is reported
@@ -33,6 +33,7 @@ ATTENTION_REMEDY = (
     "adapt='none', which trains gates alone on a model that has learned"
 )
 
+HAND = "hand"  # where a hand-designed mask comes from
 SLACK = 1e-6  # share of a budget that rounding may add
 SPARSITIES = ("effective_sparsity", "sparsity")  # over pairs of real tokens, over the n x n cells
 
@@ -244,6 +245,14 @@ def cost_of(record: Record, objectives: Sequence[Objective]) -> float:
 def keeps_budget(record: Record, objectives: Sequence[Objective], budget: float) -> bool:
     """Whether a mask costs no more than a share of what dense attention costs (`cost_of`)."""
     return cost_of(record, objectives) <= budget * (1 + SLACK)
+
+
+def has_rival(record: Record, records: Iterable[Record], objectives: Sequence[Objective]) -> bool:
+    """Whether a hand-designed mask of the cost of a record's was evaluated as well: one that
+    costs at most a point more, and at least half as much."""
+    most = cost_of(record, objectives)
+    costs = (cost_of(each, objectives) for each in records if each.scored and each.source == HAND)
+    return any(most / 2 <= cost <= most + POINT for cost in costs)
 
 
 def sparsities_differ(records: Iterable[Record]) -> bool:

@@ -14,7 +14,7 @@ from masksearch.masks.core import Mask
 
 Difference = Callable[[MaskRuns, MaskRuns, float], PairedDifference]
 Advice = Literal["better", "not shown", "worse", "too few seeds", "learned nothing", "alone"]
-UNRIVALLED = "no hand-designed mask of that cost was evaluated beside it"
+UNRIVALLED = "no hand-designed mask of the same cost was evaluated"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
-from masksearch.analysis.pareto import beats_constant, pareto, sparsity_of
+from masksearch.analysis.pareto import HAND, beats_constant, pareto, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import (
     Interval,
@@ -38,7 +38,7 @@ OPPONENTS = ("named", "nearest", "all")
 Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"] | MarginOutcome
 SOURCES: dict[Kind, str] = {  # a kind -> what a record says of a mask that no search recorded
     "searched": "search",
-    "hand-designed": "hand",
+    "hand-designed": HAND,
     "candidate": "own",
     "control": "control",
 }

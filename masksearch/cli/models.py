@@ -60,6 +60,11 @@ class AttachOptions:
         "for the model that it was found for.",
         *(ATTACHED, "MASK"),
     )
+    budget: float | None = option(
+        "With the run of a comparison as MASK: the mask that it recommends within this share of "
+        "dense attention's cost.",
+        *(ATTACHED, "none", "SHARE"),
+    )
     out: Path | None = option(
         "Write model and mask to this folder, which ms.load_pretrained opens.",
         *(OUTPUT, "not written", "FOLDER"),
@@ -81,7 +86,7 @@ def attach(options: AttachOptions) -> None:
 
     Examples:
         masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
-        masksearch attach runs/model "window(16)" --length 64
+        masksearch attach my-bert/ runs/compared --budget 0.3 --out runs/masked
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
@@ -92,7 +97,14 @@ def attach(options: AttachOptions) -> None:
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
     folder = find_folder(model)
-    masked, plan = read_mask_or_plan(mask, folder, model)
+    if options.budget is not None:
+        from masksearch.driver import Comparison
+
+        advice = Comparison.open(mask).recommend(options.budget)
+        typer.echo(str(advice))
+        masked, plan = advice.mask, None
+    else:
+        masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
     attach_to(whole, masked, backend=options.backend)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
@@ -103,10 +115,14 @@ def attach(options: AttachOptions) -> None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
         typer.echo(f"model and mask: {written}")
+        if names_run(mask) and options.budget is None:
+            from masksearch.study.references import rival_note
+
+            typer.echo(rival_note(mask))
         if names_run(mask):
             typer.echo(
                 f"weights: of {model}, as they are there; those that a search fine-tunes before "
-                "it judges masks are in its cache: evaluator.dense(TASK, seed=0).encoder "
+                "it judges masks are in its cache: evaluator.adapted(mask, seed=0) "
                 "(docs/adapting.md)"
             )
 
@@ -317,7 +333,7 @@ class SparsifyOptions:
         *(MODEL, "MODEL"),
     )
     glue: str | None = downstream("glue")
-    tasks: str | None = option("With --glue: the task's name.", *(JUDGE, "", "NAME"))
+    tasks: str | None = option("With --glue: the task's name.", *(JUDGE, "none", "NAME"))
     data: Path | None = option(
         "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",
         *(JUDGE, "none", "FOLDER"),

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from masksearch.analysis.pareto import nothing_learned, pareto, search_cautions
+from masksearch.analysis.pareto import has_rival, nothing_learned, pareto, search_cautions
+from masksearch.analysis.recommendation import UNRIVALLED
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
 from masksearch.analysis.verdict import count, verdict_text
 from masksearch.contracts import Objective, Record
@@ -183,6 +184,9 @@ def headline(section: Section, compared: bool) -> list[str]:
         lines.append(sentence(nothing))
     elif not section.comparisons:
         lines.append(f"{len(scored)} finished trials, {len(front)} of them on the front.")
+        alone = [each for each in front if not has_rival(each, records, section.objectives)]
+        if alone := [each for each in alone if each.role == "trial"]:
+            lines[-1] += f" Of {len(alone)} of these {UNRIVALLED}."
         if not compared:
             lines[-1] += (
                 " No comparison over seeds is included, so this page does not show that a "

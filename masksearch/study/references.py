@@ -10,7 +10,8 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.pareto import describe_none_within, ranked, sparsity_of
+from masksearch.analysis.pareto import describe_none_within, has_rival, ranked, sparsity_of
+from masksearch.analysis.recommendation import UNRIVALLED
 from masksearch.analysis.runs import Candidate
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError, outside_level
@@ -91,6 +92,14 @@ def read_run_record(text: str, storage: str | BaseStorage | None = None) -> Reco
             f"{', '.join(map(str, with_mask)) or 'none'}"
         )
     return record
+
+
+def rival_note(text: str) -> str:
+    """What is known of hand-designed masks beside the mask that a reference names."""
+    record, store = read_run_record(text), StudyStore(parse_reference(text).run, write=False)
+    if has_rival(record, store.records(), store.objectives()):
+        return "hand-designed masks of the same cost are in that run, too"
+    return f"of this mask {UNRIVALLED}: masksearch compare {text} --budget SHARE"
 
 
 def within_budgets(

@@ -102,7 +102,7 @@ def test_a_budget_leaves_out_what_costs_more(judged):
 def test_one_kind_alone_is_taken_and_said_to_be_alone(judged):
     advice = judged({"mine": 0.75}).recommend()
     assert (advice.outcome, advice.name, advice.difference) == ("alone", "mine", None)
-    assert "no hand-designed mask of that cost was evaluated" in str(advice)
+    assert "no hand-designed mask of the same cost was evaluated" in str(advice)
     advice = judged({"hand": 0.75}).recommend()
     assert (advice.outcome, advice.name) == ("alone", "hand")
 

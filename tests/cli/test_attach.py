@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import cli_runs
@@ -9,12 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import tiny_checkpoint
+from toy import ToyEvaluator
 from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
-from masksearch import attach, attached, load_pretrained, masks, save_mask, save_pretrained
+from masksearch import (
+    Comparison,
+    attach,
+    attached,
+    compare,
+    load_pretrained,
+    masks,
+    open_study,
+    save_mask,
+    save_pretrained,
+    search,
+)
 from masksearch.cli import main as cli
-from masksearch.errors import DataError
+from masksearch.errors import DataError, SearchError
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +119,36 @@ def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, message):
     code, _, said = cli_runs.run(monkeypatch, capsys, "attach", *given)
     assert (code, said.count("\n")) == (2, 1)
     assert message in said
+
+
+def test_a_comparison_recommends_within_a_budget_and_says_why(folder, tmp_path):
+    found = {"mine": masks.window(2), "star": masks.star()}
+    compared = tmp_path / "compared"
+    toy = ToyEvaluator()
+    compare(found, toy, run=compared, seeds=range(3), kinds={"mine": "searched"}, progress=None)
+    advice = Comparison.open(compared).recommend(0.4)
+    said = run(folder, compared, "--budget", 0.4, "--out", tmp_path / "out")
+    assert str(advice) in said
+    assert attached(load_pretrained(tmp_path / "out")) == {"self": advice.mask}
+    with pytest.raises(SearchError, match="within that budget"):
+        run(folder, compared, "--budget", 0.01)
+
+
+@pytest.mark.parametrize(("baselines", "says"), [({}, False), ({"star": masks.star()}, True)])
+def test_a_mask_of_a_run_says_whether_a_hand_designed_one_was_evaluated(
+    folder, tmp_path, baselines, says
+):
+    def space(trial):
+        return masks.window(trial.suggest_int("reach", 2, 2))
+
+    run_folder = tmp_path / "search"
+    toy = ToyEvaluator()
+    settings = {"run": run_folder, "trials": 1, "strategy": "random", "progress": None}
+    search(space, toy, baselines=baselines, **settings)
+    said = run(folder, run_folder, "--out", tmp_path / "out")
+    missing = "no hand-designed mask of the same cost was evaluated"
+    assert (missing in said) != says
+    assert ("are in that run, too" in said) == says
+    first = open_study(run_folder).report("report.html").with_name("result.json")
+    verdicts = json.loads(first.read_text("utf-8"))["sections"][0]["verdicts"]
+    assert any(missing in line for line in verdicts) != says

@@ -34,7 +34,8 @@ ELSEWHERE = {
     "masksearch report runs/compare": FOLDERS,
     "masksearch proxy-card": FOLDERS,
     "masksearch attach my-llama/": FOLDERS,
-    "masksearch attach runs/model": SLOW,
+    "masksearch attach my-bert/": FOLDERS,
+    "masksearch sparsify": FOLDERS,
     "masksearch allocate": FOLDERS,
     "masksearch pretrain": SLOW,
 }
