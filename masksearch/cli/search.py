@@ -319,7 +319,7 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
     from masksearch.study.records import read_budgets
-    from masksearch.study.references import within_budgets
+    from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore
 
     named = named_masks(options)
@@ -337,9 +337,13 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
             if name not in FAMILIES
             for other in names_alike(name)
         }
-        # a front brings its own
-        families = drawn_by_hand(judge, budgets) if options.front is None else {}
-        added = {"dense": full(), **families, **alike}
+        families: dict[str, Candidate] = {}
+        if options.front is None:  # a front brings its own
+            families = {} if budgets else dict(FAMILIES)
+            for budget in budgets:  # those that a search prefers or, where it has none, all
+                best = best_baselines(named, budget, options.storage)
+                families |= best or drawn_by_hand(judge, [budget])
+        added: dict[str, Candidate] = {"dense": full(), **families, **alike}
         if taken := [name for name in added if mine.get(name, added[name]) != added[name]]:
             raise OptionsError(
                 f"{taken[0]!r} is the name of a mask that compare adds itself, {added[taken[0]]}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,13 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.pareto import describe_none_within, has_rival, ranked, sparsity_of
+from masksearch.analysis.pareto import (
+    HAND,
+    describe_none_within,
+    has_rival,
+    ranked,
+    sparsity_of,
+)
 from masksearch.analysis.recommendation import UNRIVALLED
 from masksearch.analysis.runs import Candidate
 from masksearch.contracts import Objective, Record
@@ -136,6 +143,34 @@ def within_budgets(
             else:
                 missing[full_name] = describe_none_within(trials, store.objectives(), budget)
     return kept, missing
+
+
+def best_baselines(
+    candidates: Mapping[str, Candidate],
+    budget: float,
+    storage: str | BaseStorage | None = None,
+) -> dict[str, Record]:
+    """The best two hand-designed masks within a budget of the first run that had that budget, and
+    so has evaluated those of its cost.
+
+    Args:
+        candidates: By name; those that are whole runs count.
+        budget: Share of what dense attention costs.
+        storage: As in `read_run_record`.
+
+    Returns:
+        Name -> record, the best score in that search first; empty where no run has any.
+    """
+    for each in candidates.values():
+        if not isinstance(each, str) or not names_run(each):
+            continue
+        store = StudyStore(parse_reference(each).run, write=False, allowed=storage)
+        if budget not in json.loads(store.facts().get("budget") or "[]"):
+            continue
+        hand = [record for record in store.records() if record.source == HAND]
+        if inside := ranked(hand, store.objectives(), budget=budget, baselines=True):
+            return {record.name: record for record in inside[:2]}
+    return {}
 
 
 def read_run_mask(text: str, storage: str | BaseStorage | None = None) -> Mask:

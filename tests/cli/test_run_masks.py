@@ -13,6 +13,7 @@ from killing import outcome
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.pareto import ranked
 
 
 @pytest.fixture
@@ -55,6 +56,16 @@ def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch
     assert code == 0, err
     first = [r.name for r in ms.open_study("runs/s").records() if r.role == "baseline"]
     assert first == [*drawn]
+    words = ["compare", "runs/s", "--budget", 0.5, "--seeds", 1, *job, "--run", "runs/d"]
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 0, err
+    compared, study = ms.Comparison.open("runs/d"), ms.open_study("runs/s")
+    hand = [n for n, e in compared.entries.items() if e.kind == "hand-designed"]
+    scored = [r for r in study.records() if r.role == "baseline"]
+    assert hand == [r.name for r in ranked(scored, study.objectives, baselines=True)[:2]]
+    assert compared.recommend(0.5).outcome == "too few seeds"
+    assert compared.recommend(0.5).name == hand[0]
+    words = ["search", "my_space.py:space", "--budget", 0.5, "--trials", 2, *job]
     code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/n", "--no-baselines")
     assert code == 0, err
     assert not any(r.role == "baseline" for r in ms.open_study("runs/n").records())
