@@ -119,17 +119,18 @@ def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(
 ) -> None:
     first = sparsify(place, tmp_path / "first")
     dense = tmp_path / "first" / "run" / "dense"
-    found = sparsify(place, tmp_path / "out", model=dense, strategy="random", trials=2, seeds=3)
+    how: dict[str, Any] = {"strategy": "random", "strategy_options": None, "trials": 2}
+    found = sparsify(place, tmp_path / "out", model=dense, seeds=3, **how)
     assert not (tmp_path / "out" / "run" / "dense").exists()
     assert found.comparison.entries.keys() >= {"dense", "random"}
     assert any(words in found.answer for words in ("shown to be", "is not shown"))
     before = found.study.frame()["seconds"].tolist()
-    again = sparsify(place, tmp_path / "out", model=dense, strategy="random", trials=2, seeds=3)
+    again = sparsify(place, tmp_path / "out", model=dense, seeds=3, **how)
     assert again.answer == found.answer
     assert again.study.frame()["seconds"].tolist() == before  # nothing was trained again
     assert first.mask.length == 16
     with pytest.raises(DataError, match="was begun with seed=0, got 1; give a new folder"):
-        sparsify(place, tmp_path / "out", model=dense, seed=1, strategy="random", trials=2)
+        sparsify(place, tmp_path / "out", model=dense, seed=1, **how)
 
 
 @pytest.mark.slow

@@ -342,7 +342,7 @@ def test_kv_heads_within_their_bytes(folder, tmp_path):
 def test_several_windows_are_a_space_for_other_strategies(folder, tmp_path, strategy):
     judge = evaluator(folder, cost="kv_bytes", adapt="none")
     units = Units(judge.shape, WINDOWS, "layer")
-    how = {"trials": 3, "strategy": strategy, "budget": 0.75, "progress": None}
+    how = {"trials": 3, "strategy": strategy, "budget": 0.75, "progress": None, "baselines": {}}
     records = ms.search(units, judge, run=tmp_path, **how).records()
     assert len([record for record in records if record.status == "done"]) == 3
     assert all(record.measures["kv_bytes"] <= 0.75 + 1e-9 for record in records)
