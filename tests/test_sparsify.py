@@ -117,7 +117,7 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(
 def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(
     place: Path, tmp_path: Path
 ) -> None:
-    first = sparsify(place, tmp_path / "first")
+    sparsify(place, tmp_path / "first")
     dense = tmp_path / "first" / "run" / "dense"
     how: dict[str, Any] = {"strategy": "random", "strategy_options": None, "trials": 2}
     found = sparsify(place, tmp_path / "out", model=dense, seeds=3, **how)
@@ -128,7 +128,6 @@ def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(
     again = sparsify(place, tmp_path / "out", model=dense, seeds=3, **how)
     assert again.answer == found.answer
     assert again.study.frame()["seconds"].tolist() == before  # nothing was trained again
-    assert first.mask.length == 16
     with pytest.raises(DataError, match="was begun with seed=0, got 1; give a new folder"):
         sparsify(place, tmp_path / "out", model=dense, seed=1, **how)
 
