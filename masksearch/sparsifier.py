@@ -65,6 +65,7 @@ DAM: Mapping[str, Any] = {
 }
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
 MODEL, RESULT, RUN = "dense", "result.json", "run"
+BEGUN = (MODEL, "cache")  # in its run folder, of a call that has trained something
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Sparsified:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What is made sparse, and how; fields are as of `sparsify`."""
 
     model: str | Path
@@ -180,7 +181,7 @@ def sparsify(
         SearchError: If the dense model has learned nothing, or no mask within the budget has.
         ValueError: If the budget is below the diagonal, or no share.
     """
-    wish = Wish(
+    request = Request(
         model,
         data,
         task,
@@ -194,71 +195,70 @@ def sparsify(
         executor=executor,
         progress=progress,
     )
-    (found,) = sparsify_within(wish, [budget]).values()
+    (found,) = sparsify_within(request, [budget]).values()
     return found
 
 
-def sparsify_within(wish: Wish, budgets: Sequence[float]) -> dict[float, Sparsified]:
-    """`sparsify` for several budgets, a folder each in `wish.out`; of one it is that folder."""
+def sparsify_within(request: Request, budgets: Sequence[float]) -> dict[float, Sparsified]:
+    """`sparsify` for several budgets, a folder each in `request.out`; of one it is that folder."""
     limits = read_budgets(budgets)
-    claim_folder(wish, limits)
-    weights = dense_model(wish)
-    full = wish.evaluator(weights, keep_recovered=True)
-    if wish.progress:
-        print(f"sparsify: {describe_work(wish, full, limits)}", file=sys.stderr, flush=True)
+    claim_folder(request, limits)
+    weights = dense_model(request)
+    full = request.evaluator(weights, keep_recovered=True)
+    if request.progress:
+        print(f"sparsify: {describe_work(request, full, limits)}", file=sys.stderr, flush=True)
     for limit in limits:
         if limit < (least := effective_density(Window(0), full.shape)):
             raise ValueError(
                 f"a budget is at least what the diagonal costs, {least:.4g} of the pairs; got "
                 f"{limit:g}: raise it"
             )
-    folders = [wish.out if len(limits) == 1 else wish.out / f"{limit:g}" for limit in limits]
+    folders = [request.out if len(limits) == 1 else request.out / f"{limit:g}" for limit in limits]
     return {
-        limit: sparsify_once(wish, full, limit, folder)
+        limit: sparsify_once(request, full, limit, folder)
         for limit, folder in zip(limits, folders, strict=True)
     }
 
 
-def claim_folder(wish: Wish, limits: Sequence[float]) -> None:
+def claim_folder(request: Request, limits: Sequence[float]) -> None:
     """Refuses a folder of something else, and writes what this call is about into a new one.
 
     Raises:
         DataError: If the folder holds other files, or was begun with other arguments.
     """
-    path = wish.run / "sparsify.json"
+    path = request.run / "sparsify.json"
     about = {
-        "model": str(wish.model),
-        "data": str(wish.data),
-        "task": repr(wish.task),
+        "model": str(request.model),
+        "data": str(request.data),
+        "task": repr(request.task),
         "budgets": list(limits),
-        "strategy": wish.strategy,
-        "options": repr(wish.strategy_options),
-        "seed": wish.seed,
-        "settings": repr(dict(wish.settings)),
+        "strategy": request.strategy,
+        "options": repr(request.strategy_options),
+        "seed": request.seed,
+        "settings": repr(dict(request.settings)),
     }
-    if not path.is_file():
-        if wish.out.exists() and (not wish.out.is_dir() or any(wish.out.iterdir())):
-            raise DataError(f"{wish.out} holds something else already; give a new folder")
-        write_text_in_one_move(path, json.dumps(about, indent=1) + "\n")
-        return
-    before = json.loads(path.read_text("utf-8"))
-    if other := [name for name in about if before.get(name) != about[name]]:
-        name = other[0]
+    if not path.is_file() and request.out.exists():
+        if not request.out.is_dir() or any(request.out.iterdir()):
+            raise DataError(f"{request.out} holds something else already; give a new folder")
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else about
+    other = [name for name in about if before.get(name) != about[name]]
+    if other and any((request.run / name).exists() for name in BEGUN):
         raise DataError(
-            f"{wish.out} was begun with {name}={before.get(name)}, got {about[name]}; give a new "
-            "folder, or the same call again"
+            f"{request.out} was begun with {other[0]}={before.get(other[0])}, got "
+            f"{about[other[0]]}; give a new folder, or the same call again"
         )
+    write_text_in_one_move(path, json.dumps(about, indent=1) + "\n")
 
 
-def dense_model(wish: Wish) -> Path:
+def dense_model(request: Request) -> Path:
     """The folder of the fine-tuned model: the checkpoint itself where it has a head."""
-    start, folder = find_folder(str(wish.model))[1], wish.run / MODEL
+    start, folder = find_folder(str(request.model))[1], request.run / MODEL
     if tuned_kind(start) is not None:
         return start
     if not (folder / "config.json").is_file():
-        evaluator = wish.evaluator(wish.model, read_out="own", half="search")
+        evaluator = request.evaluator(request.model, read_out="own", half="search")
         (task,) = evaluator.downstream
-        head: Any = evaluator.dense(task, wish.seed)
+        head: Any = evaluator.dense(task, request.seed)
         beside = folder.with_name(f"{MODEL}.part")
         head.eval().whole.save_pretrained(beside)
         copy_tokenizer(start, beside)
@@ -266,7 +266,7 @@ def dense_model(wish: Wish) -> Path:
     return folder
 
 
-def describe_work(wish: Wish, full: GlueEvaluator, limits: Sequence[float]) -> str:
+def describe_work(request: Request, full: GlueEvaluator, limits: Sequence[float]) -> str:
     """The trainings to come, for about how long, and the memory that they take."""
     (task,), steps = full.downstream, full.adaptation.steps
     model = full.dense(task, FIRST_SEED)
@@ -277,31 +277,31 @@ def describe_work(wish: Wish, full: GlueEvaluator, limits: Sequence[float]) -> s
         model(**{name: part.to(full.place) for name, part in batch.items()}).loss.backward()
         seconds.append(time.perf_counter() - begun)
     hand = [len(hand_designed(full, [limit])) for limit in limits]
-    short = sum(hand) + len(limits) * (wish.trials or 1)
-    whole = len(limits) * 3 * wish.seeds
+    short = sum(hand) + len(limits) * (request.trials or 1)
+    whole = len(limits) * 3 * request.seeds
     taken = (short * steps / SHORT + whole * steps) * min(seconds) * TEACHER
-    gates = DAM["config"]["steps"] * 2 * len(limits) if wish.gated else 0
+    gates = DAM["config"]["steps"] * 2 * len(limits) if request.gated else 0
     size = sum(weight.nbytes for weight in model.parameters()) / 2**30
     return (
         f"{short} short recoveries of {max(1, steps // SHORT)} steps ({sum(hand)} of "
         f"hand-designed masks), {whole} of {steps}{', and gates' if gates else ''}: about "
         f"{clock(taken + gates * min(seconds))}; {5 * size:.1f} GB of memory a training, "
-        f"{whole * size:.1f} GB of disk in {wish.run / 'cache'}"
+        f"{whole * size:.1f} GB of disk in {request.run / 'cache'}"
     )
 
 
-def sparsify_once(wish: Wish, full: GlueEvaluator, limit: float, folder: Path) -> Sparsified:
+def sparsify_once(request: Request, full: GlueEvaluator, limit: float, folder: Path) -> Sparsified:
     """Search, compare, export, for one budget."""
-    (task,), study = full.downstream, search_masks(wish, full, limit)
-    seeds = range(FIRST_SEED, FIRST_SEED + wish.seeds)
+    (task,), study = full.downstream, search_masks(request, full, limit)
+    seeds = range(FIRST_SEED, FIRST_SEED + request.seeds)
     comparison = compare(
-        {"dense": Full(), **choose_candidates(study, wish.strategy, limit)},
+        {"dense": Full(), **choose_candidates(study, request.strategy, limit)},
         full,
-        run=wish.run / f"compare-{limit:g}",
+        run=request.run / f"compare-{limit:g}",
         seeds=seeds,
         half="final",
-        executor=wish.executor,
-        progress=wish.progress,
+        executor=request.executor,
+        progress=request.progress,
     )
     advice = comparison.recommend(limit)
     chosen = comparison.entries[advice.name]
@@ -310,7 +310,7 @@ def sparsify_once(wish: Wish, full: GlueEvaluator, limit: float, folder: Path) -
         f"{advice.sentence} Minus dense attention trained as long: {loss.text(signed=True)}, with "
         f"{1 - chosen.sparsity:.1%} of the non-padding query-key pairs. Pairs are not seconds."
     )
-    by_seed = {seed: score_to_choose(wish, full, advice.mask, seed, limit) for seed in seeds}
+    by_seed = {seed: score_to_choose(request, full, advice.mask, seed, limit) for seed in seeds}
     middle = statistics.median_low(by_seed.values())
     seed = next(seed for seed, score in by_seed.items() if score == middle)
     saved = {"mask": advice.name, "seed": seed, "score": chosen.scores[seed]}
@@ -319,7 +319,7 @@ def sparsify_once(wish: Wish, full: GlueEvaluator, limit: float, folder: Path) -
     result = {
         "answer": answer,
         "outcome": advice.outcome,
-        "model": str(wish.model),
+        "model": str(request.model),
         "task": task,
         "budget": limit,
         "saved": saved,
@@ -331,18 +331,20 @@ def sparsify_once(wish: Wish, full: GlueEvaluator, limit: float, folder: Path) -
         "versions": {"masksearch": VERSION, "torch": torch.__version__},
     }
     score = full.objectives[0].name, chosen.scores[seed]
-    found = Findings(answer, str(wish.model), task, *score)
+    found = Findings(answer, str(request.model), task, *score)
     save_pretrained(full.adapted(advice.mask, seed=seed), folder, found=found)
-    copy_tokenizer(find_folder(str(wish.model))[1], folder)
+    copy_tokenizer(find_folder(str(request.model))[1], folder)
     write_text_in_one_move(folder / RESULT, json.dumps(result, indent=1, default=str) + "\n")
-    page = comparison.report(wish.run / f"report-{limit:g}" / "report.html")
+    page = comparison.report(request.run / f"report-{limit:g}" / "report.html")
     shutil.copyfile(page, folder / "report.html")
     return Sparsified(answer, advice.mask, folder, comparison, study)
 
 
-def score_to_choose(wish: Wish, full: GlueEvaluator, mask: Mask, seed: int, limit: float) -> float:
+def score_to_choose(
+    request: Request, full: GlueEvaluator, mask: Mask, seed: int, limit: float
+) -> float:
     """The score on rows of the search of a recovery that was kept; no training."""
-    place = wish.run / f"choose-{limit:g}" / str(seed)
+    place = request.run / f"choose-{limit:g}" / str(seed)
     *_, last = replace(full, half="search")(mask, seed=seed, workdir=place)
     return last.values[full.objectives[0].name]
 
@@ -355,26 +357,26 @@ def difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
     return {"value": gap.value, "interval": ends, "seeds": gap.n, "rows": gap.n_rows}
 
 
-def search_masks(wish: Wish, full: GlueEvaluator, limit: float) -> Study:
+def search_masks(request: Request, full: GlueEvaluator, limit: float) -> Study:
     """The search within a budget on the dense model, begun at the hand-designed masks; its trials
     recover for a part of the steps."""
-    kind = STRATEGIES.get(wish.strategy)
+    kind = STRATEGIES.get(request.strategy)
     drawn = kind is None or kind.space != "none"
-    options = dict(wish.strategy_options or (DAM if wish.gated else {}))
-    if wish.gated:
+    options = dict(request.strategy_options or (DAM if request.gated else {}))
+    if request.gated:
         options["config"] = {"density": limit, **options.get("config", {})}
     short = replace(full.adaptation, steps=max(1, full.adaptation.steps // SHORT), keep=False)
     return search(
         load_function(SPACE) if drawn else None,
         replace(full, adaptation=short, half="search"),
-        run=wish.run / f"search-{limit:g}",
-        trials=wish.trials or (TRIALS if drawn else 2),
-        strategy=wish.strategy,
+        run=request.run / f"search-{limit:g}",
+        trials=request.trials or (TRIALS if drawn else 2),
+        strategy=request.strategy,
         strategy_options=options,
-        seed=wish.seed,
+        seed=request.seed,
         budget=limit,
-        executor=wish.executor,
-        progress=wish.progress,
+        executor=request.executor,
+        progress=request.progress,
     )
 
 

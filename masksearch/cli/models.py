@@ -395,7 +395,7 @@ def sparsify(options: SparsifyOptions) -> None:
             raise OptionsError(f"{'--data' if own else '--glue'} {verb} {name}")
     from masksearch.cli.build import build_executor, further_settings, split_settings
     from masksearch.evaluators.glue import GlueEvaluator
-    from masksearch.sparsifier import RESULT, Wish, sparsify_within
+    from masksearch.sparsifier import RESULT, Request, sparsify_within
     from masksearch.tasks.glue.columns import Columns
     from masksearch.tasks.glue.tasks import task_named
 
@@ -403,7 +403,7 @@ def sparsify(options: SparsifyOptions) -> None:
         task_named(str(options.tasks))
     settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
     settings |= {} if options.length is None else {"length": options.length}
-    wish = Wish(
+    request = Request(
         options.model,
         options.data or str(options.glue),
         Columns(tuple(options.text or ()), str(options.label)) if own else str(options.tasks),
@@ -412,7 +412,7 @@ def sparsify(options: SparsifyOptions) -> None:
         executor=build_executor(JudgeOptions(executor=options.executor, slots=options.slots)),
         **described_values(options),
     )
-    for limit, found in sparsify_within(wish, options.budget).items():
+    for limit, found in sparsify_within(request, options.budget).items():
         if options.as_json:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:
