@@ -203,16 +203,16 @@ def sparsify_within(request: Request, budgets: Sequence[float]) -> dict[float, S
     """`sparsify` for several budgets, a folder each in `request.out`; of one it is that folder."""
     limits = read_budgets(budgets)
     claim_folder(request, limits)
-    weights = dense_model(request)
-    full = request.evaluator(weights, keep_recovered=True)
-    if request.progress:
-        print(f"sparsify: {describe_work(request, full, limits)}", file=sys.stderr, flush=True)
+    shape = request.evaluator(request.model, read_out="own").shape
     for limit in limits:
-        if limit < (least := effective_density(Window(0), full.shape)):
+        if limit < (least := effective_density(Window(0), shape)):
             raise ValueError(
                 f"a budget is at least what the diagonal costs, {least:.4g} of the pairs; got "
                 f"{limit:g}: raise it"
             )
+    full = request.evaluator(dense_model(request), keep_recovered=True)
+    if request.progress:
+        print(f"sparsify: {describe_work(request, full, limits)}", file=sys.stderr, flush=True)
     folders = [request.out if len(limits) == 1 else request.out / f"{limit:g}" for limit in limits]
     return {
         limit: sparsify_once(request, full, limit, folder)
