@@ -116,6 +116,12 @@ class Request:
         kind = STRATEGIES.get(self.strategy)
         return kind is not None and kind.gated is not None and kind.gated({})
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the strategy draws from a space."""
+        kind = STRATEGIES.get(self.strategy)
+        return kind is None or kind.space != "none"
+
     def evaluator(self, weights: str | Path, **settings: Any) -> GlueEvaluator:
         """The evaluator of the task on those weights."""
         data, task = self.data, self.task
@@ -277,7 +283,7 @@ def describe_work(request: Request, full: GlueEvaluator, limits: Sequence[float]
         model(**{name: part.to(full.place) for name, part in batch.items()}).loss.backward()
         seconds.append(time.perf_counter() - begun)
     hand = [len(hand_designed(full, [limit])) for limit in limits]
-    short = sum(hand) + len(limits) * (request.trials or 1)
+    short = sum(hand) + len(limits) * (request.trials or (TRIALS if request.drawn else 1))
     whole = len(limits) * 3 * request.seeds
     taken = (short * steps / SHORT + whole * steps) * min(seconds) * TEACHER
     gates = DAM["config"]["steps"] * 2 * len(limits) if request.gated else 0
@@ -360,17 +366,15 @@ def difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
 def search_masks(request: Request, full: GlueEvaluator, limit: float) -> Study:
     """The search within a budget on the dense model, begun at the hand-designed masks; its trials
     recover for a part of the steps."""
-    kind = STRATEGIES.get(request.strategy)
-    drawn = kind is None or kind.space != "none"
     options = dict(request.strategy_options or (DAM if request.gated else {}))
     if request.gated:
         options["config"] = {"density": limit, **options.get("config", {})}
     short = replace(full.adaptation, steps=max(1, full.adaptation.steps // SHORT), keep=False)
     return search(
-        load_function(SPACE) if drawn else None,
+        load_function(SPACE) if request.drawn else None,
         replace(full, adaptation=short, half="search"),
         run=request.run / f"search-{limit:g}",
-        trials=request.trials or (TRIALS if drawn else 2),
+        trials=request.trials or (TRIALS if request.drawn else 2),
         strategy=request.strategy,
         strategy_options=options,
         seed=request.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
     from masksearch.contracts import Evaluator
     from masksearch.driver import Comparison, Study
-    from masksearch.masks.core import Mask
     from masksearch.strategies.build import Kind
 
 
@@ -225,14 +224,6 @@ def run_search(options: SearchOptions) -> Study:
         )
 
 
-def drawn_by_hand(judge: Evaluator, budgets: Sequence[float] | None) -> Mapping[str, Mask]:
-    """The six families or, within budgets, all that is drawn by hand at each cost."""
-    from masksearch.masks import FAMILIES
-    from masksearch.strategies.enqueued import hand_designed
-
-    return hand_designed(judge, budgets) if budgets else FAMILIES
-
-
 def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[str]) -> None:
     """Raises OptionsError where a strategy lacks a space, or takes none, or there are two."""
     if space is None and kind.space == "needed" and not levels:
@@ -318,6 +309,7 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
+    from masksearch.strategies.enqueued import hand_designed
     from masksearch.study.records import read_budgets
     from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore
@@ -342,7 +334,7 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
             families = {} if budgets else dict(FAMILIES)
             for budget in budgets:  # those that a search prefers or, where it has none, all
                 best = best_baselines(named, budget, options.storage)
-                families |= best or drawn_by_hand(judge, [budget])
+                families |= best or hand_designed(judge, [budget])
         added: dict[str, Candidate] = {"dense": full(), **families, **alike}
         if taken := [name for name in added if mine.get(name, added[name]) != added[name]]:
             raise OptionsError(

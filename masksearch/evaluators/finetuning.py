@@ -434,14 +434,13 @@ class FineTuning(AssembledEvaluator, ABC):
                 "a model that is pre-trained under the mask is not made again; leave "
                 "corpus out, or train it with MlmEvaluator and save that"
             )
-        name, encoder = task or self.downstream[0], None
+        name, encoder, table = task or self.downstream[0], None, self.as_table(mask)
         if not self.weights_frozen:
             encoder = self.start.encoder(dropout=self.model.dropout)
         with TemporaryDirectory() as folder:
-            head = self.under(encoder, name, self.as_table(mask), Checkpoints(Path(folder)), seed)
-        attached = masks.cropped(self.as_table(mask), self.text.length)
+            head = self.under(encoder, name, table, Checkpoints(Path(folder)), seed)
         whole: nn.Module = getattr(detach(head.eval()), "whole", head)
-        return attach(whole, attached)
+        return attach(whole, masks.cropped(table, self.text.length))
 
     def as_table(self, mask: Mask) -> Mask:
         """The mask as it is judged: its table, unless it follows the tokens."""

@@ -205,12 +205,10 @@ class GlueEvaluator(FineTuning):
         then begins at the mean of the training labels."""
         if self.read_out != "own":
             return super().begin(name, seed)
-        labels, drawn = (
-            self.glue_task(name).labels,
-            mixed_seed(self.task_seed(name, seed), self.streams[0]),
-        )
-        how: dict[str, Any] = {"seed": drawn, "dropout": self.model.dropout}
-        head = begin_tuned(self.start.locate(), self.head_kind, labels, **how)
+        labels, dropout = self.glue_task(name).labels, self.model.dropout
+        drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
+        where = self.start.locate(), self.head_kind, labels
+        head = begin_tuned(*where, seed=drawn, dropout=dropout)
         if not labels:
             begin_at(head, float(self.tokens(name).train.labels.mean()))
         return head.to(self.place)
