@@ -238,6 +238,7 @@ SCORES = ("11 0.856", "4 0.825", "19 0.800", "16 0.772", "7 0.512")
 RELEASES = " | ".join(f"{each.title} {each.version}" for each in READ.values())
 NO_CLAIM = [
     (ENGINES, f"windows of | {RELEASES}"),  # releases, from the table of engines
+    (ENGINES, "llama-cpp-python 0.3.36 has it"),
     (IMPORTANCE, "these measures show at most 0.011"),  # not kept
     (IMPORTANCE, "1 - P as at least 0.1,"),  # how "flip" is defined
     (IMPORTANCE, "On the trained models below,"),  # on the page
