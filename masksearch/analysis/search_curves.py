@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ Curves = Mapping[str, Mapping[int, list[Snapshot]]]
 
 @dataclass(frozen=True)
 class StrategyReached:
-    """A strategy's hypervolumes where every search of the comparison still ran.
+    """A strategy's hypervolumes where every search of the comparison still ran; NaN where one of
+    its own had no mask yet.
 
     `finding` is its hypervolume minus the reference's over common search seeds, at equal seconds;
     None for the reference itself.
@@ -44,6 +46,8 @@ class StrategyReached:
     @property
     def outcome(self) -> str:
         """In a word or two, for tables."""
+        if math.isnan(self.at_seconds.value):
+            return "no mask yet"
         return "reference" if self.finding is None else self.finding.outcome
 
 
@@ -60,10 +64,11 @@ def curves_of(
     }
 
 
-def reached(curve: Sequence[Snapshot], compute: float, by: Compute) -> float:
-    """The hypervolume once that many trials or seconds were spent; 0 before the first result."""
+def reached(curve: Sequence[Snapshot], compute: float, by: Compute) -> float | None:
+    """The hypervolume once that many trials or seconds were spent; None before the first mask."""
     spent = bisect_right(curve, compute, key=attrgetter(by))
-    return curve[spent - 1].hypervolume if spent else 0.0
+    state = curve[spent - 1] if spent else None
+    return state.hypervolume if state and (state.best or state.unlearned) else None
 
 
 def ended(curve: Sequence[Snapshot], by: Compute) -> float:
@@ -82,7 +87,8 @@ def band_of(
     if most is not None:
         chosen = np.unique(np.linspace(0, len(places) - 1, most).astype(int))
         places = [places[index] for index in chosen]
-    return {at: estimate([reached(curve, at, by) for curve in curves.values()]) for at in places}
+    volumes = {at: [reached(curve, at, by) or 0.0 for curve in curves.values()] for at in places}
+    return {at: estimate(values) for at, values in volumes.items()}
 
 
 def compare_searches(curves: Curves) -> list[StrategyReached]:
@@ -93,7 +99,8 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
     `CLAIM_SEEDS` common seeds nothing is claimed.
 
     Args:
-        curves: Of strategies; see `curves_of`.
+        curves: Of strategies; see `curves_of`. Leave unfinished searches out: all others are
+            compared where the shortest one ends.
 
     Returns:
         One a strategy that has searched, in the order given.
@@ -105,10 +112,10 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
     finals: dict[Compute, dict[str, dict[int, float]]] = {}
     for by in ("trials", "seconds"):
         spent = min(ended(curve, by) for curve in every)
-        finals[by] = {
-            name: {seed: reached(curve, spent, by) for seed, curve in runs.items() if curve}
-            for name, runs in curves.items()
-        }
+        for name, runs in curves.items():
+            volumes = {seed: reached(curve, spent, by) for seed, curve in runs.items() if curve}
+            known = {seed: volume for seed, volume in volumes.items() if volume is not None}
+            finals.setdefault(by, {})[name] = known if len(known) == len(volumes) else {}
     reference = RANDOM if RANDOM in curves else next(iter(curves))
     at = finals["seconds"]
     judged = judge_volumes(
@@ -118,7 +125,7 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
     return [
         StrategyReached(
             name,
-            len(at[name]),
+            sum(map(bool, curves[name].values())),
             estimate(list(finals["trials"][name].values())),
             estimate(list(at[name].values())),
             judged.get(name),
@@ -144,12 +151,17 @@ def without_rte(
 def describe_searches(strategies: Sequence[StrategyReached]) -> list[str]:
     """One line for each strategy but the reference: by how much its hypervolume differs."""
     reference = next((each.strategy for each in strategies if each.finding is None), "")
+    early = [each.strategy for each in strategies if math.isnan(each.at_seconds.value)]
     lines = []
     for each in strategies:
         if (judged := each.finding) is None:
             continue
-        d, seeds = judged.difference, f"{judged.difference.n} search seeds"
+        d = judged.difference
+        seeds = f"{d.n} search seed{'s' * (d.n != 1)}"
         line = f"Hypervolume at equal compute, {each.strategy} minus {reference}: "
+        if none := [name for name in (each.strategy, reference) if name in early]:
+            lines.append(f"{line}no number, because {none[0]} had no mask yet.")
+            continue
         line += d.text(signed=True)
         if d.decides:
             line += f", p {format_p(judged.adjusted)}, {judged.outcome} ({seeds})."

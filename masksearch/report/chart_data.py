@@ -15,7 +15,7 @@ from masksearch.analysis.fronts import arm_of
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
 from masksearch.analysis.runs import Kind, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
-from masksearch.analysis.stats import estimate
+from masksearch.analysis.stats import CLAIM_SEEDS, estimate
 from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_value
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
@@ -205,7 +205,7 @@ def front_chart(
         steps = mean_front(members, sign) if several else front_of(members, sign)
         for place, step in enumerate([*steps[:1], *steps]):
             at = left if place == 0 else step["saved"]
-            about = {name: step[name] for name in ("id", "group", "score", "low", "high")}
+            about = line_of(step, "id", "group", "score", "low", "high")
             lines.append({**about, "arm": group["arm"], "saved": at})
     if truth:
         used = [*used, group_of(TRUE_FRONT, (PINK, "o"), "truth")]
@@ -236,13 +236,20 @@ def group_of(name: str, style: tuple[str, str], arm: str) -> dict[str, str]:
 
 def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """A level line for each point that leaves nothing out; the best one has the label of all."""
+    alike = len({point["name"] for point in dense}) == 1  # in each of several searches
     label = f"{len(dense)} masks with nothing left out"
     levels = []
     for place, point in enumerate(sorted(dense, key=lambda p: -sign * p["score"])):
-        dense_label = f"{point['name']} (nothing left out)" if len(dense) == 1 else label
-        about = {name: point[name] for name in ("id", "score", "low", "high")}
+        dense_label = f"{point['name']} (nothing left out)" if alike else label
+        about = line_of(point, "id", "score", "low", "high")
         levels.append({"label": "" if place else dense_label, **about})
     return levels
+
+
+def line_of(point: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """What a line takes of a point; of two seeds no band."""
+    bare = ("low", "high") if 1 < point["seeds"] < CLAIM_SEEDS else ()
+    return {name: None if name in bare else point[name] for name in names}
 
 
 def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
@@ -258,7 +265,8 @@ def unbeaten(each: Sequence[T], gains: Sequence[tuple[float, float]]) -> list[T]
 
 
 def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
-    """Mean over searches, with its 95% interval, of the best score at a sparsity or beyond."""
+    """Mean over searches, with its 95% interval, of the best score at a sparsity or beyond;
+    `seeds` are the searches."""
     searches: dict[str, list[dict[str, Any]]] = {}
     for point in points:
         searches.setdefault(point["search"], []).append(point)
@@ -269,7 +277,8 @@ def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, An
         if all(best):
             interval = estimate([sign * max(scores) for scores in best])
             about = {"score": interval.value, "low": interval.low, "high": interval.high}
-            steps.append({"id": "", "group": points[0]["group"], "saved": at, **about})
+            where = {"id": "", "group": points[0]["group"], "saved": at, "seeds": len(fronts)}
+            steps.append({**where, **about})
     return steps
 
 
@@ -354,7 +363,7 @@ def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | No
 
 def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
     """Hypervolume over trials and over compute; also of the score without RTE."""
-    alone = {name: {0: study} for name, study in section.studies.items()}
+    alone = {n: {0: s} for n, s in section.studies.items() if n not in section.unfinished}
     judged = [section.objectives]
     if without := without_rte(section.searches, section.objectives):
         judged.append(without)
@@ -371,8 +380,9 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
             lines: list[dict[str, Any]] = []
             for name, runs in curves.items():
                 for compute, volume in band_of(runs, by, STEPS).items():
-                    low = max(0.0, volume.low) if math.isfinite(volume.low) else None
-                    about = {"mean": volume.value, "low": low, "high": volume.high}
+                    shown = len(runs) >= CLAIM_SEEDS and math.isfinite(volume.low)
+                    ends = (max(0.0, volume.low), volume.high) if shown else (None, None)
+                    about = {"mean": volume.value, "low": ends[0], "high": ends[1]}
                     lines.append({"group": name, "compute": compute, **about})
             if any(line["mean"] > 0 for line in lines):
                 yield {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import vl_convert
 from PIL import Image
 
+from masksearch.analysis.stats import CLAIM_SEEDS
 from masksearch.masks.families import SCRAMBLED
 from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
 
@@ -95,7 +97,8 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
         "saved:Q", title=chart["axis"], scale=alt.Scale(domain=[low, high], nice=False, zero=False)
     )
     title = f"{chart['score']['title']}, {chart['score']['goal']} is better"
-    y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False, padding=10))
+    ends = alt.Scale(domain=score_axis(chart), zero=False, nice=False, clamp=True)
+    y = alt.Y("score:Q", title=title, scale=ends)
     lines = alt.Chart(alt.NamedData("lines")).encode(x, y, colour)
     band = (
         alt.Chart(alt.NamedData("lines"))
@@ -172,6 +175,25 @@ def sparsity_axis(chart: Mapping[str, Any]) -> tuple[float, float]:
     places = [place for place in shown if place > 0] or [0.0, 100.0]
     room = MARGIN * (max(places) - min(places)) or 1.0
     return min(places) - room, max(places) + room
+
+
+def score_axis(chart: Mapping[str, Any]) -> list[float]:
+    """Both ends of the axis of scores: its masks with their intervals from three seeds on, and a
+    little more, within the metric's range (0 to 1, or from 0) where all masks are."""
+    points, few = chart["points"], range(2, CLAIM_SEEDS)
+    scores = [each["score"] for each in (*points, *chart["lines"])]
+    places = scores + [point["promised"] for point in points]
+    places += [
+        point[end] for point in points for end in ("low", "high") if point["seeds"] not in few
+    ]
+    places = [place for place in places if place is not None and math.isfinite(place)]
+    room = 2 * MARGIN * (max(places) - min(places)) or 0.05 * abs(places[0]) or 1.0
+    low, high = min(places) - room, max(places) + room
+    if min(scores) >= 0:
+        low = max(low, 0.0)
+    if chart["score"]["goal"] == "higher" and max(scores) <= 1:
+        high = min(high, 1.0)
+    return [low, high]
 
 
 def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
@@ -357,6 +379,7 @@ def marks_to_name(chart: Mapping[str, Any]) -> list[dict[str, Any]]:
     if len(marks) > MOST:
         best = {line["id"] for line in chart["lines"]}
         marks = [mark for mark in marks if mark["id"] in best]
+    marks = [*{(mark["label"], mark["saved"], mark["score"]): mark for mark in marks}.values()]
     return sorted(marks, key=lambda mark: (mark["saved"], mark["score"]))[:MOST]
 
 

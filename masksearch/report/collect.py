@@ -66,6 +66,18 @@ class StoredStudy:
         return recipe_of(title, self.facts, self.calls, self.command)
 
     @property
+    def unfinished(self) -> str:
+        """Such as '2 of 12 trials', of a search that has not come to its end; else empty."""
+        asked = self.calls[-1].get("trials") if self.calls and self.kind == "search" else None
+        ended = ("done", "reused", "stopped")
+        count = sum(r.role == "trial" and r.status in ended and not r.known for r in self.records)
+        board = self.run / STATUS
+        if asked is None or count >= asked or not board.is_file():
+            return ""
+        spent = read_object(board, "delete it", state=str)["state"] == "ended"  # no mask is left
+        return "" if spent else f"{count} of {asked} trials"
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """The evaluator's settings by name."""
         return self.calls[0].get("evaluator", {}) if self.calls else {}
@@ -295,8 +307,12 @@ def section_on(
         name if strategies.count(name) == 1 else study.name
         for name, study in zip(strategies, searches, strict=True)
     ]
+    pairs = [*zip(names, searches, strict=True)]
+    unfinished = {name: study.unfinished for name, study in pairs if study.unfinished}
+    if len(unfinished) == len(searches):  # there is no other search to compare
+        unfinished = {}
     return Section(
-        {name: study.records for name, study in zip(names, searches, strict=True)},
+        {name: study.records for name, study in pairs},
         main.objectives,
         {
             s.name: ComparedMasks.of(s.records, s.objectives, s.facts, run=s.run, shape=s.shape)
@@ -308,9 +324,10 @@ def section_on(
         dam_health(searches),
         None if live else card_of_studies(studies),
         [study.recipe for study in studies],
-        searches_of(searches),
-        {name: study.run for name, study in zip(names, searches, strict=True)},
+        searches_of([study for name, study in pairs if name not in unfinished]),
+        {name: study.run for name, study in pairs},
         next(filter(None, (evaluate_line(study.command) for study in studies)), ""),
+        unfinished=unfinished,
     )
 
 

@@ -21,6 +21,7 @@ from masksearch.errors import MaskSearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
+from masksearch.masks.text import short_text
 from masksearch.report.charts import chart_spec, write_chart
 from masksearch.report.dam import Picture, dam_pictures
 from masksearch.report.layout import TextTable, write_tables
@@ -109,16 +110,19 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
         "png": lambda name: png_text(Path(folder) / FIGURES / name),
         "data": script_data,
         "json": json.dumps,
+        "short": short_text,
     }
     style, script = (
         (Path(__file__).parent / name).read_text(encoding="utf-8")
         for name in ("page.css", "page.js")
     )
     charts = {chart["id"]: chart_spec(chart) for chart in charts_of(result)}
+    points = [point for chart in charts_of(result) for point in chart.get("points", ())]
     return environment.get_template("page.html.j2").render(
         **result,
         result=result,
         specs=charts,
+        short={point["id"]: short_text(point["expression"], 60) for point in points},
         names_of=names_of,
         vega=vega_script() if charts else "",
         refresh=REFRESH,

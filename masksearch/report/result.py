@@ -173,6 +173,9 @@ def headline(section: Section, compared: bool) -> list[str]:
         text = verdict_text(comparison, comparison.fronts, shown, "dense")
         lines += text.splitlines()
     lines += describe_searches(compare_searches(curves_of(section.searches, section.objectives)))
+    if section.unfinished:
+        names = ", ".join(f"{name} ({done})" for name, done in section.unfinished.items())
+        lines.append(f"Unfinished, so left out of the hypervolume at equal compute: {names}.")
     records = section.searched
     if not records:
         return lines or ["Nothing was run."]

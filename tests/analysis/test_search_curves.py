@@ -12,9 +12,11 @@ from masksearch.analysis.search_curves import (
     compare_searches,
     curves_of,
     describe_searches,
+    reached,
     without_rte,
 )
-from masksearch.contracts import Evaluate, Objective, Record
+from masksearch.contracts import Evaluate, Objective, OneShot, Record
+from masksearch.report.tables import searches_table
 
 OBJECTIVES = (Objective("glue", "max", 0.5), Objective("sparsity", "max", 0.0))
 JOB = Evaluate(masks.star())
@@ -67,6 +69,32 @@ def test_strategies_are_compared_where_every_search_still_ran():
     (line,) = describe_searches(found)
     assert line.startswith("Hypervolume at equal compute, tpe minus random: -0.10")
     assert "smaller (4 search seeds)" in line
+
+
+def test_no_number_is_given_where_a_strategy_has_no_mask_yet():
+    """In 3 seconds random has trained three masks, DAM its gates (for 9), and TPE two masks."""
+    gates = Record(7, "done", OneShot({}), origin="dam", values={"loss": 1.0}, seconds=9.0)
+    runs = {
+        "random": {s: search([0.6, 0.7, 0.7 + s / 100]) for s in range(3)},
+        "dam": {s: [gates, *search([0.9])] for s in range(3)},
+        "tpe": {s: search([0.8, 0.8], seconds=1.5) for s in range(3)},
+    }
+    curves = curves_of(runs, OBJECTIVES)
+    found = {each.strategy: each for each in compare_searches(curves)}
+    assert math.isnan(found["dam"].at_seconds.value)
+    assert (found["dam"].outcome, found["dam"].seeds) == ("no mask yet", 3)
+    assert found["tpe"].at_seconds.value == pytest.approx(0.15)  # (.8 - .5) / 2
+    dam, tpe = describe_searches([*found.values()])
+    assert dam == (
+        "Hypervolume at equal compute, dam minus random: no number, because dam had no mask yet."
+    )
+    assert tpe.startswith("Hypervolume at equal compute, tpe minus random: +0.0")
+    table = searches_table(runs, OBJECTIVES)
+    assert [c.text for c in table.rows[1]][4:6] == ["-", "-"]
+    assert "0.000" not in [cell.text for row in table.rows for cell in row]
+    dull = {"RTE": 0.5, "RTE/majority": 0.5}
+    nothing = [replace(r, values={**r.values, **dull}) for r in search([0.6])]
+    assert reached(curves_of({"a": {0: nothing}}, OBJECTIVES)["a"][0], 1, "trials") == 0.0
 
 
 def test_two_search_seeds_decide_nothing():

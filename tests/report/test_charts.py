@@ -103,6 +103,15 @@ def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
     assert [level["label"] for level in chart["levels"]] == ["dense (nothing left out)"]
     front = told(searched)["chart"]
     assert names_of(paper_spec(front)) == set(masks.FAMILIES)  # not the trials
+    again = {"tpe": searched.studies["tpe"], "random": searched.studies["tpe"][:6]}
+    judged_twice = told(replace(searched, studies=again))["chart"]
+    spec = paper_spec(judged_twice)
+    rows = [
+        layer["data"]["values"]
+        for layer in spec["layer"]
+        if "data" in layer and "values" in layer["data"]
+    ]
+    assert len(rows[0]) == len(masks.FAMILIES)  # a mask of two searches is named once
     assert len(front["points"]) == len(masks.FAMILIES) + 8
 
 

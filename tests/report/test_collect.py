@@ -199,6 +199,48 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     assert "one search each" in one
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, seeds):
+    def end(record):
+        if record.number == 2:
+            raise KeyboardInterrupt
+
+    for name in ("random", "tpe", "evolution"):
+        for seed in range(seeds):
+            told = {
+                "strategy": name,
+                "seed": seed,
+                "progress": None,
+                "run": tmp_path / f"{name}{seed}",
+            }
+            if (name, seed) == ("tpe", seeds - 1):
+                with pytest.raises(KeyboardInterrupt):
+                    ms.search(space, ToyEvaluator(), trials=5, listeners=[end], **told)
+            else:
+                ms.search(space, ToyEvaluator(), trials=5, **told)
+    report_on(tmp_path, tmp_path / "report.html")
+    (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
+    left_out = "tpe" if seeds == 1 else "tpe1"
+    count = sum(r.status == "done" for r in ms.open_study(tmp_path / f"tpe{seeds - 1}").records())
+    line = f"left out of the hypervolume at equal compute: {left_out} ({count} of 5 trials)."
+    assert [each for each in section["verdicts"] if "nfinished" in each] == [
+        f"Unfinished, so {line}"
+    ]
+    groups = {group["name"] for group in section["volumes"][0]["groups"]}
+    assert groups == ({"random", "evolution"} if seeds == 1 else {"random", "tpe", "evolution"})
+    trials = [
+        line["compute"] for line in section["volumes"][0]["lines"] if line["group"] != left_out
+    ]
+    assert max(trials) == 5  # not where the unfinished one ends
+    ms.search(
+        space, ToyEvaluator(), trials=5, run=tmp_path / f"tpe{seeds - 1}", strategy="tpe",
+        seed=seeds - 1, progress=None,
+    )  # fmt: skip
+    report_on(tmp_path, tmp_path / "report.html", live=True)
+    assert "nfinished" not in (tmp_path / "result.json").read_text()
+
+
 @pytest.mark.nightly
 def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [tmp_path / each for each in ("a/tpe/0", "a/tpe/1", "a/random/0", "b/other")]

@@ -16,6 +16,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density
+from masksearch.report.charts import chart_spec
 from masksearch.report.page import paper_tables, write_report
 from masksearch.report.pictures import Pictures
 from masksearch.report.result import result_of
@@ -71,6 +72,43 @@ def test_fronts_of_several_searches_have_a_band(record, objectives, shape):
     sparsest = chart["lines"][-1]  # window(0): .70, .69 and .68
     assert sparsest["score"] == pytest.approx(0.69)
     assert sparsest["low"] < 0.68 < 0.70 < sparsest["high"]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_searches_have_no_band_and_the_axis_is_that_of_the_masks(record, objectives, seeds):
+    """Fronts that lie far apart: the interval of two or three means leaves the metric's range."""
+    studies = {
+        f"tpe{seed}": [record(k, 0.98 - 0.2 * seed - 0.001 * k, masks.window(k)) for k in range(3)]
+        for seed in range(seeds)
+    }
+    searches = {"tpe": dict(enumerate(studies.values()))}
+    part = result_of([Section(studies, objectives, searches=searches)], title="t")["sections"][0]
+    fronts, volumes = part["chart"]["lines"], part["volumes"][0]["lines"]
+    banded = [line["high"] is not None for line in (*fronts, *volumes[1:])]
+    assert set(banded) == {seeds == 3}
+    if seeds == 3:
+        assert max(line["high"] for line in fronts) > 1
+    low, high = chart_spec(part["chart"])["layer"][-1]["encoding"]["y"]["scale"]["domain"]
+    scores = [point["score"] for point in part["chart"]["points"]]
+    span = max(scores) - min(scores)
+    assert 0 <= low < min(scores) < max(scores) < high <= 1  # the metric is an accuracy
+    assert min(scores) - low < span / 5
+
+
+def test_the_axis_of_a_comparison_shows_intervals_from_three_seeds_on(compared, objectives):
+    runs = {
+        "two": (masks.window(1), [0.70, 0.76]),  # t of two: 0.35 to 1.11
+        "three": (masks.window(2), [0.70, 0.71, 0.75]),  # 0.66 to 0.79
+    }
+    comparison = ms.Comparison(
+        tuple(compared(runs)), objectives, kinds=dict.fromkeys(runs, "searched")
+    )
+    section = Section({}, objectives, {"c": comparison})
+    chart = result_of([section], title="t")["sections"][0]["comparisons"][0]["chart"]
+    low, high = chart_spec(chart)["layer"][-1]["encoding"]["y"]["scale"]["domain"]
+    three = comparison.entries["three"].score
+    assert low < three.low < three.high < high
+    assert high - low < 1.5 * (three.high - three.low)
 
 
 def test_allocation_is_of_the_uneven_masks_of_the_front(section):
