@@ -180,20 +180,15 @@ def sparsity_axis(chart: Mapping[str, Any]) -> tuple[float, float]:
 def score_axis(chart: Mapping[str, Any]) -> list[float]:
     """Both ends of the axis of scores: its masks with their intervals from three seeds on, and a
     little more, within the metric's range (0 to 1, or from 0) where all masks are."""
-    points, few = chart["points"], range(2, CLAIM_SEEDS)
-    scores = [each["score"] for each in (*points, *chart["lines"])]
-    places = scores + [point["promised"] for point in points]
-    places += [
-        point[end] for point in points for end in ("low", "high") if point["seeds"] not in few
-    ]
-    places = [place for place in places if place is not None and math.isfinite(place)]
+    scores = [each["score"] for each in (*chart["points"], *chart["lines"])]
+    bounds = [point["promised"] for point in chart["points"]]
+    for point in chart["points"]:
+        bounds += [] if 1 < point["seeds"] < CLAIM_SEEDS else [point["low"], point["high"]]
+    places = [p for p in scores + bounds if p is not None and math.isfinite(p)]
     room = 2 * MARGIN * (max(places) - min(places)) or 0.05 * abs(places[0]) or 1.0
     low, high = min(places) - room, max(places) + room
-    if min(scores) >= 0:
-        low = max(low, 0.0)
-    if chart["score"]["goal"] == "higher" and max(scores) <= 1:
-        high = min(high, 1.0)
-    return [low, high]
+    share = chart["score"]["goal"] == "higher" and max(scores) <= 1
+    return [max(low, 0.0) if min(scores) >= 0 else low, min(high, 1.0) if share else high]
 
 
 def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:

@@ -68,14 +68,13 @@ class StoredStudy:
     @property
     def unfinished(self) -> str:
         """Such as '2 of 12 trials', of a search that has not come to its end; else empty."""
-        asked = self.calls[-1].get("trials") if self.calls and self.kind == "search" else None
+        asked, state = self.calls[-1].get("trials") if self.calls else None, ""
         ended = ("done", "reused", "stopped")
         count = sum(r.role == "trial" and r.status in ended and not r.known for r in self.records)
-        board = self.run / STATUS
-        if asked is None or count >= asked or not board.is_file():
-            return ""
-        spent = read_object(board, "delete it", state=str)["state"] == "ended"  # no mask is left
-        return "" if spent else f"{count} of {asked} trials"
+        with contextlib.suppress(SearchError, OSError):  # it is missing or damaged
+            state = read_object(self.run / STATUS, "delete it", state=str)["state"]
+        over = asked is None or count >= asked or state == "ended"  # or no mask is left
+        return "" if over else f"{count} of {asked} trials"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -309,8 +308,7 @@ def section_on(
     ]
     pairs = [*zip(names, searches, strict=True)]
     unfinished = {name: study.unfinished for name, study in pairs if study.unfinished}
-    if len(unfinished) == len(searches):  # there is no other search to compare
-        unfinished = {}
+    unfinished = unfinished if len(unfinished) < len(searches) else {}  # there is no other one
     return Section(
         {name: study.records for name, study in pairs},
         main.objectives,

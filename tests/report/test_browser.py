@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 from browser import browser
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Evaluate
 from masksearch.report.page import write_report
 from masksearch.report.section import Section
 
@@ -73,53 +75,41 @@ def test_the_page_begins_with_masks_and_the_verdict_without_figures(page):
         assert not window.errors()
 
 
-def test_labels_of_a_chart_keep_apart_on_a_phone_and_long_masks_are_short(
-    tmp_path, record, objectives
-):
+def test_labels_keep_apart_on_a_phone_and_long_masks_are_short(tmp_path, record, objectives):
     """Fronts that meet, and masks of 72 heads."""
-    heads = [
-        [masks.full() if (h + 5 * k) % 12 < 3 else masks.window(1) for h in range(12)]
-        for k in range(6)
-    ]
-    mask = masks.per_layer([masks.per_head(row) for row in heads])
-    studies = {
-        f"search {n}": [
-            record(k, 0.7 + 0.002 * k + 0.0005 * n, mask, fingerprint=f"{n} {k}",
-                   measures={"sparsity": 0.6 - 0.004 * k})
-            for k in range(3)
-        ]
-        for n in range(3)
-    }  # fmt: skip
+    heads = [masks.full(), *[masks.window(1)] * 3] * 3
+    mask = masks.per_layer([masks.per_head(heads[k:] + heads[:k]) for k in range(6)])
+    studies: dict[str, list] = {"tpe": [], "random": [], "dam": []}
+    for (place, study), k in itertools.product(enumerate(studies.values()), range(3)):
+        measures = {"sparsity": 0.6 - 0.004 * k}
+        found = record(k, 0.7 + 0.002 * k + 0.0005 * place, measures=measures)
+        study.append(replace(found, job=Evaluate(mask), fingerprint=f"{place} {k}"))
     section = Section(studies, objectives, shape=ms.Shape(16, 6, 12))
     path = write_report(tmp_path / "report.html", [section], title="t")
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    shown = (
+        "return [...document.querySelectorAll('#front .role-mark.mark-text text')]"
+        ".filter((each) => each.textContent && each.style.visibility !== 'hidden')"
+        ".map((each) => each.getBoundingClientRect().toJSON())"
+    )
     with browser() as window:
-        for narrow in (False, True):
-            if narrow:
-                window.call(
-                    "/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone
-                )
-                window.open(path)
-            else:
-                window.open(path)
-            boxes = window.run(
-                "return [...document.querySelectorAll('#front .role-mark.mark-text text')]"
-                ".filter((each) => each.textContent && each.style.visibility !== 'hidden')"
-                ".map((each) => each.getBoundingClientRect().toJSON())"
-            )
+        window.open(path)
+        wide = window.run(shown)
+        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+        window.open(path)
+        for boxes in (wide, window.run(shown)):
             assert boxes
-            for a, b in itertools.combinations(boxes, 2):
-                assert (
-                    a["right"] <= b["left"] or b["right"] <= a["left"]
-                    or a["bottom"] <= b["top"] or b["bottom"] <= a["top"]
-                )  # fmt: skip
-        named = (
+            assert all(
+                a["right"] <= b["left"] or b["right"] <= a["left"]
+                or a["bottom"] <= b["top"] or b["bottom"] <= a["top"]
+                for a, b in itertools.combinations(boxes, 2)
+            )  # fmt: skip
+        cells = (
             "return [...document.querySelectorAll('td.code code')].map((each) => each.innerText)"
         )
-        assert set(window.run(named)) == {"18 of 72 heads full"}
-        assert "18 of 72 heads full" in window.run(
-            "return document.querySelector('.lead').innerText"
-        )
+        assert set(window.run(cells)) == {"18 of 72 heads full"}
+        lead = "return document.querySelector('.lead').innerText"
+        assert "18 of 72 heads full" in window.run(lead)
         assert not window.errors()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import shutil
@@ -200,45 +201,39 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, seeds):
+@pytest.mark.parametrize(("seeds", "left_out"), [(1, "tpe"), (2, "tpe1")])
+def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, seeds, left_out):
+    def search(name, seed, **more):
+        told = {"strategy": name, "seed": seed, "trials": 5, "progress": None}
+        return ms.search(space, ToyEvaluator(), run=tmp_path / f"{name}{seed}", **told, **more)
+
     def end(record):
         if record.number == 2:
             raise KeyboardInterrupt
 
-    for name in ("random", "tpe", "evolution"):
-        for seed in range(seeds):
-            told = {
-                "strategy": name,
-                "seed": seed,
-                "progress": None,
-                "run": tmp_path / f"{name}{seed}",
-            }
-            if (name, seed) == ("tpe", seeds - 1):
-                with pytest.raises(KeyboardInterrupt):
-                    ms.search(space, ToyEvaluator(), trials=5, listeners=[end], **told)
-            else:
-                ms.search(space, ToyEvaluator(), trials=5, **told)
-    report_on(tmp_path, tmp_path / "report.html")
-    (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
-    left_out = "tpe" if seeds == 1 else "tpe1"
-    count = sum(r.status == "done" for r in ms.open_study(tmp_path / f"tpe{seeds - 1}").records())
-    line = f"left out of the hypervolume at equal compute: {left_out} ({count} of 5 trials)."
-    assert [each for each in section["verdicts"] if "nfinished" in each] == [
-        f"Unfinished, so {line}"
-    ]
-    groups = {group["name"] for group in section["volumes"][0]["groups"]}
-    assert groups == ({"random", "evolution"} if seeds == 1 else {"random", "tpe", "evolution"})
-    trials = [
-        line["compute"] for line in section["volumes"][0]["lines"] if line["group"] != left_out
-    ]
-    assert max(trials) == 5  # not where the unfinished one ends
-    ms.search(
-        space, ToyEvaluator(), trials=5, run=tmp_path / f"tpe{seeds - 1}", strategy="tpe",
-        seed=seeds - 1, progress=None,
-    )  # fmt: skip
-    report_on(tmp_path, tmp_path / "report.html", live=True)
-    assert "nfinished" not in (tmp_path / "result.json").read_text()
+    def section():
+        report_on(tmp_path, tmp_path / "report.html", live=True)
+        return json.loads((tmp_path / "result.json").read_text())["sections"][0]
+
+    last = seeds - 1
+    for name, seed in itertools.product(("random", "evolution", "tpe"), range(seeds)):
+        if (name, seed) != ("tpe", last):
+            search(name, seed)
+    with pytest.raises(KeyboardInterrupt):
+        search("tpe", last, listeners=[end])
+    finished = sum(r.scored for r in ms.open_study(tmp_path / f"tpe{last}").records())
+    found = section()
+    assert (
+        "Unfinished, so left out of the hypervolume at equal compute: "
+        f"{left_out} ({finished} of 5 trials)."
+    ) in found["verdicts"]
+    ends: dict[str, float] = {}
+    for line in found["volumes"][0]["lines"]:
+        ends[line["group"]] = line["compute"]
+    assert ends.keys() == {"random", "evolution", "tpe"} - {left_out}
+    assert min(ends.values()) >= 5 > finished
+    search("tpe", last)
+    assert not any("nfinished" in line for line in section()["verdicts"])
 
 
 @pytest.mark.nightly
