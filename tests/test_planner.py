@@ -375,7 +375,7 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
     assert said.startswith(f"{len(inside)} of {len(records)} trials judged a mask within 0.6, and")
     assert f"the best has nll {min(inside):.4f}, the guess 2.5000: give a larger budget" in said
     assert "more trials" not in said
-    _, missing = within_budgets({"mine": str(tmp_path)}, [0.6])
+    _, missing, _ = within_budgets({"mine": str(tmp_path)}, [0.6])
     assert missing["mine within 0.6"] == said
 
 
