@@ -121,8 +121,7 @@ def attach(options: AttachOptions) -> None:
     speeds = [speed for each in lengths * options.time for speed in measure_speed(whole, each)]
     say("\n".join(map(str, speeds)), nl=options.time)
     if options.as_json:
-        found = {"kernels": list(map(asdict, explained)), "speeds": list(map(asdict, speeds))}
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps({"kernels": explained, "speeds": speeds}, default=asdict))
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)

@@ -194,8 +194,7 @@ def count_positions(model: Any) -> tuple[int, int]:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - offset, offset
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or UNBOUNDED, 0
+    return getattr(model.config.get_text_config(), "max_position_embeddings", 0) or UNBOUNDED, 0
 
 
 def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
