@@ -198,9 +198,9 @@ class JudgeOptions:
         *(JUDGE, "none", "FILE.py:NAME"),
     )
     costs: str | None = option(
-        "Also minimise costs of attention, separated by commas: latency (measured, as a share of "
-        "dense attention's), memory (of its scores, in bytes); at --set cost.length=N, another "
-        "length than the model's.",
+        "Also minimise costs of attention, separated by commas: latency (of its kernel, not of "
+        "the model; a share of dense attention's), memory (of its scores, in bytes); at --set "
+        "cost.length=N, another length than the model's.",
         *(JUDGE, "none", "NAMES"),
     )
     reuse: Path | None = option(
