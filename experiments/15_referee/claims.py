@@ -317,7 +317,7 @@ GUIDED = {
         *(-ON_QNLI[0], *ON_QNLI, 100 * LEAST),
         *contrast(QNLI, "swept_gates", kind=WITHOUT),
     ],
-    "Greedy rounds scored a mask on {} of these rows, TPE on {}, the": [
+    "Greedy rounds scored a mask on {} of these rows, TPE on {}; the": [
         TABLES["AMENDED"]["arms"][arm]["rows"] for arm in ("greedy", "tpe")
     ],
     "On STS-B that is not shown, {} [{}, {}], within half and 30 % alone {} [{}, {}]": [
@@ -359,8 +359,8 @@ CLAIMS += sentences(
         "against gates of heads whose settings were swept too it is {} on QNLI with the budget of "
         "{} %, {} [{}, {}] of area, without it not shown, {} [{}, {}], and on STS-B it is not "
         "shown, {} [{}, {}]; within {} % of STS-B's pairs DAM keeps {} where dense attention "
-        "has {}, TPE over heads {}, the best of {} random sets of heads {}; greedy rounds and TPE over "
-        "heads are {} on both;": [
+        "has {}, TPE over heads {}, the best of {} random sets of heads {}; greedy rounds "
+        "and TPE over heads are {} on both;": [
             *(-ON_QNLI[0], 100 * LEAST, *ON_QNLI),
             *contrast(QNLI, "swept_gates", kind=WITHOUT),
             *(*ON_STS, 100 * THIRD, *KEPT),
