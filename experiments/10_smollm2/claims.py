@@ -94,6 +94,11 @@ CLAIMS = [
         ["beats" if window.high < 0 else "loses", *behind],
     ),
     Claim(
+        "docs/full_or_local.md",
+        "on novels that window loses {} than searched full layers",
+        [window.high],
+    ),
+    Claim(
         "docs/decoder.md",
         "six searched full layers lose {} than five sets of full layers drawn by hand, but {} "
         "[{}, {}] nats a token {} than `columns(4) | window({})` in every layer",

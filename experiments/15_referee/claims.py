@@ -339,6 +339,16 @@ GUIDED = {
     ),
 }
 CLAIMS += sentences(GUIDE, GUIDED)
+SWEEP = TABLES["chosen_areas"](AMENDED / "sweep.csv", STS)
+CLAIMS.append(
+    Claim(
+        "docs/full_or_local.md",
+        "greedy rounds have {} of area with the first and {} with the star; gates have {} and {}, "
+        "and {} with both as levels.",
+        [SWEEP[f"{arm}"] for arm in ("greedy 0", "greedy 1")]
+        + [max(SWEEP[f"swept_gates {at}"] for at in pair) for pair in ((0, 1), (2, 3), (4, 5))],
+    )
+)
 CLAIMS += sentences(
     "README.md",
     {

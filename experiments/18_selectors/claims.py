@@ -250,6 +250,13 @@ CLAIMS.append(
         ],
     )
 )
+CLAIMS.append(
+    Claim(
+        "docs/full_or_local.md",
+        "on novels that window loses {} than searched full layers",
+        [max(SMOL_SHORT)],
+    )
+)
 NO_CLAIM = [
     (HERE, "strictly within .002 nats; the plan"),
     (HERE, "strictly within .002 nats; the worst"),
