@@ -156,6 +156,12 @@ CLAIMS += [
         [mean(0.25, arm) for arm in ("levels", "narrow", "uniform", "every n-th")],
     ),
     Claim(
+        "docs/decoder.md",
+        "At half of 8,192 positions, where no plan was judged, evenly spaced full layers are {} "
+        "[{}, {}] nats {} of one window.",
+        [-AHEAD[0], -AHEAD[2], -AHEAD[1], -AHEAD[0]],
+    ),
+    Claim(
         "experiments/README.md",
         "the planned test: {} [{}, {}] nats of the answers' tokens; at half of them, and on "
         "SmolLM2 at a quarter, levels lose {}: {} [{}, {}] and {} [{}, {}], one search each; "
