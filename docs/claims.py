@@ -12,6 +12,7 @@ from experiments.verify import NUMBER, Claim, rows, sentences
 from masksearch.serving.engines import ENGINES as READ
 
 RESULTS = Path(__file__).parent / "results"
+BENCH = Path(__file__).parents[1] / "masksearch-bench" / "masksearch_bench"
 IMPORTANCE = "docs/importance.md"
 
 
@@ -174,6 +175,12 @@ CLAIMS = [
     ),
     Claim(DECODER, "kv_bytes {} of the dense cache at 8,192 tokens", plan[-1:]),
     Claim(DECODER, "each engine holds: transformers {}, vllm {}, llama_cpp {}", plan[1:]),
+    *(
+        Claim(
+            page, "{} tables in which every choice was judged", [len([*BENCH.glob("*.parquet")])]
+        )
+        for page in ("docs/README.md", "docs/maskbench.md")
+    ),
     Claim(DAM, "(open with probability sigmoid(alpha) = {})", [1 / (1 + np.exp(-opened))]),
     Claim(
         "docs/search.md",

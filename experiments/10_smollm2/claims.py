@@ -94,6 +94,19 @@ CLAIMS = [
         ["beats" if window.high < 0 else "loses", *behind],
     ),
     Claim(
+        "docs/does_search_pay.md",
+        "| a trained decoder, bytes of its cache, and text like novels | one wider window in "
+        "every layer; `allocate` begins there | searched full layers lose {} [{}, {}] nats a "
+        "token {} at 25 % of SmolLM2's cache; after distillation the two are not told apart "
+        "([10](../experiments/10_smollm2/README.md)).",
+        behind,
+    ),
+    Claim(
+        "docs/full_or_local.md",
+        "on novels that window loses {} than searched full layers",
+        [window.high],
+    ),
+    Claim(
         "docs/decoder.md",
         "six searched full layers lose {} than five sets of full layers drawn by hand, but {} "
         "[{}, {}] nats a token {} than `columns(4) | window({})` in every layer",
