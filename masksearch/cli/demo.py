@@ -251,7 +251,7 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stud
     return [line for _, line in sorted(reached, reverse=True)]
 
 
-def write_data(folder: Path, *, steps: int = 500) -> list[str]:
+def write_data(folder: Path, *, steps: int = 250) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
     `llama/`, a decoder that has learnt the text.
 
@@ -261,7 +261,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
 
     Args:
         folder: It is made where there is none.
-        steps: Of the decoder's training; 500 find the word nine places before; more add little.
+        steps: Of the decoder's training; 250 find the word nine places before.
 
     Returns:
         What was written, a line each.
