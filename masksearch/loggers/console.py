@@ -302,6 +302,7 @@ class Watcher:
         self.running: tuple[int, Report] | None = None  # the last report of a running trial
         self.failure = ""  # the last one
         self.work: Callable[[], str] = str  # says how many slots work
+        self.shared: Callable[[], float] = float  # seconds before the first trial of this call
         self.stack = ExitStack()
 
     def __enter__(self) -> Watcher:
@@ -408,8 +409,7 @@ class Watcher:
         """Seconds that this call has taken, and is likely to take yet (0 = none, or unknown)."""
         gone = time.monotonic() - self.started
         rest = None if self.total is None else self.total - self.counted
-        limit = None if self.limit is None else self.limit - self.apart
-        left = seconds_left(max(0.0, gone - self.apart), self.new, rest, limit)
+        left = seconds_left(gone, self.new, rest, self.limit, self.apart + self.shared())
         return gone, 0 if rest == 0 else left or 0
 
     def runs(self) -> str:
