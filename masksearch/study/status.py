@@ -262,6 +262,9 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
         + (f"; {nothing} have learned nothing" if (nothing := state.get("unlearned")) else "")
         + f"; compute {in_words(state['compute_seconds'])}"
     )
+    if refused := state.get("refused"):
+        counts = ", ".join(f"{n} for the budget {budget}" for budget, n in refused.items())
+        lines.append(f"draws that cost more than their budget, not evaluated: {counts}")
     if state["best"] is not None:
         best = dict(state["best"])
         number, origin, mask = best.pop("number"), best.pop("origin"), best.pop("mask")
