@@ -75,7 +75,7 @@ class AttachOptions:
         default="auto",
     )
     length: int | None = option(
-        "Length of the sequences that are explained.",
+        "Length of the sequences that are explained, the model's positions at most.",
         *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS"),
     )
 
@@ -91,6 +91,8 @@ def attach(options: AttachOptions) -> None:
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
+    from masksearch.models.checkpoints import refuse_longer
+    from masksearch.models.pretrained import count_positions
     from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
 
     model, mask, length = options.model, options.mask, options.length
@@ -106,8 +108,10 @@ def attach(options: AttachOptions) -> None:
     else:
         masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
+    rows, padding = count_positions(whole)
+    longest = rows - padding if rows else length or LONGEST  # of some any length
+    refuse_longer(model, longest, length or 1)
     attach_to(whole, masked, backend=options.backend)
-    longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     if length is None:
         length = min(longest, LONGEST, masked.longest or LONGEST)
     typer.echo(str(explain(whole, length)))

@@ -165,9 +165,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
     calls = probe(body, [body], None)
-    table = find_position_table(body)
-    offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-    rows = body.config.max_position_embeddings if table is None else table.num_embeddings
+    rows, offset = count_positions(body)
     return Pretrained(
         name=name,
         folder=folder,
@@ -189,12 +187,14 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     )
 
 
-def find_position_table(body: nn.Module) -> nn.Embedding | None:
-    """The learned position embeddings; None where positions are computed (rotary, sinusoidal)."""
-    for name, module in body.named_modules():
+def count_positions(model: PreTrainedModel) -> tuple[int, int]:
+    """Positions that a model knows, by its table or (rotary, sinusoidal) its configuration, where
+    0 is not said; and how many of them stand for padding (RoBERTa)."""
+    for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module
-    return None
+            padding = module.padding_idx
+            return module.num_embeddings, 0 if padding is None else padding + 1
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0, 0
 
 
 def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
