@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.gates import Gates as Gates
     from masksearch.gates.result import DamResult as DamResult
     from masksearch.gates.units import Units as Units
+    from masksearch.gates.units import trim as trim
     from masksearch.loggers.console import progress as progress
     from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import Mask as Mask

@@ -78,7 +78,8 @@ class AttachOptions:
         default="auto",
     )
     length: list[int] | None = option(
-        "Length of the sequences that are explained, or timed; repeatable.",
+        "Length of the sequences that are explained, or timed, the model's positions at most; "
+        "repeatable.",
         *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS"),
     )
     time: bool = flag("time", "Time the whole model under the mask and dense, in turns.", OUTPUT)
@@ -96,6 +97,7 @@ def attach(options: AttachOptions) -> None:
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
+    from masksearch.models.checkpoints import refuse_longer
     from masksearch.models.pretrained import count_positions
     from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
     from masksearch.models.speed import measure_speed
@@ -114,8 +116,10 @@ def attach(options: AttachOptions) -> None:
     else:
         masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
+    longest, _ = count_positions(whole)
+    refuse_longer(model, longest, max(lengths, default=1))
     attach_to(whole, masked, backend=options.backend)
-    lengths = lengths or [min(count_positions(whole)[0], LONGEST, masked.longest or LONGEST)]
+    lengths = lengths or [min(longest, LONGEST, masked.longest or LONGEST)]
     explained = [explain(whole, each) for each in lengths]
     say("\n".join(map(str, explained)))
     speeds = [speed for each in lengths * options.time for speed in measure_speed(whole, each)]

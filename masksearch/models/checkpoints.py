@@ -274,11 +274,7 @@ class StoredCheckpoint:
         Raises:
             LengthError: If the model has fewer positions.
         """
-        if length > self.positions:
-            raise LengthError(
-                f"{self.name} has {self.positions} positions, asked for {length}; "
-                f"use a length of at most {self.positions}"
-            )
+        refuse_longer(self.name, self.positions, length)
         return Shape(length, self.layers, self.heads)
 
     @property
@@ -314,6 +310,15 @@ class StoredCheckpoint:
         if hash_files(folder) != self.digest:
             raise DataError(f"{folder} has changed since {self.name} was opened; open it again")
         return folder
+
+
+def refuse_longer(name: str, positions: int, length: int) -> None:
+    """Raises LengthError where a model has fewer positions than a length."""
+    if length > positions:
+        raise LengthError(
+            f"{name} has {positions} positions, asked for {length}; "
+            f"use a length of at most {positions}"
+        )
 
 
 # -- the masks of a folder ---------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_model_and_mask_are_written_and_explained(folder, tmp_path):
 
 def test_without_out_nothing_is_written(folder, tmp_path):
     files = sorted(folder.iterdir())
-    assert "flex" in run(folder, "star", "--backend", "flex", "--length", 300)
+    assert "flex" in run(folder, "star", "--backend", "flex", "--length", 48)
     assert sorted(folder.iterdir()) == files
 
 
@@ -111,7 +111,10 @@ def test_missing_weights_are_refused(folder, tmp_path):
         (("MODEL", "nothing.json"), "nothing.json: no such mask file"),
         (("MODEL", "star", "--backend", "gathr"), "unknown backend 'gathr'"),
         (("MODEL", "star", "--length", "0"), "--length is at least 1 position, got 0"),
-        (("MODEL", "star", "--time", "--length", "49"), "length is at most 48, the positions"),
+        (
+            ("MODEL", "star", "--time", "--length", "49"),
+            "has 48 positions, asked for 49; use a length of at most 48",
+        ),
         (("MODEL", "per_head([star, full, star])"), "has 2 layers of 2 heads"),
     ],
 )
