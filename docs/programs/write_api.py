@@ -30,7 +30,10 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "masksearch",
         "FAMILIES fingerprint flex_block_mask load_mask lower Mask nearest_family save_mask",
     ),
-    "A mask on a model": ("masksearch", "attach attached detach explain Explanation MaskedCache"),
+    "A mask on a model": (
+        "masksearch",
+        "attach attached detach explain Explanation MaskedCache measure_speed",
+    ),
     "Models and their masks in files": (
         "masksearch",
         "load_pretrained MaskCallback open_pretrained Plan Pretrained push_to_hub "
