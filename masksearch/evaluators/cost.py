@@ -45,7 +45,7 @@ KERNEL = ("gather-2",)  # changes with what the kernel computes and holds
 
 @dataclass(frozen=True)
 class CostEvaluator(Evaluator):
-    """Reports costs of one forward pass of self-attention under the mask, not of a model's.
+    """Reports costs of one pass of self-attention under the mask, not of the whole model.
 
     Analytic costs are exact and the same on every machine:
 
