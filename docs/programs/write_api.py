@@ -121,9 +121,7 @@ def first_sentence(thing: Any) -> str:
 def row(module: str, name: str) -> str:
     """A name's row."""
     thing = getattr(import_module(module), name)
-    shown = (
-        f"`{module.replace('masksearch', 'ms', 1) if 'bench' not in module else module}.{name}`"
-    )
+    shown = f"`{re.sub(r'^masksearch(?!_)', 'ms', module)}.{name}`"
     home = getattr(thing, "__module__", "")
     if home.startswith("masksearch"):
         path = Path(import_module(home).__file__ or "").relative_to(ROOT)

@@ -5,8 +5,8 @@
 Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
 drawn by hand, and the controls), others (tasks that no search has read), heads (the
 amendments' whole heads), preferred (these on search rows), tables. `--searches` and `--arms` take
-a part. Every trial that has ended
-is a line in results/, from which any clone goes on; plan.toml says what is compared.
+a part. Every trial that has ended is a line in results/, from which any clone goes on; plan.toml
+says what is compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tables import ARMS, PLAN
 import masksearch as ms
 from masksearch import masks
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import densest
+from masksearch.masks.rivals import densest, full_layers
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
@@ -136,7 +136,7 @@ class Front:
         price = partial(effective_density, shape=self.proxy.shape)
 
         def make(count: int) -> ms.Mask:
-            return masks.per_layer([local] * (layers - count) + [masks.full()] * count)
+            return full_layers(frozenset(range(layers - count, layers)), layers, local)
 
         drawn = {b: densest(b, price, make, range(1, layers)) for b in self.budgets if b > 0.2}
         return {f"last layers {b}": mask for b, mask in drawn.items() if mask}

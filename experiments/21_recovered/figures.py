@@ -24,23 +24,6 @@ HAND = "hand-designed, best on search rows"
 SHOWN = 0.12  # the budget whose masks stand beside each other
 
 
-def as_it_is(lines: dict[int, list[tables.Line]]) -> pd.DataFrame:
-    """Each arm's mean score at each budget without recovery: the masks of `tables.scores`."""
-    without = {
-        seed: [
-            line | {"score": bare[line["name"]]["score"]}
-            if line["stage"] == "judge"
-            and (line["steps"], line["half"]) == ("full", "test")
-            and line["name"] in bare
-            else line
-            for line in own
-        ]
-        for seed, own in lines.items()
-        for bare in [tables.judged(own, "none", "test")]
-    }
-    return tables.scores(without)
-
-
 def draw(axes: Axes, found: pd.DataFrame, title: str) -> None:
     """A line an arm, with intervals over the dense models."""
     styles = style.styles_of(NAMES)
@@ -71,7 +54,7 @@ def show(axes: Axes, mask: dict[str, Any], score: float) -> None:
 def write(results: Path) -> None:
     """Tables and the figure of the lines that are there."""
     lines = tables.all_lines(results)
-    after, before = tables.scores(lines), as_it_is(lines)
+    after, before = tables.scores(lines), tables.scores(lines, "none")
     after.to_csv(results / "scores.csv", index=False, float_format="%.4f")
     before.to_csv(results / "as_it_is.csv", index=False, float_format="%.4f")
     tables.primary(lines).to_csv(results / "primary.csv", index=False, float_format="%.5f")

@@ -171,14 +171,14 @@ class Seed:
 
     def shares(self) -> None:
         """Writes masks.json: the masks of the last budget that the figure shows."""
-        budget, shape, shown = self.budgets[-1], self.shape, []
+        budget, shape, chosen, shown = self.budgets[-1], self.shape, self.chosen(), []
         tokens = shape.tokens
         row = min(tokens, key=lambda each: abs(int((each >= 0).sum()) - USUAL))
         length = int((row >= 0).sum())
         names = {"hand": tables.preferred(self.lines.lines, budget), "dam": f"dam {budget}"}
         names |= {"random": f"random {budget}", "random keys": f"random keys {budget}"}
         for arm, name in names.items():
-            table = self.chosen()[name].dense(shape.length, shape.layers, shape.heads)
+            table = chosen[name].dense(shape.length, shape.layers, shape.heads)
             kept_by = table[..., :length, :length].float().mean((0, 1))
             title = name.removesuffix(f" {budget}") if arm == "hand" else NAMES.get(arm, arm)
             shown.append({"arm": arm, "budget": budget, "title": title, "shares": [
@@ -282,8 +282,9 @@ def main() -> None:
     ray.init(num_cpus=given.slots, include_dashboard=False, logging_level="error")  # one for all
     for number in given.seeds:
         seed = Seed(given, number)
+        stages = {*given.stages} | ({*STAGES} if "all" in given.stages else set())
         for stage in [*STAGES, "shares"]:
-            if stage in given.stages or ("all" in given.stages and stage != "shares"):
+            if stage in stages:
                 getattr(seed, stage)()
 
 

@@ -119,9 +119,11 @@ def check_space(space: Callable[..., Any], judge: Evaluator | None) -> list[str]
     reasons = [job.reason for job, _ in first if isinstance(job, Refused)]
     lines = [f"a space: {len(jobs)} masks in {len(first)} draws"]
     costs: dict[str, float] = {}
+    shape = told
+    if jobs and not judge:
+        shape = Shape(LENGTH, jobs[0].mask.layers or 1, jobs[0].mask.heads or 1)
     for job in jobs:
         mask = job.mask
-        shape = told if judge else Shape(LENGTH, jobs[0].mask.layers or 1, jobs[0].mask.heads or 1)
         try:
             name, measured = fingerprint(mask, shape), measures(mask, shape)
             measured |= judge.measures_of(mask) if judge else {}
