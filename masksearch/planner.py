@@ -291,10 +291,7 @@ def find_plans(
             "length": judge.length,
             "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
-            "nll": {
-                "search": record.values["nll"],
-                "unseen": losses,
-            },
+            "nll": {"search": record.values["nll"], "unseen": losses},
             "lost": {n[5:]: x for n, x in record.values.items() if n.startswith(f"{LOST}/")},
             "rival": rival,
             "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
