@@ -140,8 +140,8 @@ def test_five_refused_draws_of_a_budget_say_what_they_cost(tmp_path):
     first = [cost(record.mask) for record in refused if record.params["budget"] == 0.2][:5]
     assert [str(each.message) for each in said] == [
         f"5 draws for the budget 0.2 cost {min(first):.3g} to {max(first):.3g} and were not "
-        "evaluated; a space asks ms.budget_of(trial), or trims its mask: return ms.trim(trial, "
-        "mask)"
+        "evaluated; a space asks ms.budget_of(trial) or, where pairs are counted, returns "
+        "ms.trim(trial, mask)"
     ]
     shown = "\n".join(status_lines(tmp_path, read_status(tmp_path)))
     count = sum(record.params["budget"] == 0.2 for record in refused)

@@ -123,14 +123,15 @@ def check_space(space: Callable[..., Any], judge: Evaluator | None) -> list[str]
     if jobs and not judge:
         shape = Shape(LENGTH, jobs[0].mask.layers or 1, jobs[0].mask.heads or 1)
     for job in jobs:
-        mask = job.mask
         try:
-            name, measured = fingerprint(mask, shape), measures(mask, shape)
-            measured |= judge.measures_of(mask) if judge else {}
+            measured = measures(job.mask, shape)
+            measured |= judge.measures_of(job.mask) if judge else {}
             record = Record(0, "done", job, measures=measured)
-            costs[name] = cost_of(record, judge.objectives if judge else ())
+            costs[fingerprint(job.mask, shape)] = cost_of(
+                record, judge.objectives if judge else ()
+            )
         except MaskSearchError as error:
-            reasons.append(f"{type(error).__name__}: {error} (mask {mask})")
+            reasons.append(f"{type(error).__name__}: {error} (mask {job.mask})")
     if costs:
         low, high = min(costs.values()), max(costs.values())
         where = "at the lengths of the data" if judge else f"at {LENGTH} positions"

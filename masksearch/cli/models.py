@@ -97,7 +97,7 @@ def attach(options: AttachOptions) -> None:
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
-    from masksearch.models.checkpoints import refuse_longer
+    from masksearch.models.checkpoints import check_positions
     from masksearch.models.pretrained import count_positions
     from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
     from masksearch.models.speed import measure_speed
@@ -117,7 +117,7 @@ def attach(options: AttachOptions) -> None:
         masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
     longest, _ = count_positions(whole)
-    refuse_longer(model, longest, max(lengths, default=1))
+    check_positions(model, longest, max(lengths, default=1))
     attach_to(whole, masked, backend=options.backend)
     lengths = lengths or [min(longest, LONGEST, masked.longest or LONGEST)]
     explained = [explain(whole, each) for each in lengths]

@@ -187,10 +187,7 @@ class Units:
                     f"{' x '.join(map(str, prices.shape))}"
                 )
             return prices * size[1]
-        of_whole, of_last = layer_pairs(self.shape)
-        pairs = torch.tensor([*[of_whole] * (self.shape.layers - 1), of_last]).double()
-        kept = [unit_densities(mask, self.shape) for mask in self.levels]
-        table = torch.tensor(kept, dtype=torch.float64) * (pairs / pairs.mean())[:, None]
+        table = prices_of_heads(self.levels, self.shape)
         return torch.stack([self.pool(shares) / self.planes for shares in table])
 
     @property
@@ -382,23 +379,29 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
     if shape is None:
         raise ValueError("a FixedTrial knows no lengths to count pairs at: give trim shape=..")
     levels = (*levels, masks.window(0))
-    of_whole, of_last = layer_pairs(shape)
-    pairs = torch.tensor([*[of_whole] * (shape.layers - 1), of_last])[:, None]
-    kept = [torch.tensor(unit_densities(each, shape), dtype=torch.float64) for each in levels]
-    cost, *sparser = (each * pairs / (pairs.sum() * shape.heads) for each in kept)
+    cost, *sparser = prices_of_heads(levels, shape)
+    most = budget * cost.numel() * (1 + ROUNDING)
     chosen = torch.zeros_like(cost, dtype=torch.int64)
     for level, less in enumerate(sparser, start=1):
         saved = (cost - less).clamp(min=0)
         place = (saved.cumsum(1) - saved / 2) / saved.sum(1, keepdim=True)  # in its layer, to 1
         order = place.where(saved > 0, -1).flatten().argsort(descending=True, stable=True)
         saved = saved.flatten()[order]
-        needed = float(cost.sum()) - budget * (1 + ROUNDING)
-        moved = order[(saved > 0) & (saved.cumsum(0) - saved < needed)]
+        moved = order[(saved > 0) & (saved.cumsum(0) - saved < cost.sum() - most)]
         chosen.view(-1)[moved] = level
         cost = cost.where(chosen < level, less)
     if not chosen.any():
         return levels[0]
     return join_heads([levels[level] for level in chosen.flatten().tolist()], shape)
+
+
+def prices_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
+    """Kept pairs of real tokens, as a multiple of those that a head can keep on average: float64
+    `[levels, layers, heads]`."""
+    of_whole, of_last = layer_pairs(shape)
+    pairs = torch.tensor([*[of_whole] * (shape.layers - 1), of_last]).double()
+    kept = [unit_densities(mask, shape) for mask in levels]
+    return torch.tensor(kept, dtype=torch.float64) * (pairs / pairs.mean())[:, None]
 
 
 def join_heads(levels: Sequence[Mask], shape: Shape) -> Mask:

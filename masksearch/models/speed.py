@@ -20,8 +20,9 @@ from masksearch.attention.cache_bytes import CacheSizes, needed_bytes
 from masksearch.attention.explain import explain, wrapped
 from masksearch.attention.masked_cache import MaskedCache
 from masksearch.attention.probe import pretrained_models, unwrapped
-from masksearch.errors import AttachError, LengthError
+from masksearch.errors import AttachError
 from masksearch.masks.checks import at_least
+from masksearch.models.checkpoints import check_positions
 from masksearch.models.pretrained import count_positions
 
 
@@ -69,8 +70,7 @@ def measure_speed(
     names = inspect.signature(unwrapped(model).forward).parameters
     if "input_ids" not in names:
         raise ValueError(f"{type(model).__name__} takes no input_ids, and only texts are timed")
-    if length > (most := count_positions(root)[0]):
-        raise LengthError(f"length is at most {most}, the positions of the model; got {length}")
+    check_positions(type(root).__name__, count_positions(root)[0], length)
     ids = torch.arange(at_least("batch", batch, 1) * length, device=root.device)
     ids = ids.remainder(root.get_input_embeddings().weight.shape[0]).view(batch, length)
     given = {"input_ids": ids, "decoder_input_ids": ids, "logits_to_keep": 1, "use_cache": False}

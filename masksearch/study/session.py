@@ -490,12 +490,10 @@ class Session:
                 f" already ({len(self.results)} different ones in all); search a larger space, or "
                 "with another strategy"
             )
-        asks = "ms.budget_of(trial)"
-        if not any(o.name in self.evaluator.measure_names for o in self.evaluator.objectives):
-            asks += ", or trims its mask: return ms.trim(trial, mask)"  # which counts pairs
         cautions += [
             f"{SPOKEN} draws for the budget {budget:g} cost {min(costs[:SPOKEN]):.3g} to "
-            f"{max(costs[:SPOKEN]):.3g} and were not evaluated; a space asks {asks}"
+            f"{max(costs[:SPOKEN]):.3g} and were not evaluated; a space asks ms.budget_of(trial) "
+            "or, where pairs are counted, returns ms.trim(trial, mask)"
             for budget, costs in self.beyond.items()
             if len(costs) >= SPOKEN
         ]

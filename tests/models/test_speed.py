@@ -153,7 +153,7 @@ def roberta() -> Any:
             LOCAL,
             {"length": 67},
             LengthError,
-            "at most 66, the positions of the model; got 67",
+            "has 66 positions, asked for 67; use a length of at most 66",
         ),
         (
             roberta,
