@@ -61,11 +61,6 @@ CLAIMS = [
         [*(-gap.mean() for gap in gaps.values()), min(-gap.mean() for gap in gaps.values())],
     ),
     Claim(
-        "README.md",
-        "but one signed offset a head, drawn by hand, is as good as searched masks",
-        [],
-    ),
-    Claim(
         HERE,
         "three random ones have p {} for TPE and {} for DAM",
         [one_search(other) for other in FOUND],

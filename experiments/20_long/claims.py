@@ -134,9 +134,9 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "README.md",
-        "On SmolLM2 windows by layer, found by `allocate`, lose {}; on planted decoders, the "
-        "planned test, not shown | minus one window, nats of answers: {} [{}, {}], {} [{}, {}] |",
-        [apart("smollm2", 0.25)[0], *apart("smollm2", 0.25), *apart("planted", 0.25)],
+        "| Those that `allocate` finds: SmolLM2's answers lose {} than under one window of the "
+        "same bytes | one search, nats: {} [{}, {}] |",
+        [apart("smollm2", 0.25, "narrow")[0], *apart("smollm2", 0.25, "narrow")],
     ),
     Claim(
         "docs/does_search_pay.md",

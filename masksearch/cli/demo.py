@@ -251,7 +251,7 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stud
     return [line for _, line in sorted(reached, reverse=True)]
 
 
-def write_data(folder: Path, *, steps: int = 250) -> list[str]:
+def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
     `llama/`, a decoder that has learnt the text.
 

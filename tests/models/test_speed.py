@@ -160,7 +160,7 @@ def roberta() -> Any:
             LOCAL,
             {"length": 65},
             LengthError,
-            "at most 64, .* got 65",
+            "has 64 positions, asked for 65",
         ),  # two are padding's
         (llama, LOCAL, {"length": 67}, LengthError, "at most 66"),
         (
