@@ -48,7 +48,7 @@ nb_output_stderr = "remove"  # warnings of libraries name the builder's folders
 
 # -- the public names ---------------------------------------------------------------------------
 templates_path = [str(ROOT / "docs" / "templates")]  # autosummary looks from the source folder
-autosummary_generate = ["docs/api.md"]
+autosummary_generate = ["docs/api/reference.rst"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
@@ -82,6 +82,7 @@ html_css_files = ["site.css"]
 MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there
     "cluster_figures": "cluster",
     "dam_published": "dam_health",
+    "experiments": "README",
     "guide_breaks": "questions",
     "guide_cluster": "cluster",
     "guide_compare": "comparing",
@@ -89,6 +90,7 @@ MOVED = {  # a page that is no more -> the page that has its text; old addresses
     "guide_own_part": "write_your_own",
     "guide_proxy": "proxy",
     "guide_search": "search",
+    "notebooks": "README",
     "own_evaluator": "write_your_own",
     "own_language_model": "write_your_own",
     "own_mask": "write_your_own",
@@ -155,12 +157,12 @@ def setup(app: Any) -> None:
         thing = getattr(masks, name)
         if isinstance(thing, type):
             thing.__name__ = thing.__qualname__ = name
-    listed = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").split()
+    api = runpy.run_path(str(ROOT / "docs" / "programs" / "write_api.py"))
+    listed = {f"{module}.{name}" for _, module, name in api["listed"]()}
     for stub in (ROOT / "docs" / "api").glob("*.rst"):
         if stub.stem not in listed:  # of a name that is public no more
             stub.unlink()
-    for script in ("write_commands.py", "write_gallery.py"):
-        runpy.run_path(str(ROOT / "docs" / "programs" / script))["main"](BUILD / "pages")
+    api["write_reference"](ROOT / "docs" / "api")
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
     app.connect("doctree-read", link_folders)
     app.connect("html-page-context", fold_groups, priority=900)  # after the theme

@@ -634,7 +634,7 @@ def run_session(
         if watcher:
             for line in plan:
                 watcher.display.print(f"{title}: {line}")
-            watcher.work = session.board.work
+            watcher.work, watcher.shared = session.board.work, session.board.shared
             watcher.expect(session.expected(), session.call.seconds)
             shared = session.evaluator.offers("provide_models")
             if shared and not isinstance(executor, Local):  # whose trainings are not seen here

@@ -38,6 +38,24 @@ def test_links_hold():
     assert not broken
 
 
+def test_no_page_is_hollow():
+    """What GitHub shows of a page is the page: nothing is included that only the site has."""
+    fronts = [ROOT / "README.md", ROOT / "docs" / "README.md"]
+    linked = {
+        (front.parent / target).resolve()
+        for front in fronts
+        for target, _ in LINK.findall(TEXTS[front])
+    }
+    pages = {path for path in linked if path.suffix == ".md"} | {*(ROOT / "docs").glob("*.md")}
+    hollow = []
+    for page in sorted(pages):
+        text = page.read_text(encoding="utf-8")
+        words = re.sub(r"^(`{3,}|:{3,})\{.*?^\1", "", text, flags=re.M | re.S).split()
+        hollow += [page.name] if len(words) < 60 or "{include}" in text else []
+    assert len(pages) > 25
+    assert not hollow
+
+
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_imports_that_pages_show_are_those_of_today():
     shown = {

@@ -1,6 +1,6 @@
-"""Writes the part of commands.md that follows the program: every command, option and example.
+"""Writes docs/commands.md: every command, option and example, as `masksearch COMMAND --help`.
 
-Called by conf.py; the text is that of `masksearch COMMAND --help`.
+python docs/programs/write_commands.py
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ from masksearch.cli.options import EXAMPLES
 from masksearch_bench.__main__ import app as bench
 
 PROGRAMS = {"masksearch": app, "masksearch-bench": bench}
+HEAD = """# The command line
+
+All that `masksearch COMMAND --help` prints, on one page. A mistake is one line on standard error
+and exit code 2. `--json`, where a command has it, prints JSON on standard output.
+
+`masksearch --load FILE.py COMMAND ..` makes masks of your own known to any command.
+`masksearch --version` prints what a report of a mistake should say. The last three commands are
+those of the [tables with a known optimum](maskbench.md).
+"""
 
 
-def plain(text: str) -> str:
-    """Help as Markdown shows it: its marks are no Markdown; the default stands in a line below."""
-    text, _, default = text.replace("[required]", "").strip().partition("  [default: ")
-    text, default = (re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", each) for each in (text, default))
-    return f"{text}\\\n  *Default: {default[:-2]}.*" if default else text
+def cell(text: str) -> str:
+    """Help as a cell of a table shows it: its marks are no Markdown."""
+    text = " ".join(text.replace("[required]", "").split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
 
 
 def section(program: str, name: str, command: Any) -> str:
@@ -33,26 +41,32 @@ def section(program: str, name: str, command: Any) -> str:
     arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
     usage = " ".join([program, name, *arguments, "[OPTIONS]"])
     title = name if program == "masksearch" else f"{program} {name}"
-    lines = [f"## {title}", f"`{usage}`", plain(" ".join(about.split()))]
+    lines = [f"## {title}", f"`{usage}`", cell(about)]
     lines += [f"```bash\n{inspect.cleandoc(examples)}\n```"]
     groups: dict[str, list[str]] = {}
     for parameter in command.params:
         shown, help = parameter.get_help_record(context)
         if parameter.param_type_name == "argument":
             shown = parameter.metavar
-        groups.setdefault(parameter.rich_help_panel, []).append(f"`{shown}`\n: {plain(help)}\n")
+        text, _, default = help.partition("  [default: ")
+        row = f"| `{shown.replace('|', chr(92) + '|')}` | {cell(text)} | {cell(default[:-1])} |"
+        groups.setdefault(parameter.rich_help_panel, []).append(row)
     for group, options in groups.items():
-        lines += [f"**{group}**", *options]
+        lines += ["\n".join([f"| {group} | | default |", "|---|---|---|", *options])]
     return "\n\n".join(lines)
 
 
-def main(folder: Path) -> None:
+def main(docs: Path) -> None:
     """Writes `commands.md` into that folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     sections = [
         section(program, name, command)
         for program, each in PROGRAMS.items()
         for name, command in typer.main.get_command(each).commands.items()
     ]
-    text = "\n\n".join(sections)
-    (folder / "commands.md").write_text(text + "\n", encoding="utf-8")
+    (docs / "commands.md").write_text(
+        "\n\n".join([HEAD.strip(), *sections]) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(__file__).parents[1])

@@ -1,7 +1,9 @@
-"""Draws the gallery of masks: a picture, a formula, a source and other names for each of them.
+"""Writes docs/gallery.md: a picture, a formula, a source and other names for each kind of mask.
 
-Called by conf.py. What a mask does and where it comes from is read from its docstring; the table
-below has the example that is drawn, the formula (i = query, j = key) and its names elsewhere.
+    python docs/programs/write_gallery.py
+
+What a mask does and where it comes from is read from its docstring; the table below has the
+example that is drawn, the formula (i = query, j = key) and its names elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from masksearch.masks.core import RECIPES, Mask
 from masksearch.report.pictures import planes, tile_panels
 
 LENGTH = 32  # positions of a picture
-PIXELS = 192  # of its side
+PIXELS = 96  # of its side
 TOKENS = [101, *range(1, 20), 102, *range(1, 12)]  # of the picture of special_tokens
 
 Entry = tuple[str, str, str]  # the line that gives it, its formula, its names in other projects
@@ -173,34 +175,44 @@ def draw(line: str, path: Path) -> None:
     imsave(path, np.kron(image, np.ones((zoom, zoom, 1))))
 
 
-def card(name: str, entry: Entry, folder: Path) -> str:
+def row(name: str, entry: Entry, pictures: Path) -> str:
     """One mask: picture, line, formula, source, names elsewhere."""
     line, formula, elsewhere = entry
-    draw(line, folder / f"{name}.png")
+    draw(line, pictures / f"{name}.png")
     about = " ".join((inspect.getdoc(Mask.kinds.get(name) or RECIPES[name]) or "").split())
     first = re.split(r"(?<=\.) ", about)[0]
     source = re.search(r"Reference: (.*?)(?= >>> | Args: |$)", about)
     link = r"[arXiv \1](https://arxiv.org/abs/\1)"
-    paper = re.sub(r"arXiv (\d{4}\.\d{5})", link, source[1]) if source else ""
-    page = f"masksearch.masks.{name}" if hasattr(masks, name) and name in masks.__all__ else ""
-    more = f"[arguments](api/{page}.rst)" if page else ""
-    rows = [first, f"**Formula:** {formula}"]
-    rows += [f"**Source:** {paper}"] if paper else []
-    rows += [f"**Elsewhere:** {elsewhere}"] if elsewhere else []
-    rows += [more] if more else []
-    picture = f"../build/pages/masks/{name}.png"
-    return (
-        f":::{{grid-item-card}} {name}\n:class-item: mask\n\n"
-        f"```{{image}} {picture}\n:alt: the mask {name} at {LENGTH} positions\n```\n\n"
-        f"```python\n{line}\n```\n\n" + "\n\n".join(rows) + "\n:::\n"
-    )
+    parts = [f"`{line}`<br>{first}", formula]
+    parts += [re.sub(r"arXiv (\d{4}\.\d{5})", link, source[1]) if source else "", elsewhere]
+    cells = " | ".join(re.sub(r"(?=[|])", r"\\", part) for part in parts)
+    return f"| {name} | ![{name}](images/masks/{name}.png) | {cells} |"
 
 
-def main(folder: Path) -> None:
-    """Writes `gallery.md` and the pictures into that folder."""
-    (folder / "masks").mkdir(parents=True, exist_ok=True)
-    parts = []
+HEAD = f"""# Gallery of masks
+
+Every kind of mask that the package has. A picture has {LENGTH} positions: queries stand down (i),
+keys across (j), and dark means "may attend". [masks.md](masks.md) says how masks are combined and
+measured.
+
+The `reach` of a window is on *each* side, inclusive
+([others count otherwise](attention.md#windows-of-other-libraries)).
+"""
+
+
+def main(docs: Path) -> None:
+    """Writes `gallery.md` and `images/masks/` into that folder."""
+    pictures = docs / "images" / "masks"
+    pictures.mkdir(parents=True, exist_ok=True)
+    text = HEAD
     for heading, entries in GALLERY.items():
-        cards = "\n".join(card(name, entry, folder / "masks") for name, entry in entries.items())
-        parts.append(f"## {heading}\n\n::::{{grid}} 1 2 2 3\n:gutter: 3\n\n{cards}\n::::\n")
-    (folder / "gallery.md").write_text("\n".join(parts), encoding="utf-8")
+        rows = "\n".join(row(name, entry, pictures) for name, entry in entries.items())
+        text += (
+            f"\n## {heading}\n\n| mask | picture | line, meaning | formula | source | elsewhere |"
+        )
+        text += f"\n|---|---|---|---|---|---|\n{rows}\n"
+    (docs / "gallery.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(__file__).parents[1])

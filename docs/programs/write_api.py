@@ -1,0 +1,151 @@
+"""Writes docs/api.md: every public name, its first sentence, and the file that has the rest.
+
+    python docs/programs/write_api.py
+
+Called by conf.py with a folder, it writes `reference.rst` there, from which the site's pages of
+the names are made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
+    "Search, compare, allocate": (
+        "masksearch",
+        "allocate Columns compare Comparison Constraint Local open_study ParetoHalving "
+        "progress proxy_card ProxyCard RayTune resume search sparsify Sparsified Study",
+    ),
+    "Tables with a known optimum": (
+        "masksearch_bench",
+        "Cell Datasheet Judged Table TableEvaluator TableSpec build judge load names "
+        "strategy summary",
+    ),
+    "Masks": (
+        "masksearch",
+        "FAMILIES fingerprint flex_block_mask load_mask lower Mask nearest_family save_mask",
+    ),
+    "A mask on a model": (
+        "masksearch",
+        "attach attached detach explain Explanation MaskedCache measure_speed",
+    ),
+    "Models and their masks in files": (
+        "masksearch",
+        "load_pretrained MaskCallback open_pretrained Plan Pretrained push_to_hub "
+        "save_pretrained saved_masks verify",
+    ),
+    "Serving: native configurations and caches": (
+        "masksearch",
+        "from_native kv_bytes KvBytes Serving to_gguf to_native",
+    ),
+    "Evaluators: what scores a mask": (
+        "masksearch",
+        "Cached CausalEvaluator CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator "
+        "Served SquadEvaluator SwagEvaluator WithCost",
+    ),
+    "Parts of an evaluator": ("masksearch", "Adapt Model Text Training"),
+    "Tasks and planted data": ("masksearch", "glue_score GradedProcess PlantedProcess Recall"),
+    "DAM": ("masksearch", "dam DamConfig DamResult Gates Units"),
+    "Which positions matter": (
+        "masksearch",
+        "attention_maps AttentionMaps diagonal_controls importance Importance",
+    ),
+    "Types that the parts exchange": (
+        "masksearch",
+        "Evaluate Evaluator Objective OneShot Proposal Record Report Shape",
+    ),
+    "Protocols for parts of your own": (
+        "masksearch.contracts",
+        "Differentiable Executor FollowsReports Prune Refused RemembersRecords Scheduler "
+        "Shared Strategy Task Trials",
+    ),
+    "Files of your own": ("masksearch", "budget_of load_function shape_of trim"),
+    "Base of all errors": ("masksearch", "MaskSearchError"),
+    "Errors": (
+        "masksearch.errors",
+        "AttachError CandidateError DataError EmptyRowError EvaluatorError HeadCountError "
+        "LayerCountError LengthError MaskFormatError NativeError NonFiniteLossError "
+        "ResumeError SearchError ServerUnreachableError SpaceError TokensNeededError "
+        "UncountedHops UnknownNameError",
+    ),
+    "Leaves and families of masks": (
+        "masksearch.masks",
+        "a_shape axial bigbird block_columns block_layout blocks butterfly causal columns "
+        "cropped dilated family fixed from_4d from_block_layout from_block_mask "
+        "from_mask_mod from_numpy full global_tokens layer_of log_sparse longformer "
+        "NearestFamily offsets parse per_head per_layer Points powers_of_two random_keys "
+        "recipe rivals_within shifts special_tokens star stride strided sweep_families "
+        "table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
+        "without_diagonal",
+    ),
+}
+ABOUT = {  # a sentence below a heading
+    "Tables with a known optimum": "`from masksearch_bench import load, judge, build` "
+    "([maskbench](maskbench.md)).",
+    "Parts of an evaluator": "`MlmEvaluator`, `GlueEvaluator`, `CausalEvaluator` and others are "
+    "[made of four parts](proxy.md#four-parts).",
+    "Protocols for parts of your own": "In `masksearch.contracts` "
+    "([how to write one](write_your_own.md)).",
+}
+HEAD = """# The public names
+
+`import masksearch as ms` gives these names; `ms.masks`, `ms.contracts` and `ms.errors` are
+modules. `help(ms.search)` prints arguments, units and errors. A name leads to the file that
+defines it. A name that is not listed here may change without notice.
+"""
+
+
+def listed() -> list[tuple[str, str, str]]:
+    """(heading, module, name) of every public name."""
+    return [
+        (heading, module, name)
+        for heading, (module, names) in GROUPS.items()
+        for name in names.split()
+    ]
+
+
+def first_sentence(thing: Any) -> str:
+    """What it is, as a cell of a table shows it."""
+    if isinstance(thing, dict):  # the docstring is that of its type
+        return f"A dictionary: {', '.join(map(str, thing))}."
+    about = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    sentence = re.split(r"(?<=\.) ", about)[0].removesuffix(":").removesuffix(".")
+    return re.sub(r"([|*<])", r"\\\1", sentence) + "."
+
+
+def row(module: str, name: str) -> str:
+    """A name's row."""
+    thing = getattr(import_module(module), name)
+    shown = f"`{re.sub(r'^masksearch(?!_)', 'ms', module)}.{name}`"
+    home = getattr(thing, "__module__", "")
+    if home.startswith("masksearch"):
+        path = Path(import_module(home).__file__ or "").relative_to(ROOT)
+        shown = f"[{shown}](../{path})"
+    return f"| {shown} | {first_sentence(thing)} |"
+
+
+def main(docs: Path) -> None:
+    """Writes `api.md` into that folder."""
+    text = HEAD
+    for heading, (module, names) in GROUPS.items():
+        about = f"{ABOUT[heading]}\n\n" if heading in ABOUT else ""
+        rows = "\n".join(row(module, name) for name in names.split())
+        text += f"\n## {heading}\n\n{about}| name | what it is |\n|---|---|\n{rows}\n"
+    (docs / "api.md").write_text(text, encoding="utf-8")
+
+
+def write_reference(folder: Path) -> None:
+    """Writes `reference.rst` into that folder: a page of its own for each name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = "\n".join(f"   {module}.{name}" for _, module, name in listed())
+    head = "Reference\n=========\n\n.. autosummary::\n   :toctree: .\n   :nosignatures:\n\n"
+    (folder / "reference.rst").write_text(f"{head}{names}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(ROOT / "docs")
