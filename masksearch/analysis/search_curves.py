@@ -16,7 +16,7 @@ from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Interval,
     VolumeFinding,
-    estimate,
+    mean_of_searches,
     format_p,
     judge_volumes,
     paired_difference,
@@ -64,11 +64,15 @@ def curves_of(
     }
 
 
-def reached(curve: Sequence[Snapshot], compute: float, by: Compute) -> float | None:
-    """The hypervolume once that many trials or seconds were spent; None before the first mask."""
+def reached(curve: Sequence[Snapshot], compute: float, by: Compute) -> float:
+    """The hypervolume once that many trials or seconds were spent; 0 before the first result."""
     spent = bisect_right(curve, compute, key=attrgetter(by))
-    state = curve[spent - 1] if spent else None
-    return state.hypervolume if state and (state.best or state.unlearned) else None
+    return curve[spent - 1].hypervolume if spent else 0.0
+
+
+def begun(curve: Sequence[Snapshot], by: Compute) -> float:
+    """Trials or seconds that a search had spent when it had its first mask; else infinite."""
+    return next((float(getattr(s, by)) for s in curve if s.best or s.unlearned), math.inf)
 
 
 def ended(curve: Sequence[Snapshot], by: Compute) -> float:
@@ -79,16 +83,16 @@ def ended(curve: Sequence[Snapshot], by: Compute) -> float:
 def band_of(
     curves: Mapping[int, Sequence[Snapshot]], by: Compute, most: int | None = None
 ) -> dict[float, Interval]:
-    """Trials or seconds, rising from 0 to where the shortest search ends -> mean hypervolume of
-    the searches with its 95% t-interval; at `most` places, evenly over them, or at all."""
+    """Trials or seconds, rising from where every search has a mask to where the shortest one ends
+    -> `mean_of_searches` of their hypervolumes; at `most` places, evenly over them, or at all."""
+    begin = max((begun(curve, by) for curve in curves.values()), default=0.0)
     end = min((ended(curve, by) for curve in curves.values()), default=0.0)
     steps = {float(getattr(state, by)) for curve in curves.values() for state in curve}
-    places = sorted({0.0, *(step for step in steps if step <= end)})
+    places = sorted(step for step in steps if begin <= step <= end)
     if most is not None:
         chosen = np.unique(np.linspace(0, len(places) - 1, most).astype(int))
         places = [places[index] for index in chosen]
-    volumes = {at: [reached(curve, at, by) or 0.0 for curve in curves.values()] for at in places}
-    return {at: estimate(values) for at, values in volumes.items()}
+    return {at: mean_of_searches([reached(c, at, by) for c in curves.values()]) for at in places}
 
 
 def compare_searches(curves: Curves) -> list[StrategyReached]:
@@ -112,10 +116,12 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
     finals: dict[Compute, dict[str, dict[int, float]]] = {}
     for by in ("trials", "seconds"):
         spent = min(ended(curve, by) for curve in every)
-        for name, runs in curves.items():
-            volumes = {seed: reached(curve, spent, by) for seed, curve in runs.items() if curve}
-            known = {seed: volume for seed, volume in volumes.items() if volume is not None}
-            finals.setdefault(by, {})[name] = known if len(known) == len(volumes) else {}
+        finals[by] = {
+            name: {seed: reached(curve, spent, by) for seed, curve in runs.items() if curve}
+            if all(begun(curve, by) <= spent for curve in runs.values() if curve)
+            else {}
+            for name, runs in curves.items()
+        }
     reference = RANDOM if RANDOM in curves else next(iter(curves))
     at = finals["seconds"]
     judged = judge_volumes(
@@ -126,8 +132,8 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
         StrategyReached(
             name,
             sum(map(bool, curves[name].values())),
-            estimate(list(finals["trials"][name].values())),
-            estimate(list(at[name].values())),
+            mean_of_searches(list(finals["trials"][name].values())),
+            mean_of_searches(list(at[name].values())),
             judged.get(name),
         )
         for name in curves
@@ -151,7 +157,7 @@ def without_rte(
 def describe_searches(strategies: Sequence[StrategyReached]) -> list[str]:
     """One line for each strategy but the reference: by how much its hypervolume differs."""
     reference = next((each.strategy for each in strategies if each.finding is None), "")
-    early = [each.strategy for each in strategies if math.isnan(each.at_seconds.value)]
+    early = {each.strategy for each in strategies if math.isnan(each.at_seconds.value)}
     lines = []
     for each in strategies:
         if (judged := each.finding) is None:
@@ -159,11 +165,10 @@ def describe_searches(strategies: Sequence[StrategyReached]) -> list[str]:
         d = judged.difference
         seeds = f"{d.n} search seed{'s' * (d.n != 1)}"
         line = f"Hypervolume at equal compute, {each.strategy} minus {reference}: "
-        if none := [name for name in (each.strategy, reference) if name in early]:
-            lines.append(f"{line}no number, because {none[0]} had no mask yet.")
-            continue
-        line += d.text(signed=True)
-        if d.decides:
+        line += "" if (none := early & {each.strategy, reference}) else d.text(signed=True)
+        if none:
+            line += f"no number, because {' and '.join(sorted(none))} had no mask yet."
+        elif d.decides:
             line += f", p {format_p(judged.adjusted)}, {judged.outcome} ({seeds})."
         else:
             line += f"; not decided: {seeds}, claims need {CLAIM_SEEDS}."

@@ -16,7 +16,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -406,6 +406,15 @@ def format_estimate(
     sign = "+" if signed else ""
     text, least, most = (f"{value:{sign}z.{places}f}" for value in (mean, low, high))
     return text if math.isnan(low) else f"{text} [{least}, {most}]"
+
+
+def mean_of_searches(values: Sequence[float]) -> Interval:
+    """Mean over search seeds, from `CLAIM_SEEDS` on with its 95% t-interval, which is not below 0
+    where no value is."""
+    mean = estimate(values)
+    if mean.n < CLAIM_SEEDS:
+        return Interval(mean.value, n=mean.n)
+    return replace(mean, low=max(mean.low, 0.0)) if min(values) >= 0 else mean
 
 
 def format_p(p_value: float) -> str:

@@ -15,10 +15,11 @@ from masksearch.analysis.fronts import arm_of
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
 from masksearch.analysis.runs import Kind, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
-from masksearch.analysis.stats import CLAIM_SEEDS, estimate
+from masksearch.analysis.stats import CLAIM_SEEDS, estimate, mean_of_searches
 from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_value
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
+from masksearch.masks.text import short_text
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
@@ -31,7 +32,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
     **{name: f"share of {each.owner} dense cache" for name, each in COUNTED.items()},
-    "latency_ratio": "time over dense attention's",
+    "latency_ratio": "time of the kernel, not of the model, over dense attention's",
     "latency": "time (ms)",
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
@@ -127,6 +128,7 @@ def compared_chart(
     for entry in comparison.entries.values():
         if not entry.scores or not math.isfinite(entry.sparsity):
             continue
+        shown = not 1 < len(entry.scores) < CLAIM_SEEDS  # of one seed the interval is of its rows
         points.append(
             {
                 "id": f"{section.key}{name} {entry.name}",
@@ -135,8 +137,8 @@ def compared_chart(
                 "search": "",
                 "seeds": len(entry.scores),
                 "score": entry.score.value,
-                "low": entry.score.low,
-                "high": entry.score.high,
+                "low": entry.score.low if shown else None,
+                "high": entry.score.high if shown else None,
                 "values": values_of(entry, comparison),
                 "front": False,
                 "nothing": entry.learned_nothing,
@@ -205,7 +207,7 @@ def front_chart(
         steps = mean_front(members, sign) if several else front_of(members, sign)
         for place, step in enumerate([*steps[:1], *steps]):
             at = left if place == 0 else step["saved"]
-            about = line_of(step, "id", "group", "score", "low", "high")
+            about = {name: step[name] for name in ("id", "group", "score", "low", "high")}
             lines.append({**about, "arm": group["arm"], "saved": at})
     if truth:
         used = [*used, group_of(TRUE_FRONT, (PINK, "o"), "truth")]
@@ -241,15 +243,9 @@ def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]
     levels = []
     for place, point in enumerate(sorted(dense, key=lambda p: -sign * p["score"])):
         dense_label = f"{point['name']} (nothing left out)" if alike else label
-        about = line_of(point, "id", "score", "low", "high")
+        about = {name: point[name] for name in ("id", "score", "low", "high")}
         levels.append({"label": "" if place else dense_label, **about})
     return levels
-
-
-def line_of(point: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """What a line takes of a point; of two seeds no band."""
-    bare = ("low", "high") if 1 < point["seeds"] < CLAIM_SEEDS else ()
-    return {name: None if name in bare else point[name] for name in names}
 
 
 def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
@@ -265,8 +261,7 @@ def unbeaten(each: Sequence[T], gains: Sequence[tuple[float, float]]) -> list[T]
 
 
 def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
-    """Mean over searches, with its 95% interval, of the best score at a sparsity or beyond;
-    `seeds` are the searches."""
+    """Mean over searches (`mean_of_searches`) of the best score at a sparsity or beyond."""
     searches: dict[str, list[dict[str, Any]]] = {}
     for point in points:
         searches.setdefault(point["search"], []).append(point)
@@ -275,10 +270,9 @@ def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, An
     for at in sorted({point["saved"] for front in fronts for point in front}):
         best = [[sign * p["score"] for p in front if p["saved"] >= at] for front in fronts]
         if all(best):
-            interval = estimate([sign * max(scores) for scores in best])
+            interval = mean_of_searches([sign * max(scores) for scores in best])
             about = {"score": interval.value, "low": interval.low, "high": interval.high}
-            where = {"id": "", "group": points[0]["group"], "saved": at, "seeds": len(fronts)}
-            steps.append({**where, **about})
+            steps.append({"id": "", "group": points[0]["group"], "saved": at, **about})
     return steps
 
 
@@ -316,6 +310,7 @@ def mask_facts(
     return {
         "place": shlex.quote(place),
         "expression": str(mask or ""),
+        "short": short_text(str(mask or "")),
         "fingerprint": record.fingerprint,
         "sparsity": 100 * sparsity_of(record),
         "saved": 100 * saved_share(record, cost),
@@ -380,9 +375,7 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
             lines: list[dict[str, Any]] = []
             for name, runs in curves.items():
                 for compute, volume in band_of(runs, by, STEPS).items():
-                    shown = len(runs) >= CLAIM_SEEDS and math.isfinite(volume.low)
-                    ends = (max(0.0, volume.low), volume.high) if shown else (None, None)
-                    about = {"mean": volume.value, "low": ends[0], "high": ends[1]}
+                    about = {"mean": volume.value, "low": volume.low, "high": volume.high}
                     lines.append({"group": name, "compute": compute, **about})
             if any(line["mean"] > 0 for line in lines):
                 yield {

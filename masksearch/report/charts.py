@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 import vl_convert
 from PIL import Image
 
-from masksearch.analysis.stats import CLAIM_SEEDS
 from masksearch.masks.families import SCRAMBLED
 from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
 
@@ -178,13 +176,11 @@ def sparsity_axis(chart: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def score_axis(chart: Mapping[str, Any]) -> list[float]:
-    """Both ends of the axis of scores: its masks with their intervals from three seeds on, and a
-    little more, within the metric's range (0 to 1, or from 0) where all masks are."""
+    """Both ends of the axis of scores: its masks with their intervals, and a little more, within
+    the metric's range (0 to 1, or from 0) where all masks are."""
     scores = [each["score"] for each in (*chart["points"], *chart["lines"])]
-    bounds = [point["promised"] for point in chart["points"]]
-    for point in chart["points"]:
-        bounds += [] if 1 < point["seeds"] < CLAIM_SEEDS else [point["low"], point["high"]]
-    places = [p for p in scores + bounds if p is not None and math.isfinite(p)]
+    ends = [point[name] for point in chart["points"] for name in ("low", "high", "promised")]
+    places = [*scores, *(end for end in ends if end is not None)]
     room = 2 * MARGIN * (max(places) - min(places)) or 0.05 * abs(places[0]) or 1.0
     low, high = min(places) - room, max(places) + room
     share = chart["score"]["goal"] == "higher" and max(scores) <= 1
@@ -195,7 +191,7 @@ def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
     """Hypervolume over compute: a line for each strategy, its band where it has several seeds."""
     groups = chart["groups"]
     base = alt.Chart(alt.NamedData("lines")).encode(
-        alt.X("compute:Q", title=chart["compute"], scale=alt.Scale(nice=False)),
+        alt.X("compute:Q", title=chart["compute"], scale=alt.Scale(nice=False, zero=True)),
         alt.Color(
             "group:N",
             scale=alt.Scale(

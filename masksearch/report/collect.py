@@ -66,15 +66,11 @@ class StoredStudy:
         return recipe_of(title, self.facts, self.calls, self.command)
 
     @property
-    def unfinished(self) -> str:
-        """Such as '2 of 12 trials', of a search that has not come to its end; else empty."""
-        asked, state = self.calls[-1].get("trials") if self.calls else None, ""
-        ended = ("done", "reused", "stopped")
-        count = sum(r.role == "trial" and r.status in ended and not r.known for r in self.records)
-        with contextlib.suppress(SearchError, OSError):  # it is missing or damaged
-            state = read_object(self.run / STATUS, "delete it", state=str)["state"]
-        over = asked is None or count >= asked or state == "ended"  # or no mask is left
-        return "" if over else f"{count} of {asked} trials"
+    def state(self) -> str:
+        """Such as "ended" or "interrupted"; "ended" where no status tells."""
+        with contextlib.suppress(SearchError):
+            return str(read_status(self.run)["state"])
+        return "ended"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -307,8 +303,8 @@ def section_on(
         for name, study in zip(strategies, searches, strict=True)
     ]
     pairs = [*zip(names, searches, strict=True)]
-    unfinished = {name: study.unfinished for name, study in pairs if study.unfinished}
-    unfinished = unfinished if len(unfinished) < len(searches) else {}  # there is no other one
+    unfinished = {name: study.state for name, study in pairs if study.state != "ended"}
+    unfinished = unfinished if len(unfinished) < len(searches) else {}  # no other to compare with
     return Section(
         {name: study.records for name, study in pairs},
         main.objectives,

@@ -1,7 +1,7 @@
 "use strict";
 // The page's charts, tooltips, cards and tables. All that is shown comes from result.json.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const result = read("result"), specs = read("specs"), shorts = read("short"); // id -> the mask in short
+const result = read("result"), specs = read("specs");
 const tip = document.getElementById("tip"), card = document.getElementById("card");
 const charts = new Map(); // id -> its data
 const points = new Map(); // id -> {point, section, chart}
@@ -62,7 +62,7 @@ const tasks = ({ point, chart }) => Object.entries(point.values)
 function showTip(found, x, y) {
   const { point } = found, told = tasks(found);
   tip.replaceChildren(picture(point), make("b", {}, point.name), make("br"),
-    make("code", {}, shorts[point.id]),
+    make("code", {}, point.short),
     listed([...figures(found), ...told.slice(0, 9).map(([name, value]) => [name, withInterval(value)]),
       ...(told.length > 9 ? [["and", `${told.length - 9} more`]] : [])]));
   tip.hidden = false;
@@ -133,32 +133,28 @@ async function draw(id) {
   views.get(id)?.finalize();
   const { view } = await vegaEmbed(place, spec, { renderer: "svg", tooltip, actions });
   views.set(id, view);
-  const labels = () => requestAnimationFrame(() => placeLabels(place));
-  view.addResizeListener(labels);
-  labels();
+  view.addResizeListener(() => requestAnimationFrame(() => placeLabels(place)));
+  placeLabels(place);
   if (chart.kind === "front") {
     view.addEventListener("click", (event, item) => item?.datum?.id && openCard(item.datum.id));
     setBudget(place.parentElement, chart, view);
   }
 }
-function placeLabels(place) { // beside its mark, where it lies on no other label and, if there is room, on no mark
-  const boxesOf = (kind) => [...place.querySelectorAll(kind)].map((each) => each.getBoundingClientRect());
-  const [frame] = boxesOf(".background"), marks = boxesOf(".mark-symbol path"), taken = [];
+function placeLabels(place) { // beside its mark, on no other label and, if there is room, on no mark
+  const box = (each) => each.getBoundingClientRect();
   const apart = (a) => (b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+  const marks = [...place.querySelectorAll(".mark-symbol path")].map(box), taken = [];
+  const { left, right } = box(place.querySelector(".background"));
   for (const label of place.querySelectorAll(".role-mark.mark-text text")) {
-    const width = label.getBoundingClientRect().width / 2 + 10, boxes = [];
-    for (const [dx, dy] of [[0, 0], [0, 26], [width, 13], [-width, 13], [width, 0], [-width, 0]]) {
-      label.setAttribute("dx", dx);
-      label.setAttribute("dy", dy);
-      const box = label.getBoundingClientRect();
-      if (box.left >= frame.left && box.right <= frame.right + 1 && taken.every(apart(box))) boxes.push({ box, dx, dy });
-    }
-    const best = boxes.find(({ box }) => marks.every(apart(box))) ?? boxes[0];
+    const aside = box(label).width / 2 + 10, shifts = [[0, 0], [0, 26], [aside, 13], [-aside, 13], [aside, 0], [-aside, 0]];
+    const moved = ([dx, dy]) => (label.setAttribute("dx", dx), label.setAttribute("dy", dy), box(label));
+    const free = shifts.filter((shift) => {
+      const at = moved(shift);
+      return at.left >= left && at.right <= right + 1 && taken.every(apart(at));
+    });
+    const best = free.find((shift) => marks.every(apart(moved(shift)))) ?? free[0];
     label.style.visibility = best ? "" : "hidden";
-    if (!best) continue;
-    label.setAttribute("dx", best.dx);
-    label.setAttribute("dy", best.dy);
-    taken.push(best.box);
+    if (best) taken.push(moved(best));
   }
 }
 function setBudget(place, chart, view) {
@@ -226,7 +222,7 @@ for (const place of document.querySelectorAll(".gallery")) { // each mask once
     const key = point.fingerprint || point.id, other = chart === section.chart && !point.front;
     if (!point.picture || (lead ? !point.lead : seen.has(key) || other)) continue;
     seen.add(key);
-    const about = `${point.sparsity.toFixed(1)}% sparse${lead ? `, ${shorts[point.id]}` : ""}`, name = make("b", {}, point.name);
+    const about = `${point.sparsity.toFixed(1)}% sparse${lead ? `, ${point.short}` : ""}`, name = make("b", {}, point.name);
     const role = point.lead === point.name ? "" : `${point.lead}: `;
     const told = lead ? [role, name, make("br"), `${chart.score.name} `,
       withInterval([point.score, point.low, point.high])] : [point.name];

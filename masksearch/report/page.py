@@ -117,12 +117,10 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
         for name in ("page.css", "page.js")
     )
     charts = {chart["id"]: chart_spec(chart) for chart in charts_of(result)}
-    points = [point for chart in charts_of(result) for point in chart.get("points", ())]
     return environment.get_template("page.html.j2").render(
         **result,
         result=result,
         specs=charts,
-        short={point["id"]: short_text(point["expression"], 60) for point in points},
         names_of=names_of,
         vega=vega_script() if charts else "",
         refresh=REFRESH,

@@ -174,7 +174,7 @@ def headline(section: Section, compared: bool) -> list[str]:
         lines += text.splitlines()
     lines += describe_searches(compare_searches(curves_of(section.searches, section.objectives)))
     if section.unfinished:
-        names = ", ".join(f"{name} ({done})" for name, done in section.unfinished.items())
+        names = ", ".join(f"{name} ({state})" for name, state in section.unfinished.items())
         lines.append(f"Unfinished, so left out of the hypervolume at equal compute: {names}.")
     records = section.searched
     if not records:

@@ -187,8 +187,8 @@ class Section:
         searches: Strategy -> search seed -> records, where strategies ran with several seeds.
         runs: Name of a search -> its run folder, where it has one.
         evaluate: The command that judges `MASK` by this protocol; empty where Python code did.
-        unfinished: Name of a search that has not come to its end -> how far it is, such as
-            `"2 of 12 trials"`; these are not among `searches`.
+        unfinished: Name of a search that has not ended -> its state, such as `"interrupted"`;
+            these are not among `searches`.
         truth: Sparsity in [0, 1] and score of the points of the true front, where it is known.
     """
 
