@@ -16,9 +16,9 @@ from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Interval,
     VolumeFinding,
-    mean_of_searches,
     format_p,
     judge_volumes,
+    mean_of_searches,
     paired_difference,
 )
 from masksearch.contracts import RANDOM, Objective, Record
@@ -30,8 +30,7 @@ Curves = Mapping[str, Mapping[int, list[Snapshot]]]
 
 @dataclass(frozen=True)
 class StrategyReached:
-    """A strategy's hypervolumes where every search of the comparison still ran; NaN where one of
-    its own had no mask yet.
+    """A strategy's hypervolumes where every search still ran; NaN if one of its had no mask yet.
 
     `finding` is its hypervolume minus the reference's over common search seeds, at equal seconds;
     None for the reference itself.
@@ -89,7 +88,7 @@ def band_of(
     end = min((ended(curve, by) for curve in curves.values()), default=0.0)
     steps = {float(getattr(state, by)) for curve in curves.values() for state in curve}
     places = sorted(step for step in steps if begin <= step <= end)
-    if most is not None:
+    if places and most is not None:
         chosen = np.unique(np.linspace(0, len(places) - 1, most).astype(int))
         places = [places[index] for index in chosen]
     return {at: mean_of_searches([reached(c, at, by) for c in curves.values()]) for at in places}
@@ -165,12 +164,12 @@ def describe_searches(strategies: Sequence[StrategyReached]) -> list[str]:
         d = judged.difference
         seeds = f"{d.n} search seed{'s' * (d.n != 1)}"
         line = f"Hypervolume at equal compute, {each.strategy} minus {reference}: "
-        line += "" if (none := early & {each.strategy, reference}) else d.text(signed=True)
-        if none:
+        text = d.text(signed=True)
+        if none := early & {each.strategy, reference}:
             line += f"no number, because {' and '.join(sorted(none))} had no mask yet."
         elif d.decides:
-            line += f", p {format_p(judged.adjusted)}, {judged.outcome} ({seeds})."
+            line += f"{text}, p {format_p(judged.adjusted)}, {judged.outcome} ({seeds})."
         else:
-            line += f"; not decided: {seeds}, claims need {CLAIM_SEEDS}."
+            line += f"{text}; not decided: {seeds}, claims need {CLAIM_SEEDS}."
         lines.append(line)
     return lines

@@ -32,7 +32,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
     **{name: f"share of {each.owner} dense cache" for name, each in COUNTED.items()},
-    "latency_ratio": "time of the kernel, not of the model, over dense attention's",
+    "latency_ratio": "time ratio of the kernel, not of the model",
     "latency": "time (ms)",
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
@@ -238,13 +238,13 @@ def group_of(name: str, style: tuple[str, str], arm: str) -> dict[str, str]:
 
 def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """A level line for each point that leaves nothing out; the best one has the label of all."""
-    alike = len({point["name"] for point in dense}) == 1  # in each of several searches
     label = f"{len(dense)} masks with nothing left out"
+    if len({point["name"] for point in dense}) == 1:  # also where each of several searches has it
+        label = f"{dense[0]['name']} (nothing left out)"
     levels = []
     for place, point in enumerate(sorted(dense, key=lambda p: -sign * p["score"])):
-        dense_label = f"{point['name']} (nothing left out)" if alike else label
         about = {name: point[name] for name in ("id", "score", "low", "high")}
-        levels.append({"label": "" if place else dense_label, **about})
+        levels.append({"label": "" if place else label, **about})
     return levels
 
 

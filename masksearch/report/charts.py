@@ -95,8 +95,7 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
         "saved:Q", title=chart["axis"], scale=alt.Scale(domain=[low, high], nice=False, zero=False)
     )
     title = f"{chart['score']['title']}, {chart['score']['goal']} is better"
-    ends = alt.Scale(domain=score_axis(chart), zero=False, nice=False, clamp=True)
-    y = alt.Y("score:Q", title=title, scale=ends)
+    y = alt.Y("score:Q", title=title, scale=score_scale(chart))
     lines = alt.Chart(alt.NamedData("lines")).encode(x, y, colour)
     band = (
         alt.Chart(alt.NamedData("lines"))
@@ -175,16 +174,17 @@ def sparsity_axis(chart: Mapping[str, Any]) -> tuple[float, float]:
     return min(places) - room, max(places) + room
 
 
-def score_axis(chart: Mapping[str, Any]) -> list[float]:
-    """Both ends of the axis of scores: its masks with their intervals, and a little more, within
-    the metric's range (0 to 1, or from 0) where all masks are."""
+def score_scale(chart: Mapping[str, Any]) -> alt.Scale:
+    """Of a front: its masks with their intervals, and a little more, within the metric's range (0
+    to 1, or from 0) where all masks are."""
     scores = [each["score"] for each in (*chart["points"], *chart["lines"])]
     ends = [point[name] for point in chart["points"] for name in ("low", "high", "promised")]
     places = [*scores, *(end for end in ends if end is not None)]
     room = 2 * MARGIN * (max(places) - min(places)) or 0.05 * abs(places[0]) or 1.0
     low, high = min(places) - room, max(places) + room
     share = chart["score"]["goal"] == "higher" and max(scores) <= 1
-    return [max(low, 0.0) if min(scores) >= 0 else low, min(high, 1.0) if share else high]
+    domain = [max(low, 0.0) if min(scores) >= 0 else low, min(high, 1.0) if share else high]
+    return alt.Scale(domain=domain, zero=False, nice=False, clamp=True)
 
 
 def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:

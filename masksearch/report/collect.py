@@ -58,19 +58,13 @@ class StoredStudy:
     facts: Mapping[str, str]
     calls: Sequence[Mapping[str, Any]] = ()  # with what each call that ran trials worked
     command: Mapping[str, Any] | None = None  # as the command line was given, where it was
+    ended: bool = True  # False while it runs, and where it was interrupted
 
     @property
     def recipe(self) -> Recipe:
         """How it was made."""
         title = f"{'Search' if self.kind == 'search' else 'Comparison'} in {self.run}"
         return recipe_of(title, self.facts, self.calls, self.command)
-
-    @property
-    def state(self) -> str:
-        """Such as "ended" or "interrupted"; "ended" where no status tells."""
-        with contextlib.suppress(SearchError):
-            return str(read_status(self.run)["state"])
-        return "ended"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -148,7 +142,7 @@ def read_study(
         SearchError: If it cannot be read, or nothing describes it.
     """
     store = StudyStore(folder, storage, write=False, allowed=allowed)
-    facts, place = without_controls(store.facts()), folder / COMMAND
+    facts, place, status = without_controls(store.facts()), folder / COMMAND, folder / STATUS
     if "kind" not in facts:
         raise SearchError(
             f"nothing says what the study of {folder} is; its search was ended before it began, "
@@ -164,6 +158,7 @@ def read_study(
         facts,
         hide_secrets(store.calls()),
         hide_secrets(read_object(place, "delete it", options=dict)) if place.is_file() else None,
+        not status.is_file() or read_object(status, "delete it", state=str)["state"] == "ended",
     )
 
 
@@ -303,8 +298,8 @@ def section_on(
         for name, study in zip(strategies, searches, strict=True)
     ]
     pairs = [*zip(names, searches, strict=True)]
-    unfinished = {name: study.state for name, study in pairs if study.state != "ended"}
-    unfinished = unfinished if len(unfinished) < len(searches) else {}  # no other to compare with
+    unfinished = [name for name, study in pairs if not study.ended]
+    unfinished = unfinished if len(unfinished) < len(searches) else []  # no other to compare with
     return Section(
         {name: study.records for name, study in pairs},
         main.objectives,

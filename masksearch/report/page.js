@@ -117,7 +117,7 @@ async function draw(id) {
   const [ink, line] = dark ? ["#c8cbd2", "#3a3e46"] : ["#3a3a40", "#e2e2e6"];
   Object.assign(spec.config, {
     axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: ink, tickColor: ink, titleFontWeight: 500,
-      labelFontSize: 12, titleFontSize: 12, labelOverlap: true },
+      labelFontSize: 12, titleFontSize: 12, labelOverlap: true, labelSeparation: 6 },
     rule: { color: ink }, text: { color: ink },
   });
   const tooltip = (handler, event, item, value) => {
@@ -146,12 +146,10 @@ function placeLabels(place) { // beside its mark, on no other label and, if ther
   const marks = [...place.querySelectorAll(".mark-symbol path")].map(box), taken = [];
   const { left, right } = box(place.querySelector(".background"));
   for (const label of place.querySelectorAll(".role-mark.mark-text text")) {
-    const aside = box(label).width / 2 + 10, shifts = [[0, 0], [0, 26], [aside, 13], [-aside, 13], [aside, 0], [-aside, 0]];
+    const aside = box(label).width / 2 + 10, shifts = [[0, 0], [0, 26], [aside, 13], [-aside, 13], [aside, 26], [aside, 0], [-aside, 0]];
     const moved = ([dx, dy]) => (label.setAttribute("dx", dx), label.setAttribute("dy", dy), box(label));
-    const free = shifts.filter((shift) => {
-      const at = moved(shift);
-      return at.left >= left && at.right <= right + 1 && taken.every(apart(at));
-    });
+    const fits = (at) => at.left >= left && at.right <= right + 1 && taken.every(apart(at));
+    const free = shifts.filter((shift) => fits(moved(shift)));
     const best = free.find((shift) => marks.every(apart(moved(shift)))) ?? free[0];
     label.style.visibility = best ? "" : "hidden";
     if (best) taken.push(moved(best));

@@ -173,8 +173,7 @@ def headline(section: Section, compared: bool) -> list[str]:
         text = verdict_text(comparison, comparison.fronts, shown, "dense")
         lines += text.splitlines()
     lines += describe_searches(compare_searches(curves_of(section.searches, section.objectives)))
-    if section.unfinished:
-        names = ", ".join(f"{name} ({state})" for name, state in section.unfinished.items())
+    if names := ", ".join(section.unfinished):
         lines.append(f"Unfinished, so left out of the hypervolume at equal compute: {names}.")
     records = section.searched
     if not records:

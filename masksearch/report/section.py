@@ -187,8 +187,7 @@ class Section:
         searches: Strategy -> search seed -> records, where strategies ran with several seeds.
         runs: Name of a search -> its run folder, where it has one.
         evaluate: The command that judges `MASK` by this protocol; empty where Python code did.
-        unfinished: Name of a search that has not ended -> its state, such as `"interrupted"`;
-            these are not among `searches`.
+        unfinished: Names of searches that have not ended; these are not among `searches`.
         truth: Sparsity in [0, 1] and score of the points of the true front, where it is known.
     """
 
@@ -205,7 +204,7 @@ class Section:
     runs: Mapping[str, Path] = field(default_factory=dict)
     evaluate: str = ""
     truth: Sequence[tuple[float, float]] = ()
-    unfinished: Mapping[str, str] = field(default_factory=dict)
+    unfinished: Sequence[str] = ()
 
     @property
     def searched(self) -> list[Record]:

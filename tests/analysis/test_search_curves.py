@@ -36,12 +36,12 @@ def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
     runs = {0: search([0.6, 0.8]), 1: search([0.7, 0.7, 0.9]), 2: search([0.5, 0.6])}
     (curves,) = curves_of({"tpe": runs}, OBJECTIVES).values()
     band = band_of(curves, "trials")
-    assert list(band) == [0, 1, 2]  # up to where the shortest one ends
-    assert [v.value for v in band.values()] == pytest.approx([0.0, 0.05, 0.1])  # (score - .5) / 2
+    assert list(band) == [1, 2]  # from the first masks to where the shortest one ends
+    assert [v.value for v in band.values()] == pytest.approx([0.05, 0.1])  # (score - .5) / 2
     half = 4.302653 * np.std([0.15, 0.1, 0.05], ddof=1) / np.sqrt(3)
     assert band[2].high - band[2].value == pytest.approx(half, rel=1e-5)
     alone = band_of({0: curves[0]}, "seconds")
-    assert [v.value for v in alone.values()] == pytest.approx([0.0, 0.05, 0.15])
+    assert [v.value for v in alone.values()] == pytest.approx([0.05, 0.15])
     assert all(math.isnan(v.low) for v in alone.values())
 
 
@@ -50,7 +50,7 @@ def test_a_band_of_few_places_is_that_of_all_at_these_places():
         {"tpe": {0: search([0.6] * 50), 1: search([0.8] * 40)}}, OBJECTIVES
     ).values()
     every, some = band_of(curves, "trials"), band_of(curves, "trials", 7)
-    assert list(some) == [0, 6, 13, 20, 26, 33, 40]
+    assert list(some) == [1, 7, 14, 20, 27, 33, 40]
     assert {at: volume.value for at, volume in some.items()} == {
         at: every[at].value for at in some
     }
@@ -83,6 +83,8 @@ def test_no_number_is_given_where_a_strategy_has_no_mask_yet():
     found = {each.strategy: each for each in compare_searches(curves)}
     assert math.isnan(found["dam"].at_seconds.value)
     assert (found["dam"].outcome, found["dam"].seeds) == ("no mask yet", 3)
+    assert list(band_of(curves["dam"], "seconds")) == [10]
+    assert band_of({0: curves["dam"][0], 1: curves["tpe"][0]}, "seconds") == {}
     assert found["tpe"].at_seconds.value == pytest.approx(0.15)  # (.8 - .5) / 2
     dam, tpe = describe_searches([*found.values()])
     assert dam == (

@@ -223,10 +223,8 @@ def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, s
         search("tpe", last, listeners=[end])
     finished = sum(r.scored for r in ms.open_study(tmp_path / f"tpe{last}").records())
     found = section()
-    assert (
-        "Unfinished, so left out of the hypervolume at equal compute: "
-        f"{left_out} ({finished} of 5 trials)."
-    ) in found["verdicts"]
+    line = f"Unfinished, so left out of the hypervolume at equal compute: {left_out}."
+    assert line in found["verdicts"]
     ends: dict[str, float] = {}
     for line in found["volumes"][0]["lines"]:
         ends[line["group"]] = line["compute"]

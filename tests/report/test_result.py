@@ -19,7 +19,7 @@ from masksearch.masks.measure import effective_density
 from masksearch.report.charts import chart_spec
 from masksearch.report.page import paper_tables, write_report
 from masksearch.report.pictures import Pictures
-from masksearch.report.result import result_of
+from masksearch.report.result import plain_data, result_of
 from masksearch.report.section import Section
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
@@ -82,9 +82,11 @@ def test_two_searches_have_no_band_and_the_axis_is_that_of_the_masks(record, obj
         for seed in range(seeds)
     }
     searches = {"tpe": dict(enumerate(studies.values()))}
-    part = result_of([Section(studies, objectives, searches=searches)], title="t")["sections"][0]
+    told = result_of([Section(studies, objectives, searches=searches)], title="t")
+    part = plain_data(told)["sections"][0]
     fronts, volumes = part["chart"]["lines"], part["volumes"][0]["lines"]
-    banded = [line["high"] is not None for line in (*fronts, *volumes[1:])]
+    banded = [line["high"] is not None for line in (*fronts, *volumes)]
+    banded += ["[" in cell.text for cell in told["sections"][0]["searches"].rows[0][3:5]]
     assert set(banded) == {seeds == 3}
     if seeds == 3:
         assert max(line["high"] for line in fronts) > 1
@@ -104,7 +106,9 @@ def test_the_axis_of_a_comparison_shows_intervals_from_three_seeds_on(compared, 
         tuple(compared(runs)), objectives, kinds=dict.fromkeys(runs, "searched")
     )
     section = Section({}, objectives, {"c": comparison})
-    chart = result_of([section], title="t")["sections"][0]["comparisons"][0]["chart"]
+    told = plain_data(result_of([section], title="t"))
+    chart = told["sections"][0]["comparisons"][0]["chart"]
+    assert [point["low"] is None for point in chart["points"]] == [True, False]
     low, high = chart_spec(chart)["layer"][-1]["encoding"]["y"]["scale"]["domain"]
     three = comparison.entries["three"].score
     assert low < three.low < three.high < high
