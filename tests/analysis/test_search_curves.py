@@ -43,7 +43,7 @@ def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
     alone = band_of({0: curves[0]}, "seconds")
     assert [v.value for v in alone.values()] == pytest.approx([0.05, 0.15])
     assert all(math.isnan(v.low) for v in alone.values())
-    assert math.isnan(band_of({0: curves[0], 1: curves[1]}, "trials")[2].high)  # two decide nothing
+    assert math.isnan(band_of({0: curves[0], 1: curves[1]}, "trials")[2].high)  # two: no band
     far = {seed: search([score]) for seed, score in enumerate((0.5, 0.5, 0.9))}
     (wide,) = band_of(curves_of({"a": far}, OBJECTIVES)["a"], "trials").values()
     assert wide.low == 0 < wide.value < wide.high  # no hypervolume is negative
