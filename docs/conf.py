@@ -89,6 +89,7 @@ MOVED = {  # a page that is no more -> the page that has its text; old addresses
     "guide_own_part": "write_your_own",
     "guide_proxy": "proxy",
     "guide_search": "search",
+    "guide_serve": "inference",
     "own_evaluator": "write_your_own",
     "own_language_model": "write_your_own",
     "own_mask": "write_your_own",
