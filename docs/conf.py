@@ -82,6 +82,7 @@ html_css_files = ["site.css"]
 MOVED = {  # a page that is no more -> the page that has its text; old addresses lead there
     "cluster_figures": "cluster",
     "dam_published": "dam_health",
+    "experiments": "README",
     "guide_breaks": "questions",
     "guide_cluster": "cluster",
     "guide_compare": "comparing",
@@ -90,6 +91,7 @@ MOVED = {  # a page that is no more -> the page that has its text; old addresses
     "guide_proxy": "proxy",
     "guide_search": "search",
     "guide_serve": "inference",
+    "notebooks": "README",
     "own_evaluator": "write_your_own",
     "own_language_model": "write_your_own",
     "own_mask": "write_your_own",

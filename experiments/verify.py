@@ -13,6 +13,9 @@ The sentence must stand exactly once on its page (or, with `after`, between that
 heading), each number must be right to its last printed digit, an estimate must lie within the
 interval behind it, `x [low, high]`, and the section must name the experiment.
 
+In README.md and docs/does_search_pay.md (ADVICE) the row of a table has to *link* the experiment.
+In the latter's rows with a link every word has to stand in a claim.
+
 README.md, docs/ and experiments/README.md are the FRONT pages. There a comparative is a `{}` as
 well. Its value is the difference whose sign it has, subject minus reference (for "better" and
 "ahead": how much better):
@@ -21,7 +24,7 @@ well. Its value is the difference whose sign it has, subject minus reference (fo
 
 Names of arms, superlatives and verbs (ARMS, RANKS) stand in the template, or as a `{}` whose value
 is the word. Listed is whatever no claim covers: these words in sentences with a claimed number (in
-README.md, in all paragraphs that name an experiment), and on every page numbers with a decimal
+ADVICE, in all paragraphs that name an experiment), and on every page numbers with a decimal
 point in paragraphs that name an experiment and in blocks of output. A block without a language, or
 of `text`, is output; other blocks are code and not read. The list `NO_CLAIM` of a claims.py has
 the words that need no claim: settings, figures of runs that were not kept, and output that a test
@@ -59,6 +62,7 @@ SPOKEN = rf"{NUMBER}|(?i:{'|'.join(WORDS)})\b|{SIDES}|{RANKS}|{ARMS}"
 BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
 ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
 FRONT = ("README.md", "docs/", "experiments/README.md")
+ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
 FIGURES = ("experiments/0", "experiments/1", "benchmarks/", "docs/engines.md")  # all is reported
 SIMULATED = ("docs/statistics.md",)  # tests/analysis/test_null_rates.py compares them
 OUTPUT = ("", "text")  # what blocks of output are called; other blocks are code
@@ -184,6 +188,10 @@ def problems(claim: Claim, text: str) -> list[str]:
         last = min((at for at in heads if at > found[0].start()), default=len(text))
         if claim.source not in text[first:last]:
             wrong.append(f"{claim}: its section does not name {claim.source}")
+        row = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0]
+        link = rf"\]\([^)\s]*\b{re.escape(claim.source)}/"
+        if claim.page in ADVICE and row.startswith("|") and not re.search(link, row):
+            wrong.append(f"{claim}: its row does not link {claim.source}")
     return wrong
 
 
@@ -249,12 +257,15 @@ def unclaimed(page: str, text: str, claims: Iterable[Claim], exempt: Iterable[Cl
         if "." in number[0]
     ]
     if page.startswith(FRONT):
-        told = told if page == "README.md" else prose(text)
+        told = told if page in ADVICE else prose(text)
         claimed = [at for place in held for at, _ in numbers(place)]
         ends = [0, *(end.end() for end in re.finditer(STOP, text)), len(text)]
         for low, high in itertools.pairwise(ends):
-            if page == "README.md" or any(low <= at < high for at in claimed):
+            if page in ADVICE or any(low <= at < high for at in claimed):
                 bare += re.compile(f"{SIDES}|{RANKS}|{ARMS}").finditer(told, low, high)
+    if page == ADVICE[1]:
+        for row in re.finditer(r"^\|.*\]\(.*", text, re.M):
+            bare += re.compile(r"\w+").finditer(text, *row.span())
     lines = text.splitlines()
     return [
         f"{page}: no claim holds '{part[0]}' in '{lines[text.count(chr(10), 0, part.start())]}'"

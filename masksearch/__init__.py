@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.gates import Gates as Gates
     from masksearch.gates.result import DamResult as DamResult
     from masksearch.gates.units import Units as Units
+    from masksearch.gates.units import trim as trim
     from masksearch.loggers.console import progress as progress
     from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import Mask as Mask
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.saving import MaskCallback as MaskCallback
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
+    from masksearch.models.speed import measure_speed as measure_speed
     from masksearch.planner import allocate as allocate
     from masksearch.positions.analysis import diagonal_controls as diagonal_controls
     from masksearch.positions.analysis import importance as importance

@@ -500,11 +500,12 @@ def compare(
             candidate, whatever its name. The run folder remembers it.
         against: What searched masks and candidates are compared with: `"named"` (one another and
             the hand-designed masks), `"nearest"` (the hand-designed one nearest in sparsity),
-            `"all"` (every hand-designed one), or the name of a mask. Several names are a list in
-            Python. Masks of a front, or of unlike budgets, are not set against one another, and
-            where there are six hand-designed masks or more, as with `FAMILIES`, `"named"` takes
-            the nearest alone. Dense attention and a control are opponents too, unless masks are
-            named. The more comparisons, the more each has to show (Holm).
+            `"all"` (every hand-designed one, and candidates), or the name of a mask, or several
+            names. Masks of a front are not set against one another, and within a budget the
+            masks that keep it are. Where there are six hand-designed masks or more, as with
+            `FAMILIES`, `"named"` takes the nearest alone. Dense attention and a control are
+            opponents too, unless masks are named. The more comparisons, the more each has to
+            show (Holm).
         margin: How much a mask may lose to dense attention, in units of the score: the verdict
             says whether it loses at most that, loses more, gains more, or is undecided. None =
             what the evaluator calls small (.01 of an accuracy, F1 or correlation, .05 nats a
@@ -560,6 +561,7 @@ def compare(
             meanings=evaluator.meanings,
             found_with=remember_found(judged, entrants, protocols),
             promised={**judged.promised, **entrants.promised},
+            budgets={**judged.budgets, **entrants.budgets},
             against=against,
             margin=margin,
             seedless=evaluator.seedless,
@@ -632,7 +634,7 @@ def run_session(
         if watcher:
             for line in plan:
                 watcher.display.print(f"{title}: {line}")
-            watcher.work = session.board.work
+            watcher.work, watcher.shared = session.board.work, session.board.shared
             watcher.expect(session.expected(), session.call.seconds)
             shared = session.evaluator.offers("provide_models")
             if shared and not isinstance(executor, Local):  # whose trainings are not seen here

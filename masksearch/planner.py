@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
 import torch
+from rich.text import Text
 from torch import Tensor
 
 from masksearch import masks
@@ -28,9 +30,10 @@ from masksearch.contracts import LOST, Executor, Record
 from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
 from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.evaluators.next_tokens import row_scores
+from masksearch.evaluators.next_tokens import row_scores, score_tokens
 from masksearch.evaluators.served import Served
 from masksearch.gates.units import Unit, read_levels, write_levels
+from masksearch.loggers.console import Display
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
 from masksearch.masks.rivals import default_local, widest_window
@@ -46,6 +49,7 @@ from masksearch.serving.sinks import Sinks, keeps_sinks, without_sinks
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import Wanted, build_allocation
 from masksearch.study.records import read_budgets
+from masksearch.study.status import clock
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import FEW
 from masksearch.training.loop import find_device
@@ -85,7 +89,9 @@ def allocate(
     """Finds which layers or heads of a decoder keep full attention. At most gates are trained.
 
     The plainest rival of every plan, the widest window in all layers that is within the budget, is
-    judged on the text of the search first. Where nothing is better there, it is the plan.
+    judged on the text of the search first. Where nothing is better there, it is the plan; and
+    where it is better than what was found on documents that the search has not seen, by an
+    interval without zero (of tasks there is none).
 
     The search goes on where it was stopped, in its run folder, which also gets the plan and,
     where the model's own configuration can name the mask, that as `native.json`.
@@ -261,29 +267,33 @@ def find_plans(
     options |= {} if within.tries is None else {"tries": within.tries}
     options |= {"one_window": True} if delivery.serve and len(local) > 1 else {}
     strategy, study = search_masks(judge, options, uniform, within.trials, run, executor, progress)
-    chosen = dict[float, Record]()
+    chosen, plainest = dict[float, Record](), dict[float, Record | None]()
     for limit in limits:
         inside = ranked(study.records(), study.objectives, budget=limit, baselines=True)
         if not inside:
             tried = [record for record in study.records() if record.role != "baseline"]
             raise SearchError(describe_none_within(tried, study.objectives, limit))
         chosen[limit] = inside[0]
+        plainest[limit] = next((each for each in inside if each.mask == rivals[limit]), None)
     unseen = Unseen(judge.evaluator) if compares else None
     plans = {}
     for limit, record in chosen.items():
         path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
         plan = make_plan(judge.evaluator, strategy, record, str(decoder.model))
+        losses = unseen and unseen.compare(masked=plan.mask)
+        rival, better = unseen and unseen.compare_rival(rivals[limit], plan.mask), plainest[limit]
+        if unseen and rival and better and rival.get("high", 0.0) < 0 and not decoder.tasks:
+            rival |= {"is_plan": True, "searched": describe_units(plan)}
+            record, plan = better, make_plan(judge.evaluator, strategy, better, str(decoder.model))
+            losses = unseen.compare(masked=plan.mask)
         facts: dict[str, Any] = {
             "budget": {"cost": judge.cost, "limit": limit, "account": delivery.account},
             "length": judge.length,
             "scores": {"method": method, "of_units": strategy.worth},
             "cache": dict(judge.measures_of(plan.mask)),
-            "nll": {
-                "search": record.values["nll"],
-                "unseen": unseen and unseen.compare(masked=plan.mask),
-            },
+            "nll": {"search": record.values["nll"], "unseen": losses},
             "lost": {n[5:]: x for n, x in record.values.items() if n.startswith(f"{LOST}/")},
-            "rival": unseen and unseen.compare_rival(rivals[limit], plan.mask),
+            "rival": rival,
             "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
             "native": describe_native(judge.evaluator, plan, delivery.serve),
             "trial": record.number,
@@ -376,11 +386,14 @@ def search_masks(
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
         if trials is None:
             warnings.filterwarnings("ignore", message="strategy 'allocate' judges")
+            trials = strategy.most_trials
+        if progress:
+            say_plan(judge.evaluator, trials + len(uniform))
         study = search(
             None,
             judge,
             run=run,
-            trials=strategy.most_trials if trials is None else trials,
+            trials=trials,
             strategy="allocate",
             strategy_options=options,
             baselines=uniform,
@@ -392,6 +405,19 @@ def search_masks(
             strategy.tell(record)
     strategy.ask()  # the scores are known once the masks that they come from are
     return strategy, study
+
+
+def say_plan(judge: CausalEvaluator, most: int) -> None:
+    """Says how many masks will be judged, and when the first one is likely to be, which dense
+    attention comes before: one sequence is timed."""
+    model, tokens, began = judge.shared(0).model, judge.rows.tokens, time.monotonic()
+    score_tokens(model, tokens[:1], precision=judge.training.precision)
+    rows = sum(len(each.tokens) for each in (judge.rows, *judge.prompts.values()))
+    first = clock(2 * rows * (time.monotonic() - began))
+    Display(Text).print(
+        f"allocate: at most {most} masks, each on {rows} sequences of {tokens.shape[1]:,} "
+        f"tokens; the first in about {first}"
+    )
 
 
 def warn_of_dense_rivals(

@@ -33,6 +33,7 @@ LONGEST = 2_000  # characters of an error's own words
 BUDGET = "budget"  # the name under which a record's parameters hold what its draw may cost
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
+NEIGHBOURS: dict[str, Path] = {}  # modules that users' files have loaded from their folders
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -42,6 +43,9 @@ class UserCodeError(MaskSearchError, ValueError):
 
 def load_file(path: Path) -> ModuleType:
     """Runs a Python file as a module of its own, so that its mask leaves are known.
+
+    It may import its neighbours: its folder stands last on `sys.path` meanwhile, so that none of
+    them hides an installed module. Workers get them by value (`pickle_by_value`).
 
     Raises:
         UserCodeError: If there is no such file, or importing it fails.
@@ -55,12 +59,26 @@ def load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserCodeError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    folder = path.resolve().parent
+    here = f"{folder}/."  # which no file of a user's removes, or finds there already
+    for name in [n for n, of in NEIGHBOURS.items() if of != folder and beside(folder, n)]:
+        sys.modules.pop(name, None)  # another folder's of that name
+    before = sys.modules.keys() - {path.stem}
     sys.modules[path.stem] = module
+    sys.path.append(here)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserCodeError(f"{path}: importing it failed: {describe_error(error)}") from error
+    finally:
+        sys.path.remove(here)
+        NEIGHBOURS.update({n: folder for n in sys.modules.keys() - before if beside(folder, n)})
     return module
+
+
+def beside(folder: Path, name: str) -> bool:
+    """Whether a folder holds a module of that name."""
+    return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
 
 
 def describe_error(error: BaseException) -> str:
@@ -88,6 +106,8 @@ def describe_error(error: BaseException) -> str:
     except Exception as problem:  # of its own __str__
         said = f"(its text cannot be made: {type(problem).__name__})"
     text = f"{type(error).__name__}{where}: {said}"
+    if isinstance(error, ImportError) and users and beside(file.parent, str(error.name)):
+        text += f"; {error.name} is beside that file: import it at the top, not in a function"
     called = re.match(r"(\w+)(?:\.__init__)?\(\) ", said)
     if isinstance(error, TypeError) and called:
         from masksearch.masks.text import functions

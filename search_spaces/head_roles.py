@@ -115,8 +115,10 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
 
         deal(drawn, as_drawn=True)
         deal(drawn)  # in proportion, beyond what was drawn
-        for before in ("", *reversed(ROLES)):
-            for role in ROLES:
+        unspent = None
+        while left != unspent:  # what one pass deals may make room for another
+            unspent = left
+            for before, role in product(("", *reversed(ROLES)), ROLES):
                 deal({(layer, role): 1 for layer in layers}, before)
         each = []
         for layer in layers:

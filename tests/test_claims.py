@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,15 @@ from experiments import verify
 OPPOSITE = dict(zip(verify.HIGHER + verify.LOWER, verify.LOWER + verify.HIGHER, strict=True))
 
 
+@pytest.fixture(scope="module")
+def recomputed() -> tuple[list[verify.Claim], list[verify.Claim]]:
+    """Every claim, and what needs none."""
+    return verify.read()
+
+
 @pytest.mark.nightly
-def test_claims_are_right_none_is_missing_and_a_changed_digit_is_found():
-    claims, exempt = verify.read()
+def test_claims_are_right_none_is_missing_and_a_changed_digit_is_found(recomputed):
+    claims, exempt = recomputed
     for page in verify.pages():
         text, mine = verify.text_of(page), [claim for claim in claims if claim.page == page]
         wrong = [problem for claim in mine for problem in verify.problems(claim, text)]
@@ -49,6 +56,67 @@ def words_that_may_change(claim: verify.Claim, text: str) -> list[str]:
         if not verify.problems(claim, text[: word.start()] + other + text[word.end() :]):
             missed.append(f"{claim.page}: {text[word.start() - 40 : word.end() + 40]!r}")
     return missed
+
+
+KINDS = {  # of mutants: what is changed
+    "sign": rf"{verify.SIDES}|(?<![\w-])-(?=[\d.])",
+    "unit": r"\b(?:nats|points|rows|trials|steps|masks)\b|%",
+    "figure": verify.NUMBER,  # for the next one of its line
+    "link": r"experiments/\d\d_\w+",  # for the next one
+    "interval": rf"\[{verify.NUMBER},\s{verify.NUMBER}\]",  # for one of another line
+    "arm or task": rf"{verify.ARMS}|STS-B|QNLI|SmolLM2",
+}
+OTHERS = {"nats": "points", "%": "layers", "STS-B": "QNLI", "QNLI": "STS-B", "-": ""}
+
+
+def another(word: str) -> str:
+    """The opposite of a comparative; another unit, task or arm; a number without its sign."""
+    *denied, last = word.split()
+    other = OPPOSITE.get(last.lower()) or OTHERS.get(last) or ("" if last == "-" else "greedy")
+    return " ".join([*denied, "DAM" if other == last.lower() else other])
+
+
+def mutants(text: str, places: list[re.Match[str]], kind: str) -> Iterator[str]:
+    """A page with one change of a kind, for each place of that kind in its claims; of links for
+    each in the rows of its claims."""
+    spans = {place.span() for place in places}
+    if kind == "link":
+        rows = [row.span() for row in re.finditer(r"^\|.*", text, re.M)]
+        spans = {row for row in rows if any(row[0] <= at < row[1] for at, _ in spans)}
+    found = [word for span in spans for word in re.compile(KINDS[kind]).finditer(text, *span)]
+    words = {word.start(): word[0] for word in sorted(found, key=lambda word: word.start())}
+    line = {at: text.count("\n", 0, at) for at in words}
+    for at, word in words.items():
+        near = {
+            "figure": [other for other in words if line[other] == line[at]],
+            "interval": [other for other in words if line[other] != line[at]],
+            "link": [*words],
+        }.get(kind)
+        turned = sorted(near or [], key=lambda other, at=at: (other < at, other))
+        others = [words[other] for other in turned if words[other] != word]
+        if near is None:
+            others = [another(word)]
+        for other in others[:1]:
+            yield text[:at] + other + text[at + len(word) :]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", verify.ADVICE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_of_advice_with_one_change_in_its_claims_fails(recomputed, page, kind):
+    claims, exempt = recomputed
+    text, mine = verify.text_of(page), [claim for claim in claims if claim.page == page]
+    places = [place for claim in mine for place in verify.places(claim, text)]
+    made = list(mutants(text, places, kind))
+    missed = [
+        [line for line in mutant.splitlines() if line not in text.splitlines()]
+        for mutant in made
+        if not any(verify.problems(claim, mutant) for claim in mine)
+        and not verify.misplaced(page, mutant)
+        and not verify.unclaimed(page, mutant, mine, exempt)
+    ]
+    assert made
+    assert not missed
 
 
 FOUND = """# Found
@@ -180,3 +248,26 @@ def test_a_sentence_that_is_gone_doubled_or_without_its_experiment_is_found():
     assert "does not name 06_dam_text" in verify.problems(rest, page)[0]
     assert len(verify.unclaimed("docs/dam.md", page, [], [])) == 1  # B names no experiment
     assert not verify.unclaimed("docs/dam.md", page, [gap], [])
+
+
+def test_a_row_of_advice_links_the_experiment_of_its_claims():
+    row = "| it keeps | .5 | [06](experiments/06_dam_text/README.md) |"
+    page = f"06_dam_text is named here.\n\n{row}\n"
+    keeps = verify.Claim("README.md", "it keeps | {} |", [0.5], source="06_dam_text")
+    assert not verify.problems(keeps, page)
+    other = page.replace("experiments/06_dam_text", "experiments/07_proxy")
+    [found] = verify.problems(keeps, other)
+    assert "its row does not link 06_dam_text" in found
+    assert not verify.problems(replace(keeps, page="docs/dam.md"), other)  # named in its section
+
+
+def test_every_word_of_a_row_of_advice_stands_in_a_claim():
+    page = (
+        "| you | take |\n|---|---|\n| all | five of 9 ([06](../experiments/06_dam_text/x.md)) |\n"
+    )
+    pays, source = verify.ADVICE[1], "06_dam_text"
+    whole = page.splitlines()[-1]
+    assert not verify.unclaimed(pays, page, [verify.Claim(pays, whole, [], source=source)], [])
+    part = verify.Claim(pays, whole.removeprefix("| all "), [], source=source)
+    listed = [each.split("'")[1] for each in verify.unclaimed(pays, page, [part], [])]
+    assert listed == ["all"]

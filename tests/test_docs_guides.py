@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy import ToyEvaluator
 
+import masksearch as ms
 from masksearch.cli import main as cli
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -54,6 +56,25 @@ def test_the_story_runs(monkeypatch, capsys, tmp_path):
             run(capsys, monkeypatch, line)
     assert (tmp_path / "runs" / "compared" / "report.html").is_file()
     assert (tmp_path / "mask.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(budget|drew a mask)")
+def test_a_space_keeps_budgets_by_one_line(tmp_path):
+    names = {}
+    for code in blocks("guide_space.md", "python"):
+        if "import masksearch" in code or "def heads" in code:
+            exec(code, names)
+
+    class Judge(ToyEvaluator):
+        shape = ms.Shape(24, 2, 4)
+
+    refused = {}
+    for name in ("heads", "heads_within"):
+        told = {"trials": 4, "strategy": "random", "budget": 0.3, "baselines": {}}
+        study = ms.search(names[name], Judge(), run=tmp_path / name, progress=None, **told)
+        refused[name] = sum(record.refused for record in study.records())
+    assert refused["heads"] > 3 > refused["heads_within"] == 0
 
 
 @pytest.mark.nightly

@@ -19,6 +19,7 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record, Report
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.executors.job import JobRun
+from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
 
 
@@ -68,6 +69,31 @@ def test_search_and_compare_show_themselves_on_standard_error(tmp_path, capsys):
     ms.search(space, ToyEvaluator(), run=tmp_path / "quiet", trials=2, progress=None)
     ms.compare({"a": masks.full()}, ToyEvaluator(), run=tmp_path / "q", progress=None)
     assert capsys.readouterr() == ("", "")
+
+
+def test_time_left_counts_what_is_trained_once_for_no_mask(tmp_path, capsys, monkeypatch):
+    clock, told = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Shares(ToyEvaluator):
+        def provide_models(self, seed):
+            clock[0] += 600.0
+
+        def __call__(self, mask, *, seed, workdir):
+            yield from super().__call__(mask, seed=seed, workdir=workdir)
+            clock[0] += 10.0
+
+    def listen(record):
+        told.append(read_status(tmp_path)["seconds_left"])
+
+    each = {f"w{reach}": masks.window(reach) for reach in range(3)}
+    how = {"seeds": [0], "executor": ms.Local(isolate=False), "listeners": [listen]}
+    ms.compare(each, Shares(), run=tmp_path, **how)
+    lines = capsys.readouterr().err.splitlines()
+    assert [part for line in lines for part in line.split("  ") if " left" in part] == [
+        *("0:20 left", "0:10 left")
+    ]
+    assert told == [20.0, 10.0, 0.0]
 
 
 class Follower:

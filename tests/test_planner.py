@@ -16,7 +16,7 @@ from masksearch.cli.models import report_lines
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.models.plan import describe_rival
-from masksearch.planner import DecoderOnText, Delivery, build_judge, describe_units
+from masksearch.planner import DecoderOnText, Delivery, Unseen, build_judge, describe_units
 from masksearch.report.tables import front_table
 from masksearch.study.references import within_budgets
 
@@ -118,6 +118,50 @@ def test_where_one_window_is_best_it_is_the_plan(tmp_path, monkeypatch, local):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gain", [1.0, -1.0])
+def test_a_plan_that_is_worse_than_one_window_on_unseen_text_is_not_written(
+    tmp_path, monkeypatch, capsys, gain
+):
+    """Layers that differ are better on the text of the search, and by `gain` on other text."""
+
+    def judged(self, mask, *, seed, workdir):
+        for report in judge(self, mask, seed=seed, workdir=workdir):
+            better = {"nll": report.values["nll"] - (mask.layers is not None)}
+            yield dataclasses.replace(report, values={**report.values, **better})
+
+    def unseen(self, mask, model=None):
+        return tokens(self, mask, model) - gain * (mask.layers is not None)
+
+    judge, tokens = CausalEvaluator.__call__, Unseen.judge_tokens
+    monkeypatch.setattr(CausalEvaluator, "__call__", judged)
+    monkeypatch.setattr(Unseen, "judge_tokens", unseen)
+    plan = allocate(tmp_path, 0.5, progress="auto")
+    assert "allocate: at most " in (said := capsys.readouterr().err)
+    assert "masks, each on 16 sequences of 24 tokens; the first in about 0:0" in said
+    record = ms.open_study(tmp_path).records()[plan.found["trial"]]
+    assert record.mask == plan.mask == ms.Plan.load(tmp_path / "plan.json").mask
+    assert plan.found["nll"]["search"] == record.values["nll"]
+    assert plan.found["cache"]["kv_bytes"] == record.measures["kv_bytes"] <= 0.5
+    rival, losses = plan.found["rival"], plan.found["nll"]["unseen"]
+    shown = "\n".join(report_lines(plan, tmp_path / "plan.json", "model"))
+    if gain > 0:
+        assert plan.mask.layers == 3
+        assert rival["low"] > 0
+        assert (
+            "the plan is better on 10 documents alone, too few to speak of other texts: +" in shown
+        )
+        return
+    assert str(plan.mask) == "window(12)"
+    assert rival["high"] < 0
+    assert losses["masked"] == rival["rival"]
+    assert "of 3 units full" in rival["searched"]
+    assert (
+        f"this is the plan, as it is better than what the search chose ({rival['searched']})"
+        in (shown)
+    )
+
+
+@pytest.mark.slow
 def test_an_engine_has_one_window_beside_full_layers(tmp_path):
     how = {"serve": "llama.cpp", "serving": ms.Serving(length=4096, ubatch=64)}
     plan = allocate(tmp_path, 0.5, local=["window(3)", "window(7)", "full()"], check=False, **how)
@@ -197,15 +241,20 @@ def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
         ({"difference": 0.2}, "neither is shown to be better: +0.2000 nats a token"),
         (
             {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12},
-            "neither can be shown to be better on 12 documents: +0.2000 [",
+            "the plan is better on 12 documents alone, too few to speak of other texts: +0.2000",
         ),
         (
-            {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12, "pieces_of": 1},
+            {"difference": 0.2, "low": -0.1, "high": 0.3, "documents": 12, "pieces_of": 1},
             "neither can be shown to be better on 12 pieces of 1 document: +0.2000 [",
         ),
         (
             {"difference": -0.2, "low": -0.3, "high": -0.1, "documents": 12, "pieces_of": 15},
-            "neither can be shown to be better on 12 pieces of 15 documents: -0.2000 [",
+            "it is better than the plan on 12 pieces of 15 documents alone, too few to speak of",
+        ),
+        (
+            {"difference": -0.2, "low": -0.3, "high": -0.1, "is_plan": True, "searched": "all"},
+            "this is the plan, as it is better than what the search chose (all) on unseen text: "
+            "-0.2000 [",
         ),
     ],
 )
@@ -257,7 +306,7 @@ def test_number_of_masks_is_known(how, judged, tmp_path, capfd):
     allocate(tmp_path, **how, check=False, progress="auto")
     records = ms.open_study(tmp_path).records()
     assert len([record for record in records if record.role != "baseline"]) <= judged
-    shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("allocate")]
+    shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("allocate ")]
     count = int(shown[0].split()[1].split("/")[1])
     assert judged <= count - 1 <= judged + 1  # the rival comes on top
     dense = next(line for line in shown if " full()  " in line)
@@ -375,7 +424,7 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
     assert said.startswith(f"{len(inside)} of {len(records)} trials judged a mask within 0.6, and")
     assert f"the best has nll {min(inside):.4f}, the guess 2.5000: give a larger budget" in said
     assert "more trials" not in said
-    _, missing = within_budgets({"mine": str(tmp_path)}, [0.6])
+    _, missing, _ = within_budgets({"mine": str(tmp_path)}, [0.6])
     assert missing["mine within 0.6"] == said
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
@@ -281,6 +281,7 @@ LENGTHS = st.dictionaries(st.integers(4, 24), st.integers(1, 9), min_size=1, max
 
 
 @given(LENGTHS, st.sampled_from([None, 1, 3]), st.floats(0.0, 1.0), st.integers(0, 999))
+@example({8: 1}, 1, 0.9375, 346)  # where one pass over the roles left enough for another
 @settings(deadline=None, max_examples=40)
 def test_head_roles_spend_every_budget_until_it_pays_for_no_other_role(lengths, read, over, seed):
     shape = ms.Shape(24, 3, 4, lengths=lengths, read=read)

@@ -16,11 +16,13 @@ from toy import ToyEvaluator
 
 from masksearch import load_function, masks, search
 from masksearch.errors import ResumeError, UnknownNameError
+from masksearch.executors.local import Local
 from masksearch.files import text_hash
 from masksearch.report.collect import studies_in
 from masksearch.user_code import (
     UserCodeError,
     definition_hashes,
+    describe_error,
     same_definitions,
 )
 
@@ -258,3 +260,63 @@ def test_code_that_cannot_be_known_again_is_refused():
         UserCodeError, match=r"holds a object, which is not known .* FILE\.py:NAME"
     ):
         definition_hashes(function)
+
+
+NEAR = "def reach():\n    return {reach}\n"
+JUDGE = """
+import statistics
+import near
+from masksearch import masks
+from toy import ToyEvaluator
+
+class Judge(ToyEvaluator):
+    def __call__(self, mask, *, seed, workdir):
+        assert mask == masks.window(near.reach()), mask
+        return super().__call__(mask, seed=seed, workdir=workdir)
+
+def space(trial):
+    return masks.window(trial.suggest_int("reach", near.reach(), near.reach()))
+
+def late(trial):
+    import later
+"""
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for reach in (3, 5):
+        folder = tmp_path / f"of{reach}"
+        folder.mkdir()
+        (folder / "near.py").write_text(NEAR.format(reach=reach))
+        (folder / f"own{reach}.py").write_text(JUDGE)
+        (folder / "statistics.py").write_text("raise RuntimeError('it hides the library')")
+        (folder / "later.py").write_text("")
+    return tmp_path
+
+
+def test_a_file_may_import_its_neighbours_and_hides_nothing(folders):
+    before = [*sys.path]
+    drawn = {}
+    for _ in range(2):  # of two folders each has its own
+        for reach in (3, 5):
+            space = load_function(f"{folders}/of{reach}/own{reach}.py:space")
+            drawn[reach] = space
+    assert [drawn[reach].__globals__["near"].reach() for reach in (3, 5)] == [3, 5]
+    trial = FixedTrial({"reach": 3})
+    assert drawn[3](trial) == masks.window(3)
+    assert sys.path == before
+    with pytest.raises(ImportError) as error:
+        load_function(f"{folders}/of3/own3.py:late")(trial)
+    said = describe_error(error.value)
+    assert "No module named 'later'; later is beside that file: import it at the top" in said
+
+
+@pytest.mark.slow
+def test_workers_get_the_neighbours_of_a_file(folders, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "contracts")
+    own = f"{folders}/of3/own3.py"
+    judge = load_function(f"{own}:Judge")()
+    load_function(f"{folders}/of5/own5.py:space")  # whose neighbour has the same name
+    told = {"trials": 1, "strategy": "random", "progress": None, "executor": Local(slots=2)}
+    [record] = search(load_function(f"{own}:space"), judge, run=folders / "run", **told).records()
+    assert (record.status, record.mask) == ("done", masks.window(3)), record.error

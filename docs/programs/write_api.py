@@ -30,7 +30,10 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "masksearch",
         "FAMILIES fingerprint flex_block_mask load_mask lower Mask nearest_family save_mask",
     ),
-    "A mask on a model": ("masksearch", "attach attached detach explain Explanation MaskedCache"),
+    "A mask on a model": (
+        "masksearch",
+        "attach attached detach explain Explanation MaskedCache measure_speed",
+    ),
     "Models and their masks in files": (
         "masksearch",
         "load_pretrained MaskCallback open_pretrained Plan Pretrained push_to_hub "
@@ -61,7 +64,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "Differentiable Executor FollowsReports Prune Refused RemembersRecords Scheduler "
         "Shared Strategy Task Trials",
     ),
-    "Files of your own": ("masksearch", "budget_of load_function shape_of"),
+    "Files of your own": ("masksearch", "budget_of load_function shape_of trim"),
     "Base of all errors": ("masksearch", "MaskSearchError"),
     "Errors": (
         "masksearch.errors",
@@ -118,9 +121,7 @@ def first_sentence(thing: Any) -> str:
 def row(module: str, name: str) -> str:
     """A name's row."""
     thing = getattr(import_module(module), name)
-    shown = (
-        f"`{module.replace('masksearch', 'ms', 1) if 'bench' not in module else module}.{name}`"
-    )
+    shown = f"`{re.sub(r'^masksearch(?!_)', 'ms', module)}.{name}`"
     home = getattr(thing, "__module__", "")
     if home.startswith("masksearch"):
         path = Path(import_module(home).__file__ or "").relative_to(ROOT)

@@ -88,10 +88,22 @@ CLAIMS = [
     ),
     Claim(
         "README.md",
-        "Which layers of SmolLM2 should keep full attention, at 25 % of its cache? | On novels "
-        "none: one wider window {} searched layers, [at 8,192 positions]"
-        "(experiments/17_served/README.md) too | these lose {} [{}, {}] nats a token {} |",
-        ["beats" if window.high < 0 else "loses", *behind],
+        "| And for a decoder? | On novels: one wider window in every layer {} searched full "
+        "layers at a quarter of SmolLM2's cache | these lose {}, nats a token: {} [{}, {}] |",
+        ["beats" if window.high < 0 else "loses", behind[-1], *behind[:3]],
+    ),
+    Claim(
+        "docs/does_search_pay.md",
+        "| a trained decoder, bytes of its cache, and text like novels | one wider window in "
+        "every layer; `allocate` begins there | searched full layers lose {} [{}, {}] nats a "
+        "token {} at 25 % of SmolLM2's cache; after distillation the two are not told apart "
+        "([10](../experiments/10_smollm2/README.md)).",
+        behind,
+    ),
+    Claim(
+        "docs/full_or_local.md",
+        "on novels that window loses {} than searched full layers",
+        [window.high],
     ),
     Claim(
         "docs/decoder.md",

@@ -192,15 +192,6 @@ starred = scores[(scores.task == QNLI) & (scores.arm == "restore_star")].groupby
 SAID["masks of two searches of three are at chance, at {} or below"] = [
     sorted(starred.score.max())[1]
 ]
-sides = [outcome(task, "dam", HALF).removesuffix(" points") for task in (STS, QNLI)]
-FRONT_PAGE = {
-    "What does DAM's mask cost a fine-tuned MiniLM that is not trained under it? | Within half of "
-    f"the pairs {sides[0]} points of STS-B's correlation and {sides[1].removeprefix('at most ')} "
-    "of QNLI's accuracy | lost: {} [{}, {}], {} [{}, {}] |": [
-        *lost(STS, "dam", HALF),
-        *lost(QNLI, "dam", HALF),
-    ],
-}
 CLAIMS = [
     *table(STS, "STS-B: scores"),
     *primary(STS, "STS-B: areas"),
@@ -208,7 +199,6 @@ CLAIMS = [
     *primary(QNLI, "QNLI: areas"),
     *rows(HERE, SETTINGS, "rows that its scores use"),
     *sentences(HERE, SAID),
-    *sentences("README.md", FRONT_PAGE),
 ]
 # -- the plan's amendment ------------------------------------------------------------------------
 AMENDED = RESULTS / "amended"
@@ -257,13 +247,31 @@ def contrast(task: str, arm: str, other: str = "dam", kind: str = "primary") -> 
 SWEPT = TABLES["AMENDED"]["sweep"]["swept_gates"][TABLES["best_setting"](AMENDED, "swept_gates")]
 assert len(SWEPT["levels"]) == 3
 assert {TABLES["best_head"](AMENDED, task) for task in PAIRS} == {"swept_gates"}
+WITHOUT, TPES = "without the last budget", TABLES["amended_scores"](RESULTS)
+TPES = TPES[(TPES.task == STS) & (TPES.arm == "tpe") & (TPES.budget == THIRD)].score
+DRAWN_SETS = ARM["random"]["trials"] / len(BUDGETS)
+KEPT = [
+    cell(STS, "dam", THIRD)[0],
+    dense(STS),
+    TPES.mean(),
+    DRAWN_SETS,
+    cell(STS, "random", THIRD)[0],
+]
 OPENING = {
     "DAM minus effects in five rounds are {} [{}, {}] of area": contrast(
         QNLI, "dam", "fisher_rounds"
     ),
-    "Gates of whole heads are behind DAM there, {} [{}, {}], though": contrast(
-        QNLI, "swept_gates"
-    ),
+    "Gates of whole heads are behind DAM there, {} [{}, {}], though their settings were swept, "
+    "with the budget of {} %; without it {} [{}, {}].": [
+        *(*contrast(QNLI, "swept_gates"), 100 * LEAST),
+        *contrast(QNLI, "swept_gates", kind=WITHOUT),
+    ],
+    "Within {} % of STS-B's pairs DAM keeps {} where dense attention has {}, TPE over heads {}, "
+    "the best of {} random sets of heads {}, random keys with [CLS] {}.": [
+        *(100 * THIRD, *KEPT, cell(STS, WITH_CLS, THIRD)[0])
+    ],
+    "On QNLI edges are ahead of whole heads with the budget of {} %; without it swept gates minus "
+    "DAM are {} [{}, {}].": [100 * LEAST, *contrast(QNLI, "swept_gates", kind=WITHOUT)],
     "that is not shown, {} [{}, {}]. Greedy": contrast(STS, "swept_gates"),
     "at a rate of {}, for the gates": [SWEPT["gate_lr"]],
     "with half or 30 % of the pairs: {} [{}, {}]": contrast(
@@ -294,7 +302,14 @@ SHOWN = amended.loc["alone"].xs("dam", level="minus")
 assert (SHOWN.loc[[(task, arm) for task in PAIRS for arm in ("greedy", "tpe")], "high"] < 0).all()
 GUIDED = {
     "{} training rows, and passed {} at most": [PLAN["rows"]["select"], PLAN["budgets"]["passes"]],
-    "On QNLI DAM is {} of whole heads: swept gates minus DAM {} [{}, {}]": [-ON_QNLI[0], *ON_QNLI],
+    "On QNLI DAM is {} of whole heads: swept gates minus DAM {} [{}, {}] "
+    "with the budget of {} %; without it {} [{}, {}]": [
+        *(-ON_QNLI[0], *ON_QNLI, 100 * LEAST),
+        *contrast(QNLI, "swept_gates", kind=WITHOUT),
+    ],
+    "Greedy rounds scored a mask on {} of these rows, TPE on {}; the": [
+        TABLES["AMENDED"]["arms"][arm]["rows"] for arm in ("greedy", "tpe")
+    ],
     "On STS-B that is not shown, {} [{}, {}], within half and 30 % alone {} [{}, {}]": [
         *ON_STS,
         *contrast(STS, "swept_gates", kind="without the last budget"),
@@ -314,29 +329,57 @@ GUIDED = {
     ),
 }
 CLAIMS += sentences(GUIDE, GUIDED)
+AHEAD = [-SHOWN.loc[(task, arm), "value"] for task in PAIRS for arm in ("greedy", "tpe")]
+EFFECTS = minus_dam(STS, "fisher_rounds")
+assert EFFECTS[2] < 0 < contrast(QNLI, "dam", "fisher_rounds")[2]  # "on STS-B alone"
+CLAIMS.append(
+    Claim(
+        "docs/does_search_pay.md",
+        "| a trained encoder, and no training under the mask | DAM, or first-order effects "
+        '(`"prune"`) | within {} % of STS-B\'s pairs DAM keeps {} where dense attention has {}, '
+        "TPE over heads {}. DAM is {} of greedy rounds and TPE over heads on two tasks, of "
+        "effects on STS-B alone. Greedy rounds scored a mask on {} rows, TPE on {}, DAM and "
+        "effects on {} "
+        "([15](../experiments/15_referee/README.md)) |",
+        [
+            *(100 * THIRD, *KEPT[:3], min(*AHEAD, -EFFECTS[0])),
+            *(TABLES["AMENDED"]["arms"][arm]["rows"] for arm in ("greedy", "tpe")),
+            PLAN["rows"]["select"],
+        ],
+    )
+)
+SWEEP = TABLES["chosen_areas"](AMENDED / "sweep.csv", STS)
+CLAIMS.append(
+    Claim(
+        "docs/full_or_local.md",
+        "greedy rounds have {} of area with the first and {} with the star; gates have {} and {}, "
+        "and {} with both as levels.",
+        [SWEEP[f"{arm}"] for arm in ("greedy 0", "greedy 1")]
+        + [max(SWEEP[f"swept_gates {at}"] for at in pair) for pair in ((0, 1), (2, 3), (4, 5))],
+    )
+)
 CLAIMS += sentences(
     "README.md",
     {
-        "Are DAM's pairs there {} than whole heads? | Than heads by gates whose settings were "
-        "swept: on QNLI yes; on STS-B not shown. On QNLI first-order effects of pairs (`prune`) "
-        "are not told from DAM | area, gates minus DAM: {} [{}, {}], {} [{}, {}]; DAM minus "
-        "effects: {} [{}, {}] |": [
-            -ON_QNLI[0],
-            *ON_QNLI,
-            *ON_STS,
-            *contrast(QNLI, "dam", "fisher_rounds"),
+        "cost a fine-tuned encoder without further training? | Little under DAM's: within {} % of "
+        "the pairs MiniLM keeps {} of {} on STS-B, where TPE over heads keeps {} | DAM within "
+        "half of the pairs, loss: {} [{}, {}] |": [
+            *(100 * THIRD, *KEPT[:3]),
+            *lost(STS, "dam", HALF),
         ],
     },
 )
 CLAIMS += sentences(
     "experiments/README.md",
     {
-        "against gates of heads whose settings were swept too it is {} on QNLI, {} [{}, {}] of "
-        "area, and on STS-B that is not shown, {} [{}, {}]; greedy rounds and TPE over heads are "
-        "{} on both;": [
-            -ON_QNLI[0],
-            *ON_QNLI,
-            *ON_STS,
+        "against gates of heads whose settings were swept too it is {} on QNLI with the budget of "
+        "{} %, {} [{}, {}] of area, without it not shown, {} [{}, {}], and on STS-B it is not "
+        "shown, {} [{}, {}]; within {} % of STS-B's pairs DAM keeps {} where dense attention "
+        "has {}, TPE over heads {}, the best of {} random sets of heads {}; greedy rounds "
+        "and TPE over heads are {} on both;": [
+            *(-ON_QNLI[0], 100 * LEAST, *ON_QNLI),
+            *contrast(QNLI, "swept_gates", kind=WITHOUT),
+            *(*ON_STS, 100 * THIRD, *KEPT),
             SHOWN.loc[(STS, "greedy"), "value"],
         ],
     },

@@ -111,8 +111,9 @@ CLAIMS += [
     Claim(
         "docs/engines.md",
         "with a window of 128 and 40 steps, the tuned form is {} [{}, {}] nats a token {} the "
-        "attached mask from the window on, and {} [{}, {}] {} dense attention within it",
-        [*FAR, -FAR[0], *NEAR2, -NEAR2[0]],
+        "attached mask from the window on, over 2,048 positions {} [{}, {}]. Within the window it "
+        "is {} [{}, {}] {} dense attention,",
+        [*FAR, -FAR[0], *FAR2, *NEAR2, -NEAR2[0]],
     ),
     Claim(
         "docs/engines.md",
@@ -149,6 +150,17 @@ MORE, MORE_FAR = searched("searched", "one window"), searched("searched", "one w
 CLAIMS += [
     Claim(HERE, "minus one window is {} [{}, {}] nats a token, and", MORE),
     Claim(HERE, "from position 2,048 on {} [{}, {}].", MORE_FAR),
+    Claim(
+        "docs/does_search_pay.md",
+        "At 8,192 positions a searched layer beside a narrower window loses {} [{}, {}] {} "
+        "([17](../experiments/17_served/README.md)) |",
+        [*MORE, MORE[0]],
+    ),
+    Claim(
+        "docs/full_or_local.md",
+        "on novels that window loses {} than searched full layers",
+        [-MORE[1]],
+    ),
     Claim(
         "docs/decoder.md",
         "searched at 8,192 positions, the best full layer beside a window of 1,472 keys loses "

@@ -3,6 +3,7 @@
 import runpy
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 
 import pandas as pd
@@ -23,6 +24,8 @@ means, secondary = front.by_search(picked, scores), front.secondary(RESULTS, BUD
 of_arm = means.groupby("arm")["score"]
 tested = front.contrasts(means).set_index("contrast")
 again = front.contrasts(front.by_search(picked, on_card)).set_index("contrast")
+by_layer = pd.read_csv(RESULTS / "layers.csv")
+families = front.above_families(RESULTS, BUDGETS).set_index(["measure", "arm"])
 tokens = front.costs(RESULTS).groupby("arm")["tokens"].max() / 1e6
 lines = {path.stem: front.read(path) for path in RESULTS.glob("*.jsonl")}
 of_card = [line for name, own in lines.items() if name.endswith("_card") for line in own]
@@ -44,6 +47,21 @@ def mean(arm: str, budget: float) -> float:
     return scores[(scores["arm"] == arm) & (scores["budget"] == budget)]["score"].mean()
 
 
+def alone(arm: str, budget: float) -> list[float]:
+    """An arm's judged score over the searches whose mask is none of a smaller budget."""
+    least = max((each for each in BUDGETS if each < budget), default=0) * (1 + front.ROUNDING)
+    at = (scores["arm"] == arm) & (scores["budget"] == budget) & (scores["density"] > 1.01 * least)
+    return [scores[at]["score"].mean(), at.sum()]
+
+
+def layers(budget: float) -> list[float]:
+    """The range over DAM's searches of what its last layer keeps, and of what the others keep."""
+    own = by_layer[by_layer["budget"] == budget]
+    last = own["layer"] == by_layer["layer"].max()
+    return [end for part in (own[last], own[~last])
+            for end in (part["share"].min(), part["share"].max())]  # fmt: skip
+
+
 def sparse(budget: float, most: float) -> int:
     """Searches of the samplers that chose a mask of at most that density."""
     own = picked[(picked["arm"] != "dam") & (picked["budget"] == budget)]
@@ -58,20 +76,20 @@ found = on_card[on_card["budget"] == 0.2].set_index("arm")
 shifts, best = found.loc["signed shifts"], found.loc[[*NAMES], "score"].max()
 dense = on_card.set_index("arm").loc["dense", "score"]
 mrpc = front.judged(RESULTS, "MRPC_card").set_index("arm")["score"]
-families = mrpc.drop(["dense", "random keys"])
+of_mrpc = mrpc.drop(["dense", "random keys"])
 taus = secondary[secondary["measure"].str.startswith("tau-b")]["value"]  # all, .12, .2, ..
 beats = "beat" if max(low for _, low, _ in minus.values()) <= 0 else "?"
-above = "above" if of_arm.min()["dam"] > of_arm.max()["random"] else "below"
 top = "above" if of_arm.max()["tpe"] > of_arm.max()["dam"] else "below"
 
 ARMS = {
-    title: [*score(arm), *figure("hypervolume", arm)]
+    title: [*score(arm), of_arm.std()[arm], *figure("hypervolume", arm)]
     for arm, title in (NAMES | {"random": "random search"}).items()
 }
+PRINTED = ["p", "adjusted_p", "welch_p", "adjusted_welch_p", "low", "high"]
 CONTRASTS = {
     f"{NAMES[one]} - {NAMES[other]}": [
         *score(f"{one} - {other}"),
-        *tested.loc[f"{one} - {other}", ["p", "adjusted_p"]],
+        *tested.loc[f"{one} - {other}", PRINTED],
     ]
     for one, other in front.CONTRASTS
 }
@@ -79,8 +97,13 @@ BY_BUDGET = {f"{budget:g}": [mean(arm, budget) for arm in NAMES] for budget in B
 for budget, cells in BY_BUDGET.items():
     cells += figure(f"score at {budget}", "dam - random")
     cells += figure(f"score at {budget}", "dam - tpe")
-BY_HAND = {}
-for rival in front.rivals(RESULTS, on_card, BUDGETS).itertuples():
+FAMILIES = {
+    at: [end for arm in NAMES for end in families.loc[(at, arm), ["value", "low", "high"]]]
+    for at in ("mean", *(f"{budget:g}" for budget in BUDGETS))
+}
+chosen = front.rivals(RESULTS, on_card, BUDGETS)
+BY_HAND = {"mean |": [chosen["judged"].mean(), *(end for arm in NAMES for end in minus[arm])]}
+for rival in chosen.itertuples():
     cells = BY_HAND[f"{rival.budget:g} | {rival.mask.rsplit(' ', 1)[0]}"] = [rival.judged]
     for arm in NAMES:
         cells += figure(f"score at {rival.budget:g}", f"{arm} - {DRAWN}")
@@ -110,53 +133,78 @@ EACH_WAY = {  # of as many pairs, paired over the judging seeds
 }
 TWO = whole.loc[("full heads", 0.3)]
 TWO_FULL = [TWO["score"], 100 * TWO["density"], scores[scores["budget"] == 0.3]["score"].max(), 30]
-MEANS = [*of_arm.mean()[["dam", "random"]], *gain, p, of_arm.mean()["tpe"]]
 SHIFTS = [shifts["score"], 100 * shifts["density"], dense, mean("dam", 0.2), 20]
-MRPC = [mrpc["dense"], families.min(), families.max()]
+MRPC = [mrpc["dense"], of_mrpc.min(), of_mrpc.max()]
 RUNS = [by_hand, len(of_card) - 2 * by_hand, by_hand]
+BY_NOW = [  # of each budget the best drawn mask that is judged, whole heads among them
+    max(
+        each["score"]
+        for each in (*on_card.to_dict("records"), *whole.reset_index().to_dict("records"))
+        if each["where"] in ("drawn", "heads") and each["arm"] not in front.CONTROLS
+        and each["density"] <= budget
+    )
+    for budget in BUDGETS
+]  # fmt: skip
+of_card_dam = front.by_search(picked, on_card).set_index("arm").loc["dam", "score"]
+WELCH = tested.loc["dam - random", "adjusted_welch_p"]
+BEAT = "beat" if families.loc["mean", "low"].min() > 0 else "?"
+assert (families.loc["0.12", "low"] <= 0).all()  # "none is shown to"
+assert tested.loc["dam - random", "p"] == 2 / 252  # "the least"
 PAGE = {
-    "random search: {} against {} of correlation, mean over the four budgets, {} [{}, {}] (five "
-    "searches a side, adjusted p {}). TPE's {} is not told": MEANS,
-    "minus those that search rows prefer, DAM's are {} [{}, {}], TPE's {} [{}, {}], those of "
-    "random search {} [{}, {}]": [*minus["dam"], *minus["tpe"], *minus["random"]],
+    "All three {} the six published families in the mean over the budgets, DAM by {} [{}, {}]; at "
+    "12 % none is shown to.": [BEAT, *FAMILIES["mean"][:3]],
+    "a narrower space: {} [{}, {}], adjusted p {} by permutation, {} by Welch's test. TPE's are "
+    "not told from either": [*gain, p, WELCH],
+    "minus those that search rows prefer, one a budget, DAM's are {} [{}, {}].": minus["dam"],
     "has {} with {} % of the pairs (dense attention {}), where DAM has {} with {} %": SHIFTS,
-    "judged last, have {} with {} %; the best of the fifteen searches has {} with {} %": TWO_FULL,
-    "One full head a layer has {} and one each way, of as many pairs, {}": [
+    "judged last, {} with {} %, where the best of the fifteen searches has {} with {} %": TWO_FULL,
+    "at the edge: {} after Holm, {} by the card": [
+        WELCH,
+        again.loc["dam - random", "adjusted_welch_p"],
+    ],
+    "TPE's best search, {}, is {} every search of DAM": [of_arm.max()["tpe"], top],
+    "At {} % {} of ten searches chose a mask of {} %": [20, sparse(0.2, 0.15), 12],
+    "at {} % {} one of at most {} %": [30, sparse(0.3, 0.21), 20],
+    "Masks of the budget alone have {} (DAM, {} searches), {} (TPE, {}) and {} (random, {}) at "
+    "{} %": [*(end for arm in NAMES for end in alone(arm, 0.3)), 30],
+    "is {} over all 60 masks, and {}, {}, {} and {} within 12, 20, 30 and 50 %": [*taus],
+    "at {} % the last layer keeps {} to {} of its pairs, the others {} to {}; at {} % {} to {} "
+    "and {} to {} (of {} tokens)": [
+        *(30, *layers(0.3), 20, *layers(0.2)),
+        front.PLAN["budgets"]["tokens_a_row"],
+    ],
+    "At {} % the best of the fifteen searches keeps {}": [20, best],
+    "DAM is {} [{}, {}] from the best drawn masks": interval(of_card_dam - fmean(BY_NOW)),
+    "{} [{}, {}] from random keys": score("dam - random keys"),
+    "mean over the {} masks: {} [{}, {}]": [len(scores), *score("card - CPU, of masks")],
+    "One full head a layer has {}, one each way, of as many pairs, {}": [
         whole.loc[("full heads", 0.2), "score"],
         shifts["score"],
     ],
-    "within 30 % one judging seed of three has {}.": [by_seed.loc["heads each way 0.3"].min()],
-    "DAM's {} searches lie {} all five": ["five", above],
-    "DAM minus random is {} (p {})": [*again.loc["dam - random", ["difference", "p"]]],
-    "deviations of {} (DAM), {} (random) and {} (TPE)": [*of_arm.std()[["dam", "random", "tpe"]]],
-    "TPE's best search, {}, is {} every search of DAM": [of_arm.max()["tpe"], top],
-    "at {} % {} of ten searches chose a mask of {} %": [20, sparse(0.2, 0.15), 12],
-    "at {} % {} chose one of at most {} %": [30, sparse(0.3, 0.21), 20],
-    "is {} over all 60 masks, and {}, {}, {} and {} within budgets of 12, 20, 30": [*taus],
-    "{} million tokens a search of random search and TPE, {} of DAM": [*tokens[["tpe", "dam"]]],
-    "deviation of {} without what a seed's masks share, masks of {}": front.noise_and_spread(
-        cards
+    "one judging seed of three has {}.": [by_seed.loc["heads each way 0.3"].min()],
+    "deviation of {} of one mask over seeds, without what a seed's masks share, and of {} of": (
+        front.noise_and_spread(cards)
     ),
     "Correlations are low, {} to {}": [cards["mean"].min(), cards["mean"].max()],
-    "({} runs), on shared 2-core CPUs: {} core-hours": [scores["seeds"].sum(), hours],
-    "At {} % the best of the fifteen searches keeps {}": [20, best],
-    "TPE is {} above these, too": [mean("tpe", 0.5) - shifts["score"]],
-    "DAM is {} [{}, {}] from the drawn masks": score("dam - the drawn, by judged rows"),
-    "{} [{}, {}] from random keys": score("dam - random keys"),
-    "mean over the {} masks, {} [{}, {}]": [len(scores), *score("card - CPU, of masks")],
-    "dense attention reaches {}, the drawn masks {} to {}": MRPC,
-    "attention ({} runs), the searches' masks ({}), and MRPC under the drawn masks ({})": RUNS,
+    "searches, {} million tokens each (DAM {})": [*tokens[["tpe", "dam"]]],
+    "({} runs), on shared CPUs: {} core-hours": [scores["seeds"].sum(), hours],
+    "attention ({} runs), the searches' masks ({}), MRPC under drawn masks ({})": RUNS,
+    "tells nothing: dense {}, drawn {} to {}": MRPC,
 }
 ALL_PAGES = {
-    "| {}'s masks are {} [{}, {}] of STS-B's correlation {} those of random search in the mean "
-    "over four budgets (five searches a side, adjusted p {}), {}'s are not told": [
-        *("DAM", *gain, gain[0], p, "TPE")
+    "in the mean over four budgets {}, {} and {} {} the six published {}, DAM by {} [{}, {}] of "
+    "STS-B's correlation, TPE by {} [{}, {}], random search by {} [{}, {}]; at 12 % none is": [
+        *("DAM", "TPE", "random search", BEAT, "families", *FAMILIES["mean"]),
+    ],
+    "{}'s masks are {} [{}, {}] {} those of random search, which had a narrower space (five "
+    "searches a side, adjusted p {} by permutation, {} by Welch's test), {}'s are not told": [
+        *("DAM", *gain, gain[0], p, WELCH, "TPE")
     ],
     "at half of the pairs TPE's are {} DAM's": [-figure("score at 0.5", "dam - tpe")[2]],
-    "minus those that search rows prefer, DAM's are {} [{}, {}], those of random search {} "
-    "[{}, {}]; a head each way a layer keeps {} with {} % of the pairs, where the best search "
-    "keeps {} with {} %; {} full heads a layer, judged last, keep {} with {} %, five {} with "
-    "{} %": [
+    "five searches minus one drawn mask a budget, those that search rows prefer, DAM's are {} "
+    "[{}, {}], those of random search {} [{}, {}]; a head each way a layer keeps {} with {} % of "
+    "the pairs, where the best search keeps {} with {} %; {} full heads a layer, judged last, "
+    "keep {} with {} %, five {} with {} %": [
         *(*minus["dam"], *minus["random"], *SHIFTS[:2], best, 20, 2, *TWO_FULL[:2]),
         *(
             whole.loc[("full heads", 0.5), "score"],
@@ -165,29 +213,59 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    "within 30 %, DAM minus two full heads a layer, drawn by hand: {} [{}, {}]": (
-        BEHIND["DAM - full heads"][:3]
-    ),
-    "DAM's masks keep {} of STS-B's score than those of random search; TPE's are not told": [
-        gain[1]
+    "STS-B with {} % of the pairs: {} {}, the {} {} mask {}, {} {} (mean of {} searches). With {} "
+    "%, {} reaches {}.": [
+        *(20, "dense", dense, "best", "hand-designed", BY_NOW[BUDGETS.index(0.2)]),
+        *("DAM", mean("dam", 0.2), 5, 50, "TPE", mean("tpe", 0.5)),
     ],
-    "mean over four budgets, DAM minus random: {} [{}, {}], minus drawn: {} [{}, {}], five "
-    "searches a side": [*gain, *minus["dam"]],
-    "One mask drawn {}, in each layer one head that sees earlier tokens and one that sees later "
-    "ones, keeps {} there, {} attention {}, {}'s searches {} in the mean; at half of the pairs "
-    "{}'s keep {}": [
-        *("by hand", shifts["score"], "dense", dense),
-        *("DAM", mean("dam", 0.2), "TPE", mean("tpe", 0.5)),
+    "| DAM's masks keep {} of STS-B's score than the {} of six published families | mean over "
+    "four budgets, five searches: {} [{}, {}] |": [
+        FAMILIES["mean"][1],
+        "best",
+        *FAMILIES["mean"][:3],
+    ],
+    "| When is a hand-designed mask enough for an encoder? | Under training from a raw "
+    "checkpoint: two whole heads a layer keep {} within {} % of the pairs | DAM minus "
+    "these: {} [{}, {}] |": [
+        *(-BEHIND["DAM - full heads"][2], 30, *BEHIND["DAM - full heads"][:3]),
+    ],
+}
+few = {at: mean("dam", at) - mean("random", at) for at in (0.2, 0.12)}
+assert BEHIND["TPE - full heads"][2] > 0 < BEHIND["random - full heads"][2]  # "not shown"
+low, lower = sorted(scores[(scores["arm"] == "random") & (scores["budget"] == 0.5)]["score"])[:2]
+LINK = "([19](../experiments/19_front/README.md)) |"
+ADVICE = {
+    "| a raw checkpoint that is trained under its mask, at 20 to 30 % of the pairs | whole heads, "
+    "drawn by hand (`masks.rivals_within`): in each layer one that sees earlier tokens and one "
+    "that sees later ones, from {} % on two full ones | the first keep {} of STS-B's correlation "
+    "with {} % of the pairs, where the best of fifteen searches keeps {} with {} %; within {} % "
+    "DAM minus the second is {} [{}, {}], TPE and random search are not shown to be {}. One task, "
+    "one checkpoint; which heads to take was read off judged rows " + LINK: [
+        *(TWO_FULL[1], *SHIFTS[:2], best, 20, 30, *BEHIND["DAM - full heads"][:3]),
+        max(BEHIND["TPE - full heads"][0], BEHIND["random - full heads"][0]),
+    ],
+    "| the same at {} % of the pairs | DAM | its mean is {} of that of random search at {} and "
+    "{} % (there {}, dense attention {}), in no family of tests; minus the drawn mask it is "
+    "{} [{}, {}] at {} % " + LINK: [
+        *(12, min(few.values()), *(100 * at for at in few), mean("dam", 0.12), dense),
+        *(*figure("score at 0.12", f"dam - {DRAWN}"), 12),
+    ],
+    "| the same at half of the pairs | {} full heads a layer, drawn by hand, or TPE | they keep "
+    "{} and {}; DAM minus TPE is {} [{}, {}], and two of five random searches keep {} and {} "
+    + LINK: [
+        *(5, whole.loc[("full heads", 0.5), "score"], mean("tpe", 0.5)),
+        *(*figure("score at 0.5", "dam - tpe"), low, lower),
     ],
 }
 CLAIMS = [
     *rows(HERE, ARMS | CONTRASTS, after="## Primary"),
     *rows(HERE, BY_BUDGET, after="## By budget"),
+    *rows(HERE, FAMILIES, after="## Against the published families"),
     *rows(HERE, BY_HAND, after="## Against masks drawn by hand"),
     *rows(HERE, HEADS | BEHIND | EACH_WAY, after="## Whole heads"),
     *sentences(HERE, PAGE),
     *sentences("experiments/README.md", ALL_PAGES),
     *sentences("README.md", FIRST_PAGE),
-    *(Claim(page, "None is shown to {} masks drawn {}", [beats, "by hand"])
-      for page in (HERE, "README.md")),
+    *sentences("docs/does_search_pay.md", ADVICE),
+    Claim(HERE, "None is shown to {} masks drawn {}", [beats, "by hand"]),
 ]  # fmt: skip

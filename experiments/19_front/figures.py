@@ -3,7 +3,8 @@
     python experiments/19_front/figures.py
 
 `front.png` has masks of one budget with their judged scores, and the front; `tokens.png` the
-score on search rows over tokens spent; `masks.png` what every arm keeps at each budget.
+score on search rows over tokens spent; `masks.png` what every arm keeps at each budget;
+`layers.png` and `layers.csv` what DAM keeps in each layer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 import pandas as pd
 import tables
@@ -26,6 +28,8 @@ STYLES = style.styles_of(NAMES)
 SHOWN = 0.2  # the budget whose masks front.png has
 Panels = dict[str, tuple[str, str]]  # name in masks.json -> title, and what stands below
 Searches = dict[str, int]  # arm -> the number of one
+Layers = dict[tuple[int, float], np.ndarray]  # search, budget -> [layers, queries, keys]
+BY_LAYER = (0.3, SHOWN)  # the budgets of layers.png
 
 
 def median_searches(results: Path, budgets: Sequence[float]) -> Searches:
@@ -34,6 +38,18 @@ def median_searches(results: Path, budgets: Sequence[float]) -> Searches:
     means = tables.by_search(picked, scores).sort_values("score")
     numbers = {arm: means.loc[means["arm"] == arm, "search"].tolist() for arm in tables.ARMS}
     return {arm: own[len(own) // 2] for arm, own in numbers.items() if own}
+
+
+def layers_of_dam(results: Path, budgets: Sequence[float]) -> Layers:
+    """In each layer of DAM's chosen masks the share of heads that keep a pair, at the length of a
+    usual row."""
+    length, found = tables.PLAN["budgets"]["tokens_a_row"], dict[tuple[int, float], np.ndarray]()
+    for (arm, number), lines in tables.searches(results).items():
+        for budget in budgets if arm == "dam" else ():
+            if line := tables.best_within(lines, budget):
+                bits = kept.unpacked(line["mask"]).bits[..., :length, :length]
+                found[number, budget] = bits.float().mean(1).numpy()
+    return found
 
 
 def short(name: str) -> str:
@@ -114,6 +130,25 @@ def panels_of_front(scores: pd.DataFrame, opponents: pd.DataFrame, middle: Searc
     return panels
 
 
+def write_layers(results: Path, found: Layers, middle: int) -> None:
+    """The share of its pairs that a layer keeps, in every search; the middle search's masks."""
+    lines = [
+        {"search": number, "budget": budget, "layer": layer, "share": table.mean()}
+        for (number, budget), layers in found.items()
+        for layer, table in enumerate(layers, 1)
+    ]
+    tables.save(pd.DataFrame(lines), results / "layers.csv")
+    shown = {budget: found[middle, budget] for budget in BY_LAYER if (middle, budget) in found}
+    figure = style.new_figure(style.PAGE, 1.45 * len(shown))
+    grid = figure.subplots(len(shown), max(map(len, shown.values())), squeeze=False)
+    for (budget, layers), row in zip(shown.items(), grid, strict=True):
+        named = {f"layer {at}": table for at, table in enumerate(layers, 1)}
+        kept_in = {name: f"{100 * table.mean():.0f} % kept" for name, table in named.items()}
+        show(row, {name: (name, kept_in[name]) for name in named}, named)
+        row[0].set_ylabel(f"budget {budget:g}", fontsize=style.LABEL, color=style.INK)
+    style.write_figure(figure, results / "layers.png")
+
+
 def write(results: Path, budgets: Sequence[float]) -> None:
     """Every table and figure that the lines allow so far."""
     tables.write(results, budgets)
@@ -131,6 +166,8 @@ def write(results: Path, budgets: Sequence[float]) -> None:
     draw_front(right.subplots(), scores, opponents, tables.judged(results, "heads"))
     right.legend(loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False)
     style.write_figure(figure, results / "front.png")
+    if "dam" in middle:
+        write_layers(results, layers_of_dam(results, budgets), middle["dam"])
     figure = style.new_figure(style.PAGE, 1.9 * len(budgets))
     for budget, row in zip(budgets, figure.subplots(len(budgets), 4, squeeze=False), strict=True):
         drawn = opponents.loc[opponents["budget"] == budget, "mask"]

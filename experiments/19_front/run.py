@@ -4,8 +4,9 @@
 
 Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
 drawn by hand, and the controls), others (tasks that no search has read), heads (the
-amendments' whole heads), tables. `--searches` and `--arms` take a part. Every trial that has ended
-is a line in results/, from which any clone goes on; plan.toml says what is compared.
+amendments' whole heads), preferred (these on search rows), tables. `--searches` and `--arms` take
+a part. Every trial that has ended is a line in results/, from which any clone goes on; plan.toml
+says what is compared.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from tables import ARMS, PLAN
 import masksearch as ms
 from masksearch import masks
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import densest
+from masksearch.masks.rivals import densest, full_layers
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
 DRAWN = [*masks.FAMILIES, "widest window and special tokens"]  # those of rivals_within
-STAGES = ["card", "search", "drawn", "judge", "others", "heads", "tables"]
+STAGES = ["card", "search", "drawn", "judge", "others", "heads", "preferred", "tables"]
 SMOKE = {"steps": 2, "batch": 4, "length": 24, "held_out_sequences": 4, "rows": 48, "dev_rows": 24}
 SMALL = {"densities": [0.5, 0.2], "trials": 2, "masks": 6}
 
@@ -128,6 +129,17 @@ class Front:
             names = ("full heads", "heads each way") if budget > 0.2 else ("full heads",)
             found |= {f"{name} {budget}": made[name] for name in names if name in made}
         return found
+
+    def last_layers(self) -> dict[str, ms.Mask]:
+        """The last layers full, as many as a budget pays, of the fourth amendment."""
+        layers, local = self.proxy.shape.layers, masks.window(0) | masks.global_tokens(1)
+        price = partial(effective_density, shape=self.proxy.shape)
+
+        def make(count: int) -> ms.Mask:
+            return full_layers(frozenset(range(layers - count, layers)), layers, local)
+
+        drawn = {b: densest(b, price, make, range(1, layers)) for b in self.budgets if b > 0.2}
+        return {f"last layers {b}": mask for b, mask in drawn.items() if mask}
 
     def compare(
         self, candidates: Mapping[str, ms.Mask], name: str, where: str, file: str = ""
@@ -228,6 +240,10 @@ class Front:
     def heads(self) -> None:
         """Whole heads, as many as a budget pays, and shifts of five keys."""
         self.compare(self.whole_heads(), "STS-B", "heads", file="heads")
+
+    def preferred(self) -> None:
+        """Whole heads and full last layers, on the rows of searches."""
+        self.compare(self.whole_heads() | self.last_layers(), "drawn", "heads", file="drawn_heads")
 
     def tables(self) -> None:
         """Tables and figures of all lines that are there, and the masks that these show."""

@@ -9,14 +9,17 @@ from experiments.verify import Claim, rows, sentences
 RESULTS = Path(__file__).parent / "results"
 HERE = "experiments/20_long/README.md"
 APART = pd.read_csv(RESULTS / "differences.csv")
-JUDGED = pd.read_csv(RESULTS / "means.csv").query("stage == 'judge'")
+MEANS = pd.read_csv(RESULTS / "means.csv")
+JUDGED, LONGEST = (MEANS[MEANS.stage == stage] for stage in ("judge", "longest"))
 RANKS = pd.read_csv(RESULTS / "correlations.csv").set_index("decoder")
 KINDS = {"planted": "planted", "smollm2": "SmolLM2"}
 
 
-def compared(kind: str, budget: float, arm: str = "levels", value: str = "tasks") -> pd.Series:
+def compared(
+    kind: str, budget: float, arm: str = "levels", value: str = "tasks", stage: str = "judge"
+) -> pd.Series:
     """The line of an arm minus uniform."""
-    keys = {"stage": "judge", "decoders": kind, "budget": budget, "arm": arm, "value": value}
+    keys = {"stage": stage, "decoders": kind, "budget": budget, "arm": arm, "value": value}
     (at,) = APART.index[(APART[list(keys)] == pd.Series(keys)).all(axis=1)]
     return APART.loc[at]
 
@@ -47,6 +50,38 @@ CLAIMS += rows(
     },
     after="### SmolLM2, task by task",
 )
+EVERY = "every n-th"
+SHOWN = {
+    budget: [end for value in ("tasks", "text", "right")
+             for end in apart("smollm2", budget, EVERY, value=value, stage="longest")]
+    for budget in (0.25, 0.5)
+}  # fmt: skip
+CLAIMS += rows(
+    HERE,
+    {"a quarter": SHOWN[0.25], "half": SHOWN[0.5]},
+    after="### SmolLM2 at 8,192 positions",
+)
+WHAT_RAN = {path.stem.split("_")[-1] for path in RESULTS.glob("longest_*.csv")}
+assert WHAT_RAN == {"dense", "uniform", EVERY}  # levels and narrow were cut
+AHEAD = SHOWN[0.5][:3]  # at half of 8,192 positions
+SEEN = apart("smollm2", 0.5, EVERY)
+assert SEEN[1] < 0 < SEEN[2]  # at half of 2,048 they "are not told from it"
+long_mean = LONGEST.set_index(["budget", "arm"])["tasks"]
+RIGHT = [mean(*cell, "right") for cell in ((0.25, "levels"), (0.25, "uniform"))]
+RIGHT += [mean(*cell, "right") for cell in ((0.5, "levels"), (0.5, "uniform"), (1, "dense"))]
+BY_TASK = [
+    mean(budget, arm, task)
+    for task in ("vt", "niah_multikey_1", "qa_1")
+    for budget, arm in ((0.5, "levels"), (1, "dense"), (0.5, "uniform"))
+]
+LESS = {}  # what an arm loses less than one window at a quarter, and the sign
+for arm in ("levels", "narrow"):
+    value, low, high = apart("smollm2", 0.25, arm)
+    LESS[arm] = [-value, -high, -low, value]
+    right = apart("smollm2", 0.25, arm, value="right")
+    assert right[1] < 0 < right[2]  # "not told apart"
+low, high = apart("planted", 0.25)[1:]
+assert low < 0 < high  # "shows no difference"
 half = [-each for each in apart("planted", 0.5)]
 CLAIMS += sentences(
     HERE,
@@ -77,13 +112,19 @@ CLAIMS += sentences(
             *apart("smollm2", 0.25, value="text"),
             *apart("smollm2", 0.5, value="text"),
         ],
-        "not shown: {} of them at a quarter, {} under one window, {} dense": [
-            mean(0.25, "levels", "right"),
-            mean(0.25, "uniform", "right"),
-            mean(1, "dense", "right"),
+        "not shown: {} of them at a quarter, {} under one window; at half {} and {}; dense {}": (
+            RIGHT
+        ),
+        "tracing (`vt`) {}, {} and {}, a needle among others (`niah_multikey_1`) {}, {} and {}, "
+        "questions (`qa_1`) {}, {} and {}.": BY_TASK,
+        "evenly spaced full layers are {} nats ahead": [-AHEAD[0]],
+        "lose {} nats under every n-th, {} under one window, {} under dense attention; at a "
+        "quarter {} and {}": [
+            *long_mean[[(0.5, EVERY), (0.5, "uniform"), (1, "dense")]],
+            *long_mean[[(0.25, EVERY), (0.25, "uniform")]],
         ],
         "lose {} at a quarter. Searched": [mean(0.25, "every n-th")],
-        "full or narrow, lose {}": [mean(0.25, "narrow")],
+        "full or narrow, which engines serve, lose {}": [mean(0.25, "narrow")],
         "masks is {} [{}, {}] on the Llama, {} [{}, {}] on": [
             *RANKS.loc["planted-0", ["rank", "low", "high"]],
             *RANKS.loc["planted-1", ["rank", "low", "high"]],
@@ -93,14 +134,19 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "README.md",
-        "On SmolLM2 windows by layer, found by `allocate`, lose {}; on planted decoders, the "
-        "planned test, not shown | minus one window, nats of answers: {} [{}, {}], {} [{}, {}] |",
-        [apart("smollm2", 0.25)[0], *apart("smollm2", 0.25), *apart("planted", 0.25)],
+        "| Those that `allocate` finds: SmolLM2's answers lose {} than under one window of the "
+        "same bytes | one search, nats: {} [{}, {}] |",
+        [apart("smollm2", 0.25, "narrow")[0], *apart("smollm2", 0.25, "narrow")],
     ),
     Claim(
         "docs/does_search_pay.md",
-        "on SmolLM2 answers lose {} nats {} than with one window; on planted decoders",
-        [abs(apart("smollm2", 0.25)[0]), apart("smollm2", 0.25)[0]],
+        "| the same, and text that is looked up from afar | `allocate --tasks` | at a quarter of "
+        "SmolLM2's cache answers lose {} [{}, {}] nats {} than with one window in the form that "
+        "engines serve, full layers beside a window, and {} [{}, {}] {} with windows by layer, "
+        "one search each. Of the answers {} and {} are right whole, {} with one window, not told "
+        "apart. On planted decoders the planned test shows no difference "
+        "([20](../experiments/20_long/README.md)) |",
+        [*LESS["narrow"], *LESS["levels"], mean(0.25, "narrow", "right"), *RIGHT[:2]],
     ),
     Claim(
         "docs/decoder.md",
@@ -110,17 +156,27 @@ CLAIMS += [
         [mean(0.25, arm) for arm in ("levels", "narrow", "uniform", "every n-th")],
     ),
     Claim(
+        "docs/decoder.md",
+        "At half of 8,192 positions, where no plan was judged, evenly spaced full layers are {} "
+        "[{}, {}] nats {} of one window.",
+        [-AHEAD[0], -AHEAD[2], -AHEAD[1], -AHEAD[0]],
+    ),
+    Claim(
         "experiments/README.md",
         "the planned test: {} [{}, {}] nats of the answers' tokens; at half of them, and on "
         "SmolLM2 at a quarter, levels lose {}: {} [{}, {}] and {} [{}, {}], one search each; "
-        "every n-th layer full loses {} [{}, {}] {} than the window",
+        "of the answers {} are right whole there, {} under one window (not told apart), {} dense; "
+        "every n-th layer full loses {} [{}, {}] {} than the window at a quarter of 2,048 "
+        "positions, and at half of 8,192, where no searched plan was judged, it is {} [{}, {}] {} "
+        "of it",
         [
             *apart("planted", 0.25),
             apart("smollm2", 0.25)[0],
             *apart("planted", 0.5),
-            *apart("smollm2", 0.25),
-            *apart("smollm2", 0.25, "every n-th"),
-            apart("smollm2", 0.25, "every n-th")[0],
+            *(*apart("smollm2", 0.25), *RIGHT[:2], RIGHT[-1]),
+            *apart("smollm2", 0.25, EVERY),
+            apart("smollm2", 0.25, EVERY)[0],
+            *(-AHEAD[0], -AHEAD[2], -AHEAD[1], -AHEAD[0]),
         ],
     ),
 ]

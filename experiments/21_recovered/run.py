@@ -5,13 +5,15 @@ task, train on under the mask.
 
 Stages, for each seed in turn: dense (fine-tunes one model), searches (DAM, random search, ..),
 hand (every hand-designed mask after a trial's short recovery), recover (what was chosen, in full),
-longer (the chosen hand-designed masks with the steps of DAM's search on top). plan.toml says what
-is compared; every run that has ended is a line of results/, from which any clone goes on.
+longer (the chosen hand-designed masks with the steps of DAM's search on top). Then shares: the
+masks of the figure. plan.toml says what is compared; every run that has ended is a line of
+results/, from which any clone goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -25,6 +27,7 @@ import rows
 import tables
 import torch
 import transformers
+from figures import NAMES
 from optuna.trial import FixedTrial
 from tables import PLAN
 
@@ -37,6 +40,7 @@ from masksearch.spaces import head_roles
 
 HERE = Path(__file__).parent
 STAGES = ["dense", "searches", "hand", "recover", "longer"]
+USUAL = 28  # tokens of the row at whose length the figure shows masks
 SMOKE = {"length": 24, "rows": 200, "dev_rows": 60}
 SMOKE_STEPS = {"full": 3, "trial": 2, "longer": 4, "none": 0}
 TOKENIZER = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -165,6 +169,22 @@ class Seed:
             mask = self.hand_designed(budget)[name]
             self.judge({name: mask}, "longer", PLAN["seeds"]["recoveries"])
 
+    def shares(self) -> None:
+        """Writes masks.json: the masks of the last budget that the figure shows."""
+        budget, shape, chosen, shown = self.budgets[-1], self.shape, self.chosen(), []
+        tokens = shape.tokens
+        row = min(tokens, key=lambda each: abs(int((each >= 0).sum()) - USUAL))
+        length = int((row >= 0).sum())
+        names = {"hand": tables.preferred(self.lines.lines, budget), "dam": f"dam {budget}"}
+        names |= {"random": f"random {budget}", "random keys": f"random keys {budget}"}
+        for arm, name in names.items():
+            table = chosen[name].dense(shape.length, shape.layers, shape.heads)
+            kept_by = table[..., :length, :length].float().mean((0, 1))
+            title = name.removesuffix(f" {budget}") if arm == "hand" else NAMES.get(arm, arm)
+            shown.append({"arm": arm, "budget": budget, "title": title, "shares": [
+                [round(share, 3) for share in each] for each in kept_by.tolist()]})  # fmt: skip
+        (self.lines.path.parent / "masks.json").write_text(json.dumps(shown) + "\n", "utf-8")
+
     # -- masks ---------------------------------------------------------------------------------
     def hand_designed(self, budget: float) -> dict[str, ms.Mask]:
         """`"<name> <budget>"` -> the hand-designed masks with a whole head."""
@@ -244,7 +264,7 @@ def offline_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=[*STAGES, "all"])
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "all", "shares"])
     parser.add_argument("--data", type=Path, required=True, help="holds glue/")
     parser.add_argument("--weights", help="a checkpoint; default: the offline extra's")
     parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["seeds"]["models"])
@@ -262,8 +282,10 @@ def main() -> None:
     ray.init(num_cpus=given.slots, include_dashboard=False, logging_level="error")  # one for all
     for number in given.seeds:
         seed = Seed(given, number)
-        for stage in STAGES if "all" in given.stages else given.stages:
-            getattr(seed, stage)()
+        stages = {*given.stages} | ({*STAGES} if "all" in given.stages else set())
+        for stage in [*STAGES, "shares"]:
+            if stage in stages:
+                getattr(seed, stage)()
 
 
 if __name__ == "__main__":

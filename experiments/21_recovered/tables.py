@@ -159,12 +159,18 @@ def primary(lines: dict[int, list[Line]]) -> pd.DataFrame:
     return pd.DataFrame([*rows, contrast(name, minus(*sides)) | {"level": 0.95}])
 
 
-def scores(lines: dict[int, list[Line]]) -> pd.DataFrame:
-    """Each arm's mean score at each budget after recovery, with an interval over seeds."""
+def scores(lines: dict[int, list[Line]], steps: str | None = None) -> pd.DataFrame:
+    """Each arm's mean score at each budget after recovery, with an interval over seeds; with
+    `steps`, the same masks after those ("none": as they are), where they were scored so."""
     table = []
     arms = [*PLAN["arms"], "hand", "hand, longer", "hand, best", *CONTROLS]
     for arm, budget in product(arms, [*PLAN["budgets"], 1.0]):
-        own = [line for each in lines.values() if (line := chosen(each, arm, budget))]
+        own = []
+        for each in lines.values():
+            line = chosen(each, arm, budget)
+            if line and steps:
+                line = judged(each, steps, "test").get(line["name"])
+            own += [line] if line else []
         if not own:
             continue
         mean = estimate([line["score"] for line in own])

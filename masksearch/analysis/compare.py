@@ -168,12 +168,14 @@ class ComparedMasks(ComparedRuns):
         """(role, mask) of each declared comparison of one searched mask or candidate.
 
         Masks that `against` names are the opponents, and no other ones but the reference where
-        there is a margin. Otherwise hand-designed masks (unless `against` is `"all"`, or
+        there is a margin. Otherwise, of the masks with a budget in common (`MaskRuns.budgets`):
+        each other searched mask and candidate where `against` is `"named"`, and each candidate of
+        a searched mask where it is `"all"`. Hand-designed masks (unless `against` is `"all"`, or
         `"named"` and there are fewer than the families) and controls are taken nearest in
         sparsity among those that the mask is not denser than by more than one point; a
         hand-designed one is taken from the sparser side only where there is no other, and said
-        to be so. Of the controls of equal sparsity
-        those that are drawn at random go first, and of these the one that scores best.
+        to be so, and not where it has learned nothing and the mask has. Of the controls of equal
+        sparsity those that are drawn at random go first, and of these the one that scores best.
         """
         scored = [each for each in self.entries.values() if each.scores and each is not mine]
 
@@ -186,21 +188,27 @@ class ComparedMasks(ComparedRuns):
             rivals = [("named", each) for each in scored if each.name in names]
             bounded = self.margin is not None and other in scored
             return rivals + [("reference", other)] * bounded if other else rivals
-        pairs: list[tuple[str, MaskRuns]] = []
+        inside = [e for e in scored if not self.budgets or mine.budgets & e.budgets]
+        named: list[MaskRuns] = []
         if against == "named" and not self.promised:
-            pairs += [("named", each) for each in scored if each.tested and alike(mine, each)]
+            named = [each for each in inside if each.tested]
             if mine.family and not all(each.family for each in self.subjects):
-                return pairs  # a hand-designed mask beside others is there for them
-        hand = [each for each in scored if each.kind == "hand-designed"]
-        typed = sum(each.family and each.tested for each in self.entries.values())
-        fair = [each for each in hand if mine.sparsity >= each.sparsity - MATCHED]
+                return [("named", each) for each in named]  # it is there for the others
+        elif against == "all" and mine.kind == "searched":
+            named = [each for each in inside if each.kind == "candidate" and not each.family]
+        pairs = [("named", each) for each in named]
+        hand = [each for each in inside if each.hand and each not in named]
+        every = sum(each.hand for each in [*inside, mine])
+        learned = [each for each in hand if each.learned_nothing <= mine.learned_nothing]
+        fair = [each for each in learned if mine.sparsity >= each.sparsity - MATCHED]
         if against == "all":
             families = {str(mask) for mask in FAMILIES.values()} <= {e.expression for e in hand}
             pairs += [(FAMILY if families else "hand-designed", each) for each in hand]
-        elif against == "named" and len(hand) + typed < len(FAMILIES):
+        elif against == "named" and every < len(FAMILIES):
             pairs += [("hand-designed", each) for each in hand]
-        elif hand:
-            pairs.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
+        elif learned:
+            nearest = min(fair or learned, key=distance)
+            pairs.append(("hand-designed, nearest in sparsity", nearest))
         controls = [
             each
             for each in scored
@@ -317,11 +325,6 @@ class ComparedMasks(ComparedRuns):
             UnknownNameError: See `findings`.
         """
         return verdict_text(self, self.fronts, self.findings(reference, against), reference)
-
-
-def alike(mine: MaskRuns, other: MaskRuns) -> bool:
-    """Whether two masks stand for the same budget, or for none."""
-    return mine.name.partition(" within ")[2] == other.name.partition(" within ")[2]
 
 
 def check_against(against: Against, names: Collection[str]) -> Against:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
-from masksearch.analysis.pareto import HAND, beats_constant, pareto, sparsity_of
+from masksearch.analysis.pareto import HAND, SLACK, beats_constant, cost_of, pareto, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import (
     Interval,
@@ -29,6 +29,7 @@ from masksearch.masks import FAMILIES, full, parse
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.masks.families import FIRST_KEY, SCRAMBLED, random_like, sweep_families
+from masksearch.masks.leaves import RandomKeys
 from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
@@ -62,7 +63,7 @@ def kind_of_mask(mask: Mask | None) -> Kind:
 
 def draws_keys(mask: Mask) -> bool:
     """Whether a mask, or a part of it, keeps keys that are drawn at random."""
-    return mask.kind == "random_keys" or any(map(draws_keys, mask.parts))
+    return (isinstance(mask, RandomKeys) and mask.count > 0) or any(map(draws_keys, mask.parts))
 
 
 def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, Kind]:
@@ -105,6 +106,8 @@ class MaskRuns:
     sparsity: float  # over the pairs that real tokens form, in [0, 1]; NaN where no run has it
     table_sparsity: float  # over the n x n cells
     block_density: float
+    cost: float  # as a share of dense attention's (`cost_of`)
+    budgets: frozenset[float]  # the one that it stands for, else all that it keeps
     scores: Mapping[int, float]
     diverged: tuple[int, ...]  # seeds
     row_files: Mapping[int, Path]  # seed -> scores row by row, as far as the run has kept them
@@ -134,6 +137,11 @@ class MaskRuns:
     def family(self) -> bool:
         """Whether it is a hand-designed mask, of whatever kind it is here."""
         return self.expression in {str(mask) for mask in FAMILIES.values()}
+
+    @property
+    def hand(self) -> bool:
+        """Whether it is there as a hand-designed mask, also where it was asked about."""
+        return self.kind == "hand-designed" or (self.kind == "candidate" and self.family)
 
 
 Pair = tuple[MaskRuns, str, MaskRuns]  # a mask, why it is compared with the other one, that one
@@ -193,6 +201,7 @@ class ComparedRuns:
         seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
         margin: How much a mask may lose to the reference, in units of the score; None = each is
             only tested for a difference from it.
+        budgets: Mask of a run -> the budget within which it is the run's best.
         storage: Where the study of `run` is, if the caller has named it.
 
     Raises:
@@ -214,6 +223,7 @@ class ComparedRuns:
     against: Against = "nearest"
     seedless: bool = False
     margin: float | None = None
+    budgets: Mapping[str, float] = field(default_factory=dict)
     storage: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -260,6 +270,7 @@ class ComparedRuns:
         latest = [r for r in records if r.name and r.fingerprint in ("", current.get(r.name, ""))]
         settings = without_controls(json.loads(facts.get("comparison", "{}")))
         sources, promised = settings.pop("found_with", {}), settings.pop("promised", {})
+        budgets, names = settings.pop("budgets", {}), {record.name for record in records}
         return cls(
             tuple(latest),
             tuple(objectives),
@@ -269,6 +280,7 @@ class ComparedRuns:
             read_out=facts.get("read_out", ""),
             found_with={n: Found(tuple(s), *r) for n, (s, *r) in sources.items() if n in current},
             promised={name: score for name, score in promised.items() if name in current},
+            budgets={name: limit for name, limit in budgets.items() if name in names},
             storage=storage,
             **settings,
         )
@@ -276,10 +288,9 @@ class ComparedRuns:
     @property
     def facts(self) -> dict[str, str]:
         """Facts that a study stores beside the records, as JSON; read again by `of`."""
-        names = ("kinds", "meanings", "found_with", "promised", "against", "seedless", "margin")
-        return {
-            "comparison": json.dumps({name: getattr(self, name) for name in names}, default=dict)
-        }
+        names = ["kinds", "meanings", "found_with", "promised", "against", "seedless", "margin"]
+        values = {name: getattr(self, name) for name in [*names, "budgets"]}
+        return {"comparison": json.dumps(values, default=dict)}
 
     # -- masks -----------------------------------------------------------------------------------
     @cached_property
@@ -306,6 +317,8 @@ class ComparedRuns:
                 if math.isfinite(value):
                     values.setdefault(key, {})[seed] = value
         beaten = beats_constant({key: mean(each) for key, each in values.items()})
+        cost, limits = cost_of(record, self.objectives), self.budgets
+        kept = [limit for limit in limits.values() if cost <= limit * (1 + SLACK)]
         return MaskRuns(
             name=name,
             kind=self.kind(name, record.mask),
@@ -315,6 +328,8 @@ class ComparedRuns:
             sparsity=sparsity_of(record) if record.measures else math.nan,
             table_sparsity=record.measures.get("sparsity", math.nan),
             block_density=record.measures.get("block_density", math.nan),
+            cost=cost,
+            budgets=frozenset([limits[name]] if name in limits else kept),
             scores=scores,
             diverged=diverged,
             row_files={s: path for s, r in by_seed.items() if (path := rows_file(self.run, r))},
@@ -377,19 +392,18 @@ class ComparedRuns:
         """1 where more of the score is better, else -1."""
         return 1 if self.objectives[0].goal == "max" else -1
 
-    def surpassing(self, entry: MaskRuns) -> MaskRuns | None:
-        """The hand-designed mask with the best mean, among those that are as sparse and have a
-        better mean than a mask; None where there is none."""
-        sign = self.sign
-        above = [
+    def best_hand(self, entry: MaskRuns) -> MaskRuns | None:
+        """The hand-designed mask with the best mean, among those that are as sparse as a mask and
+        have learned something; None where there is none."""
+        as_sparse = [
             other
             for other in self.entries.values()
-            if other.kind == "hand-designed"
+            if other.hand
             and other.scores
+            and not other.learned_nothing
             and other.sparsity >= entry.sparsity - MATCHED
-            and sign * (other.score.value - entry.score.value) > 0
         ]
-        return max(above, key=lambda other: sign * other.score.value, default=None)
+        return max(as_sparse, key=lambda other: self.sign * other.score.value, default=None)
 
 
 def has_diverged(record: Record, score: str) -> bool:

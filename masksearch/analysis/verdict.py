@@ -207,17 +207,34 @@ def detail_lines(
         return []
     together = Counter(finding.margin for finding in findings)  # corrected together
     lines = [describe_finding(comparison, each, together[each.margin]) for each in of_mask]
-    hand = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
+    if text := beyond_budgets(comparison, entry):
+        lines.append(text)
+    hand = [each for each in comparison.entries.values() if each.hand and each.scores]
     if not hand and all(finding.role != "named" for finding in findings):
         lines.append("no hand-designed mask has a finished run to compare it with")
-    if entry.tested and not entry.family and (best := comparison.surpassing(entry)):
-        lines.append(
-            f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
-            f"better mean, {format_estimate(best.score.value)}: the "
-            f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
-            "hand-designed masks"
-        )
+    if entry.tested and not entry.family and (best := comparison.best_hand(entry)):
+        gap, score = sparser(best.sparsity - entry.sparsity), format_estimate(best.score.value)
+        if comparison.sign * (best.score.value - entry.score.value) > 0:
+            lines.append(
+                f"{best.name} is hand-designed, {gap} and has the better mean, {score}: the "
+                f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
+                "hand-designed masks"
+            )
+        elif not any({entry.name, best.name} == {each.mask, each.against} for each in findings):
+            lines.append(f"the best hand-designed mask as sparse is {best.name} {score} ({gap})")
     return lines
+
+
+def beyond_budgets(comparison: ComparedRuns, entry: MaskRuns) -> str:
+    """That a mask which stands for no budget costs more than some, in words; else empty."""
+    smaller = {*comparison.budgets.values()} - entry.budgets
+    judged_within = {*comparison.budgets, *comparison.promised}
+    if not smaller or not entry.tested or entry.name in judged_within:
+        return ""
+    pairs = math.isclose(entry.cost, 1 - entry.sparsity)
+    what = "the pairs" if pairs else f"dense {comparison.objectives[1].name}"
+    limits = join_names([f"{each:g}" for each in sorted(smaller)])
+    return f"{100 * entry.cost:.1f} % of {what}, beyond {limits}: it is no opponent there"
 
 
 def sparser(gap: float) -> str:

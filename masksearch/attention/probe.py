@@ -109,7 +109,10 @@ def probe(
     """
     title = type(model).__name__
     if not roots:
-        raise AttachError(f"{title} contains no Hugging Face model (PreTrainedModel)")
+        raise AttachError(
+            f"{title} contains no Hugging Face model (PreTrainedModel); how a model of "
+            "plain PyTorch takes a mask is in docs/plain_pytorch.md"
+        )
     device = offloaded(model) or next(model.parameters()).device
     if device.type == "meta":
         raise AttachError(
@@ -130,11 +133,16 @@ def probe(
             raise
         raise AttachError(describe_failure(called, arguments, error)) from error
     if not calls:
-        raise AttachError(
-            f"{title} does not use transformers' attention interface, so no mask can be put on "
-            f"it; models that do include {REACHABLE}"
-        )
+        raise refuse_family(title)
     return judged(calls, arguments, made_up=inputs is None)
+
+
+def refuse_family(title: str) -> AttachError:
+    """The error about a class of models that takes no mask."""
+    return AttachError(
+        f"{title} does not use transformers' attention interface, so no mask can be put on it; "
+        f"models that do include {REACHABLE}; docs/supported_models.md lists every class"
+    )
 
 
 def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[Call]:

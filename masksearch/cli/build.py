@@ -14,7 +14,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import DOWNSTREAM, JUDGE, MODEL, JudgeOptions, OptionsError
+from masksearch.cli.options import (
+    DOWNSTREAM,
+    JUDGE,
+    MODEL,
+    EvaluatorOptions,
+    JudgeOptions,
+    OptionsError,
+)
 from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, unknown_name, without_controls
 from masksearch.masks import parse
@@ -32,11 +39,11 @@ COSTS = ("latency", "memory")  # of `WithCost`
 *FIRST, LAST = [f"--{name}" for name in DOWNSTREAM]
 ONE_OF_THEM = f"{', '.join(FIRST)} or {LAST}"
 FIELDS = [  # options that are fields of evaluators, under their names
-    each.name for each in fields(JudgeOptions) if each.metadata.get("group") in (JUDGE, MODEL)
+    each.name for each in fields(EvaluatorOptions) if each.metadata.get("group") in (JUDGE, MODEL)
 ]
 
 
-def build_evaluator(options: JudgeOptions) -> Evaluator:
+def build_evaluator(options: EvaluatorOptions) -> Evaluator:
     """The evaluator that options name, with the costs that were asked for.
 
     Raises:
@@ -72,7 +79,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def without_costs(options: JudgeOptions, texts: Mapping[str, str]) -> Evaluator:
+def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, a downstream task's, that of masked
     language modelling on a corpus, or the planted one."""
     judging = ("corpus", *DOWNSTREAM, "decoder", "evaluator", "preset", *FIELDS)

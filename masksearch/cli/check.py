@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from masksearch.cli.options import RUN
+from masksearch.cli.options import RUN, EvaluatorOptions, OptionsError, argument, takes
+from masksearch.cli.search import TAKEN_FROM
 from masksearch.user_code import call_user, check_evaluator, load_function
 
 if TYPE_CHECKING:
-    from masksearch.contracts import Job, Record
+    from masksearch.contracts import Evaluator, Job, Record, Shape
 
 SAME = "run twice: the same results"
 FAILS = "  fails: "
@@ -22,36 +24,50 @@ BLOCK = 64  # side of a kernel's block, in positions
 DRAWS = 20  # of a space
 LENGTH = 128  # positions at which masks of a space are counted
 LAYERS, HEADS = 6, 12  # of the model that a space is told of
-TARGET = typer.Argument(
-    help="A function or class in a file: a space, an evaluator, a strategy, or what returns a "
-    "mask.",
-    rich_help_panel=RUN,
-    metavar="FILE.py:NAME",
-)
 
 
-def check(target: Annotated[str, TARGET]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(EvaluatorOptions):
+    """Options of check."""
+
+    target: str = argument(
+        "A function or class in a file: a space, an evaluator, a strategy, or what returns a "
+        "mask.",
+        *(RUN, "FILE.py:NAME"),
+    )
+
+
+@takes(TAKEN_FROM)
+def check(options: CheckOptions) -> None:
     """Try your own space, evaluator, strategy or mask, twice, and say whether both runs agree.
 
-    A space is drawn 20 times and nothing is trained; an evaluator judges two masks; a strategy
-    proposes masks of a small space. Nothing is kept.
+    A space is drawn 20 times and nothing is trained; with the options that name an evaluator, its
+    masks are drawn for that model and cost what the search will count. An evaluator judges two
+    masks; a strategy proposes masks of a small space. Nothing is kept.
 
     Examples:
         masksearch check my_space.py:space
+        masksearch check my_space.py:space --weights my-bert --glue glue/ --tasks SST-2
         masksearch check my_proxy.py:Judge
     """
+    from masksearch.cli.build import build_evaluator
     from masksearch.cli.report import facts_of_mask, mask_lines
     from masksearch.masks import Mask
 
+    target, values = options.target, vars(options).items()
+    given = [name for name, value in values if name != "target" and value is not None]
     made = load_function(target)
     needed = [p for p in inspect.signature(made).parameters.values() if p.default is p.empty]
     with tempfile.TemporaryDirectory() as folder:
         if inspect.isclass(made) and hasattr(made, "ask"):
+            if given:
+                raise OptionsError(f"--{given[0]} names an evaluator, and a strategy takes none")
             lines, use = check_strategy(target, Path(folder)), f"SPACE --strategy {target}"
         elif len(needed) == 1 and not inspect.isclass(made):
-            lines, use = check_space(made), target
+            lines, use = check_space(made, build_evaluator(options) if given else None), target
         else:
-            made = call_user(target, made, {})
+            own = replace(options, evaluator=target)
+            made = build_evaluator(own) if given else call_user(target, made, {})
             if isinstance(made, Mask):
                 typer.echo("\n".join(mask_lines(facts_of_mask(made, LENGTH, BLOCK))))
                 return
@@ -89,28 +105,38 @@ def check_judge(made: object, folder: Path) -> list[str]:
     return [*lines, agree]
 
 
-def check_space(space: Callable[..., Any]) -> list[str]:
-    """Draws from a space, for a model of the layers and heads that its first mask has."""
-    from masksearch.contracts import Evaluate, Refused, Shape
+def check_space(space: Callable[..., Any], judge: Evaluator | None) -> list[str]:
+    """Draws from a space: for the model and data of an evaluator, or else for a model of the
+    layers and heads that its first mask has."""
+    from masksearch.analysis.pareto import cost_of
+    from masksearch.contracts import Evaluate, Record, Refused, Shape
     from masksearch.errors import MaskSearchError
-    from masksearch.masks.measure import fingerprint
+    from masksearch.masks.measure import fingerprint, measures
 
-    first, second = draws(space), draws(space)
-    masks = [job.mask for job, _ in first if isinstance(job, Evaluate)]
+    told = Shape(LENGTH, LAYERS, HEADS) if judge is None else judge.shape
+    first, second = draws(space, told), draws(space, told)
+    jobs = [job for job, _ in first if isinstance(job, Evaluate)]
     reasons = [job.reason for job, _ in first if isinstance(job, Refused)]
-    lines = [f"a space: {len(masks)} masks in {len(first)} draws"]
-    if masks:
-        shape = Shape(LENGTH, masks[0].layers or 1, masks[0].heads or 1)
-        sparsities: dict[str, float] = {}
-        for mask in masks:
-            try:
-                sparsities[fingerprint(mask, shape)] = mask.sparsity(LENGTH)
-            except MaskSearchError as error:
-                reasons.append(f"{type(error).__name__}: {error} (mask {mask})")
-        if sparsities:
-            low, high = min(sparsities.values()), max(sparsities.values())
-            lines[0] += f"; different ones that a model can have: {len(sparsities)}, "
-            lines[0] += f"{low:.1%} to {high:.1%} sparse at {LENGTH} positions"
+    lines = [f"a space: {len(jobs)} masks in {len(first)} draws"]
+    costs: dict[str, float] = {}
+    shape = told
+    if jobs and not judge:
+        shape = Shape(LENGTH, jobs[0].mask.layers or 1, jobs[0].mask.heads or 1)
+    for job in jobs:
+        try:
+            measured = measures(job.mask, shape)
+            measured |= judge.measures_of(job.mask) if judge else {}
+            record = Record(0, "done", job, measures=measured)
+            costs[fingerprint(job.mask, shape)] = cost_of(
+                record, judge.objectives if judge else ()
+            )
+        except MaskSearchError as error:
+            reasons.append(f"{type(error).__name__}: {error} (mask {job.mask})")
+    if costs:
+        low, high = min(costs.values()), max(costs.values())
+        where = "at the lengths of the data" if judge else f"at {LENGTH} positions"
+        lines[0] += f"; different ones that a model can have: {len(costs)}, "
+        lines[0] += f"which cost {low:.3g} to {high:.3g} of dense attention {where}"
     for name in dict.fromkeys(name for _, params in first for name in params):
         values = list(dict.fromkeys(params[name] for _, params in first if name in params))
         numbers = all(isinstance(each, int | float) for each in values)
@@ -120,19 +146,18 @@ def check_space(space: Callable[..., Any]) -> list[str]:
     return [*lines, agree]
 
 
-def draws(space: Callable[..., Any]) -> list[tuple[Job, dict[str, Any]]]:
+def draws(space: Callable[..., Any], told: Shape) -> list[tuple[Job, dict[str, Any]]]:
     """Random draws of a space, as a search's first ones: jobs, with the parameters drawn.
 
-    The space is told of a model of `LAYERS` and `HEADS` (`shape_of`)."""
+    The space is told of a model, and of its data (`shape_of`)."""
     import optuna
 
-    from masksearch.contracts import Shape
     from masksearch.strategies.samplers import Parameters, draw_job
     from masksearch.study.store import quiet
 
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        parameters = Parameters((), Shape(LENGTH, LAYERS, HEADS))
+        parameters = Parameters((), told)
         return [draw_job(space, study.ask(), parameters, number) for number in range(DRAWS)]
 
 

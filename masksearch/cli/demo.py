@@ -261,7 +261,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
 
     Args:
         folder: It is made where there is none.
-        steps: Of the decoder's training; 500 find the word nine places before; more add little.
+        steps: Of the decoder's training; 250 find the word nine places before.
 
     Returns:
         What was written, a line each.

@@ -4,9 +4,11 @@ export (to a file)."""
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -32,6 +34,7 @@ from masksearch.cli.options import (
     described,
     described_values,
     downstream,
+    flag,
     option,
     takes,
 )
@@ -74,10 +77,13 @@ class AttachOptions:
         *(ATTACHED, "", "NAME"),
         default="auto",
     )
-    length: int | None = option(
-        "Length of the sequences that are explained.",
+    length: list[int] | None = option(
+        "Length of the sequences that are explained, or timed, the model's positions at most; "
+        "repeatable.",
         *(OUTPUT, "that of the mask, else the model's longest, up to 4096", "POSITIONS"),
     )
+    time: bool = flag("time", "Time the whole model under the mask and dense, in turns.", OUTPUT)
+    as_json: Json = False
 
 
 @takes()
@@ -86,41 +92,50 @@ def attach(options: AttachOptions) -> None:
 
     Examples:
         masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
-        masksearch attach my-bert/ runs/compared --budget 0.3 --out runs/masked
+        masksearch attach my-bert/ runs/compared --budget 0.3 --time --length 128 --length 512
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
+    from masksearch.models.checkpoints import check_positions
+    from masksearch.models.pretrained import count_positions
     from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
+    from masksearch.models.speed import measure_speed
 
-    model, mask, length = options.model, options.mask, options.length
-    if length is not None and length < 1:
-        raise ValueError(f"--length is at least 1 position, got {length}")
+    model, mask, lengths = options.model, options.mask, options.length or []
+    if min(lengths, default=1) < 1:
+        raise ValueError(f"--length is at least 1 position, got {min(lengths)}")
+    say = partial(typer.echo, err=options.as_json)
     folder = find_folder(model)
     if options.budget is not None:
         from masksearch.driver import Comparison
 
         advice = Comparison.open(mask).recommend(options.budget)
-        typer.echo(str(advice))
+        say(str(advice))
         masked, plan = advice.mask, None
     else:
         masked, plan = read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
+    longest, _ = count_positions(whole)
+    check_positions(model, longest, max(lengths, default=1))
     attach_to(whole, masked, backend=options.backend)
-    longest = getattr(whole.config, "max_position_embeddings", LONGEST)
-    if length is None:
-        length = min(longest, LONGEST, masked.longest or LONGEST)
-    typer.echo(str(explain(whole, length)))
+    lengths = lengths or [min(longest, LONGEST, masked.longest or LONGEST)]
+    explained = [explain(whole, each) for each in lengths]
+    say("\n".join(map(str, explained)))
+    speeds = [speed for each in lengths * options.time for speed in measure_speed(whole, each)]
+    say("\n".join(map(str, speeds)), nl=options.time)
+    if options.as_json:
+        typer.echo(json.dumps({"kernels": explained, "speeds": speeds}, default=asdict))
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
-        typer.echo(f"model and mask: {written}")
+        say(f"model and mask: {written}")
         if names_run(mask) and options.budget is None:
             from masksearch.study.references import rival_note
 
-            typer.echo(rival_note(mask))
+            say(rival_note(mask))
         if names_run(mask):
-            typer.echo(
+            say(
                 f"weights: of {model}, as they are there; those that a search fine-tunes before "
                 "it judges masks are in its cache: evaluator.adapted(mask, seed=0) "
                 "(docs/adapting.md)"

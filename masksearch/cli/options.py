@@ -177,8 +177,8 @@ def downstream(name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
-    """The evaluator of masks, and its machine: options of search and compare."""
+class EvaluatorOptions:
+    """The evaluator of masks: options of search, compare and check."""
 
     corpus: str | None = option(
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
@@ -198,9 +198,9 @@ class JudgeOptions:
         *(JUDGE, "none", "FILE.py:NAME"),
     )
     costs: str | None = option(
-        "Also minimise costs of attention, separated by commas: latency (measured, as a share of "
-        "dense attention's), memory (of its scores, in bytes); at --set cost.length=N, another "
-        "length than the model's.",
+        "Also minimise costs of attention, separated by commas: latency (of its kernel, not of "
+        "the model; a share of dense attention's), memory (of its scores, in bytes); at --set "
+        "cost.length=N, another length than the model's.",
         *(JUDGE, "none", "NAMES"),
     )
     reuse: Path | None = option(
@@ -210,6 +210,18 @@ class JudgeOptions:
     )
     preset: Preset = None
     set: Settings = None
+    tasks: str | None = described(JUDGE)
+    size: str | None = described(MODEL)
+    weights: str | None = described(MODEL)
+    adapt: str | None = described(MODEL)
+    length: int | None = described(MODEL)
+    steps: int | None = described(MODEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(EvaluatorOptions):
+    """The evaluator of masks, and its machine: options of search and compare."""
+
     executor: str | None = option(
         "local (this machine), ray (this machine or a cluster), or your own: FILE.py:NAME.",
         *(PLACE, "local", "NAME"),
@@ -220,12 +232,6 @@ class JudgeOptions:
         "GPUs of a trial; 0.25 = four share one, 0 = it sees none.",
         *(PLACE, "ray: 0; local: all slots take the first", "N"),
     )
-    tasks: str | None = described(JUDGE)
-    size: str | None = described(MODEL)
-    weights: str | None = described(MODEL)
-    adapt: str | None = described(MODEL)
-    length: int | None = described(MODEL)
-    steps: int | None = described(MODEL)
     address: str | None = described(PLACE)
     limit_seconds: float | None = described(PLACE)
     storage_path: str | None = described(PLACE)

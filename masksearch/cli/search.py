@@ -138,7 +138,7 @@ class CompareOptions(JudgeOptions):
     )
     as_json: Json = False
     half: str | None = described(COMPARED)
-    against: str | None = described(COMPARED)
+    against: list[str] | None = described(COMPARED)
     margin: float | None = described(COMPARED)
 
 
@@ -305,7 +305,7 @@ def named_masks(options: CompareOptions) -> dict[str, Candidate]:
 
 def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
-    from masksearch.analysis.runs import names_alike, read_candidates
+    from masksearch.analysis.runs import draws_keys, names_alike, read_candidates
     from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
@@ -329,6 +329,10 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
             if name not in FAMILIES
             for other in names_alike(name)
         }
+        for other in [name for name, control in alike.items() if not draws_keys(control)]:
+            kept = f"{alike.pop(other)}".partition(" | ")[2]
+            why = f"{kept} alone keeps as many pairs as the mask, or more: none is left to draw"
+            typer.echo(f"{other} is left out: {why}", err=True)
         families: dict[str, Candidate] = {}
         if options.front is None:  # a front brings its own
             families = {} if budgets else dict(FAMILIES)
@@ -346,14 +350,14 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
         candidates = {**added, **named}
     typed = [name for name, each in named.items() if each in FAMILIES.values()]
     kinds |= dict.fromkeys(typed, "candidate")  # they were asked about
-    front = options.front
+    front, against = options.front, options.against or "named"
     return {
         "candidates": candidates,
         "seeds": range(FIRST_SEED, FIRST_SEED + options.seeds),
         "front_of": front
         and Study(front, store=StudyStore(front, write=False, allowed=options.storage)),
         "kinds": kinds,
-        "against": options.against or "named",
+        "against": against[0] if len(against) == 1 else against,
         "margin": options.margin,
         "budget": options.budget,
         "storage": options.storage,

@@ -45,7 +45,7 @@ KERNEL = ("gather-2",)  # changes with what the kernel computes and holds
 
 @dataclass(frozen=True)
 class CostEvaluator(Evaluator):
-    """Reports costs of one forward pass of self-attention under the mask.
+    """Reports costs of one pass of self-attention under the mask, not of the whole model.
 
     Analytic costs are exact and the same on every machine:
 
@@ -60,9 +60,9 @@ class CostEvaluator(Evaluator):
 
     * `latency`: milliseconds of the faster of two kernels, masked dense attention and block
       gather (dense attention without a mask where the mask keeps everything), over all layers.
-    * `latency_ratio`: the same over dense attention without a mask, timed in turn with it. The
-      honest figure: it holds against changes of the clock rate, and 1 is where a mask stops
-      paying.
+    * `latency_ratio`: the same over dense attention without a mask, timed in turn with it, so
+      that changes of the clock rate hit both. It is the kernel's; the model, which
+      `masksearch.measure_speed` times, gains less.
 
     Times are processor time of one thread, so that other processes add little, in the median of
     `repeats` rounds after one round of warm-up. A report with a measured cost also holds
@@ -253,12 +253,8 @@ class WithCost(EvaluatorWrapper):
     """Runs an evaluator and adds costs of the mask to its reports and objectives.
 
     The costs are taken before the training, and every report carries them, the last one
-    included: a scheduler that compares unfinished trials sees all objectives. Their names:
-
-    * `latency_ratio`: time of the mask's faster kernel over dense attention's (see
-      `CostEvaluator`); `latency`: the same time in milliseconds. Both are reported, with
-      `latency_dense`, `latency_masked` and `latency_gather`; one is an objective.
-    * `memory`: bytes of the kept blocks' scores and of the kernel's index plan.
+    included: a scheduler that compares unfinished trials sees all objectives. They are those of
+    `CostEvaluator`: `memory`, and `latency_ratio` or `latency`, of the kernel and not of a model.
 
     Args:
         evaluator: Any evaluator.

@@ -39,7 +39,7 @@ from masksearch.masks.measure import (
     unit_densities,
 )
 from masksearch.masks.text import parse
-from masksearch.user_code import budget_of
+from masksearch.user_code import budget_of, shape_of
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -187,10 +187,7 @@ class Units:
                     f"{' x '.join(map(str, prices.shape))}"
                 )
             return prices * size[1]
-        of_whole, of_last = layer_pairs(self.shape)
-        pairs = torch.tensor([*[of_whole] * (self.shape.layers - 1), of_last]).double()
-        kept = [unit_densities(mask, self.shape) for mask in self.levels]
-        table = torch.tensor(kept, dtype=torch.float64) * (pairs / pairs.mean())[:, None]
+        table = prices_of_heads(self.levels, self.shape)
         return torch.stack([self.pool(shares) / self.planes for shares in table])
 
     @property
@@ -261,24 +258,10 @@ class Units:
 
     def mask(self, allocation: Sequence[int]) -> Mask:
         """The mask in which each unit has its level."""
-        levels, layers = self.with_spared(allocation), []
-        for layer in range(self.shape.layers):
-            chosen = levels[layer * self.groups : (layer + 1) * self.groups]
-            if self.unit == "layer":
-                layers.append(self.levels[chosen[0]].of_layer(layer))
-                continue
-            heads = range(self.shape.heads)
-            parts = [self.part(chosen[head // self.planes], layer, head) for head in heads]
-            same = all(part == parts[0] for part in parts)
-            layers.append(parts[0] if same else masks.per_head(parts))
-        return layers[0] if all(m == layers[0] for m in layers) else masks.per_layer(layers)
-
-    def part(self, level: int, layer: int, head: int) -> Mask:
-        """The mask of a level in one head."""
-        mask = self.levels[level].of_layer(layer).of_head(head)
-        if mask.heads is None:
-            return mask
-        return masks.table(lower(mask, replace(self.shape, layers=1, read=None))[0, head])
+        levels = [self.levels[level] for level in self.with_spared(allocation)]
+        if self.unit != "layer":
+            return join_heads([each for each in levels for _ in range(self.planes)], self.shape)
+        return join_layers([each.of_layer(layer) for layer, each in enumerate(levels)])
 
     def params(self, allocation: Sequence[int]) -> dict[str, int]:
         """The units above level 0, each with its level."""
@@ -368,6 +351,75 @@ class Units:
     def log_chances(self, probabilities: Tensor) -> Tensor:
         """Logarithms of what switches say of each unit and level, `[units, levels]`."""
         return probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
+
+
+def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
+    """Trims a mask to the budget of its draw, head by head.
+
+    As few heads as the budget needs give up the first mask for the next, then that for the one
+    after; at last for the diagonal, so that it always fits. Each layer gives up the same share of
+    what it can, its last heads first. Pairs of the data are counted, not bytes of a cache.
+
+    Args:
+        trial: That the space was called with; in a search without a budget nothing is trimmed.
+        levels: The mask, and what its heads may have instead, from dense to sparse.
+        shape: Whose pairs are counted; None = the search's (give it where a `FixedTrial` draws).
+
+    Raises:
+        ValueError: If there is a budget and no shape.
+
+    >>> from optuna.trial import FixedTrial
+    >>> trial = FixedTrial({"budget": 0.7})
+    >>> trim(trial, masks.full(), masks.window(2), shape=Shape(8, 1, 3))
+    per_head([full(), window(2), window(2)])
+    """
+    budget, shape = budget_of(trial), shape or shape_of(trial)
+    if budget is None:
+        return levels[0]
+    if shape is None:
+        raise ValueError("a FixedTrial knows no lengths to count pairs at: give trim shape=..")
+    levels = (*levels, masks.window(0))
+    cost, *sparser = prices_of_heads(levels, shape)
+    most = budget * cost.numel() * (1 + ROUNDING)
+    chosen = torch.zeros_like(cost, dtype=torch.int64)
+    for level, less in enumerate(sparser, start=1):
+        saved = (cost - less).clamp(min=0)
+        place = (saved.cumsum(1) - saved / 2) / saved.sum(1, keepdim=True)  # in its layer, to 1
+        order = place.where(saved > 0, -1).flatten().argsort(descending=True, stable=True)
+        saved = saved.flatten()[order]
+        moved = order[(saved > 0) & (saved.cumsum(0) - saved < cost.sum() - most)]
+        chosen.view(-1)[moved] = level
+        cost = cost.where(chosen < level, less)
+    if not chosen.any():
+        return levels[0]
+    return join_heads([levels[level] for level in chosen.flatten().tolist()], shape)
+
+
+def prices_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
+    """Kept pairs of real tokens, as a multiple of those that a head can keep on average: float64
+    `[levels, layers, heads]`."""
+    of_whole, of_last = layer_pairs(shape)
+    pairs = torch.tensor([*[of_whole] * (shape.layers - 1), of_last]).double()
+    kept = [unit_densities(mask, shape) for mask in levels]
+    return torch.tensor(kept, dtype=torch.float64) * (pairs / pairs.mean())[:, None]
+
+
+def join_heads(levels: Sequence[Mask], shape: Shape) -> Mask:
+    """The mask in which each head is as in a mask of its own, layer by layer."""
+    parts = []
+    for place, level in enumerate(levels):
+        layer, head = divmod(place, shape.heads)
+        mask = level.of_layer(layer).of_head(head)
+        if mask.heads is not None:
+            mask = masks.table(lower(mask, replace(shape, layers=1, read=None))[0, head])
+        parts.append(mask)
+    rows = (parts[at : at + shape.heads] for at in range(0, len(parts), shape.heads))
+    return join_layers([row[0] if len({*row}) == 1 else masks.per_head(row) for row in rows])
+
+
+def join_layers(layers: Sequence[Mask]) -> Mask:
+    """The mask of those of all layers."""
+    return layers[0] if len({*layers}) == 1 else masks.per_layer(layers)
 
 
 def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:

@@ -34,7 +34,7 @@ PAUSE = 0.5  # seconds between two updates of a notebook's output
 TICK = 0.25  # ... and of a training's bar
 SILENCE = 15.0  # seconds between two lines about a trial where there is no terminal
 STEPS, SAMPLES = 0.05, 0.3  # weight of the newest loss in the shown one: of every step; on a GPU
-LEAST = 36  # characters of a line for a mask, at least; what else it says is cut at its end
+LEAST = 36  # characters of a line for a mask, at least; a terminal's line is cut at its end
 
 
 class Display:
@@ -117,8 +117,9 @@ class Display:
         return {"text/plain": "\n".join(lines)}
 
     def print(self, line: str) -> None:
-        """One line, above the display if there is one."""
-        self.attempt(lambda: self.write(clipped(line)))
+        """One line, above the display if there is one; whole where a file or a pipe takes it."""
+        room = LONGEST if self.console.is_terminal else sys.maxsize
+        self.attempt(lambda: self.write(clipped(line, room)))
 
     def write(self, line: str) -> None:
         """A line as it is."""
@@ -268,9 +269,10 @@ class Watcher:
     On a terminal a bar, and below it the front, the best mask and what runs; above it a line for
     every record that joined the front or failed. In a notebook the same in one output, which
     changes in place. Elsewhere, and below another program's bar, one plain line a record, and one
-    every 15 seconds about a trial that reports. A line has at most 120 characters; a mask that is
-    too long for it is told by its parameters, where these are short enough. A resumed search goes
-    on counting where it stopped. Use it as a context manager and pass it in `listeners`.
+    every 15 seconds about a trial that reports. On a terminal a line has at most 120 characters. A
+    mask that is too long for that is told by its parameters, where these are short enough. A
+    resumed search goes on counting where it stopped. Use it as a context manager and pass it in
+    `listeners`.
 
     Args:
         objectives: Those of the study; the first one is the score.
@@ -300,6 +302,7 @@ class Watcher:
         self.running: tuple[int, Report] | None = None  # the last report of a running trial
         self.failure = ""  # the last one
         self.work: Callable[[], str] = str  # says how many slots work
+        self.shared: Callable[[], float] = float  # seconds before the first trial of this call
         self.stack = ExitStack()
 
     def __enter__(self) -> Watcher:
@@ -406,8 +409,7 @@ class Watcher:
         """Seconds that this call has taken, and is likely to take yet (0 = none, or unknown)."""
         gone = time.monotonic() - self.started
         rest = None if self.total is None else self.total - self.counted
-        limit = None if self.limit is None else self.limit - self.apart
-        left = seconds_left(max(0.0, gone - self.apart), self.new, rest, limit)
+        left = seconds_left(gone, self.new, rest, self.limit, self.apart + self.shared())
         return gone, 0 if rest == 0 else left or 0
 
     def runs(self) -> str:
@@ -477,10 +479,10 @@ def drawn(record: Record, room: int) -> Mask | str:
     return params if len(folded(str(mask))) > room >= len(params) > 0 else mask
 
 
-def clipped(line: str) -> str:
+def clipped(line: str, room: int = LONGEST) -> str:
     """A line that is not too long, and is one line."""
     line = without_controls(" ".join(line.split("\n")))
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+    return line if len(line) <= room else f"{line[: room - 3]}..."
 
 
 def has_other_display() -> bool:

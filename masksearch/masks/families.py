@@ -246,7 +246,7 @@ def match_density(
         return make(0, seed)
     count = most * (target - none) / (all_ - none)
     if counts_all_alike(shape):  # then another draw has the same density
-        return make(round(count), seed)
+        return make(max(0, round(count)), seed)
     tries: list[tuple[float, int, Mask]] = []
     for attempt in range(ATTEMPTS):
         keys = int(count) + attempt % 2

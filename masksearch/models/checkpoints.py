@@ -36,6 +36,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as messages
 
 from masksearch.attention.attach import ENTRY
+from masksearch.attention.probe import refuse_family
 from masksearch.contracts import Shape
 from masksearch.errors import DataError, LengthError, MaskFormatError
 from masksearch.masks import Mask
@@ -195,7 +196,9 @@ def read_model(
         options: Of `from_pretrained`.
 
     Raises:
-        DataError: If they cannot be read, do not fit, or are not in safetensors files.
+        DataError: If they cannot be read, do not fit, are not in safetensors files, or are not
+            finite.
+        AttachError: If the class takes no mask.
     """
     find_files(folder)
     fixed = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
@@ -203,6 +206,8 @@ def read_model(
     try:
         model, loaded = cls.from_pretrained(folder, **options, **fixed, **report)
     except UNREADABLE as error:
+        if "torch.nn.functional.scaled_dot_product_attention" in str(error):
+            raise refuse_family(str(error).split()[0]) from error
         raise DataError(
             f"{folder}: the model cannot be read as {cls.__name__}: {error}; the files are "
             "damaged, not whole or of different models, or an option does not fit them"
@@ -219,6 +224,13 @@ def read_model(
             f"such as {min(unfit)} ({unfit[min(unfit)]}); take configuration and weights from the "
             "same save, or give model_class= for a class with a new head"
         )
+    for name, weight in model.named_parameters():
+        if weight.element_size() > 1 and not weight.is_meta and not weight.isfinite().all():
+            what = "NaN" if weight.isnan().any() else "infinity"
+            raise DataError(
+                f"the weights of {folder} hold {what} in {name}; take another checkpoint, or "
+                "train this one again at a lower rate"
+            )
     return model, loaded
 
 
@@ -274,11 +286,7 @@ class StoredCheckpoint:
         Raises:
             LengthError: If the model has fewer positions.
         """
-        if length > self.positions:
-            raise LengthError(
-                f"{self.name} has {self.positions} positions, asked for {length}; "
-                f"use a length of at most {self.positions}"
-            )
+        check_positions(self.name, self.positions, length)
         return Shape(length, self.layers, self.heads)
 
     @property
@@ -314,6 +322,15 @@ class StoredCheckpoint:
         if hash_files(folder) != self.digest:
             raise DataError(f"{folder} has changed since {self.name} was opened; open it again")
         return folder
+
+
+def check_positions(name: str, positions: int, length: int) -> None:
+    """Raises LengthError where a model has fewer positions than a length."""
+    if length > positions:
+        raise LengthError(
+            f"{name} has {positions} positions, asked for {length}; "
+            f"use a length of at most {positions}"
+        )
 
 
 # -- the masks of a folder ---------------------------------------------------------------------

@@ -48,11 +48,11 @@ from masksearch.models.checkpoints import (
     read_model,
 )
 from masksearch.models.encoders import Output
+from masksearch.models.pretrained import count_positions
 from masksearch.training.loop import device_memory
 from masksearch.training.parts import AnySize, find_size, initial_spread
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
-UNBOUNDED = 1 << 30  # positions of a decoder that names no limit
 HELD = 1 << 23  # logits that are in memory at once: 32 MB of float32
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -285,7 +285,6 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     calls = probe(model, [model], None)
     if not all(call.causal for call in calls):
         raise refuse_encoder(folder, model.config.model_type)
-    config = model.config.get_text_config()
     return StoredDecoder(
         name=name,
         folder=folder,
@@ -293,8 +292,8 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
         architecture=model.config.model_type,
         layers=len({id(call.module) for call in calls}),
         heads=calls[0].heads,
-        width=config.hidden_size,
-        positions=getattr(config, "max_position_embeddings", None) or UNBOUNDED,
+        width=model.config.get_text_config().hidden_size,
+        positions=count_positions(model)[0],
         vocabulary=model.get_input_embeddings().num_embeddings,
     )
 

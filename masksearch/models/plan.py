@@ -134,15 +134,24 @@ def describe_rows(losses: Mapping[str, Any]) -> str:
 
 def describe_rival(rival: Mapping[str, Any]) -> str:
     """Which of the two is better: a searched mask, or the widest window in all layers."""
+    few = "pieces_of" in rival or rival.get("documents", FEW) < FEW
+    only = f" on {describe_rows(rival)} alone, too few to speak of other texts" if few else ""
+    if "searched" in rival:
+        return (
+            f"this is the plan, as it is better than what the search chose "
+            f"({rival['searched']}){only or ' on unseen text'}: {describe_loss(rival)} nats a "
+            "token, its loss minus that one's"
+        )
     if rival.get("is_plan"):
         return "this is the plan, as nothing was better on the text of the search"
+    shown = "is better" if few else "is shown to be better"
     better = "neither is shown to be better"
-    if "pieces_of" in rival or rival.get("documents", FEW) < FEW:
-        better = f"neither can be shown to be better on {describe_rows(rival)}"
-    elif rival.get("low", 0.0) > 0:
-        better = "the plan is shown to be better"
+    if rival.get("low", 0.0) > 0:
+        better = f"the plan {shown}{only}"
     elif rival.get("high", 0.0) < 0:
-        better = "it is shown to be better than the plan"
+        better = f"it {shown} than the plan{only}"
+    elif few:
+        better = f"neither can be shown to be better on {describe_rows(rival)}"
     return f"{better}: {describe_loss(rival)} nats a token, its loss minus the plan's"
 
 

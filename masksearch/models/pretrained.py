@@ -53,6 +53,7 @@ from masksearch.models.checkpoints import (
 from masksearch.models.encoders import MaskedLanguageModel, Output, class_output, span_output
 
 log = logging.getLogger(__name__)
+UNBOUNDED = 1 << 30  # positions of a model that names no limit
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
     calls = probe(body, [body], None)
-    table = find_position_table(body)
-    offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-    rows = body.config.max_position_embeddings if table is None else table.num_embeddings
+    positions, offset = count_positions(body)
     return Pretrained(
         name=name,
         folder=folder,
@@ -176,7 +175,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         layers=len({id(call.module) for call in calls}),
         heads=calls[0].heads,
         width=body.config.hidden_size,
-        positions=rows - offset,
+        positions=positions,
         vocabulary=body.get_input_embeddings().weight.shape[0],
         pad=body.config.pad_token_id,
         padded_positions=offset > 0,
@@ -189,12 +188,13 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     )
 
 
-def find_position_table(body: nn.Module) -> nn.Embedding | None:
-    """The learned position embeddings; None where positions are computed (rotary, sinusoidal)."""
-    for name, module in body.named_modules():
+def count_positions(model: Any) -> tuple[int, int]:
+    """The longest sequence of a model, and how many rows of learned positions stand before it."""
+    for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module
-    return None
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset, offset
+    return getattr(model.config.get_text_config(), "max_position_embeddings", 0) or UNBOUNDED, 0
 
 
 def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
@@ -475,11 +475,6 @@ def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> 
             f"({min(unfit)}); save the whole model (model.save_pretrained), or give a pre-trained "
             "one, which is fine-tuned here"
         )
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise DataError(
-                f"{folder}: the weights {name} are not finite; fine-tune it again, at a lower rate"
-            )
     order = None if labels is None else match_classes(folder, model.config, labels)
     return TunedHead(model, kind, order).train()
 

@@ -21,7 +21,7 @@ from masksearch.analysis.runs import (
     read_candidates,
     read_front,
 )
-from masksearch.analysis.verdict import count, plan_of_tests
+from masksearch.analysis.verdict import beyond_budgets, count, plan_of_tests
 from masksearch.contracts import Evaluate, Evaluator, Half, Proposal, Record, Refused, Role
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
@@ -47,6 +47,7 @@ class Entrants:
         promised: Of a front that is judged again: name -> its score in the search, None of
             another protocol.
         prints: Name -> fingerprint; empty of what is missing.
+        budgets: Name -> the budget within which it is a run's best.
     """
 
     masks: Mapping[str, Mask]
@@ -55,6 +56,7 @@ class Entrants:
     kinds: Mapping[str, Kind]
     promised: Mapping[str, float | None]
     prints: Mapping[str, str]
+    budgets: Mapping[str, float]
 
     def queue(self, judged: ComparedMasks, seeds: Sequence[int]) -> list[Proposal]:
         """The runs that a comparison lacks."""
@@ -82,7 +84,7 @@ class Entrants:
         left: int,
         slots: int,
     ) -> list[str]:
-        """Two lines on the runs to come: how many, for about how long, and what they will tell.
+        """Lines on the runs to come: how many, for about how long, and what they will tell.
 
         Args:
             judged: The comparison as it stands.
@@ -103,7 +105,10 @@ class Entrants:
                     name=name,
                     fingerprint=self.prints[name],
                     values={score: 0.0},
-                    measures={"effective_sparsity": 1 - effective_density(mask, shape)},
+                    measures={
+                        **evaluator.measures_of(mask),
+                        "effective_sparsity": 1 - effective_density(mask, shape),
+                    },
                 )
                 for number, (name, mask) in enumerate(self.masks.items())
             ),
@@ -118,7 +123,9 @@ class Entrants:
         if 0 < beside < len(self.prints) * len(seeds):
             text += f" ({beside} are of hand-designed masks and controls)"
         tests = plan_of_tests(planned.pairs(), len(seeds), judged)
-        return [text, tests] if len(self.prints) > 1 else [text]
+        beyond = {n: beyond_budgets(planned, each) for n, each in planned.entries.items()}
+        lines = [f"{name}: {words}" for name, words in beyond.items() if words]
+        return [text, tests, *lines] if len(self.prints) > 1 else [text]
 
 
 def read_entrants(
@@ -134,9 +141,10 @@ def read_entrants(
     promised: dict[str, float | None] = {}
     of_front: dict[str, Kind] = {}
     missing: dict[str, str] = {}
+    limits: dict[str, float] = {}
     if isinstance(candidates, Mapping):  # what else is given is refused below
         if budgets:
-            candidates, missing = within_budgets(candidates, budgets, storage)
+            candidates, missing, limits = within_budgets(candidates, budgets, storage)
         candidates = {name: open_run(each, storage) for name, each in candidates.items()}
     if front_of is not None:
         goals, most = front_of.objectives(), max(budgets, default=math.inf)
@@ -155,7 +163,7 @@ def read_entrants(
     named |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     prints |= dict.fromkeys(missing, "")
-    return Entrants(chosen, missing, found, named, promised, prints)
+    return Entrants(chosen, missing, found, named, promised, prints, limits)
 
 
 def remember_found(

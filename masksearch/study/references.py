@@ -113,7 +113,7 @@ def within_budgets(
     candidates: Mapping[str, Candidate],
     budgets: Sequence[float],
     storage: str | BaseStorage | None = None,
-) -> tuple[dict[str, Candidate], dict[str, str]]:
+) -> tuple[dict[str, Candidate], dict[str, str], dict[str, float]]:
     """Candidates, where each whole run stands for its best mask within each budget.
 
     Args:
@@ -122,13 +122,15 @@ def within_budgets(
         storage: As in `read_run_record`.
 
     Returns:
-        The candidates, and name -> reason of those that a run has no mask for.
+        The candidates; name -> reason of those that a run has no mask for; and name -> budget of
+        both.
 
     Raises:
         SearchError: If there is no such run.
     """
     kept: dict[str, Candidate] = {}
     missing: dict[str, str] = {}
+    limits: dict[str, float] = {}
     for name, each in candidates.items():
         run = parse_reference(each) if isinstance(each, str) and names_run(each) else None
         if run is None or run != Reference(run.run):
@@ -138,11 +140,12 @@ def within_budgets(
         trials = [record for record in store.records() if record.role == "trial"]
         for budget in budgets:
             full_name = f"{name} within {budget:g}"
+            limits[full_name] = budget
             if inside := ranked(trials, store.objectives(), budget=budget):
                 kept[full_name] = inside[0]
             else:
                 missing[full_name] = describe_none_within(trials, store.objectives(), budget)
-    return kept, missing
+    return kept, missing, limits
 
 
 def best_baselines(

@@ -66,6 +66,7 @@ CHANCE = re.compile(f"{NO_MEMORY.pattern}|Timeout|sys.exit", re.I)
 EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
 REFUSALS = 50  # draws in a row beyond their budgets after which a search ends
+SPOKEN = 5  # draws beyond one budget after which it is said what they cost
 Key = tuple[str, str, int, str]
 
 
@@ -150,7 +151,7 @@ class Session:
         self.trained = 0  # masks, those of earlier calls too
         self.repeats = 0  # draws of known masks in a row, but for those that failed
         self.refusals = 0  # draws in a row beyond their budgets
-        self.refused = 0  # all of them, those of earlier calls too
+        self.beyond: dict[float, list[float]] = {}  # budget -> costs of all draws beyond it
         self.exhausted = False  # the strategy has nothing left to propose
 
     @property
@@ -403,8 +404,11 @@ class Session:
         self.count(record, draw)
         if draw >= 0:
             self.strategy.tell(replace(record, number=draw))
-        if record.refused:
-            return  # nobody but the strategy learns from it
+        if record.refused:  # nobody but the strategy learns from it
+            if len(self.beyond[self.budget_for(record)]) == SPOKEN:
+                self.say_cautions()
+            self.board.write_soon()
+            return
         self.board.ended(record)
         for listener in self.listeners:
             listener(record)
@@ -423,7 +427,10 @@ class Session:
             self.repeats = self.repeats + 1 if again else 0  # what fails tells nothing of it
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if record.refused:
-            self.refused, self.refusals = self.refused + 1, self.refusals + 1
+            costs = self.beyond.setdefault(self.budget_for(record), [])
+            costs.append(cost_of(record, self.evaluator.objectives))
+            self.board.state["refused"] = {f"{n:g}": len(each) for n, each in self.beyond.items()}
+            self.refusals += 1
             return
         if own and not again:
             self.refusals = 0
@@ -454,11 +461,15 @@ class Session:
         reasons = (c.violated_by(record) for c in self.call.constraints if c.early is early)
         return next(filter(None, reasons), "")
 
+    def budget_for(self, record: Record) -> float:
+        """What a draw's mask may cost."""
+        return float(record.params.get(BUDGET, max(self.call.budgets)))
+
     def beyond_budget(self, record: Record) -> str:
         """Why a draw is refused for what it costs; empty where it is not."""
         if not self.call.budgets or record.role != "trial":
             return ""
-        budget = float(record.params.get(BUDGET, max(self.call.budgets)))
+        budget = self.budget_for(record)
         if keeps_budget(record, self.evaluator.objectives, budget):
             return ""
         return f"{BEYOND} {budget:g}: it costs {cost_of(record, self.evaluator.objectives):.4g}"
@@ -479,8 +490,15 @@ class Session:
                 f" already ({len(self.results)} different ones in all); search a larger space, or "
                 "with another strategy"
             )
+        cautions += [
+            f"{SPOKEN} draws for the budget {budget:g} cost {min(costs[:SPOKEN]):.3g} to "
+            f"{max(costs[:SPOKEN]):.3g} and were not evaluated; a space asks ms.budget_of(trial) "
+            "or, where pairs are counted, returns ms.trim(trial, mask)"
+            for budget, costs in self.beyond.items()
+            if len(costs) >= SPOKEN
+        ]
         if self.refusals >= REFUSALS:
-            drawn = self.refused + self.counted
+            drawn = sum(map(len, self.beyond.values())) + self.counted
             cautions.append(
                 f"the last {self.refusals} draws cost more than their budgets, and of all {drawn} "
                 f"{self.counted / drawn:.0%} fitted, so the search ends: let the space draw "

@@ -55,6 +55,7 @@ class StatusBoard:
         self.path, self.seconds, self.score = run / NAME, seconds, objectives[0]
         self.search = Snapshot(tuple(objectives))
         self.started = time.monotonic()
+        self.first: float | None = None  # when the first job of this call began
         self.written = float("-inf")
         self.running: dict[int, dict[str, Any]] = {}
         self.slots: int | None = None  # jobs at a time, where the executor says so
@@ -80,6 +81,7 @@ class StatusBoard:
 
     def began(self, record: Record) -> None:
         """A job is on its way to an executor."""
+        self.first = self.first or time.monotonic()
         self.running[record.number] = {
             "number": record.number,
             "origin": record.proposer,
@@ -126,6 +128,10 @@ class StatusBoard:
         working = len(self.running.keys() - self.waiting)
         return f"{working} of {self.slots} slots work" if (self.slots or 1) > 1 else ""
 
+    def shared(self) -> float:
+        """Seconds of this call before its first job: what all jobs share is trained then."""
+        return (self.first or time.monotonic()) - self.started
+
     def write_soon(self, period: float = PERIOD) -> None:
         """Writes unless that was done a moment ago."""
         if time.monotonic() - self.written >= period:
@@ -136,7 +142,7 @@ class StatusBoard:
         self.written = time.monotonic()
         elapsed = self.written - self.started
         rest = None if self.expected is None else self.expected - self.new
-        left = seconds_left(elapsed, self.new, rest, self.seconds)
+        left = seconds_left(elapsed, self.new, rest, self.seconds, self.shared())
         now = self.search
         state = {
             **self.state,
@@ -173,7 +179,9 @@ class StatusBoard:
         }
 
 
-def seconds_left(elapsed: float, new: int, rest: int | None, limit: float | None) -> float | None:
+def seconds_left(
+    elapsed: float, new: int, rest: int | None, limit: float | None, apart: float = 0.0
+) -> float | None:
     """How long a call is likely to take yet; None where nothing tells.
 
     Args:
@@ -181,8 +189,9 @@ def seconds_left(elapsed: float, new: int, rest: int | None, limit: float | None
         new: Records so far.
         rest: Records to come, or None.
         limit: Seconds that the call may take, or None.
+        apart: Seconds of those so far that no further record takes.
     """
-    ends = [] if rest is None or not new else [max(0, rest) * elapsed / new]
+    ends = [] if rest is None or not new else [max(0, rest) * max(0.0, elapsed - apart) / new]
     ends += [] if limit is None else [max(0.0, limit - elapsed)]
     return min(ends, default=None)
 
@@ -253,6 +262,9 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
         + (f"; {nothing} have learned nothing" if (nothing := state.get("unlearned")) else "")
         + f"; compute {in_words(state['compute_seconds'])}"
     )
+    if refused := state.get("refused"):
+        counts = ", ".join(f"{n} for the budget {budget}" for budget, n in refused.items())
+        lines.append(f"draws that cost more than their budget, not evaluated: {counts}")
     if state["best"] is not None:
         best = dict(state["best"])
         number, origin, mask = best.pop("number"), best.pop("origin"), best.pop("mask")

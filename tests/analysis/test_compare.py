@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import re
 from dataclasses import replace
@@ -286,9 +288,55 @@ def test_named_masks_are_set_against_one_another_once_a_pair(judged):
     typed = judged(runs | families, kinds=kinds).findings(against="named")
     with_star = [{f.mask, f.against} - {"star"} for f in typed if "star" in (f.mask, f.against)]
     assert sorted(map(min, with_star)) == ["dam", "tpe"]  # named too: neither with dense nor more
-    budgets = {f"{name} within {at}": runs[name] for name in ("dam", "tpe") for at in (0.1, 0.2)}
-    pairs = [(f.mask, f.against) for f in judged(budgets).findings(against="named")]
-    assert pairs == [(f"dam within {at}", f"tpe within {at}") for at in (0.1, 0.2)]
+
+
+def test_masks_meet_within_the_budgets_that_they_keep(judged, record):
+    """A run's mask stands for one budget, another mask for each that it keeps; names say
+    nothing."""
+    stands = {"a": 0.2, "b": 0.2, "a within 0.2": 0.4, "d": 0.4}
+    density = {name: at - 0.1 for name, at in stands.items()}
+    density |= {"cheap": 0.2, "mid": 0.3, "wide within 0.2": 0.6, "wider": 0.7}
+    typed = [name for name in density if name not in stands]
+    expected = {
+        frozenset(pair)
+        for pair in itertools.combinations(density, 2)
+        if any(
+            all(stands[n] == at if n in stands else density[n] <= at for n in pair)
+            for at in (0.2, 0.4)
+        )
+    }
+    runs = {name: (masks.window(1), around(0.5)) for name in density}
+    made = judged(runs, kinds=dict.fromkeys(typed, "candidate"))
+    records = [
+        replace(each, measures={"sparsity": 1 - density[each.name]}) for each in made.records
+    ]
+    whole = replace(made, records=records, budgets=stands, against="named")
+    facts = whole.facts
+    opened = Comparison.of(records, made.objectives, facts)
+    assert {frozenset((f.mask, f.against)) for f in opened.findings()} == expected
+    assert opened.verdict() == whole.verdict()
+    lines = opened.verdict().splitlines()
+    assert [line.strip() for line in lines if "beyond" in line] == [
+        "30.0 % of the pairs, beyond 0.2: it is no opponent there",
+        "60.0 % of the pairs, beyond 0.2 and 0.4: it is no opponent there",
+        "70.0 % of the pairs, beyond 0.2 and 0.4: it is no opponent there",
+    ]
+    earlier = json.loads(facts["comparison"])
+    del earlier["budgets"]  # as earlier versions wrote it: then no mask is beyond anything
+    opened = Comparison.of(records, made.objectives, {"comparison": json.dumps(earlier)})
+    assert len(opened.findings()) == len([*itertools.combinations(density, 2)])
+
+
+@pytest.mark.parametrize("against", ["named", "nearest", "all"])
+def test_a_family_that_was_asked_about_is_a_hand_designed_opponent(judged, against):
+    runs = {"mine": (masks.window(1), around(0.7)), "star": (masks.star(), shaken(0.6))}
+    comparison = judged(runs, kinds={"mine": "searched", "star": "candidate"})
+    (found, *_) = comparison.findings(against=against)
+    assert (found.mask, found.against) == ("mine", "star")
+    assert "no hand-designed mask" not in comparison.verdict(against=against)
+    beyond = replace(comparison, budgets={"mine": 0.2})  # star costs 0.29
+    assert beyond.findings(against=against) == []
+    assert "no hand-designed mask" not in beyond.verdict(against=against)
 
 
 def test_opponents_that_are_no_masks_are_refused(judged):
@@ -414,6 +462,29 @@ def test_a_better_and_sparser_hand_designed_mask_is_named(judged):
     )
     assert "star is hand-designed" in comparison.verdict()
     assert "the search has not beaten the hand-designed masks" in comparison.verdict()
+
+
+def test_what_learned_nothing_is_nobodys_nearest_and_the_best_family_is_named(judged):
+    """bigbird is the nearest of the families that are not sparser, then strided; of those that
+    are as sparse (fixed, log_sparse, star) log_sparse has the best score."""
+    scores = dict.fromkeys(masks.FAMILIES, 0.5) | {"log_sparse": 0.7, "strided": 0.6}
+    runs = {"mine": (masks.window(4), around(0.8))}
+    runs |= {name: (masks.FAMILIES[name], shaken(score)) for name, score in scores.items()}
+    made = judged(runs, values={"RTE": 0.7, "RTE/majority": 0.5})
+    for dull, nearest in (("", "bigbird"), ("bigbird", "strided")):
+        records = [
+            replace(
+                each,
+                values={**each.values, "RTE": 0.5 if each.name == dull else 0.7},
+                measures={"sparsity": 0.53} if each.name == "mine" else each.measures,
+            )
+            for each in made.records
+        ]
+        found = replace(made, records=records)
+        assert [finding.against for finding in found.findings()] == [nearest]
+        line = "the best hand-designed mask as sparse is log_sparse 0.700 (2.5 points sparser)"
+        assert line in found.verdict()
+        assert line not in found.verdict(against="log_sparse")  # it is the opponent
 
 
 def test_random_control_of_equal_sparsity_is_compared(judged):

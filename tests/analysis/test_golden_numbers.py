@@ -1,7 +1,8 @@
 """Means, bounds and p-values of fixed arrays: claims are recorded, so no digit of them may move.
 
 Source of tests/golden/claims.json: what this file computed at 77cae22, but for the words of a
-verdict's first lines, which name the opponents' scores since.
+verdict's first lines, which name the opponents' scores since, and its line on the best
+hand-designed mask.
 `python tests/analysis/test_golden_numbers.py` prints what it computes now.
 """
 

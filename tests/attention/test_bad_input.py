@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "pipeline": (lambda: attach(HOLDER, masks.full()), TypeError, GIVE_IT % "attach"),
     "pipeline, detached": (lambda: detach(HOLDER), TypeError, GIVE_IT % "d"),
     "no model inside": (lambda: attach(nn.Linear(2, 2), masks.full()), AttachError,
-        "Linear contains no Hugging Face model"),
+        "Linear contains no Hugging Face model.*in docs/plain_pytorch.md"),
     "part": (lambda: attach(bert(), masks.full(), part=3), TypeError, NO_PART),
     "part of a mapping": (lambda: attach(bert(), {0: masks.full()}), TypeError, NO_PART),
     **{

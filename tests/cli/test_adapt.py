@@ -49,7 +49,10 @@ MISTAKES = {
     "layers of the mask": (("per_layer([star()])",), "1 layer.* 2"),
     "majority": (("--set", "finetune_lr=1e-9"), "no masks can be compared on it; fine-tune it on"),
     "NaN in training": (("--set", "finetune_lr=1e30"), "the loss became .* lower the learning"),
-    "NaN in weights": (("--weights", "broken"), "classifier.weight are not finite"),
+    "NaN in weights": (
+        ("--weights", "broken"),
+        "the weights of .*broken hold NaN in classifier.weight;",
+    ),
     "rule": (("--adapt", "recovr"), "unknown adapt 'recovr'.*recover"),
 }
 

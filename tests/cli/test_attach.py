@@ -58,7 +58,7 @@ def test_model_and_mask_are_written_and_explained(folder, tmp_path):
 
 def test_without_out_nothing_is_written(folder, tmp_path):
     files = sorted(folder.iterdir())
-    assert "flex" in run(folder, "star", "--backend", "flex", "--length", 300)
+    assert "flex" in run(folder, "star", "--backend", "flex", "--length", 48)
     assert sorted(folder.iterdir()) == files
 
 
@@ -111,6 +111,10 @@ def test_missing_weights_are_refused(folder, tmp_path):
         (("MODEL", "nothing.json"), "nothing.json: no such mask file"),
         (("MODEL", "star", "--backend", "gathr"), "unknown backend 'gathr'"),
         (("MODEL", "star", "--length", "0"), "--length is at least 1 position, got 0"),
+        (
+            ("MODEL", "star", "--time", "--length", "49"),
+            "has 48 positions, asked for 49; use a length of at most 48",
+        ),
         (("MODEL", "per_head([star, full, star])"), "has 2 layers of 2 heads"),
     ],
 )
@@ -119,6 +123,23 @@ def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, message):
     code, _, said = cli_runs.run(monkeypatch, capsys, "attach", *given)
     assert (code, said.count("\n")) == (2, 1)
     assert message in said
+
+
+def test_the_whole_model_is_timed_at_each_length(folder, capsys, monkeypatch, tmp_path):
+    lengths = ("--length", 16, "--length", 24)
+    given = ("attach", folder, "star", "--time", *lengths, "--out", tmp_path / "out")
+    code, out, err = cli_runs.run(monkeypatch, capsys, *given)
+    assert code == 0
+    assert all(f"forward pass at {length} tokens: " in out for length in (16, 24))
+    assert "tokens: about " in err
+    code, out, err = cli_runs.run(monkeypatch, capsys, *given, "--json")
+    assert code == 0
+    found = json.loads(out)  # nothing else stands there
+    assert [row["length"] for row in found["speeds"]] == [16, 24]
+    assert [each["rows"][0]["backend"] for each in found["kernels"]] == ["sdpa", "sdpa"]
+    assert str(tmp_path / "out") in err
+    code, out, _ = cli_runs.run(monkeypatch, capsys, *given[:3], *lengths, "--json")
+    assert (code, json.loads(out)) == (0, found | {"speeds": []})
 
 
 def test_a_comparison_recommends_within_a_budget_and_says_why(folder, tmp_path):

@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import pytest
 from cli_runs import run
+from toy_sentences import write_sentences
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.masks.measure import effective_density
 
 OWN = """
 import random
@@ -27,6 +32,10 @@ def some(trial):
 def mask():
     return masks.bigbird(2, 1, 2)
 
+def told(trial):
+    reach = trial.suggest_int("reach", 0, ms.shape_of(trial).length - 1)
+    return masks.per_head([masks.window(reach)] * ms.shape_of(trial).heads)
+
 class Judge(ms.Evaluator):
     shape = ms.Shape(16, 1, 2)
     objectives = (ms.Objective("loss", "min", 10.0), ms.Objective("sparsity", "max", 0.0))
@@ -34,6 +43,13 @@ class Judge(ms.Evaluator):
 
     def __call__(self, mask, *, seed, workdir):
         yield ms.Report(3, {"loss": mask.sparsity(16)})
+
+class Scaled(Judge):
+    def __init__(self, factor: float = 1.0):
+        self.factor = factor
+
+    def __call__(self, mask, *, seed, workdir):
+        yield ms.Report(3, {"loss": self.factor})
 
 class Loose(Judge):
     def __call__(self, mask, *, seed, workdir):
@@ -63,7 +79,7 @@ ANSWERS = {
     "wild": (2, ["of 20 results differ, so that a search could not be repeated"]),
     "nothing": (2, ["0 masks in 20 draws", "fails: the space returned NoneType, not a Mask"]),
     "some": (2,
-        ["a model can have: 1, 97.7% to", "  fails: EmptyRowError: layer 0, head 0, row 0"]),
+        ["1, which cost 0.0233 to 0.0233", "  fails: EmptyRowError: layer 0, head 0, row 0"]),
     "mask": (0, ["bigbird()", "empty rows 0"]),
     "Judge": (0,
         ["loss (min), sparsity (max)", "window(2): loss 0.710938 (step 3", "--evaluator own"]),
@@ -85,3 +101,35 @@ def test_what_is_said_of_own_code(monkeypatch, capsys, tmp_path, name):
     assert code == expected, err
     assert all(text in out + err for text in texts), out + err
     assert [each.name for each in tmp_path.iterdir() if each.suffix] == ["own.py"]
+
+
+@pytest.mark.slow
+def test_a_space_costs_what_it_costs_on_the_data_of_an_evaluator(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(write_sentences(tmp_path))
+    (tmp_path / "own.py").write_text(OWN)
+    data = ("--weights", "checkpoint", "--glue", "glue", "--tasks", "SST-2")
+    code, out, err = run(monkeypatch, capsys, "check", "own.py:told", *data, "--length", 32)
+    assert code == 0, err
+    shape = ms.GlueEvaluator(weights="checkpoint", glue="glue", tasks=("SST-2",), length=32).shape
+    [line] = [line for line in out.splitlines() if line.startswith("  reach: ")]
+    reaches = [int(reach) for reach in line.removeprefix("  reach: ").split(", ")]
+    assert max(reaches) > 16
+    costs = [effective_density(masks.window(reach), shape) for reach in reaches]
+    low, high = min(costs), max(costs)
+    assert f"which cost {low:.3g} to {high:.3g} of dense attention at the lengths of" in out
+    assert low > 1.2 * masks.window(min(reaches)).density(32)  # no row is as long
+    code, out, err = run(monkeypatch, capsys, "check", "own.py:space", *data, "--length", 64)
+    assert (code, out) == (2, "")
+    assert "use a length of at most 48" in err
+
+
+@pytest.mark.slow
+def test_what_options_of_an_evaluator_go_with(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    code, out, _ = run(monkeypatch, capsys, "check", "own.py:Scaled", "--set", "factor=2.5")
+    assert (code, "window(2): loss 2.5 (step 3" in out) == (0, True)
+    for name, said in (("Scaled", "--steps belongs to the built-in"), ("Strategy", "takes none")):
+        code, out, err = run(monkeypatch, capsys, "check", f"own.py:{name}", "--steps", 3)
+        assert (code, out) == (2, "")
+        assert said in err

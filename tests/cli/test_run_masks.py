@@ -72,6 +72,57 @@ def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch
 
 
 @pytest.mark.slow
+def test_typed_masks_are_opponents_of_runs_within_a_budget(job, monkeypatch, capsys):
+    shutil.copytree("runs/x", "runs/y")
+    ms.save_mask(masks.window(1), "two.json")  # 0.18 of the pairs
+    words = [
+        "compare",
+        "dam=runs/x",
+        "tpe=runs/y",
+        "small=bigbird(0,1,0)",
+        "file=two.json",
+        "star",
+    ]
+    words += ["--budget", 0.28, "--seeds", 1, *job]
+    typed, searched = {"small", "file"}, {"dam within 0.28", "tpe within 0.28"}
+    expected = {(run, mask) for run in searched for mask in typed}
+    for controls in ("none", "all"):
+        folder = f"runs/{controls}"
+        code, out, err = run(monkeypatch, capsys, *words, "--controls", controls, "--run", folder)
+        assert code == 0, err
+        compared = ms.Comparison.open(folder)
+        pairs = {(f.mask, f.against) for f in compared.findings()}
+        assert expected | {("dam within 0.28", "tpe within 0.28")} <= pairs
+        assert not {n for pair in pairs for n in pair if "star" in pair} & searched
+        assert "28.9 % of the pairs, beyond 0.28: it is no opponent" in out
+        assert (
+            "star: 28.9 % of the pairs, beyond 0.28: it is no opponent" in err
+        )  # before it is paid
+        assert "no hand-designed mask has a finished run" not in out
+        assert compared.verdict() in out
+    named = ["--controls", "none", "--against", "file", "--against", "small", "--run", "runs/n"]
+    code, out, err = run(monkeypatch, capsys, *words, *named)
+    assert code == 0, err
+    pairs = {(f.mask, f.against) for f in ms.Comparison.open("runs/n").findings()}
+    assert expected <= pairs
+    assert {against for _, against in pairs} == typed
+
+
+@pytest.mark.slow
+def test_a_mask_that_leaves_no_key_to_draw_has_no_scrambled_control(job, monkeypatch, capsys):
+    words = ["compare", "mine=window(0)", "wide=window(2)", "--seeds", 1, *job, "--run", "runs/s"]
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 0, err
+    drawn = {name for name in ms.Comparison.open("runs/s").entries if name.startswith("scrambled")}
+    assert drawn == {"scrambled mine", "scrambled wide", "scrambled wide + first key"}
+    assert err.count("is left out") == 1
+    assert (
+        "scrambled mine + first key is left out: window(0) | columns(1) alone keeps as many pairs"
+        in err
+    )
+
+
+@pytest.mark.slow
 def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     study = ms.open_study("runs/x")
     best = study.best()

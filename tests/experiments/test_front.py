@@ -109,6 +109,47 @@ def test_masks_go_through_a_line(scripts):
         assert kept.unpacked(kept.packed(mask)) == mask
 
 
+def test_shares_by_layer_are_those_of_the_masks_that_were_chosen(scripts):
+    """What the page says of DAM's layers, pair by pair at 28 tokens."""
+    results = FOLDER / "results"
+    stored = pd.read_csv(results / "layers.csv").set_index(["search", "budget"])
+    lines = scripts["tables"].read(results / "dam_3.jsonl")
+    mask = scripts["kept"].unpacked(scripts["tables"].best_within(lines, 0.2)["mask"])
+    shares = []
+    for heads in mask.dense(64, 6, 12):
+        kept = [
+            bool(head[query, key]) for head in heads for query in range(28) for key in range(28)
+        ]
+        shares.append(sum(kept) / len(kept))
+    assert stored.loc[(3, 0.2)]["share"].tolist() == pytest.approx(shares, abs=1e-5)
+
+
+def test_searches_are_compared_with_the_best_family_of_each_budget(scripts, tmp_path):
+    tables = scripts["tables"]
+    judged = {("drawn", "star 0.5"): 0.3, ("drawn", "bigbird 0.5"): 0.4}
+    judged |= {("drawn", "signed shifts 0.5"): 0.9, ("drawn", "dense 1"): 1.0}  # are no families
+    judged |= {("drawn", "star 0.2"): 0.2}
+    for number, arm in enumerate(tables.ARMS):
+        for search in (0, 1):
+            found = [{"score": 0.1, "density": at} for at in (0.5, 0.2)]
+            text = "".join(json.dumps(line | {"setting": ""}) + "\n" for line in found)
+            (tmp_path / f"{arm}_{search}.jsonl").write_text(text)
+            judged[f"search {search}", f"{arm} 0.5"] = 0.5 + number / 10 + search / 10
+            judged[f"search {search}", f"{arm} 0.2"] = 0.1 * search
+    lines = [
+        {"where": where, "name": name, "density": 0.5, "score": score}
+        for (where, name), score in judged.items()
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "judged_STS-B_card.jsonl").write_text(text)
+    found = tables.above_families(tmp_path, [0.5, 0.2]).set_index(["measure", "arm"])["value"]
+    for number, arm in enumerate(tables.ARMS):
+        half, fifth = 0.55 + number / 10 - 0.4, 0.05 - 0.2
+        assert [found[at, arm] for at in ("0.5", "0.2", "mean")] == pytest.approx(
+            [half, fifth, (half + fifth) / 2]
+        )
+
+
 def test_permutation_counts_the_ways_to_deal_the_searches(scripts):
     one, other = [0.31, 0.4, 0.38, 0.36], [0.3, 0.37, 0.28, 0.33, 0.29]
     expected = stats.permutation_test(

@@ -86,8 +86,10 @@ def test_a_line_has_room_for_whole_operands_only(tmp_path):
     wide = replace(record(10_000, 1234.5, sparsity=0.123), job=Evaluate(mask))
     named = replace(wide, role="compared", name="a name " * 30, seed=1000)
     broken = replace(record(7, None), error="ValueError: " + "x" * 300 + "\n")
-    for line in shown(False, [], [wide, named, broken]).splitlines():
-        assert len(line) <= 120
+    long, label, reason = shown(False, [], [wide, named, broken]).splitlines()
+    assert len(long) <= 120
+    assert label.endswith("front 1  0:00 left  best so far")  # a file or a pipe takes whole lines
+    assert reason.endswith("x" * 300)
     for line in shown(True, [], [wide, named, broken]).splitlines():
         assert len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) <= 120
     assert "#10000 window(3) | ... [b70bf545]  loss" in shown(False, [], [wide])

@@ -15,6 +15,7 @@ from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files
 from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.saving import open_model
 
 BERT = {
     "vocab_size": 40,
@@ -279,6 +280,23 @@ def test_an_encoder_that_takes_no_mask(tmp_path):
     hf.MPNetForMaskedLM(hf.MPNetConfig(**BERT)).save_pretrained(tmp_path)
     with pytest.raises(AttachError, match="MPNetModel does not use transformers' attention"):
         open_pretrained(tmp_path)
+    with pytest.raises(AttachError, match=r"^MPNetForMaskedLM does not use") as error:
+        open_model(tmp_path)
+    assert "docs/supported_models.md" in str(error.value)
+    assert "request" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "what"), [(torch.nan, "NaN"), (torch.inf, "infinity")])
+def test_weights_that_are_not_finite_are_called_so(tmp_path, value, what):
+    model = saved(tmp_path)
+    name = "bert.encoder.layer.1.output.dense.bias"
+    with torch.no_grad():
+        model.get_parameter(name)[3] = value
+    model.save_pretrained(tmp_path)
+    said = f"the weights of {tmp_path} hold {what} in {name}; take another checkpoint"
+    for opens in (open_pretrained, open_model):
+        with pytest.raises(DataError, match=said):
+            opens(tmp_path)
 
 
 def test_a_configuration_that_is_no_json(tmp_path):
