@@ -230,7 +230,7 @@ NO_CLAIM = [
     (IMPORTANCE, "On the trained models below,"),  # on the page
     # tests/test_docs_attention.py and tests/test_docs_write_your_own.py compare these outputs
     ("docs/attention.md", "self 0-5 window(16) 512 6.34% 34.4% gather"),
-    ("docs/attention.md", "self 0-5 window(16) 128 24.1% 100% sdpa"),
+    ("docs/attention.md", "block gather pays from about 512 positions on"),
     ("docs/write_your_own.md", "neighbourhood(4, 1) | global_tokens(1) 0.516"),
     ("docs/running.md", "#2 window(4) | global_tokens(1) score ..."),  # an example of a line
     # a minute of a search by two processes, whose order is another each time

@@ -90,6 +90,7 @@ MOVED = {  # a page that is no more -> the page that has its text; old addresses
     "guide_own_part": "write_your_own",
     "guide_proxy": "proxy",
     "guide_search": "search",
+    "guide_serve": "inference",
     "notebooks": "README",
     "own_evaluator": "write_your_own",
     "own_language_model": "write_your_own",
@@ -98,8 +99,9 @@ MOVED = {  # a page that is no more -> the page that has its text; old addresses
     "own_selector": "write_your_own",
     "own_strategy": "write_your_own",
     "proxy_card": "proxy",
-    "statistics_fronts": "statistics_errors",
-    "statistics_power": "statistics_errors",
+    "statistics_errors": "statistics",
+    "statistics_fronts": "statistics",
+    "statistics_power": "statistics",
     "statistics_rows": "statistics",
 }
 moved = {"index": "docs/index"} | {f"docs/{old}": new for old, new in MOVED.items()}

@@ -64,7 +64,7 @@ ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s
 FRONT = ("README.md", "docs/", "experiments/README.md")
 ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
 FIGURES = ("experiments/0", "experiments/1", "benchmarks/", "docs/engines.md")  # all is reported
-SIMULATED = ("docs/statistics_errors.md",)  # tests/analysis/test_null_rates.py compares them
+SIMULATED = ("docs/statistics.md",)  # tests/analysis/test_null_rates.py compares them
 OUTPUT = ("", "text")  # what blocks of output are called; other blocks are code
 STOP = r"[.;:?!](?=\s)|\n\s*\n|\n(?=\s*[-|] )"  # ends of a sentence
 NAMED = r"experiments/|(?<!books/)\b\d\d_[a-z]|benchmarks/"  # a paragraph that reports results

@@ -32,13 +32,13 @@ SMALL = {  # what the page says -> what a toy takes
 }
 
 
-def commands(name: str) -> list[list[str]]:
-    """Words of the commands in a page's first block, made small."""
+def commands(name: str, block: int = 0) -> list[list[str]]:
+    """Words of the commands in a block of a page, made small."""
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    block = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0]
-    block = re.sub("|".join(map(re.escape, SMALL)), lambda found: SMALL[found[0]], block)
-    named = dict(re.findall(r'^(\w+)="(.*)"', block, re.M))
-    lines = [line for line in block.splitlines() if line.startswith("masksearch ")]
+    text = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[block]
+    text = re.sub("|".join(map(re.escape, SMALL)), lambda found: SMALL[found[0]], text)
+    named = dict(re.findall(r'^(\w+)="(.*)"', text, re.M))
+    lines = [line for line in text.splitlines() if line.startswith("masksearch ")]
     for name, words in named.items():
         quoted = shlex.join(words.split())
         lines = [line.replace(f"${name}", quoted) for line in lines]
@@ -82,7 +82,7 @@ def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_the_card_of_the_cheap_settings(toys, monkeypatch, capsys):
-    *compared, card = commands("adapting.md")
+    *compared, card = commands("adapting.md", -1)
     for words in compared:
         said(words, monkeypatch, capsys)
     shown = said(card, monkeypatch, capsys)

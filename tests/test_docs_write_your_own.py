@@ -52,7 +52,7 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 
 
 def test_the_page_has_a_file_for_each_part():
-    assert len(FILES) == len(sections()) == 10
+    assert len(FILES) == len(sections()) == 9
 
 
 @pytest.mark.nightly

@@ -34,6 +34,13 @@ def cell(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
 
 
+def row(program: str, name: str, command: Any) -> str:
+    """One command in the list of all, with the first sentence of its help."""
+    title = name if program == "masksearch" else f"{program} {name}"
+    about = cell(inspect.cleandoc(command.help).partition("\n\n")[0])
+    return f"| [`{program} {name}`](#{title.replace(' ', '-')}) | {about} |"
+
+
 def section(program: str, name: str, command: Any) -> str:
     """One command."""
     about, _, examples = inspect.cleandoc(command.help).partition(EXAMPLES)
@@ -58,13 +65,17 @@ def section(program: str, name: str, command: Any) -> str:
 
 def main(docs: Path) -> None:
     """Writes `commands.md` into that folder."""
-    sections = [
-        section(program, name, command)
+    commands = [
+        (program, name, command)
         for program, each in PROGRAMS.items()
         for name, command in typer.main.get_command(each).commands.items()
     ]
+    table = "\n".join(
+        ["| command | what it does |", "|---|---|", *(row(*each) for each in commands)]
+    )
     (docs / "commands.md").write_text(
-        "\n\n".join([HEAD.strip(), *sections]) + "\n", encoding="utf-8"
+        "\n\n".join([HEAD.strip(), table, *(section(*each) for each in commands)]) + "\n",
+        encoding="utf-8",
     )
 
 

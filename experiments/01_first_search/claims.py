@@ -99,7 +99,7 @@ mean_scores = np.array([mask.glue.to_numpy() for mask in by_name.values()])
 seed_sd = (np.diff(mean_scores, axis=1).std(ddof=1) / np.sqrt(2)).item()  # masks and seeds crossed
 
 CLAIMS = [
-    Claim("docs/statistics_errors.md", '"sd {}" is that of the mean GLUE score', [seed_sd]),
+    Claim("docs/statistics.md", '"sd {}" is that of the mean GLUE score', [seed_sd]),
     *rows(HERE, {NAMES.get(name, name): cells(name, HEADS) for name in by_name}, "## Result: 800"),
     *rows(HERE, {"*majority class*": majority}),
     Claim(HERE, "signed shifts: {} against star, {} % interval [{}, {}]", judged("tpe shifts")),
@@ -192,7 +192,7 @@ CLAIMS.append(
     )
 )
 NO_CLAIM = [
-    ("docs/statistics_errors.md", "standard error .0016"),  # of 20,000 draws
+    ("docs/statistics.md", "standard error .0016"),  # of 20,000 draws
     (HERE, "standard deviation 0.049"),
     (HERE, "target density .031, cut at .031 and .022"),
     (HERE, "multiplier control at .04"),

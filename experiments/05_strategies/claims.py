@@ -34,7 +34,7 @@ CLAIMS = [
     Claim(
         "docs/does_search_pay.md",
         "| a small space with many good masks | random search | of {} other strategies none is "
-        "told from it at {}, {} or {} trials; {} of {} masks are good "
+        "shown to differ from it at {}, {} or {} trials; {} of {} masks are good "
         "([05](../experiments/05_strategies/README.md)) |",
         [
             *(others.strategy.nunique(), *sorted(summary.trials.unique())),

@@ -96,7 +96,7 @@ CLAIMS = [
         "docs/does_search_pay.md",
         "| a trained decoder, bytes of its cache, and text like novels | one wider window in "
         "every layer; `allocate` begins there | searched full layers lose {} [{}, {}] nats a "
-        "token {} at 25 % of SmolLM2's cache; after distillation the two are not told apart "
+        "token {} at 25 % of SmolLM2's cache; after distillation no difference is shown "
         "([10](../experiments/10_smollm2/README.md)).",
         behind,
     ),
@@ -107,7 +107,7 @@ CLAIMS = [
     ),
     Claim(
         "docs/decoder.md",
-        "six searched full layers lose {} than five sets of full layers drawn by hand, but {} "
+        "six searched full layers lose {} than five hand-designed sets of full layers, but {} "
         "[{}, {}] nats a token {} than `columns(4) | window({})` in every layer",
         [gain[-1], *behind, reach],
     ),

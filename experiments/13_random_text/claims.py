@@ -81,10 +81,11 @@ assert min(one_search(other) for other in FOUND) > 0.05  # "neither is told"
 CLAIMS.append(
     Claim(
         "docs/does_search_pay.md",
-        "| a model of two layers from scratch on text, its first 800 steps | one signed offset a "
-        "head, drawn by hand | after 400 steps it loses {} [{}, {}] nats {} than TPE's mask and "
+        "| a model of two layers from scratch on text, its first 800 steps | one hand-designed "
+        "signed offset a head | after 400 steps it loses {} [{}, {}] nats {} than TPE's mask and "
         "{} [{}, {}] {} than DAM's, uncorrected, one search each; with searches as the unit "
-        "neither is told from random search ([13](../experiments/13_random_text/README.md)).",
+        "neither is shown to differ from random search "
+        "([13](../experiments/13_random_text/README.md)).",
         [-LESS[0], -LESS[2], -LESS[1], LESS[0], -LESS[3], -LESS[5], -LESS[4], LESS[3]],
     )
 )

@@ -323,8 +323,8 @@ GUIDED = {
     "Greedy rounds, the default of `masksearch allocate`, and TPE are {} DAM on both tasks": [
         SHOWN.loc[(STS, "greedy"), "value"],
     ],
-    "Random search over heads is a control. It is not told from random keys that keep [CLS]: "
-    "within 30 % of STS-B random search minus random keys and [CLS] is {} [{}, {}]": minus(
+    "Random search over heads is a control. It is not shown to differ from random keys that keep "
+    "[CLS]: within 30 % of STS-B random search minus random keys and [CLS] is {} [{}, {}]": minus(
         STS, "random", WITH_CLS, THIRD
     ),
 }

@@ -235,23 +235,23 @@ assert BEHIND["TPE - full heads"][2] > 0 < BEHIND["random - full heads"][2]  # "
 low, lower = sorted(scores[(scores["arm"] == "random") & (scores["budget"] == 0.5)]["score"])[:2]
 LINK = "([19](../experiments/19_front/README.md)) |"
 ADVICE = {
-    "| a raw checkpoint that is trained under its mask, at 20 to 30 % of the pairs | whole heads, "
-    "drawn by hand (`masks.rivals_within`): in each layer one that sees earlier tokens and one "
-    "that sees later ones, from {} % on two full ones | the first keep {} of STS-B's correlation "
-    "with {} % of the pairs, where the best of fifteen searches keeps {} with {} %; within {} % "
-    "DAM minus the second is {} [{}, {}], TPE and random search are not shown to be {}. One task, "
-    "one checkpoint; which heads to take was read off judged rows " + LINK: [
+    "| a raw checkpoint that is trained under its mask, at 20 to 30 % of the pairs | "
+    "hand-designed whole heads (`masks.rivals_within`): in each layer one that sees earlier "
+    "tokens and one that sees later ones, from {} % on two full ones | the first keep {} of "
+    "STS-B's correlation with {} % of the pairs, where the best of fifteen searches keeps {} with "
+    "{} %; within {} % DAM minus the second is {} [{}, {}], TPE and random search are not shown "
+    "to be {}. One task, one checkpoint; which heads to take was read off judged rows " + LINK: [
         *(TWO_FULL[1], *SHIFTS[:2], best, 20, 30, *BEHIND["DAM - full heads"][:3]),
         max(BEHIND["TPE - full heads"][0], BEHIND["random - full heads"][0]),
     ],
     "| the same at {} % of the pairs | DAM | its mean is {} of that of random search at {} and "
-    "{} % (there {}, dense attention {}), in no family of tests; minus the drawn mask it is "
-    "{} [{}, {}] at {} % " + LINK: [
+    "{} % (there {}, dense attention {}), in no family of tests; minus the hand-designed mask it "
+    "is {} [{}, {}] at {} % " + LINK: [
         *(12, min(few.values()), *(100 * at for at in few), mean("dam", 0.12), dense),
         *(*figure("score at 0.12", f"dam - {DRAWN}"), 12),
     ],
-    "| the same at half of the pairs | {} full heads a layer, drawn by hand, or TPE | they keep "
-    "{} and {}; DAM minus TPE is {} [{}, {}], and two of five random searches keep {} and {} "
+    "| the same at half of the pairs | {} full heads in each layer, hand-designed, or TPE | they "
+    "keep {} and {}; DAM minus TPE is {} [{}, {}], and two of five random searches keep {} and {} "
     + LINK: [
         *(5, whole.loc[("full heads", 0.5), "score"], mean("tpe", 0.5)),
         *(*figure("score at 0.5", "dam - tpe"), low, lower),

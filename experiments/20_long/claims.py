@@ -143,8 +143,8 @@ CLAIMS += [
         "| the same, and text that is looked up from afar | `allocate --tasks` | at a quarter of "
         "SmolLM2's cache answers lose {} [{}, {}] nats {} than with one window in the form that "
         "engines serve, full layers beside a window, and {} [{}, {}] {} with windows by layer, "
-        "one search each. Of the answers {} and {} are right whole, {} with one window, not told "
-        "apart. On planted decoders the planned test shows no difference "
+        "one search each. Of the answers {} and {} are right whole, {} with one window, without a "
+        "shown difference. On planted decoders the planned test shows no difference "
         "([20](../experiments/20_long/README.md)) |",
         [*LESS["narrow"], *LESS["levels"], mean(0.25, "narrow", "right"), *RIGHT[:2]],
     ),

@@ -120,7 +120,7 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
         for near in fifths:  # the search's choice is not in it, so it errs to the low side
             assert -0.05 < is_member[near].mean() - chance[near].mean() < 0.2
     docs = Path(__file__).parents[2] / "docs"
-    page = (docs / "statistics_errors.md").read_text(encoding="utf-8")
+    page = (docs / "statistics.md").read_text(encoding="utf-8")
     for row in zip(*table, strict=True):  # of 3, 5 and 10 seeds
         print(*row, sep=" | ")
         assert f"| {' | '.join(row)} |" in page
