@@ -96,16 +96,16 @@ def test_losses_of_trained_encoders_stand_inside_their_intervals():
     front = (ROOT / "README.md").read_text(encoding="utf-8")
     guide = (ROOT / "docs" / "trained_encoders.md").read_text(encoding="utf-8")
     parts = {
-        "README.md": front.split("## What has been found")[1].split("\n## ")[0],
-        "trained_encoders.md": guide.split("## Which selector to take")[1].split("\n## ")[0],
+        "README.md": (front.split("## What has been found")[1].split("\n## ")[0], 5),
+        "trained_encoders.md": (guide.split("## Which selector to take")[1].split("\n## ")[0], 8),
     }
     densities = r"(?:keeps|DAM|keys) \.\d+"  # no estimates
-    for page, text in parts.items():
+    for page, (text, least) in parts.items():
         words = " ".join(re.sub(rf"`[^`]*`|{densities}", "", text).split())
         number = r"-?\d*\.\d+"
         whole = re.compile(rf"({number}) \[({number}), ({number})\]")
         estimates = [tuple(map(float, found)) for found in whole.findall(words)]
-        assert len(estimates) >= 8
+        assert len(estimates) >= least
         assert all(low <= value <= high for value, low, high in estimates), page
         alone = re.findall(rf"(?<![\d.\w/-]){number}", whole.sub("", words))
         assert not alone, page
