@@ -311,8 +311,8 @@ def search(
             trials, and after 50 in a row the search ends. "dam" and "prune" cut their
             masks at these densities, "allocate" solves for these budgets.
         baselines: Name -> mask, judged first, beside the trials and on top of them;
-            `masks.FAMILIES` for the six families. None = with a budget all that is drawn by hand
-            at that cost (`masks.rivals_within`, some twenty masks a budget), without one none. A
+            `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
+            of that cost (`masks.rivals_within`, some twenty masks a budget), without one none. A
             space may say which of these it holds (its attribute `starts`, a function of shape and
             budget that returns parameters): samplers and evolution learn from them. A run that
             began without goes on without.

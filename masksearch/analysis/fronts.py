@@ -450,7 +450,7 @@ def chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
     """How many of the search's masks are on the true front, and which probably are not."""
     chances = {name: fronts.chances[name] for name in searched.masks}
     if any(map(math.isnan, chances.values())):
-        return ["which masks are on the true front cannot be told from one seed"]
+        return ["one seed does not show which masks are on the true front"]
     sure = sum(chance >= SURE for chance in chances.values())
     doubted = {name: chance for name, chance in chances.items() if chance < DOUBTFUL}
     line = (

@@ -601,7 +601,7 @@ def judge_schedule(card: ProxyCard, name: str, rows: pd.DataFrame) -> tuple[str,
         )
     if not last["within_low"] > 0:
         within = f"tau within density bands is {interval_text(last, 'within')}"
-        return "", f"at {last.budget:,} steps {within}: it cannot be told from 0."
+        return "", f"at {last.budget:,} steps {within}: no correlation is shown."
     return "", (
         f"at {last.budget:,} steps one seed's ranking within density bands agrees with another "
         f"seed's {card.target} by {interval_text(last, 'between_seeds')}, below {rule}."

@@ -102,7 +102,7 @@ def recommend(
         "better": f"is shown to be better than {hand.name}",
         "not shown": f"is not shown to be better than {hand.name}, so that one is taken",
         "worse": f"is shown to be worse than {hand.name}, so that one is taken",
-        "too few seeds": f"has too few seeds to be told from {hand.name}, so that one is taken",
+        "too few seeds": f"has too few seeds to compare with {hand.name}, so that one is taken",
         "learned nothing": f"has learned nothing, so {hand.name} is taken",
     }
     sentence = f"{searched.name} {words[outcome]}: {figure}."

@@ -564,7 +564,7 @@ def power(
     row_error: float = 0.0,
     level: float = 0.95,
 ) -> float:
-    """Probability that a true difference is told from 0.
+    """Probability that a true difference is shown to be other than 0.
 
     Args:
         difference: Between two masks, in units of the score.

@@ -221,7 +221,9 @@ def detail_lines(
                 "hand-designed masks"
             )
         elif not any({entry.name, best.name} == {each.mask, each.against} for each in findings):
-            lines.append(f"the best hand-designed mask as sparse is {best.name} {score} ({gap})")
+            lines.append(
+                f"the best hand-designed mask at that sparsity is {best.name} {score} ({gap})"
+            )
     return lines
 
 

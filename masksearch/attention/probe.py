@@ -34,7 +34,7 @@ REACHABLE = (
     "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, DeiT, DINOv2, CLIP, "
     "GPT-2, Llama, Qwen, T5, BART"
 )
-ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is told apart
+ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is recognised
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
@@ -391,7 +391,7 @@ def parts_of(
     if not cross and (paired or named_inputs.get("encoder_hidden_states") is not None):
         raise AttachError(
             f"{type(model).__name__} was shown encoder and decoder inputs of equal length, so "
-            "that cross-attention cannot be told apart; give inputs with different lengths"
+            "that cross-attention cannot be recognised; give inputs with different lengths"
         )
     groups: dict[str, list[Call]] = {}
     names = names_of(model)

@@ -68,7 +68,7 @@ class SearchOptions(JudgeOptions):
         *(SEARCHED, "no limit", "SHARE"),
     )
     baselines: bool | None = option(
-        "Judge hand-designed masks as well, first: with --budget what is drawn by hand at that "
+        "Evaluate hand-designed masks as well, first: with --budget those of that "
         "cost, else the six families.",
         *(SEARCHED, "with --budget"),
         name="--baselines/--no-baselines",
@@ -127,7 +127,7 @@ class CompareOptions(JudgeOptions):
     )
     budget: list[float] | None = option(
         "Largest share of dense attention that a run's mask costs: RUN stands for its best mask "
-        "within each, beside masks drawn by hand within each; repeatable.",
+        "within each, beside hand-designed masks within each; repeatable.",
         *(COMPARED, "no limit", "SHARE"),
     )
     controls: str = option(

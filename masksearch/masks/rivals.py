@@ -1,5 +1,4 @@
-"""Masks that anyone would draw by hand at the cost of a searched one: the searched one has to
-beat these.
+"""Hand-designed masks of the cost of a searched one, which has to beat them.
 
 >>> from masksearch import Shape, masks
 >>> drawn = masks.rivals_within(0.4, Shape(64, 6, 1, causal=True), local=masks.window(3))
@@ -42,7 +41,7 @@ def rivals_within(
     special: Sequence[int] | None = None,
     order: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Mask]:
-    """The masks drawn by hand that cost no more than a limit, each as dense as that allows.
+    """The hand-designed masks that cost no more than a limit, each as dense as that allows.
 
     Of a decoder (`shape.causal`): one window in every layer with the sinks of `local`, and as many
     full layers as the limit pays for, the others local: the first, middle or last ones, or every

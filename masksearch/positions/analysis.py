@@ -82,7 +82,7 @@ def importance(
             is the mean over scored tokens.
         batches: List of dicts of tensors with labels, all of one length n.
         method: See above.
-        per: What is told apart: every `"head"`, every `"layer"`, or nothing (`"model"`).
+        per: What is kept apart: every `"head"`, every `"layer"`, or nothing (`"model"`).
         signed: False = `"gradient"` and `"flip"` take the absolute value of each pair's effect
             in each sequence before they add up. In a trained model signed effects cancel: some
             sequences want more of a weight, others less.

@@ -37,7 +37,7 @@ class ImportanceSpec:
     keys: tuple[int, ...]
 
     def pool(self, table: Tensor) -> Tensor:
-        """Sums `[layers, heads, ..]` over what is not told apart; those axes become 1."""
+        """Sums `[layers, heads, ..]` over what is not kept apart; those axes become 1."""
         axes = POOLED[self.per]
         return table.sum(axes, keepdim=True) if axes else table
 
@@ -151,7 +151,7 @@ class Importance:
 
     Args:
         method: How it was measured.
-        per: What is told apart. Pooled axes have length 1: effects of the same pairs in all
+        per: What is kept apart. Pooled axes have length 1: effects of the same pairs in all
             heads (or layers and heads) are those of taking them out everywhere at once.
         length: Positions n.
         values: float `[layers | 1, heads | 1, n, n]`, or None for `"drop"`.

@@ -157,7 +157,7 @@ def compared_chart(
 
 def leading(points: Sequence[Mapping[str, Any]], goal: str) -> dict[str, str]:
     """Ids of the points that a page begins with -> what they stand for: full attention, the best
-    mask drawn by hand, and the best candidates and masks of a search (of its front, where its
+    hand-designed mask, and the best candidates and masks of a search (of its front, where its
     trials are shown)."""
     sign = 1 if goal == "max" else -1
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -167,7 +167,7 @@ def leading(points: Sequence[Mapping[str, Any]], goal: str) -> dict[str, str]:
         if point["saved"] == 0:
             what = ("dense", "")
         elif point["group"] == "hand-designed":
-            what = ("best drawn by hand", "")
+            what = ("best hand-designed", "")
         elif point["front"] or point["group"] == "searched":
             what = ("found", point["name"])
         elif point["group"] == "candidate":
@@ -177,7 +177,7 @@ def leading(points: Sequence[Mapping[str, Any]], goal: str) -> dict[str, str]:
         if what not in best or sign * (point["score"] - best[what]["score"]) > 0:
             best[what] = point
     mine = sorted((what for what in best if what[1]), key=lambda what: -sign * best[what]["score"])
-    order = [("dense", ""), ("best drawn by hand", ""), *mine[:LED]]
+    order = [("dense", ""), ("best hand-designed", ""), *mine[:LED]]
     return {best[what]["id"]: what[0] for what in order if what in best}
 
 

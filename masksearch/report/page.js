@@ -28,7 +28,7 @@ function withInterval([mean, low, high]) {
   if (low == null) return brief(mean);
   return `${brief(mean)} [${brief(low)}${high == null ? " at least" : `, ${brief(high)}`}]`;
 }
-const LEADS = ["dense", "best drawn by hand", "found", "named"]; // in the row that a page begins with
+const LEADS = ["dense", "best hand-designed", "found", "named"]; // in the row that a page begins with
 function listed(rows) {
   return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }

@@ -94,7 +94,7 @@ def learns(strategy: Strategy) -> bool:
 
 
 def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, Mask]:
-    """The masks that anyone would draw by hand within budgets, counted as the budgets are
+    """The hand-designed masks within budgets, counted as the budgets are
     (`find_cost`): `"NAME within 0.3"`, each mask under the smallest one that pays for it."""
     cost, drawn = find_cost(evaluator), dict[str, Mask]()
     price = None if cost == DENSITY else lambda mask: evaluator.measures_of(mask)[cost]

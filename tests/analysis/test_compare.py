@@ -482,7 +482,9 @@ def test_what_learned_nothing_is_nobodys_nearest_and_the_best_family_is_named(ju
         ]
         found = replace(made, records=records)
         assert [finding.against for finding in found.findings()] == [nearest]
-        line = "the best hand-designed mask as sparse is log_sparse 0.700 (2.5 points sparser)"
+        line = (
+            "the best hand-designed mask at that sparsity is log_sparse 0.700 (2.5 points sparser)"
+        )
         assert line in found.verdict()
         assert line not in found.verdict(against="log_sparse")  # it is the opponent
 

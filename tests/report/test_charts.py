@@ -69,7 +69,7 @@ def test_a_page_begins_with_dense_the_best_drawn_and_what_was_found(searched, co
     best = min(masks.FAMILIES, key=lambda name: masks.FAMILIES[name].sparsity(16))
     assert leads == {
         "dense": "dense",
-        best: "best drawn by hand",
+        best: "best hand-designed",
         "found with tpe, at 0.8": "found",
     }
     chart = told(replace(searched, shape=shape))["chart"]
