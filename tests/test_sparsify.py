@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from cli_runs import run
+from real_data import DATA, minilm, real
+from scipy.stats import pearsonr
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 from typer.testing import CliRunner
@@ -213,3 +215,38 @@ def test_a_killed_command_goes_on_and_repeats_nothing(
     assert finished.items() <= after.items()
     straight = sparsify(place, tmp_path / "straight", strategy_options=None, seeds=3)
     assert f"budget 0.6: {straight.answer}" in done.stdout
+
+
+@pytest.mark.nightly
+@real
+def test_minilm_keeps_the_printed_score_on_sts_b(tmp_path: Path) -> None:
+    """Most of an hour on a core: the folder opens with the score that was printed."""
+    settings = {"finetune_lr": 2e-4, "epochs": 1, "dropout": 0.0, "length": 64, "device": "cpu"}
+    out = tmp_path / "out"
+    found = ms.sparsify(
+        minilm(), DATA / "glue", 0.12, task="STS-B", out=out, settings=settings, progress=None
+    )
+    print(found.answer)
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    judge = GlueEvaluator(
+        None,
+        DATA / "glue",
+        tasks=("STS-B",),
+        weights=out / "run" / "dense",
+        adapt="none",
+        half="final",
+        rows=None,
+        dev_rows=None,
+        length=64,
+        device="cpu",
+    )
+    rows, model = judge.tokens().dev["STS-B"], ms.load_pretrained(out)
+    labels, scores = list[float](), list[float]()
+    for at in range(len(rows)):
+        batch = judge.inputs(rows, [at])
+        labels.append(float(batch.pop("labels")))
+        with torch.no_grad():
+            scores.append(float(model(**batch).logits))
+    assert pearsonr(labels, scores).statistic == pytest.approx(result["saved"]["score"], abs=1e-6)
+    assert result["saved"]["density"] <= 0.12
+    assert found.comparison.recommend(0.12).mask == found.mask

