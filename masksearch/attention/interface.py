@@ -108,7 +108,7 @@ def masked_attention(
     places = None if state is None else state.positions.running.held.get(state.name)
     if state is not None and places is not None:
         seen = state.once(
-            lambda: state.at_held(places, queries, attention_mask),
+            lambda: state.cells_of_cached_keys(places, queries, attention_mask),
             *(state.lowered, places, attention_mask),
         )
         seen = None if seen is None else seen.to(key.device)

@@ -509,7 +509,9 @@ class LayerState:
         value: T = seen[key][-1]
         return value
 
-    def at_held(self, positions: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
+    def cells_of_cached_keys(
+        self, positions: Tensor, queries: int, visible: Tensor | None
+    ) -> Tensor | None:
         """Which keys of a `MaskedCache` each query attends to: the mask's, and the model's, cells.
 
         Args:
