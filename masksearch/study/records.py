@@ -349,7 +349,7 @@ def processor_name() -> str:
 
 def machine_name() -> str:
     """Processor, cores, GPUs and system of this machine."""
-    gpus = said_by("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    gpus = command_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     counted = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
     cores = f"{os.cpu_count()} logical CPUs"
     return ", ".join([processor_name(), cores, *counted, platform.platform()])
@@ -358,11 +358,11 @@ def machine_name() -> str:
 def git_commit() -> str:
     """Commit of the working tree around the current folder; empty where there is none."""
     asked = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    commit, dirty, _ = said_by("git", "--no-optional-locks", *asked).partition("-dirty")
+    commit, dirty, _ = command_output("git", "--no-optional-locks", *asked).partition("-dirty")
     return f"{commit} with uncommitted changes" if dirty else commit
 
 
-def said_by(*command: str) -> str:
+def command_output(*command: str) -> str:
     """The output of a program; empty where it is missing, slow or fails."""
     if shutil.which(command[0]) is None:
         return ""
