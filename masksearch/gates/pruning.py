@@ -238,14 +238,14 @@ class DensityControl:
 
     def pause(self, step: int) -> None:
         """The target stands still from that step on."""
-        self.part, self.paused = self.gone(step), True
+        self.part, self.paused = self.progress(step), True
 
     def go_on(self, step: int) -> None:
         """The target sinks again; it arrives when it would have without the pause."""
         self.span = max(1.0, self.since + self.span - step)
         self.since, self.paused = step, False
 
-    def gone(self, step: int) -> float:
+    def progress(self, step: int) -> float:
         """The share of its way, in log density, that the target has gone at a step."""
         if self.paused:
             return self.part
@@ -256,7 +256,7 @@ class DensityControl:
         config, first = self.config, self.initial
         if config.control != "hinge":
             return torch.tensor(config.density)
-        return torch.tensor(first * (min(config.density, first) / first) ** self.gone(step))
+        return torch.tensor(first * (min(config.density, first) / first) ** self.progress(step))
 
     def cost(self, gates: Gates) -> Tensor:
         """The term of the loss, in nats: a fp32 scalar."""
