@@ -80,7 +80,7 @@ class BitMask(Mask):
     def bits_at(self, at: Points, *index: Tensor) -> Tensor:
         """The bits of the layer and head that are asked for, at those indices."""
         layer = self.planes_of_bits.select(0, at.layer if self.layers else 0)
-        layer = beside(index[0], layer)
+        layer = to_device_of(index[0], layer)
         head = at.head if self.heads else 0
         if isinstance(head, int):
             kept = layer.select(0, head)[index]
@@ -95,9 +95,9 @@ class BitMask(Mask):
         return moved
 
 
-def beside(index: Tensor, values: Tensor) -> Tensor:
-    """The values where the indices lie. Where they are there, a graph holds no move: inductor
-    lowers none inside a `mask_mod`."""
+def to_device_of(index: Tensor, values: Tensor) -> Tensor:
+    """The values on the device of the indices. Values that are there are returned as they are:
+    inductor cannot lower a copy inside a `mask_mod`."""
     return values if values.device == index.device else values.to(index.device)
 
 
@@ -247,7 +247,7 @@ class Drawn(Mask, stored=False):
     keys: Tensor
 
     def allows(self, at: Points) -> Tensor:
-        keys = beside(at.query, self.keys)
+        keys = to_device_of(at.query, self.keys)
         result = (at.key == -1) & (at.query == -1)
         for column in keys.unbind(1):
             result = result | (at.key == column[at.query])
