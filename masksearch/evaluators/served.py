@@ -29,7 +29,7 @@ from masksearch.serving.native import from_native, to_native
 from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.recall import Recall
-from masksearch.tasks.splits import spread
+from masksearch.tasks.splits import evenly_spaced
 
 CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
 
@@ -154,4 +154,4 @@ class Served(EvaluatorWrapper):
         """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""
         text = self.evaluator.task()
         assert isinstance(text, NextTokenText)
-        return text.train[spread(len(text.train), CALIBRATED)].long()
+        return text.train[evenly_spaced(len(text.train), CALIBRATED)].long()

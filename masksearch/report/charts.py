@@ -389,7 +389,9 @@ def name_layers(
     low, high = sparsity_axis(chart)
     colours = {group["name"]: group["colour"] for group in chart["groups"]}
     asked = [(mark["saved"] - low) / (high - low) for mark in marks]
-    places = spread(asked, 1.35 * SMALL / POINTS / (width - 0.75))  # of the axes' width, about
+    places = separate_labels(
+        asked, 1.35 * SMALL / POINTS / (width - 0.75)
+    )  # of the axes' width, about
     names = [
         {
             "saved": mark["saved"],
@@ -418,10 +420,10 @@ def name_layers(
     ]
 
 
-def spread(ideal: Sequence[float], gap: float) -> list[float]:
+def separate_labels(ideal: Sequence[float], gap: float) -> list[float]:
     """Places in [0, 1], in order, at least `gap` apart and near the wanted ones.
 
-    >>> spread([0.5, 0.5, 0.9], 0.2)
+    >>> separate_labels([0.5, 0.5, 0.9], 0.2)
     [0.4, 0.6, 0.9]
     """
     gap = min(gap, 1 / max(1, len(ideal) - 1))

@@ -271,7 +271,7 @@ class AllocateStrategy:
                 max(at for at, share in enumerate(shares) if share <= budget)
                 for budget in self.budgets
             ]
-            yield [path[at] for at in within or spread(len(path))]
+            yield [path[at] for at in within or coarse_to_fine(len(path))]
 
     def read_gates(self, record: Record) -> dict[str, list[float]]:
         """The scores that the gates of the first job stand for."""
@@ -550,10 +550,10 @@ def check_scores(scores: Scores, units: Units) -> None:
             )
 
 
-def spread(count: int) -> list[int]:
+def coarse_to_fine(count: int) -> list[int]:
     """Indices from 0 to `count` - 1: the ends, then each time the middles of what lies between.
 
-    >>> spread(6)
+    >>> coarse_to_fine(6)
     [0, 5, 2, 1, 3, 4]
     """
     order = [0, count - 1] if count else []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import Batch, Half, generator
-from masksearch.tasks.splits import spread
+from masksearch.tasks.splits import evenly_spaced
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import word_starts
 
@@ -196,7 +196,7 @@ class MlmTask:
             DataError: If there is none.
         """
         rows = self.corpus.held_out_rows(self.half)
-        return rows[spread(len(rows), self.held_out_sequences)]
+        return rows[evenly_spaced(len(rows), self.held_out_sequences)]
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, masked once: the same batches in every call."""

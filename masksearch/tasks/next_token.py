@@ -22,7 +22,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Half, generator
 from masksearch.files import short_hash
 from masksearch.tasks.mlm import epoch_batches
-from masksearch.tasks.splits import FEW, check_sequences, spread
+from masksearch.tasks.splits import FEW, check_sequences, evenly_spaced
 from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces
 from masksearch.tasks.text.packing import Boundaries, Sequences
@@ -231,7 +231,7 @@ class NextTokenText:
         """
         rows, documents = self.dealt(half)
         check_sequences(len(rows), len(self.held), half, self.length)
-        chosen = spread(len(rows), most).numpy()
+        chosen = evenly_spaced(len(rows), most).numpy()
         rows, documents = rows[chosen], documents[chosen]
         tokens = self.held[torch.from_numpy(rows)].long()
         return NextTokenRows(tokens, self.scored(tokens), documents, repeat_distances(tokens))
@@ -252,7 +252,7 @@ class NextTokenText:
         if len(self.begins.documents) < FEW:
             return 0
         documents = self.dealt("final")[1]
-        return len({*documents[spread(len(documents), most).numpy()].tolist()})
+        return len({*documents[evenly_spaced(len(documents), most).numpy()].tolist()})
 
 
 def repeat_distances(tokens: Tensor) -> Tensor:

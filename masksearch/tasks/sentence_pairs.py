@@ -20,7 +20,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
-from masksearch.tasks.splits import spread
+from masksearch.tasks.splits import evenly_spaced
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import Boundaries, Sequences, bare_ids
 from masksearch.tasks.text.tokenizer import sentence_ends
@@ -150,7 +150,7 @@ class SentencePairTask(MlmTask):
     @cached_property
     def held_out_rows(self) -> Tensor:
         """Numbers of the windows that are scored, int64, rising."""
-        return spread(len(self.held_out_windows), self.held_out_sequences)
+        return evenly_spaced(len(self.held_out_windows), self.held_out_sequences)
 
     def held_out(self) -> list[Batch]:
         """Pairs of the held-out text, drawn once: the same batches in every call."""

@@ -195,7 +195,7 @@ def two_parts(
     )
 
 
-def spread(among: int, most: int) -> Tensor:
+def evenly_spaced(among: int, most: int) -> Tensor:
     """At most so many of that many numbers, rising and evenly spread: int64."""
     count = min(among, most)
     return torch.arange(count) * among // count
