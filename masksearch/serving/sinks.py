@@ -38,7 +38,7 @@ from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Columns
 from masksearch.models.decoders import divergence
 from masksearch.tasks.next_token import NextTokenText
-from masksearch.tasks.splits import spread
+from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints, digest
 from masksearch.training.loop import TrainConfig, keeping_modes, train
 
@@ -91,7 +91,7 @@ def calibration_text(
         longest = getattr(model.config, "max_position_embeddings", LENGTH)
         length = min(max(LENGTH, 2 * first), longest)
         train = NextTokenText.load(text, tokenizer=model.name_or_path, length=length).train
-        tokens = train[spread(len(train), most)].long()
+        tokens = train[evenly_spaced(len(train), most)].long()
     queries = min(MEASURED, len(tokens)) * max(0, tokens.shape[1] - first)
     if queries < LEAST:
         raise DataError(
@@ -166,7 +166,7 @@ def calibrate(model: Any, native: Any, meter: SinkMeter, tokens: Tensor) -> None
     with keeping_modes(model):
         attach(model.eval(), meter)
         try:
-            for row in tokens[spread(len(tokens), MEASURED)]:
+            for row in tokens[evenly_spaced(len(tokens), MEASURED)]:
                 model(row[None], use_cache=False)
         finally:
             detach(model)

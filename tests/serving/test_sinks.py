@@ -22,7 +22,7 @@ from masksearch.positions.attention_maps import attention_maps
 from masksearch.serving import sinks as module
 from masksearch.serving.native import granite_swa_of
 from masksearch.tasks.next_token import NextTokenText
-from masksearch.tasks.splits import spread
+from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
 
@@ -235,7 +235,7 @@ def test_text_is_read_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     written_text(folder, tmp_path / "books", words)
     model = LLAMA.from_pretrained(folder)
     read = NextTokenText.load(tmp_path / "books", tokenizer=folder, length=128).train
-    ids = read[spread(len(read), 16)].long()
+    ids = read[evenly_spaced(len(read), 16)].long()
     made = [
         ms.to_native(model, LOCAL, sinks="calibrate", text=given)
         for given in (str(tmp_path / "books"), ids)
