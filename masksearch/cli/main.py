@@ -227,13 +227,7 @@ def resume_command(options: ResumeOptions) -> None:
     REPEATED[command](**stored)
 
 
-REPEATED: dict[str, Callable[..., None]] = {
-    "search": search,
-    "compare": compare,
-    "allocate": allocate,
-    "pretrain": pretrain,
-    "demo": demo,
-}
+REPEATED = {each.__name__: each for each in (search, compare, allocate, pretrain, demo)}
 
 
 def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -99,9 +99,7 @@ def test_statuses_become_optuna_states(store):
 
 
 def test_job_of_an_unknown_kind_is_named(tmp_path):
-    with pytest.raises(
-        SearchError, match=r"trial 3 of .* of the kind 'shared', which this .* with"
-    ):
+    with pytest.raises(SearchError, match=r"trial 3 of .* the kind 'shared', which .*; read it"):
         read_job({"kind": "shared", "config": {}}, 3, tmp_path)
 
 
