@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import ast
 import importlib
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import MOVED, did_you_mean, install_command, moved
+from masksearch.errors import did_you_mean, install_command
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import contracts as contracts
@@ -122,25 +121,12 @@ def read_public_names() -> dict[str, str]:
     return {alias.name: str(node.module) for node in statements for alias in node.names}
 
 
-ERRORS = (  # public names until 0.2.0
-    *("AttachError", "DataError", "EmptyRowError", "MaskFormatError", "NativeError"),
-    *("ResumeError", "SearchError", "UnknownNameError"),
-)
 PUBLIC = read_public_names()
 __all__ = sorted(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
-    if name in MOVED:
-        raise AttributeError(moved("the public name", name))
-    if name in ERRORS:
-        warnings.warn(
-            f"masksearch.{name} stands in masksearch.errors: write ms.errors.{name}",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return getattr(importlib.import_module("masksearch.errors"), name)
     if name not in PUBLIC:
         hint = did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")

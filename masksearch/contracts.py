@@ -204,13 +204,6 @@ class OneShot:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Job of 0.2.0: train one super-net and rank masks by it. It is read, and never run."""
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Prune:
     """Job: measure every edge of a trained model by its first-order effect; leaves their order.
 
@@ -229,7 +222,7 @@ class Refused:
     reason: str
 
 
-Job = Evaluate | OneShot | Shared | Prune | Refused
+Job = Evaluate | OneShot | Prune | Refused
 
 
 @dataclass(frozen=True)

@@ -153,37 +153,6 @@ def check_name(what: str, name: str, names: Collection[str]) -> None:
         raise unknown_name(what, name, names)
 
 
-SHARED = "experiments/08_shared_weights/shared_strategy.py:SharedStrategy"
-MOVED = {  # a name that has left the package -> how it is had from a clone of the repository
-    "SharedWeights": "experiments/08_shared_weights/shared_weights.py:SharedWeights",
-    "Shared": "masksearch.contracts.Shared, the job of a stored study",
-    "bench": "masksearch-bench, with `import masksearch_bench`: pip install ./masksearch-bench",
-    **{f"shared+{each}": f"{SHARED}, sampler={each}" for each in ("tpe", "random", "evolution")},
-}
-
-
-GONE = {  # an option that has left the command line -> its replacement
-    **{f"--{each}": f"--set {each}=VALUE" for each in ("rows", "batch", "lr", "vocabulary")},
-    "--tokenizer": "--set tokenizer=VALUE",
-    "--latency": "--costs latency",
-    "--memory": "--costs memory",
-    "--first-seed": "seeds=range(..) of ms.compare",
-    "--no-check": "check=False of ms.allocate",
-    "--check": "nothing: plans are always judged on unseen text",
-    "--part": "part=.. of ms.attach",
-    "--train": "trains=True of ms.explain",
-    "--nearest": "ms.nearest_family(mask, length)",
-    "--layers": "mask.dense(length, layers, heads)",
-    "--heads": "mask.dense(length, layers, heads)",
-    "--families": "--baselines",
-}
-
-
-def moved(what: str, name: str) -> str:
-    """Where a name is that has left the package."""
-    return f"{what} {name!r} has left the package; in a clone of the repository take {MOVED[name]}"
-
-
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The nearest known names, as the end of a sentence; empty where none is near.
 

@@ -9,7 +9,6 @@ import ast
 import copy
 import importlib.util
 import inspect
-import json
 import re
 import sys
 import sysconfig
@@ -226,10 +225,7 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
 
 def hash_owner(owner: Any) -> str:
     """The hash of the plain source of a function or class; where there is none (`python -c`), of
-    its byte code.
-
-    Before the + stands what earlier versions wrote of it, so that their run folders go on
-    (`same_definitions`).
+    its byte code: of its own + with the names in it.
 
     Raises:
         UserCodeError: If the code holds what has no text that is the same in every process.
@@ -258,15 +254,6 @@ def plain_constant(value: Any) -> Any:
     raise UserCodeError(
         f"the code of this space has no source, and holds a {type(value).__name__}, which is not "
         "known again when the search goes on: write the space into a file, FILE.py:NAME"
-    )
-
-
-def same_definitions(before: str, now: str) -> bool:
-    """Whether two texts of `definition_hashes` are of one code, the first maybe by an earlier
-    version, which saw less of code without source."""
-    was, new = (json.loads(text) if text else {} for text in (before, now))
-    return was.keys() == new.keys() and all(
-        was[name] in (each, each.partition("+")[0]) for name, each in new.items()
     )
 
 

@@ -13,7 +13,7 @@ from masksearch import masks
 from masksearch.errors import ResumeError, SearchError
 from masksearch.masks.measure import effective_density
 from masksearch.masks.rivals import whole_heads
-from masksearch.report.section import current_options, shell_line
+from masksearch.report.section import shell_line
 from masksearch.strategies.enqueued import draw_starts, hand_designed
 from masksearch.strategies.evolution import EvolutionStrategy
 
@@ -202,5 +202,3 @@ def test_starts_that_equal_no_baseline_are_left_out():
 def test_a_stored_command_says_whether_there_are_any():
     stored = {"command": "search", "options": {"space": "a.py:space", "baselines": False}}
     assert shell_line(stored) == "masksearch search a.py:space --no-baselines"
-    assert current_options({"families": True}) == {"baselines": True}  # of earlier versions
-    assert current_options({"families": False}) == {}

@@ -7,7 +7,6 @@ import pytest
 import typer.main
 
 from masksearch.cli.main import app
-from masksearch.errors import GONE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,7 +54,7 @@ def test_commands_and_options_exist(page):
 
 def test_messages_name_options_that_there_are():
     known = {name for each in COMMANDS.values() for one in each.params for name in one.opts}
-    known |= {"--help", "--load", "--version", *GONE}
+    known |= {"--help", "--load", "--version"}
     for path in {*(ROOT / "masksearch").rglob("*.py")} - {*OF_ENGINES.iterdir()}:
         named = set(OPTION.findall(path.read_text(encoding="utf-8"))) - OF_OTHERS
         assert named <= known | {f"--no-{name[2:]}" for name in known}, path.name

@@ -17,13 +17,11 @@ from toy import ToyEvaluator
 from masksearch import load_function, masks, search
 from masksearch.errors import ResumeError, UnknownNameError
 from masksearch.executors.local import Local
-from masksearch.files import text_hash
 from masksearch.report.collect import studies_in
 from masksearch.user_code import (
     UserCodeError,
     definition_hashes,
     describe_error,
-    same_definitions,
 )
 
 FILE = '''
@@ -240,17 +238,6 @@ def test_an_edit_of_nested_code_without_source_is_seen():
     assert definition_hashes(sourceless(one)) == first
     for old, new in (("> 3", "> 4"), ("g(", "h("), ("'a'", "'b'"), ("1,", "1.0,"), ("y", "z")):
         assert definition_hashes(sourceless(one.replace(old, new))) != first
-
-
-def test_flat_code_of_earlier_versions_goes_on_and_nothing_else_does():
-    flat = sourceless("def f(t):\n    return t + 3")
-    earlier = text_hash(repr((flat.__code__.co_code, flat.__code__.co_consts)))
-    before, now = json.dumps({"f": earlier}), json.dumps(definition_hashes(flat))
-    assert same_definitions(before, now)
-    other = json.dumps(definition_hashes(sourceless("def f(t):\n    return t + 4")))
-    assert not same_definitions(before, other)
-    assert not same_definitions(now, before)
-    assert not same_definitions("", now)
 
 
 def test_code_that_cannot_be_known_again_is_refused():

@@ -62,7 +62,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     "Protocols for parts of your own": (
         "masksearch.contracts",
         "Differentiable Executor FollowsReports Prune Refused RemembersRecords Scheduler "
-        "Shared Strategy Task Trials",
+        "Strategy Task Trials",
     ),
     "Files of your own": ("masksearch", "budget_of load_function shape_of trim"),
     "Base of all errors": ("masksearch", "MaskSearchError"),

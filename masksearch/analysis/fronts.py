@@ -104,8 +104,7 @@ def arm_of(entry: MaskRuns, promised: Collection[str]) -> str:
     """
     if entry.name in promised:
         return "searched"
-    alike = entry.name.replace("random like ", f"{SCRAMBLED} ")  # as earlier versions named it
-    if any(alike in names_alike(name) for name in promised):
+    if any(entry.name in names_alike(name) for name in promised):
         return SCRAMBLED
     if entry.kind == "control":
         return SCRAMBLED if entry.at_random and not promised else ""

@@ -227,8 +227,8 @@ def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[R
 def sparsity_of(record: Record) -> float:
     """Of the record's mask, over the pairs that real tokens form, in [0, 1].
 
-    It is what masks are ranked, matched and filtered by. Records of earlier versions only have
-    the table's; 0 where neither was measured.
+    It is what masks are ranked, matched and filtered by. Where it was not measured, that of the
+    table stands for it, else 0.
     """
     return record.measures.get("effective_sparsity", record.measures.get("sparsity", 0.0))
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 from torch import Tensor
 
 from masksearch.analysis.pareto import HAND, SLACK, beats_constant, cost_of, pareto, sparsity_of
-from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
     Interval,
     MarginOutcome,
@@ -416,10 +416,8 @@ def has_diverged(record: Record, score: str) -> bool:
 
 def rows_file(run: Path | None, record: Record) -> Path | None:
     """The file with a run's scores row by row; that of the run that a reused one repeats."""
-    artifacts = dict(record.artifacts)
-    if "reused_from" in artifacts:  # an older study names no more
-        artifacts.setdefault("rows", f"trials/{artifacts['reused_from']}/{ROWS}")
-    return path_inside(run, artifacts["rows"]) if run and "rows" in artifacts else None
+    name = record.artifacts.get("rows")
+    return path_inside(run, name) if run and name is not None else None
 
 
 def read_rows(path: Path, score: float) -> RowScores | None:

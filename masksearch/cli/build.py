@@ -279,7 +279,7 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
 
 
 def unit_levels(
-    local: str | Sequence[str] | None, unit: str | None, texts: Mapping[str, str]
+    local: Sequence[str] | None, unit: str | None, texts: Mapping[str, str]
 ) -> list[str]:
     """The masks of a unit, the cheapest first: each `--local` and full attention, or
     `units.levels`.
@@ -287,7 +287,7 @@ def unit_levels(
     Raises:
         OptionsError: If units are given without their masks.
     """
-    local = [local] if isinstance(local, str) else [*(local or ())]
+    local = list(local or ())
     settings = read_settings(texts, {"levels": Sequence[str]}, "units", "units")
     if "levels" in settings:
         levels = [str(each) for each in settings["levels"]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -43,7 +44,7 @@ from masksearch.cli.search import (
     run_search,
     search,
 )
-from masksearch.errors import GONE, MaskSearchError, ServerUnreachableError, cut_middle, moved
+from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -183,9 +184,10 @@ def resume(
         OptionsError: If the folder holds no command, or that of something else.
         ResumeError: If a file that the command names has changed.
     """
-    changed = {"trials": trials, "seconds": seconds, "executor": executor, "slots": slots}
-    places = {"address": address, "storage": storage, "storage_path": storage_path}
-    command, stored = read_command(Path(run), {**changed, **places, "set": list(settings) or None})
+    changed: dict[str, Any] = {"trials": trials, "seconds": seconds}
+    changed |= {"executor": executor, "slots": slots, "set": list(settings) or None}
+    changed |= {"address": address, "storage": storage, "storage_path": storage_path}
+    command, stored = read_known_command(Path(run), changed)
     if command == "search":
         return run_search(SearchOptions(**stored))
     if command == "compare":
@@ -221,17 +223,24 @@ def resume_command(options: ResumeOptions) -> None:
     """
     changed = dict(vars(options))
     run = changed.pop("run")
-    command, stored = read_command(run, changed)
-    commands: dict[str, Callable[..., None]] = {
-        "search": search,
-        "compare": compare,
-        "allocate": allocate,
-        "pretrain": pretrain,
-        "demo": demo,
-    }
-    if command not in commands:
+    command, stored = read_known_command(run, changed)
+    REPEATED[command](**stored)
+
+
+REPEATED = {each.__name__: each for each in (search, compare, allocate, pretrain, demo)}
+
+
+def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """As `read_command`; refuses a command and options that this version does not have."""
+    command, options = read_command(run, changed)
+    if command not in REPEATED:
         raise OptionsError(f"{run} holds the command {command!r}, which is not known")
-    commands[command](**stored)
+    if more := sorted(set(options) - set(inspect.signature(REPEATED[command]).parameters)):
+        raise OptionsError(
+            f"{run} holds options that `masksearch {command}` does not have "
+            f"({', '.join(more)}); give the command of the run again"
+        )
+    return command, options
 
 
 command(BEGIN)(doctor)
@@ -280,10 +289,6 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
 
 def usage_mistake(error: Any) -> str:
     """Typer's message on words that are no command line of ours; the nearest option first."""
-    if (replacement := GONE.get(getattr(error, "option_name", ""))) is not None:
-        return f"{error.option_name} has left the command line; use {replacement}"
-    if error.message == "No such command 'bench'.":
-        return moved("the command", "bench")
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"

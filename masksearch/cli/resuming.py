@@ -124,7 +124,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
-    from masksearch.report.section import current_options
     from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 
@@ -149,7 +148,7 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             return [follow(each) for each in value]
         return value.replace(before, now) if isinstance(value, str) else value
 
-    options = {name: follow(value) for name, value in current_options(options).items()}
+    options = {name: follow(value) for name, value in options.items()}
     if changed.get("set") and "set" in options:
         every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}

@@ -176,19 +176,6 @@ class CausalEvaluator(AssembledEvaluator):
 
         def __init__(self, text: Text | AnyText = ..., **settings: Any) -> None: ...
 
-    def __new__(cls, *_: object, **settings: object) -> Self:
-        """Names the new place of settings that were fields until 0.2.0."""
-        if moved := [name for name in ("account", "serving", "sinks") if name in settings]:
-            raise TypeError(
-                f"CausalEvaluator has no {moved[0]}: engines serve what it judges, so write "
-                f"ms.Served(ms.CausalEvaluator(..), {moved[0]}={settings[moved[0]]!r})"
-            )
-        if rows := settings.get("passkeys"):
-            raise TypeError(
-                f"CausalEvaluator has no passkeys: write tasks=['passkey'], task_rows={rows}"
-            )
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.text.corpus is None:

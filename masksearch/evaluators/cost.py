@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import InitVar, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -273,14 +272,8 @@ class WithCost(EvaluatorWrapper):
     latency: bool | Literal["ratio", "milliseconds"] = True
     memory: bool = False
     cost_length: int | None = None
-    length: InitVar[int | None] = None  # its name until 0.2.0
 
-    def __post_init__(self, length: int | None) -> None:
-        if length is not None:
-            warnings.warn(
-                "WithCost(length=..) is called cost_length now", DeprecationWarning, stacklevel=3
-            )
-            object.__setattr__(self, "cost_length", length)
+    def __post_init__(self) -> None:
         if self.latency not in (True, False, "ratio", "milliseconds"):
             raise ValueError(
                 f"latency is True, False, 'ratio' or 'milliseconds', got {self.latency!r}"

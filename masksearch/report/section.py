@@ -14,7 +14,6 @@ from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
-from masksearch.errors import GONE, SearchError
 from masksearch.report.dam import DamRuns
 from masksearch.training.parts import PART_NAMES
 
@@ -24,13 +23,11 @@ DATA = ("corpus", "held_out", "tokenizer", "weights", *TASKS, "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
 JUDGES = (  # options of a search that say how a mask is judged
-    *("corpus", *TASKS, "decoder", "tasks", "rows", "evaluator", "latency"),
-    *("memory", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
-    *("vocabulary", "steps", "batch", "lr", "preset", "set"),
+    *("corpus", *TASKS, "decoder", "tasks", "evaluator", "costs", "reuse"),
+    *("size", "weights", "adapt", "length", "steps", "preset", "set"),
 )
 OF_JUDGES = ("", "cost", *PART_NAMES.values())  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
-USUAL = {"first_seed": 1000, "check": True}  # what earlier versions wrote of options not given
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def recipe_of(
     Args:
         title: Which study it is.
         facts: That it was created with.
-        calls: With what each call that ran trials worked; empty in studies of earlier versions.
+        calls: With what each call that ran trials worked; empty before the first.
         command: What `command.json` holds; None where there is none.
     """
     first: Mapping[str, Any] = calls[0] if calls else {}
@@ -112,39 +109,6 @@ def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def current_options(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a stored command under today's names: earlier versions had flags for
-    `controls` and `families`, and options of their own for what `--costs` and `--set` say now.
-
-    >>> current_options({"slots": 2, "batch": 16, "lr": None, "set": None, "memory": True})
-    {'slots': 2, 'set': ['batch=16'], 'costs': 'memory'}
-
-    Raises:
-        SearchError: If it has an option without such a replacement.
-    """
-    options = dict(stored)
-    if isinstance(flag := options.get("controls"), bool):
-        options["controls"] = "all" if flag else "none"
-    if options.pop("families", False):
-        options["baselines"] = True
-    for option, replacement in GONE.items():
-        name = option[2:].replace("-", "_")
-        value = options.pop(name, None)
-        if value is None or value == USUAL.get(name, False):
-            continue
-        target, _, rest = replacement.partition(" ")
-        if target == "--set":
-            options["set"] = [*(options.get("set") or ()), f"{name}={value}"]
-        elif target == "--costs":
-            options["costs"] = ",".join(filter(None, (options.get("costs"), rest)))
-        else:
-            raise SearchError(
-                f"the stored command says {name} = {value!r}, and its option has left the "
-                f"command line; use {replacement}"
-            )
-    return options
-
-
 def shell_line(command: Mapping[str, Any]) -> str:
     """The command line that a `command.json` stands for, every option given.
 
@@ -153,7 +117,7 @@ def shell_line(command: Mapping[str, Any]) -> str:
     'masksearch search my.py:space --trials 6 --baselines --controls none --set a=1 --set b=2'
     """
     words = ["masksearch", command["command"]]
-    options = current_options(command["options"])
+    options = dict(command["options"])
     words += [space] if (space := options.pop("space", None)) is not None else []
     words += options.pop("mask", None) or []
     for name, value in options.items():

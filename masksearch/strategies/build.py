@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 
 from masksearch.analysis.pareto import SLACK
 from masksearch.contracts import Evaluator, OneShot, Strategy
-from masksearch.errors import MOVED, SearchError, check_name, moved, unknown_name
+from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_levels, write_levels
@@ -134,7 +134,6 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
 
     Raises:
         UnknownNameError: If there is none of that name; names the nearest.
-        SearchError: If it has left the package; says where it is.
     """
     if isinstance(strategy, BaseSampler):
         return Kind(build_sampler)
@@ -142,8 +141,6 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
         return Kind(lambda search: search.strategy, space="optional")
     if is_user_code(strategy):
         return OWN
-    if strategy in MOVED:
-        raise SearchError(moved("the strategy", strategy))
     check_name("strategy", strategy, STRATEGIES)
     return STRATEGIES[strategy]
 

@@ -40,7 +40,6 @@ from masksearch.contracts import (
     Record,
     Refused,
     Report,
-    Shared,
 )
 from masksearch.errors import MaskFormatError, SearchError, check_name, without_controls
 from masksearch.files import path_inside
@@ -146,7 +145,7 @@ def final_state(
         ValueError: If one of them is NaN.
     """
     state = STATES[record.status]
-    if state is TrialState.COMPLETE and isinstance(record.job, OneShot | Shared | Prune):
+    if state is TrialState.COMPLETE and isinstance(record.job, OneShot | Prune):
         return TrialState.PRUNED, None
     if state is not TrialState.COMPLETE:
         return state, None
@@ -170,8 +169,6 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
             return {"kind": "evaluate", "file": name}
         case OneShot(gates=gates, config=config):
             return {"kind": "one_shot", "gates": dict(gates), "config": dict(config)}
-        case Shared(config=config):
-            return {"kind": "shared", "config": dict(config)}
         case Prune(config=config):
             return {"kind": "prune", "config": dict(config)}
         case Refused(reason=reason):
@@ -209,8 +206,7 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         record = replace(
             record,
             values=from_json(result["values"]),
-            # earlier versions kept reports without values
-            curve=tuple(Report(int(at), from_json(each)) for at, each in result["curve"] if each),
+            curve=tuple(Report(int(at), from_json(each)) for at, each in result["curve"]),
             artifacts=without_controls(result["artifacts"]),
             **without_controls({name: result[name] for name in FINISHED}),
         )
@@ -226,8 +222,9 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
     """Inverse of `job_data`.
 
     Raises:
-        SearchError: If the mask's file is missing or damaged. A record without its mask would
-            silently change fronts and what is reused, so no study is read without it.
+        SearchError: If its kind is unknown, or the mask's file is missing or damaged. A record
+            without its mask would silently change fronts and what is reused, so no study is read
+            without it.
     """
     match data["kind"]:
         case "evaluate":
@@ -247,11 +244,14 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
                 ) from error
         case "one_shot":
             return OneShot(data["gates"], data["config"])
-        case "shared":
-            return Shared(data["config"])
         case "prune":
             return Prune(data["config"])
-    return Refused(without_controls(data["reason"]))
+        case "refused":
+            return Refused(without_controls(data["reason"]))
+    raise SearchError(
+        f"trial {number} of {run} has a job of the kind {data['kind']!r}, which this version of "
+        "masksearch does not know; read it with the version that wrote it"
+    )
 
 
 def read_answers(trial: FrozenTrial) -> tuple[SchedulerAnswer, ...]:

@@ -67,7 +67,6 @@ from masksearch.study.storage import (
     redact,
     sqlite_url,
 )
-from masksearch.user_code import same_definitions
 
 FILE, DATABASE = "study.json", "study.db"
 LISTED = 8  # studies that an error names
@@ -306,8 +305,6 @@ class StudyStore:
         if existed:
             before = self.facts()
             changed = [key for key in facts if before.get(key, "") != facts[key]]
-            if "space" in changed and same_definitions(before.get("space", ""), facts["space"]):
-                changed.remove("space")
             if not self.ids or (changed and not self.finished):
                 self.forget()
                 existed = False

@@ -399,7 +399,7 @@ def test_a_reused_run_has_the_rows_of_the_one_it_repeats(with_rows):
     comparison = with_rows(RUNS)
     repeated = [
         replace(r, number=r.number + 50, status="reused",
-                artifacts={"reused_from": str(r.number)}, name="again")
+                artifacts={**r.artifacts, "reused_from": str(r.number)}, name="again")
         for r in comparison.records if r.name == "mine"
     ]  # fmt: skip
     more = replace(comparison, records=(*comparison.records, *repeated))

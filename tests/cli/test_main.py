@@ -13,8 +13,6 @@ from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
 from masksearch.cli.build import split_settings, strategy_options, unit_levels
-from masksearch.errors import SearchError
-from masksearch.report.section import current_options
 
 
 @pytest.fixture
@@ -63,13 +61,6 @@ def test_report_says_why_hops_are_not_counted(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, *asked)
     assert code == 0
     assert "hops not counted (hops are counted up to 100 positions" in out
-
-
-def test_former_options_of_a_stored_command():
-    stored = {"rows": 40, "latency": True, "memory": True, "first_seed": 1000, "check": True}
-    assert current_options(stored) == {"set": ["rows=40"], "costs": "latency,memory"}
-    with pytest.raises(SearchError, match=r"first_seed = 7, and .* use seeds=range"):
-        current_options({**stored, "first_seed": 7})
 
 
 def test_settings_reach_the_strategy_that_they_name():
@@ -192,16 +183,13 @@ def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
 
 def test_masks_of_units_are_repeatable():
     assert unit_levels(["star()", "window(4)"], None, {}) == ["star()", "window(4)", "full()"]
-    assert unit_levels("star()", "layer", {}) == ["star()", "full()"]  # of a stored command
+    assert unit_levels(["star()"], "layer", {}) == ["star()", "full()"]
     assert unit_levels(None, None, {}) == []
 
 
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
 MISTAKES = {
     "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
-    "a former option": (["report", "star", "--nearest"],
-        r"--nearest has left the command line; use ms.nearest_family\(mask, length\)"),
-    "a former setting": (["search", "--batch", "8"], "use --set batch=VALUE"),
     "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
     "long": (["report", "window(3)", "--length", "99999999"],
         r"length of what is counted cell by cell must be at most 2\*\*17, got 99999999"),
@@ -263,10 +251,6 @@ MISTAKES = {
         "did you mean 'density'"),
     "dam setting that is no number": (["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
         "--set dam.gate_lr takes a number, got 'fast'"),
-    "strategy that has left": (
-        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.steps=3"],
-        r"has left the package; .* take experiments/08_shared_weights/.*, sampler=tpe",
-    ),
     "setting of a strategy that is no whole number": (
         ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sample=.5"],
         "--set evolution.sample takes a whole number",

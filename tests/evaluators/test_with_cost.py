@@ -130,7 +130,12 @@ def test_wraps_one_that_is_wrapped_already():
 
 def test_protocol_joins_the_inner_one_and_the_settings(monkeypatch):
     evaluator = WithCost(Inner(), memory=True)
-    changes = ({"length": 32}, {"memory": False}, {"latency": False}, {"latency": "milliseconds"})
+    changes = (
+        {"cost_length": 32},
+        {"memory": False},
+        {"latency": False},
+        {"latency": "milliseconds"},
+    )
     others = [evaluator, *(replace(evaluator, **change) for change in changes)]
     assert len({other.protocol for other in others}) == len(others)
     before = evaluator.protocol

@@ -24,7 +24,7 @@ from masksearch.report.collect import (
     some_masks,
     studies_in,
 )
-from masksearch.report.section import evaluate_line, shell_line
+from masksearch.report.section import evaluate_line
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
@@ -125,10 +125,9 @@ def test_what_judges_a_mask_again_has_no_settings_of_strategies():
     assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == judging
 
 
-def test_a_flag_of_earlier_versions_stands_for_controls():
-    for flag, name in ((True, "all"), (False, "none")):
-        command = {"command": "compare", "options": {"mask": ["star"], "controls": flag}}
-        assert shell_line(command) == f"masksearch compare star --controls {name}"
+def test_the_judging_command_names_every_objective():
+    command = {"command": "search", "options": {"corpus": "text", "costs": "latency,memory"}}
+    assert "--costs latency,memory" in evaluate_line(command)
 
 
 @pytest.mark.nightly

@@ -10,8 +10,9 @@ import torch
 
 import masksearch
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report, Shared
+from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
 from masksearch.errors import ResumeError, SearchError
+from masksearch.study.records import read_job
 from masksearch.study.store import StudyStore
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
@@ -97,16 +98,9 @@ def test_statuses_become_optuna_states(store):
     assert store.records()[4].job == record.job
 
 
-def test_job_of_a_super_net_is_read(store):
-    config = {"sampler": "tpe", "candidates": 9, "constraints": [], "net": {"steps": 3}}
-    record = running(Shared(config), fingerprint="", measures={})
-    number = store.begin(record, 0)
-    store.finish(finished(record, number, values={"judged": 9.0}))
-    (read,) = store.records()
-    assert read.job == record.job
-    assert read.job.config == config
-    assert store.optuna_study().get_trials()[0].state.name == "PRUNED"  # it has no objectives
-    assert read.status == "done"
+def test_job_of_an_unknown_kind_is_named(tmp_path):
+    with pytest.raises(SearchError, match=r"trial 3 of .* the kind 'shared', which .*; read it"):
+        read_job({"kind": "shared", "config": {}}, 3, tmp_path)
 
 
 def test_big_mask_is_a_file_beside_the_study(store):

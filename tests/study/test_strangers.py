@@ -249,6 +249,19 @@ def test_resume_joins_no_server_that_only_the_folder_names(option, strange, monk
     assert f"--{option.replace('_', '-')} ray://10.0.0.1:10001" in said
 
 
+def test_resume_names_options_of_another_version(strange, monkeypatch, capsys):
+    run = strange(None)
+    path = run / "command.json"
+    command = json.loads(path.read_text())
+    command["options"] |= {"batch": 16, "rows": None}
+    path.write_text(json.dumps(command))
+    code, _, said = run_command(monkeypatch, capsys, "resume", run)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "that `masksearch search` does not have (batch, rows); give the command" in said
+    with pytest.raises(ms.errors.MaskSearchError, match=r"does not have \(batch, rows\)"):
+        ms.resume(run)
+
+
 # -- links and paths out of the folder -----------------------------------------------------------
 def test_database_that_is_a_link_out_is_not_opened(good, strange, tmp_path):
     run = strange(None)
