@@ -143,8 +143,8 @@ CLAIMS = [
     Claim(
         "README.md",
         "dam >= {}: {} than log_sparse {}, strided {} and scrambled dam >= {} + first key {}, "
-        "loses at most {} to dense {} ({}% sparse",
-        [0.8, -max(jobs("^  log_sparse .*: (.*?) \\[")), *jobs("better than (log_.*% sparse)")],
+        "loses at most {} to dense {} ({}% sparse, {}% of the table, nll {} [{}, {}], {} seed, ",
+        [0.8, -max(jobs("^  log_sparse .*: (.*?) \\[")), *jobs("better than (log_.*) seed")],
     ),
     Claim(
         COMPARE,

@@ -135,7 +135,7 @@ CLAIMS += [
     Claim(
         "README.md",
         "| Those that `allocate` finds: SmolLM2's answers lose {} than under one window of the "
-        "same bytes | one search, nats: {} [{}, {}] |",
+        "same bytes | `allocate` minus window, nats a token, one search: {} [{}, {}] |",
         [apart("smollm2", 0.25, "narrow")[0], *apart("smollm2", 0.25, "narrow")],
     ),
     Claim(
