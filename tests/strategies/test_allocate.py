@@ -25,7 +25,7 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.strategies.allocate import ranked_path, solve
+from masksearch.strategies.allocate import Costs, ranked_path
 from masksearch.strategies.build import build_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
@@ -553,11 +553,11 @@ def test_solve_is_the_best_of_all_allocations(worth, rises, share):
     def value(levels):
         return sum(worth[unit][level] for unit, level in enumerate(levels))
 
-    found = solve(worth, costs, budget)
+    [found] = Costs(costs).solve(worth, budget)
     assert cost(found) <= budget + 1e-6
     assert value(found) == max(value(each) for each in every if cost(each) <= budget + 1e-6)
     with pytest.raises(ValueError, match=r"at least what the cheapest masks of all units cost"):
-        solve(worth, costs, 0.9 * least)
+        Costs(costs).solve(worth, 0.9 * least)
 
 
 @pytest.mark.slow
