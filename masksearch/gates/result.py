@@ -202,7 +202,7 @@ class DamResult:
         """Mean probability of an edge, over the pairs that count, in [0, 1]."""
         if self.units is None:
             return mean_of_edges(self.probabilities, self.weights).item()
-        return float((self.probabilities * self.units.prices_by_layer).sum(-1).mean())
+        return float((self.probabilities * self.units.costs_by_layer).sum(-1).mean())
 
     @property
     def weights(self) -> Tensor | None:
@@ -321,7 +321,7 @@ class DamResult:
             )
         density, diagonal, offsets = self.density, None, list[tuple[int, float]]()
         if units is not None:
-            by_head = (p * units.prices_by_layer.float()).sum(-1)
+            by_head = (p * units.costs_by_layer.float()).sum(-1)
             open_units = p.flatten(0, 1)[: len(units.names)].amax(-1) < 0.9
             undecided, least = open_units.float().mean().item(), units.least
         else:

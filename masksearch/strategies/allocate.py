@@ -153,11 +153,9 @@ class AllocateStrategy:
         self.next = 0  # the next draw
         self.steps = self.plan()
         self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
-        self.prices: list[list[float]] = units.prices.tolist()
-        self.shares: list[list[float]] = units.shares.tolist()
         self.moves = 1 if units.rising else units.top  # levels that a round tries of a unit
         self.budgets, self.totals = tuple(sorted(budgets)), totals
-        self.costs = Costs(self.shares, totals)
+        self.costs = Costs(units.shares.tolist(), totals)
         if budgets:  # too small ones are refused before anything is judged
             self.costs.refuse_less(self.budgets[0])
 
@@ -226,11 +224,12 @@ class AllocateStrategy:
         if self.method != "greedy":
             chosen = len(self.budgets) or count * top - 1
             return 2 + alone + chosen + (self.training is not None)
-        steps, spent = 0, sum(self.shares[0])
+        steps, table = 0, self.costs.table
+        spent = sum(table[0])
         if self.totals:
             steps = sum(self.fits(min(self.totals[0][step + 1 :])) for step in range(count))
         else:  # at most as many as the cheapest ones
-            every = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
+            every = [np.diff(np.unique([level[u] for level in table])) for u in range(count)]
             for price in sorted(np.concatenate(every)):
                 spent += price
                 steps += self.fits(spent)
@@ -241,7 +240,7 @@ class AllocateStrategy:
     def plan(self) -> Iterator[Sequence[Allocation]]:
         """Batches of allocations; each is asked for when the last was judged."""
         count, top = len(self.units.names), self.units.top
-        costs = zip(*self.prices, strict=True)
+        costs = zip(*self.costs.table, strict=True)
         local, full = (0,) * count, tuple(row.index(max(row)) for row in costs)
         worth: list[list[float]] | None = None
         if self.trained is not None:
@@ -264,7 +263,7 @@ class AllocateStrategy:
         elif worth is not None and self.budgets and self.training is None:
             yield [self.costs.solve(worth, budget)[0] for budget in self.budgets]
         elif worth is not None:
-            path = ranked_path(worth, self.prices)
+            path = ranked_path(worth, self.costs.table)
             paid = [
                 [each for each in path if within(self.costs.of(each), budget)][-1]
                 for budget in self.budgets
@@ -388,7 +387,7 @@ class AllocateStrategy:
     def above(self, now: Allocation, unit: int) -> list[int]:
         """The levels that a unit may rise to within the largest budget: the next one or, where
         levels do not rise, every dearer one."""
-        levels = dearer([level[unit] for level in self.prices], now[unit])
+        levels = dearer([level[unit] for level in self.costs.table], now[unit])
         if self.totals:
             least = min(self.totals[0][sum(now) + 1 :], default=math.inf)
             return levels if self.fits(least) else []
@@ -402,7 +401,7 @@ class AllocateStrategy:
 
     def price(self, unit: int, low: int, high: int) -> float:
         """The cost of one level of a unit beyond another."""
-        return self.prices[high][unit] - self.prices[low][unit]
+        return self.costs.table[high][unit] - self.costs.table[low][unit]
 
     def gain(self, allocation: Allocation) -> float:
         """How good an allocation is; that of one without a score is the objective's worst."""

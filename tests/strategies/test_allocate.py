@@ -157,7 +157,7 @@ def test_the_own_and_the_first_key_are_a_local_mask_of_two_keys_a_query(read):
 def test_units_count_pairs_of_real_tokens():
     shape = replace(SHAPE, lengths={4: 1})
     units = Units(shape, (masks.window(0), FULL), "layer")
-    assert units.prices.tolist() == [[0.25, 0.25], [1.0, 1.0]]
+    assert units.shares.tolist() == [[0.125, 0.125], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -509,9 +509,9 @@ def test_units_cost_what_reaches_the_output():
     shape = replace(SHAPE, read=1)
     units = Units(shape, (masks.window(0), FULL))
     assert len(units.names) == 6
-    assert units.prices[1].tolist() == pytest.approx([8 / 4.5] * 3 + [1 / 4.5] * 3)
+    assert units.shares[1].tolist() == pytest.approx([8 / 27] * 3 + [1 / 27] * 3)
     for level, mask in enumerate(units.levels):
-        assert units.prices[level].mean().item() == pytest.approx(effective_density(mask, shape))
+        assert units.shares[level].sum().item() == pytest.approx(effective_density(mask, shape))
     scores = units.scores_of(torch.ones(2, 3, 8, 8) * pair_weights(shape))
     assert [scores["l0.h0"], scores["l1.h2"]] == [[0.0, 56.0], [0.0, 7.0]]
 

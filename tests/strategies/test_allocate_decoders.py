@@ -70,7 +70,7 @@ def test_a_kv_head_is_all_heads_that_share_its_keys():
     full = (table == torch.ones(LENGTH, LENGTH).tril().bool()).all(-1).all(-1)
     assert full.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
     heads = Units(SHAPE, (LOCAL, masks.full()))
-    assert units.prices[:, 0].tolist() == pytest.approx(heads.prices[:, 0].tolist())
+    assert units.shares[:, 0].tolist() == pytest.approx((2 * heads.shares[:, 0]).tolist())
     worth = torch.rand(LAYERS, HEADS)
     pooled = worth.view(LAYERS, KV_HEADS, 2).sum(-1)
     assert units.pool(worth).tolist() == pytest.approx(pooled.flatten().tolist())
