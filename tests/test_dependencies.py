@@ -16,7 +16,6 @@ EXTRAS = PROJECT["optional-dependencies"]
 DISTRIBUTION = {  # where the names differ
     "sklearn": "scikit-learn",
     "llama_cpp": "llama-cpp-python",
-    "mlflow": "mlflow-skinny",
     "PIL": "pillow",
     "vl_convert": "vl-convert-python",
 }
@@ -52,11 +51,6 @@ def declared() -> dict[str, str]:
     return found
 
 
-def called(node: ast.Call) -> str:
-    """The last name of what is called."""
-    return getattr(node.func, "attr", getattr(node.func, "id", ""))
-
-
 @functools.cache
 def imported(tables: bool = False) -> dict[str, set[str]]:
     """Every distribution that a file of the package, or of masksearch_bench, imports anywhere,
@@ -67,8 +61,6 @@ def imported(tables: bool = False) -> dict[str, set[str]]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
-            if isinstance(node, ast.Call) and called(node) == "required_module":
-                names = [ast.literal_eval(node.args[0])]
             for module in {name.split(".")[0] for name in names}:
                 if module not in {*sys.stdlib_module_names, "masksearch", "masksearch_bench"}:
                     name = plain(DISTRIBUTION.get(module, module))
@@ -132,8 +124,7 @@ def test_the_command_that_installs_an_extra_names_one_that_exists():
         path.read_text(encoding="utf-8") for path in (ROOT / "masksearch").rglob("*.py")
     )
     asked = set(re.findall(r"install_command\([\"'](\w+)", text))
-    asked |= set(re.findall(r'required_module\("[\w.]+", "(\w+)"\)', text))
-    assert {"ray", "hub", "postgresql", "mlflow"} <= asked <= EXTRAS.keys()
+    assert {"ray", "hub", "postgresql", "tensorboard"} <= asked <= EXTRAS.keys()
     pages = [
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -75,6 +77,28 @@ def test_a_space_keeps_budgets_by_one_line(tmp_path):
         study = ms.search(names[name], Judge(), run=tmp_path / name, progress=None, **told)
         refused[name] = sum(record.refused for record in study.records())
     assert refused["heads"] > 3 > refused["heads_within"] == 0
+
+
+def test_trackers_take_each_finished_trial_with_its_curve(monkeypatch, tmp_path):
+    [code] = [code for code in blocks("running.md", "python") if "def to_mlflow" in code]
+    mlflow, wandb = MagicMock(), MagicMock()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    exec(code, names := {})
+    study = ms.search(
+        lambda trial: ms.masks.window(trial.suggest_int("reach", 0, 9)),
+        ToyEvaluator(),
+        **{"trials": 2, "strategy": "random", "run": tmp_path, "progress": None},
+        baselines={},
+        listeners=[names["to_mlflow"], names["to_wandb"]],
+    )
+    titles = [f"trial {record.number}" for record in study.records()]
+    assert [each.kwargs["run_name"] for each in mlflow.start_run.call_args_list] == titles
+    assert [each.kwargs["name"] for each in wandb.init.call_args_list] == titles
+    for record in study.records():
+        for report in record.curve:
+            mlflow.log_metrics.assert_any_call(dict(report.values), step=report.step)
+            wandb.init().log.assert_any_call(dict(report.values), step=report.step)
 
 
 @pytest.mark.nightly

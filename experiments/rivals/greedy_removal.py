@@ -83,9 +83,9 @@ class GreedyRemoval:
 
     def per_pair(self, now: Allocation, unit: int) -> float:
         """What lowering a unit by one level gains (loses, below 0) per pair that goes."""
-        prices, level = self.units.prices[:, unit], now[unit]
+        costs, level = self.units.shares[:, unit], now[unit]
         change = self.gain(lowered(now, unit)) - self.gain(now)
-        return change / float(prices[level] - prices[level - 1])
+        return change / float(costs[level] - costs[level - 1])
 
     def gain(self, allocation: Allocation) -> float:
         """How good an allocation is; one without a score is very bad."""

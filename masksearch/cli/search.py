@@ -95,7 +95,7 @@ class SearchOptions(JudgeOptions):
         *(ALLOCATION, "head", "NAME"),
     )
     log: str | None = option(
-        "Loggers, separated by commas: csv, tensorboard, mlflow, wandb.",
+        "Loggers, separated by commas: csv, tensorboard.",
         *(OUTPUT, "none", "NAMES"),
     )
     as_json: Json = False

@@ -233,7 +233,7 @@ class Gates(nn.Module):
 
     def lay_out_switches(self, units: Units) -> tuple[dict[str, Tensor | None], Tensor]:
         """The same of switches."""
-        coverage = units.prices_by_layer
+        coverage = units.costs_by_layer
         self.least_density = units.least
         seen = [under_causality(mask, self.shape).dense(self.length) for mask in units.levels]
         several, heads = (max(table.shape[axis] for table in seen) for axis in (0, 1))

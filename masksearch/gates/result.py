@@ -43,13 +43,14 @@ from masksearch.masks.core import Mask
 from masksearch.masks.measure import overlap
 from masksearch.masks.picture import table_html
 
-LOSSES = {  # name in the last report -> of what, on a health card
-    "relaxed": "soft gates",
-    "sampled": "sampled",
-    "held_out": "rounded",
-    "discretised": "mask cut",
-    "retrained": "mask retrained",
+LOSSES = {  # name in the last report -> title and meaning on a health card
+    "relaxed": ("loss, soft gates", "held out, nats; gates replaced by their probabilities"),
+    "sampled": ("loss, sampled gates", "gates drawn, mean over several draws"),
+    "held_out": ("loss, rounded gates", "edges kept from a probability of 1/2"),
+    "discretised": ("loss, mask cut", "cut at the target density; the same weights"),
+    "retrained": ("loss, retrained", "that mask, trained from scratch"),
 }
+UNMEASURED = "not measured"
 LARGE_RISE = 0.05  # nats, and share of the loss before it: a step of these losses above both
 UNDECIDED = 0.01  # share of undecided edges from which on it is named as a cause
 STRONGEST = 4  # offsets that a card names
@@ -72,7 +73,7 @@ class Agreement(TypedDict):
 
 @dataclass(frozen=True)
 class Health:
-    """Figures of one DAM run, as plain data; it prints as a card of about ten lines.
+    """Figures of one DAM run, as plain data; it prints as a card of a dozen lines.
 
     Shares and probabilities lie in [0, 1]. Means and shares of edges are over the pairs that real
     tokens form: an edge counts by the sequences that have it, padding and a decoder's future do
@@ -113,34 +114,50 @@ class Health:
     warnings: list[str]
 
     @property
-    def strongest(self) -> str:
-        """`offsets` in words, such as "-1 (0.45), 0 (0.25)"."""
-        return ", ".join(f"{at:+d} ({chance:.2f})" if at else f"0 ({chance:.2f})"
-                         for at, chance in self.offsets)  # fmt: skip
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The card in words: figures, their values, and what they mean."""
+        shares = [share for layer in self.by_head for share in layer]
+        heads = f"{min(shares):.1%} to {max(shares):.1%}"
+        unsure = "edges with a probability between 0.1 and 0.9"
+        if self.diagonal is None:
+            unsure = "units whose likeliest mask has a probability below 0.9"
+        rows = [
+            ("density", f"{self.density:.1%} (asked for {self.target:.1%})",
+             "mean probability of an edge at the end"),
+            ("density by head", heads, "of the emptiest and of the fullest head"),
+            ("undecided", f"{self.undecided:.1%}", unsure),
+        ]  # fmt: skip
+        if self.diagonal is not None:
+            offsets = (f"{at:+d} ({p:.2f})" if at else f"0 ({p:.2f})" for at, p in self.offsets)
+            rows += [
+                ("diagonal", f"{self.diagonal:.1%}",
+                 "mean probability of an edge there; that of all edges is the density"),
+                ("strongest offsets", ", ".join(offsets),
+                 "key minus query, with the mean probability of an edge there"),
+            ]  # fmt: skip
+        for name, (title, meaning) in LOSSES.items():
+            loss = self.losses.get(name)
+            rows.append((title, UNMEASURED if loss is None else f"{loss:.4g}", meaning))
+        if (seeds := self.agreement) is None:
+            return [*rows, ("agreement of seeds", "one seed", "not known from a single run")]
+        return [
+            *rows,
+            ("agreement of seeds", f"IoU {seeds['iou']:.3g} (chance {seeds['chance']:.3g})",
+             f"mean over pairs of {seeds['seeds']} seeds, masks cut at the target density"),
+            ("with heads matched",
+             f"IoU {seeds['matched']:.3g} (chance {seeds['matched_chance']:.3g})",
+             "heads of a layer in the order that agrees best"),
+        ]  # fmt: skip
 
     def __repr__(self) -> str:
         """Figures first, then what is wrong and what to do."""
-        shares = [share for layer in self.by_head for share in layer]
-        heads = f"; heads {min(shares):.1%} to {max(shares):.1%}" if len(shares) > 1 else ""
-        losses = [f"{LOSSES[name]} {loss:.3f}" for name, loss in self.losses.items()]
-        rows = {
-            "density": f"{self.density:.1%}, asked for {self.target:.1%}{heads}",
-            "undecided": f"{self.undecided:.1%}",
-            "held-out loss": " -> ".join(losses) + " nats" if losses else "not measured",
-        }
-        if self.diagonal is not None:
-            rows |= {"diagonal": f"{self.diagonal:.1%}", "offsets": self.strongest}
-        if self.agreement is not None:
-            rows["seeds"] = (
-                f"{self.agreement['seeds']} agree by {self.agreement['iou']:.2f} IoU, chance "
-                f"{self.agreement['chance']:.2f}"
-            )
-        rows["problems"] = "; ".join(self.problems.values()) or "none"
+        facts = {name: value for name, value, _ in self.rows if value != UNMEASURED}
+        facts["problems"] = "; ".join(self.problems.values()) or "none"
         if self.notes:
-            rows["to do"] = "; ".join(self.notes)
+            facts["to do"] = "; ".join(self.notes)
         return "\n".join(
-            textwrap.fill(text, 110, initial_indent=f"{name:<15}", subsequent_indent=" " * 15)
-            for name, text in rows.items()
+            textwrap.fill(text, 110, initial_indent=f"{name:<20}", subsequent_indent=" " * 20)
+            for name, text in facts.items()
         )
 
 
@@ -202,7 +219,7 @@ class DamResult:
         """Mean probability of an edge, over the pairs that count, in [0, 1]."""
         if self.units is None:
             return mean_of_edges(self.probabilities, self.weights).item()
-        return float((self.probabilities * self.units.prices_by_layer).sum(-1).mean())
+        return float((self.probabilities * self.units.costs_by_layer).sum(-1).mean())
 
     @property
     def weights(self) -> Tensor | None:
@@ -321,7 +338,7 @@ class DamResult:
             )
         density, diagonal, offsets = self.density, None, list[tuple[int, float]]()
         if units is not None:
-            by_head = (p * units.prices_by_layer.float()).sum(-1)
+            by_head = (p * units.costs_by_layer.float()).sum(-1)
             open_units = p.flatten(0, 1)[: len(units.names)].amax(-1) < 0.9
             undecided, least = open_units.float().mean().item(), units.least
         else:

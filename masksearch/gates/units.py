@@ -121,14 +121,15 @@ class Units:
     def refuse_order(self, below: Sequence[int], rule: str) -> None:
         """Raises ValueError, with the rule, where one of the levels 1, 2, .. costs no more than
         the level that is to be below it."""
+        costs = self.cost_table[:, : len(self.names)]
         for level, lower_one in enumerate(below, start=1):
-            rises = self.prices[level] > self.prices[lower_one] * (1 + ROUNDING)
+            rises = costs[level] > costs[lower_one] * (1 + ROUNDING)
             if not bool(rises.all()):
                 at = int((~rises).nonzero()[0])
                 raise ValueError(
                     f"{rule}: in {self.names[at]}, {self.levels[level]} keeps "
-                    f"{self.prices[level, at].item():.4g} of the pairs and "
-                    f"{self.levels[lower_one]} {self.prices[lower_one, at].item():.4g}; order "
+                    f"{costs[level, at].item():.4g} of the pairs and "
+                    f"{self.levels[lower_one]} {costs[lower_one, at].item():.4g}; order "
                     "them so, and drop what keeps the same"
                 )
 
@@ -140,7 +141,7 @@ class Units:
     @cached_property
     def rising(self) -> bool:
         """Whether each level costs more than the one before, in every unit."""
-        return bool((self.prices[1:] > self.prices[:-1] * (1 + ROUNDING)).all())
+        return bool((self.shares[1:] > self.shares[:-1] * (1 + ROUNDING)).all())
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -157,52 +158,48 @@ class Units:
         return tuple(lower(mask, self.shape) for mask in self.levels)
 
     @cached_property
-    def prices(self) -> Tensor:
-        """Of each level and unit: `costs`, or its kept pairs of real tokens, as a multiple of
-        those that a unit can keep on average; float64 `[levels, units]`. Units of a last layer
-        whose rows are not all read have few."""
-        return self.prices_of_all[:, : len(self.names)]
-
-    @property
     def shares(self) -> Tensor:
-        """The same as shares of the whole: float64 `[levels, units]`, whose sum over the units is
-        the `density` of a mask."""
+        """The cost of each level of each unit, as a share of the whole: float64
+        `[levels, units]`, whose sum over the units is the `density` of a mask."""
         count, spared = len(self.names), 0.0
         if self.spared is not None:
-            spared = float(self.prices_of_all[self.spared, count:].sum())
-        return (self.prices + spared / count) / self.prices_of_all.shape[1]
+            spared = float(self.cost_table[self.spared, count:].sum())
+        return (self.cost_table[:, :count] + spared / count) / self.cost_table.shape[1]
 
     @cached_property
-    def prices_of_all(self) -> Tensor:
-        """`prices`, with those of a last layer without units."""
+    def cost_table(self) -> Tensor:
+        """The cost of each level of each unit, and of a last layer without units: `costs`, or the
+        kept pairs of real tokens, as a multiple of those that a unit can keep on average; float64
+        `[levels, layers * units of a layer]`. Units of a last layer whose rows are not all read
+        have few."""
         for mask in self.levels:
             if not mask.needs_tokens or self.shape.tokens is None:
                 keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows
         if self.costs is not None:
-            prices = torch.tensor(self.costs, dtype=torch.float64)
+            table = torch.tensor(self.costs, dtype=torch.float64)
             size = (len(self.levels), self.shape.layers * self.groups)
-            if prices.shape != size:
+            if table.shape != size:
                 raise ValueError(
                     f"costs are {size[0]} x {size[1]} numbers (levels, units), got "
-                    f"{' x '.join(map(str, prices.shape))}"
+                    f"{' x '.join(map(str, table.shape))}"
                 )
-            return prices * size[1]
-        table = prices_of_heads(self.levels, self.shape)
-        return torch.stack([self.pool(shares) / self.planes for shares in table])
+            return table * size[1]
+        table = costs_of_heads(self.levels, self.shape)
+        return torch.stack([self.pool(heads) / self.planes for heads in table])
 
     @property
-    def prices_by_layer(self) -> Tensor:
-        """`prices_of_all` as float64 `[layers, units of a layer, levels]`; where a last layer has
+    def costs_by_layer(self) -> Tensor:
+        """`cost_table` as float64 `[layers, units of a layer, levels]`; where a last layer has
         no units, all levels cost what it keeps."""
-        prices = self.prices_of_all.clone()
+        costs = self.cost_table.clone()
         if self.spared is not None:
-            prices[:, len(self.names) :] = prices[self.spared, len(self.names) :]
-        return prices.T.reshape(self.shape.layers, -1, len(self.levels))
+            costs[:, len(self.names) :] = costs[self.spared, len(self.names) :]
+        return costs.T.reshape(self.shape.layers, -1, len(self.levels))
 
     def density(self, allocation: Sequence[int]) -> float:
         """Kept share of the pairs of real tokens, of all units and a layer without units."""
         levels = self.with_spared(allocation)
-        return self.prices_of_all[levels, range(len(levels))].mean().item()
+        return self.cost_table[levels, range(len(levels))].mean().item()
 
     def with_spared(self, allocation: Sequence[int]) -> list[int]:
         """The level of each unit, those of a layer without units too."""
@@ -230,7 +227,7 @@ class Units:
     def spared(self) -> int | None:
         """The level of a last layer without units: the lowest that keeps all; None = it has
         units."""
-        last = self.prices_of_all[:, -self.groups :]
+        last = self.cost_table[:, -self.groups :]
         if self.shape.read is None or self.shape.layers == 1 or bool((last.diff(dim=0) > 0).all()):
             return None
         return int((last == last[-1]).all(1).int().argmax())
@@ -338,7 +335,7 @@ class Units:
         probabilities, gates = tensors["probabilities"], json.loads(about["dam"])["gates"]
         if probabilities.dim() == 4:
             return self.scores_of(probabilities * pair_weights(self.shape))
-        size, others = self.prices_by_layer.shape, read_levels(gates["levels"])
+        size, others = self.costs_by_layer.shape, read_levels(gates["levels"])
         if probabilities.shape != size or others != self.levels or gates["unit"] != self.unit:
             raise ValueError(
                 f"these are switches of {gates['unit']}s among {', '.join(map(str, others))}, "
@@ -379,7 +376,7 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
     if shape is None:
         raise ValueError("a FixedTrial knows no lengths to count pairs at: give trim shape=..")
     levels = (*levels, masks.window(0))
-    cost, *sparser = prices_of_heads(levels, shape)
+    cost, *sparser = costs_of_heads(levels, shape)
     most = budget * cost.numel() * (1 + ROUNDING)
     chosen = torch.zeros_like(cost, dtype=torch.int64)
     for level, less in enumerate(sparser, start=1):
@@ -395,7 +392,7 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
     return join_heads([levels[level] for level in chosen.flatten().tolist()], shape)
 
 
-def prices_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
+def costs_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
     """Kept pairs of real tokens, as a multiple of those that a head can keep on average: float64
     `[levels, layers, heads]`."""
     of_whole, of_last = layer_pairs(shape)
@@ -562,7 +559,7 @@ def cut_switches(units: Units, probabilities: Tensor, density: float) -> Allocat
     Raises:
         ValueError: If all units at their lowest level cost more.
     """
-    path = ranked_path(units.log_chances(probabilities).tolist(), units.prices.tolist())
+    path = ranked_path(units.log_chances(probabilities).tolist(), units.shares.tolist())
     units.refuse_less(density)
     return [step for step in path if units.density(step) <= density * (1 + ROUNDING)][-1]
 

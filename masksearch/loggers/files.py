@@ -91,8 +91,7 @@ class RecordLogger:
     that is down, a full disk) does not end the search: one warning says so, and what it has not
     taken is written before the next record, or when the search is resumed with such a logger.
 
-    Subclasses have `start`, `write`, `write_steps` and `stop`, and name the exceptions that mean
-    "the sink failed" in `failures`.
+    Subclasses have `start`, `write`, `write_steps` and `stop`; an OSError says that it failed.
 
     Args:
         objectives: Those of the study.
@@ -100,7 +99,6 @@ class RecordLogger:
             cannot be asked; None = nothing is known of earlier calls.
     """
 
-    failures: tuple[type[Exception], ...] = (OSError,)
     place: ClassVar[str] = "log"  # what a warning calls the sink
 
     def __init__(self, objectives: Sequence[Objective], memory: Path | None = None) -> None:
@@ -125,8 +123,8 @@ class RecordLogger:
         """Writes a part of the curve of trial `number`."""
         raise NotImplementedError
 
-    def stop(self, error: BaseException | None) -> None:
-        """Closes the sink; `error` is what ended the search, if anything did."""
+    def stop(self) -> None:
+        """Closes the sink."""
 
     # -- the listener --------------------------------------------------------------------------
     def restore(self, records: Sequence[Record]) -> None:
@@ -182,24 +180,24 @@ class RecordLogger:
                 self.started = True
             action()
             self.gone = False
-        except self.failures as problem:
+        except OSError as problem:
             self.gone = True
             self.warn_once("does not take records now", problem)
 
-    def close(self, error: BaseException | None = None) -> None:
+    def close(self) -> None:
         """Closes the sink; a second call does nothing."""
         if self.started:
             self.started = False
             try:
-                self.stop(error)
-            except self.failures as problem:
+                self.stop()
+            except OSError as problem:
                 self.warn_once("could not be closed", problem)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.close(error)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def warn_once(self, text: str, problem: BaseException) -> None:
         """One warning for all failures of this sink."""

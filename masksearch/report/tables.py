@@ -43,13 +43,6 @@ IMPORTANCE = (
 )
 REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
-LOSSES = (  # of the health card: its name, the row's title, what it means
-    ("relaxed", "loss, soft gates", "held out, nats; gates replaced by their probabilities"),
-    ("sampled", "loss, sampled gates", "gates drawn, mean over several draws"),
-    ("held_out", "loss, rounded gates", "edges kept from a probability of 1/2"),
-    ("discretised", "loss, mask cut", "cut at the target density; the same weights"),
-    ("retrained", "loss, retrained", "that mask, trained from scratch"),
-)
 
 
 def percent(value: float) -> str:
@@ -370,56 +363,7 @@ def findings_table(
 
 def health_table(health: Health) -> TextTable:
     """DAM's health card in words: a figure, its value, and what it means."""
-    shares = [share for layer in health.by_head for share in layer]
-    rows = [
-        (
-            "density",
-            f"{percent(health.density)} (asked for: {percent(health.target)})",
-            "mean probability of an edge at the end",
-        ),
-        (
-            "density by head",
-            f"{percent(min(shares))} to {percent(max(shares))}",
-            "of the emptiest and of the fullest head",
-        ),
-        (
-            "undecided",
-            percent(health.undecided),
-            "units whose likeliest mask has a probability below 0.9"
-            if health.diagonal is None
-            else "edges with a probability between 0.1 and 0.9",
-        ),
-    ]
-    if health.diagonal is not None:
-        rows += [
-            (
-                "diagonal",
-                percent(health.diagonal),
-                "mean probability of an edge there; that of all edges is the density",
-            ),
-            (
-                "strongest offsets",
-                health.strongest,
-                "key minus query, with the mean probability of an edge there",
-            ),
-        ]
-    for name, title, meaning in LOSSES:
-        loss = health.losses.get(name)
-        rows.append((title, "not measured" if loss is None else digits(loss, 4), meaning))
-    agreement = health.agreement
-    if agreement is None:
-        rows.append(("agreement of seeds", "one seed", "not known from a single run"))
-    else:
-        pairs = f"mean over pairs of {agreement['seeds']} seeds, masks cut at the target density"
-        for title, iou, chance, meaning in (
-            ("agreement of seeds", agreement["iou"], agreement["chance"], pairs),
-            (
-                *("with heads matched", agreement["matched"], agreement["matched_chance"]),
-                "heads of a layer in the order that agrees best",
-            ),
-        ):
-            rows.append((title, f"IoU {digits(iou)} (chance {digits(chance)})", meaning))
-    return text_table([dict(zip(CARD, row, strict=True)) for row in rows], text=CARD)
+    return text_table([dict(zip(CARD, row, strict=True)) for row in health.rows], text=CARD)
 
 
 def budgets_table(card: ProxyCard) -> TextTable:

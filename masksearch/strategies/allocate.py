@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ from masksearch.strategies.dam import waiting
 from masksearch.study.records import read_budgets
 
 NAME = "allocate"
+Table = Sequence[Sequence[float]]  # of levels and units
 OPTIONS = {  # name -> type
     **dict.fromkeys(("unit", "levels", "method", "cost", "gates", "config"), Any),
     **{"tries": int, "budgets": Sequence[float], "one_window": bool},
@@ -123,7 +124,7 @@ class AllocateStrategy:
         budgets: Sequence[float] = (),
         training: OneShot | None = None,
         run: Path = Path(),
-        totals: Sequence[Sequence[float]] = (),
+        totals: Table = (),
     ) -> None:
         if not isinstance(method, str):
             check_scores(method, units)
@@ -152,15 +153,11 @@ class AllocateStrategy:
         self.next = 0  # the next draw
         self.steps = self.plan()
         self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
-        self.prices: list[list[float]] = units.prices.tolist()
-        self.shares: list[list[float]] = units.shares.tolist()
         self.moves = 1 if units.rising else units.top  # levels that a round tries of a unit
         self.budgets, self.totals = tuple(sorted(budgets)), totals
+        self.costs = Costs(units.shares.tolist(), totals)
         if budgets:  # too small ones are refused before anything is judged
-            least = (
-                min(map(min, totals)) if totals else sum(map(min, zip(*self.shares, strict=True)))
-            )
-            refuse_less(least, self.budgets[0])
+            self.costs.refuse_less(self.budgets[0])
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next allocation; "wait" where the next depends on masks that are still out.
@@ -227,11 +224,12 @@ class AllocateStrategy:
         if self.method != "greedy":
             chosen = len(self.budgets) or count * top - 1
             return 2 + alone + chosen + (self.training is not None)
-        steps, spent = 0, sum(self.shares[0])
+        steps, table = 0, self.costs.table
+        spent = sum(table[0])
         if self.totals:
             steps = sum(self.fits(min(self.totals[0][step + 1 :])) for step in range(count))
         else:  # at most as many as the cheapest ones
-            every = [np.diff(np.unique([level[u] for level in self.shares])) for u in range(count)]
+            every = [np.diff(np.unique([level[u] for level in table])) for u in range(count)]
             for price in sorted(np.concatenate(every)):
                 spent += price
                 steps += self.fits(spent)
@@ -242,7 +240,7 @@ class AllocateStrategy:
     def plan(self) -> Iterator[Sequence[Allocation]]:
         """Batches of allocations; each is asked for when the last was judged."""
         count, top = len(self.units.names), self.units.top
-        costs = zip(*self.prices, strict=True)
+        costs = zip(*self.costs.table, strict=True)
         local, full = (0,) * count, tuple(row.index(max(row)) for row in costs)
         worth: list[list[float]] | None = None
         if self.trained is not None:
@@ -263,15 +261,14 @@ class AllocateStrategy:
         elif self.method == "exchange":
             yield from self.exchanges()
         elif worth is not None and self.budgets and self.training is None:
-            yield [self.best(worth, budget) for budget in self.budgets]
+            yield [self.costs.solve(worth, budget)[0] for budget in self.budgets]
         elif worth is not None:
-            path = ranked_path(worth, self.prices)
-            shares = [self.share(allocation) * (1 - ROUNDING) for allocation in path]
-            within = [
-                max(at for at, share in enumerate(shares) if share <= budget)
+            path = ranked_path(worth, self.costs.table)
+            paid = [
+                [each for each in path if within(self.costs.of(each), budget)][-1]
                 for budget in self.budgets
             ]
-            yield [path[at] for at in within or coarse_to_fine(len(path))]
+            yield paid or [path[at] for at in coarse_to_fine(len(path))]
 
     def read_gates(self, record: Record) -> dict[str, list[float]]:
         """The scores that the gates of the first job stand for."""
@@ -326,7 +323,7 @@ class AllocateStrategy:
         judged = dict[Allocation, None]()  # by this plan, whatever else is known already
         for budget in self.budgets:
             alike = [(level,) * count for level in range(self.units.top, -1, -1)]
-            batch = [each for each in alike if self.fits(self.share(each), budget)]
+            batch = [each for each in alike if within(self.costs.of(each), budget)]
             if not batch:  # an engine that keeps more of units that are alike
                 batch = self.sums(alike[-1], {}, budget, count)
             yield batch
@@ -348,7 +345,7 @@ class AllocateStrategy:
 
     def best_of(self, judged: Iterable[Allocation], budget: float) -> Allocation:
         """The best within a budget, the first of equals."""
-        return max((e for e in judged if self.fits(self.share(e), budget)), key=self.gain)
+        return max((e for e in judged if within(self.costs.of(e), budget)), key=self.gain)
 
     @property
     def changes(self) -> int:
@@ -377,59 +374,34 @@ class AllocateStrategy:
     ) -> list[Allocation]:
         """What is worth most within a budget by a sum of changes that raises at most so many
         units; where an engine has one window, for each that it may be."""
-        top, missing = self.units.top, min([0.0, *gains.values()])
+        missing = min([0.0, *gains.values()])
         worth = [
             [
                 0.0 if to == at else gains.get(replaced(now, u, to), missing)
-                for to in range(top + 1)
+                for to in range(self.units.top + 1)
             ]
             for u, at in enumerate(now)
         ]
-        if not self.totals:
-            return [solve(worth, self.shares, budget, now, most)]
-        window, found = min((*now, top - 1)), []
-        ends = [[levels[window], levels[top]] for levels in worth]
-        full = [int(at == top) for at in now]
-        for level, totals in enumerate(self.totals):
-            if self.fits(min(totals), budget):
-                raised = solve_by_count(ends, totals, budget, full, most)
-                found.append(tuple(top if each else level for each in raised))
-        return found
+        return self.costs.solve(worth, budget, now, most)
 
     def above(self, now: Allocation, unit: int) -> list[int]:
         """The levels that a unit may rise to within the largest budget: the next one or, where
         levels do not rise, every dearer one."""
-        levels = dearer([level[unit] for level in self.prices], now[unit])
+        levels = dearer([level[unit] for level in self.costs.table], now[unit])
         if self.totals:
             least = min(self.totals[0][sum(now) + 1 :], default=math.inf)
             return levels if self.fits(least) else []
         return [
-            to for to in levels[: self.moves] if self.fits(self.share(replaced(now, unit, to)))
+            to for to in levels[: self.moves] if self.fits(self.costs.of(replaced(now, unit, to)))
         ]
 
-    def best(self, worth: Sequence[Sequence[float]], budget: float) -> Allocation:
-        """The allocation that is worth most within a budget; ValueError if there is none."""
-        if self.totals:
-            return solve_by_count(worth, self.totals[0], budget)
-        return solve(worth, self.shares, budget)
-
-    def share(self, allocation: Allocation) -> float:
-        """The cost of an allocation, as a share of that of full units."""
-        if self.totals:
-            windows = {*allocation} - {self.units.top}
-            if len(windows) > 1:
-                return math.inf
-            return self.totals[min(windows, default=0)][allocation.count(self.units.top)]
-        return sum(self.shares[level][unit] for unit, level in enumerate(allocation))
-
-    def fits(self, share: float, budget: float | None = None) -> bool:
-        """Whether a budget, or else the largest, pays that share."""
-        limits = self.budgets[-1:] if budget is None else (budget,)
-        return all(share <= limit * (1 + ROUNDING) for limit in limits)
+    def fits(self, share: float) -> bool:
+        """Whether the largest budget, if there is one, pays that share."""
+        return not self.budgets or within(share, self.budgets[-1])
 
     def price(self, unit: int, low: int, high: int) -> float:
         """The cost of one level of a unit beyond another."""
-        return self.prices[high][unit] - self.prices[low][unit]
+        return self.costs.table[high][unit] - self.costs.table[low][unit]
 
     def gain(self, allocation: Allocation) -> float:
         """How good an allocation is; that of one without a score is the objective's worst."""
@@ -466,10 +438,10 @@ def build_allocate(
         try:
             units = with_costs(units, evaluator, cost, required=bool(options.get("budgets")))
         except SearchError:
-            if units.top == 1:
-                totals = totals_by_count(units, evaluator, find_cost(evaluator, cost))
-                arguments["totals"] = totals
-            if not arguments.get("totals"):
+            if units.top > 1:
+                raise
+            arguments["totals"] = totals_by_count(units, evaluator, find_cost(evaluator, cost))
+            if not arguments["totals"]:
                 raise
     method = arguments.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
@@ -613,6 +585,21 @@ def with_costs(
         raise
 
 
+def measured_cost(units: Units, evaluator: Evaluator, name: str, levels: Sequence[int]) -> float:
+    """What the mask in which each unit has its level costs by a measure, or its density.
+
+    Raises:
+        SearchError: If the evaluator does not know it of this mask.
+    """
+    if name == DENSITY:
+        return units.density(levels)
+    mask = units.mask(levels)
+    measures = evaluator.measures_of(mask)
+    if name not in measures:
+        raise SearchError(f"{type(evaluator).__name__} knows no {name} of {short_text(mask)}")
+    return float(measures[name])
+
+
 def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float]]:
     """The cost of each level of each unit, `[levels][units]`; the sum over units is the mask's.
 
@@ -626,24 +613,19 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
         SearchError: If the measure does not add up over these units.
     """
     count = len(units.names)
-
-    def measured(mask: Mask) -> float:
-        measures = evaluator.measures_of(mask)
-        if name not in measures:
-            raise SearchError(f"{type(evaluator).__name__} knows no {name} of {short_text(mask)}")
-        return float(measures[name])
-
-    base = measured(units.mask((0,) * count))
+    low = (0,) * count
+    base = measured_cost(units, evaluator, name, low)
     rises = [[0.0] * count]
     for level in range(1, units.top + 1):
-        alone = [tuple(level * (at == unit) for at in range(count)) for unit in range(count)]
-        rises.append([measured(units.mask(each)) - base for each in alone])
+        alone = [replaced(low, unit, level) for unit in range(count)]
+        rises.append([measured_cost(units, evaluator, name, each) - base for each in alone])
     remedy = "unit='layer', or unit='kv_head' with cost='kv_bytes_per_head'"
     if units.unit == "layer":
         remedy = "two masks a layer and strategy='allocate', which counts them by their number"
     for number in range(1, count + 1) if units.unit == "layer" else [count]:
         single = sum(rises[-1][:number])
-        together = measured(units.mask([units.top] * number + [0] * (count - number))) - base
+        levels = (units.top,) * number + low[number:]
+        together = measured_cost(units, evaluator, name, levels) - base
         if not math.isclose(single, together, rel_tol=1e-6):
             raise SearchError(
                 f"{name} does not add up over units of the kind {units.unit!r}: {number} of them "
@@ -658,107 +640,129 @@ def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[list[
     all, where the others have that level; empty where it matters which they are."""
     count, totals = len(units.names), []
 
-    def measured(level: int, raised: Sequence[int]) -> float:
+    def total(level: int, raised: Sequence[int]) -> float:
         levels = tuple(units.top if unit in raised else level for unit in range(count))
-        if name == DENSITY:
-            return units.density(levels)
-        return float(evaluator.measures_of(units.mask(levels))[name])
+        return measured_cost(units, evaluator, name, levels)
 
     for level in range(units.top if units.unit == "layer" else 0):
-        first = [measured(level, range(number)) for number in range(count + 1)]
-        last = [measured(level, range(count - number, count)) for number in range(count + 1)]
-        if first != last or {measured(level, [unit]) for unit in range(count)} != {first[1]}:
+        first = [total(level, range(number)) for number in range(count + 1)]
+        last = [total(level, range(count - number, count)) for number in range(count + 1)]
+        if first != last or {total(level, [unit]) for unit in range(count)} != {first[1]}:
             return []
         totals.append(first)
     return totals
 
 
-def solve_by_count(
-    worth: Sequence[Sequence[float]],
-    totals: Sequence[float],
-    budget: float,
-    now: Sequence[int] = (),
-    most: int | None = None,
-) -> Allocation:
-    """As `solve`, of units with two masks, by what each number of raised ones costs.
-
-    >>> solve_by_count([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0]], [0.2, 0.6, 0.5, 1.0], 0.55)
-    (0, 1, 1)
-    """
-    refuse_less(min(totals), budget)
-    gains = [high - low for low, high in worth]
-    order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
-    within = [at for at, total in enumerate(totals) if total <= budget * (1 + ROUNDING)]
-    if most is not None:
-        beyond = [unit for unit in order if not now[unit]][most:]
-        fewer = [number for number in within if number <= len(order) - len(beyond)]
-        if fewer:  # else fewer full units cost more, and the limit cannot be kept
-            order, within = [unit for unit in order if unit not in beyond], fewer
-    number = max(within, key=lambda number: sum(gains[unit] for unit in order[:number]))
-    return tuple(int(unit in order[:number]) for unit in range(len(gains)))
-
-
-def refuse_less(least: float, budget: float) -> None:
-    """Raises ValueError if no allocation is within a budget."""
-    if least > budget * (1 + ROUNDING):
-        raise ValueError(
-            f"a budget is at least what the cheapest masks of all units cost, {least:.4g}; got "
-            f"{budget:.4g}: raise it, or give a smaller local mask"
-        )
-
-
-def solve(
-    worth: Sequence[Sequence[float]],
-    costs: Sequence[Sequence[float]],
-    budget: float,
-    now: Sequence[int] = (),
-    most: int | None = None,
-) -> Allocation:
-    """The allocation that is worth most within a budget: a knapsack with multiple choice, exact.
+@dataclass(frozen=True)
+class Costs:
+    """What allocations cost, as a share of what full units do, and the best within a budget.
 
     Args:
-        worth: Of each unit, of each level.
-        costs: Of each level, of each unit.
-        budget: At most so much in all.
-        now: The levels that `most` counts from.
-        most: Units that rise, at most; None = any number.
+        table: Of each level, of each unit, `[levels][units]`; an allocation costs their sum.
+        totals: In place of that sum, the `totals` of `AllocateStrategy`: units at the top, and
+            all others at one level.
 
-    Returns:
-        The level of each unit.
-
-    Raises:
-        ValueError: If no allocation is within the budget.
-
-    Reference: HiGHS, by `scipy.optimize.milp`.
-
-    >>> solve([[0.0, 1.0], [0.0, 3.0]], [[0.1, 0.1], [0.5, 0.5]], 0.6)
-    (0, 1)
+    >>> Costs([[0.1, 0.1], [0.5, 0.5]]).solve([[0.0, 1.0], [0.0, 3.0]], 0.6)
+    [(0, 1)]
+    >>> by_count = Costs([[0.1] * 3, [0.3] * 3], [[0.2, 0.6, 0.5, 1.0]])
+    >>> by_count.solve([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0]], 0.55)
+    [(0, 1, 1)]
     """
-    value, cost = np.array(worth, dtype=float), np.array(costs, dtype=float).T  # [units, levels]
-    least = float(cost.min(1).sum())
-    refuse_less(least, budget)
-    extra = cost - cost.min(1, keepdims=True)
-    room = max(0.0, budget * (1 + ROUNDING) - least)
-    dearer_by = extra[extra > 0]
-    scale = float(dearer_by.min()) if len(dearer_by) else 1.0  # keeps the solver's tolerance small
-    count, levels = value.shape
-    gain = (value - value.min(1, keepdims=True)).reshape(-1)
-    gain = gain / (gain.max() or 1.0)
-    one_each = np.kron(np.eye(count), np.ones(levels))
-    limits = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint((extra / scale).reshape(1, -1), -np.inf, room / scale),
-    ]
-    if most is not None:
-        dearer_than_now = cost > cost[range(count), [*now]][:, None]
-        limits.append(LinearConstraint(dearer_than_now.reshape(1, -1).astype(float), 0, most))
-    solution = milp(
-        -gain,
-        integrality=np.ones(count * levels),
-        bounds=Bounds(0, 1),
-        constraints=limits,
-        options={"mip_rel_gap": 0.0, "presolve": most is None},
-    )
-    if solution.x is None:
-        raise ValueError(f"the budget {budget:.4g} could not be solved: {solution.message}")
-    return tuple(int(each) for each in solution.x.reshape(count, levels).argmax(1))
+
+    table: Table
+    totals: Table = ()
+
+    @property
+    def top(self) -> int:
+        """The highest level."""
+        return len(self.table) - 1
+
+    def of(self, allocation: Allocation) -> float:
+        """The cost of an allocation; infinite where an engine has no such one."""
+        if not self.totals:
+            return sum(self.table[level][unit] for unit, level in enumerate(allocation))
+        windows = {*allocation} - {self.top}
+        if len(windows) > 1:
+            return math.inf
+        return self.totals[min(windows, default=0)][allocation.count(self.top)]
+
+    def refuse_less(self, budget: float) -> None:
+        """Raises ValueError if no allocation is within a budget."""
+        columns = zip(*self.table, strict=True)
+        least = min(map(min, self.totals)) if self.totals else sum(map(min, columns))
+        if not within(least, budget):
+            raise ValueError(
+                f"a budget is at least what the cheapest masks of all units cost, {least:.4g}; "
+                f"got {budget:.4g}: raise it, or give a smaller local mask"
+            )
+
+    def solve(
+        self, worth: Table, budget: float, now: Allocation = (), most: int | None = None
+    ) -> list[Allocation]:
+        """The allocation that is worth most within a budget, exactly; where an engine has one
+        window, that for each window that it may be.
+
+        Args:
+            worth: Of each unit, of each level.
+            budget: At most so much in all.
+            now: The levels that `most` counts from.
+            most: Units that rise, at most; None = any number.
+
+        Raises:
+            ValueError: If no allocation is within the budget.
+        """
+        self.refuse_less(budget)
+        if not self.totals:
+            return [self.best_sum(worth, budget, now, most)]
+        window, top, found = min((*now, self.top - 1)), self.top, []
+        gains = [levels[top] - levels[window] for levels in worth]
+        order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
+        beyond = [] if most is None else [unit for unit in order if now[unit] < top][most:]
+        for level, totals in enumerate(self.totals):
+            numbers = [at for at, total in enumerate(totals) if within(total, budget)]
+            fewer = [number for number in numbers if number <= len(order) - len(beyond)]
+            # where fewer full units cost more, the limit cannot be kept
+            units = [unit for unit in order if unit not in beyond] if fewer else order
+            sums = {at: sum(gains[unit] for unit in units[:at]) for at in fewer or numbers}
+            if sums:
+                raised = units[: max(sums, key=sums.__getitem__)]
+                found.append(tuple(top if u in raised else level for u in range(len(gains))))
+        return found
+
+    def best_sum(
+        self, worth: Table, budget: float, now: Allocation, most: int | None
+    ) -> Allocation:
+        """`solve` where costs add up: a knapsack with multiple choice.
+
+        Reference: HiGHS, by `scipy.optimize.milp`.
+        """
+        value, cost = np.array(worth, float), np.array(self.table, float).T  # [units, levels]
+        extra = cost - cost.min(1, keepdims=True)
+        room = max(0.0, budget * (1 + ROUNDING) - float(cost.min(1).sum()))
+        scale = extra.min(initial=np.inf, where=extra > 0)  # keeps the solver's tolerance small
+        count, levels = value.shape
+        gain = (value - value.min(1, keepdims=True)).reshape(-1)
+        gain = gain / (gain.max() or 1.0)
+        one_each = np.kron(np.eye(count), np.ones(levels))
+        limits = [
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint((extra / scale).reshape(1, -1), -np.inf, room / scale),
+        ]
+        if most is not None:
+            dearer_than_now = cost > cost[range(count), [*now]][:, None]
+            limits.append(LinearConstraint(dearer_than_now.reshape(1, -1).astype(float), 0, most))
+        solution = milp(
+            -gain,
+            integrality=np.ones(count * levels),
+            bounds=Bounds(0, 1),
+            constraints=limits,
+            options={"mip_rel_gap": 0.0, "presolve": most is None},
+        )
+        if solution.x is None:
+            raise ValueError(f"the budget {budget:.4g} could not be solved: {solution.message}")
+        return tuple(int(each) for each in solution.x.reshape(count, levels).argmax(1))
+
+
+def within(cost: float, budget: float) -> bool:
+    """Whether a budget pays a cost, but for rounding."""
+    return cost <= budget * (1 + ROUNDING)

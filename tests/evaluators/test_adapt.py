@@ -400,8 +400,8 @@ def test_a_token_in_front_of_every_row_is_a_global_token(
     assert effective_density(mask, shape) == pytest.approx(effective_density(masks.star(), shape))
     levels = [masks.window(0), mask, masks.full()]
     same = [masks.window(0), masks.star(), masks.full()]
-    prices = ms.Units(shape, levels).prices
-    torch.testing.assert_close(prices, ms.Units(shape, same).prices, rtol=1e-6, atol=0)
+    shares = ms.Units(shape, levels).shares
+    torch.testing.assert_close(shares, ms.Units(shape, same).shares, rtol=1e-6, atol=0)
     first, _ = judged(judge, tmp_path / "a", mask)
     second, _ = judged(judge, tmp_path / "b", masks.star())
     assert first == pytest.approx(second)

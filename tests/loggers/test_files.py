@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import struct
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from masksearch.contracts import (
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, RecordLogger
 from masksearch.loggers.trackers import open_loggers
-from masksearch.study.storage import sqlite_url
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
@@ -65,33 +61,11 @@ SIZES = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0]
 VOLUMES = pytest.approx([4.0, 4.5, 4.5, 4.5, 4.5, 5.35])
 
 
-@pytest.fixture(autouse=True)
-def own_environment(monkeypatch):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_SILENT": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
-    }.items():
-        monkeypatch.setenv(name, value)
-
-
 @contextmanager
 def opened(name: str, run: Path) -> Iterator[Any]:
     """The logger of that name."""
     with open_loggers([name], run, OBJECTIVES) as (logger,):
         yield logger
-
-
-def feed(name: str, run: Path) -> None:
-    """A new search from its beginning to its end."""
-    with opened(name, run) as logger:
-        logger.restore([])
-        for each in RECORDS:
-            logger(each)
 
 
 def in_two_calls(make) -> None:
@@ -303,167 +277,27 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
     assert start.hparams["mask"].string_value == "window(5)"
 
 
-# -- MLflow ----------------------------------------------------------------------------------
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", ["mine", "is it mine? 50%25"])
-def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, name):
-    mlflow = pytest.importorskip("mlflow")
-    in_two_calls(lambda: opened("mlflow", tmp_path / name))
-    client = mlflow.MlflowClient(sqlite_url(tmp_path / name / "mlflow" / "mlflow.db"))
-    runs = client.search_runs([client.get_experiment_by_name("masksearch").experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert (parent.info.run_name, parent.info.status) == (name, "FINISHED")
-    history = client.get_metric_history(parent.info.run_id, "front/hypervolume")
-    assert [m.value for m in sorted(history, key=lambda m: m.step)] == VOLUMES
-    assert parent.data.metrics["front/size"] == 2
-    assert parent.data.metrics["search/failed"] == 1
-    artifacts = tmp_path / name / "mlflow/artifacts" / parent.info.run_id / "artifacts"
-    front = json.loads((artifacts / "front.json").read_text())
-    assert [row["number"] for row in front["front"]] == [2, 5]
-    children = {run.info.run_name: run for run in runs if run is not parent}
-    assert sorted(children) == [f"trial {number}" for number in range(6)]
-    assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in children.values())
-    statuses = [children[f"trial {n}"].info.status for n in range(6)]
-    assert statuses == ["FINISHED", "FAILED", "FINISHED", "FINISHED", "KILLED", "FINISHED"]
-    trial = children["trial 5"].data
-    assert trial.params["params.reach"] == "5"
-    assert trial.params["mask"] == "window(5)"
-    assert trial.params["hops"] == "inf"
-    assert trial.metrics["loss"] == 1.5
-    curve = client.get_metric_history(children["trial 5"].info.run_id, "curve/loss")
-    assert {(m.step, m.value) for m in curve} == {(1, 2.5), (2, 2.0), (3, 1.5)}
-    assert children["trial 1"].data.params["error"] == "ValueError: a, b"
-
-
-@pytest.mark.slow
-def test_mlflow_server_that_is_down_does_not_end_a_search(tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.warns(RuntimeWarning) as found:
-        feed("mlflow", tmp_path)
-    texts = [str(w.message) for w in found if "MLflow log" in str(w.message)]
-    assert len(texts) == 1
-    assert "the search goes on" in texts[0]
-
-
-# -- Weights & Biases ------------------------------------------------------------------------
-def logged_messages(data: bytes) -> Iterator[bytes]:
-    """The messages of a LevelDB log: 7 bytes of its own, then blocks of 32 KiB, in which every
-    piece of a message has a checksum (4 bytes), its length (2) and its kind (1)."""
-    at, message = 7, b""
-    while at + 7 <= len(data):
-        if 32_768 - at % 32_768 < 7:  # the rest of a block is too short for a head
-            at += 32_768 - at % 32_768
-            continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        if at + 7 + length > len(data):
-            return  # the rest is being written
-        message += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield message
-            message = b""
-
-
-@dataclass(frozen=True)
-class OfflineRun:
-    name: str
-    group: str
-    kind: str
-    identity: str
-    steps: list[dict[str, object]]
-
-
-def offline_runs(folder: Path, kind: str) -> list[OfflineRun]:
-    """The runs of a kind ("search" or "trial") below a folder, oldest first."""
-    from wandb.proto import wandb_internal_pb2
-
-    runs = []
-    for path in folder.glob("wandb/offline-run-*/run-*.wandb"):
-        kinds: list[str] = []
-        deadline = time.monotonic() + 120
-        while kinds[-1:] != ["exit"]:  # its own process writes the file, a moment after `finish`
-            assert time.monotonic() < deadline, kinds
-            time.sleep(0.02)
-            messages = logged_messages(path.read_bytes())
-            entries = [wandb_internal_pb2.Record.FromString(data) for data in messages]
-            kinds = [entry.WhichOneof("record_type") for entry in entries]
-        run = entries[kinds.index("run")].run
-        steps = [
-            {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
-            for entry, kind in zip(entries, kinds, strict=True)
-            if kind == "history"
-        ]
-        found = OfflineRun(run.display_name, run.run_group, run.job_type, run.run_id, steps)
-        runs.append((run.start_time.ToNanoseconds(), found))
-    runs.sort(key=lambda run: run[0])
-    return [run for _, run in runs if run.kind == kind]
-
-
-@pytest.mark.nightly
-def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    in_two_calls(lambda: opened("wandb", tmp_path / "mine"))
-    searches = offline_runs(tmp_path / "mine", "search")
-    assert [len(search.steps) for search in searches] == [3, 3]  # one a call, which cannot go on
-    steps = [step for search in searches for step in search.steps]
-    assert [s["search/finished"] for s in steps] == [1, 2, 3, 4, 5, 6]
-    assert [s["record/number"] for s in steps] == [r.number for r in RECORDS]
-    assert [s["front/size"] for s in steps] == SIZES
-    assert [s["front/hypervolume"] for s in steps] == VOLUMES
-    assert steps[0]["record/loss"] == 2.0
-    assert steps[0]["record/mask"] == "window(0)"
-    assert steps[2]["record/error"] == "ValueError: a, b"
-    changes = [s["search/finished"] for s in steps if any("front/table" in key for key in s)]
-    assert changes == [1, 2, 6]
-    tables = tmp_path.glob("mine/wandb/offline-run-*/files/media/table/front/*.json")
-    assert {len(json.loads(path.read_text())["data"]) for path in tables} == {1, 2}
-    trials = offline_runs(tmp_path / "mine", "trial")
-    assert sorted(run.name for run in trials) == [f"trial {n}" for n in (0, 1, 2, 3, 4, 5, 5)]
-    assert {run.group for run in [*searches, *trials]} == {"mine"}
-    begun, whole = (run for run in trials if run.name == "trial 5")  # it was interrupted
-    assert begun.identity == whole.identity
-    assert [(s["_step"], s["loss"]) for s in whole.steps] == [(1, 2.5), (2, 2.0), (3, 1.5)]
-    assert len(begun.steps) == 1
-    assert next(run for run in trials if run.name == "trial 1").steps == []  # failed at once
-
-
-@pytest.mark.slow
-def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_MODE", "online")
-    with (
-        pytest.warns(RuntimeWarning, match="Weights & Biases log does not take records"),
-        opened("wandb", tmp_path) as logger,
-    ):
-        logger(RECORDS[0])
-
-
 # -- the command line's loggers --------------------------------------------------------------
 @pytest.mark.nightly
-def test_open_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
-    for library in ("tensorboard", "mlflow", "wandb"):
-        pytest.importorskip(library)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    names = ["csv", "tensorboard", "mlflow", "wandb", "csv"]
-    with open_loggers(names, tmp_path / "run", OBJECTIVES) as loggers:
-        assert len(loggers) == 4
+def test_open_loggers_put_their_files_below_the_run(tmp_path):
+    pytest.importorskip("tensorboard")
+    with open_loggers(["csv", "tensorboard", "csv"], tmp_path / "run", OBJECTIVES) as loggers:
+        assert len(loggers) == 2
         for logger in loggers:
             logger(RECORDS[0])
     assert len(rows(tmp_path / "run/log.csv")) == 1
     assert list((tmp_path / "run/tensorboard").glob("events.*"))
-    assert (tmp_path / "run/mlflow/mlflow.db").is_file()
-    assert [len(run.steps) for run in offline_runs(tmp_path / "run", "search")] == [1]
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
-def test_open_loggers_refuse_an_unknown_name(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("tensorbord", "did you mean 'tensorboard'"), ("mlflow", r"docs/running\.md feeds MLflow")],
+)
+def test_open_loggers_refuse_an_unknown_name(tmp_path, name, words):
     with (
-        pytest.raises(UnknownNameError, match="did you mean 'wandb'"),
-        open_loggers(["csv", "wandbd"], tmp_path, OBJECTIVES),
+        pytest.raises(UnknownNameError, match=words),
+        open_loggers(["csv", name], tmp_path, OBJECTIVES),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -471,11 +305,10 @@ def test_open_loggers_refuse_an_unknown_name(tmp_path):
         assert loggers == []
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
-def test_missing_library_gives_the_command_that_installs_it(name, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
+def test_missing_library_gives_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with (
-        pytest.raises(SearchError, match=rf'pip install .*\[{name}\]"'),
-        open_loggers([name], tmp_path, OBJECTIVES),
+        pytest.raises(SearchError, match=r'pip install .*\[tensorboard\]"'),
+        open_loggers(["tensorboard"], tmp_path, OBJECTIVES),
     ):
         pass

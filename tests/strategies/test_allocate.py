@@ -25,7 +25,7 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.strategies.allocate import ranked_path, solve
+from masksearch.strategies.allocate import Costs, ranked_path
 from masksearch.strategies.build import build_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
@@ -157,7 +157,7 @@ def test_the_own_and_the_first_key_are_a_local_mask_of_two_keys_a_query(read):
 def test_units_count_pairs_of_real_tokens():
     shape = replace(SHAPE, lengths={4: 1})
     units = Units(shape, (masks.window(0), FULL), "layer")
-    assert units.prices.tolist() == [[0.25, 0.25], [1.0, 1.0]]
+    assert units.shares.tolist() == [[0.125, 0.125], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -509,9 +509,9 @@ def test_units_cost_what_reaches_the_output():
     shape = replace(SHAPE, read=1)
     units = Units(shape, (masks.window(0), FULL))
     assert len(units.names) == 6
-    assert units.prices[1].tolist() == pytest.approx([8 / 4.5] * 3 + [1 / 4.5] * 3)
+    assert units.shares[1].tolist() == pytest.approx([8 / 27] * 3 + [1 / 27] * 3)
     for level, mask in enumerate(units.levels):
-        assert units.prices[level].mean().item() == pytest.approx(effective_density(mask, shape))
+        assert units.shares[level].sum().item() == pytest.approx(effective_density(mask, shape))
     scores = units.scores_of(torch.ones(2, 3, 8, 8) * pair_weights(shape))
     assert [scores["l0.h0"], scores["l1.h2"]] == [[0.0, 56.0], [0.0, 7.0]]
 
@@ -553,11 +553,11 @@ def test_solve_is_the_best_of_all_allocations(worth, rises, share):
     def value(levels):
         return sum(worth[unit][level] for unit, level in enumerate(levels))
 
-    found = solve(worth, costs, budget)
+    [found] = Costs(costs).solve(worth, budget)
     assert cost(found) <= budget + 1e-6
     assert value(found) == max(value(each) for each in every if cost(each) <= budget + 1e-6)
     with pytest.raises(ValueError, match=r"at least what the cheapest masks of all units cost"):
-        solve(worth, costs, 0.9 * least)
+        Costs(costs).solve(worth, 0.9 * least)
 
 
 @pytest.mark.slow

@@ -18,9 +18,8 @@ from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.strategies.allocate import (
     AllocateStrategy,
+    Costs,
     build_allocate,
-    solve,
-    solve_by_count,
     totals_by_count,
     unit_costs,
 )
@@ -71,7 +70,7 @@ def test_a_kv_head_is_all_heads_that_share_its_keys():
     full = (table == torch.ones(LENGTH, LENGTH).tril().bool()).all(-1).all(-1)
     assert full.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
     heads = Units(SHAPE, (LOCAL, masks.full()))
-    assert units.prices[:, 0].tolist() == pytest.approx(heads.prices[:, 0].tolist())
+    assert units.shares[:, 0].tolist() == pytest.approx((2 * heads.shares[:, 0]).tolist())
     worth = torch.rand(LAYERS, HEADS)
     pooled = worth.view(LAYERS, KV_HEADS, 2).sum(-1)
     assert units.pool(worth).tolist() == pytest.approx(pooled.flatten().tolist())
@@ -98,7 +97,7 @@ def test_an_exact_mask_is_the_best_of_all_within_its_bytes(unit, cost, levels):
     every = list(itertools.product(range(len(levels)), repeat=len(units.names)))
     shares = {each: Accounts().measures_of(units.mask(each))[cost] for each in every}
     for budget in (0.45, 0.5, 0.7, 1.0):
-        found = solve(worth, costs, budget)
+        [found] = Costs(costs).solve(worth, budget)
 
         def value(levels):
             return sum(worth[unit][level] for unit, level in enumerate(levels))
@@ -141,7 +140,7 @@ def test_layers_that_an_engine_groups_are_counted_by_their_number():
     draw = torch.Generator().manual_seed(1)
     worth = torch.randn(12, 2, generator=draw).tolist()
     for budget in (0.02, 0.2, 0.3, 0.52, 0.6, 1.0):
-        found = solve_by_count(worth, totals, budget)
+        [found] = Costs(units.shares.tolist(), [totals]).solve(worth, budget)
         value = {
             each: sum(worth[unit][level] for unit, level in enumerate(each))
             for each in itertools.product((0, 1), repeat=12)
@@ -175,7 +174,7 @@ def test_a_budget_of_an_engine_is_met_by_numbers_that_divide(method, tmp_path):
         values, number = {"loss": 1 - judged[raised] / 100}, len(judged)
         strategy.tell(Record(number, "done", asked.job, params=asked.params, values=values))
     for budget, full in ((0.45, 4), (0.52, 6)):
-        inside = [each for each in judged if strategy.share(each) <= budget]
+        inside = [each for each in judged if strategy.costs.of(each) <= budget]
         assert max(inside, key=judged.get) == (0,) * (12 - full) + (1,) * full
     assert len(judged) <= strategy.most_trials
     with pytest.raises(ValueError, match=r"at least what the cheapest .* 0\.01172; got 0\.01"):
@@ -242,7 +241,7 @@ def test_exchange_is_within_bytes_and_never_worse_than_one_window(levels, one_wi
             every = [each for each in every if len({*each} - {levels - 1}) < 2]
             assert {*judged} <= {*every}
         shares = {e: judge.measures_of(strategy.units.mask(e))["kv_bytes"] for e in every}
-        assert all(strategy.share(each) == pytest.approx(shares[each]) for each in every)
+        assert all(strategy.costs.of(each) == pytest.approx(shares[each]) for each in every)
         for budget in BUDGETS:
             inside = [each for each in every if shares[each] <= budget + 1e-9]
             found = min(loss(each) for each in judged if each in inside)
@@ -260,8 +259,8 @@ def test_exchange_is_the_exact_solution_where_worths_add_up():
     alone = [[tuple(at * (u == unit) for u in range(6)) for at in range(4)] for unit in range(6)]
     worth = [[-loss(each) for each in unit] for unit in alone]
     for budget in BUDGETS:
-        exact = loss(solve(worth, strategy.shares, budget))
-        assert min(judged[e] for e in judged if strategy.share(e) <= budget + 1e-9) == (
+        exact = loss(*strategy.costs.solve(worth, budget))
+        assert min(judged[e] for e in judged if strategy.costs.of(e) <= budget + 1e-9) == (
             pytest.approx(exact)
         )
 
@@ -273,7 +272,7 @@ def test_exchange_stays_where_nothing_is_better():
         return sum(0.0 if at >= 1 else 5.0 for at in allocation) - 0.01 * sum(allocation)
 
     strategy, judged, _ = exchanged(loss, WINDOWS, 6, budgets=[3 / 12])
-    inside = {each: judged[each] for each in judged if strategy.share(each) <= 3 / 12 + 1e-9}
+    inside = {each: judged[each] for each in judged if strategy.costs.of(each) <= 3 / 12 + 1e-9}
     assert min(inside, key=inside.get) == (1,) * 6
 
 
@@ -366,7 +365,7 @@ def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
             units, Objective("loss", "min", 9.0), method="exchange", budgets=[budget]
         )
         judged = judge_all(strategy, losses.__getitem__)
-        inside = [each for each in every if strategy.share(each) <= budget + 1e-9]
+        inside = [each for each in every if strategy.costs.of(each) <= budget + 1e-9]
         found = min(losses[each] for each in judged if each in inside)
         assert found <= min(losses[each] for each in inside) + 0.01
         assert found < min(losses[each] for each in inside if len({*each}) == 1) - 1
