@@ -88,8 +88,9 @@ def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
     names = [group["name"] for group in groups]
     colours = alt.Scale(domain=names, range=[group["colour"] for group in groups])
     shapes = [SHAPES.get(group["shape"], "circle") for group in groups]
-    colour = alt.Color("group:N", scale=colours, legend=medium.legend)
-    shape = alt.Shape("group:N", scale=alt.Scale(domain=names, range=shapes), legend=medium.legend)
+    legend = medium.legend if names else None  # an empty one has no size that prints
+    colour = alt.Color("group:N", scale=colours, legend=legend)
+    shape = alt.Shape("group:N", scale=alt.Scale(domain=names, range=shapes), legend=legend)
     low, high = sparsity_axis(chart)
     x = alt.X(
         "saved:Q", title=chart["axis"], scale=alt.Scale(domain=[low, high], nice=False, zero=False)

@@ -182,3 +182,12 @@ def test_charts_are_fit_for_print(tmp_path, chart):
     again = write_chart(chart, tmp_path / "again")
     assert sorted(again[0].read_bytes()) == sorted(pdf.read_bytes())
     assert [path.read_bytes() for path in again[1:]] == [svg.read_bytes(), png.read_bytes()]
+
+
+@pytest.mark.slow  # continuous integration runs it
+def test_a_comparison_of_dense_attention_alone_is_printed(tmp_path, objectives, compared, shape):
+    comparison = ms.Comparison(
+        tuple(compared({"dense": (masks.full(), [0.7, 0.8])})), objectives, shape=shape
+    )
+    lone = told(Section({}, objectives, {"c": comparison}))["comparisons"][0]["chart"]
+    assert all(path.stat().st_size > 1000 for path in write_chart(lone, tmp_path))
