@@ -215,11 +215,17 @@ def attained(scores: pd.DataFrame, densities: Sequence[float]) -> pd.DataFrame:
     return medians.reset_index()
 
 
-def rivals(results: Path, scores: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
+def rivals(
+    results: Path, scores: pd.DataFrame, budgets: Sequence[float], heads: bool = False
+) -> pd.DataFrame:
     """At each budget the drawn mask that is best on the rows of searches, and its judged score;
-    beside it the best judged one (chosen by the score itself: an optimistic bound)."""
+    beside it the best judged one (chosen by the score itself: an optimistic bound). With `heads`
+    among whole heads and full last layers too (the plan's fourth amendment)."""
     lines = read(results / "drawn.jsonl")
     drawn = scores[(scores["where"] == "drawn") & ~scores["arm"].isin(CONTROLS)]
+    if heads:
+        lines += read(results / "drawn_heads.jsonl")
+        drawn = pd.concat([drawn, judged(results, "heads")])
     names = drawn["arm"] + " " + drawn["budget"].astype(str)
     judged_at = dict(zip(names, drawn["score"], strict=True))
     rows = []
