@@ -87,7 +87,7 @@ def histories(count: int) -> list[Any]:
             "done",
             p.job,
             params=p.params,
-            memo=p.memo,
+            strategy_state=p.strategy_state,
             origin=p.origin,
             values={"loss": float(loss), "sparsity": float(sparsity)},
         )

@@ -119,7 +119,7 @@ def sampler(_: Path) -> dict[str, Any]:
                 "done",
                 p.job if isinstance(p.job, Evaluate) else Evaluate(p.job),
                 params=p.params,
-                memo=p.memo,
+                strategy_state=p.strategy_state,
                 values={"loss": float(loss), "sparsity": float(sparsity)},
             )
             strategy.tell(record)

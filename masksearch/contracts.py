@@ -235,7 +235,7 @@ class Proposal:
         params: The parameters that the space suggested (empty where there was no space).
         origin: Who proposes: a strategy's name, `"baselines"`, `"compare"`.
         seed: Seed of the evaluation; None = the study's.
-        memo: Strings that the strategy wants back in the record (a sampler's state, say).
+        strategy_state: Strings that the strategy wants back in the record.
         starts: How often it was begun before without coming to an end (killed runs).
         name: Of the mask, where it has one: that of a baseline, of a compared mask.
         role: Whether it is a strategy's own (`"trial"`), a `"baseline"` beside a search, or in a
@@ -249,7 +249,7 @@ class Proposal:
     params: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     seed: int | None = None
-    memo: Mapping[str, str] = field(default_factory=dict, repr=False)
+    strategy_state: Mapping[str, str] = field(default_factory=dict, repr=False)
     starts: int = 0
     name: str = ""
     role: Role = "trial"
@@ -277,7 +277,7 @@ class Record:
         artifacts: Name -> path, relative to the run folder.
         seconds: Wall time of the job.
         error: Reason of a failure (with the traceback) or of a stop; empty otherwise.
-        memo: What the proposal's strategy wanted back.
+        strategy_state: What the proposal's strategy wanted back.
     """
 
     number: int
@@ -295,7 +295,7 @@ class Record:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
-    memo: Mapping[str, str] = field(default_factory=dict)
+    strategy_state: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     role: Role = "trial"
     source: str = ""

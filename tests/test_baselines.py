@@ -87,7 +87,7 @@ def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
     for record in drawn:
         density = effective_density(record.mask, Judge.shape)
         assert record.params["budget"] == pytest.approx(density)
-        assert "distributions" in record.memo
+        assert "distributions" in record.strategy_state
     free = ms.search(
         ROLES, Judge(), run=tmp_path / "free", strategy="tpe", trials=1, baselines={}, **TOLD
     )

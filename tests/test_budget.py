@@ -64,7 +64,7 @@ def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     assert all(c <= r.params["budget"] + 1e-9 for c, r in zip(costs(study), records, strict=True))
     assert statistics.mean(costs(study)[::2]) > 0.2  # as dense as the budget pays
     assert all(UNITS(FixedTrial(r.params)) == r.mask for r in records)
-    assert all("budget" not in r.memo["distributions"] for r in records)
+    assert all("budget" not in r.strategy_state["distributions"] for r in records)
 
 
 def test_a_space_is_told_the_budget_of_its_draw():

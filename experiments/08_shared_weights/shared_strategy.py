@@ -131,9 +131,13 @@ class SharedStrategy:
             return "done"
         chosen = self.order[self.next]
         self.next += 1
-        memo = {"shared_loss": repr(chosen.loss), "band": str(chosen.band)}
+        strategy_state = {"shared_loss": repr(chosen.loss), "band": str(chosen.band)}
         return ms.Proposal(
-            self.next - 1, ms.Evaluate(chosen.mask), dict(chosen.params), self.origin, memo=memo
+            self.next - 1,
+            ms.Evaluate(chosen.mask),
+            dict(chosen.params),
+            self.origin,
+            strategy_state=strategy_state,
         )
 
     def tell(self, record: ms.Record) -> None:
@@ -206,7 +210,11 @@ def record_of_proposal(
 ) -> ms.Record:
     """A proposal as a record: running, failed (no mask that fits), or stopped (a constraint)."""
     record = ms.Record(
-        proposal.number, "running", proposal.job, params=proposal.params, memo=proposal.memo
+        proposal.number,
+        "running",
+        proposal.job,
+        params=proposal.params,
+        strategy_state=proposal.strategy_state,
     )
     if not isinstance(proposal.job, ms.Evaluate):
         reason = proposal.job.reason if isinstance(proposal.job, Refused) else "no mask"

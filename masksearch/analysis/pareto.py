@@ -525,7 +525,7 @@ def idle_parameters(records: Sequence[Record]) -> list[str]:
     for record in records:
         if not record.fingerprint or record.role != "trial":
             continue
-        names = json.loads(record.memo.get("distributions", "{}"))
+        names = json.loads(record.strategy_state.get("distributions", "{}"))
         values = {name: repr(record.params[name]) for name in names}
         for name, value in values.items():
             others = tuple(sorted(each for each in values.items() if each[0] != name))

@@ -196,7 +196,7 @@ def make_record(
         artifacts=dict(artifacts or {}),
         seconds=seconds,
         error=error or (f"ended early by the scheduler at step {step}" if stopped else ""),
-        memo=proposal.memo,
+        strategy_state=proposal.strategy_state,
         name=proposal.name,
         role=proposal.role,
         source=proposal.source,

@@ -137,7 +137,7 @@ def importance_table(
     rows: list[dict[str, str]] = []
     data: list[dict[str, Any]] = []
     for name, records in studies.items():
-        apt = [r for r in records if r.scored and r.memo.get("distributions")]
+        apt = [r for r in records if r.scored and r.strategy_state.get("distributions")]
         apt = [r for r in apt if not learned_nothing(r)]
         if len(apt) < IMPORTANCE_TRIALS:
             continue

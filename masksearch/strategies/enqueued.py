@@ -66,7 +66,13 @@ class Enqueued:
         if self.learns:  # their draws are out
             for each in [*starts, *self.proposals]:
                 strategy.tell(
-                    Record(each.number, "running", each.job, params=each.params, memo=each.memo)
+                    Record(
+                        each.number,
+                        "running",
+                        each.job,
+                        params=each.params,
+                        strategy_state=each.strategy_state,
+                    )
                 )
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
@@ -198,8 +204,10 @@ def draw_enqueued(
             fingerprint(mask, shape)
         except MaskSearchError as error:
             raise SearchError(f"{what} = {params}: {error}") from error
-        memo = drawn_kinds(trial)
-        proposals.append(Proposal(number, Evaluate(mask), drawn, ORIGIN, memo=memo))
+        strategy_state = drawn_kinds(trial)
+        proposals.append(
+            Proposal(number, Evaluate(mask), drawn, ORIGIN, strategy_state=strategy_state)
+        )
     return proposals
 
 

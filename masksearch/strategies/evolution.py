@@ -208,7 +208,7 @@ class EvolutionStrategy:
         budgets: What the masks of the draws may cost, in turn; a child has its own draw's.
         shape: What the space is told of the model and its data (`shape_of`).
 
-    Proposals carry the draw of their `parent` and the `changed` parameter in their memo.
+    Proposals carry the draw of their `parent` and the `changed` parameter in their strategy_state.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class EvolutionStrategy:
     def breed(self, draw: int, parents: Sequence[Record], draws: torch.Generator) -> Proposal:
         """A child of a tournament's winner, or a random draw where nothing can be a parent."""
         values: dict[str, Any] = {}
-        memo, changed = {}, ""
+        strategy_state, changed = {}, ""
         if parents:
             order = torch.randperm(len(parents), generator=draws)
             winner = parents[int(order[: self.sample].min())]
@@ -307,11 +307,13 @@ class EvolutionStrategy:
             if changeable:
                 values = dict(winner.params)
                 changed = changeable[draw_index(len(changeable), draws)]
-                memo = {"parent": str(winner.number), "changed": changed}
+                strategy_state = {"parent": str(winner.number), "changed": changed}
         with quiet():
             trial = optuna.create_study(sampler=Replay(values, changed, draws)).ask()
         job, params = draw_job(self.space, trial, self.parameters, draw)
-        return Proposal(draw, job, params, self.name, memo=memo | drawn_kinds(trial))
+        return Proposal(
+            draw, job, params, self.name, strategy_state=strategy_state | drawn_kinds(trial)
+        )
 
 
 def identity(drawn: Proposal | Record) -> set[str]:

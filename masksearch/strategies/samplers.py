@@ -6,13 +6,13 @@ parameter has to keep its kind and its range from draw to draw.
 The strategy keeps a study in memory, filled from the records that it is told, and gives every draw
 a sampler seeded by (seed, draw number):
 
-    records told --frozen_trial--> study in memory --sampler, space--> Proposal with a memo
+    records told --frozen_trial--> study in memory --sampler, space--> strategy_state of a Proposal
 
 So its state is a function of its arguments and of the told records, and a search resumed from a
 database goes on as if it had never stopped. Trial numbers of the study in memory are draw
 numbers, whatever the order in which the records arrived. What a sampler writes into trial or
 study attributes while it draws (a generation, a sequence's position) travels in the proposal's
-memo, and is written back from there.
+strategy_state, and is written back from there.
 """
 
 from __future__ import annotations
@@ -365,9 +365,11 @@ class OptunaStrategy:
             trial = study.ask()
             job, params = draw_job(self.space, trial, self.parameters, draw)
         study.drawn.add(draw)
-        memo = study.memo(trial, before)
-        proposal = Proposal(draw, job, params, self.name, memo=memo)
-        self.tell(Record(draw, "running", job, params=proposal.params, memo=memo))
+        strategy_state = study.strategy_state(trial, before)
+        proposal = Proposal(draw, job, params, self.name, strategy_state=strategy_state)
+        self.tell(
+            Record(draw, "running", job, params=proposal.params, strategy_state=strategy_state)
+        )
         return proposal
 
     def tell(self, record: Record) -> None:
@@ -376,7 +378,7 @@ class OptunaStrategy:
         if earlier is not None:
             if record.status == "running":
                 return
-            record = replace(record, memo=earlier.memo)
+            record = replace(record, strategy_state=earlier.strategy_state)
         elif self.genetic:
             self.warn_of_branches(record)
         self.records[record.number] = record
@@ -474,8 +476,8 @@ class StudyInMemory(optuna.Study):
         """The study's attributes as they are now (a later write leaves this dict alone)."""
         return self.storage.get_study_system_attrs(self.id)
 
-    def memo(self, trial: Trial, before: Mapping[str, Any]) -> dict[str, str]:
-        """The memo that a replay needs of a draw beside its parameters.
+    def strategy_state(self, trial: Trial, before: Mapping[str, Any]) -> dict[str, str]:
+        """The strategy_state that a replay needs of a draw beside its parameters.
 
         Args:
             trial: After the space has been drawn.
@@ -494,14 +496,14 @@ class StudyInMemory(optuna.Study):
 
 
 def drawn_kinds(trial: BaseTrial) -> dict[str, str]:
-    """The entry of a memo that says what each parameter was drawn from, as JSON."""
+    """The entry of a strategy_state that says what each parameter was drawn from, as JSON."""
     kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
     return {"distributions": json.dumps(kinds)}
 
 
 def memo_entry(record: Record, name: str) -> dict[str, Any]:
-    """The entry of a record's memo under that name; empty where there is none."""
-    return dict(json.loads(record.memo.get(name, "{}")))
+    """The entry of a record's strategy_state under that name; empty where there is none."""
+    return dict(json.loads(record.strategy_state.get(name, "{}")))
 
 
 class TrialWriter:

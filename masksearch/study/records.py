@@ -104,7 +104,7 @@ def check_format(facts: Mapping[str, Any], run: Path) -> None:
 
 def drawn_distributions(record: Record) -> dict[str, BaseDistribution]:
     """Parameter -> what a space drew it from; empty of a record that no space drew."""
-    texts = json.loads(record.memo.get("distributions", "{}"))
+    texts = json.loads(record.strategy_state.get("distributions", "{}"))
     return {name: json_to_distribution(text) for name, text in texts.items()}
 
 
@@ -119,7 +119,7 @@ def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
             "job": job_data(record, run),
             "measures": finite_json(record.measures),
             "params": dict(record.params),
-            "memo": dict(record.memo),
+            "memo": dict(record.strategy_state),  # its key since 0.2.0
             **{name: getattr(record, name) for name in PROPOSED},
         },
     }
@@ -195,7 +195,7 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         params=proposal["params"],
         origin=without_controls(stored["origin"]),
         measures=from_json(proposal["measures"]),
-        memo=proposal["memo"],
+        strategy_state=proposal["memo"],
         **without_controls({name: proposal[name] for name in PROPOSED}),
     )
     if not record.source:

@@ -262,7 +262,7 @@ class Session:
             fingerprint=begun.fingerprint,
             measures=begun.measures,
             protocol=begun.protocol,
-            memo=begun.memo,
+            strategy_state=begun.strategy_state,
         )
         if record.status == "done" and isinstance(record.job, Evaluate):
             reason = self.violation(record, early=False)
@@ -328,7 +328,7 @@ class Session:
             seed=self.seed if proposal.seed is None else proposal.seed,
             params=proposal.params,
             origin=proposal.origin,
-            memo=proposal.memo,
+            strategy_state=proposal.strategy_state,
             name=proposal.name,
             role=proposal.role,
             source=proposal.source,
@@ -377,7 +377,7 @@ class Session:
             record.params,
             record.origin,
             record.seed,
-            record.memo,
+            record.strategy_state,
             starts,
             record.name,
             record.role,

@@ -86,7 +86,11 @@ def record_of(proposal: Proposal, status: str = "done", length: int = 16) -> Rec
     """What becomes of a proposal: the loss is NaN where it failed, partial where it stopped."""
     if isinstance(proposal.job, Refused):
         return Record(
-            proposal.number, "failed", proposal.job, params=proposal.params, memo=proposal.memo
+            proposal.number,
+            "failed",
+            proposal.job,
+            params=proposal.params,
+            strategy_state=proposal.strategy_state,
         )
     assert isinstance(proposal.job, Evaluate)
     sparsity = proposal.job.mask.sparsity(length)
@@ -99,7 +103,7 @@ def record_of(proposal: Proposal, status: str = "done", length: int = 16) -> Rec
         values={**values, "loss": float("nan")} if status == "failed" else values,
         step=2,
         measures={"sparsity": sparsity},
-        memo=proposal.memo,
+        strategy_state=proposal.strategy_state,
         error="broken" if status == "failed" else "",
     )
 
@@ -142,7 +146,7 @@ def resumed(make: Callable[[], Strategy], told: Sequence[Record], running: Seque
 
 
 def essence(proposal: Proposal):
-    return proposal.number, proposal.job, dict(proposal.params), dict(proposal.memo)
+    return proposal.number, proposal.job, dict(proposal.params), dict(proposal.strategy_state)
 
 
 def content(strategy: Strategy):

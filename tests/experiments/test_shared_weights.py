@@ -316,7 +316,7 @@ def outcome(study):
 def test_the_best_of_each_band_are_trained_and_a_search_goes_on(tmp_path):
     whole = search(tmp_path / "a", trials=4, constraints=["sparsity >= 0.2"])
     records = whole.records()
-    assert [record.memo["band"] for record in records] == ["2", "1", "0", "2"]
+    assert [record.strategy_state["band"] for record in records] == ["2", "1", "0", "2"]
     assert all(r.scored and r.origin == "shared+tpe" for r in records)
     assert all(record.measures["sparsity"] >= 0.2 for record in records)
     search(tmp_path / "b", trials=1, constraints=["sparsity >= 0.2"])

@@ -71,7 +71,7 @@ def record_plain(record: ms.Record) -> dict[str, Any]:
     found |= {"mask": plain(record.mask), "fingerprint": record.fingerprint, **who(record)}
     found |= {"protocol": record.protocol, "step": record.step, "values": plain(record.values)}
     found |= {"curve": reports(record.curve), "measures": plain(record.measures)}
-    found |= {"memo": plain(record.memo), "reason": record.reason}
+    found |= {"memo": plain(record.strategy_state), "reason": record.reason}
     return found
 
 

@@ -93,7 +93,7 @@ def test_a_record_is_one_line(status):
         measures={"sparsity": 0.7293, "hops": 2.0},
         curve=tuple(ms.Report(step, values) for step in range(50)),
         error="Traceback\n" * 30,
-        memo={"state": "x" * 1000},
+        strategy_state={"state": "x" * 1000},
     )
     text = repr(record)
     assert len(text) <= 120
@@ -101,6 +101,6 @@ def test_a_record_is_one_line(status):
     assert text.startswith(f"Record(trial 7, {status}, tpe, seed 0, task0 0.5")
     assert "sparsity 0.7293" in text
     assert repr(Record(0, "done", ms.OneShot())).endswith("OneShot)")
-    proposal = repr(Proposal(0, Evaluate(mask), memo={"state": "x" * 1000}))
+    proposal = repr(Proposal(0, Evaluate(mask), strategy_state={"state": "x" * 1000}))
     assert len(proposal) < 250
     assert mask.digest[:8] in proposal

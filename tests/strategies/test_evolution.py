@@ -31,7 +31,7 @@ def finished(proposal, status="done", loss=1.0, **measures):
     values = {"loss": loss} if status == "done" else {}
     return Record(
         proposal.number, status, proposal.job, params=proposal.params, values=values,
-        measures=measures, memo=proposal.memo,
+        measures=measures, strategy_state=proposal.strategy_state,
     )  # fmt: skip
 
 
@@ -53,11 +53,13 @@ def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
     for _ in range(60):
         proposal = strategy.ask()
         drawn[proposal.number] = dict(proposal.params)
-        if "parent" in proposal.memo:
-            parent, child = drawn[int(proposal.memo["parent"])], proposal.params
+        if "parent" in proposal.strategy_state:
+            parent, child = drawn[int(proposal.strategy_state["parent"])], proposal.params
             shared = parent.keys() & child.keys()
-            assert [n for n in shared if parent[n] != child[n]] == [proposal.memo["changed"]]
-            if not proposal.memo["changed"].endswith("family"):
+            assert [n for n in shared if parent[n] != child[n]] == [
+                proposal.strategy_state["changed"]
+            ]
+            if not proposal.strategy_state["changed"].endswith("family"):
                 assert parent.keys() == child.keys()
             children += 1
         strategy.tell(finished(proposal, loss=len(proposal.params)))
@@ -69,9 +71,9 @@ def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
     strategy = built("evolution", nested, ONE, population=5)
     for number in range(40):
         proposal = strategy.ask()
-        assert ("parent" in proposal.memo) == (number >= 5)
+        assert ("parent" in proposal.strategy_state) == (number >= 5)
         if number >= 5:
-            assert number - 5 <= int(proposal.memo["parent"]) < number
+            assert number - 5 <= int(proposal.strategy_state["parent"]) < number
         strategy.tell(finished(proposal, loss=float(number)))
 
 
@@ -109,7 +111,7 @@ def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
     for number in range(30):
         proposal = strategy.ask()
         if number > 4:
-            parents.add(int(proposal.memo["parent"]))
+            parents.add(int(proposal.strategy_state["parent"]))
         if number == 4:
             strategy.tell(finished(proposal, sparsity=0.95))
         else:
@@ -123,7 +125,7 @@ def test_stopped_records_breed_by_their_violation_where_nothing_was_scored():
     strategy = built("evolution", nested, ONE, population=4, sample=4, constraints=(limit,))
     for sparsity in (0.1, 0.7, 0.3, 0.2):
         strategy.tell(finished(strategy.ask(), "stopped", sparsity=sparsity))
-    assert strategy.ask().memo["parent"] == "1"
+    assert strategy.ask().strategy_state["parent"] == "1"
 
 
 def test_feasible_parent_wins_over_a_better_one_that_violates_a_limit():
@@ -131,14 +133,14 @@ def test_feasible_parent_wins_over_a_better_one_that_violates_a_limit():
     strategy = built("evolution", nested, ONE, population=2, sample=2, constraints=(limit,))
     strategy.tell(finished(strategy.ask(), loss=0.1, latency=9.0))
     strategy.tell(finished(strategy.ask(), loss=0.9, latency=4.0))
-    assert strategy.ask().memo["parent"] == "1"
+    assert strategy.ask().strategy_state["parent"] == "1"
 
 
 def test_without_any_parent_draws_stay_random():
     strategy = built("evolution", nested, ONE, population=2)
     for _ in range(8):
         proposal = strategy.ask()
-        assert "parent" not in proposal.memo
+        assert "parent" not in proposal.strategy_state
         strategy.tell(finished(proposal, "failed"))
 
 

@@ -27,7 +27,9 @@ def record(number=0, status="done", **known):
     return Record(
         number, status, Evaluate(masks.window(1)), params={"reach": 1}, values=known,
         measures=measures, step=3,
-        memo={"distributions": json.dumps({"reach": distribution_to_json(IntDistribution(0, 9))})},
+        strategy_state={
+            "distributions": json.dumps({"reach": distribution_to_json(IntDistribution(0, 9))})
+        },
     )  # fmt: skip
 
 

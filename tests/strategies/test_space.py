@@ -82,7 +82,8 @@ def drawn(space, strategy, number):
     """A record of the first draw, as a study holds it."""
     asked = proposer(space, strategy).ask()
     assert isinstance(asked, Proposal)
-    known = {"params": asked.params, "memo": asked.memo, "measures": {"sparsity": 0.5}}
+    measured = {"sparsity": 0.5}
+    known = {"params": asked.params, "strategy_state": asked.strategy_state, "measures": measured}
     return Record(number, "done", asked.job, values={"loss": 1.0}, **known)
 
 
@@ -272,7 +273,7 @@ def test_a_space_gets_its_own_values_and_studies_hold_plain_ones(name, strategy)
             status="done",
             job=proposal.job,
             params=json.loads(json.dumps(dict(proposal.params))),
-            memo=json.loads(json.dumps(dict(proposal.memo))),
+            strategy_state=json.loads(json.dumps(dict(proposal.strategy_state))),
             values={each.name: number / 8 for each in ToyEvaluator().objectives},
         )
         whole.tell(record)

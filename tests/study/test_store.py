@@ -31,7 +31,7 @@ def running(job=None, **settings) -> Record:
         origin="tpe",
         source="own",
         measures={"sparsity": 0.7, "hops": math.inf},
-        memo={"note": "kept"},
+        strategy_state={"note": "kept"},
     )
     return Record(**(values | settings))
 
