@@ -10,7 +10,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+# of a badge, whose text is a picture, the last part is the link
+LINK = re.compile(r"(!?)(\[[^\]]*|\))\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
 def read(name: str) -> str:
@@ -25,7 +26,7 @@ project = tomllib.loads(read("pyproject.toml"))["project"]
 def absolute(link: re.Match[str]) -> str:
     """A link of the README, into the repository at the tag of this version."""
     kind = "raw" if link[1] else "blob"
-    return f"{link[1]}[{link[2]}]({project['urls']['Repository']}/{kind}/v{version}/{link[3]})"
+    return f"{link[1]}{link[2]}]({project['urls']['Repository']}/{kind}/v{version}/{link[3]})"
 
 
 setup(

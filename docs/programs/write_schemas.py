@@ -86,7 +86,6 @@ class Point(Struct):
     ]
     place: Annotated[str, about("How a command line names it: RUN#7, or its expression.")]
     expression: str
-    short: Annotated[str, about("The expression in at most 60 characters, as the log names it.")]
     fingerprint: str
     sparsity: Annotated[float, about("Percent of the pairs of real tokens.")]
     saved: Annotated[float, about("Percent of dense attention's cost that the front is over.")]
@@ -100,6 +99,9 @@ class Point(Struct):
         Annotated[str, about("What it stands for in the page's first row, where it is there.")]
         | UnsetType
     ) = UNSET
+    short: Annotated[
+        str | UnsetType, about("The expression in at most 60 characters, as the log names it.")
+    ] = UNSET
 
 
 class Score(Struct):

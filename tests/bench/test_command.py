@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from cli_runs import run
 
-import masksearch as ms
 from masksearch_bench import Table, load
 from masksearch_bench.__main__ import app
 from masksearch_bench.table import write_table
@@ -149,12 +147,3 @@ def test_examples_run(program, monkeypatch, name):
         code, out, err = program(*words)
         assert code == 0, err
         assert out or name == "build"
-
-
-def test_the_old_command_names_the_new_one(monkeypatch, capsys):
-    code, _, err = run(monkeypatch, capsys, "bench", "judge", "random")
-    assert code == 2
-    assert err.count("\n") == 1
-    assert "masksearch-bench" in err
-    with pytest.raises(AttributeError, match="import masksearch_bench"):
-        ms.bench  # noqa: B018

@@ -161,7 +161,7 @@ def test_a_run_leaves_masks_a_card_and_a_file(tmp_path: Path) -> None:
     mask = result.mask(sparsity=0.4)
     assert mask.density(LENGTH, causal=True) <= 0.6
     card = result.health()
-    assert "held-out loss" in repr(card)
+    assert "loss, mask cut" in repr(card)
     assert card.diagonal is None
     assert {"relaxed", "sampled", "held_out", "discretised"} <= result.curve[-1].values.keys()
     again = ms.DamResult.load(result.save(tmp_path / "gates.safetensors"))
