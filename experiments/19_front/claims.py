@@ -161,8 +161,9 @@ PAGE = {
     "12 % none is shown to.": [BEAT, *FAMILIES["mean"][:3]],
     "a narrower space: {} [{}, {}], adjusted p {} by permutation, {} by Welch's test. TPE's are "
     "not told from either": [*gain, p, WELCH],
-    "whole heads among them, DAM's are {} [{}, {}]. Against the list of the first plan, without "
-    "full heads, DAM's are {} [{}, {}], and none of the three is shown to {} it.": [
+    "heads among them (listed after they had been judged), DAM's are {} [{}, {}]. Against the "
+    "list of the first plan, without full heads, DAM's are {} [{}, {}], and none of the three is "
+    "shown to {} it.": [
         *(*BEHIND_ALL["dam"], *minus["dam"], beats),
     ],
     "signed shifts at 20 and 12 %: in the mean {}. DAM minus these is {} [{}, {}], TPE {} [{}, "
@@ -202,8 +203,8 @@ PAGE = {
     "Correlations are low, {} to {}": [cards["mean"].min(), cards["mean"].max()],
     "searches, {} million tokens each (DAM {})": [*tokens[["tpe", "dam"]]],
     "({} runs), on shared CPUs: {} core-hours": [scores["seeds"].sum(), hours],
-    "attention ({} runs), the searches' masks ({}), MRPC under drawn masks ({})": RUNS,
-    "tells nothing: dense {}, drawn {} to {}": MRPC,
+    "attention ({} runs), the searches' masks ({}), MRPC under hand-designed masks ({})": RUNS,
+    "tells nothing: dense {}, these {} to {}": MRPC,
 }
 ALL_PAGES = {
     "in the mean over four budgets {}, {} and {} {} the six published {}, DAM by {} [{}, {}] of "
@@ -216,10 +217,10 @@ ALL_PAGES = {
     ],
     "at half of the pairs TPE's are {} DAM's": [-figure("score at 0.5", "dam - tpe")[2]],
     "five searches minus one hand-designed mask a budget, those that search rows prefer, whole "
-    "heads among them, DAM's are {} [{}, {}], those of random search {} [{}, {}] (without full "
-    "heads DAM's {} [{}, {}]); a head each way a layer keeps {} with {} % of "
-    "the pairs, where the best search keeps {} with {} %; {} full heads a layer, judged last, "
-    "keep {} with {} %, five {} with {} %": [
+    "heads among them (listed after they had been judged), DAM's are {} [{}, {}], those of random "
+    "search {} [{}, {}] (without full heads DAM's {} [{}, {}]); a head each way a layer keeps {} "
+    "with {} % of the pairs, where the best search keeps {} with {} %; {} full heads a layer, "
+    "judged last, keep {} with {} %, five {} with {} %": [
         *(*BEHIND_ALL["dam"], *BEHIND_ALL["random"], *minus["dam"]),
         *(*SHIFTS[:2], best, 20, 2, *TWO_FULL[:2]),
         *(
