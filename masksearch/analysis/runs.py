@@ -13,7 +13,14 @@ from typing import Any, Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
-from masksearch.analysis.pareto import HAND, SLACK, beats_constant, cost_of, pareto, sparsity_of
+from masksearch.analysis.pareto import (
+    HAND,
+    beats_constant,
+    cost_of,
+    keeps_budget,
+    pareto,
+    sparsity_of,
+)
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
     Interval,
@@ -317,8 +324,8 @@ class ComparedRuns:
                 if math.isfinite(value):
                     values.setdefault(key, {})[seed] = value
         beaten = beats_constant({key: mean(each) for key, each in values.items()})
-        cost, limits = cost_of(record, self.objectives), self.budgets
-        kept = [limit for limit in limits.values() if cost <= limit * (1 + SLACK)]
+        limits, objectives = self.budgets, self.objectives
+        kept = [limit for limit in limits.values() if keeps_budget(record, objectives, limit)]
         return MaskRuns(
             name=name,
             kind=self.kind(name, record.mask),
@@ -328,7 +335,7 @@ class ComparedRuns:
             sparsity=sparsity_of(record) if record.measures else math.nan,
             table_sparsity=record.measures.get("sparsity", math.nan),
             block_density=record.measures.get("block_density", math.nan),
-            cost=cost,
+            cost=cost_of(record, objectives),
             budgets=frozenset([limits[name]] if name in limits else kept),
             scores=scores,
             diverged=diverged,

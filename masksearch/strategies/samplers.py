@@ -404,7 +404,7 @@ class OptunaStrategy:
         for draw in sorted(self.changed):
             record = self.records[draw]
             trial = self.writer.frozen_trial(record, self.records)
-            self.study.write(draw, trial, memo_entry(record, "study_attrs"))
+            self.study.write(draw, trial, state_entry(record, "study_attrs"))
         self.changed.clear()
         return self.study
 
@@ -501,7 +501,7 @@ def drawn_kinds(trial: BaseTrial) -> dict[str, str]:
     return {"distributions": json.dumps(kinds)}
 
 
-def memo_entry(record: Record, name: str) -> dict[str, Any]:
+def state_entry(record: Record, name: str) -> dict[str, Any]:
     """The entry of a record's strategy_state under that name; empty where there is none."""
     return dict(json.loads(record.strategy_state.get(name, "{}")))
 
@@ -565,7 +565,7 @@ class TrialWriter:
             params={name: record.params[name] for name in kinds},
             distributions=kinds,
             intermediate_values=partial,
-            system_attrs=memo_entry(record, "trial_attrs"),
+            system_attrs=state_entry(record, "trial_attrs"),
             constraints=excess or None,
         )
 
