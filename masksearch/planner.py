@@ -289,7 +289,7 @@ def find_plans(
         facts: dict[str, Any] = {
             "budget": {"cost": judge.cost, "limit": limit, "account": delivery.account},
             "length": judge.length,
-            "scores": {"method": method, "of_units": strategy.worth},
+            "scores": {"method": method, "of_units": strategy.importance},
             "cache": dict(judge.measures_of(plan.mask)),
             "nll": {"search": record.values["nll"], "unseen": losses},
             "lost": {n[5:]: x for n, x in record.values.items() if n.startswith(f"{LOST}/")},

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["layer", "kv_head", "head"]
 Allocation = tuple[int, ...]  # the level of each unit
-Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
+Scores = Mapping[str, Sequence[float]]  # unit -> importance of each level, above level 0
 UNITS = ("layer", "kv_head", "head")
 FORMAT = "masksearch-gates-1"  # of files of trained gates
 
@@ -295,8 +295,8 @@ class Units:
         return " ".join([unit, str(self.shape), *(m.digest for m in self.levels), *costs])
 
     def scores_of(self, table: Tensor) -> dict[str, list[float]]:
-        """The worth of each unit by a value of every pair: the sum over the pairs that a level
-        keeps and level 0 does not.
+        """The importance of each unit by a value of every pair: the sum over the pairs that a
+        level keeps and level 0 does not.
 
         Args:
             table: float `[layers, heads, n, n]`: an importance, mean attention weights,
@@ -322,9 +322,9 @@ class Units:
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:
-        """The worth of each unit by gates in a file (`DamResult.save`, an artifact of strategy
-        dam): probabilities of edges as in `scores_of`, by the pairs of real tokens; of switches
-        the logarithms of a unit's probabilities, above that of level 0.
+        """The importance of each unit by gates in a file (`DamResult.save`, an artifact of
+        strategy dam): probabilities of edges as in `scores_of`, by non-padding query-key pairs; of
+        switches the logarithms of a unit's probabilities, above that of level 0.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -342,8 +342,8 @@ class Units:
                 f"{' x '.join(map(str, probabilities.shape))}; the units are {self.unit}s among "
                 f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, size))}"
             )
-        worth = self.log_chances(probabilities)
-        return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
+        importance = self.log_chances(probabilities)
+        return dict(zip(self.names, (importance - importance[:, :1]).tolist(), strict=True))
 
     def log_chances(self, probabilities: Tensor) -> Tensor:
         """Logarithms of what switches say of each unit and level, `[units, levels]`."""
@@ -430,12 +430,12 @@ def dearer(costs: Sequence[float], level: int) -> list[int]:
 
 
 def ranked_path(
-    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
+    importance: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> list[Allocation]:
     """From all units at level 0 to all at their dearest one, the best gain per pair first.
 
     Args:
-        worth: Of each unit, of each level.
+        importance: Of each unit, of each level.
         costs: Of each level, of each unit; level 0 is the cheapest.
 
     Returns:
@@ -446,7 +446,7 @@ def ranked_path(
     [(0, 0), (0, 1), (1, 1)]
     """
     moves = []
-    for unit, levels in enumerate(worth):
+    for unit, levels in enumerate(importance):
         at, last = 0, math.inf
         unit_costs = [level[unit] for level in costs]
         while above := dearer(unit_costs, at):
@@ -455,7 +455,7 @@ def ranked_path(
             )
             last = min(slope, last)  # a hull bends down; rounding must not undo that
             moves.append((-last, unit, at))
-    path = [(0,) * len(worth)]
+    path = [(0,) * len(importance)]
     for _, unit, level in sorted(moves):
         path.append(replaced(path[-1], unit, level))
     return path
