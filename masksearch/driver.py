@@ -158,7 +158,7 @@ class Study:
         A tie goes to the sparser mask, so that no other one beats it in every objective.
 
         Args:
-            sparsity: Least sparsity over the pairs that real tokens form, in [0, 1].
+            sparsity: Least sparsity over the non-padding query-key pairs, in [0, 1].
             baselines: Whether the masks of `baselines=` count too. Without them it is the best
                 mask that the strategy has proposed.
 
@@ -305,11 +305,11 @@ def search(
             measure that is known before training is stopped without training; one on an
             objective that is reported (a measured latency) is checked at the end.
         budget: What a mask may cost, a share of dense attention's in (0, 1], or several: draw d
-            has the one at d modulo their number. It is a share of the pairs of real tokens, or of
-            what the evaluator's second objective counts (`kv_bytes`). A space asks
+            has the one at d modulo their number. It is a share of the non-padding query-key pairs,
+            or of what the evaluator's second objective counts (`kv_bytes`). A space asks
             `masksearch.budget_of(trial)`; draws beyond theirs are not trained and count as no
-            trials, and after 50 in a row the search ends. "dam" and "prune" cut their
-            masks at these densities, "allocate" solves for these budgets.
+            trials, and after 50 in a row the search ends. "dam" and "prune" cut their masks at
+            these densities, "allocate" solves for these budgets.
         baselines: Name -> mask, judged first, beside the trials and on top of them;
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
             of that cost (`masks.rivals_within`, some twenty masks a budget), without one none. A

@@ -3,7 +3,7 @@
     python experiments/06_dam_text/run.py find judge table --data FOLDER [--seeds 0 1 2] [--smoke]
 
 `find` trains gates once a seed (it goes on where it was stopped); `judge` trains fresh models
-under what was found and under the masks drawn by hand; `table` writes results/*.csv.
+under what was found and under the hand-designed masks; `table` writes results/*.csv.
 """
 
 from __future__ import annotations

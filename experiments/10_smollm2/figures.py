@@ -62,7 +62,7 @@ def draw_front(axes: Axes, results: Results) -> None:
         random = [name for name in random if name.endswith(f" {budget}")]
         first = budget == results.budgets[0]
         for values, colour, marker, label in (
-            (drawn, style.INK, "_", "full layers drawn by hand"),
+            (drawn, style.INK, "_", "hand-designed full layers"),
             (judged.nll[random], style.GREY, ".", "layers at random"),
         ):
             places = [kept] * len(values)

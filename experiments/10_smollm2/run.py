@@ -3,7 +3,7 @@
     python experiments/10_smollm2/run.py search judge .. windows tables --data FOLDER
 
 Stages: search (each arm in a study of its own, on the search half of held-out novels), judge (what
-the arms found, patterns drawn by hand and random layers, on the final half), longer (the same at a
+the arms found, hand-designed patterns and random layers, on the final half), longer (the same at a
 length that no search has seen), recover (after distillation), native (the same of a mask without
 sinks, written as a configuration and read by transformers alone), windows (one window in every
 layer, of no more bytes, beside the searched layers that results/ names), tables (results/). Each
@@ -157,7 +157,7 @@ class Experiment:
         return best
 
     def candidates(self) -> dict[str, ms.Mask]:
-        """`"<arm> <full layers>"` -> mask: found, drawn by hand, at random."""
+        """`"<arm> <full layers>"` -> mask: found, hand-designed, at random."""
         named = {"dense": masks.full(), "all local": LOCAL}
         for arm in self.arms:
             for count, record in self.found(arm).items():
@@ -169,7 +169,7 @@ class Experiment:
         return named
 
     def patterns(self, count: int) -> dict[str, set[int]]:
-        """Drawn by hand, and at random."""
+        """Hand-designed, and at random."""
         named = {name: set(places) for name, places in placements(self.layers, count).items()}
         random = np.random.default_rng(count)
         for draw in range(PLAN["search"]["random_draws"]):

@@ -1,4 +1,4 @@
-"""The tables of README.md, from results/: do searched layers lose less than masks drawn by hand?
+"""The tables of README.md, from results/: do searched layers lose less than hand-designed masks?
 
     python experiments/10_smollm2/verdict.py
 
@@ -82,7 +82,7 @@ def tables(results: Results) -> dict[str, str]:
     """Heading -> Markdown."""
     return {
         "Against one window in every layer": against_window(results),
-        "Against full layers drawn by hand": against_drawn(results),
+        "Against hand-designed full layers": against_drawn(results),
         "Every arm": every_arm(results),
         "At twice the length": at_length(results),
         "After recovery": after_recovery(results),
@@ -158,7 +158,7 @@ def against_drawn(results: Results) -> str:
                 outcome,
             ]
         )
-    head = ["full layers", "bytes", "searched", "drawn by hand", "difference", "p", "searched is"]
+    head = ["full layers", "bytes", "searched", "hand-designed", "difference", "p", "searched is"]
     return markdown(head, lines)
 
 

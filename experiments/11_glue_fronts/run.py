@@ -386,8 +386,9 @@ def best_within(records: list[ms.Record], name: str) -> dict[str, ms.Mask]:
 
 
 def without_cells(name: str, mask: ms.Mask, shape: ms.Shape, seed: int) -> dict[str, ms.Mask]:
-    """The mask without its diagonal, and without as many other pairs of real tokens: of each row
-    cells are dropped in random order until they serve as much of the data as its own key does."""
+    """The mask without its diagonal, and without as many other non-padding query-key pairs: of
+    each row cells are dropped in random order until they serve as much of the data as its own key
+    does."""
     table, weights = lower(mask, shape), pair_weights(shape)
     diagonal = torch.eye(shape.length, dtype=torch.bool)
     whole = (table & ~diagonal).any(-1, keepdim=True)  # a row of the diagonal alone keeps it

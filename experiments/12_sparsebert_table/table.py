@@ -101,7 +101,7 @@ class OurScores:
         expression: The mask.
         exact: Whether it is the table's mask, bit for bit; False where the name alone says so.
         sparsity: Of the n x n cells, in percent, as the table counts it.
-        effective: Of the pairs that real tokens form, in percent.
+        effective: Of the non-padding query-key pairs, in percent.
         values: Column -> seed -> score.
         by_row: Column -> seed -> scores row by row, where the run has kept them.
         fine_tuning: Column -> standard error of a seed's mean over its fine-tuning runs.

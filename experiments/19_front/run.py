@@ -2,8 +2,8 @@
 
     python experiments/19_front/run.py STAGE... --data FOLDER [--tier B] [--runs FOLDER] [--smoke]
 
-Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
-drawn by hand, and the controls), others (tasks that no search has read), heads (the
+Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the
+hand-designed masks, and the controls), others (tasks that no search has read), heads (the
 amendments' whole heads), preferred (these on search rows), tables. `--searches` and `--arms` take
 a part. Every trial that has ended is a line in results/, from which any clone goes on; plan.toml
 says what is compared.
@@ -87,7 +87,7 @@ class Front:
 
     # -- masks ---------------------------------------------------------------------------------
     def drawn_masks(self) -> dict[str, ms.Mask]:
-        """`"<name> <budget>"` -> the densest mask drawn by hand within it; absent where none."""
+        """`"<name> <budget>"` -> the densest hand-designed mask within it; absent where none."""
         shape, found = self.proxy.shape, dict[str, ms.Mask]()
         price = partial(effective_density, shape=shape)
         own = {"window": masks.window, "signed shifts": partial(tiles, shape.heads)}
@@ -219,7 +219,7 @@ class Front:
         )
 
     def drawn(self) -> None:
-        """The masks drawn by hand, on the rows of searches, then judged beside the controls."""
+        """The hand-designed masks, on the rows of searches, then judged beside the controls."""
         self.compare(self.drawn_masks(), "drawn", "drawn")
         self.compare(self.controls() | self.drawn_masks(), "STS-B", "drawn")
 

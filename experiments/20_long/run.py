@@ -204,7 +204,7 @@ class Decoder:
 
     # -- judge -----------------------------------------------------------------------------------
     def candidates(self) -> dict[Cell, ms.Mask]:
-        """What is judged: masks drawn by hand within each budget, and what was found there."""
+        """What is judged: hand-designed masks within each budget, and what was found there."""
         made, found = {Cell(0, 1.0, "dense"): masks.full()}, self.log.read("searches")
         price = lambda mask: self.whole.measures_of(mask)[self.cost]  # noqa: E731
         for budget in self.plan["budgets"]:

@@ -110,7 +110,7 @@ class MaskRuns:
     expression: str
     fingerprint: str
     at_random: bool  # its mask keeps keys drawn at random
-    sparsity: float  # over the pairs that real tokens form, in [0, 1]; NaN where no run has it
+    sparsity: float  # over the non-padding query-key pairs, in [0, 1]; NaN where no run has it
     table_sparsity: float  # over the n x n cells
     block_density: float
     cost: float  # as a share of dense attention's (`cost_of`)

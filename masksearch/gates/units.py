@@ -63,11 +63,11 @@ class Units:
 
     Args:
         shape: Of the model.
-        levels: The masks of a unit. The first keeps fewer pairs of real tokens than any other, in
-            every unit. The others are in any order for `strategy="allocate"`; gates and a space
-            need `rising` ones. A mask that tells layers or heads apart gives each its own. Where
-            only some rows of the last layer are read (`Shape.read`) and the masks do not rise
-            there, that layer has no units; it keeps what the last one keeps.
+        levels: The masks of a unit. The first keeps fewer non-padding query-key pairs than any
+            other, in every unit. The others are in any order for `strategy="allocate"`; gates and
+            a space need `rising` ones. A mask that tells layers or heads apart gives each its own.
+            Where only some rows of the last layer are read (`Shape.read`) and the masks do not
+            rise there, that layer has no units; it keeps what the last one keeps.
         unit: `"layer"`, `"head"`, or `"kv_head"`: all query heads that share keys and values.
         kv_heads: KV heads of a layer, for `"kv_head"`: a divisor of the heads.
         costs: What each level of each unit costs, `[levels][units]`, in the place of its pairs,
@@ -169,9 +169,9 @@ class Units:
     @cached_property
     def cost_table(self) -> Tensor:
         """The cost of each level of each unit, and of a last layer without units: `costs`, or the
-        kept pairs of real tokens, as a multiple of those that a unit can keep on average; float64
-        `[levels, layers * units of a layer]`. Units of a last layer whose rows are not all read
-        have few."""
+        kept non-padding query-key pairs, as a multiple of those that a unit can keep on average;
+        float64 `[levels, layers * units of a layer]`. Units of a last layer whose rows are not all
+        read have few."""
         for mask in self.levels:
             if not mask.needs_tokens or self.shape.tokens is None:
                 keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows
@@ -197,7 +197,8 @@ class Units:
         return costs.T.reshape(self.shape.layers, -1, len(self.levels))
 
     def density(self, allocation: Sequence[int]) -> float:
-        """Kept share of the pairs of real tokens, of all units and a layer without units."""
+        """Kept share of the non-padding query-key pairs, of all units and a layer without
+        units."""
         levels = self.with_spared(allocation)
         return self.cost_table[levels, range(len(levels))].mean().item()
 
@@ -393,8 +394,8 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
 
 
 def costs_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
-    """Kept pairs of real tokens, as a multiple of those that a head can keep on average: float64
-    `[levels, layers, heads]`."""
+    """Kept non-padding query-key pairs, as a multiple of those that a head can keep on average:
+    float64 `[levels, layers, heads]`."""
     of_whole, of_last = layer_pairs(shape)
     pairs = torch.tensor([*[of_whole] * (shape.layers - 1), of_last]).double()
     kept = [unit_densities(mask, shape) for mask in levels]

@@ -66,7 +66,7 @@ def rivals_within(
         limit: The most that a mask may cost, in units of `cost`.
         shape: What masks are lowered to, and the lengths of the data.
         cost: Mask -> cost, which grows with the keys of a window and the number of full layers;
-            None = the share of the pairs that real tokens can form (`effective_density`).
+            None = the share of the non-padding query-key pairs (`effective_density`).
         local: Of a decoder, the mask of a layer that is not full; None = `default_local`.
         special: Of an encoder, token ids such as those of [CLS] and [SEP]; None = those with which
             every row of `shape.tokens` begins and ends.

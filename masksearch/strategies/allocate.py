@@ -147,9 +147,7 @@ class AllocateStrategy:
         self.method, self.tries = method, tries
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
         self.gains: dict[Allocation, float] = {}  # of what was scored; more is better
-        self.importance: dict[str, list[float]] | None = (
-            None  # of each level, once known
-        )
+        self.importance: dict[str, list[float]] | None = None  # of each level, once known
         self.training, self.run = training, run
         self.trained: Record | None = None  # of that job, once it has ended
         self.next = 0  # the next draw

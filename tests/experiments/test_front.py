@@ -86,7 +86,7 @@ def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
 
 
 def test_names_of_drawn_masks_are_those_that_were_judged(scripts):
-    """What is drawn by hand grows; what this experiment has judged does not."""
+    """What is hand-designed grows; what this experiment has judged does not."""
     shape, run = ms.Shape(64, 6, 12, lengths={28: 1}), scripts["run"]
     front = SimpleNamespace(proxy=SimpleNamespace(shape=shape), budgets=[0.5, 0.3, 0.2, 0.12])
     names = {name.rpartition(" ")[0] for name in run.Front.drawn_masks(front)}

@@ -1,4 +1,4 @@
-"""Gates, their density and the masks cut from them count the pairs that real tokens form."""
+"""Gates, their density and the masks cut from them count the non-padding query-key pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks drawn by hand at the cost of a searched one."""
+"""Masks hand-designed at the cost of a searched one."""
 
 from __future__ import annotations
 
