@@ -53,7 +53,7 @@ from masksearch.strategies.enqueued import (
     learns,
 )
 from masksearch.strategies.entrants import (
-    judge_on,
+    on_split,
     protocols_of_rows,
     read_entrants,
     remember_found,
@@ -542,7 +542,7 @@ def compare(
     check_evaluator(evaluator)
     run, seeds, executor = Path(run).absolute(), read_seeds(seeds), executor or Local()
     margin = check_margin(margin, evaluator.objectives[0])
-    evaluator = judge_on(evaluator, half)
+    evaluator = on_split(evaluator, half)
     seeds = seeds[:1] if evaluator.seedless else seeds
     budgets = read_budgets(budget)
     front = None if front_of is None else front_of.store

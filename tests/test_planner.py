@@ -16,7 +16,13 @@ from masksearch.cli.models import report_lines
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.models.plan import describe_rival
-from masksearch.planner import DecoderOnText, Delivery, Unseen, build_judge, describe_units
+from masksearch.planner import (
+    DecoderOnText,
+    Delivery,
+    Unseen,
+    build_decoder_evaluator,
+    describe_units,
+)
 from masksearch.report.tables import front_table
 from masksearch.study.references import within_budgets
 
@@ -132,9 +138,9 @@ def test_a_plan_that_is_worse_than_one_window_on_unseen_text_is_not_written(
     def unseen(self, mask, model=None):
         return tokens(self, mask, model) - gain * (mask.layers is not None)
 
-    judge, tokens = CausalEvaluator.__call__, Unseen.judge_tokens
+    judge, tokens = CausalEvaluator.__call__, Unseen.nll_of
     monkeypatch.setattr(CausalEvaluator, "__call__", judged)
-    monkeypatch.setattr(Unseen, "judge_tokens", unseen)
+    monkeypatch.setattr(Unseen, "nll_of", unseen)
     plan = allocate(tmp_path, 0.5, progress="auto")
     assert "allocate: at most " in (said := capsys.readouterr().err)
     assert "masks, each on 16 sequences of 24 tokens; the first in about 0:0" in said
@@ -206,14 +212,16 @@ def test_as_much_is_held_out_as_it_takes_for_sixteen_documents(tmp_path):
     text = (Path("text") / "train.txt").read_text() + (Path("text") / "valid.txt").read_text()
     (tmp_path / "whole.txt").write_text(text)  # 58 articles
     decoder = DecoderOnText("model", tmp_path / "whole.txt", 24, 64, None, "cpu", None)
-    judge = build_judge(decoder, "layer", Delivery(None, None, None, None)).evaluator
+    judge = build_decoder_evaluator(decoder, "layer", Delivery(None, None, None, None)).evaluator
     assert judge.text.held_out in (0.4, 0.8)
     assert len({*judge.on("final").rows.documents.tolist()}) >= 16
     seen = {*judge.rows.documents.tolist()}
     assert not seen & {*judge.on("final").rows.documents.tolist()}
     named = dataclasses.replace(decoder, held_out=0.1)
     assert (
-        build_judge(named, "layer", Delivery(None, None, None, None)).evaluator.text.held_out
+        build_decoder_evaluator(
+            named, "layer", Delivery(None, None, None, None)
+        ).evaluator.text.held_out
         == 0.1
     )
     digests = {judge.task().digest, CausalEvaluator(tmp_path / "whole.txt").task().digest}

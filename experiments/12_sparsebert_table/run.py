@@ -24,7 +24,7 @@ from table import compare_published
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.proxy_card import judge_proxy
+from masksearch.analysis.proxy_card import rate_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.gates.discretise import least_density
 from masksearch.tasks.glue import task_named
@@ -199,7 +199,7 @@ def proxy_card(scores: pd.DataFrame, task: str) -> str:
     table = table.assign(measure=task, density=1 - scores["effective_sparsity"])
     table.attrs["reference"] = "finetune"
     try:
-        card = judge_proxy(table, proxy=task)
+        card = rate_proxy(table, proxy=task)
     except MaskSearchError as error:  # not enough is finished
         return f"{task}: {error}\n"
     return f"{task}\n{card.verdict()}\n"

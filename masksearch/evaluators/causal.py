@@ -468,7 +468,7 @@ class CausalEvaluator(AssembledEvaluator):
             yield Report(number, values)
         for number in chain([] if first is None else [first], steps):
             if number in due and number < config.steps:
-                values = token_values(self.judge(model), self.rows, self.edges)
+                values = token_values(self.score(model), self.rows, self.edges)
                 memory["curve"].append([number, values])
                 yield Report(number, values)
         yield Report(config.steps, self.last_values(model, workdir, seed))
@@ -495,7 +495,7 @@ class CausalEvaluator(AssembledEvaluator):
         decoder: nn.Module = model.model
         return attach(decoder, mask)
 
-    def judge(self, model: NextTokenModel, shared: DenseDecoder | None = None) -> TokenScores:
+    def score(self, model: NextTokenModel, shared: DenseDecoder | None = None) -> TokenScores:
         """A model's scores on the held-out tokens. Of a shared dense decoder, states of layers
         that are as under the mask before are reused, and `kl` compares with it."""
         return score_tokens(
@@ -511,14 +511,14 @@ class CausalEvaluator(AssembledEvaluator):
         self, model: NextTokenModel, workdir: Path, seed: int, shared: DenseDecoder | None = None
     ) -> dict[str, float]:
         """The values of the last report; the scores of documents go to the working folder."""
-        rows, scores = self.rows, self.judge(model, shared)
+        rows, scores = self.rows, self.score(model, shared)
         documents = row_scores(scores.nll, rows)
         documents.save(workdir)
         values = token_values(scores, rows, self.edges)
         values[f"{LOSS}{MAJORITY}"] = constant_loss(self.task(), rows)
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
-        values |= self.judge_tasks(model)
+        values |= self.score_tasks(model)
         if dense := self.dense_losses(seed):
             added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
             for group, members in GROUPS.items():
@@ -527,7 +527,7 @@ class CausalEvaluator(AssembledEvaluator):
             values |= added | {LOST: max(added.values())}
         return values
 
-    def judge_tasks(self, model: NextTokenModel) -> dict[str, float]:
+    def score_tasks(self, model: NextTokenModel) -> dict[str, float]:
         """Right answers and losses of the tasks, and the mean loss of each group of them."""
         values: dict[str, float] = {}
         for name, rows in self.prompts.items():
@@ -597,12 +597,12 @@ def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
 
 
 @lru_cache(maxsize=4)
-def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
+def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
     """Losses of the dense model of an evaluator, which has no mask on: of the text, and of each
     task in which it is better than a guess. SearchError if there is none; warns of the others."""
-    values = judge.judge_tasks(judge.shared(seed).model)
-    losses, failed = {LOSS: measure_text(judge, seed)}, list[str]()
-    for name, rows in judge.prompts.items():
+    values = evaluator.score_tasks(evaluator.shared(seed).model)
+    losses, failed = {LOSS: measure_text(evaluator, seed)}, list[str]()
+    for name, rows in evaluator.prompts.items():
         if (loss := values[f"{LOSS}/{name}"]) < rows.guess:
             losses[name] = loss
         else:
@@ -620,13 +620,13 @@ def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
 
 
 @lru_cache(maxsize=4)
-def measure_text(judge: CausalEvaluator, seed: int) -> float:
+def measure_text(evaluator: CausalEvaluator, seed: int) -> float:
     """Loss of that model on the text."""
-    scores = judge.judge(judge.shared(seed).model)
-    return token_values(scores, judge.rows, judge.edges)[LOSS]
+    scores = evaluator.score(evaluator.shared(seed).model)
+    return token_values(scores, evaluator.rows, evaluator.edges)[LOSS]
 
 
 @lru_cache(maxsize=2)
-def share_dense(judge: CausalEvaluator, seed: int) -> DenseDecoder:
+def share_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
-    return DenseDecoder(judge.dense(seed), judge.rows.tokens, judge.training.precision)
+    return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.training.precision)

@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import SPARSITIES
-from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, observe
+from masksearch.analysis.proxy_card import FEWEST, ProxyCard, observe, rate_proxy
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, without_controls
@@ -399,7 +399,7 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     if len({record.fingerprint for record in scored}) < FEWEST or proxy not in along:
         return None
     try:
-        card = judge_proxy(
+        card = rate_proxy(
             observe({str(study.run): some_masks(study.records) for study in studies}),
             proxy=proxy,
             target=target,
@@ -458,7 +458,7 @@ def proxy_card(
     """
     folders = [runs] if isinstance(runs, Path | str) else list(runs)
     named = {Path(each).resolve(): str(each) for each in folders}
-    judge = (
+    compared_with = (
         None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
     )
     if not named:
@@ -467,10 +467,10 @@ def proxy_card(
         if not folder.is_dir():
             raise SearchError(f"{name}: no such run folder")
     studies = {n: studies_in(Path(n), storage, alone=False) for n in named.values()}
-    return judge_proxy(
+    return rate_proxy(
         observe(
             {n: [r for each in of_name for r in each.records] for n, of_name in studies.items()},
-            judge,
+            compared_with,
         ),
         proxy=proxy,
         target=target,

@@ -208,7 +208,7 @@ def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candida
 
 
 # -- which rows judge: a search's own, or those that no search has seen -------------------------
-def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
+def on_split(evaluator: Evaluator, half: Half | None) -> Evaluator:
     """The evaluator on the rows by which a comparison judges.
 
     Args:
