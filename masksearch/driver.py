@@ -312,7 +312,7 @@ def search(
             these densities, "allocate" solves for these budgets.
         baselines: Name -> mask, judged first, beside the trials and on top of them;
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
-            of that cost (`masks.rivals_within`, some twenty masks a budget), without one none. A
+            of that cost (`masks.equal_cost_baselines`, some twenty a budget), without one none. A
             space may say which of these it holds (its attribute `starts`, a function of shape and
             budget that returns parameters): samplers and evolution learn from them. A run that
             began without goes on without.

@@ -34,9 +34,9 @@ from masksearch.evaluators.next_tokens import row_scores, score_tokens
 from masksearch.evaluators.served import Served
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.loggers.console import Display
+from masksearch.masks.baselines import default_local, widest_window
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
-from masksearch.masks.rivals import default_local, widest_window
 from masksearch.models.decoders import NextTokenModel
 from masksearch.models.plan import Plan
 from masksearch.serving.engine import Serving

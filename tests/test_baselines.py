@@ -11,8 +11,8 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import ResumeError, SearchError
+from masksearch.masks.baselines import whole_heads
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import whole_heads
 from masksearch.report.section import shell_line
 from masksearch.strategies.enqueued import draw_starts, hand_designed
 from masksearch.strategies.evolution import EvolutionStrategy
@@ -56,7 +56,7 @@ def test_hand_designed_masks_are_each_under_the_smallest_budget_that_pays():
         assert effective_density(mask, Judge.shape) <= float(name.rpartition(" ")[2]) + 1e-9
     assert len({*drawn.values()}) == len(drawn)
     least = {n.removesuffix(" within 0.3") for n in drawn if n.endswith(" 0.3")}
-    assert least == {*masks.rivals_within(0.3, Judge.shape)}
+    assert least == {*masks.equal_cost_baselines(0.3, Judge.shape)}
 
 
 @pytest.mark.parametrize("strategy", ["tpe", "random", "evolution"])

@@ -19,8 +19,8 @@ from optuna.trial import FixedTrial
 
 import masksearch as ms
 from masksearch import Mask, masks
+from masksearch.masks.baselines import whole_heads
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import whole_heads
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -309,7 +309,7 @@ def test_head_roles_spend_every_budget_until_it_pays_for_no_other_role(lengths, 
 def test_head_roles_hold_every_hand_designed_mask_of_whole_heads(lengths, read, budget, random):
     shape = ms.Shape(24, 4, 6, lengths=lengths, read=read)
     order = [random.sample(range(6), 6) for _ in range(4)]
-    drawn = masks.rivals_within(budget, shape, order=order)
+    drawn = masks.equal_cost_baselines(budget, shape, order=order)
     hand = [ms.fingerprint(drawn[name], shape) for name in whole_heads(drawn)]
     space = loaded("head_roles").head_roles(order, shape)
     starts = space.starts(shape, budget)

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from verdict import DRAWN, HERE, Results, mean
 
-from masksearch.masks.rivals import WIDEST
+from masksearch.masks.baselines import WIDEST
 from masksearch.report import style
 
 SHOWN = {  # arm -> what the legend says, colour, marker

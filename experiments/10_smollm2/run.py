@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.evaluators.next_tokens import document_scores
-from masksearch.masks.rivals import WIDEST, full_layers, placements, widest_window
+from masksearch.masks.baselines import WIDEST, full_layers, placements, widest_window
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from masksearch.analysis.stats import PairedDifference, correct_family, estimate, paired_difference
-from masksearch.masks.rivals import SINKS, WIDEST
+from masksearch.masks.baselines import SINKS, WIDEST
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))

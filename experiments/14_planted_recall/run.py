@@ -31,8 +31,8 @@ from learning import SPREAD, LookupEvaluator, learn
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.masks.baselines import widest_window
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import widest_window
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))

@@ -30,12 +30,12 @@ from tables import ARMS, PLAN
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.masks.baselines import densest, full_layers
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import densest, full_layers
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
-DRAWN = [*masks.FAMILIES, "widest window and special tokens"]  # those of rivals_within
+DRAWN = [*masks.FAMILIES, "widest window and special tokens"]  # those of equal_cost_baselines
 STAGES = ["card", "search", "drawn", "judge", "others", "heads", "preferred", "tables"]
 SMOKE = {"steps": 2, "batch": 4, "length": 24, "held_out_sequences": 4, "rows": 48, "dev_rows": 24}
 SMALL = {"densities": [0.5, 0.2], "trials": 2, "masks": 6}
@@ -92,7 +92,7 @@ class Front:
         price = partial(effective_density, shape=shape)
         own = {"window": masks.window, "signed shifts": partial(tiles, shape.heads)}
         for budget in self.budgets:
-            made = masks.rivals_within(budget, shape)
+            made = masks.equal_cost_baselines(budget, shape)
             made = {name: mask for name, mask in made.items() if name in DRAWN}
             for name, make in own.items():
                 if mask := densest(budget, price, make, range(1, shape.length)):
@@ -124,7 +124,7 @@ class Front:
         """The masks of the second and third amendment."""
         shape, found = self.proxy.shape, {"narrow shifts 0.2": tiles(self.proxy.shape.heads, 5)}
         for budget in self.budgets:
-            made = masks.rivals_within(budget, shape)
+            made = masks.equal_cost_baselines(budget, shape)
             # within .2 heads each way are the mask that is judged as signed shifts
             names = ("full heads", "heads each way") if budget > 0.2 else ("full heads",)
             found |= {f"{name} {budget}": made[name] for name in names if name in made}

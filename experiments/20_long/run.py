@@ -208,7 +208,8 @@ class Decoder:
         made, found = {Cell(0, 1.0, "dense"): masks.full()}, self.log.read("searches")
         price = lambda mask: self.whole.measures_of(mask)[self.cost]  # noqa: E731
         for budget in self.plan["budgets"]:
-            drawn = masks.rivals_within(budget, self.whole.shape, price, local=self.windows()[0])
+            shape, local = self.whole.shape, self.windows()[0]
+            drawn = masks.equal_cost_baselines(budget, shape, price, local=local)
             made[Cell(0, budget, "uniform")] = drawn["widest window"]
             if "every n-th" in drawn and self.plan["unit"] == "layer":
                 made[Cell(0, budget, "every n-th")] = drawn["every n-th"]

@@ -34,8 +34,8 @@ from tables import PLAN
 import masksearch as ms
 from masksearch import masks
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.masks.baselines import densest, whole_heads
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import densest, whole_heads
 from masksearch.spaces import head_roles
 
 HERE = Path(__file__).parent
@@ -188,7 +188,7 @@ class Seed:
     # -- masks ---------------------------------------------------------------------------------
     def hand_designed(self, budget: float) -> dict[str, ms.Mask]:
         """`"<name> <budget>"` -> the hand-designed masks with a whole head."""
-        drawn = masks.rivals_within(budget, self.shape)
+        drawn = masks.equal_cost_baselines(budget, self.shape)
         return {f"{name} {budget}": drawn[name] for name in whole_heads(drawn)}
 
     def chosen(self) -> dict[str, ms.Mask]:
