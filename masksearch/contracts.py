@@ -152,7 +152,7 @@ class Report:
             empty = "an empty " if isinstance(self.values, Mapping) else ""
             raise EvaluatorError(
                 f"a Report holds values by name, got {empty}{type(self.values).__name__}: yield "
-                'ms.Report(step, {"accuracy": accuracy})'
+                'ms.contracts.Report(step, {"accuracy": accuracy})'
             )
         for name in self.values:
             if not isinstance(name, str) or name != without_controls(name):
@@ -176,7 +176,7 @@ def plain_number(name: str, value: Any) -> float:
         kind = type(value).__name__ if shape is None else f"a {type(value).__name__} {[*shape]}"
         raise EvaluatorError(
             f"the reported value {name!r} is {kind}, not a number: write "
-            f"ms.Report(step, {{{name!r}: float(value)}}), of a tensor value.mean()"
+            f"ms.contracts.Report(step, {{{name!r}: float(value)}}), of a tensor value.mean()"
         ) from None
 
 

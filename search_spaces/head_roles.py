@@ -8,7 +8,8 @@ as the budget pays. What is left goes to other heads, the dearest roles first, w
 
 At most 3.6e38 masks of 6 layers of 12 heads; layers, heads and lengths are those of the search.
 Every mask of such heads is a point, at a budget that is its density: also all those of
-`masks.equal_cost_baselines` that have whole heads (`starts`). `head_roles(order)` says which heads come first.
+`masks.equal_cost_baselines` that have whole heads (`starts`). `head_roles(order)` says which heads
+come first.
 
     masksearch search masksearch.spaces:head_roles --weights MODEL --glue DIR --budget 0.2 --run X
 """
@@ -20,9 +21,10 @@ from typing import Any
 
 from optuna.trial import BaseTrial
 
-from masksearch import Shape, budget_of, masks, shape_of
+from masksearch import Shape, budget_of, masks
 from masksearch.masks.baselines import check_order, whole_heads
 from masksearch.masks.measure import ROUNDING, effective_density, layer_pairs, unit_densities
+from masksearch.user_code import shape_of
 
 LAYERS, HEADS, LENGTH = 6, 12, 128  # where no search says them
 DENSITIES = [0.06, 0.12, 0.2, 0.3, 0.5]  # drawn in a search without a budget

@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
-from masksearch import Mask, fingerprint, masks
+from masksearch import Mask, masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Report, Shape
+from masksearch.masks.measure import fingerprint
 
 SHAPE = Shape(length=16, layers=2, heads=2)
 STAR = masks.star()

@@ -23,7 +23,7 @@ from contracts.toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal
+from masksearch.contracts import Evaluate, Proposal, Report
 from masksearch.errors import EvaluatorError, MaskFormatError, SearchError
 from masksearch.executors.job import JobRun
 from masksearch.files import cell_text
@@ -122,9 +122,9 @@ from pathlib import Path
 import masksearch as ms
 from masksearch import masks
 
-class Starts(ms.Evaluator):
+class Starts(ms.contracts.Evaluator):
     shape = ms.Shape(length=16, layers=1, heads=1)
-    objectives = (ms.Objective("score", "max", 0.0),)
+    objectives = (ms.contracts.Objective("score", "max", 0.0),)
     protocol = "starts"
 
     def __call__(self, mask, *, seed, workdir):
@@ -132,7 +132,7 @@ class Starts(ms.Evaluator):
         child = subprocess.Popen(["sleep", "600"])
         Path(PIDS).write_text(f"{os.getpid()} {child.pid} ")
         time.sleep(600)
-        yield ms.Report(1, {"score": 1.0})
+        yield ms.contracts.Report(1, {"score": 1.0})
 
 RUN, PIDS = sys.argv[1:]
 ms.search(lambda trial: masks.window(trial.suggest_int("reach", 1, 9)), Starts(), run=RUN,
@@ -265,7 +265,7 @@ def test_a_change_of_the_working_folder_moves_nothing(tmp_path, monkeypatch, who
 @pytest.mark.parametrize("name", [3, None, f"a{ESCAPE}", "\udcff"])
 def test_a_name_that_is_no_text_is_refused_where_it_is_reported(name):
     with pytest.raises(EvaluatorError, match="reported names are plain text, as '"):
-        ms.Report(1, {name: 1.0})
+        Report(1, {name: 1.0})
 
 
 # -- a folder of a stranger ----------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path, argument):
         lambda n: ms.DamConfig(steps=n(30)),
         lambda n: ms.Local(slots=n(1), threads=n(1)),
         lambda n: ms.RayTune(slots=n(2)),
-        lambda n: ms.Report(n(1), {"a": 1.0}),
+        lambda n: Report(n(1), {"a": 1.0}),
     ],
 )
 def test_numbers_of_numpy_are_stored_and_hashed_as_python_s(make):

@@ -16,9 +16,10 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal, Record, Report
+from masksearch.contracts import Evaluate, Objective, Proposal, Record, Report
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.executors.job import JobRun
+from masksearch.masks.measure import fingerprint
 from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
 
@@ -49,7 +50,7 @@ def test_search_stores_every_trial_as_a_record(tmp_path):
     assert [report.step for report in first.curve] == [1, 2, 4]
     assert first.values["loss"] == first.curve[-1].values["loss"]
     assert first.measures["sparsity"] == pytest.approx(first.mask.sparsity(16))
-    assert first.fingerprint == ms.fingerprint(first.mask, ToyEvaluator.shape)
+    assert first.fingerprint == fingerprint(first.mask, ToyEvaluator.shape)
     frame = study.frame()
     assert list(frame["number"]) == list(range(len(records)))
     assert {"loss", "sparsity", "block_density", "hops", "params.family"} <= set(frame.columns)
@@ -298,7 +299,7 @@ def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
             -1,
             "running",
             Evaluate(mask),
-            fingerprint=ms.fingerprint(mask, evaluator.shape),
+            fingerprint=fingerprint(mask, evaluator.shape),
             protocol="toy",
             name=name,
             role="compared",
@@ -329,13 +330,13 @@ def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_baselines_come_first_and_on_top(tmp_path):
-    arguments = dict(run=tmp_path / "run", baselines=ms.FAMILIES)
+    arguments = dict(run=tmp_path / "run", baselines=ms.masks.FAMILIES)
     study = ms.search(space, ToyEvaluator(), trials=4, **arguments)
     told = [(record.origin, record.name, record.source) for record in study.records()]
-    assert told[:-4] == [("baselines", name, "hand") for name in ms.FAMILIES]
+    assert told[:-4] == [("baselines", name, "hand") for name in ms.masks.FAMILIES]
     assert told[-4:] == [("tpe", "", f"search {study.run}#{6 + k}") for k in range(4)]
     again = ms.search(space, ToyEvaluator(), trials=6, **arguments)
-    assert Counter(r.status for r in again.records())["done"] == len(ms.FAMILIES) + 6
+    assert Counter(r.status for r in again.records())["done"] == len(ms.masks.FAMILIES) + 6
 
 
 @pytest.mark.slow
@@ -501,18 +502,18 @@ def raises(*words, error=ValueError):
 
 
 def lacks_a_key(mask, seed, workdir):
-    yield ms.Report(1, {"losses": 0.5})
+    yield Report(1, {"losses": 0.5})
 
 
 def returns_a_report(mask, seed, workdir):
-    return ms.Report(1, {"loss": 0.5})
+    return Report(1, {"loss": 0.5})
 
 
 LACKS = "lacks loss; it holds losses; did you mean 'losses'.*test_driver.py:.*Broken.__call__"
 BROKEN = {  # what the evaluator does -> trials until the search stops, and what it says
     "lacks a key": (lacks_a_key, 1, LACKS),
     "yields nothing": (lambda *_: iter(()), 1, "reported nothing"),
-    "returns": (returns_a_report, 1, "returns Report: yield ms.Report"),
+    "returns": (returns_a_report, 1, "returns Report: yield Report"),
     "the same line and words": (raises("broken"), 2, "first 2 trials all failed; .*: broken"),
     "other words": (raises(*"abcde"), 5, "first 5 trials all failed; .*: a "),
     "no memory": (raises("DefaultCPUAllocator: can't allocate memory"), 5, "first 5 trials"),
@@ -662,7 +663,7 @@ def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
             pass
 
     class Alone(ToyEvaluator):
-        objectives = (ms.Objective("loss", "max", 0.0),)
+        objectives = (Objective("loss", "max", 0.0),)
 
     with pytest.raises(SearchError, match="not today"):
         ms.search(space, Alone("other"), run=run, trials=2, strategy=Lazy(), progress=None)
@@ -711,7 +712,7 @@ def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
 @pytest.mark.slow
 def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
     log = tmp_path / "log"
-    candidates = {"dense": masks.full(), **ms.FAMILIES, "mine": masks.window(4)}
+    candidates = {"dense": masks.full(), **ms.masks.FAMILIES, "mine": masks.window(4)}
     arguments = dict(run=tmp_path / "run", seeds=range(3))
     comparison = ms.compare(candidates, ToyEvaluator(log=log), **arguments)
     assert len(comparison.records) == 3 * len(candidates)

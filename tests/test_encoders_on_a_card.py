@@ -10,6 +10,7 @@ import transformers as hf
 import masksearch as ms
 from masksearch import masks
 from masksearch.gates import gates as gates_module
+from masksearch.gates.gates import Gates
 
 LENGTH, LAYERS, HEADS = 24, 2, 2
 MASKS = {
@@ -80,7 +81,7 @@ def test_dam_learns_there(structure, card, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *of, device, **rest: rand(*of, **rest).to(device))
     results = []
     for device in (torch.device("cpu"), card.device):
-        gates = ms.Gates(structure, length=LENGTH, heads=HEADS, layers=LAYERS)
+        gates = Gates(structure, length=LENGTH, heads=HEADS, layers=LAYERS)
         config = ms.DamConfig(steps=6, density=0.3, dense_warmup=0.3)
         with card.there():
             model = encoder().to(device)

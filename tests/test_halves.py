@@ -42,7 +42,7 @@ class Indifferent(SplitToy):
 
 def compare(evaluator, run, **given):
     given = {"seeds": FRESH, "progress": None} | given
-    return ms.compare(given.pop("candidates", ms.FAMILIES), evaluator, run=run, **given)
+    return ms.compare(given.pop("candidates", ms.masks.FAMILIES), evaluator, run=run, **given)
 
 
 def search(evaluator, run, **given):
@@ -116,7 +116,7 @@ def test_what_found_a_mask_is_remembered(tmp_path):
 @pytest.mark.nightly  # continuous integration runs it
 def test_two_searches_that_found_one_mask_are_both_remembered(tmp_path):
     for seed in (1, 2):
-        study = search(SplitToy(), tmp_path / str(seed), seed=seed, baselines=ms.FAMILIES)
+        study = search(SplitToy(), tmp_path / str(seed), seed=seed, baselines=ms.masks.FAMILIES)
         best = replace(
             study.records()[0], origin="random", role="trial", source=f"search {seed}#0"
         )

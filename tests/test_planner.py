@@ -15,7 +15,7 @@ from masksearch import masks
 from masksearch.cli.models import report_lines
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.models.plan import describe_rival
+from masksearch.models.plan import Plan, describe_rival
 from masksearch.planner import (
     DecoderOnText,
     Delivery,
@@ -47,7 +47,7 @@ def cache(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
-def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> ms.Plan:
+def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> Plan:
     small = {"length": 24, "sequences": 16, "local": "window(3)", "progress": None}
     return ms.allocate("model", text, budget, run=run, **(small | how))
 
@@ -64,7 +64,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     unseen = plan.found["nll"]["unseen"]
     assert unseen["low"] <= unseen["difference"] <= unseen["high"]
     assert "pieces_of" not in unseen
-    assert ms.Plan.load(tmp_path / "plan.json") == plan
+    assert Plan.load(tmp_path / "plan.json") == plan
     model = AutoModelForCausalLM.from_pretrained("model").eval()
     tokens = torch.arange(1, 13)[None]
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_where_one_window_is_best_it_is_the_plan(tmp_path, monkeypatch, local):
     assert describe_rival(plan.found["rival"]).startswith(
         "this is the plan, as nothing was better"
     )
-    assert ms.Plan.load(tmp_path / "plan.json") == plan
+    assert Plan.load(tmp_path / "plan.json") == plan
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_plan_that_is_worse_than_one_window_on_unseen_text_is_not_written(
     assert "allocate: at most " in (said := capsys.readouterr().err)
     assert "masks, each on 16 sequences of 24 tokens; the first in about 0:0" in said
     record = ms.open_study(tmp_path).records()[plan.found["trial"]]
-    assert record.mask == plan.mask == ms.Plan.load(tmp_path / "plan.json").mask
+    assert record.mask == plan.mask == Plan.load(tmp_path / "plan.json").mask
     assert plan.found["nll"]["search"] == record.values["nll"]
     assert plan.found["cache"]["kv_bytes"] == record.measures["kv_bytes"] <= 0.5
     rival, losses = plan.found["rival"], plan.found["nll"]["unseen"]
@@ -186,7 +186,7 @@ def units_of(mask: ms.Mask) -> list[ms.Mask]:
 
 def test_units_of_several_windows_in_words():
     levels = (masks.window(1), masks.window(7), masks.full())
-    plan = ms.Plan({}, "layer", levels, {"l0": 2, "l1": 0, "l2": 1, "l3": 1}, levels[0])
+    plan = Plan({}, "layer", levels, {"l0": 2, "l1": 0, "l2": 1, "l3": 1}, levels[0])
     assert describe_units(plan) == (
         "1 of 4 units full (l0), 1 window(1) (l1), the others window(7)"
     )

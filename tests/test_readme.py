@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.models.plan import Plan
+from masksearch.tasks.planted.graded import GradedProcess
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +65,7 @@ def test_first_search_finds_its_mask(folder):
     (folder / "first.py").write_text(block("python", "PlantedEvaluator"), encoding="utf-8")
     out, log = run(folder, "python first.py")
     assert out.splitlines()[-1] == block("text", "window(").strip()
-    found, process = masks.parse(out.splitlines()[-1]), ms.GradedProcess()
+    found, process = masks.parse(out.splitlines()[-1]), GradedProcess()
     assert found.sparsity(process.length) >= 0.7
     assert process.expected(found) > max(
         process.expected(mask) for mask in masks.FAMILIES.values()
@@ -94,7 +96,7 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
     assert ms.load_pretrained(folder / "sparse-llama")
     run(folder, commands(block("bash", "masksearch allocate"))[0])
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
-    plan = ms.Plan.load(folder / "runs/allocate/plan.json")
+    plan = Plan.load(folder / "runs/allocate/plan.json")
     assert plan.found["cache"]["kv_bytes"] <= 0.25
     assert {*served.config.layer_types} == {"sliding_attention"}
     losses = plan.found["served"]["losses"]

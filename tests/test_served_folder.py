@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, MaskSearchError, NativeError, UnknownNameError
+from masksearch.models.plan import Plan
 from masksearch.serving import folder
 
 LOCAL = "columns(1) | window(3)"
@@ -36,7 +37,7 @@ def cache(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
-def allocate(run: Path, out: Path, budget: float = 0.6, **how) -> ms.Plan:
+def allocate(run: Path, out: Path, budget: float = 0.6, **how) -> Plan:
     small = {"length": 96, "sequences": 16, "local": LOCAL, "method": "restore"}
     small |= {"progress": None, "sinks": "calibrate", "serving": ms.Serving(in_flight=8)}
     return ms.allocate("model", "text", budget, run=run, out=out, **(small | how))

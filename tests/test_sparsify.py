@@ -26,6 +26,8 @@ import masksearch as ms
 from masksearch.cli.main import app
 from masksearch.errors import DataError
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.models.checkpoints import verify
+from masksearch.sparsifier import Sparsified
 from masksearch.tasks.glue.columns import Columns
 
 QUICK = {
@@ -55,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sparsify(place: Path, out: Path, budget: float = 0.6, **changes: Any) -> ms.Sparsified:
+def sparsify(place: Path, out: Path, budget: float = 0.6, **changes: Any) -> Sparsified:
     given: dict[str, Any] = {
         "task": Columns(("text",), "label"),
         "strategy_options": GATES,
@@ -112,7 +114,7 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(
     assert body.startswith("**A program that does not know masksearch, plain transformers too")
     assert found.answer in card
     assert (found.folder / "report.html").stat().st_size > 10_000
-    assert ms.verify(found.folder)
+    assert verify(found.folder)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import FixedTrial
 from toy import ToyEvaluator
 
-from masksearch import load_function, masks, search
+from masksearch import masks, search
 from masksearch.errors import ResumeError, UnknownNameError
 from masksearch.executors.local import Local
 from masksearch.report.collect import studies_in
@@ -22,6 +22,7 @@ from masksearch.user_code import (
     UserCodeError,
     definition_hashes,
     describe_error,
+    load_function,
 )
 
 FILE = '''

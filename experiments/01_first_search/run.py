@@ -18,6 +18,8 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 SPACES = HERE.parent.parent / "search_spaces"
@@ -85,7 +87,7 @@ class Experiment:
 
     def searched(self, name: str) -> ms.Study:
         return ms.search(
-            ms.load_function(f"{SPACES / name}.py:space"),
+            load_function(f"{SPACES / name}.py:space"),
             self.search_text,
             run=self.runs / name,
             trials=self.trials,
@@ -194,7 +196,7 @@ class Experiment:
             ms.save_mask(mask, folder / f"{name.replace(' ', '_')}.json")
 
 
-def say(record: ms.Record) -> None:
+def say(record: Record) -> None:
     values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
     name = record.name or str(record.mask)
     sparsity = record.measures.get("sparsity", float("nan"))

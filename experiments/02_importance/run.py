@@ -19,6 +19,8 @@ from profiles import Subject, profiles
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
+from masksearch.tasks.planted.process import PlantedProcess
 
 HERE = Path(__file__).parent
 STAGES = ("approximation", "planted", "text", "importance")
@@ -62,7 +64,7 @@ def main() -> None:
 
 def planted(smoke: bool) -> Test:
     """One attention layer, a planted partner 11 positions away; each test's truth is known."""
-    process = ms.PlantedProcess()
+    process = PlantedProcess()
     evaluator = ms.PlantedEvaluator(process, half="all", **({"steps": 4} if smoke else {}))
     return Test(
         "planted",
@@ -109,7 +111,7 @@ def subjects(data: Path, smoke: bool) -> list[Subject]:
     ]  # fmt: skip
 
 
-def say(record: ms.Record) -> None:
+def say(record: Record) -> None:
     """One line a run."""
     values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
     print(

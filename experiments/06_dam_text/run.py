@@ -19,6 +19,8 @@ import torch
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.stats import paired_difference
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 from masksearch.report.collect import studies_in
 from masksearch.report.dam import plot_dam, plot_offsets
 from masksearch.report.style import save
@@ -65,7 +67,7 @@ def find(arguments: argparse.Namespace) -> None:
         evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", half="all")
         source = evaluator.differentiable(seed)
         config = {**CONFIG, "steps": 8} if arguments.smoke else CONFIG
-        gates = ms.Gates(length=128, heads=evaluator.shape.heads, seed=seed, **GATES)
+        gates = Gates(length=128, heads=evaluator.shape.heads, seed=seed, **GATES)
         started, cpu = time.time(), time.process_time()
         result = ms.dam(
             source.model,
@@ -90,7 +92,7 @@ def judge(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds:
                 mask = DRAWN.get(name)
                 if mask is None:
-                    result = ms.DamResult.load(gates_file(arguments, seed))
+                    result = DamResult.load(gates_file(arguments, seed))
                     mask = result.mask(sparsity=1 - DENSITY)
                 judged = ms.compare(
                     {name: mask},
@@ -128,13 +130,13 @@ def table(arguments: argparse.Namespace) -> None:
     header = ["mask", "steps", "seeds", "minus_star", "low", "high", "p"]
     write(folder / "differences.csv", header, differences)
     results = {
-        seed: ms.DamResult.load(path)
+        seed: DamResult.load(path)
         for seed in arguments.seeds
         if (path := gates_file(arguments, seed)).is_file()
     }
     texts = []
     for seed, result in results.items():
-        named = ms.nearest_family(result.mask(sparsity=1 - DENSITY))
+        named = ms.masks.nearest_family(result.mask(sparsity=1 - DENSITY))
         texts.append(f"seed {seed}, IoU {named.iou:.3f}: {named.text}")
         warmup = round(CONFIG["dense_warmup"] * CONFIG["steps"])
         save(plot_dam(result.curve, warmup), folder, f"course_{seed}")

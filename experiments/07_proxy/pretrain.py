@@ -26,14 +26,14 @@ BY_HAND = masks.per_head(  # one signed offset a head, with a global token, with
 )
 MASKS = {
     "dense": masks.full(),
-    "star": ms.FAMILIES["star"],
+    "star": ms.masks.FAMILIES["star"],
     "heads": BY_HAND,
     "window": masks.window(3),
-    "longformer": ms.FAMILIES["longformer"],
-    "log_sparse": ms.FAMILIES["log_sparse"],
-    "strided": ms.FAMILIES["strided"],
-    "bigbird": ms.FAMILIES["bigbird"],
-    "fixed": ms.FAMILIES["fixed"],
+    "longformer": ms.masks.FAMILIES["longformer"],
+    "log_sparse": ms.masks.FAMILIES["log_sparse"],
+    "strided": ms.masks.FAMILIES["strided"],
+    "bigbird": ms.masks.FAMILIES["bigbird"],
+    "fixed": ms.masks.FAMILIES["fixed"],
 }
 
 

@@ -24,8 +24,8 @@ SEEDS = (0, 1, 2)
 LENGTH = 128
 MASKS = {
     "dense": masks.full(),
-    "star": ms.FAMILIES["star"],
-    "longformer": ms.FAMILIES["longformer"],
+    "star": ms.masks.FAMILIES["star"],
+    "longformer": ms.masks.FAMILIES["longformer"],
     "window32": masks.window(16) | masks.global_tokens(1),
 }
 

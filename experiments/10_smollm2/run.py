@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
 from masksearch.evaluators.next_tokens import document_scores
 from masksearch.masks.baselines import WIDEST, full_layers, placements, widest_window
 
@@ -145,7 +146,7 @@ class Experiment:
             space, self.judge, run=self.runs / f"{arm}{bare}", seed=SEED, baselines={}, **how
         )
 
-    def found(self, arm: str, local: ms.Mask = LOCAL) -> dict[int, ms.Record]:
+    def found(self, arm: str, local: ms.Mask = LOCAL) -> dict[int, Record]:
         """The best on the search half within each budget."""
         records = [r for r in self.search(arm, local).records() if r.scored]
         best = {}

@@ -27,6 +27,7 @@ from masksearch import masks
 from masksearch.analysis.proxy_card import rate_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.gates.discretise import least_density
+from masksearch.gates.result import DamResult
 from masksearch.tasks.glue import task_named
 
 HERE = Path(__file__).parent
@@ -128,11 +129,11 @@ class Experiment:
         Where one key in every row is denser than a printed sparsity allows (CoLA's sentences have
         eleven words), the mask has one key in every row.
         """
-        found = {"dense": masks.full(), **ms.FAMILIES}
+        found = {"dense": masks.full(), **ms.masks.FAMILIES}
         for name, sparsity in PRINTED.items():
             run = self.runs / "gates" / name.split()[0] / task
             for path in run.glob("trials/**/gates.safetensors"):
-                result = ms.DamResult.load(path)
+                result = DamResult.load(path)
                 least = least_density(self.evaluators[task].length, result.weights)
                 found[name] = result.mask(sparsity=min(sparsity, 1 - least))
         return {name: mask for name, mask in found.items() if name in (self.wanted or found)}

@@ -18,6 +18,7 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 EARLIER = HERE.parent / "01_first_search" / "results"
@@ -55,7 +56,7 @@ def search(given: argparse.Namespace) -> None:
     """Random search, one run folder a seed."""
     for seed in SEARCHES[:1] if given.smoke else SEARCHES:
         ms.search(
-            ms.load_function(f"{SPACE}:space"),
+            load_function(f"{SPACE}:space"),
             evaluator(given),
             run=given.runs / f"random_{seed}",
             trials=2 if given.smoke else max(TRIALS.values()),

@@ -30,8 +30,10 @@ from tables import ARMS, PLAN
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.evaluators.wrappers import Cached
 from masksearch.masks.baselines import densest, full_layers
 from masksearch.masks.measure import effective_density
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
@@ -79,7 +81,7 @@ class Front:
     def space(self) -> Callable[[Any], ms.Mask]:
         """Windows by head, counted over the lengths of the search's rows."""
         shape = self.proxy.shape
-        return ms.load_function(f"{SPACE}:space_of")(shape.layers, shape.heads, shape)
+        return load_function(f"{SPACE}:space_of")(shape.layers, shape.heads, shape)
 
     def lines(self, name: str) -> kept.Kept:
         """Lines of results/, and the cache that they fill."""
@@ -159,7 +161,7 @@ class Front:
         if left:
             ms.compare(
                 left,
-                ms.Cached(evaluator, self.runs / "cache"),
+                Cached(evaluator, self.runs / "cache"),
                 run=self.runs / file / where.replace(" ", "_"),
                 seeds=seeds,
                 half=evaluator.half,
@@ -206,7 +208,7 @@ class Front:
             return
         ms.search(
             self.space if plan["space"] else None,
-            ms.Cached(self.proxy, self.runs / "cache"),
+            Cached(self.proxy, self.runs / "cache"),
             run=self.runs / "searches" / f"{arm}_{number}_{setting}".rstrip("_"),
             trials=trials,
             strategy=plan["strategy"],

@@ -21,8 +21,8 @@ from typing import get_args
 import pandas as pd
 import torch
 
-from masksearch import Evaluator, Mask, Report, Units, kv_bytes, search
-from masksearch.contracts import MAJORITY, Executor, Half
+from masksearch import Mask, Units, kv_bytes, search
+from masksearch.contracts import MAJORITY, Evaluator, Executor, Half, Report
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
 from masksearch.gates.units import Allocation

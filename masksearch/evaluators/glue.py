@@ -62,7 +62,7 @@ class GlueEvaluator(FineTuning):
     metric under its name (`"SST-2"`, .., and `"MNLI-mm"`), each of several official metrics under
     `"<set>/<metric>"`, under `"<set>/majority"` what a constant answer earns, and `"glue"`: where
     all nine columns of the GLUE average are there, that average (and `"glue/without_rte"`; see
-    `ms.glue_score`), otherwise the mean over `tasks` of their metrics. With `half` other than
+    `glue_score`), otherwise the mean over `tasks` of their metrics. With `half` other than
     `"all"` there is also `"<set>/low"`, the lower end of the primary metric's 95% interval over
     rows, and the score's reference for hypervolumes is that of constant answers.
 
@@ -72,7 +72,7 @@ class GlueEvaluator(FineTuning):
         tasks: GLUE's tasks by name, or in Python `GlueTask`s of one's own.
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
             Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
-            of both); see `ms.glue_score`.
+            of both); see `glue_score`.
         read_out: What the head reads of the last hidden states: `"first+mean"`, or of pairs of
             texts `"pair"`, which compares them outside of attention; see `SequenceClassifier`.
             `"own"` is the class that `AutoModelForSequenceClassification` takes, whose

@@ -136,7 +136,7 @@ def usually(value: Any) -> Any:
 
 
 class PlantedText(Protocol):
-    """A text of planted token ids, such as `ms.Recall`."""
+    """A text of planted token ids, such as `Recall`."""
 
     @property
     def length(self) -> int:

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from masksearch import ProxyCard, masks
-from masksearch.analysis.proxy_card import Resampling, observe, rate_proxy, tau_b
+from masksearch import masks
+from masksearch.analysis.proxy_card import ProxyCard, Resampling, observe, rate_proxy, tau_b
 from masksearch.contracts import Objective, Report
 from masksearch.errors import SearchError, UnknownNameError
 

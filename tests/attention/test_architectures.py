@@ -30,6 +30,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.kernels import choose as kernels
 from masksearch.errors import AttachError, HeadCountError, LayerCountError
+from masksearch.gates.gates import Gates
 
 BESIDE = masks.shifts([-1, 2]) | masks.global_tokens(1)  # without most of the diagonal
 MIXED = masks.per_head([masks.window(1), masks.star(), BESIDE, masks.stride(3)])
@@ -291,7 +292,7 @@ def test_checkpointing_changes_no_gradient(at: Architecture, way: str):
         model = at.made()
         put_as(at, model, way, mixed(at, model), given)
         for gates in model.modules():
-            if isinstance(gates, ms.Gates):  # noise: one sample serves the forward pass
+            if isinstance(gates, Gates):  # noise: one sample serves the forward pass
                 gates.deterministic = False
         return model
 

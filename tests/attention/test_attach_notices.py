@@ -17,6 +17,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain
 from masksearch.errors import AttachError
+from masksearch.gates.gates import Gates
 
 BERT, NARROW = ARCHITECTURES["bert"], masks.window(1)
 GIVEN = BERT.inputs()
@@ -145,7 +146,7 @@ def test_towers_that_share_a_configuration_notice_each():
 
 
 def test_gates_notice():
-    gates = ms.Gates(structure="free", length=17, heads=4, layers=2)
+    gates = Gates(structure="free", length=17, heads=4, layers=2)
     model = attach(BERT.made(), gates)
     output(model)
     by_method(model)

@@ -13,6 +13,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.layer import depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
+from masksearch.gates.gates import Gates
 from masksearch.serving.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, trees
 
@@ -206,7 +207,7 @@ def test_what_it_cannot_serve_is_refused():
     ms.attach(model, masks.random_keys(3, 0) | masks.window(0))
     with pytest.raises(AttachError, match="other keys at every length"):
         ms.MaskedCache(model)
-    ms.attach(model, ms.Gates("free", length=16, layers=3, heads=4))
+    ms.attach(model, Gates("free", length=16, layers=3, heads=4))
     with pytest.raises(AttachError, match="carries gates"):
         ms.MaskedCache(model)
     ms.attach(model, LOCAL | masks.special_tokens([3]))

@@ -22,6 +22,7 @@ from masksearch.attention.kernels import gather as kernels
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import flip
 from masksearch.positions.attention_maps import attention_maps
+from masksearch.serving.native import from_native
 from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6
@@ -137,7 +138,7 @@ def test_half_precision_and_sinks_that_nobody_sees(dtype, backend):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_windows_in_their_configurations(name):
     model, own = tiny(name), masks.causal() & masks.window(WINDOW - 1)
-    assert ms.from_native(model) == masks.per_layer([masks.causal(), own, masks.causal()])
+    assert from_native(model) == masks.per_layer([masks.causal(), own, masks.causal()])
     mask, ids = masks.per_layer([masks.window(WINDOW - 1), masks.full(), masks.full()]), tokens(40)
     if name == "mimo_v2_flash":  # its sliding layers have weights of their own
         with pytest.raises(ms.errors.NativeError, match="one kind cannot take layers of both"):

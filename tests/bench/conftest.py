@@ -8,10 +8,11 @@ from cli_runs import run
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.tasks.recall import Recall
 from masksearch_bench import TableSpec
 from masksearch_bench.__main__ import main
 
-TASK = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+TASK = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 
 
 @pytest.fixture(scope="session")

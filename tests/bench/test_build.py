@@ -15,6 +15,7 @@ import torch
 from bench.conftest import spec_of
 
 import masksearch as ms
+from masksearch.tasks.recall import Recall
 from masksearch_bench import build, judge, load, strategy
 from masksearch_bench.build import CELLS, environment
 from masksearch_bench.tree import fits, tree_values
@@ -155,7 +156,7 @@ def test_cells_are_judged_again_as_they_stand(name):
     """Fifty drawn cells: bit for bit in the environment that judged them, elsewhere to 1e-4 nats,
     with the same best one wherever the next is farther away than that."""
     table = load(PACKAGE / f"{name}.parquet")
-    task = ms.Recall(pairs=6, middle=40) if name[-1] == "7" else ms.Recall()
+    task = Recall(pairs=6, middle=40) if name[-1] == "7" else Recall()
     folder = PACKAGE / "checkpoints" / name.replace("windows", "recall")
     settings = {"held_out_sequences": 128, "kl": "test/kl" in table.cells, "device": "cpu"}
     judge = ms.CausalEvaluator(task, weights=folder, **settings)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import masksearch as ms
 from masksearch import masks
 from masksearch.executors.local import is_own
+from masksearch.tasks.recall import Recall
 from masksearch_bench import Table, TableEvaluator, load, names
 from masksearch_bench.table import FORMAT, HERE, natural, write_table
 
@@ -52,7 +53,7 @@ def test_the_optimum_is_that_of_brute_force(table, rows, heads):
 
 
 def test_shares_are_those_of_the_masks(table):
-    config = ms.CausalEvaluator(ms.Recall(), size="3x64x4").config
+    config = ms.CausalEvaluator(Recall(), size="3x64x4").config
     for choice in ("000000000000", "000010000001", "111100000000", "111111111111"):
         mask = table.mask(choice)
         assert table.query(choice).share == pytest.approx(

@@ -15,6 +15,7 @@ OWN = """
 import random
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Evaluate, Evaluator, Objective, Proposal, Report
 
 def space(trial):
     mask = masks.window(trial.suggest_int("reach", 0, 3))
@@ -33,31 +34,31 @@ def mask():
     return masks.bigbird(2, 1, 2)
 
 def told(trial):
-    reach = trial.suggest_int("reach", 0, ms.shape_of(trial).length - 1)
-    return masks.per_head([masks.window(reach)] * ms.shape_of(trial).heads)
+    reach = trial.suggest_int("reach", 0, trial.shape.length - 1)
+    return masks.per_head([masks.window(reach)] * trial.shape.heads)
 
-class Judge(ms.Evaluator):
+class Judge(Evaluator):
     shape = ms.Shape(16, 1, 2)
-    objectives = (ms.Objective("loss", "min", 10.0), ms.Objective("sparsity", "max", 0.0))
+    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
     protocol = "mine"
 
     def __call__(self, mask, *, seed, workdir):
-        yield ms.Report(3, {"loss": mask.sparsity(16)})
+        yield Report(3, {"loss": mask.sparsity(16)})
 
 class Scaled(Judge):
     def __init__(self, factor: float = 1.0):
         self.factor = factor
 
     def __call__(self, mask, *, seed, workdir):
-        yield ms.Report(3, {"loss": self.factor})
+        yield Report(3, {"loss": self.factor})
 
 class Loose(Judge):
     def __call__(self, mask, *, seed, workdir):
-        yield ms.Report(3, {"loss": random.random()})
+        yield Report(3, {"loss": random.random()})
 
 class Misspelt(Judge):
     def __call__(self, mask, *, seed, workdir):
-        yield ms.Report(3, {"los": 1.0})
+        yield Report(3, {"los": 1.0})
 
 class Strategy:
     def __init__(self):
@@ -65,7 +66,7 @@ class Strategy:
 
     def ask(self):
         self.next += 1
-        return ms.Proposal(self.next - 1, ms.Evaluate(masks.window(self.next)), {}, "mine")
+        return Proposal(self.next - 1, Evaluate(masks.window(self.next)), {}, "mine")
 
     def tell(self, record):
         pass

@@ -12,8 +12,9 @@ from masksearch import masks
 from masksearch.cli.demo import run_demo, volume, write_data
 from masksearch.errors import DataError
 from masksearch.tasks.glue.read import load_glue
+from masksearch.tasks.planted.graded import GradedProcess
 
-PROCESS = ms.GradedProcess()
+PROCESS = GradedProcess()
 TOY = {
     "evaluator": ms.PlantedEvaluator.graded(steps=4, held_out_sequences=32, gate_batch=4),
     "trials": 2,

@@ -109,7 +109,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
     code, out, err = run(monkeypatch, capsys, *search)
     assert code == 0
     assert "Front of" in out
-    count = 6 + len(ms.FAMILIES)
+    count = 6 + len(ms.masks.FAMILIES)
     assert f"{count}/{count}" in err
     code, _, err = run(monkeypatch, capsys, *search)
     assert code == 0
@@ -126,7 +126,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
         name: entry.kind for name, entry in ms.Comparison.open(files / "compared").entries.items()
     }
     assert kinds == {
-        **dict.fromkeys(ms.FAMILIES, "hand-designed"),
+        **dict.fromkeys(ms.masks.FAMILIES, "hand-designed"),
         "dense": "control",
         **{f"scrambled {name}": "control" for name in ("tpe", "mine")},
         **{f"scrambled {name} + first key": "control" for name in ("tpe", "mine")},

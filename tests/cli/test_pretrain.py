@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from masksearch import attached, load_mask, load_pretrained, masks, open_pretrained
+from masksearch import attached, load_mask, load_pretrained, masks
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
+from masksearch.models.pretrained import open_pretrained
 from masksearch.training.checkpoints import Checkpoints
 
 SMALL = (

@@ -10,6 +10,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Report
 
 
 class Noisy(ToyEvaluator):
@@ -18,12 +19,12 @@ class Noisy(ToyEvaluator):
     def __call__(self, mask, *, seed, workdir):
         noise = (hash((str(mask).count("1"), seed)) % 7) / 1000
         better = 0.3 * str(mask).startswith("window")
-        yield ms.Report(4, {"loss": 1 + noise - better})
+        yield Report(4, {"loss": 1 + noise - better})
 
 
 @pytest.fixture
 def folder(tmp_path):
-    candidates = {"mine": masks.window(1), **ms.FAMILIES}
+    candidates = {"mine": masks.window(1), **ms.masks.FAMILIES}
     kinds = {"mine": "searched"}
     ms.compare(candidates, Noisy(), run=tmp_path / "c", kinds=kinds, progress=None)
     return tmp_path / "c"
@@ -39,7 +40,7 @@ def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
     found = json.loads(out)
     assert code == 0
     assert found["verdict"][0].startswith("mine: better than all 6 hand-designed families (")
-    assert [row["against"] for row in found["findings"]] == list(ms.FAMILIES)
+    assert [row["against"] for row in found["findings"]] == list(ms.masks.FAMILIES)
     assert {row["n_seeds"] for row in found["findings"]} == {5}
     code, _, err = run(monkeypatch, capsys, "report", folder, "--against", "every")
     assert (code, err.count("\n")) == (2, 1)
@@ -58,10 +59,12 @@ def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
 def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     class Longer(Noisy):
         def __call__(self, mask, *, seed, workdir):
-            yield ms.Report(9, {"loss": 1.0})
+            yield Report(9, {"loss": 1.0})
 
-    ms.compare(ms.FAMILIES, Noisy(), run=tmp_path, progress=None)
-    ms.compare({**ms.FAMILIES, "mine": masks.window(1)}, Longer(), run=tmp_path, progress=None)
+    ms.compare(ms.masks.FAMILIES, Noisy(), run=tmp_path, progress=None)
+    ms.compare(
+        {**ms.masks.FAMILIES, "mine": masks.window(1)}, Longer(), run=tmp_path, progress=None
+    )
     code, _, err = run(monkeypatch, capsys, "report", tmp_path)
     assert (code, err.count("\n")) == (2, 1)
     assert "scores after 4 and after 9 steps cannot be compared" in err

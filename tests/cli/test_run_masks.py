@@ -216,7 +216,7 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
     run(monkeypatch, capsys, *words, "--run", "runs/c")
     assert ms.resume("runs/c").entries.keys() == {"window(3)"}
     (moved / "command.json").unlink()
-    with pytest.raises(ms.MaskSearchError, match=r"call ms\.search or ms\.compare again"):
+    with pytest.raises(ms.errors.MaskSearchError, match=r"call ms\.search or ms\.compare again"):
         ms.resume(moved)
 
 

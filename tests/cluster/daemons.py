@@ -21,6 +21,7 @@ import psutil
 from sleepy import essence, read_log
 
 import masksearch as ms
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -255,7 +256,7 @@ def equals_undisturbed(search: Search, trials: int) -> bool:
     quick = Sleepy()
     quick.seconds = 0.0
     plain = ms.search(
-        ms.load_function(SPACE),
+        load_function(SPACE),
         quick,
         run=search.run.parent / f"{search.run.name}-undisturbed",
         trials=trials,

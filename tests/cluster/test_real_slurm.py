@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from masksearch.user_code import load_function
+
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
 sys.path.insert(0, str(Path(__file__).parent))
 from sleepy import Sleepy, essence, judged_twice, read_log
@@ -280,7 +282,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, 
     quick = Sleepy()
     quick.seconds = 0.0
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    space = ms.load_function(SPACE)
+    space = load_function(SPACE)
     study = ms.search(
         space, quick, run=run, trials=TRIALS, strategy="random", seed=5, progress=None
     )

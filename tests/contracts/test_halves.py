@@ -30,6 +30,8 @@ from toy_questions import WORDS
 
 import masksearch as ms
 from masksearch.errors import EvaluatorError
+from masksearch.evaluators.cost import WithCost
+from masksearch.evaluators.wrappers import Cached
 from masksearch.tasks.splits import take_half
 
 HALVES = ("search", "final", "test", "all")
@@ -69,9 +71,9 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "squad": (squad, lambda one: {question.id for question in one.data().dev}),
     "swag": (swag, lambda one: {item.start for item in one.data().dev}),
     "planted": (planted, drawn),
-    "cached": (lambda folder: ms.Cached(text(folder), folder / "judged"),
+    "cached": (lambda folder: Cached(text(folder), folder / "judged"),
         lambda one: sequences(one.evaluator)),
-    "with cost": (lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+    "with cost": (lambda folder: WithCost(text(folder), latency=False, memory=True),
         lambda one: sequences(one.evaluator)),
 }  # fmt: skip
 
@@ -130,10 +132,10 @@ def test_a_text_is_final_where_its_hash_is_odd_on_every_machine():
 
 
 def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
-    assert ms.Cached(ToyEvaluator(), tmp_path).half is None
+    assert Cached(ToyEvaluator(), tmp_path).half is None
     with pytest.raises(EvaluatorError, match="ToyEvaluator does not split its rows"):
-        ms.WithCost(ToyEvaluator(), latency=False, memory=True).final()
-    wrapped = ms.Cached(ms.WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
+        WithCost(ToyEvaluator(), latency=False, memory=True).final()
+    wrapped = Cached(WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
     final = wrapped.final()
     assert final.evaluator.evaluator == planted(tmp_path).final()
     assert wrapped.on("search") is wrapped

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from split_evaluators import causal, decoder, glue, pairs, planted, recall, squad, swag, text
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY
+from masksearch.contracts import LOW, MAJORITY, Evaluator, Report
+from masksearch.evaluators.wrappers import Cached
 
 EVALUATORS = {"mlm": text, "pairs": pairs, "glue": glue, "squad": squad, "swag": swag}
 EVALUATORS["planted"] = planted
 EVALUATORS |= {"causal": causal, "decoder": decoder, "recall": recall}
-EVALUATORS["cached"] = lambda folder: ms.Cached(glue(folder), folder / "judged")
+EVALUATORS["cached"] = lambda folder: Cached(glue(folder), folder / "judged")
 PADDED = {name: EVALUATORS[name] for name in ("glue", "squad", "swag")}
 
 
-def judged(evaluator: ms.Evaluator, workdir: Path, seed: int = 0) -> tuple[ms.Report, RowScores]:
+def judged(evaluator: Evaluator, workdir: Path, seed: int = 0) -> tuple[Report, RowScores]:
     *_, last = evaluator(masks.star(), seed=seed, workdir=workdir)
     return last, RowScores.load(workdir / "rows.safetensors")
 
@@ -69,7 +69,7 @@ def test_rows_of_several_fine_tunings_are_their_mean(tmp_path):
 
 
 def test_a_reused_answer_brings_its_rows(tmp_path):
-    cached = ms.Cached(planted(tmp_path), tmp_path / "judged")
+    cached = Cached(planted(tmp_path), tmp_path / "judged")
     first, rows = judged(cached, tmp_path / "first")
     again, same = judged(cached, tmp_path / "second")
     assert again == first

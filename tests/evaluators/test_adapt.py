@@ -20,7 +20,7 @@ from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
 from toy_sentences import write_sentences
 
 import masksearch as ms
-from masksearch import DamResult, GlueEvaluator, SquadEvaluator, SwagEvaluator, masks
+from masksearch import GlueEvaluator, masks
 from masksearch.contracts import OneShot, Report
 from masksearch.errors import (
     DataError,
@@ -29,7 +29,11 @@ from masksearch.errors import (
     TokensNeededError,
     UnknownNameError,
 )
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.evaluators.wrappers import Cached
 from masksearch.gates.dam import run_one_shot
+from masksearch.gates.result import DamResult
 from masksearch.masks.measure import (
     effective_density,
     fingerprint,
@@ -146,7 +150,7 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
     with pytest.raises(SearchError, match="no masks can be compared"):
         judge.differentiable(1)
     begun: list[object] = []
-    for each in (judge, ms.Cached(judge, tmp_path / "judged")):
+    for each in (judge, Cached(judge, tmp_path / "judged")):
         with pytest.raises(SearchError, match="no masks can be compared"):
             ms.search(
                 lambda trial: masks.star(),

@@ -26,8 +26,10 @@ from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import LengthError, NativeError
 from masksearch.evaluators.next_tokens import band_means, document_scores, score_tokens
+from masksearch.gates.gates import Gates
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
+from masksearch.tasks.recall import Recall
 from masksearch.training.loop import follow_trainings
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -323,7 +325,7 @@ def test_gates_learn_on_frozen_weights(data: Path, learn_from: str, precision: s
     source = judge.differentiable(0)
     without_mask = source.model(**source.held_out[0]).loss
     assert without_mask.item() == pytest.approx(0, abs=1e-6)  # the model is its own teacher
-    gates = ms.Gates("free", length=24, heads=4, layers=2, causal=True)
+    gates = Gates("free", length=24, heads=4, layers=2, causal=True)
     config = ms.DamConfig(steps=40, density=0.5, train="gates", gate_lr=0.3)
     result = ms.dam(source.model, source.batches, gates, config, held_out=source.held_out[:2])
     assert judge.weights_frozen
@@ -446,11 +448,11 @@ def test_wrong_tasks_are_refused(data: Path) -> None:
     with pytest.raises(ms.errors.UnknownNameError, match="task_rows"):
         evaluator(data, passkeys=32)
     with pytest.raises(ValueError, match="planted recall has token ids of its own, so tasks="):
-        ms.CausalEvaluator(ms.Recall(), tasks=["vt"])
+        ms.CausalEvaluator(Recall(), tasks=["vt"])
 
 
 # -- planted recall ----------------------------------------------------------------------------
-TASK = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+TASK = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 
 
 def recall(folder: Path, **settings: Any) -> ms.CausalEvaluator:
@@ -547,7 +549,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("recall").shape.length == 56
-    assert ms.CausalEvaluator("recall", length=64).text.corpus == ms.Recall(middle=32)
+    assert ms.CausalEvaluator("recall", length=64).text.corpus == Recall(middle=32)
     assert ms.CausalEvaluator("./recall").positions == 256
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),

@@ -14,12 +14,13 @@ from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 
 import masksearch as ms
-from masksearch import GlueEvaluator, attach, glue_score, masks
+from masksearch import GlueEvaluator, attach, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.evaluators.tuning import tokenize_rows
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue import TASKS, GlueTask
+from masksearch.tasks.glue.tasks import glue_score
 
 
 @pytest.fixture(scope="module")

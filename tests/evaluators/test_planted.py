@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from masksearch import PlantedEvaluator, PlantedProcess, masks
+from masksearch import PlantedEvaluator, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier
+from masksearch.tasks.planted.process import PlantedProcess
 
 QUICK = PlantedEvaluator(
     steps=8, batch=4, downstream_steps=2, downstream_batch=4, held_out_sequences=32, reports=3

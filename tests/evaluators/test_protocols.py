@@ -15,6 +15,7 @@ from tiny_decoder import tiny_decoder
 from toy_questions import WORDS
 
 import masksearch as ms
+from masksearch.evaluators.cost import WithCost
 
 # Computed by the last version whose evaluators were floors of classes (2026-11-22).
 PINNED = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())
@@ -90,7 +91,7 @@ MAKERS: dict[str, Maker] = {
     "decoder, weights trained": changed(trained_decoder, adapt="train", steps=3),
     "recall, train": recall,
     "recall, none": changed(recall, adapt="none"),
-    "with cost": lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+    "with cost": lambda folder: WithCost(text(folder), latency=False, memory=True),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
 }
 

@@ -12,9 +12,10 @@ from killed_runs import reports_until
 from real_data import DATA, real
 from toy_questions import small, squad_json, write_squad, write_text
 
-from masksearch import SquadEvaluator, masks
+from masksearch import masks
 from masksearch.contracts import Report
 from masksearch.errors import DataError
+from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.masks import Mask
 from masksearch.training.loop import follow_trainings
 

@@ -8,8 +8,9 @@ import pytest
 from real_data import DATA, real
 from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 
-from masksearch import SwagEvaluator, masks
+from masksearch import masks
 from masksearch.errors import DataError
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.masks import Mask
 
 

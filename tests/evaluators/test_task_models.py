@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import Gates, attach, masks
+from masksearch import attach, masks
+from masksearch.gates.gates import Gates
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 

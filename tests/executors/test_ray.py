@@ -24,10 +24,8 @@ from masksearch import (
     Local,
     ParetoHalving,
     PlantedEvaluator,
-    PlantedProcess,
     RayTune,
     compare,
-    load_function,
     masks,
     search,
 )
@@ -37,6 +35,8 @@ from masksearch.evaluators.tuning import TaskTraining
 from masksearch.executors.ray import check_folder, copy_marker, list_nodes, tolerate_losses
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.enqueued import Listed
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.user_code import load_function
 
 ray = pytest.importorskip("ray")
 

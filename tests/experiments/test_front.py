@@ -19,8 +19,11 @@ from toy_sentences import WORDS, write_lines, write_sentences
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.evaluators.wrappers import Cached
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.tasks.glue import load_glue
+from masksearch.user_code import load_function
 
 FOLDER = EXPERIMENTS / "19_front"
 DATA = os.environ.get("MASKSEARCH_DATA")
@@ -63,10 +66,10 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
 def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
     kept = scripts["kept"]
     judge = ms.PlantedEvaluator(steps=2)
-    space = ms.load_function("masksearch.spaces.band_global:space")
+    space = load_function("masksearch.spaces.band_global:space")
 
     def search(place: str, lines: object, trials: int) -> ms.Study:
-        cached = ms.Cached(judge, tmp_path / place / "cache")
+        cached = Cached(judge, tmp_path / place / "cache")
         how = {"run": tmp_path / place / "run", "strategy": "tpe", "seed": 5}
         return ms.search(space, cached, trials=trials, listeners=[lines], **how)
 
@@ -217,7 +220,7 @@ def test_the_drawn_masks_and_controls_of_the_run_are_within(scripts):
         ):  # fmt: skip
             mask = run.densest(budget, lambda m: effective_density(m, shape), make, range(1, 30))
             assert 0.5 * budget < effective_density(mask, shape) <= budget
-            assert ms.lower(mask, shape).any(-1).all()
+            assert lower(mask, shape).any(-1).all()
 
 
 def write_pairs(folder: Path) -> Path:

@@ -11,20 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.planted_runs import recovery
-from masksearch import (
-    DamConfig,
-    DamResult,
-    Gates,
-    Mask,
-    PlantedEvaluator,
-    PlantedProcess,
-    attach,
-    dam,
-)
+from masksearch import DamConfig, Mask, PlantedEvaluator, attach, dam
 from masksearch.contracts import Evaluator, OneShot, Report
 from masksearch.errors import MaskFormatError, NonFiniteLossError, SearchError, UnknownNameError
 from masksearch.gates.dam import dam_reports, run_one_shot
+from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import DensityControl
+from masksearch.gates.result import DamResult
+from masksearch.tasks.planted.process import PlantedProcess
 from tests.gates.conftest import batches, model
 
 

@@ -18,17 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from masksearch import (
-    DamConfig,
-    DamResult,
-    Gates,
-    PlantedEvaluator,
-    PlantedProcess,
-    attach,
-    attached,
-    dam,
-    masks,
-)
+from masksearch import DamConfig, PlantedEvaluator, attach, attached, dam, masks
 from masksearch.contracts import Batch, OneShot, Report
 from masksearch.errors import (
     HeadCountError,
@@ -41,8 +31,11 @@ from masksearch.errors import (
 from masksearch.gates.config import preset
 from masksearch.gates.dam import JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.tasks.planted.graded import PlantedTask
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.checkpoints import Checkpoints
 from tests.gates.conftest import batches, model
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import Gates
 from masksearch.errors import UnknownNameError
 from masksearch.gates.discretise import at_sparsity, at_threshold
+from masksearch.gates.gates import Gates
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)

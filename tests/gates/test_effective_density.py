@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksearch import DamConfig, DamResult, Gates, dam, lower, masks
+from masksearch import DamConfig, dam, masks
 from masksearch.contracts import Shape
 from masksearch.gates.discretise import at_sparsity, at_threshold
-from masksearch.gates.result import agreement
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult, agreement
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 
 PARTS = ["mask", "layer", "head"]

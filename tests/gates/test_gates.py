@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch import Gates
 from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, UnknownNameError
+from masksearch.gates.gates import Gates
 
 N = 9
 STRUCTURES: list[dict[str, Any]] = [

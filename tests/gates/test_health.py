@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import DamResult, Gates
 from masksearch.contracts import Report, generator
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.result import agreement
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult, agreement
 
 
 def table(*shape: int, seed: int = 0) -> Tensor:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch import Gates
 from masksearch.attention.call import AttentionCall
 from masksearch.gates.estimators import FORMS
+from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 

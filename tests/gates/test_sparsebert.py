@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import Gates, attach, detach
+from masksearch import attach, detach
 from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LengthError, UnknownNameError
 from masksearch.gates.config import preset
 from masksearch.gates.estimators import FORMS
+from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_penalty
 from masksearch.training.lamb import Lamb
 

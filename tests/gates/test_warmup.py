@@ -16,25 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.planted_runs import recovery
-from masksearch import (
-    DamConfig,
-    DamResult,
-    Gates,
-    PlantedEvaluator,
-    PlantedProcess,
-    attach,
-    dam,
-    detach,
-    masks,
-)
+from masksearch import DamConfig, PlantedEvaluator, attach, dam, detach, masks
 from masksearch.analysis.pareto import search_cautions
 from masksearch.contracts import OneShot, Record, Report
 from masksearch.errors import SearchError
 from masksearch.gates.dam import dam_reports, run_one_shot
+from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import DensityControl, WarmupWatch
+from masksearch.gates.result import DamResult
 from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
 from masksearch.tasks.planted.graded import PlantedTask
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
 from tests.gates.conftest import batches, model

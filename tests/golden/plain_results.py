@@ -10,6 +10,8 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
+from masksearch.gates.result import DamResult
 
 
 # -- the one place that knows how commits differ ------------------------------------------------
@@ -65,7 +67,7 @@ def reports(several: Any) -> list[Any]:
     return [[report.step, plain(report.values)] for report in several]
 
 
-def record_plain(record: ms.Record) -> dict[str, Any]:
+def record_plain(record: Record) -> dict[str, Any]:
     job = type(record.job).__name__
     found = {"number": record.number, "status": record.status, "job": job, "seed": record.seed}
     found |= {"mask": plain(record.mask), "fingerprint": record.fingerprint, **who(record)}
@@ -82,9 +84,7 @@ def study_plain(study: ms.Study) -> dict[str, Any]:
     front = study.frontier()
     points = [[record.value(o.name) for o in objectives] for record in front]
     gates = {
-        record.number: plain(
-            ms.DamResult.load(study.run / record.artifacts["gates"]).probabilities
-        )
+        record.number: plain(DamResult.load(study.run / record.artifacts["gates"]).probabilities)
         for record in records
         if "gates" in record.artifacts
     }

@@ -28,6 +28,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from masksearch.contracts import Report
+from masksearch.gates.gates import Gates
+from masksearch.masks.measure import fingerprint
+from masksearch.report.collect import proxy_card as make_card
+from masksearch.serving.native import from_native
+
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 import torch
@@ -160,7 +166,7 @@ def searches(folder: Path) -> Any:
             preset = {"config": {"steps": 3, "micro_batches": 1}}
             plans["sparsebert"] = {"strategy_options": preset, "trials": 9}
         if name in ("planted", "glue none"):
-            plans["random"] = {"space": space, "baselines": ms.FAMILIES}
+            plans["random"] = {"space": space, "baselines": ms.masks.FAMILIES}
         for strategy, given in plans.items():
             key = f"{name}, {strategy}"
             with kept(found, key):
@@ -240,7 +246,7 @@ def verdicts(folder: Path) -> Any:
     silent = {"progress": None}
     plans: dict[str, Callable[[], Any]] = {
         "masks": lambda: ms.compare(
-            {**mine, **ms.FAMILIES},
+            {**mine, **ms.masks.FAMILIES},
             judge,
             run=folder / "masks",
             seeds=range(1000, 1004),
@@ -248,7 +254,7 @@ def verdicts(folder: Path) -> Any:
             **silent,
         ),
         "against all": lambda: ms.compare(
-            {**mine, **ms.FAMILIES},
+            {**mine, **ms.masks.FAMILIES},
             judge,
             run=folder / "masks-all",
             seeds=range(1000, 1003),
@@ -257,7 +263,7 @@ def verdicts(folder: Path) -> Any:
             **silent,
         ),
         "planted": lambda: ms.compare(
-            {**mine, **ms.FAMILIES},
+            {**mine, **ms.masks.FAMILIES},
             planted(folder, steps=40, downstream_steps=8),
             run=folder / "planted-masks",
             seeds=range(1000, 1003),
@@ -324,7 +330,9 @@ def masks_and_exports(folder: Path) -> Any:
         *("full() - window(1)", "~window(2)", "a_shape(2, 3)", "vertical_slash([0], [0, 3])"),
         *("axial(4, 4)", "butterfly(4)", "columns(2) | window(1)"),
     ]
-    several = {text: text for text in texts} | {f"family {name}": name for name in ms.FAMILIES}
+    several = {text: text for text in texts} | {
+        f"family {name}": name for name in ms.masks.FAMILIES
+    }
     shapes = {
         "plain": ms.Shape(16, 2, 2),
         "causal": ms.Shape(16, 2, 2, causal=True),
@@ -333,7 +341,7 @@ def masks_and_exports(folder: Path) -> Any:
     }
     for key, text in several.items():
         with kept(found, key):
-            mask = ms.FAMILIES[text] if text in ms.FAMILIES else masks.parse(text)
+            mask = ms.masks.FAMILIES[text] if text in ms.masks.FAMILIES else masks.parse(text)
             found[key] = mask_plain(mask, shapes)
     found["table"] = mask_plain(masks.table(table), shapes)
     found["toeplitz"] = mask_plain(
@@ -347,7 +355,7 @@ def masks_and_exports(folder: Path) -> Any:
         ),
         "noise": masks.table(table),
     }.items():
-        near = ms.nearest_family(mask)
+        near = ms.masks.nearest_family(mask)
         found[f"nearest {key}"] = [near.text, near.explained, plain([near.iou, near.bits])]
         found[f"nearest {key}"] += [near.missing, near.extra]
     sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -365,7 +373,7 @@ def masks_and_exports(folder: Path) -> Any:
             made = ms.to_native(config, local).to_dict()
             made.pop("transformers_version", None)
             found[f"native {key}"] = plain(made)
-            found[f"native {key} back"] = str(ms.from_native(ms.to_native(config, local)))
+            found[f"native {key} back"] = str(from_native(ms.to_native(config, local)))
         for name, mask in {"local": local, "sinks": sinks, "causal": masks.causal()}.items():
             for named, account in (("layer", "mask"), ("head", "head")):
                 for length in (64, 200):
@@ -387,11 +395,11 @@ def mask_plain(mask: masks.Mask, shapes: Mapping[str, ms.Shape]) -> dict[str, An
             warnings.simplefilter("ignore")
             try:
                 found[name] = {
-                    "fingerprint": ms.fingerprint(mask, shape),
+                    "fingerprint": fingerprint(mask, shape),
                     "measures": plain(measures(mask, shape)),
                     "effective": plain(effective_density(mask, shape)),
                 }
-            except ms.MaskSearchError as error:
+            except ms.errors.MaskSearchError as error:
                 found[name] = type(error).__name__
     return found
 
@@ -403,7 +411,7 @@ def gates_and_positions(folder: Path) -> Any:
     offered = planted(folder).differentiable(0)
     batches = [next(offered.batches) for _ in range(4)]
     for structure in ("free", "toeplitz+global"):
-        gates = ms.Gates(structure, length=24, heads=offered_heads(offered.model), seed=1)
+        gates = Gates(structure, length=24, heads=offered_heads(offered.model), seed=1)
         config = ms.DamConfig(steps=12, density=0.2, dense_warmup=0.25)
         model = planted(folder).build_model(0)
         with kept(found, f"dam {structure}"):
@@ -430,7 +438,7 @@ def gates_and_positions(folder: Path) -> Any:
     for number in range(40):
         sparsity, loss = draw.random(), draw.random()
         for step in (2, 5):
-            said = ms.Report(step, {"loss": loss / step + (1 - sparsity) / 9})
+            said = Report(step, {"loss": loss / step + (1 - sparsity) / 9})
             goes_on = scheduler.observe(number, said, {"sparsity": sparsity})
             decisions.append([number, step, goes_on])
             if not goes_on:
@@ -490,7 +498,7 @@ def proxy_card(folder: Path) -> Any:
     given = {"seeds": range(1000, 1003), "progress": None}
     several = {f"window {reach}": masks.window(reach) for reach in range(12)}
     ms.compare(several, Learning(), run=folder / "card", **given)
-    card = ms.proxy_card(folder / "card", bands=2, resamples=200)
+    card = make_card(folder / "card", bands=2, resamples=200)
     return {"card": plain(card.to_dict()), "verdict": card.verdict().split("\n")}
 
 

@@ -12,7 +12,12 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluator
+from masksearch.contracts import Evaluator, Objective, Report
+from masksearch.evaluators.cost import WithCost
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.tasks.recall import Recall
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 MARKERS = ("zo", "zu", "ze")
@@ -143,13 +148,13 @@ class Toy(Evaluator):
     """Loss = |sparsity - 0.6| + 1 / step + seed / 100."""
 
     shape = ms.Shape(length=16, layers=2, heads=2)
-    objectives = (ms.Objective("loss", "min", 10.0), ms.Objective("sparsity", "max", 0.0))
+    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
     protocol = "toy"
 
-    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[ms.Report]:
+    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[Report]:
         sparsity = mask.sparsity(self.shape.length)
         for step in (1, 2, 4):
-            yield ms.Report(step, {"loss": abs(sparsity - 0.6) + 1 / step + seed / 100})
+            yield Report(step, {"loss": abs(sparsity - 0.6) + 1 / step + seed / 100})
 
 
 class Learning(Toy):
@@ -157,10 +162,10 @@ class Learning(Toy):
 
     protocol = "learning"
 
-    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[ms.Report]:
+    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[Report]:
         for report in super().__call__(mask, seed=seed, workdir=workdir):
             draw = random.Random(f"{mask} {seed} {report.step}").gauss(0, 0.2 / report.step)
-            yield ms.Report(report.step, {"loss": report.values["loss"] + draw})
+            yield Report(report.step, {"loss": report.values["loss"] + draw})
 
 
 class Landscape(Evaluator):
@@ -168,20 +173,20 @@ class Landscape(Evaluator):
 
     shape = ms.Shape(32, 1, 2, lengths={9: 3, 20: 5, 32: 2})
     objectives = (
-        ms.Objective("score", "max", 0.5),
-        ms.Objective("effective_sparsity", "max", 0.0),
+        Objective("score", "max", 0.5),
+        Objective("effective_sparsity", "max", 0.0),
     )
     protocol = "landscape"
 
-    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[ms.Report]:
+    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[Report]:
         density = mask.density(32)
         partner = bool(mask.dense(32)[0, 0].diagonal(7).all())
         noise = random.Random(f"{mask} {seed}").gauss(0, 0.02)
-        yield ms.Report(1, {"score": 0.8 - 0.1 * (1 - density) ** 4 + 0.05 * partner + noise})
+        yield Report(1, {"score": 0.8 - 0.1 * (1 - density) ** 4 + 0.05 * partner + noise})
 
 
 def planted(folder: Path, **more: Any) -> Any:
-    process = ms.PlantedProcess(length=24, offsets=(5,), vocabulary=8)
+    process = PlantedProcess(length=24, offsets=(5,), vocabulary=8)
     small = {"steps": 6, "downstream_steps": 2, "held_out_sequences": 64} | more
     return ms.PlantedEvaluator(process, **small)
 
@@ -226,11 +231,11 @@ def glue(folder: Path, how: str = "", **more: Any) -> Any:
 
 
 def question(folder: Path, how: str = "") -> Any:
-    return downstream(folder, ms.SquadEvaluator, folder / "squad", how)
+    return downstream(folder, SquadEvaluator, folder / "squad", how)
 
 
 def endings(folder: Path, how: str = "") -> Any:
-    return downstream(folder, ms.SwagEvaluator, folder / "swag", how)
+    return downstream(folder, SwagEvaluator, folder / "swag", how)
 
 
 def downstream(folder: Path, kind: Any, data: Path, how: str) -> Any:
@@ -261,7 +266,7 @@ def causal(folder: Path, how: str = "") -> Any:
 
 
 def recall(folder: Path) -> Any:
-    task = ms.Recall(pairs=3, keys=16, values=16, middle=12)
+    task = Recall(pairs=3, keys=16, values=16, middle=12)
     settings = {"size": "1x16x2", "held_out_sequences": 40, "batch": 4, "steps": 3}
     return ms.CausalEvaluator(task, cache=folder / "cache", device="cpu", **settings)
 
@@ -271,7 +276,7 @@ def cost(folder: Path) -> Any:
 
 
 def with_cost(folder: Path) -> Any:
-    return ms.WithCost(planted(folder), latency=False, memory=True)
+    return WithCost(planted(folder), latency=False, memory=True)
 
 
 EVALUATORS: dict[str, Callable[[Path], Any]] = {

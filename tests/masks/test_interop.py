@@ -17,6 +17,7 @@ from transformers import masking_utils as theirs
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError, TokensNeededError
+from masksearch.masks.lower import flex_block_mask
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "deepspeed_layouts.json").read_text(encoding="utf-8")
@@ -277,7 +278,7 @@ FLEX = [
 def test_block_mask_round_trip(mask):
     heads = mask.heads or 1
     for made in (
-        ms.flex_block_mask(mask, 50, block=16),
+        flex_block_mask(mask, 50, block=16),
         create_block_mask(mask.mask_mod(50), 2, heads, 50, 50, device="cpu", BLOCK_SIZE=16),
         create_block_mask(mask.mask_mod(50), 1, heads, 50, 50, device="cpu", BLOCK_SIZE=(8, 16)),
     ):
@@ -288,7 +289,7 @@ def test_block_masks_of_whole_blocks_become_layouts():
     bits = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0)) > 0.5
     bits = bits | torch.eye(5, dtype=torch.bool)
     mask = masks.block_layout(bits, 16)
-    made = ms.flex_block_mask(mask, 80, block=16)
+    made = flex_block_mask(mask, 80, block=16)
     assert masks.from_block_mask(made) == mask
     count, index = made.full_kv_num_blocks, made.full_kv_indices  # no mask_mod: all of each block
     assert masks.from_block_mask(BlockMask.from_kv_blocks(count, index, BLOCK_SIZE=16)) == mask

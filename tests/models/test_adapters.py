@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, DataError
+from masksearch.models.checkpoints import verify
+from masksearch.models.pretrained import open_pretrained
 
 SIZES: dict[str, Any] = {
     "vocab_size": 30,
@@ -142,7 +144,7 @@ def test_an_adapter_comes_back_with_its_mask(base, tmp_path):
     plain = hf.AutoModelForCausalLM.from_pretrained(folder)  # transformers: dense
     assert torch.allclose(logits(plain), logits(ms.detach(model)), atol=1e-6)
     with pytest.raises(DataError, match=r"holds an adapter .* write one") as error:
-        ms.open_pretrained(folder)
+        open_pretrained(folder)
     follow(str(error.value), model=again, folder=tmp_path / "merged")
     merged = ms.load_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(merged), logits(ms.load_pretrained(folder)), atol=1e-5)
@@ -197,7 +199,7 @@ def test_a_trainer_writes_adapters_with_their_mask(base, tmp_path):
     assert ms.attached(again) == {"self": MASK}
     second = training(3)
     second.train(resume_from_checkpoint=True)
-    assert ms.verify(out / "checkpoint-3") == {"self": MASK}
+    assert verify(out / "checkpoint-3") == {"self": MASK}
 
 
 def test_an_adapter_is_not_read_from_a_pickle(base, tmp_path):

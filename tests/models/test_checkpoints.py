@@ -11,11 +11,12 @@ from huggingface_hub import constants
 from real_data import minilm
 from tiny_encoders import tokens
 
-from masksearch import attach, masks, open_pretrained
+from masksearch import attach, masks
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files
 from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.pretrained import open_pretrained
 from masksearch.models.saving import open_model
 
 BERT = {

@@ -9,7 +9,9 @@ import pytest
 import torch
 import transformers as hf
 
-from masksearch import GlueEvaluator, SquadEvaluator, SwagEvaluator, attach, detach, masks
+from masksearch import GlueEvaluator, attach, detach, masks
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.models.encoders import ChoiceScorer, SequenceClassifier, SpanPredictor
 from masksearch.models.pretrained import FIRST_ROW, KINDS, TunedHead, rows_read
 

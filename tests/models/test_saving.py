@@ -24,16 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masksearch import (
-    Gates,
-    attach,
-    attached,
-    detach,
-    load_pretrained,
-    masks,
-    save_pretrained,
-    saved_masks,
-)
+from masksearch import attach, attached, detach, load_pretrained, masks, save_pretrained
 from masksearch.errors import (
     AttachError,
     DataError,
@@ -42,6 +33,8 @@ from masksearch.errors import (
     LayerCountError,
     MaskFormatError,
 )
+from masksearch.gates.gates import Gates
+from masksearch.models.checkpoints import saved_masks
 
 VOCABULARY, LENGTH, WIDTH = 30, 12, 8
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch import Gates, attach, attached, detach, importance, masks
+from masksearch import attach, attached, detach, importance, masks
 from masksearch.analysis.stats import estimate
 from masksearch.errors import AttachError, LengthError, NonFiniteLossError, UnknownNameError
+from masksearch.gates.gates import Gates
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 

@@ -9,8 +9,9 @@ import torch
 from page_text import Page
 
 import masksearch as ms
-from masksearch import DamResult, masks
+from masksearch import masks
 from masksearch.contracts import Report, generator
+from masksearch.gates.result import DamResult
 from masksearch.report.collect import StoredStudy, dam_health
 from masksearch.report.page import write_report as write_sections
 from masksearch.report.result import result_of

@@ -13,6 +13,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
+from masksearch.report.collect import proxy_card
 from masksearch.report.pictures import plot_proxy
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
@@ -62,14 +63,14 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.mark.nightly
 def test_card_of_a_run_folder(runs):
-    card = ms.proxy_card(runs / "long", bands=1, resamples=50)
+    card = proxy_card(runs / "long", bands=1, resamples=50)
     assert card.frame["budget"].tolist() == [1, 10, 40]
     assert list(card.masks) == [f"window {reach}" for reach in range(11, -1, -1)]
     assert "use narrower bands" in card.verdict()  # here quality IS density
 
 
 def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
-    card = ms.proxy_card(runs / "short", reference=runs / "long", resamples=20)
+    card = proxy_card(runs / "short", reference=runs / "long", resamples=20)
     found = card.frame[["budget", "masks"]].to_numpy().tolist()
     assert found == [[40, 12], [20, 4]]
     assert card.reference == (str(runs / "long"), 40)
@@ -77,7 +78,7 @@ def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
 
 @pytest.mark.nightly
 def test_lines_go_from_light_to_black_however_many_there_are(runs):
-    figure = plot_proxy(ms.proxy_card(runs / "short", bands=1, resamples=20))  # four masks
+    figure = plot_proxy(proxy_card(runs / "short", bands=1, resamples=20))  # four masks
     greys = [float(line.get_color()) for line in figure.axes[1].lines]
     assert greys == sorted(greys, reverse=True)
     assert greys[-1] == 0
@@ -122,7 +123,7 @@ def test_one_mask_is_a_mistake(monkeypatch, capsys, tmp_path):
     assert code == 2
     assert "a ranking needs at least 2 masks" in err
     with pytest.raises(SearchError, match="at least one run folder"):
-        ms.proxy_card([])
+        proxy_card([])
 
 
 @pytest.mark.nightly

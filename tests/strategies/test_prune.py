@@ -11,6 +11,7 @@ from toy_sentences import write_sentences
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record, Report
 from masksearch.errors import MaskSearchError
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
@@ -33,7 +34,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> ms.GlueEvaluator:
     )
 
 
-def search(evaluator, run: Path, listeners=(), **options) -> list[ms.Record]:
+def search(evaluator, run: Path, listeners=(), **options) -> list[Record]:
     how = {"densities": DENSITIES, "rows": 48, **options}
     rest = {"strategy": "prune", "strategy_options": how, "listeners": listeners}
     return ms.search(None, evaluator, run=run, trials=3, **rest).records()
@@ -79,10 +80,10 @@ def test_several_tasks_have_one_order(evaluator, tmp_path) -> None:
 class Interrupts:
     """Ctrl-C at the second report of a job."""
 
-    def __call__(self, record: ms.Record) -> None:
+    def __call__(self, record: Record) -> None:
         pass
 
-    def reported(self, number: int, report: ms.Report) -> None:
+    def reported(self, number: int, report: Report) -> None:
         if report.step == 2:
             raise KeyboardInterrupt
 

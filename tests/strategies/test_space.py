@@ -161,7 +161,7 @@ def test_mistake_in_a_space_ends_the_search_before_it_begins(tmp_path, space, me
             run=run,
             trials=9,
             strategy=strategy,
-            baselines=ms.FAMILIES,
+            baselines=ms.masks.FAMILIES,
         )
     assert not (tmp_path / "log").exists()
     study = ms.search(reached, ToyEvaluator(), run=run, trials=1, progress=None)  # mended

@@ -18,6 +18,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch import masks
 from masksearch.cli.resuming import remember
+from masksearch.report.collect import proxy_card
 from masksearch.study.store import follow_storage
 
 PASSWORD = "the-users-own-password"
@@ -47,7 +48,7 @@ CALLS = {
     "parse": lambda run: masks.parse(f"{run}#1"),
     "parse with a sparsity": lambda run: masks.parse(f"{run}@0.9"),
     "search": lambda run: ms.search(space, ToyEvaluator(), run=run, trials=2, progress=None),
-    "proxy_card": ms.proxy_card,
+    "proxy_card": proxy_card,
     "ms.resume": ms.resume,
 }
 
