@@ -591,8 +591,8 @@ class Trials(Protocol):
         ...
 
     def note_waiting(self, numbers: Collection[int]) -> None:
-        """Takes the trials that wait for a place to run, now; an executor that starts what it is
-        given at once never says so."""
+        """Takes the numbers of the trials that wait for a free slot now. An executor that starts
+        every trial at once has none, and need not call this."""
         ...
 
 

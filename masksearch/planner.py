@@ -367,8 +367,8 @@ def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> 
 
 
 def insert_levels(levels: Sequence[Mask], others: Iterable[Mask], length: int) -> list[Mask]:
-    """Levels, and the masks between the first one and full attention among others, by what they
-    keep of a text."""
+    """The levels, and those of the other masks that keep more than the first level and less than
+    full attention, sorted by the pairs that they keep."""
     kept = {mask.sparsity(length, causal=True): mask for mask in [*others, *levels]}
     least = levels[0].sparsity(length, causal=True)
     return [kept[sparsity] for sparsity in sorted(kept, reverse=True) if 0 < sparsity <= least]
@@ -605,7 +605,8 @@ def describe_units(plan: Plan) -> str:
 def check_folder(
     evaluator: Served, local: Mask, delivery: Delivery, budgets: Sequence[float]
 ) -> None:
-    """Refuses what could not be written after the search, by one full layer and the others local.
+    """Refuses an engine that could not serve a plan, before the search: it tries a mask of one
+    full layer among local ones.
 
     Raises:
         NativeError: If the engine could not serve it.

@@ -70,7 +70,7 @@ BEGUN = (MODEL, "cache")  # in its run folder, of a call that has trained someth
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What `sparsify` has found and saved.
+    """The result of `sparsify`: its answer, and the model that was saved.
 
     Args:
         answer: Whether the searched mask is shown to be better than the best hand-designed one of
@@ -90,7 +90,7 @@ class Sparsified:
 
 @dataclass(frozen=True)
 class Request:
-    """What is made sparse, and how; fields are as of `sparsify`."""
+    """The request of one call; fields are as of `sparsify`."""
 
     model: str | Path
     data: str | Path

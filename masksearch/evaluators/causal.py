@@ -539,7 +539,7 @@ class CausalEvaluator(AssembledEvaluator):
         return values
 
     def dense_losses(self, seed: int) -> dict[str, float]:
-        """What the dense model loses on the text and in each task that it can do; nothing where
+        """The dense model's losses on the text and in each task that it can do; empty where
         there is no such model, or no task."""
         if not self.tasks or self.adapts == "train":
             return {}

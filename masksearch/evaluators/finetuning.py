@@ -563,7 +563,7 @@ class FineTuning(AssembledEvaluator, ABC):
         return {n: self.trainer.hash_rows(self.tokens(n).train) for n in self.downstream}
 
     def dense_name(self, head: nn.Module, name: str, seed: int) -> str:
-        """What a task's dense model is called among files: by what its weights depend on."""
+        """The name of a task's dense model among files: a hash of what its weights depend on."""
         if self.is_tuned:
             return short_hash("tuned-1", self.start.digest)
         return f"{name}-{self.dense_key(head, name, seed)}"

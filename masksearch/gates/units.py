@@ -1,4 +1,4 @@
-"""Layers, KV heads or heads that each take one of several masks, the first of which is cheapest.
+"""Units: layers, KV heads or heads that each take one of several masks, cheapest first.
 
 `Units` is the vocabulary of `strategy="allocate"`, and a search space over the same masks for
 any other strategy.
@@ -168,10 +168,10 @@ class Units:
 
     @cached_property
     def cost_table(self) -> Tensor:
-        """The cost of each level of each unit, and of a last layer without units: `costs`, or the
-        kept non-padding query-key pairs, as a multiple of those that a unit can keep on average;
-        float64 `[levels, layers * units of a layer]`. Units of a last layer whose rows are not all
-        read have few."""
+        """The cost of every level of every unit, float64 `[levels, layers * units of a layer]`:
+        `costs`, or kept non-padding query-key pairs in units of the mean over units of the pairs
+        that full attention keeps. A last layer without units has its columns, too; where only
+        some of its rows are read, they are small."""
         for mask in self.levels:
             if not mask.needs_tokens or self.shape.tokens is None:
                 keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows

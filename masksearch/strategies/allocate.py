@@ -99,12 +99,12 @@ class AllocateStrategy:
         training: The job that trains gates, whose probabilities are the scores in the place of
             `method`; None = no gates.
         run: Folder that artifacts are relative to; needed with `training`.
-        totals: Of each level below the top, what a mask costs by the number of units at the top,
-            from none to all, where the others have that level; as a share. For engines, which
-            have one window beside full layers, and may keep these in groups, so that their bytes
-            are no sum; empty = it is that sum. Of more units that cost less, the number is
-            chosen that fits: `"greedy"` passes by numbers that do not. Of more levels than two
-            it takes `"exchange"`.
+        totals: `[levels below the top][number of units at the top]`: the share that a mask costs
+            in which so many units are at the top and all others have that level. Needed for
+            engines whose bytes are no sum over layers, since they hold full layers in groups;
+            empty = costs are that sum. There more full layers may cost less: `"greedy"` skips
+            the numbers that exceed the budget. With more than two levels the method has to be
+            `"exchange"`.
 
     Raises:
         UnknownNameError: For another method, or a unit that does not exist.
@@ -372,8 +372,8 @@ class AllocateStrategy:
     def sums(
         self, now: Allocation, gains: Mapping[Allocation, float], budget: float, most: int
     ) -> list[Allocation]:
-        """What is worth most within a budget by a sum of changes that raises at most so many
-        units; where an engine has one window, for each that it may be."""
+        """The allocations within a budget whose changes gain most in sum, with at most that many
+        units raised: one, or one for each window that an engine may have."""
         missing = min([0.0, *gains.values()])
         importance = [
             [
@@ -586,7 +586,7 @@ def with_costs(
 
 
 def measured_cost(units: Units, evaluator: Evaluator, name: str, levels: Sequence[int]) -> float:
-    """What the mask in which each unit has its level costs by a measure, or its density.
+    """The cost of the mask in which each unit has its level, by a measure; else its density.
 
     Raises:
         SearchError: If the evaluator does not know it of this mask.
@@ -655,7 +655,7 @@ def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[list[
 
 @dataclass(frozen=True)
 class Costs:
-    """What allocations cost, as a share of what full units do, and the best within a budget.
+    """Costs of allocations, as a share of the cost of full units, and the best within a budget.
 
     Args:
         table: Of each level, of each unit, `[levels][units]`; an allocation costs their sum.

@@ -59,7 +59,7 @@ AROUND = Cut()  # the target
 
 
 class AfterFirstJob:
-    """Numbers the draws, and keeps what the first of them have left.
+    """Counts the draws, and keeps the artifacts of the first ones, which train gates.
 
     Args:
         run: Folder that artifacts are relative to.

@@ -424,7 +424,7 @@ class StudyStore:
             self.perform(lambda _: study.set_user_attr("facts", all_facts))
 
     def note_call(self, call: Mapping[str, Any]) -> None:
-        """Keeps with what this call works, once it begins a trial that an earlier one did not.
+        """Keeps the environment of this call, to be written when the call begins its first trial.
 
         This is information (versions, machine, commit): a study goes on whatever it says.
 

@@ -49,7 +49,7 @@ ZIPF, WORDS = 2.0, "\nWords:"  # exponent of `fwe`; what stands before words tha
 
 
 class Draw:
-    """What a row is drawn with: every word and number of it once."""
+    """The random draws of a row; no word or number is drawn twice."""
 
     def __init__(self, seed: int, encode: Callable[[str], list[int]]) -> None:
         self.random = np.random.default_rng(seed)
@@ -96,8 +96,8 @@ class Draw:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a row is made of. A bar stands where texts are tokenized apart, so that an answer has
-    the same tokens as in the sentence that gives it.
+    """The parts of a row. A bar (|) in a text splits it for the tokenizer, so that an answer has
+    the same tokens as in the sentence that states it.
 
     Args:
         planted: Sentences that are asked for, with their depth in [0, 1], and others beside them.

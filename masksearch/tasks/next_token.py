@@ -58,7 +58,7 @@ class NextTokenRows:
     guess: float = float("inf")
 
     def digest(self) -> str:
-        """Hash of the tokens and of which are scored."""
+        """Hash of the tokens and of their marks (scored or not)."""
         total = hashlib.sha256()
         for part in (self.tokens, self.labels):
             total.update(part.numpy().astype("<i8").tobytes())
