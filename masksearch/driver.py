@@ -44,6 +44,12 @@ from masksearch.masks.core import Mask
 from masksearch.models.encoders import READ_OUT
 from masksearch.strategies.allocate import with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
+from masksearch.strategies.candidates import (
+    on_split,
+    protocols_of_rows,
+    read_candidates,
+    remember_found,
+)
 from masksearch.strategies.enqueued import (
     Enqueued,
     Listed,
@@ -51,12 +57,6 @@ from masksearch.strategies.enqueued import (
     draw_starts,
     hand_designed,
     learns,
-)
-from masksearch.strategies.entrants import (
-    on_split,
-    protocols_of_rows,
-    read_entrants,
-    remember_found,
 )
 from masksearch.strategies.samplers import Space
 from masksearch.study.records import (
@@ -546,28 +546,28 @@ def compare(
     seeds = seeds[:1] if evaluator.seedless else seeds
     budgets = read_budgets(budget)
     front = None if front_of is None else front_of.store
-    entrants = read_entrants(candidates, evaluator, front, budgets, kinds, storage)
-    check_against(against, entrants.prints)
+    compared = read_candidates(candidates, evaluator, front, budgets, kinds, storage)
+    check_against(against, compared.prints)
     with one_at_a_time(), closing(StudyStore(run, storage)) as store:
         facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
         before = store.records()
         judged = Comparison.of(before, store.objectives(), store.facts())
-        protocols = protocols_of_rows(evaluator) if entrants.found else ()
+        protocols = protocols_of_rows(evaluator) if compared.found else ()
         judged = replace(
             judged,
-            kinds={**judged.kinds, **entrants.kinds},
+            kinds={**judged.kinds, **compared.kinds},
             meanings=evaluator.meanings,
-            found_with=remember_found(judged, entrants, protocols),
-            promised={**judged.promised, **entrants.promised},
-            budgets={**judged.budgets, **entrants.budgets},
+            found_with=remember_found(judged, compared, protocols),
+            promised={**judged.promised, **compared.promised},
+            budgets={**judged.budgets, **compared.budgets},
             against=against,
             margin=margin,
             seedless=evaluator.seedless,
         )
         store.add_facts(judged.facts)
-        here = {name: each for name, each in judged.found_with.items() if name in entrants.masks}
+        here = {name: each for name, each in judged.found_with.items() if name in compared.masks}
         for line in describe_reuse(here, seeds, judged.half):
             warnings.warn(line, stacklevel=outside_level())
         session = Session(
@@ -577,15 +577,15 @@ def compare(
             0,
             Call("compare", strict=False),
             listeners=listeners,
-            queue=entrants.queue(judged, seeds),
+            queue=compared.queue(judged, seeds),
         )
         slots = getattr(executor, "slots", 1)
-        plan = entrants.plan(judged, seeds, evaluator, len(session.queue), slots)
+        plan = compared.plan(judged, seeds, evaluator, len(session.queue), slots)
         run_session(session, executor, progress, "compare", plan)
         records = [
             record
             for record in store.records()
-            if entrants.prints.get(record.name) == record.fingerprint and record.seed in seeds
+            if compared.prints.get(record.name) == record.fingerprint and record.seed in seeds
         ]
         about = records, store.objectives(), store.facts()
         return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)

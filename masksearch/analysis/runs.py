@@ -444,7 +444,7 @@ def mean(values: Mapping[int, float]) -> float:
 
 
 # -- what a comparison is given ----------------------------------------------------------------
-def read_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
+def masks_of_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
     """The masks to compare, by name.
 
     Raises:

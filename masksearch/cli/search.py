@@ -265,7 +265,7 @@ def run_compare(options: CompareOptions) -> Comparison:
     from masksearch.analysis.stats import CLAIM_SEEDS
     from masksearch.cli.build import build_evaluator, build_executor
     from masksearch.driver import compare
-    from masksearch.strategies.entrants import on_split
+    from masksearch.strategies.candidates import on_split
 
     half: Any = options.half  # another name is refused
     evaluator = on_split(build_evaluator(options), half)
@@ -305,7 +305,7 @@ def named_masks(options: CompareOptions) -> dict[str, Candidate]:
 
 def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
-    from masksearch.analysis.runs import draws_keys, names_alike, read_candidates
+    from masksearch.analysis.runs import draws_keys, masks_of_candidates, names_alike
     from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
@@ -317,7 +317,7 @@ def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str,
     named = named_masks(options)
     budgets = read_budgets(options.budget)
     inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
-    mine = read_candidates(inside) if inside else {}
+    mine = masks_of_candidates(inside) if inside else {}
     candidates, kinds = dict(named), {}
     check_name("controls in --controls", options.controls, CONTROLS)
     if options.controls == "dense":

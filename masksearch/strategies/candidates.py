@@ -18,7 +18,7 @@ from masksearch.analysis.runs import (
     Kind,
     check_kinds,
     join_front,
-    read_candidates,
+    masks_of_candidates,
     read_front,
 )
 from masksearch.analysis.verdict import beyond_budgets, count, plan_of_tests
@@ -36,7 +36,7 @@ JUDGED = ("trial", "baseline")  # roles of the masks that a search scores
 
 
 @dataclass(frozen=True)
-class Entrants:
+class Candidates:
     """The masks that a comparison judges.
 
     Args:
@@ -128,14 +128,14 @@ class Entrants:
         return [text, tests, *lines] if len(self.prints) > 1 else [text]
 
 
-def read_entrants(
+def read_candidates(
     candidates: Mapping[str, Candidate],
     evaluator: Evaluator,
     front_of: StudyStore | None,
     budgets: Sequence[float],
     kinds: Mapping[str, str],
     storage: str | BaseStorage | None,
-) -> Entrants:
+) -> Candidates:
     """The masks that candidates stand for, and those of a front; arguments and errors are those of
     `compare`."""
     promised: dict[str, float | None] = {}
@@ -155,7 +155,7 @@ def read_entrants(
         promised = {
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
-    chosen = read_candidates(candidates) if candidates or not missing else {}
+    chosen = masks_of_candidates(candidates) if candidates or not missing else {}
     found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role in JUDGED}
     named: dict[str, Kind] = {**dict.fromkeys(missing, "searched"), **of_front}
     named |= {n: "searched" for n, r in found.items() if r.role == "trial"}
@@ -163,27 +163,27 @@ def read_entrants(
     named |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     prints |= dict.fromkeys(missing, "")
-    return Entrants(chosen, missing, found, named, promised, prints, limits)
+    return Candidates(chosen, missing, found, named, promised, prints, limits)
 
 
 def remember_found(
-    earlier: ComparedMasks, entrants: Entrants, protocols: Collection[str]
+    earlier: ComparedMasks, compared: Candidates, protocols: Collection[str]
 ) -> dict[str, Found]:
     """How the masks of a comparison were found, in this call and in earlier ones.
 
     Args:
         earlier: The comparison so far; a name that now has another mask loses what it says.
-        entrants: Those of this call.
+        compared: Those of this call.
         protocols: Ids of what judges by rows of the comparison.
     """
     same = {
         record.name
         for record in earlier.records
-        if entrants.prints.get(record.name, record.fingerprint) == record.fingerprint
+        if compared.prints.get(record.name, record.fingerprint) == record.fingerprint
     }
     sources = {name: each for name, each in earlier.found_with.items() if name in same}
     score = earlier.objectives[0].name
-    for name, record in entrants.found.items():
+    for name, record in compared.found.items():
         before = sources.get(name, Found((), False))
         sources[name] = Found(
             tuple(sorted({*before.seeds, record.seed})),
