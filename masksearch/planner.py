@@ -328,7 +328,7 @@ def build_judge(
         cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )
     for share in (None, *SHARES) if compares and decoder.held_out is None else ():
-        other = replace(evaluator, text=replace(evaluator.text, held_out=share))
+        other = replace(evaluator, held_out=share)
         task = other.task()
         if not isinstance(task, NextTokenText) or len(task.train) < FEW:
             break  # too little is left for sinks and gates
@@ -411,7 +411,7 @@ def say_plan(judge: CausalEvaluator, most: int) -> None:
     """Says how many masks will be judged, and when the first one is likely to be, which dense
     attention comes before: one sequence is timed."""
     model, tokens, began = judge.shared(0).model, judge.rows.tokens, time.monotonic()
-    score_tokens(model, tokens[:1], precision=judge.training.precision)
+    score_tokens(model, tokens[:1], precision=judge.precision)
     rows = sum(len(each.tokens) for each in (judge.rows, *judge.prompts.values()))
     first = clock(2 * rows * (time.monotonic() - began))
     Display(Text).print(

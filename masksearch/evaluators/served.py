@@ -73,9 +73,9 @@ class Served(EvaluatorWrapper):
         if self.sinks is not None and not judge.seedless:
             raise ValueError(
                 "sinks= judges a checkpoint in the form that engines serve: give weights= and "
-                f"adapt='none', got weights={judge.model.weights} and adapt={judge.adapts!r}"
+                f"adapt='none', got weights={judge.weights} and adapt={judge.adapts!r}"
             )
-        if self.sinks is not None and isinstance(judge.text.corpus, Recall):
+        if self.sinks is not None and isinstance(judge.corpus, Recall):
             raise ValueError(
                 "planted recall has token ids of its own, so sinks= belongs to text; leave it out"
             )
