@@ -333,7 +333,7 @@ def build_decoder_evaluator(
         cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
     )
     for share in (None, *SHARES) if compares and decoder.held_out is None else ():
-        other = replace(evaluator, text=replace(evaluator.text, held_out=share))
+        other = replace(evaluator, held_out=share)
         task = other.task()
         if not isinstance(task, NextTokenText) or len(task.train) < FEW:
             break  # too little is left for sinks and gates
@@ -416,7 +416,7 @@ def say_plan(evaluator: CausalEvaluator, most: int) -> None:
     """Says how many masks will be judged, and when the first one is likely to be, which dense
     attention comes before: one sequence is timed."""
     model, tokens, began = evaluator.shared(0).model, evaluator.rows.tokens, time.monotonic()
-    score_tokens(model, tokens[:1], precision=evaluator.training.precision)
+    score_tokens(model, tokens[:1], precision=evaluator.precision)
     rows = sum(len(each.tokens) for each in (evaluator.rows, *evaluator.prompts.values()))
     first = clock(2 * rows * (time.monotonic() - began))
     Display(Text).print(

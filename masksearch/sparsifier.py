@@ -274,9 +274,9 @@ def dense_model(request: Request) -> Path:
 
 def describe_work(request: Request, full: GlueEvaluator, limits: Sequence[float]) -> str:
     """The trainings to come, for about how long, and the memory that they take."""
-    (task,), steps = full.downstream, full.adaptation.steps
+    (task,), steps = full.downstream, full.recover_steps
     model = full.dense(task, FIRST_SEED)
-    batch = full.inputs(full.tokens(task).train, [*range(full.adaptation.finetune_batch)])
+    batch = full.inputs(full.tokens(task).train, [*range(full.finetune_batch)])
     seconds = list[float]()
     for _ in range(3):
         begun = time.perf_counter()
@@ -369,10 +369,10 @@ def search_masks(request: Request, full: GlueEvaluator, limit: float) -> Study:
     options = dict(request.strategy_options or (DAM if request.gated else {}))
     if request.gated:
         options["config"] = {"density": limit, **options.get("config", {})}
-    short = replace(full.adaptation, steps=max(1, full.adaptation.steps // SHORT), keep=False)
+    short = max(1, full.recover_steps // SHORT)
     return search(
         load_function(SPACE) if request.drawn else None,
-        replace(full, adaptation=short, half="search"),
+        replace(full, recover_steps=short, keep_recovered=False, half="search"),
         run=request.run / f"search-{limit:g}",
         trials=request.trials or (TRIALS if request.drawn else 2),
         strategy=request.strategy,

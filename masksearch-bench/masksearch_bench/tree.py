@@ -29,7 +29,7 @@ def fits(judge: Evaluator, units: Units) -> TypeGuard[CausalEvaluator]:
     whose layers have a Llama's parts and no others that compute."""
     if not isinstance(judge, CausalEvaluator) or type(judge) is not CausalEvaluator:
         return False
-    if judge.adapts != "none" or judge.tasks or judge.training.precision != "float32":
+    if judge.adapts != "none" or judge.tasks or judge.precision != "float32":
         return False
     model = judge.shared(0).model
     config, layers = model.config, getattr(model.model.base_model, "layers", [])

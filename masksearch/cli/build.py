@@ -27,7 +27,7 @@ from masksearch.errors import check_name, unknown_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
-from masksearch.training.parts import FLAT, PART_NAMES, PARTS, read_places, unknown_setting
+from masksearch.training.parts import unknown_setting
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
@@ -195,34 +195,32 @@ def further_settings(
 
     Args:
         kind: Its class.
-        texts: Name -> text; a field of a part by its flat name, or as `training.steps`.
+        texts: Name -> text.
         values: Names of the settings that options give.
 
     Raises:
         OptionsError: If the setting has an option, is given twice, or the value is not of its
             type.
-        UnknownNameError: If the evaluator has no such setting; names the nearest and its part.
+        UnknownNameError: If the evaluator has no such setting; names the nearest.
     """
     options, hints = (*FIELDS, "corpus", *DOWNSTREAM), setting_hints(kind)
     settings: dict[str, Any] = {}
     for name, text in texts.items():
         if name in options:
             raise OptionsError(f"{name} has an option of its own: --{name}")
-        flat = DOTTED.get(name, name)
-        if flat not in hints:
+        own = plain_name(name)
+        if own not in hints:
             raise unknown_setting(kind, name)
-        if flat in settings or flat in values:
-            raise OptionsError(f"--set {name} gives {flat} a second time; give it once")
-        settings[flat] = read_setting(name, text, hints[flat])
+        if own in settings or own in values:
+            raise OptionsError(f"--set {name} gives {own} a second time; give it once")
+        settings[own] = read_setting(name, text, hints[own])
     return settings
 
 
 def setting_hints(kind: Any) -> dict[str, Any]:
-    """Name -> type of what `--set` gives an evaluator: its own fields, and those of parts."""
-    hints = {name: hint for name, hint in hints_of(kind).items() if name not in PARTS}
-    for name, place in read_places(kind).items():
-        hints[name] = hints_of(PARTS[place.part])[place.field.name]
-    return {n: hint for n, hint in hints.items() if n not in (*DOWNSTREAM, "corpus", "process")}
+    """Name -> type of what `--set` gives an evaluator."""
+    without = (*DOWNSTREAM, "corpus", "process")
+    return {name: hint for name, hint in hints_of(kind).items() if name not in without}
 
 
 def build_executor(options: JudgeOptions) -> Executor:
@@ -360,8 +358,25 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-PREFIXES = ("units", "halving", "cost")  # beside those of strategies and of parts
-DOTTED = {f"{PART_NAMES[place.part]}.{place.field.name}": flat for flat, place in FLAT.items()}
+PREFIXES = ("units", "halving", "cost")  # beside those of strategies
+GROUPS = (
+    "text",
+    "model",
+    "training",
+    "adapt",
+)  # 0.2.0 allowed them before an evaluator's settings
+RENAMED = {"how": "adapt", "keep": "keep_recovered"}  # behind "adapt."
+RENAMED |= {name: f"recover_{name}" for name in ("steps", "tokens", "lr")}
+
+
+def plain_name(name: str) -> str:
+    """The name of an evaluator's setting without a group.
+
+    >>> plain_name("training.steps"), plain_name("adapt.steps")
+    ('steps', 'recover_steps')
+    """
+    group, _, last = name.rpartition(".")
+    return RENAMED.get(last, last) if group == "adapt" else last if group in GROUPS else name
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -380,12 +395,12 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         if not equals:
             raise OptionsError(f"--set takes NAME=VALUE, got {setting!r}")
         prefix, dot, name = whole.rpartition(".")
-        if prefix in PART_NAMES.values():  # a field of the evaluator's part
+        if prefix in GROUPS:
             prefix, name = "", whole
         elif dot and prefix not in PREFIXES:
             from masksearch.strategies.build import owners
 
-            check_name("prefix of --set", prefix, (*owners(), *PREFIXES, *PART_NAMES.values()))
+            check_name("prefix of --set", prefix, (*owners(), *PREFIXES))
         if name in parts.setdefault(prefix, {}):
             raise OptionsError(f"--set names {whole} twice: {parts[prefix][name]!r} and {text!r}")
         parts[prefix][name] = text

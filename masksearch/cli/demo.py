@@ -43,7 +43,7 @@ from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.loop import TrainConfig
-from masksearch.training.parts import Training
+from masksearch.training.parts import Machine
 
 STRATEGIES = ("dam", "tpe", "evolution", "random")
 TRIALS = 10  # masks of each search by a strategy that draws them from the space
@@ -178,8 +178,8 @@ def introduce(evaluator: PlantedEvaluator, process: GradedProcess, seeds: int) -
         "planted, so the best accuracy that any mask allows is known exactly: "
         f"{process.chance:.3f} by chance, {process.ceiling:.3f} at most.",
         f"The model: a BERT of {shape.layers} layer and {shape.heads} heads, trained for "
-        f"{evaluator.training.steps} steps under each mask; its accuracy on unseen sequences is "
-        "the score. So few steps do not reach what a mask allows, least of all without a mask "
+        f"{evaluator.steps} steps under each mask; its accuracy on unseen sequences is the "
+        "score. So few steps do not reach what a mask allows, least of all without a mask "
         "(dense), where the model must find the distances by itself.",
         "The strategies: dam trains one model whose mask is learned with it (the differentiable "
         "attention mask), and cuts masks of five densities from it; tpe (a Bayesian sampler), "
@@ -302,7 +302,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
         config.save_pretrained(llama)
         tokenizer.save(str(llama / "tokenizer.json"))
         sequences = NextTokenText.load(text, tokenizer=llama, length=64)
-        training = NextTokenTraining(sequences, Training(batch=16), torch.device("cpu"))
+        training = NextTokenTraining(sequences, 16, Machine(), torch.device("cpu"))
         learnt = TrainConfig(steps=steps, lr=5e-3)
         [*training.steps(NextTokenModel(decoder), learnt, TEXT, None)]
         decoder.save_pretrained(llama)

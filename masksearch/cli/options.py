@@ -21,7 +21,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from masksearch.errors import MaskSearchError
-from masksearch.training.parts import FLAT, PARTS
 
 Options = TypeVar("Options")
 
@@ -252,21 +251,12 @@ class Argument:
 
 def read_arguments(path: str) -> dict[str, Argument]:
     """The documented arguments of `package.module:Name`, a function or a class, those of its
-    bases included, and in place of parts of an evaluator their fields that it reads, by flat
-    names; the module is not imported.
+    bases included; the module is not imported.
 
     >>> read_arguments("masksearch.executors.local:Local")["slots"].default
     '1'
     """
-    source = read_source(path)
-    helps, declared = dict(source.helps), dict(source.declared)
-    if PARTS.keys() <= declared.keys():
-        texts = {name: read_helps(inspect.getdoc(part) or "") for name, part in PARTS.items()}
-        for name, place in FLAT.items():
-            if not source.unread & {name, place.part}:
-                helps[name] = texts[place.part][place.field.name]
-                declared[name] = str(source.defaults.get(name, place.usual))
-        declared = {name: each for name, each in declared.items() if name not in PARTS}
+    helps, declared = read_source(path)
     return {n: read_argument(helps[n], each) for n, each in declared.items() if n in helps}
 
 
@@ -277,7 +267,7 @@ def read_argument(described: str, default: str) -> Argument:
     if default in ("None", ""):
         default = meaning[1] if meaning else ""
     else:
-        default = re.sub("['\"()]", "", default)
+        default = re.sub("Usual|['\"()]", "", default)
     help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
     return Argument(default, help)
 
@@ -289,33 +279,16 @@ def read_helps(docstring: str) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): (.+?)(?=^    \w+: |\Z)", section, re.S | re.M))
 
 
-@dataclass(frozen=True)
-class Source:
-    """The documentation of a function's or class's arguments in its source, by their names.
-
-    Args:
-        helps: Their docstrings.
-        declared: Their defaults, as written.
-        unread: Of an evaluator: what it does not read of its parts.
-        defaults: Of an evaluator: its defaults in place of those of parts.
-    """
-
-    helps: Mapping[str, str]
-    declared: Mapping[str, str]
-    unread: frozenset[str] = frozenset()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
 @cache
-def read_source(path: str) -> Source:
-    """Reads the source of a function or class, and of its bases in the package."""
+def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """The arguments of a function or class, and of its bases in the package, by their names: their
+    docstrings, and their defaults as written."""
     module, _, name = path.partition(":")
     file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}
-    of_parts: dict[str, Any] = {}
     if isinstance(node, ast.ClassDef):
         modules = {
             alias.asname or alias.name: str(line.module)
@@ -326,14 +299,11 @@ def read_source(path: str) -> Source:
         for base in reversed(node.bases):
             if isinstance(base, ast.Name) and modules.get(base.id, "").startswith("masksearch."):
                 inherited = read_source(f"{modules[base.id]}:{base.id}")
-                helps |= inherited.helps
-                declared |= inherited.declared
-                of_parts |= {"unread": " ".join(inherited.unread), "defaults": inherited.defaults}
+                helps |= inherited[0]
+                declared |= inherited[1]
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 declared[item.target.id] = ast.unparse(item.value) if item.value else ""
-                if item.target.id in ("unread", "defaults") and item.value:
-                    of_parts[item.target.id] = ast.literal_eval(item.value)
     else:
         args = [*node.args.args, *node.args.kwonlyargs]
         defaults = [*node.args.defaults, *node.args.kw_defaults]
@@ -341,8 +311,7 @@ def read_source(path: str) -> Source:
         for argument, value in zip(args, padded, strict=True):
             declared[argument.arg] = ast.unparse(value) if value else ""
     helps |= read_helps(ast.get_docstring(node) or "")
-    unread = frozenset(of_parts.get("unread", "").split())
-    return Source(helps, declared, unread, of_parts.get("defaults", {}))
+    return helps, declared
 
 
 NAMED = (ast.ClassDef, ast.FunctionDef)

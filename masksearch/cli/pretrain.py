@@ -26,7 +26,7 @@ from masksearch.cli.options import (
 )
 from masksearch.cli.resuming import COMMAND, resumable
 from masksearch.errors import ResumeError
-from masksearch.training.parts import flat_settings
+from masksearch.training.parts import read_settings
 
 if TYPE_CHECKING:
     from masksearch.contracts import Report
@@ -117,7 +117,7 @@ def pretrain(options: PretrainOptions) -> None:
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
     """The evaluator's settings as plain data."""
-    settings = {name: value for name, value in flat_settings(evaluator).items() if name != "half"}
+    settings = {name: value for name, value in read_settings(evaluator).items() if name != "half"}
     return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
 
 
@@ -180,7 +180,7 @@ def train_and_save(
     model = evaluator.build_model(seed)
     written: Any = model.encoder  # of a distillation, which trains no head
     if isinstance(model, MaskedLanguageModel):
-        written = use_their_epsilon(model) if evaluator.model.scratch else model
+        written = use_their_epsilon(model) if evaluator.scratch else model
         hugging_face_model(model)  # refuses what could not be written, before its training
     if writes:
         write_text_in_one_move(out / SETTINGS, json.dumps(run, indent=1))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from masksearch.contracts import (
     NATS,
     Batch,
     Differentiable,
+    Evaluator,
     Half,
     Objective,
     Report,
@@ -40,7 +41,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError, check_name, outside_level
-from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
+from masksearch.evaluators.assembled import NO_CORPUS, Trained
 from masksearch.evaluators.next_tokens import (
     LOSS,
     RECALL,
@@ -73,10 +74,14 @@ from masksearch.tasks.recall import Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
-    AnyText,
+    PLANTED,
+    Adapt,
     How,
+    Machine,
+    Model,
+    Precision,
     Text,
-    check_least,
+    Usual,
     find_size,
     initial_spread,
     refuse_beside_recall,
@@ -90,7 +95,7 @@ PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of a
 
 
 @dataclass(frozen=True)
-class CausalEvaluator(AssembledEvaluator):
+class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     """Judges a mask by what a decoder loses under it on held-out text.
 
     With `weights` the decoder is a checkpoint, and by default nothing is trained: the mask is put
@@ -108,13 +113,12 @@ class CausalEvaluator(AssembledEvaluator):
     start. Without weights, `"none"` and `"recover"` take a dense model that is trained once for
     each seed, without a mask, and kept in the cache.
 
+    Of planted recall the report holds `"recall"`, the share of right answers.
+
     Args:
-        text: The text, with `corpus`, or planted recall: then the report holds `"recall"`, the
-            share of right answers; in its place the corpus alone. Defaults: 64 held-out sequences
-            of 256 positions.
-        model: The checkpoint, or the decoder with random weights (default: `"llama"`).
-        training: How a decoder is trained (default: batches of 16), its reports and its machine.
-        adaptation: What is trained under the mask, and what gates learn from.
+        kv_heads: Key-value heads of a layer of a decoder with random weights; None = as many as
+            heads.
+        recover_tokens: Tokens of the training text that `"recover"` learns on, about.
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides; `"kv_bytes"`, the share of the dense cache of keys and values that is held
             after `length` tokens (`masksearch.kv_bytes`); or `"kv_bytes_per_head"`, where the
@@ -141,25 +145,19 @@ class CausalEvaluator(AssembledEvaluator):
     """
 
     _: KW_ONLY
+    held_out_sequences: int = 64
+    length: int = Usual(256)
+    architecture: str = "llama"
+    kv_heads: int | None = None
+    batch: int = 16
+    precision: Precision | None = None
+    recover_lr: float | None = 3e-4
+    recover_tokens: int = 200_000
     cost: Cost = "effective_sparsity"
     bands: tuple[int, ...] | None = None
     kl: bool = False
     tasks: tuple[str, ...] = ()
     task_rows: int = 16
-
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "held_out_sequences": 64,
-        "length": 256,
-        "architecture": "llama",
-        "batch": 16,
-        "recover_lr": 3e-4,
-        "precision": None,
-    }
-    unread: ClassVar[str] = (
-        "gates_learn_from gates_batch keep_recovered "
-        "pretraining whole_words dropout compile recover_steps finetune_lr finetune_batch "
-        "epochs finetune_seeds frozen"
-    )
 
     measure_names = (CACHE, CACHE_PER_HEAD)
     meanings = MappingProxyType(
@@ -172,18 +170,27 @@ class CausalEvaluator(AssembledEvaluator):
         | {name: f"share of right answers in the task {name}" for name in TASKS}
     )
 
-    if TYPE_CHECKING:
-
-        def __init__(self, text: Text | AnyText = ..., **settings: Any) -> None: ...
-
     def __post_init__(self) -> None:
+        length = None if isinstance(self.length, Usual) else self.length
+        if self.corpus == PLANTED:
+            made = Recall() if length is None else Recall.of_length(length)
+            object.__setattr__(self, "corpus", made)
+        if isinstance(self.corpus, Recall):
+            if length not in (None, self.corpus.length):
+                raise ValueError(
+                    f"this planted recall has {self.corpus.length} positions, got "
+                    f"length={length}; leave length out"
+                )
+            given = {"tokenizer": self.tokenizer, "held_out": self.held_out, "tasks": self.tasks}
+            refuse_beside_recall(**given)
+            length = self.corpus.length
+        object.__setattr__(self, "length", int(self.length) if length is None else length)
         super().__post_init__()
-        if self.text.corpus is None:
+        if self.corpus is None:
             raise ValueError(f"{NO_CORPUS}, or 'recall', a planted task")
-        check_name("architecture of a decoder", self.model.architecture, DECODERS)
-        check_name("learn_from", self.adaptation.learn_from, ("labels", "dense", "hidden"))
+        check_name("architecture of a decoder", self.architecture, DECODERS)
+        check_name("learn_from", self.learn_from, ("labels", "dense", "hidden"))
         check_name("cost", self.cost, get_args(Cost))
-        check_least(1, task_rows=self.task_rows)
         named = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
         for name in named:
             check_name("task", name, TASKS)
@@ -197,8 +204,6 @@ class CausalEvaluator(AssembledEvaluator):
             raise ValueError(f"bands are positions from 2 on, rising, got {[*(self.bands or ())]}")
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
-        if isinstance(self.text.corpus, Recall):
-            refuse_beside_recall(tasks=self.tasks)
         _ = (self.train_config, self.recover_config)  # check steps and rates
 
     # -- what it is ----------------------------------------------------------------------------
@@ -207,17 +212,17 @@ class CausalEvaluator(AssembledEvaluator):
         if self.held:
             stored: NextTokenTask = self.held["text"]
             return stored
-        text, start = self.text, self.start
-        if isinstance(text.corpus, Recall):
-            task: NextTokenTask = text.corpus
+        start = self.start
+        if isinstance(self.corpus, Recall):
+            task: NextTokenTask = self.corpus
         else:
             task = read_text(
-                cast("Path | str", text.corpus),
-                tokenizer=text.tokenizer or (start and start.tokenizer_source),
-                vocabulary=text.vocabulary,
-                length=text.length,
-                cache=text.cache,
-                held_out=text.held_out,
+                cast("Path | str", self.corpus),
+                tokenizer=self.tokenizer or (start and start.tokenizer_source),
+                vocabulary=self.vocabulary,
+                length=self.length,
+                cache=self.cache,
+                held_out=self.held_out,
                 test=self.half == "test",
             )
         if start is not None:
@@ -227,7 +232,7 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def rows(self) -> NextTokenRows:
         """The tokens that are judged; DataError if there are none."""
-        return read_rows(self.task(), self.half, self.text.held_out_sequences)
+        return read_rows(self.task(), self.half, self.held_out_sequences)
 
     @property
     def prompts(self) -> dict[str, NextTokenRows]:
@@ -249,7 +254,7 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def start(self) -> StoredDecoder | None:
         """The checkpoint, opened once a process; None = random weights."""
-        if (weights := self.model.weights) is None:
+        if (weights := self.weights) is None:
             return None
         check_fit(weights, self.dtype.itemsize * COPIES[self.adapts], self.place)
         return open_weights(weights)
@@ -257,27 +262,27 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def positions(self) -> int:
         """Positions of a sequence."""
-        return self.text.length
+        return self.length
 
     @property
     def adapts(self) -> How:
         """The weights that are trained under a mask."""
-        return self.adaptation.how or ("train" if self.model.scratch else "none")
+        return self.adapt or ("train" if self.scratch else "none")
 
     @property
     def shape(self) -> Shape:
         """The sizes that a mask is lowered to: causal."""
         if self.start is not None:
             return self.start.shape(self.positions)
-        size = find_size(self.model.size)
+        size = find_size(self.size)
         return Shape(self.positions, size.layers, size.heads, causal=True)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """Held-out loss in nats a token (worst: a uniform guess), or with tasks what is added to
         the dense model's, and `cost`."""
-        corpus = self.text.corpus
-        source = corpus if isinstance(corpus, Recall) else self.start or self.text
+        corpus = self.corpus
+        source = corpus if isinstance(corpus, Recall) else self.start or self
         cost = Objective(self.cost, "min", 1.0)
         if self.cost == SPARSITY:
             cost = Objective(SPARSITY, "max", 0.0)
@@ -308,18 +313,18 @@ class CausalEvaluator(AssembledEvaluator):
         if self.start is not None:
             return self.start.config
         return decoder_config(
-            *(self.model.architecture, self.model.size, self.text.vocabulary, self.positions),
-            kv_heads=self.model.kv_heads,
-            initializer_range=self.model.initializer_range,
+            *(self.architecture, self.size, self.vocabulary, self.positions),
+            kv_heads=self.kv_heads,
+            initializer_range=self.initializer_range,
         )
 
     @property
     def recover_config(self) -> TrainConfig:
         """Settings of the recovery."""
-        config, adaptation = self.train_config, self.adaptation
-        tokens = self.training.batch * config.micro_batches * self.positions  # of a step
-        lr = config.lr if adaptation.lr is None else adaptation.lr
-        return replace(config, steps=math.ceil(adaptation.tokens / tokens), lr=lr)
+        config = self.train_config
+        tokens = self.batch * config.micro_batches * self.positions  # of a step
+        lr = config.lr if self.recover_lr is None else self.recover_lr
+        return replace(config, steps=math.ceil(self.recover_tokens / tokens), lr=lr)
 
     @property
     def protocol(self) -> str:
@@ -331,7 +336,7 @@ class CausalEvaluator(AssembledEvaluator):
         prompts = {name: (self.task_rows, rows.digest()) for name, rows in self.prompts.items()}
         recover = None
         if self.adapts == "recover":
-            batch = self.training.batch
+            batch = self.batch
             recover = self.task().train_digest, batch, self.recover_config.identity
         return ({"tasks": prompts} if prompts else {}) | {
             "model": self.weights_settings(),
@@ -341,7 +346,7 @@ class CausalEvaluator(AssembledEvaluator):
             "recover": recover,
             "bands": self.edges,
             "kl": self.kl,
-            "precision": self.training.precision,
+            "precision": self.precision,
         }
 
     def weights_settings(self) -> dict[str, object]:
@@ -349,19 +354,19 @@ class CausalEvaluator(AssembledEvaluator):
         if self.start is not None and self.adapts != "train":
             named = {"weights": self.start.digest, "length": self.positions}
             return named if self.dtype == torch.float32 else named | {"dtype": str(self.dtype)}
-        size = find_size(self.model.size)
+        size = find_size(self.size)
         scratch = {
-            "architecture": self.model.architecture,
+            "architecture": self.architecture,
             "size": asdict(size),
-            "kv_heads": self.model.kv_heads,
-            "initializer_range": self.model.initializer_range or initial_spread(size.width),
+            "kv_heads": self.kv_heads,
+            "initializer_range": self.initializer_range or initial_spread(size.width),
         }
         return {
             "start": scratch if self.start is None else self.start.digest,
             "text": self.task().train_digest,
             "train": self.train_config.identity,
-            "batch": self.training.batch,
-            "precision": self.training.precision,
+            "batch": self.batch,
+            "precision": self.precision,
         }
 
     @property
@@ -372,13 +377,13 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def seedless(self) -> bool:
         """Whether every seed gives a mask the same scores: a checkpoint, judged as it is."""
-        return not self.model.scratch and self.adapts == "none"
+        return not self.scratch and self.adapts == "none"
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of a checkpoint's weights in memory: bfloat16 where that is the precision, and
         nothing is trained."""
-        half = self.training.precision == "bfloat16" and self.seedless
+        half = self.precision == "bfloat16" and self.seedless
         return torch.bfloat16 if half else torch.float32
 
     @property
@@ -389,7 +394,7 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def trainer(self) -> NextTokenTraining:
         """The trainer of a decoder on the text."""
-        return NextTokenTraining(self.task(), self.training, self.place)
+        return NextTokenTraining(self.task(), self.batch, self, self.place)
 
     # -- models --------------------------------------------------------------------------------
     def build_model(self, seed: int) -> NextTokenModel:
@@ -397,10 +402,10 @@ class CausalEvaluator(AssembledEvaluator):
         if self.start is not None:
             return read_weights(self.start, self.dtype, self.place)
         body = decoder(
-            *(self.model.architecture, self.model.size, self.task().vocabulary, self.positions),
+            *(self.architecture, self.size, self.task().vocabulary, self.positions),
             seed=mixed_seed(seed, WEIGHTS),
-            kv_heads=self.model.kv_heads,
-            initializer_range=self.model.initializer_range,
+            kv_heads=self.kv_heads,
+            initializer_range=self.initializer_range,
         )
         return NextTokenModel(body).to(self.place)
 
@@ -413,7 +418,7 @@ class CausalEvaluator(AssembledEvaluator):
         made = self.build_model(seed)
         if self.start is None:
             key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
-            path = cache_folder(self.text.cache) / DENSE / f"decoder-{key}.safetensors"
+            path = cache_folder(self.cache) / DENSE / f"decoder-{key}.safetensors"
 
             def pretrain(kept: Checkpoints) -> None:
                 how = self.train_config, seed, kept
@@ -426,14 +431,14 @@ class CausalEvaluator(AssembledEvaluator):
 
     def shared(self, seed: int) -> DenseDecoder:
         """The dense model, one object for all masks; a checkpoint is one for all seeds."""
-        return share_dense(self, seed if self.model.scratch else 0)
+        return share_dense(self, seed if self.scratch else 0)
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing, or
         none of the tasks."""
         if self.adapts == "train":
             return
-        loss = measure_text(self, seed if self.model.scratch else 0)
+        loss = measure_text(self, seed if self.scratch else 0)
         if loss >= (constant := constant_loss(self.task(), self.rows)):
             raise SearchError(
                 f"without a mask the decoder loses {loss:.3f} nats a token, and a guess by how "
@@ -459,7 +464,7 @@ class CausalEvaluator(AssembledEvaluator):
             return
         model, config, teacher = self.under(mask, seed)
         memory: dict[str, Any] = {"curve": []}
-        due = report_steps(config.steps, self.training.reports)
+        due = report_steps(config.steps, self.reports)
         key = short_hash(self.protocol, mask.digest, str(seed))
         kept = Checkpoints(workdir, self.adapts, key)
         steps = self.trainer.steps(model, config, seed, kept, teacher=teacher, memory=memory)
@@ -503,7 +508,7 @@ class CausalEvaluator(AssembledEvaluator):
             self.rows.tokens,
             answers=self.rows.answers is not None,
             dense=shared.features if shared is not None and self.kl else None,
-            precision=self.training.precision,
+            precision=self.precision,
             states=shared.states if shared is not None and model is shared.model else None,
         )
 
@@ -531,7 +536,7 @@ class CausalEvaluator(AssembledEvaluator):
         """Right answers and losses of the tasks, and the mean loss of each group of them."""
         values: dict[str, float] = {}
         for name, rows in self.prompts.items():
-            how: dict[str, Any] = {"answers": True, "precision": self.training.precision}
+            how: dict[str, Any] = {"answers": True, "precision": self.precision}
             values |= task_values(name, score_tokens(model, rows.tokens, **how), rows)
         for group, members in GROUPS.items():
             losses = [values[f"{LOSS}/{name}"] for name in self.tasks if name in members]
@@ -543,22 +548,22 @@ class CausalEvaluator(AssembledEvaluator):
         there is no such model, or no task."""
         if not self.tasks or self.adapts == "train":
             return {}
-        return measure_dense(self, seed if self.model.scratch else 0)
+        return measure_dense(self, seed if self.scratch else 0)
 
     # -- gates ---------------------------------------------------------------------------------
     def differentiable(self, seed: int) -> Differentiable:
         """For a one-shot search: the model and the text, without a mask. Weights of a
         dense model are frozen, so that gates alone are trained."""
-        order, rows, size = mixed_seed(seed, DATA, GATES), self.rows, self.training.batch
+        order, rows, size = mixed_seed(seed, DATA, GATES), self.rows, self.batch
         model, teacher = self.build_model(seed), None
         if self.weights_frozen:
             model = self.dense(seed)
-            teacher = None if self.adaptation.learn_from == "labels" else self.shared(seed).model
+            teacher = None if self.learn_from == "labels" else self.shared(seed).model
 
         def targets(batches: Iterator[Batch]) -> Iterator[Batch]:
             for batch in move_batches(batches, self.place):
                 if teacher is not None:
-                    name = "hidden" if self.adaptation.learn_from == "hidden" else "target"
+                    name = "hidden" if self.learn_from == "hidden" else "target"
                     with torch.no_grad():
                         batch = batch | {name: teacher.features(batch["input_ids"])}
                 yield batch
@@ -568,7 +573,7 @@ class CausalEvaluator(AssembledEvaluator):
             for at in range(0, len(rows.tokens), size)
         )
         batches = targets(self.task().batches(order, size))
-        how = list(targets(held_out)), self.training.steps, self.train_config.lr
+        how = list(targets(held_out)), self.steps, self.train_config.lr
         return Differentiable(model.train(), batches, *how)
 
 
@@ -629,4 +634,4 @@ def measure_text(evaluator: CausalEvaluator, seed: int) -> float:
 @lru_cache(maxsize=2)
 def share_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
-    return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.training.precision)
+    return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from masksearch.contracts import (
     POINT,
     Batch,
     Differentiable,
+    Evaluator,
     Half,
     Objective,
     Report,
@@ -27,7 +28,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, SearchError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
+from masksearch.evaluators.assembled import NO_CORPUS, Trained
 from masksearch.evaluators.mlm import (
     MlmEvaluator,
     check_encoder,
@@ -56,14 +57,25 @@ from masksearch.tasks.text.tokenizer import read_vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, check_frozen, freeze
-from masksearch.training.parts import check_least
+from masksearch.training.parts import (
+    FINETUNE_RATES,
+    Adapt,
+    EncoderTraining,
+    Frozen,
+    How,
+    LearnFrom,
+    Machine,
+    Model,
+    Text,
+    settings_fields,
+)
 
 ROUND, DROPOUT, RECOVER, GATES = 25, 26, 27, 28  # streams of random numbers
 RECOVERED = "recovered"  # folder of recovered models in that of the cache
 
 
-@dataclass(frozen=True)
-class FineTuning(AssembledEvaluator, ABC):
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks, says how their rows become batches and scores (the abstract
@@ -93,22 +105,40 @@ class FineTuning(AssembledEvaluator, ABC):
     numbers as padding to `length`, in less time.
 
     Args:
-        text: The text of the pre-training, with `corpus`; in its place the corpus alone.
-        model: What is pre-trained, or the checkpoint that is fine-tuned.
-        training: How it is pre-trained; precision, device and checkpoints of all trainings.
-        adaptation: The fine-tuning, and what is trained under a mask, see above.
+        recover_steps: Optimiser steps under the mask, for `"recover"`.
+        gates_learn_from: What the gates of DAM learn from on frozen weights; None = as
+            `learn_from`, and the labels where that is `"both"`.
+        gates_batch: Rows of a batch for these gates; None = `finetune_batch`.
+        keep_recovered: Whether weights after `"recover"` are kept in the folder `recovered` of
+            the cache, for each dense model, mask and seed: other rows then score them without
+            training again.
+        finetune_lr: Peak learning rate of fine-tuning; None = 5e-4 where the model began with
+            random weights, 5e-5 for a checkpoint.
+        finetune_batch: Rows of a fine-tuning batch.
+        epochs: Passes over the training rows.
+        finetune_seeds: Fine-tuning runs of a task, from the same pre-trained weights. A score is
+            their mean; with two or more, `"<score>/std"` is their standard deviation.
+        frozen: Lower layers that fine-tuning leaves as they are, the embeddings included (0 =
+            the embeddings alone); `"all"` = only the head is trained; None = everything is.
         rows: Largest number of training rows of a task; a fixed sample; None = all.
         dev_rows: The same for the rows that are scored.
         split_seed: Seed of the split of a file that stands alone, and of the samples.
     """
 
-    _: KW_ONLY
+    adapt: How = "train"
+    recover_steps: int = 100
+    gates_learn_from: LearnFrom | None = None
+    gates_batch: int | None = None
+    keep_recovered: bool = False
+    finetune_lr: float | None = None
+    finetune_batch: int = 32
+    epochs: int = 3
+    finetune_seeds: int = 1
+    frozen: Frozen = None
     rows: int | None = 10_000
     dev_rows: int | None = 2_000
     split_seed: int = 0
 
-    defaults: ClassVar[Mapping[str, Any]] = {"adapt": "train"}
-    unread: ClassVar[str] = "kv_heads recover_tokens"
     score_name: ClassVar[str]  # what a search improves
     streams: ClassVar[tuple[int, int]]
     head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`
@@ -116,18 +146,19 @@ class FineTuning(AssembledEvaluator, ABC):
     own_head: ClassVar[str | None] = None  # `head_kind` where transformers' own head is taken
 
     def __post_init__(self) -> None:
+        check_encoder(type(self), self.corpus, self.architecture)
         super().__post_init__()
-        weights, corpus, how = self.model.weights, self.text.corpus, self.adaptation.how
+        if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
+            raise ValueError(f"frozen is a number of layers, 'all' or None, got {self.frozen!r}")
+        weights, corpus, how = self.weights, self.corpus, self.adapt
         if corpus is None and weights is None:
             raise ValueError(f"{NO_CORPUS}, or the weights of a checkpoint to fine-tune")
-        check_encoder(self)
         if corpus is not None:
             self.pretrainer  # noqa: B018  (checks what a pre-training is told)
-        check_least(1, rows=self.rows, dev_rows=self.dev_rows)
-        if self.text.length < 8:
-            raise ValueError(f"fine-tuning needs at least 8 positions, got {self.text.length}")
-        check_name("learn_from", self.adaptation.learn_from, ("labels", "dense", "both"))
-        if (source := self.adaptation.gates_learn_from) is not None:
+        if self.length < 8:
+            raise ValueError(f"fine-tuning needs at least 8 positions, got {self.length}")
+        check_name("learn_from", self.learn_from, ("labels", "dense", "both"))
+        if (source := self.gates_learn_from) is not None:
             check_name("gates_learn_from", source, ("labels", "dense"))
         if how != "train" and (weights is None or corpus is not None):
             stray = "has no weights" if weights is None else "also has a corpus"
@@ -194,36 +225,39 @@ class FineTuning(AssembledEvaluator, ABC):
     def pretrainer(self) -> MlmEvaluator:
         """The pre-training, where there is a corpus; with test rows go its text's final half."""
         half: Half = "final" if self.half == "test" else self.half
-        return MlmEvaluator(self.text, model=self.model, training=self.training, half=half)
+        settings: dict[str, Any] = {
+            name: getattr(self, name) for name in settings_fields(MlmEvaluator)
+        }
+        return MlmEvaluator(**settings | {"half": half})
 
     @property
     def start(self) -> Pretrained:
         """The checkpoint, opened once a process; DataError if it cannot be opened."""
-        return self.held.get("start") or read_weights(self.model.weights)
+        return self.held.get("start") or read_weights(self.weights)
 
     @property
     def trainer(self) -> TaskTraining:
         """The trainer that fine-tunes a head, and has it predict."""
         return TaskTraining(
             self.inputs,
-            self.adaptation.finetune_batch,
-            self.adaptation.frozen,
-            self.training,
+            self.finetune_batch,
+            self.frozen,
+            self,
             self.place,
         )
 
     @property
     def source(self) -> TokenSource:
         """The source of ids for the tasks' text: the corpus, or the checkpoint's tokenizer."""
-        if self.text.corpus is not None:
+        if self.corpus is not None:
             return self.pretrainer.task().corpus
         if "source" in self.held:
             source: TokenSource = self.held["source"]
             return source
         start = self.start
-        start.shape(self.text.length)
-        tokenizer = self.text.tokenizer or start.tokenizer_source
-        made = read_vocabulary(tokenizer, self.text.length)
+        start.shape(self.length)
+        tokenizer = self.tokenizer or start.tokenizer_source
+        made = read_vocabulary(tokenizer, self.length)
         start.check_tokens(made.vocabulary, made.special["pad"])
         return made
 
@@ -237,7 +271,7 @@ class FineTuning(AssembledEvaluator, ABC):
         if self.held:
             return self
         tasks = {name: self.tokens(name) for name in self.downstream}
-        if self.text.corpus is None:
+        if self.corpus is None:
             return self.holding(tasks=tasks, start=self.start, source=self.source)
         made = self.holding(tasks=tasks)
         made.__dict__["pretrainer"] = self.pretrainer.packed()
@@ -252,8 +286,8 @@ class FineTuning(AssembledEvaluator, ABC):
     @property
     def shape(self) -> Shape:
         """The sizes of a mask, with the training rows' lengths and the last layer's rows."""
-        alone = self.text.corpus is None
-        shape = self.start.shape(self.text.length) if alone else self.pretrainer.shape
+        alone = self.corpus is None
+        shape = self.start.shape(self.length) if alone else self.pretrainer.shape
         if self.half == "all":
             return shape
         return replace(shape, lengths=self.lengths, read=self.read, tokens=self.token_rows)
@@ -261,7 +295,7 @@ class FineTuning(AssembledEvaluator, ABC):
     @cached_property
     def read(self) -> int | None:
         """Leading rows of the last layer that reach a score; None = all, as in a pre-training."""
-        if self.half == "all" or self.text.corpus is not None:
+        if self.half == "all" or self.corpus is not None:
             return None
         folder, tuned = self.start.locate(), self.weights_frozen
         return rows_read(folder, self.head_reads, tuned=tuned, kind=self.own_head)
@@ -270,7 +304,7 @@ class FineTuning(AssembledEvaluator, ABC):
     def lengths(self) -> dict[int, int]:
         """How many training sequences have how many tokens; see `pooled_lengths`."""
         tasks = [self.sequence_lengths(self.tokens(name).train) for name in self.downstream]
-        return pooled_lengths(tasks, self.text.length)
+        return pooled_lengths(tasks, self.length)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -283,7 +317,7 @@ class FineTuning(AssembledEvaluator, ABC):
     @property
     def seedless(self) -> bool:
         """Whether a fine-tuned folder is judged as it is, which no seed changes."""
-        return self.adaptation.how == "none" and self.is_tuned
+        return self.adapt == "none" and self.is_tuned
 
     @property
     def is_tuned(self) -> bool:
@@ -293,21 +327,22 @@ class FineTuning(AssembledEvaluator, ABC):
     @property
     def weights_frozen(self) -> bool:
         """Whether `differentiable` trains gates alone."""
-        return self.adaptation.how != "train"
+        return self.adapt != "train"
 
     @property
     def weight_lr(self) -> float | None:
         """As of `MlmEvaluator`; without a corpus the rate of fine-tuning."""
-        return self.finetune_rate if self.text.corpus is None else super().weight_lr
+        return self.finetune_rate if self.corpus is None else super().weight_lr
 
     @property
     def finetune_rate(self) -> float:
         """Peak learning rate of fine-tuning."""
-        return self.adaptation.finetune_rate(scratch=self.model.scratch)
+        rate = self.finetune_lr
+        return FINETUNE_RATES[not self.scratch] if rate is None else rate
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text, of the checkpoint and of the tasks' rows."""
-        if self.text.corpus is None:
+        if self.corpus is None:
             named = {"tokenizer": self.source.digest, "weights": self.start.digest}
         else:
             named = dict(self.pretrainer.data_hashes())
@@ -323,36 +358,39 @@ class FineTuning(AssembledEvaluator, ABC):
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
-        adaptation, dropout = self.adaptation, self.model.dropout
-        if self.text.corpus is not None:
+        dropout = self.dropout
+        if self.corpus is not None:
             settings = self.pretrainer.settings()
         else:
             settings = {"data": self.source.digest, "size": self.start.digest}
             settings |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
-            settings |= {"held_out": None, "precision": self.training.precision}
+            settings |= {"held_out": None, "precision": self.precision}
             settings |= {} if dropout is None else {"dropout": dropout}
         if self.half != "all":
             settings["half"] = self.half
         settings |= self.task_settings()
-        settings |= {"epochs": adaptation.epochs, "finetune_lr": self.finetune_rate}
-        settings["finetune_batch"] = adaptation.finetune_batch
+        settings |= {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
+        settings["finetune_batch"] = self.finetune_batch
         later: dict[str, tuple[object, object]] = {  # hashed where they are not the default
-            "finetune_seeds": (adaptation.finetune_seeds, 1),
-            "frozen": (adaptation.frozen, None),
-            "adapt": (adaptation.how, "train"),
-            "learn_from": (adaptation.learn_from, "labels"),
-            "gates_learn_from": (adaptation.gates_learn_from, None),
-            "gates_batch": (adaptation.gates_batch, None),
+            "finetune_seeds": (self.finetune_seeds, 1),
+            "frozen": (self.frozen, None),
+            "adapt": (self.adapt, "train"),
+            "learn_from": (self.learn_from, "labels"),
+            "gates_learn_from": (self.gates_learn_from, None),
+            "gates_batch": (self.gates_batch, None),
         }
-        if adaptation.how == "recover":
-            later |= {"recover_steps": (adaptation.steps, 0), "recover_lr": (adaptation.lr, None)}
+        if self.adapt == "recover":
+            later |= {
+                "recover_steps": (self.recover_steps, 0),
+                "recover_lr": (self.recover_lr, None),
+            }
         later["read"] = self.read, None  # decides what sparsity counts, though no score
         return settings | {name: value for name, (value, usual) in later.items() if value != usual}
 
     def finetune_steps(self, name: str) -> int:
         """Optimiser steps of a task's fine-tuning."""
-        rows, adaptation = len(self.tokens(name).train), self.adaptation
-        return adaptation.epochs * batches_an_epoch(rows, adaptation.finetune_batch)
+        rows = len(self.tokens(name).train)
+        return self.epochs * batches_an_epoch(rows, self.finetune_batch)
 
     def order(self, name: str, seed: int, *more: int) -> int:
         """Seed of the order of a task's rows."""
@@ -365,7 +403,7 @@ class FineTuning(AssembledEvaluator, ABC):
 
     def begin(self, name: str, seed: int) -> nn.Module:
         """The model that becomes a task's dense one: the checkpoint under a new head."""
-        return self.new_head(self.start.encoder(dropout=self.model.dropout), name, seed)
+        return self.new_head(self.start.encoder(dropout=self.dropout), name, seed)
 
     def run_seed(self, seed: int, number: int) -> int:
         """The seed of a task's fine-tuning run; of run 0 that of the evaluation."""
@@ -379,21 +417,21 @@ class FineTuning(AssembledEvaluator, ABC):
             self.tokens(name)
         steps, values = 0, dict[str, float]()
         encoder: nn.Module | None = None
-        if self.text.corpus is not None:
-            steps, model = self.training.steps, self.pretrainer.build_model(seed)
+        if self.corpus is not None:
+            steps, model = self.steps, self.pretrainer.build_model(seed)
             encoder = model.encoder
-            check_frozen(encoder, self.adaptation.frozen)
+            check_frozen(encoder, self.frozen)
             for report in self.pretrainer.pretrain_once(model, mask, seed=seed, workdir=workdir):
                 values = dict(report.values)
                 yield report
         elif not self.weights_frozen:
-            encoder = self.start.encoder(dropout=self.model.dropout)
+            encoder = self.start.encoder(dropout=self.dropout)
         scores = read_scores(workdir / "scores.json", key)
         if not scores:
             (workdir / ROWS).unlink(missing_ok=True)  # of another run
         for name in self.downstream:
             runs = []
-            for number in range(self.adaptation.finetune_seeds):
+            for number in range(self.finetune_seeds):
                 run, run_seed = f"{name}.{number}", self.run_seed(seed, number)
                 if run not in scores:
                     kept = Checkpoints(workdir, f"finetuning.{name}.{run_seed:x}")
@@ -407,9 +445,7 @@ class FineTuning(AssembledEvaluator, ABC):
             values |= mean_scores(runs)
             steps += self.steps_under_mask(name)
         if group().first:
-            join_rows(
-                workdir, [(name, self.adaptation.finetune_seeds) for name in self.downstream]
-            )
+            join_rows(workdir, [(name, self.finetune_seeds) for name in self.downstream])
         yield Report(steps, values | self.summary(values))
 
     def adapted(self, mask: Mask, *, seed: int, task: str = "") -> nn.Module:
@@ -429,18 +465,18 @@ class FineTuning(AssembledEvaluator, ABC):
         Raises:
             DataError: If there is a corpus: the model of a pre-training is not made again.
         """
-        if self.text.corpus is not None:
+        if self.corpus is not None:
             raise DataError(
                 "a model that is pre-trained under the mask is not made again; leave "
                 "corpus out, or train it with MlmEvaluator and save that"
             )
         name, encoder, table = task or self.downstream[0], None, self.as_table(mask)
         if not self.weights_frozen:
-            encoder = self.start.encoder(dropout=self.model.dropout)
+            encoder = self.start.encoder(dropout=self.dropout)
         with TemporaryDirectory() as folder:
             head = self.under(encoder, name, table, Checkpoints(Path(folder)), seed)
         whole: nn.Module = getattr(detach(head.eval()), "whole", head)
-        return attach(whole, masks.cropped(table, self.text.length))
+        return attach(whole, masks.cropped(table, self.length))
 
     def as_table(self, mask: Mask) -> Mask:
         """The mask as it is judged: its table, unless it follows the tokens."""
@@ -466,12 +502,12 @@ class FineTuning(AssembledEvaluator, ABC):
         if encoder is not None:
             head = self.new_head(copy.deepcopy(encoder), name, seed)
         else:
-            head, source = self.dense(name, seed), self.adaptation.learn_from
-            stream, rate = (RECOVER,), self.adaptation.lr or rate
-            if source != "labels" and self.adaptation.how == "recover":
+            head, source = self.dense(name, seed), self.learn_from
+            stream, rate = (RECOVER,), self.recover_lr or rate
+            if source != "labels" and self.adapt == "recover":
                 teacher = frozen_copy(head)
                 loss = self.trainer.imitating(teacher, labels=source == "both")
-        attach(head, masks.cropped(mask, self.text.length))
+        attach(head, masks.cropped(mask, self.length))
         steps, order = self.steps_under_mask(name), self.order(name, seed, *stream)
         noise = mixed_seed(seed, DROPOUT, *stream)
 
@@ -486,13 +522,13 @@ class FineTuning(AssembledEvaluator, ABC):
                 loss=loss,
             )
 
-        if self.adaptation.keep and self.adaptation.how == "recover":
-            how = self.adaptation
-            settings = how.learn_from, how.finetune_batch, how.frozen, steps, rate, order, noise
-            model = self.dense_name(head, name, seed), self.row_hashes[name], self.model.dropout
-            parts = [*model, mask.digest, *settings, self.training.precision]
+        if self.keep_recovered and self.adapt == "recover":
+            how = self.learn_from, self.finetune_batch, self.frozen
+            settings = *how, steps, rate, order, noise
+            model = self.dense_name(head, name, seed), self.row_hashes[name], self.dropout
+            parts = [*model, mask.digest, *settings, self.precision]
             key = short_hash("recovered-1", repr(parts))
-            path = cache_folder(self.text.cache) / RECOVERED / f"{name}-{key}.safetensors"
+            path = cache_folder(self.cache) / RECOVERED / f"{name}-{key}.safetensors"
             provide_dense(head, path, key, train)
         elif steps:
             train(replace(kept, key=short_hash(self.protocol, mask.digest, name, str(seed))))
@@ -500,9 +536,9 @@ class FineTuning(AssembledEvaluator, ABC):
 
     def steps_under_mask(self, name: str) -> int:
         """Optimiser steps under a mask, of a task."""
-        if self.adaptation.how == "train":
+        if self.adapt == "train":
             return self.finetune_steps(name)
-        return self.adaptation.steps if self.adaptation.how == "recover" else 0
+        return self.recover_steps if self.adapt == "recover" else 0
 
     # -- on dense models -----------------------------------------------------------------------
     def dense(self, name: str, seed: int) -> nn.Module:
@@ -514,13 +550,13 @@ class FineTuning(AssembledEvaluator, ABC):
             SearchError: If the dense model knows no more than a constant answer, so that nothing
                 can be compared on it.
         """
-        seeds, how = self.adaptation.finetune_seeds, self.adaptation.how
+        seeds, how = self.finetune_seeds, self.adapt
         if (count := group().size) > 1:
             raise SearchError(
                 f"adapt={how!r} trains in one process, and torchrun has started {count}; start "
                 "one, or give adapt='train'"
             )
-        start, folder = self.start, cache_folder(self.text.cache) / DENSE
+        start, folder = self.start, cache_folder(self.cache) / DENSE
         if tuned_kind(location := start.locate()) is not None:
             if len(self.downstream) > 1 or seeds > 1:
                 raise DataError(
@@ -534,7 +570,7 @@ class FineTuning(AssembledEvaluator, ABC):
             kept = folder / self.dense_name(head, name, seed)
         else:
             head = self.begin(name, seed)
-            check_frozen(head.get_submodule("encoder"), self.adaptation.frozen)
+            check_frozen(head.get_submodule("encoder"), self.frozen)
             key = self.dense_key(head, name, seed)
             kept = folder / self.dense_name(head, name, seed)
             title, rows = f"dense model of {name}, seed {seed}", self.tokens(name).train
@@ -554,7 +590,7 @@ class FineTuning(AssembledEvaluator, ABC):
         """Fine-tunes, or finds, the dense models of a seed, and checks them: see `dense`."""
         if self.weights_frozen:
             for name in self.downstream:
-                for number in range(self.adaptation.finetune_seeds):
+                for number in range(self.finetune_seeds):
                     self.dense(name, self.run_seed(seed, number))
 
     @cached_property
@@ -572,12 +608,12 @@ class FineTuning(AssembledEvaluator, ABC):
         """Hash of everything that the weights of a task's dense model depend on."""
         shapes = {n: list(part.shape) for n, part in head.named_parameters()}
         settings = {
-            "epochs": self.adaptation.epochs,
+            "epochs": self.epochs,
             "finetune_lr": self.finetune_rate,
-            "finetune_batch": self.adaptation.finetune_batch,
-            "frozen": self.adaptation.frozen,
-            "precision": self.training.precision,
-            "dropout": self.model.dropout,
+            "finetune_batch": self.finetune_batch,
+            "frozen": self.frozen,
+            "precision": self.precision,
+            "dropout": self.dropout,
         }
         parts = [self.start.digest, self.row_hashes[name], shapes, settings]
         return short_hash("dense-1", repr(parts), str(seed), str(self.task_seed(name, seed)))
@@ -590,18 +626,18 @@ class FineTuning(AssembledEvaluator, ABC):
         checkpoint under a head for each task, so that gates and all weights but the `frozen` ones
         are.
         """
-        if self.text.corpus is not None:
+        if self.corpus is not None:
             return self.pretrainer.differentiable(seed)
         if not self.weights_frozen:
-            encoder = self.start.encoder(dropout=self.model.dropout)
-            freeze(encoder, self.adaptation.frozen)  # as under a mask that is judged
+            encoder = self.start.encoder(dropout=self.dropout)
+            freeze(encoder, self.frozen)  # as under a mask that is judged
             heads = [self.new_head(encoder, name, seed) for name in self.downstream]
         else:
             heads = [self.dense(name, seed) for name in self.downstream]
-        adaptation, trainer = self.adaptation, self.trainer
-        source = adaptation.gates_learn_from or adaptation.learn_from
+        trainer = self.trainer
+        source = self.gates_learn_from or self.learn_from
         rows = [(self.tokens(n).train, self.order(n, seed, GATES)) for n in self.downstream]
-        trainer = replace(trainer, batch=adaptation.gates_batch or trainer.batch)
+        trainer = replace(trainer, batch=self.gates_batch or trainer.batch)
         imitate = self.weights_frozen and source == "dense"
         made = train_together(heads, rows, trainer, imitate=imitate)
         if self.weights_frozen:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ from masksearch.tasks.glue.tasks import (
 )
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import shrink
-from masksearch.training.parts import AnyText, Text
+from masksearch.training.parts import refuse_missing
 
 COUNTED = 1000  # training rows in which masks that follow the tokens are counted
 
@@ -80,27 +80,18 @@ class GlueEvaluator(FineTuning):
             rows of them reach a score.)
     """
 
-    glue: Path | str
+    glue: Path | str = ""
     tasks: tuple[str | GlueTask, ...] = ("SST-2", "QQP", "MNLI")
     _: KW_ONLY
     convention: Convention = "primary"
     read_out: ReadOut = READ_OUT
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            text: Text | AnyText = ...,
-            glue: Path | str = ...,
-            tasks: Sequence[str | GlueTask] = ...,
-            **settings: Any,
-        ) -> None: ...
 
     score_name: ClassVar[str] = "glue"
     streams: ClassVar[tuple[int, int]] = (21, 22)
     head_kind: ClassVar[str] = "SequenceClassification"
 
     def __post_init__(self) -> None:
+        refuse_missing(self, "glue")
         super().__post_init__()
         object.__setattr__(self, "glue", glue_place(self.glue))
         object.__setattr__(self, "tasks", tuple(self.tasks))
@@ -120,7 +111,7 @@ class GlueEvaluator(FineTuning):
         if self.read_out == "own" and not self.weights_frozen:
             raise ValueError(
                 "read_out='own' is of a model that is fine-tuned first; give adapt='recover' or "
-                f"'none', got {self.adaptation.how!r}"
+                f"'none', got {self.adapt!r}"
             )
 
     @cached_property
@@ -155,7 +146,7 @@ class GlueEvaluator(FineTuning):
             return settings
         if self.weights_frozen and self.is_tuned:
             raise DataError(
-                f"{self.model.weights} is fine-tuned already and has a head of its own, so there "
+                f"{self.weights} is fine-tuned already and has a head of its own, so there "
                 f"is no read_out={self.read_out!r}; leave it out, or give a pre-trained checkpoint"
             )
         return settings | {"read_out": self.read_out}
@@ -179,7 +170,7 @@ class GlueEvaluator(FineTuning):
             step = -(-len(rows) * len(self.downstream) // COUNTED)
             sequences += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
         return torch.stack(
-            [F.pad(ids, (0, self.text.length - len(ids)), value=-1) for ids in sequences]
+            [F.pad(ids, (0, self.length - len(ids)), value=-1) for ids in sequences]
         )
 
     def task_seed(self, name: str, seed: int) -> int:
@@ -196,7 +187,7 @@ class GlueEvaluator(FineTuning):
         sources it begins at the mean of the training labels."""
         labels = max(1, len(self.glue_task(name).labels))
         head = SequenceClassifier(encoder, labels, seed=seed, read_out=self.read_out)
-        if self.glue_task(name).regression and self.adaptation.learn_from == "both":
+        if self.glue_task(name).regression and self.learn_from == "both":
             begin_at(head, float(self.tokens(name).train.labels.mean()))
         return head
 
@@ -205,7 +196,7 @@ class GlueEvaluator(FineTuning):
         then begins at the mean of the training labels."""
         if self.read_out != "own":
             return super().begin(name, seed)
-        labels, dropout = self.glue_task(name).labels, self.model.dropout
+        labels, dropout = self.glue_task(name).labels, self.dropout
         drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
         where = self.start.locate(), self.head_kind, labels
         head = begin_tuned(*where, seed=drawn, dropout=dropout)

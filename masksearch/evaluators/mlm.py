@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +27,14 @@ from masksearch.contracts import (
     NATS,
     Batch,
     Differentiable,
+    Evaluator,
     Objective,
     Report,
     Shape,
     mixed_seed,
 )
 from masksearch.errors import NonFiniteLossError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, AssembledEvaluator
+from masksearch.evaluators.assembled import NO_CORPUS, Trained
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
@@ -59,7 +60,17 @@ from masksearch.training.loop import (
     report_steps,
     train,
 )
-from masksearch.training.parts import AnyText, Text, find_size, initial_spread, setting_names
+from masksearch.training.parts import (
+    PLANTED,
+    AnyText,
+    EncoderTraining,
+    Machine,
+    Model,
+    Text,
+    find_size,
+    initial_spread,
+    settings_fields,
+)
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
@@ -69,7 +80,7 @@ PRETRAINED = "pretrained"  # and of that of a finished one
 
 
 @dataclass(frozen=True)
-class MlmEvaluator(AssembledEvaluator):
+class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that
@@ -80,33 +91,22 @@ class MlmEvaluator(AssembledEvaluator):
     hash of their first tokens, see `Corpus.held_out_rows`; `half="test"` = the folder's test.txt,
     or the split of that name of `hf:..`.
 
-    Args:
-        text: The text and what is predicted of it, with `corpus`; in its place the corpus alone.
-        model: What is trained.
-        training: How, with which reports, on which machine.
-
     Raises:
         DataError: When it is called, or asked for its protocol, and the corpus is missing,
             too small or not UTF-8.
     """
 
-    unread: ClassVar[str] = "adaptation kv_heads"
-
-    if TYPE_CHECKING:
-
-        def __init__(self, text: Text | AnyText = ..., **settings: Any) -> None: ...
-
     def __post_init__(self) -> None:
+        check_encoder(type(self), self.corpus, self.architecture)
         super().__post_init__()
-        if self.text.corpus is None:
+        if self.corpus is None:
             raise ValueError(NO_CORPUS)
-        if self.distils and self.model.scratch:
+        if self.distils and self.scratch:
             raise ValueError(
                 "pretraining='distil' imitates a checkpoint, and this evaluator trains from "
                 "scratch; give the checkpoint as weights=, or pretraining='mlm'"
             )
-        check_encoder(self)
-        if self.training.steps != 0 or self.model.scratch:
+        if self.steps != 0 or self.scratch:
             self.train_config  # noqa: B018  (checks the steps)
 
     @classmethod
@@ -130,7 +130,7 @@ class MlmEvaluator(AssembledEvaluator):
     @property
     def distils(self) -> bool:
         """Whether hidden states are imitated."""
-        return self.text.pretraining == "distil"
+        return self.pretraining == "distil"
 
     @property
     def start(self) -> Pretrained:
@@ -139,15 +139,15 @@ class MlmEvaluator(AssembledEvaluator):
         Raises:
             DataError: If it cannot be opened.
         """
-        return self.held.get("start") or read_weights(self.model.weights)
+        return self.held.get("start") or read_weights(self.weights)
 
     @property
     def shape(self) -> Shape:
         """The sizes that a mask is lowered to."""
-        if not self.model.scratch:
-            return self.start.shape(self.text.length)
-        size = find_size(self.model.size)
-        return Shape(self.text.length, size.layers, size.heads)
+        if not self.scratch:
+            return self.start.shape(self.length)
+        size = find_size(self.size)
+        return Shape(self.length, size.layers, size.heads)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -156,7 +156,7 @@ class MlmEvaluator(AssembledEvaluator):
         sparsity = Objective("sparsity", "max", 0.0)
         if self.distils:
             return Objective("loss", "min", 1.0), sparsity
-        vocabulary = self.text.vocabulary if self.model.scratch else self.start.vocabulary
+        vocabulary = self.vocabulary if self.scratch else self.start.vocabulary
         return Objective("loss", "min", math.log(vocabulary), NATS), sparsity
 
     @property
@@ -166,25 +166,24 @@ class MlmEvaluator(AssembledEvaluator):
 
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
-        text, model, training, task = self.text, self.model, self.training, self.task()
-        size = find_size(model.size)
-        spread = model.initializer_range or initial_spread(size.width)
+        task, size = self.task(), find_size(self.size)
+        spread = self.initializer_range or initial_spread(size.width)
         settings: dict[str, object] = {
             "data": task.corpus.digest,
-            "size": asdict(size) if model.scratch else self.start.digest,
-            "train": self.train_config.identity if training.steps else None,
-            "batch": training.batch,
-            "initializer_range": spread if model.scratch else None,
+            "size": asdict(size) if self.scratch else self.start.digest,
+            "train": self.train_config.identity if self.steps else None,
+            "batch": self.batch,
+            "initializer_range": spread if self.scratch else None,
             "probability": task.probability,
-            "held_out": text.held_out_sequences,
-            "precision": training.precision,
+            "held_out": self.held_out_sequences,
+            "precision": self.precision,
         }
         later = {  # hashed where they are not the default, so that older protocols keep their ids
-            "pretraining": (text.pretraining, "mlm"),
-            "whole_words": (text.whole_words, False),
-            "architecture": (model.architecture, "bert"),
-            "dropout": (model.dropout, None),
-            "compile": (training.compile, False),
+            "pretraining": (self.pretraining, "mlm"),
+            "whole_words": (self.whole_words, False),
+            "architecture": (self.architecture, "bert"),
+            "dropout": (self.dropout, None),
+            "compile": (self.compile, False),
         }
         settings |= {name: value for name, (value, usual) in later.items() if value != usual}
         if self.half == "all":
@@ -195,7 +194,7 @@ class MlmEvaluator(AssembledEvaluator):
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text and of the checkpoint, where there is one."""
         named = {"text": self.task().corpus.digest}
-        return named if self.model.scratch else named | {"weights": self.start.digest}
+        return named if self.scratch else named | {"weights": self.start.digest}
 
     def packed(self) -> Self:
         """The same evaluator with its data in memory, for machines that do not see its files.
@@ -205,20 +204,27 @@ class MlmEvaluator(AssembledEvaluator):
         """
         if self.held:
             return self
-        start = {} if self.model.scratch else {"start": self.start}
+        start = {} if self.scratch else {"start": self.start}
         return self.holding(corpus=self.task().corpus, **start)
 
     def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
-        start = None if self.model.scratch else self.start
-        read = replace(self.text, held_out_sequences=1, pretraining="mlm", whole_words=False)
-        corpus = self.held.get("corpus") or read_corpus(read, start, self.half == "test")
+        corpus = self.held.get("corpus") or read_corpus(
+            cast("Path | str", self.corpus),
+            None if self.scratch else self.start,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            length=self.length,
+            cache=self.cache,
+            held_out=self.held_out,
+            test=self.half == "test",
+        )
         return build_task(
             corpus,
-            self.training.batch,
-            self.text.held_out_sequences,
-            PAIRS.get(self.text.pretraining),
-            self.text.whole_words,
+            self.batch,
+            self.held_out_sequences,
+            PAIRS.get(self.pretraining),
+            self.whole_words,
             self.half,
         )
 
@@ -233,7 +239,7 @@ class MlmEvaluator(AssembledEvaluator):
         for batch in there:
             plain = batch["labels"] == -100
             ids = torch.where(plain, batch["input_ids"], batch["labels"])
-            with torch.no_grad(), autocast(batch, self.training.precision):
+            with torch.no_grad(), autocast(batch, self.precision):
                 target = teacher.hidden(ids, None, None).float()
             yield {"input_ids": ids, "target": target}
 
@@ -243,22 +249,22 @@ class MlmEvaluator(AssembledEvaluator):
 
     def build_model(self, seed: int) -> MaskedLanguageModel | StateImitator:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
-        head, pairs, chosen = mixed_seed(seed, HEAD), self.text.pretraining in PAIRS, self.model
+        head, pairs = mixed_seed(seed, HEAD), self.pretraining in PAIRS
         if self.distils:
-            return StateImitator(self.start.encoder(dropout=chosen.dropout)).to(self.place)
-        if not chosen.scratch:
-            start = self.start.masked_language_model(head, pairs=pairs, dropout=chosen.dropout)
+            return StateImitator(self.start.encoder(dropout=self.dropout)).to(self.place)
+        if not self.scratch:
+            start = self.start.masked_language_model(head, pairs=pairs, dropout=self.dropout)
             return start.to(self.place)
         corpus = self.task().corpus
         body = encoder(
-            chosen.size,
+            self.size,
             corpus.vocabulary,
-            self.text.length,
+            self.length,
             seed=mixed_seed(seed, WEIGHTS),
-            dropout=chosen.dropout or 0.0,
-            initializer_range=chosen.initializer_range,
-            architecture=chosen.architecture,
-            pad=0 if chosen.architecture == "bert" else corpus.special["pad"],
+            dropout=self.dropout or 0.0,
+            initializer_range=self.initializer_range,
+            architecture=self.architecture,
+            pad=0 if self.architecture == "bert" else corpus.special["pad"],
         )
         return MaskedLanguageModel(body, seed=head, pairs=pairs).to(self.place)
 
@@ -268,7 +274,7 @@ class MlmEvaluator(AssembledEvaluator):
         Returns:
             The model's loss, a scalar; with sentence pairs `[masked tokens, pairs]`.
         """
-        with autocast(batch, self.training.precision):
+        with autocast(batch, self.precision):
             if PAIR_LABEL not in batch:
                 loss: Tensor = model(**batch).loss
                 return loss
@@ -281,7 +287,7 @@ class MlmEvaluator(AssembledEvaluator):
         with torch.no_grad(), keeping_modes(model):
             model.eval()
             for batch in batches:
-                with autocast(batch, self.training.precision):
+                with autocast(batch, self.precision):
                     output = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
                 yield batch, output
 
@@ -348,8 +354,8 @@ class MlmEvaluator(AssembledEvaluator):
             self.build_model(seed),
             self.prepared(self.task().batches(mixed_seed(seed, DATA))),
             self.held_out_batches(),
-            self.training.steps or None,
-            self.training.peak_rate(scratch=self.model.scratch),
+            self.steps or None,
+            self.peak_lr,
         )
 
     def pretrain(
@@ -369,15 +375,15 @@ class MlmEvaluator(AssembledEvaluator):
         """
         task, held_out = self.task(), self.held_out_batches()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
-        if self.training.steps == 0:
+        if self.steps == 0:
             yield Report(0, self.held_out_values(model, held_out))
             return
-        if self.training.compile:
+        if self.compile:
             torch.compiler.reset()  # a graph holds its mask: after 8 a process would not compile
             model.compile()
-        due = report_steps(self.training.steps, self.training.reports)
+        due = report_steps(self.steps, self.reports)
         key = short_hash(self.protocol, mask.digest, str(seed))
-        how = key, self.training.checkpoint_seconds
+        how = key, self.checkpoint_seconds
         kept = None if workdir is None else Checkpoints(workdir, PRETRAINING, *how)
         memory: dict[str, Any] = {"curve": []}
         data_seed = mixed_seed(seed, DATA)
@@ -398,7 +404,7 @@ class MlmEvaluator(AssembledEvaluator):
                 if not all(map(math.isfinite, values.values())):
                     raise NonFiniteLossError(
                         f"the held-out loss became {values['loss']} at step {step.number} of "
-                        f"{self.training.steps}; lower the learning rate (lr)"
+                        f"{self.steps}; lower the learning rate (lr)"
                     )
                 memory["curve"].append([step.number, values])
                 yield Report(step.number, values)
@@ -425,8 +431,8 @@ class MlmEvaluator(AssembledEvaluator):
             curve.append((report.step, dict(report.values)))
             yield report
         kept.clear()  # of another run
-        if self.training.steps and group().first:  # without a step there is nothing to keep
-            kept.save(self.training.steps, copy_weights(model), {"key": key, "curve": curve})
+        if self.steps and group().first:  # without a step there is nothing to keep
+            kept.save(self.steps, copy_weights(model), {"key": key, "curve": curve})
         Checkpoints(workdir, PRETRAINING).clear()
         detach(model, missing_ok=True)
 
@@ -440,7 +446,7 @@ class MlmEvaluator(AssembledEvaluator):
         keys_of_rows(mask, self.shape)  # refuses a mask that does not fit before anything is read
         model = self.build_model(seed)
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
-            if report.step == self.training.steps and group().first:
+            if report.step == self.steps and group().first:
                 held_out = self.held_out_batches()
                 rows = self.sequence_scores(model, held_out)
                 rows.save(workdir)
@@ -454,17 +460,17 @@ class MlmEvaluator(AssembledEvaluator):
         Checkpoints(workdir, PRETRAINING).clear()
 
 
-def check_encoder(evaluator: AssembledEvaluator) -> None:
-    """Checks that an evaluator is one of an encoder on text.
+def check_encoder(kind: type, corpus: AnyText, architecture: str) -> None:
+    """Checks that an evaluator of that class is one of an encoder on text.
 
     Raises:
         UnknownNameError: If its architecture is none of an encoder.
         ValueError: If it is given planted recall in place of a text.
     """
-    check_name("architecture", evaluator.model.architecture, ARCHITECTURES)
-    if not isinstance(evaluator.text.corpus, Path | str | None):
+    check_name("architecture", architecture, ARCHITECTURES)
+    if corpus == PLANTED or not isinstance(corpus, Path | str | None):
         raise ValueError(
-            f"{type(evaluator).__name__} reads text, and planted recall is a task of decoders; a "
+            f"{kind.__name__} reads text, and planted recall is a task of decoders; a "
             "file or folder of that name is './recall'"
         )
 
@@ -482,33 +488,30 @@ def read_weights(name_or_folder: str | Path | None) -> Pretrained:
 
 
 @lru_cache(maxsize=4)
-def read_corpus(text: Text, start: Pretrained | None = None, test: bool = False) -> Corpus:
-    """The corpus, read once a process; its tokenizer is the given one, or that of `start`. With
-    `test` its held-out text is the test text.
+def read_corpus(
+    corpus: Path | str,
+    start: Pretrained | None,
+    *,
+    tokenizer: str | Path | None,
+    length: int,
+    **more: Any,
+) -> Corpus:
+    """The corpus, read once a process by `Corpus.load`; its tokenizer is the given one, or that of
+    `start`.
 
     Raises:
         DataError: If it is missing or too small, or its tokenizer does not fit `start`.
         LengthError: If `start` has fewer positions than `length`.
     """
-    tokenizer = text.tokenizer
     if start is not None:
-        start.shape(text.length)
+        start.shape(length)
         tokenizer = tokenizer or start.tokenizer_source
         made = open_tokenizer(tokenizer)
         start.check_tokens(id_count(made), special_ids(made, tokenizer)["pad"])
-    return Corpus.load(
-        cast("Path | str", text.corpus),
-        tokenizer=tokenizer,
-        vocabulary=text.vocabulary,
-        length=text.length,
-        cache=text.cache,
-        held_out=text.held_out,
-        test=test,
-    )
+    return Corpus.load(corpus, tokenizer=tokenizer, length=length, **more)
 
 
 def preset_of(kind: type, name: str) -> dict[str, Any]:
     """Those of a preset's settings that an evaluator has."""
     check_name("preset", name, PRESETS)
-    names = setting_names(kind)
-    return {key: value for key, value in PRESETS[name].items() if key in names}
+    return {key: value for key, value in PRESETS[name].items() if key in settings_fields(kind)}

@@ -1,6 +1,6 @@
 """Decoders on text: their training, and what they say of every held-out token.
 
-training = NextTokenTraining(text, Training(batch=16), place)
+training = NextTokenTraining(text, 16, Machine(), place)
 for number in training.steps(model, config, seed, checkpoints):
     ...
 scores = score_tokens(model, rows.tokens)
@@ -36,7 +36,7 @@ from masksearch.training.loop import (
     move_batches,
     train,
 )
-from masksearch.training.parts import Precision, Training
+from masksearch.training.parts import Machine, Precision
 
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about
@@ -50,12 +50,14 @@ class NextTokenTraining:
 
     Args:
         text: Gives batches.
-        how: The size of a batch, the precision and the time between checkpoints.
+        batch: Sequences of a batch.
+        how: The precision, and the time between checkpoints.
         place: The device.
     """
 
     text: NextTokenTask
-    how: Training
+    batch: int
+    how: Machine
     place: torch.device
 
     def steps(
@@ -94,9 +96,7 @@ class NextTokenTraining:
         model.requires_grad_(True)
         run = train(
             model,
-            lambda start: move_batches(
-                self.text.batches(order, self.how.batch, start), self.place
-            ),
+            lambda start: move_batches(self.text.batches(order, self.batch, start), self.place),
             config,
             loss,
             checkpoints=kept and replace(kept, seconds=self.how.checkpoint_seconds),
@@ -117,7 +117,7 @@ class DenseDecoder:
         precision: `"float32"`, or `"bfloat16"` for autocast.
     """
 
-    def __init__(self, model: NextTokenModel, tokens: Tensor, precision: Precision) -> None:
+    def __init__(self, model: NextTokenModel, tokens: Tensor, precision: Precision | None) -> None:
         self.model, self.tokens, self.precision = model, tokens, precision
 
     @contextmanager
@@ -166,7 +166,7 @@ def score_tokens(
     *,
     answers: bool = False,
     dense: Sequence[Tensor] | None = None,
-    precision: Precision = "float32",
+    precision: Precision | None = "float32",
     states: LayerStates | None = None,
 ) -> TokenScores:
     """Judges every token; a table of all logits is never made.
@@ -242,7 +242,7 @@ def casts_kept(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def dense_features(
-    model: NextTokenModel, tokens: Tensor, *, precision: Precision = "float32"
+    model: NextTokenModel, tokens: Tensor, *, precision: Precision | None = "float32"
 ) -> list[Tensor]:
     """The features of a model without a mask, one tensor for each forward pass of `score_tokens`,
     on the CPU: 4 bytes for each token and number of a hidden state."""

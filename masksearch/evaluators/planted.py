@@ -7,11 +7,11 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,12 +27,13 @@ from masksearch.contracts import (
     POINT,
     Batch,
     Differentiable,
+    Evaluator,
     Objective,
     Report,
     Shape,
     mixed_seed,
 )
-from masksearch.evaluators.assembled import AssembledEvaluator
+from masksearch.evaluators.assembled import Trained
 from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
@@ -40,7 +41,7 @@ from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
 from masksearch.tasks.planted.graded import GradedProcess, PlantedTask
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess
 from masksearch.training.loop import TrainConfig, one_thread, report_steps, train
-from masksearch.training.parts import find_size
+from masksearch.training.parts import AnySize, find_size
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
 NARROW = 64  # width up to which one thread trains a model
@@ -56,7 +57,7 @@ GRADED: dict[str, Any] = {  # four heads: two parts, near and far
 
 
 @dataclass(frozen=True)
-class PlantedEvaluator(AssembledEvaluator):
+class PlantedEvaluator(Trained, Evaluator):
     """Trains a small BERT under the mask on a planted process, then on two downstream tasks.
 
     Pre-training is masked prediction; the pre-trained model is then fine-tuned, from the same
@@ -67,17 +68,17 @@ class PlantedEvaluator(AssembledEvaluator):
     The weights, the order of the data and what is hidden derive from the seed alone, so that
     masks judged with one seed differ in nothing but the mask.
 
-    Of the parts it reads `held_out_sequences` (of each task, an even number; default 1024), `size`
-    (default "nano": one layer makes the planted edges the only way; more can go round through
-    other positions), `initializer_range` (default 0.18, 1 to 1.5 / sqrt(width): with BERT's 0.02
-    attention starts flat and stays so for hundreds of steps) and the training: `steps` (500),
-    `batch` (16; many small steps leave the plateaus, where the partner is found before the key,
-    sooner than few large ones), `lr` (4e-3), `reports` (5) and what shapes the rate. Models of
-    width 64 or less are trained on one thread.
+    Models of width 64 or less are trained on one thread. Many small steps leave the plateaus,
+    where the partner is found before the key, sooner than few large ones.
 
     Args:
         process: The distribution, a `PlantedProcess` or a `GradedProcess`; its `length` is the
             mask's.
+        held_out_sequences: Held-out sequences of each task (even).
+        size: As of `Model`. One layer makes the planted edges the only way; more can go round
+            through other positions.
+        initializer_range: Standard deviation of the initial weights, 1 to 1.5 / sqrt(width):
+            with BERT's 0.02 attention starts flat and stays so for hundreds of steps.
         downstream_steps: Optimiser steps of each downstream task.
         downstream_batch: Sequences of a downstream batch (even).
         gate_batch: Sequences of a batch of a one-shot search; gates want less noise than weights.
@@ -95,32 +96,18 @@ class PlantedEvaluator(AssembledEvaluator):
 
     process: PlantedProcess | GradedProcess = field(default_factory=PlantedProcess)
     _: KW_ONLY
+    held_out_sequences: int = 1024
+    size: AnySize = "nano"
+    initializer_range: float | None = 0.18
+    steps: int = 500
+    batch: int = 16
+    lr: float | None = 4e-3
+    reports: int = 5
     downstream_steps: int = 24
     downstream_batch: int = 32
     gate_batch: int = 64
     gate_initializer_range: float = 0.12
     downstream_lr: float = 2e-3
-
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "held_out_sequences": 1024,
-        "size": "nano",
-        "initializer_range": 0.18,
-        "steps": 500,
-        "batch": 16,
-        "lr": 4e-3,
-        "reports": 5,
-    }
-    unread: ClassVar[str] = (
-        "corpus held_out tokenizer vocabulary length pretraining whole_words cache weights "
-        "architecture dropout kv_heads device precision compile checkpoint_seconds "
-        "adaptation"
-    )
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self, process: PlantedProcess | GradedProcess = ..., **settings: Any
-        ) -> None: ...
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,7 +133,7 @@ class PlantedEvaluator(AssembledEvaluator):
     @property
     def shape(self) -> Shape:
         """The sizes that a mask is lowered to."""
-        size = find_size(self.model.size)
+        size = find_size(self.size)
         return Shape(self.process.length, size.layers, size.heads)
 
     @property
@@ -163,15 +150,15 @@ class PlantedEvaluator(AssembledEvaluator):
     @property
     def task(self) -> PlantedTask:
         """The pre-training task."""
-        sequences = self.text.held_out_sequences
-        return PlantedTask(self.process, self.training.batch, sequences, self.draw)
+        sequences = self.held_out_sequences
+        return PlantedTask(self.process, self.batch, sequences, self.draw)
 
     @property
     def downstream_tasks(self) -> tuple[PlantedLabelTask, ...]:
         """The tasks that the score is the mean of; of a graded process none."""
         if isinstance(self.process, GradedProcess):
             return ()
-        sizes = self.downstream_batch, self.text.held_out_sequences, self.draw
+        sizes = self.downstream_batch, self.held_out_sequences, self.draw
         return (
             PlantedLabelTask(self.process, "intact", *sizes),
             PlantedLabelTask(self.process, "follows", *sizes),
@@ -183,13 +170,13 @@ class PlantedEvaluator(AssembledEvaluator):
         parts = (
             "planted-1",
             self.process.digest,
-            asdict(find_size(self.model.size)),
+            asdict(find_size(self.size)),
             self.train_config.identity,
             self.downstream_config.identity,
-            self.training.batch,
+            self.batch,
             self.downstream_batch,
-            self.model.initializer_range,
-            self.text.held_out_sequences,
+            self.initializer_range,
+            self.held_out_sequences,
             *([self.half] if self.draw else []),
         )
         return text_hash(repr(parts))
@@ -211,19 +198,18 @@ class PlantedEvaluator(AssembledEvaluator):
     def build_model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask, its weights drawn from `seed`."""
         body = encoder(
-            self.model.size,
+            self.size,
             self.process.ids,
             self.process.length,
             seed=mixed_seed(seed, WEIGHTS),
-            initializer_range=self.model.initializer_range,
+            initializer_range=self.initializer_range,
         )
         return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
 
     def differentiable(self, seed: int) -> Differentiable:
         """For a one-shot search: the same model and process, without a mask."""
         batches = replace(self.task, batch=self.gate_batch).batches(mixed_seed(seed, DATA))
-        spread = replace(self.model, initializer_range=self.gate_initializer_range)
-        model = replace(self, model=spread).build_model(seed)
+        model = replace(self, initializer_range=self.gate_initializer_range).build_model(seed)
         config = self.train_config
         return Differentiable(model, batches, self.task.held_out(), config.steps, config.lr)
 
@@ -248,7 +234,7 @@ class PlantedEvaluator(AssembledEvaluator):
         """
         keys_of_rows(mask, self.shape)  # refuses masks that do not fit before any training
         # two threads are no faster on so small a model, and much slower beside another program
-        narrow = find_size(self.model.size).width <= NARROW
+        narrow = find_size(self.size).width <= NARROW
         with one_thread() if narrow else nullcontext():
             yield from self.trained(mask, seed, workdir)
 
@@ -256,7 +242,7 @@ class PlantedEvaluator(AssembledEvaluator):
         """The reports of a training under a mask that fits."""
         model, held_out = self.build_model(seed), self.task.held_out()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
-        due = report_steps(self.training.steps, self.training.reports)
+        due = report_steps(self.steps, self.reports)
         for step in train(model, self.task.batches(mixed_seed(seed, DATA)), self.train_config):
             if step.number in due:
                 values, rows = self.masked_prediction(model, held_out)
@@ -272,8 +258,8 @@ class PlantedEvaluator(AssembledEvaluator):
         sides = {f"{name}{MAJORITY}": chance for name in right}
         sides |= {f"{name}{LOW}": lower_bound(hits) for name, hits in right.items()}
         score = sum(scores.values()) / len(scores)
-        last = self.training.steps + len(self.downstream_tasks) * self.downstream_steps
-        drawn = f"{self.process.digest} {self.draw} {self.text.held_out_sequences}"
+        last = self.steps + len(self.downstream_tasks) * self.downstream_steps
+        drawn = f"{self.process.digest} {self.draw} {self.held_out_sequences}"
         weights = dict.fromkeys(right, 1 / len(right))
         RowScores(right, weights, dict.fromkeys(right, drawn), predictions).save(workdir)
         yield Report(last, {**values, "score": score, **scores, **sides})

@@ -73,10 +73,9 @@ class Served(EvaluatorWrapper):
         if self.sinks is not None and not evaluator.seedless:
             raise ValueError(
                 "sinks= judges a checkpoint in the form that engines serve: give weights= and "
-                f"adapt='none', got weights={evaluator.model.weights} and "
-                f"adapt={evaluator.adapts!r}"
+                f"adapt='none', got weights={evaluator.weights} and adapt={evaluator.adapts!r}"
             )
-        if self.sinks is not None and isinstance(evaluator.text.corpus, Recall):
+        if self.sinks is not None and isinstance(evaluator.corpus, Recall):
             raise ValueError(
                 "planted recall has token ids of its own, so sinks= belongs to text; leave it out"
             )

@@ -42,7 +42,7 @@ from masksearch.tasks.squad import (
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import make_absolute
 from masksearch.tasks.text.packing import IdLists, shrink
-from masksearch.training.parts import AnyText, Text
+from masksearch.training.parts import refuse_missing
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -86,7 +86,7 @@ class SquadEvaluator(FineTuning):
             malformed.
     """
 
-    squad: Path | str
+    squad: Path | str = ""
     _: KW_ONLY
     squad_held_out: Path | str | None = None
     max_question: int | None = None
@@ -94,18 +94,13 @@ class SquadEvaluator(FineTuning):
     max_answer: int = 30
     null_threshold: float = 0.0
 
-    if TYPE_CHECKING:
-
-        def __init__(
-            self, text: Text | AnyText = ..., squad: Path | str = ..., **settings: Any
-        ) -> None: ...
-
     downstream: ClassVar[tuple[str, ...]] = ("SQuAD",)
     score_name: ClassVar[str] = "f1"
     streams: ClassVar[tuple[int, int]] = (51, 52)
     head_kind: ClassVar[str] = "QuestionAnswering"
 
     def __post_init__(self) -> None:
+        refuse_missing(self, "squad")
         super().__post_init__()
         make_absolute(self, "squad", "squad_held_out")  # workers may run in another folder
         if self.max_answer < 1:
@@ -115,7 +110,7 @@ class SquadEvaluator(FineTuning):
     @property
     def window(self) -> WindowSize:
         """How paragraphs are cut."""
-        return WindowSize(self.text.length, self.max_question, self.stride)
+        return WindowSize(self.length, self.max_question, self.stride)
 
     @cached_property
     def constant_score(self) -> float:

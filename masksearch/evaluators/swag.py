@@ -19,7 +19,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from masksearch.tasks.splits import (
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import decode_utf8, make_absolute
 from masksearch.tasks.text.packing import IdLists, shrink
-from masksearch.training.parts import AnyText, Text
+from masksearch.training.parts import refuse_missing
 
 CHOICE_ORDER = 43  # stream of random numbers
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -74,15 +74,9 @@ class SwagEvaluator(FineTuning):
             malformed.
     """
 
-    swag: Path | str
+    swag: Path | str = ""
     _: KW_ONLY
     swag_held_out: Path | str | None = None
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self, text: Text | AnyText = ..., swag: Path | str = ..., **settings: Any
-        ) -> None: ...
 
     downstream: ClassVar[tuple[str, ...]] = ("SWAG",)
     score_name: ClassVar[str] = "accuracy"
@@ -91,6 +85,7 @@ class SwagEvaluator(FineTuning):
     head_kind: ClassVar[str] = "MultipleChoice"
 
     def __post_init__(self) -> None:
+        refuse_missing(self, "swag")
         super().__post_init__()
         make_absolute(self, "swag", "swag_held_out")  # workers may run in another folder
 

@@ -1,6 +1,6 @@
 """A fine-tuning: the training of a head and the layers below it on a task's rows, and its scores.
 
-training = TaskTraining(evaluator.inputs, 32, 2, Training(precision="bfloat16"), place)
+training = TaskTraining(evaluator.inputs, 32, 2, Machine(precision="bfloat16"), place)
 training.fit(head, rows, TrainConfig(steps=100), checkpoints, order=0, noise=1)
 training.predict(head, rows)                   # logits of every row
 source = train_together(heads, rows, training, teachers)   # for gates that several tasks share
@@ -44,7 +44,7 @@ from masksearch.training.loop import (
     move_batches,
     train,
 )
-from masksearch.training.parts import Frozen, Training
+from masksearch.training.parts import Frozen, Machine
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class TaskTraining:
     inputs: Callable[[Any, list[int]], Batch]
     batch: int
     frozen: Frozen
-    how: Training
+    how: Machine
     place: torch.device
 
     def fit(

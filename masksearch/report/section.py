@@ -15,7 +15,6 @@ from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
-from masksearch.training.parts import PART_NAMES
 
 UNKNOWN = "not recorded"
 TASKS = ("glue", "squad", "swag")
@@ -26,7 +25,14 @@ JUDGES = (  # options of a search that say how a mask is judged
     *("corpus", *TASKS, "decoder", "tasks", "evaluator", "costs", "reuse"),
     *("size", "weights", "adapt", "length", "steps", "preset", "set"),
 )
-OF_JUDGES = ("", "cost", *PART_NAMES.values())  # prefixes of settings that say so, too
+OF_JUDGES = (
+    "",
+    "cost",
+    "text",
+    "model",
+    "training",
+    "adapt",
+)  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 

@@ -47,7 +47,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.masks.text import load_mask, save_mask
 from masksearch.study.storage import hide_secrets
-from masksearch.training.parts import flat_settings
+from masksearch.training.parts import read_settings
 from masksearch.user_code import place_of
 
 FORMAT = 3  # of what is written; the first one that was released
@@ -315,7 +315,7 @@ def evaluator_settings(evaluator: Any) -> dict[str, Any]:
     inner = getattr(evaluator, "evaluator", None)
     of_inner = {} if inner is None else evaluator_settings(inner)
     of_inner["class"] = f"{name}({of_inner['class']})" if of_inner else name
-    settings = flat_settings(evaluator) if is_dataclass(evaluator) else {}
+    settings = read_settings(evaluator) if is_dataclass(evaluator) else {}
     return of_inner | {n: plain(value) for n, value in settings.items() if value is not inner}
 
 

@@ -443,7 +443,7 @@ def build_optimiser(groups: list[dict[str, object]], config: TrainConfig) -> tor
 
 
 # -- where and how exactly is computed ---------------------------------------------------------
-def autocast(batch: Batch, precision: Precision) -> torch.autocast:
+def autocast(batch: Batch, precision: Precision | None) -> torch.autocast:
     """The context in which a batch is computed."""
     return torch.autocast(
         batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"
