@@ -26,13 +26,14 @@ from masksearch.analysis.runs import (
     read_seeds,
 )
 from masksearch.contracts import (
+    STORED_SPLITS,
     Evaluator,
     Executor,
-    Half,
     Listener,
     Proposal,
     Record,
     Scheduler,
+    Split,
     Strategy,
 )
 from masksearch.errors import SearchError, outside_level, unknown_name
@@ -465,7 +466,7 @@ def compare(
     *,
     run: Path | str,
     seeds: Iterable[int] = range(1000, 1005),
-    half: Half | None = None,
+    split: Split | None = None,
     front_of: Study | None = None,
     kinds: Mapping[str, str] = {},
     against: Against = "named",
@@ -487,9 +488,9 @@ def compare(
             the verdict says so. Below three, nothing is decided; where every seed gives the
             same scores (a checkpoint that is judged as it is), the first one is enough, and the
             rows of the evaluation data, a text's documents, decide.
-        half: By which rows of its data an evaluator judges that splits them: `"final"` (no
-            search has seen them), `"search"`, `"test"`, `"all"`; None = `"final"`, unless the
-            evaluator is on another half than its search half already.
+        split: By which rows of its data an evaluator judges that splits them: `"holdout"` (no
+            search has seen them), `"validation"`, `"test"`, `"all"`; None = `"holdout"`, unless
+            the evaluator is on another split than validation already.
         front_of: A search whose front is judged again: every mask of its strategy's front under
             the name `"front #7"` (trial 7), as many hand-designed masks of these densities
             (`masks.sweep_families`) and as many scrambled. `candidates` may then be empty.
@@ -542,14 +543,15 @@ def compare(
     check_evaluator(evaluator)
     run, seeds, executor = Path(run).absolute(), read_seeds(seeds), executor or Local()
     margin = check_margin(margin, evaluator.objectives[0])
-    evaluator = on_split(evaluator, half)
+    evaluator = on_split(evaluator, split)
     seeds = seeds[:1] if evaluator.seedless else seeds
     budgets = read_budgets(budget)
     front = None if front_of is None else front_of.store
     compared = read_candidates(candidates, evaluator, front, budgets, kinds, storage)
     check_against(against, compared.prints)
     with one_at_a_time(), closing(StudyStore(run, storage)) as store:
-        facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
+        stored = STORED_SPLITS[evaluator.split] if evaluator.split else ""
+        facts = {"kind": "compare", "half": stored, **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
         before = store.records()
@@ -568,7 +570,7 @@ def compare(
         )
         store.add_facts(judged.facts)
         here = {name: each for name, each in judged.found_with.items() if name in compared.masks}
-        for line in describe_reuse(here, seeds, judged.half):
+        for line in describe_reuse(here, seeds, judged.split):
             warnings.warn(line, stacklevel=outside_level())
         session = Session(
             store,

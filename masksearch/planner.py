@@ -480,7 +480,7 @@ class Unseen:
     """
 
     def __init__(self, evaluator: CausalEvaluator) -> None:
-        self.evaluator = evaluator.on("final")
+        self.evaluator = evaluator.on("holdout")
         text, rows = evaluator.task(), self.evaluator.rows
         self.documents = len({*rows.documents.tolist()})
         if isinstance(text, NextTokenText):

@@ -118,7 +118,7 @@ def test_a_proxy_is_trained_and_judged_there(tmp_path, card):
     values = []
     for device in ("cpu", card.device.type):
         small = {"size": "2x16x2", "length": 16, "vocabulary": 64, "steps": 6, "batch": 4}
-        judge = ms.MlmEvaluator(text, **small, half="all", device=device)
+        judge = ms.MlmEvaluator(text, **small, split="all", device=device)
         with card.there():
             reports = judge(masks.star(), seed=0, workdir=tmp_path / device)
             values.append([report.values["loss"] for report in reports])

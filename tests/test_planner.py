@@ -198,7 +198,7 @@ def test_widest_window_within_the_budget_is_judged_beside_the_plan(tmp_path):
     rival = plan.found["rival"]
     mask = masks.parse(rival["mask"])
     assert mask == masks.columns(2) | masks.window(10)  # what 12 of 24 positions hold
-    rows = {"length": 24, "held_out_sequences": 16, "half": "final"}
+    rows = {"length": 24, "held_out_sequences": 16, "split": "holdout"}
     judge = CausalEvaluator("text", weights="model", adapt="none", **rows)
     said, base = (
         final_nll(judge, each, tmp_path / str(at)) for at, each in enumerate((mask, plan.mask))
@@ -214,9 +214,9 @@ def test_as_much_is_held_out_as_it_takes_for_sixteen_documents(tmp_path):
     decoder = DecoderOnText("model", tmp_path / "whole.txt", 24, 64, None, "cpu", None)
     judge = build_decoder_evaluator(decoder, "layer", Delivery(None, None, None, None)).evaluator
     assert judge.text.held_out in (0.4, 0.8)
-    assert len({*judge.on("final").rows.documents.tolist()}) >= 16
+    assert len({*judge.on("holdout").rows.documents.tolist()}) >= 16
     seen = {*judge.rows.documents.tolist()}
-    assert not seen & {*judge.on("final").rows.documents.tolist()}
+    assert not seen & {*judge.on("holdout").rows.documents.tolist()}
     named = dataclasses.replace(decoder, held_out=0.1)
     assert (
         build_decoder_evaluator(

@@ -121,5 +121,5 @@ def small(data: Path) -> dict[str, object]:
         "cache": data / "cache",
         "held_out_sequences": 8,
         "device": "cpu",
-        "half": "all",  # of so few rows
+        "split": "all",  # of so few rows
     }

@@ -67,7 +67,7 @@ class Experiment:
         self.runs, self.smoke = runs, smoke
         self.executor = ms.Local(slots, threads=1)
         self.steps, self.trials = (4, 2) if smoke else (STEPS, TRIALS)
-        self.text = ms.MlmEvaluator(data / "wikitext-2", steps=self.steps, half="all")
+        self.text = ms.MlmEvaluator(data / "wikitext-2", steps=self.steps, split="all")
         self.search_text = replace(self.text, steps=4 if smoke else SEARCH_STEPS)
         self.data = data
 
@@ -82,7 +82,7 @@ class Experiment:
             rows=64 if self.smoke else ROWS,
             dev_rows=64 if self.smoke else DEV_ROWS,
             epochs=1 if self.smoke else 3,
-            half="all",  # the recorded runs were judged by all rows
+            split="all",  # the recorded runs were judged by all rows
         )
 
     def searched(self, name: str) -> ms.Study:

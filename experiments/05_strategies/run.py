@@ -59,7 +59,7 @@ def record(run: Path, out: Path, limit: int | None) -> None:
     """Judges every mask once, and writes the table."""
     table = dict(list(every_mask().items())[:limit])
     print(f"{len(table)} masks", flush=True)
-    evaluator = ms.PlantedEvaluator(half="all", **({} if limit is None else {"steps": 8}))
+    evaluator = ms.PlantedEvaluator(split="all", **({} if limit is None else {"steps": 8}))
     comparison = ms.compare(
         {str(mask): mask for mask in table.values()},
         evaluator,

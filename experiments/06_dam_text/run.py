@@ -64,7 +64,7 @@ def find(arguments: argparse.Namespace) -> None:
         path = gates_file(arguments, seed)
         if path.is_file():
             continue
-        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", half="all")
+        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", split="all")
         source = evaluator.differentiable(seed)
         config = {**CONFIG, "steps": 8} if arguments.smoke else CONFIG
         gates = Gates(length=128, heads=evaluator.shape.heads, seed=seed, **GATES)
@@ -87,7 +87,7 @@ def find(arguments: argparse.Namespace) -> None:
 def judge(arguments: argparse.Namespace) -> None:
     """Trains a fresh model under each mask; DAM's of seed s is judged with seed s."""
     for steps in arguments.steps:
-        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", steps=steps, half="all")
+        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", steps=steps, split="all")
         for name in arguments.masks:
             for seed in arguments.seeds:
                 mask = DRAWN.get(name)

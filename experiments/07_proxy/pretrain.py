@@ -50,7 +50,7 @@ def main() -> None:
         arguments.data / "wikitext-2",
         steps=STEPS >> 9 if arguments.smoke else STEPS,
         reports=10,
-        half="all",
+        split="all",
     )
     wanted = [(seed, name) for seed in SEEDS for name in MASKS]
     for seed, name in wanted[part::parts]:

@@ -38,9 +38,9 @@ from masksearch.contracts import (
     Batch,
     Differentiable,
     Evaluator,
-    Half,
     Objective,
     Report,
+    Split,
     mixed_seed,
 )
 from masksearch.errors import LengthError
@@ -412,7 +412,7 @@ class SharedWeights(Evaluator):
     folder: Path | None = None
     checkpoint_seconds: float = 60.0
 
-    shape, half = (property(attrgetter(f"evaluator.{name}")) for name in ("shape", "half"))
+    shape, split = (property(attrgetter(f"evaluator.{name}")) for name in ("shape", "split"))
 
     def __post_init__(self) -> None:
         if not self.evaluator.offers("differentiable"):
@@ -439,16 +439,16 @@ class SharedWeights(Evaluator):
         """Without the model: a process finds the super-net in the folder."""
         return {name: value for name, value in self.__dict__.items() if name != "loaded"}
 
-    def on(self, half: Half) -> Self:
+    def on(self, split: Split) -> Self:
         """The same super-net, judging by other held-out rows."""
-        made = self.evaluator.on(half)
+        made = self.evaluator.on(split)
         return self if made is self.evaluator else replace(self, evaluator=made)
 
     @property
     def trained(self) -> Evaluator:
-        """The wrapped evaluator as far as its training goes, which no half changes."""
+        """The wrapped evaluator as far as its training goes, which no split changes."""
         one = self.evaluator
-        return one if one.half is None else one.on("all")
+        return one if one.split is None else one.on("all")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -92,7 +92,7 @@ def evaluator_for(task: str, data: Path, weights: str, *, smoke: bool) -> ms.Glu
         epochs=1 if smoke else setting.epochs,
         finetune_lr=setting.lr,
         finetune_batch=setting.batch,
-        half="all",  # the recorded runs were judged by all rows
+        split="all",  # the recorded runs were judged by all rows
     )
 
 

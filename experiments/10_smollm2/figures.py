@@ -48,7 +48,7 @@ def draw(results: Results) -> Figure:
 
 
 def draw_front(axes: Axes, results: Results) -> None:
-    """Loss on the final half over bytes."""
+    """Loss on the holdout over bytes."""
     judged = results.stages["judged"]
     for arm in results.arms:
         label, colour, marker = SHOWN[arm]

@@ -52,7 +52,7 @@ class Results:
         return {novel: sum(draw[novel] for draw in draws) / len(draws) for novel in draws[0]}
 
     def searched(self, budget: int) -> str:
-        """The arm that is best on the search half."""
+        """The arm that is best on the validation split."""
         at = self.layers[self.layers.full_layers == budget].set_index("arm")
         return f"{at.search_nll.idxmin()} {budget}"
 
@@ -68,7 +68,7 @@ class Results:
         return arm, json.loads(at.layers.iloc[0])
 
     def drawn(self, budget: int) -> str:
-        """The pattern that is best on the search half."""
+        """The pattern that is best on the validation split."""
         names = [f"{pattern} {budget}" for pattern in DRAWN]
         return str(self.stages["drawn"].loc[names, "nll"].idxmin())
 

@@ -134,7 +134,7 @@ class Task:
             checkpoint_seconds=600,
             **(SMOKE if given.smoke else sizes),
         )
-        self.final = self.evaluator.on("final")
+        self.final = self.evaluator.on("holdout")
         if not given.smoke:
             self.final = replace(self.final, dev_rows=data["final_rows"])
 
@@ -270,7 +270,7 @@ class Task:
         controls = self.controls
         wanted = {n: m for n, m in controls.items() if n.split(" ")[0] in (*FAMILIES, "star")}
         run = self.runs / "by_hand" / str(self.seed)
-        judged = ms.compare(wanted, self.evaluator, run=run, seeds=[self.seed], half="search")
+        judged = ms.compare(wanted, self.evaluator, run=run, seeds=[self.seed], split="validation")
         return best_within([r for r in judged.records if r.scored], "hand-designed")
 
     def from_others(self) -> dict[str, ms.Mask]:

@@ -56,7 +56,7 @@ PRINTED = {  # the paper's rows of DAM, by lambda: sparsity in its table
 }
 COLUMNS = ["setting", "task", "mask", "seed", "score", "effective_sparsity", "sparsity"]
 COLUMNS += ["step", "seconds"]  # of results/scores.csv
-TINY = {"rows": 96, "dev_rows": 96, "length": 32, "half": "all"}  # of --smoke
+TINY = {"rows": 96, "dev_rows": 96, "length": 32, "split": "all"}  # of --smoke
 LEARNS = {"epochs": 4, "finetune_lr": 3e-3}  # likewise: what a tiny model needs
 
 

@@ -439,7 +439,8 @@ def add_scores(own: OurScores, record: Record, column: str, study: StoredStudy) 
 
 def describe_settings(study: StoredStudy) -> str:
     """How a run was made, as far as it says it."""
-    given = {**study.settings, "half": study.settings.get("half") or study.facts.get("half")}
+    own = study.settings
+    given = {**own, "half": own.get("split") or own.get("half") or study.facts.get("half")}
     known = [f"{name} {given[name]}" for name in SAID if given.get(name) not in (None, "", False)]
     return f"{study.run}: {', '.join(known) or 'settings not recorded'}"
 

@@ -48,7 +48,7 @@ def evaluator(given: argparse.Namespace) -> ms.MlmEvaluator:
     """The validation loss of 01: its searches were judged by all of these rows."""
     steps = 4 if given.smoke else STEPS
     return ms.MlmEvaluator(
-        given.data / "wikitext-2", steps=steps, half="all", precision="bfloat16"
+        given.data / "wikitext-2", steps=steps, split="all", precision="bfloat16"
     )
 
 
@@ -88,7 +88,7 @@ def judge(given: argparse.Namespace) -> None:
     }
     judged = ms.compare(
         chosen,
-        replace(evaluator(given), half="test"),
+        replace(evaluator(given), split="test"),
         run=given.runs / "judged",
         seeds=SEEDS[:1] if given.smoke else SEEDS,
         kinds={"shifts by hand": "hand-designed", **dict.fromkeys(list(chosen)[2:], "searched")},

@@ -75,7 +75,7 @@ class Task:
             "corpus": None,
             "weights": given.weights or offline_model(),
             "adapt": "none",
-            "half": "test",  # each folder's file of that name holds the rows that are wanted
+            "split": "test",  # each folder's file of that name holds the rows that are wanted
             "checkpoint_seconds": 600,
             **(SMOKE if given.smoke else sizes),
         }

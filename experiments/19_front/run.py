@@ -152,7 +152,7 @@ class Front:
         if plan is None:
             file = f"judged_{file}{'_card' if self.given.device == 'cuda' else ''}"
             plan = PLAN["judge"]
-            evaluator = self.evaluator("judge", name, half="test", **plan["training"])
+            evaluator = self.evaluator("judge", name, split="test", **plan["training"])
         seeds = plan["seeds"][: self.most]
         few = islice(candidates.items(), SMALL["masks"] if self.smoke else None)
         lines = self.lines(file)
@@ -164,7 +164,7 @@ class Front:
                 Cached(evaluator, self.runs / "cache"),
                 run=self.runs / file / where.replace(" ", "_"),
                 seeds=seeds,
-                half=evaluator.half,
+                split=evaluator.split,
                 executor=self.executor,
                 listeners=[partial(lines.add, where=where)],
             )

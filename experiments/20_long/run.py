@@ -222,7 +222,7 @@ class Decoder:
     def judged(self, stage: str, candidates: dict[Cell, ms.Mask], length: int) -> None:
         """Nats of every document, by `ms.compare`, and of the answers in every row of a task."""
         text = self.judge_by(stage, "judge", length, tasks=False)
-        prompts = self.judge_by(stage, "judge", length).on("final")
+        prompts = self.judge_by(stage, "judge", length).on("holdout")
         for cell, mask in candidates.items():
             if not self.log.lacks(f"{stage}_{self.name}_{cell.arm}", **asdict(cell)):
                 continue

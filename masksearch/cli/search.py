@@ -137,7 +137,7 @@ class CompareOptions(JudgeOptions):
         default="all",
     )
     as_json: Json = False
-    half: str | None = described(COMPARED)
+    split: str | None = described(COMPARED)
     against: list[str] | None = described(COMPARED)
     margin: float | None = described(COMPARED)
 
@@ -267,8 +267,8 @@ def run_compare(options: CompareOptions) -> Comparison:
     from masksearch.driver import compare
     from masksearch.strategies.candidates import on_split
 
-    half: Any = options.half  # another name is refused
-    evaluator = on_split(build_evaluator(options), half)
+    split: Any = options.split  # another name is refused
+    evaluator = on_split(build_evaluator(options), split)
     compared = masks_to_compare(options, evaluator)
     if options.seeds < CLAIM_SEEDS and not evaluator.seedless:
         typer.echo(
@@ -280,7 +280,7 @@ def run_compare(options: CompareOptions) -> Comparison:
             **compared,
             evaluator=evaluator,
             run=options.run,
-            half=half,
+            split=split,
             executor=build_executor(options),
         )
 

@@ -31,13 +31,14 @@ from masksearch.contracts import (
     LOW,
     MAJORITY,
     NATS,
+    STORED_SPLITS,
     Batch,
     Differentiable,
     Evaluator,
-    Half,
     Objective,
     Report,
     Shape,
+    Split,
     mixed_seed,
 )
 from masksearch.errors import SearchError, check_name, outside_level
@@ -223,7 +224,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
                 length=self.length,
                 cache=self.cache,
                 held_out=self.held_out,
-                test=self.half == "test",
+                test=self.split == "test",
             )
         if start is not None:
             start.check_tokens(task.vocabulary)
@@ -232,7 +233,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     @property
     def rows(self) -> NextTokenRows:
         """The tokens that are judged; DataError if there are none."""
-        return read_rows(self.task(), self.half, self.held_out_sequences)
+        return read_rows(self.task(), self.split, self.held_out_sequences)
 
     @property
     def prompts(self) -> dict[str, NextTokenRows]:
@@ -240,7 +241,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         text = self.task()
         if not isinstance(text, NextTokenText):
             return {}
-        return {name: read_task(text, self.half, name, self.task_rows) for name in self.tasks}
+        return {name: read_task(text, self.split, name, self.task_rows) for name in self.tasks}
 
     def packed(self) -> Self:
         """The same evaluator with its text, not with a checkpoint's weights, in memory."""
@@ -341,7 +342,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         return ({"tasks": prompts} if prompts else {}) | {
             "model": self.weights_settings(),
             "rows": self.rows.digest(),
-            "half": self.half,
+            "half": STORED_SPLITS[self.split],
             "adapt": self.adapts,
             "recover": recover,
             "bands": self.edges,
@@ -383,8 +384,8 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     def dtype(self) -> torch.dtype:
         """The type of a checkpoint's weights in memory: bfloat16 where that is the precision, and
         nothing is trained."""
-        half = self.precision == "bfloat16" and self.seedless
-        return torch.bfloat16 if half else torch.float32
+        short = self.precision == "bfloat16" and self.seedless
+        return torch.bfloat16 if short else torch.float32
 
     @property
     def weights_frozen(self) -> bool:
@@ -596,9 +597,9 @@ def hold_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) 
 
 
 @lru_cache(maxsize=4)
-def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
+def read_rows(text: NextTokenTask, split: Split, most: int) -> NextTokenRows:
     """The tokens that are judged."""
-    return text.held_out(half, most)
+    return text.held_out(split, most)
 
 
 @lru_cache(maxsize=4)

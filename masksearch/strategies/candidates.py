@@ -22,7 +22,7 @@ from masksearch.analysis.runs import (
     read_front,
 )
 from masksearch.analysis.verdict import beyond_budgets, count, plan_of_tests
-from masksearch.contracts import Evaluate, Evaluator, Half, Proposal, Record, Refused, Role
+from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Refused, Role, Split
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density, fingerprint
@@ -116,7 +116,7 @@ class Candidates:
         beside = (len(planned.entries) - len(planned.subjects)) * len(seeds)
         whole = f"{count(len(self.prints), 'mask')} x {count(len(seeds), 'seed')}"
         text = f"{whole}: {count(left, 'run')} to do"
-        alike = protocols_of_halves(evaluator)
+        alike = protocols_of_splits(evaluator)
         timed = [r.seconds for r in (*judged.records, *self.found.values()) if r.protocol in alike]
         if left and timed:
             text += f", about {clock(left * math.fsum(timed) / len(timed) / slots)}"
@@ -151,7 +151,7 @@ def read_candidates(
         inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
         front = read_front(front_of.run, inside, goals)
         candidates, of_front = join_front(front, candidates, evaluator.shape)
-        alike, score = protocols_of_halves(evaluator), evaluator.objectives[0].name
+        alike, score = protocols_of_splits(evaluator), evaluator.objectives[0].name
         promised = {
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
@@ -208,39 +208,40 @@ def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candida
 
 
 # -- which rows judge: a search's own, or those that no search has seen -------------------------
-def on_split(evaluator: Evaluator, half: Half | None) -> Evaluator:
+def on_split(evaluator: Evaluator, split: Split | None) -> Evaluator:
     """The evaluator on the rows by which a comparison judges.
 
     Args:
-        evaluator: Any one; where it has no halves, it stays as it is.
-        half: None = `"final"` for an evaluator on its search half, else the one that it has.
+        evaluator: Any one; where it has no splits, it stays as it is.
+        split: None = `"holdout"` for an evaluator on its validation split, else the one that it
+        has.
 
     Raises:
-        EvaluatorError: If a half is asked of an evaluator that has none.
-        UnknownNameError: If there is no such half.
+        EvaluatorError: If a split is asked of an evaluator that has none.
+        UnknownNameError: If there is no such split.
     """
-    if half is not None and half not in get_args(Half):
-        raise unknown_name("half", half, get_args(Half))
-    chosen = half or ("final" if evaluator.half == "search" else evaluator.half)
-    return evaluator if chosen == evaluator.half or chosen is None else evaluator.on(chosen)
+    if split is not None and split not in get_args(Split):
+        raise unknown_name("split", split, get_args(Split))
+    chosen = split or ("holdout" if evaluator.split == "validation" else evaluator.split)
+    return evaluator if chosen == evaluator.split or chosen is None else evaluator.on(chosen)
 
 
 def protocols_of_rows(evaluator: Evaluator) -> set[str]:
-    """Protocol ids whose scores come from rows of this evaluator: its own, and those of halves
+    """Protocol ids whose scores come from rows of this evaluator: its own, and those of splits
     that hold some of them."""
     protocols = {evaluator.protocol}
-    if evaluator.half is not None:
-        search, whole = evaluator.on("search").protocol, evaluator.on("all").protocol
-        if evaluator.half in ("search", "all"):
+    if evaluator.split is not None:
+        search, whole = evaluator.on("validation").protocol, evaluator.on("all").protocol
+        if evaluator.split in ("validation", "all"):
             protocols |= {search, whole}
-        elif evaluator.half == "final" and whole != search:
+        elif evaluator.split == "holdout" and whole != search:
             protocols.add(whole)
     return protocols
 
 
-def protocols_of_halves(evaluator: Evaluator) -> set[str]:
+def protocols_of_splits(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores differ from this evaluator's in their rows at most."""
     protocols = {evaluator.protocol}
-    if evaluator.half is not None:
-        protocols |= {evaluator.on(half).protocol for half in ("search", "all")}
+    if evaluator.split is not None:
+        protocols |= {evaluator.on(split).protocol for split in ("validation", "all")}
     return protocols

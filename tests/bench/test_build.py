@@ -43,8 +43,12 @@ def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
     table = load(path)
     assert table.complete
     assert len(table) == 16
-    for tokens, half in (("calibration", "search"), ("validation", "final"), ("test", "test")):
-        judge = spec.judge.on(half)
+    for tokens, split in (
+        ("calibration", "validation"),
+        ("validation", "holdout"),
+        ("test", "test"),
+    ):
+        judge = spec.judge.on(split)
         for choice in ("0000", "0110", "1111"):
             *_, last = judge(table.mask(choice), seed=0, workdir=tmp_path)
             cell = table.query(choice, tokens)
@@ -166,8 +170,8 @@ def test_cells_are_judged_again_as_they_stand(name):
     torch.set_num_threads(1)
     try:
         same = environment() == table.sheet.environment
-        for tokens, half in (("calibration", "search"), ("test", "test")):
-            own = judge.on(half)
+        for tokens, split in (("calibration", "validation"), ("test", "test")):
+            own = judge.on(split)
             assert own.protocol == table.sheet.protocols[tokens]
             found = {
                 "".join(map(str, choice)): np.float32(values["nll"])

@@ -102,7 +102,7 @@ def test_nothing_is_the_planted_corpus_and_set_reaches_it():
 
 
 def test_a_half_is_a_setting():
-    assert judge(set=["half=final"]) == ms.PlantedEvaluator().final()
+    assert judge(set=["split=holdout"]) == ms.PlantedEvaluator().on("holdout")
 
 
 def test_reuse_wraps_before_costs(tmp_path):

@@ -100,7 +100,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
     out = tmp_path / "out"
     run("window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "micro_batches=2")
     last = list(csv.DictReader((out / "curve.csv").open()))[-1]
-    judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4, half="all")
+    judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4, split="all")
     (report,) = judge(masks.window(2), seed=0, workdir=tmp_path / "judge")
     assert report.values["loss"] == pytest.approx(float(last["loss"]), abs=2e-6)
 

@@ -1,4 +1,4 @@
-"""Evaluators whose data has a search half, a final half and test rows, at sizes of a second."""
+"""Evaluators whose data has a search split, a final split and test rows, at sizes of a second."""
 
 from __future__ import annotations
 

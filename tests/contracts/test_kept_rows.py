@@ -29,10 +29,10 @@ def judged(evaluator: Evaluator, workdir: Path, seed: int = 0) -> tuple[Report, 
 
 
 @pytest.mark.nightly  # continuous integration runs it
-@pytest.mark.parametrize("half", ["search", "final", "all"])
+@pytest.mark.parametrize("split", ["validation", "holdout", "all"])
 @pytest.mark.parametrize("make", EVALUATORS.values(), ids=EVALUATORS)
-def test_rows_add_up_to_the_objective(make, half, tmp_path):
-    evaluator = make(tmp_path).on(half)
+def test_rows_add_up_to_the_objective(make, split, tmp_path):
+    evaluator = make(tmp_path).on(split)
     last, rows = judged(evaluator, tmp_path / "run")
     assert rows.score == pytest.approx(last.values[evaluator.objectives[0].name], rel=1e-6)
     assert set(rows.weights) == set(rows.scores) == set(rows.digests)
@@ -86,8 +86,8 @@ def test_lengths_are_those_of_the_training_rows(make, tmp_path):
         found.update(map(len, ids) if isinstance(ids[0], list) else [len(ids)])
     assert dict(evaluator.shape.lengths) == found
     assert max(found) <= evaluator.shape.length
-    for half in ("final", "test"):
-        assert evaluator.on(half).shape == evaluator.shape
+    for split in ("holdout", "test"):
+        assert evaluator.on(split).shape == evaluator.shape
     assert evaluator.on("all").shape.lengths is None
     assert evaluator.packed().shape == evaluator.shape
 
@@ -96,11 +96,11 @@ def test_lengths_are_those_of_the_training_rows(make, tmp_path):
 @pytest.mark.parametrize("make", PADDED.values(), ids=PADDED)
 def test_padded_rows_are_searched_by_effective_sparsity(make, tmp_path):
     evaluator = make(tmp_path)
-    for half in ("search", "final", "test"):
-        judge = evaluator.on(half)
+    for split in ("validation", "holdout", "test"):
+        judge = evaluator.on(split)
         score, sparsity = judge.objectives
         assert (sparsity.name, sparsity.goal) == ("effective_sparsity", "max")
-        last, rows = judged(judge, tmp_path / half)
+        last, rows = judged(judge, tmp_path / split)
         constant = [value for name, value in last.values.items() if name.endswith(MAJORITY)]
         assert score.worst in constant
         assert judge.packed().objectives == judge.objectives
@@ -112,17 +112,19 @@ def test_padded_rows_are_searched_by_effective_sparsity(make, tmp_path):
 
 @pytest.mark.parametrize("make", [text, pairs, planted])
 def test_packed_text_has_no_lengths(make, tmp_path):
-    for half in ("search", "final", "all"):
-        judge = make(tmp_path).on(half)
+    for split in ("validation", "holdout", "all"):
+        judge = make(tmp_path).on(split)
         assert judge.shape.lengths is None
         assert judge.objectives[1].name == "sparsity"
 
 
 @pytest.mark.nightly
-def test_digests_tell_halves_apart(tmp_path):
+def test_digests_tell_splits_apart(tmp_path):
     for make in (text, causal, decoder, glue, squad, swag, planted):
         folder = tmp_path / make.__name__
         folder.mkdir()
         evaluator = make(folder)
-        digests = [judged(evaluator.on(h), folder / h)[1].digests for h in ("search", "final")]
+        digests = [
+            judged(evaluator.on(h), folder / h)[1].digests for h in ("validation", "holdout")
+        ]
         assert all(digests[0][part] != digests[1][part] for part in digests[0])

@@ -109,7 +109,7 @@ def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path
     judge = evaluator(data, cache)
     head = judge.dense("SST-2", 1)
     key = judge.dense_key(head, "SST-2", 1)
-    for same in ({"half": "final"}, {"adapt": "recover"}, {"dev_rows": 10}):
+    for same in ({"split": "holdout"}, {"adapt": "recover"}, {"dev_rows": 10}):
         assert replace(judge, **same).dense_key(head, "SST-2", 1) == key
     assert replace(judge, finetune_lr=None).protocol == replace(judge, finetune_lr=5e-5).protocol
     for other in ({"epochs": 1}, {"finetune_lr": 1e-3}, {"length": 8}, {"rows": 50}):
@@ -440,7 +440,7 @@ def test_token_masks_are_told_apart_compared_and_allocated(
     wide = {"sep": masks.window(0) | sep, "cls": masks.window(0) | cls}
     prints = {name: fingerprint(mask, judge.shape) for name, mask in wide.items()}
     assert len(set(prints.values())) == 2
-    found = ms.compare(wide, judge, run=tmp_path / "c", seeds=[1], half="search")
+    found = ms.compare(wide, judge, run=tmp_path / "c", seeds=[1], split="validation")
     assert all(r.scored and r.fingerprint == prints[r.name] for r in found.records)
     found.report(tmp_path / "page.html")
     options = {"levels": ["window(0)", *map(str, wide.values()), "full()"], "unit": "layer"}
@@ -454,7 +454,7 @@ def test_token_masks_are_told_apart_compared_and_allocated(
 def test_token_masks_are_refused_where_nothing_is_known_of_them(data: Path, cache: Path) -> None:
     judge, planted = evaluator(data, cache), ms.PlantedEvaluator()
     mask = masks.window(0) | masks.special_tokens(3)
-    for shape in (planted.shape, replace(judge, half="all").shape):
+    for shape in (planted.shape, replace(judge, split="all").shape):
         for ask in (measures, fingerprint, effective_density):
             with pytest.raises(TokensNeededError, match="only where input ids are known"):
                 ask(mask, shape)
@@ -501,7 +501,7 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     judge = evaluator(data, tmp_path / "cache", weights=tuned(data, tmp_path / "tuned"))
     shape = judge.shape
     assert shape.read == 1
-    assert replace(judge, half="all").shape.read is None
+    assert replace(judge, split="all").shape.read is None
     assert replace(judge, adapt="train").shape.read is None  # under our head, which reads all
     assert replace(judge, weights=data / "checkpoint").shape.read is None
     settings = {"density": 0.3, "steps": 60, "gate_lr": 0.3, "dense_warmup": 0.0}
@@ -517,7 +517,7 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     rows = mask.dense(shape.length)[-1, :, 1:]
     assert torch.equal(rows, torch.eye(shape.length, dtype=torch.bool)[1:].expand_as(rows))
     assert judge.settings()["read"] == 1  # sparsities of other protocols do not mix with these
-    assert "read" not in replace(judge, half="all").settings()
+    assert "read" not in replace(judge, split="all").settings()
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
 def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
     judge = evaluator(data, precision="bfloat16")
     served = ms.Served(judge).served(masks.window(3))
-    models = [judge.shared(0).model, judge.dense(1), judge.on("final").shared(0).model, served]
+    models = [judge.shared(0).model, judge.dense(1), judge.on("holdout").shared(0).model, served]
     weights = [weight for model in models for weight in model.parameters()]
     assert not any(weight.requires_grad for weight in weights)
     held = {weight.data_ptr(): weight.nbytes for weight in weights}
@@ -196,7 +196,7 @@ def test_settings_make_other_protocols(data: Path) -> None:
         replace(judge, **change)
         for change in (
             {"length": 16},
-            {"half": "final"},
+            {"split": "holdout"},
             {"bands": (4,)},
             {"kl": True},
             {"adapt": "train"},
@@ -340,7 +340,7 @@ def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> Non
         written_text(model, tmp_path / "text", words), weights=model, length=24, cache=tmp_path
     )
     chosen = {"dense": masks.full(), "narrow": masks.window(1), "wide": masks.window(12)}
-    how = {"seeds": range(3), "half": "all", "against": "nearest"}
+    how = {"seeds": range(3), "split": "all", "against": "nearest"}
     compared = ms.compare(chosen, judge, run=tmp_path / "run", **how)
     assert [record.seed for record in compared.records] == [0, 0, 0]
     assert compared.seedless
@@ -416,7 +416,7 @@ def test_tasks_are_judged_beside_the_text(
     plain = replace(judge, tasks=())
     assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == dense["nll"]
     assert plain.objectives[0].name == "nll"
-    assert plain.protocol != judge.protocol != judge.final().protocol
+    assert plain.protocol != judge.protocol != judge.on("holdout").protocol
 
 
 @pytest.mark.slow
@@ -580,7 +580,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
         ({"architecture": "bert"}, "unknown architecture of a decoder 'bert'"),
         ({"bands": (8, 4)}, "rising"),
         ({"recover_tokens": 0}, "recover_tokens must be at least 1"),
-        ({"half": "finale"}, "did you mean 'final'"),
+        ({"split": "holdou"}, "did you mean 'holdout'"),
         ({"kl": True, "adapt": "recover"}, "adapt='recover' changes them"),
         ({"cost": "bytes"}, "unknown cost 'bytes'"),
     ):

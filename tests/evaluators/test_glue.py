@@ -237,7 +237,7 @@ def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
 def test_preset_is_the_papers_fine_tuning(tmp_path: Path) -> None:
     judge = GlueEvaluator.preset("sparsebert", tmp_path, glue=tmp_path)
     assert set(judge.tasks) == set(TASKS)
-    assert (judge.rows, judge.dev_rows, judge.half) == (None, None, "all")
+    assert (judge.rows, judge.dev_rows, judge.split) == (None, None, "all")
     assert (judge.convention, judge.finetune_seeds) == ("bert", 3)
     assert (judge.epochs, judge.finetune_batch, judge.finetune_lr) == (3, 16, 2.4e-5)
 
@@ -301,7 +301,7 @@ def test_worst_is_what_constant_answers_earn(data: Path) -> None:
     labels = {t: judge.data(t).dev[t].labels for t in ("SST-2", "MNLI")}
     shares = [max(each.count(label) for label in each) / len(each) for each in labels.values()]
     assert judge.objectives[0].worst == pytest.approx((sum(shares) + 0.0) / 3)
-    assert judge.final().objectives[0].worst != judge.objectives[0].worst
+    assert judge.on("holdout").objectives[0].worst != judge.objectives[0].worst
 
 
 @pytest.mark.parametrize(("one", "two"), [(100, 3), (3, 100), (100, 100), (22, 22)])

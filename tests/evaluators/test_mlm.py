@@ -108,7 +108,7 @@ def test_a_mask_without_context_learns_nothing(corpus: Path, tmp_path: Path) -> 
 
 
 def test_both_halves_together_report_what_versions_without_halves_did(corpus, tmp_path):
-    *_, last = evaluator(corpus, half="all")(masks.window(1), seed=0, workdir=tmp_path)
+    *_, last = evaluator(corpus, split="all")(masks.window(1), seed=0, workdir=tmp_path)
     assert set(last.values) == {"loss"}
 
 

@@ -66,7 +66,7 @@ def test_graded_process_is_scored_by_its_masked_tokens():
     rows = RowScores.load(Path("rows.safetensors"))
     assert last["score"] == last["parts"] == pytest.approx(rows.scores["parts"].mean(), abs=1e-6)
     assert last["accuracy"] == pytest.approx(last["score"], abs=1e-9)
-    assert evaluator.final().protocol != evaluator.protocol
+    assert evaluator.on("holdout").protocol != evaluator.protocol
 
 
 @pytest.mark.nightly

@@ -134,7 +134,7 @@ def test_kept_weights_are_scored_on_other_rows_without_training(
     judge = evaluator(data, cache=tmp_path / "cache", keep_recovered=True)
     first, steps = run(judge, tmp_path / "a", masks.star())
     assert steps == judge.finetune_steps("alike") + 5
-    final = judge.final()
+    final = judge.on("holdout")
     second, none = run(final, tmp_path / "b", masks.star())
     assert none == 0
     assert second != first

@@ -136,7 +136,7 @@ def test_answers_that_need_no_question(
     ]
     told = {"context": "x b c d", "qas": qas if name == "two" else qas[:1]}
     write_squad(tmp_path / "dev-v.json", {"data": [{"title": "T", "paragraphs": [told]}]})
-    judge = evaluator(data, str(tmp_path), rows=16, epochs=1, half="all")
+    judge = evaluator(data, str(tmp_path), rows=16, epochs=1, split="all")
     values = last_values(judge, masks.full(), tmp_path / "work")
     assert (values["exact/majority"], values["f1/majority"]) == (exact, overlap)
 

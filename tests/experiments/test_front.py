@@ -56,7 +56,7 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
     assert parts["train"].isdisjoint(parts["dev"])
     assert count == len(load_glue(Path(str(DATA)) / "glue", "STS-B").train)  # nothing else is read
     dev = load_glue(Path(str(DATA)) / "glue", "STS-B").dev["STS-B"]
-    judge = load_glue(tmp_path / "judge", rows.CENTRED, half="test").dev["STS-B"]
+    judge = load_glue(tmp_path / "judge", rows.CENTRED, split="test").dev["STS-B"]
     assert judge.texts == dev.texts
     assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
 

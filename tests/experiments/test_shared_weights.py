@@ -179,7 +179,7 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_halves_share_one_super_net(tmp_path):
     shared = SharedWeights(text(tmp_path), space, steps=2, folder=tmp_path / "nets")
-    final = shared.final()
+    final = shared.on("holdout")
     assert shared.key == final.key == shared.on("all").key
     first, second = (one.judge([masks.star()])[0]["loss"] for one in (shared, final))
     assert first != second

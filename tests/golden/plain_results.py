@@ -125,7 +125,7 @@ def comparison_plain(comparison: ms.Comparison) -> dict[str, Any]:
     }
     found = {"entries": entries, "findings": findings, "verdict": comparison.verdict().split("\n")}
     records = {str(r.number): record_plain(r) for r in comparison.records}
-    found |= {"half": comparison.half, "records": records}
+    found |= {"split": comparison.split, "records": records}
     fronts = comparison.fronts
     if fronts is None:
         return found

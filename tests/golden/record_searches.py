@@ -134,14 +134,14 @@ def judged(folder: Path) -> Any:
                     work = folder / "work" / name.replace(" ", "-") / str(seed) / mask.digest[:8]
                     said = reports(evaluator(mask, seed=seed, workdir=work))
                     found[name][f"{text} seed {seed}"] = said
-            halves = ("final", "test", "all") if getattr(evaluator, "half", "") else ()
-            for half in halves:
-                with kept(found[name], half):
-                    other = evaluator.on(half)
-                    work = folder / "work" / name.replace(" ", "-") / half
+            halves = ("holdout", "test", "all") if getattr(evaluator, "split", "") else ()
+            for split in halves:
+                with kept(found[name], split):
+                    other = evaluator.on(split)
+                    work = folder / "work" / name.replace(" ", "-") / split
                     said = reports(other(masks.star(), seed=0, workdir=work))
                     worst = [plain(o.worst) for o in other.objectives]
-                    found[name][half] = [other.protocol, worst, said[-1:]]
+                    found[name][split] = [other.protocol, worst, said[-1:]]
     return found
 
 

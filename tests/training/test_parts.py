@@ -69,8 +69,8 @@ def test_parts_and_flat_names_are_two_spellings_of_one_evaluator():
 def test_a_flat_name_changes_the_part_beside_it_alone():
     whole = ms.MlmEvaluator("a.txt", training=ms.Training(lr=1e-3, batch=8), steps=3)
     assert (whole.training.lr, whole.training.batch, whole.training.steps) == (1e-3, 8, 3)
-    final = replace(whole, half="final", steps=4)
-    assert final.half == "final"
+    final = replace(whole, split="holdout", steps=4)
+    assert final.split == "holdout"
     assert final.training == replace(whole.training, steps=4)
     assert final.text == whole.text
     adapted = ms.GlueEvaluator(None, "glue", weights="w", adapt="none", recover_steps=7)
