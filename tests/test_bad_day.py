@@ -1,7 +1,5 @@
 """A search on a cluster's bad day: lost files, killed drivers, odd exceptions, damaged folders."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 import errno

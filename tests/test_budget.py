@@ -1,7 +1,5 @@
 """Budgets: what strategies and spaces are told, what is refused, and what a search keeps."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass
 from functools import partial

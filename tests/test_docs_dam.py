@@ -1,7 +1,5 @@
 """docs/dam.md and pages beside it: snippets run, names exist, gradients are those."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """docs/decoder.md: its Python runs, on a toy, and is as short as it says."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """docs/trained_encoders.md and docs/adapting.md: their commands run, in their order, on a toy."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """docs/write_your_own.md: files, Python and commands run in their order, a section at a time."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

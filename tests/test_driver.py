@@ -1,7 +1,5 @@
 """search and compare: resume, reuse, refusals, failures. Nothing that was computed is lost."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 import time

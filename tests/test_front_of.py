@@ -1,7 +1,5 @@
 """compare(front_of=): a search's front on fresh seeds, beside hand-designed, scrambled masks."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """Deliberate mistakes on the command line: one line each, with the rule, and exit code 2."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

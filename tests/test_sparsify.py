@@ -1,7 +1,5 @@
 """sparsify: one command from a trained encoder to a folder with a sparse mask and its weights."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

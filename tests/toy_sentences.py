@@ -1,7 +1,5 @@
 """SST-2 and RTE of toy words, whose answer is in the words, and a checkpoint that knows them."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

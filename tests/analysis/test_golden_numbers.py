@@ -6,8 +6,6 @@ hand-designed mask.
 `python tests/analysis/test_golden_numbers.py` prints what it computes now.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -6,8 +6,6 @@ shows rows of them. Draws are made by the thousand with numpy; that this decides
 own code does is tested on some of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

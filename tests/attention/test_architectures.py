@@ -1,7 +1,5 @@
 """What attach promises, on every architecture that it must serve: masks and gates alike."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import subprocess

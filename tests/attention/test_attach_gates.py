@@ -1,7 +1,5 @@
 """Gates on tiny random Hugging Face models: drawn once, a submodule while attached, checked."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A mask never vanishes silently: other implementations, copied configurations, weights."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any

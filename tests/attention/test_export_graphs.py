@@ -1,7 +1,5 @@
 """Attached models under torch.export, torch.jit.trace and torch.func, each as the first call."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What computes under a mask: which backend, in which precision, compiled or not."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables, causality and positions in a cache behind an attached mask."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import pickle

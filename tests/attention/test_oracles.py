@@ -1,7 +1,5 @@
 """Sparse models by others are oracles of a mask on the plain model with the same weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

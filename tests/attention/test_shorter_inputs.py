@@ -1,7 +1,5 @@
 """A table on inputs that are shorter than it: what padding them to its length computes."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

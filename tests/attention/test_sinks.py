@@ -1,7 +1,5 @@
 """Models with learned sinks under masks: transformers' own eager attention is the oracle."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any

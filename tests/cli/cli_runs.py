@@ -1,7 +1,5 @@
 """Runs the command line in this process, and the toy files that its tests search with."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """Masks for a trained encoder from the shell: each mistake is one line, with exit code 2."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`masksearch attach`: what it prints and writes, and one line for mistakes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,8 +1,6 @@
 """`masksearch check`: what it says of one's own space, evaluator, strategy and mask; exit code 2
 where a search would fail or could not be repeated."""
 
-from __future__ import annotations
-
 import pytest
 from cli_runs import run
 from toy_sentences import write_sentences

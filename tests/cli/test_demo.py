@@ -1,7 +1,5 @@
 """The demonstration end to end at a toy size, and its words."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

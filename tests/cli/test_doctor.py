@@ -1,7 +1,5 @@
 """`masksearch doctor`: what it says of packages, features and data is so."""
 
-from __future__ import annotations
-
 import json
 import platform
 import re

@@ -1,7 +1,5 @@
 """`--help`: groups, every default, examples that parse; `--version`."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The examples of every `--help`: run here, run by another test, or not run, with the reason."""
 
-from __future__ import annotations
-
 import shlex
 
 import pytest

@@ -1,7 +1,5 @@
 """The command line: what it prints, what it writes, and one line with exit code 2 for mistakes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`masksearch pretrain`: what it writes, that it goes on, and one line for mistakes."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import json

@@ -1,7 +1,5 @@
 """What `masksearch report` says of a comparison, and what has no verdict."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Masks of runs on the command line: named, exported; and run folders that have moved."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Long searches on the command line: status, resume, stops, executors, halving, logs."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

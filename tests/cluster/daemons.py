@@ -3,8 +3,6 @@
 Everything that is started carries a mark in its environment, and is found and ended by it.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

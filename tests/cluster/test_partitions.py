@@ -6,8 +6,6 @@ each leaves it whole. Records are compared with those of an undisturbed search. 
 run to its end twice only where its last report was on its way to a driver that could not hear it.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

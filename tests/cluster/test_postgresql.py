@@ -1,7 +1,5 @@
 """A search whose PostgreSQL server restarts, dies, ends sessions or is cut off, in mid-search."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

@@ -1,7 +1,5 @@
 """cluster/slurm.sh on a real Slurm of two nodes, each in namespaces of its own on this machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

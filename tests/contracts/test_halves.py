@@ -1,7 +1,5 @@
 """Every evaluator that splits its rows keeps the same promises about the halves."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Collection
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Masks on dense models: fine-tuned once, kept, shared; judged as they are or after some steps."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

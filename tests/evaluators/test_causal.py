@@ -1,7 +1,5 @@
 """Masks on decoders: judged token by token, on weights as they are or after training."""
 
-from __future__ import annotations
-
 import itertools
 from contextlib import suppress
 from dataclasses import replace

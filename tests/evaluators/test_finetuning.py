@@ -1,7 +1,5 @@
 """What evaluators that fine-tune share: seeds, frozen layers, checkpoints, killed runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

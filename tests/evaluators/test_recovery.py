@@ -1,7 +1,5 @@
 """Recovery under a mask: what it learns from, what it leaves, and the class of its model."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from pathlib import Path

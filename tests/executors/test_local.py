@@ -1,7 +1,5 @@
 """The local executor: a loop, or worker processes that may die."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

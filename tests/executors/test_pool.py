@@ -1,7 +1,5 @@
 """Trials between a search and its workers, driven in this process: no pipe, no Ray."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

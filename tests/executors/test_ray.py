@@ -1,7 +1,5 @@
 """The Ray Tune executor, on one small Ray that all tests share."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

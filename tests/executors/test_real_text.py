@@ -1,7 +1,5 @@
 """On real text, Ray with two slots ends with the trials and values of the local run."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Experiment 12's table beside runs: what is matched, what is said, the laws of its figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Runs a search in a process of its own and kills it again and again."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Checkpoints, dropout, batches of any kind, precision, the preset."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import itertools

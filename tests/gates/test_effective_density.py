@@ -1,7 +1,5 @@
 """Gates, their density and the masks cut from them count the pairs that real tokens form."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The health card of a run: its figures by loops, its sentences, and the agreement of seeds."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterable, Iterator

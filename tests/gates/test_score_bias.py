@@ -1,7 +1,5 @@
 """A bias on the attention scores, under every form of gate and every bank."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

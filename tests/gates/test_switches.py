@@ -1,7 +1,5 @@
 """Switches: their gradient against finite differences, and what is cut from them."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """When pruning begins: planted losses, tiny models, checkpoints, and what a result says of it."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Masks drawn by hand at the cost of a searched one."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

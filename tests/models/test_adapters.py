@@ -1,7 +1,5 @@
 """Wrappers around a model with a mask: they are seen through, and adapters are saved with it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

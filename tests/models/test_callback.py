@@ -1,7 +1,5 @@
 """A Trainer whose checkpoints carry the mask, and what is said of folders that lack theirs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

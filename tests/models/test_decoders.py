@@ -1,7 +1,5 @@
 """Decoders with random weights and stored ones, and logits that are made in pieces."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

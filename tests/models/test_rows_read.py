@@ -1,7 +1,5 @@
 """Which rows of the last layer a head reads: said of every type, and seen in the logits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

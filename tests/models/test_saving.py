@@ -1,7 +1,5 @@
 """Models and masks in one folder: what comes back, what a crash leaves, what is refused."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import hashlib

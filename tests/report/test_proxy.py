@@ -1,7 +1,5 @@
 """Proxy cards of stored runs: the function, the command, the report's section."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`result.json`: it has a schema, and all that the page says is in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

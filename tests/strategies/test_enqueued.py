@@ -1,7 +1,5 @@
 """Given parameters are judged first, through the space."""
 
-from __future__ import annotations
-
 import pytest
 from killing import outcome
 from toy import ToyEvaluator, space

@@ -1,7 +1,5 @@
 """Pruning by first-order effects: what is kept, on which tasks, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

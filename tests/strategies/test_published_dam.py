@@ -1,7 +1,5 @@
 """The published DAM as a strategy: eight trainings, then the eight masks of the table."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

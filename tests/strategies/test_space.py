@@ -1,7 +1,5 @@
 """Mistakes in a search space: told with their place, before anything is spent on them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

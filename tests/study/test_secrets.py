@@ -1,7 +1,5 @@
 """Secret settings and passwords stand in no file and on no page; a resumed run asks for them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

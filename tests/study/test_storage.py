@@ -1,7 +1,5 @@
 """Storages: opened, locked, full, damaged, gone; and one driver per study."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -1,8 +1,6 @@
 """A run folder is data: a stranger's opens no server and makes no file that its reader did not
 name."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

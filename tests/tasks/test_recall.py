@@ -1,7 +1,5 @@
 """Planted recall: what is asked, where the answer lies, and what a perfect model loses."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

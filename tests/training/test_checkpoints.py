@@ -1,7 +1,5 @@
 """Checkpoints: what is saved comes back, damage is noticed, a full disk keeps the old ones."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
