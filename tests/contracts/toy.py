@@ -1,5 +1,7 @@
 """A search that takes milliseconds: an evaluator with a known landscape, and a space."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
-from toy_sentences import write_sentences
+from toy_sentences import SMALL, judged, sentence_judge, write_sentences
 
 import masksearch as ms
 from masksearch import DamResult, GlueEvaluator, SquadEvaluator, SwagEvaluator, masks
@@ -36,7 +36,7 @@ from masksearch.masks.measure import (
     unit_densities,
 )
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import Step, TrainConfig, follow_trainings
+from masksearch.training.loop import follow_trainings
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(data: Path, cache: Path, **settings: Any) -> GlueEvaluator:
-    small = {
-        "tasks": ("SST-2",),
-        "weights": data / "checkpoint",
-        "length": 32,
-        "epochs": 2,
-        "finetune_batch": 8,
-        "finetune_lr": 3e-3,
-        "cache": cache,
-        "device": "cpu",
-        "adapt": "none",
-        "recover_steps": 3,
-    }
-    return GlueEvaluator(None, data / "glue", **(small | settings))
+    small = {"cache": cache, "adapt": "none", "recover_steps": 3}
+    return sentence_judge(data, **(small | settings))
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +56,6 @@ def cache(data: Path) -> Path:
     folder = data / "cache"
     judged(evaluator(data, folder), data / "first")
     return folder
-
-
-def judged(
-    judge: Any, workdir: Path, mask: masks.Mask | None = None, seed: int = 1
-) -> tuple[dict[str, float], int]:
-    """The scores of a mask, and how many optimiser steps that took."""
-    steps: list[int] = []
-    with follow_trainings(lambda step, config: steps.append(step.number)):
-        *_, last = judge(mask or masks.star(), seed=seed, workdir=workdir)
-    return dict(last.values), len(steps)
 
 
 # -- the dense model ---------------------------------------------------------------------------
@@ -115,17 +94,8 @@ def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path
 def test_a_killed_dense_training_goes_on(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tmp_path / "straight", checkpoint_seconds=0.0)
     straight, steps = judged(judge, tmp_path / "a")
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: Step, config: TrainConfig) -> None:
-        if step.number == 5:
-            raise Killed
-
     judge = evaluator(data, tmp_path / "killed", checkpoint_seconds=0.0)
-    with follow_trainings(kill), suppress(Killed):
-        judged(judge, tmp_path / "b")
+    reports_until(judge, tmp_path / "b", 5, masks.star(), seed=1)
     assert judged(judge, tmp_path / "c") == (straight, steps - 4)
     kept = {path.suffix for path in (tmp_path / "killed" / "dense").iterdir()}
     assert kept <= {".safetensors", ".lock", ".json"}
@@ -144,26 +114,15 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
     with pytest.raises(SearchError, match="no masks can be compared"):
         judge.differentiable(1)
     begun: list[object] = []
+    how: dict[str, Any] = {"listeners": [begun.append], "progress": None}
+    both, place = {"star": masks.star(), "full": masks.full()}, tmp_path / "comparison"
     for each in (judge, ms.Cached(judge, tmp_path / "judged")):
         with pytest.raises(SearchError, match="no masks can be compared"):
             ms.search(
-                lambda trial: masks.star(),
-                each,
-                run=tmp_path / "run",
-                trials=2,
-                seed=1,
-                listeners=[begun.append],
-                progress=None,
+                lambda trial: masks.star(), each, run=tmp_path / "run", trials=2, seed=1, **how
             )
         with pytest.raises(SearchError, match="no masks can be compared"):
-            ms.compare(
-                {"star": masks.star(), "full": masks.full()},
-                each,
-                run=tmp_path / "comparison",
-                seeds=[1, 2],
-                listeners=[begun.append],
-                progress=None,
-            )
+            ms.compare(both, each, run=place, seeds=[1, 2], **how)
     assert begun == []  # said before the first trial
 
 
@@ -298,28 +257,18 @@ def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: P
         file = tmp_path / "glue" / task / "train.tsv"
         title, *rows = file.read_text().splitlines()
         file.write_text("\n".join([title, *rows * 4]) + "\n")
-    judge = GlueEvaluator(
-        None, tmp_path / "glue", tasks=("SST-2", "RTE"), weights=data / "checkpoint", length=32,
-        cache=tmp_path / "cache", device="cpu", adapt="train",
-    )  # fmt: skip
+    both = {"tasks": ("SST-2", "RTE"), "weights": data / "checkpoint", "adapt": "train"}
+    judge = sentence_judge(tmp_path, **both, finetune_batch=16)
     assert [int(batch["task"]) for batch in judge.differentiable(1).held_out] == [0, 1, 0, 1]
 
 
 @pytest.mark.slow
 def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path) -> None:
+    how = {"gates": {"layers": 2}, "config": {"density": 0.6, "steps": 20, "gate_lr": 0.3}}
     study = ms.search(
-        None,
-        evaluator(data, cache),
-        run=tmp_path / "run",
-        strategy="dam",
-        strategy_options={
-            "gates": {"layers": 2},
-            "config": {"density": 0.6, "steps": 20, "gate_lr": 0.3},
-        },
-        trials=2,
-        seed=1,
-        progress=None,
-    )
+        *(None, evaluator(data, cache)), run=tmp_path / "run", strategy="dam", trials=2,
+        strategy_options=how, seed=1, progress=None,
+    )  # fmt: skip
     first, *others = study.records()
     assert isinstance(first.job, OneShot)
     assert first.job.config["train"] == "gates"
@@ -542,21 +491,10 @@ def questions(folder: Path, kind: str, **settings: Any) -> Any:
         write_squad(folder / "squad" / "dev-v.json", squad_json(4, 20, seed=1))
         write_swag(folder / "swag" / "train.jsonl", swag_rows(100, seed=0))
         write_swag(folder / "swag" / "val.jsonl", swag_rows(80, seed=1))
-    small = {
-        "weights": folder / "checkpoint",
-        "length": 32,
-        "epochs": 2,
-        "finetune_batch": 8,
-        "finetune_lr": 3e-3,
-        "cache": folder / "cache",
-        "device": "cpu",
-        "adapt": "recover",
-        "recover_steps": 2,
-        "learn_from": "dense",
-    }
-    if kind == "squad":
-        return SquadEvaluator(None, folder / "squad", **(small | settings))
-    return SwagEvaluator(None, folder / "swag", **(small | settings))
+    small = {"weights": folder / "checkpoint", "cache": folder / "cache", **SMALL}
+    small |= {"adapt": "recover", "recover_steps": 2, "learn_from": "dense"}
+    made = SquadEvaluator if kind == "squad" else SwagEvaluator
+    return made(None, folder / kind, **(small | settings))
 
 
 @pytest.mark.parametrize("kind", ["squad", "swag"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from experiment_scripts import load_script
-from toy_sentences import write_sentences
+from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
 from masksearch.contracts import Evaluate, OneShot, Record, Refused
@@ -43,11 +43,7 @@ def search(run: Path, judge: Any, trials: int = 16, **given: Any) -> ms.Study:
 @pytest.mark.filterwarnings("ignore")
 def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     data, run = write_sentences(tmp_path), tmp_path / "run"
-    judge = ms.GlueEvaluator(
-        None, data / "glue", tasks=("SST-2",), weights=data / "checkpoint", adapt="none",
-        length=32, epochs=2, finetune_batch=8, finetune_lr=3e-3, cache=tmp_path / "cache",
-        device="cpu",
-    )  # fmt: skip
+    judge = sentence_judge(data, adapt="none")
     search(run, judge, trials=9, baselines=ms.FAMILIES)
     study = search(run, judge, baselines=ms.FAMILIES)  # goes on
     gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
