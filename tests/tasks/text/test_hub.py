@@ -114,37 +114,32 @@ def test_held_out_may_be_a_dataset(folder: Path) -> None:
     assert len(other.held_out) == 200 * 9 // 14
 
 
-def test_columns_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'body'; it has id, text, n: name one as hf:"):
-        load(f"hf:{folder}#body", tmp_path)
-    with pytest.raises(DataError, match=r"row 0: column 'n' holds a float, not text; .*#COLUMN"):
-        load(f"hf:{folder}#n", tmp_path)
-    jsonl(tmp_path / "two" / "train.jsonl", [{"a": "x", "b": "y"}])
-    with pytest.raises(DataError, match=r"no column 'text'; it has a, b"):
-        load(f"hf:{tmp_path / 'two'}", tmp_path)
-
-
-def test_splits_are_named(folder: Path, tmp_path: Path) -> None:
-    (folder / "train.jsonl").unlink()
-    with pytest.raises(DataError, match=r"has no split 'train'; it has validation, test"):
-        load(f"hf:{folder}", tmp_path)
-
-
 @pytest.mark.slow
-def test_what_cannot_be_read_is_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be read: BuilderConfig 'wrong' not found"):
-        load(f"hf:{folder}@wrong", tmp_path)
-    with pytest.raises(DataError, match=r"no such folder: /no/where"):
-        load("hf:/no/where", tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"cannot be read: .*any data files; check .*--corpus"):
-        load(f"hf:{tmp_path / 'empty'}", tmp_path)
-    (folder / "train.jsonl").write_text("{bad")
-    with pytest.raises(DataError, match=r"cannot be read: .*; check"):
-        load(f"hf:{folder}", tmp_path)
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("#body", r"no column 'body'; it has id, text, n: name one as hf:"),
+        ("#n", r"row 0: column 'n' holds a float, not text; .*#COLUMN"),
+        ("@wrong", r"cannot be read: BuilderConfig 'wrong' not found"),
+        ("/two", r"no column 'text'; it has a, b"),
+        ("/no split", r"has no split 'train'; it has test"),
+        ("/empty", r"cannot be read: .*any data files; check .*--corpus"),
+        ("/bad", r"cannot be read: .*; check"),
+        ("/few", r"few holds \d+ tokens to train on"),
+        ("/where", r"no such folder: .*/where"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    folder: Path, tmp_path: Path, place: str, message: str
+) -> None:
+    jsonl(tmp_path / "two" / "train.jsonl", [{"a": "x", "b": "y"}])
+    jsonl(tmp_path / "no split" / "test.jsonl", [{"text": "x"}])
     jsonl(tmp_path / "few" / "train.jsonl", [{"text": "too short"}])
-    with pytest.raises(DataError, match=r"few holds \d+ tokens to train on"):
-        load(f"hf:{tmp_path / 'few'}", tmp_path)
+    for name in ("empty", "bad"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bad" / "train.jsonl").write_text("{bad")
+    with pytest.raises(DataError, match=message):
+        load(f"hf:{tmp_path if place[0] == '/' else folder}{place}", tmp_path / "cache")
 
 
 def test_a_hub_out_of_reach_names_the_local_way(
