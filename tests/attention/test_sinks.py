@@ -10,6 +10,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from largest_tensor import LargestTensor
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -25,13 +26,7 @@ from tests.attention.architectures import states as layer_states
 HEADS, WINDOW = 4, 6
 FLOATS = ("query", "key", "value", "sinks")
 SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
+    **sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2),
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "eos_token_id": None,

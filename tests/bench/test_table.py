@@ -23,11 +23,6 @@ HEADS = {"account": "head/8192"}
 
 
 @pytest.fixture(scope="module")
-def table() -> Table:
-    return load("recall-1")
-
-
-@pytest.fixture(scope="module")
 def rows() -> list[dict]:
     """The file as Parquet alone reads it."""
     return pq.read_table(HERE / "recall-1.parquet").to_pylist()

@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from sleepy import essence, read_log
+from waiting import wait_until
 
 import masksearch as ms
 
@@ -25,15 +25,6 @@ ROOT = HERE.parents[1]
 SPACE = f"{ROOT / 'search_spaces' / 'head_shifts.py'}:space"
 MARK = "MASKSEARCH_TEST_MARK"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-
-
-def wait_until(true: Callable[[], object], seconds: float, what: str) -> float:
-    """Waits for something; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"{what}: not after {seconds:g} s"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,15 +95,6 @@ NodeName=n2 NodeAddr=10.78.0.12 CPUs=2
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=90
 PartitionName=urgent Nodes=ALL PriorityTier=2
 """
-
-
-def wait_until(true: Callable[[], object], seconds: float, said: Callable[[], str]) -> float:
-    """Waits for something; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"not after {seconds:g} s: {said()}"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 class Slurm:

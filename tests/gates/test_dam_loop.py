@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from tiny_encoders import sizes
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
@@ -249,14 +250,7 @@ def test_half_precision_leaves_gates_and_costs_whole():
     assert [report.values["loss"] for report in result.curve] == pytest.approx(losses, rel=0.02)
 
 
-TINY_BERT = BertConfig(
-    vocab_size=11,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=8,
-)
+TINY_BERT = BertConfig(**sizes(11, 16, 2, 2, 32, 8))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 from torch import Tensor
 
 from masksearch import Gates, attach, detach
@@ -276,17 +277,8 @@ def test_disabled_gates_are_dense_attention():
 def tiny_bert() -> Any:
     from transformers import BertConfig, BertForPreTraining
 
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        intermediate_size=16,
-        max_position_embeddings=N,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.3,
-    )
+    dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(**sizes(40, 8, 2, HEADS, 16, N, initializer_range=0.3), **dry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BertForPreTraining(config).double().train()

@@ -55,51 +55,35 @@ def steps_down(*parts: tuple[int, float]) -> list[float]:
     return [level for count, level in parts for _ in range(count)]
 
 
-def test_a_plateau_is_never_pruned():
-    watch = followed(steps_down((1000, PLATEAU)))
-    assert watch.begin is None
-    assert not watch.learned
-    assert watch.values(1000)["pruned_steps"] == 0.0
-
-
-def test_pruning_begins_half_way_where_the_loss_has_long_settled():
-    watch = followed(steps_down((200, PLATEAU), (800, 1.4)))
-    assert (watch.begin, watch.settled) == (500, True)
-
-
-def test_a_late_step_is_waited_for():
-    watch = followed(steps_down((440, PLATEAU), (560, 1.4)))
-    assert watch.begin is not None
-    assert 500 < watch.begin <= 750
-    assert watch.settled
-
-
-def test_a_second_plateau_is_waited_for_half_as_long_as_what_came_before():
-    watch = followed(steps_down((200, PLATEAU), (200, 2.2), (600, 1.1)))
-    assert watch.settled
-    assert watch.begin is not None
-    assert 600 <= watch.begin <= 680
-
-
-def test_a_falling_loss_is_pruned_at_the_latest_moment_and_said():
-    watch = followed([PLATEAU - 3 * step / 1000 for step in range(1000)])
-    assert watch.begin == 740  # looks are 20 steps apart
-    assert not watch.settled
-
-
-def test_what_is_learned_after_the_latest_moment_is_not_pruned():
-    watch = followed(steps_down((800, PLATEAU), (200, 1.4)))
-    assert watch.begin is None
-    assert watch.learned
-
-
-def test_a_trained_model_is_pruned_at_once():
-    assert followed(steps_down((100, 1.4))).begin == 0
-
-
-def test_a_share_and_frozen_weights_leave_nothing_to_decide():
-    assert followed(steps_down((100, PLATEAU)), dense_warmup=0.25).begin == 25
-    assert followed(steps_down((100, PLATEAU)), train="gates").begin == 0
+@pytest.mark.parametrize(
+    ("parts", "fields", "begins", "flags"),
+    [
+        pytest.param([(1000, PLATEAU)], {}, None, {"learned": False}, id="plateau"),
+        pytest.param([(200, PLATEAU), (800, 1.4)], {}, (500, 500), {"settled": True},
+                     id="half way where the loss has long settled"),
+        pytest.param([(440, PLATEAU), (560, 1.4)], {}, (501, 750), {"settled": True},
+                     id="a late step is waited for"),
+        pytest.param([(200, PLATEAU), (200, 2.2), (600, 1.1)], {}, (600, 680), {"settled": True},
+                     id="a second plateau for half as long as what came before"),
+        pytest.param([(1, PLATEAU - 3 * step / 1000) for step in range(1000)], {}, (740, 740),
+                     {"settled": False}, id="falling: at the latest moment, 20 steps a look"),
+        pytest.param([(800, PLATEAU), (200, 1.4)], {}, None, {"learned": True}, id="too late"),
+        pytest.param([(100, 1.4)], {}, (0, 0), {}, id="a trained model"),
+        pytest.param([(100, PLATEAU)], {"dense_warmup": 0.25}, (25, 25), {}, id="a share"),
+        pytest.param([(100, PLATEAU)], {"train": "gates"}, (0, 0), {}, id="frozen weights"),
+        pytest.param([(100, PLATEAU), (400, 1.4), (100, 2.4), (400, 1.5)], {}, (500, 500),
+                     {"paused": False}, id="the noise of the samples pauses nothing"),
+    ],
+)  # fmt: skip
+def test_when_pruning_begins(parts: Any, fields: Any, begins: Any, flags: dict[str, bool]):
+    watch = followed(steps_down(*parts), **fields)
+    if begins is None:
+        assert watch.begin is None
+        assert watch.values(1000)["pruned_steps"] == 0.0
+    else:
+        assert watch.begin is not None
+        assert begins[0] <= watch.begin <= begins[1]
+    assert {name: getattr(watch, name) for name in flags} == flags
 
 
 def test_pruning_pauses_while_the_loss_steps_below_where_it_was():
@@ -114,11 +98,6 @@ def test_pruning_pauses_while_the_loss_steps_below_where_it_was():
     assert list(said.values()) == ["begin", "pause", "go on"]
     assert list(said)[:2] == [500, 600]
     assert list(said)[2] <= 760
-
-
-def test_the_noise_of_the_samples_pauses_nothing():
-    watch = followed(steps_down((100, PLATEAU), (400, 1.4), (100, 2.4), (400, 1.5)))
-    assert (watch.begin, watch.paused) == (500, False)
 
 
 @given(

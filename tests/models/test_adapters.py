@@ -7,21 +7,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, DataError
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-    "initializer_range": 0.3,
-}
+SIZES = sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3)
 MASK = masks.window(1) | masks.global_tokens(1)
 IDS = torch.randint(3, 30, (2, 12), generator=torch.Generator().manual_seed(0))
 

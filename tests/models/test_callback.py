@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -19,13 +20,7 @@ from masksearch.errors import AttachError, DataError, MaskFormatError
 pytest.importorskip("accelerate", reason="the Trainer needs it")
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-    "initializer_range": 0.3,
+    **sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3),
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }

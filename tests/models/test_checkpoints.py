@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from huggingface_hub import constants
 from real_data import minilm
-from tiny_encoders import tokens
+from tiny_encoders import sizes, tokens
 
 from masksearch import attach, masks, open_pretrained
 from masksearch.contracts import Shape
@@ -19,15 +19,7 @@ from masksearch.models import checkpoints as checkpoint_files
 from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier
 from masksearch.models.saving import open_model
 
-BERT = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 20,
-    "initializer_range": 0.2,
-}
+BERT = sizes(40, 32, 2, 4, 64, 20, initializer_range=0.2)
 DISTILBERT = {
     "vocab_size": 40,
     "dim": 32,
