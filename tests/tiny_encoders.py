@@ -20,13 +20,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 def sizes(
-    vocabulary: int,
-    width: int,
-    layers: int,
-    heads: int,
-    inner: int,
-    positions: int = 0,
-    **more: Any,
+    words: int, width: int, layers: int, heads: int, inner: int, positions: int = 0, **more: Any
 ) -> dict[str, Any]:
     """Fields of a configuration of transformers; `more` stands as it is."""
     found = {"vocab_size": words, "hidden_size": width, "num_hidden_layers": layers}
