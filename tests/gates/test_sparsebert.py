@@ -218,12 +218,9 @@ def test_rate_rises_then_falls_with_the_root():
 
 
 # -- errors ----------------------------------------------------------------------------------
-def test_other_structures_are_refused():
+def test_misfits_are_named():
     with pytest.raises(UnknownNameError, match="published structure 'free'"):
         PublishedGates("free", length=N, heads=1)  # type: ignore[arg-type]
-
-
-def test_misfits_are_named():
     gates = PublishedGates(length=N, heads=3)
     with pytest.raises(RuntimeError, match="drawn once per forward pass"):
         attend(gates, *calls())

@@ -1,7 +1,5 @@
 """Structured masks are found again from their tables, also from noisy ones; noise is not named."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -10,7 +8,6 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.lower import lower
 from masksearch.masks.nearest import error_bits, expression_bits, nearest_family
 
@@ -233,35 +230,6 @@ def test_tiny_uniform_tables(size: int, kept: int):
     lower(found.mask, Shape(size, 1, 1))
 
 
-def test_lengths_and_counts_that_do_not_fit():
-    table = masks.table(torch.eye(8, dtype=torch.bool))
-    with pytest.raises(LengthError, match="Table holds 8 positions, asked for 16"):
-        nearest_family(table, 16)
-    with pytest.raises(LengthError, match=r"star\(\) has any length.*length=128"):
-        nearest_family(masks.star())
-    with pytest.raises(ValueError, match="length must be at least 1"):
-        nearest_family(masks.star(), 0)
-    with pytest.raises(HeadCountError, match="2 heads, asked for 3"):
-        nearest_family(masks.per_head([masks.star()] * 2), 8, heads=3)
-
-
-# -- prices ------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("mask", "bits"),
-    [
-        (masks.star(), WORD),
-        (masks.window(2), WORD + 3),
-        (masks.dilated(4, 2), WORD + 6),
-        (masks.window(2) & masks.causal(), 3 * WORD + 3),
-        (~masks.causal(), 2 * WORD),
-        (masks.global_tokens(2), WORD + 1 + 3),
-        (masks.offsets([1, 2]), WORD + 2 * math.log2(3) + 1 + math.log2(math.comb(7, 2))),
-        (masks.shifts([-1]), WORD + 3 + math.log2(13)),
-        (masks.columns(2), WORD + 1 + 3),
-        (masks.butterfly(2), WORD + 3),
-    ],
-    ids=str,
-)
 def test_expressions_cost_their_words_and_numbers(mask: masks.Mask, bits: float):
     assert expression_bits(mask, 7) == pytest.approx(bits)
 

@@ -229,22 +229,22 @@ def test_setting_allows_one_server_or_the_files_of_a_folder(
         assert follow_storage(tmp_path, named) == followed
 
 
+def told(run, **options):
+    """With other options in the command that a folder keeps."""
+    stored = json.loads((run / "command.json").read_text())
+    stored["options"] |= options
+    (run / "command.json").write_text(json.dumps(stored))
+    return run
+
+
 @pytest.mark.parametrize("option", ["address", "storage_path"])
 def test_resume_joins_no_server_that_only_the_folder_names(option, strange, command):
-    run = strange(None)
-    path = run / "command.json"
-    stored = json.loads(path.read_text())
-    stored["options"] |= {"executor": "ray", option: "ray://10.0.0.1:10001"}
-    path.write_text(json.dumps(stored))
+    run = told(strange(None), **{"executor": "ray", option: "ray://10.0.0.1:10001"})
     assert f"--{option.replace('_', '-')} ray://10.0.0.1:10001" in command.refused("resume", run)
 
 
 def test_resume_names_options_of_another_version(strange, command):
-    run = strange(None)
-    path = run / "command.json"
-    stored = json.loads(path.read_text())
-    stored["options"] |= {"batch": 16, "rows": None}
-    path.write_text(json.dumps(stored))
+    run = told(strange(None), batch=16, rows=None)
     said = command.refused("resume", run)
     assert "that `masksearch search` does not have (batch, rows); give the command" in said
     with pytest.raises(ms.errors.MaskSearchError, match=r"does not have \(batch, rows\)"):

@@ -122,7 +122,7 @@ def test_held_out_may_be_a_dataset(folder: Path) -> None:
         ("#n", r"row 0: column 'n' holds a float, not text; .*#COLUMN"),
         ("@wrong", r"cannot be read: BuilderConfig 'wrong' not found"),
         ("/two", r"no column 'text'; it has a, b"),
-        ("/no split", r"has no split 'train'; it has test"),
+        ("/no split", r"has no split 'train'; it has validation, test"),
         ("/empty", r"cannot be read: .*any data files; check .*--corpus"),
         ("/bad", r"cannot be read: .*; check"),
         ("/few", r"few holds \d+ tokens to train on"),
@@ -133,7 +133,8 @@ def test_what_cannot_be_read_is_one_line(
     folder: Path, tmp_path: Path, place: str, message: str
 ) -> None:
     jsonl(tmp_path / "two" / "train.jsonl", [{"a": "x", "b": "y"}])
-    jsonl(tmp_path / "no split" / "test.jsonl", [{"text": "x"}])
+    for split in ("validation", "test"):
+        jsonl(tmp_path / "no split" / f"{split}.jsonl", [{"text": "x"}])
     jsonl(tmp_path / "few" / "train.jsonl", [{"text": "too short"}])
     for name in ("empty", "bad"):
         (tmp_path / name).mkdir()
