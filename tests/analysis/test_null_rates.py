@@ -458,8 +458,7 @@ def margin_claims(
     alpha = 0.025 / means.shape[1]
     ts = [float(scipy_stats.t.isf(alpha, n - 1)) for n in (seeds, ROWS_THERE)]
     half = np.sqrt(ts[0] ** 2 * parts[0] + ts[1] ** 2 * parts[1])
-    claimed: NDArray[np.bool_] = (sign * (means - edge) > half).any(1)
-    return claimed
+    return (sign * (means - edge) > half).any(1)
 
 
 @pytest.mark.slow

@@ -27,8 +27,7 @@ PASSED_OVER = (
 
 def output(model: nn.Module, **more: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(**GIVEN, **more)[0]
-    return found
+        return model(**GIVEN, **more)[0]
 
 
 def by_method(model: Any) -> None:

@@ -41,8 +41,7 @@ def states(model: Any, real: list[int], length: int) -> Tensor:
     """Last hidden states of the real tokens."""
     given = texts(real, length)
     with torch.no_grad():
-        found: Tensor = model(**given).last_hidden_state[given["attention_mask"].bool()]
-    return found
+        return model(**given).last_hidden_state[given["attention_mask"].bool()]
 
 
 FLEX = pytest.param("flex", marks=pytest.mark.nightly)

@@ -205,7 +205,6 @@ def test_attention_maps_leave_the_sinks_share_out():
 def with_a_column(call: AttentionCall) -> Tensor:
     """The definition: one more column in the softmax, and no value behind it."""
     assert call.visible is not None
-    assert call.sinks is not None
     scores = (call.query @ call.key.mT * call.scaling).masked_fill(~call.visible, -torch.inf)
     column = call.sinks[:, None, None].expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ call.value

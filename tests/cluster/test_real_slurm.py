@@ -134,7 +134,6 @@ class Slurm:
             )
 
     def wait_for_nodes(self) -> None:
-        assert self.cluster.stdout is not None
         if self.cluster.stdout.readline() != "ready\n":
             pytest.skip(f"no Slurm in namespaces: {(self.base / 'daemons.txt').read_text()}")
         wait_until(lambda: "2 idle" in self.run("sinfo", "-ho", "%D %t"), 60, self.log)
@@ -169,7 +168,6 @@ class Slurm:
         return found + [str(path) for path in self.base.glob("n?/tmp/*ray*")]
 
     def end(self) -> None:
-        assert self.cluster.stdin is not None
         self.cluster.stdin.close()
         self.cluster.wait(timeout=30)
 

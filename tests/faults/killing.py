@@ -22,7 +22,6 @@ def started(*words: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None
     assert process.stdout.readline() == "starts\n"
     return process
 

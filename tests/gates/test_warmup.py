@@ -81,7 +81,6 @@ def test_when_pruning_begins(parts: Any, fields: Any, begins: Any, flags: dict[s
         assert watch.begin is None
         assert watch.values(1000)["pruned_steps"] == 0.0
     else:
-        assert watch.begin is not None
         assert begins[0] <= watch.begin <= begins[1]
     assert {name: getattr(watch, name) for name in flags} == flags
 
@@ -241,7 +240,6 @@ def test_a_killed_run_ends_as_it_would_have(tmp_path: Path):
 def test_a_new_search_says_in_its_job_that_it_waits(given: dict[str, Any], job: Any):
     strategy = DamStrategy(Path(), gates={}, config=given, target=0.2, length=12)
     proposal = strategy.ask()
-    assert not isinstance(proposal, str)
     assert isinstance(proposal.job, OneShot)
     assert proposal.job.config.get("dense_warmup") == job
 
@@ -301,7 +299,6 @@ def test_a_search_cuts_and_marks_masks_by_when_gates_were_pruned(
 ):
     strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.3, length=12)
     proposal = strategy.ask()
-    assert not isinstance(proposal, str)
     planted_result(**values).save(tmp_path / "gates.safetensors")
     strategy.tell(Record(0, "done", proposal.job, artifacts={"gates": "gates.safetensors"}))
     cut = strategy.ask()
@@ -319,7 +316,6 @@ def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
     options = {"unit": "head", "levels": "window(2)", "method": "gates"}
     strategy = build_strategy("allocate", None, evaluator, seed=0, run=tmp_path, options=options)
     proposal = strategy.ask()
-    assert not isinstance(proposal, str)
     found = Record(
         0,
         "done",

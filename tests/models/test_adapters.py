@@ -27,8 +27,7 @@ def llama() -> Any:
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        return model.eval()(input_ids=IDS).logits
 
 
 def with_adapter(model: Any, **settings: Any) -> Any:

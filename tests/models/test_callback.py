@@ -59,8 +59,7 @@ def trainer(folder: Path, model: Any = None, *, callback: Any = None, **more: An
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        return model.eval()(input_ids=IDS).logits
 
 
 # -- what a Trainer writes ---------------------------------------------------------------------

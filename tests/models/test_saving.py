@@ -65,8 +65,7 @@ def tokens(length: int = LENGTH, seed: int = 1, rows: int = 2) -> Tensor:
 
 def output(model: nn.Module, length: int = LENGTH, **more: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(input_ids=tokens(length), **more)[0]
-        return found
+        return model(input_ids=tokens(length), **more)[0]
 
 
 def names(folder: Path) -> list[str]:
@@ -375,8 +374,7 @@ class Around(nn.Module):
         self.inner = bert(1)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        out: Tensor = self.inner(input_ids)[0]
-        return out
+        return self.inner(input_ids)[0]
 
 
 def cut_layers() -> Any:

@@ -56,7 +56,6 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
         assert result.gates["structure"] == structure
         kept = at_sparsity(result.probabilities, percent / 100)
         assert record.measures["sparsity"] == pytest.approx(percent / 100, abs=1 / 32**2)
-        assert record.mask is not None
         assert record.mask.dense(32, 1, kept.shape[1]).equal(kept)
         assert record.params["reached"] == pytest.approx(1 - result.probabilities.mean().item())
     beside = load_script("12_sparsebert_table/table.py").compare_published(run)

@@ -268,7 +268,6 @@ def held(run: Path, storage: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, run, storage], stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 

@@ -16,7 +16,6 @@ datasets = pytest.importorskip("datasets")
 
 def example(task: GlueTask, number: int) -> dict[str, Any]:
     """A row in the Hub's columns."""
-    assert task.hub is not None
     texts = {column: f'{column} {number}\u2028\t"x' for column in task.hub.texts}
     label = 5 * number / 12 if task.regression else number % task.classes
     return {**texts, "label": label, "idx": number}
@@ -26,7 +25,6 @@ def write(
     folder: Path, task: GlueTask, rows: dict[str, list[dict[str, Any]]], shards: int = 1
 ) -> Path:
     """`<config>/<split>-00000-of-0000n.parquet`, with the Hub's types."""
-    assert task.hub is not None
     kind = datasets.ClassLabel(names=list(task.hub.names))
     label = datasets.Value("float32") if task.regression else kind
     for split, part in rows.items():
@@ -63,7 +61,6 @@ def test_every_task_reads_from_a_local_folder(hub: Path, name: str) -> None:
     data = load_glue(f"hf:{hub}", name)
     assert list(data.dev) == list(task.dev_files)
     for rows in (data.train, *data.dev.values()):
-        assert task.hub is not None
         expected = [example(task, n) for n in range(12)]
         assert rows.texts == [tuple(row[column] for column in task.hub.texts) for row in expected]
         assert rows.labels == pytest.approx([row["label"] for row in expected])

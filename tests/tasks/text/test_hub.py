@@ -68,7 +68,6 @@ def test_a_folder_is_read_as_a_file_of_its_documents_would_be(folder: Path) -> N
     same = load(str(plain), folder.parent / "cache")
     assert corpus.digest == same.digest
     assert torch.equal(corpus.train.tensor(), same.train.tensor())
-    assert corpus.begins is not None
     assert len(corpus.begins[0].paragraphs) == 40
     assert len(corpus.begins[1].paragraphs) == 10
     assert not list((folder.parent / "cache").rglob("*.txt"))
@@ -99,7 +98,6 @@ def test_lines_stay_lines_where_some_are_blank(tmp_path: Path) -> None:
     assert torch.equal(
         corpus.train.tensor(), load(str(tmp_path / "a.txt"), tmp_path).train.tensor()
     )
-    assert corpus.begins is not None
     assert len(corpus.begins[0].paragraphs) == 12
 
 
