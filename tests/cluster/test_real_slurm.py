@@ -274,9 +274,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, 
     return essence(study.records())
 
 
-def test_cancelled_search_is_over_at_once_and_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_cancelled_search_is_over_at_once_and_goes_on(slurm, job, undisturbed):
     job.submit()
     job.wait_for_results(6)
     slurm.run("scancel", job.number)
@@ -289,9 +287,7 @@ def test_cancelled_search_is_over_at_once_and_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_requeued_search_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_requeued_search_goes_on(slurm, job, undisturbed):
     job.submit()
     job.wait_for_results(6)
     slurm.run("scontrol", "requeue", job.number)
@@ -299,9 +295,7 @@ def test_requeued_search_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_time_limit_stops_the_search_and_it_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_time_limit_stops_the_search_and_it_goes_on(slurm, job, undisturbed):
     setup = job.folder / "setup.sh"  # read at every start
     setup.write_text("export SLEEPY_SECONDS=15\n")
     job.submit("--signal=B:USR1@40", SETUP=str(setup))
@@ -317,9 +311,7 @@ def test_time_limit_stops_the_search_and_it_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_preempted_search_is_queued_again(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_preempted_search_is_queued_again(slurm, job, undisturbed):
     """With a time of grace Slurm tells Ray alone; the rest would wait for it until its end."""
     job.submit()
     job.wait_for_results(6)

@@ -210,9 +210,7 @@ def test_lost_storage_requeues_once(job: Job) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("preempted", "code"), [("2026-11-23T10:00:00", 0), ("None", 137)])
-def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(
-    job: Job, preempted: str, code: int
-) -> None:
+def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(job, preempted, code):
     (job.state / "comment").write_text(f"PreemptEligibleTime=2026-11-23 PreemptTime={preempted}")
     job.program("masksearch", 'touch "$STATE/searching"; while true; do sleep 0.1; done')
     run = job.start("search")

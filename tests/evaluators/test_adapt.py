@@ -127,9 +127,7 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.nightly
-def test_dense_models_of_all_seeds_come_first_and_are_shown(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dense_models_of_all_seeds_come_first_and_are_shown(data, tmp_path, capsys):
     steps: list[str] = []
     judge = evaluator(data, tmp_path / "cache", adapt="recover")
 
@@ -155,9 +153,7 @@ def test_dense_models_of_all_seeds_come_first_and_are_shown(
 # -- recovery ----------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
-def test_recovery_takes_its_steps_and_leaves_the_dense_model(
-    data: Path, cache: Path, tmp_path: Path, learn_from: str
-) -> None:
+def test_recovery_takes_its_steps_and_leaves_the_dense_model(data, cache, tmp_path, learn_from):
     before = kept_model(cache).read_bytes()
     judge = evaluator(data, cache, adapt="recover", learn_from=learn_from)
     scores, steps = judged(judge, tmp_path / "a")
@@ -195,9 +191,7 @@ def trained_gates(judge: GlueEvaluator, workdir: Path) -> list[Report]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
-def test_gates_are_trained_on_frozen_models_of_several_tasks(
-    data: Path, cache: Path, tmp_path: Path, learn_from: str
-) -> None:
+def test_gates_are_trained_on_frozen_models_of_several_tasks(data, cache, tmp_path, learn_from):
     judge = evaluator(data, cache, tasks=("SST-2", "RTE"), learn_from=learn_from)
     source = judge.differentiable(1)
     assert not any(p.requires_grad for p in source.model.parameters())
@@ -219,9 +213,7 @@ def test_gates_are_trained_on_frozen_models_of_several_tasks(
 
 
 @pytest.mark.slow
-def test_checkpoints_of_gates_hold_no_frozen_weights(
-    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_of_gates_hold_no_frozen_weights(data, cache, tmp_path, monkeypatch):
     judge = evaluator(data, cache)
     straight = trained_gates(judge, tmp_path / "straight")
     monkeypatch.setattr("masksearch.gates.dam.Checkpoints", partial(Checkpoints, seconds=0))
@@ -278,9 +270,7 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("given", "used"), [({}, 5e-5), ({"lr": 1e-3}, 1e-3)])
-def test_a_checkpoint_is_trained_gently_beside_gates(
-    data: Path, cache: Path, tmp_path: Path, given: dict[str, float], used: float
-) -> None:
+def test_a_checkpoint_is_trained_gently_beside_gates(data, cache, tmp_path, given, used):
     """At a rate for BERT (2e-5 to 5e-5: Devlin et al., arXiv 1810.04805, appendix A.3)."""
     judge = evaluator(data, cache, adapt="train", finetune_lr=None)
     options = {"config": {"density": 0.6, "steps": 2, **given}}
@@ -338,9 +328,7 @@ def test_read_out_of_pairs_refuses_what_has_none(data: Path, tmp_path: Path) -> 
 
 
 # -- masks that follow the tokens ----------------------------------------------------------------
-def test_a_token_in_front_of_every_row_is_a_global_token(
-    data: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_a_token_in_front_of_every_row_is_a_global_token(data, cache, tmp_path):
     judge = evaluator(data, cache)
     shape, cls = judge.shape, judge.source.special["cls"]
     mask = masks.window(1) | masks.special_tokens(cls)
@@ -375,9 +363,7 @@ def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.nightly
-def test_token_masks_are_told_apart_compared_and_allocated(
-    data: Path, cache: Path, tmp_path: Path
-):
+def test_token_masks_are_told_apart_compared_and_allocated(data, cache, tmp_path):
     judge = evaluator(data, cache)
     sep, cls = (masks.special_tokens(judge.source.special[name]) for name in ("sep", "cls"))
     wide = {"sep": masks.window(0) | sep, "cls": masks.window(0) | cls}
@@ -499,9 +485,7 @@ def questions(folder: Path, kind: str, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["squad", "swag"])
 @pytest.mark.slow
-def test_questions_and_endings_have_dense_models(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_and_endings_have_dense_models(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
     judge = questions(tmp_path, kind)
     (task,) = judge.downstream
@@ -518,9 +502,7 @@ def test_questions_and_endings_have_dense_models(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["squad", "swag"])
-def test_questions_and_endings_take_fine_tuned_folders(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_and_endings_take_fine_tuned_folders(kind, tmp_path, monkeypatch):
     from transformers import BertForMultipleChoice, BertForQuestionAnswering
 
     monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
@@ -562,8 +544,6 @@ REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("act", "error", "said"), REFUSED)
-def test_settings_that_do_not_go_together_are_refused(
-    data: Path, tmp_path: Path, act: Any, error: type[Exception], said: str
-) -> None:
+def test_settings_that_do_not_go_together_are_refused(data, tmp_path, act, error, said):
     with pytest.raises(error, match=said):
         act(data, tmp_path)

@@ -77,9 +77,7 @@ def test_a_regression_begins_at_the_mean_of_its_labels(data: Path, read_out: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [SCORED, "SST-2"])
-def test_own_models_open_in_transformers_and_are_taken_as_they_are(
-    data: Path, tmp_path: Path, task: Any
-) -> None:
+def test_own_models_open_in_transformers_and_are_taken_as_they_are(data, tmp_path, task):
     judge = evaluator(data, read_out="own", tasks=(task,))
     (name,) = judge.downstream
     dense = judge.dense(name, 1).eval()
@@ -104,9 +102,7 @@ def test_own_models_open_in_transformers_and_are_taken_as_they_are(
 
 
 @pytest.mark.slow
-def test_kept_weights_are_scored_on_other_rows_without_training(
-    data: Path, tmp_path: Path
-) -> None:
+def test_kept_weights_are_scored_on_other_rows_without_training(data, tmp_path):
     judge = evaluator(data, cache=tmp_path / "cache", keep_recovered=True)
     first, steps = judged(judge, tmp_path / "a", masks.star())
     assert steps == judge.finetune_steps("alike") + 5
@@ -125,9 +121,7 @@ def test_kept_weights_are_scored_on_other_rows_without_training(
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("read_out", ["first+mean", "own"])
-def test_the_adapted_model_is_the_one_that_was_scored(
-    data: Path, tmp_path: Path, read_out: str, keep: bool
-) -> None:
+def test_the_adapted_model_is_the_one_that_was_scored(data, tmp_path, read_out, keep):
     judge = evaluator(data, read_out=read_out, keep_recovered=keep)
     judged(judge, tmp_path / "a", masks.star())
     predicted = RowScores.load(tmp_path / "a" / ROWS).predictions["alike"]

@@ -125,9 +125,7 @@ def test_a_single_file_is_split_and_says_so(data: Path, caplog) -> None:
 
 
 @pytest.mark.parametrize(("name", "exact", "overlap"), [("two", 0.5, 0.5), ("one", 0.0, 0.4)])
-def test_answers_that_need_no_question(
-    data: Path, tmp_path: Path, name: str, exact: float, overlap: float
-) -> None:
+def test_answers_that_need_no_question(data, tmp_path, name, exact, overlap):
     shutil.copy(data / name / "train-v.json", tmp_path)
     qas: list[dict[str, object]] = [
         {"id": "q", "question": "?", "answers": [{"text": "b", "answer_start": 2}]},

@@ -206,9 +206,7 @@ def test_tau_is_scipys_and_lies_in_its_interval(seed: int, number: int) -> None:
     st.floats(0.1, 3),
     st.integers(2, 5),
 )
-def test_differences_are_in_standard_errors_of_ours(
-    shifts: list[float], spread: float, seeds: int
-) -> None:
+def test_differences_are_in_standard_errors_of_ours(shifts, spread, seeds):
     ours = {}
     for row, shift in zip(ROWS, shifts, strict=True):
         own = script.OurScores(row.name, "", True, row.sparsity, row.sparsity)

@@ -138,9 +138,7 @@ def noisy_density(scale: float, shape: tuple[int, int, int]) -> float:
         *(pytest.param(scale, (32, 3, 2), marks=pytest.mark.nightly) for scale in (1e-6, 1e6)),
     ],
 )
-def test_the_hinge_reaches_its_target_at_any_scale_and_size(
-    scale: float, shape: tuple[int, int, int]
-):
+def test_the_hinge_reaches_its_target_at_any_scale_and_size(scale, shape):
     assert noisy_density(scale, shape) == pytest.approx(0.1, abs=0.005)
 
 

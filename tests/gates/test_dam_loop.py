@@ -194,9 +194,7 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: On
 
 
 @pytest.mark.nightly
-def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shot: OneShotRuns
-):
+def test_a_full_disk_costs_a_warning_and_no_training_of_gates(tmp_path, monkeypatch, one_shot):
     start, straight = one_shot
     reports = start(tmp_path / "full")
     begun = [next(reports) for _ in range(5)]

@@ -161,9 +161,7 @@ RISEN = [report(step, 4.0, 0.3, 0.3) for step in range(51, 60)]
         ([*FALLING, *RISEN], 0.0, "step 55: the loss has risen to 4 from 2.53 "),
     ],
 )  # fmt: skip
-def test_a_run_says_each_kind_of_collapse_once(
-    reports: Iterable[Report], warmup: float, said: str | None
-) -> None:
+def test_a_run_says_each_kind_of_collapse_once(reports, warmup, said):
     lines = watched(reports, warmup=warmup)
     assert len(lines) == (said is not None)
     assert said is None or said in lines[0]

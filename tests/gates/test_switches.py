@@ -203,9 +203,7 @@ def test_levels_as_texts_are_read_back() -> None:
 
 
 @pytest.mark.parametrize("unit", ["layer", "kv_head"])
-def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
-    unit: str, tmp_path: Path
-) -> None:
+def test_densities_are_shares_of_the_cache_where_that_is_asked_for(unit, tmp_path):
     judge = ms.CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
     counts = "kv_bytes" if unit == "layer" else "kv_bytes_per_head"
     options = ("window(7)", "window(15) | columns(2)", "full()")

@@ -130,9 +130,7 @@ def test_a_state_goes_on_exactly(losses: list[float], data: st.DataObject):
 
 
 @given(st.integers(2, 300), st.floats(0.01, 1.0), st.floats(0, 0.7), st.lists(st.integers(0, 300)))
-def test_the_target_sinks_through_any_pauses_and_arrives(
-    steps: int, anneal: float, density: float, turns: list[int]
-):
+def test_the_target_sinks_through_any_pauses_and_arrives(steps, anneal, density, turns):
     config = DamConfig(steps=steps, anneal=anneal, density=min(0.7, max(0.13, density)))
     control = DensityControl(config, Gates(length=8, heads=1))
     seen = []
@@ -274,9 +272,7 @@ EARLY = {"pruned_steps": 30.0, "attention_learned": 1.0, "settled": 0.0}
         (EARLY, "unsettled", "gates were pruned before attention had learned: at step 70"),
     ],
 )
-def test_a_mask_of_gates_that_attention_was_late_for_warns(
-    values: dict[str, float], flag: str, words: str
-):
+def test_a_mask_of_gates_that_attention_was_late_for_warns(values, flag, words):
     result = planted_result(**values)
     with pytest.warns(UserWarning, match=f"DAM: {words}"):
         result.mask(sparsity=0.5)
@@ -294,9 +290,7 @@ def test_a_mask_of_gates_that_attention_was_late_for_warns(
         (EARLY | {"settled": 1.0}, {"density": 0.3}),
     ],
 )
-def test_a_search_cuts_and_marks_masks_by_when_gates_were_pruned(
-    tmp_path: Path, values: dict[str, float], params: dict[str, Any] | None
-):
+def test_a_search_cuts_and_marks_masks_by_when_gates_were_pruned(tmp_path, values, params):
     strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.3, length=12)
     proposal = strategy.ask()
     planted_result(**values).save(tmp_path / "gates.safetensors")

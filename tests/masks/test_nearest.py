@@ -151,9 +151,7 @@ def parts_of(mask: masks.Mask) -> set[masks.Mask]:
 @pytest.mark.parametrize("mask", LATER.values(), ids=LATER)
 @pytest.mark.parametrize("beside", [None, masks.window(4)], ids=str)
 @pytest.mark.slow
-def test_later_leaves_are_named_alone_and_beside_a_window(
-    mask: masks.Mask, beside: masks.Mask | None
-):
+def test_later_leaves_are_named_alone_and_beside_a_window(mask, beside):
     union = mask if beside is None or mask == LATER["a_shape"] else mask | beside
     found = nearest_family(masks.table(union.dense(N) ^ LITTLE[:, :1]))
     assert parts_of(found.mask) == parts_of(union)

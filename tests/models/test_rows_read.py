@@ -76,9 +76,7 @@ def test_rows_that_are_not_read_reach_no_logit(name: str, kind: str, tmp_path: P
         ("xlnet", {}, "XLNetForSequenceClassification"),
     ],
 )
-def test_heads_that_pool_otherwise_read_all_rows(
-    name: str, changes: dict[str, str], made: str, tmp_path: Path
-) -> None:
+def test_heads_that_pool_otherwise_read_all_rows(name, changes, made, tmp_path):
     hf.AutoConfig.for_model(name, **changes, architectures=[made]).save_pretrained(tmp_path)
     assert rows_read(tmp_path, None, tuned=True) is None
 

@@ -25,9 +25,7 @@ SMALL = ms.Recall(pairs=3, keys=6, values=5, fillers=4, middle=7)
     ),
     st.integers(0, 99),
 )
-def test_every_answer_stands_behind_its_key_as_far_back_as_said(
-    task: ms.Recall, seed: int
-) -> None:
+def test_every_answer_stands_behind_its_key_as_far_back_as_said(task, seed):
     rows = task.rows(3, torch.Generator().manual_seed(seed))
     assert rows.tokens.shape == (3, task.length)
     assert 0 <= rows.tokens.min()

@@ -137,9 +137,7 @@ def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
     kind=st.sampled_from(KINDS),
     whole_words=st.booleans(),
 )
-def test_batches_go_on_where_they_are_asked_to(
-    corpus: Corpus, seed: int, start: int, kind: Kind, whole_words: bool
-) -> None:
+def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, kind, whole_words):
     task = SentencePairTask(corpus, batch=7, kind=kind, whole_words=whole_words)
     one = next(islice(task.batches(seed), start, None))
     two = next(task.batches(seed, start=start))

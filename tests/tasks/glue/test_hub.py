@@ -177,9 +177,7 @@ def test_a_hub_out_of_reach_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         ("nyu-mll/glue", "CoLA", None, r"pip install .*\[hub\]"),
     ],
 )
-def test_what_is_missing_offline_is_named(
-    place: str, task: Any, library: Any, message: str, monkeypatch: Any, tmp_path: Path
-) -> None:
+def test_what_is_missing_offline_is_named(place, task, library, message, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "datasets", library)
@@ -188,9 +186,7 @@ def test_what_is_missing_offline_is_named(
 
 
 @pytest.mark.slow
-def test_the_hub_is_asked_for_the_configuration(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_is_asked_for_the_configuration(hub, tmp_path, monkeypatch):
     asked: list[str] = []
 
     def loaded(name: str, config: str, **options: Any) -> dict[str, Any]:

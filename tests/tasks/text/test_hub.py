@@ -127,9 +127,7 @@ def test_held_out_may_be_a_dataset(folder: Path) -> None:
         ("/where", r"no such folder: .*/where"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(
-    folder: Path, tmp_path: Path, place: str, message: str
-) -> None:
+def test_what_cannot_be_read_is_one_line(folder, tmp_path, place, message):
     jsonl(tmp_path / "two" / "train.jsonl", [{"a": "x", "b": "y"}])
     for split in ("validation", "test"):
         jsonl(tmp_path / "no split" / f"{split}.jsonl", [{"text": "x"}])
@@ -141,9 +139,7 @@ def test_what_cannot_be_read_is_one_line(
         load(f"hf:{tmp_path if place[0] == '/' else folder}{place}", tmp_path / "cache")
 
 
-def test_a_hub_out_of_reach_names_the_local_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_out_of_reach_names_the_local_way(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match=r"Hub cannot be reached for hf:no/text.*--corpus FILE_OR"):
         load("hf:no/text", tmp_path)
