@@ -9,7 +9,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.cli.demo import run_demo, volume, write_data
 from masksearch.errors import DataError
-from masksearch.tasks.glue.read import load_glue
+from masksearch.tasks.glue import load_glue
 
 PROCESS = ms.GradedProcess()
 TOY = {

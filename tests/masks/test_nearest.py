@@ -1,5 +1,7 @@
 """Structured masks are found again from their tables, also from noisy ones; noise is not named."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -228,6 +230,23 @@ def test_tiny_uniform_tables(size: int, kept: int):
     lower(found.mask, Shape(size, 1, 1))
 
 
+# -- prices ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("mask", "bits"),
+    [
+        (masks.star(), WORD),
+        (masks.window(2), WORD + 3),
+        (masks.dilated(4, 2), WORD + 6),
+        (masks.window(2) & masks.causal(), 3 * WORD + 3),
+        (~masks.causal(), 2 * WORD),
+        (masks.global_tokens(2), WORD + 1 + 3),
+        (masks.offsets([1, 2]), WORD + 2 * math.log2(3) + 1 + math.log2(math.comb(7, 2))),
+        (masks.shifts([-1]), WORD + 3 + math.log2(13)),
+        (masks.columns(2), WORD + 1 + 3),
+        (masks.butterfly(2), WORD + 3),
+    ],
+    ids=str,
+)
 def test_expressions_cost_their_words_and_numbers(mask: masks.Mask, bits: float):
     assert expression_bits(mask, 7) == pytest.approx(bits)
 
