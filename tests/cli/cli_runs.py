@@ -50,6 +50,7 @@ class Commands:
 
     def refused(self, *arguments: object) -> str:
         """What is said of a mistake: one line, with exit code 2."""
+        self.given[1].readouterr()  # of what ran before
         code, out, err = self.run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), out + err
         return err
