@@ -6,8 +6,6 @@ GlueEvaluator("planted/text", "planted", tasks=(PLANTED["paraphrase"],), ..)
 corpus.oracle()                                  # the mask that shows every planted pair
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Synthetic records: plain data, no model behind them. And a database server, and a small disk."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

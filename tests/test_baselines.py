@@ -1,7 +1,5 @@
 """A search with a budget begins at the masks that anyone would draw by hand at that cost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, replace
 

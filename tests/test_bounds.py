@@ -1,7 +1,5 @@
 """Sizes beyond any model, and values of another kind: refused at once, with rule and value."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """Budgets: what strategies and spaces are told, what is refused, and what a search keeps."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +9,11 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FixedTrial
-from toy import ToyEvaluator
+from toy import ToyEvaluator, Windows
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, Proposal
+from masksearch.contracts import Objective
 from masksearch.errors import ResumeError, SearchError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.masks.measure import effective_density, pair_weights
@@ -243,24 +241,15 @@ def test_a_budget_counts_what_the_evaluator_counts(tmp_path):
         search(blind, Bytes(), run=tmp_path / "c", **told | {"budget": 0.2})
 
 
-class Always:
-    """A user's strategy that looks at nothing."""
-
-    def __init__(self):
-        self.next = 0
-
-    def ask(self):
-        self.next += 1
-        return Proposal(self.next - 1, Evaluate(masks.window(self.next % 8)), {})
-
-    def tell(self, record):
-        self.next = max(self.next, record.number + 1)
-
-
 @pytest.mark.nightly
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
     study = search(
-        None, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy=Always(), budget=[0.1, 0.35]
+        None,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        trials=4,
+        strategy=Windows(8),
+        budget=[0.1, 0.35],
     )
     assert {(c > 0.35) == r.refused for c, r in zip(costs(study), study.records(), strict=True)}
     kept = [record for record in study.records() if not record.refused]

@@ -1,7 +1,5 @@
 """docs/dam.md and pages beside it: snippets run, names exist, gradients are those."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import fields
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tiny_encoders import sizes
 from transformers import BertConfig, BertForMaskedLM
 
 import masksearch as ms
@@ -35,16 +34,7 @@ def shortened(snippet: str) -> str:
 
 def tiny_bert(*_: object) -> BertForMaskedLM:
     """Stands for the pre-trained model, which is not downloaded."""
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=32,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=32,
-        )
-    )
+    return BertForMaskedLM(BertConfig(**sizes(32, 16, 1, 2, 16, 32)))
 
 
 @pytest.mark.nightly

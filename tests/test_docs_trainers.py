@@ -1,7 +1,5 @@
 """What docs/trainers.md says: its code runs, and lm-eval computes what the masked model does."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Encoders on a card, pretended or real: training under masks, each kernel, and DAM mix no
 devices, and their values are the CPU's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import transformers as hf

@@ -1,7 +1,5 @@
 """Experiments: each has a command, a README and small results; its smoke run ends."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import json

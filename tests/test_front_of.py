@@ -1,7 +1,5 @@
 """compare(front_of=): a search's front on fresh seeds, beside hand-designed, scrambled masks."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter
@@ -142,7 +140,6 @@ def test_a_search_without_a_front_is_refused(tmp_path, study):
 
 def test_the_verdict_says_what_is_left_of_the_front(study, judged):
     fronts = judged.fronts
-    assert fronts is not None
     assert set(fronts.arms) == {"searched", "hand-designed", "scrambled"}
     assert fronts.seeds == tuple(range(1000, 1005))
     promised = np.mean([judged.promised[name] for name in fronts.arms["searched"].masks])

@@ -1,7 +1,5 @@
 """A mask that beats no constant answer is nothing: on no front, never the best, marked."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """The library below the search needs what `pip install masksearch` installs, and nothing else."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Two kinds are read and not run: what installs (1.8 GB; `make` does it in continu
 and what takes hours. tests/test_docs_commands.py checks that their options exist.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

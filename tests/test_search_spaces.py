@@ -1,7 +1,5 @@
 """Every ready-made space draws valid masks, is pure and short, and holds what it says it holds."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

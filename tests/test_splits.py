@@ -1,7 +1,5 @@
 """Searches and comparisons by splits of the rows, and how masks were found."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import pytest

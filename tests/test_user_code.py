@@ -1,7 +1,5 @@
 """A strategy in a file of the user's own."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

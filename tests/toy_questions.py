@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_data import DATA
 
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import special_ids, word_piece
@@ -106,6 +107,14 @@ def write_swag(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def of_real_text(cache: Path) -> dict[str, Any]:
+    """Settings of an evaluator of real text, for seconds."""
+    words = {"corpus": DATA / "wikitext-2" / "valid.txt", "cache": cache / "cache"}
+    words["tokenizer"] = DATA / "bert-vocab" / "vocab.txt"
+    steps = {"steps": 5, "held_out_sequences": 32, "reports": 1, "epochs": 1}
+    return words | steps | {"device": "cpu"}
 
 
 def small(data: Path) -> dict[str, object]:

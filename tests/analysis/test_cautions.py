@@ -1,7 +1,5 @@
 """What a search says against itself."""
 
-from __future__ import annotations
-
 import re
 import warnings
 

@@ -1,7 +1,5 @@
 """The proxy card: what it calls valid, what it refuses, and that it says why."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """A mask never vanishes silently: other implementations, copied configurations, weights."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any
@@ -30,8 +28,7 @@ PASSED_OVER = (
 
 def output(model: nn.Module, **more: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(**GIVEN, **more)[0]
-    return found
+        return model(**GIVEN, **more)[0]
 
 
 def by_method(model: Any) -> None:

@@ -1,7 +1,5 @@
 """What is no model, mask, part or length: one sentence that says what is, and a way out."""
 
-from __future__ import annotations
-
 import re
 import types
 from collections.abc import Callable

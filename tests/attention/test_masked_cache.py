@@ -8,6 +8,7 @@ import torch
 import transformers as hf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 
 import masksearch as ms
 from masksearch import masks
@@ -18,12 +19,7 @@ from masksearch.serving.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, trees
 
 SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
+    **sizes(50, 32, 3, 4, 32, 64),
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "eos_token_id": None,

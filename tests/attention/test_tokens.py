@@ -1,7 +1,5 @@
 """Content masks on models: resolved from the input ids of every forward pass."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_runs import SPACE, run
+from cli_runs import SPACE
 
 import masksearch as ms
 from masksearch.cli.build import build_evaluator, build_executor
@@ -31,7 +31,7 @@ def place(**given):
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
+def refused(tmp_path, command):
     """What a search with these options is refused with."""
 
     def said(**given) -> str:
@@ -40,8 +40,7 @@ def refused(tmp_path, monkeypatch, capsys):
         for name, value in given.items():
             for each in value if isinstance(value, list) else [value]:
                 words += [f"--{name}", each]
-        code, out, err = run(monkeypatch, capsys, *words)
-        assert (code, out, err.count("\n")) == (2, "", 1)
+        err = command.refused(*words)
         return err
 
     return said

@@ -1,11 +1,8 @@
 """What `masksearch report` says of a comparison, and what has no verdict."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
-from cli_runs import run
 from toy import ToyEvaluator, space
 
 import masksearch as ms
@@ -31,32 +28,28 @@ def folder(tmp_path):
 
 
 @pytest.mark.nightly
-def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "report", folder)
-    assert code == 0
+def test_verdict_of_a_comparison(folder, command):
+    out, _ = command("report", folder)
     assert out.startswith(ms.Comparison.open(folder).verdict())
     assert out.startswith("mine: better than star 1.002 (")
-    code, out, _ = run(monkeypatch, capsys, "report", folder, "--against", "all", "--json")
+    out, _ = command("report", folder, "--against", "all", "--json")
     found = json.loads(out)
-    assert code == 0
     assert found["verdict"][0].startswith("mine: better than all 6 hand-designed families (")
     assert [row["against"] for row in found["findings"]] == list(ms.masks.FAMILIES)
     assert {row["n_seeds"] for row in found["findings"]} == {5}
-    code, _, err = run(monkeypatch, capsys, "report", folder, "--against", "every")
-    assert (code, err.count("\n")) == (2, 1)
+    command.refused("report", folder, "--against", "every")
 
 
 @pytest.mark.slow  # continuous integration runs it
 @pytest.mark.nightly
-def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
+def test_a_search_has_no_verdict(tmp_path, command):
     ms.search(space, ToyEvaluator(), run=tmp_path / "s", trials=2, progress=None)
-    code, _, err = run(monkeypatch, capsys, "report", tmp_path / "s", "--against", "all")
-    assert code == 2
+    err = command.refused("report", tmp_path / "s", "--against", "all")
     assert "a search has none, since its scores chose the masks" in err
 
 
 @pytest.mark.nightly
-def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
+def test_runs_of_two_lengths_have_no_verdict(tmp_path, command):
     class Longer(Noisy):
         def __call__(self, mask, *, seed, workdir):
             yield Report(9, {"loss": 1.0})
@@ -65,8 +58,7 @@ def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     ms.compare(
         {**ms.masks.FAMILIES, "mine": masks.window(1)}, Longer(), run=tmp_path, progress=None
     )
-    code, _, err = run(monkeypatch, capsys, "report", tmp_path)
-    assert (code, err.count("\n")) == (2, 1)
+    err = command.refused("report", tmp_path)
     assert "scores after 4 and after 9 steps cannot be compared" in err
 
 

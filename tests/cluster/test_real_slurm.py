@@ -1,18 +1,16 @@
 """cluster/slurm.sh on a real Slurm of two nodes, each in namespaces of its own on this machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from masksearch.user_code import load_function
 
@@ -101,15 +99,6 @@ PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 
 
-def wait_until(true: Callable[[], object], seconds: float, said: Callable[[], str]) -> float:
-    """Waits for something; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"not after {seconds:g} s: {said()}"
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 class Slurm:
     """A cluster of two nodes of two CPUs, whose daemons end with it."""
 
@@ -147,7 +136,6 @@ class Slurm:
             )
 
     def wait_for_nodes(self) -> None:
-        assert self.cluster.stdout is not None
         if self.cluster.stdout.readline() != "ready\n":
             pytest.skip(f"no Slurm in namespaces: {(self.base / 'daemons.txt').read_text()}")
         wait_until(lambda: "2 idle" in self.run("sinfo", "-ho", "%D %t"), 60, self.log)
@@ -182,7 +170,6 @@ class Slurm:
         return found + [str(path) for path in self.base.glob("n?/tmp/*ray*")]
 
     def end(self) -> None:
-        assert self.cluster.stdin is not None
         self.cluster.stdin.close()
         self.cluster.wait(timeout=30)
 
@@ -289,9 +276,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, 
     return essence(study.records())
 
 
-def test_cancelled_search_is_over_at_once_and_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_cancelled_search_is_over_at_once_and_goes_on(slurm, job, undisturbed):
     job.submit()
     job.wait_for_results(6)
     slurm.run("scancel", job.number)
@@ -304,9 +289,7 @@ def test_cancelled_search_is_over_at_once_and_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_requeued_search_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_requeued_search_goes_on(slurm, job, undisturbed):
     job.submit()
     job.wait_for_results(6)
     slurm.run("scontrol", "requeue", job.number)
@@ -314,9 +297,7 @@ def test_requeued_search_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_time_limit_stops_the_search_and_it_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_time_limit_stops_the_search_and_it_goes_on(slurm, job, undisturbed):
     setup = job.folder / "setup.sh"  # read at every start
     setup.write_text("export SLEEPY_SECONDS=15\n")
     job.submit("--signal=B:USR1@40", SETUP=str(setup))
@@ -332,9 +313,7 @@ def test_time_limit_stops_the_search_and_it_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_preempted_search_is_queued_again(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_preempted_search_is_queued_again(slurm, job, undisturbed):
     """With a time of grace Slurm tells Ray alone; the rest would wait for it until its end."""
     job.submit()
     job.wait_for_results(6)

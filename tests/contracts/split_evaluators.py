@@ -1,7 +1,5 @@
 """Evaluators whose data has a search split, a final split and test rows, at sizes of a second."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every evaluator keeps the same promises, at sizes that take a second."""
 
-from __future__ import annotations
-
 import math
 import os
 import pickle

@@ -1,8 +1,6 @@
 """What evaluators say of single rows, and of the lengths of their data, agrees with their
 reports."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

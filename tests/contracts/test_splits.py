@@ -1,7 +1,5 @@
 """Every evaluator that splits its rows keeps the same promises about the splits."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -159,9 +157,7 @@ def test_what_cannot_be_split_says_why(tmp_path):
     (place / "SST-2" / "test.tsv").unlink()
     with pytest.raises(ms.errors.DataError, match="holds no test set with labels"):
         judge.on("test")
-    with pytest.raises(
-        ms.errors.DataError, match=r"none of 1 rows belongs to .*split='all'"
-    ):
+    with pytest.raises(ms.errors.DataError, match=r"none of 1 rows belongs to .*split='all'"):
         [judge.on(split).task_settings() for split in ("holdout", "validation")]
     assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
 

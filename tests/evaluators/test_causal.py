@@ -1,7 +1,5 @@
 """Masks on decoders: judged token by token, on weights as they are or after training."""
 
-from __future__ import annotations
-
 import itertools
 from contextlib import suppress
 from dataclasses import replace
@@ -75,9 +73,7 @@ def judged(judge: ms.CausalEvaluator, mask: masks.Mask, workdir: Path, seed: int
 
 # -- weights as they are -----------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_that_of_the_model_under_the_mask(
-    kind: str, data: Path, tmp_path: Path
-) -> None:
+def test_the_loss_is_that_of_the_model_under_the_mask(kind, data, tmp_path):
     judge, mask = evaluator(data, kind), masks.window(2) | masks.columns(1)
     values = judged(judge, mask, tmp_path)
     model = ms.attach(judge.start.decoder(), mask)
@@ -287,9 +283,7 @@ def test_a_killed_training_ends_as_it_would_have(data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_dense_model_is_trained_once_and_recovers_under_masks(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_dense_model_is_trained_once_and_recovers_under_masks(data, tmp_path):
     judge = scratch(data, adapt="none", cache=tmp_path / "cache")
     before, steps = counted(judge, tmp_path / "a")
     assert (len(before), steps) == (1, 30)
@@ -391,9 +385,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 @pytest.mark.slow
-def test_tasks_are_judged_beside_the_text(
-    data: Path, taught: dict[str, Any], tmp_path: Path
-) -> None:
+def test_tasks_are_judged_beside_the_text(data, taught, tmp_path):
     judge = evaluator(data, tasks=DONE, **taught)
     assert judge.objectives[0].name == "lost"
     dense = judged(judge, masks.full(), tmp_path / "run")
@@ -420,9 +412,7 @@ def test_tasks_are_judged_beside_the_text(
 
 
 @pytest.mark.slow
-def test_tasks_that_the_dense_model_cannot_do_are_named(
-    data: Path, taught: dict[str, Any], tmp_path: Path
-) -> None:
+def test_tasks_that_the_dense_model_cannot_do_are_named(data, taught, tmp_path):
     judge = evaluator(data, tasks=["passkey", "niah_single_3", "vt"], **taught)
     rule = (
         r"loses \d+\.\d+ nats a token of niah_single_3 \(a guess: 2\.286\), \S+ nats a token "
@@ -588,9 +578,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
             evaluator(data, **wrong)
 
 
-def test_a_model_that_fits_no_device_is_refused_before_it_is_loaded(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_fits_no_device_is_refused_before_it_is_loaded(data, tmp_path, monkeypatch):
     folder = tiny_decoder(tmp_path / "model", [*WORDS, "="])
     numbers = sum(each.numel() for each in load_file(folder / "model.safetensors").values())
     memory = 5 * numbers

@@ -1,7 +1,5 @@
 """Pre-training by distillation: a checkpoint under a mask imitates itself without one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -94,9 +94,7 @@ def test_fine_tuning_learns_what_can_be_learnt(data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_pretraining_is_found_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretraining_is_found_again(data, tmp_path, monkeypatch):
     judge = evaluator(data, rows=32)
     whole = list(judge(masks.star(), seed=0, workdir=tmp_path))
     with monkeypatch.context() as patch:
@@ -131,9 +129,7 @@ def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> Non
 
 @pytest.mark.parametrize("length", [16, 48])
 @pytest.mark.parametrize("task", ["MNLI", "STS-B", "SST-2"])
-def test_rows_become_segments_and_long_ones_lose_the_end_of_the_longer_text(
-    data: Path, task: str, length: int
-) -> None:
+def test_rows_become_segments_and_long_ones_lose_the_end_of_the_longer_text(data, task, length):
     judge = evaluator(data, tasks=(task,), length=length)
     corpus, rows, texts = judge.source, judge.tokens(task).train, judge.data(task).train
     cls, sep, pad = (corpus.special[name] for name in ("cls", "sep", "pad"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from killed_runs import reports_until
 from real_data import DATA, real
-from toy_questions import small, squad_json, write_squad, write_text
+from toy_questions import of_real_text, small, squad_json, write_squad, write_text
 
 from masksearch import masks
 from masksearch.contracts import Report
@@ -126,9 +126,7 @@ def test_a_single_file_is_split_and_says_so(data: Path, caplog) -> None:
 
 
 @pytest.mark.parametrize(("name", "exact", "overlap"), [("two", 0.5, 0.5), ("one", 0.0, 0.4)])
-def test_answers_that_need_no_question(
-    data: Path, tmp_path: Path, name: str, exact: float, overlap: float
-) -> None:
+def test_answers_that_need_no_question(data, tmp_path, name, exact, overlap):
     shutil.copy(data / name / "train-v.json", tmp_path)
     qas: list[dict[str, object]] = [
         {"id": "q", "question": "?", "answers": [{"text": "b", "answer_start": 2}]},
@@ -175,20 +173,8 @@ def test_misplaced_answers_are_counted(data: Path, tmp_path: Path, caplog) -> No
 @pytest.mark.nightly
 @real
 def test_real_questions(tmp_path: Path) -> None:
-    folder = DATA
-    judge = SquadEvaluator(
-        folder / "wikitext-2" / "valid.txt",
-        folder / "squad",
-        steps=5,
-        held_out_sequences=32,
-        reports=1,
-        tokenizer=folder / "bert-vocab" / "vocab.txt",
-        rows=200,
-        dev_rows=100,
-        epochs=1,
-        device="cpu",
-        cache=tmp_path / "cache",
-    )
+    rows = {"rows": 200, "dev_rows": 100}
+    judge = SquadEvaluator(squad=DATA / "squad", **rows, **of_real_text(tmp_path))
     values = last_values(judge, masks.star(), tmp_path / "work")
     assert all(math.isfinite(value) for value in values.values())
     assert 0 < values["f1/majority"] < 0.2

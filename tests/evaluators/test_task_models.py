@@ -1,7 +1,5 @@
 """Several tasks' models as one, and what is learnt from another model's logits."""
 
-from __future__ import annotations
-
 import copy
 import math
 

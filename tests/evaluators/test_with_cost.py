@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from masksearch import CostEvaluator, WithCost, masks
+from masksearch import CostEvaluator, masks
 from masksearch.contracts import Differentiable, Evaluator, Objective, Report, Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, SearchError
+from masksearch.evaluators.cost import WithCost
 from masksearch.masks import Mask
 from masksearch.masks.lower import lower
 

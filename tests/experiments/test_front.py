@@ -1,7 +1,5 @@
 """19_front: rows that stay apart, lines from which a search goes on, and its analysis."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

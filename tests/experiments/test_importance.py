@@ -1,7 +1,5 @@
 """Experiment 02's measures: learned scales, and importance along a training run."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Contracts of experiments/rivals: what loses, or only a comparison needs, still does its part."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

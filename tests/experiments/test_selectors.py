@@ -1,7 +1,5 @@
 """The selectors of experiment 18, each against a few lines that say the same in other words."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """Experiment 08's super-net: one training, then forward passes; a strategy trains the best."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import math

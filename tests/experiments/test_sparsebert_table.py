@@ -1,7 +1,5 @@
 """Experiment 12's table beside runs: what is matched, what is said, the laws of its figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -210,9 +208,7 @@ def test_tau_is_scipys_and_lies_in_its_interval(seed: int, number: int) -> None:
     st.floats(0.1, 3),
     st.integers(2, 5),
 )
-def test_differences_are_in_standard_errors_of_ours(
-    shifts: list[float], spread: float, seeds: int
-) -> None:
+def test_differences_are_in_standard_errors_of_ours(shifts, spread, seeds):
     ours = {}
     for row, shift in zip(ROWS, shifts, strict=True):
         own = script.OurScores(row.name, "", True, row.sparsity, row.sparsity)

@@ -1,7 +1,5 @@
 """Checkpoints, dropout, batches of any kind, precision, the preset."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import itertools
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from tiny_encoders import sizes
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
@@ -188,9 +187,7 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: On
 
 
 @pytest.mark.nightly
-def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shot: OneShotRuns
-):
+def test_a_full_disk_costs_a_warning_and_no_training_of_gates(tmp_path, monkeypatch, one_shot):
     start, straight = one_shot
     reports = start(tmp_path / "full")
     begun = [next(reports) for _ in range(5)]
@@ -244,14 +241,7 @@ def test_half_precision_leaves_gates_and_costs_whole():
     assert [report.values["loss"] for report in result.curve] == pytest.approx(losses, rel=0.02)
 
 
-TINY_BERT = BertConfig(
-    vocab_size=11,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=8,
-)
+TINY_BERT = BertConfig(**sizes(11, 16, 2, 2, 32, 8))
 
 
 @pytest.mark.slow

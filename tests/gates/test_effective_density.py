@@ -1,7 +1,5 @@
 """Gates, their density and the masks cut from them count the non-padding query-key pairs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

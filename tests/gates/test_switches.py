@@ -1,7 +1,5 @@
 """Switches: their gradient against finite differences, and what is cut from them."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,7 @@ def model(kind: str) -> nn.Module:
     else:
         width = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": HEADS}
         made = BertForMaskedLM(BertConfig(**sizes, **width, num_hidden_layers=LAYERS))
-    frozen: nn.Module = made.double().eval().requires_grad_(False)
-    return frozen
+    return made.double().eval().requires_grad_(False)
 
 
 def tokens(rows: int = 2) -> Tensor:
@@ -63,7 +60,6 @@ def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
     gates.fixed = chosen.clone().requires_grad_(True)
     loss(judged).backward()
     learnt, step = gates.fixed.grad, 1e-6
-    assert learnt is not None
     assert learnt.abs().max() > 1e-3
     for layer, unit, option in itertools.product(*map(range, shape)):
         moved = chosen.clone()
@@ -75,7 +71,6 @@ def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
             gates.fixed = 2 * chosen - moved
             slope = (ahead - loss(judged)) / (2 * step)
         assert learnt[layer, unit, option].item() == pytest.approx(slope.item(), abs=1e-7)
-    assert gates.units is not None
     gates.fixed = chosen
     under_gates = loss(judged)
     ms.detach(judged)
@@ -86,12 +81,10 @@ def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
 def test_samples_are_hard_and_their_density_is_counted() -> None:
     gates = switches("decoder", "head", initial=0.0)
     units = gates.units
-    assert units is not None
     assert gates.probabilities().allclose(torch.full((LAYERS, HEADS, 3), 1 / 3))
     each = [mask.density(LENGTH, causal=True) for mask in units.levels]
     assert gates.whole_density().item() == pytest.approx(sum(each) / 3, rel=1e-5)
     gates.draw()
-    assert gates.drawn is not None
     assert torch.equal(gates.drawn.sum(-1), torch.ones(LAYERS, HEADS))
     drawn = units.mask(gates.drawn.argmax(-1).flatten().tolist())
     counted = (gates.drawn * gates.coverage).sum(-1).mean().item()
@@ -101,7 +94,6 @@ def test_samples_are_hard_and_their_density_is_counted() -> None:
 def test_rows_that_nobody_reads_have_no_switch() -> None:
     options = ("star()", "full()")
     gates = switches("encoder", "head", options, read=1)
-    assert gates.units is not None
     assert len(gates.units.names) == HEADS * (LAYERS - 1)
     gates.logits.data[-1] = -9.0
     assert gates.entropy() < 1
@@ -207,16 +199,13 @@ def test_levels_as_texts_are_read_back() -> None:
     levels = (masks.window(1) & table, table | masks.columns(1), masks.full())
     gates = Gates("switch", levels=levels, length=4, heads=2)
     again = Gates(**gates.arguments)
-    assert again.units is not None
     assert again.units.levels == levels
     with pytest.raises(ms.errors.MaskFormatError, match=r"two masks or more, .* got one"):
         Gates("switch", levels="full()", length=4, heads=2)
 
 
 @pytest.mark.parametrize("unit", ["layer", "kv_head"])
-def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
-    unit: str, tmp_path: Path
-) -> None:
+def test_densities_are_shares_of_the_cache_where_that_is_asked_for(unit, tmp_path):
     judge = ms.CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
     counts = "kv_bytes" if unit == "layer" else "kv_bytes_per_head"
     options = ("window(7)", "window(15) | columns(2)", "full()")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_trees import sized_trees
+from tiny_encoders import sizes
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from transformers import masking_utils as theirs
@@ -181,14 +182,7 @@ PADDING[1, :3] = 0
 
 def bert(kind="sdpa"):
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        attn_implementation=kind,
-    )
+    config = BertConfig(**sizes(64, 32, 3, 2, 32), attn_implementation=kind)
     return BertModel(config).eval()
 
 
@@ -225,14 +219,7 @@ def test_a_model_given_the_4d_mask_equals_attach(mask):
 
 def test_a_decoder_given_the_4d_mask_equals_attach():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=32,
-    )
+    config = LlamaConfig(**sizes(64, 32, 2, 4, 32), num_key_value_heads=2)
     model = LlamaModel(config).eval()
     mask = masks.a_shape(1, 3)
     ms.attach(model, mask)

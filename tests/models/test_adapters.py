@@ -1,7 +1,5 @@
 """Wrappers around a model with a mask: they are seen through, and adapters are saved with it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -17,15 +16,7 @@ from masksearch.errors import AttachError, DataError
 from masksearch.models.checkpoints import verify
 from masksearch.models.pretrained import open_pretrained
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-    "initializer_range": 0.3,
-}
+SIZES = sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3)
 MASK = masks.window(1) | masks.global_tokens(1)
 IDS = torch.randint(3, 30, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -38,8 +29,7 @@ def llama() -> Any:
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        return model.eval()(input_ids=IDS).logits
 
 
 def with_adapter(model: Any, **settings: Any) -> Any:

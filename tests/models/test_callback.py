@@ -1,7 +1,5 @@
 """A Trainer whose checkpoints carry the mask, and what is said of folders that lack theirs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -23,13 +22,7 @@ from masksearch.models.pretrained import open_pretrained
 pytest.importorskip("accelerate", reason="the Trainer needs it")
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-    "initializer_range": 0.3,
+    **sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3),
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
@@ -68,8 +61,7 @@ def trainer(folder: Path, model: Any = None, *, callback: Any = None, **more: An
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        return model.eval()(input_ids=IDS).logits
 
 
 # -- what a Trainer writes ---------------------------------------------------------------------

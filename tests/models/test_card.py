@@ -1,7 +1,5 @@
 """The model card of a saved folder, and its upload to a stand-in of the Hub."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

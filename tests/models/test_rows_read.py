@@ -1,7 +1,5 @@
 """Which rows of the last layer a head reads: said of every type, and seen in the logits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +78,7 @@ def test_rows_that_are_not_read_reach_no_logit(name: str, kind: str, tmp_path: P
         ("xlnet", {}, "XLNetForSequenceClassification"),
     ],
 )
-def test_heads_that_pool_otherwise_read_all_rows(
-    name: str, changes: dict[str, str], made: str, tmp_path: Path
-) -> None:
+def test_heads_that_pool_otherwise_read_all_rows(name, changes, made, tmp_path):
     hf.AutoConfig.for_model(name, **changes, architectures=[made]).save_pretrained(tmp_path)
     assert rows_read(tmp_path, None, tuned=True) is None
 

@@ -1,7 +1,5 @@
 """Run folders as they lie on a disk: several protocols, folders that cannot be read, old ones."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shlex

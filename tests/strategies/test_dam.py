@@ -1,7 +1,5 @@
 """DAM as a strategy: one training, then its discretisations, all in one study."""
 
-from __future__ import annotations
-
 import pytest
 
 import masksearch as ms

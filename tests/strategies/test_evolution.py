@@ -1,7 +1,5 @@
 """Aging evolution: children differ in one parameter, parents are the best of the latest."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -6,8 +6,6 @@ choices of at most two full heads of twelve, the others with a window of 8, the 
 loss loses the answers; by what is added to text or to answers, whichever is more, it keeps them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

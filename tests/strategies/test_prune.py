@@ -1,13 +1,11 @@
 """Pruning by first-order effects: what is kept, on which tasks, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from toy_sentences import write_sentences
+from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
 from masksearch import masks
@@ -17,21 +15,12 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 
 DENSITIES = [0.6, 0.4]
-TOY = {"length": 16, "finetune_batch": 8, "epochs": 3, "finetune_lr": 3e-3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> ms.GlueEvaluator:
     folder = write_sentences(tmp_path_factory.mktemp("toys"))
-    return ms.GlueEvaluator(
-        glue=folder / "glue",
-        tasks=("SST-2",),
-        corpus=None,
-        weights=str(folder / "checkpoint"),
-        adapt="none",
-        cache=folder / "cache",
-        **TOY,
-    )
+    return sentence_judge(folder, adapt="none", length=16, epochs=3)
 
 
 def search(evaluator, run: Path, listeners=(), **options) -> list[Record]:

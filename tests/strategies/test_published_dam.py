@@ -1,13 +1,11 @@
 """The published DAM as a strategy: eight trainings, then the eight masks of the table."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 from experiment_scripts import load_script
-from toy_sentences import write_sentences
+from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
 from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Refused
@@ -47,11 +45,7 @@ def search(run: Path, judge: Any, trials: int = 16, **given: Any) -> ms.Study:
 @pytest.mark.filterwarnings("ignore")
 def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     data, run = write_sentences(tmp_path), tmp_path / "run"
-    judge = ms.GlueEvaluator(
-        None, data / "glue", tasks=("SST-2",), weights=data / "checkpoint", adapt="none",
-        length=32, epochs=2, finetune_batch=8, finetune_lr=3e-3, cache=tmp_path / "cache",
-        device="cpu",
-    )  # fmt: skip
+    judge = sentence_judge(data, adapt="none")
     search(run, judge, trials=9, baselines=ms.masks.FAMILIES)
     study = search(run, judge, baselines=ms.masks.FAMILIES)  # goes on
     gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
@@ -64,7 +58,6 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
         assert result.gates["structure"] == structure
         kept = at_sparsity(result.probabilities, percent / 100)
         assert record.measures["sparsity"] == pytest.approx(percent / 100, abs=1 / 32**2)
-        assert record.mask is not None
         assert record.mask.dense(32, 1, kept.shape[1]).equal(kept)
         assert record.params["reached"] == pytest.approx(1 - result.probabilities.mean().item())
     beside = load_script("12_sparsebert_table/table.py").compare_published(run)

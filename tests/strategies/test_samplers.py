@@ -1,7 +1,5 @@
 """What a sampler is told of a record, above all of a stopped one."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

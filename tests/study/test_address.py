@@ -1,7 +1,5 @@
 """Run folders travel: renamed, moved and copied ones are what they were."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """What a study keeps on how it was made, and that none of it stands in the way of going on."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Running text for decoders."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

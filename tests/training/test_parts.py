@@ -1,7 +1,5 @@
 """The four parts of evaluators: flat names, defaults, what is refused, one place a field."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Tasks of one's own by the names of their columns: TSV and CSV, classes and scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
