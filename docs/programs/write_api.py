@@ -48,7 +48,10 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "Cached CausalEvaluator CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator "
         "Served SquadEvaluator SwagEvaluator WithCost",
     ),
-    "Parts of an evaluator": ("masksearch", "Adapt Model Text Training"),
+    "Settings of evaluators": (
+        "masksearch",
+        "Adapt EncoderTraining Machine Model Text Training",
+    ),
     "Tasks and planted data": ("masksearch", "glue_score GradedProcess PlantedProcess Recall"),
     "DAM": ("masksearch", "dam DamConfig DamResult Gates Units"),
     "Which positions matter": (
@@ -87,8 +90,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
 ABOUT = {  # a sentence below a heading
     "Tables with a known optimum": "`from masksearch_bench import load, judge, build` "
     "([maskbench](maskbench.md)).",
-    "Parts of an evaluator": "`MlmEvaluator`, `GlueEvaluator`, `CausalEvaluator` and others are "
-    "[made of four parts](proxy.md#four-parts).",
+    "Settings of evaluators": "Evaluators inherit [groups of settings](proxy.md#settings).",
     "Protocols for parts of your own": "In `masksearch.contracts` "
     "([how to write one](write_your_own.md)).",
 }

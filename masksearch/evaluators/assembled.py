@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self, cast, get_args
 
 import torch
 
@@ -53,7 +53,7 @@ class Trained(Training):
         if half == self.half:
             return self
         made = replace(self, half=half)
-        _ = made.protocol  # reads the rows, and so refuses an empty half
+        _ = cast(Any, made).protocol  # reads the rows, and so refuses an empty half
         return made
 
     def holding(self, **data: Any) -> Self:

@@ -225,9 +225,8 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
     def pretrainer(self) -> MlmEvaluator:
         """The pre-training, where there is a corpus; with test rows go its text's final half."""
         half: Half = "final" if self.half == "test" else self.half
-        settings: dict[str, Any] = {
-            name: getattr(self, name) for name in settings_fields(MlmEvaluator)
-        }
+        names = settings_fields(MlmEvaluator)
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MlmEvaluator(**settings | {"half": half})
 
     @property
@@ -380,10 +379,8 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
             "gates_batch": (self.gates_batch, None),
         }
         if self.adapt == "recover":
-            later |= {
-                "recover_steps": (self.recover_steps, 0),
-                "recover_lr": (self.recover_lr, None),
-            }
+            later |= {"recover_steps": (self.recover_steps, 0)}
+            later |= {"recover_lr": (self.recover_lr, None)}
         later["read"] = self.read, None  # decides what sparsity counts, though no score
         return settings | {name: value for name, (value, usual) in later.items() if value != usual}
 

@@ -547,7 +547,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("recall").shape.length == 56
-    assert ms.CausalEvaluator("recall", length=64).text.corpus == ms.Recall(middle=32)
+    assert ms.CausalEvaluator("recall", length=64).corpus == ms.Recall(middle=32)
     assert ms.CausalEvaluator("./recall").positions == 256
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),
