@@ -565,7 +565,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
     bert = evaluator(data, weights=tiny_checkpoint(tmp_path / "bert", WORDS))
     with pytest.raises(ms.errors.DataError, match="'bert' is not a decoder"):
         bert.settings()
-    short = replace(evaluator(data), text=tmp_path / "short.txt", length=60)
+    short = replace(evaluator(data), corpus=tmp_path / "short.txt", length=60)
     with pytest.raises(ms.errors.DataError, match="at least a sequence of 60 positions"):
         short.settings()
     more = tiny_decoder(tmp_path / "more", [f"w{number}" for number in range(50)])
