@@ -11,6 +11,7 @@ from architectures import ARCHITECTURES
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.testing import MaskContract
 
 OWN = '''
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def own(tmp_path_factory):
     yield module
     del sys.modules["own_masks"], masks.Mask.kinds["neighbourhood"]
     del ms.FAMILIES["natten"], masks.core.RECIPES["natten"]
+
+
+class TestNeighbourhood(MaskContract):
+    @pytest.fixture
+    def make(self, own):
+        return lambda: own.Neighbourhood(3)
 
 
 def test_it_prints_parses_and_stores(own, tmp_path: Path):
