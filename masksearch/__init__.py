@@ -63,12 +63,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.serving.native import to_native as to_native
     from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
-    from masksearch.training.parts import Adapt as Adapt
-    from masksearch.training.parts import EncoderTraining as EncoderTraining
-    from masksearch.training.parts import Machine as Machine
-    from masksearch.training.parts import Model as Model
-    from masksearch.training.parts import Text as Text
-    from masksearch.training.parts import Training as Training
     from masksearch.user_code import budget_of as budget_of
 
 __version__ = "0.2.0"

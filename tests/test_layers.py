@@ -20,7 +20,7 @@ RANKS = [
     {"evaluators"},
     {"strategies"},
     {"executors"},
-    {"driver"},
+    {"driver", "testing"},
     {"planner", "sparsifier"},
     {"cli"},
 ]

@@ -213,7 +213,7 @@ def test_as_much_is_held_out_as_it_takes_for_sixteen_documents(tmp_path):
     (tmp_path / "whole.txt").write_text(text)  # 58 articles
     decoder = DecoderOnText("model", tmp_path / "whole.txt", 24, 64, None, "cpu", None)
     judge = build_decoder_evaluator(decoder, "layer", Delivery(None, None, None, None)).evaluator
-    assert judge.text.held_out in (0.4, 0.8)
+    assert judge.held_out in (0.4, 0.8)
     assert len({*judge.on("holdout").rows.documents.tolist()}) >= 16
     seen = {*judge.rows.documents.tolist()}
     assert not seen & {*judge.on("holdout").rows.documents.tolist()}
@@ -221,7 +221,7 @@ def test_as_much_is_held_out_as_it_takes_for_sixteen_documents(tmp_path):
     assert (
         build_decoder_evaluator(
             named, "layer", Delivery(None, None, None, None)
-        ).evaluator.text.held_out
+        ).evaluator.held_out
         == 0.1
     )
     digests = {judge.task().digest, CausalEvaluator(tmp_path / "whole.txt").task().digest}

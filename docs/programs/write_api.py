@@ -43,7 +43,6 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "masksearch",
         "CausalEvaluator CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator Served",
     ),
-    "Parts of an evaluator": ("masksearch", "Adapt Model Text Training"),
     "DAM, units, positions": ("masksearch", "dam DamConfig importance Units"),
     "Files of your own": ("masksearch", "budget_of Shape trim"),
     "Parts of your own: types and protocols": (
@@ -88,8 +87,6 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
 ABOUT = {  # a sentence below a heading
     "Tables with a known optimum": "`from masksearch_bench import load, judge, build` "
     "([maskbench](maskbench.md)).",
-    "Parts of an evaluator": "`MlmEvaluator`, `GlueEvaluator`, `CausalEvaluator` and others are "
-    "[made of four parts](proxy.md#four-parts).",
     "Parts of your own: types and protocols": "In `ms.contracts` "
     "([how to write one](write_your_own.md)).",
     "In their rooms: models, data, results": "Import them from their modules.",

@@ -359,12 +359,7 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     NoneType: "null",
 }
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies
-GROUPS = (
-    "text",
-    "model",
-    "training",
-    "adapt",
-)  # 0.2.0 allowed them before an evaluator's settings
+GROUPS = ("text", "model", "training", "adapt")  # that older commands write before a setting
 RENAMED = {"how": "adapt", "keep": "keep_recovered"}  # behind "adapt."
 RENAMED |= {name: f"recover_{name}" for name in ("steps", "tokens", "lr")}
 

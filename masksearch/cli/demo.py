@@ -43,7 +43,7 @@ from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.loop import TrainConfig
-from masksearch.training.parts import Machine
+from masksearch.training.parts import MachineConfig
 
 STRATEGIES = ("dam", "tpe", "evolution", "random")
 TRIALS = 10  # masks of each search by a strategy that draws them from the space
@@ -302,7 +302,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
         config.save_pretrained(llama)
         tokenizer.save(str(llama / "tokenizer.json"))
         sequences = NextTokenText.load(text, tokenizer=llama, length=64)
-        training = NextTokenTraining(sequences, 16, Machine(), torch.device("cpu"))
+        training = NextTokenTraining(sequences, 16, MachineConfig(), torch.device("cpu"))
         learnt = TrainConfig(steps=steps, lr=5e-3)
         [*training.steps(NextTokenModel(decoder), learnt, TEXT, None)]
         decoder.save_pretrained(llama)

@@ -1,6 +1,6 @@
-"""What evaluators share that train a model: which rows are scored, data in memory, learning rates.
+"""Evaluators that train a model share this: which rows are scored, data in memory, rates.
 
-class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator): ...
+class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Trained, Evaluator): ...
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from masksearch.contracts import Split
 from masksearch.errors import check_name
 from masksearch.training.loop import TrainConfig, find_device, find_precision
-from masksearch.training.parts import RATES, Machine, Training
+from masksearch.training.parts import RATES, MachineConfig, TrainingConfig
 
 NO_CORPUS = "there is no corpus; give a text file or a folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained(Training):
+class Trained(TrainingConfig):
     """The settings of a training, and which held-out rows are scored.
 
     Args:
@@ -37,7 +37,7 @@ class Trained(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("split", self.split, get_args(Split))
-        if isinstance(self, Machine):  # once: a worker's GPU is not asked again
+        if isinstance(self, MachineConfig):  # once: a worker's GPU is not asked again
             precision = find_precision(self.precision, self.device)
             object.__setattr__(self, "precision", precision)
 
@@ -93,4 +93,4 @@ class Trained(Training):
     @property
     def place(self) -> torch.device:
         """The device that trains."""
-        return find_device(self.device if isinstance(self, Machine) else "cpu")
+        return find_device(self.device if isinstance(self, MachineConfig) else "cpu")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -76,12 +76,12 @@ from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
     PLANTED,
-    Adapt,
+    AdaptConfig,
     How,
-    Machine,
-    Model,
+    MachineConfig,
+    ModelConfig,
     Precision,
-    Text,
+    TextConfig,
     Usual,
     find_size,
     initial_spread,
@@ -96,7 +96,7 @@ PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of a
 
 
 @dataclass(frozen=True)
-class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
+class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Trained, Evaluator):
     """Judges a mask by what a decoder loses under it on held-out text.
 
     With `weights` the decoder is a checkpoint, and by default nothing is trained: the mask is put
@@ -155,9 +155,9 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     recover_lr: float | None = 3e-4
     recover_tokens: int = 200_000
     cost: Cost = "effective_sparsity"
-    bands: tuple[int, ...] | None = None
+    bands: Sequence[int] | None = None
     kl: bool = False
-    tasks: tuple[str, ...] = ()
+    tasks: Sequence[str] = ()
     task_rows: int = 16
 
     measure_names = (CACHE, CACHE_PER_HEAD)
@@ -373,7 +373,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     @property
     def edges(self) -> tuple[int, ...]:
         """First positions of the bands but the first."""
-        return band_edges(self.positions) if self.bands is None else self.bands
+        return band_edges(self.positions) if self.bands is None else tuple(self.bands)
 
     @property
     def seedless(self) -> bool:

@@ -60,14 +60,14 @@ from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, check_frozen, freeze
 from masksearch.training.parts import (
     FINETUNE_RATES,
-    Adapt,
-    EncoderTraining,
+    AdaptConfig,
+    EncoderConfig,
     Frozen,
     How,
     LearnFrom,
-    Machine,
-    Model,
-    Text,
+    MachineConfig,
+    ModelConfig,
+    TextConfig,
     settings_fields,
 )
 
@@ -76,7 +76,9 @@ RECOVERED = "recovered"  # folder of recovered models in that of the cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluator, ABC):
+class FineTuning(
+    TextConfig, ModelConfig, EncoderConfig, MachineConfig, AdaptConfig, Trained, Evaluator, ABC
+):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks, says how their rows become batches and scores (the abstract
@@ -226,9 +228,8 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
     def pretrainer(self) -> MlmEvaluator:
         """The pre-training, where there is a corpus; with test rows go its text's holdout."""
         split: Split = "holdout" if self.split == "test" else self.split
-        settings: dict[str, Any] = {
-            name: getattr(self, name) for name in settings_fields(MlmEvaluator)
-        }
+        names = settings_fields(MlmEvaluator)
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MlmEvaluator(**settings | {"split": split})
 
     @property
@@ -381,10 +382,8 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
             "gates_batch": (self.gates_batch, None),
         }
         if self.adapt == "recover":
-            later |= {
-                "recover_steps": (self.recover_steps, 0),
-                "recover_lr": (self.recover_lr, None),
-            }
+            later |= {"recover_steps": (self.recover_steps, 0)}
+            later |= {"recover_lr": (self.recover_lr, None)}
         later["read"] = self.read, None  # decides what sparsity counts, though no score
         return settings | {name: value for name, (value, usual) in later.items() if value != usual}
 

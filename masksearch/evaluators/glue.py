@@ -81,7 +81,7 @@ class GlueEvaluator(FineTuning):
     """
 
     glue: Path | str = ""
-    tasks: tuple[str | GlueTask, ...] = ("SST-2", "QQP", "MNLI")
+    tasks: Sequence[str | GlueTask] = ("SST-2", "QQP", "MNLI")
     _: KW_ONLY
     convention: Convention = "primary"
     read_out: ReadOut = READ_OUT

@@ -64,10 +64,10 @@ from masksearch.training.loop import (
 from masksearch.training.parts import (
     PLANTED,
     AnyText,
-    EncoderTraining,
-    Machine,
-    Model,
-    Text,
+    EncoderConfig,
+    MachineConfig,
+    ModelConfig,
+    TextConfig,
     find_size,
     initial_spread,
     settings_fields,
@@ -81,7 +81,7 @@ PRETRAINED = "pretrained"  # and of that of a finished one
 
 
 @dataclass(frozen=True)
-class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
+class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Trained, Evaluator):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that

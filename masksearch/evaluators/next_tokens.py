@@ -1,6 +1,6 @@
 """Decoders on text: their training, and what they say of every held-out token.
 
-training = NextTokenTraining(text, 16, Machine(), place)
+training = NextTokenTraining(text, 16, MachineConfig(), place)
 for number in training.steps(model, config, seed, checkpoints):
     ...
 scores = score_tokens(model, rows.tokens)
@@ -36,7 +36,7 @@ from masksearch.training.loop import (
     move_batches,
     train,
 )
-from masksearch.training.parts import Machine, Precision
+from masksearch.training.parts import MachineConfig, Precision
 
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about
@@ -57,7 +57,7 @@ class NextTokenTraining:
 
     text: NextTokenTask
     batch: int
-    how: Machine
+    how: MachineConfig
     place: torch.device
 
     def steps(

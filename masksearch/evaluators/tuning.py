@@ -44,7 +44,7 @@ from masksearch.training.loop import (
     move_batches,
     train,
 )
-from masksearch.training.parts import Frozen, Machine
+from masksearch.training.parts import Frozen, MachineConfig
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class TaskTraining:
     inputs: Callable[[Any, list[int]], Batch]
     batch: int
     frozen: Frozen
-    how: Machine
+    how: MachineConfig
     place: torch.device
 
     def fit(

@@ -1,6 +1,6 @@
 """Settings that several evaluators have, in groups: a model's data, its training, its machine.
 
-class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator): ...
+class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Trained, Evaluator): ...
 
 An evaluator inherits the fields of the groups that it reads. So each setting is declared,
 described and checked once, here, and type checkers know those of every evaluator. Nothing here
@@ -208,7 +208,7 @@ AnyText = Path | str | PlantedText | None
 
 
 @dataclass(frozen=True)
-class Text(Settings):
+class TextConfig(Settings):
     """The data of a model: a text, and how it is tokenized and cut.
 
     Args:
@@ -243,7 +243,7 @@ class Text(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(Settings):
+class ModelConfig(Settings):
     """The model that masks are put on: a checkpoint, or one with random weights.
 
     With `weights` the checkpoint's shape, vocabulary and (where none is given) tokenizer are
@@ -278,7 +278,7 @@ class Model(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Settings):
+class TrainingConfig(Settings):
     """How a model is trained, and when it reports.
 
     Args:
@@ -308,8 +308,8 @@ class Training(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderTraining(Settings):
-    """What an encoder is pre-trained on, and how.
+class EncoderConfig(Settings):
+    """The pre-training of an encoder: its task, and its ways.
 
     Args:
         pretraining: `"mlm"`; `"mlm+next"` adds BERT's next-sentence prediction, `"mlm+order"`
@@ -337,7 +337,7 @@ class EncoderTraining(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine(Settings):
+class MachineConfig(Settings):
     """The machine that a model is trained on.
 
     Args:
@@ -355,7 +355,7 @@ class Machine(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapt(Settings):
+class AdaptConfig(Settings):
     """The weights that are trained under a mask, and what they learn from.
 
     Args:

@@ -23,10 +23,10 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Evaluate, Evaluator, OneShot, Proposal, Record
-from masksearch.errors import EmptyRowError, HeadCountError, LengthError
 from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.wrappers import Cached
 from masksearch.executors.job import JobRun
+from masksearch.testing import EvaluatorContract
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
 
@@ -76,12 +76,12 @@ SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder", "cost")]
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-class TestEvaluator:
+class TestEvaluator(EvaluatorContract):
     def test_stands_at_most_one_step_above_its_base(self, make, tmp_path):
-        """Beside `Evaluator` and `AssembledEvaluator`, which hold what all have."""
-        kinds = [kind.__module__ for kind in type(make(tmp_path)).__mro__]
-        shared = {"masksearch.contracts", "masksearch.evaluators.assembled"}
-        assert len({kind for kind in kinds if kind.startswith("masksearch.")} - shared) <= 2
+        """At most one class stands between an evaluator and `Evaluator`."""
+        kinds = [kind for kind in type(make(tmp_path)).__mro__ if issubclass(kind, Evaluator)]
+        assert kinds.pop() is Evaluator
+        assert len(kinds) <= 2
 
     def test_better_is_a_higher_score_a_lower_loss_and_a_sparser_mask(self, make, tmp_path):
         objectives = make(tmp_path).objectives
@@ -134,19 +134,10 @@ class TestEvaluator:
         self, make, tmp_path
     ):
         evaluator = make(tmp_path)
-        torch.manual_seed(1)
-        state = torch.get_rng_state()
+        super().test_ends_with_its_objectives_alike_twice_and_leaves_the_global_generator(
+            lambda folder: evaluator, tmp_path
+        )
         first = list(evaluator(masks.star(), seed=3, workdir=tmp_path / "a"))
-        assert torch.equal(torch.get_rng_state(), state)
-        steps = [report.step for report in first]
-        assert steps == sorted(steps)
-        mask_measures = SPARSITIES | {"density", "block_density", "hops"}
-        for objective in evaluator.objectives:
-            assert objective.name in first[-1].values or objective.name in mask_measures
-            assert math.isfinite(objective.worst)
-        assert all(math.isfinite(v) for report in first for v in report.values.values())
-        torch.manual_seed(2)
-        assert list(evaluator(masks.star(), seed=3, workdir=tmp_path / "b")) == first
         if hasattr(evaluator, "class_names"):  # what is finished is given again, not trained
             with follow_trainings(lambda step, config: pytest.fail("trained again")):
                 assert list(evaluator(masks.star(), seed=3, workdir=tmp_path / "b")) == first
@@ -155,34 +146,20 @@ class TestEvaluator:
 
     def test_survives_pickling_with_its_protocol(self, make, tmp_path):
         evaluator = make(tmp_path)
-        twin = pickle.loads(pickle.dumps(evaluator))
-        packed = evaluator.packed()
-        assert packed.packed() is packed
-        for other in (twin, packed):
+        super().test_survives_pickling_with_its_protocol(lambda folder: evaluator, tmp_path)
+        for other in (pickle.loads(pickle.dumps(evaluator)), evaluator.packed()):
             assert (type(other), repr(other)) == (type(evaluator), repr(evaluator))
             assert (other, hash(other)) == (evaluator, hash(evaluator))
-            assert other.protocol == evaluator.protocol
-            assert (other.shape, other.objectives) == (evaluator.shape, evaluator.objectives)
         assert len(pickle.dumps(evaluator)) < 20_000
 
     @pytest.mark.slow
     def test_closing_the_generator_stops_it(self, make, tmp_path):
-        reports = make(tmp_path)(masks.star(), seed=0, workdir=tmp_path / "work")
-        next(reports)
-        reports.close()
-        assert list(reports) == []
+        super().test_closing_the_generator_stops_it(make, tmp_path)
 
     def test_masks_that_do_not_fit_are_refused(self, make, tmp_path):
-        evaluator = make(tmp_path)
-        if isinstance(evaluator, ToyEvaluator):
+        if make is MAKERS["toy"]:
             pytest.skip("the toy reads the sparsity only")
-        for wrong, error in (
-            (masks.per_head([masks.full()] * (evaluator.shape.heads + 1)), HeadCountError),
-            (masks.full() - masks.full(), EmptyRowError),
-            (masks.table(torch.ones(2, 2, dtype=torch.bool)), LengthError),
-        ):
-            with pytest.raises(error):
-                next(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
+        super().test_masks_that_do_not_fit_are_refused(make, tmp_path)
 
     @pytest.mark.slow
     def test_differentiable_offers_batches_with_a_loss(self, make, tmp_path):

@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,12 @@ import torch
 from toy import ToyEvaluator, built
 from toy import space as conditional
 
-from masksearch import masks
+from masksearch import masks, testing
 from masksearch.contracts import (
-    Evaluate,
     Objective,
     OneShot,
     Proposal,
     Record,
-    Refused,
     Shape,
     Strategy,
 )
@@ -33,6 +31,7 @@ from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import Cut, DamStrategy
 from masksearch.strategies.enqueued import Listed
 from masksearch.study.records import Constraint
+from masksearch.testing import STATUSES, StrategyContract, asked, essence, record_of, resumed, run
 
 OBJECTIVES = {
     1: (Objective("loss", "min", 10.0),),
@@ -40,7 +39,6 @@ OBJECTIVES = {
     3: (*ToyEvaluator.objectives, Objective("cost", "min", 20.0)),
 }
 NAMES = ("random", "tpe", "nsga2", "nsga3", "qmc", "evolution")  # gp is slow: a few cases
-STATUSES = ("done", "done", "stopped", "reused", "failed", "done")
 SPARSE = Constraint("sparsity", ">=", 0.3)
 
 pytestmark = pytest.mark.filterwarnings("ignore:strategy 'nsga")
@@ -80,73 +78,6 @@ MAKERS: dict[str, Callable[[], Strategy]] = {
 }
 
 
-def record_of(proposal: Proposal, status: str = "done", length: int = 16) -> Record:
-    """What becomes of a proposal: the loss is NaN where it failed, partial where it stopped."""
-    if isinstance(proposal.job, Refused):
-        return Record(
-            proposal.number,
-            "failed",
-            proposal.job,
-            params=proposal.params,
-            strategy_state=proposal.strategy_state,
-        )
-    assert isinstance(proposal.job, Evaluate)
-    sparsity = proposal.job.mask.sparsity(length)
-    values = {"loss": abs(sparsity - 0.6), "cost": float(len(proposal.params))}
-    return Record(
-        proposal.number,
-        status,  # type: ignore[arg-type]
-        proposal.job,
-        params=proposal.params,
-        values={**values, "loss": float("nan")} if status == "failed" else values,
-        step=2,
-        measures={"sparsity": sparsity},
-        strategy_state=proposal.strategy_state,
-        error="broken" if status == "failed" else "",
-    )
-
-
-def asked(strategy: Strategy) -> Proposal:
-    proposal = strategy.ask()
-    assert isinstance(proposal, Proposal)
-    return proposal
-
-
-def run(strategy: Strategy, draws: int) -> list[Proposal]:
-    """One slot; every kind of outcome."""
-    proposals = []
-    for index in range(draws):
-        proposals.append(asked(strategy))
-        strategy.tell(record_of(proposals[-1], STATUSES[index % len(STATUSES)]))
-    return proposals
-
-
-def run_in_slots(strategy: Strategy, draws: int, slots: int = 3) -> tuple[list[Record], ...]:
-    """Several slots that finish in any order; the told records, and those still running."""
-    order, told, running = random.Random(0), [], []
-    for index in range(draws):
-        proposal = asked(strategy)
-        running.append(record_of(proposal, STATUSES[index % len(STATUSES)]))
-        if len(running) == slots:
-            told.append(running.pop(order.randrange(slots)))
-            strategy.tell(told[-1])
-    return told, running
-
-
-def resumed(make: Callable[[], Strategy], told: Sequence[Record], running: Sequence[Record]):
-    """As a session resumes: what has finished, in that order, then what is still out."""
-    copy = make()
-    for record in told:
-        copy.tell(record)
-    for record in running:
-        copy.tell(replace(record, status="running", values={}, step=0, error=""))
-    return copy
-
-
-def essence(proposal: Proposal):
-    return proposal.number, proposal.job, dict(proposal.params), dict(proposal.strategy_state)
-
-
 def content(strategy: Strategy):
     """Everything that a sampler can read of the study in memory."""
     if not hasattr(strategy, "sampler"):
@@ -159,45 +90,15 @@ def content(strategy: Strategy):
 
 
 def assert_law(make: Callable[[], Strategy], draws: int) -> None:
-    """An original, a copy and one told in another order go on alike, and know the same."""
-    original = make()
-    told, running = run_in_slots(original, draws)
-    shuffled = random.Random(1).sample(told, len(told))
-    copies = [resumed(make, told, running), resumed(make, shuffled, running[::-1])]
-    for record in [*running, None, None]:
-        wanted = asked(original)
-        for copy in copies:
-            assert essence(asked(copy)) == essence(wanted)
-            assert content(copy) == content(original)
-        for strategy in [original, *copies]:
-            if record is not None:
-                strategy.tell(record)
+    """Told in any order, and with what a sampler can read."""
+    testing.assert_law(make, draws, content, any_order=True)
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-class TestStrategy:
-    def test_same_seed_same_proposals_numbered_from_zero(self, make):
-        first, second = run(make(), 12), run(make(), 12)
-        assert list(map(essence, first)) == list(map(essence, second))
-        assert [proposal.number for proposal in first] == list(range(12))
-
+class TestStrategy(StrategyContract):
     @pytest.mark.slow
     def test_resumed_copy_asks_what_the_original_asks(self, make):
         assert_law(make, 50)
-
-    def test_running_record_is_not_drawn_again(self, make):
-        proposals = [asked(strategy := make()), asked(strategy), asked(strategy)]
-        copy = make()
-        copy.tell(replace(record_of(proposals[1]), status="running", values={}))
-        copy.tell(record_of(proposals[2]))
-        copy.tell(record_of(proposals[0]))
-        assert essence(asked(copy))[0] == 3
-
-    def test_takes_failed_and_stopped_records(self, make):
-        strategy = make()
-        for status in ["failed"] * 9 + ["stopped"] * 9 + ["done"] * 3:
-            strategy.tell(record_of(asked(strategy), status))
-        assert asked(strategy).number == 21
 
 
 def test_allocate_with_gates_keeps_the_law(tmp_path):

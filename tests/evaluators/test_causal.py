@@ -539,7 +539,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("recall").shape.length == 56
-    assert ms.CausalEvaluator("recall", length=64).text.corpus == Recall(middle=32)
+    assert ms.CausalEvaluator("recall", length=64).corpus == Recall(middle=32)
     assert ms.CausalEvaluator("./recall").positions == 256
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),
@@ -557,7 +557,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
     bert = evaluator(data, weights=tiny_checkpoint(tmp_path / "bert", WORDS))
     with pytest.raises(ms.errors.DataError, match="'bert' is not a decoder"):
         bert.settings()
-    short = replace(evaluator(data), text=tmp_path / "short.txt", length=60)
+    short = replace(evaluator(data), corpus=tmp_path / "short.txt", length=60)
     with pytest.raises(ms.errors.DataError, match="at least a sequence of 60 positions"):
         short.settings()
     more = tiny_decoder(tmp_path / "more", [f"w{number}" for number in range(50)])

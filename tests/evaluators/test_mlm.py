@@ -180,14 +180,14 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "architecture": ({"architecture": "gpt"}, "unknown architecture 'gpt'"),
     "dropout": ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
     "reports": ({"reports": 0}, "reports must be at least 1"),
-    "precision": ({"precision": "fp8"}, "float32 or bfloat16"),
+    "precision": ({"precision": "fp8"}, "unknown precision 'fp8'. Known: float32, bfloat16"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_wrong_settings_are_refused(corpus: Path, name: str) -> None:
     given, said = MISTAKES[name]
-    named = name in ("size", "pretraining", "architecture")
+    named = name in ("size", "pretraining", "architecture", "precision")
     with pytest.raises(UnknownNameError if named else ValueError, match=said):
         MlmEvaluator(**({"corpus": corpus} | given))  # type: ignore[arg-type]
 

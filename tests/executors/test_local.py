@@ -23,6 +23,7 @@ from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
 from masksearch.executors.job import JobRun
 from masksearch.strategies.enqueued import Listed
+from masksearch.testing import ExecutorContract
 
 
 def run(
@@ -31,6 +32,12 @@ def run(
     work = PlainTrials(strategy, evaluator, workdir, goes_on)
     executor.run(work)
     return work.records
+
+
+class TestLocal(ExecutorContract):
+    @pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)])
+    def make(self, request):
+        return lambda: Local(request.param)
 
 
 @pytest.mark.slow

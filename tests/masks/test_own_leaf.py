@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES
 import masksearch as ms
 from masksearch import masks
 from masksearch.masks.lower import flex_block_mask, lower
+from masksearch.testing import MaskContract
 
 OWN = '''
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ def own(tmp_path_factory):
     yield module
     del sys.modules["own_masks"], masks.Mask.kinds["neighbourhood"]
     del ms.masks.FAMILIES["natten"], masks.core.RECIPES["natten"]
+
+
+class TestNeighbourhood(MaskContract):
+    @pytest.fixture
+    def make(self, own):
+        return lambda: own.Neighbourhood(3)
 
 
 def test_it_prints_parses_and_stores(own, tmp_path: Path):
