@@ -354,7 +354,7 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
         ({"method": "greed"}, ValueError, r"'greed'; did you mean 'greedy'"),
         ({"method": "restore", "tries": 2}, ValueError, r"a round of method='greedy'"),
         ({"device": "cuda:99"}, ValueError, r"no device 'cuda:99' on this machine; take 'auto'"),
-        ({"precision": "half"}, ValueError, r"precision is float32 or bfloat16, got 'half'"),
+        ({"precision": "half"}, ValueError, r"unknown precision 'half'. Known: float32, bfloat16"),
     ],
     ids=str,
 )
