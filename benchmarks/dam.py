@@ -36,7 +36,9 @@ from planted_runs import Cells, Row, Setting, shown, summary
 import masksearch as ms
 from masksearch.contracts import generator
 from masksearch.gates.dam import dam_reports
+from masksearch.gates.gates import Gates
 from masksearch.models.encoders import MaskedLanguageModel, encoder
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.loop import TrainConfig, train
 
 HERE = Path(__file__).parent
@@ -44,9 +46,9 @@ sys.path.insert(0, str(HERE.parent))
 from experiments.rivals.hard_concrete import HardConcreteGates  # noqa: E402
 
 PRODUCT = f"{HERE.parent / 'experiments' / 'rivals' / 'product.py'}:product"
-ONE = ms.PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)
-TWO = ms.PlantedProcess(length=64, vocabulary=32, offsets=(11, 23), keys=4)
-SMALL = ms.PlantedProcess(length=16, vocabulary=8, offsets=(5,), keys=2)
+ONE = PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)
+TWO = PlantedProcess(length=64, vocabulary=32, offsets=(11, 23), keys=4)
+SMALL = PlantedProcess(length=16, vocabulary=8, offsets=(5,), keys=2)
 SHORT = {"steps": 1500, "dense_warmup": 0.4}  # of the parts that compare
 LONGER = {"steps": 2500, "dense_warmup": 0.4}
 SEEDS, SCALE_SEEDS, FORM_SEEDS = 5, 2, 3  # of A to C, G, H
@@ -66,7 +68,7 @@ def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
     usual = quick if smoke else {}
     toeplitz = {}
     for offsets in ((5,),) if smoke else ((11,), (5, 11)):
-        process = ms.PlantedProcess(
+        process = PlantedProcess(
             length=one.length, vocabulary=one.vocabulary, offsets=offsets, keys=1
         )
         for signed in (False, True):
@@ -109,7 +111,7 @@ def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
     }
 
 
-def bands(process: ms.PlantedProcess) -> float:
+def bands(process: PlantedProcess) -> float:
     """Density of whole bands at the planted offsets, in both directions; at least 1 / n."""
     edges = sum(2 * (process.length - offset) for offset in process.offsets)
     return max(edges, process.length) / process.length**2
@@ -150,7 +152,7 @@ def step_times(smoke: bool) -> dict[str, list[float]]:
 
     def gated(form: str) -> Iterator[object]:
         body = model()
-        gates = ms.Gates(
+        gates = Gates(
             "free",
             length=STEP["length"],
             heads=body.config.num_attention_heads,

@@ -99,7 +99,7 @@ def main() -> None:
             weights=given.weights,
             length=given.length,
             held_out_sequences=given.sequences,
-            half="all",
+            split="all",
             cost="kv_bytes",
             precision=given.precision,
         )

@@ -23,8 +23,11 @@ from masksearch.analysis.stats import estimate
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import HEAD, WEIGHTS
 from masksearch.gates.config import preset
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.parts import SIZES, Size
 
 NANO = SIZES["nano"]
@@ -134,11 +137,11 @@ class Setting:
             a `PlantedEvaluator`.
     """
 
-    process: ms.PlantedProcess
+    process: PlantedProcess
     config: Mapping[str, Any] = field(default_factory=dict)
     gates: Mapping[str, Any] = field(default_factory=dict)
     dimensions: Size = NANO
-    kind: type[ms.Gates] = ms.Gates
+    kind: type[Gates] = Gates
     preset: str | None = None
     loss_factor: float = 1.0
     initializer_range: float | None = None
@@ -151,7 +154,7 @@ class Setting:
             return found
         return replace(found, gate_initializer_range=self.initializer_range)
 
-    def run(self, seed: int) -> tuple[ms.DamResult, Row]:
+    def run(self, seed: int) -> tuple[DamResult, Row]:
         """One search, with its figures; the clock stands while nothing is searched."""
         source = self.evaluator.differentiable(seed)
         model = source.model if self.loss_factor == 1 else Scaled(source.model, self.loss_factor)
@@ -191,7 +194,7 @@ def judged(
     return dict(last.values), time.process_time() - start
 
 
-def oracle_density(process: ms.PlantedProcess) -> float:
+def oracle_density(process: PlantedProcess) -> float:
     """Density of the planted edges with the diagonal."""
     return process.oracle.density(process.length)
 

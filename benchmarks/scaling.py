@@ -28,6 +28,7 @@ import numpy as np
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Evaluator, Objective, Report
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling.json"
@@ -224,18 +225,18 @@ def check(found: dict[str, Any], slots: int = 4, seconds: float = 2.0) -> dict[s
     }
 
 
-class Stub(ms.Evaluator):
+class Stub(Evaluator):
     """Reports at once."""
 
     shape = ms.Shape(64, 2, 4)
-    objectives = (ms.Objective("loss", "min", 10.0), ms.Objective("sparsity", "max", 0.0))
+    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
     protocol = "stub"
 
-    def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[ms.Report]:
+    def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields three reports."""
         chance = random.Random(str(mask)).random()
         for step in (1, 2, 3):
-            yield ms.Report(step, {"loss": 3 - mask.sparsity(64) + chance / step})
+            yield Report(step, {"loss": 3 - mask.sparsity(64) + chance / step})
 
 
 def windows(trial: Any) -> ms.Mask:

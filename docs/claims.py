@@ -9,7 +9,9 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
+from masksearch.gates.gates import Gates
 from masksearch.serving.engines import ENGINES as READ
+from masksearch.tasks.planted.graded import GradedProcess
 
 RESULTS = Path(__file__).parent / "results"
 BENCH = Path(__file__).parents[1] / "masksearch-bench" / "masksearch_bench"
@@ -125,10 +127,10 @@ def jobs(line: str) -> list[float]:
 
 story = [(2, 5), (1, 5), (2, 10), (1, 10), (0, 10)]  # reach, period
 sparsities = {
-    text: [100 * ms.masks.parse(text).sparsity(ms.GradedProcess().length)]
+    text: [100 * ms.masks.parse(text).sparsity(GradedProcess().length)]
     for text in (f"window({reach}) | stride({period})" for reach, period in story)
 }
-opened = inspect.signature(ms.Gates).parameters["initial"].default
+opened = inspect.signature(Gates).parameters["initial"].default
 
 CLAIMS = [
     *rows(

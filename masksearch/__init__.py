@@ -21,96 +21,49 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch import contracts as contracts
     from masksearch import errors as errors
     from masksearch import masks as masks
-    from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
-    from masksearch.attention.cache_bytes import KvBytes as KvBytes
-    from masksearch.attention.explain import Explanation as Explanation
     from masksearch.attention.explain import explain as explain
     from masksearch.attention.masked_cache import MaskedCache as MaskedCache
     from masksearch.cli.main import resume as resume
-    from masksearch.contracts import Evaluate as Evaluate
-    from masksearch.contracts import Evaluator as Evaluator
-    from masksearch.contracts import Objective as Objective
-    from masksearch.contracts import OneShot as OneShot
-    from masksearch.contracts import Proposal as Proposal
-    from masksearch.contracts import Record as Record
-    from masksearch.contracts import Report as Report
     from masksearch.contracts import Shape as Shape
     from masksearch.driver import Comparison as Comparison
     from masksearch.driver import Study as Study
     from masksearch.driver import compare as compare
     from masksearch.driver import open_study as open_study
     from masksearch.driver import search as search
-    from masksearch.errors import MaskSearchError as MaskSearchError
     from masksearch.evaluators.causal import CausalEvaluator as CausalEvaluator
     from masksearch.evaluators.cost import CostEvaluator as CostEvaluator
-    from masksearch.evaluators.cost import WithCost as WithCost
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator
     from masksearch.evaluators.served import Served as Served
-    from masksearch.evaluators.squad import SquadEvaluator as SquadEvaluator
-    from masksearch.evaluators.swag import SwagEvaluator as SwagEvaluator
-    from masksearch.evaluators.wrappers import Cached as Cached
     from masksearch.executors.local import Local as Local
     from masksearch.executors.ray import RayTune as RayTune
     from masksearch.gates.config import DamConfig as DamConfig
     from masksearch.gates.dam import dam as dam
-    from masksearch.gates.gates import Gates as Gates
-    from masksearch.gates.result import DamResult as DamResult
     from masksearch.gates.units import Units as Units
     from masksearch.gates.units import trim as trim
     from masksearch.loggers.console import progress as progress
-    from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import Mask as Mask
-    from masksearch.masks.lower import flex_block_mask as flex_block_mask
-    from masksearch.masks.lower import lower as lower
-    from masksearch.masks.measure import fingerprint as fingerprint
-    from masksearch.masks.nearest import nearest_family as nearest_family
     from masksearch.masks.text import load_mask as load_mask
     from masksearch.masks.text import save_mask as save_mask
     from masksearch.models.card import push_to_hub as push_to_hub
     from masksearch.models.checkpoints import saved_masks as saved_masks
-    from masksearch.models.checkpoints import verify as verify
-    from masksearch.models.plan import Plan as Plan
-    from masksearch.models.pretrained import Pretrained as Pretrained
-    from masksearch.models.pretrained import open_pretrained as open_pretrained
     from masksearch.models.saving import MaskCallback as MaskCallback
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.models.speed import measure_speed as measure_speed
     from masksearch.planner import allocate as allocate
-    from masksearch.positions.analysis import diagonal_controls as diagonal_controls
     from masksearch.positions.analysis import importance as importance
-    from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
-    from masksearch.positions.attention_maps import attention_maps as attention_maps
-    from masksearch.positions.result import Importance as Importance
-    from masksearch.report.collect import proxy_card as proxy_card
     from masksearch.serving.engine import Serving as Serving
     from masksearch.serving.engines.gguf import to_gguf as to_gguf
     from masksearch.serving.kv_cache import kv_bytes as kv_bytes
-    from masksearch.serving.native import from_native as from_native
     from masksearch.serving.native import to_native as to_native
-    from masksearch.sparsifier import Sparsified as Sparsified
     from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
-    from masksearch.study.records import Constraint as Constraint
-    from masksearch.tasks.glue.columns import Columns as Columns
-    from masksearch.tasks.glue.tasks import glue_score as glue_score
-    from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
-    from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
-    from masksearch.tasks.recall import Recall as Recall
-    from masksearch.training.parts import Adapt as Adapt
-    from masksearch.training.parts import EncoderTraining as EncoderTraining
-    from masksearch.training.parts import Machine as Machine
-    from masksearch.training.parts import Model as Model
-    from masksearch.training.parts import Text as Text
-    from masksearch.training.parts import Training as Training
     from masksearch.user_code import budget_of as budget_of
-    from masksearch.user_code import load_function as load_function
-    from masksearch.user_code import shape_of as shape_of
 
 __version__ = "0.2.0"
 

@@ -25,7 +25,20 @@ from masksearch.masks.text import short_text
 Batch = dict[str, Tensor]
 Status = Literal["running", "done", "stopped", "failed", "reused"]
 Role = Literal["trial", "baseline", "compared", "control"]
-Half = Literal["search", "final", "test", "all"]
+Split = Literal["validation", "holdout", "test", "all"]
+STORED_SPLITS: dict[Split, str] = {  # as protocols and studies write them, under the key "half"
+    "validation": "search",
+    "holdout": "final",
+    "test": "test",
+    "all": "all",
+}
+
+
+def read_split(stored: str) -> str:
+    """The split of that stored name; any other text as it is."""
+    return next((split for split, name in STORED_SPLITS.items() if name == stored), stored)
+
+
 MAJORITY = "/majority"  # ends the name of a reported value: what a constant answer earns
 LOST = "lost"  # what a mask adds to the loss of text or of a group of tasks, whichever is most
 LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
@@ -152,7 +165,7 @@ class Report:
             empty = "an empty " if isinstance(self.values, Mapping) else ""
             raise EvaluatorError(
                 f"a Report holds values by name, got {empty}{type(self.values).__name__}: yield "
-                'ms.Report(step, {"accuracy": accuracy})'
+                'ms.contracts.Report(step, {"accuracy": accuracy})'
             )
         for name in self.values:
             if not isinstance(name, str) or name != without_controls(name):
@@ -176,7 +189,7 @@ def plain_number(name: str, value: Any) -> float:
         kind = type(value).__name__ if shape is None else f"a {type(value).__name__} {[*shape]}"
         raise EvaluatorError(
             f"the reported value {name!r} is {kind}, not a number: write "
-            f"ms.Report(step, {{{name!r}: float(value)}}), of a tensor value.mean()"
+            f"ms.contracts.Report(step, {{{name!r}: float(value)}}), of a tensor value.mean()"
         ) from None
 
 
@@ -409,11 +422,12 @@ class Evaluator:
             """Text that changes whenever a score could, beside mask and seed."""
 
         @property
-        def half(self) -> Half | None:
-            """Which rows judge; None = the data is not split. The halves are told apart by a hash
-            of each row's text: `"search"` (unless told otherwise), `"final"`, which no search has
-            seen, `"test"` (where the data has labelled test rows) and `"all"`: both halves
-            together, with the objectives and protocol ids of versions that knew no halves."""
+        def split(self) -> Split | None:
+            """Which rows judge; None = the data is not split. The splits are dealt by a hash
+            of each row's text: `"validation"` (unless told otherwise), `"holdout"`, which no
+            search has seen, `"test"` (where the data has labelled test rows) and `"all"`: both
+            splits together, with the objectives and protocol ids of versions that knew no
+            splits."""
 
         @property
         def seedless(self) -> bool:
@@ -448,7 +462,7 @@ class Evaluator:
             """Peak learning rate of these weights beside gates; None = that of `DamConfig`."""
 
     else:
-        half = kv_head_count = weight_lr = None
+        split = kv_head_count = weight_lr = None
         seedless = beyond_shape = weights_frozen = False
         meanings, measure_names = MappingProxyType({}), ()
 
@@ -462,7 +476,7 @@ class Evaluator:
         violates a constraint on one is not trained."""
         return {}
 
-    def on(self, half: Half) -> Evaluator:
+    def on(self, split: Split) -> Evaluator:
         """The same evaluator on other rows, with another protocol id and the same training.
 
         Raises:
@@ -470,13 +484,10 @@ class Evaluator:
             DataError: If the data has no such rows.
         """
         raise EvaluatorError(
-            f"{type(self).__name__} does not split its rows, so there is no half={half!r} to "
-            "judge by; give it `half` and `on(half)` (docs/write_your_own.md), or leave half out"
+            f"{type(self).__name__} does not split its rows, so there is no "
+            f"split={split!r} to judge by; give it `split` and `on(split)` "
+            "(docs/write_your_own.md), or leave split out"
         )
-
-    def final(self) -> Evaluator:
-        """The same as `on("final")`."""
-        return self.on("final")
 
     def packed(self) -> Evaluator:
         """The same evaluator holding its data in memory, for machines that do not see its files.
@@ -591,8 +602,8 @@ class Trials(Protocol):
         ...
 
     def note_waiting(self, numbers: Collection[int]) -> None:
-        """Takes the trials that wait for a place to run, now; an executor that starts what it is
-        given at once never says so."""
+        """Takes the numbers of the trials that wait for a free slot now. An executor that starts
+        every trial at once has none, and need not call this."""
         ...
 
 

@@ -26,13 +26,14 @@ from masksearch.analysis.runs import (
     read_seeds,
 )
 from masksearch.contracts import (
+    STORED_SPLITS,
     Evaluator,
     Executor,
-    Half,
     Listener,
     Proposal,
     Record,
     Scheduler,
+    Split,
     Strategy,
 )
 from masksearch.errors import SearchError, outside_level, unknown_name
@@ -44,6 +45,12 @@ from masksearch.masks.core import Mask
 from masksearch.models.encoders import READ_OUT
 from masksearch.strategies.allocate import with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
+from masksearch.strategies.candidates import (
+    on_split,
+    protocols_of_rows,
+    read_candidates,
+    remember_found,
+)
 from masksearch.strategies.enqueued import (
     Enqueued,
     Listed,
@@ -51,12 +58,6 @@ from masksearch.strategies.enqueued import (
     draw_starts,
     hand_designed,
     learns,
-)
-from masksearch.strategies.entrants import (
-    judge_on,
-    protocols_of_rows,
-    read_entrants,
-    remember_found,
 )
 from masksearch.strategies.samplers import Space
 from masksearch.study.records import (
@@ -158,7 +159,7 @@ class Study:
         A tie goes to the sparser mask, so that no other one beats it in every objective.
 
         Args:
-            sparsity: Least sparsity over the pairs that real tokens form, in [0, 1].
+            sparsity: Least sparsity over the non-padding query-key pairs, in [0, 1].
             baselines: Whether the masks of `baselines=` count too. Without them it is the best
                 mask that the strategy has proposed.
 
@@ -305,14 +306,14 @@ def search(
             measure that is known before training is stopped without training; one on an
             objective that is reported (a measured latency) is checked at the end.
         budget: What a mask may cost, a share of dense attention's in (0, 1], or several: draw d
-            has the one at d modulo their number. It is a share of the pairs of real tokens, or of
-            what the evaluator's second objective counts (`kv_bytes`). A space asks
+            has the one at d modulo their number. It is a share of the non-padding query-key pairs,
+            or of what the evaluator's second objective counts (`kv_bytes`). A space asks
             `masksearch.budget_of(trial)`; draws beyond theirs are not trained and count as no
-            trials, and after 50 in a row the search ends. "dam" and "prune" cut their
-            masks at these densities, "allocate" solves for these budgets.
+            trials, and after 50 in a row the search ends. "dam" and "prune" cut their masks at
+            these densities, "allocate" solves for these budgets.
         baselines: Name -> mask, judged first, beside the trials and on top of them;
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
-            of that cost (`masks.rivals_within`, some twenty masks a budget), without one none. A
+            of that cost (`masks.equal_cost_baselines`, some twenty a budget), without one none. A
             space may say which of these it holds (its attribute `starts`, a function of shape and
             budget that returns parameters): samplers and evolution learn from them. A run that
             began without goes on without.
@@ -465,7 +466,7 @@ def compare(
     *,
     run: Path | str,
     seeds: Iterable[int] = range(1000, 1005),
-    half: Half | None = None,
+    split: Split | None = None,
     front_of: Study | None = None,
     kinds: Mapping[str, str] = {},
     against: Against = "named",
@@ -487,9 +488,9 @@ def compare(
             the verdict says so. Below three, nothing is decided; where every seed gives the
             same scores (a checkpoint that is judged as it is), the first one is enough, and the
             rows of the evaluation data, a text's documents, decide.
-        half: By which rows of its data an evaluator judges that splits them: `"final"` (no
-            search has seen them), `"search"`, `"test"`, `"all"`; None = `"final"`, unless the
-            evaluator is on another half than its search half already.
+        split: By which rows of its data an evaluator judges that splits them: `"holdout"` (no
+            search has seen them), `"validation"`, `"test"`, `"all"`; None = `"holdout"`, unless
+            the evaluator is on another split than validation already.
         front_of: A search whose front is judged again: every mask of its strategy's front under
             the name `"front #7"` (trial 7), as many hand-designed masks of these densities
             (`masks.sweep_families`) and as many scrambled. `candidates` may then be empty.
@@ -542,33 +543,34 @@ def compare(
     check_evaluator(evaluator)
     run, seeds, executor = Path(run).absolute(), read_seeds(seeds), executor or Local()
     margin = check_margin(margin, evaluator.objectives[0])
-    evaluator = judge_on(evaluator, half)
+    evaluator = on_split(evaluator, split)
     seeds = seeds[:1] if evaluator.seedless else seeds
     budgets = read_budgets(budget)
     front = None if front_of is None else front_of.store
-    entrants = read_entrants(candidates, evaluator, front, budgets, kinds, storage)
-    check_against(against, entrants.prints)
+    compared = read_candidates(candidates, evaluator, front, budgets, kinds, storage)
+    check_against(against, compared.prints)
     with one_at_a_time(), closing(StudyStore(run, storage)) as store:
-        facts = {"kind": "compare", "half": evaluator.half or "", **evaluator_facts(evaluator)}
+        stored = STORED_SPLITS[evaluator.split] if evaluator.split else ""
+        facts = {"kind": "compare", "half": stored, **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
         before = store.records()
         judged = Comparison.of(before, store.objectives(), store.facts())
-        protocols = protocols_of_rows(evaluator) if entrants.found else ()
+        protocols = protocols_of_rows(evaluator) if compared.found else ()
         judged = replace(
             judged,
-            kinds={**judged.kinds, **entrants.kinds},
+            kinds={**judged.kinds, **compared.kinds},
             meanings=evaluator.meanings,
-            found_with=remember_found(judged, entrants, protocols),
-            promised={**judged.promised, **entrants.promised},
-            budgets={**judged.budgets, **entrants.budgets},
+            found_with=remember_found(judged, compared, protocols),
+            promised={**judged.promised, **compared.promised},
+            budgets={**judged.budgets, **compared.budgets},
             against=against,
             margin=margin,
             seedless=evaluator.seedless,
         )
         store.add_facts(judged.facts)
-        here = {name: each for name, each in judged.found_with.items() if name in entrants.masks}
-        for line in describe_reuse(here, seeds, judged.half):
+        here = {name: each for name, each in judged.found_with.items() if name in compared.masks}
+        for line in describe_reuse(here, seeds, judged.split):
             warnings.warn(line, stacklevel=outside_level())
         session = Session(
             store,
@@ -577,15 +579,15 @@ def compare(
             0,
             Call("compare", strict=False),
             listeners=listeners,
-            queue=entrants.queue(judged, seeds),
+            queue=compared.queue(judged, seeds),
         )
         slots = getattr(executor, "slots", 1)
-        plan = entrants.plan(judged, seeds, evaluator, len(session.queue), slots)
+        plan = compared.plan(judged, seeds, evaluator, len(session.queue), slots)
         run_session(session, executor, progress, "compare", plan)
         records = [
             record
             for record in store.records()
-            if entrants.prints.get(record.name) == record.fingerprint and record.seed in seeds
+            if compared.prints.get(record.name) == record.fingerprint and record.seed in seeds
         ]
         about = records, store.objectives(), store.facts()
         return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)

@@ -34,9 +34,9 @@ from masksearch.evaluators.next_tokens import row_scores, score_tokens
 from masksearch.evaluators.served import Served
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.loggers.console import Display
+from masksearch.masks.baselines import default_local, widest_window
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
-from masksearch.masks.rivals import default_local, widest_window
 from masksearch.models.decoders import NextTokenModel
 from masksearch.models.plan import Plan
 from masksearch.serving.engine import Serving
@@ -244,16 +244,16 @@ def find_plans(
     `plan.json`, of several budgets `plan-0.25.json` and so on."""
     limits = sorted(read_budgets(within.budgets))
     compares = check or delivery.out is not None
-    judge = build_judge(decoder, within.unit, delivery, compares)
+    evaluator = build_decoder_evaluator(decoder, within.unit, delivery, compares)
     local = read_local(within.local, decoder.length)
-    refuse_floor(judge, limits[0])
+    refuse_floor(evaluator, limits[0])
     if delivery.out is not None or delivery.sinks is not None:
-        check_folder(judge, local[0], delivery, limits)
-    rivals = {limit: plainest_rival(judge, local[0], limit) for limit in limits}
+        check_folder(evaluator, local[0], delivery, limits)
+    rivals = {limit: plainest_rival(evaluator, local[0], limit) for limit in limits}
     if compares:
         warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
     uniform = {
-        f"one window within {n:g}": m for n, m in rivals.items() if serves(m, judge, delivery)
+        f"one window within {n:g}": m for n, m in rivals.items() if serves(m, evaluator, delivery)
     }
     method = within.method or ("exchange" if len(local) > 1 else "greedy")
     if len(local) > 1:
@@ -266,7 +266,9 @@ def find_plans(
     }
     options |= {} if within.tries is None else {"tries": within.tries}
     options |= {"one_window": True} if delivery.serve and len(local) > 1 else {}
-    strategy, study = search_masks(judge, options, uniform, within.trials, run, executor, progress)
+    strategy, study = search_masks(
+        evaluator, options, uniform, within.trials, run, executor, progress
+    )
     chosen, plainest = dict[float, Record](), dict[float, Record | None]()
     for limit in limits:
         inside = ranked(study.records(), study.objectives, budget=limit, baselines=True)
@@ -275,38 +277,41 @@ def find_plans(
             raise SearchError(describe_none_within(tried, study.objectives, limit))
         chosen[limit] = inside[0]
         plainest[limit] = next((each for each in inside if each.mask == rivals[limit]), None)
-    unseen = Unseen(judge.evaluator) if compares else None
+    unseen = Unseen(evaluator.evaluator) if compares else None
     plans = {}
     for limit, record in chosen.items():
         path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
-        plan = make_plan(judge.evaluator, strategy, record, str(decoder.model))
+        plan = make_plan(evaluator.evaluator, strategy, record, str(decoder.model))
         losses = unseen and unseen.compare(masked=plan.mask)
         rival, better = unseen and unseen.compare_rival(rivals[limit], plan.mask), plainest[limit]
         if unseen and rival and better and rival.get("high", 0.0) < 0 and not decoder.tasks:
             rival |= {"is_plan": True, "searched": describe_units(plan)}
-            record, plan = better, make_plan(judge.evaluator, strategy, better, str(decoder.model))
+            record, plan = (
+                better,
+                make_plan(evaluator.evaluator, strategy, better, str(decoder.model)),
+            )
             losses = unseen.compare(masked=plan.mask)
         facts: dict[str, Any] = {
-            "budget": {"cost": judge.cost, "limit": limit, "account": delivery.account},
-            "length": judge.length,
-            "scores": {"method": method, "of_units": strategy.worth},
-            "cache": dict(judge.measures_of(plan.mask)),
+            "budget": {"cost": evaluator.cost, "limit": limit, "account": delivery.account},
+            "length": evaluator.length,
+            "scores": {"method": method, "of_units": strategy.importance},
+            "cache": dict(evaluator.measures_of(plan.mask)),
             "nll": {"search": record.values["nll"], "unseen": losses},
             "lost": {n[5:]: x for n, x in record.values.items() if n.startswith(f"{LOST}/")},
             "rival": rival,
             "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
-            "native": describe_native(judge.evaluator, plan, delivery.serve),
+            "native": describe_native(evaluator.evaluator, plan, delivery.serve),
             "trial": record.number,
         }
         plans[limit] = replace(plan, found=facts)
         plans[limit].save(path)
         if delivery.out is not None and unseen is not None:
-            facts["served"] = write_served(judge, unseen, plans[limit], delivery, run)
+            facts["served"] = write_served(evaluator, unseen, plans[limit], delivery, run)
             plans[limit].save(path)
     return plans
 
 
-def build_judge(
+def build_decoder_evaluator(
     decoder: DecoderOnText, unit: Unit, delivery: Delivery, compares: bool = True
 ) -> Served:
     """The evaluator that judges masks on a decoder, and counts their bytes as its engine does.
@@ -362,15 +367,15 @@ def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> 
 
 
 def insert_levels(levels: Sequence[Mask], others: Iterable[Mask], length: int) -> list[Mask]:
-    """Levels, and the masks between the first one and full attention among others, by what they
-    keep of a text."""
+    """The levels, and those of the other masks that keep more than the first level and less than
+    full attention, sorted by the pairs that they keep."""
     kept = {mask.sparsity(length, causal=True): mask for mask in [*others, *levels]}
     least = levels[0].sparsity(length, causal=True)
     return [kept[sparsity] for sparsity in sorted(kept, reverse=True) if 0 < sparsity <= least]
 
 
 def search_masks(
-    judge: Served,
+    evaluator: Served,
     options: Mapping[str, Any],
     uniform: Mapping[str, Mask],
     trials: int | None,
@@ -381,17 +386,17 @@ def search_masks(
     """Searches the masks of a plan, after those of one window; the strategy then knows the scores
     of its units."""
     # refuses budgets that nothing keeps
-    strategy = build_allocation(Wanted("allocate", None, judge, 0, run, options, {}))
+    strategy = build_allocation(Wanted("allocate", None, evaluator, 0, run, options, {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
         if trials is None:
             warnings.filterwarnings("ignore", message="strategy 'allocate' judges")
             trials = strategy.most_trials
         if progress:
-            say_plan(judge.evaluator, trials + len(uniform))
+            say_plan(evaluator.evaluator, trials + len(uniform))
         study = search(
             None,
-            judge,
+            evaluator,
             run=run,
             trials=trials,
             strategy="allocate",
@@ -407,12 +412,12 @@ def search_masks(
     return strategy, study
 
 
-def say_plan(judge: CausalEvaluator, most: int) -> None:
+def say_plan(evaluator: CausalEvaluator, most: int) -> None:
     """Says how many masks will be judged, and when the first one is likely to be, which dense
     attention comes before: one sequence is timed."""
-    model, tokens, began = judge.shared(0).model, judge.rows.tokens, time.monotonic()
-    score_tokens(model, tokens[:1], precision=judge.precision)
-    rows = sum(len(each.tokens) for each in (judge.rows, *judge.prompts.values()))
+    model, tokens, began = evaluator.shared(0).model, evaluator.rows.tokens, time.monotonic()
+    score_tokens(model, tokens[:1], precision=evaluator.precision)
+    rows = sum(len(each.tokens) for each in (evaluator.rows, *evaluator.prompts.values()))
     first = clock(2 * rows * (time.monotonic() - began))
     Display(Text).print(
         f"allocate: at most {most} masks, each on {rows} sequences of {tokens.shape[1]:,} "
@@ -434,28 +439,30 @@ def warn_of_dense_rivals(
             )
 
 
-def plainest_rival(judge: Served, local: Mask, limit: float) -> Mask | None:
+def plainest_rival(evaluator: Served, local: Mask, limit: float) -> Mask | None:
     """The widest window within a budget, in every layer: a searched mask has to beat it. None
     where nothing is within the budget, or an engine refuses the mask."""
     try:
-        cost = judge.cost
-        return widest_window(limit, lambda m: judge.measures_of(m)[cost], judge.length, local)
+        cost = evaluator.cost
+        return widest_window(
+            limit, lambda m: evaluator.measures_of(m)[cost], evaluator.length, local
+        )
     except NativeError:
         return None
 
 
-def refuse_floor(judge: Served, budget: float) -> None:
+def refuse_floor(evaluator: Served, budget: float) -> None:
     """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
     allocation changes; names the floor, and what moves it."""
-    account, serving = judge.account, judge.serving
+    account, serving = evaluator.account, evaluator.serving
     setting = ENGINES[account].floor if account in ENGINES else ""
     if not setting:
         return
-    floor = judge.measures_of(masks.window(1))[judge.cost]
+    floor = evaluator.measures_of(masks.window(1))[evaluator.cost]
     if floor > min(budget * (1 + ROUNDING), 1 - ROUNDING):
         share = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
         raise ValueError(
-            f"{account} keeps {share} under any window at {judge.length:,} positions with "
+            f"{account} keeps {share} under any window at {evaluator.length:,} positions with "
             f"{setting}={getattr(serving, setting):,}, got budget={budget:g}: give a longer "
             f"length or a smaller {setting} in serving= (--serving "
             f"""'{{"length": .., "{setting}": ..}}')"""
@@ -469,12 +476,12 @@ class Unseen:
     held-out text has no more, pieces of them, which are alike, stand in their place.
 
     Args:
-        judge: Of the search.
+        evaluator: Of the search.
     """
 
-    def __init__(self, judge: CausalEvaluator) -> None:
-        self.judge = judge.on("final")
-        text, rows = judge.task(), self.judge.rows
+    def __init__(self, evaluator: CausalEvaluator) -> None:
+        self.evaluator = evaluator.on("holdout")
+        text, rows = evaluator.task(), self.evaluator.rows
         self.documents = len({*rows.documents.tolist()})
         if isinstance(text, NextTokenText):
             self.documents = len(text.begins.documents)
@@ -491,14 +498,14 @@ class Unseen:
                 f"about {3 * FEW}, half of which the search does not see",
                 stacklevel=outside_level(),
             )
-        self.nll = {"dense": self.judge_tokens(masks.full())}
+        self.nll = {"dense": self.nll_of(masks.full())}
 
-    def judge_tokens(self, mask: Mask, model: NextTokenModel | None = None) -> Tensor:
+    def nll_of(self, mask: Mask, model: NextTokenModel | None = None) -> Tensor:
         """Nats of each token `[rows, length]`, 0 in front; of a model, else of the checkpoint."""
-        model = model or self.judge.shared(0).model
+        model = model or self.evaluator.shared(0).model
         attach(model, mask)  # what is local is linear then
         try:
-            return self.judge.judge(model).nll
+            return self.evaluator.score(model).nll
         finally:
             detach(model)
 
@@ -507,9 +514,9 @@ class Unseen:
         from dense, with its interval over documents."""
         for name, each in forms.items():
             if isinstance(each, Mask):
-                self.nll[name] = self.judge_tokens(each)
+                self.nll[name] = self.nll_of(each)
             else:
-                self.nll[name] = self.judge_tokens(from_native(each.model.config), each)
+                self.nll[name] = self.nll_of(from_native(each.model.config), each)
         return self.differences([*forms][-1], "dense")
 
     def compare_rival(self, rival: Mask | None, plan: Mask) -> dict[str, Any] | None:
@@ -523,18 +530,20 @@ class Unseen:
 
     def compare_tasks(self, **forms: Mask | None) -> dict[str, dict[str, float]]:
         """Values of the tasks, if any, without a mask and under those that are given by name."""
-        found, shared = dict[str, dict[str, float]](), self.judge.shared(0)
-        if not self.judge.tasks:
+        found, shared = dict[str, dict[str, float]](), self.evaluator.shared(0)
+        if not self.evaluator.tasks:
             return found
         for name, mask in {"dense": masks.full(), **forms}.items():
             if mask is not None:
                 with shared.under(mask) as model:
-                    found[name] = self.judge.judge_tasks(model)
+                    found[name] = self.evaluator.score_tasks(model)
         return found
 
     def differences(self, name: str, base: str) -> dict[str, Any]:
         """All losses, and the difference of two."""
-        scores = {n: row_scores(x, self.judge.rows).scores["text"] for n, x in self.nll.items()}
+        scores = {
+            n: row_scores(x, self.evaluator.rows).scores["text"] for n, x in self.nll.items()
+        }
         lost = estimate((scores[name] - scores[base]).tolist(), LEVEL)
         losses: dict[str, Any] = {name: float(each.mean()) for name, each in scores.items()}
         losses |= {"difference": lost.value, "documents": len(scores["dense"])}
@@ -546,10 +555,10 @@ class Unseen:
 
 
 def make_plan(
-    judge: CausalEvaluator, strategy: AllocateStrategy, record: Record, model: str
+    evaluator: CausalEvaluator, strategy: AllocateStrategy, record: Record, model: str
 ) -> Plan:
     """The plan of a trial."""
-    start, mask, units = judge.start, record.mask, strategy.units
+    start, mask, units = evaluator.start, record.mask, strategy.units
     assert start is not None
     assert mask is not None
     name = Path(model).name if Path(model).exists() else model
@@ -561,10 +570,10 @@ def make_plan(
     return Plan(named, units.unit, levels, dict(zip(units.names, allocation, strict=True)), mask)
 
 
-def describe_native(judge: CausalEvaluator, plan: Plan, serve: str | None) -> dict[str, str]:
+def describe_native(evaluator: CausalEvaluator, plan: Plan, serve: str | None) -> dict[str, str]:
     """Which engines the configuration that names the mask is read by, or why there is none."""
     try:
-        config = native_config(judge.config, plan.mask, serve or "transformers")
+        config = native_config(evaluator.config, plan.mask, serve or "transformers")
     except NativeError as error:
         return {"refused": str(error)}
     engines = ", ".join(name for name, each in ENGINES.items() if not each.unserved(config))
@@ -593,8 +602,11 @@ def describe_units(plan: Plan) -> str:
 
 
 # -- the folder that is served -----------------------------------------------------------------
-def check_folder(judge: Served, local: Mask, delivery: Delivery, budgets: Sequence[float]) -> None:
-    """Refuses what could not be written after the search, by one full layer and the others local.
+def check_folder(
+    evaluator: Served, local: Mask, delivery: Delivery, budgets: Sequence[float]
+) -> None:
+    """Refuses an engine that could not serve a plan, before the search: it tries a mask of one
+    full layer among local ones.
 
     Raises:
         NativeError: If the engine could not serve it.
@@ -615,7 +627,10 @@ def check_folder(judge: Served, local: Mask, delivery: Delivery, budgets: Sequen
             f"learned logits stand for them), or local='{without_sinks(local)}'"
         )
     native = check_form(
-        judge, masks.per_layer([masks.full(), *[local] * (judge.shape.layers - 1)]), serve, sinks
+        evaluator,
+        masks.per_layer([masks.full(), *[local] * (evaluator.shape.layers - 1)]),
+        serve,
+        sinks,
     )
     place = next(each for each in out.absolute().parents if each.exists())
     free, needed = shutil.disk_usage(place).free, 2 * native.num_parameters() * WRITTEN.itemsize
@@ -623,25 +638,25 @@ def check_folder(judge: Served, local: Mask, delivery: Delivery, budgets: Sequen
         raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
 
 
-def check_form(judge: Served, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
+def check_form(evaluator: Served, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
     """The model with the windows of a mask; NativeError if the engine could not serve it."""
-    start, model = judge.evaluator.start, judge.evaluator.dense(0).model
+    start, model = evaluator.evaluator.start, evaluator.evaluator.dense(0).model
     assert start is not None
     if sinks is None:
         native = to_native(model, mask, serve)
     else:
-        tokens = judge.calibration_tokens()
+        tokens = evaluator.calibration_tokens()
         native, *_ = with_sink_logits(model, mask, serve, sinks, tokens, 0)
     if ENGINES[serve].gguf:
         begin_file(native, start.locate(), WRITTEN)
     return native
 
 
-def serves(mask: Mask | None, judge: Served, delivery: Delivery) -> TypeGuard[Mask]:
+def serves(mask: Mask | None, evaluator: Served, delivery: Delivery) -> TypeGuard[Mask]:
     """Whether there is a mask, and a folder that is asked for could hold it; warns where not."""
     if mask is not None and delivery.out is not None and delivery.serve is not None:
         try:
-            check_form(judge, mask, delivery.serve, delivery.sinks)
+            check_form(evaluator, mask, delivery.serve, delivery.sinks)
         except (NativeError, DataError) as error:  # or the text is too short for its sinks
             warnings.warn(
                 f"{mask} in every layer is judged, but cannot be the plan: {error}",
@@ -652,30 +667,32 @@ def serves(mask: Mask | None, judge: Served, delivery: Delivery) -> TypeGuard[Ma
 
 
 def write_served(
-    judge: Served, unseen: Unseen, plan: Plan, delivery: Delivery, run: Path
+    evaluator: Served, unseen: Unseen, plan: Plan, delivery: Delivery, run: Path
 ) -> dict[str, Any]:
     """Makes the served form of a plan, judges it on unseen documents, and writes the folder.
 
     Returns:
         What serving.json holds.
     """
-    start, serve, out = judge.evaluator.start, delivery.serve, delivery.out
+    start, serve, out = evaluator.evaluator.start, delivery.serve, delivery.out
     assert start is not None
     assert serve is not None
     assert out is not None
     sinks = delivery.sinks
-    form = replace(judge, sinks=sinks if keeps_sinks(plan.mask, judge.shape.layers) else None)
+    form = replace(
+        evaluator, sinks=sinks if keeps_sinks(plan.mask, evaluator.shape.layers) else None
+    )
     native = form.served(plan.mask, serve, run / "sinks")
     account = ENGINES[serve].account
-    serving = replace(judge.serving, length=judge.length)
+    serving = replace(evaluator.serving, length=evaluator.length)
     counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
-    cache = kv_bytes(plan.mask, native.model.config, judge.length, **counts)
-    window = getattr(native.model.config, "sliding_window", None) or judge.evaluator.positions
+    cache = kv_bytes(plan.mask, native.model.config, evaluator.length, **counts)
+    window = getattr(native.model.config, "sliding_window", None) or evaluator.evaluator.positions
     losses = unseen.compare(served=native)
     near = {name: float(each[:, 1:window].mean()) for name, each in unseen.nll.items()}
     tasks = dict(plan.found["tasks"])
     if tasks:
-        tasks["served"] = unseen.judge.judge_tasks(native)
+        tasks["served"] = unseen.evaluator.score_tasks(native)
     facts = {
         "engine": serve,
         "folder": str(out),
@@ -689,5 +706,5 @@ def write_served(
         "losses": losses | {"short": {"positions": window, **near}, "tasks": tasks},
         "rival": plan.found.get("rival"),
     }
-    tokens = unseen.judge.rows.tokens[0]
+    tokens = unseen.evaluator.rows.tokens[0]
     return write_folder(out, native.model, serve, start.locate(), facts, tokens, WRITTEN)

@@ -70,7 +70,7 @@ BEGUN = (MODEL, "cache")  # in its run folder, of a call that has trained someth
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What `sparsify` has found and saved.
+    """The result of `sparsify`: its answer, and the model that was saved.
 
     Args:
         answer: Whether the searched mask is shown to be better than the best hand-designed one of
@@ -90,7 +90,7 @@ class Sparsified:
 
 @dataclass(frozen=True)
 class Request:
-    """What is made sparse, and how; fields are as of `sparsify`."""
+    """The request of one call; fields are as of `sparsify`."""
 
     model: str | Path
     data: str | Path
@@ -262,7 +262,7 @@ def dense_model(request: Request) -> Path:
     if tuned_kind(start) is not None:
         return start
     if not (folder / "config.json").is_file():
-        evaluator = request.evaluator(request.model, read_out="own", half="search")
+        evaluator = request.evaluator(request.model, read_out="own", split="validation")
         (task,) = evaluator.downstream
         head: Any = evaluator.dense(task, request.seed)
         beside = folder.with_name(f"{MODEL}.part")
@@ -305,7 +305,7 @@ def sparsify_once(request: Request, full: GlueEvaluator, limit: float, folder: P
         full,
         run=request.run / f"compare-{limit:g}",
         seeds=seeds,
-        half="final",
+        split="holdout",
         executor=request.executor,
         progress=request.progress,
     )
@@ -351,7 +351,7 @@ def score_to_choose(
 ) -> float:
     """The score on rows of the search of a recovery that was kept; no training."""
     place = request.run / f"choose-{limit:g}" / str(seed)
-    *_, last = replace(full, half="search")(mask, seed=seed, workdir=place)
+    *_, last = replace(full, split="validation")(mask, seed=seed, workdir=place)
     return last.values[full.objectives[0].name]
 
 
@@ -372,7 +372,7 @@ def search_masks(request: Request, full: GlueEvaluator, limit: float) -> Study:
     short = max(1, full.recover_steps // SHORT)
     return search(
         load_function(SPACE) if request.drawn else None,
-        replace(full, recover_steps=short, keep_recovered=False, half="search"),
+        replace(full, recover_steps=short, keep_recovered=False, split="validation"),
         run=request.run / f"search-{limit:g}",
         trials=request.trials or (TRIALS if request.drawn else 2),
         strategy=request.strategy,

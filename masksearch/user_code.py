@@ -366,8 +366,8 @@ def budget_of(trial: BaseTrial) -> float | None:
         trial: That the space was called with, or a `FixedTrial` of a record's parameters.
 
     Returns:
-        A share of what dense attention costs, in (0, 1]: of its pairs of real tokens, or of what
-        the evaluator counts (`search(.., budget=)`).
+        A share of what dense attention costs, in (0, 1]: of its non-padding query-key pairs, or of
+        what the evaluator counts (`search(.., budget=)`).
     """
     from optuna.trial import FixedTrial
 

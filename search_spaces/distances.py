@@ -1,7 +1,7 @@
 """One or two distances, with or without a global token: small enough to be searched by hand.
 
 600 masks (1,200 parameter combinations). The planted corpus of
-`ms.PlantedProcess()` has its true edges at one distance and at a global token: random
+`PlantedProcess()` has its true edges at one distance and at a global token: random
 search has to be lucky, a sampler has to learn, DAM sees the gradient. Holds star, and every
 distance with a global token. Lengths of 26 or more tell all its masks apart.
 

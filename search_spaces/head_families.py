@@ -3,7 +3,7 @@
 3.9e21 parameter combinations for two layers of four heads (fewer masks, because families
 overlap). Every head of every layer picks one of twelve families and then that family's numbers;
 every head keeps the diagonal, and 0 to 2 global tokens are shared by all, so no row is empty.
-Holds all six families of masksearch.FAMILIES, in all heads or mixed.
+Holds all six families of masksearch.masks.FAMILIES, in all heads or mixed.
 
     masksearch search masksearch.spaces:head_families --trials 100 --size tiny --run runs/fam
 """

@@ -7,8 +7,9 @@ they may take, in quarters. Numbers of heads are in proportion: as many are deal
 as the budget pays. What is left goes to other heads, the dearest roles first, while it pays.
 
 At most 3.6e38 masks of 6 layers of 12 heads; layers, heads and lengths are those of the search.
-Every mask of such heads is a point, at a budget that is its density: all of `masks.rivals_within`
-that have whole heads, too (`starts`). `head_roles(order)` says which heads come first.
+Every mask of such heads is a point, at a budget that is its density: also all those of
+`masks.equal_cost_baselines` that have whole heads (`starts`). `head_roles(order)` says which heads
+come first.
 
     masksearch search masksearch.spaces:head_roles --weights MODEL --glue DIR --budget 0.2 --run X
 """
@@ -20,9 +21,10 @@ from typing import Any
 
 from optuna.trial import BaseTrial
 
-from masksearch import Shape, budget_of, masks, shape_of
+from masksearch import Shape, budget_of, masks
+from masksearch.masks.baselines import check_order, whole_heads
 from masksearch.masks.measure import ROUNDING, effective_density, layer_pairs, unit_densities
-from masksearch.masks.rivals import check_order, whole_heads
+from masksearch.user_code import shape_of
 
 LAYERS, HEADS, LENGTH = 6, 12, 128  # where no search says them
 DENSITIES = [0.06, 0.12, 0.2, 0.3, 0.5]  # drawn in a search without a budget
@@ -129,7 +131,7 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
 
     def starts(shape: Shape, budget: float) -> list[dict[str, Any]]:
         """Parameters of the hand-designed masks within a budget that have whole heads."""
-        hand = masks.rivals_within(budget, shape, order=order)
+        hand = masks.equal_cost_baselines(budget, shape, order=order)
         return [params_of(hand[name], shape) for name in whole_heads(hand)]
 
     space.starts = starts

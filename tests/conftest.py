@@ -62,7 +62,7 @@ settings.register_profile("repeatable", settings.get_profile("masksearch"), dera
 settings.register_profile("thorough", settings.get_profile("masksearch"), max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "masksearch"))
 
-pytest_plugins = ["record_fixtures", "left_behind", "pretended_card"]
+pytest_plugins = ["cli_runs", "record_fixtures", "left_behind", "pretended_card"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

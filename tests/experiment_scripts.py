@@ -1,7 +1,5 @@
 """Scripts of experiments/, as modules: their folders' names are no names of packages."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from functools import cache

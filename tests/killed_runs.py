@@ -1,7 +1,5 @@
 """Evaluator runs that are killed in the middle of a step."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 

@@ -6,8 +6,6 @@ GlueEvaluator("planted/text", "planted", tasks=(PLANTED["paraphrase"],), ..)
 corpus.oracle()                                  # the mask that shows every planted pair
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +17,7 @@ from torch import Tensor
 import masksearch as ms
 from masksearch.contracts import generator
 from masksearch.tasks.glue import TASKS
+from masksearch.tasks.planted.process import PlantedProcess
 
 TEXT, ROWS = 31, 32  # streams of random numbers
 HEADERS = {  # in the shape of official tasks: CoLA, MRPC, MNLI, STS-B (some columns left out)
@@ -39,9 +38,9 @@ PLANTED["entailment"] = replace(
 )
 
 
-def default_process() -> ms.PlantedProcess:
+def default_process() -> PlantedProcess:
     """17 words, the pairs (1, 10), (2, 11), .., (8, 17)."""
-    return ms.PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)
+    return PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class PlantedGlue:
     The labels are balanced to within one row, and every metric's ceiling is 1.
     """
 
-    process: ms.PlantedProcess = field(default_factory=default_process)
+    process: PlantedProcess = field(default_factory=default_process)
     lines: int = 20_000
     valid_lines: int = 1_000
     rows: int = 4_320  # of each task; divisible by 2, 3 and 9: balanced for the default process

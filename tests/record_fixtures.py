@@ -1,7 +1,5 @@
 """Synthetic records: plain data, no model behind them. And a database server, and a small disk."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil
@@ -15,8 +13,9 @@ from urllib.parse import quote
 
 import pytest
 
-from masksearch import Mask, fingerprint, masks
+from masksearch import Mask, masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Report, Shape
+from masksearch.masks.measure import fingerprint
 
 SHAPE = Shape(length=16, layers=2, heads=2)
 STAR = masks.star()

@@ -1,7 +1,5 @@
 """A search with a budget begins at the masks that anyone would draw by hand at that cost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -10,14 +8,16 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import ResumeError, SearchError
+from masksearch.masks.baselines import whole_heads
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import whole_heads
 from masksearch.report.section import shell_line
 from masksearch.strategies.enqueued import draw_starts, hand_designed
 from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.user_code import load_function
 
-ROLES = ms.load_function("masksearch.spaces:head_roles")
+ROLES = load_function("masksearch.spaces:head_roles")
 TOLD = {"budget": [0.3, 0.5], "progress": None, "seed": 3}
 TOLD |= {"executor": ms.Local(isolate=False)}
 
@@ -56,7 +56,7 @@ def test_hand_designed_masks_are_each_under_the_smallest_budget_that_pays():
         assert effective_density(mask, Judge.shape) <= float(name.rpartition(" ")[2]) + 1e-9
     assert len({*drawn.values()}) == len(drawn)
     least = {n.removesuffix(" within 0.3") for n in drawn if n.endswith(" 0.3")}
-    assert least == {*masks.rivals_within(0.3, Judge.shape)}
+    assert least == {*masks.equal_cost_baselines(0.3, Judge.shape)}
 
 
 @pytest.mark.parametrize("strategy", ["tpe", "random", "evolution"])
@@ -98,8 +98,8 @@ def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
 def test_hand_designed_parents_of_evolution_do_not_age():
     objectives = Judge.objectives
     old = EvolutionStrategy(ROLES, objectives, seed=0, population=2)
-    window = ms.Evaluate(masks.window(1))
-    record = ms.Record(0, "done", window, values={"loss": 0.1}, measures={"sparsity": 0.5})
+    window = Evaluate(masks.window(1))
+    record = Record(0, "done", window, values={"loss": 0.1}, measures={"sparsity": 0.5})
     for number, role in enumerate(["baseline", "trial", "baseline", "trial", "trial"]):
         old.tell(replace(record, number=number, role=role, params={"reach": number}))
     assert sorted(parent.number for parent in old.rank_parents()) == [0, 2, 3, 4]
@@ -154,7 +154,7 @@ class Bytes(Judge):
     """A decoder whose budgets count something else."""
 
     shape = ms.Shape(16, 4, 2, causal=True)
-    objectives = (ToyEvaluator.objectives[0], ms.Objective("bytes", "min", 1.0))
+    objectives = (ToyEvaluator.objectives[0], Objective("bytes", "min", 1.0))
     measure_names = ("bytes",)
 
     def measures_of(self, mask):

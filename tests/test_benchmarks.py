@@ -1,7 +1,5 @@
 """Benchmarks and the planted DAM experiment: what they measure, and that their smoke runs end."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import itertools

@@ -1,7 +1,5 @@
 """Sizes beyond any model, and values of another kind: refused at once, with rule and value."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
@@ -13,7 +11,7 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal
+from masksearch.contracts import Evaluate, Objective, Proposal, Report
 from masksearch.executors.job import JobRun
 
 sys.path.insert(0, str(Path(__file__).parent / "contracts"))
@@ -54,11 +52,11 @@ REFUSED = {
     "of a file": (lambda: ms.Mask.from_json(stored(100_000)),
         "a list of masks has at most 32768, got 100000"),
     "text as a size": (lambda: ms.Shape("8", 1, 1), "length must be a whole number >= 1, got '8'"),
-    "NaN as the worst": (lambda: ms.Objective("loss", "min", math.nan),
+    "NaN as the worst": (lambda: Objective("loss", "min", math.nan),
         "worst must be a number, the worst loss that counts, got nan"),
-    "no values": (lambda: ms.Report(3, {}),
+    "no values": (lambda: Report(3, {}),
         "a Report holds values by name, got an empty dict: yield"),
-    "text as a step": (lambda: ms.Report("a", {"loss": 1}),
+    "text as a step": (lambda: Report("a", {"loss": 1}),
         "a Report's step is a whole number >= 0, got 'a'"),
     "half a trial": (lambda: search(trials=2.5), "trials must be a whole number .* got 2.5"),
     "text as a seed": (lambda: search(seed="x"), "seed must be a whole number, got 'x'"),
@@ -114,7 +112,7 @@ class Talkative(ToyEvaluator):
 
     def __call__(self, mask, *, seed, workdir):
         for step in range(self.reports):
-            yield ms.Report(step, {"loss": 1.0} | {f"v{i}": 0.0 for i in range(1, self.values)})
+            yield Report(step, {"loss": 1.0} | {f"v{i}": 0.0 for i in range(1, self.values)})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Budgets: what strategies and spaces are told, what is refused, and what a search keeps."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +9,17 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FixedTrial
-from toy import ToyEvaluator
+from toy import ToyEvaluator, Windows
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal
+from masksearch.contracts import Objective
 from masksearch.errors import ResumeError, SearchError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.study.status import read_status, status_lines
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.user_code import load_function, shape_of
 
 search = partial(ms.search, baselines={})  # test_baselines.py has those that begin at some
 FOLDER = Path(__file__).parent.parent / "search_spaces"
@@ -78,14 +78,14 @@ def test_a_space_is_told_the_shape_of_the_evaluator(strategy, tmp_path):
     told = []
 
     def space(trial):
-        told.append(ms.shape_of(trial))
-        return masks.window(trial.suggest_int("reach", 0, ms.shape_of(trial).length - 1))
+        told.append(shape_of(trial))
+        return masks.window(trial.suggest_int("reach", 0, shape_of(trial).length - 1))
 
     how = {"run": tmp_path, "strategy": strategy, "trials": 2, "enqueue": [{"reach": 1}]}
     search(space, ToyEvaluator(), progress=None, **how)
     assert set(told) == {SHAPE}
     assert len(told) >= 3
-    assert ms.shape_of(FixedTrial({"reach": 1})) is None
+    assert shape_of(FixedTrial({"reach": 1})) is None
 
 
 @pytest.mark.nightly
@@ -222,7 +222,7 @@ def test_samplers_learn_from_refused_draws(tmp_path):
 class Bytes(ToyEvaluator):
     """Costs are not its pairs."""
 
-    objectives = (ToyEvaluator.objectives[0], ms.Objective("bytes", "min", 1.0))
+    objectives = (ToyEvaluator.objectives[0], Objective("bytes", "min", 1.0))
     measure_names = ("bytes",)
 
     def measures_of(self, mask):
@@ -241,24 +241,15 @@ def test_a_budget_counts_what_the_evaluator_counts(tmp_path):
         search(blind, Bytes(), run=tmp_path / "c", **told | {"budget": 0.2})
 
 
-class Always:
-    """A user's strategy that looks at nothing."""
-
-    def __init__(self):
-        self.next = 0
-
-    def ask(self):
-        self.next += 1
-        return Proposal(self.next - 1, Evaluate(masks.window(self.next % 8)), {})
-
-    def tell(self, record):
-        self.next = max(self.next, record.number + 1)
-
-
 @pytest.mark.nightly
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
     study = search(
-        None, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy=Always(), budget=[0.1, 0.35]
+        None,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        trials=4,
+        strategy=Windows(8),
+        budget=[0.1, 0.35],
     )
     assert {(c > 0.35) == r.refused for c, r in zip(costs(study), study.records(), strict=True)}
     kept = [record for record in study.records() if not record.refused]
@@ -356,7 +347,7 @@ def shipped():
     levels = (masks.window(0), masks.window(0) | masks.columns(1), masks.full())
     for unit in ("layer", "head"):
         yield f"Units of {unit}s", ms.Units(short, levels, unit), short
-    load = lambda name: ms.load_function(f"{FOLDER / name}.py:space_of")  # noqa: E731
+    load = lambda name: load_function(f"{FOLDER / name}.py:space_of")  # noqa: E731
     yield "local_heads", load("local_heads")(6, 12), ms.Shape(128, 6, 12)
     yield "local_heads of a shape", load("local_heads")(3, 4, short), short
     cache = ms.Shape(256, 4, 4, causal=True)
@@ -388,7 +379,7 @@ def test_cuts_within_a_density_are_never_above_it(density, lengths):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_dam_cuts_its_masks_within_the_budget(tmp_path):
-    process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
+    process = PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
     evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
     told = {"strategy": "dam", "trials": 3, "run": tmp_path / "run"}
     config = {"steps": 6, "dense_warmup": 0.25}
@@ -453,5 +444,5 @@ def test_a_front_keeps_what_is_within(tmp_path):
     front = {n: e for n, e in found.entries.items() if n.startswith("front #")}
     assert front
     assert all(1 - entry.sparsity <= 0.5 for entry in front.values())
-    with pytest.raises(ms.MaskSearchError, match="no front to judge"):
+    with pytest.raises(ms.errors.MaskSearchError, match="no front to judge"):
         ms.compare({}, ToyEvaluator(), run=tmp_path / "d", budget=0.01, **told)

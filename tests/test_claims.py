@@ -1,7 +1,5 @@
 """Claims of the pages are recomputed, and a changed digit does not pass: `make verify-results`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

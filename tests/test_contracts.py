@@ -1,7 +1,5 @@
 """AttentionCall against loops over queries and keys."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Decoders on a card, pretended or real: no operation mixes devices, and values are the CPU's."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -28,7 +28,8 @@ PARTS = [
 
 def test_every_public_name_is_listed_once():
     assert len(LISTED) == len(set(LISTED))
-    names = [name for _, name in LISTED]
+    modules = ("masksearch", "masksearch.masks", "masksearch.contracts", "masksearch.errors")
+    names = [name for module, name in LISTED if module in (*modules, "masksearch_bench")]
     public = {*ms.__all__, *masks.__all__, *bench.__all__, *ERRORS, *PARTS}
     public -= {"masks", "contracts", "errors"}  # modules, with names of their own
     missing, stray = public - set(names), set(names) - public

@@ -1,7 +1,5 @@
 """docs/attention.md, inference.md: code runs, prints what they show, and tables are true."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

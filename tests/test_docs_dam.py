@@ -1,7 +1,5 @@
 """docs/dam.md and pages beside it: snippets run, names exist, gradients are those."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import fields
@@ -10,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tiny_encoders import sizes
 from transformers import BertConfig, BertForMaskedLM
 
 import masksearch as ms
 from masksearch.attention.call import AttentionCall
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import FORMS
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 
 DOCS = Path(__file__).parents[1] / "docs"
 PARTS = ("dam.md", "dam_health.md")
@@ -33,16 +34,7 @@ def shortened(snippet: str) -> str:
 
 def tiny_bert(*_: object) -> BertForMaskedLM:
     """Stands for the pre-trained model, which is not downloaded."""
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=32,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=32,
-        )
-    )
+    return BertForMaskedLM(BertConfig(**sizes(32, 16, 1, 2, 16, 32)))
 
 
 @pytest.mark.nightly
@@ -66,7 +58,7 @@ def test_snippets_run_in_their_order(tmp_path, monkeypatch):
 
 def test_named_settings_exist():
     known = {field.name for field in fields(ms.DamConfig)} | OTHER
-    for taker in (ms.Gates, ms.dam, at_sparsity, ms.DamResult.mask, ms.DamResult.health):
+    for taker in (Gates, ms.dam, at_sparsity, DamResult.mask, DamResult.health):
         known |= set(inspect.signature(taker).parameters)
     prose = re.sub(r"```.*?```", "", PAGE, flags=re.S)
     named = set(re.findall(r"`(?:\w+\()?(\w+)=[^=]", prose)) - {"name"}
@@ -78,7 +70,7 @@ def test_health_fields_are_those_of_the_card():
     start = PAGE.index("| field | look at it for |")
     rows = PAGE[start : PAGE.index("\n\n", start)].splitlines()[2:]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    health = ms.DamResult(torch.ones(1, 1, 3, 3), (), 0.5).health()
+    health = DamResult(torch.ones(1, 1, 3, 3), (), 0.5).health()
     assert named == {field.name for field in fields(health)}
 
 

@@ -1,7 +1,5 @@
 """docs/decoder.md: its Python runs, on a toy, and is as short as it says."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -18,9 +16,7 @@ SMALL = {"1024": "24", "window(127)": "window(3)", "budget=0.4": "budget=0.5"}
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:the strategy has no more masks")
-def test_a_decoder_is_loaded_searched_checked_exported_and_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_decoder_is_loaded_searched_checked_exported_and_served(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     narrow = {"num_hidden_layers": 3, "initializer_range": 0.05}

@@ -1,7 +1,5 @@
 """Links between the documents hold, and so do the names that they import."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Pages that are made from the code (gallery of masks, command line, public names), and the rest
 of docs/ as a reader meets it."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import typer.main
 from matplotlib.image import imread
+from parsed import BENCH, FILES, nodes_of
 
 from masksearch.cli.main import app
 from masksearch.masks.core import RECIPES, Mask
@@ -84,13 +86,20 @@ RIDDLES = re.compile(r"\bof which\b|(?:^|[.:]\s)What (?!\w[^.?]*\?)", re.M)
 
 
 def test_sentences_name_their_subject():
-    """ "Of which" and a clause with "what" for a subject are read twice."""
+    """ "Of which" and a clause with "what" for a subject are read twice; pages, and the first
+    sentences of docstrings."""
     pages = [DOCS.parent / "README.md", *DOCS.glob("*.md")]
     texts = {
         path.name: re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.S) for path in pages
     }
+    for path in [*FILES, *BENCH]:
+        for node in nodes_of(path):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                first = re.split(r"(?<=\.)\s|\n\n", ast.get_docstring(node) or "")[0]
+                name = getattr(node, "name", "")
+                texts[f"{path.name} {name}"] = " ".join(first.split())
     found = {
-        name: [text[at.start() - 20 : at.end() + 40] for at in RIDDLES.finditer(text)]
+        name: [text[max(at.start() - 20, 0) : at.end() + 40] for at in RIDDLES.finditer(text)]
         for name, text in texts.items()
     }
     assert {name: places for name, places in found.items() if places} == {}

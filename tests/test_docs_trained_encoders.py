@@ -1,13 +1,10 @@
 """docs/trained_encoders.md and docs/adapting.md: their commands run, in their order, on a toy."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from cli_runs import run
 from toy_sentences import write_sentences
 
 import masksearch as ms
@@ -53,39 +50,32 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
-    """The standard output of a command that works."""
-    code, out, err = run(monkeypatch, capsys, *words[1:])
-    assert code == 0, err
-    return out
-
-
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
-def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
+def test_three_searches_a_comparison_and_its_verdict(toys, command):
     *searches, compare, verdict = commands("trained_encoders.md")
-    fronts = [said(words, monkeypatch, capsys) for words in searches]
+    fronts = [command(*words[1:])[0] for words in searches]
     assert ["Front of" in shown for shown in fronts] == [True] * 3
     models = len(list((toys / "cache" / "dense").glob("*.safetensors")))
     assert models == 2  # one for each task, shared by the searches
-    compared = said(compare, monkeypatch, capsys)
+    compared = command(*compare[1:])[0]
     assert len(list((toys / "cache" / "dense").glob("*.safetensors"))) == 2 + 2 * 3
     comparison = ms.Comparison.open(toys / "runs" / "compared")
     best = {f"{name} within {budget}" for name in ("tpe", "random") for budget in (0.6, 0.8)}
     assert best <= set(comparison.entries)
     assert any(name.startswith("front #") for name in comparison.entries)
-    again = said(verdict, monkeypatch, capsys)
+    again = command(*verdict[1:])[0]
     assert "Holm" in compared
     assert "Holm" in again
 
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
-def test_the_card_of_the_cheap_settings(toys, monkeypatch, capsys):
+def test_the_card_of_the_cheap_settings(toys, command):
     *compared, card = commands("adapting.md", -1)
     for words in compared:
-        said(words, monkeypatch, capsys)
-    shown = said(card, monkeypatch, capsys)
+        command(*words[1:])[0]
+    shown = command(*card[1:])[0]
     for setting in ("runs/none", "runs/recover", "runs/short"):
         assert setting in shown
     assert "a setting of its own" in shown

@@ -1,7 +1,5 @@
 """What docs/trainers.md says: its code runs, and lm-eval computes what the masked model does."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import pytest
 import torch
 
 import masksearch as ms
+from masksearch.models.checkpoints import verify
 
 PAGE = (Path(__file__).parents[1] / "docs" / "trainers.md").read_text(encoding="utf-8")
 TRAINERS, LM_EVAL = (
@@ -33,7 +32,7 @@ def session(tmp_path_factory):
 @pytest.mark.nightly
 def test_trainers_keep_the_mask(session):
     for folder in ("accelerated", "adapted/checkpoint-2", "compiled"):
-        assert ms.verify(folder) == {"self": session["mask"]}
+        assert verify(folder) == {"self": session["mask"]}
 
 
 @pytest.mark.nightly

@@ -1,7 +1,5 @@
 """docs/write_your_own.md: files, Python and commands run in their order, a section at a time."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys
@@ -9,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_runs import run
 
 from masksearch import Mask
 
@@ -58,7 +55,7 @@ def test_the_page_has_a_file_for_each_part():
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps prune nothing
 @pytest.mark.parametrize("heading", sections())
-def test_a_part_of_ones_own_runs(heading, folder, monkeypatch, capsys):
+def test_a_part_of_ones_own_runs(heading, folder, command, capsys):
     names: dict[str, object] = {}
     exec("import masksearch as ms\nfrom masksearch import masks", names)
     printed = ""
@@ -67,8 +64,7 @@ def test_a_part_of_ones_own_runs(heading, folder, monkeypatch, capsys):
             assert body in printed
         elif kind == "bash":
             for line in body.strip().splitlines():
-                code, out, err = run(monkeypatch, capsys, *shlex.split(line)[1:])
-                assert code == 0, f"{line}\n{out}\n{err}"
+                command(*shlex.split(line)[1:])
         elif body not in FILES.values():
             exec(compile(body, heading, "exec"), names)
             printed = capsys.readouterr().out

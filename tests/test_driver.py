@@ -1,11 +1,10 @@
 """search and compare: resume, reuse, refusals, failures. Nothing that was computed is lost."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -16,28 +15,23 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal, Record, Report
+from masksearch.contracts import Evaluate, Objective, Proposal, Record, Report
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.executors.job import JobRun
+from masksearch.masks.measure import fingerprint
 from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
 
 
 def outcome(study: ms.Study) -> list[tuple[object, ...]]:
     """What must be equal between two runs of one search."""
-    return [
-        (
-            r.number,
-            r.status,
-            r.fingerprint,
-            dict(r.params),
-            dict(r.values),
-            r.origin,
-            r.name,
-            r.seed,
-        )
-        for r in study.records()
-    ]
+    names = ("number", "status", "fingerprint", "params", "values", "origin", "name", "seed")
+    return [tuple(getattr(record, name) for name in names) for record in study.records()]
+
+
+def drawn(run, judge=None, **settings) -> ms.Study:
+    """A random search of the toy's space."""
+    return ms.search(space, judge or ToyEvaluator(), run=run, strategy="random", **settings)
 
 
 def test_search_stores_every_trial_as_a_record(tmp_path):
@@ -49,7 +43,7 @@ def test_search_stores_every_trial_as_a_record(tmp_path):
     assert [report.step for report in first.curve] == [1, 2, 4]
     assert first.values["loss"] == first.curve[-1].values["loss"]
     assert first.measures["sparsity"] == pytest.approx(first.mask.sparsity(16))
-    assert first.fingerprint == ms.fingerprint(first.mask, ToyEvaluator.shape)
+    assert first.fingerprint == fingerprint(first.mask, ToyEvaluator.shape)
     frame = study.frame()
     assert list(frame["number"]) == list(range(len(records)))
     assert {"loss", "sparsity", "block_density", "hops", "params.family"} <= set(frame.columns)
@@ -114,14 +108,8 @@ class Follower:
 def test_listeners_get_reports_while_a_trial_runs(tmp_path, slots):
     follower = Follower()
     candidates = {"a": masks.full(), "b": masks.window(2), "same": masks.full()}
-    ms.compare(
-        candidates,
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        seeds=[0],
-        executor=ms.Local(slots=slots),
-        listeners=[follower],
-    )
+    how = {"seeds": [0], "executor": ms.Local(slots=slots), "listeners": [follower]}
+    ms.compare(candidates, ToyEvaluator(), run=tmp_path / "run", **how)
     for number in (0, 1):
         assert [said for n, said in follower.said if n == number] == [1, 2, 4, "done"]
     assert (2, "reused") in follower.said
@@ -139,14 +127,8 @@ def test_a_trial_that_is_begun_again_reports_each_step_once(tmp_path):
                 work.tell(JobRun(proposal, work.evaluator, work.workdir).run(work.report))
 
     follower = Follower()
-    ms.compare(
-        {"a": masks.full()},
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        seeds=[0],
-        executor=Twice(),
-        listeners=[follower],
-    )
+    how = {"seeds": [0], "executor": Twice(), "listeners": [follower]}
+    ms.compare({"a": masks.full()}, ToyEvaluator(), run=tmp_path / "run", **how)
     assert follower.said == [(0, 1), (0, 2), (0, 4), (0, "done")]
 
 
@@ -167,9 +149,7 @@ def test_search_in_two_calls_equals_one_call(tmp_path, strategy):
 
 def test_equal_masks_are_not_trained_twice(tmp_path):
     log = tmp_path / "log"
-    study = ms.search(
-        space, ToyEvaluator(log=log), run=tmp_path / "run", trials=9, strategy="random"
-    )
+    study = drawn(tmp_path / "run", ToyEvaluator(log=log), trials=9)
     calls = log.read_text().splitlines()
     prints = [record.fingerprint for record in study.records()]
     assert len(calls) == len(set(calls)) == len(set(prints)) == 9  # what is known counts as none
@@ -205,14 +185,7 @@ def test_masks_that_differ_beyond_the_shape_are_not_one(tmp_path):
 
 @pytest.mark.slow
 def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
-    study = ms.search(
-        space,
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        trials=9,
-        strategy="random",
-        constraints=["loss <= 0.4", "sparsity >= 0.3"],
-    )
+    study = drawn(tmp_path / "run", trials=9, constraints=["loss <= 0.4", "sparsity >= 0.3"])
     seen = Counter()
     for record in study.records():
         if record.measures["sparsity"] < 0.3:
@@ -253,15 +226,8 @@ def test_scheduler_never_ends_baselines(tmp_path):
         def __repr__(self):
             return "Strict()"
 
-    study = ms.search(
-        space,
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        trials=3,
-        strategy="random",
-        scheduler=Strict(),
-        baselines={"star": masks.star(), "w": masks.window(1)},
-    )
+    above = {"star": masks.star(), "w": masks.window(1)}
+    study = drawn(tmp_path / "run", trials=3, scheduler=Strict(), baselines=above)
     statuses = [(r.role, r.name, r.status, r.step) for r in study.records()]
     assert statuses[:2] == [("baseline", "star", "done", 4), ("baseline", "w", "done", 4)]
     assert {row[2:] for row in statuses[2:]} <= {("stopped", 1), ("reused", 4)}
@@ -294,25 +260,10 @@ def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
     store = StudyStore(tmp_path / "run")
     store.create(evaluator.objectives, once.notes)
     for name in "ab":
-        record = Record(
-            -1,
-            "running",
-            Evaluate(mask),
-            fingerprint=ms.fingerprint(mask, evaluator.shape),
-            protocol="toy",
-            name=name,
-            role="compared",
-            measures={"sparsity": mask.sparsity(16)},
-        )
-        store.begin(record, -1)
+        store.begin(replace(once.records[0], number=-1, status="running", name=name), -1)
     store.close()
-    comparison = ms.compare(
-        {"a": mask, "b": mask},
-        evaluator,
-        run=tmp_path / "run",
-        seeds=[0],
-        executor=ms.Local(slots=2),
-    )
+    how = {"run": tmp_path / "run", "seeds": [0], "executor": ms.Local(slots=2)}
+    comparison = ms.compare({"a": mask, "b": mask}, evaluator, **how)
     assert [r.status for r in comparison.records] == ["done", "reused"]
 
 
@@ -329,13 +280,13 @@ def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_baselines_come_first_and_on_top(tmp_path):
-    arguments = dict(run=tmp_path / "run", baselines=ms.FAMILIES)
+    arguments = dict(run=tmp_path / "run", baselines=ms.masks.FAMILIES)
     study = ms.search(space, ToyEvaluator(), trials=4, **arguments)
     told = [(record.origin, record.name, record.source) for record in study.records()]
-    assert told[:-4] == [("baselines", name, "hand") for name in ms.FAMILIES]
+    assert told[:-4] == [("baselines", name, "hand") for name in ms.masks.FAMILIES]
     assert told[-4:] == [("tpe", "", f"search {study.run}#{6 + k}") for k in range(4)]
     again = ms.search(space, ToyEvaluator(), trials=6, **arguments)
-    assert Counter(r.status for r in again.records())["done"] == len(ms.FAMILIES) + 6
+    assert Counter(r.status for r in again.records())["done"] == len(ms.masks.FAMILIES) + 6
 
 
 @pytest.mark.slow
@@ -353,13 +304,11 @@ def test_frontier_and_best(tmp_path):
     study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
     front = study.frontier()
     for record in study.records():
-        beaten = [
-            f
-            for f in front
-            if f.values["loss"] <= record.values["loss"]
+        assert any(
+            f.values["loss"] <= record.values["loss"]
             and f.measures["sparsity"] >= record.measures["sparsity"]
-        ]
-        assert beaten
+            for f in front
+        )
     best = study.best(sparsity=0.7)
     sparse = [r for r in study.records() if r.measures["sparsity"] >= 0.7]
     assert best.values["loss"] == min(r.values["loss"] for r in sparse)
@@ -420,14 +369,8 @@ def test_strategy_of_a_users_file_is_named_resumed_and_watched(tmp_path):
 @pytest.mark.slow
 def test_constraint_stops_a_mask_before_training(tmp_path):
     log = tmp_path / "log"
-    study = ms.search(
-        space,
-        ToyEvaluator(log=log),
-        run=tmp_path / "run",
-        trials=9,
-        strategy="random",
-        constraints=["sparsity >= 0.6"],
-    )
+    judge = ToyEvaluator(log=log)
+    study = drawn(tmp_path / "run", judge, trials=9, constraints=["sparsity >= 0.6"])
     statuses = {r.status for r in study.records() if r.measures["sparsity"] < 0.6}
     assert statuses == {"stopped"}
     assert all(r.measures["sparsity"] >= 0.6 for r in study.frontier())
@@ -481,9 +424,7 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_nan_is_a_failure_not_a_result(tmp_path):
-    study = ms.search(
-        space, ToyEvaluator(nan_at=0.7), run=tmp_path / "run", trials=8, strategy="random"
-    )
+    study = drawn(tmp_path / "run", ToyEvaluator(nan_at=0.7), trials=8)
     failed = [record for record in study.records() if record.status == "failed"]
     assert failed
     assert all(not record.values for record in failed)
@@ -501,18 +442,18 @@ def raises(*words, error=ValueError):
 
 
 def lacks_a_key(mask, seed, workdir):
-    yield ms.Report(1, {"losses": 0.5})
+    yield Report(1, {"losses": 0.5})
 
 
 def returns_a_report(mask, seed, workdir):
-    return ms.Report(1, {"loss": 0.5})
+    return Report(1, {"loss": 0.5})
 
 
 LACKS = "lacks loss; it holds losses; did you mean 'losses'.*test_driver.py:.*Broken.__call__"
 BROKEN = {  # what the evaluator does -> trials until the search stops, and what it says
     "lacks a key": (lacks_a_key, 1, LACKS),
     "yields nothing": (lambda *_: iter(()), 1, "reported nothing"),
-    "returns": (returns_a_report, 1, "returns Report: yield ms.Report"),
+    "returns": (returns_a_report, 1, "returns Report: yield Report"),
     "the same line and words": (raises("broken"), 2, "first 2 trials all failed; .*: broken"),
     "other words": (raises(*"abcde"), 5, "first 5 trials all failed; .*: a "),
     "no memory": (raises("DefaultCPUAllocator: can't allocate memory"), 5, "first 5 trials"),
@@ -662,7 +603,7 @@ def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
             pass
 
     class Alone(ToyEvaluator):
-        objectives = (ms.Objective("loss", "max", 0.0),)
+        objectives = (Objective("loss", "max", 0.0),)
 
     with pytest.raises(SearchError, match="not today"):
         ms.search(space, Alone("other"), run=run, trials=2, strategy=Lazy(), progress=None)
@@ -711,7 +652,7 @@ def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
 @pytest.mark.slow
 def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
     log = tmp_path / "log"
-    candidates = {"dense": masks.full(), **ms.FAMILIES, "mine": masks.window(4)}
+    candidates = {"dense": masks.full(), **ms.masks.FAMILIES, "mine": masks.window(4)}
     arguments = dict(run=tmp_path / "run", seeds=range(3))
     comparison = ms.compare(candidates, ToyEvaluator(log=log), **arguments)
     assert len(comparison.records) == 3 * len(candidates)
@@ -797,15 +738,7 @@ def test_compare_says_what_it_takes_before_training(tmp_path, candidates, seeds,
 @pytest.mark.slow
 def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path):
     toy, arguments = ToyEvaluator(), {"seeds": [1], "progress": None}
-    study = ms.search(
-        space,
-        toy,
-        run=tmp_path / "s",
-        trials=3,
-        strategy="random",
-        baselines={"w": masks.window(2)},
-        progress=None,
-    )
+    study = drawn(tmp_path / "s", trials=3, baselines={"w": masks.window(2)}, progress=None)
     *_, proposed = study.records()
     baseline = next(r for r in study.records() if r.name == "w")
     given = {

@@ -1,7 +1,5 @@
 """A decoder's and a padded encoder's search and comparison print what was counted by hand."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

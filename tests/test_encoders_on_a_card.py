@@ -1,8 +1,6 @@
 """Encoders on a card, pretended or real: training under masks, each kernel, and DAM mix no
 devices, and their values are the CPU's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import transformers as hf
@@ -10,6 +8,7 @@ import transformers as hf
 import masksearch as ms
 from masksearch import masks
 from masksearch.gates import gates as gates_module
+from masksearch.gates.gates import Gates
 
 LENGTH, LAYERS, HEADS = 24, 2, 2
 MASKS = {
@@ -80,7 +79,7 @@ def test_dam_learns_there(structure, card, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *of, device, **rest: rand(*of, **rest).to(device))
     results = []
     for device in (torch.device("cpu"), card.device):
-        gates = ms.Gates(structure, length=LENGTH, heads=HEADS, layers=LAYERS)
+        gates = Gates(structure, length=LENGTH, heads=HEADS, layers=LAYERS)
         config = ms.DamConfig(steps=6, density=0.3, dense_warmup=0.3)
         with card.there():
             model = encoder().to(device)
@@ -117,7 +116,7 @@ def test_a_proxy_is_trained_and_judged_there(tmp_path, card):
     values = []
     for device in ("cpu", card.device.type):
         small = {"size": "2x16x2", "length": 16, "vocabulary": 64, "steps": 6, "batch": 4}
-        judge = ms.MlmEvaluator(text, **small, half="all", device=device)
+        judge = ms.MlmEvaluator(text, **small, split="all", device=device)
         with card.there():
             reports = judge(masks.star(), seed=0, workdir=tmp_path / device)
             values.append([report.values["loss"] for report in reports])

@@ -5,9 +5,10 @@ import transformers as hf
 from toy import ToyEvaluator
 
 import masksearch as ms
-from masksearch import Cached, masks
+from masksearch import masks
 from masksearch.contracts import Objective, Report
 from masksearch.errors import UnknownNameError
+from masksearch.evaluators.wrappers import Cached
 
 CONFIG = hf.LlamaConfig(
     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32

@@ -1,7 +1,5 @@
 """Experiment 07's cards: what the finished pre-trainings and their fine-tunings make."""
 
-from __future__ import annotations
-
 import json
 import sys
 from types import ModuleType

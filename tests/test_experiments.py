@@ -1,7 +1,5 @@
 """Experiments: each has a command, a README and small results; its smoke run ends."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import json
@@ -256,9 +254,9 @@ def test_rows_that_judge_selectors_were_judged_before_as_often_as_the_page_says(
 
     for task in ("STS-B", "QNLI"):
         rows.deal(task, Path(DATA), tmp_path)
-        judging = texts(tmp_path / "judge", task, dev_rows=2_000, half="test")
-        final = texts(glue, task, dev_rows=1_000, half="final")
-        search = texts(glue, task, dev_rows=400, half="search")
+        judging = texts(tmp_path / "judge", task, dev_rows=2_000, split="test")
+        final = texts(glue, task, dev_rows=1_000, split="holdout")
+        search = texts(glue, task, dev_rows=400, split="validation")
         seen[task] = [len(judging), len(judging & final), len(judging & search)]
     assert seen["STS-B"] == [607, 607, 0]
     assert "All 607 judging rows of STS-B are among the final rows" in page

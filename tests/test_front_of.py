@@ -1,7 +1,5 @@
 """compare(front_of=): a search's front on fresh seeds, beside hand-designed, scrambled masks."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter
@@ -22,7 +20,7 @@ from masksearch import Mask, masks
 from masksearch.analysis.fronts import gains_by_rows
 from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.row_scores import RowScores
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks.measure import effective_density
 from masksearch.report.result import result_of
@@ -34,7 +32,7 @@ LENGTHS = {9: 3, 20: 5, 32: 2}
 
 
 @dataclass(frozen=True)
-class Landscape(ms.Evaluator):
+class Landscape(Evaluator):
     """Truth: .8, less what is denser or sparser than it should be; and an offset is worth .05.
 
     A run adds normal noise of its mask and seed.
@@ -72,7 +70,7 @@ def study(tmp_path_factory) -> ms.Study:
     folder = tmp_path_factory.mktemp("search")
     return ms.search(
         *(space, Landscape()), run=folder / "run", trials=16, strategy="random",
-        storage=InMemoryStorage(), baselines=ms.FAMILIES, progress=None,
+        storage=InMemoryStorage(), baselines=ms.masks.FAMILIES, progress=None,
     )  # fmt: skip
 
 
@@ -129,7 +127,7 @@ def test_an_interrupted_comparison_of_fronts_goes_on(study, tmp_path):
 
 def test_a_search_without_a_front_is_refused(tmp_path, study):
     empty = ms.search(
-        *(space, Landscape()), run=tmp_path / "a", trials=0, baselines=ms.FAMILIES,
+        *(space, Landscape()), run=tmp_path / "a", trials=0, baselines=ms.masks.FAMILIES,
         storage=InMemoryStorage(), progress=None,
     )  # fmt: skip
     with pytest.raises(CandidateError, match="has no front to judge: none of its 6 trials"):
@@ -142,7 +140,6 @@ def test_a_search_without_a_front_is_refused(tmp_path, study):
 
 def test_the_verdict_says_what_is_left_of_the_front(study, judged):
     fronts = judged.fronts
-    assert fronts is not None
     assert set(fronts.arms) == {"searched", "hand-designed", "scrambled"}
     assert fronts.seeds == tuple(range(1000, 1005))
     promised = np.mean([judged.promised[name] for name in fronts.arms["searched"].masks])

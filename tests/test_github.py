@@ -1,7 +1,5 @@
 """Workflows, forms for issues and the citation: their schemas hold, and what they call exists."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A mask that beats no constant answer is nothing: on no front, never the best, marked."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -29,6 +27,7 @@ from masksearch.report.charts import paper_spec
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
 from masksearch.study.status import read_status, status_lines
+from masksearch.tasks.planted.process import PlantedProcess
 
 GOALS = (Objective("glue", "max", 0.5), Objective("sparsity", "max", 0.0))
 DULL = {"RTE": 0.55, "RTE/majority": 0.53, "RTE/low": 0.49, "RTE/accuracy": 0.55}
@@ -286,7 +285,7 @@ def test_a_mask_that_learned_one_task_of_two_keeps_its_mark_there(compared, shap
 @pytest.mark.nightly
 def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
     """The whole command: four steps, tasks that need the text, and no front of their noise."""
-    process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1)
+    process = PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1)
     corpus = PlantedGlue(process, lines=300, valid_lines=60, rows=120, dev_rows=360)
     folder = corpus.write(tmp_path / "planted")
     (tmp_path / "own.py").write_text(

@@ -1,7 +1,5 @@
 """The library below the search needs what `pip install masksearch` installs, and nothing else."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -38,6 +36,7 @@ import transformers as hf
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.models.checkpoints import verify
 
 sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 sizes |= {"intermediate_size": 16, "max_position_embeddings": 16}
@@ -48,7 +47,7 @@ with torch.no_grad():
     expected = model(ids)[0]
     ms.save_pretrained(model, folder + "/bert")
     again = ms.load_pretrained(folder + "/bert")
-    assert ms.verify(folder + "/bert") == ms.attached(again) == {"self": mask}
+    assert verify(folder + "/bert") == ms.attached(again) == {"self": mask}
     assert torch.equal(again(ids)[0], expected)
     exported = torch.export.export(again, (ids,)).module()
     assert torch.allclose(exported(ids)[0], expected, atol=1e-6)

@@ -1,11 +1,8 @@
 """Deliberate mistakes on the command line: one line each, with the rule, and exit code 2."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
-from cli_runs import run
 
 FILES = {
     "space.py": """
@@ -90,7 +87,7 @@ MISTAKES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, monkeypatch, capsys):
+def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, command, monkeypatch):
     options, message = MISTAKES[mistake]
     for name, text in FILES.items():
         text = text.replace("{folder!r}", repr(str(tmp_path))) if name == "imports.py" else text
@@ -103,19 +100,18 @@ def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, monkeypatch, ca
         del usual["--trials"]
     for option, value in usual.items():
         arguments += [] if option in given else [option, value]
-    code, _, said = run(monkeypatch, capsys, "search", *arguments, *given)
-    assert (code, said.count("\n")) == (2, 1)
+    said = command.refused("search", *arguments, *given)
     assert said.startswith("error: ")
     assert message in said
 
 
 @pytest.mark.slow
-def test_command_of_a_search_that_never_began_is_replaced(tmp_path, monkeypatch, capsys):
+def test_command_of_a_search_that_never_began_is_replaced(tmp_path, command, monkeypatch):
     for name in ("space.py", "judge.py"):
         (tmp_path / name).write_text(FILES[name])
     (tmp_path / "wrong.py").write_text("def space(trial):\n    return None\n")
     monkeypatch.chdir(tmp_path)
-    codes = lambda *words: run(monkeypatch, capsys, *words)[0]  # noqa: E731
+    codes = lambda *words: command.run(*words)[0]  # noqa: E731
     common = ("--evaluator", "judge.py:Judge", "--run", "run")
     assert codes("search", "wrong.py:space", "--trials", "3", *common) == 2
     assert codes("search", "space.py:space", "--trials", "2", *common) == 0

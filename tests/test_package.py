@@ -1,7 +1,5 @@
 """What people install: one version everywhere, whole distributions, honest metadata."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

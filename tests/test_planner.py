@@ -15,8 +15,14 @@ from masksearch import masks
 from masksearch.cli.models import report_lines
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.models.plan import describe_rival
-from masksearch.planner import DecoderOnText, Delivery, Unseen, build_judge, describe_units
+from masksearch.models.plan import Plan, describe_rival
+from masksearch.planner import (
+    DecoderOnText,
+    Delivery,
+    Unseen,
+    build_decoder_evaluator,
+    describe_units,
+)
 from masksearch.report.tables import front_table
 from masksearch.study.references import within_budgets
 
@@ -41,7 +47,7 @@ def cache(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
-def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> ms.Plan:
+def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> Plan:
     small = {"length": 24, "sequences": 16, "local": "window(3)", "progress": None}
     return ms.allocate("model", text, budget, run=run, **(small | how))
 
@@ -58,7 +64,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     unseen = plan.found["nll"]["unseen"]
     assert unseen["low"] <= unseen["difference"] <= unseen["high"]
     assert "pieces_of" not in unseen
-    assert ms.Plan.load(tmp_path / "plan.json") == plan
+    assert Plan.load(tmp_path / "plan.json") == plan
     model = AutoModelForCausalLM.from_pretrained("model").eval()
     tokens = torch.arange(1, 13)[None]
     with torch.no_grad():
@@ -114,7 +120,7 @@ def test_where_one_window_is_best_it_is_the_plan(tmp_path, monkeypatch, local):
     assert describe_rival(plan.found["rival"]).startswith(
         "this is the plan, as nothing was better"
     )
-    assert ms.Plan.load(tmp_path / "plan.json") == plan
+    assert Plan.load(tmp_path / "plan.json") == plan
 
 
 @pytest.mark.slow
@@ -132,14 +138,14 @@ def test_a_plan_that_is_worse_than_one_window_on_unseen_text_is_not_written(
     def unseen(self, mask, model=None):
         return tokens(self, mask, model) - gain * (mask.layers is not None)
 
-    judge, tokens = CausalEvaluator.__call__, Unseen.judge_tokens
+    judge, tokens = CausalEvaluator.__call__, Unseen.nll_of
     monkeypatch.setattr(CausalEvaluator, "__call__", judged)
-    monkeypatch.setattr(Unseen, "judge_tokens", unseen)
+    monkeypatch.setattr(Unseen, "nll_of", unseen)
     plan = allocate(tmp_path, 0.5, progress="auto")
     assert "allocate: at most " in (said := capsys.readouterr().err)
     assert "masks, each on 16 sequences of 24 tokens; the first in about 0:0" in said
     record = ms.open_study(tmp_path).records()[plan.found["trial"]]
-    assert record.mask == plan.mask == ms.Plan.load(tmp_path / "plan.json").mask
+    assert record.mask == plan.mask == Plan.load(tmp_path / "plan.json").mask
     assert plan.found["nll"]["search"] == record.values["nll"]
     assert plan.found["cache"]["kv_bytes"] == record.measures["kv_bytes"] <= 0.5
     rival, losses = plan.found["rival"], plan.found["nll"]["unseen"]
@@ -180,7 +186,7 @@ def units_of(mask: ms.Mask) -> list[ms.Mask]:
 
 def test_units_of_several_windows_in_words():
     levels = (masks.window(1), masks.window(7), masks.full())
-    plan = ms.Plan({}, "layer", levels, {"l0": 2, "l1": 0, "l2": 1, "l3": 1}, levels[0])
+    plan = Plan({}, "layer", levels, {"l0": 2, "l1": 0, "l2": 1, "l3": 1}, levels[0])
     assert describe_units(plan) == (
         "1 of 4 units full (l0), 1 window(1) (l1), the others window(7)"
     )
@@ -192,7 +198,7 @@ def test_widest_window_within_the_budget_is_judged_beside_the_plan(tmp_path):
     rival = plan.found["rival"]
     mask = masks.parse(rival["mask"])
     assert mask == masks.columns(2) | masks.window(10)  # what 12 of 24 positions hold
-    rows = {"length": 24, "held_out_sequences": 16, "half": "final"}
+    rows = {"length": 24, "held_out_sequences": 16, "split": "holdout"}
     judge = CausalEvaluator("text", weights="model", adapt="none", **rows)
     said, base = (
         final_nll(judge, each, tmp_path / str(at)) for at, each in enumerate((mask, plan.mask))
@@ -206,13 +212,14 @@ def test_as_much_is_held_out_as_it_takes_for_sixteen_documents(tmp_path):
     text = (Path("text") / "train.txt").read_text() + (Path("text") / "valid.txt").read_text()
     (tmp_path / "whole.txt").write_text(text)  # 58 articles
     decoder = DecoderOnText("model", tmp_path / "whole.txt", 24, 64, None, "cpu", None)
-    judge = build_judge(decoder, "layer", Delivery(None, None, None, None)).evaluator
+    judge = build_decoder_evaluator(decoder, "layer", Delivery(None, None, None, None)).evaluator
     assert judge.held_out in (0.4, 0.8)
-    assert len({*judge.on("final").rows.documents.tolist()}) >= 16
+    assert len({*judge.on("holdout").rows.documents.tolist()}) >= 16
     seen = {*judge.rows.documents.tolist()}
-    assert not seen & {*judge.on("final").rows.documents.tolist()}
+    assert not seen & {*judge.on("holdout").rows.documents.tolist()}
     named = dataclasses.replace(decoder, held_out=0.1)
-    assert build_judge(named, "layer", Delivery(None, None, None, None)).evaluator.held_out == 0.1
+    again = build_decoder_evaluator(named, "layer", Delivery(None, None, None, None))
+    assert again.evaluator.held_out == 0.1
     digests = {judge.task().digest, CausalEvaluator(tmp_path / "whole.txt").task().digest}
     assert len(digests) == 2
     with pytest.raises(ValueError, match=r"a text or a share in \(0, 1\), got 1.5"):

@@ -4,8 +4,6 @@ One table a library. A name that a new release has moved or renamed fails here, 
 it fails as something else, or as nothing at all.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.metadata

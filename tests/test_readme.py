@@ -4,8 +4,6 @@ Two kinds are read and not run: what installs (1.8 GB; `make` does it in continu
 and what takes hours. tests/test_docs_commands.py checks that their options exist.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -18,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.models.plan import Plan
+from masksearch.tasks.planted.graded import GradedProcess
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def test_first_search_finds_its_mask(folder):
     (folder / "first.py").write_text(block("python", "PlantedEvaluator"), encoding="utf-8")
     out, log = run(folder, "python first.py")
     assert out.splitlines()[-1] == block("text", "window(").strip()
-    found, process = masks.parse(out.splitlines()[-1]), ms.GradedProcess()
+    found, process = masks.parse(out.splitlines()[-1]), GradedProcess()
     assert found.sparsity(process.length) >= 0.7
     assert process.expected(found) > max(
         process.expected(mask) for mask in masks.FAMILIES.values()
@@ -94,7 +94,7 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
     assert ms.load_pretrained(folder / "sparse-llama")
     run(folder, commands(block("bash", "masksearch allocate"))[0])
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
-    plan = ms.Plan.load(folder / "runs/allocate/plan.json")
+    plan = Plan.load(folder / "runs/allocate/plan.json")
     assert plan.found["cache"]["kv_bytes"] <= 0.25
     assert {*served.config.layer_types} == {"sliding_attention"}
     losses = plan.found["served"]["losses"]

@@ -9,8 +9,8 @@ from closed_schema import FOLDER, check_file
 from hypothesis import given, settings
 from mask_trees import sized_trees
 
-import masksearch as ms
 from masksearch import masks
+from masksearch.models.plan import Plan
 
 MASK = jsonschema.Draft202012Validator(
     json.loads((FOLDER / "mask.schema.json").read_text("utf-8"))
@@ -48,7 +48,7 @@ def test_what_is_no_mask_does_not(wrong):
 
 def test_a_plan_has_the_form_of_its_schema(tmp_path: Path):
     local = masks.columns(1) | masks.window(2)
-    plan = ms.Plan(
+    plan = Plan(
         model={"name": "m", "architecture": "llama", "digest": "9f"},
         unit="layer",
         levels=(local, masks.full()),

@@ -1,7 +1,5 @@
 """Every ready-made space draws valid masks, is pure and short, and holds what it says it holds."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time
@@ -19,8 +17,10 @@ from optuna.trial import FixedTrial
 
 import masksearch as ms
 from masksearch import Mask, masks
-from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import whole_heads
+from masksearch.masks.baselines import whole_heads
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import effective_density, fingerprint
+from masksearch.user_code import load_function
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -31,7 +31,7 @@ SHAPES |= {"local_global_layers": ms.Shape(64, 12, 2), "local_global_heads": ms.
 
 def loaded(name, **constants):
     """A fresh module of a space, with other constants on top."""
-    module = sys.modules[ms.load_function(f"{FOLDER / name}.py:space").__module__]
+    module = sys.modules[load_function(f"{FOLDER / name}.py:space").__module__]
     assert set(constants) <= set(vars(module))
     vars(module).update(constants)
     return module
@@ -105,24 +105,24 @@ FLAT |= {"local_global_layers", "local_global_heads", "head_windows", "head_role
 class TestSpace:
     @pytest.mark.slow
     def test_draws_masks_without_empty_rows(self, path):
-        space = ms.load_function(f"{path}:space")
+        space = load_function(f"{path}:space")
         drawn = set()
         for trial in trials(0, 40):
             mask = space(trial)
             assert isinstance(mask, Mask)
-            assert ms.lower(mask, SHAPES.get(path.stem, SHAPE)).any(-1).all()
+            assert lower(mask, SHAPES.get(path.stem, SHAPE)).any(-1).all()
             assert ms.Mask.from_json(mask.to_json()) == mask
             assert not any("/" in name for name in trial.params)
             drawn.add(mask.digest)
         assert len(drawn) > 5
 
     def test_replays_from_its_parameters(self, path):
-        space = ms.load_function(f"{path}:space")
+        space = load_function(f"{path}:space")
         for trial in trials(1, 10):
             assert space(trial) == space(FixedTrial(trial.params))
 
     def test_is_flat_or_conditional_as_the_readme_says(self, path):
-        space = ms.load_function(f"{path}:space")
+        space = load_function(f"{path}:space")
         drawn = trials(5, 20)
         assert all(isinstance(space(trial), Mask) for trial in drawn)
         asked = {tuple(trial.params) for trial in drawn}
@@ -137,7 +137,7 @@ class TestSpace:
 
     @pytest.mark.nightly
     def test_a_draw_takes_milliseconds(self, path):
-        space = ms.load_function(f"{path}:space")
+        space = load_function(f"{path}:space")
         seconds = []
         for trial in trials(2, 60):
             start = time.thread_time()
@@ -309,11 +309,11 @@ def test_head_roles_spend_every_budget_until_it_pays_for_no_other_role(lengths, 
 def test_head_roles_hold_every_hand_designed_mask_of_whole_heads(lengths, read, budget, random):
     shape = ms.Shape(24, 4, 6, lengths=lengths, read=read)
     order = [random.sample(range(6), 6) for _ in range(4)]
-    drawn = masks.rivals_within(budget, shape, order=order)
-    hand = [ms.fingerprint(drawn[name], shape) for name in whole_heads(drawn)]
+    drawn = masks.equal_cost_baselines(budget, shape, order=order)
+    hand = [fingerprint(drawn[name], shape) for name in whole_heads(drawn)]
     space = loaded("head_roles").head_roles(order, shape)
     starts = space.starts(shape, budget)
-    assert [ms.fingerprint(space(FixedTrial(each)), shape) for each in starts] == hand
+    assert [fingerprint(space(FixedTrial(each)), shape) for each in starts] == hand
 
 
 def test_head_roles_give_roles_in_the_order_that_they_were_made_with():
@@ -412,7 +412,7 @@ class TestContents:
         for place in (f"l{layer}.h{head}" for layer in (0, 1) for head in range(4)):
             params[f"{place}.family"] = family
             params |= {f"{place}.{family}.{key}": value for key, value in numbers.items()}
-        assert same(loaded("head_families").space(FixedTrial(params)), ms.FAMILIES[name])
+        assert same(loaded("head_families").space(FixedTrial(params)), ms.masks.FAMILIES[name])
 
     def bits(self, distances, hub):
         params = {f"d{distance}": 1 if distance in distances else 2 for distance in range(1, 65)}
@@ -551,7 +551,7 @@ class TestAround:
     @given(
         text=st.sampled_from(
             [
-                *map(str, ms.FAMILIES.values()),
+                *map(str, ms.masks.FAMILIES.values()),
                 "window(0)",
                 "shifts([-1]) | global_tokens(1)",
                 "window(3) - window(0)",
@@ -567,7 +567,7 @@ class TestAround:
         (trial,) = trials(seed, 1)
         space = loaded("around").around(centre, length=64)
         mask = space(trial)
-        assert ms.lower(mask, SHAPE).any(-1).all()
+        assert lower(mask, SHAPE).any(-1).all()
         assert space(FixedTrial(trial.params)) == mask
 
 
@@ -575,7 +575,7 @@ class TestAround:
 def test_a_trial_is_all_that_a_space_reads():
     """No global generator decides anything or is moved."""
     for path in FILES:
-        space = ms.load_function(f"{path}:space")
+        space = load_function(f"{path}:space")
         state = torch.random.get_rng_state()
         first = [space(trial) for trial in trials(4, 5)]
         assert torch.equal(torch.random.get_rng_state(), state)

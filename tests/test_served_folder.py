@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, MaskSearchError, NativeError, UnknownNameError
+from masksearch.models.plan import Plan
 from masksearch.serving import folder
 
 LOCAL = "columns(1) | window(3)"
@@ -36,7 +37,7 @@ def cache(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
-def allocate(run: Path, out: Path, budget: float = 0.6, **how) -> ms.Plan:
+def allocate(run: Path, out: Path, budget: float = 0.6, **how) -> Plan:
     small = {"length": 96, "sequences": 16, "local": LOCAL, "method": "restore"}
     small |= {"progress": None, "sinks": "calibrate", "serving": ms.Serving(in_flight=8)}
     return ms.allocate("model", "text", budget, run=run, out=out, **(small | how))
@@ -63,7 +64,9 @@ def test_what_is_written_from_bfloat16_leaves_the_weights_as_they_were(sinks, tm
     assert {each.dtype for each in AutoModelForCausalLM.from_pretrained(out).parameters()} == {
         torch.float16
     }
-    said = ms.CausalEvaluator("text", weights=out, length=96, held_out_sequences=16, half="final")
+    said = ms.CausalEvaluator(
+        "text", weights=out, length=96, held_out_sequences=16, split="holdout"
+    )
     (report,) = said(masks.full(), seed=0, workdir=tmp_path)
     served = plan.found["served"]["losses"]["served"]
     assert served == pytest.approx(report.values["nll"], abs=1e-2)
@@ -82,11 +85,13 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     check_file(tmp_path / "run" / "plan.json", "plan")
     assert facts == plan.found["served"]
     said = ms.CausalEvaluator("text", weights="model", length=96, held_out_sequences=16)
-    judge = ms.Served(said.on("final"), sinks="calibrate")
+    judge = ms.Served(said.on("holdout"), sinks="calibrate")
     if engine != "sglang":  # the same form, judged as any mask is
         (report,) = judge(plan.mask, seed=0, workdir=tmp_path)
         assert facts["losses"]["served"] == pytest.approx(report.values["nll"], abs=1e-4)
-    said = ms.CausalEvaluator("text", weights=out, length=96, held_out_sequences=16, half="final")
+    said = ms.CausalEvaluator(
+        "text", weights=out, length=96, held_out_sequences=16, split="holdout"
+    )
     (report,) = said(masks.full(), seed=0, workdir=tmp_path)
     assert facts["losses"]["served"] == pytest.approx(report.values["nll"], abs=5e-3)  # float16
     assert facts["losses"]["documents"] == plan.found["nll"]["unseen"]["documents"]

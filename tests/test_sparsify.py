@@ -1,7 +1,5 @@
 """sparsify: one command from a trained encoder to a folder with a sparse mask and its weights."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -9,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_runs import run
 from real_data import DATA, minilm, real
 from scipy.stats import pearsonr
 from tiny_checkpoint import tiny_checkpoint
@@ -26,6 +22,8 @@ import masksearch as ms
 from masksearch.cli.main import app
 from masksearch.errors import DataError
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.models.checkpoints import verify
+from masksearch.sparsifier import Sparsified
 from masksearch.tasks.glue.columns import Columns
 
 QUICK = {
@@ -55,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sparsify(place: Path, out: Path, budget: float = 0.6, **changes: Any) -> ms.Sparsified:
+def sparsify(place: Path, out: Path, budget: float = 0.6, **changes: Any) -> Sparsified:
     given: dict[str, Any] = {
         "task": Columns(("text",), "label"),
         "strategy_options": GATES,
@@ -76,9 +74,7 @@ def command(place: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(
-    place: Path, tmp_path: Path
-) -> None:
+def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, tmp_path):
     found = sparsify(place, tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
     assert result["answer"] == found.answer
@@ -95,7 +91,7 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(
         tasks=(Columns(("text",), "label").read(place / "reviews", tmp_path / "again"),),
         weights=found.folder / "run" / "dense",
         adapt="none",
-        half="final",
+        split="holdout",
         length=16,
         rows=None,
         dev_rows=None,
@@ -112,13 +108,11 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(
     assert body.startswith("**A program that does not know masksearch, plain transformers too")
     assert found.answer in card
     assert (found.folder / "report.html").stat().st_size > 10_000
-    assert ms.verify(found.folder)
+    assert verify(found.folder)
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(
-    place: Path, tmp_path: Path
-) -> None:
+def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(place, tmp_path):
     sparsify(place, tmp_path / "first")
     dense = tmp_path / "first" / "run" / "dense"
     how: dict[str, Any] = {"strategy": "random", "strategy_options": None, "trials": 2}
@@ -156,21 +150,14 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path) -> None:
         (["--data", "D", "--text", "text", "--label", "label", "--set", "epoch=1"], "epochs"),
     ],
 )
-def test_mistakes_are_one_line(
-    place: Path, tmp_path: Path, given: list[str], message: str, monkeypatch: Any, capsys: Any
-) -> None:
+def test_mistakes_are_one_line(place, tmp_path, given, message, command):
     words = [str(place / "reviews") if word == "D" else word for word in given]
     words = ["--budget", "0.5", "--out", str(tmp_path / "out"), *words]
-    code, _, error = run(monkeypatch, capsys, "sparsify", place / "checkpoint", *words)
-    assert code == 2
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
+    assert message in command.refused("sparsify", place / "checkpoint", *words)
 
 
 @pytest.mark.slow
-def test_a_budget_below_the_diagonal_and_a_foreign_folder_are_refused(
-    place: Path, tmp_path: Path
-) -> None:
+def test_a_budget_below_the_diagonal_and_a_foreign_folder_are_refused(place, tmp_path):
     with pytest.raises(ValueError, match="a budget is at least what the diagonal costs"):
         sparsify(place, tmp_path / "out", 0.01)
     (tmp_path / "full").mkdir()
@@ -193,9 +180,7 @@ def comparison_goes_on(run: Path) -> bool:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("moment", [dense_begins, search_goes_on, comparison_goes_on])
-def test_a_killed_command_goes_on_and_repeats_nothing(
-    place: Path, tmp_path: Path, moment: Callable[[Path], bool]
-) -> None:
+def test_a_killed_command_goes_on_and_repeats_nothing(place, tmp_path, moment):
     words = [sys.executable, "-m", "masksearch", *command(place, tmp_path / "out")]
     run = tmp_path / "out" / "run"
     begun = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -234,7 +219,7 @@ def test_minilm_keeps_the_printed_score_on_sts_b(tmp_path: Path) -> None:
         tasks=("STS-B",),
         weights=out / "run" / "dense",
         adapt="none",
-        half="final",
+        split="holdout",
         rows=None,
         dev_rows=None,
         length=64,

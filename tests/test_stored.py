@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch.cli.main import app
 from masksearch.errors import MaskFormatError, SearchError
+from masksearch.models.plan import Plan
 from masksearch.report.page import render_page
 from masksearch.serving.engines import ENGINES
 
@@ -70,7 +71,7 @@ def test_a_run_is_read_and_goes_on(stored):
 
 
 def test_a_plan_is_attached_to_its_model_and_the_card_tells_it(stored):
-    plan, out = ms.Plan.load(stored / "plan.json"), stored / "out"
+    plan, out = Plan.load(stored / "plan.json"), stored / "out"
     words = ["attach", stored / "model", stored / "plan.json", "--out", out]
     app([str(word) for word in words], standalone_mode=False)
     assert ms.saved_masks(out) == {"self": plan.mask} == ms.saved_masks(stored / "saved")
@@ -100,7 +101,7 @@ def test_what_later_versions_add_is_ignored(stored, file):
     data = json.loads((stored / file).read_text("utf-8"))
     (stored / file).write_text(json.dumps(data | {"more": {"a": 1}}), "utf-8")
     if file == "plan.json":
-        assert ms.Plan.load(stored / file).units == data["units"]
+        assert Plan.load(stored / file).units == data["units"]
     else:
         assert ms.load_pretrained(stored / "saved").training is False
 
@@ -110,7 +111,7 @@ def test_a_later_format_is_named(stored, file):
     data = json.loads((stored / file).read_text("utf-8"))
     (stored / file).write_text(json.dumps(data | {"format": 99}), "utf-8")
     with pytest.raises(MaskFormatError, match=r"format 99.*reads\s+(format )?1"):
-        ms.Plan.load(stored / file) if file == "plan.json" else ms.saved_masks(stored / "saved")
+        Plan.load(stored / file) if file == "plan.json" else ms.saved_masks(stored / "saved")
 
 
 def test_a_run_of_a_later_format_is_named(stored):

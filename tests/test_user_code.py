@@ -1,7 +1,5 @@
 """A strategy in a file of the user's own."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -14,7 +12,7 @@ import pytest
 from optuna.trial import FixedTrial
 from toy import ToyEvaluator
 
-from masksearch import load_function, masks, search
+from masksearch import masks, search
 from masksearch.errors import ResumeError, UnknownNameError
 from masksearch.executors.local import Local
 from masksearch.report.collect import studies_in
@@ -22,6 +20,7 @@ from masksearch.user_code import (
     UserCodeError,
     definition_hashes,
     describe_error,
+    load_function,
 )
 
 FILE = '''

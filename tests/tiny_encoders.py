@@ -1,5 +1,7 @@
 """What tests of small encoders and their heads share: a size, tokens, and weights compared."""
 
+from typing import Any
+
 import torch
 
 SMALL = "2x32x4"
@@ -15,3 +17,12 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def sizes(
+    words: int, width: int, layers: int, heads: int, inner: int, positions: int = 0, **more: Any
+) -> dict[str, Any]:
+    """Fields of a configuration of transformers; `more` stands as it is."""
+    found = {"vocab_size": words, "hidden_size": width, "num_hidden_layers": layers}
+    found |= {"num_attention_heads": heads, "intermediate_size": inner}
+    return found | ({"max_position_embeddings": positions} if positions else {}) | more

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_data import DATA
 
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import special_ids, word_piece
@@ -108,6 +109,14 @@ def write_swag(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def of_real_text(cache: Path) -> dict[str, Any]:
+    """Settings of an evaluator of real text, for seconds."""
+    words = {"corpus": DATA / "wikitext-2" / "valid.txt", "cache": cache / "cache"}
+    words["tokenizer"] = DATA / "bert-vocab" / "vocab.txt"
+    steps = {"steps": 5, "held_out_sequences": 32, "reports": 1, "epochs": 1}
+    return words | steps | {"device": "cpu"}
+
+
 def small(data: Path) -> dict[str, object]:
     """Settings of a second, for an evaluator of the text in that folder."""
     return {
@@ -121,5 +130,5 @@ def small(data: Path) -> dict[str, object]:
         "cache": data / "cache",
         "held_out_sequences": 8,
         "device": "cpu",
-        "half": "all",  # of so few rows
+        "split": "all",  # of so few rows
     }

@@ -1,13 +1,18 @@
 """SST-2 and RTE of toy words, whose answer is in the words, and a checkpoint that knows them."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
+from typing import Any
 
 from tiny_checkpoint import tiny_checkpoint
 
+from masksearch import GlueEvaluator, Mask
+from masksearch.masks import star
+from masksearch.training.loop import follow_trainings
+
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+
+SMALL: dict[str, Any] = dict(length=32, epochs=2, finetune_batch=8, finetune_lr=3e-3, device="cpu")
 
 
 def write_sentences(folder: Path) -> Path:
@@ -28,6 +33,22 @@ def write_sentences(folder: Path) -> Path:
         write_lines(folder / "glue" / "RTE" / f"{part}.tsv", lines)
     tiny_checkpoint(folder / "checkpoint", WORDS)
     return folder
+
+
+def sentence_judge(data: Path, kind: type[GlueEvaluator] = GlueEvaluator, **settings: Any) -> Any:
+    """Fine-tunes the checkpoint of `write_sentences` on its tasks, for seconds."""
+    place = {"weights": data / "checkpoint", "cache": data / "cache"}
+    return kind(None, data / "glue", **{"tasks": ("SST-2",), **place, **SMALL, **settings})
+
+
+def judged(
+    judge: Any, workdir: Path, mask: Mask | None = None, seed: int = 1
+) -> tuple[dict[str, float], int]:
+    """The scores of a mask, and how many optimiser steps that took."""
+    steps: list[int] = []
+    with follow_trainings(lambda step, config: steps.append(step.number)):
+        *_, last = judge(mask or star(), seed=seed, workdir=workdir)
+    return dict(last.values), len(steps)
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

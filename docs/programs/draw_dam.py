@@ -23,7 +23,8 @@ from benchmarks.planted_runs import recovery
 from experiments.rivals.density_terms import Penalised
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
-from masksearch.gates.result import agreement
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult, agreement
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.report.dam import (
     plot_agreement,
@@ -66,9 +67,9 @@ def model(seed: int, layers: int = 1) -> MaskedLanguageModel:
     return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
 
 
-def searched(seed: int, layers: int = 1, **changes: object) -> ms.DamResult:
+def searched(seed: int, layers: int = 1, **changes: object) -> DamResult:
     """One run of DAM with free gates, one set for each layer and head."""
-    gates = ms.Gates("free", length=PROCESS.length, heads=HEADS, layers=layers, seed=seed)
+    gates = Gates("free", length=PROCESS.length, heads=HEADS, layers=layers, seed=seed)
     config = ms.DamConfig(**{**HEALTHY, **changes})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "DAM: ")  # shown as the health card's
@@ -91,7 +92,7 @@ def retrained(mask: ms.Mask, seed: int) -> float:
     return sum(losses) / len(losses)
 
 
-def side_by_side(results: Mapping[str, ms.DamResult]) -> Figure:
+def side_by_side(results: Mapping[str, DamResult]) -> Figure:
     """A column for each run: its gates (largest over the heads), density and loss.
 
     Circles are the planted edges; the diagonal is nobody's.
@@ -132,7 +133,7 @@ def draw_gates(axes: Axes, table: Tensor) -> None:
     axes.spines[:].set_color("#AAAAAA")
 
 
-def gates_of(results: Sequence[ms.DamResult]) -> Figure:
+def gates_of(results: Sequence[DamResult]) -> Figure:
     """The planted edges, then every head of each run, as one row of heat maps."""
     heads = [PROCESS.edges.float()[None, None], *(result.probabilities for result in results)]
     figure = plot_gates(torch.cat(heads, dim=1))
@@ -149,7 +150,7 @@ def write(figure: Figure, name: str) -> None:
     print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
 
 
-def described(name: str, result: ms.DamResult, seed: int) -> str:
+def described(name: str, result: DamResult, seed: int) -> str:
     """A line of the table of docs/dam.md."""
     found, card = recovery(result.probabilities, PROCESS.edges), result.health()
     loss, density = result.held_out, card.density

@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import masksearch as ms
 from masksearch.report.pictures import planes, tile_panels
 from masksearch.report.style import write_figure
+from masksearch.user_code import load_function
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images" / "spaces"
@@ -41,7 +41,7 @@ DPI = 100
 
 def draws(name: str, length: int) -> list[Tensor]:
     """Six masks as bool `[layers, heads, n, n]`, equal layers and heads folded into one."""
-    space = ms.load_function(f"{ROOT / 'search_spaces' / name}.py:space")
+    space = load_function(f"{ROOT / 'search_spaces' / name}.py:space")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=SEED))
     return [planes(space(study.ask()), length, *SIZES.get(name, SMALL)) for _ in range(DRAWS)]
 

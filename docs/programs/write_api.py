@@ -18,81 +18,78 @@ ROOT = Path(__file__).parents[2]
 GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     "Search, compare, allocate": (
         "masksearch",
-        "allocate Columns compare Comparison Constraint Local open_study ParetoHalving "
-        "progress proxy_card ProxyCard RayTune resume search sparsify Sparsified Study",
+        "allocate compare Comparison Local open_study ParetoHalving "
+        "progress RayTune resume search sparsify Study",
     ),
     "Tables with a known optimum": (
         "masksearch_bench",
         "Cell Datasheet Judged Table TableEvaluator TableSpec build judge load names "
         "strategy summary",
     ),
-    "Masks": (
-        "masksearch",
-        "FAMILIES fingerprint flex_block_mask load_mask lower Mask nearest_family save_mask",
-    ),
+    "Masks": ("masksearch", "load_mask Mask save_mask"),
     "A mask on a model": (
         "masksearch",
-        "attach attached detach explain Explanation MaskedCache measure_speed",
+        "attach attached detach explain MaskedCache measure_speed",
     ),
     "Models and their masks in files": (
         "masksearch",
-        "load_pretrained MaskCallback open_pretrained Plan Pretrained push_to_hub "
-        "save_pretrained saved_masks verify",
+        "load_pretrained MaskCallback push_to_hub save_pretrained saved_masks",
     ),
     "Serving: native configurations and caches": (
         "masksearch",
-        "from_native kv_bytes KvBytes Serving to_gguf to_native",
+        "kv_bytes Serving to_gguf to_native",
     ),
     "Evaluators: what scores a mask": (
         "masksearch",
-        "Cached CausalEvaluator CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator "
-        "Served SquadEvaluator SwagEvaluator WithCost",
+        "CausalEvaluator CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator Served",
     ),
-    "Settings of evaluators": (
-        "masksearch",
-        "Adapt EncoderTraining Machine Model Text Training",
-    ),
-    "Tasks and planted data": ("masksearch", "glue_score GradedProcess PlantedProcess Recall"),
-    "DAM": ("masksearch", "dam DamConfig DamResult Gates Units"),
-    "Which positions matter": (
-        "masksearch",
-        "attention_maps AttentionMaps diagonal_controls importance Importance",
-    ),
-    "Types that the parts exchange": (
-        "masksearch",
-        "Evaluate Evaluator Objective OneShot Proposal Record Report Shape",
-    ),
-    "Protocols for parts of your own": (
+    "DAM, units, positions": ("masksearch", "dam DamConfig importance Units"),
+    "Files of your own": ("masksearch", "budget_of Shape trim"),
+    "Parts of your own: types and protocols": (
         "masksearch.contracts",
-        "Differentiable Executor FollowsReports Prune Refused RemembersRecords Scheduler "
-        "Strategy Task Trials",
+        "Differentiable Evaluate Evaluator Executor FollowsReports Objective OneShot Proposal "
+        "Prune Record Refused RemembersRecords Report Scheduler Strategy Task Trials",
     ),
-    "Files of your own": ("masksearch", "budget_of load_function shape_of trim"),
-    "Base of all errors": ("masksearch", "MaskSearchError"),
     "Errors": (
         "masksearch.errors",
         "AttachError CandidateError DataError EmptyRowError EvaluatorError HeadCountError "
-        "LayerCountError LengthError MaskFormatError NativeError NonFiniteLossError "
-        "ResumeError SearchError ServerUnreachableError SpaceError TokensNeededError "
-        "UncountedHops UnknownNameError",
+        "LayerCountError LengthError MaskFormatError MaskSearchError NativeError "
+        "NonFiniteLossError ResumeError SearchError ServerUnreachableError SpaceError "
+        "TokensNeededError UncountedHops UnknownNameError",
     ),
     "Leaves and families of masks": (
         "masksearch.masks",
-        "a_shape axial bigbird block_columns block_layout blocks butterfly causal columns "
-        "cropped dilated family fixed from_4d from_block_layout from_block_mask "
-        "from_mask_mod from_numpy full global_tokens layer_of log_sparse longformer "
-        "NearestFamily offsets parse per_head per_layer Points powers_of_two random_keys "
-        "recipe rivals_within shifts special_tokens star stride strided sweep_families "
-        "table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
+        "FAMILIES a_shape axial bigbird block_columns block_layout blocks butterfly causal "
+        "columns cropped dilated equal_cost_baselines family fixed from_4d from_block_layout "
+        "from_block_mask from_mask_mod from_numpy full global_tokens layer_of log_sparse "
+        "longformer nearest_family NearestFamily offsets parse per_head per_layer Points "
+        "powers_of_two random_keys recipe shifts special_tokens star stride strided "
+        "sweep_families table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
         "without_diagonal",
+    ),
+    "In their rooms: models, data, results": (
+        "",
+        "analysis.proxy_card.ProxyCard attention.cache_bytes.KvBytes "
+        "attention.explain.Explanation evaluators.cost.WithCost evaluators.squad.SquadEvaluator "
+        "evaluators.swag.SwagEvaluator "
+        "evaluators.wrappers.Cached gates.gates.Gates gates.result.DamResult "
+        "masks.lower.flex_block_mask masks.lower.lower masks.measure.fingerprint "
+        "models.checkpoints.verify models.plan.Plan "
+        "models.pretrained.open_pretrained models.pretrained.Pretrained "
+        "positions.analysis.diagonal_controls positions.attention_maps.attention_maps "
+        "positions.attention_maps.AttentionMaps positions.result.Importance "
+        "report.collect.proxy_card serving.native.from_native sparsifier.Sparsified "
+        "study.records.Constraint tasks.glue.columns.Columns tasks.glue.tasks.glue_score "
+        "tasks.planted.graded.GradedProcess tasks.planted.process.PlantedProcess "
+        "tasks.recall.Recall user_code.load_function user_code.shape_of",
     ),
 }
 ABOUT = {  # a sentence below a heading
     "Tables with a known optimum": "`from masksearch_bench import load, judge, build` "
     "([maskbench](maskbench.md)).",
-    "Settings of evaluators": "Evaluators inherit [groups of settings](proxy.md#settings).",
-    "Protocols for parts of your own": "In `masksearch.contracts` "
+    "Parts of your own: types and protocols": "In `ms.contracts` "
     "([how to write one](write_your_own.md)).",
+    "In their rooms: models, data, results": "Import them from their modules.",
 }
 HEAD = """# The public names
 
@@ -104,11 +101,12 @@ defines it. A name that is not listed here may change without notice.
 
 def listed() -> list[tuple[str, str, str]]:
     """(heading, module, name) of every public name."""
-    return [
-        (heading, module, name)
-        for heading, (module, names) in GROUPS.items()
-        for name in names.split()
-    ]
+    rows = []
+    for heading, (module, names) in GROUPS.items():
+        for each in names.split():
+            home, _, name = f"{module or 'masksearch'}.{each}".rpartition(".")
+            rows.append((heading, home, name))
+    return rows
 
 
 def first_sentence(thing: Any) -> str:
@@ -123,7 +121,7 @@ def first_sentence(thing: Any) -> str:
 def row(module: str, name: str) -> str:
     """A name's row."""
     thing = getattr(import_module(module), name)
-    shown = f"`{re.sub(r'^masksearch(?!_)', 'ms', module)}.{name}`"
+    shown = f"`{re.sub(r'^masksearch(?=$|.(masks|contracts|errors)$)', 'ms', module)}.{name}`"
     home = getattr(thing, "__module__", "")
     if home.startswith("masksearch"):
         path = Path(import_module(home).__file__ or "").relative_to(ROOT)
@@ -134,9 +132,9 @@ def row(module: str, name: str) -> str:
 def main(docs: Path) -> None:
     """Writes `api.md` into that folder."""
     text = HEAD
-    for heading, (module, names) in GROUPS.items():
+    for heading in GROUPS:
         about = f"{ABOUT[heading]}\n\n" if heading in ABOUT else ""
-        rows = "\n".join(row(module, name) for name in names.split())
+        rows = "\n".join(row(module, name) for its, module, name in listed() if its == heading)
         text += f"\n## {heading}\n\n{about}| name | what it is |\n|---|---|\n{rows}\n"
     (docs / "api.md").write_text(text, encoding="utf-8")
 

@@ -87,7 +87,7 @@ class Point(Struct):
     place: Annotated[str, about("How a command line names it: RUN#7, or its expression.")]
     expression: str
     fingerprint: str
-    sparsity: Annotated[float, about("Percent of the pairs of real tokens.")]
+    sparsity: Annotated[float, about("Percent of the non-padding query-key pairs.")]
     saved: Annotated[float, about("Percent of dense attention's cost that the front is over.")]
     table_sparsity: Annotated[Number, about("Percent of all cells.")]
     costs: dict[str, Number]
@@ -220,7 +220,7 @@ class Kept(Struct):
     id: str
     name: str
     kept: Annotated[
-        list[list[Share]], about("[layers][heads], share of the pairs that real tokens form.")
+        list[list[Share]], about("[layers][heads], share of the non-padding query-key pairs.")
     ]
 
 

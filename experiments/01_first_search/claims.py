@@ -109,7 +109,7 @@ CLAIMS = [
         "Both beat dense by {} nats",
         [-max(minus("tpe shifts", "dense")[0], minus("dam", "dense")[0])],
     ),
-    Claim(HERE, "drawn by hand ({} better than star)", [-judged("shifts by hand")[0]]),
+    Claim(HERE, "hand-designed ({} better than star)", [-judged("shifts by hand")[0]]),
     Claim(
         HERE,
         "not distinguishable from star ({}, [{}, {}])",

@@ -18,6 +18,8 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 SPACES = HERE.parent.parent / "search_spaces"
@@ -65,7 +67,7 @@ class Experiment:
         self.runs, self.smoke = runs, smoke
         self.executor = ms.Local(slots, threads=1)
         self.steps, self.trials = (4, 2) if smoke else (STEPS, TRIALS)
-        self.text = ms.MlmEvaluator(data / "wikitext-2", steps=self.steps, half="all")
+        self.text = ms.MlmEvaluator(data / "wikitext-2", steps=self.steps, split="all")
         self.search_text = replace(self.text, steps=4 if smoke else SEARCH_STEPS)
         self.data = data
 
@@ -80,12 +82,12 @@ class Experiment:
             rows=64 if self.smoke else ROWS,
             dev_rows=64 if self.smoke else DEV_ROWS,
             epochs=1 if self.smoke else 3,
-            half="all",  # the recorded runs were judged by all rows
+            split="all",  # the recorded runs were judged by all rows
         )
 
     def searched(self, name: str) -> ms.Study:
         return ms.search(
-            ms.load_function(f"{SPACES / name}.py:space"),
+            load_function(f"{SPACES / name}.py:space"),
             self.search_text,
             run=self.runs / name,
             trials=self.trials,
@@ -194,7 +196,7 @@ class Experiment:
             ms.save_mask(mask, folder / f"{name.replace(' ', '_')}.json")
 
 
-def say(record: ms.Record) -> None:
+def say(record: Record) -> None:
     values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
     name = record.name or str(record.mask)
     sparsity = record.measures.get("sparsity", float("nan"))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.stats import PairedDifference, estimate, paired_difference
-from masksearch.contracts import generator
+from masksearch.contracts import Evaluator, Record, generator
 
 RANDOM = 53  # stream of random numbers
 
@@ -26,7 +26,7 @@ class Test:
     """Masks whose diagonal is taken out, judged by one evaluator."""
 
     name: str
-    evaluator: ms.Evaluator
+    evaluator: Evaluator
     whole: Mapping[str, masks.Mask]  # the masks before anything is taken out
     needed: masks.Mask  # positive control: cells that ought to be missed
     needed_name: str
@@ -53,7 +53,7 @@ def variants(test: Test, name: str, seed: int) -> dict[str, masks.Mask]:
     }
 
 
-def judged(test: Test, runs: Path, say: Callable[[ms.Record], None]) -> Scores:
+def judged(test: Test, runs: Path, say: Callable[[Record], None]) -> Scores:
     """Every reported value of every run; a seed has random cells of its own."""
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for seed in test.seeds:
@@ -97,7 +97,7 @@ def contrasts(test: Test) -> list[tuple[str, str]]:
     return found
 
 
-def controls(test: Test, runs: Path, out: Path, say: Callable[[ms.Record], None]) -> None:
+def controls(test: Test, runs: Path, out: Path, say: Callable[[Record], None]) -> None:
     """Judges the masks of one test; writes its tables and its figure."""
     scores = judged(test, runs, say)
     with (out / f"{test.name}_scores.csv").open("w", newline="", encoding="utf-8") as file:

@@ -19,12 +19,14 @@ from profiles import Subject, profiles
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
+from masksearch.tasks.planted.process import PlantedProcess
 
 HERE = Path(__file__).parent
 STAGES = ("approximation", "planted", "text", "importance")
 PLANTED_SEEDS = range(16)
 PLANTED_MARGINS = {"score": 0.02, "loss": 0.02}  # accuracy in [0, 1]; nats
-TEXT = {"length": 16, "vocabulary": 1024, "batch": 64, "half": "all"}
+TEXT = {"length": 16, "vocabulary": 1024, "batch": 64, "split": "all"}
 TEXT |= {"steps": 600, "lr": 2e-3}  # dense leaves its plateau
 TEXT_SEEDS = range(6)
 TEXT_MARGINS = {"loss": 0.05}  # nats; the families of 01_first_search lie .02 to 1.3 apart
@@ -62,8 +64,8 @@ def main() -> None:
 
 def planted(smoke: bool) -> Test:
     """One attention layer, a planted partner 11 positions away; each test's truth is known."""
-    process = ms.PlantedProcess()
-    evaluator = ms.PlantedEvaluator(process, half="all", **({"steps": 4} if smoke else {}))
+    process = PlantedProcess()
+    evaluator = ms.PlantedEvaluator(process, split="all", **({"steps": 4} if smoke else {}))
     return Test(
         "planted",
         evaluator,
@@ -109,7 +111,7 @@ def subjects(data: Path, smoke: bool) -> list[Subject]:
     ]  # fmt: skip
 
 
-def say(record: ms.Record) -> None:
+def say(record: Record) -> None:
     """One line a run."""
     values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
     print(

@@ -29,7 +29,7 @@ from masksearch.analysis.pareto import hypervolume
 from masksearch.contracts import generator
 from masksearch.gates.discretise import at_sparsity
 from masksearch.strategies.dam import SPREAD
-from masksearch.tasks.planted.process import pair_by_offsets
+from masksearch.tasks.planted.process import PlantedProcess, pair_by_offsets
 from masksearch.training.parts import Size
 
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from planted_runs import Cells, Row, Setting, judged, oracle_density, shown  # noqa: E402
 
-PROCESS = ms.PlantedProcess()  # n = 24, vocabulary 8, one offset, 2 keys
+PROCESS = PlantedProcess()  # n = 24, vocabulary 8, one offset, 2 keys
 EQUALLY_SPACED = pair_by_offsets(24, (5,), 3)  # (1, 6, 11), (2, 7, 12), ..
 RECIPE = {"steps": 1500, "dense_warmup": 0.4}  # beside the defaults of DamConfig
 SEEDS, GRID_SEEDS = 5, 2
@@ -51,7 +51,7 @@ JUDGE = 0  # evaluation seed of `search`, that of experiments/05_strategies
 
 
 # -- settings ----------------------------------------------------------------------------------
-def base(process: ms.PlantedProcess, steps: int | None, **changes: object) -> Setting:
+def base(process: PlantedProcess, steps: int | None, **changes: object) -> Setting:
     """DAM by the recipe, asked for the density of the planted edges and the diagonal."""
     config = {**RECIPE, "density": oracle_density(process)}
     if steps is not None:
@@ -66,7 +66,7 @@ def at_random(size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
-def processes() -> dict[str, ms.PlantedProcess]:
+def processes() -> dict[str, PlantedProcess]:
     """The grid: one thing at a time differs from `PROCESS`, which the other parts use."""
     found = {
         "mirrored": replace(PROCESS, groups=tuple((s, 24 - s) for s in range(1, 12))),
@@ -125,7 +125,7 @@ def plateaus(steps: int | None) -> dict[str, Setting]:
         (12, 5, 8, 2, 0.02, 1000),
         (14, 3, 24, 2, 0.02, 1000),
     ):
-        process = ms.PlantedProcess(
+        process = PlantedProcess(
             length=length, vocabulary=vocabulary, offsets=(offset,), keys=keys
         )
         config = {"density": oracle_density(process), "steps": steps or usual}

@@ -13,7 +13,8 @@ import pandas as pd
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.masks.measure import measures
+from masksearch.masks.measure import fingerprint, measures
+from masksearch.user_code import load_function
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ def drawn(
     """The families, dense attention, and so many distinct random masks of every space."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seen = set()
-    for mask in (masks.full(), *ms.FAMILIES.values()):
-        seen.add(ms.fingerprint(mask, shape))
+    for mask in (masks.full(), *ms.masks.FAMILIES.values()):
+        seen.add(fingerprint(mask, shape))
         yield "families", mask
     for number, (name, count) in enumerate(counts.items()):
-        space = ms.load_function(f"{spaces / name}.py:space")
+        space = load_function(f"{spaces / name}.py:space")
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
         kept = 0
         while kept < count:
             mask = space(study.ask())
-            bits = ms.fingerprint(mask, shape)
+            bits = fingerprint(mask, shape)
             if bits not in seen:
                 seen.add(bits)
                 kept += 1

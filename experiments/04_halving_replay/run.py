@@ -31,6 +31,7 @@ from replay import replay as replayed
 from scipy.stats import kendalltau
 
 import masksearch as ms
+from masksearch.contracts import Objective
 from masksearch.strategies.halving import RANKINGS, ParetoHalving
 
 HERE = Path(__file__).parent
@@ -45,7 +46,7 @@ SLOTS = (1, 8)
 FACTORS = (2, 3, 4)
 TRAININGS = {"planted": 20, "text": 4}  # the equal budget, in full trainings
 SPARSE = 0.1  # density below which a mask counts as sparse
-SPARSITY = ms.Objective("sparsity", "max", 0.0)
+SPARSITY = Objective("sparsity", "max", 0.0)
 TEXT_400 = ("b47af56e3877851f", "loss", 100, ("band_global", "head_shifts", "dam", "first/dam"))
 TEXT_800 = ("1b15a98735d6789b", "glue", 1, ("compare",))  # its seed 0 lacks two early curves
 COLOURS = {"metric": "#D55E00", "strata": "#009E73", "nondominated": "#0072B2", "none": "#222222"}
@@ -59,8 +60,8 @@ class Study:
     name: str
     curves: list[Curve]
     rungs: tuple[tuple[int, ...], ...]  # the first is the one of the question
-    score: ms.Objective  # as the evaluator has it
-    useful: ms.Objective  # the same, counted from what a useless mask reaches
+    score: Objective  # as the evaluator has it
+    useful: Objective  # the same, counted from what a useless mask reaches
 
     @property
     def budget(self) -> int:
@@ -81,7 +82,7 @@ class Study:
 
 def studies(folder: Path) -> list[Study]:
     """What `folder` holds."""
-    score = ms.Objective("score", "max", 0.0)
+    score = Objective("score", "max", 0.0)
     found = [
         Study(
             f"planted seed {seed}",
@@ -94,7 +95,7 @@ def studies(folder: Path) -> list[Study]:
     ]
     if (folder / "text_400.csv").is_file():
         curves = read(folder / "text_400.csv")
-        loss = ms.Objective("loss", "min", math.log(4096))
+        loss = Objective("loss", "min", math.log(4096))
         worst = max(curve.score for curve in curves)
         useful = replace(loss, worst=worst)
         found.append(Study("text 400", curves, ((50, 100, 200),), loss, useful))

@@ -21,8 +21,10 @@ import optuna
 import masksearch as ms
 from masksearch.analysis.pareto import hypervolume, hypervolume_curve
 from masksearch.analysis.stats import estimate
-from masksearch.contracts import Report
+from masksearch.contracts import Evaluator, Objective, Report
+from masksearch.masks.measure import fingerprint
 from masksearch.study.store import quiet
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -38,7 +40,7 @@ SLOTS = 2
 
 def every_mask() -> dict[str, ms.Mask]:
     """The masks of the space, one for each fingerprint."""
-    space = ms.load_function(f"{SPACE}:space")
+    space = load_function(f"{SPACE}:space")
     found: dict[str, ms.Mask] = {}
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=0))
@@ -49,7 +51,7 @@ def every_mask() -> dict[str, ms.Mask]:
 def note(mask: ms.Mask, found: dict[str, ms.Mask]) -> float:
     """Keeps a mask under its fingerprint's first text."""
     shape = ms.PlantedEvaluator().shape
-    found.setdefault(ms.fingerprint(mask, shape), mask)
+    found.setdefault(fingerprint(mask, shape), mask)
     return 0.0
 
 
@@ -57,7 +59,7 @@ def record(run: Path, out: Path, limit: int | None) -> None:
     """Judges every mask once, and writes the table."""
     table = dict(list(every_mask().items())[:limit])
     print(f"{len(table)} masks", flush=True)
-    evaluator = ms.PlantedEvaluator(half="all", **({} if limit is None else {"steps": 8}))
+    evaluator = ms.PlantedEvaluator(split="all", **({} if limit is None else {"steps": 8}))
     comparison = ms.compare(
         {str(mask): mask for mask in table.values()},
         evaluator,
@@ -74,7 +76,7 @@ def record(run: Path, out: Path, limit: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Recorded(ms.Evaluator):
+class Recorded(Evaluator):
     """An evaluator that reads the table."""
 
     scores: dict[str, float] = field(hash=False)
@@ -86,12 +88,12 @@ class Recorded(ms.Evaluator):
         return self.inner.shape
 
     @property
-    def objectives(self) -> tuple[ms.Objective, ...]:
+    def objectives(self) -> tuple[Objective, ...]:
         # counted above chance: a mask that has learned nothing adds nothing
-        return (ms.Objective("score", "max", 0.5), ms.Objective("sparsity", "max", 0.0))
+        return (Objective("score", "max", 0.5), Objective("sparsity", "max", 0.0))
 
     def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        yield Report(1, {"score": self.scores[ms.fingerprint(mask, self.shape)]})
+        yield Report(1, {"score": self.scores[fingerprint(mask, self.shape)]})
 
 
 def search(out: Path, strategies: Sequence[str], trials: int, seeds: int, slow: int) -> None:
@@ -112,7 +114,7 @@ def search(out: Path, strategies: Sequence[str], trials: int, seeds: int, slow: 
     draw(curves, out)
 
 
-def reachable(rows: list[dict[str, str]], objectives: tuple[ms.Objective, ...]) -> float:
+def reachable(rows: list[dict[str, str]], objectives: tuple[Objective, ...]) -> float:
     """Hypervolume of the whole table."""
     points = [(float(row["score"]), float(row["sparsity"])) for row in rows]
     return hypervolume(points, objectives)
@@ -125,7 +127,7 @@ def found(strategy: str, seed: int, trials: int, evaluator: Recorded) -> list[fl
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # nsga2 on a conditional space
         study = ms.search(
-            ms.load_function(f"{SPACE}:space"),
+            load_function(f"{SPACE}:space"),
             evaluator,
             run=Path(folder) / "run",
             storage=f"journal:{folder}/journal",

@@ -3,7 +3,7 @@
     python experiments/06_dam_text/run.py find judge table --data FOLDER [--seeds 0 1 2] [--smoke]
 
 `find` trains gates once a seed (it goes on where it was stopped); `judge` trains fresh models
-under what was found and under the masks drawn by hand; `table` writes results/*.csv.
+under what was found and under the hand-designed masks; `table` writes results/*.csv.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.stats import paired_difference
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 from masksearch.report.collect import studies_in
 from masksearch.report.dam import plot_dam, plot_offsets
 from masksearch.report.style import save
@@ -62,10 +64,10 @@ def find(arguments: argparse.Namespace) -> None:
         path = gates_file(arguments, seed)
         if path.is_file():
             continue
-        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", half="all")
+        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", split="all")
         source = evaluator.differentiable(seed)
         config = {**CONFIG, "steps": 8} if arguments.smoke else CONFIG
-        gates = ms.Gates(length=128, heads=evaluator.shape.heads, seed=seed, **GATES)
+        gates = Gates(length=128, heads=evaluator.shape.heads, seed=seed, **GATES)
         started, cpu = time.time(), time.process_time()
         result = ms.dam(
             source.model,
@@ -85,12 +87,12 @@ def find(arguments: argparse.Namespace) -> None:
 def judge(arguments: argparse.Namespace) -> None:
     """Trains a fresh model under each mask; DAM's of seed s is judged with seed s."""
     for steps in arguments.steps:
-        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", steps=steps, half="all")
+        evaluator = ms.MlmEvaluator(arguments.data / "wikitext-2", steps=steps, split="all")
         for name in arguments.masks:
             for seed in arguments.seeds:
                 mask = DRAWN.get(name)
                 if mask is None:
-                    result = ms.DamResult.load(gates_file(arguments, seed))
+                    result = DamResult.load(gates_file(arguments, seed))
                     mask = result.mask(sparsity=1 - DENSITY)
                 judged = ms.compare(
                     {name: mask},
@@ -128,13 +130,13 @@ def table(arguments: argparse.Namespace) -> None:
     header = ["mask", "steps", "seeds", "minus_star", "low", "high", "p"]
     write(folder / "differences.csv", header, differences)
     results = {
-        seed: ms.DamResult.load(path)
+        seed: DamResult.load(path)
         for seed in arguments.seeds
         if (path := gates_file(arguments, seed)).is_file()
     }
     texts = []
     for seed, result in results.items():
-        named = ms.nearest_family(result.mask(sparsity=1 - DENSITY))
+        named = ms.masks.nearest_family(result.mask(sparsity=1 - DENSITY))
         texts.append(f"seed {seed}, IoU {named.iou:.3f}: {named.text}")
         warmup = round(CONFIG["dense_warmup"] * CONFIG["steps"])
         save(plot_dam(result.curve, warmup), folder, f"course_{seed}")

@@ -21,7 +21,7 @@ from typing import Any
 import across
 import pandas as pd
 
-from masksearch.analysis.proxy_card import NOT_ANNEALED, ProxyCard, judge_proxy
+from masksearch.analysis.proxy_card import NOT_ANNEALED, ProxyCard, rate_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.report.pictures import write_proxy
 
@@ -137,9 +137,7 @@ def main() -> None:
     if arguments.recorded:
         for name, score in RECORDED.items():
             path = HERE.parent / "04_halving_replay" / "results" / f"{name}.csv"
-            card = judge_proxy(
-                observed(recorded(path, score)), target=score, bands=arguments.bands
-            )
+            card = rate_proxy(observed(recorded(path, score)), target=score, bands=arguments.bands)
             write(card, arguments.results, f"recorded_{name}", arguments.bands)
         return
     losses = curves(arguments.runs)
@@ -150,7 +148,7 @@ def main() -> None:
     tuned = of_scores(rows, densities)
     table, bands = observed([*losses, *tuned]), arguments.bands
     table.round(6).to_csv(arguments.results / "observations.csv", index=False)
-    write(judge_proxy(table, bands=bands), arguments.results, "loss", bands)
+    write(rate_proxy(table, bands=bands), arguments.results, "loss", bands)
     if rows:
         at_majority(rows).round(5).to_csv(arguments.results / "learned.csv", index=False)
     measures = {measure for *_, measure, _ in tuned}
@@ -158,7 +156,7 @@ def main() -> None:
         short = target.replace(MEAN, "glue").lower()
         name = "_".join("".join(sign if sign.isalnum() else " " for sign in short).split())
         try:
-            card = judge_proxy(table, target=target, bands=bands)
+            card = rate_proxy(table, target=target, bands=bands)
         except MaskSearchError as error:
             print(f"== {name}\nno card: {error}\n")
             continue

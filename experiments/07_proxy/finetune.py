@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     part, parts = map(int, arguments.part.split("/"))
     rows, dev_rows = (64, 64) if arguments.smoke else (ROWS, DEV_ROWS)
-    pretraining = ms.MlmEvaluator(arguments.data / "wikitext-2", half="all")
+    pretraining = ms.MlmEvaluator(arguments.data / "wikitext-2", split="all")
     tokens = {
         name: tokenized(
             pretraining,

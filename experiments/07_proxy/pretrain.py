@@ -26,14 +26,14 @@ BY_HAND = masks.per_head(  # one signed offset a head, with a global token, with
 )
 MASKS = {
     "dense": masks.full(),
-    "star": ms.FAMILIES["star"],
+    "star": ms.masks.FAMILIES["star"],
     "heads": BY_HAND,
     "window": masks.window(3),
-    "longformer": ms.FAMILIES["longformer"],
-    "log_sparse": ms.FAMILIES["log_sparse"],
-    "strided": ms.FAMILIES["strided"],
-    "bigbird": ms.FAMILIES["bigbird"],
-    "fixed": ms.FAMILIES["fixed"],
+    "longformer": ms.masks.FAMILIES["longformer"],
+    "log_sparse": ms.masks.FAMILIES["log_sparse"],
+    "strided": ms.masks.FAMILIES["strided"],
+    "bigbird": ms.masks.FAMILIES["bigbird"],
+    "fixed": ms.masks.FAMILIES["fixed"],
 }
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         arguments.data / "wikitext-2",
         steps=STEPS >> 9 if arguments.smoke else STEPS,
         reports=10,
-        half="all",
+        split="all",
     )
     wanted = [(seed, name) for seed in SEEDS for name in MASKS]
     for seed, name in wanted[part::parts]:

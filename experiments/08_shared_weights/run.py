@@ -28,6 +28,8 @@ from shared_weights import SharedWeights
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 SPACES = HERE.parents[1] / "search_spaces"
@@ -64,7 +66,7 @@ class Landscape:
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {TWICE: NET_SEEDS})
 
 
-GRADED = ms.PlantedEvaluator(ms.PlantedProcess(offsets=(2, 5, 9), keys=2), gate_batch=32)
+GRADED = ms.PlantedEvaluator(PlantedProcess(offsets=(2, 5, 9), keys=2), gate_batch=32)
 LANDSCAPES = {
     "graded": Landscape("distance_bits", GRADED, (0.1, 0.3, 0.55, 0.85), each=16),
 }
@@ -113,7 +115,7 @@ def planned(
 
 def super_net(landscape: Landscape, variant: str, seed: int, run: Path) -> SharedWeights:
     """One super-net, by its settings."""
-    space = ms.load_function(f"{SPACES / landscape.space}.py:space")
+    space = load_function(f"{SPACES / landscape.space}.py:space")
     settings = VARIANTS[variant]
     return SharedWeights(
         landscape.evaluator, space, seed=seed, folder=run / "supernets", **settings

@@ -21,13 +21,15 @@ from optuna.trial import BaseTrial
 
 import masksearch as ms
 from masksearch.analysis.pareto import nondominated_ranks
-from masksearch.contracts import Refused, Strategy
+from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Refused, Strategy
 from masksearch.errors import check_name
-from masksearch.masks.measure import MEASURES, measures
+from masksearch.masks.measure import MEASURES, fingerprint, measures
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.study.records import Constraint
+from masksearch.user_code import load_function
 
-SharedWeights = ms.load_function(f"{Path(__file__).with_name('shared_weights.py')}:SharedWeights")
+SharedWeights = load_function(f"{Path(__file__).with_name('shared_weights.py')}:SharedWeights")
 
 AT_ONCE = 8  # masks that are proposed before the super-net judges them
 Space = Callable[[BaseTrial], ms.Mask]
@@ -84,11 +86,11 @@ class SharedStrategy:
     def __init__(
         self,
         space: Space,
-        evaluator: ms.Evaluator,
+        evaluator: Evaluator,
         run: Path,
         *,
         seed: int = 0,
-        constraints: Sequence[ms.Constraint] = (),
+        constraints: Sequence[Constraint] = (),
         budgets: Sequence[float] = (),
         sampler: str = "tpe",
         candidates: int = 300,
@@ -120,7 +122,7 @@ class SharedStrategy:
         self.next = 0  # the next draw
         self.order: list[Candidate] = []
 
-    def ask(self) -> ms.Proposal | Literal["wait", "done"]:
+    def ask(self) -> Proposal | Literal["wait", "done"]:
         """The best mask that is left of the next band.
 
         Raises:
@@ -132,15 +134,15 @@ class SharedStrategy:
         chosen = self.order[self.next]
         self.next += 1
         strategy_state = {"shared_loss": repr(chosen.loss), "band": str(chosen.band)}
-        return ms.Proposal(
+        return Proposal(
             self.next - 1,
-            ms.Evaluate(chosen.mask),
+            Evaluate(chosen.mask),
             dict(chosen.params),
             self.origin,
             strategy_state=strategy_state,
         )
 
-    def tell(self, record: ms.Record) -> None:
+    def tell(self, record: Record) -> None:
         """Learns that a draw is out."""
         self.next = max(self.next, record.number + 1)
 
@@ -150,7 +152,7 @@ class SharedStrategy:
         refused = ""
         for start in range(0, self.candidates, AT_ONCE):
             asked = min(AT_ONCE, self.candidates - start)
-            opened: list[ms.Record] = []
+            opened: list[Record] = []
             while len(opened) < asked:
                 proposal = self.proposer.ask()
                 if isinstance(proposal, str):
@@ -206,22 +208,22 @@ def order_of_training(candidates: Sequence[Candidate], bands: int) -> list[Candi
 
 
 def record_of_proposal(
-    proposal: ms.Proposal, shape: ms.Shape, constraints: Sequence[ms.Constraint]
-) -> ms.Record:
+    proposal: Proposal, shape: ms.Shape, constraints: Sequence[Constraint]
+) -> Record:
     """A proposal as a record: running, failed (no mask that fits), or stopped (a constraint)."""
-    record = ms.Record(
+    record = Record(
         proposal.number,
         "running",
         proposal.job,
         params=proposal.params,
         strategy_state=proposal.strategy_state,
     )
-    if not isinstance(proposal.job, ms.Evaluate):
+    if not isinstance(proposal.job, Evaluate):
         reason = proposal.job.reason if isinstance(proposal.job, Refused) else "no mask"
         return replace(record, status="failed", error=reason)
     try:
-        print_ = ms.fingerprint(proposal.job.mask, shape)
-    except ms.MaskSearchError as error:
+        print_ = fingerprint(proposal.job.mask, shape)
+    except ms.errors.MaskSearchError as error:
         return replace(record, status="failed", error=f"{type(error).__name__}: {error}")
     known = measures(proposal.job.mask, shape)
     record = replace(record, fingerprint=print_, measures=known)

@@ -34,10 +34,20 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
-from masksearch.contracts import Batch, Differentiable, Half, mixed_seed
+from masksearch.contracts import (
+    Batch,
+    Differentiable,
+    Evaluator,
+    Objective,
+    Report,
+    Split,
+    mixed_seed,
+)
 from masksearch.errors import LengthError
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import DenseMask
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import fingerprint
 from masksearch.study.store import quiet
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import Step, TrainConfig, model_loss, train
@@ -82,8 +92,8 @@ class SpaceDraws:
         reasons = []
         for attempt in range(ATTEMPTS):
             try:
-                return ms.lower(self.draw(number, attempt), self.shape)
-            except (ms.MaskSearchError, ValueError) as error:
+                return lower(self.draw(number, attempt), self.shape)
+            except (ms.errors.MaskSearchError, ValueError) as error:
                 reasons.append(f"{type(error).__name__}: {error}")
         raise ms.errors.SearchError(
             f"the space gave no mask that fits {self.shape} in {ATTEMPTS} draws; the first "
@@ -109,7 +119,7 @@ class SpaceDraws:
         globals, partial applications).
         """
         tables = (masks.table(self.table(number)) for number in range(SAMPLE))
-        prints = [ms.fingerprint(table, self.shape) for table in tables]
+        prints = [fingerprint(table, self.shape) for table in tables]
         return hashlib.sha256(
             "|".join([hash_space_source(self.space), *prints]).encode()
         ).hexdigest()
@@ -352,7 +362,7 @@ def hash_space_source(space: Callable[..., ms.Mask]) -> str:
 
 
 @dataclass(frozen=True)
-class SharedWeights(ms.Evaluator):
+class SharedWeights(Evaluator):
     """An evaluator that trains one super-net and judges any mask with its weights.
 
     The super-net is the wrapped evaluator's model, trained with masks that the space draws; the
@@ -387,7 +397,7 @@ class SharedWeights(ms.Evaluator):
         SearchError: If the evaluator has no `differentiable`, or the space gives no mask.
     """
 
-    evaluator: ms.Evaluator
+    evaluator: Evaluator
     space: Space
     _: KW_ONLY
     steps: int | None = None
@@ -402,7 +412,7 @@ class SharedWeights(ms.Evaluator):
     folder: Path | None = None
     checkpoint_seconds: float = 60.0
 
-    shape, half = (property(attrgetter(f"evaluator.{name}")) for name in ("shape", "half"))
+    shape, split = (property(attrgetter(f"evaluator.{name}")) for name in ("shape", "split"))
 
     def __post_init__(self) -> None:
         if not self.evaluator.offers("differentiable"):
@@ -429,23 +439,23 @@ class SharedWeights(ms.Evaluator):
         """Without the model: a process finds the super-net in the folder."""
         return {name: value for name, value in self.__dict__.items() if name != "loaded"}
 
-    def on(self, half: Half) -> Self:
+    def on(self, split: Split) -> Self:
         """The same super-net, judging by other held-out rows."""
-        made = self.evaluator.on(half)
+        made = self.evaluator.on(split)
         return self if made is self.evaluator else replace(self, evaluator=made)
 
     @property
-    def trained(self) -> ms.Evaluator:
-        """The wrapped evaluator as far as its training goes, which no half changes."""
+    def trained(self) -> Evaluator:
+        """The wrapped evaluator as far as its training goes, which no split changes."""
         one = self.evaluator
-        return one if one.half is None else one.on("all")
+        return one if one.split is None else one.on("all")
 
     @property
-    def objectives(self) -> tuple[ms.Objective, ...]:
+    def objectives(self) -> tuple[Objective, ...]:
         """The held-out loss under the shared weights, and the mask's sparsity."""
         own = [o for o in self.evaluator.objectives if o.name == "loss" and o.goal == "min"]
-        loss = own[0] if own else ms.Objective("loss", "min", WORST)
-        return (loss, ms.Objective("sparsity", "max", 0.0))
+        loss = own[0] if own else Objective("loss", "min", WORST)
+        return (loss, Objective("sparsity", "max", 0.0))
 
     @cached_property
     def begun(self) -> tuple[str, SuperNetConfig]:
@@ -499,7 +509,7 @@ class SharedWeights(ms.Evaluator):
         return (self.folder or cache_folder(None) / "supernets") / self.key
 
     # -- the super-net --------------------------------------------------------------------------
-    def prepare(self) -> Iterator[ms.Report]:
+    def prepare(self) -> Iterator[Report]:
         """Trains the super-net, if nobody has, and yields reports of it.
 
         One process trains, others wait; a training that was killed goes on. What is yielded is
@@ -531,7 +541,7 @@ class SharedWeights(ms.Evaluator):
                 if step.number == steps or step.number % max(1, steps // REPORTS) == 0:
                     mean = sum(losses) / len(losses)
                     losses.clear()
-                    yield ms.Report(step.number, {"supernet_loss": mean})
+                    yield Report(step.number, {"supernet_loss": mean})
             facts = {
                 "key": self.key,
                 "evaluator": self.evaluator.protocol,
@@ -582,7 +592,7 @@ class SharedWeights(ms.Evaluator):
         Raises:
             EmptyRowError, HeadCountError, ...: If a mask does not fit, before anything is trained.
         """
-        tables = [ms.lower(mask, self.shape) for mask in masks]  # refuses before any training
+        tables = [lower(mask, self.shape) for mask in masks]  # refuses before any training
         before = self.loaded[0].losses(tables)
         if not self.adapt_steps:
             return [{"loss": loss} for loss in before]
@@ -606,7 +616,7 @@ class SharedWeights(ms.Evaluator):
         ms.detach(model)
         return HeldOut(model, self.shape, held_out.batches, self.tokens).losses([table])[0]
 
-    def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[ms.Report]:
+    def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields one report; its step is the number of steps under this mask.
 
         Args:
@@ -616,7 +626,7 @@ class SharedWeights(ms.Evaluator):
             workdir: Not used; the super-net lies in `folder`.
         """
         (values,) = self.judge([mask], seed)
-        yield ms.Report(self.adapt_steps, values)
+        yield Report(self.adapt_steps, values)
 
 
 def hash_start(source: Differentiable) -> str:

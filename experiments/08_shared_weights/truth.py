@@ -14,7 +14,9 @@ import optuna
 import pandas as pd
 
 import masksearch as ms
+from masksearch.masks.measure import fingerprint
 from masksearch.study.store import quiet
+from masksearch.user_code import load_function
 
 FIELDS = ("band", "mask", "density", "seed", "loss", "score", "seconds")
 
@@ -42,14 +44,14 @@ def band_of(density: float, edges: Sequence[float]) -> int | None:
 
 def drawn(space: Path, shape: ms.Shape, edges: Sequence[float], count: int) -> list[ms.Mask]:
     """Distinct random masks of a space, `count` in each density band."""
-    made, seen, found = ms.load_function(f"{space}:space"), set[str](), list[ms.Mask]()
+    made, seen, found = load_function(f"{space}:space"), set[str](), list[ms.Mask]()
     left = dict.fromkeys(range(len(edges) - 1), count)
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         while any(left.values()):
             mask = made(study.ask())
             band = band_of(mask.density(shape.length), edges)
-            print_ = ms.fingerprint(mask, shape)
+            print_ = fingerprint(mask, shape)
             if band is not None and left[band] and print_ not in seen:
                 seen.add(print_)
                 left[band] -= 1

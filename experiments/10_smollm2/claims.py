@@ -69,7 +69,7 @@ CLAIMS = [
     *(Claim(HERE, table, []) for table in tables(results).values()),
     Claim(
         HERE,
-        "the searched ones lose {} nats a token less than the best of five sets drawn by hand "
+        "the searched ones lose {} nats a token less than the best of five hand-designed sets "
         "(first, middle, last, every n-th in two phases), interval [{}, {}] over {} novels",
         [*gain[:3], novels],
     ),
@@ -116,7 +116,7 @@ CLAIMS = [
         "experiments/README.md",
         "SmolLM2 with six full layers of 30: searched ones lose {} [{}, {}] nats a token {} than "
         "one window of {} keys in every layer, within the same bytes, and {} [{}, {}] {} than the "
-        "best of five sets of full layers drawn by hand, on {} novels. Nothing is trained: "
+        "best of five hand-designed sets of full layers, on {} novels. Nothing is trained: "
         "against dense attention the window loses {} [{}, {}], the searched layers {} [{}, {}]",
         [*behind, reach, *gain, novels, *window_loss, *searched_loss],
     ),

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from verdict import DRAWN, HERE, Results, mean
 
-from masksearch.masks.rivals import WIDEST
+from masksearch.masks.baselines import WIDEST
 from masksearch.report import style
 
 SHOWN = {  # arm -> what the legend says, colour, marker
@@ -48,7 +48,7 @@ def draw(results: Results) -> Figure:
 
 
 def draw_front(axes: Axes, results: Results) -> None:
-    """Loss on the final half over bytes."""
+    """Loss on the holdout over bytes."""
     judged = results.stages["judged"]
     for arm in results.arms:
         label, colour, marker = SHOWN[arm]
@@ -62,7 +62,7 @@ def draw_front(axes: Axes, results: Results) -> None:
         random = [name for name in random if name.endswith(f" {budget}")]
         first = budget == results.budgets[0]
         for values, colour, marker, label in (
-            (drawn, style.INK, "_", "full layers drawn by hand"),
+            (drawn, style.INK, "_", "hand-designed full layers"),
             (judged.nll[random], style.GREY, ".", "layers at random"),
         ):
             places = [kept] * len(values)

@@ -2,12 +2,12 @@
 
     python experiments/10_smollm2/run.py search judge .. windows tables --data FOLDER
 
-Stages: search (each arm in a study of its own, on the search half of held-out novels), judge (what
-the arms found, patterns drawn by hand and random layers, on the final half), longer (the same at a
-length that no search has seen), recover (after distillation), native (the same of a mask without
-sinks, written as a configuration and read by transformers alone), windows (one window in every
-layer, of no more bytes, beside the searched layers that results/ names), tables (results/). Each
-stage goes on where it was stopped. plan.toml, beside this file, was written before the first
+Stages: search (each arm in a study of its own, on the validation split of held-out novels), judge
+(what the arms found, hand-designed patterns and random layers, on the holdout), longer (the same
+at a length that no search has seen), recover (after distillation), native (the same of a mask
+without sinks, written as a configuration and read by transformers alone), windows (one window in
+every layer, of no more bytes, beside the searched layers that results/ names), tables (results/).
+Each stage goes on where it was stopped. plan.toml, beside this file, was written before the first
 search, its section on windows before the first of them was judged.
 """
 
@@ -32,8 +32,9 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
 from masksearch.evaluators.next_tokens import document_scores
-from masksearch.masks.rivals import WIDEST, full_layers, placements, widest_window
+from masksearch.masks.baselines import WIDEST, full_layers, placements, widest_window
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -92,7 +93,7 @@ class Experiment:
         if given.smoke:
             self.judge = replace(self.judge, **SMOKE_TEXT, recover_tokens=256, batch=2)
             sequences = SMOKE_TEXT["held_out_sequences"]
-        self.final = replace(self.judge.on("final"), held_out_sequences=sequences)
+        self.final = replace(self.judge.on("holdout"), held_out_sequences=sequences)
         self.recovering = replace(self.final, adapt="recover")
         self.layers = self.judge.shape.layers
         self.counts = [count for count in PLAN["masks"]["full"] if count < self.layers]
@@ -145,8 +146,8 @@ class Experiment:
             space, self.judge, run=self.runs / f"{arm}{bare}", seed=SEED, baselines={}, **how
         )
 
-    def found(self, arm: str, local: ms.Mask = LOCAL) -> dict[int, ms.Record]:
-        """The best on the search half within each budget."""
+    def found(self, arm: str, local: ms.Mask = LOCAL) -> dict[int, Record]:
+        """The best on the validation split within each budget."""
         records = [r for r in self.search(arm, local).records() if r.scored]
         best = {}
         for count in self.counts:
@@ -157,7 +158,7 @@ class Experiment:
         return best
 
     def candidates(self) -> dict[str, ms.Mask]:
-        """`"<arm> <full layers>"` -> mask: found, drawn by hand, at random."""
+        """`"<arm> <full layers>"` -> mask: found, hand-designed, at random."""
         named = {"dense": masks.full(), "all local": LOCAL}
         for arm in self.arms:
             for count, record in self.found(arm).items():
@@ -169,7 +170,7 @@ class Experiment:
         return named
 
     def patterns(self, count: int) -> dict[str, set[int]]:
-        """Drawn by hand, and at random."""
+        """Hand-designed, and at random."""
         named = {name: set(places) for name, places in placements(self.layers, count).items()}
         random = np.random.default_rng(count)
         for draw in range(PLAN["search"]["random_draws"]):
@@ -182,11 +183,12 @@ class Experiment:
             self.search(arm)
 
     def run_judge(self) -> None:
-        """On both halves: patterns on the search half too, where the best of them is chosen."""
+        """On both splits: patterns on the validation split too, where the best of them is
+        chosen."""
         found = self.candidates()
         ms.compare(found, self.final, run=self.runs / "judged", seeds=[SEED])
         drawn = {n: m for n, m in found.items() if n.rsplit(" ", 1)[0] not in self.arms}
-        ms.compare(drawn, self.judge, run=self.runs / "drawn", seeds=[SEED], half="search")
+        ms.compare(drawn, self.judge, run=self.runs / "drawn", seeds=[SEED], split="validation")
 
     def run_longer(self) -> None:
         """The same masks at a length that no search has seen."""
@@ -232,7 +234,7 @@ class Experiment:
 
     def run_windows(self) -> None:
         """One window in every layer beside dense attention and the best searched layers, all
-        judged anew, in float32: on both halves, and at the longer length; the window after
+        judged anew, in float32: on both splits, and at the longer length; the window after
         recovery."""
         found = self.stored_layers()
         for name in ("judge", "final", "recovering"):
@@ -241,7 +243,7 @@ class Experiment:
         searched = {self.searched_name(n): mask for n, mask in found.items()}
         dense, primary = {"dense": masks.full()}, min(PLAN["masks"]["primary"], self.counts[-1])
         ms.compare(
-            widest, self.judge, run=self.runs / "windows_drawn", seeds=[SEED], half="search"
+            widest, self.judge, run=self.runs / "windows_drawn", seeds=[SEED], split="validation"
         )
         judged = dense | searched | widest
         ms.compare(judged, self.final, run=self.runs / "windows", seeds=[SEED])
@@ -253,8 +255,8 @@ class Experiment:
         ms.compare(window, self.recovering, run=self.runs / "windows_recovered", seeds=[SEED])
 
     def stored_layers(self) -> dict[int, ms.Mask]:
-        """Full layers -> the mask of the arm that was best on the search half, from results/; of a
-        smoke run its own."""
+        """Full layers -> the mask of the arm that was best on the validation split, from results/;
+        of a smoke run its own."""
         if self.given.smoke:
             return {n: record.mask for n, record in self.found("restore").items() if record.mask}
         return {n: self.mask(RESULTS.full_layers(n)[1]) for n in self.counts}

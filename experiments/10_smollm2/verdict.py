@@ -1,4 +1,4 @@
-"""The tables of README.md, from results/: do searched layers lose less than masks drawn by hand?
+"""The tables of README.md, from results/: do searched layers lose less than hand-designed masks?
 
     python experiments/10_smollm2/verdict.py
 
@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from masksearch.analysis.stats import PairedDifference, correct_family, estimate, paired_difference
-from masksearch.masks.rivals import SINKS, WIDEST
+from masksearch.masks.baselines import SINKS, WIDEST
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ class Results:
         return {novel: sum(draw[novel] for draw in draws) / len(draws) for novel in draws[0]}
 
     def searched(self, budget: int) -> str:
-        """The arm that is best on the search half."""
+        """The arm that is best on the validation split."""
         at = self.layers[self.layers.full_layers == budget].set_index("arm")
         return f"{at.search_nll.idxmin()} {budget}"
 
@@ -68,7 +68,7 @@ class Results:
         return arm, json.loads(at.layers.iloc[0])
 
     def drawn(self, budget: int) -> str:
-        """The pattern that is best on the search half."""
+        """The pattern that is best on the validation split."""
         names = [f"{pattern} {budget}" for pattern in DRAWN]
         return str(self.stages["drawn"].loc[names, "nll"].idxmin())
 
@@ -82,7 +82,7 @@ def tables(results: Results) -> dict[str, str]:
     """Heading -> Markdown."""
     return {
         "Against one window in every layer": against_window(results),
-        "Against full layers drawn by hand": against_drawn(results),
+        "Against hand-designed full layers": against_drawn(results),
         "Every arm": every_arm(results),
         "At twice the length": at_length(results),
         "After recovery": after_recovery(results),
@@ -158,7 +158,7 @@ def against_drawn(results: Results) -> str:
                 outcome,
             ]
         )
-    head = ["full layers", "bytes", "searched", "drawn by hand", "difference", "p", "searched is"]
+    head = ["full layers", "bytes", "searched", "hand-designed", "difference", "p", "searched is"]
     return markdown(head, lines)
 
 

@@ -31,11 +31,14 @@ from scipy import stats
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
 from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.result import DamResult
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.positions.result import Method
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -131,7 +134,7 @@ class Task:
             checkpoint_seconds=600,
             **(SMOKE if given.smoke else sizes),
         )
-        self.final = self.evaluator.on("final")
+        self.final = self.evaluator.on("holdout")
         if not given.smoke:
             self.final = replace(self.final, dev_rows=data["final_rows"])
 
@@ -155,7 +158,7 @@ class Task:
         """
         options = ARMS[arm]
         shape = self.evaluator.shape
-        space_of = ms.load_function(f"{SPACE}:space_of")
+        space_of = load_function(f"{SPACE}:space_of")
         space = space_of(shape.layers, shape.heads) if arm in BLACK_BOX else None
         own = dict(options.get("strategy_options", {}))
         if self.given.smoke and "config" in own:
@@ -216,7 +219,7 @@ class Task:
     def controls(self) -> dict[str, ms.Mask]:
         """Hand-designed masks, random keys, and the largest entries of maps, at each budget."""
         shape = self.evaluator.shape
-        found: dict[str, ms.Mask] = {"dense": masks.full(), "star": ms.FAMILIES["star"]}
+        found: dict[str, ms.Mask] = {"dense": masks.full(), "star": ms.masks.FAMILIES["star"]}
         for budget in PLAN["budgets"]["densities"]:
             for name, make in FAMILIES.items():
                 found[f"{name} {budget}"] = largest(make, budget, shape)
@@ -267,7 +270,7 @@ class Task:
         controls = self.controls
         wanted = {n: m for n, m in controls.items() if n.split(" ")[0] in (*FAMILIES, "star")}
         run = self.runs / "by_hand" / str(self.seed)
-        judged = ms.compare(wanted, self.evaluator, run=run, seeds=[self.seed], half="search")
+        judged = ms.compare(wanted, self.evaluator, run=run, seeds=[self.seed], split="validation")
         return best_within([r for r in judged.records if r.scored], "hand-designed")
 
     def from_others(self) -> dict[str, ms.Mask]:
@@ -306,7 +309,7 @@ class Task:
             return
         study = self.search("dam layers")
         path = next(r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts)
-        gates = ms.DamResult.load(study.run / path).probabilities
+        gates = DamResult.load(study.run / path).probabilities
         head = self.evaluator.dense(self.name, self.seed)
         flip = important(head, list(self.batches()), "flip")
         often = (pair_weights(self.evaluator.shape) >= OFTEN).expand_as(gates)
@@ -370,12 +373,12 @@ FAMILIES: Mapping[str, Callable[[int], ms.Mask]] = {
 }
 
 
-def scored(study: ms.Study) -> list[ms.Record]:
+def scored(study: ms.Study) -> list[Record]:
     """What a search has judged, in order."""
     return [r for r in study.records() if r.mask is not None and r.scored]
 
 
-def best_within(records: list[ms.Record], name: str) -> dict[str, ms.Mask]:
+def best_within(records: list[Record], name: str) -> dict[str, ms.Mask]:
     """`"<name> <budget>"` -> the mask with the best score on search rows within each budget."""
     found: dict[str, ms.Mask] = {}
     for budget in PLAN["budgets"]["densities"]:
@@ -386,8 +389,9 @@ def best_within(records: list[ms.Record], name: str) -> dict[str, ms.Mask]:
 
 
 def without_cells(name: str, mask: ms.Mask, shape: ms.Shape, seed: int) -> dict[str, ms.Mask]:
-    """The mask without its diagonal, and without as many other pairs of real tokens: of each row
-    cells are dropped in random order until they serve as much of the data as its own key does."""
+    """The mask without its diagonal, and without as many other non-padding query-key pairs: of
+    each row cells are dropped in random order until they serve as much of the data as its own key
+    does."""
     table, weights = lower(mask, shape), pair_weights(shape)
     diagonal = torch.eye(shape.length, dtype=torch.bool)
     whole = (table & ~diagonal).any(-1, keepdim=True)  # a row of the diagonal alone keeps it

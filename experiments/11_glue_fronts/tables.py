@@ -199,7 +199,7 @@ def curve_rows(task: str, arm: str, seed: int, study: ms.Study) -> Iterator[dict
 
 
 def head_rows(task: str, seed: int, mask: ms.Mask, shape: ms.Shape) -> Iterator[dict[str, Any]]:
-    """What a mask keeps in each head of the pairs of real tokens."""
+    """What a mask keeps in each head of the non-padding query-key pairs."""
     weights = pair_weights(shape).expand(shape.layers, 1, -1, -1)
     kept = (lower(mask, shape) * weights).sum((-2, -1)) / weights.sum((-2, -1))
     for layer in range(shape.layers):

@@ -22,6 +22,7 @@ import run as experiment
 from ray.cluster_utils import Cluster
 
 import masksearch as ms
+from masksearch.contracts import Record
 from masksearch.loggers.trackers import open_loggers
 
 KILL_AFTER, SMOKE_AFTER = 8, 2  # records
@@ -34,7 +35,7 @@ class Cut:
         self.cluster, self.nodes, self.after = cluster, nodes, after
         self.seen, self.killed = 0, ""
 
-    def __call__(self, record: ms.Record) -> None:
+    def __call__(self, record: Record) -> None:
         self.seen += 1
         if self.seen == self.after:
             threading.Thread(target=self.kill).start()

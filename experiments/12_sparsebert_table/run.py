@@ -24,9 +24,10 @@ from table import compare_published
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.proxy_card import judge_proxy
+from masksearch.analysis.proxy_card import rate_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.gates.discretise import least_density
+from masksearch.gates.result import DamResult
 from masksearch.tasks.glue import task_named
 
 HERE = Path(__file__).parent
@@ -55,7 +56,7 @@ PRINTED = {  # the paper's rows of DAM, by lambda: sparsity in its table
 }
 COLUMNS = ["setting", "task", "mask", "seed", "score", "effective_sparsity", "sparsity"]
 COLUMNS += ["step", "seconds"]  # of results/scores.csv
-TINY = {"rows": 96, "dev_rows": 96, "length": 32, "half": "all"}  # of --smoke
+TINY = {"rows": 96, "dev_rows": 96, "length": 32, "split": "all"}  # of --smoke
 LEARNS = {"epochs": 4, "finetune_lr": 3e-3}  # likewise: what a tiny model needs
 
 
@@ -128,11 +129,11 @@ class Experiment:
         Where one key in every row is denser than a printed sparsity allows (CoLA's sentences have
         eleven words), the mask has one key in every row.
         """
-        found = {"dense": masks.full(), **ms.FAMILIES}
+        found = {"dense": masks.full(), **ms.masks.FAMILIES}
         for name, sparsity in PRINTED.items():
             run = self.runs / "gates" / name.split()[0] / task
             for path in run.glob("trials/**/gates.safetensors"):
-                result = ms.DamResult.load(path)
+                result = DamResult.load(path)
                 least = least_density(self.evaluators[task].length, result.weights)
                 found[name] = result.mask(sparsity=min(sparsity, 1 - least))
         return {name: mask for name, mask in found.items() if name in (self.wanted or found)}
@@ -199,7 +200,7 @@ def proxy_card(scores: pd.DataFrame, task: str) -> str:
     table = table.assign(measure=task, density=1 - scores["effective_sparsity"])
     table.attrs["reference"] = "finetune"
     try:
-        card = judge_proxy(table, proxy=task)
+        card = rate_proxy(table, proxy=task)
     except MaskSearchError as error:  # not enough is finished
         return f"{task}: {error}\n"
     return f"{task}\n{card.verdict()}\n"

@@ -101,7 +101,7 @@ class OurScores:
         expression: The mask.
         exact: Whether it is the table's mask, bit for bit; False where the name alone says so.
         sparsity: Of the n x n cells, in percent, as the table counts it.
-        effective: Of the pairs that real tokens form, in percent.
+        effective: Of the non-padding query-key pairs, in percent.
         values: Column -> seed -> score.
         by_row: Column -> seed -> scores row by row, where the run has kept them.
         fine_tuning: Column -> standard error of a seed's mean over its fine-tuning runs.
@@ -439,7 +439,8 @@ def add_scores(own: OurScores, record: Record, column: str, study: StoredStudy) 
 
 def describe_settings(study: StoredStudy) -> str:
     """How a run was made, as far as it says it."""
-    given = {**study.settings, "half": study.settings.get("half") or study.facts.get("half")}
+    own = study.settings
+    given = {**own, "half": own.get("split") or own.get("half") or study.facts.get("half")}
     known = [f"{name} {given[name]}" for name in SAID if given.get(name) not in (None, "", False)]
     return f"{study.run}: {', '.join(known) or 'settings not recorded'}"
 

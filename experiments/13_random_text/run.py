@@ -18,6 +18,7 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 EARLIER = HERE.parent / "01_first_search" / "results"
@@ -47,7 +48,7 @@ def evaluator(given: argparse.Namespace) -> ms.MlmEvaluator:
     """The validation loss of 01: its searches were judged by all of these rows."""
     steps = 4 if given.smoke else STEPS
     return ms.MlmEvaluator(
-        given.data / "wikitext-2", steps=steps, half="all", precision="bfloat16"
+        given.data / "wikitext-2", steps=steps, split="all", precision="bfloat16"
     )
 
 
@@ -55,7 +56,7 @@ def search(given: argparse.Namespace) -> None:
     """Random search, one run folder a seed."""
     for seed in SEARCHES[:1] if given.smoke else SEARCHES:
         ms.search(
-            ms.load_function(f"{SPACE}:space"),
+            load_function(f"{SPACE}:space"),
             evaluator(given),
             run=given.runs / f"random_{seed}",
             trials=2 if given.smoke else max(TRIALS.values()),
@@ -87,7 +88,7 @@ def judge(given: argparse.Namespace) -> None:
     }
     judged = ms.compare(
         chosen,
-        replace(evaluator(given), half="test"),
+        replace(evaluator(given), split="test"),
         run=given.runs / "judged",
         seeds=SEEDS[:1] if given.smoke else SEEDS,
         kinds={"shifts by hand": "hand-designed", **dict.fromkeys(list(chosen)[2:], "searched")},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import masksearch as ms
-from masksearch.contracts import Differentiable, Objective, Report
+from masksearch.contracts import Differentiable, Evaluator, Objective, Report
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 
@@ -82,7 +82,7 @@ def attended(layer: nn.Module, hidden: Tensor, angles: tuple[Tensor, ...], kept:
     return found[0]
 
 
-class Tabulated(ms.Evaluator):
+class Tabulated(Evaluator):
     """An evaluator that looks up what a mask loses, and offers the model to whoever trains on it.
 
     Args:

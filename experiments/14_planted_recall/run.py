@@ -31,8 +31,9 @@ from learning import SPREAD, LookupEvaluator, learn
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.masks.baselines import widest_window
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import widest_window
+from masksearch.tasks.recall import Recall
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -42,7 +43,7 @@ from experiments.rivals.greedy_removal import GreedyRemoval  # noqa: E402
 from experiments.rivals.switch import switch  # noqa: E402
 from experiments.rivals.trained_models import score_units  # noqa: E402
 
-TASKS = {"recall": ms.Recall(), "far recall": ms.Recall(pairs=6, middle=40)}
+TASKS = {"recall": Recall(), "far recall": Recall(pairs=6, middle=40)}
 CHECKPOINTS = [  # architecture, process, seed
     *(("llama", "recall", seed) for seed in range(4)),
     *(("qwen3", "recall", seed) for seed in range(3)),
@@ -94,7 +95,7 @@ def evaluator(given: argparse.Namespace, checkpoint: Checkpoint) -> LookupEvalua
     architecture, process, _ = checkpoint
     task, training = TASKS[process], TRAINING
     if given.smoke:
-        task = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+        task = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
         training = TRAINING | {"size": "2x32x2", "steps": 400, "batch": 32, "lr": 5e-3}
     return LookupEvaluator(
         task,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from masksearch.tasks.glue.read import read_rows
 from masksearch.tasks.glue.tasks import TASKS
-from masksearch.tasks.splits import in_final_half
+from masksearch.tasks.splits import in_holdout
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def deal(task: str, data: Path, out: Path) -> dict[str, int]:
         _, rows = read(place / name, task)
         held_out += rows
         if source["half"] == "final":
-            rows = [row for row in rows if in_final_half(row[0][0])]
+            rows = [row for row in rows if in_holdout(row[0][0])]
         judge += [row for row in rows if known.isdisjoint(row[0])]
         judge = judge[: PLAN["rows"]["judge"]]
     known |= {text for texts, _ in judge for text in texts}

@@ -28,6 +28,8 @@ from torch import nn
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record
+from masksearch.gates.result import DamResult
 from masksearch.masks.measure import effective_density
 
 HERE = Path(__file__).parent
@@ -73,7 +75,7 @@ class Task:
             "corpus": None,
             "weights": given.weights or offline_model(),
             "adapt": "none",
-            "half": "test",  # each folder's file of that name holds the rows that are wanted
+            "split": "test",  # each folder's file of that name holds the rows that are wanted
             "checkpoint_seconds": 600,
             **(SMOKE if given.smoke else sizes),
         }
@@ -263,7 +265,7 @@ def masks_of(study: ms.Study, arm: str, name: str = "") -> dict[str, ms.Mask]:
         return {f"{name} {budget}": cut(study, budget) for budget in BUDGETS}
     records, found = [r for r in study.records() if r.scored], dict[str, ms.Mask]()
 
-    def rank(record: ms.Record) -> tuple[float, float]:
+    def rank(record: Record) -> tuple[float, float]:
         """A drawn mask is chosen by its score; of other arms the densest is what they chose, and
         of the masks of one round of greedy the best."""
         if arm in ("random", "tpe"):
@@ -283,7 +285,7 @@ def masks_of(study: ms.Study, arm: str, name: str = "") -> dict[str, ms.Mask]:
 def cut(study: ms.Study, budget: float) -> ms.Mask:
     """The densest mask within a budget, heads in the order of their gates."""
     path = next(r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts)
-    return ms.DamResult.load(study.run / path).mask(sparsity=1 - budget)
+    return DamResult.load(study.run / path).mask(sparsity=1 - budget)
 
 
 def offline_model() -> str:

@@ -33,6 +33,7 @@ from masksearch import masks
 from masksearch.attention.attach import in_force
 from masksearch.models.decoders import convert_gguf
 from masksearch.serving.engines.llama_cpp import LlamaCpp
+from masksearch.serving.native import from_native
 from masksearch.tasks.next_token import NextTokenText
 
 HERE = Path(__file__).parent
@@ -151,7 +152,7 @@ class Experiment:
         if form == "window":
             return ms.attach(self.model, self.mask(self.full[count], window, sinks=0))
         native = self.native(form, count, window)
-        return ms.attach(native, ms.from_native(native))  # local layers then take linear time
+        return ms.attach(native, from_native(native))  # local layers then take linear time
 
     def native(self, form: str, count: int, window: int) -> Any:
         """The GraniteSWA of a mask, measured once and kept."""

@@ -209,7 +209,7 @@ CLAIMS += sentences(
         ],
         "is itself up to {} from the best on test tokens": [TEXT_ORACLE.max()],
         "All\nselectors that judge masks lie within {} nats of it": [MEANS[OF_JUDGES].abs().max()],
-        "heads drawn by hand lose {} to {} on": [MEANS[UNJUDGED].min(), MEANS[UNJUDGED].max()],
+        "hand-designed heads lose {} to {} on": [MEANS[UNJUDGED].min(), MEANS[UNJUDGED].max()],
         "for one and two layers and then lose up to {} nats": [max(ALONE["leave one out"][1:5])],
         "On SmolLM2 it loses {} to {} nats less than exhaustive search's choice of layers at all "
         "four budgets by the bytes of the text's own 512 positions, and {} to {} less": [

@@ -72,8 +72,8 @@ def judged(name: str, weights: Path, budget: float) -> dict[str, object]:
         )
         trials = len(ms.open_study(run).records())
     search, test = (
-        CausalEvaluator(task, weights=weights, held_out_sequences=SAID[half], device="cpu")
-        for half in ("search", "test")
+        CausalEvaluator(task, weights=weights, held_out_sequences=SAID[split], device="cpu")
+        for split in ("search", "test")
     )
     test = test.on("test")
     units = ms.Units(search.shape, (*windows, masks.full()), "kv_head", SAID["units"] // 3)

@@ -35,8 +35,8 @@ import masksearch as ms
 from masksearch.analysis.stats import holm
 from masksearch.contracts import generator
 from masksearch.evaluators.next_tokens import score_tokens
+from masksearch.masks.baselines import widest_window
 from masksearch.masks.core import Mask
-from masksearch.masks.rivals import widest_window
 from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows
 from masksearch_bench import Table, build, judge, load, summary

@@ -34,7 +34,7 @@ STEPS = {"steps": 300, "gate_lr": 0.05}  # of a training of gates
 ROWS = 64  # sequences that Fisher's information is taken from
 
 
-# -- drawn by hand -------------------------------------------------------------------------------
+# -- hand-designed -------------------------------------------------------------------------------
 def in_order(known: Judged, order: Sequence[int]) -> Chosen:
     """Raises units in an order, while the budget pays for them."""
     for budget in known.budgets:

@@ -23,10 +23,11 @@ from torch.nn.utils import clip_grad_norm_
 
 import masksearch as ms
 from masksearch.contracts import generator, mixed_seed
+from masksearch.tasks.recall import Recall
 
 KINDS = [*["llama"] * 4, *["qwen3"] * 3, *["far"] * 3]  # by the last digit of a number
-TASKS = {"near": ms.Recall(), "far": ms.Recall(pairs=6, middle=40)}
-SMOKE = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+TASKS = {"near": Recall(), "far": Recall(pairs=6, middle=40)}
+SMOKE = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 RATE, STEPS, BATCH = 3e-3, 1500, 64  # the peak; the most steps at it; rows
 WARMUP, FALL, LOOK = 100, 200, 50  # steps: the rate rises, falls; between two looks at answers
 ANSWERED, LOOKED = 0.95, 64  # share of right answers from which on the rate falls; rows of a look
@@ -62,7 +63,7 @@ def main() -> None:
         print(place.name, told, flush=True)
 
 
-def task_of(number: int, smoke: bool = False) -> ms.Recall:
+def task_of(number: int, smoke: bool = False) -> Recall:
     """The planted process of a checkpoint."""
     return SMOKE if smoke else TASKS["far" if KINDS[number % 10] == "far" else "near"]
 

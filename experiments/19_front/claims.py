@@ -250,11 +250,12 @@ low, lower = sorted(scores[(scores["arm"] == "random") & (scores["budget"] == 0.
 LINK = "([19](../experiments/19_front/README.md)) |"
 ADVICE = {
     "| a raw checkpoint that is trained under its mask, at 20 to 30 % of the pairs | "
-    "hand-designed whole heads (`masks.rivals_within`): in each layer one that sees earlier "
-    "tokens and one that sees later ones, from {} % on two full ones | the first keep {} of "
-    "STS-B's correlation with {} % of the pairs, where the best of fifteen searches keeps {} with "
-    "{} %; within {} % DAM minus the second is {} [{}, {}], TPE and random search are not shown "
-    "to be {}. One task, one checkpoint; which heads to take was read off judged rows " + LINK: [
+    "hand-designed whole heads (`masks.equal_cost_baselines`): in each layer one that sees "
+    "earlier tokens and one that sees later ones, from {} % on two full ones | the first keep"
+    " {} of STS-B's correlation with {} % of the pairs, where the best of fifteen searches "
+    "keeps {} with {} %; within {} % DAM minus the second is {} [{}, {}], TPE and random "
+    "search are not shown to be {}. One task, one checkpoint; which heads to take was read "
+    "off judged rows " + LINK: [
         *(TWO_FULL[1], *SHIFTS[:2], best, 20, 30, *BEHIND["DAM - full heads"][:3]),
         max(BEHIND["TPE - full heads"][0], BEHIND["random - full heads"][0]),
     ],

@@ -87,17 +87,17 @@ def draw_front(
         axes.plot(middle["density"], middle["score"], color=colour, linewidth=1.8, label=title)
     if len(opponents):
         axes.plot(opponents["density"], opponents["judged"], "D", color=style.INK, markersize=4,
-                  label="drawn by hand, best on search rows")  # fmt: skip
+                  label="hand-designed, best on search rows")  # fmt: skip
     for arm, marker in {"full heads": "s", "heads each way": "D"}.items() if len(heads) else ():
         own = heads[heads["arm"] == arm]
         axes.plot(own["density"], own["score"], marker, color=style.INK, markersize=5,
-                  fillstyle="none", label=f"{arm}, drawn by hand")  # fmt: skip
+                  fillstyle="none", label=f"{arm}, hand-designed")  # fmt: skip
     keys = scores[scores["arm"] == "random keys"].sort_values("density")
     if len(keys):
         axes.plot(keys["density"], keys["score"], ":", color=style.GREY, label="random keys")
     for dense in scores.loc[scores["arm"] == "dense", "score"]:
         axes.axhline(dense, color=style.GREY, linestyle="--", label="dense")
-    style.clean(axes, "share of the pairs of real tokens that is kept", "STS-B, Pearson")
+    style.clean(axes, "share of the non-padding query-key pairs that is kept", "STS-B, Pearson")
 
 
 def draw_tokens(axes: Axes, results: Path, budgets: Sequence[float]) -> None:
@@ -116,7 +116,7 @@ def draw_tokens(axes: Axes, results: Path, budgets: Sequence[float]) -> None:
 
 
 def panels_of_front(scores: pd.DataFrame, opponents: pd.DataFrame, middle: Searches) -> Panels:
-    """Masks of one budget: controls, drawn by hand, and the middle search of each arm."""
+    """Masks of one budget: controls, hand-designed, and the middle search of each arm."""
     at = scores.set_index(["where", "arm", "budget"])["score"]
     panels: Panels = {}
     for name, budget in (("dense", 1.0), ("random keys", SHOWN)):

@@ -18,6 +18,7 @@ import tables
 import torch
 
 import masksearch as ms
+from masksearch.contracts import Record
 
 
 class Kept:
@@ -40,7 +41,7 @@ class Kept:
         """The lines with those values."""
         return [line for line in self.lines if all(line[n] == about[n] for n in about)]
 
-    def add(self, record: ms.Record, whole: bool = False, **about: Any) -> None:
+    def add(self, record: Record, whole: bool = False, **about: Any) -> None:
         """Writes the line of a record, once; failures are kept as such.
 
         Args:

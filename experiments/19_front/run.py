@@ -2,8 +2,8 @@
 
     python experiments/19_front/run.py STAGE... --data FOLDER [--tier B] [--runs FOLDER] [--smoke]
 
-Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the masks
-drawn by hand, and the controls), others (tasks that no search has read), heads (the
+Stages: card (how noisy the proxy is), search, judge (STS-B's development set), drawn (the
+hand-designed masks, and the controls), others (tasks that no search has read), heads (the
 amendments' whole heads), preferred (these on search rows), tables. `--searches` and `--arms` take
 a part. Every trial that has ended is a line in results/, from which any clone goes on; plan.toml
 says what is compared.
@@ -30,12 +30,14 @@ from tables import ARMS, PLAN
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.evaluators.wrappers import Cached
+from masksearch.masks.baselines import densest, full_layers
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import densest, full_layers
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 SPACE = HERE.parents[1] / "search_spaces" / "head_windows.py"
-DRAWN = [*masks.FAMILIES, "widest window and special tokens"]  # those of rivals_within
+DRAWN = [*masks.FAMILIES, "widest window and special tokens"]  # those of equal_cost_baselines
 STAGES = ["card", "search", "drawn", "judge", "others", "heads", "preferred", "tables"]
 SMOKE = {"steps": 2, "batch": 4, "length": 24, "held_out_sequences": 4, "rows": 48, "dev_rows": 24}
 SMALL = {"densities": [0.5, 0.2], "trials": 2, "masks": 6}
@@ -79,7 +81,7 @@ class Front:
     def space(self) -> Callable[[Any], ms.Mask]:
         """Windows by head, counted over the lengths of the search's rows."""
         shape = self.proxy.shape
-        return ms.load_function(f"{SPACE}:space_of")(shape.layers, shape.heads, shape)
+        return load_function(f"{SPACE}:space_of")(shape.layers, shape.heads, shape)
 
     def lines(self, name: str) -> kept.Kept:
         """Lines of results/, and the cache that they fill."""
@@ -87,12 +89,12 @@ class Front:
 
     # -- masks ---------------------------------------------------------------------------------
     def drawn_masks(self) -> dict[str, ms.Mask]:
-        """`"<name> <budget>"` -> the densest mask drawn by hand within it; absent where none."""
+        """`"<name> <budget>"` -> the densest hand-designed mask within it; absent where none."""
         shape, found = self.proxy.shape, dict[str, ms.Mask]()
         price = partial(effective_density, shape=shape)
         own = {"window": masks.window, "signed shifts": partial(tiles, shape.heads)}
         for budget in self.budgets:
-            made = masks.rivals_within(budget, shape)
+            made = masks.equal_cost_baselines(budget, shape)
             made = {name: mask for name, mask in made.items() if name in DRAWN}
             for name, make in own.items():
                 if mask := densest(budget, price, make, range(1, shape.length)):
@@ -124,7 +126,7 @@ class Front:
         """The masks of the second and third amendment."""
         shape, found = self.proxy.shape, {"narrow shifts 0.2": tiles(self.proxy.shape.heads, 5)}
         for budget in self.budgets:
-            made = masks.rivals_within(budget, shape)
+            made = masks.equal_cost_baselines(budget, shape)
             # within .2 heads each way are the mask that is judged as signed shifts
             names = ("full heads", "heads each way") if budget > 0.2 else ("full heads",)
             found |= {f"{name} {budget}": made[name] for name in names if name in made}
@@ -150,7 +152,7 @@ class Front:
         if plan is None:
             file = f"judged_{file}{'_card' if self.given.device == 'cuda' else ''}"
             plan = PLAN["judge"]
-            evaluator = self.evaluator("judge", name, half="test", **plan["training"])
+            evaluator = self.evaluator("judge", name, split="test", **plan["training"])
         seeds = plan["seeds"][: self.most]
         few = islice(candidates.items(), SMALL["masks"] if self.smoke else None)
         lines = self.lines(file)
@@ -159,10 +161,10 @@ class Front:
         if left:
             ms.compare(
                 left,
-                ms.Cached(evaluator, self.runs / "cache"),
+                Cached(evaluator, self.runs / "cache"),
                 run=self.runs / file / where.replace(" ", "_"),
                 seeds=seeds,
-                half=evaluator.half,
+                split=evaluator.split,
                 executor=self.executor,
                 listeners=[partial(lines.add, where=where)],
             )
@@ -206,7 +208,7 @@ class Front:
             return
         ms.search(
             self.space if plan["space"] else None,
-            ms.Cached(self.proxy, self.runs / "cache"),
+            Cached(self.proxy, self.runs / "cache"),
             run=self.runs / "searches" / f"{arm}_{number}_{setting}".rstrip("_"),
             trials=trials,
             strategy=plan["strategy"],
@@ -219,7 +221,7 @@ class Front:
         )
 
     def drawn(self) -> None:
-        """The masks drawn by hand, on the rows of searches, then judged beside the controls."""
+        """The hand-designed masks, on the rows of searches, then judged beside the controls."""
         self.compare(self.drawn_masks(), "drawn", "drawn")
         self.compare(self.controls() | self.drawn_masks(), "STS-B", "drawn")
 

@@ -22,16 +22,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.utils import clip_grad_norm_
 
-import masksearch as ms
 from masksearch.contracts import generator, mixed_seed
 from masksearch.models.decoders import NextTokenModel, decoder
 from masksearch.tasks.long_context import GROUPS, TASKS, Draw, Prompt
 from masksearch.tasks.next_token import NextTokenText
+from masksearch.tasks.recall import Recall
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))["planted"]
 WORDS = [f"w{at:02}" for at in range(64)]
 KEYS, VALUES = [f"k{at:02}" for at in range(24)], [f"v{at:02}" for at in range(24)]
-LESSONS = ms.Recall(keys=len(KEYS), values=len(VALUES), fillers=len(WORDS))
+LESSONS = Recall(keys=len(KEYS), values=len(VALUES), fillers=len(WORDS))
 NAMES, MARKS = [f"p{at}" for at in range(8)], [f"m{at}" for at in range(6)]
 SMOKE = {
     "size": "2x16x2",

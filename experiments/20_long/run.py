@@ -204,11 +204,12 @@ class Decoder:
 
     # -- judge -----------------------------------------------------------------------------------
     def candidates(self) -> dict[Cell, ms.Mask]:
-        """What is judged: masks drawn by hand within each budget, and what was found there."""
+        """What is judged: hand-designed masks within each budget, and what was found there."""
         made, found = {Cell(0, 1.0, "dense"): masks.full()}, self.log.read("searches")
         price = lambda mask: self.whole.measures_of(mask)[self.cost]  # noqa: E731
         for budget in self.plan["budgets"]:
-            drawn = masks.rivals_within(budget, self.whole.shape, price, local=self.windows()[0])
+            shape, local = self.whole.shape, self.windows()[0]
+            drawn = masks.equal_cost_baselines(budget, shape, price, local=local)
             made[Cell(0, budget, "uniform")] = drawn["widest window"]
             if "every n-th" in drawn and self.plan["unit"] == "layer":
                 made[Cell(0, budget, "every n-th")] = drawn["every n-th"]
@@ -221,7 +222,7 @@ class Decoder:
     def judged(self, stage: str, candidates: dict[Cell, ms.Mask], length: int) -> None:
         """Nats of every document, by `ms.compare`, and of the answers in every row of a task."""
         text = self.judge_by(stage, "judge", length, tasks=False)
-        prompts = self.judge_by(stage, "judge", length).on("final")
+        prompts = self.judge_by(stage, "judge", length).on("holdout")
         for cell, mask in candidates.items():
             if not self.log.lacks(f"{stage}_{self.name}_{cell.arm}", **asdict(cell)):
                 continue

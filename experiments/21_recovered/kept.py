@@ -10,8 +10,8 @@ from typing import Any
 
 import tables
 
-import masksearch as ms
 from masksearch.analysis.row_scores import RowScores
+from masksearch.contracts import Record
 
 EARLIER = runpy.run_path(str(Path(__file__).parents[1] / "19_front" / "kept.py"))
 packed, unpacked = EARLIER["packed"], EARLIER["unpacked"]  # a mask in one word, and back
@@ -34,7 +34,7 @@ class Lines:
         ]
 
     def add(
-        self, record: ms.Record, *, whole: bool = False, run: Path | None = None, **about: Any
+        self, record: Record, *, whole: bool = False, run: Path | None = None, **about: Any
     ) -> None:
         """Writes the line of a record, once; failures are kept as such.
 

@@ -33,9 +33,10 @@ from tables import PLAN
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Split
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.masks.baselines import densest, whole_heads
 from masksearch.masks.measure import effective_density
-from masksearch.masks.rivals import densest, whole_heads
 from masksearch.spaces import head_roles
 
 HERE = Path(__file__).parent
@@ -43,6 +44,7 @@ STAGES = ["dense", "searches", "hand", "recover", "longer"]
 USUAL = 28  # tokens of the row at whose length the figure shows masks
 SMOKE = {"length": 24, "rows": 200, "dev_rows": 60}
 SMOKE_STEPS = {"full": 3, "trial": 2, "longer": 4, "none": 0}
+SPLITS: dict[str, Split] = {"search": "validation", "test": "test"}  # rows, as lines name them
 TOKENIZER = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -75,7 +77,6 @@ class Seed:
         }
         chosen |= {
             "cache": self.given.runs / "cache",
-            "half": "search",
             "rows": None,
             "dev_rows": None,
         }
@@ -91,7 +92,7 @@ class Seed:
         a "full" or a "longer" recovery."""
         count = (SMOKE_STEPS if self.given.smoke else PLAN["steps"])[steps]
         how = {"adapt": "recover", "recover_steps": count} if count else {"adapt": "none"}
-        settings = self.settings() | PLAN["recovery"] | how | {"half": half}
+        settings = self.settings() | PLAN["recovery"] | how | {"split": SPLITS[half]}
         del settings["dropout"]  # what the dense model's configuration says
         return GlueEvaluator(
             None, weights=self.folder, keep_recovered=steps in ("full", "longer"), **settings
@@ -188,7 +189,7 @@ class Seed:
     # -- masks ---------------------------------------------------------------------------------
     def hand_designed(self, budget: float) -> dict[str, ms.Mask]:
         """`"<name> <budget>"` -> the hand-designed masks with a whole head."""
-        drawn = masks.rivals_within(budget, self.shape)
+        drawn = masks.equal_cost_baselines(budget, self.shape)
         return {f"{name} {budget}": drawn[name] for name in whole_heads(drawn)}
 
     def chosen(self) -> dict[str, ms.Mask]:
@@ -239,7 +240,7 @@ class Seed:
                     self.evaluator(steps, half),
                     run=run,
                     seeds=[seeds + self.seed],
-                    half=half,
+                    split=SPLITS[half],
                     executor=self.executor,
                     listeners=[
                         partial(self.lines.add, run=run if half == "test" else None, **about)

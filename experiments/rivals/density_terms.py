@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import masksearch as ms
+from masksearch.gates.gates import Gates
 
 NO_CONTROL = {"control": "sum", "penalty": 0.0, "dense_warmup": 0.0}
 
@@ -34,7 +34,7 @@ class Penalised(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        gates: ms.Gates,
+        gates: Gates,
         weight: float,
         rate: float = 0.0,
         density: float = 0.05,

@@ -11,12 +11,12 @@ import math
 
 from torch import Tensor
 
-import masksearch as ms
+from masksearch.gates.gates import Gates
 
 STRETCH = 0.1  # a gate is stretched by this much on either side of [0, 1], and clamped
 
 
-class HardConcreteGates(ms.Gates):
+class HardConcreteGates(Gates):
     """Soft gates whose Gumbel-sigmoid is stretched to (-0.1, 1.1) and clamped."""
 
     def sample(self) -> Tensor:

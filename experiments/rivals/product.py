@@ -1,6 +1,6 @@
 """A form of gates: softmax(score) * gate, renormalised over the keys.
 
-ms.Gates("free", length=32, heads=2, form="experiments/rivals/product.py:product")
+Gates("free", length=32, heads=2, form="experiments/rivals/product.py:product")
 
 Every edge learns, but the gradient explodes in rows whose kept keys hold little attention, so that
 density targets are missed (docs/dam.md).

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from masksearch import Local, load_function
+from masksearch import Local
 from masksearch.cli.main import run_program
 from masksearch.cli.options import (
     OUTPUT,
@@ -22,6 +22,7 @@ from masksearch.cli.options import (
     new_program,
 )
 from masksearch.strategies.build import STRATEGIES
+from masksearch.user_code import load_function
 from masksearch_bench.build import TableSpec, build
 from masksearch_bench.judge import BUDGETS, judge, strategy, summary
 from masksearch_bench.table import family_of, load, names

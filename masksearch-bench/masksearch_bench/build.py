@@ -21,8 +21,8 @@ from typing import get_args
 import pandas as pd
 import torch
 
-from masksearch import Evaluator, Mask, Report, Units, kv_bytes, search
-from masksearch.contracts import MAJORITY, Executor, Half
+from masksearch import Mask, Units, kv_bytes, search
+from masksearch.contracts import MAJORITY, Evaluator, Executor, Report, Split
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
 from masksearch.gates.units import Allocation
@@ -31,7 +31,11 @@ from masksearch.strategies.enqueued import Listed
 from masksearch_bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch_bench.tree import fits, tree_values
 
-HALVES: dict[Tokens, Half] = {"calibration": "search", "validation": "final", "test": "test"}
+SPLITS: dict[Tokens, Split] = {
+    "calibration": "validation",
+    "validation": "holdout",
+    "test": "test",
+}
 CELLS = "cells.parquet"
 
 
@@ -72,9 +76,9 @@ class TableSpec:
         unknown = [name for name in self.free if name not in self.units.names]
         if unknown:
             raise ValueError(f"free units are of {self.units.names}, got {', '.join(unknown)}")
-        if "calibration" not in self.tokens or set(self.tokens) - {*HALVES}:
+        if "calibration" not in self.tokens or set(self.tokens) - {*SPLITS}:
             raise ValueError(
-                f"tokens are calibration and others of {', '.join(HALVES)}, got {self.tokens}"
+                f"tokens are calibration and others of {', '.join(SPLITS)}, got {self.tokens}"
             )
         if self.rest is not None and not 0 <= self.rest <= self.units.top:
             raise ValueError(f"rest is a level from 0 to {self.units.top}, got {self.rest}")
@@ -86,7 +90,7 @@ class TableSpec:
 
     def judges(self) -> dict[Tokens, Evaluator]:
         """One of each set of tokens."""
-        return {tokens: self.judge.on(HALVES[tokens]) for tokens in self.tokens}
+        return {tokens: self.judge.on(SPLITS[tokens]) for tokens in self.tokens}
 
     def choices(self) -> list[Allocation]:
         """All choices: levels of the free units, in order."""

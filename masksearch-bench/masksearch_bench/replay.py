@@ -10,8 +10,8 @@ from typing import Any
 
 from optuna.storages import InMemoryStorage
 
-from masksearch import Evaluator, Mask, Proposal, search
-from masksearch.contracts import Trials
+from masksearch import Mask, search
+from masksearch.contracts import Evaluator, Proposal, Trials
 from masksearch.executors.job import JobRun, idle_strategy_error
 
 

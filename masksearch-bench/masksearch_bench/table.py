@@ -27,11 +27,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from masksearch import Evaluator, Mask, Objective, Report, Shape, Units, lower
+from masksearch import Mask, Shape, Units
+from masksearch.contracts import Evaluator, Objective, Report
 from masksearch.errors import DataError, unknown_name
 from masksearch.files import write_in_one_move
 from masksearch.gates.units import Unit
 from masksearch.masks import parse
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import ROUNDING
 from masksearch.masks.text import short_text
 from masksearch.strategies.build import kind_of

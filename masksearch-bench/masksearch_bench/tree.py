@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch import CausalEvaluator, Evaluator, Units, lower
+from masksearch import CausalEvaluator, Units
+from masksearch.contracts import Evaluator
 from masksearch.evaluators.next_tokens import TokenScores, token_values
 from masksearch.gates.units import Allocation
+from masksearch.masks.lower import lower
 from masksearch.models.decoders import divergence
 
 

@@ -62,7 +62,7 @@ class ComparedMasks(ComparedRuns):
         """One row per mask, densest first; or `per="seed"`, one row per run of a mask and seed.
 
         Columns of runs: mask, kind, seed, status, sparsity (of the table), effective_sparsity
-        (over the pairs that real tokens form), block_density, every reported value, step,
+        (over the non-padding query-key pairs), block_density, every reported value, step,
         seconds, expression, fingerprint, error.
 
         Columns of masks: mask, kind, expression, sparsity, effective_sparsity, block_density,

@@ -35,7 +35,7 @@ ATTENTION_REMEDY = (
 
 HAND = "hand"  # where a hand-designed mask comes from
 SLACK = 1e-6  # share of a budget that rounding may add
-SPARSITIES = ("effective_sparsity", "sparsity")  # over pairs of real tokens, over the n x n cells
+SPARSITIES = ("effective_sparsity", "sparsity")  # over non-padding pairs, over the n x n cells
 
 
 # -- arrays ------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[R
 
 
 def sparsity_of(record: Record) -> float:
-    """Of the record's mask, over the pairs that real tokens form, in [0, 1].
+    """Of the record's mask, over the non-padding query-key pairs, in [0, 1].
 
     It is what masks are ranked, matched and filtered by. Where it was not measured, that of the
     table stands for it, else 0.

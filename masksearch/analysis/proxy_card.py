@@ -385,7 +385,7 @@ class ProxyCard:
 
 def rate_budgets(
     cells: Mapping[Place, pd.DataFrame],
-    judge: Place,
+    reference: Place,
     proxy: str,
     objectives: Sequence[Objective],
     draws: Resampling,
@@ -394,7 +394,7 @@ def rate_budgets(
 
     Args:
         cells: Measure, schedule and budget -> a value for each mask and seed.
-        judge: The reference.
+        reference: The place that the others are compared with.
         proxy: The measure that is cheap.
         objectives: Say which measures are better where they are lower.
         draws: Of masks and seeds.
@@ -407,25 +407,25 @@ def rate_budgets(
         sign = 1 if default_goal(place[0], objectives) == "max" else -1
         return sign * align_seeds(cells[place].to_numpy(np.float64))
 
-    truth = gains(judge)
+    truth = gains(reference)
     rows = []
     for place in sorted(place for place in cells if place[0] == proxy):
-        short = truth if place == judge else gains(place)
+        short = truth if place == reference else gains(place)
         count = int(np.isfinite(seed_mean(short)).sum())
         if count >= 2:
             row = {"schedule": place[1], "budget": place[2], "masks": count}
-            row["reference"] = place == judge
+            row["reference"] = place == reference
             rows.append(row | agreement(short, truth, draws))
     if all(row["reference"] for row in rows):
         raise SearchError(
-            f"{proxy} was observed at no other budget than the reference's ({judge[2]:,} "
+            f"{proxy} was observed at no other budget than the reference's ({reference[2]:,} "
             "steps), or for one mask only; a proxy card needs reports along the way, or "
             "shorter runs of the same masks"
         )
     return truth, rows
 
 
-def judge_proxy(
+def rate_proxy(
     table: pd.DataFrame,
     *,
     proxy: str = "loss",
@@ -471,14 +471,14 @@ def judge_proxy(
         cast("Place", place): rows.pivot(index="mask", columns="seed", values="value")
         for place, rows in finite.groupby(["measure", "schedule", "budget"])
     }
-    judge = choose_reference(cells, target, about.get("reference"))
-    masks, seeds = cells[judge].index, sorted(set(finite["seed"]))
+    reference = choose_reference(cells, target, about.get("reference"))
+    masks, seeds = cells[reference].index, sorted(set(finite["seed"]))
     everything = table.drop_duplicates("mask").set_index("mask")
     cells = {place: each.reindex(index=masks, columns=seeds) for place, each in cells.items()}
     density = everything["density"][masks].to_numpy()
     in_band = bands_of(density, bands)
     draws = Resampling(in_band, len(seeds), resamples)
-    truth, rows = rate_budgets(cells, judge, proxy, objectives, draws)
+    truth, rows = rate_budgets(cells, reference, proxy, objectives, draws)
     complete = np.isfinite(truth)
     left_out = {
         **about.get("left_out", {}),
@@ -494,7 +494,7 @@ def judge_proxy(
     return ProxyCard(
         proxy,
         target,
-        judge[1:],
+        reference[1:],
         pd.DataFrame(rows),
         dict(sorted(zip(unique, density.tolist(), strict=True), key=lambda m: (-m[1], m[0]))),
         tuple(density.tolist()),

@@ -29,7 +29,7 @@ from masksearch.analysis.stats import (
     diverged_score,
     estimate,
 )
-from masksearch.contracts import Objective, Record, Shape
+from masksearch.contracts import Objective, Record, Shape, read_split
 from masksearch.errors import CandidateError, check_name, without_controls
 from masksearch.files import path_inside
 from masksearch.masks import FAMILIES, full, parse
@@ -110,7 +110,7 @@ class MaskRuns:
     expression: str
     fingerprint: str
     at_random: bool  # its mask keeps keys drawn at random
-    sparsity: float  # over the pairs that real tokens form, in [0, 1]; NaN where no run has it
+    sparsity: float  # over the non-padding query-key pairs, in [0, 1]; NaN where no run has it
     table_sparsity: float  # over the n x n cells
     block_density: float
     cost: float  # as a share of dense attention's (`cost_of`)
@@ -198,7 +198,7 @@ class ComparedRuns:
             `"candidate"` (nobody says where it comes from); for those not named see
             `kind_of_mask`.
         meanings: Reported value -> what it measures, in a few words, for the verdict.
-        half: Which rows judged; empty where the evaluator has no halves, or it is not known.
+        split: Which rows judged; empty where the evaluator has no splits, or it is not known.
         read_out: What heads read of the encoder, where it is not the default.
         found_with: Searched mask -> how it was found, as far as it is known.
         promised: Mask of a search's front that is judged again -> its score in the search; None
@@ -223,7 +223,7 @@ class ComparedRuns:
     shape: Shape | None = None
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
-    half: str = ""
+    split: str = ""
     read_out: str = ""
     found_with: Mapping[str, Found] = field(default_factory=dict)
     promised: Mapping[str, float | None] = field(default_factory=dict)
@@ -283,7 +283,7 @@ class ComparedRuns:
             tuple(objectives),
             run,
             shape=shape,
-            half=facts.get("half", ""),
+            split=read_split(facts.get("half", "")),
             read_out=facts.get("read_out", ""),
             found_with={n: Found(tuple(s), *r) for n, (s, *r) in sources.items() if n in current},
             promised={name: score for name, score in promised.items() if name in current},
@@ -444,7 +444,7 @@ def mean(values: Mapping[int, float]) -> float:
 
 
 # -- what a comparison is given ----------------------------------------------------------------
-def read_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
+def masks_of_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
     """The masks to compare, by name.
 
     Raises:
@@ -505,13 +505,13 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
     return numbers
 
 
-def describe_reuse(sources: Mapping[str, Found], seeds: Collection[int], half: str) -> list[str]:
+def describe_reuse(sources: Mapping[str, Found], seeds: Collection[int], split: str) -> list[str]:
     """Says what flatters masks of searches: seeds and rows that found them and judge them too.
 
     Args:
         sources: How each was found.
         seeds: Those of the comparison.
-        half: Of the rows that judge; empty where the evaluator has no halves.
+        split: Of the rows that judge; empty where the evaluator has no splits.
     """
     lines: list[str] = []
     for name, each in sources.items():
@@ -520,10 +520,10 @@ def describe_reuse(sources: Mapping[str, Found], seeds: Collection[int], half: s
                 f"{name} was found with seed {', '.join(map(str, both))}, which judges it too: "
                 "its score is flattered; judge by other seeds"
             )
-        if each.same_rows and half:
+        if each.same_rows and split:
             lines.append(
-                f"{name} was found on rows that judge it too (half={half!r}): its score is "
-                "flattered; judge by rows that no search has seen (half='final' or 'test')"
+                f"{name} was found on rows that judge it too (split={split!r}): its score is "
+                "flattered; judge by rows that no search has seen (split='holdout' or 'test')"
             )
     return lines
 

@@ -367,10 +367,10 @@ def counted(text: str, numbers: dict[str, int]) -> list[str]:
 
 
 ROWS_THAT_JUDGE = {
-    "final": "Judged by rows that no search has seen (half='final').",
+    "holdout": "Judged by rows that no search has seen (split='holdout').",
     "test": "Judged by test rows, which no search has seen.",
-    "search": "Judged by the rows that searches use (half='search').",
-    "all": "Judged by all rows, those that searches use among them (half='all').",
+    "validation": "Judged by the rows that searches use (split='validation').",
+    "all": "Judged by all rows, those that searches use among them (split='all').",
     "": "The evaluator splits no rows, so those that judge may have found the searched masks too.",
 }
 
@@ -379,11 +379,13 @@ def row_lines(comparison: ComparedRuns, searched: list[MaskRuns]) -> list[str]:
     """On which rows and seeds searched masks are judged, and which of them had found them."""
     if not searched:
         return []
-    lines = [ROWS_THAT_JUDGE[comparison.half]]
+    lines = [ROWS_THAT_JUDGE[comparison.split]]
     for entry in searched:
         if entry.name in comparison.found_with:
             origin = {entry.name: comparison.found_with[entry.name]}
-            lines += [f"{line}." for line in describe_reuse(origin, entry.scores, comparison.half)]
+            lines += [
+                f"{line}." for line in describe_reuse(origin, entry.scores, comparison.split)
+            ]
     unknown = [entry.name for entry in searched if entry.name not in comparison.found_with]
     if unknown:
         lines.append(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from masksearch.cli.options import (
     DOWNSTREAM,
-    JUDGE,
+    EVALUATOR,
     MODEL,
     EvaluatorOptions,
     JudgeOptions,
@@ -39,7 +39,9 @@ COSTS = ("latency", "memory")  # of `WithCost`
 *FIRST, LAST = [f"--{name}" for name in DOWNSTREAM]
 ONE_OF_THEM = f"{', '.join(FIRST)} or {LAST}"
 FIELDS = [  # options that are fields of evaluators, under their names
-    each.name for each in fields(EvaluatorOptions) if each.metadata.get("group") in (JUDGE, MODEL)
+    each.name
+    for each in fields(EvaluatorOptions)
+    if each.metadata.get("group") in (EVALUATOR, MODEL)
 ]
 
 
@@ -100,10 +102,10 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         text = values.pop("decoder")
         of_engine = {n: texts[n] for n in ("account", "serving", "sinks") if n in texts}
         further = {name: each for name, each in texts.items() if name not in of_engine}
-        judge = CausalEvaluator(
+        evaluator = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)
         )
-        return Served(judge, **read_settings(of_engine, hints_of(Served), "Served"))
+        return Served(evaluator, **read_settings(of_engine, hints_of(Served), "Served"))
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks

@@ -71,14 +71,14 @@ def check(options: CheckOptions) -> None:
             if isinstance(made, Mask):
                 typer.echo("\n".join(mask_lines(facts_of_mask(made, LENGTH, BLOCK))))
                 return
-            lines, use = check_judge(made, Path(folder)), f"SPACE --evaluator {target}"
+            lines, use = try_evaluator(made, Path(folder)), f"SPACE --evaluator {target}"
     typer.echo("\n".join(lines))
     if lines[-1] != SAME or any(line.startswith(FAILS) for line in lines):
         raise typer.Exit(2)
     typer.echo(f"use it: masksearch search {use}")
 
 
-def check_judge(made: object, folder: Path) -> list[str]:
+def try_evaluator(made: object, folder: Path) -> list[str]:
     """Lets an evaluator judge two masks.
 
     Raises:
@@ -88,13 +88,13 @@ def check_judge(made: object, folder: Path) -> list[str]:
     from masksearch.masks import full, window
 
     check_evaluator(made)
-    judge: Any = made
-    goals = ", ".join(f"{each.name} ({each.goal})" for each in judge.objectives)
-    lines = [f"an evaluator of {goals}; shape {judge.shape}"]
+    evaluator: Any = made
+    goals = ", ".join(f"{each.name} ({each.goal})" for each in evaluator.objectives)
+    lines = [f"an evaluator of {goals}; shape {evaluator.shape}"]
     masks = {"full()": full(), "window(2)": window(2)}
 
     def run(place: Path) -> Sequence[Record]:
-        return compare(masks, judge, run=place, seeds=[0], progress=None).records
+        return compare(masks, evaluator, run=place, seeds=[0], progress=None).records
 
     records, agree = twice(run, folder)
     for record in records:
@@ -105,7 +105,7 @@ def check_judge(made: object, folder: Path) -> list[str]:
     return [*lines, agree]
 
 
-def check_space(space: Callable[..., Any], judge: Evaluator | None) -> list[str]:
+def check_space(space: Callable[..., Any], evaluator: Evaluator | None) -> list[str]:
     """Draws from a space: for the model and data of an evaluator, or else for a model of the
     layers and heads that its first mask has."""
     from masksearch.analysis.pareto import cost_of
@@ -113,28 +113,28 @@ def check_space(space: Callable[..., Any], judge: Evaluator | None) -> list[str]
     from masksearch.errors import MaskSearchError
     from masksearch.masks.measure import fingerprint, measures
 
-    told = Shape(LENGTH, LAYERS, HEADS) if judge is None else judge.shape
+    told = Shape(LENGTH, LAYERS, HEADS) if evaluator is None else evaluator.shape
     first, second = draws(space, told), draws(space, told)
     jobs = [job for job, _ in first if isinstance(job, Evaluate)]
     reasons = [job.reason for job, _ in first if isinstance(job, Refused)]
     lines = [f"a space: {len(jobs)} masks in {len(first)} draws"]
     costs: dict[str, float] = {}
     shape = told
-    if jobs and not judge:
+    if jobs and not evaluator:
         shape = Shape(LENGTH, jobs[0].mask.layers or 1, jobs[0].mask.heads or 1)
     for job in jobs:
         try:
             measured = measures(job.mask, shape)
-            measured |= judge.measures_of(job.mask) if judge else {}
+            measured |= evaluator.measures_of(job.mask) if evaluator else {}
             record = Record(0, "done", job, measures=measured)
             costs[fingerprint(job.mask, shape)] = cost_of(
-                record, judge.objectives if judge else ()
+                record, evaluator.objectives if evaluator else ()
             )
         except MaskSearchError as error:
             reasons.append(f"{type(error).__name__}: {error} (mask {job.mask})")
     if costs:
         low, high = min(costs.values()), max(costs.values())
-        where = "at the lengths of the data" if judge else f"at {LENGTH} positions"
+        where = "at the lengths of the data" if evaluator else f"at {LENGTH} positions"
         lines[0] += f"; different ones that a model can have: {len(costs)}, "
         lines[0] += f"which cost {low:.3g} to {high:.3g} of dense attention {where}"
     for name in dict.fromkeys(name for _, params in first for name in params):
@@ -171,9 +171,9 @@ def check_strategy(target: str, folder: Path) -> list[str]:
         return masks.window(trial.suggest_int("reach", 0, 7))
 
     def run(place: Path) -> Sequence[Record]:
-        judge = CostEvaluator(16, measure=("sparsity", "hops"))
+        evaluator = CostEvaluator(16, measure=("sparsity", "hops"))
         options: dict[str, Any] = {"strategy": target, "trials": 4, "progress": None}
-        return search(space, judge, run=place, **options).records()
+        return search(space, evaluator, run=place, **options).records()
 
     records, agree = twice(run, folder)
     lines = [

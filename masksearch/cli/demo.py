@@ -125,8 +125,8 @@ def run_demo(
     Raises:
         TypeError: If the true front of the evaluator's process is not known.
     """
-    judge = evaluator or PlantedEvaluator.graded(gate_batch=32)
-    process = judge.process
+    evaluator = evaluator or PlantedEvaluator.graded(gate_batch=32)
+    process = evaluator.process
     if not isinstance(process, GradedProcess):
         raise TypeError("the demonstration needs an evaluator on a GradedProcess")
     executor = Local(slots=slots, threads=1)
@@ -135,7 +135,7 @@ def run_demo(
     studies = {
         name: [
             search(
-                evaluator=judge,
+                evaluator=evaluator,
                 run=run / f"{name}-{seed}",
                 strategy=name,
                 seed=seed,
@@ -146,10 +146,10 @@ def run_demo(
         ]
         for name in STRATEGIES
     }
-    chosen, missing = choose(studies, judge)
+    chosen, missing = choose(studies, evaluator)
     compare(
         {"dense": masks.full(), **masks.FAMILIES, "oracle": process.oracle, **chosen},
-        judge,
+        evaluator,
         run=run / "compare",
         seeds=seeds,
         kinds={"oracle": "control"},
@@ -158,7 +158,7 @@ def run_demo(
     lines = [*describe_reached(process, studies), *missing]
     notes = {
         "title": "Who comes near the true front?",
-        "about": introduce(judge, process, len(seeds)),
+        "about": introduce(evaluator, process, len(seeds)),
         "verdicts": lines,
         "truth": [[point.sparsity, point.accuracy] for point in process.front],
         "facts": {"worker processes": str(slots)},
@@ -168,9 +168,9 @@ def run_demo(
     return report_on(run, run / "report.html", command=command), lines
 
 
-def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> list[str]:
+def introduce(evaluator: PlantedEvaluator, process: GradedProcess, seeds: int) -> list[str]:
     """The question, who asks it, and what the figures mean, for someone who knows none of it."""
-    shape = judge.shape
+    shape = evaluator.shape
     return [
         f"The task: {process.length} tokens. Some share a symbol with tokens at fixed "
         f"distances. A model must name hidden symbols, so it needs to attend at these distances: "
@@ -178,7 +178,7 @@ def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> li
         "planted, so the best accuracy that any mask allows is known exactly: "
         f"{process.chance:.3f} by chance, {process.ceiling:.3f} at most.",
         f"The model: a BERT of {shape.layers} layer and {shape.heads} heads, trained for "
-        f"{judge.steps} steps under each mask; its accuracy on unseen sequences is the "
+        f"{evaluator.steps} steps under each mask; its accuracy on unseen sequences is the "
         "score. So few steps do not reach what a mask allows, least of all without a mask "
         "(dense), where the model must find the distances by itself.",
         "The strategies: dam trains one model whose mask is learned with it (the differentiable "
@@ -208,13 +208,13 @@ def volume(process: GradedProcess, points: Iterable[tuple[float, float]]) -> flo
 
 
 def choose(
-    studies: Mapping[str, Sequence[Study]], judge: PlantedEvaluator
+    studies: Mapping[str, Sequence[Study]], evaluator: PlantedEvaluator
 ) -> tuple[dict[str, Record], list[str]]:
     """The mask of each strategy that scored best in its searches among those that leave out
     `SPARSITY`, and a line for each strategy that has none."""
     chosen: dict[str, Record] = {}
     missing = []
-    score = judge.objectives[0]
+    score = evaluator.objectives[0]
     for name, searches in studies.items():
         best = []
         for study in searches:

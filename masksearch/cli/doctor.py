@@ -31,7 +31,7 @@ FEATURES = {  # extra -> (its module, what needs it); engines name their own
 
 DATA = typer.Argument(
     help="Folders or files of data, to be told which option takes them.  [default: none]",
-    rich_help_panel=options.JUDGE,
+    rich_help_panel=options.EVALUATOR,
     metavar="DATA...",
 )
 

@@ -17,7 +17,7 @@ import typer
 from masksearch.cli.options import (
     ALLOCATION,
     COMPARED,
-    JUDGE,
+    EVALUATOR,
     MASK_TEXT,
     MODEL,
     OUTPUT,
@@ -258,7 +258,7 @@ class AllocateOptions:
     )
     text: str = argument(
         "Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
-        *(JUDGE, "TEXT"),
+        *(EVALUATOR, "TEXT"),
     )
     budget: list[float] = option(
         "Largest share of the bytes of the dense cache of keys and values; repeatable, one "
@@ -273,10 +273,10 @@ class AllocateOptions:
     method: str | None = described(ALLOCATION)
     tries: int | None = described(ALLOCATION)
     trials: int | None = described(ALLOCATION)
-    length: int | None = described(JUDGE)
-    sequences: int | None = described(JUDGE)
-    held_out: str | None = described(JUDGE)
-    tasks: list[str] | None = described(JUDGE)
+    length: int | None = described(EVALUATOR)
+    sequences: int | None = described(EVALUATOR)
+    held_out: str | None = described(EVALUATOR)
+    tasks: list[str] | None = described(EVALUATOR)
     set: list[str] | None = option(
         "The device (device=cpu), the precision (precision=float32), rows of each task "
         "(task_rows=48); repeatable.",
@@ -348,16 +348,16 @@ class SparsifyOptions:
         *(MODEL, "MODEL"),
     )
     glue: str | None = downstream("glue")
-    tasks: str | None = option("With --glue: the task's name.", *(JUDGE, "none", "NAME"))
+    tasks: str | None = option("With --glue: the task's name.", *(EVALUATOR, "none", "NAME"))
     data: Path | None = option(
         "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",
-        *(JUDGE, "none", "FOLDER"),
+        *(EVALUATOR, "none", "FOLDER"),
     )
     text: list[str] | None = option(
-        "With --data: a column of texts; a second one for pairs.", *(JUDGE, "none", "COLUMN")
+        "With --data: a column of texts; a second one for pairs.", *(EVALUATOR, "none", "COLUMN")
     )
     label: str | None = option(
-        "With --data: the column of labels, classes or scores.", *(JUDGE, "none", "COLUMN")
+        "With --data: the column of labels, classes or scores.", *(EVALUATOR, "none", "COLUMN")
     )
     budget: list[float] = option(
         "Largest share of the non-padding query-key pairs that is kept; repeatable, a folder "

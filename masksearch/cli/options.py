@@ -28,7 +28,7 @@ Options = TypeVar("Options")
 SEARCHED = "What to search"
 COMPARED = "Which masks"
 RUN = "Which run"
-JUDGE = "What judges a mask"
+EVALUATOR = "What evaluates a mask"
 MODEL = "The model that is trained, and how"
 ALLOCATION = "Layers or heads that have full attention or a local mask"
 PLACE = "Where it runs"
@@ -172,7 +172,7 @@ Preset = Annotated[
 def downstream(name: str) -> Any:
     """The option of a task that models are fine-tuned on."""
     _, does, value = DOWNSTREAM[name]
-    return option(does, JUDGE, "not fine-tuned", value)
+    return option(does, EVALUATOR, "not fine-tuned", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class EvaluatorOptions:
 
     corpus: str | None = option(
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
-        *(JUDGE, "the planted corpus, which needs no file", "TEXT"),
+        *(EVALUATOR, "the planted corpus, which needs no file", "TEXT"),
     )
     glue: str | None = downstream("glue")
     squad: str | None = downstream("squad")
@@ -189,27 +189,27 @@ class EvaluatorOptions:
     decoder: str | None = option(
         "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
         "hf:OWNER/NAME, or recall, a planted task.",
-        *(JUDGE, "no decoder", "TEXT"),
+        *(EVALUATOR, "no decoder", "TEXT"),
     )
     evaluator: str | None = option(
         "Your own evaluator instead: a class in a file, or a function that returns one; --set "
         "gives it arguments.",
-        *(JUDGE, "none", "FILE.py:NAME"),
+        *(EVALUATOR, "none", "FILE.py:NAME"),
     )
     costs: str | None = option(
         "Also minimise costs of attention, separated by commas: latency (of its kernel, not of "
         "the model; a share of dense attention's), memory (of its scores, in bytes); at --set "
         "cost.length=N, another length than the model's.",
-        *(JUDGE, "none", "NAMES"),
+        *(EVALUATOR, "none", "NAMES"),
     )
     reuse: Path | None = option(
         "A folder of results that several runs share: a mask that it knows under this protocol "
         "and seed is not trained again.",
-        *(JUDGE, "none", "FOLDER"),
+        *(EVALUATOR, "none", "FOLDER"),
     )
     preset: Preset = None
     set: Settings = None
-    tasks: str | None = described(JUDGE)
+    tasks: str | None = described(EVALUATOR)
     size: str | None = described(MODEL)
     weights: str | None = described(MODEL)
     adapt: str | None = described(MODEL)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WHOLE = 1_000  # characters of an expression that is printed
 LONGEST = 256  # positions at which a mask of any length is drawn
 OF_PAIRS = (
-    "sparsity: left-out share of the pairs that real tokens form; of the table: of all n x n cells"
+    "sparsity: left-out share of the non-padding query-key pairs; of the table: of all n x n cells"
 )
 
 

@@ -93,7 +93,7 @@ def pretrain(options: PretrainOptions) -> None:
     with join_processes() as group:
         preset = options.preset
         make = MlmEvaluator if preset is None else partial(MlmEvaluator.preset, preset)
-        evaluator = make(options.corpus, half="all", **settings)
+        evaluator = make(options.corpus, split="all", **settings)
         run = {
             "mask": str(chosen),
             "digest": chosen.digest,
@@ -117,7 +117,7 @@ def pretrain(options: PretrainOptions) -> None:
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
     """The evaluator's settings as plain data."""
-    settings = {name: value for name, value in read_settings(evaluator).items() if name != "half"}
+    settings = {name: value for name, value in read_settings(evaluator).items() if name != "split"}
     return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
 
 

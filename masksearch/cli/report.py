@@ -250,7 +250,7 @@ class ProxyCardOptions:
 def proxy_card(options: ProxyCardOptions) -> None:
     """Say how far to trust short runs: whether they rank masks as longer ones or GLUE do.
 
-    Bands of density, bootstrap samples and what is asked of a short run: ms.proxy_card.
+    Bands of density, bootstrap samples and what is asked of a short run: proxy_card.
 
     Examples:
         masksearch proxy-card runs/search

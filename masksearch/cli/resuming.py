@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
+from masksearch.contracts import read_split
 from masksearch.files import read_object, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
@@ -149,6 +150,12 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
         return value.replace(before, now) if isinstance(value, str) else value
 
     options = {name: follow(value) for name, value in options.items()}
+    if "half" in options:  # as runs of earlier versions say it
+        options["split"] = read_split(options.pop("half"))
+    options["set"] = [
+        f"split={read_split(each[5:])}" if each.startswith("half=") else each
+        for each in options.get("set") or ()
+    ]
     if changed.get("set") and "set" in options:
         every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}

@@ -137,7 +137,7 @@ class CompareOptions(JudgeOptions):
         default="all",
     )
     as_json: Json = False
-    half: str | None = described(COMPARED)
+    split: str | None = described(COMPARED)
     against: list[str] | None = described(COMPARED)
     margin: float | None = described(COMPARED)
 
@@ -189,8 +189,8 @@ def run_search(options: SearchOptions) -> Study:
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=kind.trials)
     enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
-    judge = build_evaluator(options)
-    goals = {objective.name: objective.goal for objective in judge.objectives}
+    evaluator = build_evaluator(options)
+    goals = {objective.name: objective.goal for objective in evaluator.objectives}
     scheduler = None
     if halving is not None:
         scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
@@ -199,14 +199,14 @@ def run_search(options: SearchOptions) -> Study:
     baselines = {} if options.baselines is False else baselines
     space: Any = None if options.space is None else load_function(options.space)
     if levels and kind.space != "none":
-        space = build_units(units, judge.shape, judge.kv_head_count)
+        space = build_units(units, evaluator.shape, evaluator.kv_head_count)
     with (
-        open_loggers(names, run, judge.objectives) as loggers,
+        open_loggers(names, run, evaluator.objectives) as loggers,
         resumable(run, "search", vars(options)),
     ):
         return search(
             space,
-            judge,
+            evaluator,
             run=run,
             storage=options.storage,
             trials=options.trials,
@@ -265,12 +265,12 @@ def run_compare(options: CompareOptions) -> Comparison:
     from masksearch.analysis.stats import CLAIM_SEEDS
     from masksearch.cli.build import build_evaluator, build_executor
     from masksearch.driver import compare
-    from masksearch.strategies.entrants import judge_on
+    from masksearch.strategies.candidates import on_split
 
-    half: Any = options.half  # another name is refused
-    judge = judge_on(build_evaluator(options), half)
-    compared = masks_to_compare(options, judge)
-    if options.seeds < CLAIM_SEEDS and not judge.seedless:
+    split: Any = options.split  # another name is refused
+    evaluator = on_split(build_evaluator(options), split)
+    compared = masks_to_compare(options, evaluator)
+    if options.seeds < CLAIM_SEEDS and not evaluator.seedless:
         typer.echo(
             f"fewer than {CLAIM_SEEDS} seeds decide nothing: take --seeds {CLAIM_SEEDS} or more",
             err=True,
@@ -278,9 +278,9 @@ def run_compare(options: CompareOptions) -> Comparison:
     with resumable(options.run, "compare", vars(options)):
         return compare(
             **compared,
-            evaluator=judge,
+            evaluator=evaluator,
             run=options.run,
-            half=half,
+            split=split,
             executor=build_executor(options),
         )
 
@@ -303,9 +303,9 @@ def named_masks(options: CompareOptions) -> dict[str, Candidate]:
     return named
 
 
-def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any]:
+def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
-    from masksearch.analysis.runs import draws_keys, names_alike, read_candidates
+    from masksearch.analysis.runs import draws_keys, masks_of_candidates, names_alike
     from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
@@ -317,14 +317,14 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
     named = named_masks(options)
     budgets = read_budgets(options.budget)
     inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
-    mine = read_candidates(inside) if inside else {}
+    mine = masks_of_candidates(inside) if inside else {}
     candidates, kinds = dict(named), {}
     check_name("controls in --controls", options.controls, CONTROLS)
     if options.controls == "dense":
         candidates, kinds = {"dense": full(), **named}, {"dense": "control"}
     elif options.controls == "all":
         alike = {
-            other: random_like(chosen, judge.shape, first_key=other.endswith(FIRST_KEY))
+            other: random_like(chosen, evaluator.shape, first_key=other.endswith(FIRST_KEY))
             for name, chosen in mine.items()
             if name not in FAMILIES
             for other in names_alike(name)
@@ -338,7 +338,7 @@ def masks_to_compare(options: CompareOptions, judge: Evaluator) -> dict[str, Any
             families = {} if budgets else dict(FAMILIES)
             for budget in budgets:  # those that a search prefers or, where it has none, all
                 best = best_baselines(named, budget, options.storage)
-                families |= best or hand_designed(judge, [budget])
+                families |= best or hand_designed(evaluator, [budget])
         added: dict[str, Candidate] = {"dense": full(), **families, **alike}
         if taken := [name for name in added if mine.get(name, added[name]) != added[name]]:
             raise OptionsError(

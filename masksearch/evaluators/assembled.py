@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, cast, get_args
 
 import torch
 
-from masksearch.contracts import Half
+from masksearch.contracts import Split
 from masksearch.errors import check_name
 from masksearch.training.loop import TrainConfig, find_device, find_precision
 from masksearch.training.parts import RATES, Machine, Training
@@ -25,35 +25,35 @@ class Trained(Training):
     """The settings of a training, and which held-out rows are scored.
 
     Args:
-        half: Which held-out rows are scored: `"search"`, or those that no search has seen
-            (`"final"`). `"all"` = both, as versions without halves had it; `"test"` = the data's
+        split: Which held-out rows are scored: `"validation"`, or those that no search has seen
+            (`"holdout"`). `"all"` = both, as versions without splits had it; `"test"` = the data's
             test rows. Nothing that is trained depends on it.
     """
 
-    half: Half = "search"
+    split: Split = "validation"
 
     held: ClassVar[Mapping[str, Any]] = {}  # in a packed evaluator the data that it holds
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name("half", self.half, get_args(Half))
+        check_name("split", self.split, get_args(Split))
         if isinstance(self, Machine):  # once: a worker's GPU is not asked again
             precision = find_precision(self.precision, self.device)
             object.__setattr__(self, "precision", precision)
 
-    def on(self, half: Half) -> Self:
+    def on(self, split: Split) -> Self:
         """The same evaluator on other rows: another protocol, and the same training.
 
         Args:
-            half: `"search"`, `"final"`, `"test"` or `"all"`.
+            split: `"validation"`, `"holdout"`, `"test"` or `"all"`.
 
         Raises:
             DataError: If the data has no such rows.
         """
-        if half == self.half:
+        if split == self.split:
             return self
-        made = replace(self, half=half)
-        _ = cast(Any, made).protocol  # reads the rows, and so refuses an empty half
+        made = replace(self, split=split)
+        _ = cast(Any, made).protocol  # reads the rows, and so refuses an empty split
         return made
 
     def holding(self, **data: Any) -> Self:

@@ -31,13 +31,14 @@ from masksearch.contracts import (
     LOW,
     MAJORITY,
     NATS,
+    STORED_SPLITS,
     Batch,
     Differentiable,
     Evaluator,
-    Half,
     Objective,
     Report,
     Shape,
+    Split,
     mixed_seed,
 )
 from masksearch.errors import SearchError, check_name, outside_level
@@ -223,7 +224,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
                 length=self.length,
                 cache=self.cache,
                 held_out=self.held_out,
-                test=self.half == "test",
+                test=self.split == "test",
             )
         if start is not None:
             start.check_tokens(task.vocabulary)
@@ -232,7 +233,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     @property
     def rows(self) -> NextTokenRows:
         """The tokens that are judged; DataError if there are none."""
-        return read_rows(self.task(), self.half, self.held_out_sequences)
+        return read_rows(self.task(), self.split, self.held_out_sequences)
 
     @property
     def prompts(self) -> dict[str, NextTokenRows]:
@@ -240,7 +241,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         text = self.task()
         if not isinstance(text, NextTokenText):
             return {}
-        return {name: read_task(text, self.half, name, self.task_rows) for name in self.tasks}
+        return {name: read_task(text, self.split, name, self.task_rows) for name in self.tasks}
 
     def packed(self) -> Self:
         """The same evaluator with its text, not with a checkpoint's weights, in memory."""
@@ -341,7 +342,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         return ({"tasks": prompts} if prompts else {}) | {
             "model": self.weights_settings(),
             "rows": self.rows.digest(),
-            "half": self.half,
+            "half": STORED_SPLITS[self.split],
             "adapt": self.adapts,
             "recover": recover,
             "bands": self.edges,
@@ -383,8 +384,8 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
     def dtype(self) -> torch.dtype:
         """The type of a checkpoint's weights in memory: bfloat16 where that is the precision, and
         nothing is trained."""
-        half = self.precision == "bfloat16" and self.seedless
-        return torch.bfloat16 if half else torch.float32
+        short = self.precision == "bfloat16" and self.seedless
+        return torch.bfloat16 if short else torch.float32
 
     @property
     def weights_frozen(self) -> bool:
@@ -473,7 +474,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
             yield Report(number, values)
         for number in chain([] if first is None else [first], steps):
             if number in due and number < config.steps:
-                values = token_values(self.judge(model), self.rows, self.edges)
+                values = token_values(self.score(model), self.rows, self.edges)
                 memory["curve"].append([number, values])
                 yield Report(number, values)
         yield Report(config.steps, self.last_values(model, workdir, seed))
@@ -500,7 +501,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         decoder: nn.Module = model.model
         return attach(decoder, mask)
 
-    def judge(self, model: NextTokenModel, shared: DenseDecoder | None = None) -> TokenScores:
+    def score(self, model: NextTokenModel, shared: DenseDecoder | None = None) -> TokenScores:
         """A model's scores on the held-out tokens. Of a shared dense decoder, states of layers
         that are as under the mask before are reused, and `kl` compares with it."""
         return score_tokens(
@@ -516,14 +517,14 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         self, model: NextTokenModel, workdir: Path, seed: int, shared: DenseDecoder | None = None
     ) -> dict[str, float]:
         """The values of the last report; the scores of documents go to the working folder."""
-        rows, scores = self.rows, self.judge(model, shared)
+        rows, scores = self.rows, self.score(model, shared)
         documents = row_scores(scores.nll, rows)
         documents.save(workdir)
         values = token_values(scores, rows, self.edges)
         values[f"{LOSS}{MAJORITY}"] = constant_loss(self.task(), rows)
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
-        values |= self.judge_tasks(model)
+        values |= self.score_tasks(model)
         if dense := self.dense_losses(seed):
             added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
             for group, members in GROUPS.items():
@@ -532,7 +533,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
             values |= added | {LOST: max(added.values())}
         return values
 
-    def judge_tasks(self, model: NextTokenModel) -> dict[str, float]:
+    def score_tasks(self, model: NextTokenModel) -> dict[str, float]:
         """Right answers and losses of the tasks, and the mean loss of each group of them."""
         values: dict[str, float] = {}
         for name, rows in self.prompts.items():
@@ -544,7 +545,7 @@ class CausalEvaluator(Text, Model, Machine, Adapt, Trained, Evaluator):
         return values
 
     def dense_losses(self, seed: int) -> dict[str, float]:
-        """What the dense model loses on the text and in each task that it can do; nothing where
+        """The dense model's losses on the text and in each task that it can do; empty where
         there is no such model, or no task."""
         if not self.tasks or self.adapts == "train":
             return {}
@@ -596,18 +597,18 @@ def hold_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) 
 
 
 @lru_cache(maxsize=4)
-def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
+def read_rows(text: NextTokenTask, split: Split, most: int) -> NextTokenRows:
     """The tokens that are judged."""
-    return text.held_out(half, most)
+    return text.held_out(split, most)
 
 
 @lru_cache(maxsize=4)
-def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
+def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
     """Losses of the dense model of an evaluator, which has no mask on: of the text, and of each
     task in which it is better than a guess. SearchError if there is none; warns of the others."""
-    values = judge.judge_tasks(judge.shared(seed).model)
-    losses, failed = {LOSS: measure_text(judge, seed)}, list[str]()
-    for name, rows in judge.prompts.items():
+    values = evaluator.score_tasks(evaluator.shared(seed).model)
+    losses, failed = {LOSS: measure_text(evaluator, seed)}, list[str]()
+    for name, rows in evaluator.prompts.items():
         if (loss := values[f"{LOSS}/{name}"]) < rows.guess:
             losses[name] = loss
         else:
@@ -625,13 +626,13 @@ def measure_dense(judge: CausalEvaluator, seed: int) -> dict[str, float]:
 
 
 @lru_cache(maxsize=4)
-def measure_text(judge: CausalEvaluator, seed: int) -> float:
+def measure_text(evaluator: CausalEvaluator, seed: int) -> float:
     """Loss of that model on the text."""
-    scores = judge.judge(judge.shared(seed).model)
-    return token_values(scores, judge.rows, judge.edges)[LOSS]
+    scores = evaluator.score(evaluator.shared(seed).model)
+    return token_values(scores, evaluator.rows, evaluator.edges)[LOSS]
 
 
 @lru_cache(maxsize=2)
-def share_dense(judge: CausalEvaluator, seed: int) -> DenseDecoder:
+def share_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
-    return DenseDecoder(judge.dense(seed), judge.rows.tokens, judge.precision)
+    return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.precision)

@@ -18,13 +18,14 @@ from masksearch.analysis.row_scores import ROWS
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     POINT,
+    STORED_SPLITS,
     Batch,
     Differentiable,
     Evaluator,
-    Half,
     Objective,
     Report,
     Shape,
+    Split,
     mixed_seed,
 )
 from masksearch.errors import DataError, SearchError, check_name
@@ -94,11 +95,11 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
     on the one task already (its configuration names a class with a head, such as
     BertForSequenceClassification) is itself the dense model.
 
-    `half` says which of the rows that are scored: `"search"`, or those that no search has seen
-    (`"final"`); `"all"` = both, with the objectives of versions that knew no halves; `"test"` =
-    labelled test rows. The pre-training's text is halved likewise.
+    `split` says which of the rows that are scored: `"validation"`, or those that no search has
+    seen (`"holdout"`); `"all"` = both, with the objectives of versions that knew no splits;
+    `"test"` = labelled test rows. The pre-training's text is halved likewise.
 
-    `shape.lengths` are those of the training rows (not with `half="all"`), so that sparsity is
+    `shape.lengths` are those of the training rows (not with `split="all"`), so that sparsity is
     measured over pairs of tokens. Each of several tasks weighs the same there.
 
     A batch of shorter sequences is computed on the mask's top-left corner, which gives the same
@@ -223,11 +224,11 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
 
     @cached_property
     def pretrainer(self) -> MlmEvaluator:
-        """The pre-training, where there is a corpus; with test rows go its text's final half."""
-        half: Half = "final" if self.half == "test" else self.half
+        """The pre-training, where there is a corpus; with test rows go its text's holdout."""
+        split: Split = "holdout" if self.split == "test" else self.split
         names = settings_fields(MlmEvaluator)
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return MlmEvaluator(**settings | {"half": half})
+        return MlmEvaluator(**settings | {"split": split})
 
     @property
     def start(self) -> Pretrained:
@@ -287,14 +288,14 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
         """The sizes of a mask, with the training rows' lengths and the last layer's rows."""
         alone = self.corpus is None
         shape = self.start.shape(self.length) if alone else self.pretrainer.shape
-        if self.half == "all":
+        if self.split == "all":
             return shape
         return replace(shape, lengths=self.lengths, read=self.read, tokens=self.token_rows)
 
     @cached_property
     def read(self) -> int | None:
         """Leading rows of the last layer that reach a score; None = all, as in a pre-training."""
-        if self.half == "all" or self.corpus is not None:
+        if self.split == "all" or self.corpus is not None:
             return None
         folder, tuned = self.start.locate(), self.weights_frozen
         return rows_read(folder, self.head_reads, tuned=tuned, kind=self.own_head)
@@ -308,8 +309,8 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """The score (worst: constant answers) and the mask's sparsity over pairs of tokens, since
-        rows are padded; of all rows as versions without halves had them."""
-        whole = self.half == "all"
+        rows are padded; of all rows as versions without splits had them."""
+        whole = self.split == "all"
         score = Objective(self.score_name, "max", 0.0 if whole else self.constant_score, POINT)
         return (score, Objective("sparsity" if whole else "effective_sparsity", "max", 0.0))
 
@@ -365,8 +366,8 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
             settings |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
             settings |= {"held_out": None, "precision": self.precision}
             settings |= {} if dropout is None else {"dropout": dropout}
-        if self.half != "all":
-            settings["half"] = self.half
+        if self.split != "all":
+            settings["half"] = STORED_SPLITS[self.split]
         settings |= self.task_settings()
         settings |= {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
         settings["finetune_batch"] = self.finetune_batch
@@ -596,7 +597,7 @@ class FineTuning(Text, Model, EncoderTraining, Machine, Adapt, Trained, Evaluato
         return {n: self.trainer.hash_rows(self.tokens(n).train) for n in self.downstream}
 
     def dense_name(self, head: nn.Module, name: str, seed: int) -> str:
-        """What a task's dense model is called among files: by what its weights depend on."""
+        """The name of a task's dense model among files: a hash of what its weights depend on."""
         if self.is_tuned:
             return short_hash("tuned-1", self.start.digest)
         return f"{name}-{self.dense_key(head, name, seed)}"

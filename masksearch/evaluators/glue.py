@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch, Half, mixed_seed
+from masksearch.contracts import LOW, MAJORITY, Batch, Split, mixed_seed
 from masksearch.errors import DataError, check_name
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, TokenRows, begin_at, pad_rows, tokenize_rows
@@ -62,7 +62,7 @@ class GlueEvaluator(FineTuning):
     metric under its name (`"SST-2"`, .., and `"MNLI-mm"`), each of several official metrics under
     `"<set>/<metric>"`, under `"<set>/majority"` what a constant answer earns, and `"glue"`: where
     all nine columns of the GLUE average are there, that average (and `"glue/without_rte"`; see
-    `ms.glue_score`), otherwise the mean over `tasks` of their metrics. With `half` other than
+    `glue_score`), otherwise the mean over `tasks` of their metrics. With `split` other than
     `"all"` there is also `"<set>/low"`, the lower end of the primary metric's 95% interval over
     rows, and the score's reference for hypervolumes is that of constant answers.
 
@@ -72,7 +72,7 @@ class GlueEvaluator(FineTuning):
         tasks: GLUE's tasks by name, or in Python `GlueTask`s of one's own.
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
             Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
-            of both); see `ms.glue_score`.
+            of both); see `glue_score`.
         read_out: What the head reads of the last hidden states: `"first+mean"`, or of pairs of
             texts `"pair"`, which compares them outside of attention; see `SequenceClassifier`.
             `"own"` is the class that `AutoModelForSequenceClassification` takes, whose
@@ -154,11 +154,11 @@ class GlueEvaluator(FineTuning):
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process."""
         task = self.glue_task(name)
-        return read_glue(self.glue, task, self.rows, dev_rows=self.dev_rows, half=self.half)
+        return read_glue(self.glue, task, self.rows, dev_rows=self.dev_rows, split=self.split)
 
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
-        place = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.half)
+        place = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.split)
         return read_tokens(self.source, *place)
 
     @cached_property
@@ -230,7 +230,7 @@ class GlueEvaluator(FineTuning):
             names = {task.primary, *column_metrics(task, self.convention)}
             each = {m: row_scores(task, m, guess, labels, metrics[m]) for m in names}
             least = 0.0 if task.primary in ("accuracy", "f1") else -1.0
-            if self.half != "all":
+            if self.split != "all":
                 values[f"{part}{LOW}"] = lower_bound(each[task.primary], least)
             counted = [each[metric] for metric in column_metrics(task, self.convention)]
             scores[part] = np.mean(counted, axis=0)
@@ -281,10 +281,10 @@ def read_tokens(
     task: GlueTask,
     rows: int | None,
     dev_rows: int | None,
-    half: Half,
+    split: Split,
 ) -> GlueTokens:
     """A task's tokenized rows, made once a process."""
-    data = read_glue(folder, task, rows, dev_rows=dev_rows, half=half)
+    data = read_glue(folder, task, rows, dev_rows=dev_rows, split=split)
     train, *dev = (
         TokenRows.of(tokenize_rows(source, part.texts, part.labels))
         for part in (data.train, *data.dev.values())

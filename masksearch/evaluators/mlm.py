@@ -25,6 +25,7 @@ from masksearch.contracts import (
     LOW,
     MAJORITY,
     NATS,
+    STORED_SPLITS,
     Batch,
     Differentiable,
     Evaluator,
@@ -88,7 +89,7 @@ class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
 
     With `weights` the training starts from a checkpoint, and `steps=0` judges the checkpoint under
     the mask as it is. Held-out sequences are halved by whole documents, which are dealt out by a
-    hash of their first tokens, see `Corpus.held_out_rows`; `half="test"` = the folder's test.txt,
+    hash of their first tokens, see `Corpus.held_out_rows`; `split="test"` = the folder's test.txt,
     or the split of that name of `hf:..`.
 
     Raises:
@@ -186,10 +187,10 @@ class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
             "compile": (self.compile, False),
         }
         settings |= {name: value for name, (value, usual) in later.items() if value != usual}
-        if self.half == "all":
+        if self.split == "all":
             return settings
-        task.corpus.held_out_rows(self.half)  # refuses an empty half before any training
-        return settings | {"half": self.half}
+        task.corpus.held_out_rows(self.split)  # refuses an empty split before any training
+        return settings | {"half": STORED_SPLITS[self.split]}
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text and of the checkpoint, where there is one."""
@@ -217,7 +218,7 @@ class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
             length=self.length,
             cache=self.cache,
             held_out=self.held_out,
-            test=self.half == "test",
+            test=self.split == "test",
         )
         return build_task(
             corpus,
@@ -225,7 +226,7 @@ class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
             self.held_out_sequences,
             PAIRS.get(self.pretraining),
             self.whole_words,
-            self.half,
+            self.split,
         )
 
     def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -441,7 +442,7 @@ class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
 
         It also says what a model without context earns, `"loss/majority"` (see
         `context_free_loss`), and the upper end of the loss's 95% interval over held-out
-        sequences, `"loss/low"`; not with `half="all"`, as versions without halves had it.
+        sequences, `"loss/low"`; not with `split="all"`, as versions without splits had it.
         """
         keys_of_rows(mask, self.shape)  # refuses a mask that does not fit before anything is read
         model = self.build_model(seed)
@@ -450,7 +451,7 @@ class MlmEvaluator(Text, Model, EncoderTraining, Machine, Trained, Evaluator):
                 held_out = self.held_out_batches()
                 rows = self.sequence_scores(model, held_out)
                 rows.save(workdir)
-                if self.half != "all":
+                if self.split != "all":
                     losses = rows.scores["text"]
                     sides = {f"loss{MAJORITY}": self.context_free_loss(held_out)}
                     if len(losses) > 1:  # one sequence has no interval

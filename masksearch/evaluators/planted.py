@@ -25,6 +25,7 @@ from masksearch.contracts import (
     LOW,
     MAJORITY,
     POINT,
+    STORED_SPLITS,
     Batch,
     Differentiable,
     Evaluator,
@@ -128,7 +129,7 @@ class PlantedEvaluator(Trained, Evaluator):
     @property
     def draw(self) -> int:
         """Number of the held-out draw."""
-        return {"final": 1, "test": 2}.get(self.half, 0)
+        return {"holdout": 1, "test": 2}.get(self.split, 0)
 
     @property
     def shape(self) -> Shape:
@@ -177,7 +178,7 @@ class PlantedEvaluator(Trained, Evaluator):
             self.downstream_batch,
             self.initializer_range,
             self.held_out_sequences,
-            *([self.half] if self.draw else []),
+            *([STORED_SPLITS[self.split]] if self.draw else []),
         )
         return text_hash(repr(parts))
 

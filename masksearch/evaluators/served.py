@@ -62,20 +62,20 @@ class Served(EvaluatorWrapper):
     sinks: Sinks | None = None
 
     def __post_init__(self) -> None:
-        judge = self.evaluator
-        if not isinstance(judge, CausalEvaluator):
+        evaluator = self.evaluator
+        if not isinstance(evaluator, CausalEvaluator):
             raise TypeError(
-                f"Served takes a CausalEvaluator, got {type(judge).__name__}: engines serve "
+                f"Served takes a CausalEvaluator, got {type(evaluator).__name__}: engines serve "
                 "decoders; put Cached and WithCost around it"
             )
         check_name("account", self.account, ACCOUNTS)
         check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))
-        if self.sinks is not None and not judge.seedless:
+        if self.sinks is not None and not evaluator.seedless:
             raise ValueError(
                 "sinks= judges a checkpoint in the form that engines serve: give weights= and "
-                f"adapt='none', got weights={judge.weights} and adapt={judge.adapts!r}"
+                f"adapt='none', got weights={evaluator.weights} and adapt={evaluator.adapts!r}"
             )
-        if self.sinks is not None and isinstance(judge.corpus, Recall):
+        if self.sinks is not None and isinstance(evaluator.corpus, Recall):
             raise ValueError(
                 "planted recall has token ids of its own, so sinks= belongs to text; leave it out"
             )
@@ -129,26 +129,28 @@ class Served(EvaluatorWrapper):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields the decoder's reports; of a mask with sinks, where these are asked for as they
         are served, that of the model that engines open."""
-        judge = self.evaluator
-        if self.sinks is None or not keeps_sinks(mask, judge.shape.layers):
-            with closed_after(judge(mask, seed=seed, workdir=workdir)) as reports:
+        evaluator = self.evaluator
+        if self.sinks is None or not keeps_sinks(mask, evaluator.shape.layers):
+            with closed_after(evaluator(mask, seed=seed, workdir=workdir)) as reports:
                 yield from reports
             return
-        keys_of_rows(mask, judge.shape)  # refuses a mask that does not fit before anything is read
+        keys_of_rows(
+            mask, evaluator.shape
+        )  # refuses a mask that does not fit before anything is read
         native = self.served(mask)
         attach(native, from_native(native.model.config))  # what is local is linear then
-        yield Report(0, judge.last_values(native, workdir, seed, judge.shared(seed)))
+        yield Report(0, evaluator.last_values(native, workdir, seed, evaluator.shared(seed)))
 
     def served(
         self, mask: Mask, target: str = "transformers", folder: Path | None = None
     ) -> NextTokenModel:
         """The checkpoint as an engine serves the mask; `sinks` and their biases are measured on
         the training text (checkpoints of `"tune"`: in `folder`). It has the judged weights."""
-        judge = self.evaluator
+        evaluator = self.evaluator
         how: dict[str, Any] = {}
         if self.sinks:
             how = {"sinks": self.sinks, "folder": folder, "text": self.calibration_tokens()}
-        return NextTokenModel(to_native(judge.dense(0).model, mask, target, **how))
+        return NextTokenModel(to_native(evaluator.dense(0).model, mask, target, **how))
 
     def calibration_tokens(self) -> Tensor:
         """Sequences of the training text that sinks are measured on, int64 `[sequences, n]`."""

@@ -66,7 +66,7 @@ class SquadEvaluator(FineTuning):
     `"best_../threshold"`. That threshold is found on the very held-out questions that are scored,
     as in the official script: these scores are upper bounds, and `"exact"` and `"f1"`, at
     `null_threshold`, are the ones to compare masks by. `"exact/majority"` and `"f1/majority"` are
-    the better of two answers that need no question: none, and the whole paragraph. With `half`
+    the better of two answers that need no question: none, and the whole paragraph. With `split`
     other than `"all"`, `"exact/low"` and `"f1/low"` are the lower ends of 95% intervals over
     questions.
 
@@ -131,7 +131,7 @@ class SquadEvaluator(FineTuning):
     def files(self) -> TaskFiles:
         """Where the questions are, and which of them are taken."""
         return TaskFiles(
-            self.squad, self.squad_held_out, self.rows, self.dev_rows, self.split_seed, self.half
+            self.squad, self.squad_held_out, self.rows, self.dev_rows, self.split_seed, self.split
         )
 
     def data(self) -> SquadData:
@@ -168,7 +168,7 @@ class SquadEvaluator(FineTuning):
         counted = after_threshold(raw, gold, nulls, self.null_threshold)
         rows = {metric: np.array(list(each.values())) for metric, each in counted.items()}
         values |= trivial(data.questions, nullable=data.nullable)
-        if self.half != "all":
+        if self.split != "all":
             values |= {f"{metric}{LOW}": lower_bound(each) for metric, each in rows.items()}
         taken = [scores[question] > self.null_threshold and data.nullable for question in gold]
         spans = [

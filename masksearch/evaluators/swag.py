@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch, Half
+from masksearch.contracts import LOW, MAJORITY, Batch, Split
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
@@ -36,7 +36,7 @@ from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.splits import (
     labelled_test_file,
     sample_rows,
-    take_half,
+    take_split,
     two_files,
     two_parts,
 )
@@ -61,7 +61,7 @@ class SwagEvaluator(FineTuning):
     kept in the working folder.
 
     The last report holds, beside `"loss"` of a pre-training, `"accuracy"`, and under
-    `"accuracy/majority"` what always naming the most frequent place earns; with `half` other than
+    `"accuracy/majority"` what always naming the most frequent place earns; with `split` other than
     `"all"` also `"accuracy/low"`, the lower end of the 95% interval over items.
 
     Args:
@@ -103,7 +103,9 @@ class SwagEvaluator(FineTuning):
     def files(self) -> TaskFiles:
         """Where the items are, and which of them are taken."""
         held_out = self.swag_held_out
-        return TaskFiles(self.swag, held_out, self.rows, self.dev_rows, self.split_seed, self.half)
+        return TaskFiles(
+            self.swag, held_out, self.rows, self.dev_rows, self.split_seed, self.split
+        )
 
     def data(self) -> SwagData:
         """The items as text, read once a process."""
@@ -142,7 +144,7 @@ class SwagEvaluator(FineTuning):
             "accuracy": int(right.sum()) / len(right),
             f"accuracy{MAJORITY}": self.constant_score,
         }
-        if self.half != "all":
+        if self.split != "all":
             values[f"accuracy{LOW}"] = lower_bound(right)
         digests, predictions = {name: data.rows_digest}, {name: shrink(guesses)}
         return TaskScores(values, RowScores({name: right}, {name: 1.0}, digests, predictions))
@@ -182,7 +184,7 @@ def load_swag(
     rows: int | None = None,
     dev_rows: int | None = None,
     seed: int = 0,
-    half: Half = "all",
+    split: Split = "all",
 ) -> SwagData:
     """Reads SWAG.
 
@@ -194,8 +196,8 @@ def load_swag(
         rows: Largest number of training items; more are sampled by `seed`.
         dev_rows: The same for the held-out items.
         seed: Seed of the split and of the samples.
-        half: Which held-out items, before any are sampled: `"search"` or `"final"` (a hash of
-            the start decides), or `"all"`; `"test"` = those of the folder's labelled test file.
+        split: Which held-out items, before any are sampled: `"validation"` or `"holdout"` (a hash
+            of the start decides), or `"all"`; `"test"` = those of the folder's labelled test file.
 
     Raises:
         DataError: If a file is missing, empty or malformed; names the file and the row.
@@ -207,11 +209,11 @@ def load_swag(
             raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
     order = (seed, CHOICE_ORDER)
     train, dev, source = two_parts(files, read_swag, attrgetter("start"), "starts", order)
-    if half == "test":
+    if split == "test":
         tests = (file for file in path.glob("test*") if file.suffix in SUFFIXES)
         files = [*files, labelled_test_file(path, tests, "SWAG")]
         dev, source = read_swag(files[-1]), f"{source}; scored on {files[-1].name}"
-    dev = take_half(dev, half, str(path), attrgetter("start"))
+    dev = take_split(dev, split, str(path), attrgetter("start"))
     counts = {len(item.choices) for item in (*train, *dev)}
     if len(counts) > 1:
         raise DataError(f"{source}: items have {sorted(counts)} choices; all need the same number")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, Half, generator
+from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, Split, generator
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
@@ -362,7 +362,7 @@ class TaskFiles:
     rows: int | None  # largest number of training rows; None = all
     dev_rows: int | None  # of the rows that are scored
     seed: int  # of the split and of the samples
-    half: Half = "all"  # which of the rows that are scored
+    split: Split = "all"  # which of the rows that are scored
 
 
 @lru_cache(maxsize=8)
@@ -370,7 +370,7 @@ def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
     """Reads a task's files with `load`, once a process; the log says where the training
     and the held-out rows come from."""
     limits = {"rows": files.rows, "dev_rows": files.dev_rows, "seed": files.seed}
-    data = load(files.path, files.held_out, **limits, half=files.half)
+    data = load(files.path, files.held_out, **limits, split=files.split)
     log.info("%s: %s", files.path, data.source)
     return data
 
@@ -434,13 +434,13 @@ def tokenize_rows(
         two = columns[1][index] if pairs else []
         spare = source.length - 2 - pairs
         if len(one) + len(two) > spare:
-            half = spare // 2
-            if len(one) <= half:
+            most = spare // 2
+            if len(one) <= most:
                 two = two[: spare - len(one)]
-            elif len(two) <= half:
+            elif len(two) <= most:
                 one = one[: spare - len(two)]
             else:
-                one, two = one[: spare - half], two[:half]
+                one, two = one[: spare - most], two[:most]
         ids = [special["cls"], *one, special["sep"]]
         first = len(ids)
         if pairs:

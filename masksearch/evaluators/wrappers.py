@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from masksearch.analysis.row_scores import ROWS
-from masksearch.contracts import Differentiable, Evaluator, Half, Report
+from masksearch.contracts import Differentiable, Evaluator, Report, Split
 from masksearch.files import write_in_one_move, write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
@@ -40,7 +40,7 @@ class EvaluatorWrapper(Evaluator):
 
     evaluator: Evaluator
 
-    shape, objectives, protocol, half = map(inner, ("shape", "objectives", "protocol", "half"))
+    shape, objectives, protocol, split = map(inner, ("shape", "objectives", "protocol", "split"))
     seedless, beyond_shape = inner("seedless"), inner("beyond_shape")
     meanings, measure_names = inner("meanings"), inner("measure_names")
     kv_head_count = inner("kv_head_count")
@@ -66,9 +66,9 @@ class EvaluatorWrapper(Evaluator):
         """The inner evaluator's."""
         return self.evaluator.offers(name)
 
-    def on(self, half: Half) -> Self:
+    def on(self, split: Split) -> Self:
         """The same around the inner evaluator on other rows."""
-        return self.around(self.evaluator.on(half))
+        return self.around(self.evaluator.on(split))
 
     def packed(self) -> Self:
         """The same around the packed inner evaluator."""

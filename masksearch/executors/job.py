@@ -242,7 +242,7 @@ def no_report(evaluator: Evaluator, does: str, answer: object) -> EvaluatorError
     """The error for an evaluator that gives something else than reports."""
     return EvaluatorError(
         f"{type(evaluator).__name__} {does} {type(answer).__name__}: yield "
-        "ms.Report(step, values) once or more, the last one is the result"
+        "ms.contracts.Report(step, values) once or more, the last one is the result"
     )
 
 

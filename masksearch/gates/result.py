@@ -75,10 +75,11 @@ class Agreement(TypedDict):
 class Health:
     """Figures of one DAM run, as plain data; it prints as a card of a dozen lines.
 
-    Shares and probabilities lie in [0, 1]. Means and shares of edges are over the pairs that real
-    tokens form: an edge counts by the sequences that have it, padding and a decoder's future do
-    not. Of switches `by_head` is that of each layer's units, undecided are units whose likeliest
-    mask has less than 0.9, and there is no diagonal and no offset.
+    Shares and probabilities lie in [0, 1]. Means and shares of edges are over the non-padding
+    query-key pairs: an edge counts by the sequences that have it, padding and a decoder's future
+    do not. With gates of the structure "switch", `by_head` has a figure for each unit of each
+    layer, a unit is undecided where its likeliest mask has a probability below 0.9, and figures
+    of the diagonal and of offsets are missing.
 
     Args:
         density: Mean probability of an edge at the end.

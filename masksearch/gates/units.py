@@ -1,4 +1,4 @@
-"""Layers, KV heads or heads that each take one of several masks, the first of which is cheapest.
+"""Units: layers, KV heads or heads that each take one of several masks, cheapest first.
 
 `Units` is the vocabulary of `strategy="allocate"`, and a search space over the same masks for
 any other strategy.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["layer", "kv_head", "head"]
 Allocation = tuple[int, ...]  # the level of each unit
-Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
+Scores = Mapping[str, Sequence[float]]  # unit -> importance of each level, above level 0
 UNITS = ("layer", "kv_head", "head")
 FORMAT = "masksearch-gates-1"  # of files of trained gates
 
@@ -63,11 +63,11 @@ class Units:
 
     Args:
         shape: Of the model.
-        levels: The masks of a unit. The first keeps fewer pairs of real tokens than any other, in
-            every unit. The others are in any order for `strategy="allocate"`; gates and a space
-            need `rising` ones. A mask that tells layers or heads apart gives each its own. Where
-            only some rows of the last layer are read (`Shape.read`) and the masks do not rise
-            there, that layer has no units; it keeps what the last one keeps.
+        levels: The masks of a unit. The first keeps fewer non-padding query-key pairs than any
+            other, in every unit. The others are in any order for `strategy="allocate"`; gates and
+            a space need `rising` ones. A mask that tells layers or heads apart gives each its own.
+            Where only some rows of the last layer are read (`Shape.read`) and the masks do not
+            rise there, that layer has no units; it keeps what the last one keeps.
         unit: `"layer"`, `"head"`, or `"kv_head"`: all query heads that share keys and values.
         kv_heads: KV heads of a layer, for `"kv_head"`: a divisor of the heads.
         costs: What each level of each unit costs, `[levels][units]`, in the place of its pairs,
@@ -168,10 +168,10 @@ class Units:
 
     @cached_property
     def cost_table(self) -> Tensor:
-        """The cost of each level of each unit, and of a last layer without units: `costs`, or the
-        kept pairs of real tokens, as a multiple of those that a unit can keep on average; float64
-        `[levels, layers * units of a layer]`. Units of a last layer whose rows are not all read
-        have few."""
+        """The cost of every level of every unit, float64 `[levels, layers * units of a layer]`:
+        `costs`, or kept non-padding query-key pairs in units of the mean over units of the pairs
+        that full attention keeps. A last layer without units has its columns, too; where only
+        some of its rows are read, they are small."""
         for mask in self.levels:
             if not mask.needs_tokens or self.shape.tokens is None:
                 keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows
@@ -197,7 +197,8 @@ class Units:
         return costs.T.reshape(self.shape.layers, -1, len(self.levels))
 
     def density(self, allocation: Sequence[int]) -> float:
-        """Kept share of the pairs of real tokens, of all units and a layer without units."""
+        """Kept share of the non-padding query-key pairs, of all units and a layer without
+        units."""
         levels = self.with_spared(allocation)
         return self.cost_table[levels, range(len(levels))].mean().item()
 
@@ -295,8 +296,8 @@ class Units:
         return " ".join([unit, str(self.shape), *(m.digest for m in self.levels), *costs])
 
     def scores_of(self, table: Tensor) -> dict[str, list[float]]:
-        """The worth of each unit by a value of every pair: the sum over the pairs that a level
-        keeps and level 0 does not.
+        """The importance of each unit by a value of every pair: the sum over the pairs that a
+        level keeps and level 0 does not.
 
         Args:
             table: float `[layers, heads, n, n]`: an importance, mean attention weights,
@@ -322,9 +323,9 @@ class Units:
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:
-        """The worth of each unit by gates in a file (`DamResult.save`, an artifact of strategy
-        dam): probabilities of edges as in `scores_of`, by the pairs of real tokens; of switches
-        the logarithms of a unit's probabilities, above that of level 0.
+        """The importance of each unit by gates in a file (`DamResult.save`, an artifact of
+        strategy dam): probabilities of edges as in `scores_of`, by non-padding query-key pairs; of
+        switches the logarithms of a unit's probabilities, above that of level 0.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -342,8 +343,8 @@ class Units:
                 f"{' x '.join(map(str, probabilities.shape))}; the units are {self.unit}s among "
                 f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, size))}"
             )
-        worth = self.log_chances(probabilities)
-        return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
+        importance = self.log_chances(probabilities)
+        return dict(zip(self.names, (importance - importance[:, :1]).tolist(), strict=True))
 
     def log_chances(self, probabilities: Tensor) -> Tensor:
         """Logarithms of what switches say of each unit and level, `[units, levels]`."""
@@ -393,8 +394,8 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
 
 
 def costs_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
-    """Kept pairs of real tokens, as a multiple of those that a head can keep on average: float64
-    `[levels, layers, heads]`."""
+    """Kept non-padding query-key pairs, as a multiple of those that a head can keep on average:
+    float64 `[levels, layers, heads]`."""
     of_whole, of_last = layer_pairs(shape)
     pairs = torch.tensor([*[of_whole] * (shape.layers - 1), of_last]).double()
     kept = [unit_densities(mask, shape) for mask in levels]
@@ -430,12 +431,12 @@ def dearer(costs: Sequence[float], level: int) -> list[int]:
 
 
 def ranked_path(
-    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
+    importance: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> list[Allocation]:
     """From all units at level 0 to all at their dearest one, the best gain per pair first.
 
     Args:
-        worth: Of each unit, of each level.
+        importance: Of each unit, of each level.
         costs: Of each level, of each unit; level 0 is the cheapest.
 
     Returns:
@@ -446,7 +447,7 @@ def ranked_path(
     [(0, 0), (0, 1), (1, 1)]
     """
     moves = []
-    for unit, levels in enumerate(worth):
+    for unit, levels in enumerate(importance):
         at, last = 0, math.inf
         unit_costs = [level[unit] for level in costs]
         while above := dearer(unit_costs, at):
@@ -455,7 +456,7 @@ def ranked_path(
             )
             last = min(slope, last)  # a hull bends down; rounding must not undo that
             moves.append((-last, unit, at))
-    path = [(0,) * len(worth)]
+    path = [(0,) * len(importance)]
     for _, unit, level in sorted(moves):
         path.append(replaced(path[-1], unit, level))
     return path

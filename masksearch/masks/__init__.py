@@ -9,6 +9,7 @@ torch.Size([1, 1, 128, 128])
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import did_you_mean
+from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import FAMILIES, RECIPES, Mask, Points, family, recipe
 from masksearch.masks.families import (
     a_shape,
@@ -49,7 +50,6 @@ from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import Window as window
 from masksearch.masks.nearest import NearestFamily, nearest_family
-from masksearch.masks.rivals import rivals_within
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Cropped as cropped
 from masksearch.masks.tables import PerHead as per_head
@@ -86,6 +86,7 @@ __all__ = [
     "columns",
     "cropped",
     "dilated",
+    "equal_cost_baselines",
     "family",
     "fixed",
     "from_4d",
@@ -106,7 +107,6 @@ __all__ = [
     "powers_of_two",
     "random_keys",
     "recipe",
-    "rivals_within",
     "shifts",
     "special_tokens",
     "star",

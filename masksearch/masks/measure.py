@@ -127,7 +127,7 @@ def pair_weights(shape: HasShape) -> Tensor:
 
 
 def effective_density(mask: Mask, shape: HasShape) -> float:
-    """Kept share of the pairs that real tokens form and that reach the output, in [0, 1].
+    """Kept share of the non-padding query-key pairs that reach the output, in [0, 1].
 
     `sum(weights x kept) / sum(weights)` with `pair_weights`, over all layers and heads together.
     So all pairs of the data count alike, a long sequence's too; padding does not, nor does the
@@ -164,7 +164,8 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
 
 
 def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
-    """Pairs of real tokens that one layer and head keeps in its first rows, in all sequences."""
+    """Non-padding query-key pairs that one layer and head keeps in its first rows, in all
+    sequences."""
     query, key = grid(shape.length)
     present, kept, first = sequences_at(shape), 0, 0
     for rows in plane.mask.row_chunks(shape.length, head=plane.head):
@@ -176,7 +177,7 @@ def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
 
 
 def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
-    """The share that each layer and head keeps of the pairs that real tokens form (and are read).
+    """The share that each layer and head keeps of the non-padding query-key pairs (and are read).
 
     Returns:
         `[layers][heads]`, in [0, 1]; `effective_density` is their mean where all rows are read.
@@ -265,7 +266,7 @@ def unread_note(shape: HasShape) -> str:
 
     >>> from masksearch import Shape
     >>> unread_note(Shape(4, 2, 12, read=1)).split(":")[1]
-    ' 37.5% of the pairs of real tokens, as they reach no output'
+    ' 37.5% of the non-padding query-key pairs, as they reach no output'
     """
     if shape.read is None:
         return ""
@@ -273,7 +274,7 @@ def unread_note(shape: HasShape) -> str:
     of_whole, of_last = layer_pairs(shape)
     unread = (of_whole - of_last) / (shape.layers * of_whole)
     return (
-        f"Not counted: {unread:.1%} of the pairs of real tokens, as they reach no "
+        f"Not counted: {unread:.1%} of the non-padding query-key pairs, as they reach no "
         f"output: of the last layer only the first {rows} read."
     )
 
@@ -325,7 +326,7 @@ def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float
 
     Returns:
         `sparsity` and `density` in [0, 1] of the lowered table, `effective_sparsity` (1 -
-        `effective_density`: over the pairs that real tokens form), `sparsity_off_diagonal` (over
+        `effective_density`: over the non-padding query-key pairs), `sparsity_off_diagonal` (over
         the cells with i != j), `block_density` at `block` positions, and `hops` up to the
         length that they are counted at (of a causal shape: until each position has reached all
         later ones). Of a mask that follows the tokens the first three, all by pairs of tokens.

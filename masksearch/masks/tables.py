@@ -20,7 +20,7 @@ from masksearch.masks.core import Mask, Points, check_parts
 
 
 class BitMask(Mask):
-    """Base of the masks that hold bits, of which heads and layers may have their own.
+    """Base of the masks that hold bits; heads and layers may have bits of their own.
 
     Their field `bits` is bool `[.., own]`, `[heads, .., own]` or `[layers, heads, .., own]`; it
     is also made from a NumPy array, or from nested lists of 0 and 1.

@@ -2,7 +2,7 @@
 
     name, folder = find_folder("google-bert/bert-base-uncased")    # or a folder
     model, report = read_model(AutoModelForMaskedLM, folder)
-    ms.verify(folder)                                              # part -> mask
+    verify(folder)                                                 # part -> mask
 
 Weights are read from safetensors only, and no code that comes with a checkpoint is run. Three
 files say which masks a model was trained under:

@@ -150,8 +150,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 3,  # passes over a task's training rows
         "tasks": ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE", "WNLI"),
         "rows": None,  # all training rows
-        "dev_rows": None,  # all development rows, of both halves
-        "half": "all",
+        "dev_rows": None,  # all development rows, of both splits
+        "split": "all",
         "finetune_seeds": 3,  # fine-tuning runs of a pre-training; the paper does not say how many
         "convention": "bert",  # F1 of QQP and MRPC, Spearman of STS-B
     }

@@ -156,7 +156,7 @@ def describe_rival(rival: Mapping[str, Any]) -> str:
 
 
 def describe_tasks(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What answers of tasks cost in nats a token, a line for each group of tasks.
+    """The losses of tasks' answers in nats a token, a line for each group of tasks.
 
     >>> describe_tasks({"dense": {"nll/tracing": 1.0, "vt": 0.5}, "plan": {"nll/tracing": 1.5}})
     ["tracing, nats an answer's token: dense 1.000, plan 1.500 (+0.500)"]
@@ -177,7 +177,7 @@ def task_groups(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def describe_added(added: Mapping[str, float]) -> str:
-    """What a mask adds to the loss of the text and of each group of tasks, the most first.
+    """The rise of the loss under a mask, on the text and in each group of tasks, largest first.
 
     >>> describe_added({"text": 0.01, "retrieval": 0.25})
     'at most 0.250 nats in each: retrieval +0.250, text +0.010'

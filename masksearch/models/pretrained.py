@@ -232,8 +232,8 @@ HeadParts = tuple[nn.Linear, nn.LayerNorm, nn.Module, Tensor | None]  # dense, n
 
 
 def find_head_parts(model: Any) -> HeadParts | None:
-    """Dense layer, norm, activation (GELU where it is no module) and output bias of a masked
-    language model of transformers, of which the last may be missing; None = another head."""
+    """Dense layer, norm, activation (GELU where it is no module) and output bias (which may be
+    missing) of a masked language model of transformers; None = another head."""
     out, inside = model.get_output_embeddings(), set(model.base_model.modules())
     if out is None or out.weight is not model.base_model.get_input_embeddings().weight:
         return None
@@ -509,7 +509,7 @@ def match_classes(folder: Path, config: Any, labels: Sequence[str]) -> list[int]
 
 # -- several tasks as one -----------------------------------------------------------------------
 class TaskModels(nn.Module):
-    """Models of one architecture, of which every batch names one.
+    """Models of one architecture; every batch names one.
 
     All are computed by the modules of the first one's encoder, with their own weights in them,
     so what is attached to that encoder acts on each.

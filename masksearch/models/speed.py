@@ -101,7 +101,7 @@ def measure_speed(
 
 
 def race(repeats: int, say: str, device: torch.device, tokens: int, runs: list[Any]) -> Any:
-    """What `Speed` holds but its work and length, of two runs: dense and masked."""
+    """The figures of `Speed` from two runs, dense and masked, without its work and length."""
     cuda, peaks = device.type == "cuda", []
     times: list[list[float]] = [[], []]
     for side in [0, 1, 0, 1, *([0, 1, 1, 0] * repeats)[: 2 * repeats]]:  # four to warm up

@@ -266,7 +266,7 @@ def diagonal_controls(
         draws: Number of random masks (>= 1), named `"without random 0"`, ...
         seed: Seed of the draws.
         shape: The evaluator's, where its sequences are padded: the random masks then drop as
-            many of the pairs that real tokens form as the diagonal has. None = no padding.
+            many of the non-padding query-key pairs as the diagonal has. None = no padding.
 
     Raises:
         ValueError: If there is no draw, or the shape is causal: the first query of a decoder

@@ -28,7 +28,7 @@ Observe = Callable[[int, Tensor, Tensor], None]
 
 
 def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """Pairs of real tokens in which the query may attend to the key.
+    """Non-padding query-key pairs in which the query may attend to the key.
 
     A position that no query can see is padding; its row then does not count either.
 

@@ -17,9 +17,9 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import SPARSITIES
-from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, observe
+from masksearch.analysis.proxy_card import FEWEST, ProxyCard, observe, rate_proxy
 from masksearch.analysis.verdict import count
-from masksearch.contracts import Objective, OneShot, Record, Shape
+from masksearch.contracts import Objective, OneShot, Record, Shape, read_split
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, without_controls
 from masksearch.files import path_inside, read_object
 from masksearch.gates.result import DamResult
@@ -38,8 +38,8 @@ RESAMPLES = 300  # draws of the bootstrap of a page's proxy card
 CARD_MASKS = 500  # that a page's proxy card is judged on; its pairs are compared one by one
 LONGEST = 40  # characters of a setting that may stand in a section's title
 ROWS = {  # by which rows masks were judged -> how a section says it
-    "search": "what the searches saw",
-    "final": "judged again on unseen rows",
+    "validation": "what the searches saw",
+    "holdout": "judged again on unseen rows",
     "test": "judged on test rows",
     "all": "judged on all rows",
 }
@@ -340,7 +340,7 @@ def searches_of(studies: Sequence[StoredStudy]) -> dict[str, dict[int, list[Reco
 def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
     """A title for the studies of each protocol: what sets them apart; empty for one alone.
 
-    Score, model, length, steps and half are looked at first, then the evaluator's other settings,
+    Score, model, length, steps and split are looked at first, then the evaluator's other settings,
     for those that are still alike; the protocol's id only tells apart what nothing else does.
     """
     if len(groups) == 1:
@@ -359,16 +359,18 @@ def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
                 "model": f"{count(main.shape.layers, 'layer')}, {count(main.shape.heads, 'head')}",
                 "length": f"length {main.shape.length}",
                 "steps": f"{steps} steps" if steps else "",
-                "half": ROWS.get(str(settings.get("half")), ""),
+                "split": ROWS.get(
+                    read_split(str(settings.get("split", settings.get("half")))), ""
+                ),
                 **{
                     name: f"{name} {value}"
                     for name, value in settings.items()
-                    if name not in ("tasks", "size", "length", "steps", "half")
+                    if name not in ("tasks", "size", "length", "steps", "split", "half")
                     and len(str(value)) <= LONGEST
                 },
             }
         )
-    first = ("score", "tasks", "model", "length", "steps", "half")
+    first = ("score", "tasks", "model", "length", "steps", "split")
     rest = [name for each in described for name in each if name not in first]
     titles = [""] * len(groups)
     for name in dict.fromkeys([*first, *rest]):
@@ -399,7 +401,7 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     if len({record.fingerprint for record in scored}) < FEWEST or proxy not in along:
         return None
     try:
-        card = judge_proxy(
+        card = rate_proxy(
             observe({str(study.run): some_masks(study.records) for study in studies}),
             proxy=proxy,
             target=target,
@@ -458,7 +460,7 @@ def proxy_card(
     """
     folders = [runs] if isinstance(runs, Path | str) else list(runs)
     named = {Path(each).resolve(): str(each) for each in folders}
-    judge = (
+    compared_with = (
         None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
     )
     if not named:
@@ -467,10 +469,10 @@ def proxy_card(
         if not folder.is_dir():
             raise SearchError(f"{name}: no such run folder")
     studies = {n: studies_in(Path(n), storage, alone=False) for n in named.values()}
-    return judge_proxy(
+    return rate_proxy(
         observe(
             {n: [r for each in of_name for r in each.records] for n, of_name in studies.items()},
-            judge,
+            compared_with,
         ),
         proxy=proxy,
         target=target,

@@ -42,7 +42,7 @@ TITLES = {
     "loss": "held-out loss (nats per token)",
     "nll": "held-out loss (nats per token)",
     "glue": "GLUE score",
-    "sparsity": "sparsity (% of the pairs of real tokens left out)",
+    "sparsity": "sparsity (% of the non-padding query-key pairs left out)",
 }
 
 

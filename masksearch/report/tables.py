@@ -30,7 +30,7 @@ from masksearch.study.status import in_words
 from masksearch.study.store import directions, quiet
 
 SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
-PAIRS = "Sparsity: left out of the pairs that real tokens form (of the table: of all cells)."
+PAIRS = "Sparsity: left out of the non-padding query-key pairs (of the table: of all cells)."
 TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
 ENDS = {  # how the table of runs calls what became of trials
     **{"finished": "done", "reused": "reused", "stopped early": "stopped"},

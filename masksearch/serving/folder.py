@@ -137,8 +137,8 @@ def nats(model: Any, tokens: Tensor) -> float:
 
 
 def nats_by_form(facts: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], str]:
-    """What each form loses a token, by text and groups of tasks; and the same as rows of Markdown,
-    the first of which lacks the head of its first column."""
+    """The loss a token of each form, by text and groups of tasks, and the rows of a Markdown
+    table of them; the head of its first column is missing."""
     losses, rival = facts["losses"], facts.get("rival") or {}
     tasks = losses.get("tasks", {})
     rows = [("dense", "dense attention", losses["dense"])]

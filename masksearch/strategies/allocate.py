@@ -91,20 +91,20 @@ class AllocateStrategy:
         units: The layers or heads, and their masks.
         objective: What a mask is judged by.
         method: How units are scored: `"restore"` (one unit raised where all others are local),
-            `"ablate"` (one unit lowered where all others are full), or numbers: unit -> the worth
-            of each of its levels. Or `"greedy"`, or `"exchange"`, which needs budgets.
+            `"ablate"` (one unit lowered where all others are full), or numbers: unit -> the
+            importance of each of its levels. Or `"greedy"`, or `"exchange"`, which needs budgets.
         tries: Units that a round of `"greedy"` judges (>= 1); None = all.
         budgets: What masks cost at most, each in (0, 1]: their share of what is kept where all
             units are full. `"greedy"` ends at the largest.
         training: The job that trains gates, whose probabilities are the scores in the place of
             `method`; None = no gates.
         run: Folder that artifacts are relative to; needed with `training`.
-        totals: Of each level below the top, what a mask costs by the number of units at the top,
-            from none to all, where the others have that level; as a share. For engines, which
-            have one window beside full layers, and may keep these in groups, so that their bytes
-            are no sum; empty = it is that sum. Of more units that cost less, the number is
-            chosen that fits: `"greedy"` passes by numbers that do not. Of more levels than two
-            it takes `"exchange"`.
+        totals: `[levels below the top][number of units at the top]`: the share that a mask costs
+            in which so many units are at the top and all others have that level. Needed for
+            engines whose bytes are no sum over layers, since they hold full layers in groups;
+            empty = costs are that sum. There more full layers may cost less: `"greedy"` skips
+            the numbers that exceed the budget. With more than two levels the method has to be
+            `"exchange"`.
 
     Raises:
         UnknownNameError: For another method, or a unit that does not exist.
@@ -147,7 +147,7 @@ class AllocateStrategy:
         self.method, self.tries = method, tries
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
         self.gains: dict[Allocation, float] = {}  # of what was scored; more is better
-        self.worth: dict[str, list[float]] | None = None  # of each unit's levels, once it is known
+        self.importance: dict[str, list[float]] | None = None  # of each level, once known
         self.training, self.run = training, run
         self.trained: Record | None = None  # of that job, once it has ended
         self.next = 0  # the next draw
@@ -242,28 +242,28 @@ class AllocateStrategy:
         count, top = len(self.units.names), self.units.top
         costs = zip(*self.costs.table, strict=True)
         local, full = (0,) * count, tuple(row.index(max(row)) for row in costs)
-        worth: list[list[float]] | None = None
+        importance: list[list[float]] | None = None
         if self.trained is not None:
             self.method = self.read_gates(self.trained)
         yield (local, full)
         if not isinstance(self.method, str):
-            worth = [list(self.method[name]) for name in self.units.names]
+            importance = [list(self.method[name]) for name in self.units.names]
         elif self.judges_alone:
             start = full if self.method == "ablate" else local
             alone = [[replaced(start, u, at) for at in range(top + 1)] for u in range(count)]
             yield [each for levels in alone for each in levels if each != start]
             table = [[self.gain(each) for each in levels] for levels in alone]
-            worth = [[gain - gains[0] for gain in gains] for gains in table]
-        if worth is not None:
-            self.worth = dict(zip(self.units.names, worth, strict=True))
+            importance = [[gain - gains[0] for gain in gains] for gains in table]
+        if importance is not None:
+            self.importance = dict(zip(self.units.names, importance, strict=True))
         if self.method == "greedy":
-            yield from self.rounds(local, worth)
+            yield from self.rounds(local, importance)
         elif self.method == "exchange":
             yield from self.exchanges()
-        elif worth is not None and self.budgets and self.training is None:
-            yield [self.costs.solve(worth, budget)[0] for budget in self.budgets]
-        elif worth is not None:
-            path = ranked_path(worth, self.costs.table)
+        elif importance is not None and self.budgets and self.training is None:
+            yield [self.costs.solve(importance, budget)[0] for budget in self.budgets]
+        elif importance is not None:
+            path = ranked_path(importance, self.costs.table)
             paid = [
                 [each for each in path if within(self.costs.of(each), budget)][-1]
                 for budget in self.budgets
@@ -284,17 +284,17 @@ class AllocateStrategy:
         return self.units.read_scores(path_inside(self.run, record.artifacts["gates"]))
 
     def rounds(
-        self, now: Allocation, worth: list[list[float]] | None
+        self, now: Allocation, importance: list[list[float]] | None
     ) -> Iterator[Sequence[Allocation]]:
         """Raises one unit a round, until none can rise.
 
         Args:
             now: Where the rounds begin.
-            worth: Of each unit and level, for the first choice of `tries`; None = all alike.
+            importance: Of each unit and level, for the first choice of `tries`; None = all alike.
         """
         latest = [0.0] * len(now)  # gain per pair of each unit's next step
-        if worth is not None:
-            for u, levels in enumerate(worth):
+        if importance is not None:
+            for u, levels in enumerate(importance):
                 gains = [(levels[to] - levels[0], to) for to in self.above(now, u)]
                 latest[u] = max((gain / self.price(u, 0, to) for gain, to in gains), default=0.0)
         while free := {u: higher for u in range(len(now)) if (higher := self.above(now, u))}:
@@ -349,7 +349,7 @@ class AllocateStrategy:
 
     @property
     def changes(self) -> int:
-        """Allocations that a round of `"exchange"` judges for the worth of its changes."""
+        """Allocations that a round of `"exchange"` judges for the importance of its changes."""
         count, top = len(self.units.names), self.units.top
         return count + top - 1 if self.totals else count * top
 
@@ -372,17 +372,17 @@ class AllocateStrategy:
     def sums(
         self, now: Allocation, gains: Mapping[Allocation, float], budget: float, most: int
     ) -> list[Allocation]:
-        """What is worth most within a budget by a sum of changes that raises at most so many
-        units; where an engine has one window, for each that it may be."""
+        """The allocations within a budget whose changes gain most in sum, with at most that many
+        units raised: one, or one for each window that an engine may have."""
         missing = min([0.0, *gains.values()])
-        worth = [
+        importance = [
             [
                 0.0 if to == at else gains.get(replaced(now, u, to), missing)
                 for to in range(self.units.top + 1)
             ]
             for u, at in enumerate(now)
         ]
-        return self.costs.solve(worth, budget, now, most)
+        return self.costs.solve(importance, budget, now, most)
 
     def above(self, now: Allocation, unit: int) -> list[int]:
         """The levels that a unit may rise to within the largest budget: the next one or, where
@@ -586,7 +586,7 @@ def with_costs(
 
 
 def measured_cost(units: Units, evaluator: Evaluator, name: str, levels: Sequence[int]) -> float:
-    """What the mask in which each unit has its level costs by a measure, or its density.
+    """The cost of the mask in which each unit has its level, by a measure; else its density.
 
     Raises:
         SearchError: If the evaluator does not know it of this mask.
@@ -655,7 +655,7 @@ def totals_by_count(units: Units, evaluator: Evaluator, name: str) -> list[list[
 
 @dataclass(frozen=True)
 class Costs:
-    """What allocations cost, as a share of what full units do, and the best within a budget.
+    """Costs of allocations, as a share of the cost of full units, and the best within a budget.
 
     Args:
         table: Of each level, of each unit, `[levels][units]`; an allocation costs their sum.
@@ -697,13 +697,13 @@ class Costs:
             )
 
     def solve(
-        self, worth: Table, budget: float, now: Allocation = (), most: int | None = None
+        self, importance: Table, budget: float, now: Allocation = (), most: int | None = None
     ) -> list[Allocation]:
         """The allocation that is worth most within a budget, exactly; where an engine has one
         window, that for each window that it may be.
 
         Args:
-            worth: Of each unit, of each level.
+            importance: Of each unit, of each level.
             budget: At most so much in all.
             now: The levels that `most` counts from.
             most: Units that rise, at most; None = any number.
@@ -713,9 +713,9 @@ class Costs:
         """
         self.refuse_less(budget)
         if not self.totals:
-            return [self.best_sum(worth, budget, now, most)]
+            return [self.best_sum(importance, budget, now, most)]
         window, top, found = min((*now, self.top - 1)), self.top, []
-        gains = [levels[top] - levels[window] for levels in worth]
+        gains = [levels[top] - levels[window] for levels in importance]
         order = sorted(range(len(gains)), key=lambda unit: -gains[unit])
         beyond = [] if most is None else [unit for unit in order if now[unit] < top][most:]
         for level, totals in enumerate(self.totals):
@@ -730,13 +730,13 @@ class Costs:
         return found
 
     def best_sum(
-        self, worth: Table, budget: float, now: Allocation, most: int | None
+        self, importance: Table, budget: float, now: Allocation, most: int | None
     ) -> Allocation:
         """`solve` where costs add up: a knapsack with multiple choice.
 
         Reference: HiGHS, by `scipy.optimize.milp`.
         """
-        value, cost = np.array(worth, float), np.array(self.table, float).T  # [units, levels]
+        value, cost = np.array(importance, float), np.array(self.table, float).T  # [units, levels]
         extra = cost - cost.min(1, keepdims=True)
         room = max(0.0, budget * (1 + ROUNDING) - float(cost.min(1).sum()))
         scale = extra.min(initial=np.inf, where=extra > 0)  # keeps the solver's tolerance small

@@ -59,7 +59,7 @@ AROUND = Cut()  # the target
 
 
 class AfterFirstJob:
-    """Numbers the draws, and keeps what the first of them have left.
+    """Counts the draws, and keeps the artifacts of the first ones, which train gates.
 
     Args:
         run: Folder that artifacts are relative to.
@@ -99,7 +99,7 @@ class DamStrategy(AfterFirstJob):
         gates: Arguments of `masksearch.Gates` (structure, signed, layers, ...).
         config: Arguments of `masksearch.DamConfig`.
         target: Density that the gates are trained for, in (0, 1); like all densities here over
-            the pairs that real tokens form.
+            the non-padding query-key pairs.
         length: Positions.
         least: Density of one key in every row; None = 1 / length, that of data without padding.
             Where `config` asks for no density, the gates are trained for twice that at least.

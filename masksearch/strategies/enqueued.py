@@ -18,9 +18,9 @@ from optuna.trial import FixedTrial
 
 from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
+from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
-from masksearch.masks.rivals import rivals_within
 from masksearch.strategies.allocate import DENSITY, find_cost
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import (
@@ -105,7 +105,7 @@ def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, M
     cost, drawn = find_cost(evaluator), dict[str, Mask]()
     price = None if cost == DENSITY else lambda mask: evaluator.measures_of(mask)[cost]
     for limit in sorted(budgets):
-        for name, mask in rivals_within(limit, evaluator.shape, price).items():
+        for name, mask in equal_cost_baselines(limit, evaluator.shape, price).items():
             if mask not in drawn.values():
                 drawn[f"{name} within {limit:g}"] = mask
     return drawn

@@ -68,7 +68,7 @@ class ParetoHalving:
         ranking: `"nondominated"`, `"strata"` or `"metric"`.
         against: Measures of the mask that `"nondominated"` weighs the metric against: sparsity is
             maximised, density, block density and hops are minimised; sparsity and density are
-            those over the pairs that real tokens form. Other rankings ignore it.
+            those over the non-padding query-key pairs. Other rankings ignore it.
         strata: Ratio of a stratum's largest to its smallest density (> 1): 2 makes the strata
             (1/2, 1], (1/4, 1/2], ... Other rankings ignore it.
         grace: Number of trials in the comparison, the one that arrives included, below which

@@ -52,7 +52,7 @@ class PruneStrategy(AfterFirstJob):
     Args:
         run: Folder that artifacts are relative to.
         shape: Of the model.
-        densities: Of the masks to cut, each in (0, 1], over the pairs that real tokens form.
+        densities: Of the masks to cut, each in (0, 1], over the non-padding query-key pairs.
         rows: Rows that are measured in all rounds together (>= rounds).
         rounds: How often the edges that are left are measured (>= 1).
         per: What is cut to a density: the whole `"mask"`, or each `"layer"`.

@@ -102,7 +102,7 @@ def read_run_record(text: str, storage: str | BaseStorage | None = None) -> Reco
 
 
 def rival_note(text: str) -> str:
-    """What is known of hand-designed masks beside the mask that a reference names."""
+    """Results of hand-designed masks of the same cost as the mask that a reference names."""
     record, store = read_run_record(text), StudyStore(parse_reference(text).run, write=False)
     if has_rival(record, store.records(), store.objectives()):
         return "hand-designed masks of the same cost are in that run, too"

@@ -462,7 +462,7 @@ class Session:
         return next(filter(None, reasons), "")
 
     def budget_for(self, record: Record) -> float:
-        """What a draw's mask may cost."""
+        """The cost that a draw's mask may have at most."""
         return float(record.params.get(BUDGET, max(self.call.budgets)))
 
     def beyond_budget(self, record: Record) -> str:

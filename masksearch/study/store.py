@@ -37,7 +37,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.analysis.pareto import learned_nothing
-from masksearch.contracts import Objective, Record, Report, Shape
+from masksearch.contracts import Objective, Record, Report, Shape, read_split
 from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
 from masksearch.files import write_text_in_one_move
 from masksearch.study.records import (
@@ -424,7 +424,7 @@ class StudyStore:
             self.perform(lambda _: study.set_user_attr("facts", all_facts))
 
     def note_call(self, call: Mapping[str, Any]) -> None:
-        """Keeps with what this call works, once it begins a trial that an earlier one did not.
+        """Keeps the environment of this call, to be written when the call begins its first trial.
 
         This is information (versions, machine, commit): a study goes on whatever it says.
 
@@ -695,6 +695,8 @@ def describe_change(fact: str, before: str, now: str) -> str:
         if edited:
             return f"the space's code was edited: {', '.join(sorted(edited))}"
         before, now = (", ".join(sorted(a.keys() - b.keys())) for a, b in ((was, new), (new, was)))
+    if fact == "half":
+        fact, before, now = "split", read_split(before), read_split(now)
     return f"{fact}: was {shortened(before)}, now {shortened(now)}"
 
 

@@ -1,7 +1,7 @@
 """Tasks of long context, made from a text without a download: RULER's thirteen and the pass key.
 
 text = NextTokenText.load("books", tokenizer="models/smollm2", length=4096)
-rows = task_rows(text, "search", "niah_multikey_1", 16)     # tokens; which of them are answers
+rows = task_rows(text, "validation", "niah_multikey_1", 16)     # tokens; which of them are answers
 
 A row is a prompt and its answer. What it asks for lies somewhere in it, the rest is the text's
 own, repeated sentences, or further sentences that look like what is asked for. The kinds and
@@ -27,13 +27,13 @@ from uuid import UUID
 import numpy as np
 import torch
 
-from masksearch.contracts import Half, mixed_seed
+from masksearch.contracts import Split, mixed_seed
 from masksearch.errors import DataError
 from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 from masksearch.tasks.text.tokenizer import encode
 
 DRAW = 67  # stream of random numbers
-HALVES = {"search": 0, "final": 1, "test": 2, "all": 3}
+SPLITS = {"validation": 0, "holdout": 1, "test": 2, "all": 3}
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 NOISE = (
     " The road is long.",
@@ -49,7 +49,7 @@ ZIPF, WORDS = 2.0, "\nWords:"  # exponent of `fwe`; what stands before words tha
 
 
 class Draw:
-    """What a row is drawn with: every word and number of it once."""
+    """The random draws of a row; no word or number is drawn twice."""
 
     def __init__(self, seed: int, encode: Callable[[str], list[int]]) -> None:
         self.random = np.random.default_rng(seed)
@@ -96,8 +96,8 @@ class Draw:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a row is made of. A bar stands where texts are tokenized apart, so that an answer has
-    the same tokens as in the sentence that gives it.
+    """The parts of a row. A bar (|) in a text splits it for the tokenizer, so that an answer has
+    the same tokens as in the sentence that states it.
 
     Args:
         planted: Sentences that are asked for, with their depth in [0, 1], and others beside them.
@@ -255,7 +255,7 @@ GROUPS: dict[str, dict[str, Task]] = {
 TASKS = {name: task for group in GROUPS.values() for name, task in group.items()}
 
 
-def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTokenRows:
+def task_rows(text: NextTokenText, split: Split, name: str, count: int) -> NextTokenRows:
     """Rows of a task: prompts and answers of the text's length.
 
     What is asked for lies at depths spread evenly from the first row to the last. Held-out text
@@ -263,7 +263,7 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
 
     Args:
         text: The running text.
-        half: Which of its held-out sequences, and which draw of words and numbers.
+        split: Which of its held-out sequences, and which draw of words and numbers.
         name: One of `TASKS`.
         count: Rows; the text's sequences repeat where it has fewer.
 
@@ -274,7 +274,7 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
     Raises:
         DataError: If the tokenizer tells keys or values not apart, or a row is too short.
     """
-    base, front, guess = text.held_out(half, count), list(text.train.before), 0.0
+    base, front, guess = text.held_out(split, count), list(text.train.before), 0.0
     numbered = list(TASKS).index(name)
     tokens = np.empty((count, text.length), np.int64)
     needs = torch.zeros(count, text.length, dtype=torch.int64)
@@ -287,7 +287,7 @@ def task_rows(text: NextTokenText, half: Half, name: str, count: int) -> NextTok
         return [token for piece in pieces for token in kept[piece]]
 
     for row in range(count):
-        draw = Draw(mixed_seed(DRAW, HALVES[half], numbered, row), ids)
+        draw = Draw(mixed_seed(DRAW, SPLITS[split], numbered, row), ids)
         prompt = TASKS[name](draw, (row + 0.5) / count, text.length - len(front))
         body = base.tokens[row % len(base.tokens), len(front) :].tolist()
         answers = list(itertools.chain(*([",", a] for a in prompt.answers)))[1:]

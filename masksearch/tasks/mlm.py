@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from masksearch.contracts import Batch, Half, generator
+from masksearch.contracts import Batch, Split, generator
 from masksearch.tasks.splits import evenly_spaced
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import word_starts
@@ -134,11 +134,11 @@ class MlmTask:
         whole_words: Whether all tokens of a word are masked together. The number of scored
             tokens stays the same; where no word fits into what is left of it, one is cut
             (`Masking`).
-        half: Which part of the held-out sequences; see `Corpus.held_out_rows`.
+        split: Which part of the held-out sequences; see `Corpus.held_out_rows`.
 
     Raises:
         DataError: On the first batch, if `whole_words` is asked for with a tokenizer that does
-            not mark words, or if no held-out sequence is in the half.
+            not mark words, or if no held-out sequence is in the split.
 
     Reference: BERT, arXiv 1810.04805, Section 3.1 and Appendix A.1.
     """
@@ -148,7 +148,7 @@ class MlmTask:
     probability: float = 0.15
     held_out_sequences: int = 512
     whole_words: bool = False
-    half: Half = "all"
+    split: Split = "all"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -195,7 +195,7 @@ class MlmTask:
         Raises:
             DataError: If there is none.
         """
-        rows = self.corpus.held_out_rows(self.half)
+        rows = self.corpus.held_out_rows(self.split)
         return rows[evenly_spaced(len(rows), self.held_out_sequences)]
 
     def held_out(self) -> list[Batch]:

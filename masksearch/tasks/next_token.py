@@ -2,7 +2,7 @@
 
 text = NextTokenText.load("wikitext-2", tokenizer="models/smollm2", length=1024)
 next(text.batches(seed=0, batch=16))            # {"input_ids", "labels"}: int64 [16, 1024]
-rows = text.held_out("search", 64)              # tokens, their documents, what each token needs
+rows = text.held_out("validation", 64)          # tokens, their documents, what each token needs
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.contracts import Batch, Half, generator
+from masksearch.contracts import Batch, Split, generator
 from masksearch.files import short_hash
 from masksearch.tasks.mlm import epoch_batches
 from masksearch.tasks.splits import FEW, check_sequences, evenly_spaced
@@ -58,7 +58,7 @@ class NextTokenRows:
     guess: float = float("inf")
 
     def digest(self) -> str:
-        """Hash of the tokens and of which are scored."""
+        """Hash of the tokens and of their marks (scored or not)."""
         total = hashlib.sha256()
         for part in (self.tokens, self.labels):
             total.update(part.numpy().astype("<i8").tobytes())
@@ -85,7 +85,7 @@ class NextTokenTask(Protocol):
 
     @property
     def train_digest(self) -> str:
-        """Hash of what is trained on, the same for every half."""
+        """Hash of what is trained on, the same for every split."""
         ...
 
     @property
@@ -97,8 +97,8 @@ class NextTokenTask(Protocol):
         """Endless training batches from number `start` on, a function of `seed` alone."""
         ...
 
-    def held_out(self, half: Half, most: int) -> NextTokenRows:
-        """Held-out sequences of a half, at most so many of it."""
+    def held_out(self, split: Split, most: int) -> NextTokenRows:
+        """Held-out sequences of a split, at most so many of it."""
         ...
 
     def __hash__(self) -> int: ...
@@ -215,43 +215,43 @@ class NextTokenText:
                 tokens = self.train[chosen].long()
                 yield {"input_ids": tokens, "labels": self.scored(tokens)}
 
-    def held_out(self, half: Half, most: int) -> NextTokenRows:
-        """Held-out sequences of a half, at most so many, spread evenly over the text.
+    def held_out(self, split: Split, most: int) -> NextTokenRows:
+        """Held-out sequences of a split, at most so many, spread evenly over the text.
 
         A sequence belongs to the document in which it begins. Documents are files and WikiText
         articles; where there are fewer than 16, paragraphs take their place, and where there are
         fewer than 16 of those, sequences.
 
         Args:
-            half: `"search"` or `"final"`; any other takes all.
+            split: `"validation"` or `"holdout"`; any other takes all.
             most: Largest number of sequences.
 
         Raises:
             DataError: If there is none.
         """
-        rows, documents = self.dealt(half)
-        check_sequences(len(rows), len(self.held), half, self.length)
+        rows, documents = self.dealt(split)
+        check_sequences(len(rows), len(self.held), split, self.length)
         chosen = evenly_spaced(len(rows), most).numpy()
         rows, documents = rows[chosen], documents[chosen]
         tokens = self.held[torch.from_numpy(rows)].long()
         return NextTokenRows(tokens, self.scored(tokens), documents, repeat_distances(tokens))
 
-    def dealt(self, half: Half) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The numbers of a half's sequences, and of the documents that they belong to."""
+    def dealt(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The numbers of a split's sequences, and of the documents that they belong to."""
         inner = self.held.body.shape[1]
         starts, final = deal_stretches(self.held.body.reshape(-1), self.begins, inner)
         rows = np.arange(len(self.held))
         of = np.searchsorted(starts, rows * inner, "right") - 1
-        if half in ("search", "final"):
-            rows = rows[final[of] == (half == "final")]
+        if split in ("validation", "holdout"):
+            rows = rows[final[of] == (split == "holdout")]
         return rows, of[rows]
 
     def judging(self, most: int) -> int:
-        """Whole documents of the final half that so many sequences lie in; 0 where pieces stand
+        """Whole documents of the holdout that so many sequences lie in; 0 where pieces stand
         in their place."""
         if len(self.begins.documents) < FEW:
             return 0
-        documents = self.dealt("final")[1]
+        documents = self.dealt("holdout")[1]
         return len({*documents[evenly_spaced(len(documents), most).numpy()].tolist()})
 
 

@@ -23,12 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.contracts import Batch, Half, generator
+from masksearch.contracts import Batch, Split, generator
 from masksearch.files import text_hash
 from masksearch.tasks.next_token import NextTokenRows
 
 RULE, TRAIN, JUDGED = 64, 65, 66  # streams of random numbers
-DRAWS: dict[Half, tuple[int, ...]] = {"search": (0,), "final": (1,), "test": (2,), "all": (0, 1)}
+DRAWS: dict[Split, tuple[int, ...]] = {
+    "validation": (0,),
+    "holdout": (1,),
+    "test": (2,),
+    "all": (0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -159,11 +164,11 @@ class Recall:
             yield {"input_ids": rows.tokens, "labels": rows.labels}
             number += 1
 
-    def held_out(self, half: Half, most: int) -> NextTokenRows:
+    def held_out(self, split: Split, most: int) -> NextTokenRows:
         """Rows to judge by, `most` of them, the same in every call; those of a search, of a
-        comparison (`"final"`) and of a test are different draws; `"all"` are the first two
+        comparison (`"holdout"`) and of a test are different draws; `"all"` are the first two
         together."""
-        draws = [self.rows(most, generator(JUDGED, draw)) for draw in DRAWS[half]]
+        draws = [self.rows(most, generator(JUDGED, draw)) for draw in DRAWS[split]]
         tokens, labels, needs = (
             torch.cat([getattr(one, name) for one in draws])
             for name in ("tokens", "labels", "needs")

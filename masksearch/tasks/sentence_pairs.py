@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.contracts import Batch, Half, generator
+from masksearch.contracts import Batch, Split, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
 from masksearch.tasks.splits import evenly_spaced
@@ -138,14 +138,14 @@ class SentencePairTask(MlmTask):
 
     @cached_property
     def held_out_windows(self) -> TextWindows:
-        """The held-out text of the half, cut; made once."""
+        """The held-out text of the split, cut; made once."""
         windows = self.cut_text("held-out", self.corpus.held_out, 1)
-        if self.half not in ("search", "final"):
+        if self.split not in ("validation", "holdout"):
             return windows
-        starts, final = self.corpus.held_out_halves
+        starts, final = self.corpus.held_out_splits
         of = np.searchsorted(starts, windows.begin.numpy(), "right") - 1
-        windows = windows.part(final[of] == (self.half == "final"))
-        return self.enough(windows, f"held-out text of the {self.half} half")
+        windows = windows.part(final[of] == (self.split == "holdout"))
+        return self.enough(windows, f"held-out text of the {self.split} split")
 
     @cached_property
     def held_out_rows(self) -> Tensor:
@@ -220,13 +220,13 @@ def build_task(
     held_out_sequences: int,
     pairs: Literal["next", "order"] | None,
     whole_words: bool,
-    half: Half,
+    split: Split,
 ) -> MlmTask | SentencePairTask:
     """The task, made once a process: it keeps how it has cut the text into pairs."""
     rows: dict[str, Any] = {
         "held_out_sequences": held_out_sequences,
         "whole_words": whole_words,
-        "half": half,
+        "split": split,
     }
     if pairs is None:
         return MlmTask(corpus, batch, **rows)

@@ -1,9 +1,9 @@
-"""Training and held-out parts of a data set, and the halves of what is held out.
+"""Training and held-out parts of a data set, and the splits of what is held out.
 
 files = two_files(Path("squad"), None, {"train": [..], "dev": [..]}, "SQuAD")
 train, held_out, source = two_parts(files, read_squad, attrgetter("article"), "articles", (0, 41))
 train = sample_rows(train, 10_000, 0, 41)
-held_out = take_half(held_out, "final", "squad", attrgetter("article"), attrgetter("context"))
+held_out = take_split(held_out, "holdout", "squad", attrgetter("article"), attrgetter("context"))
 """
 
 from __future__ import annotations
@@ -18,78 +18,78 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from masksearch.contracts import Half, generator
+from masksearch.contracts import Split, generator
 from masksearch.errors import DataError
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 10  # sequences of a half; from fewer no ranking can be read
+ENOUGH = 10  # sequences of a split; from fewer no ranking can be read
 HELD_OUT_SHARE = 0.2  # of the groups, where one file serves both ends
-FEW = 16  # fewer groups than that are not dealt out to halves; finer ones are
+FEW = 16  # fewer groups than that are not dealt out to splits; finer ones are
 Row = TypeVar("Row")
 
 
-def in_final_half(text: str | bytes) -> bool:
-    """Whether a text belongs to the final half: by a hash of it, the same on every machine."""
+def in_holdout(text: str | bytes) -> bool:
+    """Whether a text belongs to the holdout: by a hash of it, the same on every machine."""
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     return hashlib.sha256(raw).digest()[0] % 2 == 1
 
 
-def take_half(
-    rows: Sequence[Row], half: Half, where: str, *groups: Callable[[Row], str]
+def take_split(
+    rows: Sequence[Row], split: Split, where: str, *groups: Callable[[Row], str]
 ) -> list[Row]:
-    """The rows of a half, in their order; rows of one group are in the same half.
+    """The rows of a split, in their order; rows of one group are in the same split.
 
     Args:
         rows: All held-out rows.
-        half: `"search"` or `"final"`; the others are not halves, and take every row.
+        split: `"validation"` or `"holdout"`; the others are not splits, and take every row.
         where: Where the rows come from, for the error.
         groups: Texts that a row may be grouped by, the coarsest first. The first of which there
             are at least `FEW` is taken, or the last.
 
     Raises:
-        DataError: If the half is empty.
+        DataError: If the split is empty.
     """
-    if half not in ("search", "final"):
+    if split not in ("validation", "holdout"):
         return list(rows)
     texts_of = [{group(row) for row in rows} for group in groups[:-1]]
     group = next(
         (g for g, texts in zip(groups, texts_of, strict=False) if len(texts) >= FEW), None
     )
     group = group or groups[-1]
-    kept = [row for row in rows if in_final_half(group(row)) == (half == "final")]
+    kept = [row for row in rows if in_holdout(group(row)) == (split == "holdout")]
     if not kept:
-        raise empty_half(where, f"{len(rows)} rows", half)
+        raise empty_split(where, f"{len(rows)} rows", split)
     return kept
 
 
-def empty_half(where: str, among: str, half: Half, enough: str = "") -> DataError:
-    """The error for a half without rows."""
+def empty_split(where: str, among: str, split: Split, enough: str = "") -> DataError:
+    """The error for a split without rows."""
     return DataError(
-        f"{where}: none of {among} belongs to the {half} half (a hash of each text decides); give "
-        f"more held-out data{enough}, or judge by all of it: half='all' (--set half=all)"
+        f"{where}: none of {among} belongs to {split} (a hash of each text decides); give "
+        f"more held-out data{enough}, or judge by all of it: split='all' (--set split=all)"
     )
 
 
-def check_sequences(count: int, among: int, half: Half, length: int) -> None:
+def check_sequences(count: int, among: int, split: Split, length: int) -> None:
     """Says, before anything is trained, that there is too little held-out text, and how much is
-    needed: a warning in the log, once a process, where a half has fewer than ten sequences.
+    needed: a warning in the log, once a process, where a split has fewer than ten sequences.
 
     Args:
-        count: Sequences of the half.
+        count: Sequences of the split.
         among: Sequences of all held-out text.
-        half: Which.
+        split: Which.
         length: Positions of a sequence.
 
     Raises:
-        DataError: If the half has none.
+        DataError: If the split has none.
     """
     enough = f" (about {2 * ENOUGH} sequences, {2 * ENOUGH * length:,} tokens)"
     if not count:
-        raise empty_half("the held-out text", f"{among} sequences", half, enough)
-    if count < ENOUGH and half in ("search", "final"):
+        raise empty_split("the held-out text", f"{among} sequences", split, enough)
+    if count < ENOUGH and split in ("validation", "holdout"):
         tell_once(
-            f"judged by {count} held-out sequence{'s' if count > 1 else ''}, the {half} half of "
+            f"judged by {count} held-out sequence{'s' if count > 1 else ''}, the {split} split of "
             f"{among}: no ranking can be read from so few; hold out more text{enough}"
         )
 
@@ -145,8 +145,8 @@ def labelled_test_file(path: Path, named: Iterable[Path], what: str) -> Path:
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise DataError(
-            f"{path} holds {names} as a test file of {what} with labels; half='test' needs one "
-            "in the folder. half='final' judges by held-out rows that no search has seen"
+            f"{path} holds {names} as a test file of {what} with labels; split='test' needs one "
+            "in the folder. split='holdout' judges by held-out rows that no search has seen"
         )
     return files[0]
 

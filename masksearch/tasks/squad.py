@@ -19,13 +19,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from masksearch.contracts import Half
+from masksearch.contracts import Split
 from masksearch.errors import DataError
 from masksearch.files import content_hash, short_hash
 from masksearch.tasks.splits import (
     labelled_test_file,
     sample_rows,
-    take_half,
+    take_split,
     two_files,
     two_parts,
 )
@@ -83,7 +83,7 @@ def load_squad(
     rows: int | None = None,
     dev_rows: int | None = None,
     seed: int = 0,
-    half: Half = "all",
+    split: Split = "all",
 ) -> SquadData:
     """Reads SQuAD in the official JSON form.
 
@@ -95,9 +95,9 @@ def load_squad(
         rows: Largest number of training questions; more are sampled by `seed`.
         dev_rows: The same for the held-out questions.
         seed: Seed of the split and of the samples.
-        half: Which held-out questions, before any are sampled: `"search"` or `"final"` (a hash of
-            the article's title decides, or of the paragraph where there are few articles), or
-            `"all"`; `"test"` = those of the folder's test-v*.json.
+        split: Which held-out questions, before any are sampled: `"validation"` or `"holdout"` (a
+            hash of the article's title decides, or of the paragraph where there are few articles),
+            or `"all"`; `"test"` = those of the folder's test-v*.json.
 
     Raises:
         DataError: If a file is missing, empty or malformed, or a question is on both sides;
@@ -108,11 +108,11 @@ def load_squad(
     files = two_files(path, held_out, named, "SQuAD")
     order = (seed, QUESTION_ORDER)
     train, dev, source = two_parts(files, read_squad, attrgetter("article"), "articles", order)
-    if half == "test":
+    if split == "test":
         files = [*files, labelled_test_file(path, path.glob("test-v*.json"), "SQuAD")]
         dev, source = read_squad(files[-1]), f"{source}; scored on {files[-1].name}"
     nullable = any(not question.answers for question in (*train, *dev))
-    dev = take_half(dev, half, str(path), attrgetter("article"), attrgetter("context"))
+    dev = take_split(dev, split, str(path), attrgetter("article"), attrgetter("context"))
     both = {question.id for question in train} & {question.id for question in dev}
     if both:
         raise DataError(

@@ -193,7 +193,7 @@ class Settings:
 
 
 class PlantedText(Protocol):
-    """A text of planted token ids, such as `ms.Recall`."""
+    """A text of planted token ids, such as `Recall`."""
 
     @property
     def length(self) -> int:

@@ -1,7 +1,5 @@
 """What a search says against itself."""
 
-from __future__ import annotations
-
 import re
 import warnings
 
@@ -12,7 +10,7 @@ from page_text import Page
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import search_cautions
-from masksearch.contracts import Evaluate, Record
+from masksearch.contracts import Evaluate, Record, Report
 from masksearch.study.status import read_status, status_lines
 
 
@@ -25,7 +23,7 @@ class Tasks(ToyEvaluator):
     def __call__(self, mask, *, seed, workdir):
         [*_, last] = super().__call__(mask, seed=seed, workdir=workdir)
         known = {"easy/majority": 0.5092, "hard/majority": 0.5}
-        yield ms.Report(last.step, {**last.values, **self.scores, **known})
+        yield Report(last.step, {**last.values, **self.scores, **known})
 
 
 def warned(run, space=space, evaluator=None, **options):

@@ -6,8 +6,6 @@ hand-designed mask.
 `python tests/analysis/test_golden_numbers.py` prints what it computes now.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -86,7 +84,6 @@ def of_difference(found: PairedDifference) -> list[float]:
 
 def of_comparison(comparison: Comparison) -> dict[str, Any]:
     fronts = comparison.fronts
-    assert fronts is not None
     frame = comparison.frame().set_index("mask")
     return {
         "scores": {n: frame.loc[n, ["score", "score low", "score high"]].tolist() for n in MASKS},

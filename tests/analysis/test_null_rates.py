@@ -6,8 +6,6 @@ shows rows of them. Draws are made by the thousand with numpy; that this decides
 own code does is tested on some of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -460,8 +458,7 @@ def margin_claims(
     alpha = 0.025 / means.shape[1]
     ts = [float(scipy_stats.t.isf(alpha, n - 1)) for n in (seeds, ROWS_THERE)]
     half = np.sqrt(ts[0] ** 2 * parts[0] + ts[1] ** 2 * parts[1])
-    claimed: NDArray[np.bool_] = (sign * (means - edge) > half).any(1)
-    return claimed
+    return (sign * (means - edge) > half).any(1)
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """The proxy card: what it calls valid, what it refuses, and that it says why."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -16,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from masksearch import ProxyCard, masks
-from masksearch.analysis.proxy_card import Resampling, judge_proxy, observe, tau_b
+from masksearch import masks
+from masksearch.analysis.proxy_card import ProxyCard, Resampling, observe, rate_proxy, tau_b
 from masksearch.contracts import Objective, Report
 from masksearch.errors import SearchError, UnknownNameError
 
@@ -50,7 +48,7 @@ def simulated(
 
 
 def card_of(table: pd.DataFrame, **options) -> ProxyCard:
-    return judge_proxy(table, **{"resamples": 200, **options})
+    return rate_proxy(table, **{"resamples": 200, **options})
 
 
 def some_cells() -> pd.DataFrame:
@@ -69,7 +67,7 @@ def some_cells() -> pd.DataFrame:
 )
 def test_recorded_figures_have_not_moved(name, table, bands):
     """SOURCE: computed at 77cae22 on these arrays."""
-    card, wanted = judge_proxy(table, bands=bands), GOLDEN[name]
+    card, wanted = rate_proxy(table, bands=bands), GOLDEN[name]
     for row, expected in zip(card.frame.to_numpy().tolist(), wanted["rows"], strict=True):
         assert row[:4] == expected[:4]
         numbers = [math.nan if value is None else value for value in expected[4:]]

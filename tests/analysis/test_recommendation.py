@@ -1,7 +1,5 @@
 """The mask that a comparison recommends: the searched one only where it is shown to be better."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -279,7 +277,6 @@ def test_largest_sd_is_where_the_power_is_enough():
 
 def test_seeds_needed_is_the_least_number():
     n = seeds_needed(1.0, 3, sd=1.2)
-    assert n is not None
     assert power(1.0, n - 1, 3, sd=1.2) < 0.8 <= power(1.0, n, 3, sd=1.2)
     assert seeds_needed(0.0128, sd=0.0116) == 9  # docs/statistics.md, as is the next
     assert power(0.033, 5, 3, sd=0.0116, row_error=math.sqrt(4e-5)) == pytest.approx(0.8, abs=0.01)

@@ -1,7 +1,5 @@
 """Every architecture that attach must serve, tiny and random, behind one interface."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What attention under a mask must give on those architectures, by other means than attach."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -12,8 +12,6 @@ A class is *exact* where all checks hold, *refused* where attach says why; all e
                   also with a dynamic, a static and a masked cache, and with beams
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """One of two processes that train under gates: `python parallel_job.py RANK FOLDER`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

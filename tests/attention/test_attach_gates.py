@@ -1,7 +1,5 @@
 """Gates on tiny random Hugging Face models: drawn once, a submodule while attached, checked."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -28,8 +26,7 @@ def generated(*shape: int) -> Tensor:
 
 def output(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        out: Tensor = model(**given)[0]
-    return out
+        return model(**given)[0]
 
 
 class Bank(nn.Module):

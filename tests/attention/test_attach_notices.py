@@ -1,7 +1,5 @@
 """A mask never vanishes silently: other implementations, copied configurations, weights."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any
@@ -17,6 +15,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain
 from masksearch.errors import AttachError
+from masksearch.gates.gates import Gates
 
 BERT, NARROW = ARCHITECTURES["bert"], masks.window(1)
 GIVEN = BERT.inputs()
@@ -29,8 +28,7 @@ PASSED_OVER = (
 
 def output(model: nn.Module, **more: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(**GIVEN, **more)[0]
-    return found
+        return model(**GIVEN, **more)[0]
 
 
 def by_method(model: Any) -> None:
@@ -145,7 +143,7 @@ def test_towers_that_share_a_configuration_notice_each():
 
 
 def test_gates_notice():
-    gates = ms.Gates(structure="free", length=17, heads=4, layers=2)
+    gates = Gates(structure="free", length=17, heads=4, layers=2)
     model = attach(BERT.made(), gates)
     output(model)
     by_method(model)

@@ -1,7 +1,5 @@
 """What is no model, mask, part or length: one sentence that says what is, and a way out."""
 
-from __future__ import annotations
-
 import re
 import types
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach, detach
 from masksearch.attention.explain import explain
 from masksearch.errors import AttachError, UnknownNameError
+from masksearch.gates.gates import Gates
 
 
 class PassesOn(nn.Module):
@@ -224,7 +223,7 @@ def test_weights_that_accelerate_keeps_elsewhere(first):
 def test_gates_and_reentrant_checkpoints(settings):
     at = ARCHITECTURES["bert"]
     model, given = at.made(), at.inputs()
-    gates = ms.Gates(structure="free", length=17, heads=4, layers=2)
+    gates = Gates(structure="free", length=17, heads=4, layers=2)
     attach(model, gates)
     model.train().gradient_checkpointing_enable(settings)
     model.enable_input_require_grads()

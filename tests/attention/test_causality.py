@@ -1,7 +1,5 @@
 """Models that need their mask written out: no later token moves an earlier output."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -9,13 +9,13 @@ from architectures import ARCHITECTURES, gpt2_config, states
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.attention import interface
 from masksearch.attention.attach import attach, in_force
 from masksearch.attention.call import AttentionCall
 from masksearch.attention.explain import explain
 from masksearch.errors import AttachError, LengthError
+from masksearch.gates.gates import Gates
 
 
 def bert(layers: int = 3) -> nn.Module:
@@ -211,7 +211,7 @@ def test_training_follows_the_mode_unless_given():
 
 
 def test_gates_say_so():
-    model = attach(bert(), ms.Gates(length=16, heads=4, layers=3))
+    model = attach(bert(), Gates(length=16, heads=4, layers=3))
     row = only(model)
     assert (row.mask, row.backend, row.layers, row.length) == ("gates", "gates", "0-2", None)
     assert "trainable gates" in str(explain(model))

@@ -1,7 +1,5 @@
 """Attached models under torch.export, torch.jit.trace and torch.func, each as the first call."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -28,8 +26,7 @@ class States(nn.Module):
     def forward(self, given: dict[str, Tensor]) -> Tensor:
         at = ARCHITECTURES[self.name]
         plain = {"use_cache": False} if at.causal or at.takes == "texts" else {}
-        found: Tensor = at.read(self.model(**given, **plain))
-        return found
+        return at.read(self.model(**given, **plain))
 
 
 def made(name: str, length: int, backend: str = "auto", layers: int = 1) -> States:

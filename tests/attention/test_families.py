@@ -1,7 +1,5 @@
 """Families of models: exact under attach, or refused by name; the page says which."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

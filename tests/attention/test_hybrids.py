@@ -1,7 +1,5 @@
 """Hybrids: linear and recurrent layers are passed over, and those that attend are masked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What computes under a mask: which backend, in which precision, compiled or not."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any
@@ -45,8 +43,7 @@ def run(name: str, model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     """The states of real positions, without gradient."""
     at = ARCHITECTURES[name]
     with torch.no_grad():
-        found: Tensor = at.read(model(**given))[at.real(given)]
-    return found
+        return at.read(model(**given))[at.real(given)]
 
 
 # -- choice ------------------------------------------------------------------------------------
@@ -339,7 +336,6 @@ def test_a_written_out_mask_stands_where_the_cache_says(name):
     cache.update(torch.zeros(1, 2, 7, 4), torch.zeros(1, 2, 7, 4), 0)
     written = {"attention_mask": torch.ones(1, 1, 2, 9) > 0, name: cache}
     check_call([], positions, nn.Identity(), (), written)
-    assert positions.running.last is not None
     assert (
         positions.running.last.queries,
         positions.running.last.keys,

@@ -1,7 +1,5 @@
 """Tables, causality and positions in a cache behind an attached mask."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import pickle
@@ -211,8 +209,7 @@ def test_towers_of_other_lengths_do_not_ask_each_other():
             real = torch.ones_like(input_ids)
             real[:, :1] = 0
             first = self.first(input_ids, real)[0]
-            found: Tensor = self.second(input_ids[:, :8], real[:, :8])[0][:, :8] + first[:, :8]
-            return found
+            return self.second(input_ids[:, :8], real[:, :8])[0][:, :8] + first[:, :8]
 
     model = Both()
     tables = {name: masks.table(torch.ones(n, n) > 0) for name, n in (("first", 9), ("second", 8))}

@@ -8,21 +8,18 @@ import torch
 import transformers as hf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.layer import depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
+from masksearch.gates.gates import Gates
 from masksearch.serving.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, trees
 
 SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
+    **sizes(50, 32, 3, 4, 32, 64),
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "eos_token_id": None,
@@ -206,7 +203,7 @@ def test_what_it_cannot_serve_is_refused():
     ms.attach(model, masks.random_keys(3, 0) | masks.window(0))
     with pytest.raises(AttachError, match="other keys at every length"):
         ms.MaskedCache(model)
-    ms.attach(model, ms.Gates("free", length=16, layers=3, heads=4))
+    ms.attach(model, Gates("free", length=16, layers=3, heads=4))
     with pytest.raises(AttachError, match="carries gates"):
         ms.MaskedCache(model)
     ms.attach(model, LOCAL | masks.special_tokens([3]))

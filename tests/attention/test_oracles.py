@@ -1,7 +1,5 @@
 """Sparse models by others are oracles of a mask on the plain model with the same weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,8 +68,7 @@ def texts(length: int, padded: int = 0, device: str = "cpu") -> dict[str, Tensor
 
 def hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        out: Tensor = model(**inputs).last_hidden_state
-    return out
+        return model(**inputs).last_hidden_state
 
 
 def difference(one: Tensor, other: Tensor, inputs: dict[str, Tensor]) -> float:
@@ -164,8 +161,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
     def noted(before: Tensor, after: Tensor, chosen: Tensor, *rest: Any) -> Tensor:
         drawn.append(chosen[0])
-        found: Tensor = original(before, after, chosen, *rest)
-        return found
+        return original(before, after, chosen, *rest)
 
     monkeypatch.setattr(
         BigBirdBlockSparseAttention, "_create_rand_mask_from_inputs", staticmethod(noted)

@@ -1,7 +1,5 @@
 """Which calls belong to which part, and what is said where none is named."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What the probe cannot prove of a layer is refused, in words that say what the layer does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

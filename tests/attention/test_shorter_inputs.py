@@ -1,7 +1,5 @@
 """A table on inputs that are shorter than it: what padding them to its length computes."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -43,8 +41,7 @@ def states(model: Any, real: list[int], length: int) -> Tensor:
     """Last hidden states of the real tokens."""
     given = texts(real, length)
     with torch.no_grad():
-        found: Tensor = model(**given).last_hidden_state[given["attention_mask"].bool()]
-    return found
+        return model(**given).last_hidden_state[given["attention_mask"].bool()]
 
 
 FLEX = pytest.param("flex", marks=pytest.mark.nightly)

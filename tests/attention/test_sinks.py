@@ -1,7 +1,5 @@
 """Models with learned sinks under masks: transformers' own eager attention is the oracle."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,6 +10,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from largest_tensor import LargestTensor
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -22,18 +21,13 @@ from masksearch.attention.kernels import gather as kernels
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import flip
 from masksearch.positions.attention_maps import attention_maps
+from masksearch.serving.native import from_native
 from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6
 FLOATS = ("query", "key", "value", "sinks")
 SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
+    **sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2),
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "eos_token_id": None,
@@ -137,7 +131,7 @@ def test_half_precision_and_sinks_that_nobody_sees(dtype, backend):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_windows_in_their_configurations(name):
     model, own = tiny(name), masks.causal() & masks.window(WINDOW - 1)
-    assert ms.from_native(model) == masks.per_layer([masks.causal(), own, masks.causal()])
+    assert from_native(model) == masks.per_layer([masks.causal(), own, masks.causal()])
     mask, ids = masks.per_layer([masks.window(WINDOW - 1), masks.full(), masks.full()]), tokens(40)
     if name == "mimo_v2_flash":  # its sliding layers have weights of their own
         with pytest.raises(ms.errors.NativeError, match="one kind cannot take layers of both"):
@@ -212,7 +206,6 @@ def test_attention_maps_leave_the_sinks_share_out():
 def with_a_column(call: AttentionCall) -> Tensor:
     """The definition: one more column in the softmax, and no value behind it."""
     assert call.visible is not None
-    assert call.sinks is not None
     scores = (call.query @ call.key.mT * call.scaling).masked_fill(~call.visible, -torch.inf)
     column = call.sinks[:, None, None].expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ call.value

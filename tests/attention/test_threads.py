@@ -1,7 +1,5 @@
 """Two threads with one masked model: each gives what it gives alone."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

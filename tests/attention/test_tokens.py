@@ -1,7 +1,5 @@
 """Content masks on models: resolved from the input ids of every forward pass."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +11,10 @@ import transformers as hf
 from architectures import ARCHITECTURES, gpt2_config
 from torch import Tensor, nn
 
-from masksearch import attention_maps, masks
+from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.errors import AttachError, EmptyRowError, HeadCountError
+from masksearch.positions.attention_maps import attention_maps
 
 SPECIAL = 7
 HUBS = masks.window(1) | masks.special_tokens(SPECIAL)

@@ -8,10 +8,16 @@ from cli_runs import run
 
 import masksearch as ms
 from masksearch import masks
-from masksearch_bench import TableSpec
+from masksearch.tasks.recall import Recall
+from masksearch_bench import Table, TableSpec, load
 from masksearch_bench.__main__ import main
 
-TASK = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+TASK = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+
+
+@pytest.fixture(scope="session")
+def table() -> Table:
+    return load("recall-1")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import torch
 from bench.conftest import spec_of
 
 import masksearch as ms
+from masksearch.tasks.recall import Recall
 from masksearch_bench import build, judge, load, strategy
 from masksearch_bench.build import CELLS, environment
 from masksearch_bench.tree import fits, tree_values
@@ -42,8 +43,12 @@ def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
     table = load(path)
     assert table.complete
     assert len(table) == 16
-    for tokens, half in (("calibration", "search"), ("validation", "final"), ("test", "test")):
-        judge = spec.judge.on(half)
+    for tokens, split in (
+        ("calibration", "validation"),
+        ("validation", "holdout"),
+        ("test", "test"),
+    ):
+        judge = spec.judge.on(split)
         for choice in ("0000", "0110", "1111"):
             *_, last = judge(table.mask(choice), seed=0, workdir=tmp_path)
             cell = table.query(choice, tokens)
@@ -155,7 +160,7 @@ def test_cells_are_judged_again_as_they_stand(name):
     """Fifty drawn cells: bit for bit in the environment that judged them, elsewhere to 1e-4 nats,
     with the same best one wherever the next is farther away than that."""
     table = load(PACKAGE / f"{name}.parquet")
-    task = ms.Recall(pairs=6, middle=40) if name[-1] == "7" else ms.Recall()
+    task = Recall(pairs=6, middle=40) if name[-1] == "7" else Recall()
     folder = PACKAGE / "checkpoints" / name.replace("windows", "recall")
     settings = {"held_out_sequences": 128, "kl": "test/kl" in table.cells, "device": "cpu"}
     judge = ms.CausalEvaluator(task, weights=folder, **settings)
@@ -165,8 +170,8 @@ def test_cells_are_judged_again_as_they_stand(name):
     torch.set_num_threads(1)
     try:
         same = environment() == table.sheet.environment
-        for tokens, half in (("calibration", "search"), ("test", "test")):
-            own = judge.on(half)
+        for tokens, split in (("calibration", "validation"), ("test", "test")):
+            own = judge.on(split)
             assert own.protocol == table.sheet.protocols[tokens]
             found = {
                 "".join(map(str, choice)): np.float32(values["nll"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from masksearch_bench import Table, load
+from masksearch_bench import Table
 from masksearch_bench.__main__ import app
 from masksearch_bench.table import write_table
 
@@ -23,11 +23,6 @@ def last_layers(known):
                 choice = raised
         yield budget, choice
 """
-
-
-@pytest.fixture(scope="module")
-def table():
-    return load("recall-1")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import masksearch as ms
-from masksearch_bench import judge, load, strategy, summary
+from masksearch_bench import judge, strategy, summary
 from masksearch_bench.judge import seal
 from masksearch_bench.table import Table
 
@@ -16,11 +16,6 @@ def exhaustive(known):
     for choice in itertools.product(range(known.levels), repeat=known.units):
         known.loss(choice)
     return [(budget, known.best(budget)) for budget in known.budgets]
-
-
-@pytest.fixture(scope="module")
-def table():
-    return load("recall-1")
 
 
 def other(table, shift):

@@ -4,15 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masksearch_bench import load
-
 ALONE = [tuple(int(u == at) for u in range(12)) for at in range(12)]
 BUDGETS = [0.33, 0.39, 0.45, 0.51]  # of the pairs: 1, 2, 3, 4 heads
-
-
-@pytest.fixture(scope="module")
-def table():
-    return load("recall-1")
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 import masksearch as ms
 from masksearch import masks
 from masksearch.executors.local import is_own
+from masksearch.tasks.recall import Recall
 from masksearch_bench import Table, TableEvaluator, load, names
 from masksearch_bench.table import FORMAT, HERE, natural, write_table
 
 CHOICES = st.lists(st.integers(0, 1), min_size=12, max_size=12)
 HEADS = {"account": "head/8192"}
-
-
-@pytest.fixture(scope="module")
-def table() -> Table:
-    return load("recall-1")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def test_the_optimum_is_that_of_brute_force(table, rows, heads):
 
 
 def test_shares_are_those_of_the_masks(table):
-    config = ms.CausalEvaluator(ms.Recall(), size="3x64x4").config
+    config = ms.CausalEvaluator(Recall(), size="3x64x4").config
     for choice in ("000000000000", "000010000001", "111100000000", "111111111111"):
         mask = table.mask(choice)
         assert table.query(choice).share == pytest.approx(
@@ -132,27 +128,26 @@ def test_it_is_an_evaluator(table, tmp_path):
 
 
 # -- what it refuses -----------------------------------------------------------------------------
-def test_unknown_names(table):
-    with pytest.raises(ms.errors.UnknownNameError, match=r"'recall-1x'.*did you mean 'recall-1'"):
-        load("recall-1x")
-    with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'test'"):
-        table.query("0" * 12, "tests")
-    nearest = r"did you mean 'head/8192'.*Known: pairs, head/2048"
-    with pytest.raises(ms.errors.UnknownNameError, match=nearest):
-        table.optimum(0.5, "head/819")
-
-
 @pytest.mark.parametrize(
-    ("choice", "message"),
+    ("ask", "error", "message"),
     [
-        ("0101", r"12 levels from 0 to 1, the first of l0\.h0; got 4: 0101"),
-        ("000000000002", "got 12: 000000000002"),
-        ([0] * 11 + [-1], "from 0 to 1"),
+        (lambda t: load("recall-1x"), ms.errors.UnknownNameError,
+         r"'recall-1x'.*did you mean 'recall-1'"),
+        (lambda t: t.query("0" * 12, "tests"), ms.errors.UnknownNameError, "did you mean 'test'"),
+        (lambda t: t.optimum(0.5, "head/819"), ms.errors.UnknownNameError,
+         r"did you mean 'head/8192'.*Known: pairs, head/2048"),
+        (lambda t: t.optimum(0.2), ValueError, r"costs 0\.2632 of dense pairs, got budget=0\.2"),
+        (lambda t: t.regret("1" * 12, 0.5), ValueError,
+         r"choice 1{12} costs 1 of dense pairs, more than .* 0\.5"),
+        (lambda t: t.query("0101"), ValueError,
+         r"12 levels from 0 to 1, the first of l0\.h0; got 4: 0101"),
+        (lambda t: t.query("000000000002"), ValueError, "got 12: 000000000002"),
+        (lambda t: t.query([0] * 11 + [-1]), ValueError, "from 0 to 1"),
     ],
-)
-def test_a_choice_of_another_size(table, choice, message):
-    with pytest.raises(ValueError, match=message):
-        table.query(choice)
+)  # fmt: skip
+def test_mistakes_are_named(table, ask, error, message):
+    with pytest.raises(error, match=message):
+        ask(table)
 
 
 def test_a_missing_cell_has_no_substitute_and_a_half_built_table_no_optimum(table):
@@ -167,15 +162,6 @@ def test_a_missing_cell_has_no_substitute_and_a_half_built_table_no_optimum(tabl
     ):
         with pytest.raises(ms.errors.DataError, match=r"not complete \(4,095 of 4,096 cells\)"):
             ask()
-
-
-def test_budgets(table):
-    with pytest.raises(ValueError, match=r"costs 0\.2632 of dense pairs, got budget=0\.2"):
-        table.optimum(0.2)
-    with pytest.raises(
-        ValueError, match=r"choice 1{12} costs 1 of dense pairs, more than .* 0\.5"
-    ):
-        table.regret("1" * 12, 0.5)
 
 
 def test_every_table_has_its_hash():

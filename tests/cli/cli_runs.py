@@ -1,8 +1,7 @@
 """Runs the command line in this process, and the toy files that its tests search with."""
 
-from __future__ import annotations
-
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +21,45 @@ from toy import ToyEvaluator
 def toy():
     return ToyEvaluator()
 """
+
+
+def write_toys(folder: Path) -> None:
+    """Writes `my_space.py`, with a space, and `my_proxy.py`, with `toy`."""
+    (folder / "my_space.py").write_text(SPACE)
+    contracts = str(Path(__file__).parents[1] / "contracts")
+    (folder / "my_proxy.py").write_text(EVALUATOR.format(folder=contracts))
+
+
+class Commands:
+    """Runs commands in this process."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.given = monkeypatch, capsys
+
+    def run(self, *arguments: object) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        return run(*self.given, *arguments)
+
+    def __call__(self, *arguments: object) -> tuple[str, str]:
+        """Standard output and standard error of a command that works."""
+        code, out, err = self.run(*arguments)
+        assert code == 0, err
+        return out, err
+
+    def refused(self, *arguments: object) -> str:
+        """What is said of a mistake: one line, with exit code 2."""
+        self.given[1].readouterr()  # of what ran before
+        code, out, err = self.run(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), out + err
+        return err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Commands:
+    """Commands of masksearch that run in this process."""
+    return Commands(monkeypatch, capsys)
 
 
 def run(monkeypatch, capsys, *arguments: object, program=cli.main) -> tuple[int, str, str]:

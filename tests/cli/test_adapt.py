@@ -1,14 +1,11 @@
 """Masks for a trained encoder from the shell: each mistake is one line, with exit code 2."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import run
 from toy_sentences import write_sentences
 
 COMPARED = ("compare", "star", "--controls", "none", "--seeds", 1, "--run", "run")
@@ -59,43 +56,40 @@ MISTAKES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, toys, words, message):
+def test_a_mistake_is_one_line(command, monkeypatch, tmp_path, toys, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     for each in toys.iterdir():
         (tmp_path / each.name).symlink_to(each)
     usual = ("--weights", "checkpoint", "--glue", "glue", "--tasks", "SST-2", "--adapt", "none")
-    code, out, err = run(monkeypatch, capsys, *COMPARED, *usual, *SMALL, *words)
+    code, _, err = command.run(*COMPARED, *usual, *SMALL, *words)
+    assert code == 2
     few = "fewer than 3 seeds decide nothing"
     *shown, error = [line for line in err.splitlines() if not line.startswith(few)]
-    assert code == 2
-    assert out == ""
     assert re.search(message, error), err
     before = "^(compare: .* runs? to do|dense model of SST-2, seed 1000: 12 steps)"
     assert all(re.search(before, line) for line in shown), err
 
 
-def test_masks_on_dense_models_need_weights(monkeypatch, capsys, toys):
+def test_masks_on_dense_models_need_weights(command, toys):
     given = ("--glue", toys / "glue", "--adapt", "none")
-    code, _, err = run(monkeypatch, capsys, "compare", "star", *given)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "--adapt needs --weights" in err
+    assert "--adapt needs --weights" in command.refused("compare", "star", *given)
 
 
 @pytest.mark.nightly
-def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_path, toys):
+def test_a_dense_model_under_another_key_is_one_line(command, monkeypatch, tmp_path, toys):
     monkeypatch.chdir(toys)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path))
     given = ("--weights", "checkpoint", "--glue", "glue", "--tasks", "SST-2", "--adapt", "none")
     given = (*given, *SMALL[:2], "--set", "epochs=2", *SMALL[4:], "--set", "finetune_lr=3e-3")
     compared = (*COMPARED[:-2], *given, "--run")
-    assert run(monkeypatch, capsys, *compared, tmp_path / "a")[0] == 0
+    command(*compared, tmp_path / "a")
     (kept,) = (tmp_path / "dense").glob("*.safetensors")
     again = (*compared, tmp_path / "b", "--seeds", 2)
-    assert run(monkeypatch, capsys, *again)[0] == 0
+    command(*again)
     (other,) = set((tmp_path / "dense").glob("*.safetensors")) - {kept}
     shutil.copy(kept, other)
-    code, _, err = run(monkeypatch, capsys, *again[:-3], tmp_path / "c", "--seeds", 2)
+    code, _, err = command.run(*again[:-3], tmp_path / "c", "--seeds", 2)
     assert (code, err.count("\n")) == (2, 3)  # that one seed decides nothing, and what is planned
     assert "holds a dense model of another protocol" in err
 
@@ -103,11 +97,11 @@ def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_pa
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 def test_a_search_by_gates_that_could_not_be_trained_is_an_error(
-    monkeypatch, capsys, tmp_path, toys
+    command, monkeypatch, tmp_path, toys
 ):
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     data = ("--weights", toys / "checkpoint", "--glue", toys / "glue", "--tasks", "SST-2")
     words = ("--strategy", "dam", *data, *SMALL, "--set", "frozen=99", "--run", tmp_path / "run")
-    code, _, err = run(monkeypatch, capsys, "search", *words)
+    code, _, err = command.run("search", *words)
     assert code == 2
     assert re.search("^error: no trial of .*/run has a score: .*99", err, re.M), err

@@ -12,7 +12,8 @@ from tiny_decoder import tiny_decoder, written_text
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
-from masksearch import Plan, masks
+from masksearch import masks
+from masksearch.models.plan import Plan
 
 WORDS = [f"w{number}" for number in range(12)]
 

@@ -1,11 +1,8 @@
 """`masksearch attach`: what it prints and writes, and one line for mistakes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
-import cli_runs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -118,27 +115,23 @@ def test_missing_weights_are_refused(folder, tmp_path):
         (("MODEL", "per_head([star, full, star])"), "has 2 layers of 2 heads"),
     ],
 )
-def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, message):
+def test_mistakes_are_one_line(folder, command, arguments, message):
     given = [str(folder) if argument == "MODEL" else argument for argument in arguments]
-    code, _, said = cli_runs.run(monkeypatch, capsys, "attach", *given)
-    assert (code, said.count("\n")) == (2, 1)
-    assert message in said
+    assert message in command.refused("attach", *given)
 
 
-def test_the_whole_model_is_timed_at_each_length(folder, capsys, monkeypatch, tmp_path):
+def test_the_whole_model_is_timed_at_each_length(folder, command, tmp_path):
     lengths = ("--length", 16, "--length", 24)
     given = ("attach", folder, "star", "--time", *lengths, "--out", tmp_path / "out")
-    code, out, err = cli_runs.run(monkeypatch, capsys, *given)
-    assert code == 0
+    out, err = command(*given)
     assert all(f"forward pass at {length} tokens: " in out for length in (16, 24))
     assert "tokens: about " in err
-    code, out, err = cli_runs.run(monkeypatch, capsys, *given, "--json")
-    assert code == 0
+    out, err = command(*given, "--json")
     found = json.loads(out)  # nothing else stands there
     assert [row["length"] for row in found["speeds"]] == [16, 24]
     assert [each["rows"][0]["backend"] for each in found["kernels"]] == ["sdpa", "sdpa"]
     assert str(tmp_path / "out") in err
-    code, out, _ = cli_runs.run(monkeypatch, capsys, *given[:3], *lengths, "--json")
+    code, out, _ = command.run(*given[:3], *lengths, "--json")
     assert (code, json.loads(out)) == (0, found | {"speeds": []})
 
 

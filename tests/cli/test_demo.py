@@ -1,7 +1,5 @@
 """The demonstration end to end at a toy size, and its words."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -11,9 +9,10 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.cli.demo import run_demo, volume, write_data
 from masksearch.errors import DataError
-from masksearch.tasks.glue.read import load_glue
+from masksearch.tasks.glue import load_glue
+from masksearch.tasks.planted.graded import GradedProcess
 
-PROCESS = ms.GradedProcess()
+PROCESS = GradedProcess()
 TOY = {
     "evaluator": ms.PlantedEvaluator.graded(steps=4, held_out_sequences=32, gate_batch=4),
     "trials": 2,

@@ -1,7 +1,5 @@
 """`masksearch doctor`: what it says of packages, features and data is so."""
 
-from __future__ import annotations
-
 import json
 import platform
 import re
@@ -9,31 +7,29 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from cli_runs import run
-
 from masksearch.cli import doctor as module
 from masksearch.serving.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
 
 
-def machine(monkeypatch, capsys, *arguments):
-    code, out, err = run(monkeypatch, capsys, "doctor", *arguments, "--json")
-    assert (code, err) == (0, "")
+def machine(command, *arguments):
+    out, err = command("doctor", *arguments, "--json")
+    assert err == ""
     return json.loads(out)
 
 
-def test_versions_are_those_installed(monkeypatch, capsys):
-    said = machine(monkeypatch, capsys)["Versions"]
+def test_versions_are_those_installed(command):
+    said = machine(command)["Versions"]
     assert said["Python"] == platform.python_version()
     assert said["torch"] == metadata.version("torch")
 
 
-def test_features_are_the_extras_of_the_package(monkeypatch, capsys):
+def test_features_are_the_extras_of_the_package(command):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     of_developers = {"dev", "docs", "bench"}
     extras = project["optional-dependencies"]
-    said = machine(monkeypatch, capsys)["Features"]
+    said = machine(command)["Features"]
     assert said.keys() | of_developers == extras.keys() | of_developers
     rows = [module.FEATURES, *(engine.extras for engine in ENGINES.values())]
     for extra, (imported, _) in (row for each in rows for row in each.items()):
@@ -41,36 +37,35 @@ def test_features_are_the_extras_of_the_package(monkeypatch, capsys):
         assert any(line.startswith(name) for line in extras[extra]), extra
 
 
-def test_a_missing_feature_names_its_install_line(monkeypatch, capsys):
+def test_a_missing_feature_names_its_install_line(monkeypatch, command):
     monkeypatch.setitem(module.FEATURES, "ray", ("no_such_module", "clusters"))
-    said = machine(monkeypatch, capsys)["Features"]["ray"]
+    said = machine(command)["Features"]["ray"]
     assert re.fullmatch(r"clusters: pip install .*\[ray\]\"", said)
 
 
-def test_data_are_named_by_the_option_that_takes_them(monkeypatch, capsys, tmp_path):
+def test_data_are_named_by_the_option_that_takes_them(command, tmp_path):
     for task in ("SST-2", "QQP"):
         (tmp_path / "glue" / task).mkdir(parents=True)
         (tmp_path / "glue" / task / "train.tsv").touch()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("word " * 50_000)
     places = [tmp_path / name for name in ("glue", "text", "nothing")]
-    assert list(machine(monkeypatch, capsys, *places)["Data"].values()) == [
+    assert list(machine(command, *places)["Data"].values()) == [
         "--glue, with the tasks QQP, SST-2",
         "--corpus, 1 text files of 0.2 MB",
         "does not exist",
     ]
 
 
-def test_a_cache_that_cannot_be_written_is_told(monkeypatch, capsys, tmp_path):
+def test_a_cache_that_cannot_be_written_is_told(monkeypatch, command, tmp_path):
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "new" / "cache"))
     monkeypatch.setattr(module.os, "access", lambda place, mode: Path(place) != tmp_path)
-    said = machine(monkeypatch, capsys)["Machine"]["cache"]
+    said = machine(command)["Machine"]["cache"]
     assert said == f"{tmp_path}/new/cache: cannot be written"
 
 
-def test_people_get_lines(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "doctor")
-    assert code == 0
+def test_people_get_lines(command):
+    out, _ = command("doctor")
     assert [line for line in out.splitlines() if line.endswith(":") and line[0] != " "] == [
         "Versions:",
         "Machine:",

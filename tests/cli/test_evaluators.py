@@ -6,13 +6,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_runs import SPACE, run
+from cli_runs import SPACE
 
 import masksearch as ms
 from masksearch.cli.build import build_evaluator, build_executor
 from masksearch.cli.resuming import remember
 from masksearch.cli.search import SearchOptions
 from masksearch.errors import UnknownNameError
+from masksearch.evaluators.cost import WithCost
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.evaluators.wrappers import Cached
+from masksearch.tasks.recall import Recall
 
 
 def judge(**given):
@@ -26,7 +31,7 @@ def place(**given):
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
+def refused(tmp_path, command):
     """What a search with these options is refused with."""
 
     def said(**given) -> str:
@@ -35,8 +40,7 @@ def refused(tmp_path, monkeypatch, capsys):
         for name, value in given.items():
             for each in value if isinstance(value, list) else [value]:
                 words += [f"--{name}", each]
-        code, out, err = run(monkeypatch, capsys, *words)
-        assert (code, out, err.count("\n")) == (2, "", 1)
+        err = command.refused(*words)
         return err
 
     return said
@@ -50,7 +54,7 @@ def test_text_alone_is_masked_language_modelling(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "kind"),
-    [("glue", ms.GlueEvaluator), ("squad", ms.SquadEvaluator), ("swag", ms.SwagEvaluator)],
+    [("glue", ms.GlueEvaluator), ("squad", SquadEvaluator), ("swag", SwagEvaluator)],
 )
 def test_a_task_folder_names_the_evaluator(option, kind):
     built = judge(corpus="text.txt", set=["rows=5", "epochs=2"], **{option: "folder"})
@@ -67,7 +71,7 @@ def test_weights_need_no_corpus_to_fine_tune():
 def test_adapt_reaches_the_evaluator():
     given = {"weights": "model", "squad": "folder", "set": ["recover_steps=5"]}
     built = judge(adapt="recover", **given)
-    assert isinstance(built, ms.SquadEvaluator)
+    assert isinstance(built, SquadEvaluator)
     assert (built.adapt, built.recover_steps) == ("recover", 5)
 
 
@@ -80,7 +84,7 @@ def test_a_decoder_is_judged_by_its_text():
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
     assert built.task_rows == 4
     recall = judge(decoder="recall", set=["architecture=qwen3", "account=vllm"])
-    assert (recall.evaluator.corpus, recall.evaluator.architecture) == (ms.Recall(), "qwen3")
+    assert (recall.evaluator.corpus, recall.evaluator.architecture) == (Recall(), "qwen3")
     assert recall.account == "vllm"
 
 
@@ -97,13 +101,13 @@ def test_nothing_is_the_planted_corpus_and_set_reaches_it():
 
 
 def test_a_half_is_a_setting():
-    assert judge(set=["half=final"]) == ms.PlantedEvaluator().final()
+    assert judge(set=["split=holdout"]) == ms.PlantedEvaluator().on("holdout")
 
 
 def test_reuse_wraps_before_costs(tmp_path):
     built = judge(reuse=tmp_path, costs="memory")
-    assert isinstance(built, ms.WithCost)
-    assert isinstance(built.evaluator, ms.Cached)
+    assert isinstance(built, WithCost)
+    assert isinstance(built.evaluator, Cached)
 
 
 @pytest.mark.parametrize(
@@ -190,15 +194,16 @@ def test_every_setting_of_every_evaluator_has_a_type(kind):
 
 OWN = """
 import masksearch as ms
+from masksearch.contracts import Evaluator, Objective, Report
 
-class Tiny(ms.Evaluator):
-    protocol, objectives, shape = "t-1", (ms.Objective("s", "max", 0.0),), ms.Shape(8, 1, 1)
+class Tiny(Evaluator):
+    protocol, objectives, shape = "t-1", (Objective("s", "max", 0.0),), ms.Shape(8, 1, 1)
 
     def __init__(self, steps: int = 150, rate=2, sizes: "list[int]" = ()):
         self.steps, self.rate, self.sizes = steps, rate, sizes
 
     def __call__(self, mask, *, seed, workdir):
-        yield ms.Report(1, {"s": self.rate})
+        yield Report(1, {"s": self.rate})
 """
 
 

@@ -1,7 +1,5 @@
 """`--help`: groups, every default, examples that parse; `--version`."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import re
@@ -15,7 +13,7 @@ from typing import get_type_hints
 
 import pytest
 import typer.main
-from cli_runs import EVALUATOR, SPACE, run
+from cli_runs import write_toys
 
 import masksearch as ms
 from masksearch.cli import search
@@ -36,14 +34,12 @@ def examples(command: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def wide(monkeypatch):
+def wide(command, monkeypatch):
     """The help of a command, each option's help on one line."""
 
-    def text(capsys, *command):
+    def text(*words):
         monkeypatch.setenv("COLUMNS", "120")
-        code, out, _ = run(monkeypatch, capsys, *command, "--help")
-        assert code == 0
-        return " ".join(out.split())
+        return " ".join(command(*words, "--help")[0].split())
 
     return text
 
@@ -68,17 +64,15 @@ def test_two_examples_parse(name):
 
 
 @pytest.mark.nightly
-def test_examples_about_a_run_work(monkeypatch, capsys, tmp_path):
+def test_examples_about_a_run_work(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_space.py").write_text(SPACE)
-    toy = str(Path(__file__).parents[1] / "contracts")
-    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    write_toys(tmp_path)
     search = ("search", "my_space.py:space", "--evaluator", "my_proxy.py:toy", "--trials", 3)
-    assert run(monkeypatch, capsys, *search)[0] == 0  # writes runs/search, as the example does
+    command(*search)  # writes runs/search, as the example does
     for words in [*examples("status"), *examples("resume"), examples("report")[-1]]:
         if "--slots" not in words:
-            assert run(monkeypatch, capsys, *words)[0] == 0, words
-    code, out, _ = run(monkeypatch, capsys, *examples("report")[0])
+            command(*words)
+    code, out, _ = command.run(*examples("report")[0])
     page = f"{tmp_path}/runs/search/report.html\n"
     assert (code, out) == (
         0, f"watching; the page loads itself again: {page}report: {page}"
@@ -86,35 +80,33 @@ def test_examples_about_a_run_work(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.nightly
-def test_examples_of_training_work(monkeypatch, capsys, tmp_path):
+def test_examples_of_training_work(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     shutil.copy(Path(__file__).parents[2] / "README.md", tmp_path)
     for name, number in (("compare", 2), ("pretrain", 0), ("attach", 1)):
-        words = examples(name)[number]
-        assert run(monkeypatch, capsys, *words)[0] == 0, words
+        command(*examples(name)[number])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_readable_in_80_columns(monkeypatch, capsys, name):
+def test_help_is_readable_in_80_columns(command, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run(monkeypatch, capsys, name, "--help")
-    assert code == 0
+    out, _ = command(name, "--help")
     body, _, shown = out.partition("\nExamples:\n")
     assert max(map(len, body.splitlines())) <= 80
     assert shown.count("masksearch ") >= 2
     assert body.count("\nOutput:\n") == 1
 
 
-def test_defaults_are_those_of_the_evaluators(capsys, wide):
+def test_defaults_are_those_of_the_evaluators(wide):
     mlm, planted = usual_settings(ms.MlmEvaluator), usual_settings(ms.PlantedEvaluator)
     for command in ("search", "compare"):
-        said = wide(capsys, command)
+        said = wide(command)
         for name in ("steps", "size"):
             assert f"[default: {mlm[name]};" in said
             assert f"planted corpus: {planted[name]}]" in said
         assert f"[default: {', '.join(usual_settings(ms.GlueEvaluator)['tasks'])}]" in said
-    said = wide(capsys, "pretrain")
+    said = wide("pretrain")
     for name in ("length", "steps"):
         option = said.partition(f"--{name} ")[2]
         assert option.partition("[default: ")[2].startswith(f"{mlm[name]}]"), name
@@ -131,9 +123,8 @@ def test_options_say_what_the_docstring_says():
     assert [options[name].type_descriptor.annotation for name in ("seed", "trials")] == [int, int]
 
 
-def test_commands_are_listed_in_the_order_of_use(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys)
-    assert code == 0
+def test_commands_are_listed_in_the_order_of_use(command):
+    out, _ = command()
     places = [out.index(f"\n  {name} ") for name in ("demo", "search", "status", "report")]
     assert places == sorted(places)
     assert out.count(":\n") >= 5  # options, and commands by job

@@ -1,12 +1,9 @@
 """The examples of every `--help`: run here, run by another test, or not run, with the reason."""
 
-from __future__ import annotations
-
 import shlex
 
 import pytest
 import typer.main
-from cli_runs import run
 
 from masksearch.cli.main import app
 
@@ -63,10 +60,9 @@ def test_every_example_is_run_or_says_why_not():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", HERE)
-def test_examples_that_need_nothing_run(example, monkeypatch, capsys, tmp_path):
+def test_examples_that_need_nothing_run(example, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(monkeypatch, capsys, *shlex.split(example)[1:])
-    assert code == 0, err
+    out, _ = command(*shlex.split(example)[1:])
     assert out
 
 

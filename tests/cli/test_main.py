@@ -1,7 +1,5 @@
 """The command line: what it prints, what it writes, and one line with exit code 2 for mistakes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -9,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from cli_runs import EVALUATOR, SPACE, run
+from cli_runs import write_toys
 
 import masksearch as ms
 from masksearch.cli.build import split_settings, strategy_options, unit_levels
@@ -17,27 +15,21 @@ from masksearch.cli.build import split_settings, strategy_options, unit_levels
 
 @pytest.fixture
 def files(tmp_path):
-    (tmp_path / "my_space.py").write_text(SPACE)
-    toy = str(Path(__file__).parents[1] / "contracts")
-    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    write_toys(tmp_path)
     return tmp_path
 
 
-def test_report_says_what_a_mask_is(monkeypatch, capsys, tmp_path):
+def test_report_says_what_a_mask_is(command, tmp_path):
     png = tmp_path / "deep" / "out.png"
-    code, out, _ = run(
-        monkeypatch, capsys, "report", "bigbird(2,1,2)", "--length", 64, "--out", png
-    )
-    assert code == 0
+    out, _ = command("report", "bigbird(2,1,2)", "--length", 64, "--out", png)
     assert "sparsity 0.86" in out
     assert "empty rows 0" in out
     assert png.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_report_as_json(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "report", "star", "--length", 128, "--json")
+def test_report_as_json(command):
+    out, _ = command("report", "star", "--length", 128, "--json")
     facts = json.loads(out)
-    assert code == 0
     assert facts["sparsity"] == pytest.approx(0.9613, abs=1e-4)
     assert facts["shape"] == [1, 1, 128, 128]
 
@@ -46,20 +38,19 @@ def test_report_as_json(monkeypatch, capsys):
     ("mask", "length", "hops", "said"),
     [("star", 16, 2, "2"), ("causal()", 16, None, "infinite"), ("full()", 1, 0, "0")],
 )
-def test_report_counts_hops(monkeypatch, capsys, mask, length, hops, said):
-    _, out, _ = run(monkeypatch, capsys, "report", mask, "--length", length, "--json")
+def test_report_counts_hops(command, mask, length, hops, said):
+    out, _ = command("report", mask, "--length", length, "--json")
     assert json.loads(out, parse_constant=pytest.fail)["hops"] == hops
-    assert f"hops {said}\n" in run(monkeypatch, capsys, "report", mask, "--length", length)[1]
+    assert f"hops {said}\n" in command("report", mask, "--length", length)[0]
 
 
-def test_report_says_why_hops_are_not_counted(monkeypatch, capsys):
+def test_report_says_why_hops_are_not_counted(command, monkeypatch):
     monkeypatch.setattr("masksearch.masks.measure.LONGEST", 100)
     asked = ("report", "random_keys(9)", "--length", 101)
-    facts = json.loads(run(monkeypatch, capsys, *asked, "--json")[1])
+    facts = json.loads(command(*asked, "--json")[0])
     assert facts["hops"] is None
     assert "counted up to 100 positions, asked for 101" in facts["hops_uncounted"]
-    code, out, _ = run(monkeypatch, capsys, *asked)
-    assert code == 0
+    out, _ = command(*asked)
     assert "hops not counted (hops are counted up to 100 positions" in out
 
 
@@ -78,19 +69,17 @@ def test_settings_reach_the_strategy_that_they_name():
     assert strategy_options("mine.py:Mine", given) == {"step": 2, "name": "x"}
 
 
-def test_report_counts_empty_rows(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "report", "shifts([-1])", "--length", 8)
-    assert code == 0
+def test_report_counts_empty_rows(command):
+    out, _ = command("report", "shifts([-1])", "--length", 8)
     assert "empty rows 1" in out
     assert "cannot be attached" in out
 
 
 @pytest.mark.slow
-def test_report_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
+def test_report_of_many_positions_needs_no_table(command, tmp_path):
     png = tmp_path / "long.png"
     mask = "window(64) | global_tokens(1)"
-    code, out, _ = run(monkeypatch, capsys, "report", mask, "--length", 5000, "--out", png)
-    assert code == 0
+    out, _ = command("report", mask, "--length", 5000, "--out", png)
     kept = 5000 * 129 - 64 * 65 + 2 * (5000 - 65)  # the band, then row and column 0 beyond it
     assert f"sparsity {1 - kept / 5000**2:.5f}" in out
     assert "1x1x5000x5000" in out
@@ -99,26 +88,23 @@ def test_report_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_search_compare_report(monkeypatch, capsys, files):
+def test_search_compare_report(command, files):
     toy = files / "my_proxy.py:toy"
     found = files / "found"
     search = (
         "search", files / "my_space.py:space", "--evaluator", toy, "--run", found,
         "--trials", 6, "--baselines",
     )  # fmt: skip
-    code, out, err = run(monkeypatch, capsys, *search)
-    assert code == 0
+    out, err = command(*search)
     assert "Front of" in out
-    count = 6 + len(ms.FAMILIES)
+    count = 6 + len(ms.masks.FAMILIES)
     assert f"{count}/{count}" in err
-    code, _, err = run(monkeypatch, capsys, *search)
-    assert code == 0
+    _, err = command(*search)
     assert "1/" not in err  # nothing is run again
-    code, out, _ = run(
-        monkeypatch, capsys, "compare", found, "mine=window(3)",
+    out, _ = command(
+        "compare", found, "mine=window(3)",
         "--evaluator", toy, "--run", files / "compared", "--seeds", 2,
     )  # fmt: skip
-    assert code == 0
     assert "tpe" in out
     assert "Holm" in out
     assert "mine (candidate):" in out
@@ -126,39 +112,37 @@ def test_search_compare_report(monkeypatch, capsys, files):
         name: entry.kind for name, entry in ms.Comparison.open(files / "compared").entries.items()
     }
     assert kinds == {
-        **dict.fromkeys(ms.FAMILIES, "hand-designed"),
+        **dict.fromkeys(ms.masks.FAMILIES, "hand-designed"),
         "dense": "control",
         **{f"scrambled {name}": "control" for name in ("tpe", "mine")},
         **{f"scrambled {name} + first key": "control" for name in ("tpe", "mine")},
         "tpe": "searched",
         "mine": "candidate",
     }
-    front = json.loads(run(monkeypatch, capsys, *search, "--json")[1])
+    front = json.loads(command(*search, "--json")[0])
     assert [row["trial"] for row in front] == [r.number for r in ms.Study(found).frontier()]
     assert front[0].keys() == {
         *("trial", "origin", "name", "mask", "sparsity", "effective_sparsity", "loss")
     }
-    code, out, _ = run(monkeypatch, capsys, "report", found)
-    assert code == 0
+    out, _ = command("report", found)
     page = Path(out.removeprefix("report: ").strip())
     assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert (found / "figures" / "front.pdf").is_file()
 
 
 @pytest.mark.slow
-def test_one_mask_is_judged_with_seeds_and_interval(monkeypatch, capsys, files):
-    code, out, _ = run(
-        monkeypatch, capsys, "compare", "window(3)", "--controls", "none", "--seeds", 3,
+def test_one_mask_is_judged_with_seeds_and_interval(command, files):
+    out, _ = command(
+        "compare", "window(3)", "--controls", "none", "--seeds", 3,
         "--evaluator", files / "my_proxy.py:toy", "--run", files / "one", "--json",
     )  # fmt: skip
     row = json.loads(out)[0]
-    assert code == 0
     assert (row["n_seeds"], row["kind"]) == (3, "candidate")
     assert row["loss low"] < row["loss"] < row["loss high"]
 
 
 @pytest.mark.slow
-def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
+def test_a_comparison_is_planned_in_two_lines(command, files):
     toy = ("--evaluator", files / "my_proxy.py:toy", "--seeds", 2)
     named = ("compare", "star", "w=window(3)", *toy, "--run", files / "planned")
     planned = {
@@ -170,15 +154,12 @@ def test_a_comparison_is_planned_in_two_lines(monkeypatch, capsys, files):
         ],
     }
     for controls, lines in planned.items():
-        code, _, err = run(monkeypatch, capsys, *named, "--controls", controls)
-        assert code == 0, err
+        _, err = command(*named, "--controls", controls)
         shown = [line for line in err.splitlines() if line.startswith("compare: ")]
         assert all(map(str.startswith, shown, lines)), shown
     kinds = {n: e.kind for n, e in ms.Comparison.open(files / "planned").entries.items()}
     assert kinds == {"star": "candidate", "w": "candidate", "dense": "control"}
-    code, _, err = run(monkeypatch, capsys, *named, "--controls", "some")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "unknown controls in --controls 'some'" in err
+    assert "unknown controls in --controls 'some'" in command.refused(*named, "--controls", "some")
 
 
 def test_masks_of_units_are_repeatable():
@@ -263,20 +244,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, files, arguments, message):
+def test_mistake_is_one_line_and_exit_code_2(command, monkeypatch, files, arguments, message):
     import re
 
     monkeypatch.chdir(files)
-    code, out, err = run(monkeypatch, capsys, *arguments)
-    assert code == 2
-    assert out == ""
+    err = command.refused(*arguments)
     assert re.search(message, err), err
-    assert err.count("\n") == 1
 
 
-def test_a_warning_is_one_line(monkeypatch, capsys):
+def test_a_warning_is_one_line(command, monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
-    run(monkeypatch, capsys, "report", "window(1)")
+    command("report", "window(1)")
     said = warnings.formatwarning("a cache\n is corrupt", UserWarning, "file.py", 3, "code()")
     assert said == "warning: a cache is corrupt\n"
 
@@ -292,15 +270,14 @@ def test_python_m_masksearch_shows_help():
 
 @pytest.mark.slow
 def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_own(
-    monkeypatch, capsys, files
+    command, files
 ):
     toy = ("--evaluator", files / "my_proxy.py:toy", "--seeds", 2)
     found, compared = files / "random_run", files / "compared"
     search = ("search", files / "my_space.py:space", *toy[:2], "--run", found, "--trials", 3)
-    assert run(monkeypatch, capsys, *search, "--strategy", "random")[0] == 0
+    command(*search, "--strategy", "random")
     mine = ("random like random=window(3)", "random keys=window(4)")
-    code, out, _ = run(monkeypatch, capsys, "compare", found, *mine, *toy, "--run", compared)
-    assert code == 0
+    out, _ = command("compare", found, *mine, *toy, "--run", compared)
     assert "random: " in out
     kinds = {n: e.kind for n, e in ms.Comparison.open(compared).entries.items()}
     assert kinds["random"] == "searched"
@@ -310,6 +287,5 @@ def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_
     }
     assert kinds["scrambled random"] == "control"
     for name in ("dense", "star", "scrambled random"):
-        code, _, err = run(monkeypatch, capsys, "compare", found, f"{name}=window(3)", *toy)
-        assert code == 2
+        err = command.refused("compare", found, f"{name}=window(3)", *toy)
         assert f"'{name}' is the name of a mask that compare adds itself" in err

@@ -1,7 +1,5 @@
 """`masksearch pretrain`: what it writes, that it goes on, and one line for mistakes."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import json
@@ -11,29 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli_runs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from masksearch import attached, load_mask, load_pretrained, masks, open_pretrained
+from masksearch import attached, load_mask, load_pretrained, masks
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
+from masksearch.models.pretrained import open_pretrained
 from masksearch.training.checkpoints import Checkpoints
 
-SMALL = (
-    "--steps",
-    "6",
-    "--size",
-    "nano",
-    "--length",
-    "16",
-    "--set",
-    "batch=4",
-    "--set",
-    "vocabulary=64",
-)
+SMALL = "--steps 6 --size nano --length 16 --set batch=4 --set vocabulary=64".split()
 
 
 @pytest.fixture
@@ -56,13 +43,6 @@ def run(*arguments: object, code: int = 0) -> str:
         raise found.exception
     assert found.exit_code == code, found.output
     return found.output
-
-
-def refused(capsys, monkeypatch, *arguments: object) -> str:
-    """The one line of a mistake, through the entry point."""
-    code, _, said = cli_runs.run(monkeypatch, capsys, "pretrain", *arguments)
-    assert (code, said.count("\n")) == (2, 1)
-    return said
 
 
 @pytest.mark.slow
@@ -99,7 +79,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
     out = tmp_path / "out"
     run("window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "micro_batches=2")
     last = list(csv.DictReader((out / "curve.csv").open()))[-1]
-    judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4, half="all")
+    judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4, split="all")
     (report,) = judge(masks.window(2), seed=0, workdir=tmp_path / "judge")
     assert report.values["loss"] == pytest.approx(float(last["loss"]), abs=2e-6)
 
@@ -148,47 +128,45 @@ def test_preset_runs(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_line(tmp_path, text, capsys, monkeypatch):
+def test_mistakes_are_one_line(tmp_path, text, command):
     out = tmp_path / "out"
     given = ("--corpus", text, "--out", out, *SMALL)
-    said = refused(capsys, monkeypatch, "star", *given, "--size", "huge")
-    assert "unknown model size 'huge'" in said
-    said = refused(capsys, monkeypatch, "star", *given, "--set", "optimiser=adam")
-    assert "unknown optimiser 'adam'" in said
-    said = refused(capsys, monkeypatch, "star", *given, "--preset", "bert")
-    assert "unknown preset 'bert'" in said
-    said = refused(capsys, monkeypatch, "star", "--corpus", tmp_path / "no", "--out", out)
-    assert "no" in said
-    assert "window" in refused(capsys, monkeypatch, "windo(1)", *given)
+    for option, value, message in (
+        ("--size", "huge", "unknown model size 'huge'"),
+        ("--set", "optimiser=adam", "unknown optimiser 'adam'"),
+        ("--preset", "bert", "unknown preset 'bert'"),
+    ):
+        assert message in command.refused("pretrain", "star", *given, option, value)
+    assert "no" in command.refused("pretrain", "star", "--corpus", tmp_path / "no", "--out", out)
+    assert "window" in command.refused("pretrain", "windo(1)", *given)
     assert not out.exists()
-    said = refused(capsys, monkeypatch, "star", *given, "--set", "lr=1e30")
+    said = command.refused("pretrain", "star", *given, "--set", "lr=1e30")
     assert "loss became" in said
     assert "lower the learning rate" in said
 
 
 @pytest.mark.slow
-def test_a_folder_of_another_run_is_refused(tmp_path, text, capsys, monkeypatch):
+def test_a_folder_of_another_run_is_refused(tmp_path, text, command):
     out = tmp_path / "out"
     run("star", "--corpus", text, "--out", out, *SMALL)
     before = (out / "model.safetensors").read_bytes()
     given = ("--corpus", text, "--out", out, *SMALL)
-    said = refused(capsys, monkeypatch, "full", *given, "--seed", 1, "--set", "lr=0.5")
+    said = command.refused("pretrain", "full", *given, "--seed", 1, "--set", "lr=0.5")
     assert "holds another run; not the same: mask, seed, lr. Repeat its command" in said
     (out / "settings.json").write_text("{", encoding="utf-8")
-    assert "settings.json is damaged" in refused(capsys, monkeypatch, "star", *given)
+    assert "settings.json is damaged" in command.refused("pretrain", "star", *given)
     (out / "settings.json").unlink()
-    assert "a model of another origin" in refused(capsys, monkeypatch, "star", *given)
+    assert "a model of another origin" in command.refused("pretrain", "star", *given)
     assert (out / "model.safetensors").read_bytes() == before
     other = tmp_path / "other"
     other.mkdir()
     save_file({"a": torch.ones(1)}, other / "model.safetensors")
-    assert "a model of another origin" in refused(
-        capsys, monkeypatch, "star", "--corpus", text, "--out", other, *SMALL
-    )
+    given = ("--corpus", text, "--out", other, *SMALL)
+    assert "a model of another origin" in command.refused("pretrain", "star", *given)
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(tmp_path, text, capsys, monkeypatch):
+def test_a_full_disk_is_one_line(tmp_path, text, monkeypatch, command):
     from transformers import BertForMaskedLM
 
     def full(*_: object, **__: object) -> None:
@@ -196,7 +174,7 @@ def test_a_full_disk_is_one_line(tmp_path, text, capsys, monkeypatch):
 
     out = tmp_path / "out"
     monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
-    said = refused(capsys, monkeypatch, "star", "--corpus", text, "--out", out, *SMALL)
+    said = command.refused("pretrain", "star", "--corpus", text, "--out", out, *SMALL)
     assert "No space left on device" in said
     assert not (out / "model.safetensors").exists()
     monkeypatch.undo()
@@ -232,7 +210,7 @@ def test_two_processes_write_one_model(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monkeypatch, capsys):
+def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monkeypatch, command):
     out, save = tmp_path / "out", Checkpoints.save
 
     def interrupting(self: Checkpoints, step: int, *given: object) -> Path:
@@ -242,7 +220,7 @@ def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monk
 
     words = ["window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "checkpoint_seconds=0"]
     monkeypatch.setattr(Checkpoints, "save", interrupting)
-    code, _, said = cli_runs.run(monkeypatch, capsys, "pretrain", *words)
+    code, _, said = command.run("pretrain", *words)
     assert code == 130
     assert (
         said.splitlines()[-1]

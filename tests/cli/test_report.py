@@ -1,15 +1,13 @@
 """What `masksearch report` says of a comparison, and what has no verdict."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
-from cli_runs import run
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Report
 
 
 class Noisy(ToyEvaluator):
@@ -18,52 +16,49 @@ class Noisy(ToyEvaluator):
     def __call__(self, mask, *, seed, workdir):
         noise = (hash((str(mask).count("1"), seed)) % 7) / 1000
         better = 0.3 * str(mask).startswith("window")
-        yield ms.Report(4, {"loss": 1 + noise - better})
+        yield Report(4, {"loss": 1 + noise - better})
 
 
 @pytest.fixture
 def folder(tmp_path):
-    candidates = {"mine": masks.window(1), **ms.FAMILIES}
+    candidates = {"mine": masks.window(1), **ms.masks.FAMILIES}
     kinds = {"mine": "searched"}
     ms.compare(candidates, Noisy(), run=tmp_path / "c", kinds=kinds, progress=None)
     return tmp_path / "c"
 
 
 @pytest.mark.nightly
-def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "report", folder)
-    assert code == 0
+def test_verdict_of_a_comparison(folder, command):
+    out, _ = command("report", folder)
     assert out.startswith(ms.Comparison.open(folder).verdict())
     assert out.startswith("mine: better than star 1.002 (")
-    code, out, _ = run(monkeypatch, capsys, "report", folder, "--against", "all", "--json")
+    out, _ = command("report", folder, "--against", "all", "--json")
     found = json.loads(out)
-    assert code == 0
     assert found["verdict"][0].startswith("mine: better than all 6 hand-designed families (")
-    assert [row["against"] for row in found["findings"]] == list(ms.FAMILIES)
+    assert [row["against"] for row in found["findings"]] == list(ms.masks.FAMILIES)
     assert {row["n_seeds"] for row in found["findings"]} == {5}
-    code, _, err = run(monkeypatch, capsys, "report", folder, "--against", "every")
-    assert (code, err.count("\n")) == (2, 1)
+    command.refused("report", folder, "--against", "every")
 
 
 @pytest.mark.slow  # continuous integration runs it
 @pytest.mark.nightly
-def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
+def test_a_search_has_no_verdict(tmp_path, command):
     ms.search(space, ToyEvaluator(), run=tmp_path / "s", trials=2, progress=None)
-    code, _, err = run(monkeypatch, capsys, "report", tmp_path / "s", "--against", "all")
-    assert code == 2
+    err = command.refused("report", tmp_path / "s", "--against", "all")
     assert "a search has none, since its scores chose the masks" in err
 
 
 @pytest.mark.nightly
-def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
+def test_runs_of_two_lengths_have_no_verdict(tmp_path, command):
     class Longer(Noisy):
         def __call__(self, mask, *, seed, workdir):
-            yield ms.Report(9, {"loss": 1.0})
+            yield Report(9, {"loss": 1.0})
 
-    ms.compare(ms.FAMILIES, Noisy(), run=tmp_path, progress=None)
-    ms.compare({**ms.FAMILIES, "mine": masks.window(1)}, Longer(), run=tmp_path, progress=None)
-    code, _, err = run(monkeypatch, capsys, "report", tmp_path)
-    assert (code, err.count("\n")) == (2, 1)
+    ms.compare(ms.masks.FAMILIES, Noisy(), run=tmp_path, progress=None)
+    ms.compare(
+        {**ms.masks.FAMILIES, "mine": masks.window(1)}, Longer(), run=tmp_path, progress=None
+    )
+    err = command.refused("report", tmp_path)
     assert "scores after 4 and after 9 steps cannot be compared" in err
 
 

@@ -1,14 +1,12 @@
 """Masks of runs on the command line: named, exported; and run folders that have moved."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import EVALUATOR, SPACE, run
+from cli_runs import write_toys
 from killing import outcome
 
 import masksearch as ms
@@ -17,48 +15,41 @@ from masksearch.analysis.pareto import ranked
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch, capsys):
+def job(tmp_path, command, monkeypatch):
     """The words that name the evaluator; a search of 6 trials lies in runs/x."""
-    (tmp_path / "my_space.py").write_text(SPACE)
-    toy = str(Path(__file__).parents[1] / "contracts")
-    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    write_toys(tmp_path)
     monkeypatch.chdir(tmp_path)
     judge = ["--evaluator", "my_proxy.py:toy"]
     words = ["search", "my_space.py:space", "--run", "runs/x", "--trials", 6, *judge]
-    code, _, err = run(monkeypatch, capsys, *words, "--strategy", "random", "--baselines")
-    assert code == 0, err
+    command(*words, "--strategy", "random", "--baselines")
     return judge
 
 
 @pytest.mark.slow
-def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch, capsys):
+def test_masks_of_three_searches_with_one_name_are_all_compared(job, command):
     for folder in ("y", "z"):
         shutil.copytree("runs/x", f"{folder}/x")
     words = ["compare", "--controls", "none", "--seeds", 1, *job]
     words += ["runs/x", "y/x", "z/x"]
-    code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/c")
-    assert code == 0, err
+    command(*words, "--run", "runs/c")
     assert set(ms.Comparison.open("runs/c").entries) == {"random", "random (y/x)", "random (z/x)"}
 
 
 @pytest.mark.slow
-def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch, capsys):
+def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, command):
     words = ["compare", "runs/x", "--budget", 0.5, "--seeds", 1, *job, "--run", "runs/b"]
-    code, _, err = run(monkeypatch, capsys, *words)
-    assert code == 0, err
+    command(*words)
     compared = ms.Comparison.open("runs/b")
     drawn = {n: e for n, e in compared.entries.items() if e.kind == "hand-designed"}
     assert {"longformer within 0.5", "bigbird within 0.5"} <= {*drawn}
     assert not {*drawn} & {*masks.FAMILIES}  # at their usual sizes
     assert all(1 - entry.sparsity <= 0.5 for entry in drawn.values())
     words = ["search", "my_space.py:space", "--budget", 0.5, "--trials", 2, *job]
-    code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/s")
-    assert code == 0, err
+    command(*words, "--run", "runs/s")
     first = [r.name for r in ms.open_study("runs/s").records() if r.role == "baseline"]
     assert first == [*drawn]
     words = ["compare", "runs/s", "--budget", 0.5, "--seeds", 1, *job, "--run", "runs/d"]
-    code, _, err = run(monkeypatch, capsys, *words)
-    assert code == 0, err
+    command(*words)
     compared, study = ms.Comparison.open("runs/d"), ms.open_study("runs/s")
     hand = [n for n, e in compared.entries.items() if e.kind == "hand-designed"]
     scored = [r for r in study.records() if r.role == "baseline"]
@@ -66,13 +57,12 @@ def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, monkeypatch
     assert compared.recommend(0.5).outcome == "too few seeds"
     assert compared.recommend(0.5).name == hand[0]
     words = ["search", "my_space.py:space", "--budget", 0.5, "--trials", 2, *job]
-    code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/n", "--no-baselines")
-    assert code == 0, err
+    command(*words, "--run", "runs/n", "--no-baselines")
     assert not any(r.role == "baseline" for r in ms.open_study("runs/n").records())
 
 
 @pytest.mark.slow
-def test_typed_masks_are_opponents_of_runs_within_a_budget(job, monkeypatch, capsys):
+def test_typed_masks_are_opponents_of_runs_within_a_budget(job, command):
     shutil.copytree("runs/x", "runs/y")
     ms.save_mask(masks.window(1), "two.json")  # 0.18 of the pairs
     words = [
@@ -88,8 +78,7 @@ def test_typed_masks_are_opponents_of_runs_within_a_budget(job, monkeypatch, cap
     expected = {(run, mask) for run in searched for mask in typed}
     for controls in ("none", "all"):
         folder = f"runs/{controls}"
-        code, out, err = run(monkeypatch, capsys, *words, "--controls", controls, "--run", folder)
-        assert code == 0, err
+        out, err = command(*words, "--controls", controls, "--run", folder)
         compared = ms.Comparison.open(folder)
         pairs = {(f.mask, f.against) for f in compared.findings()}
         assert expected | {("dam within 0.28", "tpe within 0.28")} <= pairs
@@ -101,18 +90,16 @@ def test_typed_masks_are_opponents_of_runs_within_a_budget(job, monkeypatch, cap
         assert "no hand-designed mask has a finished run" not in out
         assert compared.verdict() in out
     named = ["--controls", "none", "--against", "file", "--against", "small", "--run", "runs/n"]
-    code, out, err = run(monkeypatch, capsys, *words, *named)
-    assert code == 0, err
+    command(*words, *named)
     pairs = {(f.mask, f.against) for f in ms.Comparison.open("runs/n").findings()}
     assert expected <= pairs
     assert {against for _, against in pairs} == typed
 
 
 @pytest.mark.slow
-def test_a_mask_that_leaves_no_key_to_draw_has_no_scrambled_control(job, monkeypatch, capsys):
+def test_a_mask_that_leaves_no_key_to_draw_has_no_scrambled_control(job, command):
     words = ["compare", "mine=window(0)", "wide=window(2)", "--seeds", 1, *job, "--run", "runs/s"]
-    code, _, err = run(monkeypatch, capsys, *words)
-    assert code == 0, err
+    _, err = command(*words)
     drawn = {name for name in ms.Comparison.open("runs/s").entries if name.startswith("scrambled")}
     assert drawn == {"scrambled mine", "scrambled wide", "scrambled wide + first key"}
     assert err.count("is left out") == 1
@@ -123,18 +110,16 @@ def test_a_mask_that_leaves_no_key_to_draw_has_no_scrambled_control(job, monkeyp
 
 
 @pytest.mark.slow
-def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
+def test_commands_take_the_mask_of_a_run(job, command, monkeypatch):
     study = ms.open_study("runs/x")
     best = study.best()
     assert best.origin == "random"
     for text, mask in [("runs/x@0", best.mask), ("runs/x#0", study.records()[0].mask)]:
-        code, out, _ = run(monkeypatch, capsys, "report", text, "--json")
-        assert code == 0
+        out, _ = command("report", text, "--json")
         assert json.loads(out)["mask"] == str(mask)
     words = ["compare", "runs/x", "runs/x#7", "runs/x#0"]
     words += ["mine=runs/x@0.5", "eight=runs/x#8", "--controls", "none", "--seeds", 1]
-    code, _, err = run(monkeypatch, capsys, *words, *job, "--run", "runs/y")
-    assert code == 0, err
+    command(*words, *job, "--run", "runs/y")
     compared = ms.Comparison.open("runs/y")
     kinds = {name: entry.kind for name, entry in compared.entries.items()}
     assert kinds == {
@@ -145,28 +130,22 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
         "eight": "searched",
     }
     monkeypatch.chdir("runs")  # the stored command names the masks from anywhere
-    code, _, err = run(monkeypatch, capsys, "resume", "y")
-    assert code == 0, err
+    command("resume", "y")
     assert len(ms.open_study("y").records()) == 5
-    code, _, err = run(monkeypatch, capsys, "report", "x#99")
-    assert (code, err) == (
-        2,
-        f"error: x has no trial 99; it has trials 0 to {len(study.records()) - 1}\n",
-    )
+    err = command.refused("report", "x#99")
+    assert err == f"error: x has no trial 99; it has trials 0 to {len(study.records()) - 1}\n"
 
 
 @pytest.mark.slow
-def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
+def test_export_writes_what_is_read_back(job, command):
     mask = ms.open_study("runs/x").records()[7].mask
     for name in ("mask.json", "out/mask.safetensors"):
-        code, out, _ = run(monkeypatch, capsys, "export", "runs/x#7", "--out", name)
-        assert code == 0
+        out, _ = command("export", "runs/x#7", "--out", name)
         assert out.count("\n") == 1
         assert f"use it: ms.load_mask('{name}'), or masksearch report {name}" in out
         assert ms.load_mask(name) == masks.parse(name) == mask
     words = ["export", "blocks(4)", "--out", "layout.npy"]
-    code, out, _ = run(monkeypatch, capsys, *words, "--block", 4, "--length", 16)
-    assert code == 0
+    out, _ = command(*words, "--block", 4, "--length", 16)
     assert out.startswith("layout.npy: 1x4x4 blocks of 4 positions, 25.0% of them kept")
     layout = np.load("layout.npy", allow_pickle=False)
     assert masks.from_block_layout(layout[0], 4).dense(16).equal(masks.blocks(4).dense(16))
@@ -175,36 +154,32 @@ def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
         (["export", "star", "--out", "x.json", "--block", 4], "belong to a block layout"),
         (["export", "star", "--out", "x.pt"], "saved as .json or .safetensors, got 'x.pt'"),
     ]:
-        code, _, err = run(monkeypatch, capsys, *wrong)
-        assert code == 2
-        assert message in err
+        assert message in command.refused(*wrong)
 
 
 @pytest.mark.nightly
-def test_moved_folder_does_all_that_it_did(job, monkeypatch, capsys, tmp_path):
+def test_moved_folder_does_all_that_it_did(job, command, monkeypatch, tmp_path):
     words = ["search", "my_space.py:space", "--strategy", "random", *job, "--baselines"]
-    run(monkeypatch, capsys, *words, "--run", "whole", "--trials", 9)
+    command(*words, "--run", "whole", "--trials", 9)
     inside = ["--storage", "journal:runs/j/log", "--reuse", "runs/j/kept", "--run", "runs/j"]
-    assert run(monkeypatch, capsys, *words, *inside, "--trials", 6)[0] == 0
+    command(*words, *inside, "--trials", 6)
     (tmp_path / "elsewhere").mkdir()
     for name in "xj":
         before = outcome(ms.open_study(f"runs/{name}"))
         moved = Path(shutil.move(f"runs/{name}", tmp_path / "elsewhere" / f"{name} renamed"))
         monkeypatch.chdir(moved.parent)
         assert outcome(ms.open_study(moved)) == before
-        assert "ended" in run(monkeypatch, capsys, "status", moved.name)[1]
-        code, _, err = run(monkeypatch, capsys, "resume", moved.name, "--trials", 9)
-        assert code == 0, err
+        assert "ended" in command("status", moved.name)[0]
+        command("resume", moved.name, "--trials", 9)
         assert outcome(ms.open_study(moved)) == outcome(ms.open_study(tmp_path / "whole"))
-        code, _, err = run(monkeypatch, capsys, "report", moved.name)
-        assert code == 0, err
+        command("report", moved.name)
         monkeypatch.chdir(tmp_path)
     assert not (tmp_path / "runs" / "j").exists()
     assert (tmp_path / "elsewhere" / "j renamed" / "kept").is_dir()
 
 
 @pytest.mark.slow  # continuous integration runs it
-def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys):
+def test_resume_in_python_repeats_the_command(job, tmp_path, command, monkeypatch, capsys):
     moved = Path("runs/x").rename("runs/z")
     monkeypatch.chdir("runs")
     study = ms.resume("z", trials=8)
@@ -213,22 +188,20 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(tmp_path)
     words = ["compare", "window(3)", "--controls", "none", "--seeds", 1, *job]
-    run(monkeypatch, capsys, *words, "--run", "runs/c")
+    command(*words, "--run", "runs/c")
     assert ms.resume("runs/c").entries.keys() == {"window(3)"}
     (moved / "command.json").unlink()
-    with pytest.raises(ms.MaskSearchError, match=r"call ms\.search or ms\.compare again"):
+    with pytest.raises(ms.errors.MaskSearchError, match=r"call ms\.search or ms\.compare again"):
         ms.resume(moved)
 
 
 @pytest.mark.slow
-def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
+def test_given_parameters_come_from_a_file(job, tmp_path, command, monkeypatch):
     Path("first.json").write_text('[{"reach": 3}, {"reach": 5}]')
     words = ["search", "my_space.py:space", *job, "--trials", 3, "--run", "runs/e"]
-    code, _, err = run(monkeypatch, capsys, *words, "--enqueue", "first.json")
-    assert code == 0, err
+    command(*words, "--enqueue", "first.json")
     monkeypatch.chdir("runs")
-    code, _, err = run(monkeypatch, capsys, "resume", "e", "--trials", 4)
-    assert code == 0, err
+    command("resume", "e", "--trials", 4)
     records = ms.open_study("e").records()
     assert [record.params["reach"] for record in records[:2]] == [3, 5]
     assert len(records) == 4
@@ -239,16 +212,13 @@ def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
         ("[", "is no JSON"),
     ]:
         Path("first.json").write_text(text)
-        code, _, err = run(monkeypatch, capsys, *words[:-1], "runs/f", "--enqueue", "first.json")
-        assert code == 2
-        assert message in err
+        assert message in command.refused(*words[:-1], "runs/f", "--enqueue", "first.json")
 
 
 @pytest.mark.nightly
-def test_compare_front_judges_a_searchs_front_and_resumes(job, monkeypatch, capsys):
+def test_compare_front_judges_a_searchs_front_and_resumes(job, command, monkeypatch):
     words = ["compare", "--front", "runs/x", "--run", "runs/y", "--seeds", 3, *job]
-    code, out, err = run(monkeypatch, capsys, *words)
-    assert code == 0, err
+    out, _ = command(*words)
     assert "The front of the search, judged again" in out
     judged = ms.Comparison.open("runs/y")
     number = len(judged.promised)
@@ -257,9 +227,8 @@ def test_compare_front_judges_a_searchs_front_and_resumes(job, monkeypatch, caps
         assert kinds.count(kind) == count
     assert kinds.count("control") == 2 * number + 1  # without and with the first key, and dense
     monkeypatch.chdir("runs")
-    code, _, err = run(monkeypatch, capsys, "resume", "y")
-    assert code == 0, err
-    code, out, _ = run(monkeypatch, capsys, "report", "y")
+    command("resume", "y")
+    out, _ = command("report", "y")
     assert "hypervolume, searched minus hand-designed" in out
-    code, _, err = run(monkeypatch, capsys, "compare", "--front", "none", "--run", "z")
-    assert (code, err) == (2, "error: none holds no study (no study.db); run a search first\n")
+    err = command.refused("compare", "--front", "none", "--run", "z")
+    assert err == "error: none holds no study (no study.db); run a search first\n"

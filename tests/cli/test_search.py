@@ -1,7 +1,5 @@
 """Long searches on the command line: status, resume, stops, executors, halving, logs."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from cli_runs import EVALUATOR, SPACE, run
+from cli_runs import write_toys
 from killing import outcome
 from toy import ToyEvaluator
 
@@ -46,9 +44,7 @@ def toy():
 @pytest.fixture
 def job(tmp_path):
     """The words of a search, without its number of trials and its folder."""
-    (tmp_path / "my_space.py").write_text(SPACE)
-    toy = str(Path(__file__).parents[1] / "contracts")
-    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    write_toys(tmp_path)
     return [
         "search",
         f"{tmp_path}/my_space.py:space",
@@ -58,84 +54,78 @@ def job(tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp_path, job):
+def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tmp_path, job):
     monkeypatch.chdir(tmp_path)
     parts = ["--strategy", "evolution", "--seed", 3, "--baselines", "--constraint", "sparsity>=.2"]
-    assert run(monkeypatch, capsys, *job, *parts, "--trials", 4, "--run", "part")[0] == 0
+    command(*job, *parts, "--trials", 4, "--run", "part")
     monkeypatch.chdir(tmp_path.parent)  # resuming works from anywhere
-    code, _, err = run(monkeypatch, capsys, "resume", tmp_path / "part", "--trials", 9)
-    assert code == 0, err
-    assert run(monkeypatch, capsys, *job, *parts, "--trials", 9, "--run", "whole")[0] == 0
+    command("resume", tmp_path / "part", "--trials", 9)
+    command(*job, *parts, "--trials", 9, "--run", "whole")
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
 @pytest.mark.nightly
-def test_search_whose_space_is_spent_ends_well(monkeypatch, capsys, tmp_path, job):
+def test_search_whose_space_is_spent_ends_well(command, monkeypatch, tmp_path, job):
     monkeypatch.setattr("masksearch.study.session.SPENT", 30)
     search = (*job, "--run", tmp_path / "run", "--strategy", "random", "--trials", 500)
     with pytest.warns(UserWarning, match="the space is spent: the last 30 masks drawn"):
-        assert run(monkeypatch, capsys, *search)[0] == 0
+        command(*search)
     number = len(ms.Study(tmp_path / "run").records())
-    assert run(monkeypatch, capsys, "resume", tmp_path / "run", "--trials", 600)[0] == 0
+    command("resume", tmp_path / "run", "--trials", 600)
     assert len(ms.Study(tmp_path / "run").records()) == number < 500
 
 
 @pytest.mark.slow
-def test_resume_does_not_repeat_a_command_that_never_began(monkeypatch, capsys, tmp_path, job):
+def test_resume_does_not_repeat_a_command_that_never_began(command, tmp_path, job):
     search = (*job, "--run", tmp_path / "run", "--trials", 2)
-    code, _, err = run(monkeypatch, capsys, *search, "--strategy", "tpee")
-    assert (code, err.count("\n")) == (2, 1)
-    assert run(monkeypatch, capsys, *search)[0] == 0
-    code, out, err = run(monkeypatch, capsys, "resume", tmp_path / "run", "--trials", 3)
-    assert code == 0, err
+    command.refused(*search, "--strategy", "tpee")
+    command(*search)
+    out, _ = command("resume", tmp_path / "run", "--trials", 3)
     assert "Front of" in out
 
 
 @pytest.mark.slow
-def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_path, job):
+def test_resume_of_a_comparison_runs_what_is_missing(command, tmp_path, job):
     words = ["compare", "w=window(3)", "--controls", "none", "--seeds", 2, *job[2:]]
     folder = tmp_path / "compared"
-    assert run(monkeypatch, capsys, *words, "--run", folder)[0] == 0
-    code, out, err = run(monkeypatch, capsys, "resume", folder)
-    assert code == 0, err
+    command(*words, "--run", folder)
+    out, _ = command("resume", folder)
     assert "w" in out
     assert len(ms.Study(folder).records()) == 2
 
 
-def test_resume_says_what_it_cannot_resume(monkeypatch, capsys, tmp_path):
-    code, _, err = run(monkeypatch, capsys, "resume", tmp_path / "none")
-    assert (code, err) == (2, f"error: {tmp_path}/none: no such run folder\n")
-    code, _, err = run(monkeypatch, capsys, "resume", tmp_path)
-    assert code == 2
+def test_resume_says_what_it_cannot_resume(command, tmp_path):
+    err = command.refused("resume", tmp_path / "none")
+    assert err == f"error: {tmp_path}/none: no such run folder\n"
+    err = command.refused("resume", tmp_path)
     assert "was not started from the command line" in err
     assert "call ms.search" in err
 
 
 @pytest.mark.slow
-def test_status_of_an_ended_search(monkeypatch, capsys, tmp_path, job):
+def test_status_of_an_ended_search(command, tmp_path, job):
     folder = tmp_path / "run"
-    run(monkeypatch, capsys, *job, "--trials", 6, "--run", folder)
-    code, out, _ = run(monkeypatch, capsys, "status", folder)
-    assert code == 0
+    command(*job, "--trials", 6, "--run", folder)
+    out, _ = command("status", folder)
     assert "search by tpe, ended; " in out
     study = ms.Study(folder)
     best = study.best()
     assert f"best: trial {best.number} (tpe)  loss {best.value('loss'):.4f}" in out
     assert f"front: {len(study.frontier())} masks, hypervolume" in out
-    state = json.loads(run(monkeypatch, capsys, "status", folder, "--json")[1])
+    state = json.loads(command("status", folder, "--json")[0])
     assert state["state"] == "ended"
     assert state["counts"]["done"] == 6
     assert state["running"] == []
 
 
 @pytest.mark.slow
-def test_status_names_failures_and_their_reasons(monkeypatch, capsys, tmp_path, job):
+def test_status_names_failures_and_their_reasons(command, tmp_path, job):
     proxy = Path(job[3].rpartition(":")[0])
     proxy.write_text(proxy.read_text().replace("ToyEvaluator()", "ToyEvaluator(nan_at=0.3)"))
     folder = tmp_path / "run"
-    run(monkeypatch, capsys, *job, "--trials", 3, "--strategy", "random", "--run", folder)
+    command(*job, "--trials", 3, "--strategy", "random", "--run", folder)
     failed = [r for r in ms.Study(folder).records() if r.status == "failed"]
-    _, out, _ = run(monkeypatch, capsys, "status", folder)
+    out, _ = command("status", folder)
     assert failed
     for record in failed[-3:]:
         assert f"failed: trial {record.number} (random): FloatingPointError" in out
@@ -178,77 +168,67 @@ def test_status_says_how_many_slots_work_and_which_trials_wait(tmp_path, slots, 
     assert does == ["runs: trial 0", "runs: trial 1", "waits: trial 2"]
 
 
-def test_status_of_a_folder_without_a_run(monkeypatch, capsys, tmp_path):
-    code, _, err = run(monkeypatch, capsys, "status", tmp_path)
-    assert code == 2
-    assert "holds no status.json" in err
-    assert "no such run folder" in run(monkeypatch, capsys, "status", tmp_path / "x")[2]
+def test_status_of_a_folder_without_a_run(command, tmp_path):
+    assert "holds no status.json" in command.refused("status", tmp_path)
+    assert "no such run folder" in command.run("status", tmp_path / "x")[2]
     (tmp_path / "dam").mkdir()
     (tmp_path / "dam" / "status.json").write_text("{}")
-    assert f"its parts do: {tmp_path / 'dam'}" in run(monkeypatch, capsys, "status", tmp_path)[2]
+    assert f"its parts do: {tmp_path / 'dam'}" in command.run("status", tmp_path)[2]
 
 
 @pytest.mark.slow
-def test_status_tells_a_killed_search_from_a_running_one(monkeypatch, capsys, tmp_path, job):
+def test_status_tells_a_killed_search_from_a_running_one(command, tmp_path, job):
     folder = tmp_path / "run"
-    run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
+    command(*job, "--trials", 2, "--run", folder)
     state = json.loads((folder / "status.json").read_text())
     state["state"] = "running"
     (folder / "status.json").write_text(json.dumps(state))
-    _, out, _ = run(monkeypatch, capsys, "status", folder)
+    out, _ = command("status", folder)
     assert "search by tpe, killed; " in out
     assert f"go on with: masksearch resume {folder}" in out
     with filelock.FileLock(folder / ".writer.lock"):
         (folder / ".writer.lock").write_text("pid 1 on host")
-        _, out, _ = run(monkeypatch, capsys, "status", folder)
+        out, _ = command("status", folder)
         assert (folder / ".writer.lock").read_text() == "pid 1 on host"  # for a second driver
     assert "search by tpe, running; " in out
 
 
 @pytest.mark.slow
-def test_edited_space_is_refused(monkeypatch, capsys, tmp_path, job):
+def test_edited_space_is_refused(command, tmp_path, job):
     folder = tmp_path / "run"
-    run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
+    command(*job, "--trials", 2, "--run", folder)
     space = tmp_path / "my_space.py"
     space.write_text(f"# a comment\n{space.read_text()}\n# another")
-    code, _, err = run(monkeypatch, capsys, "resume", folder, "--trials", 3)
-    assert code == 0, err
+    command("resume", folder, "--trials", 3)
     space.write_text(space.read_text().replace("0, 12", "0, 13"))
-    code, _, err = run(monkeypatch, capsys, "resume", folder, "--trials", 4)
-    assert code == 2
+    err = command.refused("resume", folder, "--trials", 4)
     assert "belongs to another search (the space's code was edited: space)" in err
     assert sum(not record.known for record in ms.Study(folder).records()) == 3
 
 
 @pytest.mark.slow  # continuous integration runs it
-def test_halving_ends_trials_early(monkeypatch, capsys, tmp_path, job):
+def test_halving_ends_trials_early(command, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 12, "--strategy", "random", "--run", folder]
-    code, _, err = run(monkeypatch, capsys, *words, "--halving", "1,2")
-    assert code == 0, err
+    command(*words, "--halving", "1,2")
     stopped = [r for r in ms.Study(folder).records() if r.status == "stopped"]
     assert stopped
     assert all(record.step in (1, 2) for record in stopped)
-    code, _, err = run(monkeypatch, capsys, *words, "--halving", "few")
-    assert code == 2
+    err = command.refused(*words, "--halving", "few")
     assert "--halving takes steps such as 62,125,250, got 'few'" in err
-    code, _, err = run(monkeypatch, capsys, *words)
-    assert code == 2
-    assert "belongs to another search (scheduler: was" in err
+    assert "belongs to another search (scheduler: was" in command.refused(*words)
 
 
 @pytest.mark.slow
-def test_log_csv_has_a_row_a_record(monkeypatch, capsys, tmp_path, job):
+def test_log_csv_has_a_row_a_record(command, tmp_path, job):
     folder = tmp_path / "run"
-    run(monkeypatch, capsys, *job, "--trials", 3, "--run", folder, "--log", "csv")
-    run(monkeypatch, capsys, "resume", folder, "--trials", 5)
+    command(*job, "--trials", 3, "--run", folder, "--log", "csv")
+    command("resume", folder, "--trials", 5)
     with (folder / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(int(row["number"]) for row in rows) == list(range(len(rows)))
     assert sum(row["status"] == "done" for row in rows) == 5
-    code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--log", "csw")
-    assert code == 2
-    assert "did you mean 'csv'" in err
+    assert "did you mean 'csv'" in command.refused(*job, "--run", tmp_path / "x", "--log", "csw")
 
 
 @pytest.mark.nightly
@@ -299,25 +279,21 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
 
 @pytest.mark.slow  # continuous integration runs it
 @pytest.mark.nightly
-def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path, job):
+def test_report_says_what_was_ended_early_and_why(command, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 6, "--run", folder, "--halving", "1,2"]
-    run(monkeypatch, capsys, *words, "--constraint", "sparsity >= 0.2")
-    code, _, err = run(monkeypatch, capsys, "report", folder)
-    assert code == 0, err
+    command(*words, "--constraint", "sparsity >= 0.2")
+    command("report", folder)
     page = (folder / "report.html").read_text()
     assert "ParetoHalving(rungs=(1, 2)" in page
     assert "sparsity &gt;= 0.2" in page
 
 
 @pytest.mark.slow
-def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path, job):
+def test_costs_are_objectives_on_the_command_line(command, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]
-    code, out, err = run(
-        monkeypatch, capsys, *words, "--costs", "memory", "--set", "cost.length=256"
-    )
-    assert code == 0, err
+    out, _ = command(*words, "--costs", "memory", "--set", "cost.length=256")
     study = ms.Study(folder)
     assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]
     assert all(record.values["memory"] > 0 for record in study.frontier())

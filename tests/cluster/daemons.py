@@ -3,39 +3,29 @@
 Everything that is started carries a mark in its environment, and is found and ended by it.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from sleepy import essence, read_log
+from waiting import wait_until
 
 import masksearch as ms
+from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SPACE = f"{ROOT / 'search_spaces' / 'head_shifts.py'}:space"
 MARK = "MASKSEARCH_TEST_MARK"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-
-
-def wait_until(true: Callable[[], object], seconds: float, what: str) -> float:
-    """Waits for something; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"{what}: not after {seconds:g} s"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -255,7 +245,7 @@ def equals_undisturbed(search: Search, trials: int) -> bool:
     quick = Sleepy()
     quick.seconds = 0.0
     plain = ms.search(
-        ms.load_function(SPACE),
+        load_function(SPACE),
         quick,
         run=search.run.parent / f"{search.run.name}-undisturbed",
         trials=trials,

@@ -4,8 +4,6 @@ A score is a hash of mask, seed and step, so that records of two searches can be
 last bit. Every attempt writes its begin and its end into a log, with its process and its machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

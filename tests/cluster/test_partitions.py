@@ -6,8 +6,6 @@ each leaves it whole. Records are compared with those of an undisturbed search. 
 run to its end twice only where its last report was on its way to a driver that could not hear it.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -23,8 +21,9 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
 sys.path.insert(0, str(Path(__file__).parent))
-from daemons import Machine, Search, equals_undisturbed, machines, start_head, wait_until
+from daemons import Machine, Search, equals_undisturbed, machines, start_head
 from sleepy import judged_twice
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.ray,

@@ -1,7 +1,5 @@
 """A search whose PostgreSQL server restarts, dies, ends sessions or is cut off, in mid-search."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil
@@ -17,6 +15,7 @@ import pytest
 import sqlalchemy
 from record_fixtures import Server
 from sleepy import Sleepy, essence, judged_twice, read_log
+from waiting import wait_until
 
 import masksearch as ms
 from masksearch.user_code import load_function
@@ -74,14 +73,6 @@ def searching(
     finally:
         process.kill()
         process.wait()
-
-
-def wait_until(true: Callable[[], bool], seconds: float, said: Callable[[], str]) -> None:
-    """Waits for something that happens to a search."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.1)
 
 
 def ended(run: Path) -> int:

@@ -1,7 +1,5 @@
 """Ray with real daemons: a node that comes late, a search that is told to stop."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,18 +1,18 @@
 """cluster/slurm.sh on a real Slurm of two nodes, each in namespaces of its own on this machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
+
+from masksearch.user_code import load_function
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -99,15 +99,6 @@ PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 
 
-def wait_until(true: Callable[[], object], seconds: float, said: Callable[[], str]) -> float:
-    """Waits for something; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"not after {seconds:g} s: {said()}"
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 class Slurm:
     """A cluster of two nodes of two CPUs, whose daemons end with it."""
 
@@ -145,7 +136,6 @@ class Slurm:
             )
 
     def wait_for_nodes(self) -> None:
-        assert self.cluster.stdout is not None
         if self.cluster.stdout.readline() != "ready\n":
             pytest.skip(f"no Slurm in namespaces: {(self.base / 'daemons.txt').read_text()}")
         wait_until(lambda: "2 idle" in self.run("sinfo", "-ho", "%D %t"), 60, self.log)
@@ -180,7 +170,6 @@ class Slurm:
         return found + [str(path) for path in self.base.glob("n?/tmp/*ray*")]
 
     def end(self) -> None:
-        assert self.cluster.stdin is not None
         self.cluster.stdin.close()
         self.cluster.wait(timeout=30)
 
@@ -280,16 +269,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, 
     quick = Sleepy()
     quick.seconds = 0.0
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    space = ms.load_function(SPACE)
+    space = load_function(SPACE)
     study = ms.search(
         space, quick, run=run, trials=TRIALS, strategy="random", seed=5, progress=None
     )
     return essence(study.records())
 
 
-def test_cancelled_search_is_over_at_once_and_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_cancelled_search_is_over_at_once_and_goes_on(slurm, job, undisturbed):
     job.submit()
     job.wait_for_results(6)
     slurm.run("scancel", job.number)
@@ -302,9 +289,7 @@ def test_cancelled_search_is_over_at_once_and_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_requeued_search_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_requeued_search_goes_on(slurm, job, undisturbed):
     job.submit()
     job.wait_for_results(6)
     slurm.run("scontrol", "requeue", job.number)
@@ -312,9 +297,7 @@ def test_requeued_search_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_time_limit_stops_the_search_and_it_goes_on(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_time_limit_stops_the_search_and_it_goes_on(slurm, job, undisturbed):
     setup = job.folder / "setup.sh"  # read at every start
     setup.write_text("export SLEEPY_SECONDS=15\n")
     job.submit("--signal=B:USR1@40", SETUP=str(setup))
@@ -330,9 +313,7 @@ def test_time_limit_stops_the_search_and_it_goes_on(
     job.check_finished(undisturbed)
 
 
-def test_preempted_search_is_queued_again(
-    slurm: Slurm, job: Job, undisturbed: list[tuple[object, ...]]
-) -> None:
+def test_preempted_search_is_queued_again(slurm, job, undisturbed):
     """With a time of grace Slurm tells Ray alone; the rest would wait for it until its end."""
     job.submit()
     job.wait_for_results(6)

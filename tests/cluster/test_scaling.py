@@ -62,9 +62,7 @@ def test_free_driver_packs_like_list_scheduling(durations: list[float], slots: i
 
 
 @given(lengths, costs, st.integers(1, 20), st.integers(0, 3))
-def test_more_slots_lengthen_a_costly_search_by_a_queue_at_most(
-    durations: list[float], cost: Any, slots: int, n: int
-) -> None:
+def test_more_slots_lengthen_a_costly_search_by_a_queue_at_most(durations, cost, slots, n):
     """Messages of more trials may stand in front of the last one's, never longer than that."""
     one, more = (
         scaling.simulate(durations, n_slots, cost, reports=n).seconds

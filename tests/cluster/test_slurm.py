@@ -5,12 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
 NODES = ["gpu01", "gpu02", "gpu03"]
@@ -108,6 +108,16 @@ class Job:
         self.started.append(process)
         return process
 
+    def ends(self, *arguments: str, code: int = 0, sent: signal.Signals | None = None) -> str:
+        """Runs the script to its end, with a signal once it searches; what it says."""
+        run = self.start(*arguments)
+        if sent is not None:
+            wait_until((self.state / "searching").exists)
+            run.send_signal(sent)
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == code, errors
+        return errors
+
     def end(self) -> None:
         """Kills what a failed test has left running."""
         for place in Path("/proc").glob("[0-9]*"):
@@ -126,18 +136,9 @@ def job(tmp_path: Path) -> Iterator[Job]:
     made.end()
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
-    run = job.start("search", "a space.py:space", "--run", "r", "--quick")
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 0, errors
+    job.ends("search", "a space.py:space", "--run", "r", "--quick")
     head, *workers = [line for line in job.calls("ray start")]
     assert "--head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1" in head
     for number, worker in enumerate(sorted(workers), start=2):  # they start side by side
@@ -162,11 +163,7 @@ def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
 
 @pytest.mark.slow
 def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
-    run = job.start("search", "s.py:space")
-    wait_until((job.state / "searching").exists)
-    run.send_signal(signal.SIGUSR1)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 0, errors
+    errors = job.ends("search", "s.py:space", sent=signal.SIGUSR1)
     assert job.calls("search stopped cleanly")
     assert job.calls("scontrol requeue") == ["scontrol requeue 4711"]
     assert "time limit or preemption: stopping the search" in errors
@@ -175,11 +172,7 @@ def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
 
 @pytest.mark.slow
 def test_termination_stops_the_search_without_requeue(job: Job) -> None:
-    run = job.start("search", "s.py:space")
-    wait_until((job.state / "searching").exists)
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=120)
-    assert run.returncode == 130
+    job.ends("search", "s.py:space", sent=signal.SIGTERM, code=130)
     assert job.calls("search stopped cleanly")
     assert not job.calls("scontrol requeue")
 
@@ -191,11 +184,7 @@ def test_search_that_ends_before_its_trap_does_keeps_its_status(job: Job) -> Non
         'kill() { builtin kill "$@"; local got=$?; [[ $1 != -INT ]] || sleep 0.5; return $got; }'
     )
     job.environment["BASH_ENV"] = str(slow_kill)
-    run = job.start("search", "s.py:space")
-    wait_until((job.state / "searching").exists)
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=120)
-    assert run.returncode == 130
+    job.ends("search", "s.py:space", sent=signal.SIGTERM, code=130)
 
 
 @pytest.mark.slow
@@ -214,18 +203,14 @@ def test_finished_search_is_not_requeued_by_a_late_signal(job: Job, when: str) -
 @pytest.mark.nightly
 def test_lost_storage_requeues_once(job: Job) -> None:
     for code, times in ((0, 1), (75, 1)):
-        run = job.start("search", "--lost")
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == code, errors
+        job.ends("search", "--lost", code=code)
         assert len(job.calls("scontrol requeue")) == times
         (job.state / "steps").unlink()
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("preempted", "code"), [("2026-11-23T10:00:00", 0), ("None", 137)])
-def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(
-    job: Job, preempted: str, code: int
-) -> None:
+def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(job, preempted, code):
     (job.state / "comment").write_text(f"PreemptEligibleTime=2026-11-23 PreemptTime={preempted}")
     job.program("masksearch", 'touch "$STATE/searching"; while true; do sleep 0.1; done')
     run = job.start("search")
@@ -239,16 +224,14 @@ def test_search_whose_ray_has_ended_is_over_and_requeued_if_preempted(
 
 @pytest.mark.nightly
 def test_error_of_the_search_is_the_jobs(job: Job) -> None:
-    run = job.start("search", "--fails")
-    run.communicate(timeout=120)
-    assert run.returncode == 2
+    job.ends("search", "--fails", code=2)
     assert not job.calls("scontrol requeue")
 
 
 @pytest.mark.nightly
 def test_without_gpus_every_cpu_is_a_slot(job: Job) -> None:
     job.environment |= {"SLURM_GPUS_ON_NODE": "0", "SLURM_CPUS_PER_TASK": "8"}
-    job.start("search", "--quick").communicate(timeout=120)
+    job.ends("search", "--quick")
     assert job.calls("masksearch")[0].endswith("--address 10.0.0.1:6379 --slots 24 --cpus 1")
 
 
@@ -269,15 +252,10 @@ def test_refusals_say_why_and_nothing_is_searched(job: Job, case: str) -> None:
         job.program(name, text)
     given = job.environment | environment
     job.environment = {name: value for name, value in given.items() if value is not None}
-    run = job.start("search")
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == code
+    errors = job.ends("search", code=code)
     assert re.search(message, errors, re.DOTALL), errors
     assert not job.calls("masksearch")
 
 
 def test_without_a_command_it_says_how(job: Job) -> None:
-    run = job.start()
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert "usage: sbatch" in errors
+    assert "usage: sbatch" in job.ends(code=2)

@@ -1,6 +1,4 @@
-"""Evaluators whose data has a search half, a final half and test rows, at sizes of a second."""
-
-from __future__ import annotations
+"""Evaluators whose data has a search split, a final split and test rows, at sizes of a second."""
 
 import json
 import random
@@ -11,6 +9,10 @@ from tiny_decoder import tiny_decoder
 from toy_questions import WORDS, squad_json, swag_rows
 
 import masksearch as ms
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.tasks.recall import Recall
 
 SMALL = dict(steps=2, size="nano", length=24, vocabulary=80, batch=4, held_out_sequences=400)
 
@@ -52,22 +54,22 @@ def glue(folder: Path) -> ms.GlueEvaluator:
     return ms.GlueEvaluator(write_text(folder), place, tasks=("SST-2",), **SMALL, **more)
 
 
-def squad(folder: Path) -> ms.SquadEvaluator:
+def squad(folder: Path) -> SquadEvaluator:
     (folder / "squad").mkdir()
     for seed, (name, articles) in enumerate((("train", 4), ("dev", 20), ("test", 3))):
         path = folder / "squad" / f"{name}-v1.1.json"
         path.write_text(json.dumps(squad_json(articles, 2, seed=seed)), encoding="utf-8")
     more = {"cache": folder / "cache", "epochs": 1}
-    return ms.SquadEvaluator(write_text(folder), folder / "squad", **SMALL, **more)
+    return SquadEvaluator(write_text(folder), folder / "squad", **SMALL, **more)
 
 
-def swag(folder: Path) -> ms.SwagEvaluator:
+def swag(folder: Path) -> SwagEvaluator:
     (folder / "swag").mkdir()
     for seed, (name, count) in enumerate((("train", 8), ("val", 20), ("test", 6))):
         rows = "\n".join(json.dumps(row) for row in swag_rows(count, seed=seed))
         (folder / "swag" / f"{name}.jsonl").write_text(rows, encoding="utf-8")
     more = {"cache": folder / "cache", "epochs": 1}
-    return ms.SwagEvaluator(write_text(folder), folder / "swag", **SMALL, **more)
+    return SwagEvaluator(write_text(folder), folder / "swag", **SMALL, **more)
 
 
 def causal(folder: Path) -> ms.CausalEvaluator:
@@ -83,11 +85,11 @@ def decoder(folder: Path) -> ms.CausalEvaluator:
 
 
 def recall(folder: Path) -> ms.CausalEvaluator:
-    task = ms.Recall(pairs=3, keys=16, values=16, middle=12)
+    task = Recall(pairs=3, keys=16, values=16, middle=12)
     settings = {"size": "1x16x2", "held_out_sequences": 40, "batch": 4, "steps": 2}
     return ms.CausalEvaluator(task, cache=folder / "cache", **settings)
 
 
 def planted(folder: Path) -> ms.PlantedEvaluator:
-    process = ms.PlantedProcess(length=24, offsets=(5,), vocabulary=8)
+    process = PlantedProcess(length=24, offsets=(5,), vocabulary=8)
     return ms.PlantedEvaluator(process, steps=2, downstream_steps=1, held_out_sequences=64)

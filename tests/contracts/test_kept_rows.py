@@ -1,8 +1,6 @@
 """What evaluators say of single rows, and of the lengths of their data, agrees with their
 reports."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,28 +9,28 @@ import numpy as np
 import pytest
 from split_evaluators import causal, decoder, glue, pairs, planted, recall, squad, swag, text
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY
+from masksearch.contracts import LOW, MAJORITY, Evaluator, Report
+from masksearch.evaluators.wrappers import Cached
 
 EVALUATORS = {"mlm": text, "pairs": pairs, "glue": glue, "squad": squad, "swag": swag}
 EVALUATORS["planted"] = planted
 EVALUATORS |= {"causal": causal, "decoder": decoder, "recall": recall}
-EVALUATORS["cached"] = lambda folder: ms.Cached(glue(folder), folder / "judged")
+EVALUATORS["cached"] = lambda folder: Cached(glue(folder), folder / "judged")
 PADDED = {name: EVALUATORS[name] for name in ("glue", "squad", "swag")}
 
 
-def judged(evaluator: ms.Evaluator, workdir: Path, seed: int = 0) -> tuple[ms.Report, RowScores]:
+def judged(evaluator: Evaluator, workdir: Path, seed: int = 0) -> tuple[Report, RowScores]:
     *_, last = evaluator(masks.star(), seed=seed, workdir=workdir)
     return last, RowScores.load(workdir / "rows.safetensors")
 
 
 @pytest.mark.nightly  # continuous integration runs it
-@pytest.mark.parametrize("half", ["search", "final", "all"])
+@pytest.mark.parametrize("split", ["validation", "holdout", "all"])
 @pytest.mark.parametrize("make", EVALUATORS.values(), ids=EVALUATORS)
-def test_rows_add_up_to_the_objective(make, half, tmp_path):
-    evaluator = make(tmp_path).on(half)
+def test_rows_add_up_to_the_objective(make, split, tmp_path):
+    evaluator = make(tmp_path).on(split)
     last, rows = judged(evaluator, tmp_path / "run")
     assert rows.score == pytest.approx(last.values[evaluator.objectives[0].name], rel=1e-6)
     assert set(rows.weights) == set(rows.scores) == set(rows.digests)
@@ -69,7 +67,7 @@ def test_rows_of_several_fine_tunings_are_their_mean(tmp_path):
 
 
 def test_a_reused_answer_brings_its_rows(tmp_path):
-    cached = ms.Cached(planted(tmp_path), tmp_path / "judged")
+    cached = Cached(planted(tmp_path), tmp_path / "judged")
     first, rows = judged(cached, tmp_path / "first")
     again, same = judged(cached, tmp_path / "second")
     assert again == first
@@ -86,8 +84,8 @@ def test_lengths_are_those_of_the_training_rows(make, tmp_path):
         found.update(map(len, ids) if isinstance(ids[0], list) else [len(ids)])
     assert dict(evaluator.shape.lengths) == found
     assert max(found) <= evaluator.shape.length
-    for half in ("final", "test"):
-        assert evaluator.on(half).shape == evaluator.shape
+    for split in ("holdout", "test"):
+        assert evaluator.on(split).shape == evaluator.shape
     assert evaluator.on("all").shape.lengths is None
     assert evaluator.packed().shape == evaluator.shape
 
@@ -96,11 +94,11 @@ def test_lengths_are_those_of_the_training_rows(make, tmp_path):
 @pytest.mark.parametrize("make", PADDED.values(), ids=PADDED)
 def test_padded_rows_are_searched_by_effective_sparsity(make, tmp_path):
     evaluator = make(tmp_path)
-    for half in ("search", "final", "test"):
-        judge = evaluator.on(half)
+    for split in ("validation", "holdout", "test"):
+        judge = evaluator.on(split)
         score, sparsity = judge.objectives
         assert (sparsity.name, sparsity.goal) == ("effective_sparsity", "max")
-        last, rows = judged(judge, tmp_path / half)
+        last, rows = judged(judge, tmp_path / split)
         constant = [value for name, value in last.values.items() if name.endswith(MAJORITY)]
         assert score.worst in constant
         assert judge.packed().objectives == judge.objectives
@@ -112,17 +110,19 @@ def test_padded_rows_are_searched_by_effective_sparsity(make, tmp_path):
 
 @pytest.mark.parametrize("make", [text, pairs, planted])
 def test_packed_text_has_no_lengths(make, tmp_path):
-    for half in ("search", "final", "all"):
-        judge = make(tmp_path).on(half)
+    for split in ("validation", "holdout", "all"):
+        judge = make(tmp_path).on(split)
         assert judge.shape.lengths is None
         assert judge.objectives[1].name == "sparsity"
 
 
 @pytest.mark.nightly
-def test_digests_tell_halves_apart(tmp_path):
+def test_digests_tell_splits_apart(tmp_path):
     for make in (text, causal, decoder, glue, squad, swag, planted):
         folder = tmp_path / make.__name__
         folder.mkdir()
         evaluator = make(folder)
-        digests = [judged(evaluator.on(h), folder / h)[1].digests for h in ("search", "final")]
+        digests = [
+            judged(evaluator.on(h), folder / h)[1].digests for h in ("validation", "holdout")
+        ]
         assert all(digests[0][part] != digests[1][part] for part in digests[0])

@@ -1,7 +1,5 @@
 """Every strategy keeps the same promises."""
 
-from __future__ import annotations
-
 import json
 import random
 import subprocess

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksearch import masks
-from masksearch.contracts import Evaluator, Objective, Record, Report, Shape, Strategy
+from masksearch.contracts import (
+    Evaluate,
+    Evaluator,
+    Objective,
+    Proposal,
+    Record,
+    Report,
+    Shape,
+    Strategy,
+)
 from masksearch.masks import Mask
 
 if TYPE_CHECKING:
@@ -43,6 +52,21 @@ class ToyEvaluator(Evaluator):
             if self.nan_at is not None and sparsity > self.nan_at and step == 4:
                 loss = float("nan")
             yield Report(step, {"loss": loss})
+
+
+class Windows:
+    """A strategy of a user's own, which asks for window(0), window(1), ..., and begins again."""
+
+    def __init__(self, period: int = 99) -> None:
+        self.next, self.period = 0, period
+
+    def ask(self) -> Proposal:
+        self.next += 1
+        mask = masks.window((self.next - 1) % self.period)
+        return Proposal(self.next - 1, Evaluate(mask), {}, "windows")
+
+    def tell(self, record: Record) -> None:
+        self.next = max(self.next, record.number + 1)
 
 
 def space(trial: BaseTrial) -> Mask:

@@ -1,13 +1,10 @@
 """Masks on dense models: fine-tuned once, kept, shared; judged as they are or after some steps."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
-from toy_sentences import write_sentences
+from toy_sentences import SMALL, judged, sentence_judge, write_sentences
 
 import masksearch as ms
-from masksearch import DamResult, GlueEvaluator, SquadEvaluator, SwagEvaluator, masks
+from masksearch import GlueEvaluator, masks
 from masksearch.contracts import OneShot, Report
 from masksearch.errors import (
     DataError,
@@ -29,7 +27,11 @@ from masksearch.errors import (
     TokensNeededError,
     UnknownNameError,
 )
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.evaluators.wrappers import Cached
 from masksearch.gates.dam import run_one_shot
+from masksearch.gates.result import DamResult
 from masksearch.masks.measure import (
     effective_density,
     fingerprint,
@@ -38,7 +40,7 @@ from masksearch.masks.measure import (
     unit_densities,
 )
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import Step, TrainConfig, follow_trainings
+from masksearch.training.loop import follow_trainings
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +50,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(data: Path, cache: Path, **settings: Any) -> GlueEvaluator:
-    small = {
-        "tasks": ("SST-2",),
-        "weights": data / "checkpoint",
-        "length": 32,
-        "epochs": 2,
-        "finetune_batch": 8,
-        "finetune_lr": 3e-3,
-        "cache": cache,
-        "device": "cpu",
-        "adapt": "none",
-        "recover_steps": 3,
-    }
-    return GlueEvaluator(None, data / "glue", **(small | settings))
+    small = {"cache": cache, "adapt": "none", "recover_steps": 3}
+    return sentence_judge(data, **(small | settings))
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +60,6 @@ def cache(data: Path) -> Path:
     folder = data / "cache"
     judged(evaluator(data, folder), data / "first")
     return folder
-
-
-def judged(
-    judge: Any, workdir: Path, mask: masks.Mask | None = None, seed: int = 1
-) -> tuple[dict[str, float], int]:
-    """The scores of a mask, and how many optimiser steps that took."""
-    steps: list[int] = []
-    with follow_trainings(lambda step, config: steps.append(step.number)):
-        *_, last = judge(mask or masks.star(), seed=seed, workdir=workdir)
-    return dict(last.values), len(steps)
 
 
 # -- the dense model ---------------------------------------------------------------------------
@@ -105,7 +86,7 @@ def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path
     judge = evaluator(data, cache)
     head = judge.dense("SST-2", 1)
     key = judge.dense_key(head, "SST-2", 1)
-    for same in ({"half": "final"}, {"adapt": "recover"}, {"dev_rows": 10}):
+    for same in ({"split": "holdout"}, {"adapt": "recover"}, {"dev_rows": 10}):
         assert replace(judge, **same).dense_key(head, "SST-2", 1) == key
     assert replace(judge, finetune_lr=None).protocol == replace(judge, finetune_lr=5e-5).protocol
     for other in ({"epochs": 1}, {"finetune_lr": 1e-3}, {"length": 8}, {"rows": 50}):
@@ -117,17 +98,8 @@ def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path
 def test_a_killed_dense_training_goes_on(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, tmp_path / "straight", checkpoint_seconds=0.0)
     straight, steps = judged(judge, tmp_path / "a")
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: Step, config: TrainConfig) -> None:
-        if step.number == 5:
-            raise Killed
-
     judge = evaluator(data, tmp_path / "killed", checkpoint_seconds=0.0)
-    with follow_trainings(kill), suppress(Killed):
-        judged(judge, tmp_path / "b")
+    reports_until(judge, tmp_path / "b", 5, masks.star(), seed=1)
     assert judged(judge, tmp_path / "c") == (straight, steps - 4)
     kept = {path.suffix for path in (tmp_path / "killed" / "dense").iterdir()}
     assert kept <= {".safetensors", ".lock", ".json"}
@@ -146,33 +118,20 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
     with pytest.raises(SearchError, match="no masks can be compared"):
         judge.differentiable(1)
     begun: list[object] = []
-    for each in (judge, ms.Cached(judge, tmp_path / "judged")):
+    how: dict[str, Any] = {"listeners": [begun.append], "progress": None}
+    both, place = {"star": masks.star(), "full": masks.full()}, tmp_path / "comparison"
+    for each in (judge, Cached(judge, tmp_path / "judged")):
         with pytest.raises(SearchError, match="no masks can be compared"):
             ms.search(
-                lambda trial: masks.star(),
-                each,
-                run=tmp_path / "run",
-                trials=2,
-                seed=1,
-                listeners=[begun.append],
-                progress=None,
+                lambda trial: masks.star(), each, run=tmp_path / "run", trials=2, seed=1, **how
             )
         with pytest.raises(SearchError, match="no masks can be compared"):
-            ms.compare(
-                {"star": masks.star(), "full": masks.full()},
-                each,
-                run=tmp_path / "comparison",
-                seeds=[1, 2],
-                listeners=[begun.append],
-                progress=None,
-            )
+            ms.compare(both, each, run=place, seeds=[1, 2], **how)
     assert begun == []  # said before the first trial
 
 
 @pytest.mark.nightly
-def test_dense_models_of_all_seeds_come_first_and_are_shown(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dense_models_of_all_seeds_come_first_and_are_shown(data, tmp_path, capsys):
     steps: list[str] = []
     judge = evaluator(data, tmp_path / "cache", adapt="recover")
 
@@ -198,9 +157,7 @@ def test_dense_models_of_all_seeds_come_first_and_are_shown(
 # -- recovery ----------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
-def test_recovery_takes_its_steps_and_leaves_the_dense_model(
-    data: Path, cache: Path, tmp_path: Path, learn_from: str
-) -> None:
+def test_recovery_takes_its_steps_and_leaves_the_dense_model(data, cache, tmp_path, learn_from):
     before = kept_model(cache).read_bytes()
     judge = evaluator(data, cache, adapt="recover", learn_from=learn_from)
     scores, steps = judged(judge, tmp_path / "a")
@@ -238,9 +195,7 @@ def trained_gates(judge: GlueEvaluator, workdir: Path) -> list[Report]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
-def test_gates_are_trained_on_frozen_models_of_several_tasks(
-    data: Path, cache: Path, tmp_path: Path, learn_from: str
-) -> None:
+def test_gates_are_trained_on_frozen_models_of_several_tasks(data, cache, tmp_path, learn_from):
     judge = evaluator(data, cache, tasks=("SST-2", "RTE"), learn_from=learn_from)
     source = judge.differentiable(1)
     assert not any(p.requires_grad for p in source.model.parameters())
@@ -262,9 +217,7 @@ def test_gates_are_trained_on_frozen_models_of_several_tasks(
 
 
 @pytest.mark.slow
-def test_checkpoints_of_gates_hold_no_frozen_weights(
-    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_of_gates_hold_no_frozen_weights(data, cache, tmp_path, monkeypatch):
     judge = evaluator(data, cache)
     straight = trained_gates(judge, tmp_path / "straight")
     monkeypatch.setattr("masksearch.gates.dam.Checkpoints", partial(Checkpoints, seconds=0))
@@ -300,28 +253,18 @@ def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: P
         file = tmp_path / "glue" / task / "train.tsv"
         title, *rows = file.read_text().splitlines()
         file.write_text("\n".join([title, *rows * 4]) + "\n")
-    judge = GlueEvaluator(
-        None, tmp_path / "glue", tasks=("SST-2", "RTE"), weights=data / "checkpoint", length=32,
-        cache=tmp_path / "cache", device="cpu", adapt="train",
-    )  # fmt: skip
+    both = {"tasks": ("SST-2", "RTE"), "weights": data / "checkpoint", "adapt": "train"}
+    judge = sentence_judge(tmp_path, **both, finetune_batch=16)
     assert [int(batch["task"]) for batch in judge.differentiable(1).held_out] == [0, 1, 0, 1]
 
 
 @pytest.mark.slow
 def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path) -> None:
+    how = {"gates": {"layers": 2}, "config": {"density": 0.6, "steps": 20, "gate_lr": 0.3}}
     study = ms.search(
-        None,
-        evaluator(data, cache),
-        run=tmp_path / "run",
-        strategy="dam",
-        strategy_options={
-            "gates": {"layers": 2},
-            "config": {"density": 0.6, "steps": 20, "gate_lr": 0.3},
-        },
-        trials=2,
-        seed=1,
-        progress=None,
-    )
+        *(None, evaluator(data, cache)), run=tmp_path / "run", strategy="dam", trials=2,
+        strategy_options=how, seed=1, progress=None,
+    )  # fmt: skip
     first, *others = study.records()
     assert isinstance(first.job, OneShot)
     assert first.job.config["train"] == "gates"
@@ -331,9 +274,7 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("given", "used"), [({}, 5e-5), ({"lr": 1e-3}, 1e-3)])
-def test_a_checkpoint_is_trained_gently_beside_gates(
-    data: Path, cache: Path, tmp_path: Path, given: dict[str, float], used: float
-) -> None:
+def test_a_checkpoint_is_trained_gently_beside_gates(data, cache, tmp_path, given, used):
     """At a rate for BERT (2e-5 to 5e-5: Devlin et al., arXiv 1810.04805, appendix A.3)."""
     judge = evaluator(data, cache, adapt="train", finetune_lr=None)
     options = {"config": {"density": 0.6, "steps": 2, **given}}
@@ -391,9 +332,7 @@ def test_read_out_of_pairs_refuses_what_has_none(data: Path, tmp_path: Path) -> 
 
 
 # -- masks that follow the tokens ----------------------------------------------------------------
-def test_a_token_in_front_of_every_row_is_a_global_token(
-    data: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_a_token_in_front_of_every_row_is_a_global_token(data, cache, tmp_path):
     judge = evaluator(data, cache)
     shape, cls = judge.shape, judge.source.special["cls"]
     mask = masks.window(1) | masks.special_tokens(cls)
@@ -428,15 +367,13 @@ def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.nightly
-def test_token_masks_are_told_apart_compared_and_allocated(
-    data: Path, cache: Path, tmp_path: Path
-):
+def test_token_masks_are_told_apart_compared_and_allocated(data, cache, tmp_path):
     judge = evaluator(data, cache)
     sep, cls = (masks.special_tokens(judge.source.special[name]) for name in ("sep", "cls"))
     wide = {"sep": masks.window(0) | sep, "cls": masks.window(0) | cls}
     prints = {name: fingerprint(mask, judge.shape) for name, mask in wide.items()}
     assert len(set(prints.values())) == 2
-    found = ms.compare(wide, judge, run=tmp_path / "c", seeds=[1], half="search")
+    found = ms.compare(wide, judge, run=tmp_path / "c", seeds=[1], split="validation")
     assert all(r.scored and r.fingerprint == prints[r.name] for r in found.records)
     found.report(tmp_path / "page.html")
     options = {"levels": ["window(0)", *map(str, wide.values()), "full()"], "unit": "layer"}
@@ -450,7 +387,7 @@ def test_token_masks_are_told_apart_compared_and_allocated(
 def test_token_masks_are_refused_where_nothing_is_known_of_them(data: Path, cache: Path) -> None:
     judge, planted = evaluator(data, cache), ms.PlantedEvaluator()
     mask = masks.window(0) | masks.special_tokens(3)
-    for shape in (planted.shape, replace(judge, half="all").shape):
+    for shape in (planted.shape, replace(judge, split="all").shape):
         for ask in (measures, fingerprint, effective_density):
             with pytest.raises(TokensNeededError, match="only where input ids are known"):
                 ask(mask, shape)
@@ -497,7 +434,7 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     judge = evaluator(data, tmp_path / "cache", weights=tuned(data, tmp_path / "tuned"))
     shape = judge.shape
     assert shape.read == 1
-    assert replace(judge, half="all").shape.read is None
+    assert replace(judge, split="all").shape.read is None
     assert replace(judge, adapt="train").shape.read is None  # under our head, which reads all
     assert replace(judge, weights=data / "checkpoint").shape.read is None
     settings = {"density": 0.3, "steps": 60, "gate_lr": 0.3, "dense_warmup": 0.0}
@@ -513,7 +450,7 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     rows = mask.dense(shape.length)[-1, :, 1:]
     assert torch.equal(rows, torch.eye(shape.length, dtype=torch.bool)[1:].expand_as(rows))
     assert judge.settings()["read"] == 1  # sparsities of other protocols do not mix with these
-    assert "read" not in replace(judge, half="all").settings()
+    assert "read" not in replace(judge, split="all").settings()
 
 
 @pytest.mark.slow
@@ -544,28 +481,15 @@ def questions(folder: Path, kind: str, **settings: Any) -> Any:
         write_squad(folder / "squad" / "dev-v.json", squad_json(4, 20, seed=1))
         write_swag(folder / "swag" / "train.jsonl", swag_rows(100, seed=0))
         write_swag(folder / "swag" / "val.jsonl", swag_rows(80, seed=1))
-    small = {
-        "weights": folder / "checkpoint",
-        "length": 32,
-        "epochs": 2,
-        "finetune_batch": 8,
-        "finetune_lr": 3e-3,
-        "cache": folder / "cache",
-        "device": "cpu",
-        "adapt": "recover",
-        "recover_steps": 2,
-        "learn_from": "dense",
-    }
-    if kind == "squad":
-        return SquadEvaluator(None, folder / "squad", **(small | settings))
-    return SwagEvaluator(None, folder / "swag", **(small | settings))
+    small = {"weights": folder / "checkpoint", "cache": folder / "cache", **SMALL}
+    small |= {"adapt": "recover", "recover_steps": 2, "learn_from": "dense"}
+    made = SquadEvaluator if kind == "squad" else SwagEvaluator
+    return made(None, folder / kind, **(small | settings))
 
 
 @pytest.mark.parametrize("kind", ["squad", "swag"])
 @pytest.mark.slow
-def test_questions_and_endings_have_dense_models(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_and_endings_have_dense_models(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
     judge = questions(tmp_path, kind)
     (task,) = judge.downstream
@@ -582,9 +506,7 @@ def test_questions_and_endings_have_dense_models(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["squad", "swag"])
-def test_questions_and_endings_take_fine_tuned_folders(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_and_endings_take_fine_tuned_folders(kind, tmp_path, monkeypatch):
     from transformers import BertForMultipleChoice, BertForQuestionAnswering
 
     monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
@@ -626,8 +548,6 @@ REFUSED: list[tuple[Callable[[Path, Path], object], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("act", "error", "said"), REFUSED)
-def test_settings_that_do_not_go_together_are_refused(
-    data: Path, tmp_path: Path, act: Any, error: type[Exception], said: str
-) -> None:
+def test_settings_that_do_not_go_together_are_refused(data, tmp_path, act, error, said):
     with pytest.raises(error, match=said):
         act(data, tmp_path)

@@ -1,7 +1,5 @@
 """Masks on decoders: judged token by token, on weights as they are or after training."""
 
-from __future__ import annotations
-
 import itertools
 from contextlib import suppress
 from dataclasses import replace
@@ -26,8 +24,10 @@ from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import LengthError, NativeError
 from masksearch.evaluators.next_tokens import band_means, document_scores, score_tokens
+from masksearch.gates.gates import Gates
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
+from masksearch.tasks.recall import Recall
 from masksearch.training.loop import follow_trainings
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -73,9 +73,7 @@ def judged(judge: ms.CausalEvaluator, mask: masks.Mask, workdir: Path, seed: int
 
 # -- weights as they are -----------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_that_of_the_model_under_the_mask(
-    kind: str, data: Path, tmp_path: Path
-) -> None:
+def test_the_loss_is_that_of_the_model_under_the_mask(kind, data, tmp_path):
     judge, mask = evaluator(data, kind), masks.window(2) | masks.columns(1)
     values = judged(judge, mask, tmp_path)
     model = ms.attach(judge.start.decoder(), mask)
@@ -122,7 +120,7 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
 def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
     judge = evaluator(data, precision="bfloat16")
     served = ms.Served(judge).served(masks.window(3))
-    models = [judge.shared(0).model, judge.dense(1), judge.on("final").shared(0).model, served]
+    models = [judge.shared(0).model, judge.dense(1), judge.on("holdout").shared(0).model, served]
     weights = [weight for model in models for weight in model.parameters()]
     assert not any(weight.requires_grad for weight in weights)
     held = {weight.data_ptr(): weight.nbytes for weight in weights}
@@ -194,7 +192,7 @@ def test_settings_make_other_protocols(data: Path) -> None:
         replace(judge, **change)
         for change in (
             {"length": 16},
-            {"half": "final"},
+            {"split": "holdout"},
             {"bands": (4,)},
             {"kl": True},
             {"adapt": "train"},
@@ -285,9 +283,7 @@ def test_a_killed_training_ends_as_it_would_have(data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_dense_model_is_trained_once_and_recovers_under_masks(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_dense_model_is_trained_once_and_recovers_under_masks(data, tmp_path):
     judge = scratch(data, adapt="none", cache=tmp_path / "cache")
     before, steps = counted(judge, tmp_path / "a")
     assert (len(before), steps) == (1, 30)
@@ -323,7 +319,7 @@ def test_gates_learn_on_frozen_weights(data: Path, learn_from: str, precision: s
     source = judge.differentiable(0)
     without_mask = source.model(**source.held_out[0]).loss
     assert without_mask.item() == pytest.approx(0, abs=1e-6)  # the model is its own teacher
-    gates = ms.Gates("free", length=24, heads=4, layers=2, causal=True)
+    gates = Gates("free", length=24, heads=4, layers=2, causal=True)
     config = ms.DamConfig(steps=40, density=0.5, train="gates", gate_lr=0.3)
     result = ms.dam(source.model, source.batches, gates, config, held_out=source.held_out[:2])
     assert judge.weights_frozen
@@ -338,7 +334,7 @@ def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> Non
         written_text(model, tmp_path / "text", words), weights=model, length=24, cache=tmp_path
     )
     chosen = {"dense": masks.full(), "narrow": masks.window(1), "wide": masks.window(12)}
-    how = {"seeds": range(3), "half": "all", "against": "nearest"}
+    how = {"seeds": range(3), "split": "all", "against": "nearest"}
     compared = ms.compare(chosen, judge, run=tmp_path / "run", **how)
     assert [record.seed for record in compared.records] == [0, 0, 0]
     assert compared.seedless
@@ -389,9 +385,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 @pytest.mark.slow
-def test_tasks_are_judged_beside_the_text(
-    data: Path, taught: dict[str, Any], tmp_path: Path
-) -> None:
+def test_tasks_are_judged_beside_the_text(data, taught, tmp_path):
     judge = evaluator(data, tasks=DONE, **taught)
     assert judge.objectives[0].name == "lost"
     dense = judged(judge, masks.full(), tmp_path / "run")
@@ -414,13 +408,11 @@ def test_tasks_are_judged_beside_the_text(
     plain = replace(judge, tasks=())
     assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == dense["nll"]
     assert plain.objectives[0].name == "nll"
-    assert plain.protocol != judge.protocol != judge.final().protocol
+    assert plain.protocol != judge.protocol != judge.on("holdout").protocol
 
 
 @pytest.mark.slow
-def test_tasks_that_the_dense_model_cannot_do_are_named(
-    data: Path, taught: dict[str, Any], tmp_path: Path
-) -> None:
+def test_tasks_that_the_dense_model_cannot_do_are_named(data, taught, tmp_path):
     judge = evaluator(data, tasks=["passkey", "niah_single_3", "vt"], **taught)
     rule = (
         r"loses \d+\.\d+ nats a token of niah_single_3 \(a guess: 2\.286\), \S+ nats a token "
@@ -446,11 +438,11 @@ def test_wrong_tasks_are_refused(data: Path) -> None:
     with pytest.raises(ms.errors.UnknownNameError, match="task_rows"):
         evaluator(data, passkeys=32)
     with pytest.raises(ValueError, match="planted recall has token ids of its own, so tasks="):
-        ms.CausalEvaluator(ms.Recall(), tasks=["vt"])
+        ms.CausalEvaluator(Recall(), tasks=["vt"])
 
 
 # -- planted recall ----------------------------------------------------------------------------
-TASK = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+TASK = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 
 
 def recall(folder: Path, **settings: Any) -> ms.CausalEvaluator:
@@ -547,7 +539,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("recall").shape.length == 56
-    assert ms.CausalEvaluator("recall", length=64).corpus == ms.Recall(middle=32)
+    assert ms.CausalEvaluator("recall", length=64).corpus == Recall(middle=32)
     assert ms.CausalEvaluator("./recall").positions == 256
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),
@@ -578,7 +570,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
         ({"architecture": "bert"}, "unknown architecture of a decoder 'bert'"),
         ({"bands": (8, 4)}, "rising"),
         ({"recover_tokens": 0}, "recover_tokens must be at least 1"),
-        ({"half": "finale"}, "did you mean 'final'"),
+        ({"split": "holdou"}, "did you mean 'holdout'"),
         ({"kl": True, "adapt": "recover"}, "adapt='recover' changes them"),
         ({"cost": "bytes"}, "unknown cost 'bytes'"),
     ):
@@ -586,9 +578,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
             evaluator(data, **wrong)
 
 
-def test_a_model_that_fits_no_device_is_refused_before_it_is_loaded(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_fits_no_device_is_refused_before_it_is_loaded(data, tmp_path, monkeypatch):
     folder = tiny_decoder(tmp_path / "model", [*WORDS, "="])
     numbers = sum(each.numel() for each in load_file(folder / "model.safetensors").values())
     memory = 5 * numbers

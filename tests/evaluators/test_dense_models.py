@@ -1,7 +1,5 @@
 """Where dense models are kept, and who trains them."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pre-training by distillation: a checkpoint under a mask imitates itself without one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,9 @@ from toy_sentences import WORDS, write_sentences
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.contracts import OneShot
+from masksearch.contracts import OneShot, Report
 from masksearch.gates.dam import run_one_shot
+from masksearch.gates.result import DamResult
 
 NARROW = masks.window(0)
 
@@ -106,14 +105,14 @@ def test_a_killed_run_ends_as_it_would_have(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_gates_learn_from_it(data, tmp_path):
-    def reports() -> Iterator[ms.Report]:
+    def reports() -> Iterator[Report]:
         gates = {"structure": "toeplitz+global", "signed": True, "layers": 2, "heads": 1}
         job = OneShot(gates, {"steps": 12, "gate_lr": 0.5, "density": 0.4, "lr": 1e-4})
         return run_one_shot(glue(data), job, seed=0, workdir=tmp_path)
 
     *_, last = reports()
     assert 0 < last.values["discretised"] < 1
-    made = ms.DamResult.load(tmp_path / "gates.safetensors")
+    made = DamResult.load(tmp_path / "gates.safetensors")
     assert made.probabilities.std() > 0.01
 
 

@@ -10,12 +10,17 @@ from planted_glue import PLANTED, PlantedGlue
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Report
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.glue import TASKS
+from masksearch.tasks.glue.tasks import glue_score
+from masksearch.tasks.planted.process import PlantedProcess
 
 SMALL = dict(steps=4, size="nano", batch=8, held_out_sequences=16)
 
 
-def last(evaluator, tmp_path: Path) -> ms.Report:
+def last(evaluator, tmp_path: Path) -> Report:
     """The result under a star mask; every figure of it is finite."""
     *_, report = evaluator(masks.star(), seed=0, workdir=tmp_path / "work")
     assert all(math.isfinite(value) for value in report.values.values())
@@ -24,7 +29,7 @@ def last(evaluator, tmp_path: Path) -> ms.Report:
 
 @pytest.mark.slow
 def test_every_planted_task_goes_from_text_file_to_official_metric(tmp_path):
-    process = ms.PlantedProcess(length=14, vocabulary=8, offsets=(3,), keys=1)
+    process = PlantedProcess(length=14, vocabulary=8, offsets=(3,), keys=1)
     corpus = PlantedGlue(process, lines=60, valid_lines=20, rows=32, dev_rows=24, seed=0)
     corpus.write(tmp_path / "data")
     evaluator = ms.GlueEvaluator(
@@ -67,9 +72,9 @@ def test_real_text(data, pretraining, whole_words, tmp_path):
 @pytest.mark.nightly
 def test_real_questions_and_endings(data, tmp_path):
     few = dict(rows=64, dev_rows=32, epochs=1, **SMALL)
-    squad = ms.SquadEvaluator(data / "wikitext-2", data / "squad" / "dev-v1.1.json", **few)
+    squad = SquadEvaluator(data / "wikitext-2", data / "squad" / "dev-v1.1.json", **few)
     assert {"exact", "f1"} <= set(last(squad, tmp_path / "squad").values)
-    swag = ms.SwagEvaluator(data / "wikitext-2", data / "swag" / "swag_val500.jsonl", **few)
+    swag = SwagEvaluator(data / "wikitext-2", data / "swag" / "swag_val500.jsonl", **few)
     assert 0 <= last(swag, tmp_path / "swag").values["accuracy"] <= 1
 
 
@@ -85,6 +90,6 @@ def test_all_nine_give_the_papers_average(data, tmp_path):
         **SMALL,
     )
     found = last(evaluator, tmp_path)
-    score = ms.glue_score(found.values)
+    score = glue_score(found.values)
     assert score.missing == ()
     assert found.values["glue"] == pytest.approx(score.nine)

@@ -1,7 +1,5 @@
 """What evaluators that fine-tune share: seeds, frozen layers, checkpoints, killed runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import random
@@ -82,9 +80,7 @@ def steps_of(judge: Any, workdir: Path) -> tuple[list[Report], list[int]]:
 @pytest.mark.parametrize(
     "settings", [{"dropout": 0.2}, {"finetune_seeds": 2, "tasks": ("SST-2",)}]
 )
-def test_a_killed_run_ends_as_it_would_have(
-    data: Path, tmp_path: Path, settings: dict[str, object]
-) -> None:
+def test_a_killed_run_ends_as_it_would_have(data, tmp_path, settings):
     judge = evaluator(data, **settings)
     straight, steps = steps_of(judge, tmp_path / "straight")
     assert len(steps) == 3 + (3 + 2 if len(judge.tasks) == 2 else 3 + 3)
@@ -176,9 +172,7 @@ def test_an_encoder_without_a_list_of_layers_is_refused() -> None:
 
 # -- from a checkpoint, without text ------------------------------------------------------------
 @pytest.mark.slow
-def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(
-    data: Path, tmp_path: Path
-) -> None:
+def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(data, tmp_path):
     judge = finetuned_only(data)
     assert judge.shape.layers == 2
     assert [judge.source.special[role] for role in ("pad", "cls", "sep")] == [0, 2, 3]

@@ -14,12 +14,13 @@ from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 
 import masksearch as ms
-from masksearch import GlueEvaluator, attach, glue_score, masks
+from masksearch import GlueEvaluator, attach, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.evaluators.tuning import tokenize_rows
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue import TASKS, GlueTask
+from masksearch.tasks.glue.tasks import glue_score
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +94,7 @@ def test_fine_tuning_learns_what_can_be_learnt(data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_pretraining_is_found_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretraining_is_found_again(data, tmp_path, monkeypatch):
     judge = evaluator(data, rows=32)
     whole = list(judge(masks.star(), seed=0, workdir=tmp_path))
     with monkeypatch.context() as patch:
@@ -130,9 +129,7 @@ def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> Non
 
 @pytest.mark.parametrize("length", [16, 48])
 @pytest.mark.parametrize("task", ["MNLI", "STS-B", "SST-2"])
-def test_rows_become_segments_and_long_ones_lose_the_end_of_the_longer_text(
-    data: Path, task: str, length: int
-) -> None:
+def test_rows_become_segments_and_long_ones_lose_the_end_of_the_longer_text(data, task, length):
     judge = evaluator(data, tasks=(task,), length=length)
     corpus, rows, texts = judge.source, judge.tokens(task).train, judge.data(task).train
     cls, sep, pad = (corpus.special[name] for name in ("cls", "sep", "pad"))
@@ -236,7 +233,7 @@ def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
 def test_preset_is_the_papers_fine_tuning(tmp_path: Path) -> None:
     judge = GlueEvaluator.preset("sparsebert", tmp_path, glue=tmp_path)
     assert set(judge.tasks) == set(TASKS)
-    assert (judge.rows, judge.dev_rows, judge.half) == (None, None, "all")
+    assert (judge.rows, judge.dev_rows, judge.split) == (None, None, "all")
     assert (judge.convention, judge.finetune_seeds) == ("bert", 3)
     assert (judge.epochs, judge.finetune_batch, judge.finetune_lr) == (3, 16, 2.4e-5)
 
@@ -300,7 +297,7 @@ def test_worst_is_what_constant_answers_earn(data: Path) -> None:
     labels = {t: judge.data(t).dev[t].labels for t in ("SST-2", "MNLI")}
     shares = [max(each.count(label) for label in each) / len(each) for each in labels.values()]
     assert judge.objectives[0].worst == pytest.approx((sum(shares) + 0.0) / 3)
-    assert judge.final().objectives[0].worst != judge.objectives[0].worst
+    assert judge.on("holdout").objectives[0].worst != judge.objectives[0].worst
 
 
 @pytest.mark.parametrize(("one", "two"), [(100, 3), (3, 100), (100, 100), (22, 22)])

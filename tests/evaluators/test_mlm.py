@@ -52,9 +52,7 @@ def evaluator(corpus: Path, **settings: object) -> MlmEvaluator:
 
 
 @pytest.mark.slow
-def test_reports_are_about_even_and_the_last_says_what_a_constant_answer_earns(
-    corpus: Path, tmp_path: Path
-) -> None:
+def test_reports_are_about_even_and_the_last_says_what_a_constant_answer_earns(corpus, tmp_path):
     *curve, last = evaluator(corpus)(masks.window(1), seed=0, workdir=tmp_path)
     assert [report.step for report in (*curve, last)] == [1, 2, 5, 10]
     assert all(set(report.values) == {"loss"} for report in curve)
@@ -108,7 +106,7 @@ def test_a_mask_without_context_learns_nothing(corpus: Path, tmp_path: Path) -> 
 
 
 def test_both_halves_together_report_what_versions_without_halves_did(corpus, tmp_path):
-    *_, last = evaluator(corpus, half="all")(masks.window(1), seed=0, workdir=tmp_path)
+    *_, last = evaluator(corpus, split="all")(masks.window(1), seed=0, workdir=tmp_path)
     assert set(last.values) == {"loss"}
 
 
@@ -211,9 +209,7 @@ def test_what_cannot_be_trained_is_refused(corpus: Path, tmp_path: Path) -> None
     ],
     ids=["adamw", "lamb, pairs"],
 )
-def test_a_killed_run_ends_as_it_would_have(
-    corpus: Path, tmp_path: Path, change: dict[str, object]
-) -> None:
+def test_a_killed_run_ends_as_it_would_have(corpus, tmp_path, change):
     judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6, **change)
     straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
     left = [path.name for path in (tmp_path / "straight").iterdir()]
@@ -308,9 +304,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_weights_bring_shape_tokenizer_and_vocabulary(
-    corpus: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_weights_bring_shape_tokenizer_and_vocabulary(corpus, checkpoint, tmp_path):
     judge = evaluator(corpus, weights=checkpoint, size="base", steps=4)
     assert judge.shape == Shape(16, 2, 2)
     assert judge.task().corpus.vocabulary == judge.start.vocabulary
@@ -329,9 +323,7 @@ def test_weights_bring_shape_tokenizer_and_vocabulary(
     assert evaluator(corpus, weights=checkpoint, steps=4).protocol == judge.protocol
 
 
-def test_a_checkpoint_is_trained_at_a_lower_rate_unless_one_is_given(
-    corpus: Path, checkpoint: Path
-) -> None:
+def test_a_checkpoint_is_trained_at_a_lower_rate_unless_one_is_given(corpus, checkpoint):
     scratch, trained = evaluator(corpus), evaluator(corpus, weights=checkpoint)
     assert trained.train_config.lr < scratch.train_config.lr / 10
     again = replace(trained, lr=trained.train_config.lr)
@@ -344,9 +336,7 @@ def test_a_checkpoint_is_trained_at_a_lower_rate_unless_one_is_given(
         _ = replace(trained, lr=0.0).train_config
 
 
-def test_what_does_not_fit_is_refused_before_training(
-    corpus: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_refused_before_training(corpus, checkpoint, tmp_path):
     larger = tiny_checkpoint(tmp_path / "larger", ["ban", "dar"], more=3)
     device = "no device '{}' on this machine; take 'auto'"
     for settings, error, said in (
@@ -373,9 +363,7 @@ def test_a_compiled_model_learns_the_same(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_every_mask_of_a_worker_is_compiled(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_mask_of_a_worker_is_compiled(corpus, tmp_path, monkeypatch):
     """With a compiler that does nothing, and room for the graphs of one mask alone."""
     counter = CompileCounter()
     as_counted = partialmethod(torch.nn.Module.compile, backend=counter)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from masksearch import PlantedEvaluator, PlantedProcess, masks
+from masksearch import PlantedEvaluator, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier
+from masksearch.tasks.planted.process import PlantedProcess
 
 QUICK = PlantedEvaluator(
     steps=8, batch=4, downstream_steps=2, downstream_batch=4, held_out_sequences=32, reports=3
@@ -65,7 +66,7 @@ def test_graded_process_is_scored_by_its_masked_tokens():
     rows = RowScores.load(Path("rows.safetensors"))
     assert last["score"] == last["parts"] == pytest.approx(rows.scores["parts"].mean(), abs=1e-6)
     assert last["accuracy"] == pytest.approx(last["score"], abs=1e-9)
-    assert evaluator.final().protocol != evaluator.protocol
+    assert evaluator.on("holdout").protocol != evaluator.protocol
 
 
 @pytest.mark.nightly

@@ -15,10 +15,12 @@ from tiny_decoder import tiny_decoder
 from toy_questions import WORDS
 
 import masksearch as ms
+from masksearch.contracts import STORED_SPLITS
+from masksearch.evaluators.cost import WithCost
 
 # Computed by the last version whose evaluators were floors of classes (2026-11-22).
 PINNED = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())
-HALVES = ("search", "final", "test", "all")
+SPLITS = ("validation", "holdout", "test", "all")
 Maker = Callable[[Path], Any]
 
 
@@ -90,7 +92,7 @@ MAKERS: dict[str, Maker] = {
     "decoder, weights trained": changed(trained_decoder, adapt="train", steps=3),
     "recall, train": recall,
     "recall, none": changed(recall, adapt="none"),
-    "with cost": lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+    "with cost": lambda folder: WithCost(text(folder), latency=False, memory=True),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
 }
 
@@ -101,11 +103,12 @@ def test_protocol_ids_do_not_move(name: str, tmp_path: Path) -> None:
     if name == "cost":
         assert {"all": evaluator.protocol} == PINNED[name]
     else:
-        assert {half: evaluator.on(half).protocol for half in HALVES} == PINNED[name]
+        found = {STORED_SPLITS[split]: evaluator.on(split).protocol for split in SPLITS}
+        assert found == PINNED[name]
 
 
 def test_the_default_planted_evaluator_is_that_of_the_first_version() -> None:
     assert ms.PlantedEvaluator().protocol == "2135965bafaae21d"
-    assert ms.PlantedEvaluator(half="all").protocol == "2135965bafaae21d"
+    assert ms.PlantedEvaluator(split="all").protocol == "2135965bafaae21d"
     for size in ("1x64x2", {"layers": 1, "width": 64, "heads": 2}):
         assert ms.PlantedEvaluator(size=size) == ms.PlantedEvaluator()

@@ -1,7 +1,5 @@
 """Recovery under a mask: what it learns from, what it leaves, and the class of its model."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_sentences import WORDS, write_lines, write_sentences
+from toy_sentences import WORDS, judged, sentence_judge, write_lines, write_sentences
 from transformers import AutoModelForSequenceClassification
 
 import masksearch as ms
@@ -19,7 +17,6 @@ from masksearch.errors import DataError, UnknownNameError
 from masksearch.evaluators.tuning import frozen_copy
 from masksearch.models.pretrained import distance_of_logits
 from masksearch.tasks.glue.tasks import GlueTask
-from masksearch.training.loop import follow_trainings
 
 SCORED = GlueTask(
     "alike", texts=("one", "other"), label="score", labels=(), metrics=("pearson", "spearman")
@@ -43,35 +40,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(data: Path, **settings: Any) -> ms.GlueEvaluator:
-    small = {
-        "tasks": (SCORED,),
-        "weights": data / "checkpoint",
-        "length": 32,
-        "epochs": 2,
-        "finetune_batch": 8,
-        "finetune_lr": 3e-3,
-        "cache": data / "cache",
-        "device": "cpu",
-        "dropout": 0.0,
-        "adapt": "recover",
-        "recover_steps": 5,
-        "learn_from": "both",
-    }
-    return ms.GlueEvaluator(None, data / "glue", **(small | settings))
+    small = {"tasks": (SCORED,), "dropout": 0.0, "adapt": "recover", "learn_from": "both"}
+    return sentence_judge(data, **(small | {"recover_steps": 5} | settings))
 
 
 @pytest.fixture(autouse=True)
 def untaught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense models of so few rows have learned little, which is no matter here."""
     monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *args: None)
-
-
-def run(judge: ms.GlueEvaluator, workdir: Path, mask: masks.Mask) -> tuple[dict[str, float], int]:
-    """The scores of a mask with seed 1, and how many optimiser steps they took."""
-    steps: list[int] = []
-    with follow_trainings(lambda step, config: steps.append(step.number)):
-        *_, last = judge(mask, seed=1, workdir=workdir)
-    return dict(last.values), len(steps)
 
 
 def test_both_sources_have_half_of_the_loss(data: Path) -> None:
@@ -101,9 +77,7 @@ def test_a_regression_begins_at_the_mean_of_its_labels(data: Path, read_out: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [SCORED, "SST-2"])
-def test_own_models_open_in_transformers_and_are_taken_as_they_are(
-    data: Path, tmp_path: Path, task: Any
-) -> None:
+def test_own_models_open_in_transformers_and_are_taken_as_they_are(data, tmp_path, task):
     judge = evaluator(data, read_out="own", tasks=(task,))
     (name,) = judge.downstream
     dense = judge.dense(name, 1).eval()
@@ -122,38 +96,34 @@ def test_own_models_open_in_transformers_and_are_taken_as_they_are(
     taken = evaluator(data, weights=tmp_path / "dense", tasks=(task,))
     assert taken.shape == judge.shape
     for how in ("none", "recover"):
-        first = run(replace(judge, adapt=how), tmp_path / f"a{how}", masks.star())[0]
-        second = run(replace(taken, adapt=how), tmp_path / f"b{how}", masks.star())[0]
+        first = judged(replace(judge, adapt=how), tmp_path / f"a{how}", masks.star())[0]
+        second = judged(replace(taken, adapt=how), tmp_path / f"b{how}", masks.star())[0]
         assert first == second
 
 
 @pytest.mark.slow
-def test_kept_weights_are_scored_on_other_rows_without_training(
-    data: Path, tmp_path: Path
-) -> None:
+def test_kept_weights_are_scored_on_other_rows_without_training(data, tmp_path):
     judge = evaluator(data, cache=tmp_path / "cache", keep_recovered=True)
-    first, steps = run(judge, tmp_path / "a", masks.star())
+    first, steps = judged(judge, tmp_path / "a", masks.star())
     assert steps == judge.finetune_steps("alike") + 5
-    final = judge.final()
-    second, none = run(final, tmp_path / "b", masks.star())
+    final = judge.on("holdout")
+    second, none = judged(final, tmp_path / "b", masks.star())
     assert none == 0
     assert second != first
     plain = replace(final, keep_recovered=False)
     assert plain.protocol == final.protocol  # the scores are the same
-    assert run(plain, tmp_path / "c", masks.star()) == (second, 5)
-    assert run(final, tmp_path / "d", masks.window(2))[1] == 5
-    assert run(replace(final, recover_steps=6), tmp_path / "e", masks.star())[1] == 6
+    assert judged(plain, tmp_path / "c", masks.star()) == (second, 5)
+    assert judged(final, tmp_path / "d", masks.window(2))[1] == 5
+    assert judged(replace(final, recover_steps=6), tmp_path / "e", masks.star())[1] == 6
     assert len([*(tmp_path / "cache" / "recovered").glob("*.safetensors")]) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("read_out", ["first+mean", "own"])
-def test_the_adapted_model_is_the_one_that_was_scored(
-    data: Path, tmp_path: Path, read_out: str, keep: bool
-) -> None:
+def test_the_adapted_model_is_the_one_that_was_scored(data, tmp_path, read_out, keep):
     judge = evaluator(data, read_out=read_out, keep_recovered=keep)
-    run(judge, tmp_path / "a", masks.star())
+    judged(judge, tmp_path / "a", masks.star())
     predicted = RowScores.load(tmp_path / "a" / ROWS).predictions["alike"]
     model = judge.adapted(masks.star(), seed=1)
     assert not model.training

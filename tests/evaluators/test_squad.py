@@ -10,11 +10,12 @@ import pytest
 import torch
 from killed_runs import reports_until
 from real_data import DATA, real
-from toy_questions import small, squad_json, write_squad, write_text
+from toy_questions import of_real_text, small, squad_json, write_squad, write_text
 
-from masksearch import SquadEvaluator, masks
+from masksearch import masks
 from masksearch.contracts import Report
 from masksearch.errors import DataError
+from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.masks import Mask
 from masksearch.training.loop import follow_trainings
 
@@ -125,9 +126,7 @@ def test_a_single_file_is_split_and_says_so(data: Path, caplog) -> None:
 
 
 @pytest.mark.parametrize(("name", "exact", "overlap"), [("two", 0.5, 0.5), ("one", 0.0, 0.4)])
-def test_answers_that_need_no_question(
-    data: Path, tmp_path: Path, name: str, exact: float, overlap: float
-) -> None:
+def test_answers_that_need_no_question(data, tmp_path, name, exact, overlap):
     shutil.copy(data / name / "train-v.json", tmp_path)
     qas: list[dict[str, object]] = [
         {"id": "q", "question": "?", "answers": [{"text": "b", "answer_start": 2}]},
@@ -135,7 +134,7 @@ def test_answers_that_need_no_question(
     ]
     told = {"context": "x b c d", "qas": qas if name == "two" else qas[:1]}
     write_squad(tmp_path / "dev-v.json", {"data": [{"title": "T", "paragraphs": [told]}]})
-    judge = evaluator(data, str(tmp_path), rows=16, epochs=1, half="all")
+    judge = evaluator(data, str(tmp_path), rows=16, epochs=1, split="all")
     values = last_values(judge, masks.full(), tmp_path / "work")
     assert (values["exact/majority"], values["f1/majority"]) == (exact, overlap)
 
@@ -174,20 +173,8 @@ def test_misplaced_answers_are_counted(data: Path, tmp_path: Path, caplog) -> No
 @pytest.mark.nightly
 @real
 def test_real_questions(tmp_path: Path) -> None:
-    folder = DATA
-    judge = SquadEvaluator(
-        folder / "wikitext-2" / "valid.txt",
-        folder / "squad",
-        steps=5,
-        held_out_sequences=32,
-        reports=1,
-        tokenizer=folder / "bert-vocab" / "vocab.txt",
-        rows=200,
-        dev_rows=100,
-        epochs=1,
-        device="cpu",
-        cache=tmp_path / "cache",
-    )
+    rows = {"rows": 200, "dev_rows": 100}
+    judge = SquadEvaluator(squad=DATA / "squad", **rows, **of_real_text(tmp_path))
     values = last_values(judge, masks.star(), tmp_path / "work")
     assert all(math.isfinite(value) for value in values.values())
     assert 0 < values["f1/majority"] < 0.2

@@ -113,9 +113,7 @@ def test_most_context_matches_a_loop(tokens: int, room: int, step: int) -> None:
         ("ban \u200b bar", "\u200b", None),  # the tokenizer drops it: no token
     ],
 )
-def test_characters_become_tokens(
-    context: str, answer: str, tokens: tuple[int, int] | None
-) -> None:
+def test_characters_become_tokens(context, answer, tokens):
     blanks = context.replace("\u00a0", " ").lower()
     start = max(0, blanks.find(answer.lower()))
     question = Question("q", "?", context, "T", (answer,), (start,))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from real_data import DATA, real
-from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
+from toy_questions import GOOD, TOKENS, of_real_text, small, swag_rows, write_swag, write_text
 
-from masksearch import SwagEvaluator, masks
+from masksearch import masks
 from masksearch.errors import DataError
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.masks import Mask
 
 
@@ -100,19 +101,7 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
 @pytest.mark.nightly
 @real
 def test_real_items(tmp_path: Path) -> None:
-    folder = DATA
-    judge = SwagEvaluator(
-        folder / "wikitext-2" / "valid.txt",
-        folder / "swag",
-        steps=5,
-        held_out_sequences=32,
-        reports=1,
-        tokenizer=folder / "bert-vocab" / "vocab.txt",
-        rows=100,
-        epochs=1,
-        device="cpu",
-        cache=tmp_path / "cache",
-    )
+    judge = SwagEvaluator(swag=DATA / "swag", rows=100, **of_real_text(tmp_path))
     *_, last = judge(masks.star(), seed=0, workdir=tmp_path / "work")
     assert all(math.isfinite(value) for value in last.values.values())
     assert 0.25 <= last.values["accuracy/majority"] < 0.4

@@ -1,7 +1,5 @@
 """Several tasks' models as one, and what is learnt from another model's logits."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -11,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import Gates, attach, masks
+from masksearch import attach, masks
+from masksearch.gates.gates import Gates
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from masksearch import CostEvaluator, WithCost, lower, masks
+from masksearch import CostEvaluator, masks
 from masksearch.contracts import Differentiable, Evaluator, Objective, Report, Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, SearchError
+from masksearch.evaluators.cost import WithCost
 from masksearch.masks import Mask
+from masksearch.masks.lower import lower
 
 TIMES = {"latency", "latency_ratio", "latency_dense", "latency_masked", "latency_gather"}
 

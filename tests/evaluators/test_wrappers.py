@@ -8,7 +8,8 @@ import pytest
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch import Cached, masks
+from masksearch import masks
+from masksearch.evaluators.wrappers import Cached
 
 
 def runs(log: Path) -> list[str]:

@@ -1,7 +1,5 @@
 """Evaluators for the Ray tests, in a module that worker processes can import."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

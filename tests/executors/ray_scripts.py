@@ -1,7 +1,5 @@
 """Whole searches in a process of their own: `python ray_scripts.py NAME FOLDER`."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

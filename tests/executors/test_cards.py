@@ -1,7 +1,5 @@
 """Which trial sees which card, on machines that only say that they have some."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Everything is put back; what was loaded from a path travels by value."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal

@@ -1,7 +1,5 @@
 """The local executor: a loop, or worker processes that may die."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -307,24 +305,28 @@ def test_strategy_that_waits_for_nothing_is_an_error(tmp_path):
         run(Local(), Waiting({}, []), ToyEvaluator(), tmp_path)
 
 
-def test_slots_must_be_positive():
-    with pytest.raises(ValueError, match="slots must be a whole number >= 1, got 0"):
-        Local(slots=0)
-    with pytest.raises(ValueError, match="limit_seconds must be positive, got 0"):
-        Local(limit_seconds=0)
+IN_HERE = {"isolate": False}
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.1, float("nan")])
-def test_a_memory_limit_below_what_a_worker_needs_is_refused(value):
-    with pytest.raises(ValueError, match=r"memory_gb must be at least 1 .*, got "):
-        Local(memory_gb=value)
-
-
-def test_this_process_has_one_slot_and_no_limits():
-    with pytest.raises(ValueError, match="isolate=False runs jobs in this process, one at a time"):
-        Local(slots=2, isolate=False)
-    with pytest.raises(ValueError, match="leave slots, limit_seconds, memory_gb and gpus away"):
-        Local(memory_gb=2, isolate=False)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"slots": 0}, "slots must be a whole number >= 1, got 0"),
+        ({"limit_seconds": 0}, "limit_seconds must be positive, got 0"),
+        ({"limit_seconds": "3"}, "limit_seconds must be positive, got '3'"),
+        ({"limit_seconds": 1e30}, r"limit_seconds must be positive, got 1e\+30, most 1e\+08"),
+        *(
+            ({"memory_gb": value}, rf"memory_gb must be at least 1 .*, got {value!r}")
+            for value in (0, -1, 0.1, float("nan"), "3")
+        ),
+        ({"threads": 0}, "threads must be a whole number >= 1, got 0"),
+        ({"slots": 2} | IN_HERE, "isolate=False runs jobs in this process, one at a time"),
+        ({"memory_gb": 2} | IN_HERE, "leave slots, limit_seconds, memory_gb and gpus away"),
+    ],
+)
+def test_settings_are_checked(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Local(**settings)
 
 
 def test_failed_job_keeps_the_traceback(tmp_path):

@@ -1,7 +1,5 @@
 """Trials between a search and its workers, driven in this process: no pipe, no Ray."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -178,37 +176,22 @@ def test_a_node_that_was_taken_back_does_not_count(tmp_path):
     assert names == ["0.0", "0.1", "0.2"]  # Tune makes a folder for each
 
 
-def test_a_time_limit_is_not_tried_again(tmp_path):
+@pytest.mark.parametrize("stood", ["File somewhere, line 3", "", None])
+def test_a_time_limit_is_not_tried_again_and_a_death_is(tmp_path, stood):
+    """What has used up its seconds says where it stood; a death may be heard of after them."""
     story = Story(tmp_path, count=1, limit_seconds=5.0)
     worker = story.worker()
     story.take("a", worker)
     assert story.pool.on_step("a", worker.step())
     stuck = tmp_path / "run/trials/0" / "time_limit.txt"
-    stuck.write_text("File somewhere, line 3")
-    story.pool.on_worker_lost("a", WorkerLoss("gone", seconds=6.0))
-    (record,) = story.records
-    assert record.error == "File somewhere, line 3\nran longer than the time limit of 5 s"
-    assert len(record.curve) == 1
-    assert record.seconds == 6.0
-    assert not stuck.exists()
-
-
-def test_a_death_before_the_limit_is_tried_again(tmp_path):
-    story = Story(tmp_path, count=1, limit_seconds=5.0)
-    story.take("a", story.worker())
-    story.pool.on_worker_lost("a", WorkerLoss("gone", seconds=4.9))
-    assert story.records == []
-
-
-def test_a_death_that_is_heard_of_after_the_limit_is_tried_again(tmp_path):
-    story = Story(tmp_path, count=1, limit_seconds=5.0)
-    worker = story.worker()
-    story.take("a", worker)
-    assert story.pool.on_step("a", worker.step())
-    stuck = tmp_path / "run/trials/0" / "time_limit.txt"
-    stuck.touch()  # the process had five seconds, and had not used them up
-    story.pool.on_worker_lost("a", WorkerLoss("killed", seconds=6.0))
-    assert story.records == []
+    if stood is not None:
+        stuck.write_text(stood)
+    story.pool.on_worker_lost("a", WorkerLoss("gone", seconds=4.9 if stood is None else 6.0))
+    limit = [f"{stood}\nran longer than the time limit of 5 s"] if stood else []
+    assert [record.error for record in story.records] == limit
+    assert [(len(record.curve), record.seconds) for record in story.records] == [(1, 6.0)] * len(
+        limit
+    )
     assert not stuck.exists()
 
 

@@ -1,7 +1,5 @@
 """The Ray Tune executor, on one small Ray that all tests share."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -17,17 +15,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import STEPS, Troubled, Unloadable, begin_ray
 from toy import PlainTrials, ToyEvaluator, space
-from toy_sentences import write_sentences
+from toy_sentences import sentence_judge, write_sentences
 
 from masksearch import (
     GlueEvaluator,
     Local,
     ParetoHalving,
     PlantedEvaluator,
-    PlantedProcess,
     RayTune,
     compare,
-    load_function,
     masks,
     search,
 )
@@ -37,6 +33,8 @@ from masksearch.evaluators.tuning import TaskTraining
 from masksearch.executors.ray import check_folder, copy_marker, list_nodes, tolerate_losses
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.enqueued import Listed
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.user_code import load_function
 
 ray = pytest.importorskip("ray")
 
@@ -187,20 +185,18 @@ def essence(record: Record):
     return record.number, record.status != "failed", str(record.mask), params, values, record.curve
 
 
+def searched(folder, judge=None, drawn=space, slots=2, **how):
+    """One search by this process's workers, and one by Ray's."""
+    for name, executor in {"local": Local(), "ray": RayTune(slots=slots)}.items():
+        yield search(drawn, judge or ToyEvaluator(), run=folder / name, executor=executor, **how)
+
+
 def test_random_search_equals_local(cluster, tmp_path):
-    found = {}
-    for name, executor in {"local": Local(), "ray": RayTune(slots=2)}.items():
-        study = search(
-            space,
-            ToyEvaluator(),
-            run=tmp_path / name,
-            trials=9,
-            strategy="random",
-            seed=3,
-            executor=executor,
-        )
-        found[name] = sorted(essence(r)[1:] for r in study.records())
-    assert found["ray"] == found["local"]
+    local, on_ray = (
+        sorted(essence(r)[1:] for r in study.records())
+        for study in searched(tmp_path, trials=9, strategy="random", seed=3)
+    )
+    assert on_ray == local
 
 
 def test_compare_equals_local(cluster, tmp_path):
@@ -236,20 +232,13 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
     + [pytest.param(name, marks=pytest.mark.nightly) for name in ("nsga2", "qmc", "gp")],
 )
 def test_every_strategy_equals_local_with_one_slot(cluster, tmp_path, strategy):
-    found = {}
-    for name, executor in {"local": Local(), "ray": RayTune(slots=1)}.items():
-        study = search(
-            space,
-            ToyEvaluator(),
-            run=tmp_path / name,
-            trials=26 if strategy == "evolution" else 12,
-            strategy=strategy,
-            executor=executor,
-            scheduler=ParetoHalving(rungs=(2,)),
-        )
-        found[name] = [(r.status, *essence(r)) for r in study.records()]
-    assert found["ray"] == found["local"]
-    assert {row[0] for row in found["ray"]} > {"done"}
+    how = {"strategy": strategy, "trials": 26 if strategy == "evolution" else 12}
+    local, on_ray = (
+        [(r.status, *essence(r)) for r in study.records()]
+        for study in searched(tmp_path, slots=1, scheduler=ParetoHalving(rungs=(2,)), **how)
+    )
+    assert on_ray == local
+    assert {row[0] for row in on_ray} > {"done"}
 
 
 @pytest.mark.filterwarnings("ignore:DAM")
@@ -584,30 +573,18 @@ class Counted(GlueEvaluator):
         return NotedTraining(**vars(super().trainer))
 
 
+QUIETLY = {"executor": RayTune(slots=2), "progress": None}
+
+
 def frozen_judge(folder, **settings):
-    small = {"length": 32, "epochs": 2, "finetune_batch": 8, "finetune_lr": 3e-3, "device": "cpu"}
-    return Counted(
-        None,
-        folder / "glue",
-        tasks=("SST-2",),
-        weights=folder / "checkpoint",
-        adapt="none",
-        cache=folder / "cache",
-        **(small | settings),
-    )
+    return sentence_judge(folder, Counted, adapt="none", **settings)
 
 
 def test_workers_share_one_dense_model_that_comes_first(cluster, tmp_path, capsys):
     folder = write_sentences(tmp_path)
-    study = search(
-        lambda trial: masks.window(trial.suggest_int("reach", 1, 12)),
-        frozen_judge(folder),
-        run=tmp_path / "run",
-        trials=4,
-        strategy="random",
-        executor=RayTune(slots=2),
-        seed=3,
-    )
+    windows = lambda trial: masks.window(trial.suggest_int("reach", 1, 12))  # noqa: E731
+    how = {"strategy": "random", "executor": RayTune(slots=2), "seed": 3}
+    study = search(windows, frozen_judge(folder), run=tmp_path / "run", trials=4, **how)
     assert [r.status for r in study.records() if r.status != "reused"].count("done") >= 3
     (training,) = (folder / "trainings").iterdir()
     assert not training.name.startswith(f"{os.getpid()}-")
@@ -618,14 +595,7 @@ def test_workers_share_one_dense_model_that_comes_first(cluster, tmp_path, capsy
 def test_a_dense_model_at_the_majority_ends_a_search_on_ray(cluster, tmp_path):
     judge = frozen_judge(write_sentences(tmp_path), finetune_lr=1e-9, epochs=1)
     with pytest.raises(SearchError, match=r"^the dense model of SST-2 .* no masks can be comp"):
-        compare(
-            {"star": masks.star()},
-            judge,
-            run=tmp_path / "run",
-            seeds=[0, 1],
-            executor=RayTune(slots=2),
-            progress=None,
-        )
+        compare({"star": masks.star()}, judge, run=tmp_path / "run", seeds=[0, 1], **QUIETLY)
     assert not (tmp_path / "run" / "trials").exists()
 
 
@@ -633,11 +603,4 @@ def test_a_dense_model_at_the_majority_ends_a_search_on_ray(cluster, tmp_path):
 def test_a_worker_that_cannot_provide_its_models_ends_a_search(cluster, tmp_path):
     judge = frozen_judge(write_sentences(tmp_path), finetune_lr=1e30)
     with pytest.raises(SearchError, match="the loss became"):
-        search(
-            lambda trial: masks.star(),
-            judge,
-            run=tmp_path / "run",
-            trials=2,
-            executor=RayTune(slots=2),
-            progress=None,
-        )
+        search(lambda trial: masks.star(), judge, run=tmp_path / "run", trials=2, **QUIETLY)

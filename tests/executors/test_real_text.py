@@ -1,12 +1,9 @@
 """On real text, Ray with two slots ends with the trials and values of the local run."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
 import pytest
-from cli_runs import run
 from killing import outcome
 
 import masksearch as ms
@@ -18,15 +15,12 @@ SPACE = Path(__file__).parents[2] / "search_spaces" / "head_shifts.py"
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(not DATA, reason="MASKSEARCH_DATA names no folder of data")
-def test_ray_on_real_text_equals_the_local_run(monkeypatch, capsys, tmp_path):
+def test_ray_on_real_text_equals_the_local_run(command, monkeypatch, tmp_path):
     words = ["search", f"{SPACE}:space", "--corpus", f"{DATA}/wikitext-2", "--strategy", "random"]
     settings = ["--trials", 6, "--steps", 24, "--set", "vocabulary=1024", "--seed", 5]
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     for name, place in {"local": [], "ray": ["--executor", "ray", "--slots", 2]}.items():
-        code, _, err = run(
-            monkeypatch, capsys, *words, *settings, *place, "--run", tmp_path / name
-        )
-        assert code == 0, err
+        command(*words, *settings, *place, "--run", tmp_path / name)
     local, ray = ms.Study(tmp_path / "local"), ms.Study(tmp_path / "ray")
     assert outcome(ray, by_draw=True) == outcome(local, by_draw=True)
     assert all(record.values["loss"] > 0 for record in local.records())

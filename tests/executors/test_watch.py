@@ -1,7 +1,5 @@
 """What is said of a cluster: nodes that were lost, slots that stand still. Ray is played here."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from dataclasses import dataclass

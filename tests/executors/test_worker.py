@@ -1,7 +1,5 @@
 """What travels to worker processes, and what cannot."""
 
-from __future__ import annotations
-
 import functools
 import threading
 

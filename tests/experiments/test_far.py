@@ -1,7 +1,5 @@
 """20_long: its made-up language, its tables, and a run at smoke size."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

@@ -1,7 +1,5 @@
 """19_front: rows that stay apart, lines from which a search goes on, and its analysis."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -19,8 +17,11 @@ from toy_sentences import WORDS, write_lines, write_sentences
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.evaluators.wrappers import Cached
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.tasks.glue import load_glue
+from masksearch.user_code import load_function
 
 FOLDER = EXPERIMENTS / "19_front"
 DATA = os.environ.get("MASKSEARCH_DATA")
@@ -53,7 +54,7 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
     assert parts["train"].isdisjoint(parts["dev"])
     assert count == len(load_glue(Path(str(DATA)) / "glue", "STS-B").train)  # nothing else is read
     dev = load_glue(Path(str(DATA)) / "glue", "STS-B").dev["STS-B"]
-    judge = load_glue(tmp_path / "judge", rows.CENTRED, half="test").dev["STS-B"]
+    judge = load_glue(tmp_path / "judge", rows.CENTRED, split="test").dev["STS-B"]
     assert judge.texts == dev.texts
     assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
 
@@ -63,10 +64,10 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
 def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
     kept = scripts["kept"]
     judge = ms.PlantedEvaluator(steps=2)
-    space = ms.load_function("masksearch.spaces.band_global:space")
+    space = load_function("masksearch.spaces.band_global:space")
 
     def search(place: str, lines: object, trials: int) -> ms.Study:
-        cached = ms.Cached(judge, tmp_path / place / "cache")
+        cached = Cached(judge, tmp_path / place / "cache")
         how = {"run": tmp_path / place / "run", "strategy": "tpe", "seed": 5}
         return ms.search(space, cached, trials=trials, listeners=[lines], **how)
 
@@ -86,7 +87,7 @@ def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
 
 
 def test_names_of_drawn_masks_are_those_that_were_judged(scripts):
-    """What is drawn by hand grows; what this experiment has judged does not."""
+    """What is hand-designed grows; what this experiment has judged does not."""
     shape, run = ms.Shape(64, 6, 12, lengths={28: 1}), scripts["run"]
     front = SimpleNamespace(proxy=SimpleNamespace(shape=shape), budgets=[0.5, 0.3, 0.2, 0.12])
     names = {name.rpartition(" ")[0] for name in run.Front.drawn_masks(front)}
@@ -217,7 +218,7 @@ def test_the_drawn_masks_and_controls_of_the_run_are_within(scripts):
         ):  # fmt: skip
             mask = run.densest(budget, lambda m: effective_density(m, shape), make, range(1, 30))
             assert 0.5 * budget < effective_density(mask, shape) <= budget
-            assert ms.lower(mask, shape).any(-1).all()
+            assert lower(mask, shape).any(-1).all()
 
 
 def write_pairs(folder: Path) -> Path:

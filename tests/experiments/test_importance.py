@@ -1,7 +1,5 @@
 """Experiment 02's measures: learned scales, and importance along a training run."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,8 @@ from experiment_scripts import load_script
 
 import masksearch as ms
 from masksearch.attention.call import AttentionCall
+from masksearch.positions.attention_maps import attention_maps
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.loop import TrainConfig, train
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
@@ -101,7 +101,7 @@ def test_learned_profile_is_the_mean_over_pairs():
 
 @pytest.mark.nightly
 def test_planted_edges_are_found_by_every_measure():
-    evaluator = ms.PlantedEvaluator(ms.PlantedProcess(length=12, offsets=(5,), keys=1))
+    evaluator = ms.PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
     edges, held_out = evaluator.process.edges, evaluator.task.held_out()
     scales = learned.learned_importance(
         evaluator.build_model(0),
@@ -115,7 +115,7 @@ def test_planted_edges_are_found_by_every_measure():
     model = evaluator.build_model(0)
     for _ in train(model, evaluator.task.batches(1), TrainConfig(steps=300, lr=evaluator.lr)):
         pass
-    maps = ms.attention_maps(model, held_out)
+    maps = attention_maps(model, held_out)
     assert auroc(maps.maps.amax((0, 1)), edges) > 0.95
     sizes = ms.importance(model, held_out, signed=False, per="model")
     assert auroc(sizes.values[0, 0], edges) > 0.95

@@ -1,7 +1,5 @@
 """21_recovered: the planned contrasts of made-up lines, and its stages at a toy size."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

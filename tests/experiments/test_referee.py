@@ -1,7 +1,5 @@
 """15_referee: the amendment's verdict, and its arms at smoke size."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

@@ -1,7 +1,5 @@
 """Contracts of experiments/rivals: what loses, or only a comparison needs, still does its part."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +19,19 @@ from experiments.rivals.hard_concrete import HardConcreteGates
 from experiments.rivals.switch import switch
 from experiments.rivals.trained_models import score_units
 from masksearch import masks
-from masksearch.contracts import Differentiable, Objective, Proposal, Record, Report, Shape
+from masksearch.contracts import (
+    Differentiable,
+    Evaluator,
+    Objective,
+    Proposal,
+    Record,
+    Report,
+    Shape,
+)
 from masksearch.errors import SearchError
+from masksearch.gates.gates import Gates
+from masksearch.masks.lower import lower
+from masksearch.tasks.planted.process import PlantedProcess
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 LEVELS = (masks.window(1), masks.longformer(1, 1), masks.full())
@@ -32,7 +41,7 @@ SELECTORS = [attention_mass, first_order, flip, switch]
 
 
 # -- selectors ---------------------------------------------------------------------------------
-class Judge(ms.Evaluator):
+class Judge(Evaluator):
     """A trained model with batches of two tasks."""
 
     shape, protocol = SHAPE, "judge"
@@ -44,7 +53,7 @@ class Judge(ms.Evaluator):
         self.batches = [{**first, "task": torch.tensor(0)}, {**second, "task": torch.tensor(1)}]
 
     def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        yield Report(0, {"score": ms.lower(mask, SHAPE).float().mean().item()})
+        yield Report(0, {"score": lower(mask, SHAPE).float().mean().item()})
 
     def differentiable(self, seed: int) -> Differentiable:
         return Differentiable(self.model, iter(()), self.batches)
@@ -198,10 +207,10 @@ def test_removal_goes_on_where_it_was_interrupted():
 
 # -- variants of DAM ---------------------------------------------------------------------------
 PRODUCT = f"{Path(__file__).parents[2] / 'experiments' / 'rivals' / 'product.py'}:product"
-PROCESS = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=2)
+PROCESS = PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=2)
 
 
-def trained(make=ms.Gates, weight=None, rate=0.0, **gates):
+def trained(make=Gates, weight=None, rate=0.0, **gates):
     """DAM for 30 steps, all gated; returns the result."""
     source = ms.PlantedEvaluator(PROCESS).differentiable(0)
     made = make("free", length=12, heads=2, **gates)

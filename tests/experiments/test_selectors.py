@@ -1,7 +1,5 @@
 """The selectors of experiment 18, each against a few lines that say the same in other words."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial
@@ -189,7 +187,7 @@ def test_new_sequences_and_windows_of_the_confirmation(monkeypatch):
     new = run.new_rows("recall-1")
     assert not torch.equal(new.tokens, run.new_rows("recall-2").tokens)
     used = {
-        tuple(row) for half in ("all", "test") for row in decoder.on(half).rows.tokens.tolist()
+        tuple(row) for split in ("all", "test") for row in decoder.on(split).rows.tokens.tolist()
     }
     assert not used & {tuple(row) for row in new.tokens.tolist()}
     share = partial(run.share_of, decoder.config, 56)

@@ -1,7 +1,5 @@
 """Experiment 08's super-net: one training, then forward passes; a strategy trains the best."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import math
@@ -20,7 +18,10 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
-from masksearch.contracts import Differentiable
+from masksearch.contracts import Differentiable, Evaluator, Objective, Report
+from masksearch.masks.lower import lower
+from masksearch.study.records import Constraint
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.checkpoints import Checkpoints
 
 weights = load_script("08_shared_weights/shared_weights.py")
@@ -28,7 +29,7 @@ strategy = load_script("08_shared_weights/shared_strategy.py")
 SharedWeights, HeldOut, MaskBank = weights.SharedWeights, weights.HeldOut, weights.MaskBank
 Candidate, order_of_training = strategy.Candidate, strategy.order_of_training
 
-PROCESS = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
+PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
 INNER = ms.PlantedEvaluator(
     PROCESS, steps=4, downstream_steps=2, gate_batch=8, held_out_sequences=40
 )
@@ -87,14 +88,14 @@ def test_many_at_once_are_judged_as_one_by_one(shared):
         together = [values["loss"] for values in replace(shared, tokens=tokens).judge(TRIO)]
         assert together == pytest.approx(alone, rel=1e-5)
     (report,) = shared(TRIO[0], seed=0, workdir=shared.place)
-    assert report == ms.Report(0, shared.judge([TRIO[0]])[0])
+    assert report == Report(0, shared.judge([TRIO[0]])[0])
 
 
 @pytest.mark.slow
 def test_training_with_one_mask_makes_that_mask_better(tmp_path):
     fixed = SharedWeights(INNER, lambda trial: masks.window(4), steps=60, folder=tmp_path)
     fresh = HeldOut(INNER.differentiable(0).model, INNER.shape, INNER.task.held_out())
-    (before,) = fresh.losses([ms.lower(masks.window(4), INNER.shape)])
+    (before,) = fresh.losses([lower(masks.window(4), INNER.shape)])
     (after,) = fixed.judge([masks.window(4)])
     assert after["loss"] < before - 0.02
 
@@ -176,7 +177,7 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_halves_share_one_super_net(tmp_path):
     shared = SharedWeights(text(tmp_path), space, steps=2, folder=tmp_path / "nets")
-    final = shared.final()
+    final = shared.on("holdout")
     assert shared.key == final.key == shared.on("all").key
     first, second = (one.judge([masks.star()])[0]["loss"] for one in (shared, final))
     assert first != second
@@ -185,13 +186,13 @@ def test_halves_share_one_super_net(tmp_path):
 
 
 @dataclass(frozen=True)
-class Bare(ms.Evaluator):
+class Bare(Evaluator):
     shape = ms.Shape(12, 1, 2)
-    objectives = (ms.Objective("score", "max", 0.0),)
+    objectives = (Objective("score", "max", 0.0),)
     protocol = "bare"
 
-    def __call__(self, mask, *, seed, workdir) -> Iterator[ms.Report]:
-        yield ms.Report(1, {"score": 0.0})
+    def __call__(self, mask, *, seed, workdir) -> Iterator[Report]:
+        yield Report(1, {"score": 0.0})
 
 
 class Frozen(Bare):
@@ -233,7 +234,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[text for _, text in MISTAKES])
 def test_mistakes_are_refused(mistake, message, tmp_path):
-    with pytest.raises((ms.MaskSearchError, ValueError), match=message):
+    with pytest.raises((ms.errors.MaskSearchError, ValueError), match=message):
         mistake(tmp_path)
 
 
@@ -260,7 +261,7 @@ def test_digest_tells_one_source_in_two_surroundings_apart():
 @pytest.mark.parametrize("padded", [False, True])
 def test_each_row_attends_under_its_own_mask(padded):
     chosen = [masks.window(1), masks.full(), masks.per_head([masks.causal(), masks.window(0)])]
-    tables = torch.stack([ms.lower(mask, SHAPE) for mask in chosen])
+    tables = torch.stack([lower(mask, SHAPE) for mask in chosen])
     rows = torch.tensor([0, 0, 1, 2, 2])
     random = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 5, 2, 6, 4, generator=random)
@@ -288,7 +289,7 @@ def test_bank_refuses_what_does_not_fit():
     bank.put(torch.ones(2, 2, 2, 6, 6, dtype=torch.bool), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="set for 2 rows, not 3"):
         bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
-    with pytest.raises(ms.MaskSearchError, match="hold 6 positions, got 7"):
+    with pytest.raises(ms.errors.MaskSearchError, match="hold 6 positions, got 7"):
         bank.attend(0, AttentionCall(long, long, long, scaling=1.0))
     assert not bank.state_dict()
 
@@ -351,13 +352,13 @@ REFUSED = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_a_strategy_that_cannot_rank_says_why(options, message, tmp_path):
-    with pytest.raises((ms.MaskSearchError, ValueError), match=message):
+    with pytest.raises((ms.errors.MaskSearchError, ValueError), match=message):
         search(tmp_path / "run", strategy_options={**OPTIONS, **options})
 
 
 @pytest.mark.slow
 def test_masks_that_cannot_be_judged_are_counted_out(tmp_path):
-    limits = [ms.Constraint("sparsity", ">=", 2.0)]
+    limits = [Constraint("sparsity", ">=", 2.0)]
     hopeless = strategy.SharedStrategy(space, INNER, tmp_path, constraints=limits, candidates=8)
     with pytest.raises(ms.errors.SearchError, match=r"judged no mask: .*sparsity >= 2"):
         hopeless.ask()

@@ -1,7 +1,5 @@
 """Experiment 12's table beside runs: what is matched, what is said, the laws of its figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +15,9 @@ from scipy import stats
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
+from masksearch.contracts import Evaluator, Objective, Report
 from masksearch.tasks.glue import reported
+from masksearch.tasks.glue.tasks import glue_score
 
 script = load_script("12_sparsebert_table/table.py")
 COLUMNS, ROWS, compare_published = script.COLUMNS, script.ROWS, script.compare_published
@@ -41,7 +41,7 @@ def values_of(name: str, shift: float, columns: tuple[str, ...]) -> dict[str, fl
 
 
 @dataclass(frozen=True)
-class Printed(ms.Evaluator):
+class Printed(Evaluator):
     """Scores the masks of the table as printed; each seed shifts all scores of a mask."""
 
     columns: tuple[str, ...] = COLUMNS
@@ -52,7 +52,7 @@ class Printed(ms.Evaluator):
     rows: int = 0
 
     shape = ms.Shape(length=LENGTH, layers=2, heads=2)
-    objectives = (ms.Objective("glue", "max", 0.0),)
+    objectives = (Objective("glue", "max", 0.0),)
 
     def __call__(self, mask, *, seed, workdir):
         name = self.names[str(mask)]
@@ -68,7 +68,7 @@ class Printed(ms.Evaluator):
             weights = dict.fromkeys(parts, 1 / len(parts))
             values["glue"] = float(np.mean([values[column] for column in self.columns]))
             RowScores(parts, weights, dict.fromkeys(parts, "same")).save(workdir)
-        yield ms.Report(1, values)
+        yield Report(1, values)
 
 
 NAMED = {row.name: masks.FAMILIES[row.family] for row in ROWS if row.family} | DAM
@@ -87,7 +87,7 @@ def test_the_14_averages_are_the_printed_ones() -> None:
     assert len(ROWS) == 14
     for row in ROWS:
         assert row.mean(COLUMNS) == pytest.approx(row.average, abs=0.1)
-        assert ms.glue_score(row.scores).nine == pytest.approx(row.mean(COLUMNS))
+        assert glue_score(row.scores).nine == pytest.approx(row.mean(COLUMNS))
     without = [column for column in COLUMNS if column != "RTE"]
     assert BY_NAME["DAM_u 1e-4"].mean(without) == pytest.approx(83.40, abs=0.005)
     assert BY_NAME["Strided"].mean(without) == pytest.approx(82.84, abs=0.005)
@@ -208,9 +208,7 @@ def test_tau_is_scipys_and_lies_in_its_interval(seed: int, number: int) -> None:
     st.floats(0.1, 3),
     st.integers(2, 5),
 )
-def test_differences_are_in_standard_errors_of_ours(
-    shifts: list[float], spread: float, seeds: int
-) -> None:
+def test_differences_are_in_standard_errors_of_ours(shifts, spread, seeds):
     ours = {}
     for row, shift in zip(ROWS, shifts, strict=True):
         own = script.OurScores(row.name, "", True, row.sparsity, row.sparsity)

@@ -1,7 +1,5 @@
 """A search as a process of its own, to be killed: job.py RUN EXECUTOR STRATEGY TRIALS PAUSE."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

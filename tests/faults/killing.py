@@ -1,7 +1,5 @@
 """Runs a search in a process of its own and kills it again and again."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -24,7 +22,6 @@ def started(*words: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None
     assert process.stdout.readline() == "starts\n"
     return process
 

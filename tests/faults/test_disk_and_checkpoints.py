@@ -1,7 +1,5 @@
 """A full disk at the checkpoint and a damaged checkpoint: the study ends as without them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """SIGKILL of the driver at random moments: no trial lost, none twice, the same values."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

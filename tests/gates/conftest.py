@@ -1,7 +1,5 @@
 """A tiny model and its batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

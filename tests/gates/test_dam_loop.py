@@ -1,7 +1,5 @@
 """Checkpoints, dropout, batches of any kind, precision, the preset."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import itertools
@@ -15,20 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from tiny_encoders import sizes
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from masksearch import (
-    DamConfig,
-    DamResult,
-    Gates,
-    PlantedEvaluator,
-    PlantedProcess,
-    attach,
-    attached,
-    dam,
-    masks,
-)
+from masksearch import DamConfig, PlantedEvaluator, attach, attached, dam, masks
 from masksearch.contracts import Batch, OneShot, Report
 from masksearch.errors import (
     HeadCountError,
@@ -41,8 +30,11 @@ from masksearch.errors import (
 from masksearch.gates.config import preset
 from masksearch.gates.dam import JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.tasks.planted.graded import PlantedTask
+from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.checkpoints import Checkpoints
 from tests.gates.conftest import batches, model
 
@@ -195,9 +187,7 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: On
 
 
 @pytest.mark.nightly
-def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shot: OneShotRuns
-):
+def test_a_full_disk_costs_a_warning_and_no_training_of_gates(tmp_path, monkeypatch, one_shot):
     start, straight = one_shot
     reports = start(tmp_path / "full")
     begun = [next(reports) for _ in range(5)]
@@ -251,14 +241,7 @@ def test_half_precision_leaves_gates_and_costs_whole():
     assert [report.values["loss"] for report in result.curve] == pytest.approx(losses, rel=0.02)
 
 
-TINY_BERT = BertConfig(
-    vocab_size=11,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=8,
-)
+TINY_BERT = BertConfig(**sizes(11, 16, 2, 2, 32, 8))
 
 
 @pytest.mark.slow

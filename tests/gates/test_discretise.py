@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -8,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import Gates
 from masksearch.errors import UnknownNameError
 from masksearch.gates.discretise import at_sparsity, at_threshold
+from masksearch.gates.gates import Gates
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)
@@ -41,9 +39,7 @@ def split(table: Tensor, per: Any) -> list[Tensor]:
 @pytest.mark.slow
 @given(table=tables(), share=st.floats(0, 1), per=parts)
 @settings(max_examples=60, deadline=None)
-def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(
-    table: Tensor, share: float, per: Any
-):
+def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(table, share, per):
     sparsity = share * (1 - 1 / table.shape[-1])
     mask = at_sparsity(table, sparsity, per)
     for part in split(mask, per):
@@ -70,9 +66,7 @@ def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float], p
 
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1), per=parts, axis=st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
-def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
-    seed: int, share: float, per: Any, axis: int
-):
+def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(seed, share, per, axis):
     source = torch.Generator().manual_seed(seed)
     size = (2, 3, 5, 5)
     table = torch.randperm(150, generator=source).view(size) / 150  # without ties

@@ -1,16 +1,16 @@
-"""Gates, their density and the masks cut from them count the pairs that real tokens form."""
-
-from __future__ import annotations
+"""Gates, their density and the masks cut from them count the non-padding query-key pairs."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksearch import DamConfig, DamResult, Gates, dam, lower, masks
+from masksearch import DamConfig, dam, masks
 from masksearch.contracts import Shape
 from masksearch.gates.discretise import at_sparsity, at_threshold
-from masksearch.gates.result import agreement
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult, agreement
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 
 PARTS = ["mask", "layer", "head"]

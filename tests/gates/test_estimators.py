@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -86,7 +84,6 @@ def test_invisible_keys_neither_leak_nor_learn(form: str, device: str):
     gate = hard_gate(chance=0.7, device=device)
     output = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     output.square().sum().backward()
-    assert gate.grad is not None
     assert (gate.grad[:, ~visible[0, 0]] == 0).all()
     with torch.no_grad():
         key[:, :, -1] += 100
@@ -126,7 +123,6 @@ def test_bf16_is_finite_under_extreme_scores(form: str, device: str):
     assert output.dtype == torch.bfloat16
     assert output.isfinite().all()
     output.float().square().sum().backward()
-    assert gate.grad is not None
     assert gate.grad.dtype == torch.float32
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (query, key, value, gate))
 
@@ -159,7 +155,6 @@ def test_flip_gradient_is_first_order_effect_of_flipping_one_edge(visible: Tenso
     output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).double()
     (output * upstream).sum().backward()
-    assert gate.grad is not None
     base = loop_attention(query, key, value, gate, visible)
     for h in range(HEADS):
         for i in range(LENGTH):
@@ -206,7 +201,6 @@ def test_log_gives_dropped_edges_nothing_and_flip_something(device):
         gate = hard_gate(device=device)
         output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
         output.square().sum().backward()
-        assert gate.grad is not None
         dropped = (gate == 0) & ~torch.eye(LENGTH, dtype=torch.bool, device=device)
         assert bool((gate.grad[dropped] != 0).all() if learns else (gate.grad[dropped] == 0).all())
 

@@ -1,7 +1,5 @@
 """The health card of a run: its figures by loops, its sentences, and the agreement of seeds."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -14,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import DamResult, Gates
 from masksearch.contracts import Report, generator
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.result import agreement
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult, agreement
 
 
 def table(*shape: int, seed: int = 0) -> Tensor:
@@ -163,9 +161,7 @@ RISEN = [report(step, 4.0, 0.3, 0.3) for step in range(51, 60)]
         ([*FALLING, *RISEN], 0.0, "step 55: the loss has risen to 4 from 2.53 "),
     ],
 )  # fmt: skip
-def test_a_run_says_each_kind_of_collapse_once(
-    reports: Iterable[Report], warmup: float, said: str | None
-) -> None:
+def test_a_run_says_each_kind_of_collapse_once(reports, warmup, said):
     lines = watched(reports, warmup=warmup)
     assert len(lines) == (said is not None)
     assert said is None or said in lines[0]
@@ -248,7 +244,6 @@ def test_chance_knows_that_tiles_are_kept_as_a_whole() -> None:
 def test_agreement_is_refused_or_cut_at_one_key_a_row() -> None:
     p = table(1, 2, 8, 8)
     found = card(p, target=0.01, others=[table(1, 2, 8, 8, seed=1)]).agreement
-    assert found is not None
     assert found["density"] == pytest.approx(1 / 8)
     with pytest.raises(ValueError, match=r"two or more tables of one shape, got 1 of"):
         agreement([p], density=0.5)

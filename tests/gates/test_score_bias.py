@@ -1,7 +1,5 @@
 """A bias on the attention scores, under every form of gate and every bank."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch import Gates
 from masksearch.attention.call import AttentionCall
 from masksearch.gates.estimators import FORMS
+from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
@@ -97,9 +95,7 @@ def expected(form: str, *tensors: Any, gate: Tensor, visible: Tensor | None) -> 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("visible", [None, padding()], ids=["all", "padded"])
 @pytest.mark.parametrize("form", ALL_FORMS)
-def test_forms_add_the_bias_and_learn_it(
-    form: str, visible: Tensor | None, shape: tuple[int, int], device: str
-):
+def test_forms_add_the_bias_and_learn_it(form, visible, shape, device):
     gate, bias, *tensors = moved(device, hard_gate(), score_bias(shape), *parts())
     visible = None if visible is None else visible.to(device)
     weight = upstream().to(device)
@@ -244,9 +240,7 @@ BANKS: dict[str, tuple[Callable[[], Any], Tensor]] = {
 @pytest.mark.parametrize("shape", [(1, HEADS), (BATCH, 1)], ids=str)
 @pytest.mark.parametrize("visible", [None, padding()], ids=["all", "padded"])
 @pytest.mark.parametrize("name", BANKS)
-def test_banks_add_the_bias_and_learn_it(
-    name: str, visible: Tensor | None, shape: tuple[int, int]
-):
+def test_banks_add_the_bias_and_learn_it(name, visible, shape):
     make, factor = BANKS[name]
     bank = make()
     tensors, bias = parts(), score_bias(shape)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -11,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 from torch import Tensor
 
-from masksearch import Gates, attach, detach
+from masksearch import attach, detach
 from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LengthError, UnknownNameError
 from masksearch.gates.config import preset
 from masksearch.gates.estimators import FORMS
+from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_penalty
 from masksearch.training.lamb import Lamb
 
@@ -167,7 +167,6 @@ def test_closed_edge_learns_from_the_task_in_empty_rows_only():
     gate = sample(gates).detach().requires_grad_()
     gates.drawn = gate
     attend(gates, *calls()).square().sum().backward()
-    assert gate.grad is not None
     closed = gate.detach()[0, 0] == 0
     empty = torch.tensor([False] * 2 + [True] * 4 + [False] * 2)[:, None]
     assert (gate.grad[0, 0][closed & ~empty] == 0).all()
@@ -200,7 +199,6 @@ def test_penalty_counts_open_edges_and_is_deaf_at_closed_gates():
     penalty = published_penalty(gates, 0.3)
     assert penalty.item() == pytest.approx(0.3 * sample(gates).sum().item())
     penalty.backward()
-    assert gates.logits.grad is not None
     soft = (gates.logits.detach() - noise).softmax(-1)[..., 0]
     edges = torch.tensor([N] + [2 * (N - offset) for offset in range(1, N)])
     want = 0.3 * edges * (soft > 0.5) * soft * (1 - soft)
@@ -219,12 +217,9 @@ def test_rate_rises_then_falls_with_the_root():
 
 
 # -- errors ----------------------------------------------------------------------------------
-def test_other_structures_are_refused():
+def test_misfits_are_named():
     with pytest.raises(UnknownNameError, match="published structure 'free'"):
         PublishedGates("free", length=N, heads=1)  # type: ignore[arg-type]
-
-
-def test_misfits_are_named():
     gates = PublishedGates(length=N, heads=3)
     with pytest.raises(RuntimeError, match="drawn once per forward pass"):
         attend(gates, *calls())
@@ -261,7 +256,6 @@ def test_open_edge_learns_ten_thousand_times_the_log_form():
         else:
             output = FORMS["log"](AttentionCall(query, key, value, scaling=SCALING), gate[0])
         output.square().sum().backward()
-        assert gate.grad is not None
         learned.append(gate.grad[gate.detach() == 1])
     assert learned[1].abs().max() > 1e-3
     torch.testing.assert_close(learned[0], 1e4 * learned[1], rtol=1e-4, atol=1e-2)
@@ -278,17 +272,8 @@ def test_disabled_gates_are_dense_attention():
 def tiny_bert() -> Any:
     from transformers import BertConfig, BertForPreTraining
 
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        intermediate_size=16,
-        max_position_embeddings=N,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.3,
-    )
+    dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(**sizes(40, 8, 2, HEADS, 16, N, initializer_range=0.3), **dry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BertForPreTraining(config).double().train()
@@ -384,12 +369,10 @@ def test_whole_step_matches_derivation_by_hand(structure: Any, seed: int):
     mask = (soft >= 0.5).double()[:, place].requires_grad_()
     task = own_forward(weights, data, mask)
     task.backward()
-    assert gates.drawn is not None
     assert torch.equal(gates.drawn[0].double(), mask)
     assert loss.item() == pytest.approx(task.item() + penalty * mask.sum().item(), rel=1e-6)
 
     # straight-through: every edge adds to its gate; d soft / d logits = +-soft (1 - soft)
-    assert mask.grad is not None
     by_edge = mask.grad + penalty * (mask.detach() > 0)
     by_gate = torch.zeros_like(soft).index_add(1, place.flatten(), by_edge.flatten(1))
     slope = by_gate * soft * (1 - soft)
@@ -397,7 +380,6 @@ def test_whole_step_matches_derivation_by_hand(structure: Any, seed: int):
     assert (gradient != 0).any()
     assert (mask.sum(-1) > 0).all()  # so that closed gates get nothing
     assert (gradient[soft < 0.5] == 0).all()
-    assert gates.logits.grad is not None
     torch.testing.assert_close(gates.logits.grad[0].double(), gradient, rtol=1e-5, atol=1e-5)
 
     # LAMB's first step: the moments' corrections cancel, and m / sqrt(v) is the sign of g

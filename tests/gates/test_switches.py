@@ -1,7 +1,5 @@
 """Switches: their gradient against finite differences, and what is cut from them."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 import masksearch as ms
 from masksearch import Units, masks
 from masksearch.contracts import Shape
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 from masksearch.strategies.build import build_strategy
 
 LENGTH, LAYERS, HEADS = 12, 2, 4
@@ -30,8 +30,7 @@ def model(kind: str) -> nn.Module:
     else:
         width = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": HEADS}
         made = BertForMaskedLM(BertConfig(**sizes, **width, num_hidden_layers=LAYERS))
-    frozen: nn.Module = made.double().eval().requires_grad_(False)
-    return frozen
+    return made.double().eval().requires_grad_(False)
 
 
 def tokens(rows: int = 2) -> Tensor:
@@ -44,9 +43,9 @@ def loss(of: nn.Module) -> Tensor:
     return F.cross_entropy(of(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def switches(kind: str, per: str, options: tuple[str, ...] = OPTIONS, **more: Any) -> ms.Gates:
+def switches(kind: str, per: str, options: tuple[str, ...] = OPTIONS, **more: Any) -> Gates:
     sizes = {"length": LENGTH, "layers": LAYERS, "heads": HEADS, "causal": kind == "decoder"}
-    return ms.Gates("switch", levels=options, unit=per, **sizes, **more)  # type: ignore[arg-type]
+    return Gates("switch", levels=options, unit=per, **sizes, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("per", ["layer", "head"])
@@ -61,7 +60,6 @@ def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
     gates.fixed = chosen.clone().requires_grad_(True)
     loss(judged).backward()
     learnt, step = gates.fixed.grad, 1e-6
-    assert learnt is not None
     assert learnt.abs().max() > 1e-3
     for layer, unit, option in itertools.product(*map(range, shape)):
         moved = chosen.clone()
@@ -73,7 +71,6 @@ def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
             gates.fixed = 2 * chosen - moved
             slope = (ahead - loss(judged)) / (2 * step)
         assert learnt[layer, unit, option].item() == pytest.approx(slope.item(), abs=1e-7)
-    assert gates.units is not None
     gates.fixed = chosen
     under_gates = loss(judged)
     ms.detach(judged)
@@ -84,12 +81,10 @@ def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
 def test_samples_are_hard_and_their_density_is_counted() -> None:
     gates = switches("decoder", "head", initial=0.0)
     units = gates.units
-    assert units is not None
     assert gates.probabilities().allclose(torch.full((LAYERS, HEADS, 3), 1 / 3))
     each = [mask.density(LENGTH, causal=True) for mask in units.levels]
     assert gates.whole_density().item() == pytest.approx(sum(each) / 3, rel=1e-5)
     gates.draw()
-    assert gates.drawn is not None
     assert torch.equal(gates.drawn.sum(-1), torch.ones(LAYERS, HEADS))
     drawn = units.mask(gates.drawn.argmax(-1).flatten().tolist())
     counted = (gates.drawn * gates.coverage).sum(-1).mean().item()
@@ -99,7 +94,6 @@ def test_samples_are_hard_and_their_density_is_counted() -> None:
 def test_rows_that_nobody_reads_have_no_switch() -> None:
     options = ("star()", "full()")
     gates = switches("encoder", "head", options, read=1)
-    assert gates.units is not None
     assert len(gates.units.names) == HEADS * (LAYERS - 1)
     gates.logits.data[-1] = -9.0
     assert gates.entropy() < 1
@@ -108,12 +102,12 @@ def test_rows_that_nobody_reads_have_no_switch() -> None:
     loss(judged)
 
 
-def shared_out(options: tuple[str, ...]) -> tuple[ms.DamResult, Units]:
+def shared_out(options: tuple[str, ...]) -> tuple[DamResult, Units]:
     """What random switches of a decoder's heads would leave."""
     gates = switches("decoder", "head", options)
     shape = (LAYERS, HEADS, len(options))
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = ms.DamResult(logits.softmax(-1), (), 0.5, gates.arguments)
+    result = DamResult(logits.softmax(-1), (), 0.5, gates.arguments)
     assert result.units is not None
     return result, result.units
 
@@ -142,7 +136,7 @@ def test_several_windows_rise_together() -> None:
     assert before == (2,) * 8
 
 
-def trained(**config: Any) -> tuple[ms.DamResult, ms.Gates]:
+def trained(**config: Any) -> tuple[DamResult, Gates]:
     gates = switches("decoder", "head")
     judged = model("decoder").float()
     ids = tokens(4)
@@ -164,7 +158,7 @@ def test_a_run_leaves_masks_a_card_and_a_file(tmp_path: Path) -> None:
     assert "loss, mask cut" in repr(card)
     assert card.diagonal is None
     assert {"relaxed", "sampled", "held_out", "discretised"} <= result.curve[-1].values.keys()
-    again = ms.DamResult.load(result.save(tmp_path / "gates.safetensors"))
+    again = DamResult.load(result.save(tmp_path / "gates.safetensors"))
     assert torch.equal(again.probabilities, result.probabilities)
     assert again.mask(sparsity=0.4) == mask
     assert again.units == result.units
@@ -179,8 +173,8 @@ def test_messages(tmp_path: Path) -> None:
     result, _ = trained(steps=4)
     path = result.save(tmp_path / "gates.safetensors")
     refused = (
-        (lambda: ms.Gates("switch", length=4, heads=1), "give both or neither"),
-        (lambda: ms.Gates(length=4, heads=1, levels=OPTIONS), "give both or neither"),
+        (lambda: Gates("switch", length=4, heads=1), "give both or neither"),
+        (lambda: Gates(length=4, heads=1, levels=OPTIONS), "give both or neither"),
         (lambda: switches("decoder", "head", form="log"), "a switch has no form of its own"),
         (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
         (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps less than any other"),
@@ -203,18 +197,15 @@ def test_messages(tmp_path: Path) -> None:
 def test_levels_as_texts_are_read_back() -> None:
     table = masks.table(torch.ones(4, 4).tril() > 0)
     levels = (masks.window(1) & table, table | masks.columns(1), masks.full())
-    gates = ms.Gates("switch", levels=levels, length=4, heads=2)
-    again = ms.Gates(**gates.arguments)
-    assert again.units is not None
+    gates = Gates("switch", levels=levels, length=4, heads=2)
+    again = Gates(**gates.arguments)
     assert again.units.levels == levels
     with pytest.raises(ms.errors.MaskFormatError, match=r"two masks or more, .* got one"):
-        ms.Gates("switch", levels="full()", length=4, heads=2)
+        Gates("switch", levels="full()", length=4, heads=2)
 
 
 @pytest.mark.parametrize("unit", ["layer", "kv_head"])
-def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
-    unit: str, tmp_path: Path
-) -> None:
+def test_densities_are_shares_of_the_cache_where_that_is_asked_for(unit, tmp_path):
     judge = ms.CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
     counts = "kv_bytes" if unit == "layer" else "kv_bytes_per_head"
     options = ("window(7)", "window(15) | columns(2)", "full()")
@@ -230,9 +221,9 @@ def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
         share = judge.measures_of(units.mask(levels))[counts]
         assert units.density(levels) == pytest.approx(share)
     sizes = {"length": 56, "heads": 4, "layers": 3, "causal": True}
-    bank = ms.Gates(**made.gates, **sizes)
+    bank = Gates(**made.gates, **sizes)
     assert bank.units == units
-    assert ms.Gates(**bank.arguments).units == units
+    assert Gates(**bank.arguments).units == units
     with pytest.raises(ValueError, match=r"lowest mask, window.7., the density is 0.125,"):
         made.units.refuse_less(0.1)
     with pytest.raises(ms.errors.SearchError, match="is what switches cost"):

@@ -1,7 +1,5 @@
 """What a user sees while a search runs."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

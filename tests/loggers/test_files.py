@@ -1,7 +1,5 @@
 """What loggers write, read back with each library's own reader."""
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

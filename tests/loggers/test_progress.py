@@ -1,7 +1,5 @@
 """What a user sees of the steps of a training."""
 
-from __future__ import annotations
-
 import io
 import re
 

@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 from mask_trees import HEADS, LAYERS, kinds_of, pairs, sized_trees
 from torch import Tensor
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
+from masksearch.errors import (
+    HeadCountError,
+    LayerCountError,
+    LengthError,
+    MaskFormatError,
+    TokensNeededError,
+)
+from masksearch.masks.lifetimes import held_keys
+from masksearch.masks.lower import flex_block_mask, lower
+from masksearch.masks.measure import UncountedHops, fingerprint, hops
 
 
 def dense(mask: masks.Mask, length: int) -> Tensor:
@@ -126,7 +134,7 @@ def test_json_field_order_does_not_matter():
 def test_equality_is_structural_and_fingerprint_is_not():
     a, b = masks.window(1), masks.offsets([0, 1])
     assert a != b
-    assert ms.fingerprint(a, Shape(9, 2, 2)) == ms.fingerprint(b, Shape(9, 2, 2))
+    assert fingerprint(a, Shape(9, 2, 2)) == fingerprint(b, Shape(9, 2, 2))
     assert masks.window(1) != 1
     assert len({masks.window(1), masks.window(1), masks.window(2)}) == 2
 
@@ -211,6 +219,35 @@ def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
         (lambda: masks.per_head([1]), TypeError, "per_head combines one or more masks"),
         (lambda: masks.layer_of(masks.per_layer([masks.full()] * 2), 2), ValueError,
          r"layer must be in \[0, 2\), got 2"),
+        (lambda: masks.to_block_layout(masks.full(), 4, 0), ValueError,
+         "block must be at least 1 position, got 0"),
+        (lambda: masks.to_block_layout(masks.full(), 0, 4), ValueError,
+         "length must be at least 1 position, got 0"),
+        (lambda: masks.to_block_layout(masks.cropped(masks.bigbird(), 4), 9, 4), LengthError,
+         "cropped from 4 positions, asked for 9"),
+        (lambda: masks.cropped(masks.bigbird(), 4).kept(900), LengthError,
+         "cropped from 4 positions, asked for 900"),
+        (lambda: masks.to_block_layout(masks.toeplitz(torch.ones(3) > 0), 9, 4), LengthError,
+         "Toeplitz bits reach 3 positions, asked for 9"),
+        (lambda: masks.nearest_family(square(8), 16), LengthError,
+         "Table holds 8 positions, asked for 16"),
+        (lambda: masks.nearest_family(masks.star()), LengthError,
+         r"star\(\) has any length.*length=128"),
+        (lambda: masks.nearest_family(masks.star(), 0), ValueError, "length must be at least 1"),
+        (lambda: masks.nearest_family(masks.per_head([masks.star()] * 2), 8, heads=3),
+         HeadCountError, "2 heads, asked for 3"),
+        (lambda: hops(masks.star(), 8193), UncountedHops,
+         "up to 8192 positions, asked for 8193: take the mask"),
+        (lambda: held_keys(masks.full(), 6, 5), LengthError, "after 6 positions"),
+        (lambda: held_keys(masks.special_tokens([3]), 6, 8), TokensNeededError,
+         "input ids"),
+        (lambda: lower(masks.per_layer([masks.full()] * 2), Shape(4, 1, 1)),
+         LayerCountError, "2 layers, asked for 1"),
+        (lambda: lower(masks.per_head([masks.full()] * 2), Shape(4, 1, 1)),
+         HeadCountError, "2 heads, asked for 1"),
+        (lambda: flex_block_mask(masks.per_layer([masks.full()] * 2), 8), LayerCountError,
+         "layer_of"),
+        (lambda: flex_block_mask(square(8), 16), LengthError, "8 positions"),
     ],
 )  # fmt: skip
 def test_mismatch_messages(build, error, message):

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError, LayerCountError, LengthError
+from masksearch.errors import EmptyRowError
 from masksearch.masks.lower import flex_block_mask
 from masksearch.masks.measure import measures
 
@@ -75,13 +75,6 @@ def test_empty_rows_are_refused_and_only_those(sized, block):
     head, row = empty.nonzero()[0].tolist()
     with pytest.raises(EmptyRowError, match=f"head {head}, row {row} keeps no key.*window"):
         flex_block_mask(single, length, block)
-
-
-def test_refuses_layers_and_other_lengths():
-    with pytest.raises(LayerCountError, match="layer_of"):
-        flex_block_mask(masks.per_layer([masks.full()] * 2), 8)
-    with pytest.raises(LengthError):
-        flex_block_mask(masks.table(torch.ones(8, 8, dtype=torch.bool)), 16)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.errors import LengthError, UncountedHops
+from masksearch.errors import LengthError
 from masksearch.masks.measure import hops
 
 LONG = 2048
@@ -157,8 +157,3 @@ def test_hops_take_masks_and_tables():
     assert hops(mask, 100) == hops(masks.table(mask.dense(100)), 100) == 33
     with pytest.raises(LengthError, match="holds 4 positions, asked for 1"):
         hops(masks.table(torch.eye(4, dtype=torch.bool)), 1)
-
-
-def test_hops_of_long_masks_are_refused():
-    with pytest.raises(UncountedHops, match="up to 8192 positions, asked for 8193: take the mask"):
-        hops(masks.star(), 8193)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_trees import sized_trees
+from tiny_encoders import sizes
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from transformers import masking_utils as theirs
@@ -17,6 +18,7 @@ from transformers import masking_utils as theirs
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError, TokensNeededError
+from masksearch.masks.lower import flex_block_mask
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "deepspeed_layouts.json").read_text(encoding="utf-8")
@@ -180,14 +182,7 @@ PADDING[1, :3] = 0
 
 def bert(kind="sdpa"):
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        attn_implementation=kind,
-    )
+    config = BertConfig(**sizes(64, 32, 3, 2, 32), attn_implementation=kind)
     return BertModel(config).eval()
 
 
@@ -224,14 +219,7 @@ def test_a_model_given_the_4d_mask_equals_attach(mask):
 
 def test_a_decoder_given_the_4d_mask_equals_attach():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=32,
-    )
+    config = LlamaConfig(**sizes(64, 32, 2, 4, 32), num_key_value_heads=2)
     model = LlamaModel(config).eval()
     mask = masks.a_shape(1, 3)
     ms.attach(model, mask)
@@ -277,7 +265,7 @@ FLEX = [
 def test_block_mask_round_trip(mask):
     heads = mask.heads or 1
     for made in (
-        ms.flex_block_mask(mask, 50, block=16),
+        flex_block_mask(mask, 50, block=16),
         create_block_mask(mask.mask_mod(50), 2, heads, 50, 50, device="cpu", BLOCK_SIZE=16),
         create_block_mask(mask.mask_mod(50), 1, heads, 50, 50, device="cpu", BLOCK_SIZE=(8, 16)),
     ):
@@ -288,7 +276,7 @@ def test_block_masks_of_whole_blocks_become_layouts():
     bits = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0)) > 0.5
     bits = bits | torch.eye(5, dtype=torch.bool)
     mask = masks.block_layout(bits, 16)
-    made = ms.flex_block_mask(mask, 80, block=16)
+    made = flex_block_mask(mask, 80, block=16)
     assert masks.from_block_mask(made) == mask
     count, index = made.full_kv_num_blocks, made.full_kv_indices  # no mask_mod: all of each block
     assert masks.from_block_mask(BlockMask.from_kv_blocks(count, index, BLOCK_SIZE=16)) == mask

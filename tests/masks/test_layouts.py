@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, LayerCountError, MaskFormatError
+from masksearch.masks.lower import flex_block_mask
 
 
 def generated(*shape):
@@ -25,7 +25,7 @@ def test_compiled_flex_attention_takes_every_layout():
         masks.butterfly(4),
         masks.vertical_slash([0, 50], [0, 3]),
     ):
-        block = ms.flex_block_mask(mask, 128, block=32)
+        block = flex_block_mask(mask, 128, block=32)
         with torch.no_grad():
             found = compiled(query, key, value, block_mask=block)
         kept = mask.dense(128, 1, 2)[0]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksearch import masks
-from masksearch.errors import LengthError, TokensNeededError
+from masksearch.errors import LengthError
 from masksearch.masks.lifetimes import held_keys, last_queries
 from tests.mask_trees import bits, sized_trees
 
@@ -86,10 +86,3 @@ def test_a_table_holds_at_fewer_positions_what_its_corner_holds(table, count):
     assert held_keys(table, count, until).tolist() == (
         cells.tril()[min(count, until - 1) :].any(0).tolist()
     )
-
-
-def test_what_no_position_can_answer_is_refused():
-    with pytest.raises(LengthError, match="after 6 positions"):
-        held_keys(masks.full(), 6, 5)
-    with pytest.raises(TokensNeededError):
-        held_keys(masks.special_tokens([3]), 6, 8)

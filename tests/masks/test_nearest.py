@@ -10,7 +10,6 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.lower import lower
 from masksearch.masks.nearest import error_bits, expression_bits, nearest_family
 
@@ -154,9 +153,7 @@ def parts_of(mask: masks.Mask) -> set[masks.Mask]:
 @pytest.mark.parametrize("mask", LATER.values(), ids=LATER)
 @pytest.mark.parametrize("beside", [None, masks.window(4)], ids=str)
 @pytest.mark.slow
-def test_later_leaves_are_named_alone_and_beside_a_window(
-    mask: masks.Mask, beside: masks.Mask | None
-):
+def test_later_leaves_are_named_alone_and_beside_a_window(mask, beside):
     union = mask if beside is None or mask == LATER["a_shape"] else mask | beside
     found = nearest_family(masks.table(union.dense(N) ^ LITTLE[:, :1]))
     assert parts_of(found.mask) == parts_of(union)
@@ -231,18 +228,6 @@ def test_tiny_uniform_tables(size: int, kept: int):
     assert found.explained == bool(kept)
     assert found.iou == kept
     lower(found.mask, Shape(size, 1, 1))
-
-
-def test_lengths_and_counts_that_do_not_fit():
-    table = masks.table(torch.eye(8, dtype=torch.bool))
-    with pytest.raises(LengthError, match="Table holds 8 positions, asked for 16"):
-        nearest_family(table, 16)
-    with pytest.raises(LengthError, match=r"star\(\) has any length.*length=128"):
-        nearest_family(masks.star())
-    with pytest.raises(ValueError, match="length must be at least 1"):
-        nearest_family(masks.star(), 0)
-    with pytest.raises(HeadCountError, match="2 heads, asked for 3"):
-        nearest_family(masks.per_head([masks.star()] * 2), 8, heads=3)
 
 
 # -- prices ------------------------------------------------------------------------------------

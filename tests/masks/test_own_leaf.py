@@ -11,6 +11,7 @@ from architectures import ARCHITECTURES
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.masks.lower import flex_block_mask, lower
 from masksearch.testing import MaskContract
 
 OWN = '''
@@ -55,7 +56,7 @@ def own(tmp_path_factory):
     spec.loader.exec_module(module)
     yield module
     del sys.modules["own_masks"], masks.Mask.kinds["neighbourhood"]
-    del ms.FAMILIES["natten"], masks.core.RECIPES["natten"]
+    del ms.masks.FAMILIES["natten"], masks.core.RECIPES["natten"]
 
 
 class TestNeighbourhood(MaskContract):
@@ -80,14 +81,14 @@ def test_it_is_measured_like_the_others(own):
     mask = own.Neighbourhood(4)
     table = mask.dense(300)[0, 0]
     assert mask.kept(300) == int(table.sum())
-    assert torch.equal(ms.lower(mask, ms.Shape(300, 1, 1))[0, 0], table)
-    assert ms.flex_block_mask(mask, 300).shape == (1, 1, 300, 300)
+    assert torch.equal(lower(mask, ms.Shape(300, 1, 1))[0, 0], table)
+    assert flex_block_mask(mask, 300).shape == (1, 1, 300, 300)
 
 
 def test_its_family_is_found_by_name(own):
     assert masks.natten is own.natten
     assert masks.neighbourhood is own.Neighbourhood
-    assert ms.FAMILIES["natten"] == masks.parse("natten") == own.natten(4, 1)
+    assert ms.masks.FAMILIES["natten"] == masks.parse("natten") == own.natten(4, 1)
     assert str(own.natten()) == "natten()"
     assert masks.parse("natten(3) & causal()") == own.natten(3) & masks.causal()
 

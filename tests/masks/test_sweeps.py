@@ -1,7 +1,5 @@
 """Hand-designed fronts: as many masks as densities, none of them favoured by its density."""
 
-from __future__ import annotations
-
 import pytest
 
 from masksearch import masks

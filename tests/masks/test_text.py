@@ -76,23 +76,29 @@ def test_every_kind_and_recipe_can_be_written_and_is_a_name_of_masks():
 
 
 # -- what is refused ---------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "near"),
-    [
-        ("windo(3)", "window"),
-        ("bigbrid", "bigbird"),
-        ("Star()", "star"),
-        ("stridde(4)", "strided"),
-    ],
-)
-def test_unknown_names_give_the_nearest(text, near):
-    with pytest.raises(UnknownNameError, match=rf"unknown mask '.*'; did you mean .*'{near}'"):
-        masks.parse(text)
+SAID = {  # what is refused -> what is said of it
+    "windo(3)": "unknown mask '.*'; did you mean .*'window'",
+    "bigbrid": "unknown mask '.*'; did you mean .*'bigbird'",
+    "Star()": "unknown mask '.*'; did you mean .*'star'",
+    "stridde(4)": "unknown mask '.*'; did you mean .*'strided'",
+    "window(1).x": r"'window\(1\).x' cannot stand in a mask; masks are calls such as",
+    "window(9**9)": r"'9\*\*9' cannot stand in a mask",
+    "full() | 3": r"\| & - ~ combine masks, got 3",
+    "3": "'3' is not a mask; write for example 'bigbird",
+    "window(-1)": "reach must be a whole number >= 0, got -1",
+    "window(": "cannot read the mask 'window\\(': .* never closed",
+    "window(reach=1, reach=2)": "window is given reach twice",
+    "window(**x)": "cannot stand in a mask; write name=value",
+    "toeplitz([2])": r"toeplitz takes lists of 0 and 1, got \[2\]",
+    "~" * 50_000 + "full()": "nested too deeply|recursion|too complex",
+    " " * 100_001: "at most 100000 characters, got 100001",
+}
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        *SAID,
         "__import__('os').system('touch parsed')",
         "window(1).__class__",
         "window.__globals__",
@@ -117,19 +123,15 @@ def test_unknown_names_give_the_nearest(text, near):
         "full()[0]",
         "window(*[1])",
         "window(**{'reach': 1})",
-        "window(reach=1, reach=2)",
         "window('1')",
         "window(1.0)",
         "window(None)",
         "window(1j)",
         "window(...)",
         "{full()}",
-        "full() | 3",
         "~3",
-        "3",
         "[full()]",
         "toeplitz(window(1))",
-        "toeplitz([2])",
         "toeplitz([[1], [1, 0]])",
         "toeplitz([1], signed=2)",
         "",
@@ -144,7 +146,6 @@ def test_unknown_names_give_the_nearest(text, near):
         "window(" + "9" * 5000 + ")",
         "window(" + "9" * 30 + ")",
         "(" * 5000,
-        "~" * 50_000 + "full()",
         "|".join(["full()"] * 10_000),
         "full()" + " " * 100_000,
     ],
@@ -152,7 +153,9 @@ def test_unknown_names_give_the_nearest(text, near):
 )
 def test_parse_refuses_and_evaluates_nothing(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MaskSearchError) as caught:
+    said = SAID.get(text)
+    known = UnknownNameError if said and "did you mean" in said else MaskFormatError
+    with pytest.raises(known if said else MaskSearchError, match=said) as caught:
         masks.parse(text)
     assert not list(tmp_path.iterdir())
     assert 10 < len(str(caught.value)) < 700
@@ -164,27 +167,6 @@ def test_any_text_is_a_mask_or_refused(text):
         assert isinstance(masks.parse(text), masks.Mask)
     except (MaskFormatError, UnknownNameError, SearchError, FileNotFoundError):
         pass  # the last two: of a text like a path
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("window(1).x", r"'window\(1\).x' cannot stand in a mask; masks are calls such as"),
-        ("window(9**9)", r"'9\*\*9' cannot stand in a mask"),
-        ("full() | 3", r"\| & - ~ combine masks, got 3"),
-        ("3", "'3' is not a mask; write for example 'bigbird"),
-        ("window(-1)", "reach must be a whole number >= 0, got -1"),
-        ("window(", "cannot read the mask 'window\\(': .* never closed"),
-        ("window(reach=1, reach=2)", "window is given reach twice"),
-        ("window(**x)", "cannot stand in a mask; write name=value"),
-        ("toeplitz([2])", r"toeplitz takes lists of 0 and 1, got \[2\]"),
-        ("~" * 50_000 + "full()", "nested too deeply|recursion|too complex"),
-        (" " * 100_001, "at most 100000 characters, got 100001"),
-    ],
-)
-def test_parse_messages(text, message):
-    with pytest.raises(MaskFormatError, match=message):
-        masks.parse(text)
 
 
 @pytest.mark.slow

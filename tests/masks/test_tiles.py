@@ -12,7 +12,6 @@ from mask_trees import sized_trees
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import LengthError
 from masksearch.masks.measure import measures
 
 
@@ -80,16 +79,3 @@ def test_no_tensor_of_all_pairs_is_made():
         tracemalloc.stop()
     assert 0 < largest.bytes < length * length / 16
     assert peak < length * length / 1.5  # a bool table alone would be length x length
-
-
-def test_refusals():
-    with pytest.raises(ValueError, match="block must be at least 1 position, got 0"):
-        masks.to_block_layout(masks.full(), 4, 0)
-    with pytest.raises(ValueError, match="length must be at least 1 position, got 0"):
-        masks.to_block_layout(masks.full(), 0, 4)
-    with pytest.raises(LengthError, match="cropped from 4 positions, asked for 9"):
-        masks.to_block_layout(masks.cropped(masks.bigbird(), 4), 9, 4)
-    with pytest.raises(LengthError, match="cropped from 4 positions, asked for 900"):
-        masks.cropped(masks.bigbird(), 4).kept(900)
-    with pytest.raises(LengthError, match="Toeplitz bits reach 3 positions, asked for 9"):
-        masks.to_block_layout(masks.toeplitz(torch.ones(3, dtype=torch.bool)), 9, 4)

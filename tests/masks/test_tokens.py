@@ -21,6 +21,8 @@ from masksearch.errors import (
     TokensNeededError,
     UnknownNameError,
 )
+from masksearch.masks.lower import flex_block_mask, lower
+from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import load_mask, save_mask
 
 LENGTH, CLS, SEP = 5, 101, 102
@@ -234,12 +236,12 @@ def test_table_lies_where_the_ids_lie():
          "example 0, head 1, row 0 keeps no key"),
         (lambda: masks.parse("window(3) | special(1)"), UnknownNameError, "special_token"),
         (lambda: special(1).dense(4), TokensNeededError, r"call mask.table\(input_ids\)"),
-        (lambda: ms.lower(special(1), Shape(4, 1, 1)), TokensNeededError, "special_tokens out"),
-        (lambda: ms.fingerprint(special(1), Shape(4, 1, 1)), TokensNeededError, "known: call"),
+        (lambda: lower(special(1), Shape(4, 1, 1)), TokensNeededError, "special_tokens out"),
+        (lambda: fingerprint(special(1), Shape(4, 1, 1)), TokensNeededError, "known: call"),
         (lambda: (special(1) | masks.star()).sparsity(128), TokensNeededError, "known: call mask"),
         (lambda: special(1).mask_mod(128), TokensNeededError, "known: call mask"),
-        (lambda: ms.flex_block_mask(special(1), 128), TokensNeededError, "known: call mask"),
-        (lambda: ms.nearest_family(special(1), 16), TokensNeededError, "known: call mask"),
+        (lambda: flex_block_mask(special(1), 128), TokensNeededError, "known: call mask"),
+        (lambda: ms.masks.nearest_family(special(1), 16), TokensNeededError, "known: call mask"),
         (lambda: masks.to_4d(special(1), 16), TokensNeededError, "known: call mask"),
     ],
 )  # fmt: skip

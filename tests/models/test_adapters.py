@@ -1,7 +1,5 @@
 """Wrappers around a model with a mask: they are seen through, and adapters are saved with it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -9,21 +7,16 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, DataError
+from masksearch.models.checkpoints import verify
+from masksearch.models.pretrained import open_pretrained
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-    "initializer_range": 0.3,
-}
+SIZES = sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3)
 MASK = masks.window(1) | masks.global_tokens(1)
 IDS = torch.randint(3, 30, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -36,8 +29,7 @@ def llama() -> Any:
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        return model.eval()(input_ids=IDS).logits
 
 
 def with_adapter(model: Any, **settings: Any) -> Any:
@@ -142,7 +134,7 @@ def test_an_adapter_comes_back_with_its_mask(base, tmp_path):
     plain = hf.AutoModelForCausalLM.from_pretrained(folder)  # transformers: dense
     assert torch.allclose(logits(plain), logits(ms.detach(model)), atol=1e-6)
     with pytest.raises(DataError, match=r"holds an adapter .* write one") as error:
-        ms.open_pretrained(folder)
+        open_pretrained(folder)
     follow(str(error.value), model=again, folder=tmp_path / "merged")
     merged = ms.load_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(merged), logits(ms.load_pretrained(folder)), atol=1e-5)
@@ -197,7 +189,7 @@ def test_a_trainer_writes_adapters_with_their_mask(base, tmp_path):
     assert ms.attached(again) == {"self": MASK}
     second = training(3)
     second.train(resume_from_checkpoint=True)
-    assert ms.verify(out / "checkpoint-3") == {"self": MASK}
+    assert verify(out / "checkpoint-3") == {"self": MASK}
 
 
 def test_an_adapter_is_not_read_from_a_pickle(base, tmp_path):

@@ -1,7 +1,5 @@
 """A Trainer whose checkpoints carry the mask, and what is said of folders that lack theirs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil
@@ -12,22 +10,19 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, DataError, MaskFormatError
+from masksearch.models.checkpoints import verify
+from masksearch.models.pretrained import open_pretrained
 
 pytest.importorskip("accelerate", reason="the Trainer needs it")
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-    "initializer_range": 0.3,
+    **sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3),
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
@@ -66,8 +61,7 @@ def trainer(folder: Path, model: Any = None, *, callback: Any = None, **more: An
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        return model.eval()(input_ids=IDS).logits
 
 
 # -- what a Trainer writes ---------------------------------------------------------------------
@@ -82,7 +76,7 @@ def test_every_folder_of_a_trainer_holds_the_mask(tmp_path):
         assert ms.attached(again) == {"self": MASK}
         assert torch.equal(logits(again), logits(training.model))
         assert not torch.allclose(logits(ms.detach(again)), logits(training.model), atol=1e-3)
-        assert ms.verify(folder) == {"self": MASK}
+        assert verify(folder) == {"self": MASK}
         config = json.loads((folder / "config.json").read_text())
         assert config["masksearch"]["masks"]["self"]["digest"] == MASK.digest
         assert config["masksearch"]["open_with"] == "masksearch.load_pretrained(folder)"
@@ -91,7 +85,7 @@ def test_every_folder_of_a_trainer_holds_the_mask(tmp_path):
     plain, masked = copy.deepcopy(training.model), logits(training.model)
     assert torch.equal(logits(plain), masked)
     ms.detach(plain).save_pretrained(tmp_path / "dense")  # the copy saves itself, and no mask
-    assert ms.verify(tmp_path / "dense") == {}
+    assert verify(tmp_path / "dense") == {}
 
 
 @pytest.mark.slow
@@ -140,7 +134,7 @@ def test_models_of_a_hyperparameter_search_carry_the_mask(tmp_path):
     assert len(made) >= 3
     assert all(ms.attached(model) == {"self": MASK} for model in made)
     for number in range(2):
-        assert ms.verify(tmp_path / f"run-{number}" / "checkpoint-4") == {"self": MASK}
+        assert verify(tmp_path / f"run-{number}" / "checkpoint-4") == {"self": MASK}
 
 
 @pytest.mark.slow
@@ -164,15 +158,15 @@ def bert(tmp_path: Path) -> Path:
 
 
 def test_a_folder_whose_mask_is_lost_is_not_judged(bert, caplog):
-    start = ms.open_pretrained(bert)
+    start = open_pretrained(bert)
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"{bert.resolve()} was trained under {MASK}; what is judged takes its")
     assert start.layers == 2
     (bert / "mask.json").unlink()
     with pytest.raises(FileNotFoundError, match="names this mask file, it is missing"):
-        ms.open_pretrained(bert)
+        open_pretrained(bert)
     (bert / "masksearch.json").unlink()
-    for read in (ms.open_pretrained, ms.verify, ms.load_pretrained):
+    for read in (open_pretrained, verify, ms.load_pretrained):
         with pytest.raises(FileNotFoundError, match=r"config.json names a mask, .* no masksearch"):
             read(bert)
     for evaluator in (ms.MlmEvaluator, partial(ms.GlueEvaluator, glue="GLUE")):
@@ -180,8 +174,8 @@ def test_a_folder_whose_mask_is_lost_is_not_judged(bert, caplog):
             _ = evaluator("words.txt", weights=bert).shape
     model = hf.BertForMaskedLM.from_pretrained(bert)  # the remedy
     ms.save_pretrained(ms.attach(model, MASK), bert)
-    assert ms.verify(bert) == {"self": MASK}
-    assert ms.open_pretrained(bert).layers == 2
+    assert verify(bert) == {"self": MASK}
+    assert open_pretrained(bert).layers == 2
 
 
 @pytest.mark.slow
@@ -194,7 +188,7 @@ def test_a_checkpoint_of_a_trainer_without_the_callback_says_what_it_lacks(tmp_p
     config = json.loads(path.read_text())
     del config["masksearch"]  # the other remedy
     path.write_text(json.dumps(config))
-    assert ms.verify(path.parent) == {}
+    assert verify(path.parent) == {}
 
 
 def test_a_mask_and_weights_of_two_saves_are_told_apart(bert):
@@ -202,15 +196,15 @@ def test_a_mask_and_weights_of_two_saves_are_told_apart(bert):
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.add_(1)
     model.save_pretrained(bert)  # transformers alone
-    for read in (ms.verify, ms.load_pretrained):
+    for read in (verify, ms.load_pretrained):
         with pytest.raises(DataError, match=r"model\.safetensors is not what the mask was"):
             read(bert)
     ms.save_pretrained(model, bert)
-    assert ms.verify(bert) == {"self": MASK}
+    assert verify(bert) == {"self": MASK}
     other = ms.attach(model, masks.window(3))
     other.config.save_pretrained(bert)
-    for read in (ms.verify, ms.load_pretrained, ms.open_pretrained):
+    for read in (verify, ms.load_pretrained, open_pretrained):
         with pytest.raises(MaskFormatError, match=r"names window\(3\) \(dig.*, and the mask th"):
             read(bert)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        ms.verify(bert / "nowhere")
+        verify(bert / "nowhere")

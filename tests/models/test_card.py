@@ -1,7 +1,5 @@
 """The model card of a saved folder, and its upload to a stand-in of the Hub."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -25,12 +23,13 @@ from PIL import Image
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError
+from masksearch.models.plan import Plan
 
 SIZES = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 8, "max_position_embeddings": 16}
 MASK = masks.window(2) | masks.global_tokens(1)
 UNSEEN = {"dense": 2.5, "masked": 2.75, "difference": 0.25, "documents": 40}
-PLAN = ms.Plan(
+PLAN = Plan(
     model={"name": "tiny", "architecture": "llama", "digest": "9f12"},
     unit="layer",
     levels=(masks.window(3), masks.full()),

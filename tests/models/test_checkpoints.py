@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,24 +10,17 @@ import torch
 import transformers as hf
 from huggingface_hub import constants
 from real_data import minilm
-from tiny_encoders import tokens
+from tiny_encoders import sizes, tokens
 
-from masksearch import attach, masks, open_pretrained
+from masksearch import attach, masks
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files
 from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.pretrained import open_pretrained
 from masksearch.models.saving import open_model
 
-BERT = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 20,
-    "initializer_range": 0.2,
-}
+BERT = sizes(40, 32, 2, 4, 64, 20, initializer_range=0.2)
 DISTILBERT = {
     "vocab_size": 40,
     "dim": 32,
@@ -173,14 +167,6 @@ def test_shards_are_read_and_missed(tmp_path):
         open_pretrained(tmp_path / "many")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {}}'])
-def test_a_damaged_index_is_refused(tmp_path, text):
-    hf.BertConfig(**BERT).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match="cannot be read"):
-        open_pretrained(tmp_path)
-
-
 @pytest.mark.slow
 def test_digest_follows_the_files(tmp_path):
     model = saved(tmp_path)
@@ -217,63 +203,68 @@ def edited(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(text), encoding="utf-8")
 
 
-def test_a_folder_without_configuration_or_weights(tmp_path):
-    with pytest.raises(DataError, match=r"holds no config\.json; give the folder of save"):
-        open_pretrained(tmp_path)
-    hf.BertConfig(**BERT).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"holds no model\.safetensors; give the whole folder"):
-        open_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"no such folder: .*; give a folder with"):
-        open_pretrained(tmp_path / "config.json")
+def dense(folder: Path, **changes: object) -> None:
+    saved(folder)
+    edited(folder, **changes)
 
 
-def test_a_pickle_is_refused_unread(tmp_path):
-    hf.BertConfig(**BERT).save_pretrained(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(DataError, match=r"Pickled weights .* can run any code"):
-        open_pretrained(tmp_path)
+def bare(folder: Path, name: str = "", text: str = "") -> None:
+    """A configuration without weights, and another file."""
+    hf.BertConfig(**BERT).save_pretrained(folder)
+    if name:
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("keep", [0, 7, 50, 2000, -4])
-def test_damaged_weights(tmp_path, keep):
-    saved(tmp_path)
-    file = tmp_path / "model.safetensors"
+def cut(folder: Path, keep: int) -> None:
+    saved(folder)
+    file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(
-        DataError, match=r"cannot be read as .*: .*the files are damaged, not whole"
-    ):
-        open_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"hidden_size": 64},
-            r"do not fit BertForMaskedLM in \d+ tensors, such as bert\..* \(stored \[",
-        ),
-        ({"num_hidden_layers": 3}, r"such as bert\.encoder\.layer\.2\..* \(missing\)"),
-        ({"vocab_size": 41}, r"stored \[40, 32\], expected \[41, 32\]"),
-        ({"model_type": "gpt2"}, "'gpt2' is not an encoder that predicts masked tokens"),
-        ({"model_type": "bart"}, "'bart' is not an encoder"),
-        ({"is_decoder": True}, "'bert' is not an encoder"),
-        ({"model_type": "my-own"}, r"config\.json cannot be read: .*my-own"),
-        ({"hidden_size": "wide"}, r"config\.json cannot be read"),
-        ({"num_attention_heads": 5}, "cannot be read.*: .*multiple of the number of attention"),
-    ],
-)
-def test_a_configuration_that_does_not_fit(tmp_path, changes, said):
-    saved(tmp_path)
-    edited(tmp_path, **changes)
+def unreadable(folder: Path) -> None:
+    saved(folder)
+    (folder / "config.json").write_text("{", encoding="utf-8")
+
+
+def own_code(folder: Path) -> None:
+    dense(folder, model_type="own", auto_map={"AutoConfig": "own.Own"})
+    (folder / "own.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
+
+
+INDEX = "model.safetensors.index.json"
+CLOSED = {  # what lies in a folder, and what is said of it
+    "nothing": (lambda f: None, r"holds no config\.json; give the folder of save"),
+    "no weights": (bare, r"holds no model\.safetensors; give the whole folder"),
+    "index": (lambda f: bare(f, INDEX, "{"), "cannot be read"),
+    "empty index": (lambda f: bare(f, INDEX, "{}"), "cannot be read"),
+    "index of nothing": (lambda f: bare(f, INDEX, '{"weight_map": {}}'), "cannot be read"),
+    "pickle": (lambda f: bare(f, "pytorch_model.bin", "not even a pickle"),
+        r"Pickled weights .* can run any code"),
+    **{f"{keep} bytes": (partial(cut, keep=keep), r"cannot be read as .*: .*the files are "
+        "damaged, not whole") for keep in (0, 7, 50, 2000, -4)},
+    "no JSON": (unreadable, r"config\.json cannot be read"),
+    "own code": (own_code, r"config\.json cannot be read"),
+    "width": (partial(dense, hidden_size=64),
+        r"do not fit BertForMaskedLM in \d+ tensors, such as bert\..* \(stored \["),
+    "depth": (partial(dense, num_hidden_layers=3),
+        r"such as bert\.encoder\.layer\.2\..* \(missing\)"),
+    "ids": (partial(dense, vocab_size=41), r"stored \[40, 32\], expected \[41, 32\]"),
+    "gpt2": (partial(dense, model_type="gpt2"),
+        "'gpt2' is not an encoder that predicts masked tokens"),
+    "bart": (partial(dense, model_type="bart"), "'bart' is not an encoder"),
+    "decoder": (partial(dense, is_decoder=True), "'bert' is not an encoder"),
+    "unknown": (partial(dense, model_type="my-own"), r"config\.json cannot be read: .*my-own"),
+    "no number": (partial(dense, hidden_size="wide"), r"config\.json cannot be read"),
+    "heads": (partial(dense, num_attention_heads=5),
+        "cannot be read.*: .*multiple of the number of attention"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_what_cannot_be_opened(tmp_path, case):
+    write, said = CLOSED[case]
+    write(tmp_path)
     with pytest.raises(DataError, match=said):
-        open_pretrained(tmp_path)
-
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    saved(tmp_path)
-    edited(tmp_path, model_type="own", auto_map={"AutoConfig": "own.Own"})
-    (tmp_path / "own.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"config\.json cannot be read"):
         open_pretrained(tmp_path)
 
 
@@ -300,13 +291,6 @@ def test_weights_that_are_not_finite_are_called_so(tmp_path, value, what):
             opens(tmp_path)
 
 
-def test_a_configuration_that_is_no_json(tmp_path):
-    saved(tmp_path)
-    (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"config\.json cannot be read"):
-        open_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["./absent", "/absent/bert", "~/absent", "a/b/c"])
 def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "download_checkpoint", None)
@@ -316,18 +300,23 @@ def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
         open_pretrained(name)
 
 
-def test_offline_no_hub_is_asked(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"^no such folder: 'my/bert'; HF_HUB_OFFLINE is set"):
-        open_pretrained("my/bert")
+def test_a_file_is_no_folder(tmp_path):
+    bare(tmp_path)
+    with pytest.raises(DataError, match=r"no such folder: .*; give a folder with"):
+        open_pretrained(tmp_path / "config.json")
 
 
-def test_a_name_that_the_hub_cannot_have(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(
-        DataError, match=r"no such folder: 'not a name', .* \(HFValidationError: Repo id"
-    ):
-        open_pretrained("not a name")
+@pytest.mark.parametrize(
+    ("offline", "name", "said"),
+    [
+        (True, "my/bert", r"^no such folder: 'my/bert'; HF_HUB_OFFLINE is set"),
+        (False, "not a name", r"no such folder: 'not a name', .* \(HFValidationError: Repo id"),
+    ],
+)
+def test_no_hub_is_asked_offline_or_for_what_is_no_name(offline, name, said, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(DataError, match=said):
+        open_pretrained(name)
 
 
 def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from tiny_encoders import SMALL, same, tokens, weights
+from tiny_encoders import SMALL, same, sizes, tokens, weights
 
 from masksearch import attach, masks
 from masksearch.models.encoders import (
@@ -21,40 +21,16 @@ from masksearch.models.encoders import (
 from masksearch.models.pretrained import TunedHead
 
 
-def albert() -> hf.PreTrainedModel:
-    """Embeddings of 16, hidden states of 32."""
-    config = hf.AlbertConfig(
-        vocab_size=40,
-        embedding_size=16,
-        hidden_size=32,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    return hf.AlbertModel(config, add_pooling_layer=False)
-
-
-def small_electra() -> hf.PreTrainedModel:
-    config = hf.ElectraConfig(
-        vocab_size=40,
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    return hf.ElectraModel(config)
-
-
 def body(name: str) -> hf.PreTrainedModel:
     """A random encoder in evaluation mode, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
+        narrow = sizes(40, 32, 2, 4, 64, 16, embedding_size=16)
         if name == "albert":
-            return albert().eval()
+            narrow["num_hidden_layers"] = 12  # of one layer's weights
+            return hf.AlbertModel(hf.AlbertConfig(**narrow), add_pooling_layer=False).eval()
         if name == "small electra":
-            return small_electra().eval()
+            return hf.ElectraModel(hf.ElectraConfig(**narrow)).eval()
     return encoder(SMALL, 40, 16, seed=0, architecture=name, pad=3).eval()
 
 

@@ -1,7 +1,5 @@
 """Which rows of the last layer a head reads: said of every type, and seen in the logits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,9 @@ import pytest
 import torch
 import transformers as hf
 
-from masksearch import GlueEvaluator, SquadEvaluator, SwagEvaluator, attach, detach, masks
+from masksearch import GlueEvaluator, attach, detach, masks
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.models.encoders import ChoiceScorer, SequenceClassifier, SpanPredictor
 from masksearch.models.pretrained import FIRST_ROW, KINDS, TunedHead, rows_read
 
@@ -78,9 +78,7 @@ def test_rows_that_are_not_read_reach_no_logit(name: str, kind: str, tmp_path: P
         ("xlnet", {}, "XLNetForSequenceClassification"),
     ],
 )
-def test_heads_that_pool_otherwise_read_all_rows(
-    name: str, changes: dict[str, str], made: str, tmp_path: Path
-) -> None:
+def test_heads_that_pool_otherwise_read_all_rows(name, changes, made, tmp_path):
     hf.AutoConfig.for_model(name, **changes, architectures=[made]).save_pretrained(tmp_path)
     assert rows_read(tmp_path, None, tuned=True) is None
 

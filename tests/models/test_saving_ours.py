@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masksearch import attach, masks, open_pretrained, save_pretrained
+from masksearch import attach, masks, save_pretrained
 from masksearch.errors import AttachError
 from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, encoder
-from masksearch.models.pretrained import use_their_epsilon
+from masksearch.models.pretrained import open_pretrained, use_their_epsilon
 from masksearch.tasks.text.tokenizer import (
     open_tokenizer,
     read_vocabulary,

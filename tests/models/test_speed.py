@@ -1,7 +1,5 @@
 """measure_speed: dense and masked in turns, on a clock of its own; the model stays as it was."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

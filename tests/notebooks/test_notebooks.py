@@ -1,7 +1,5 @@
 """Every notebook runs from top to bottom, and shows what is stored in it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

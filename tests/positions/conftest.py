@@ -1,9 +1,8 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
+from tiny_encoders import sizes
 
 from masksearch.contracts import Batch
 
@@ -15,13 +14,7 @@ def bert(seed: int = 0, implementation: str = "sdpa", spread: float = 0.5) -> An
     from transformers import BertConfig, BertForMaskedLM
 
     config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=12,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=16,
-        max_position_embeddings=LENGTH,
-        initializer_range=spread,
+        **sizes(VOCABULARY, 12, LAYERS, HEADS, 16, LENGTH, initializer_range=spread),
         attn_implementation=implementation,
     )
     with torch.random.fork_rng(devices=[]):

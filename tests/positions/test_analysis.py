@@ -1,16 +1,16 @@
-from __future__ import annotations
-
 import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_encoders import sizes
 from torch import Tensor
 
-from masksearch import Gates, attach, attached, detach, importance, masks
+from masksearch import attach, attached, detach, importance, masks
 from masksearch.analysis.stats import estimate
 from masksearch.errors import AttachError, LengthError, NonFiniteLossError, UnknownNameError
+from masksearch.gates.gates import Gates
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
@@ -294,14 +294,7 @@ def test_a_layer_that_is_called_twice_adds_up():
     from transformers import AlbertConfig, AlbertForMaskedLM
 
     config = AlbertConfig(
-        vocab_size=13,
-        embedding_size=8,
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=16,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.3,
+        **sizes(13, 12, 2, 3, 16, LENGTH, initializer_range=0.3), embedding_size=8
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

@@ -1,9 +1,8 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
-from masksearch import attach, attention_maps, masks
+from masksearch import attach, masks
+from masksearch.positions.attention_maps import attention_maps
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 

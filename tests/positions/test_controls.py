@@ -1,10 +1,9 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
-from masksearch import Mask, Shape, diagonal_controls, masks
+from masksearch import Mask, Shape, masks
 from masksearch.masks.measure import effective_density
+from masksearch.positions.analysis import diagonal_controls
 
 
 @pytest.mark.parametrize("length", [2, 24, 128])

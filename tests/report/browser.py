@@ -1,7 +1,5 @@
 """A headless Chromium, spoken to by the WebDriver protocol: plain HTTP, no package needed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

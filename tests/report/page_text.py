@@ -1,7 +1,5 @@
 """What a reader of a page sees, as text."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 VOID = {"meta", "img", "br", "link", "input"}

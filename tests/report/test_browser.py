@@ -1,7 +1,5 @@
 """The page in a headless Chromium: it opens from the disk, hovers, clicks, and logs no error."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Charts for print: the page's own, with names, in a paper's sizes and fonts."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Run folders as they lie on a disk: several protocols, folders that cannot be read, old ones."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shlex
@@ -17,6 +15,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Objective, Record
 from masksearch.report.collect import (
     StoredStudy,
     name_groups,
@@ -88,7 +87,7 @@ def test_page_says_how_every_study_was_made(runs):
 def test_a_run_that_goes_on_is_told(tmp_path):
     run, pages = tmp_path / "run", []
 
-    def told(record: ms.Record) -> None:
+    def told(record: Record) -> None:
         if len(pages) == 1:
             (run / "status.json").unlink()  # as before its first trial
         pages.append(report_on(run, tmp_path / "page.html", live=True).read_text())
@@ -174,7 +173,7 @@ def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape)
     assert name_groups([one, group(steps=2, lr=0.1, tasks="('SST-2', 'QQP')")]) == [
         "protocol p", "SST-2, QQP"
     ]  # fmt: skip
-    loss = group(objectives=(ms.Objective("loss", "min", 9.0), objectives[1]), steps=2, lr=0.1)
+    loss = group(objectives=(Objective("loss", "min", 9.0), objectives[1]), steps=2, lr=0.1)
     assert name_groups([one, loss]) == ["glue", "loss"]
     nameless = [group(protocol="a"), group(protocol="b")]
     assert name_groups(nameless) == ["protocol a", "protocol b"]

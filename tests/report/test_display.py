@@ -8,7 +8,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal, Record
+from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 
 
 def words_of(html):
@@ -63,7 +63,7 @@ def test_study_without_a_result_is_shown(tmp_path):
 def test_comparison_shows_scores_and_outcomes(tmp_path, study):
     many = {f"m{reach}": masks.window(reach) for reach in range(9)}
     found = ms.compare(
-        {"dense": masks.full(), **ms.FAMILIES, "<script>x</script>": study.best(), **many},
+        {"dense": masks.full(), **ms.masks.FAMILIES, "<script>x</script>": study.best(), **many},
         ToyEvaluator(),
         run=tmp_path / "c",
         seeds=range(3),
@@ -91,7 +91,7 @@ def test_a_record_is_one_line(status):
         origin="tpe",
         values=values,
         measures={"sparsity": 0.7293, "hops": 2.0},
-        curve=tuple(ms.Report(step, values) for step in range(50)),
+        curve=tuple(Report(step, values) for step in range(50)),
         error="Traceback\n" * 30,
         strategy_state={"state": "x" * 1000},
     )
@@ -100,7 +100,7 @@ def test_a_record_is_one_line(status):
     assert "\n" not in text
     assert text.startswith(f"Record(trial 7, {status}, tpe, seed 0, task0 0.5")
     assert "sparsity 0.7293" in text
-    assert repr(Record(0, "done", ms.OneShot())).endswith("OneShot)")
+    assert repr(Record(0, "done", OneShot())).endswith("OneShot)")
     proposal = repr(Proposal(0, Evaluate(mask), strategy_state={"state": "x" * 1000}))
     assert len(proposal) < 250
     assert mask.digest[:8] in proposal

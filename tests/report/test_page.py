@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 
@@ -9,8 +7,9 @@ import torch
 from page_text import Page
 
 import masksearch as ms
-from masksearch import DamResult, masks
+from masksearch import masks
 from masksearch.contracts import Report, generator
+from masksearch.gates.result import DamResult
 from masksearch.report.collect import StoredStudy, dam_health
 from masksearch.report.page import write_report as write_sections
 from masksearch.report.result import result_of
@@ -19,7 +18,7 @@ from masksearch.report.section import Section
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
 
 
-def write_report(path, *, title, comparison=None, verdicts=(), command="", **fields):
+def write_report(path, *, title="t", comparison=None, verdicts=(), command="", **fields):
     """A page of one section."""
     fields["comparisons"] = {} if comparison is None else {"compared": comparison}
     section = Section(**fields)
@@ -137,7 +136,7 @@ def test_masks_figure_is_of_the_pairs_that_a_decoder_uses(tmp_path, objectives, 
     kinds = dict.fromkeys(dice, "control") | {"found": "searched"}
     comparison = ms.Comparison(tuple(records), objectives, shape=causal, kinds=kinds)
     page = write_report(
-        tmp_path / "r.html", title="t", studies={}, objectives=objectives,
+        tmp_path / "r.html", studies={}, objectives=objectives,
         comparison=comparison, shape=causal,
     )  # fmt: skip
     text = (page.parent / "figures" / "masks.svg").read_text()
@@ -148,7 +147,7 @@ def test_masks_figure_is_of_the_pairs_that_a_decoder_uses(tmp_path, objectives, 
 
 def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):
     def page(**fields) -> str:
-        path = write_report(tmp_path / "r.html", title="t", objectives=objectives, **fields)
+        path = write_report(tmp_path / "r.html", objectives=objectives, **fields)
         return Page(path.read_text()).text
 
     assert "Nothing was run." in page(studies={})
@@ -164,16 +163,9 @@ def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shap
 
 @pytest.mark.nightly
 def test_report_is_the_same_twice(tmp_path, record, objectives):
-    pages = [
-        write_report(
-            tmp_path / name / "r.html",
-            title="t",
-            studies={"tpe": [record(0, 0.7)]},
-            objectives=objectives,
-        ).read_bytes()
-        for name in "ab"
-    ]
-    assert pages[0] == pages[1]
+    told = {"studies": {"tpe": [record(0, 0.7)]}, "objectives": objectives}
+    one, two = (write_report(tmp_path / name / "r.html", **told) for name in "ab")
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_numbers_of_a_column_have_the_same_digits(full):
@@ -232,14 +224,8 @@ def quick(monkeypatch):
 @pytest.mark.nightly
 def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
     study = dam_study(0, cut=((0.1, 9.0), (0.25, 3.5)))
-    path = write_report(
-        tmp_path / "page" / "r.html",
-        title="t",
-        studies={"dam": study.records},
-        objectives=objectives,
-        shape=shape,
-        dam=dam_health([study]),
-    )
+    told = {"studies": {"dam": study.records}, "dam": dam_health([study])}
+    path = write_report(tmp_path / "page" / "r.html", objectives=objectives, shape=shape, **told)
     page = Page(path.read_text())
     for expected in (
         "dam_0_0.25, trial 0 (seed 0): free gates, target 25%",
@@ -265,12 +251,9 @@ def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monk
     runs = dam_health(found)
     assert list(runs.agreements) == ["free, 25%"]
     assert runs.agreements["free, 25%"]["seeds"] == 2
+    studies = {study.name: study.records for study in found}
     path = write_report(
-        tmp_path / "page" / "r.html",
-        title="t",
-        studies={study.name: study.records for study in found},
-        objectives=objectives,
-        dam=runs,
+        tmp_path / "page" / "r.html", studies=studies, objectives=objectives, dam=runs
     )
     page = Page(path.read_text())
     assert "Several runs together" in page.text
@@ -287,13 +270,8 @@ def test_lost_gates_are_said_to_be_lost(dam_study, tmp_path, objectives, quick):
     (study.run / "gates.safetensors").unlink()
     runs = dam_health([study])
     assert not runs.cards
-    path = write_report(
-        tmp_path / "r.html",
-        title="t",
-        studies={"dam": study.records},
-        objectives=objectives,
-        dam=runs,
-    )
+    told = {"studies": {"dam": study.records}, "dam": runs}
+    path = write_report(tmp_path / "r.html", objectives=objectives, **told)
     assert "dam_0_0.25, trial 0 (seed 0): no gates at" in Page(path.read_text()).text
     assert quick == ["dam"]  # the curve is in the record
     assert not dam_health([replace(study, records=[])]).missing
@@ -331,6 +309,6 @@ def test_health_table_is_in_words(dam_study, objectives):
 def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
     study = [record(0, 0.7, masks.star()), record(1, 0.99, masks.window(5), status="stopped")]
     path = write_report(
-        tmp_path / "r.html", title="t", studies={"tpe": study}, objectives=objectives, shape=shape
+        tmp_path / "r.html", studies={"tpe": study}, objectives=objectives, shape=shape
     )
     assert "0.99" not in Page(path.read_text()).text

@@ -1,18 +1,16 @@
 """Proxy cards of stored runs: the function, the command, the report's section."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
 
 import pytest
-from cli_runs import run
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
+from masksearch.report.collect import proxy_card
 from masksearch.report.pictures import plot_proxy
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
@@ -62,14 +60,14 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.mark.nightly
 def test_card_of_a_run_folder(runs):
-    card = ms.proxy_card(runs / "long", bands=1, resamples=50)
+    card = proxy_card(runs / "long", bands=1, resamples=50)
     assert card.frame["budget"].tolist() == [1, 10, 40]
     assert list(card.masks) == [f"window {reach}" for reach in range(11, -1, -1)]
     assert "use narrower bands" in card.verdict()  # here quality IS density
 
 
 def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
-    card = ms.proxy_card(runs / "short", reference=runs / "long", resamples=20)
+    card = proxy_card(runs / "short", reference=runs / "long", resamples=20)
     found = card.frame[["budget", "masks"]].to_numpy().tolist()
     assert found == [[40, 12], [20, 4]]
     assert card.reference == (str(runs / "long"), 40)
@@ -77,25 +75,24 @@ def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
 
 @pytest.mark.nightly
 def test_lines_go_from_light_to_black_however_many_there_are(runs):
-    figure = plot_proxy(ms.proxy_card(runs / "short", bands=1, resamples=20))  # four masks
+    figure = plot_proxy(proxy_card(runs / "short", bands=1, resamples=20))  # four masks
     greys = [float(line.get_color()) for line in figure.axes[1].lines]
     assert greys == sorted(greys, reverse=True)
     assert greys[-1] == 0
 
 
-def test_command_prints_writes_and_speaks_json(monkeypatch, capsys, runs, tmp_path):
+def test_command_prints_writes_and_speaks_json(command, runs, tmp_path):
     png, table = tmp_path / "a" / "card.png", tmp_path / "b" / "card.csv"
     words = ["proxy-card", runs / "long"]
-    code, out, err = run(monkeypatch, capsys, *words, "--out", png)
+    code, out, err = command.run(*words, "--out", png)
     assert (code, err) == (0, "")
     assert "tau-b in bands" in out
     assert "Not decided: loss as a proxy of loss at 40 steps." in out
     assert png.read_bytes()[:4] == b"\x89PNG"
-    run(monkeypatch, capsys, *words, "--out", table)
+    command(*words, "--out", table)
     with table.open(newline="") as file:
         assert [row["budget"] for row in csv.DictReader(file)] == ["1", "10", "40"]
-    code, out, _ = run(monkeypatch, capsys, *words, "--json")
-    assert code == 0
+    out, _ = command(*words, "--json")
     assert json.loads(out)["valid"] is False
 
 
@@ -108,32 +105,26 @@ def test_command_prints_writes_and_speaks_json(monkeypatch, capsys, runs, tmp_pa
         (["long", "short"], "--reference RUN"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, runs, words, message):
+def test_mistakes_are_one_line_and_exit_code_2(command, monkeypatch, runs, words, message):
     monkeypatch.chdir(runs)
-    code, out, err = run(monkeypatch, capsys, "proxy-card", *words)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
+    assert message in command.refused("proxy-card", *words)
 
 
-def test_one_mask_is_a_mistake(monkeypatch, capsys, tmp_path):
+def test_one_mask_is_a_mistake(command, tmp_path):
     ran(tmp_path / "one", Learning(), [2])
-    code, _, err = run(monkeypatch, capsys, "proxy-card", tmp_path / "one")
-    assert code == 2
-    assert "a ranking needs at least 2 masks" in err
+    assert "a ranking needs at least 2 masks" in command.refused("proxy-card", tmp_path / "one")
     with pytest.raises(SearchError, match="at least one run folder"):
-        ms.proxy_card([])
+        proxy_card([])
 
 
 @pytest.mark.nightly
-def test_report_has_the_card_where_there_are_masks_enough(monkeypatch, capsys, runs):
+def test_report_has_the_card_where_there_are_masks_enough(command, runs):
     decided = ran(runs / "decided", Shuffled(), range(1, 15))
-    code, _, err = run(monkeypatch, capsys, "report", decided)
-    assert code == 0, err
+    command("report", decided)
     page = (decided / "report.html").read_text()
     assert "How far to trust a shorter run" in page
     assert "tau-b in bands" in page
     assert (decided / "figures" / "proxy.png").is_file()
     for undecided in ("long", "short"):  # nobody has asked, so it stays away
-        run(monkeypatch, capsys, "report", runs / undecided)
+        command("report", runs / undecided)
         assert "How far to trust" not in (runs / undecided / "report.html").read_text()

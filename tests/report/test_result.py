@@ -1,7 +1,5 @@
 """`result.json`: it has a schema, and all that the page says is in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -151,7 +149,6 @@ def test_pictures_are_the_bits_and_each_is_made_once():
     opaque = np.asarray(image.convert("RGBA"))[..., 3] == 255
     assert (opaque == masks.window(5).dense(16)[0, 0].numpy()).all()
     long = pictures.panels(masks.window(3), replace(shape, length=1000))
-    assert long is not None
     image = Image.open(io.BytesIO(base64.b64decode(pictures.images[long[0][0]])))
     shades = np.asarray(image.convert("RGBA"))[..., 3]
     assert image.size == (125, 125)

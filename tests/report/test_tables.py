@@ -1,7 +1,5 @@
 """Tables: LaTeX that compiles, CSV that holds every digit, HTML and terminal of the same cells."""
 
-from __future__ import annotations
-
 import html
 import io
 import re

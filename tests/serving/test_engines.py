@@ -10,6 +10,7 @@ import transformers as hf
 import masksearch as ms
 from masksearch import masks
 from masksearch.serving.engines import ENGINES
+from masksearch.serving.native import from_native
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "layer_types": KINDS}
@@ -168,6 +169,6 @@ def test_modernbert_names_its_period_where_it_has_one(tmp_path):
     plain = written.to_dict()
     assert plain["global_attn_every_n_layers"] == 2
     assert plain["global_rope_theta"] == plain["local_rope_theta"] == 7.0
-    assert ms.from_native(hf.AutoConfig.from_pretrained(tmp_path)) == ms.from_native(written)
+    assert from_native(hf.AutoConfig.from_pretrained(tmp_path)) == from_native(written)
     irregular = ms.to_native(base, masks.per_layer([window, full, window, window]))
     assert "global_attn_every_n_layers" not in irregular.to_dict()  # of 3, which it was

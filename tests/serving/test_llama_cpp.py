@@ -23,6 +23,7 @@ from masksearch import masks
 from masksearch.errors import NativeError
 from masksearch.models.decoders import convert_gguf
 from masksearch.serving.engines.llama_cpp import LlamaCpp, read_log
+from masksearch.serving.native import from_native
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.nightly
@@ -231,7 +232,7 @@ def test_losses_and_cache_of_a_file(ubatch, folder, tmp_path):
     wanted = torch.nn.functional.cross_entropy(expected(model)[:-1], IDS[1:], reduction="none")
     assert (found - wanted).abs().max() <= 0.05  # a cache of float16
     assert torch.equal(found, again)
-    mask, how = ms.from_native(model), {"account": "llama.cpp", "ubatch": ubatch}
+    mask, how = from_native(model), {"account": "llama.cpp", "ubatch": ubatch}
     held = ms.kv_bytes(mask, model.config, 512, **how).bytes
     assert engine.cache_bytes == pytest.approx(held, abs=2 * 0.005 * 2**20)
 

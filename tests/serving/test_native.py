@@ -21,6 +21,7 @@ from transformers.masking_utils import (
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, UnknownNameError
+from masksearch.serving.native import from_native
 
 SIZES = {
     "vocab_size": 99,
@@ -99,7 +100,7 @@ def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp
     ms.attach(model, MASK, backend="sdpa")  # what native layers are computed by
     assert torch.equal(logits(native), logits(model))
     assert torch.equal(logits(again), logits(native))
-    assert ms.from_native(again) == ms.from_native(native) == ms.from_native(native.config)
+    assert from_native(again) == from_native(native) == from_native(native.config)
 
 
 @pytest.mark.slow
@@ -115,7 +116,7 @@ def test_generation_is_identical_and_sliding_layers_keep_the_window_without_one(
     assert isinstance(theirs.past_key_values.layers[0], DynamicSlidingWindowLayer)
     held = sum(each.keys.nbytes + each.values.nbytes for each in theirs.past_key_values.layers)
     batch, length = IDS.shape[0], 51  # the last token was never put in
-    assert held == batch * ms.kv_bytes(ms.from_native(native), native.config, length).bytes
+    assert held == batch * ms.kv_bytes(from_native(native), native.config, length).bytes
     padded = torch.ones_like(ids)
     padded[0, :9] = 0  # pads in front of the first prompt
     ours, theirs = (each.generate(ids, attention_mask=padded, **how) for each in (model, native))
@@ -186,7 +187,7 @@ def test_models_in_half_precision_equal_attach_too(name, tmp_path):
 def test_own_windows_stay_in_force_and_rotary_positions_stay_with_their_layers():
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
     model = build("gemma3", layer_types=kinds, sliding_window=8)
-    own = ms.from_native(model)
+    own = from_native(model)
     assert own == masks.per_layer([masks.causal() & masks.window(7)] * 2 + [masks.causal()])
     assert torch.equal(logits(ms.to_native(model, masks.full())), logits(model))
     narrower = ms.to_native(
@@ -235,9 +236,9 @@ SWITCH = {"use_sliding_window": True, "sliding_window": 16}
     ],
 )  # fmt: skip
 def test_configurations_are_read_as_expressions(config, expected):
-    assert ms.from_native(config) == expected
-    assert ms.from_native(ms.to_native(config, expected)) == expected
-    assert ms.from_native(type(config).from_dict(config.to_dict())) == expected
+    assert from_native(config) == expected
+    assert from_native(ms.to_native(config, expected)) == expected
+    assert from_native(type(config).from_dict(config.to_dict())) == expected
 
 
 def test_windows_are_those_of_transformers_mask_functions():
@@ -249,7 +250,7 @@ def test_windows_are_those_of_transformers_mask_functions():
         (decoder, sliding_window_causal_mask_function(4)),
         (encoder, sliding_window_bidirectional_overlay(encoder.sliding_window)),
     ]:
-        table = ms.from_native(config).dense(9)[0, 0]
+        table = from_native(config).dense(9)[0, 0]
         for q, k in product(torch.arange(9), repeat=2):
             assert table[q, k] == function(0, 0, q, k)
 
@@ -306,10 +307,10 @@ def test_models_are_refused_with_the_reason():
     ):
         ms.to_native(hf.BertConfig(), WINDOW)
     with pytest.raises(ms.errors.NativeError, match=r"T5Config \(t5\) is none of the families"):
-        ms.from_native(hf.T5Config())
+        from_native(hf.T5Config())
     sliding = hf.LlamaConfig(layer_types=["sliding_attention"] * 32, sliding_window=8)
     with pytest.raises(ms.errors.NativeError, match=r"its caches drop keys; delete layer_types"):
-        ms.from_native(sliding)
+        from_native(sliding)
     with pytest.raises(UnknownNameError, match=r"unknown target 'vlm'; did you mean 'vllm'"):
         ms.to_native(QWEN, WINDOW, target="vlm")
     with pytest.raises(HeadCountError, match="the mask has 2 heads"):
@@ -327,7 +328,7 @@ def test_models_are_refused_with_the_reason():
     with pytest.raises(TypeError, match="takes a mask second, got 'window"):
         ms.to_native(QWEN, "window(3)")
     with pytest.raises(TypeError, match="takes a configuration or a model"):
-        ms.from_native("google/gemma-3-270m")
+        from_native("google/gemma-3-270m")
 
 
 def test_sliding_layers_that_qwen_forgets_are_refused():
@@ -336,7 +337,7 @@ def test_sliding_layers_that_qwen_forgets_are_refused():
     )
     assert forgotten.sliding_window is None  # transformers says nothing
     with pytest.raises(ms.errors.NativeError, match="use_sliding_window=True"):
-        ms.from_native(forgotten)
+        from_native(forgotten)
     written = ms.to_native(hf.Qwen2Config(num_hidden_layers=2), masks.window(7))
     assert (written.use_sliding_window, written.sliding_window) == (True, 8)
 
@@ -366,9 +367,9 @@ TREES = st.recursive(
 @settings(deadline=None, max_examples=40)
 def test_what_is_written_keeps_the_same_cells_and_what_is_not_has_a_servable_neighbour(of, config):
     mask = masks.per_layer(of)
-    own = ms.from_native(config)
+    own = from_native(config)
     try:
-        written = ms.from_native(ms.to_native(config, mask))
+        written = from_native(ms.to_native(config, mask))
     except ms.errors.NativeError as refused:
         ms.to_native(config, refused.nearest)
         return
@@ -392,12 +393,12 @@ def test_no_mask_that_can_be_served_is_nearer_than_the_nearest(bits, config):
     length = 6
     table = torch.tensor([bits >> i & 1 for i in range(2 * length**2)], dtype=torch.bool)
     table = table.view(2, 1, length, length)
-    wanted = (ms.from_native(config).dense(length, layers=2)) & table
+    wanted = (from_native(config).dense(length, layers=2)) & table
     with pytest.raises(ms.errors.NativeError) as refused:
         ms.to_native(config, masks.per_layer([masks.table(each[0]) for each in table]))
 
     def apart(other: masks.Mask) -> int:
-        served = ms.from_native(ms.to_native(config, other)).dense(length, layers=2)
+        served = from_native(ms.to_native(config, other)).dense(length, layers=2)
         return int((served ^ wanted).sum())
 
     every = []

@@ -20,7 +20,7 @@ from masksearch.errors import DataError, NativeError, UnknownNameError
 from masksearch.models.decoders import convert_gguf, divergence
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.serving import sinks as module
-from masksearch.serving.native import granite_swa_of
+from masksearch.serving.native import from_native, granite_swa_of
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints
@@ -126,7 +126,7 @@ def test_it_is_saved_and_served_by_transformers(name, tmp_path):
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(again), logits(native))
     local = masks.causal() & masks.window(7)
-    assert ms.from_native(again) == masks.per_layer([local, masks.causal(), local])
+    assert from_native(again) == masks.per_layer([local, masks.causal(), local])
     how = {"max_new_tokens": 9, "do_sample": False, "return_dict_in_generate": True}
     served = again.generate(text(2, 30), **how)
     assert [layer.keys.shape[-2] for layer in served.past_key_values.layers] == [7, 38, 7]

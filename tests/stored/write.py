@@ -6,8 +6,6 @@ A folder of an earlier version is never written again: it stands for the files t
 A release whose files look different gets a folder of its own beside the others.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sqlite3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import masksearch as ms
 from masksearch import Local, Units, masks
-from masksearch.contracts import Evaluate, Objective, Proposal, Record, Report, Shape
+from masksearch.contracts import Evaluate, Evaluator, Objective, Proposal, Record, Report, Shape
 from masksearch.errors import (
     EmptyRowError,
     HeadCountError,
@@ -24,9 +24,13 @@ from masksearch.errors import (
     SearchError,
     UnknownNameError,
 )
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.strategies.allocate import Costs, ranked_path
 from masksearch.strategies.build import build_strategy
+from masksearch.tasks.planted.process import PlantedProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
@@ -37,7 +41,7 @@ WORTH = (3.0, 0.0, 1.0, 7.0, 2.0, 5.0)  # of each head, full
 
 
 @dataclass(frozen=True)
-class Landscape(ms.Evaluator):
+class Landscape(Evaluator):
     """Score = what the full heads are worth, and what pairs of them are worth together."""
 
     worth: tuple[float, ...] = WORTH
@@ -147,7 +151,7 @@ def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
 def test_the_own_and_the_first_key_are_a_local_mask_of_two_keys_a_query(read):
     shape = Shape(length=16, layers=2, heads=2, lengths={9: 1, 16: 1}, read=read)
     units = Units(shape, (masks.parse("window(0) | columns(1)"), FULL))
-    table = ms.lower(units.mask([0] * len(units.names)), shape)  # no row is empty
+    table = lower(units.mask([0] * len(units.names)), shape)  # no row is empty
     assert table.sum(-1).unique().tolist() == [1, 2]
     assert len(units.names) == 4
     if read is None:
@@ -250,7 +254,7 @@ def test_each_head_gets_the_mask_that_it_gains_from_in_any_order(method, options
     "takes_rising",
     [
         lambda: Units(SHAPE, DRAWN)(optuna.trial.FixedTrial({"raised": 0})),
-        lambda: ms.Gates("switch", length=8, heads=3, layers=2, levels=DRAWN, unit="head"),
+        lambda: Gates("switch", length=8, heads=3, layers=2, levels=DRAWN, unit="head"),
     ],
 )
 def test_gates_and_spaces_refuse_masks_that_do_not_rise(takes_rising):
@@ -341,10 +345,10 @@ def test_scores_from_a_table_and_from_gates(tmp_path):
     assert [levels[1] for levels in found.values()] == pytest.approx(
         [w / 10 * added for w in WORTH]
     )
-    path = ms.DamResult(table, (), 0.5).save(tmp_path / "gates.safetensors")
+    path = DamResult(table, (), 0.5).save(tmp_path / "gates.safetensors")
     study = search(tmp_path / "run", method=str(path))
     assert found_scores(study.records()) == best_scores(Landscape())
-    ms.DamResult(1 - table, (), 0.5).save(path)
+    DamResult(1 - table, (), 0.5).save(path)
     with pytest.raises(ResumeError, match="strategy_source: was"):
         search(tmp_path / "run", method=str(path))
     with pytest.raises(ValueError, match=r"table of 2 x 3 x 8 x 8 values, got 1 x 1 x 8 x 8"):
@@ -437,7 +441,7 @@ def test_a_space_is_refused(tmp_path):
 def test_gates_that_cannot_be_scores_are_refused_before_any_training(
     unit, gates, config, problem, tmp_path
 ):
-    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    process = PlantedProcess(length=12, offsets=(4,), vocabulary=4)
     options = {"levels": "window(1)", "unit": unit, "method": "gates"}
     with pytest.raises((MaskSearchError, ValueError), match=problem):
         ms.search(
@@ -452,7 +456,7 @@ def test_gates_that_cannot_be_scores_are_refused_before_any_training(
 
 
 def test_gates_that_all_heads_share_score_layers(tmp_path):
-    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    process = PlantedProcess(length=12, offsets=(4,), vocabulary=4)
     judge = ms.PlantedEvaluator(process, size="2x16x2")
     options = {"levels": "star()", "unit": "layer", "method": "gates", "gates": {"heads": 1}}
     assert build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options).ask()
@@ -462,7 +466,7 @@ def test_gates_that_all_heads_share_score_layers(tmp_path):
 @pytest.mark.slow
 def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
     """A strong push closes all of them: odds below one."""
-    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    process = PlantedProcess(length=12, offsets=(4,), vocabulary=4)
     judge = ms.PlantedEvaluator(process, size="2x16x2", steps=2, downstream_steps=1)
     study = ms.search(
         None,

@@ -16,6 +16,7 @@ import masksearch as ms
 from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
+from masksearch.masks.lower import lower
 from masksearch.strategies.allocate import (
     AllocateStrategy,
     Costs,
@@ -23,6 +24,7 @@ from masksearch.strategies.allocate import (
     totals_by_count,
     unit_costs,
 )
+from masksearch.tasks.recall import Recall
 from masksearch_bench.tree import tree_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
@@ -66,7 +68,7 @@ class Accounts:
 def test_a_kv_head_is_all_heads_that_share_its_keys():
     units = Units(SHAPE, (LOCAL, masks.full()), "kv_head", KV_HEADS)
     assert units.names == ("l0.kv0", "l0.kv1", "l1.kv0", "l1.kv1", "l2.kv0", "l2.kv1")
-    table = ms.lower(units.mask((0, 1, 0, 0, 1, 1)), SHAPE)
+    table = lower(units.mask((0, 1, 0, 0, 1, 1)), SHAPE)
     full = (table == torch.ones(LENGTH, LENGTH).tril().bool()).all(-1).all(-1)
     assert full.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
     heads = Units(SHAPE, (LOCAL, masks.full()))
@@ -354,7 +356,7 @@ RECALL = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoi
 @pytest.mark.nightly
 def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
     """Pairs of heads of four levels, against all 4,096 choices on 8 rows."""
-    judge = ms.CausalEvaluator(ms.Recall(), weights=RECALL, held_out_sequences=8, device="cpu")
+    judge = ms.CausalEvaluator(Recall(), weights=RECALL, held_out_sequences=8, device="cpu")
     levels = (*map(masks.window, (7, 15, 31)), masks.full())
     units = Units(judge.shape, levels, "kv_head", 2)
     units = dataclasses.replace(units, costs=[[w / 56 / 6] * 6 for w in (8, 16, 32, 56)])
@@ -378,7 +380,7 @@ def test_gates_choose_among_several_windows(tmp_path):
     options = {"unit": "layer", "levels": [*windows, masks.full()], "method": "gates"}
     study = ms.search(
         None,
-        ms.CausalEvaluator(ms.Recall(), **how),
+        ms.CausalEvaluator(Recall(), **how),
         run=tmp_path,
         trials=4,
         strategy="allocate",

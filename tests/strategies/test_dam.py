@@ -1,7 +1,5 @@
 """DAM as a strategy: one training, then its discretisations, all in one study."""
 
-from __future__ import annotations
-
 import pytest
 
 import masksearch as ms
@@ -10,9 +8,10 @@ from masksearch.errors import MaskSearchError
 from masksearch.gates.dam import one_shot_parts
 from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
+from masksearch.tasks.planted.process import PlantedProcess
 
 EVALUATOR = ms.PlantedEvaluator(
-    ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4),
+    PlantedProcess(length=12, offsets=(4,), vocabulary=4),
     steps=6,
     downstream_steps=2,
     held_out_sequences=32,

@@ -1,30 +1,13 @@
 """Given parameters are judged first, through the space."""
 
-from __future__ import annotations
-
 import pytest
 from killing import outcome
-from toy import ToyEvaluator, space
+from toy import ToyEvaluator, Windows, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal
 
 GIVEN = [{"family": "window", "reach": 3}, {"family": "stride", "period": 5}]
-
-
-class Windows:
-    """A strategy of a user's own, which asks for window(0), window(1), ..."""
-
-    def __init__(self):
-        self.next = 0
-
-    def ask(self):
-        self.next += 1
-        return Proposal(self.next - 1, Evaluate(masks.window(self.next - 1)), {}, "windows")
-
-    def tell(self, record):
-        self.next = max(self.next, record.number + 1)
 
 
 def search(run, trials, **settings):

@@ -1,14 +1,13 @@
 """Aging evolution: children differ in one parameter, parents are the best of the latest."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 from toy import built
 
-from masksearch import Constraint, masks
+from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record, Refused, Shape
+from masksearch.study.records import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))

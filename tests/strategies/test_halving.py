@@ -1,7 +1,5 @@
 """Successive halving: laws, independent oracles, and the sparse end that it must not lose."""
 
-from __future__ import annotations
-
 import math
 import random
 import subprocess

@@ -1,7 +1,5 @@
 """Values near a parent's: valid, other, and mostly near."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -6,8 +6,6 @@ choices of at most two full heads of twelve, the others with a window of 8, the 
 loss loses the answers; by what is added to text or to answers, whichever is more, it keeps them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -20,12 +18,13 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.models.decoders import NextTokenModel, decoder
 from masksearch.tasks.next_token import NextTokenRows
+from masksearch.tasks.recall import Recall
 
 BACK, STEPS = 12, 1500
 
 
 @dataclass(frozen=True)
-class FarFillers(ms.Recall):
+class FarFillers(Recall):
     """Planted recall whose fillers follow from the one twelve positions back."""
 
     pairs: int = 4
@@ -47,7 +46,7 @@ class FarFillers(ms.Recall):
         return NextTokenRows(tokens, labels, plain.documents, needs, plain.answers)
 
 
-def learned(task: ms.Recall, seed: int) -> NextTokenModel:
+def learned(task: Recall, seed: int) -> NextTokenModel:
     """A decoder of three layers of four heads that was trained on the task."""
     model = NextTokenModel(decoder("llama", "3x64x4", task.vocabulary, task.length, seed=seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)

@@ -1,39 +1,29 @@
 """Pruning by first-order effects: what is kept, on which tasks, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from toy_sentences import write_sentences
+from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Record, Report
 from masksearch.errors import MaskSearchError
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 
 DENSITIES = [0.6, 0.4]
-TOY = {"length": 16, "finetune_batch": 8, "epochs": 3, "finetune_lr": 3e-3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> ms.GlueEvaluator:
     folder = write_sentences(tmp_path_factory.mktemp("toys"))
-    return ms.GlueEvaluator(
-        glue=folder / "glue",
-        tasks=("SST-2",),
-        corpus=None,
-        weights=str(folder / "checkpoint"),
-        adapt="none",
-        cache=folder / "cache",
-        **TOY,
-    )
+    return sentence_judge(folder, adapt="none", length=16, epochs=3)
 
 
-def search(evaluator, run: Path, listeners=(), **options) -> list[ms.Record]:
+def search(evaluator, run: Path, listeners=(), **options) -> list[Record]:
     how = {"densities": DENSITIES, "rows": 48, **options}
     rest = {"strategy": "prune", "strategy_options": how, "listeners": listeners}
     return ms.search(None, evaluator, run=run, trials=3, **rest).records()
@@ -79,10 +69,10 @@ def test_several_tasks_have_one_order(evaluator, tmp_path) -> None:
 class Interrupts:
     """Ctrl-C at the second report of a job."""
 
-    def __call__(self, record: ms.Record) -> None:
+    def __call__(self, record: Record) -> None:
         pass
 
-    def reported(self, number: int, report: ms.Report) -> None:
+    def reported(self, number: int, report: Report) -> None:
         if report.step == 2:
             raise KeyboardInterrupt
 

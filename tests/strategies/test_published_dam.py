@@ -1,21 +1,21 @@
 """The published DAM as a strategy: eight trainings, then the eight masks of the table."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 from experiment_scripts import load_script
-from toy_sentences import write_sentences
+from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
-from masksearch.contracts import Evaluate, OneShot, Record, Refused
+from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Refused
 from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.result import DamResult
 from masksearch.strategies.build import build_strategy
+from masksearch.tasks.planted.process import PlantedProcess
 
 EVALUATOR = ms.PlantedEvaluator(
-    ms.PlantedProcess(length=24, offsets=(4,), vocabulary=4),
+    PlantedProcess(length=24, offsets=(4,), vocabulary=4),
     steps=2,
     downstream_steps=2,
     held_out_sequences=32,
@@ -45,24 +45,19 @@ def search(run: Path, judge: Any, trials: int = 16, **given: Any) -> ms.Study:
 @pytest.mark.filterwarnings("ignore")
 def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     data, run = write_sentences(tmp_path), tmp_path / "run"
-    judge = ms.GlueEvaluator(
-        None, data / "glue", tasks=("SST-2",), weights=data / "checkpoint", adapt="none",
-        length=32, epochs=2, finetune_batch=8, finetune_lr=3e-3, cache=tmp_path / "cache",
-        device="cpu",
-    )  # fmt: skip
-    search(run, judge, trials=9, baselines=ms.FAMILIES)
-    study = search(run, judge, baselines=ms.FAMILIES)  # goes on
+    judge = sentence_judge(data, adapt="none")
+    search(run, judge, trials=9, baselines=ms.masks.FAMILIES)
+    study = search(run, judge, baselines=ms.masks.FAMILIES)  # goes on
     gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
     cut = {r.name: r for r in study.records() if "reached" in r.params}
     assert [*gates] == [*cut] == [*PUBLISHED]
     for name, (structure, penalty, percent) in PUBLISHED.items():
         record = cut[name]
-        result = ms.DamResult.load(run / gates[name].artifacts["gates"])
+        result = DamResult.load(run / gates[name].artifacts["gates"])
         assert (result.config["penalty"], result.config["control"]) == (penalty, "sum")
         assert result.gates["structure"] == structure
         kept = at_sparsity(result.probabilities, percent / 100)
         assert record.measures["sparsity"] == pytest.approx(percent / 100, abs=1 / 32**2)
-        assert record.mask is not None
         assert record.mask.dense(32, 1, kept.shape[1]).equal(kept)
         assert record.params["reached"] == pytest.approx(1 - result.probabilities.mean().item())
     beside = load_script("12_sparsebert_table/table.py").compare_published(run)
@@ -76,12 +71,12 @@ def test_masks_wait_for_their_gates_and_survive_lost_ones(tmp_path: Path) -> Non
     strategy = build_strategy("sparsebert", None, EVALUATOR, seed=0, run=tmp_path, options=options)
     for number in range(8):
         asked = strategy.ask()
-        assert isinstance(asked, ms.Proposal)
+        assert isinstance(asked, Proposal)
         assert asked.number == number
     assert strategy.ask() == "wait"
     strategy.tell(Record(0, "failed", OneShot()))
     refused = strategy.ask()
-    assert isinstance(refused, ms.Proposal)
+    assert isinstance(refused, Proposal)
     assert isinstance(refused.job, Refused)
     assert refused.name == "DAM_u 1e-4"
     assert strategy.ask() == "wait"

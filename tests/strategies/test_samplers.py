@@ -1,7 +1,5 @@
 """What a sampler is told of a record, above all of a stopped one."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -9,9 +7,10 @@ from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState
 from toy import built
 
-from masksearch import Constraint, masks
+from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.strategies.samplers import TrialWriter
+from masksearch.study.records import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))

@@ -1,7 +1,5 @@
 """Mistakes in a search space: told with their place, before anything is spent on them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -58,15 +56,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_parameter_that_changes_is_refused_at_the_second_draw(tmp_path, change, strategy):
     first, second, message = CHANGES[change]
+    how = {"run": tmp_path / "run", "trials": 9, "strategy": strategy, "progress": None}
     with pytest.raises(SpaceError, match=rf"'reach' of the space has changed: draw 0 .*{message}"):
-        ms.search(
-            changing(first, second),
-            ToyEvaluator(),
-            run=tmp_path / "run",
-            trials=9,
-            strategy=strategy,
-            progress=None,
-        )
+        ms.search(changing(first, second), ToyEvaluator(), **how)
     assert len(ms.Study(tmp_path / "run").records()) == 1
 
 
@@ -154,15 +146,9 @@ PLACE = r"in .*test_space\.py, line \d+"
 @pytest.mark.parametrize("strategy", ["tpe"])
 def test_mistake_in_a_space_ends_the_search_before_it_begins(tmp_path, space, message, strategy):
     run = tmp_path / "run"
+    judge, how = ToyEvaluator(log=tmp_path / "log"), {"strategy": strategy, "trials": 9}
     with pytest.raises(SpaceError, match=message):
-        ms.search(
-            space,
-            ToyEvaluator(log=tmp_path / "log"),
-            run=run,
-            trials=9,
-            strategy=strategy,
-            baselines=ms.FAMILIES,
-        )
+        ms.search(space, judge, run=run, baselines=ms.masks.FAMILIES, **how)
     assert not (tmp_path / "log").exists()
     study = ms.search(reached, ToyEvaluator(), run=run, trials=1, progress=None)  # mended
     assert len(study.records()) == 1

@@ -1,7 +1,5 @@
 """Run folders travel: renamed, moved and copied ones are what they were."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -12,6 +10,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch.report.collect import studies_in
 from masksearch.study.store import storable_storage
+from masksearch.user_code import load_function
 
 
 def search(run, trials=3, **settings):
@@ -128,7 +127,7 @@ def test_another_function_of_the_same_file_is_refused(tmp_path):
         "def one(trial):\n    return masks.window(trial.suggest_int('reach', 0, 9))\n"
         "def two(trial):\n    return masks.stride(trial.suggest_int('reach', 1, 9))\n"
     )
-    one, two = (ms.load_function(f"{path}:{name}") for name in ("one", "two"))
+    one, two = (load_function(f"{path}:{name}") for name in ("one", "two"))
     settings = dict(run=tmp_path / "run", trials=2, progress=None)
     ms.search(one, ToyEvaluator(), **settings)
     with pytest.raises(ms.errors.ResumeError, match="space: was one, now two"):

@@ -104,18 +104,14 @@ def test_any_name_is_a_run_folder(tmp_path: Path, name: str, expected: list[Any]
 @pytest.mark.nightly
 @pytest.mark.parametrize("inside", ["journal:{run}/log", "sqlite"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_storage_in_it_moves_with_it(
-    tmp_path: Path, name: str, inside: str, expected: list[Any]
-) -> None:
+def test_a_storage_in_it_moves_with_it(tmp_path, name, inside, expected):
     check_name(tmp_path, name, expected, inside, pages=False)
 
 
 @pytest.mark.nightly
 @settings(max_examples=60, deadline=None)
 @given(name=st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=40))
-def test_law_of_names(
-    tmp_path_factory: pytest.TempPathFactory, name: str, expected: list[Any]
-) -> None:
+def test_law_of_names(tmp_path_factory, name, expected):
     name = name.replace("/", "").replace("\0", "").strip(".") or "x"
     check_name(tmp_path_factory.mktemp("names"), name, expected, pages=False)
 

@@ -1,7 +1,5 @@
 """What a study keeps on how it was made, and that none of it stands in the way of going on."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path
@@ -11,6 +9,7 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.evaluators.wrappers import Cached
 from masksearch.study.records import describe_call
 from masksearch.study.store import StudyStore
 
@@ -66,7 +65,7 @@ def test_comparison_keeps_its_seeds(tmp_path):
 
 
 def test_wrapped_evaluator_is_named_with_what_it_wraps(tmp_path):
-    call = describe_call(ms.Cached(TINY, tmp_path))
+    call = describe_call(Cached(TINY, tmp_path))
     assert call["evaluator"]["class"] == "Cached(PlantedEvaluator)"
     assert call["evaluator"]["steps"] == 2
     assert call["evaluator"]["folder"] == str(tmp_path)

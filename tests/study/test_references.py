@@ -1,7 +1,5 @@
 """Masks that are named by the run that holds them."""
 
-from __future__ import annotations
-
 import pytest
 from toy import ToyEvaluator, space
 

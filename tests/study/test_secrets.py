@@ -1,14 +1,11 @@
 """Secret settings and passwords stand in no file and on no page; a resumed run asks for them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import run
 from toy import ToyEvaluator, space
 
 import masksearch as ms
@@ -53,11 +50,6 @@ class Secretive(ToyEvaluator):
 
 def everywhere(folder: Path) -> str:
     return "".join(p.read_bytes().decode("latin-1") for p in folder.rglob("*") if p.is_file())
-
-
-def command(monkeypatch, capsys, *words: object) -> tuple[int, str]:
-    code, out, err = run(monkeypatch, capsys, *words)
-    return code, out + err
 
 
 @pytest.mark.parametrize(
@@ -112,28 +104,21 @@ def test_secrets_of_earlier_versions_are_not_shown(tmp_path):
 
 
 @pytest.mark.slow
-def test_command_keeps_no_secret_and_resume_asks_for_it(tmp_path, monkeypatch, capsys):
+def test_command_keeps_no_secret_and_resume_asks_for_it(tmp_path, command):
     (tmp_path / "judge.py").write_text(
         JUDGE.format(folder=str(Path(__file__).parents[1] / "contracts"))
     )
     run, judge = tmp_path / "run", f"{tmp_path / 'judge.py'}:Judge"
     settings = ["--set", f"hub_token={SECRET}", "--set", "tokens=8"]
     words = ["search", "masksearch.spaces:distances", "--evaluator", judge, "--run", run]
-    code, said = command(
-        monkeypatch, capsys, *words, *settings, "--trials", 1, "--strategy", "random"
-    )
-    assert code == 0, said
-    assert SECRET not in everywhere(tmp_path) + said
+    said = command(*words, *settings, "--trials", 1, "--strategy", "random")
+    assert SECRET not in everywhere(tmp_path) + "".join(said)
     assert json.loads((run / "command.json").read_text())["options"]["set"] == [
         "hub_token=***", "tokens=8"
     ]  # fmt: skip
-    code, said = command(monkeypatch, capsys, "resume", run, "--trials", 2)
-    assert code == 2
+    said = command.refused("resume", run, "--trials", 2)
     assert said == f"error: {run} keeps no secrets; give this one again: --set hub_token=..\n"
-    code, said = command(
-        monkeypatch, capsys, "resume", run, "--trials", 2, "--set", f"hub_token={SECRET}"
-    )
-    assert code == 0, said
+    command("resume", run, "--trials", 2, "--set", f"hub_token={SECRET}")
     assert len(ms.resume(run, trials=3, settings=[f"hub_token={SECRET}"]).records()) == 3
     assert SECRET not in everywhere(tmp_path)
 

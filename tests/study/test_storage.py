@@ -1,7 +1,5 @@
 """Storages: opened, locked, full, damaged, gone; and one driver per study."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -132,14 +130,11 @@ def test_locked_database_is_waited_for(tmp_path, monkeypatch):
     store.close()
 
 
-def test_foreign_file_is_named(tmp_path):
+def test_foreign_and_truncated_databases_are_named(tmp_path):
     (tmp_path / "study.db").write_bytes(b"no database" * 1000)
     for write in (True, False):
         with pytest.raises(SearchError, match=r"study\.db is damaged, or no study"):
             StudyStore(tmp_path, write=write)
-
-
-def test_truncated_database_is_named(tmp_path):
     run = tmp_path / "run"
     made(run, trials=3).close()
     data = (run / "study.db").read_bytes()
@@ -273,7 +268,6 @@ def held(run: Path, storage: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, run, storage], stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -465,6 +459,15 @@ END_SESSIONS = (
 )
 
 
+@contextlib.contextmanager
+def written_by_others(name: str):
+    with (
+        pytest.warns(UserWarning, match="does not answer"),
+        pytest.raises(ResumeError, match=f"another process has written to the study '{name}'"),
+    ):
+        yield
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr("masksearch.study.store.SERVER_PAUSE", 0.05)
@@ -515,10 +518,7 @@ def test_postgresql_study_that_somebody_has_written_to_is_refused(
     else:
         optuna.delete_study(study_name=name, storage=other._storage)
     ask(server, END_SESSIONS)
-    with (
-        pytest.warns(UserWarning, match="does not answer"),
-        pytest.raises(ResumeError, match=f"another process has written to the study '{name}'"),
-    ):
+    with written_by_others(name):
         store.finish(finished(number))
     store.close()
 
@@ -528,10 +528,7 @@ def test_postgresql_study_that_another_driver_holds_is_refused(server, tmp_path,
     store = made(tmp_path / "team-l", server.url(), trials=1)
     store.locks[1].release()
     other = made(tmp_path / "b" / "team-l", server.url())
-    with (
-        pytest.warns(UserWarning, match="does not answer"),
-        pytest.raises(ResumeError, match="another process has written to the study 'team-l'"),
-    ):
+    with written_by_others("team-l"):
         store.begin(running(), 1)
     other.close()
     store.close()

@@ -1,7 +1,5 @@
 """Records survive the storage bit for bit, whatever the storage."""
 
-from __future__ import annotations
-
 import math
 
 import optuna

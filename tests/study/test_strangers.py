@@ -1,8 +1,6 @@
 """A run folder is data: a stranger's opens no server and makes no file that its reader did not
 name."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -12,12 +10,12 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from cli_runs import run as run_command
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.cli.resuming import remember
+from masksearch.report.collect import proxy_card
 from masksearch.study.store import follow_storage
 
 PASSWORD = "the-users-own-password"
@@ -47,7 +45,7 @@ CALLS = {
     "parse": lambda run: masks.parse(f"{run}#1"),
     "parse with a sparsity": lambda run: masks.parse(f"{run}@0.9"),
     "search": lambda run: ms.search(space, ToyEvaluator(), run=run, trials=2, progress=None),
-    "proxy_card": ms.proxy_card,
+    "proxy_card": proxy_card,
     "ms.resume": ms.resume,
 }
 
@@ -113,7 +111,7 @@ def everything(folder):
     ],
 )
 def test_stranger_opens_no_server_and_makes_no_file(
-    place, entry, good, strange, tmp_path, monkeypatch, capsys
+    place, entry, good, strange, tmp_path, command
 ):
     with server() as (port, connections):
         run = strange(PLACES[place].format(port=port, outside=tmp_path))
@@ -125,7 +123,7 @@ def test_stranger_opens_no_server_and_makes_no_file(
         else:
             text = COMMANDS.get(entry, "status {run}")
             words = [w.format(run=run, good=good, outside=tmp_path) for w in text.split()]
-            code, _, said = run_command(monkeypatch, capsys, *words)
+            code, _, said = command.run(*words)
             assert code == (0 if entry == "status" else 2), said
             assert said.count("\n") == (0 if entry == "status" else 1)
         assert entry == "status" or (RULE in said and "--storage " in said)
@@ -134,15 +132,13 @@ def test_stranger_opens_no_server_and_makes_no_file(
     assert PASSWORD not in said
 
 
-def test_server_that_the_call_names_is_asked(strange, tmp_path, monkeypatch, capsys):
+def test_server_that_the_call_names_is_asked(strange, tmp_path, command, monkeypatch):
     pytest.importorskip("psycopg")
     with server() as (port, connections):
         address = f"postgresql://me@127.0.0.1:{port}/x"
         run = strange(address)
         words = ["report", str(run), "--storage", address]
-        code, _, said = run_command(monkeypatch, capsys, *words)
-        assert code == 2
-        assert f"cannot open the storage {address}" in said
+        assert f"cannot open the storage {address}" in command.refused(*words)
         count = len(connections)
         assert count > 0
         monkeypatch.setenv("MASKSEARCH_STORAGE", address)
@@ -175,7 +171,7 @@ def shared(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, monkeypatch, capsys):
+def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, command, monkeypatch):
     a, b = tmp_path / "a", tmp_path / "b"
     for each in (a, b):
         with pytest.raises(ms.errors.SearchError, match=RULE):
@@ -186,10 +182,7 @@ def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, monk
     resumed = dict(run=a, trials=3, strategy="random", progress=None)
     study = ms.search(space, ToyEvaluator(), storage=shared, **resumed)
     assert len(study.records()) == 3
-    code, out, err = run_command(
-        monkeypatch, capsys, "report", f"{a}#2", "--storage", shared, "--length", 16
-    )
-    assert code == 0, err
+    out, _ = command("report", f"{a}#2", "--storage", shared, "--length", 16)
     assert str(study.records()[2].mask) in out
     monkeypatch.setenv("MASKSEARCH_STORAGE", f"journal:{tmp_path / 'shared'}")  # a folder of them
     assert len(ms.open_study(a).records()) == 3
@@ -237,26 +230,23 @@ def test_setting_allows_one_server_or_the_files_of_a_folder(
         assert follow_storage(tmp_path, named) == followed
 
 
+def told(run, **options):
+    """With other options in the command that a folder keeps."""
+    stored = json.loads((run / "command.json").read_text())
+    stored["options"] |= options
+    (run / "command.json").write_text(json.dumps(stored))
+    return run
+
+
 @pytest.mark.parametrize("option", ["address", "storage_path"])
-def test_resume_joins_no_server_that_only_the_folder_names(option, strange, monkeypatch, capsys):
-    run = strange(None)
-    path = run / "command.json"
-    command = json.loads(path.read_text())
-    command["options"] |= {"executor": "ray", option: "ray://10.0.0.1:10001"}
-    path.write_text(json.dumps(command))
-    code, _, said = run_command(monkeypatch, capsys, "resume", run)
-    assert code == 2
-    assert f"--{option.replace('_', '-')} ray://10.0.0.1:10001" in said
+def test_resume_joins_no_server_that_only_the_folder_names(option, strange, command):
+    run = told(strange(None), **{"executor": "ray", option: "ray://10.0.0.1:10001"})
+    assert f"--{option.replace('_', '-')} ray://10.0.0.1:10001" in command.refused("resume", run)
 
 
-def test_resume_names_options_of_another_version(strange, monkeypatch, capsys):
-    run = strange(None)
-    path = run / "command.json"
-    command = json.loads(path.read_text())
-    command["options"] |= {"batch": 16, "rows": None}
-    path.write_text(json.dumps(command))
-    code, _, said = run_command(monkeypatch, capsys, "resume", run)
-    assert (code, said.count("\n")) == (2, 1)
+def test_resume_names_options_of_another_version(strange, command):
+    run = told(strange(None), batch=16, rows=None)
+    said = command.refused("resume", run)
     assert "that `masksearch search` does not have (batch, rows); give the command" in said
     with pytest.raises(ms.errors.MaskSearchError, match=r"does not have \(batch, rows\)"):
         ms.resume(run)
@@ -279,7 +269,7 @@ def test_database_that_is_a_link_out_is_not_opened(good, strange, tmp_path):
     assert b"trials" not in other.read_bytes()
 
 
-def test_lock_that_is_a_link_is_left_alone(good, strange, tmp_path, monkeypatch, capsys):
+def test_lock_that_is_a_link_is_left_alone(good, strange, tmp_path, command):
     run = strange(None)
     shutil.copyfile(good / "study.db", run / "study.db")
     (tmp_path / "precious").write_text("mine")
@@ -287,7 +277,7 @@ def test_lock_that_is_a_link_is_left_alone(good, strange, tmp_path, monkeypatch,
     (run / ".writer.lock").symlink_to(tmp_path / "precious")
     status = json.loads((run / "status.json").read_text()) | {"state": "running"}
     (run / "status.json").write_text(json.dumps(status))
-    assert "killed" in run_command(monkeypatch, capsys, "status", run)[1]
+    assert "killed" in command("status", run)[0]
     with pytest.raises(ms.errors.SearchError, match=r"\.writer\.lock is a link"):
         ms.search(space, ToyEvaluator(), run=run, trials=3, strategy="random", progress=None)
     assert (tmp_path / "precious").read_text() == "mine"

@@ -1,7 +1,5 @@
 """Tasks of long context: what they ask for stands in the row, once, where it says."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -83,9 +83,7 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize(("probability", "count"), [(0.001, 1), (0.15, 4), (0.5, 15), (1, 30)])
-def test_every_sequence_scores_the_same_number(
-    corpus: Corpus, probability: float, count: int
-) -> None:
+def test_every_sequence_scores_the_same_number(corpus, probability, count):
     task = MlmTask(corpus, batch=5, probability=probability)
     for batch in islice(task.batches(0), 20):
         assert ((batch["labels"] != -100).sum(1) == count).all()
@@ -132,9 +130,7 @@ def test_draws_are_those_of_recorded_experiments() -> None:
     batch=st.sampled_from([1, 7, 64, 300]),
     whole_words=st.booleans(),
 )
-def test_batches_go_on_where_they_are_asked_to(
-    corpus: Corpus, seed: int, start: int, batch: int, whole_words: bool
-) -> None:
+def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, batch, whole_words):
     task = MlmTask(corpus, batch=batch, whole_words=whole_words)
     start = start if batch < 300 else start % 6  # more than an epoch in either case
     undisturbed = islice(task.batches(seed), start, start + 2)

@@ -1,7 +1,5 @@
 """Running text for decoders."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 
@@ -52,8 +50,8 @@ def test_every_sequence_is_trained_on_once_a_round(text: NextTokenText) -> None:
     assert all(tuple(row) in own for row in seen.tolist())
 
 
-def test_no_sequence_begins_in_a_document_of_the_other_half(text: NextTokenText) -> None:
-    search, final = (text.held_out(half, 999) for half in ("search", "final"))
+def test_no_sequence_begins_in_a_document_of_the_other_split(text: NextTokenText) -> None:
+    search, final = (text.held_out(split, 999) for split in ("validation", "holdout"))
     assert not set(search.documents) & set(final.documents)
     both = text.held_out("all", 999)
     assert len(both.tokens) == len(search.tokens) + len(final.tokens) == len(text.held)

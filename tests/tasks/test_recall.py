@@ -1,7 +1,5 @@
 """Planted recall: what is asked, where the answer lies, and what a perfect model loses."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -10,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import masksearch as ms
 from masksearch.tasks.next_token import repeat_distances
+from masksearch.tasks.recall import Recall
 
-SMALL = ms.Recall(pairs=3, keys=6, values=5, fillers=4, middle=7)
+SMALL = Recall(pairs=3, keys=6, values=5, fillers=4, middle=7)
 
 
 @given(
     st.builds(
-        ms.Recall,
+        Recall,
         pairs=st.integers(1, 4),
         keys=st.integers(4, 6),
         values=st.integers(2, 5),
@@ -27,14 +25,11 @@ SMALL = ms.Recall(pairs=3, keys=6, values=5, fillers=4, middle=7)
     ),
     st.integers(0, 99),
 )
-def test_every_answer_stands_behind_its_key_as_far_back_as_said(
-    task: ms.Recall, seed: int
-) -> None:
+def test_every_answer_stands_behind_its_key_as_far_back_as_said(task, seed):
     rows = task.rows(3, torch.Generator().manual_seed(seed))
     assert rows.tokens.shape == (3, task.length)
     assert 0 <= rows.tokens.min()
     assert rows.tokens.max() < task.vocabulary
-    assert rows.answers is not None
     assert (rows.answers.sum(1) == task.pairs).all()
     for row, needs, answers in zip(rows.tokens, rows.needs, rows.answers, strict=True):
         for at in answers.nonzero().flatten().tolist():
@@ -85,9 +80,9 @@ def test_batches_are_a_function_of_the_seed() -> None:
 
 def test_what_is_no_task_says_why() -> None:
     with pytest.raises(ValueError, match="keys must be at least 20"):
-        ms.Recall(pairs=20)
+        Recall(pairs=20)
     with pytest.raises(ValueError, match="follow is a probability"):
-        ms.Recall(follow=1.5)
+        Recall(follow=1.5)
     with pytest.raises(ValueError, match=r"length of at least 34, got 20"):
-        ms.Recall.of_length(20)
-    assert ms.Recall.of_length(80).length == 80
+        Recall.of_length(20)
+    assert Recall.of_length(80).length == 80

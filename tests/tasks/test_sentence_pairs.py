@@ -65,7 +65,6 @@ def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
     """Every stretch of the text that stays in a document."""
     ids = rows.tensor()[:, 1:-1].reshape(-1).tolist()
     begins = corpus.begins
-    assert begins is not None
     number = 0 if rows is corpus.train else 1
     bounds = [*begins[number].paragraphs.tolist(), len(ids)]
     return {
@@ -138,9 +137,7 @@ def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
     kind=st.sampled_from(KINDS),
     whole_words=st.booleans(),
 )
-def test_batches_go_on_where_they_are_asked_to(
-    corpus: Corpus, seed: int, start: int, kind: Kind, whole_words: bool
-) -> None:
+def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, kind, whole_words):
     task = SentencePairTask(corpus, batch=7, kind=kind, whole_words=whole_words)
     one = next(islice(task.batches(seed), start, None))
     two = next(task.batches(seed, start=start))
@@ -190,7 +187,6 @@ def test_errors_say_what_to_do(corpus: Corpus) -> None:
     for changed in (replace(corpus, begins=None), replace(corpus, train=corpus.train[::2])):
         with pytest.raises(DataError, match=r"documents of its train text begin: take one from"):
             next(SentencePairTask(changed).batches(0))
-    assert corpus.begins is not None
     one = replace(corpus.begins[0], paragraphs=corpus.begins[0].documents)
     whole = replace(corpus, begins=(one, one))
     with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):

@@ -3,8 +3,6 @@
 Writes the loss curve and the weights of this process; also runs alone, without torchrun.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

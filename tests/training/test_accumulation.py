@@ -1,7 +1,5 @@
 """One step's gradient in parts: it equals that of the whole."""
 
-from __future__ import annotations
-
 import re
 import warnings
 

@@ -1,7 +1,5 @@
 """Checkpoints: what is saved comes back, damage is noticed, a full disk keeps the old ones."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -31,7 +29,6 @@ def test_newest_step_comes_back_and_two_are_kept(tmp_path_factory, steps, number
     for step in sorted(steps):
         kept.save(step, {"step": torch.tensor([step])}, {"number": number})
     found = kept.load()
-    assert found is not None
     assert (found.step, found.facts) == (max(steps), {"number": number})
     assert found.tensors["step"].item() == max(steps)
     assert len(kept.files()) == min(2, len(steps))
@@ -42,7 +39,6 @@ def test_every_type_and_layout_comes_back(tmp_path, dtype):
     value = torch.arange(12).reshape(3, 4).to(dtype).t()  # not contiguous
     Checkpoints(tmp_path).save(1, {"value": value, "empty": torch.ones(0)})
     found = Checkpoints(tmp_path).load()
-    assert found is not None
     assert torch.equal(found.tensors["value"], value)
     assert found.tensors["value"].dtype == dtype
 
@@ -64,7 +60,6 @@ def test_damaged_file_is_passed_over(tmp_path, damage, caplog):
     newest.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         found = kept.load()
-    assert found is not None
     assert found.facts == {"at": 1}
     assert f"{newest} is damaged" in caplog.text
     kept.files()[1].write_bytes(b"")

@@ -391,8 +391,7 @@ def test_out_of_memory_goes_on_with_fewer_rows(tmp_path, device):
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if len(batch["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        found: Tensor = model(**batch).loss
-        return found
+        return model(**batch).loss
 
     config = TrainConfig(steps=4)
     options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}

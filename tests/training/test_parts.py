@@ -1,7 +1,5 @@
 """The settings of evaluators: where they are declared, defaults, what is refused."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 import re
@@ -18,9 +16,21 @@ import masksearch as ms
 from masksearch.cli.options import read_helps
 from masksearch.contracts import Evaluator
 from masksearch.errors import UnknownNameError
-from masksearch.training.parts import Settings, read_settings, settings_fields, usual_settings
+from masksearch.tasks.recall import Recall
+from masksearch.training.parts import (
+    Adapt,
+    EncoderTraining,
+    Machine,
+    Model,
+    Settings,
+    Text,
+    Training,
+    read_settings,
+    settings_fields,
+    usual_settings,
+)
 
-GROUPS = (ms.Text, ms.Model, ms.Training, ms.EncoderTraining, ms.Machine, ms.Adapt)
+GROUPS = (Text, Model, Training, EncoderTraining, Machine, Adapt)
 
 
 def evaluators(kind: type = Evaluator) -> Iterator[type]:
@@ -52,11 +62,9 @@ def test_a_setting_is_declared_and_described_once_and_has_one_type():
 
 def test_a_group_is_described_whole():
     for group in GROUPS:
-        inherited = {
-            each.name for base in group.__bases__ if is_dataclass(base) for each in fields(base)
-        }
-        names = [each.name for each in fields(group) if each.name not in inherited]
-        assert list(read_helps(inspect.getdoc(group) or "")) == names
+        assert list(read_helps(inspect.getdoc(group) or "")) == [
+            each.name for each in fields(group)
+        ]
 
 
 def test_a_setting_is_an_attribute_and_a_field_to_replace():
@@ -66,8 +74,8 @@ def test_a_setting_is_an_attribute_and_a_field_to_replace():
     assert pickle.loads(pickle.dumps(judge)) == judge
     assert judge == eval(repr(judge), {"MlmEvaluator": ms.MlmEvaluator, "PosixPath": Path})
     assert (judge.steps, judge.length, judge.weights) == (3, 64, None)
-    final = replace(judge, half="final", steps=4)
-    assert (final.half, final.steps, final.length) == ("final", 4, 64)
+    final = replace(judge, split="holdout", steps=4)
+    assert (final.split, final.steps, final.length) == ("holdout", 4, 64)
 
 
 def test_an_evaluator_has_defaults_of_its_own():
@@ -81,12 +89,12 @@ def test_an_evaluator_has_defaults_of_its_own():
 
 
 def test_planted_recall_has_a_length_of_its_own_unless_one_is_given():
-    assert ms.CausalEvaluator("recall").length == ms.Recall().length
-    assert ms.CausalEvaluator("recall", length=256).corpus == ms.Recall.of_length(256)
+    assert ms.CausalEvaluator("recall").length == Recall().length
+    assert ms.CausalEvaluator("recall", length=256).corpus == Recall.of_length(256)
     assert ms.CausalEvaluator("a").length == 256
     assert type(ms.CausalEvaluator("a").length) is int
     with pytest.raises(ValueError, match="has 56 positions, got length=256; leave length out"):
-        ms.CausalEvaluator(ms.Recall(), length=256)
+        ms.CausalEvaluator(Recall(), length=256)
 
 
 def test_what_an_evaluator_does_not_have_is_answered_with_the_nearest():
@@ -161,7 +169,7 @@ def test_a_subclass_takes_settings_too_and_may_have_its_own_constructor():
 def test_the_page_lists_every_setting_in_its_group():
     page = (Path(__file__).parents[2] / "docs" / "proxy.md").read_text(encoding="utf-8")
     for group in GROUPS:
-        [row] = re.findall(rf"^\| `ms\.{group.__name__}` \| (.*) \|$", page, re.M)
+        [row] = re.findall(rf"^\| `{group.__name__}` \| (.*) \|$", page, re.M)
         assert re.findall(r"`(\w+)`", row) == [each.name for each in fields(group)]
     assert all(issubclass(group, Settings) for group in GROUPS)
 

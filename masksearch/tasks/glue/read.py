@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from masksearch.contracts import Half
+from masksearch.contracts import Split
 from masksearch.errors import DataError
 from masksearch.files import content_hash, short_hash
 from masksearch.tasks.glue.tasks import TASKS, GlueTask, HubForm, task_named
-from masksearch.tasks.splits import sample_rows, take_half
+from masksearch.tasks.splits import sample_rows, take_split
 from masksearch.tasks.text.files import (
     PREFIX,
     absolute_source,
@@ -37,7 +37,7 @@ LOCAL_GLUE = (
 )
 HIDDEN_TESTS = (
     "the labels of GLUE's test sets are hidden, only its server scores them; judge by "
-    "half='final', the development rows that no search has seen"
+    "split='holdout', the development rows that no search has seen"
 )
 
 
@@ -55,9 +55,11 @@ class Rows:
         """At most `count` rows, drawn by `seed`, in their order in the file."""
         return self.take(sample_rows(range(len(self)), count, seed))
 
-    def half(self, half: Half, where: str) -> Rows:
-        """The rows of a half; those with the same first text (a premise) are in the same one."""
-        return self.take(take_half(range(len(self)), half, where, lambda row: self.texts[row][0]))
+    def split(self, split: Split, where: str) -> Rows:
+        """The rows of a split; those with the same first text (a premise) are in the same one."""
+        return self.take(
+            take_split(range(len(self)), split, where, lambda row: self.texts[row][0])
+        )
 
     def take(self, chosen: Sequence[int]) -> Rows:
         """The rows of those numbers."""
@@ -81,7 +83,7 @@ def load_glue(
     *,
     dev_rows: int | None = None,
     seed: int = 0,
-    half: Half = "all",
+    split: Split = "all",
 ) -> GlueData:
     """Reads a task from `folder/<task>/`, or from the Hub.
 
@@ -93,9 +95,9 @@ def load_glue(
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
         seed: Seed of the samples.
-        half: Which rows of the development sets, before any are sampled: `"search"` or `"final"`
-            (a hash of a row's first text decides), or `"all"`; `"test"` = those of the test sets,
-            where their labels are told (GLUE's own are not).
+        split: Which rows of the development sets, before any are sampled: `"validation"` or
+            `"holdout"` (a hash of a row's first text decides), or `"all"`; `"test"` = those of the
+            test sets, where their labels are told (GLUE's own are not).
 
     Returns:
         The rows. Equal rows have different digests when read from TSV and in the Hub's form.
@@ -103,15 +105,15 @@ def load_glue(
     Raises:
         DataError: If a folder, file or column is missing, a file is empty, a line is malformed
             or a label is wrong or hidden (names the file and the line), or if the Hub cannot be
-            reached, or no row is in the half.
+            reached, or no row is in the split.
         UnknownNameError: If there is no such task.
     """
     row = task_named(task)
     if is_hub(folder):
-        parts, content = read_hub(str(folder), row, test=half == "test")
+        parts, content = read_hub(str(folder), row, test=split == "test")
     else:
         files = task_files(Path(folder), row)
-        if half == "test":
+        if split == "test":
             files = {"train": files["train"], **labelled_test_files(Path(folder), row)}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
@@ -120,7 +122,7 @@ def load_glue(
         row,
         parts.pop("train").sample(rows, seed),
         {
-            name: part.half(half, f"{folder}, {name}").sample(dev_rows, seed)
+            name: part.split(split, f"{folder}, {name}").sample(dev_rows, seed)
             for name, part in parts.items()
         },
         short_hash(content, str(rows), str(dev_rows), str(seed), *rows_of_own),

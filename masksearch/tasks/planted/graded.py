@@ -214,7 +214,7 @@ class GradedProcess:
 
     @cached_property
     def asked(self) -> Tensor:
-        """Which parts of which positions are counted: bool `[length, parts]`."""
+        """Marks of the parts that count, by position: bool `[length, parts]`."""
         table = torch.zeros(self.length, self.parts, dtype=torch.bool)
         for dependency in self.dependencies:
             table[list(dependency.members), dependency.part] = True

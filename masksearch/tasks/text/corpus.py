@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.contracts import Half
+from masksearch.contracts import Split
 from masksearch.errors import DataError
 from masksearch.files import cache_folder, content_hash, short_hash
-from masksearch.tasks.splits import FEW, check_sequences, in_final_half
+from masksearch.tasks.splits import FEW, check_sequences, in_holdout
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     HubText,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 FORMAT = "6"  # of the cached tokens
 STREAMS = ("train", "held_out")
-HASHED = 64  # ids of a document that decide its half
+HASHED = 64  # ids of a document that decide its split
 PieceReader = Callable[[list[Path]], Iterable[tuple[int, str]]]  # as `marked_pieces`
 
 
@@ -100,9 +100,9 @@ class Corpus:
         return encode(self.tokenizer, texts)
 
     @cached_property
-    def held_out_halves(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def held_out_splits(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Where stretches of the held-out text begin (token numbers, rising), and which of them
-        are in the final half.
+        are in the holdout.
 
         A stretch is a document, or a paragraph where there are fewer than 16 documents, or a
         sequence where there are fewer than 16 paragraphs. A hash of its first 64 ids decides, so
@@ -111,25 +111,25 @@ class Corpus:
         ids = bare_ids(self.held_out)
         return deal_stretches(ids, self.begins and self.begins[1], self.length - 2)
 
-    def held_out_rows(self, half: Half) -> Tensor:
-        """Numbers of the held-out sequences of a half, int64, rising.
+    def held_out_rows(self, split: Split) -> Tensor:
+        """Numbers of the held-out sequences of a split, int64, rising.
 
-        A sequence belongs to the stretch of text in which it begins (`held_out_halves`); so no
-        token is in both halves, and nothing is copied.
+        A sequence belongs to the stretch of text in which it begins (`held_out_splits`); so no
+        token is in both splits, and nothing is copied.
 
         Args:
-            half: `"search"` or `"final"`; any other takes all.
+            split: `"validation"` or `"holdout"`; any other takes all.
 
         Raises:
             DataError: If there is none.
         """
         rows = torch.arange(len(self.held_out))
-        if half not in ("search", "final"):
+        if split not in ("validation", "holdout"):
             return rows
-        starts, final = self.held_out_halves
+        starts, final = self.held_out_splits
         of = np.searchsorted(starts, rows.numpy() * (self.length - 2), "right") - 1
-        rows = rows[torch.from_numpy(final[of] == (half == "final"))]
-        check_sequences(len(rows), len(self.held_out), half, self.length)
+        rows = rows[torch.from_numpy(final[of] == (split == "holdout"))]
+        check_sequences(len(rows), len(self.held_out), split, self.length)
         return rows
 
     @classmethod
@@ -317,8 +317,8 @@ def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
 def deal_stretches(
     ids: NDArray[Any], begins: Boundaries | None, inner: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where stretches of a text begin, and which of them are in the final half; see
-    `Corpus.held_out_halves`.
+    """Where stretches of a text begin, and which of them are in the holdout; see
+    `Corpus.held_out_splits`.
 
     Args:
         ids: The text, `[tokens]`.
@@ -330,7 +330,7 @@ def deal_stretches(
         starts = places if len(places) >= FEW else starts
     ends = np.append(starts[1:], len(ids))
     firsts = (ids[a : min(b, a + HASHED)] for a, b in zip(starts, ends, strict=True))
-    final = [in_final_half(first.astype("<i4").tobytes()) for first in firsts]
+    final = [in_holdout(first.astype("<i4").tobytes()) for first in firsts]
     return starts, np.array(final, bool)
 
 
@@ -355,8 +355,8 @@ def read_test_text(
     files = [] if hub else [f for f in text_files(Path(path)) if f.stem.lower() == "test"]
     if hub is None and not (files and Path(path).is_dir()):
         raise DataError(
-            f"{path} has no test text; half='test' needs a folder with a test.txt, or a "
-            "dataset hf:.. with a split test. half='final' judges by held-out text that no "
+            f"{path} has no test text; split='test' needs a folder with a test.txt, or a "
+            "dataset hf:.. with a split test. split='holdout' judges by held-out text that no "
             "search has seen"
         )
 

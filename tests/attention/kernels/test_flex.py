@@ -154,11 +154,27 @@ def test_blocks_on_cuda_are_as_large_as_its_kernels():
     assert block_on("cpu", 64) == 64
 
 
-def test_other_types_are_refused_on_the_cpu():
-    query, key, value = (state.double() for state in states(64))
-    plan = FlexPlan.of_mask(masks.window(3), 64)
-    with pytest.raises(NotImplementedError, match=r"got torch.float64; take the backend 'gather'"):
-        flex_attention_under(query, key, value, plan, scaling=1.0)
+@pytest.mark.parametrize(
+    ("change", "length", "settings", "error", "message"),
+    [
+        (lambda q, k, v: (q.double(), k.double(), v.double()), 64, {}, NotImplementedError,
+         r"got torch.float64; take the backend 'gather'"),
+        (None, 48, {}, LengthError, "the plan holds 48 positions"),
+        (None, 64, {"heads": 3}, HeadCountError, "the plan has 3 heads, the queries have 4"),
+        (lambda q, k, v: (q, k[:, :3], v[:, :3]), 64, {}, HeadCountError,
+         "4 query heads cannot share 3 KV heads"),
+        (None, 64, {"visible": torch.ones(2, 63) > 0}, ValueError,
+         r"visible is bool \[batch, n\] = \[2, 64\], got"),
+        (None, 64, {"device": "meta"}, ValueError, "the plan lies on meta, the queries on cpu"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(change, length, settings, error, message):
+    mask = masks.window(3)
+    mask = masks.per_head([mask] * settings["heads"]) if "heads" in settings else mask
+    plan = FlexPlan.of_mask(mask, length, device=settings.get("device", "cpu"))
+    given = states(64) if change is None else change(*states(64))
+    with pytest.raises(error, match=message):
+        flex_attention_under(*given, plan, scaling=1.0, visible=settings.get("visible"))
 
 
 def test_lengths_that_processors_without_avx512_get_wrong_are_refused(monkeypatch):
@@ -166,21 +182,3 @@ def test_lengths_that_processors_without_avx512_get_wrong_are_refused(monkeypatc
     plan = FlexPlan.of_mask(masks.window(3), 24)
     with pytest.raises(NotImplementedError, match=r"8 modulo 16 .*got 24; take the backend 'gat"):
         flex_attention_under(*states(24), plan, scaling=1.0)
-
-
-def test_what_does_not_fit_is_refused():
-    query, key, value = states(64)
-    plan = FlexPlan.of_mask(masks.window(3), 48)
-    with pytest.raises(LengthError, match="the plan holds 48 positions"):
-        flex_attention_under(query, key, value, plan, scaling=1.0)
-    plan = FlexPlan.of_mask(masks.per_head([masks.window(3)] * 3), 64)
-    with pytest.raises(HeadCountError, match="the plan has 3 heads, the queries have 4"):
-        flex_attention_under(query, key, value, plan, scaling=1.0)
-    plan = FlexPlan.of_mask(masks.window(3), 64)
-    with pytest.raises(HeadCountError, match="4 query heads cannot share 3 KV heads"):
-        flex_attention_under(query, key[:, :3], value[:, :3], plan, scaling=1.0)
-    with pytest.raises(ValueError, match=r"visible is bool \[batch, n\] = \[2, 64\], got"):
-        flex_attention_under(query, key, value, plan, scaling=1.0, visible=torch.ones(2, 63) > 0)
-    plan = FlexPlan.of_mask(masks.window(3), 64, device="meta")
-    with pytest.raises(ValueError, match="the plan lies on meta, the queries on cpu"):
-        flex_attention_under(query, key, value, plan, scaling=1.0)

@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import flex_attention
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.masks import lower
+from masksearch.user_code import load_function
 
 LENGTH, BLOCK = 96, 32
 SPACES = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))
@@ -56,7 +56,7 @@ def compiled_under(backend: Callable, plan: FlexPlan, heads: int) -> Tensor:
     ],
 )
 def test_the_masks_of_a_space_share_one_graph(path):
-    space = ms.load_function(f"{path}:space")
+    space = load_function(f"{path}:space")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     torch._dynamo.reset()
     counter, seen = CompileCounter(), set()

@@ -7,9 +7,9 @@ import random
 import pytest
 from real_data import DATA, real
 
-from masksearch import glue_score
 from masksearch.errors import UnknownNameError
 from masksearch.tasks.glue import TASKS, reported, score
+from masksearch.tasks.glue.tasks import glue_score
 
 COLUMNS = ("MNLI", "MNLI-mm", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE")
 

@@ -1,7 +1,5 @@
 """Tasks of one's own by the names of their columns: TSV and CSV, classes and scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,7 @@ def test_a_csv_with_quotes_commas_and_line_ends_is_read_as_csv(tmp_path):
         ("neg", "pos", "so"),
         ("accuracy",),
     )
-    data = load_glue(tmp_path / "glue", task, half="all")
+    data = load_glue(tmp_path / "glue", task, split="all")
     assert data.train.texts == [('Good, really very "good"',), ("bad",), ("meh meh",)]
     assert data.train.labels == [1, 0, 2]
     assert data.dev["reviews"].texts == [("fine",)]
@@ -39,7 +37,7 @@ def test_quote_marks_of_a_tsv_are_text_and_two_classes_have_an_f1(tmp_path):
     folder = write(tmp_path / "pairs", train_tsv=train, dev_tsv="b\ta\tlabel\nx\ty\t0\n")
     task = Columns(("a", "b"), "label").read(folder, tmp_path / "glue")
     assert (task.kind, task.labels, task.metrics) == ("pair", ("0", "1"), ("accuracy", "f1"))
-    data = load_glue(tmp_path / "glue", task, half="all")
+    data = load_glue(tmp_path / "glue", task, split="all")
     assert data.train.texts == [('two "2"', '"one'), ("four", "three")]
 
 
@@ -52,7 +50,7 @@ def test_labels_that_are_fractions_or_many_numbers_are_scores(tmp_path, labels, 
     folder = write(tmp_path / "own", train_tsv=f"t\tl\n{rows}", dev_tsv=f"t\tl\n{rows}")
     task = Columns(("t",), "l").read(folder, tmp_path / "glue")
     assert task.regression == regression
-    assert len(load_glue(tmp_path / "glue", task, half="all").train) == len(labels.split())
+    assert len(load_glue(tmp_path / "glue", task, split="all").train) == len(labels.split())
     if labels == "0 1 2":
         assert task.labels == ("0", "1", "2")
 

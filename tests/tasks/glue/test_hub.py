@@ -16,7 +16,6 @@ datasets = pytest.importorskip("datasets")
 
 def example(task: GlueTask, number: int) -> dict[str, Any]:
     """A row in the Hub's columns."""
-    assert task.hub is not None
     texts = {column: f'{column} {number}\u2028\t"x' for column in task.hub.texts}
     label = 5 * number / 12 if task.regression else number % task.classes
     return {**texts, "label": label, "idx": number}
@@ -26,7 +25,6 @@ def write(
     folder: Path, task: GlueTask, rows: dict[str, list[dict[str, Any]]], shards: int = 1
 ) -> Path:
     """`<config>/<split>-00000-of-0000n.parquet`, with the Hub's types."""
-    assert task.hub is not None
     kind = datasets.ClassLabel(names=list(task.hub.names))
     label = datasets.Value("float32") if task.regression else kind
     for split, part in rows.items():
@@ -63,7 +61,6 @@ def test_every_task_reads_from_a_local_folder(hub: Path, name: str) -> None:
     data = load_glue(f"hf:{hub}", name)
     assert list(data.dev) == list(task.dev_files)
     for rows in (data.train, *data.dev.values()):
-        assert task.hub is not None
         expected = [example(task, n) for n in range(12)]
         assert rows.texts == [tuple(row[column] for column in task.hub.texts) for row in expected]
         assert rows.labels == pytest.approx([row["label"] for row in expected])
@@ -156,13 +153,6 @@ def test_hidden_scores_and_other_class_orders_are_named(tmp_path: Path) -> None:
         load_glue(f"hf:{tmp_path}", "SST-2")
 
 
-def test_a_missing_folder_says_what_it_should_hold(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder .*cola: a GLUE folder in the Hub's form"):
-        load_glue(f"hf:{tmp_path}", "CoLA")
-    with pytest.raises(DataError, match="tone is not on the Hub"):
-        load_glue(f"hf:{tmp_path}", GlueTask("tone", ("review",), "tone"))
-
-
 def test_a_hub_out_of_reach_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without offline mode, against an address where nothing listens."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -178,17 +168,25 @@ def test_a_hub_out_of_reach_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - start < 25
 
 
-def test_offline_mode_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "task", "library", "message"),
+    [
+        ("", "CoLA", datasets, r"no folder .*cola: a GLUE folder in the Hub's form"),
+        ("", GlueTask("tone", ("review",), "tone"), datasets, "tone is not on the Hub"),
+        ("nyu-mll/glue", "CoLA", datasets, r"hf:nyu-mll/glue cannot be read: .*--glue FOLDER"),
+        ("nyu-mll/glue", "CoLA", None, r"pip install .*\[hub\]"),
+    ],
+)
+def test_what_is_missing_offline_is_named(place, task, library, message, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"hf:nyu-mll/glue cannot be read: .*--glue FOLDER"):
-        load_glue("hf:nyu-mll/glue", "CoLA")
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    with pytest.raises(DataError, match=message):
+        load_glue(f"hf:{place or tmp_path}", task)
 
 
 @pytest.mark.slow
-def test_the_hub_is_asked_for_the_configuration(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_is_asked_for_the_configuration(hub, tmp_path, monkeypatch):
     asked: list[str] = []
 
     def loaded(name: str, config: str, **options: Any) -> dict[str, Any]:
@@ -209,12 +207,6 @@ def test_the_hub_is_asked_for_the_configuration(
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, **_: {"train": []})
     with pytest.raises(DataError, match=r"no split validation_matched; it holds train"):
         load_glue("hf:nyu-mll/glue", "MNLI")
-
-
-def test_without_the_library_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install .*\[hub\]"):
-        load_glue("hf:nyu-mll/glue", "CoLA")
 
 
 def test_places_are_absolute_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

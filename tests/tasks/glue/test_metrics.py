@@ -138,9 +138,7 @@ def test_majority_is_the_commonest_label() -> None:
 @pytest.mark.slow
 @settings(max_examples=15)
 @given(two_way, three_way, scores)
-def test_metrics_are_those_of_the_libraries(
-    two: list[tuple[int, int]], three: list[tuple[int, int]], pairs: list[tuple[float, float]]
-) -> None:
+def test_metrics_are_those_of_the_libraries(two, three, pairs):
     guess, truth = [p for p, _ in two], [t for _, t in two]
     assert score(TASKS["QQP"], guess, truth) == {
         "accuracy": accuracy_score(truth, guess),

@@ -8,8 +8,9 @@ import torch
 from planted_glue import PLANTED, PlantedGlue
 
 import masksearch as ms
-from masksearch import PlantedProcess, masks
+from masksearch import masks
 from masksearch.tasks.glue import load_glue, majority, score
+from masksearch.tasks.planted.process import PlantedProcess
 
 SMALL = PlantedGlue(
     PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1),

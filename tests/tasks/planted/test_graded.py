@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
-from masksearch import GradedProcess, masks
+from masksearch import masks
 from masksearch.contracts import generator
 from masksearch.tasks.planted import Dependency
-from masksearch.tasks.planted.graded import mask_tokens
+from masksearch.tasks.planted.graded import GradedProcess, mask_tokens
 
 SMALL = GradedProcess(
     length=5,

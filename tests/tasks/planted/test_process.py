@@ -5,11 +5,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from masksearch import PlantedProcess, lower
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
+from masksearch.masks.lower import lower
 from masksearch.tasks.planted.graded import PlantedTask, mask_tokens
-from masksearch.tasks.planted.process import PlantedLabelTask, pair_by_offsets
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, pair_by_offsets
 
 PROCESSES = [
     PlantedProcess(),

@@ -131,9 +131,7 @@ def changed(place: tuple[Any, ...], change: str | dict[str, Any]) -> dict[str, A
 
 
 @pytest.mark.parametrize(("place", "change", "message"), MISSING + WRONG)
-def test_missing_keys_and_wrong_values_are_named(
-    tmp_path: Path, place: tuple[Any, ...], change: str | dict[str, Any], message: str
-) -> None:
+def test_missing_keys_and_wrong_values_are_named(tmp_path, place, change, message):
     with pytest.raises(DataError, match=message):
         read_squad(write_squad(tmp_path / "x.json", changed(place, change)))
 

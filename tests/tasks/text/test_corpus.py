@@ -242,9 +242,7 @@ def test_cased_list_keeps_capitals(tmp_path: Path, folder: Path) -> None:
         ("only/valid.txt", text(500), {}, "no training text"),
     ],
 )
-def test_errors_say_what_and_where(
-    tmp_path: Path, name: str, content: str | bytes | None, settings: Any, message: str
-) -> None:
+def test_errors_say_what_and_where(tmp_path, name, content, settings, message):
     path = tmp_path / name
     if content is not None:
         path.parent.mkdir(exist_ok=True)

@@ -68,7 +68,6 @@ def test_a_folder_is_read_as_a_file_of_its_documents_would_be(folder: Path) -> N
     same = load(str(plain), folder.parent / "cache")
     assert corpus.digest == same.digest
     assert torch.equal(corpus.train.tensor(), same.train.tensor())
-    assert corpus.begins is not None
     assert len(corpus.begins[0].paragraphs) == 40
     assert len(corpus.begins[1].paragraphs) == 10
     assert not list((folder.parent / "cache").rglob("*.txt"))
@@ -99,7 +98,6 @@ def test_lines_stay_lines_where_some_are_blank(tmp_path: Path) -> None:
     assert torch.equal(
         corpus.train.tensor(), load(str(tmp_path / "a.txt"), tmp_path).train.tensor()
     )
-    assert corpus.begins is not None
     assert len(corpus.begins[0].paragraphs) == 12
 
 
@@ -114,42 +112,34 @@ def test_held_out_may_be_a_dataset(folder: Path) -> None:
     assert len(other.held_out) == 200 * 9 // 14
 
 
-def test_columns_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'body'; it has id, text, n: name one as hf:"):
-        load(f"hf:{folder}#body", tmp_path)
-    with pytest.raises(DataError, match=r"row 0: column 'n' holds a float, not text; .*#COLUMN"):
-        load(f"hf:{folder}#n", tmp_path)
-    jsonl(tmp_path / "two" / "train.jsonl", [{"a": "x", "b": "y"}])
-    with pytest.raises(DataError, match=r"no column 'text'; it has a, b"):
-        load(f"hf:{tmp_path / 'two'}", tmp_path)
-
-
-def test_splits_are_named(folder: Path, tmp_path: Path) -> None:
-    (folder / "train.jsonl").unlink()
-    with pytest.raises(DataError, match=r"has no split 'train'; it has validation, test"):
-        load(f"hf:{folder}", tmp_path)
-
-
 @pytest.mark.slow
-def test_what_cannot_be_read_is_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be read: BuilderConfig 'wrong' not found"):
-        load(f"hf:{folder}@wrong", tmp_path)
-    with pytest.raises(DataError, match=r"no such folder: /no/where"):
-        load("hf:/no/where", tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"cannot be read: .*any data files; check .*--corpus"):
-        load(f"hf:{tmp_path / 'empty'}", tmp_path)
-    (folder / "train.jsonl").write_text("{bad")
-    with pytest.raises(DataError, match=r"cannot be read: .*; check"):
-        load(f"hf:{folder}", tmp_path)
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("#body", r"no column 'body'; it has id, text, n: name one as hf:"),
+        ("#n", r"row 0: column 'n' holds a float, not text; .*#COLUMN"),
+        ("@wrong", r"cannot be read: BuilderConfig 'wrong' not found"),
+        ("/two", r"no column 'text'; it has a, b"),
+        ("/no split", r"has no split 'train'; it has validation, test"),
+        ("/empty", r"cannot be read: .*any data files; check .*--corpus"),
+        ("/bad", r"cannot be read: .*; check"),
+        ("/few", r"few holds \d+ tokens to train on"),
+        ("/where", r"no such folder: .*/where"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(folder, tmp_path, place, message):
+    jsonl(tmp_path / "two" / "train.jsonl", [{"a": "x", "b": "y"}])
+    for split in ("validation", "test"):
+        jsonl(tmp_path / "no split" / f"{split}.jsonl", [{"text": "x"}])
     jsonl(tmp_path / "few" / "train.jsonl", [{"text": "too short"}])
-    with pytest.raises(DataError, match=r"few holds \d+ tokens to train on"):
-        load(f"hf:{tmp_path / 'few'}", tmp_path)
+    for name in ("empty", "bad"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bad" / "train.jsonl").write_text("{bad")
+    with pytest.raises(DataError, match=message):
+        load(f"hf:{tmp_path if place[0] == '/' else folder}{place}", tmp_path / "cache")
 
 
-def test_a_hub_out_of_reach_names_the_local_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_out_of_reach_names_the_local_way(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match=r"Hub cannot be reached for hf:no/text.*--corpus FILE_OR"):
         load("hf:no/text", tmp_path)

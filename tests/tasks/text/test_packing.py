@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,9 +66,7 @@ def test_slices_are_views_and_rows_are_copies() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 10**6])
-def test_stream_and_boundaries_match_a_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+def test_stream_and_boundaries_match_a_loop(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr("masksearch.tasks.text.packing.CHUNK", chunk)
     draw = random.Random(1)
     marks = [DOCUMENT, *draw.choices([TEXT, PARAGRAPH, DOCUMENT], k=60)]

@@ -44,8 +44,8 @@ class Problem(optunahub.benchmarks.BaseProblem):
         return cell[self.table.name], cell.share
 
     def regret(self, study: Study, budget: float) -> float:
-        """What the study's best choice within a budget loses more, on test tokens, than the choice
-        that exhaustive search picks.
+        """The test loss of the study's best choice within a budget, minus that of the choice that
+        exhaustive search picks.
 
         Raises:
             ValueError: If no trial of the study is as cheap.

@@ -18,11 +18,11 @@ from masksearch.analysis.runs import (
     Kind,
     check_kinds,
     join_front,
-    read_candidates,
+    masks_of_candidates,
     read_front,
 )
 from masksearch.analysis.verdict import beyond_budgets, count, plan_of_tests
-from masksearch.contracts import Evaluate, Evaluator, Half, Proposal, Record, Refused, Role
+from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Refused, Role, Split
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density, fingerprint
@@ -36,7 +36,7 @@ JUDGED = ("trial", "baseline")  # roles of the masks that a search scores
 
 
 @dataclass(frozen=True)
-class Entrants:
+class Candidates:
     """The masks that a comparison judges.
 
     Args:
@@ -116,7 +116,7 @@ class Entrants:
         beside = (len(planned.entries) - len(planned.subjects)) * len(seeds)
         whole = f"{count(len(self.prints), 'mask')} x {count(len(seeds), 'seed')}"
         text = f"{whole}: {count(left, 'run')} to do"
-        alike = protocols_of_halves(evaluator)
+        alike = protocols_of_splits(evaluator)
         timed = [r.seconds for r in (*judged.records, *self.found.values()) if r.protocol in alike]
         if left and timed:
             text += f", about {clock(left * math.fsum(timed) / len(timed) / slots)}"
@@ -128,14 +128,14 @@ class Entrants:
         return [text, tests, *lines] if len(self.prints) > 1 else [text]
 
 
-def read_entrants(
+def read_candidates(
     candidates: Mapping[str, Candidate],
     evaluator: Evaluator,
     front_of: StudyStore | None,
     budgets: Sequence[float],
     kinds: Mapping[str, str],
     storage: str | BaseStorage | None,
-) -> Entrants:
+) -> Candidates:
     """The masks that candidates stand for, and those of a front; arguments and errors are those of
     `compare`."""
     promised: dict[str, float | None] = {}
@@ -151,11 +151,11 @@ def read_entrants(
         inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
         front = read_front(front_of.run, inside, goals)
         candidates, of_front = join_front(front, candidates, evaluator.shape)
-        alike, score = protocols_of_halves(evaluator), evaluator.objectives[0].name
+        alike, score = protocols_of_splits(evaluator), evaluator.objectives[0].name
         promised = {
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
-    chosen = read_candidates(candidates) if candidates or not missing else {}
+    chosen = masks_of_candidates(candidates) if candidates or not missing else {}
     found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role in JUDGED}
     named: dict[str, Kind] = {**dict.fromkeys(missing, "searched"), **of_front}
     named |= {n: "searched" for n, r in found.items() if r.role == "trial"}
@@ -163,27 +163,27 @@ def read_entrants(
     named |= check_kinds(kinds, candidates)
     prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     prints |= dict.fromkeys(missing, "")
-    return Entrants(chosen, missing, found, named, promised, prints, limits)
+    return Candidates(chosen, missing, found, named, promised, prints, limits)
 
 
 def remember_found(
-    earlier: ComparedMasks, entrants: Entrants, protocols: Collection[str]
+    earlier: ComparedMasks, compared: Candidates, protocols: Collection[str]
 ) -> dict[str, Found]:
     """How the masks of a comparison were found, in this call and in earlier ones.
 
     Args:
         earlier: The comparison so far; a name that now has another mask loses what it says.
-        entrants: Those of this call.
+        compared: Those of this call.
         protocols: Ids of what judges by rows of the comparison.
     """
     same = {
         record.name
         for record in earlier.records
-        if entrants.prints.get(record.name, record.fingerprint) == record.fingerprint
+        if compared.prints.get(record.name, record.fingerprint) == record.fingerprint
     }
     sources = {name: each for name, each in earlier.found_with.items() if name in same}
     score = earlier.objectives[0].name
-    for name, record in entrants.found.items():
+    for name, record in compared.found.items():
         before = sources.get(name, Found((), False))
         sources[name] = Found(
             tuple(sorted({*before.seeds, record.seed})),
@@ -208,39 +208,40 @@ def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candida
 
 
 # -- which rows judge: a search's own, or those that no search has seen -------------------------
-def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
+def on_split(evaluator: Evaluator, split: Split | None) -> Evaluator:
     """The evaluator on the rows by which a comparison judges.
 
     Args:
-        evaluator: Any one; where it has no halves, it stays as it is.
-        half: None = `"final"` for an evaluator on its search half, else the one that it has.
+        evaluator: Any one; where it has no splits, it stays as it is.
+        split: None = `"holdout"` for an evaluator on its validation split, else the one that it
+        has.
 
     Raises:
-        EvaluatorError: If a half is asked of an evaluator that has none.
-        UnknownNameError: If there is no such half.
+        EvaluatorError: If a split is asked of an evaluator that has none.
+        UnknownNameError: If there is no such split.
     """
-    if half is not None and half not in get_args(Half):
-        raise unknown_name("half", half, get_args(Half))
-    chosen = half or ("final" if evaluator.half == "search" else evaluator.half)
-    return evaluator if chosen == evaluator.half or chosen is None else evaluator.on(chosen)
+    if split is not None and split not in get_args(Split):
+        raise unknown_name("split", split, get_args(Split))
+    chosen = split or ("holdout" if evaluator.split == "validation" else evaluator.split)
+    return evaluator if chosen == evaluator.split or chosen is None else evaluator.on(chosen)
 
 
 def protocols_of_rows(evaluator: Evaluator) -> set[str]:
-    """Protocol ids whose scores come from rows of this evaluator: its own, and those of halves
+    """Protocol ids whose scores come from rows of this evaluator: its own, and those of splits
     that hold some of them."""
     protocols = {evaluator.protocol}
-    if evaluator.half is not None:
-        search, whole = evaluator.on("search").protocol, evaluator.on("all").protocol
-        if evaluator.half in ("search", "all"):
+    if evaluator.split is not None:
+        search, whole = evaluator.on("validation").protocol, evaluator.on("all").protocol
+        if evaluator.split in ("validation", "all"):
             protocols |= {search, whole}
-        elif evaluator.half == "final" and whole != search:
+        elif evaluator.split == "holdout" and whole != search:
             protocols.add(whole)
     return protocols
 
 
-def protocols_of_halves(evaluator: Evaluator) -> set[str]:
+def protocols_of_splits(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores differ from this evaluator's in their rows at most."""
     protocols = {evaluator.protocol}
-    if evaluator.half is not None:
-        protocols |= {evaluator.on(half).protocol for half in ("search", "all")}
+    if evaluator.split is not None:
+        protocols |= {evaluator.on(split).protocol for split in ("validation", "all")}
     return protocols

@@ -1,6 +1,4 @@
-"""Every evaluator that splits its rows keeps the same promises about the halves."""
-
-from __future__ import annotations
+"""Every evaluator that splits its rows keeps the same promises about the splits."""
 
 import pickle
 from collections.abc import Callable, Collection
@@ -30,9 +28,11 @@ from toy_questions import WORDS
 
 import masksearch as ms
 from masksearch.errors import EvaluatorError
-from masksearch.tasks.splits import take_half
+from masksearch.evaluators.cost import WithCost
+from masksearch.evaluators.wrappers import Cached
+from masksearch.tasks.splits import take_split
 
-HALVES = ("search", "final", "test", "all")
+SPLITS = ("validation", "holdout", "test", "all")
 
 
 def sequences(evaluator: Any) -> set[tuple[int, ...]]:
@@ -69,19 +69,19 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "squad": (squad, lambda one: {question.id for question in one.data().dev}),
     "swag": (swag, lambda one: {item.start for item in one.data().dev}),
     "planted": (planted, drawn),
-    "cached": (lambda folder: ms.Cached(text(folder), folder / "judged"),
+    "cached": (lambda folder: Cached(text(folder), folder / "judged"),
         lambda one: sequences(one.evaluator)),
-    "with cost": (lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+    "with cost": (lambda folder: WithCost(text(folder), latency=False, memory=True),
         lambda one: sequences(one.evaluator)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "rows"), KINDS.values(), ids=KINDS)
-class TestHalves:
+class TestSplits:
     def test_they_are_disjoint_and_make_up_all_rows(self, make, rows, tmp_path):
         evaluator = make(tmp_path)
-        assert evaluator.half == "search"
-        search, final, test, both = (set(rows(evaluator.on(half))) for half in HALVES)
+        assert evaluator.split == "validation"
+        search, final, test, both = (set(rows(evaluator.on(split))) for split in SPLITS)
         assert min(len(search), len(final)) > 3
         assert not search & final
         assert not test & (search | final)
@@ -92,21 +92,21 @@ class TestHalves:
 
     def test_each_has_a_protocol_of_its_own(self, make, rows, tmp_path):
         evaluator = make(tmp_path)
-        found = [evaluator.on(half) for half in HALVES]
-        assert [each.half for each in found] == list(HALVES)
+        found = [evaluator.on(split) for split in SPLITS]
+        assert [each.split for each in found] == list(SPLITS)
         same = 1 if isinstance(evaluator, ms.PlantedEvaluator) else 0
-        assert len({each.protocol for each in found}) == len(HALVES) - same
-        assert evaluator.final().protocol == evaluator.on("final").protocol
-        twin = pickle.loads(pickle.dumps(evaluator.final()))
-        assert twin.protocol == evaluator.final().protocol
-        assert (twin.half, twin.on("search").protocol) == ("final", evaluator.protocol)
+        assert len({each.protocol for each in found}) == len(SPLITS) - same
+        assert evaluator.on("holdout").protocol == evaluator.on("holdout").protocol
+        twin = pickle.loads(pickle.dumps(evaluator.on("holdout")))
+        assert twin.protocol == evaluator.on("holdout").protocol
+        assert (twin.split, twin.on("validation").protocol) == ("holdout", evaluator.protocol)
 
     @pytest.mark.slow
-    def test_training_does_not_depend_on_the_half(self, make, rows, tmp_path):
+    def test_training_does_not_depend_on_the_split(self, make, rows, tmp_path):
         evaluator = make(tmp_path)
         found = []
-        for half in HALVES:
-            inner = getattr(evaluator.on(half), "evaluator", evaluator.on(half))
+        for split in SPLITS:
+            inner = getattr(evaluator.on(split), "evaluator", evaluator.on(split))
             source = inner.differentiable(3)
             batch = next(source.batches)
             weights = torch.cat([w.flatten() for w in source.model.parameters()])
@@ -116,60 +116,61 @@ class TestHalves:
                 found[-1] += ([train[number] for number in range(len(train))],)
         assert all(one == found[0] for one in found)
 
-    def test_an_unknown_half_is_named(self, make, rows, tmp_path):
-        with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'final'"):
-            make(tmp_path).on("finale")
+    def test_an_unknown_split_is_named(self, make, rows, tmp_path):
+        with pytest.raises(ms.errors.UnknownNameError, match="did you mean 'holdout'"):
+            make(tmp_path).on("holdou")
 
 
 def test_a_text_is_final_where_its_hash_is_odd_on_every_machine():
     """The first byte of the SHA-256 of UTF-8: `printf 'the cat' | sha256sum` begins with 70."""
     known = {"the cat": 0x70, "the dog": 0x29, "": 0xE3, "\u00e9t\u00e9": 0xBD}
-    for half, odd in (("search", 0), ("final", 1)):
+    for split, odd in (("validation", 0), ("holdout", 1)):
         wanted = [one for one, byte in known.items() if byte % 2 == odd]
-        assert take_half(list(known), half, "", str) == wanted
+        assert take_split(list(known), split, "", str) == wanted
 
 
-def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
-    assert ms.Cached(ToyEvaluator(), tmp_path).half is None
+def test_a_wrapper_has_splits_where_the_inner_evaluator_has_them(tmp_path):
+    assert Cached(ToyEvaluator(), tmp_path).split is None
     with pytest.raises(EvaluatorError, match="ToyEvaluator does not split its rows"):
-        ms.WithCost(ToyEvaluator(), latency=False, memory=True).final()
-    wrapped = ms.Cached(ms.WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
-    final = wrapped.final()
-    assert final.evaluator.evaluator == planted(tmp_path).final()
-    assert wrapped.on("search") is wrapped
+        WithCost(ToyEvaluator(), latency=False, memory=True).on("holdout")
+    wrapped = Cached(WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
+    final = wrapped.on("holdout")
+    assert final.evaluator.evaluator == planted(tmp_path).on("holdout")
+    assert wrapped.on("validation") is wrapped
 
 
 def test_what_cannot_be_split_says_why(tmp_path):
     mlm, place = text(tmp_path), write_glue(tmp_path)
     (tmp_path / "text" / "test.txt").unlink()
     with pytest.raises(
-        ms.errors.DataError, match=r"no test text; half='test' needs a folder with"
+        ms.errors.DataError, match=r"no test text; split='test' needs a folder with"
     ):
         mlm.on("test")
     for name, label in (("dev", "1"), ("test", "-1")):
         path = place / "SST-2" / f"{name}.tsv"
         path.write_text(f"sentence\tlabel\nonly one\t{label}\n", encoding="utf-8")
     judge = ms.GlueEvaluator(tmp_path / "text", place, tasks=("SST-2",), cache=tmp_path, **SMALL)
-    with pytest.raises(ms.errors.DataError, match=r"test sets are hidden.*half='final'.*line 2"):
+    with pytest.raises(
+        ms.errors.DataError, match=r"test sets are hidden.*split='holdout'.*line 2"
+    ):
         judge.on("test")
     (place / "SST-2" / "test.tsv").unlink()
     with pytest.raises(ms.errors.DataError, match="holds no test set with labels"):
         judge.on("test")
-    with pytest.raises(
-        ms.errors.DataError, match=r"none of 1 rows belongs to the .* half.*half='all'"
-    ):
-        [judge.on(half).task_settings() for half in ("final", "search")]
+    with pytest.raises(ms.errors.DataError, match=r"none of 1 rows belongs to .*split='all'"):
+        [judge.on(split).task_settings() for split in ("holdout", "validation")]
     assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
 
 
-def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
+def test_a_text_too_short_for_splits_is_told_before_any_trial(tmp_path, caplog):
     (tmp_path / "short.txt").write_text(" ".join(WORDS * 3), encoding="utf-8")
     short = {**SMALL, "length": 12, "cache": tmp_path}
     judges = [
-        ms.MlmEvaluator(tmp_path / "short.txt", half=h, **short) for h in ("search", "final")
+        ms.MlmEvaluator(tmp_path / "short.txt", split=h, **short)
+        for h in ("validation", "holdout")
     ]
     with pytest.raises(
-        ms.errors.DataError, match=r"none of \d sequences belongs .*\(--set half=all\)"
+        ms.errors.DataError, match=r"none of \d sequences belongs .*\(--set split=all\)"
     ):
         [judge.protocol for judge in judges]
     for judge in judges:
@@ -177,12 +178,12 @@ def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
             assert judge.protocol
     assert "no ranking can be read from so few; hold out more" in caplog.text
     assert "(about 20 sequences, 240 tokens)" in caplog.text
-    assert ms.MlmEvaluator(tmp_path / "short.txt", half="all", **short).protocol
+    assert ms.MlmEvaluator(tmp_path / "short.txt", split="all", **short).protocol
 
 
 def test_the_text_of_a_test_set_is_one_that_no_search_has_seen(tmp_path):
     evaluator = glue(tmp_path)
-    found = [sequences(evaluator.on(half).pretrainer) for half in HALVES[:3]]
+    found = [sequences(evaluator.on(split).pretrainer) for split in SPLITS[:3]]
     assert found[2] == found[1]
     assert not found[2] & found[0]
 
@@ -190,8 +191,8 @@ def test_the_text_of_a_test_set_is_one_that_no_search_has_seen(tmp_path):
 def test_questions_on_one_article_stay_together(tmp_path):
     evaluator = squad(tmp_path)
     search, final = (
-        {question.article for question in half.data().dev}
-        for half in (evaluator, evaluator.final())
+        {question.article for question in split.data().dev}
+        for split in (evaluator, evaluator.on("holdout"))
     )
     assert not search & final
 
@@ -199,27 +200,28 @@ def test_questions_on_one_article_stay_together(tmp_path):
 def test_few_articles_are_dealt_out_by_their_paragraphs():
     rows = [("one article", f"paragraph {number}") for number in range(40)]
     taken = [
-        take_half(rows, half, "", itemgetter(0), itemgetter(1)) for half in ("search", "final")
+        take_split(rows, split, "", itemgetter(0), itemgetter(1))
+        for split in ("validation", "holdout")
     ]
     assert sorted(taken[0] + taken[1]) == sorted(rows)
     assert min(map(len, taken)) > 10
 
 
-def test_halves_are_taken_before_the_sample(tmp_path):
-    """So that every half has as many rows as are asked for."""
+def test_splits_are_taken_before_the_sample(tmp_path):
+    """So that every split has as many rows as are asked for."""
     for make in (glue, squad, swag):
         folder = tmp_path / make.__name__
         folder.mkdir()
         evaluator = replace(make(folder), dev_rows=6)
-        for half in ("search", "final", "all"):
-            judge = evaluator.on(half)
+        for split in ("validation", "holdout", "all"):
+            judge = evaluator.on(split)
             data = judge.data("SST-2").dev["SST-2"] if make is glue else judge.data().dev
             assert len(data) == 6
 
 
-def test_a_one_shot_search_is_measured_on_the_search_half(tmp_path):
+def test_a_one_shot_search_is_measured_on_the_search_split(tmp_path):
     evaluator = text(tmp_path)
-    rows, final = sequences(evaluator), sequences(evaluator.final())
+    rows, final = sequences(evaluator), sequences(evaluator.on("holdout"))
     shown = evaluator.differentiable(0).held_out
     told = [torch.where(b["labels"] == -100, b["input_ids"], b["labels"]) for b in shown]
     truth = {tuple(row) for batch in told for row in batch.tolist()}

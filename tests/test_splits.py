@@ -1,6 +1,4 @@
-"""Searches and comparisons by halves of the rows, and how masks were found."""
-
-from __future__ import annotations
+"""Searches and comparisons by splits of the rows, and how masks were found."""
 
 from dataclasses import dataclass, replace
 
@@ -18,31 +16,31 @@ FRESH = range(50, 53)
 class SplitToy(ToyEvaluator):
     """A toy whose rows are split; on all of them it has the protocol of earlier versions."""
 
-    half: str = "search"
+    split: str = "validation"
 
     @property
     def protocol(self):
-        return self.name if self.half == "all" else f"{self.name} {self.half}"
+        return self.name if self.split == "all" else f"{self.name} {self.split}"
 
-    def on(self, half):
-        return replace(self, half=half)
+    def on(self, split):
+        return replace(self, split=split)
 
     def final(self):
-        return self.on("final")
+        return self.on("holdout")
 
 
 @dataclass(frozen=True)
 class Indifferent(SplitToy):
-    """One whose rows were never both: `all` is the search half, as in the planted process."""
+    """One whose rows were never both: `all` is the search split, as in the planted process."""
 
     @property
     def protocol(self):
-        return self.name if self.half in ("all", "search") else f"{self.name} {self.half}"
+        return self.name if self.split in ("all", "validation") else f"{self.name} {self.split}"
 
 
 def compare(evaluator, run, **given):
     given = {"seeds": FRESH, "progress": None} | given
-    return ms.compare(given.pop("candidates", ms.FAMILIES), evaluator, run=run, **given)
+    return ms.compare(given.pop("candidates", ms.masks.FAMILIES), evaluator, run=run, **given)
 
 
 def search(evaluator, run, **given):
@@ -56,16 +54,16 @@ def protocols(comparison):
 
 @pytest.mark.nightly  # continuous integration runs it
 def test_compare_judges_by_rows_that_no_search_has_seen(tmp_path):
-    assert protocols(compare(SplitToy(), tmp_path / "a")) == {"toy final"}
-    assert protocols(compare(SplitToy(), tmp_path / "b", half="search")) == {"toy search"}
-    assert protocols(compare(SplitToy(half="test"), tmp_path / "c")) == {"toy test"}
+    assert protocols(compare(SplitToy(), tmp_path / "a")) == {"toy holdout"}
+    assert protocols(compare(SplitToy(), tmp_path / "b", split="validation")) == {"toy validation"}
+    assert protocols(compare(SplitToy(split="test"), tmp_path / "c")) == {"toy test"}
     plain = compare(ToyEvaluator(), tmp_path / "d")
-    assert (protocols(plain), plain.half) == ({"toy"}, "")
-    assert ms.Comparison.open(tmp_path / "a").half == "final"
+    assert (protocols(plain), plain.split) == ({"toy"}, "")
+    assert ms.Comparison.open(tmp_path / "a").split == "holdout"
     with pytest.raises(EvaluatorError, match="ToyEvaluator does not split its rows"):
-        compare(ToyEvaluator(), tmp_path / "e", half="final")
+        compare(ToyEvaluator(), tmp_path / "e", split="holdout")
     with pytest.raises(UnknownNameError, match="did you mean 'test'"):
-        compare(SplitToy(), tmp_path / "e", half="tset")
+        compare(SplitToy(), tmp_path / "e", split="tset")
 
 
 @pytest.mark.nightly  # continuous integration runs it
@@ -77,16 +75,16 @@ def test_default_seeds_of_search_and_compare_do_not_overlap(tmp_path):
 
 
 @pytest.mark.nightly  # continuous integration runs it
-def test_another_half_is_refused_in_words(tmp_path):
+def test_another_split_is_refused_in_words(tmp_path):
     compare(SplitToy(), tmp_path)
-    with pytest.raises(ResumeError, match="half: was final, now test"):
-        compare(SplitToy(), tmp_path, half="test")
-    assert protocols(compare(SplitToy(), tmp_path, half="final")) == {"toy final"}
+    with pytest.raises(ResumeError, match="split: was holdout, now test"):
+        compare(SplitToy(), tmp_path, split="test")
+    assert protocols(compare(SplitToy(), tmp_path, split="holdout")) == {"toy holdout"}
 
 
 @pytest.mark.nightly  # continuous integration runs it
-def test_a_new_run_is_begun_on_its_half_without_a_word(tmp_path):
-    assert {r.protocol for r in search(SplitToy(), tmp_path / "s").records()} == {"toy search"}
+def test_a_new_run_is_begun_on_its_split_without_a_word(tmp_path):
+    assert {r.protocol for r in search(SplitToy(), tmp_path / "s").records()} == {"toy validation"}
     assert len(search(SplitToy(), tmp_path / "s", trials=4).records()) == 4
 
 
@@ -116,7 +114,7 @@ def test_what_found_a_mask_is_remembered(tmp_path):
 @pytest.mark.nightly  # continuous integration runs it
 def test_two_searches_that_found_one_mask_are_both_remembered(tmp_path):
     for seed in (1, 2):
-        study = search(SplitToy(), tmp_path / str(seed), seed=seed, baselines=ms.FAMILIES)
+        study = search(SplitToy(), tmp_path / str(seed), seed=seed, baselines=ms.masks.FAMILIES)
         best = replace(
             study.records()[0], origin="random", role="trial", source=f"search {seed}#0"
         )
@@ -141,12 +139,17 @@ def test_seeds_that_found_a_mask_are_warned_of(tmp_path):
 @pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.parametrize(
     ("searched", "judged"),
-    [("search", "search"), ("all", "final"), ("search", "all"), ("all", "search")],
+    [
+        ("validation", "validation"),
+        ("all", "holdout"),
+        ("validation", "all"),
+        ("all", "validation"),
+    ],
 )
 def test_rows_that_found_a_mask_are_warned_of(tmp_path, searched, judged):
-    best = search(SplitToy(half=searched), tmp_path / "s").best()
-    with pytest.warns(UserWarning, match=f"on rows that judge it too .half='{judged}'"):
-        found = compare(SplitToy(), tmp_path / "c", candidates={"found": best}, half=judged)
+    best = search(SplitToy(split=searched), tmp_path / "s").best()
+    with pytest.warns(UserWarning, match=f"on rows that judge it too .split='{judged}'"):
+        found = compare(SplitToy(), tmp_path / "c", candidates={"found": best}, split=judged)
     assert "on rows that judge it too" in found.verdict()
 
 
@@ -154,20 +157,20 @@ def test_rows_that_found_a_mask_are_warned_of(tmp_path, searched, judged):
 @pytest.mark.parametrize(
     ("kind", "searched", "judged"),
     [
-        (SplitToy, "search", "final"),
+        (SplitToy, "validation", "holdout"),
         (SplitToy, "all", "test"),
-        (Indifferent, "search", "final"),
-        (Indifferent, "all", "final"),
+        (Indifferent, "validation", "holdout"),
+        (Indifferent, "all", "holdout"),
     ],
 )
 def test_fresh_rows_are_no_matter_of_warnings(tmp_path, kind, searched, judged):
-    best = search(kind(half=searched), tmp_path / "s").best()
-    found = compare(kind(), tmp_path / "c", candidates={"found": best}, half=judged)
+    best = search(kind(split=searched), tmp_path / "s").best()
+    found = compare(kind(), tmp_path / "c", candidates={"found": best}, split=judged)
     assert "flattered" not in found.verdict()
 
 
 @pytest.mark.nightly  # continuous integration runs it
-def test_evaluators_without_halves_are_judged_as_they_are_and_it_is_said(tmp_path):
+def test_evaluators_without_splits_are_judged_as_they_are_and_it_is_said(tmp_path):
     best = search(ToyEvaluator(), tmp_path / "s").best()
     found = compare(ToyEvaluator(), tmp_path / "c", candidates={"found": best})
     assert "may have found the searched masks too" in found.verdict()

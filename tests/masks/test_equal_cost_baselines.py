@@ -1,6 +1,4 @@
-"""Masks drawn by hand at the cost of a searched one."""
-
-from __future__ import annotations
+"""Masks hand-designed at the cost of a searched one."""
 
 from dataclasses import replace
 
@@ -8,15 +6,14 @@ import pytest
 import torch
 
 from masksearch import Shape, masks
-from masksearch.masks.families import SWEPT
-from masksearch.masks.measure import effective_density, fingerprint
-from masksearch.masks.rivals import (
+from masksearch.masks.baselines import (
     full_layers,
     placements,
-    rivals_within,
     whole_heads,
     widest_window,
 )
+from masksearch.masks.families import SWEPT
+from masksearch.masks.measure import effective_density, fingerprint
 
 DECODER = Shape(48, 6, 2, causal=True)
 LOCAL = masks.columns(2) | masks.window(3)
@@ -34,14 +31,14 @@ def cells(mask: masks.Mask, shape: Shape) -> float:
 
 @pytest.mark.parametrize("limit", [0.2, 0.35, 0.5, 0.8])
 def test_one_window_in_every_layer_is_the_widest_of_its_cost(limit):
-    widest = rivals_within(limit, DECODER, local=LOCAL)["widest window"]
+    widest = masks.equal_cost_baselines(limit, DECODER, local=LOCAL)["widest window"]
     loop = [masks.columns(2) | masks.window(reach) for reach in range(DECODER.length)]
     assert widest == max((m for m in loop if cells(m, DECODER) <= limit), key=loop.index)
 
 
 @pytest.mark.parametrize("name", placements(1, 1))
 def test_as_many_layers_are_full_as_the_limit_pays_for(name):
-    drawn = rivals_within(0.5, DECODER, local=LOCAL)[name]
+    drawn = masks.equal_cost_baselines(0.5, DECODER, local=LOCAL)[name]
     full = [layer for layer in range(6) if drawn.of_layer(layer) == masks.full()]
     assert cells(drawn, DECODER) <= 0.5
     more = full_layers(placements(6, len(full) + 1)[name], 6, LOCAL)
@@ -59,7 +56,7 @@ def test_layers_are_placed_each_once(count):
 @pytest.mark.parametrize("limit", [0.1, 0.3, 0.6])
 def test_families_are_as_dense_as_the_limit_allows(limit):
     shape = Shape(32, 1, 1)
-    drawn = rivals_within(limit, shape)
+    drawn = masks.equal_cost_baselines(limit, shape)
     for name, (make, least) in SWEPT.items():
         inside = [
             density for size in range(least, 33) if (density := cells(make(size), shape)) <= limit
@@ -73,7 +70,7 @@ def test_families_are_as_dense_as_the_limit_allows(limit):
 def test_as_many_heads_are_full_as_the_limit_pays_for(limit):
     shape, local = Shape(32, 2, 6), (32 + 2 * 31) / 32**2  # the diagonal, a row and a column
     most = max((k for k in range(6) if (k + (6 - k) * local) / 6 <= limit), default=0)
-    drawn = rivals_within(limit, shape).get("full heads")
+    drawn = masks.equal_cost_baselines(limit, shape).get("full heads")
     assert (drawn is None) == (most == 0)
     if drawn is not None:
         planes = [drawn.of_head(head) for head in range(6)]
@@ -84,7 +81,7 @@ def test_as_many_heads_are_full_as_the_limit_pays_for(limit):
 @pytest.mark.parametrize(("limit", "pairs"), [(0.3, 1), (0.5, 2), (0.7, 3)])
 def test_a_pair_of_heads_each_way_costs_a_full_head_and_a_local_one(limit, pairs):
     shape, local = Shape(32, 2, 6), masks.window(0) | masks.global_tokens(1)
-    drawn = rivals_within(limit, shape)["heads each way"]
+    drawn = masks.equal_cost_baselines(limit, shape)["heads each way"]
     tables = drawn.dense(32, 2, 6)[0]
     assert cells(drawn, shape) == pytest.approx(
         (pairs + (6 - pairs) * cells(local, shape)) / 6
@@ -111,7 +108,7 @@ def wholes(mask: masks.Mask, shape: Shape) -> list[int]:
 @pytest.mark.parametrize("limit", OF_BUDGETS)
 def test_whole_heads_are_within_every_budget_and_spend_it(limit, read):
     shape = replace(MINILM, read=read)
-    drawn = rivals_within(limit, shape)
+    drawn = masks.equal_cost_baselines(limit, shape)
     names = whole_heads(drawn)
     assert len(names) >= OF_BUDGETS[limit] - (4 if read else 0)
     for name in names:
@@ -130,24 +127,24 @@ def test_whole_heads_are_within_every_budget_and_spend_it(limit, read):
 
 
 def test_no_name_says_that_no_mask_of_whole_heads_fits():
-    assert whole_heads(rivals_within(0.03, MINILM)) == []
-    assert whole_heads(rivals_within(0.99, DECODER)) == []
+    assert whole_heads(masks.equal_cost_baselines(0.03, MINILM)) == []
+    assert whole_heads(masks.equal_cost_baselines(0.99, DECODER)) == []
 
 
 def test_others_are_the_richest_that_leave_most_for_whole_heads():
     shape = Shape(32, 1, 4)
     column = masks.window(0) | masks.columns(1)
     limit = (2 + 2 * cells(column, shape)) / 4
-    drawn = rivals_within(limit, shape)
+    drawn = masks.equal_cost_baselines(limit, shape)
     assert drawn["more full heads"] == masks.per_head([masks.full()] * 2 + [column] * 2)
     assert wholes(drawn["full heads"], shape) == [1]
-    less = rivals_within(limit - 1e-3, shape)["more full heads"]
+    less = masks.equal_cost_baselines(limit - 1e-3, shape)["more full heads"]
     assert less == masks.per_head([masks.full()] * 2 + [masks.window(0)] * 2)
 
 
 def test_heads_become_whole_in_the_order_that_is_given():
     shape, order = Shape(32, 2, 6), [[5, 1, 0, 2, 3, 4], [2, 0, 1, 3, 4, 5]]
-    drawn, plain = (rivals_within(0.45, shape, order=each) for each in (order, None))
+    drawn, plain = (masks.equal_cost_baselines(0.45, shape, order=each) for each in (order, None))
     assert drawn.keys() == plain.keys()
     for name in whole_heads(drawn):
         for layer in range(2):
@@ -155,21 +152,21 @@ def test_heads_become_whole_in_the_order_that_is_given():
             own = drawn[name].of_layer(layer)
             assert [own.of_head(head) for head in order[layer]] == heads
     with pytest.raises(ValueError, match=r"6 heads of each of 2 layers once, from 0; got"):
-        rivals_within(0.45, shape, order=[[0] * 6] * 2)
+        masks.equal_cost_baselines(0.45, shape, order=[[0] * 6] * 2)
     with pytest.raises(ValueError, match=r"got \[\[5, 1, 0"):
-        rivals_within(0.45, shape, order=order[:1])
+        masks.equal_cost_baselines(0.45, shape, order=order[:1])
 
 
 def test_special_tokens_are_those_that_rows_begin_and_end_with():
-    drawn = rivals_within(0.9, ENCODER)["widest window and special tokens"]
+    drawn = masks.equal_cost_baselines(0.9, ENCODER)["widest window and special tokens"]
     loop = [masks.window(reach) | masks.special_tokens(101, 102) for reach in range(8)]
     within = [mask for mask in loop if effective_density(mask, ENCODER) <= 0.9]
     assert drawn == within[-1]
     assert len(within) < len(loop)
     other = Shape(8, 2, 1, lengths={5: 1, 8: 1}, tokens=ROWS.flip(1).clamp(min=3))
-    assert "widest window and special tokens" not in rivals_within(0.9, other)
+    assert "widest window and special tokens" not in masks.equal_cost_baselines(0.9, other)
 
 
 def test_nothing_is_drawn_where_the_least_costs_too_much():
-    assert rivals_within(0.01, DECODER, local=LOCAL) == {}
+    assert masks.equal_cost_baselines(0.01, DECODER, local=LOCAL) == {}
     assert widest_window(0.5, lambda mask: 1.0, 8, LOCAL) is None

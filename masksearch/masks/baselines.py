@@ -1,7 +1,7 @@
 """Hand-designed masks of the cost of a searched one, which has to beat them.
 
 >>> from masksearch import Shape, masks
->>> drawn = masks.rivals_within(0.4, Shape(64, 6, 1, causal=True), local=masks.window(3))
+>>> drawn = masks.equal_cost_baselines(0.4, Shape(64, 6, 1, causal=True), local=masks.window(3))
 >>> list(drawn)
 ['widest window', 'first', 'middle', 'last', 'every n-th', 'every n-th, shifted']
 >>> str(drawn["widest window"])
@@ -32,7 +32,7 @@ PLACES = {"every n-th layer": "every n-th"} | {
 }
 
 
-def rivals_within(
+def equal_cost_baselines(
     limit: float,
     shape: HasShape,
     cost: Callable[[Mask], float] | None = None,
@@ -59,14 +59,14 @@ def rivals_within(
       diagonal alone, whichever is the richest that leaves most for whole heads. Only where that
       is more than with the global token.
 
-    Within a small limit no mask of whole heads fits: then `masks.rivals.whole_heads` finds no
+    Within a small limit no mask of whole heads fits: then `masks.baselines.whole_heads` finds no
     name, and what is left is no opponent to speak of.
 
     Args:
         limit: The most that a mask may cost, in units of `cost`.
         shape: What masks are lowered to, and the lengths of the data.
         cost: Mask -> cost, which grows with the keys of a window and the number of full layers;
-            None = the share of the pairs that real tokens can form (`effective_density`).
+            None = the share of the non-padding query-key pairs (`effective_density`).
         local: Of a decoder, the mask of a layer that is not full; None = `default_local`.
         special: Of an encoder, token ids such as those of [CLS] and [SEP]; None = those with which
             every row of `shape.tokens` begins and ends.
@@ -112,7 +112,7 @@ def heads_within(
     shape: HasShape,
     order: Sequence[Sequence[int]] | None,
 ) -> dict[str, Mask]:
-    """Those masks of `rivals_within` that have whole heads; the arguments are as there."""
+    """Those masks of `equal_cost_baselines` that have whole heads; the arguments are as there."""
     order = check_order(order, shape)
     drawn: dict[str, Mask] = {}
     for kind, ways in WHOLE.items():
@@ -147,10 +147,10 @@ def check_order(order: Sequence[Sequence[int]] | None, shape: HasShape) -> Seque
 
 
 def whole_heads(drawn: Iterable[str]) -> list[str]:
-    """The names of `rivals_within` whose masks have a full head, or a head each way.
+    """The names of `equal_cost_baselines` whose masks have a full head, or a head each way.
 
     >>> from masksearch import Shape
-    >>> drawn = rivals_within(0.4, Shape(32, 2, 6))
+    >>> drawn = equal_cost_baselines(0.4, Shape(32, 2, 6))
     >>> whole_heads(drawn)[:2]
     ['full heads', 'full heads, every n-th layer']
     """
@@ -184,7 +184,7 @@ def widest_window(
     """The sinks of a local mask and the widest window within a limit, for every layer.
 
     Args:
-        limit: As of `rivals_within`.
+        limit: As of `equal_cost_baselines`.
         cost: As there.
         length: Positions that a window may reach back, at most.
         local: Its sinks are kept.
@@ -238,7 +238,7 @@ def whole_head_mask(
         ways: What whole heads see: all, or two masks, each for as many heads.
         place: Where they are, as of `placements`; None = `count` of each way in every layer.
         other: What the other heads see, and whole ones that do not see all.
-        order: As of `rivals_within`.
+        order: As of `equal_cost_baselines`.
         count: Of each way: in a layer, or with a place in all layers.
     """
     counts = [0 if place else count] * shape.layers
