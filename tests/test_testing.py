@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -50,7 +48,7 @@ def test_an_evaluator_that_draws_from_everywhere_or_takes_any_mask_is_seen(tmp_p
         contract.test_ends_with_its_objectives_alike_twice_and_leaves_the_global_generator(
             lambda folder: Drawing(), tmp_path
         )
-    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+    with pytest.raises(AssertionError, match="raises no HeadCountError"):
         contract.test_masks_that_do_not_fit_are_refused(lambda folder: Drawing(), tmp_path)
 
 
@@ -85,8 +83,3 @@ def test_a_leaf_that_looks_at_the_form_of_its_points_is_seen():
         contract.test_is_equal_after_text_json_and_pickle(lambda: masks.bigbird(2, 1, 1))
     finally:
         del masks.Mask.kinds["ranked"]
-
-
-def test_pytest_is_loaded_by_the_contracts_alone():
-    code = "import sys, masksearch as ms; ms.search; sys.exit('pytest' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -137,9 +137,7 @@ def main() -> None:
     if arguments.recorded:
         for name, score in RECORDED.items():
             path = HERE.parent / "04_halving_replay" / "results" / f"{name}.csv"
-            card = rate_proxy(
-                observed(recorded(path, score)), target=score, bands=arguments.bands
-            )
+            card = rate_proxy(observed(recorded(path, score)), target=score, bands=arguments.bands)
             write(card, arguments.results, f"recorded_{name}", arguments.bands)
         return
     losses = curves(arguments.runs)

@@ -104,7 +104,7 @@ def test_several_windows_by_the_command(allocate, tmp_path):
 def test_settings_that_no_machine_has_are_refused_at_once(allocate, tmp_path):
     for setting, problem in [
         ("device=cuda:99", "no device 'cuda:99' on this machine; take 'auto' or 'cpu'"),
-        ("precision=half", "precision is float32 or bfloat16, got 'half'"),
+        ("precision=half", "unknown precision 'half'. Known: float32, bfloat16"),
         ("task_rows=0", "task_rows must be at least 1, got 0"),
         ("dam.steps=3", "setting of allocate"),
         ("devise=cpu", "did you mean 'device'"),
