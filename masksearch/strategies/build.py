@@ -16,11 +16,12 @@ from masksearch.contracts import Evaluator, OneShot, Strategy
 from masksearch.errors import SearchError, check_name, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
+from masksearch.gates.unit_costs import DENSITY, find_cost, with_costs
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
 from masksearch.strategies import allocate, evolution, prune
-from masksearch.strategies.allocate import DENSITY, AllocateStrategy, find_cost, with_costs
+from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy

@@ -16,12 +16,12 @@ import masksearch as ms
 from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
+from masksearch.gates.unit_costs import unit_costs
 from masksearch.strategies.allocate import (
     AllocateStrategy,
     Costs,
     build_allocate,
     totals_by_count,
-    unit_costs,
 )
 from masksearch_bench.tree import tree_values
 
