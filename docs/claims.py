@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
-from masksearch.serving.engines import ENGINES as READ
+from masksearch_serve.engines import ENGINES as READ
 
 RESULTS = Path(__file__).parent / "results"
 BENCH = Path(__file__).parents[1] / "masksearch-bench" / "masksearch_bench"

@@ -50,7 +50,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator
-    from masksearch.evaluators.served import Served as Served
     from masksearch.evaluators.squad import SquadEvaluator as SquadEvaluator
     from masksearch.evaluators.swag import SwagEvaluator as SwagEvaluator
     from masksearch.evaluators.wrappers import Cached as Cached
@@ -74,25 +73,18 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.card import push_to_hub as push_to_hub
     from masksearch.models.checkpoints import saved_masks as saved_masks
     from masksearch.models.checkpoints import verify as verify
-    from masksearch.models.plan import Plan as Plan
     from masksearch.models.pretrained import Pretrained as Pretrained
     from masksearch.models.pretrained import open_pretrained as open_pretrained
     from masksearch.models.saving import MaskCallback as MaskCallback
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.models.speed import measure_speed as measure_speed
-    from masksearch.planner import allocate as allocate
     from masksearch.positions.analysis import diagonal_controls as diagonal_controls
     from masksearch.positions.analysis import importance as importance
     from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
     from masksearch.positions.attention_maps import attention_maps as attention_maps
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.collect import proxy_card as proxy_card
-    from masksearch.serving.engine import Serving as Serving
-    from masksearch.serving.engines.gguf import to_gguf as to_gguf
-    from masksearch.serving.kv_cache import kv_bytes as kv_bytes
-    from masksearch.serving.native import from_native as from_native
-    from masksearch.serving.native import to_native as to_native
     from masksearch.sparsifier import Sparsified as Sparsified
     from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
@@ -109,6 +101,14 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.user_code import budget_of as budget_of
     from masksearch.user_code import load_function as load_function
     from masksearch.user_code import shape_of as shape_of
+    from masksearch_serve.engine import Serving as Serving
+    from masksearch_serve.engines.gguf import to_gguf as to_gguf
+    from masksearch_serve.kv_cache import kv_bytes as kv_bytes
+    from masksearch_serve.native import from_native as from_native
+    from masksearch_serve.native import to_native as to_native
+    from masksearch_serve.plan import Plan as Plan
+    from masksearch_serve.planner import allocate as allocate
+    from masksearch_serve.served import Served as Served
 
 __version__ = "0.2.0"
 
@@ -136,10 +136,12 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        if (error.name or "masksearch").startswith("masksearch"):
+        missing = error.name or "masksearch"
+        beside = missing.partition("masksearch_")[2]  # its extra has the name of the distribution
+        if "." in missing or missing == "masksearch":
             raise
-        needed = f"masksearch.{name} needs {error.name}: {install_command('search')}"
-        raise ModuleNotFoundError(needed, name=error.name) from error
+        needed = f"masksearch.{name} needs {missing}: {install_command(beside or 'search')}"
+        raise ModuleNotFoundError(needed, name=missing) from error
     globals()[name] = value
     return value
 

@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)")
-OF_ENGINES = ROOT / "masksearch/serving/engines"  # the commands of servers
+OF_ENGINES = ROOT / "masksearch-serve/masksearch_serve/engines"  # the commands of servers
 OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, vLLM, and arrows in a drawing
     *("--abbrev", "--always", "--dirty", "--exclude", "--no-optional-locks", "--query-gpu"),
     *(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, MaskSearchError, NativeError, UnknownNameError
-from masksearch.serving import folder
+from masksearch_serve import folder
 
 LOCAL = "columns(1) | window(3)"
 
@@ -269,4 +269,4 @@ def test_a_judge_of_language_models_imports_no_serving():
     code = "import sys, masksearch.evaluators.causal; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "masksearch.models.decoders" in run.stdout
-    assert "masksearch.serving" not in run.stdout
+    assert "masksearch_serve" not in run.stdout

@@ -19,7 +19,7 @@ import masksearch as ms
 from masksearch.cli.main import app
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.report.page import render_page
-from masksearch.serving.engines import ENGINES
+from masksearch_serve.engines import ENGINES
 
 STORED = Path(__file__).with_name("stored")
 SCHEMAS = {

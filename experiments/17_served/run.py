@@ -32,7 +32,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import in_force
 from masksearch.models.decoders import convert_gguf
-from masksearch.serving.engines.llama_cpp import LlamaCpp
+from masksearch_serve.engines.llama_cpp import LlamaCpp
 from masksearch.tasks.next_token import NextTokenText
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 import masksearch as ms
 from masksearch.contracts import generator, mixed_seed
 from masksearch.models.decoders import NextTokenModel, decoder
-from masksearch.tasks.long_context import GROUPS, TASKS, Draw, Prompt
+from masksearch_serve.long_context import GROUPS, TASKS, Draw, Prompt
 from masksearch.tasks.next_token import NextTokenText
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))["planted"]

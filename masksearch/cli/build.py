@@ -27,6 +27,7 @@ from masksearch.errors import check_name, unknown_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
+from masksearch.neighbours import load_part, offered
 from masksearch.training.parts import FLAT, PART_NAMES, PARTS, read_places, unknown_setting
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
@@ -89,7 +90,6 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
     tasks = [name for name in DOWNSTREAM if name in values]
     if "decoder" in values:
         from masksearch.evaluators.causal import CausalEvaluator
-        from masksearch.evaluators.served import Served
 
         other = ("corpus", *DOWNSTREAM, "tasks", "preset")
         if stray := [name for name in other if name in values]:
@@ -103,7 +103,11 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         judge = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)
         )
-        return Served(judge, **read_settings(of_engine, hints_of(Served), "Served"))
+        if not of_engine and "Served" not in offered("parts"):
+            return judge
+        served = load_part("parts", "Served", "evaluator")
+        wrapped: Evaluator = served(judge, **read_settings(of_engine, hints_of(served), "Served"))
+        return wrapped
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks

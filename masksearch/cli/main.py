@@ -18,10 +18,11 @@ import typer
 
 from masksearch.cli.check import check
 from masksearch.cli.doctor import doctor, installed_version
-from masksearch.cli.models import allocate, attach, export, sparsify
+from masksearch.cli.models import attach, export, sparsify
 from masksearch.cli.options import (
     RUN,
     WIDEST,
+    CommandsInGroups,
     CommandWithExamples,
     OptionsError,
     Run,
@@ -45,6 +46,7 @@ from masksearch.cli.search import (
     search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
+from masksearch.neighbours import EXTRAS, load_part, offered
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -65,12 +67,38 @@ SEARCH = "1. Search masks"
 COMPARE = "2. Compare them, and say what may be claimed"
 MODELS = "3. Put a mask on a model"
 
-app = new_program("masksearch")
+
+class Program(CommandsInGroups):
+    """The commands here and those of distributions beside this one, each of which is imported when
+    it is called, or when all are listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all."""
+        for name in offered("commands"):
+            self.get_command(ctx, name)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The command of that name; None where there is none, when all may be the nearest."""
+        if name in self.commands:
+            return self.commands[name]
+        if name in (*offered("commands"), *EXTRAS["commands"]):
+            alone = new_program(name)
+            command(MODELS, name, alone)(load_part("commands", name, "command"))
+            self.commands[name] = typer.main.get_command(alone)
+        else:
+            self.list_commands(ctx)
+        return self.commands.get(name)
 
 
-def command(group: str, name: str | None = None) -> Callable[[Command], Command]:
+app = new_program("masksearch", Program)
+
+
+def command(
+    group: str, name: str | None = None, program: typer.Typer = app
+) -> Callable[[Command], Command]:
     """Makes a function a command, listed in that group, with its examples below its options."""
-    return app.command(
+    return program.command(
         name, cls=CommandWithExamples, context_settings=WIDEST, rich_help_panel=group
     )
 
@@ -224,18 +252,32 @@ def resume_command(options: ResumeOptions) -> None:
     changed = dict(vars(options))
     run = changed.pop("run")
     command, stored = read_known_command(run, changed)
-    REPEATED[command](**stored)
+    find_repeated(command, run)(**stored)
 
 
-REPEATED = {each.__name__: each for each in (search, compare, allocate, pretrain, demo)}
+REPEATED = {each.__name__: each for each in (search, compare, pretrain, demo)}
+
+
+def find_repeated(command: str, run: Path) -> Callable[..., None]:
+    """The function of a command that a run folder holds.
+
+    Raises:
+        UnknownNameError: If it belongs to a distribution that is not installed.
+        OptionsError: If there is none.
+    """
+    if command in REPEATED:
+        return REPEATED[command]
+    if command not in (*offered("commands"), *EXTRAS["commands"]):
+        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
+    function: Callable[..., None] = load_part("commands", command, "command")
+    return function
 
 
 def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """As `read_command`; refuses a command and options that this version does not have."""
     command, options = read_command(run, changed)
-    if command not in REPEATED:
-        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
-    if more := sorted(set(options) - set(inspect.signature(REPEATED[command]).parameters)):
+    function = find_repeated(command, run)
+    if more := sorted(set(options) - set(inspect.signature(function).parameters)):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "
             f"({', '.join(more)}); give the command of the run again"
@@ -254,7 +296,6 @@ command(COMPARE)(report)
 command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
 command(MODELS)(sparsify)
-command(MODELS)(allocate)
 command(MODELS)(pretrain)
 
 

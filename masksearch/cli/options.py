@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -36,7 +37,6 @@ PLACE = "Where it runs"
 OUTPUT = "Output"
 
 REQUIRED = MISSING  # default of an option that has to be given
-PACKAGE = Path(__file__).parents[1]
 VALUES = {bool: None, int: "N", float: "NUMBER"}  # what stands for a value
 
 
@@ -310,8 +310,9 @@ class Source:
 def read_source(path: str) -> Source:
     """Reads the source of a function or class, and of its bases in the package."""
     module, _, name = path.partition(":")
-    file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    spec = util.find_spec(module)
+    assert spec is not None
+    tree = ast.parse(Path(str(spec.origin)).read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}
@@ -450,7 +451,8 @@ class CommandsInGroups(TyperGroup):
         """The first sentence of each command, by job, with an example of the first of them."""
         groups: dict[str, list[tuple[str, str]]] = {}
         examples: dict[str, str] = {}
-        for name, command in self.commands.items():
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
             sentence = " ".join((command.help or "").split()).partition(". ")[0].rstrip(".")
             group = getattr(command, "rich_help_panel", None) or "Commands"
             groups.setdefault(group, []).append((name, sentence))
@@ -462,11 +464,11 @@ class CommandsInGroups(TyperGroup):
                 formatter.write(f"{'':{formatter.current_indent}}$ {examples[group]}\n")
 
 
-def new_program(name: str) -> typer.Typer:
+def new_program(name: str, kind: type[CommandsInGroups] = CommandsInGroups) -> typer.Typer:
     """A program without commands yet, whose help will list them in groups."""
     return typer.Typer(
         name=name,
-        cls=CommandsInGroups,
+        cls=kind,
         context_settings=WIDEST,
         no_args_is_help=True,
         add_completion=False,

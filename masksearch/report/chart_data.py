@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,22 +21,22 @@ from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
+from masksearch.neighbours import offered
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
 from masksearch.report.tables import percent
-from masksearch.serving.engines import COUNTED
 
 T = TypeVar("T")
 COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs
     "density": "share of the pairs kept",
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
-    **{name: f"share of {each.owner} dense cache" for name, each in COUNTED.items()},
     "latency_ratio": "time ratio of the kernel, not of the model",
     "latency": "time (ms)",
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
+OF_ENGINE = re.compile(r"kv_bytes_(?!per_head$)(\w+)")  # the share of its dense cache
 TRUE_FRONT = "true front"
 KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a comparison
     "searched": (ORANGE, "s"),
@@ -297,6 +298,19 @@ def saved_share(record: Record, cost: str) -> float:
     return 1 - costs[cost] if cost in costs else sparsity_of(record)
 
 
+def title_costs(names: Collection[str]) -> dict[str, str]:
+    """How those are called that a budget may be of.
+
+    >>> title_costs(["latency", "loss", "kv_bytes_mine"])
+    {'latency': 'time (ms)', 'kv_bytes_mine': "share of mine's dense cache"}
+    """
+    known, found = offered("parts"), map(OF_ENGINE.fullmatch, sorted(names))
+    engines = {each[0]: f"share of {each[1]}'s dense cache" for each in found if each}
+    if "costs" in known:
+        engines |= known["costs"].load()
+    return {name: title for name, title in (COSTS | engines).items() if name in names}
+
+
 def mask_facts(
     record: Record, run: Path | None, shape: Shape | None, pictures: Pictures, cost: str
 ) -> dict[str, Any]:
@@ -315,7 +329,7 @@ def mask_facts(
         "sparsity": 100 * sparsity_of(record),
         "saved": 100 * saved_share(record, cost),
         "table_sparsity": 100 * costs.get("sparsity", math.nan),
-        "costs": {name: costs[name] for name in COSTS if name in costs},
+        "costs": {name: costs[name] for name in title_costs(costs)},
         "picture": pictures.panels(mask, shape) if mask and shape else None,
     }
 

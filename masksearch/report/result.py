@@ -22,12 +22,12 @@ from masksearch.errors import without_controls
 from masksearch.masks.measure import unread_note
 from masksearch.models.encoders import READ_OUT
 from masksearch.report.chart_data import (
-    COSTS,
     DRAWN,
     allocation_data,
     compared_chart,
     difference_chart,
     search_chart,
+    title_costs,
     volume_charts,
 )
 from masksearch.report.dam import health_data, sentence
@@ -138,7 +138,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
             {"name": o.name, "goal": o.goal, "worst": o.worst} for o in section.objectives
         ],
         "shape": None if section.shape is None else section.shape.to_dict(),
-        "costs": [{"name": name, "title": COSTS[name]} for name in COSTS if name in priced],
+        "costs": [{"name": name, "title": text} for name, text in title_costs(priced).items()],
         "evaluate": section.evaluate,
         "runs": runs_table(section.studies, section.objectives),
         "finished": any(record.scored for record in section.records),

@@ -13,7 +13,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.layer import depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
-from masksearch.serving.kv_cache import kv_bytes
+from masksearch_serve.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, trees
 
 SIZES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from cli_runs import run
 
 from masksearch.cli import doctor as module
-from masksearch.serving.engines import ENGINES
+from masksearch_serve.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
 

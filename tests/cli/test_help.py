@@ -166,7 +166,7 @@ PLAIN = {"str": str, "bool": bool, "int": int, "float": float}  # others are giv
     [
         (SearchOptions, search.TAKEN_FROM),
         (CompareOptions, search.TAKEN_FROM),
-        (AllocateOptions, {"": "masksearch.planner:allocate"}),
+        (AllocateOptions, {"": "masksearch_serve.planner:allocate"}),
         (ProxyCardOptions, {"": "masksearch.report.collect:proxy_card"}),
         (ResumeOptions, {"": "masksearch.cli.main:resume"}),
     ],

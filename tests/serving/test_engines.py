@@ -9,7 +9,7 @@ import transformers as hf
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.serving.engines import ENGINES
+from masksearch_serve.engines import ENGINES
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "layer_types": KINDS}

@@ -16,7 +16,7 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
-from masksearch.serving.engines import gguf
+from masksearch_serve.engines import gguf
 from tests.serving.tiny_gguf import (
     FULL,
     LINEAR,

@@ -22,7 +22,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
 from masksearch.models.decoders import convert_gguf
-from masksearch.serving.engines.llama_cpp import LlamaCpp, read_log
+from masksearch_serve.engines.llama_cpp import LlamaCpp, read_log
 from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.nightly

@@ -19,8 +19,8 @@ from masksearch import masks
 from masksearch.errors import DataError, NativeError, UnknownNameError
 from masksearch.models.decoders import convert_gguf, divergence
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.serving import sinks as module
-from masksearch.serving.native import granite_swa_of
+from masksearch_serve import sinks as module
+from masksearch_serve.native import granite_swa_of
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints

@@ -25,7 +25,7 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.strategies.allocate import Costs, ranked_path
+from masksearch_serve.allocate import Costs, ranked_path
 from masksearch.strategies.build import build_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")

@@ -17,7 +17,7 @@ from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.gates.unit_costs import unit_costs
-from masksearch.strategies.allocate import (
+from masksearch_serve.allocate import (
     AllocateStrategy,
     Costs,
     build_allocate,

@@ -13,7 +13,7 @@ import torch
 from tiny_decoder import byte_tokenizer
 
 import masksearch as ms
-from masksearch.tasks.long_context import GROUPS, TASKS, Prompt, task_rows
+from masksearch_serve.long_context import GROUPS, TASKS, Prompt, task_rows
 from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 
 LENGTH = 700  # letters: a token each

@@ -25,19 +25,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from masksearch.errors import NativeError
 from masksearch.models.checkpoints import quiet
 from masksearch.models.decoders import copy_beside
-from masksearch.models.plan import (
+from masksearch.models.saving import copy_tokenizer
+from masksearch_serve import check_serving
+from masksearch_serve.engine import GGUF, SLIDING, Engine
+from masksearch_serve.engines import ENGINES
+from masksearch_serve.engines.gguf import to_gguf, try_gguf
+from masksearch_serve.native import from_native
+from masksearch_serve.plan import (
     describe_added,
     describe_loss,
     describe_rival,
     describe_rows,
     task_groups,
 )
-from masksearch.models.saving import copy_tokenizer
-from masksearch.serving import check_serving
-from masksearch.serving.engine import GGUF, SLIDING, Engine
-from masksearch.serving.engines import ENGINES
-from masksearch.serving.engines.gguf import to_gguf, try_gguf
-from masksearch.serving.native import from_native
 
 FORMAT = "masksearch-served-1"  # of serving.json; the next one has the next number
 APART = 0.02  # nats a token between the model and its file in float16, at most

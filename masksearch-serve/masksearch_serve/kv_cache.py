@@ -18,10 +18,10 @@ from masksearch.attention.cache_bytes import CacheSizes, KvBytes, needed_bytes
 from masksearch.attention.probe import keyless_layers
 from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Mask
-from masksearch.serving.engine import Engine, Serving
-from masksearch.serving.engines import ACCOUNTS, ENGINES
-from masksearch.serving.native import HYBRID, reach_of, what_else
-from masksearch.serving.sinks import without_sinks
+from masksearch_serve.engine import Engine, Serving
+from masksearch_serve.engines import ACCOUNTS, ENGINES
+from masksearch_serve.native import HYBRID, reach_of, what_else
+from masksearch_serve.sinks import without_sinks
 
 
 def kv_bytes(

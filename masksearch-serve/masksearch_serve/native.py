@@ -38,9 +38,10 @@ from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
 from masksearch.masks.tables import PerHead, PerLayer
 from masksearch.masks.text import short_text
-from masksearch.serving.engine import FULL, SLIDING
-from masksearch.serving.engines import ENGINES
-from masksearch.serving.sinks import (
+from masksearch.training.loop import keeping_modes
+from masksearch_serve.engine import FULL, SLIDING
+from masksearch_serve.engines import ENGINES
+from masksearch_serve.sinks import (
     MEASURED,
     NO_SINK,
     SinkMeter,
@@ -50,7 +51,6 @@ from masksearch.serving.sinks import (
     tune,
     without_sinks,
 )
-from masksearch.training.loop import keeping_modes
 
 SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten
 FAMILIES = ENGINES["transformers"].families

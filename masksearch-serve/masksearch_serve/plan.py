@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from masksearch.errors import DataError, MaskFormatError
-from masksearch.files import write_in_one_move
+from masksearch.files import object_in, write_in_one_move
 from masksearch.masks.core import Mask
-from masksearch.tasks.long_context import GROUPS
 from masksearch.tasks.splits import FEW
+from masksearch_serve.long_context import GROUPS
 
 KIND, FORMAT = "masksearch-plan", 1
 
@@ -75,8 +75,8 @@ class Plan:
             FileNotFoundError: If there is no such file.
             MaskFormatError: If it is no plan, or of a later version.
         """
-        plain = read_plan(Path(path))
-        if plain is None:
+        plain = object_in(Path(path))
+        if plain.get("kind") != KIND:
             raise MaskFormatError(f"{path} is no plan; `masksearch allocate` writes one")
         if plain.get("format") != FORMAT:
             raise MaskFormatError(
@@ -108,6 +108,25 @@ class Plan:
                 "run masksearch allocate on this model, or attach the plan's mask as a mask: "
                 f"{str(self.mask)!r:.60}"
             )
+
+    def describe(self) -> str:
+        """How the mask was found, as a section of a model card."""
+        facts, name = self.found, self.model["name"]
+        text = f"\n## How it was found\n\nJudged on {name} (hash {self.model['digest']}). "
+        if budget := facts.get("budget"):
+            text += f"Budget: {budget['limit']:g} of dense attention's {budget['cost']}.\n\n"
+            text += f"```bash\nmasksearch allocate {name} TEXT --budget {budget['limit']:g} "
+            text += f"--unit {self.unit} --length {facts['length']}\n```\n"
+        if unseen := (facts.get("nll") or {}).get("unseen"):
+            rows = describe_rows(unseen)
+            text += f"\n| on {rows} that the search has not seen | nats a token |\n|---|---|\n"
+            text += f"| dense attention | {unseen['dense']:.4f} |\n"
+            text += f"| mask | {unseen['masked']:.4f} |\n"
+            text += f"| mask minus dense, 95 % interval over rows | {describe_loss(unseen)} |\n"
+        if rival := facts.get("rival"):
+            text += f"\nWithin that budget `{rival['mask']}` in every layer: "
+            text += f"{describe_rival(rival)}.\n"
+        return text
 
 
 def describe_loss(losses: Mapping[str, Any]) -> str:
@@ -185,16 +204,3 @@ def describe_added(added: Mapping[str, float]) -> str:
     order = sorted(added, key=lambda name: -added[name])
     parts = ", ".join(f"{name} {added[name]:+.3f}" for name in order)
     return f"at most {max(added.values()):.3f} nats in each: {parts}"
-
-
-def read_plan(path: Path) -> dict[str, Any] | None:
-    """The plain data of a plan file; None where it is another file.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) and content.get("kind") == KIND else None

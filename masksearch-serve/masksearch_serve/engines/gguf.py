@@ -33,8 +33,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from masksearch.attention.attach import in_force
 from masksearch.errors import NativeError, install_command, outside_level
 from masksearch.files import write_in_one_move
-from masksearch.serving.engine import FULL, SLIDING, Serving
-from masksearch.serving.engines.llama_cpp import LLAMA_CPP, OLDEST, LlamaCpp
+from masksearch_serve.engine import FULL, SLIDING, Serving
+from masksearch_serve.engines.llama_cpp import LLAMA_CPP, OLDEST, LlamaCpp
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

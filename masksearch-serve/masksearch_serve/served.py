@@ -22,14 +22,14 @@ from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
 from masksearch.models.decoders import NextTokenModel
-from masksearch.serving.engine import Serving
-from masksearch.serving.engines import ACCOUNTS, COUNTED
-from masksearch.serving.kv_cache import kv_bytes
-from masksearch.serving.native import from_native, to_native
-from masksearch.serving.sinks import MEASURED, Sinks, keeps_sinks
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.splits import evenly_spaced
+from masksearch_serve.engine import Serving
+from masksearch_serve.engines import ACCOUNTS, COUNTED
+from masksearch_serve.kv_cache import kv_bytes
+from masksearch_serve.native import from_native, to_native
+from masksearch_serve.sinks import MEASURED, Sinks, keeps_sinks
 
 CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
 

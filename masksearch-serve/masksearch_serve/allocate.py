@@ -44,6 +44,7 @@ from masksearch.gates.units import (
     write_levels,
 )
 from masksearch.masks.measure import ROUNDING
+from masksearch.strategies.build import Kind, Wanted, one_shot_config
 from masksearch.strategies.dam import waiting
 from masksearch.study.records import read_budgets
 
@@ -405,6 +406,33 @@ class AllocateStrategy:
 
 
 # -- from plain options ------------------------------------------------------------------------
+def build_allocation(search: Wanted) -> AllocateStrategy:
+    """Allocations of masks to units."""
+    options, evaluator = search.options, search.evaluator
+    if search.space is not None:
+        raise SearchError("strategy 'allocate' takes no space: units make its masks; give None")
+    if options.get("method") == "gates":
+        if not evaluator.offers("differentiable"):
+            raise SearchError(
+                "method='gates' needs an evaluator with differentiable(seed); "
+                f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
+            )
+        options = {**options, "config": one_shot_config(options, evaluator)}
+    return build_allocate(options, evaluator, search.run)
+
+
+KIND = Kind(
+    build_allocation,
+    OPTIONS,
+    "none",
+    lambda units, options: {**units, **options},
+    gated=lambda options: options.get("method") == "gates",
+    budgets="budgets",
+    file="method",
+    prefix=NAME,
+)
+
+
 def build_allocate(
     options: Mapping[str, Any], evaluator: Evaluator, run: Path
 ) -> AllocateStrategy:

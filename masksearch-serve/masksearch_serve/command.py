@@ -1,0 +1,188 @@
+"""The command `masksearch allocate`."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import typer
+
+from masksearch.cli.options import (
+    ALLOCATION,
+    JUDGE,
+    MODEL,
+    OUTPUT,
+    PLACE,
+    REQUIRED,
+    Run,
+    Slots,
+    argument,
+    described,
+    described_values,
+    option,
+    takes,
+)
+from masksearch.cli.resuming import resumable
+
+if TYPE_CHECKING:
+    from masksearch_serve.plan import Plan
+
+Part = TypeVar("Part")
+SERVED = "The engine that serves it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocateOptions:
+    """Options of allocate."""
+
+    model: str = argument(
+        "A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.",
+        *(MODEL, "MODEL"),
+    )
+    text: str = argument(
+        "Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
+        *(JUDGE, "TEXT"),
+    )
+    budget: list[float] = option(
+        "Largest share of the bytes of the dense cache of keys and values; repeatable, one "
+        "plan for each.",
+        *(ALLOCATION, "", "SHARE"),
+        default=REQUIRED,
+    )
+    run: Run = Path("runs/allocate")
+    slots: Slots = 1
+    unit: str | None = described(ALLOCATION)
+    local: list[str] | None = described(ALLOCATION)
+    method: str | None = described(ALLOCATION)
+    tries: int | None = described(ALLOCATION)
+    trials: int | None = described(ALLOCATION)
+    length: int | None = described(JUDGE)
+    sequences: int | None = described(JUDGE)
+    held_out: str | None = described(JUDGE)
+    tasks: list[str] | None = described(JUDGE)
+    set: list[str] | None = option(
+        "The device (device=cpu), the precision (precision=float32), rows of each task "
+        "(task_rows=48); repeatable.",
+        *(PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
+        name="--set",
+    )
+    serve: str | None = described(SERVED)
+    serving: str | None = described(SERVED)
+    sinks: str | None = described(SERVED)
+    out: str | None = described(OUTPUT)
+
+
+@takes({"": "masksearch_serve.planner:allocate"})
+def allocate(options: AllocateOptions) -> None:
+    r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
+
+    A plan begins with the widest window in all layers that the budget pays; where nothing is
+    better, that is the plan. It can be better only on texts longer than that window: give
+    --length. Novels ask little from afar: --tasks judges by what long contexts are for.
+
+    Only gates and sinks are trained, where asked for. The run folder gets a plan for each budget,
+    which `masksearch attach` puts on the model; --out gets a folder that an engine serves.
+
+    Examples:
+        masksearch allocate my-llama/ books/ --budget .25 --length 4096 \
+            --local 'columns(4) | window(127)' --local 'columns(4) | window(511)' \
+            --tasks niah_multikey_1 --tasks vt
+        masksearch allocate my-llama/ books/ --budget .25 --length 4096 --serve llama.cpp \
+            --serving '{"length": 4096, "ubatch": 64}' --sinks tune --out served
+    """
+    from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
+    from masksearch.executors.local import Local
+    from masksearch_serve.engine import Serving
+    from masksearch_serve.planner import CacheBudget, DecoderOnText, Delivery, find_plans
+    from masksearch_serve.planner import allocate as search_plan
+
+    usual = inspect.signature(search_plan).parameters
+    settings = {name: parameter.default for name, parameter in usual.items()}
+    settings |= {"model": options.model, "text": options.text, **described_values(options)}
+    if options.serving is not None:
+        settings["serving"] = read_setting("serving", options.serving, Serving)
+    settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}
+    hints = {name: hints_of(DecoderOnText)[name] for name in ("device", "precision", "task_rows")}
+    for prefix, texts in split_settings(options.set or ()).items():
+        named = {f"{prefix}.{name}".lstrip("."): text for name, text in texts.items()}
+        settings |= read_settings(named, hints, "allocate")
+    decoder = read_part(DecoderOnText, settings)
+    within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
+    with resumable(options.run, "allocate", vars(options)):
+        plans = find_plans(
+            *(decoder, within, delivery),
+            check=True,
+            run=options.run,
+            executor=Local(slots=options.slots),
+            progress="auto",
+        )
+    for limit, plan in plans.items():
+        path = options.run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
+        for line in report_lines(plan, path, options.model):
+            typer.echo(line)
+
+
+def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
+    """The settings that are fields of a dataclass."""
+    return kind(**{each.name: settings[each.name] for each in fields(cast(Any, kind))})
+
+
+def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
+    """The lines that the command prints on a plan."""
+    from masksearch_serve.plan import (
+        describe_added,
+        describe_loss,
+        describe_rival,
+        describe_rows,
+        describe_tasks,
+    )
+    from masksearch_serve.planner import describe_units
+
+    facts = plan.found
+    cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
+    lines = [
+        f"budget {limit:g}: {describe_units(plan)}",
+        f"  {cost} {facts['cache'][cost]:.4f} of the dense cache at {facts['length']:,} tokens; "
+        f"nll {facts['nll']['search']:.4f} on the text of the search",
+    ]
+    totals = ("kv_bytes", "kv_bytes_per_head")
+    if rows := [f"{key[9:]} {at:.4f}" for key, at in facts["cache"].items() if key not in totals]:
+        lines.append(f"  of its own dense cache each engine holds: {', '.join(rows)}")
+        if more := [key[9:] for key, at in facts["cache"].items() if key not in totals and at > 1]:
+            lines.append(
+                f"  {', '.join(more)}: more than its dense cache, since blocks of tokens in "
+                f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "
+                "give the length that is served, --serving '{\"length\": 32768}'"
+            )
+    if facts["lost"]:
+        lines.append(f"  on the search's own rows it adds {describe_added(facts['lost'])}")
+    if unseen := facts["nll"]["unseen"]:
+        lines.append(
+            f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
+            f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
+        )
+    if rival := facts["rival"]:
+        lines.append(
+            f"  the widest window of the budget, {rival['mask']} in every layer: "
+            f"{describe_rival(rival)}"
+        )
+    lines += [f"  {line}" for line in describe_tasks(facts.get("tasks", {}))]
+    native = facts["native"]
+    if "served" in facts:
+        served = facts["served"]["losses"]
+        lines.append(
+            f"  as {facts['served']['engine']} serves it: {served['served']:.4f}, minus dense "
+            f"{describe_loss(served)}; read SERVING.md in {facts['served']['folder']}"
+        )
+    elif "model_type" in native:
+        lines.append(
+            f"  {native['served_by']} can serve it alone ({native['model_type']}): --serve, --out"
+        )
+    else:
+        lines.append(f"  not in the model's own configuration: {native['refused']}")
+    words = f"masksearch attach {shlex.quote(model)} {shlex.quote(str(path))} --out FOLDER"
+    return [*lines, f"  plan: {path}; put it on: {words}"]
