@@ -6,6 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 FILES = sorted(PACKAGE.rglob("*.py"))
+SERVE = sorted((PACKAGE.parent / "masksearch-serve" / "masksearch_serve").rglob("*.py"))
 BENCH = sorted((PACKAGE.parent / "masksearch-bench" / "masksearch_bench").glob("*.py"))
 
 

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 from matplotlib.image import imread
 
-from masksearch.cli.main import app
+from masksearch.cli.main import every_command
 from masksearch.masks.core import RECIPES, Mask
 from masksearch_bench.__main__ import app as bench
 
@@ -60,7 +60,7 @@ def test_sources_of_the_gallery_are_those_of_the_docstrings():
 
 def test_every_command_and_option_is_on_the_page():
     sections = re.split(r"^## ", (DOCS / "commands.md").read_text("utf-8"), flags=re.M)[1:]
-    commands = typer.main.get_command(app).commands
+    commands = every_command()
     tables = typer.main.get_command(bench).commands
     commands |= {f"masksearch-bench {name}": command for name, command in tables.items()}
     assert [each.split("\n")[0] for each in sections] == list(commands)

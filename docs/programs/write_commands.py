@@ -12,11 +12,14 @@ from typing import Any
 
 import typer.main
 
-from masksearch.cli.main import app
+from masksearch.cli.main import every_command
 from masksearch.cli.options import EXAMPLES
 from masksearch_bench.__main__ import app as bench
 
-PROGRAMS = {"masksearch": app, "masksearch-bench": bench}
+PROGRAMS = {
+    "masksearch": every_command(),
+    "masksearch-bench": typer.main.get_command(bench).commands,
+}
 HEAD = """# The command line
 
 All that `masksearch COMMAND --help` prints, on one page. A mistake is one line on standard error
@@ -68,7 +71,7 @@ def main(docs: Path) -> None:
     commands = [
         (program, name, command)
         for program, each in PROGRAMS.items()
-        for name, command in typer.main.get_command(each).commands.items()
+        for name, command in each.items()
     ]
     table = "\n".join(
         ["| command | what it does |", "|---|---|", *(row(*each) for each in commands)]

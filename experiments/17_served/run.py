@@ -32,8 +32,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import in_force
 from masksearch.models.decoders import convert_gguf
-from masksearch_serve.engines.llama_cpp import LlamaCpp
 from masksearch.tasks.next_token import NextTokenText
+from masksearch_serve.engines.llama_cpp import LlamaCpp
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))

@@ -25,8 +25,8 @@ from torch.nn.utils import clip_grad_norm_
 import masksearch as ms
 from masksearch.contracts import generator, mixed_seed
 from masksearch.models.decoders import NextTokenModel, decoder
-from masksearch_serve.long_context import GROUPS, TASKS, Draw, Prompt
 from masksearch.tasks.next_token import NextTokenText
+from masksearch_serve.long_context import GROUPS, TASKS, Draw, Prompt
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))["planted"]
 WORDS = [f"w{at:02}" for at in range(64)]

@@ -1,6 +1,6 @@
 """Engines: how each reads the windows that a configuration names, and what it reserves.
 
-Each engine has a file in serving/engines/, read in the source of one release, in the files that
+Each engine has a file in engines/, read in the source of one release, in the files that
 its rows name; a new release is a changed row. `to_native(target=)` refuses what a row does not
 serve, and a test holds every exported configuration against the table. `kv_bytes(account=)`
 multiplies the room by bytes.

@@ -5,7 +5,7 @@
 | model.gguf, or config.json, model.safetensors and the tokenizer | what the engine opens |
 | SERVING.md | its command, the bytes that it should hold, what the mask loses |
 | check_serving.py, serving.json | says from the engine's own log whether it does; a copy of
-serving/check_serving.py, with the engine's own `read_log` behind it |
+masksearch_serve/check_serving.py, with the engine's own `read_log` behind it |
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     kv_bytes(masks.columns(4) | masks.window(255), model, length=4096).share   # 0.063..
 
 The bytes that a mask needs are counted in attention/cache_bytes.py, those that an engine holds by
-its file in serving/engines/.
+its file in engines/.
 """
 
 from __future__ import annotations

@@ -299,6 +299,13 @@ command(MODELS)(sparsify)
 command(MODELS)(pretrain)
 
 
+def every_command() -> dict[str, Any]:
+    """Name -> command, those of distributions beside this one included."""
+    program: Any = typer.main.get_command(app)
+    program.list_commands(None)
+    return dict(program.commands)
+
+
 def main() -> None:
     """Entry point of `masksearch`."""
     run_program(app, sys.argv[1:] or ["--help"])

@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-import typer.main
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
 from masksearch.cli import search
 from masksearch.cli.build import load_kind, setting_hints
-from masksearch.cli.main import ResumeOptions, app
-from masksearch.cli.models import AllocateOptions
+from masksearch.cli.main import ResumeOptions, every_command
 from masksearch.cli.report import ProxyCardOptions
 from masksearch.cli.search import CompareOptions, SearchOptions
 from masksearch.training.parts import usual_settings
+from masksearch_serve.command import AllocateOptions
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = every_command()
 
 
 def examples(command: str) -> list[list[str]]:
@@ -147,6 +146,7 @@ def test_version_is_quick_and_names_what_matters():
 import sys
 from masksearch.cli.main import app
 from masksearch.training.parts import usual_settings
+from masksearch_serve.command import AllocateOptions
 
 app(["--version"], standalone_mode=False)
 assert not {"torch", "optuna", "transformers"} & set(sys.modules)

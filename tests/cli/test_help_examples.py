@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 
 import pytest
-import typer.main
 from cli_runs import run
 
-from masksearch.cli.main import app
+from masksearch.cli.main import every_command
 
 HERE = (  # as they stand, in an empty folder
     'masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128',
@@ -49,7 +48,7 @@ def examples() -> list[str]:
 
 
 def commands():
-    return typer.main.get_command(app).commands
+    return every_command()
 
 
 def test_every_example_is_run_or_says_why_not():

@@ -19,12 +19,12 @@ from masksearch import masks
 from masksearch.errors import DataError, NativeError, UnknownNameError
 from masksearch.models.decoders import convert_gguf, divergence
 from masksearch.positions.attention_maps import attention_maps
-from masksearch_serve import sinks as module
-from masksearch_serve.native import granite_swa_of
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
+from masksearch_serve import sinks as module
+from masksearch_serve.native import granite_swa_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,

@@ -17,7 +17,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
 from masksearch_serve.engines import gguf
-from tests.serving.tiny_gguf import (
+from tests.serve.tiny_gguf import (
     FULL,
     LINEAR,
     LLAMA3,

@@ -25,8 +25,8 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch_serve.allocate import Costs, ranked_path
 from masksearch.strategies.build import build_strategy
+from masksearch_serve.allocate import Costs, ranked_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 

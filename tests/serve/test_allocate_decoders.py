@@ -17,13 +17,13 @@ from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.gates.unit_costs import unit_costs
+from masksearch_bench.tree import tree_values
 from masksearch_serve.allocate import (
     AllocateStrategy,
     Costs,
     build_allocate,
     totals_by_count,
 )
-from masksearch_bench.tree import tree_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 

@@ -23,7 +23,7 @@ from masksearch import masks
 from masksearch.errors import NativeError
 from masksearch.models.decoders import convert_gguf
 from masksearch_serve.engines.llama_cpp import LlamaCpp, read_log
-from tests.serving.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
+from tests.serve.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.nightly
 reader = pytest.importorskip("llama_cpp", reason="make test-serve installs llama-cpp-python")
