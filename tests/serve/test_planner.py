@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.models import report_lines
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.report.tables import front_table
 from masksearch.study.references import within_budgets
+from masksearch_serve.command import report_lines
 from masksearch_serve.plan import describe_rival
 from masksearch_serve.planner import DecoderOnText, Delivery, Unseen, build_judge, describe_units
 
