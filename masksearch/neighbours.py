@@ -6,13 +6,12 @@ command) and `masksearch.parts` (name -> what one place here asks for).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from importlib import util
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from masksearch.errors import UnknownNameError, install_command, unknown_name
+from masksearch.errors import UnknownNameError, install_command
 
 EXTRAS = {  # group -> name -> the extra that brings it
     "strategies": {"allocate": "serve"},
@@ -28,22 +27,25 @@ def offered(group: str) -> dict[str, EntryPoint]:
     return {each.name: each for each in every if util.find_spec(each.module.partition(".")[0])}
 
 
-def load_part(group: str, name: str, what: str, known: Iterable[str] = ()) -> Any:
-    """What a distribution offers by that name.
+def load_part(group: str, name: str, what: str) -> Any:
+    """What a distribution offers by that name; None where none is known that does.
 
     Args:
         group: As of `offered`.
         name: The name.
         what: What the name is of, in words.
-        known: Names that are known besides.
 
     Raises:
-        UnknownNameError: If there is none; says what to install, or the nearest name.
+        UnknownNameError: If it is missing; says what to install.
     """
-    parts = offered(group)
-    if name in parts:
-        return parts[name].load()
+    if name in offered(group):
+        return offered(group)[name].load()
     if extra := EXTRAS[group].get(name):
         remedy = install_command(extra)
         raise UnknownNameError(f"{what} {name!r} needs masksearch-{extra}: {remedy}")
-    raise unknown_name(what, name, [*known, *parts])
+    return None
+
+
+def table_of(name: str) -> dict[str, Any]:
+    """A table that distributions may offer as a part; empty where none does."""
+    return dict(offered("parts")[name].load()) if name in offered("parts") else {}

@@ -11,21 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
-from masksearch.cli.options import (
-    ALLOCATION,
-    JUDGE,
-    MODEL,
-    OUTPUT,
-    PLACE,
-    REQUIRED,
-    Run,
-    Slots,
-    argument,
-    described,
-    described_values,
-    option,
-    takes,
-)
+from masksearch.cli import options as cli
 from masksearch.cli.resuming import resumable
 
 if TYPE_CHECKING:
@@ -39,44 +25,44 @@ SERVED = "The engine that serves it"
 class AllocateOptions:
     """Options of allocate."""
 
-    model: str = argument(
+    model: str = cli.argument(
         "A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.",
-        *(MODEL, "MODEL"),
+        *(cli.MODEL, "MODEL"),
     )
-    text: str = argument(
+    text: str = cli.argument(
         "Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
-        *(JUDGE, "TEXT"),
+        *(cli.JUDGE, "TEXT"),
     )
-    budget: list[float] = option(
+    budget: list[float] = cli.option(
         "Largest share of the bytes of the dense cache of keys and values; repeatable, one "
         "plan for each.",
-        *(ALLOCATION, "", "SHARE"),
-        default=REQUIRED,
+        *(cli.ALLOCATION, "", "SHARE"),
+        default=cli.REQUIRED,
     )
-    run: Run = Path("runs/allocate")
-    slots: Slots = 1
-    unit: str | None = described(ALLOCATION)
-    local: list[str] | None = described(ALLOCATION)
-    method: str | None = described(ALLOCATION)
-    tries: int | None = described(ALLOCATION)
-    trials: int | None = described(ALLOCATION)
-    length: int | None = described(JUDGE)
-    sequences: int | None = described(JUDGE)
-    held_out: str | None = described(JUDGE)
-    tasks: list[str] | None = described(JUDGE)
-    set: list[str] | None = option(
+    run: cli.Run = Path("runs/allocate")
+    slots: cli.Slots = 1
+    unit: str | None = cli.described(cli.ALLOCATION)
+    local: list[str] | None = cli.described(cli.ALLOCATION)
+    method: str | None = cli.described(cli.ALLOCATION)
+    tries: int | None = cli.described(cli.ALLOCATION)
+    trials: int | None = cli.described(cli.ALLOCATION)
+    length: int | None = cli.described(cli.JUDGE)
+    sequences: int | None = cli.described(cli.JUDGE)
+    held_out: str | None = cli.described(cli.JUDGE)
+    tasks: list[str] | None = cli.described(cli.JUDGE)
+    set: list[str] | None = cli.option(
         "The device (device=cpu), the precision (precision=float32), rows of each task "
         "(task_rows=48); repeatable.",
-        *(PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
+        *(cli.PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
         name="--set",
     )
-    serve: str | None = described(SERVED)
-    serving: str | None = described(SERVED)
-    sinks: str | None = described(SERVED)
-    out: str | None = described(OUTPUT)
+    serve: str | None = cli.described(SERVED)
+    serving: str | None = cli.described(SERVED)
+    sinks: str | None = cli.described(SERVED)
+    out: str | None = cli.described(cli.OUTPUT)
 
 
-@takes({"": "masksearch_serve.planner:allocate"})
+@cli.takes({"": "masksearch_serve.planner:allocate"})
 def allocate(options: AllocateOptions) -> None:
     r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
 
@@ -102,7 +88,7 @@ def allocate(options: AllocateOptions) -> None:
 
     usual = inspect.signature(search_plan).parameters
     settings = {name: parameter.default for name, parameter in usual.items()}
-    settings |= {"model": options.model, "text": options.text, **described_values(options)}
+    settings |= {"model": options.model, "text": options.text, **cli.described_values(options)}
     if options.serving is not None:
         settings["serving"] = read_setting("serving", options.serving, Serving)
     settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}

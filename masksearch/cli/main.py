@@ -46,7 +46,7 @@ from masksearch.cli.search import (
     search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
-from masksearch.neighbours import EXTRAS, load_part, offered
+from masksearch.neighbours import load_part, offered
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -79,26 +79,23 @@ class Program(CommandsInGroups):
         return super().list_commands(ctx)
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """The command of that name; None where there is none, when all may be the nearest."""
-        if name in self.commands:
-            return self.commands[name]
-        if name in (*offered("commands"), *EXTRAS["commands"]):
-            alone = new_program(name)
-            command(MODELS, name, alone)(load_part("commands", name, "command"))
-            self.commands[name] = typer.main.get_command(alone)
-        else:
-            self.list_commands(ctx)
+        """The command of that name; None where there is none, when the nearest may be any."""
+        if name not in self.commands:
+            if (function := load_part("commands", name, "command")) is None:
+                self.list_commands(ctx)
+            else:
+                command(MODELS, name)(function)
+                fresh: Any = typer.main.get_command(app)
+                self.commands[name] = fresh.commands[name]
         return self.commands.get(name)
 
 
 app = new_program("masksearch", Program)
 
 
-def command(
-    group: str, name: str | None = None, program: typer.Typer = app
-) -> Callable[[Command], Command]:
+def command(group: str, name: str | None = None) -> Callable[[Command], Command]:
     """Makes a function a command, listed in that group, with its examples below its options."""
-    return program.command(
+    return app.command(
         name, cls=CommandWithExamples, context_settings=WIDEST, rich_help_panel=group
     )
 
@@ -252,31 +249,22 @@ def resume_command(options: ResumeOptions) -> None:
     changed = dict(vars(options))
     run = changed.pop("run")
     command, stored = read_known_command(run, changed)
-    find_repeated(command, run)(**stored)
+    repeated(command)(**stored)
 
 
 REPEATED = {each.__name__: each for each in (search, compare, pretrain, demo)}
 
 
-def find_repeated(command: str, run: Path) -> Callable[..., None]:
-    """The function of a command that a run folder holds.
-
-    Raises:
-        UnknownNameError: If it belongs to a distribution that is not installed.
-        OptionsError: If there is none.
-    """
-    if command in REPEATED:
-        return REPEATED[command]
-    if command not in (*offered("commands"), *EXTRAS["commands"]):
-        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
-    function: Callable[..., None] = load_part("commands", command, "command")
-    return function
+def repeated(command: str) -> Any:
+    """The function of a command that a run folder holds; None where there is none."""
+    return REPEATED.get(command) or load_part("commands", command, "command")
 
 
 def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """As `read_command`; refuses a command and options that this version does not have."""
     command, options = read_command(run, changed)
-    function = find_repeated(command, run)
+    if (function := repeated(command)) is None:
+        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
     if more := sorted(set(options) - set(inspect.signature(function).parameters)):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "

@@ -310,9 +310,8 @@ class Source:
 def read_source(path: str) -> Source:
     """Reads the source of a function or class, and of its bases in the package."""
     module, _, name = path.partition(":")
-    spec = util.find_spec(module)
-    assert spec is not None
-    tree = ast.parse(Path(str(spec.origin)).read_text(encoding="utf-8"))
+    place: Any = util.find_spec(module)
+    tree = ast.parse(Path(place.origin).read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}

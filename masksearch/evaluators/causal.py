@@ -207,8 +207,7 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def groups(self) -> Mapping[str, Sequence[str]]:
         """Group of tasks -> its tasks."""
-        groups: Mapping[str, Sequence[str]] = long_context().GROUPS if self.tasks else {}
-        return groups
+        return dict(long_context().GROUPS) if self.tasks else {}
 
     def task(self) -> NextTokenTask:
         """The text, read once a process, or the planted task."""
@@ -589,8 +588,7 @@ read_text = lru_cache(maxsize=4)(NextTokenText.load)
 @lru_cache(maxsize=16)
 def read_task(text: NextTokenText, half: Half, name: str, rows: int) -> NextTokenRows:
     """The rows of a task of long context, which are made from a text."""
-    made: NextTokenRows = long_context().task_rows(text, half, name, rows)
-    return made
+    return cast(NextTokenRows, long_context().task_rows(text, half, name, rows))
 
 
 def long_context() -> Any:

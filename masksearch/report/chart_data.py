@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
-from masksearch.neighbours import offered
+from masksearch.neighbours import table_of
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
@@ -36,7 +35,6 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "latency": "time (ms)",
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
-OF_ENGINE = re.compile(r"kv_bytes_(?!per_head$)(\w+)")  # the share of its dense cache
 TRUE_FRONT = "true front"
 KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a comparison
     "searched": (ORANGE, "s"),
@@ -299,16 +297,13 @@ def saved_share(record: Record, cost: str) -> float:
 
 
 def title_costs(names: Collection[str]) -> dict[str, str]:
-    """How those are called that a budget may be of.
+    """How those are called that a budget may be of, engines' shares of their caches too.
 
-    >>> title_costs(["latency", "loss", "kv_bytes_mine"])
-    {'latency': 'time (ms)', 'kv_bytes_mine': "share of mine's dense cache"}
+    >>> title_costs(["latency", "loss"])
+    {'latency': 'time (ms)'}
     """
-    known, found = offered("parts"), map(OF_ENGINE.fullmatch, sorted(names))
-    engines = {each[0]: f"share of {each[1]}'s dense cache" for each in found if each}
-    if "costs" in known:
-        engines |= known["costs"].load()
-    return {name: title for name, title in (COSTS | engines).items() if name in names}
+    titles: dict[str, str] = COSTS | table_of("costs")
+    return {name: title for name, title in titles.items() if name in names}
 
 
 def mask_facts(

@@ -144,9 +144,9 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
         return Kind(lambda search: search.strategy, space="optional")
     if is_user_code(strategy):
         return OWN
-    kind: Kind = STRATEGIES.get(strategy) or load_part(
-        "strategies", strategy, "strategy", STRATEGIES
-    )
+    kind: Kind | None = STRATEGIES.get(strategy) or load_part("strategies", strategy, "strategy")
+    if kind is None:
+        raise unknown_name("strategy", strategy, (*STRATEGIES, *offered("strategies")))
     return kind
 
 
