@@ -137,10 +137,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         missing = error.name or "masksearch"
-        beside = missing.partition("masksearch_")[2]  # its extra has the name of the distribution
         if "." in missing or missing == "masksearch":
             raise
-        needed = f"masksearch.{name} needs {missing}: {install_command(beside or 'search')}"
+        extra = missing.partition("masksearch_")[2] or "search"  # named like the distribution
+        needed = f"masksearch.{name} needs {missing}: {install_command(extra)}"
         raise ModuleNotFoundError(needed, name=missing) from error
     globals()[name] = value
     return value

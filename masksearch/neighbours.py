@@ -44,8 +44,3 @@ def load_part(group: str, name: str, what: str) -> Any:
         remedy = install_command(extra)
         raise UnknownNameError(f"{what} {name!r} needs masksearch-{extra}: {remedy}")
     return None
-
-
-def table_of(name: str) -> dict[str, Any]:
-    """A table that distributions may offer as a part; empty where none does."""
-    return dict(offered("parts")[name].load()) if name in offered("parts") else {}

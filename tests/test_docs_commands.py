@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from masksearch.cli.main import every_command
+from tests.parsed import every_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

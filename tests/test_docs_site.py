@@ -11,9 +11,9 @@ import pytest
 import typer.main
 from matplotlib.image import imread
 
-from masksearch.cli.main import every_command
 from masksearch.masks.core import RECIPES, Mask
 from masksearch_bench.__main__ import app as bench
+from tests.parsed import every_command
 
 DOCS = Path(__file__).parents[1] / "docs"
 OURS = {

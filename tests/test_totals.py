@@ -7,9 +7,8 @@ import tomllib
 from pathlib import Path
 
 import masksearch
-from masksearch.cli.main import every_command
 from masksearch.contracts import Evaluator
-from tests.parsed import BENCH, FILES, PACKAGE, SERVE, nodes_of
+from tests.parsed import BENCH, FILES, PACKAGE, SERVE, every_command, nodes_of
 
 HERE = Path(__file__).parent
 TOTALS = tomllib.loads((HERE / "totals.toml").read_text(encoding="utf-8"))

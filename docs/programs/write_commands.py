@@ -12,14 +12,11 @@ from typing import Any
 
 import typer.main
 
-from masksearch.cli.main import every_command
+from masksearch.cli.main import app
 from masksearch.cli.options import EXAMPLES
 from masksearch_bench.__main__ import app as bench
 
-PROGRAMS = {
-    "masksearch": every_command(),
-    "masksearch-bench": typer.main.get_command(bench).commands,
-}
+PROGRAMS = {"masksearch": app, "masksearch-bench": bench}
 HEAD = """# The command line
 
 All that `masksearch COMMAND --help` prints, on one page. A mistake is one line on standard error
@@ -68,11 +65,12 @@ def section(program: str, name: str, command: Any) -> str:
 
 def main(docs: Path) -> None:
     """Writes `commands.md` into that folder."""
-    commands = [
-        (program, name, command)
-        for program, each in PROGRAMS.items()
-        for name, command in each.items()
-    ]
+    commands = []
+    for program, each in PROGRAMS.items():
+        group: Any = typer.main.get_command(each)
+        commands += [
+            (program, name, group.get_command(None, name)) for name in group.list_commands(None)
+        ]
     table = "\n".join(
         ["| command | what it does |", "|---|---|", *(row(*each) for each in commands)]
     )

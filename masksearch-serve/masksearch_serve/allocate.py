@@ -407,35 +407,6 @@ class AllocateStrategy:
 
 # -- from plain options ------------------------------------------------------------------------
 def build_allocation(search: Wanted) -> AllocateStrategy:
-    """Allocations of masks to units."""
-    options, evaluator = search.options, search.evaluator
-    if search.space is not None:
-        raise SearchError("strategy 'allocate' takes no space: units make its masks; give None")
-    if options.get("method") == "gates":
-        if not evaluator.offers("differentiable"):
-            raise SearchError(
-                "method='gates' needs an evaluator with differentiable(seed); "
-                f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
-            )
-        options = {**options, "config": one_shot_config(options, evaluator)}
-    return build_allocate(options, evaluator, search.run)
-
-
-KIND = Kind(
-    build_allocation,
-    OPTIONS,
-    "none",
-    lambda units, options: {**units, **options},
-    gated=lambda options: options.get("method") == "gates",
-    budgets="budgets",
-    file="method",
-    prefix=NAME,
-)
-
-
-def build_allocate(
-    options: Mapping[str, Any], evaluator: Evaluator, run: Path
-) -> AllocateStrategy:
     """The strategy that plain options stand for; see `AllocateStrategy` and `build_units`.
 
     `cost` names what budgets count (`find_cost`); with `one_window` all units below the top have
@@ -446,6 +417,9 @@ def build_allocate(
         ValueError: If gates cannot reach the density that they are asked for.
         FileNotFoundError, MaskFormatError: If `method` names a file that cannot be read.
     """
+    options, evaluator = search.options, search.evaluator
+    if search.space is not None:
+        raise SearchError("strategy 'allocate' takes no space: units make its masks; give None")
     plain = {name: options.get(name) for name in ("method", "tries", "budgets")}
     arguments: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
     units = build_units(options, evaluator.shape, evaluator.kv_head_count)
@@ -469,13 +443,31 @@ def build_allocate(
     method = arguments.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
     if method == "gates":
+        if not evaluator.offers("differentiable"):
+            raise SearchError(
+                "method='gates' needs an evaluator with differentiable(seed); "
+                f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
+            )
         del arguments["method"]
-        arguments |= {"training": gate_training(gates, config, units), "run": run}
+        config = one_shot_config(options, evaluator)
+        arguments |= {"training": gate_training(gates, config, units), "run": search.run}
     elif gates or config:
         raise SearchError("gates and config belong to method='gates', which trains them")
     elif isinstance(method, Path) or (isinstance(method, str) and method.endswith(".safetensors")):
         arguments["method"] = units.read_scores(method)
     return AllocateStrategy(units, evaluator.objectives[0], **arguments)
+
+
+KIND = Kind(
+    build_allocation,
+    OPTIONS,
+    "none",
+    lambda units, options: {**units, **options},
+    gated=lambda options: options.get("method") == "gates",
+    budgets="budgets",
+    file="method",
+    prefix=NAME,
+)
 
 
 def gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Units) -> OneShot:

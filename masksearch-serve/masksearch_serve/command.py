@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any
 
 import typer
 
 from masksearch.cli import options as cli
 from masksearch.cli.resuming import resumable
 
-if TYPE_CHECKING:
-    from masksearch_serve.plan import Plan
-
-Part = TypeVar("Part")
 SERVED = "The engine that serves it"
 
 
@@ -83,6 +78,7 @@ def allocate(options: AllocateOptions) -> None:
     from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
     from masksearch.executors.local import Local
     from masksearch_serve.engine import Serving
+    from masksearch_serve.plan import report_lines
     from masksearch_serve.planner import CacheBudget, DecoderOnText, Delivery, find_plans
     from masksearch_serve.planner import allocate as search_plan
 
@@ -112,63 +108,6 @@ def allocate(options: AllocateOptions) -> None:
             typer.echo(line)
 
 
-def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
+def read_part(kind: Any, settings: Mapping[str, Any]) -> Any:
     """The settings that are fields of a dataclass."""
-    return kind(**{each.name: settings[each.name] for each in fields(cast(Any, kind))})
-
-
-def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
-    """The lines that the command prints on a plan."""
-    from masksearch_serve.plan import (
-        describe_added,
-        describe_loss,
-        describe_rival,
-        describe_rows,
-        describe_tasks,
-    )
-    from masksearch_serve.planner import describe_units
-
-    facts = plan.found
-    cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
-    lines = [
-        f"budget {limit:g}: {describe_units(plan)}",
-        f"  {cost} {facts['cache'][cost]:.4f} of the dense cache at {facts['length']:,} tokens; "
-        f"nll {facts['nll']['search']:.4f} on the text of the search",
-    ]
-    totals = ("kv_bytes", "kv_bytes_per_head")
-    if rows := [f"{key[9:]} {at:.4f}" for key, at in facts["cache"].items() if key not in totals]:
-        lines.append(f"  of its own dense cache each engine holds: {', '.join(rows)}")
-        if more := [key[9:] for key, at in facts["cache"].items() if key not in totals and at > 1]:
-            lines.append(
-                f"  {', '.join(more)}: more than its dense cache, since blocks of tokens in "
-                f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "
-                "give the length that is served, --serving '{\"length\": 32768}'"
-            )
-    if facts["lost"]:
-        lines.append(f"  on the search's own rows it adds {describe_added(facts['lost'])}")
-    if unseen := facts["nll"]["unseen"]:
-        lines.append(
-            f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
-            f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
-        )
-    if rival := facts["rival"]:
-        lines.append(
-            f"  the widest window of the budget, {rival['mask']} in every layer: "
-            f"{describe_rival(rival)}"
-        )
-    lines += [f"  {line}" for line in describe_tasks(facts.get("tasks", {}))]
-    native = facts["native"]
-    if "served" in facts:
-        served = facts["served"]["losses"]
-        lines.append(
-            f"  as {facts['served']['engine']} serves it: {served['served']:.4f}, minus dense "
-            f"{describe_loss(served)}; read SERVING.md in {facts['served']['folder']}"
-        )
-    elif "model_type" in native:
-        lines.append(
-            f"  {native['served_by']} can serve it alone ({native['model_type']}): --serve, --out"
-        )
-    else:
-        lines.append(f"  not in the model's own configuration: {native['refused']}")
-    words = f"masksearch attach {shlex.quote(model)} {shlex.quote(str(path))} --out FOLDER"
-    return [*lines, f"  plan: {path}; put it on: {words}"]
+    return kind(**{each.name: settings[each.name] for each in fields(kind)})

@@ -11,6 +11,7 @@ ms.attach(model, plan.mask)
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,3 +205,73 @@ def describe_added(added: Mapping[str, float]) -> str:
     order = sorted(added, key=lambda name: -added[name])
     parts = ", ".join(f"{name} {added[name]:+.3f}" for name in order)
     return f"at most {max(added.values()):.3f} nats in each: {parts}"
+
+
+def describe_units(plan: Plan) -> str:
+    """Which units are full, and what the others keep.
+
+    >>> from masksearch import masks
+    >>> local, full = masks.window(7), masks.full()
+    >>> levels, mask = (local, full), masks.per_layer([full, local])
+    >>> describe_units(Plan({}, "layer", levels, {"l0": 1, "l1": 0}, mask))
+    '1 of 2 units full (l0), the others window(7)'
+    """
+    names: dict[int, list[str]] = {}
+    for name, level in plan.units.items():
+        names.setdefault(level, []).append(name)
+    others = sorted({*names} - {len(plan.levels) - 1}, key=lambda level: len(names[level]))
+    if len(names) == 1:
+        return f"{plan.levels[next(iter(names))]} in all {len(plan.units)} units"
+    full = names.get(len(plan.levels) - 1, [])
+    parts = [f"{len(full)} of {len(plan.units)} units full ({', '.join(full) or 'none'})"]
+    for level in others[:-1]:
+        parts.append(f"{len(names[level])} {plan.levels[level]} ({', '.join(names[level])})")
+    return ", ".join([*parts, f"the others {plan.levels[others[-1]]}"])
+
+
+def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
+    """The lines that the command prints on a plan."""
+    facts = plan.found
+    cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
+    lines = [
+        f"budget {limit:g}: {describe_units(plan)}",
+        f"  {cost} {facts['cache'][cost]:.4f} of the dense cache at {facts['length']:,} tokens; "
+        f"nll {facts['nll']['search']:.4f} on the text of the search",
+    ]
+    totals = ("kv_bytes", "kv_bytes_per_head")
+    if rows := [f"{key[9:]} {at:.4f}" for key, at in facts["cache"].items() if key not in totals]:
+        lines.append(f"  of its own dense cache each engine holds: {', '.join(rows)}")
+        if more := [key[9:] for key, at in facts["cache"].items() if key not in totals and at > 1]:
+            lines.append(
+                f"  {', '.join(more)}: more than its dense cache, since blocks of tokens in "
+                f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "
+                "give the length that is served, --serving '{\"length\": 32768}'"
+            )
+    if facts["lost"]:
+        lines.append(f"  on the search's own rows it adds {describe_added(facts['lost'])}")
+    if unseen := facts["nll"]["unseen"]:
+        lines.append(
+            f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
+            f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
+        )
+    if rival := facts["rival"]:
+        lines.append(
+            f"  the widest window of the budget, {rival['mask']} in every layer: "
+            f"{describe_rival(rival)}"
+        )
+    lines += [f"  {line}" for line in describe_tasks(facts.get("tasks", {}))]
+    native = facts["native"]
+    if "served" in facts:
+        served = facts["served"]["losses"]
+        lines.append(
+            f"  as {facts['served']['engine']} serves it: {served['served']:.4f}, minus dense "
+            f"{describe_loss(served)}; read SERVING.md in {facts['served']['folder']}"
+        )
+    elif "model_type" in native:
+        lines.append(
+            f"  {native['served_by']} can serve it alone ({native['model_type']}): --serve, --out"
+        )
+    else:
+        lines.append(f"  not in the model's own configuration: {native['refused']}")
+    words = f"masksearch attach {shlex.quote(model)} {shlex.quote(str(path))} --out FOLDER"
+    return [*lines, f"  plan: {path}; put it on: {words}"]

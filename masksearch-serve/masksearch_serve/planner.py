@@ -51,7 +51,7 @@ from masksearch_serve.engines.gguf import begin_file
 from masksearch_serve.folder import write_folder
 from masksearch_serve.kv_cache import kv_bytes
 from masksearch_serve.native import from_native, native_config, to_native, with_sink_logits
-from masksearch_serve.plan import Plan
+from masksearch_serve.plan import Plan, describe_units
 from masksearch_serve.served import Served
 from masksearch_serve.sinks import Sinks, keeps_sinks, without_sinks
 
@@ -569,27 +569,6 @@ def describe_native(judge: CausalEvaluator, plan: Plan, serve: str | None) -> di
         return {"refused": str(error)}
     engines = ", ".join(name for name, each in ENGINES.items() if not each.unserved(config))
     return {"model_type": config.model_type, "served_by": engines}
-
-
-def describe_units(plan: Plan) -> str:
-    """Which units are full, and what the others keep.
-
-    >>> local, full = masks.window(7), masks.full()
-    >>> levels, mask = (local, full), masks.per_layer([full, local])
-    >>> describe_units(Plan({}, "layer", levels, {"l0": 1, "l1": 0}, mask))
-    '1 of 2 units full (l0), the others window(7)'
-    """
-    names: dict[int, list[str]] = {}
-    for name, level in plan.units.items():
-        names.setdefault(level, []).append(name)
-    others = sorted({*names} - {len(plan.levels) - 1}, key=lambda level: len(names[level]))
-    if len(names) == 1:
-        return f"{plan.levels[next(iter(names))]} in all {len(plan.units)} units"
-    full = names.get(len(plan.levels) - 1, [])
-    parts = [f"{len(full)} of {len(plan.units)} units full ({', '.join(full) or 'none'})"]
-    for level in others[:-1]:
-        parts.append(f"{len(names[level])} {plan.levels[level]} ({', '.join(names[level])})")
-    return ", ".join([*parts, f"the others {plan.levels[others[-1]]}"])
 
 
 # -- the folder that is served -----------------------------------------------------------------

@@ -100,14 +100,13 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         text = values.pop("decoder")
         of_engine = {n: texts[n] for n in ("account", "serving", "sinks") if n in texts}
         further = {name: each for name, each in texts.items() if name not in of_engine}
-        judge = CausalEvaluator(
+        judge: Evaluator = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)
         )
-        if not of_engine and "Served" not in offered("parts"):
-            return judge
-        served = load_part("parts", "Served", "evaluator")
-        wrapped: Evaluator = served(judge, **read_settings(of_engine, hints_of(served), "Served"))
-        return wrapped
+        if of_engine or "Served" in offered("parts"):
+            served = load_part("parts", "Served", "evaluator")
+            judge = served(judge, **read_settings(of_engine, hints_of(served), "Served"))
+        return judge
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks

@@ -14,7 +14,7 @@ import typer
 from masksearch.cli import options
 from masksearch.errors import install_command
 from masksearch.files import cache_folder
-from masksearch.neighbours import table_of
+from masksearch.neighbours import load_part
 
 PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
 FEATURES = {  # extra -> (its module, what needs it); distributions beside this one have their own
@@ -65,9 +65,10 @@ def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     cache = cache_folder(None)
     there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    needed = FEATURES | (load_part("parts", "features", "table") or {})
     features = {
         extra: f"{what}: {'installed' if util.find_spec(module) else install_command(extra)}"
-        for extra, (module, what) in (FEATURES | table_of("features")).items()
+        for extra, (module, what) in needed.items()
     }
     return {
         "Versions": {"Python": platform.python_version()}

@@ -85,8 +85,7 @@ class Program(CommandsInGroups):
                 self.list_commands(ctx)
             else:
                 command(MODELS, name)(function)
-                fresh: Any = typer.main.get_command(app)
-                self.commands[name] = fresh.commands[name]
+                self.commands.update(typer.main.get_group(app).commands)
         return self.commands.get(name)
 
 
@@ -285,13 +284,6 @@ command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
 command(MODELS)(sparsify)
 command(MODELS)(pretrain)
-
-
-def every_command() -> dict[str, Any]:
-    """Name -> command, those of distributions beside this one included."""
-    program: Any = typer.main.get_command(app)
-    program.list_commands(None)
-    return dict(program.commands)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -200,14 +200,7 @@ class CausalEvaluator(AssembledEvaluator):
     @property
     def meanings(self) -> dict[str, str]:
         """Reported value -> what it measures."""
-        return MEANINGS | {
-            name: f"share of right answers in the task {name}" for name in self.tasks
-        }
-
-    @property
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """Group of tasks -> its tasks."""
-        return dict(long_context().GROUPS) if self.tasks else {}
+        return MEANINGS | {n: f"share of right answers in the task {n}" for n in self.tasks}
 
     def task(self) -> NextTokenTask:
         """The text, read once a process, or the planted task."""
@@ -528,7 +521,7 @@ class CausalEvaluator(AssembledEvaluator):
         values |= self.judge_tasks(model)
         if dense := self.dense_losses(seed):
             added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
-            for group, members in self.groups.items():
+            for group, members in long_context().GROUPS.items():
                 each = [values[f"{LOSS}/{n}"] - dense[n] for n in members if n in dense]
                 added |= {f"{LOST}/{group}": fmean(each)} if each else {}
             values |= added | {LOST: max(added.values())}
@@ -540,7 +533,7 @@ class CausalEvaluator(AssembledEvaluator):
         for name, rows in self.prompts.items():
             how: dict[str, Any] = {"answers": True, "precision": self.training.precision}
             values |= task_values(name, score_tokens(model, rows.tokens, **how), rows)
-        for group, members in self.groups.items():
+        for group, members in (long_context().GROUPS if self.tasks else {}).items():
             losses = [values[f"{LOSS}/{name}"] for name in self.tasks if name in members]
             values |= {f"{LOSS}/{group}": fmean(losses)} if losses else {}
         return values
@@ -583,12 +576,7 @@ class CausalEvaluator(AssembledEvaluator):
 check_fit = lru_cache(maxsize=4)(decoders.check_fit)
 open_weights = lru_cache(maxsize=4)(decoders.open_decoder)
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
-
-
-@lru_cache(maxsize=16)
-def read_task(text: NextTokenText, half: Half, name: str, rows: int) -> NextTokenRows:
-    """The rows of a task of long context, which are made from a text."""
-    return cast(NextTokenRows, long_context().task_rows(text, half, name, rows))
+read_task = lru_cache(maxsize=16)(lambda *how: long_context().task_rows(*how))
 
 
 def long_context() -> Any:

@@ -20,7 +20,7 @@ from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
-from masksearch.neighbours import table_of
+from masksearch.neighbours import load_part
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
@@ -296,14 +296,9 @@ def saved_share(record: Record, cost: str) -> float:
     return 1 - costs[cost] if cost in costs else sparsity_of(record)
 
 
-def title_costs(names: Collection[str]) -> dict[str, str]:
-    """How those are called that a budget may be of, engines' shares of their caches too.
-
-    >>> title_costs(["latency", "loss"])
-    {'latency': 'time (ms)'}
-    """
-    titles: dict[str, str] = COSTS | table_of("costs")
-    return {name: title for name, title in titles.items() if name in names}
+def every_cost() -> dict[str, str]:
+    """What a budget may be of, the shares that engines hold too -> how it is called."""
+    return COSTS | (load_part("parts", "costs", "table") or {})
 
 
 def mask_facts(
@@ -324,7 +319,7 @@ def mask_facts(
         "sparsity": 100 * sparsity_of(record),
         "saved": 100 * saved_share(record, cost),
         "table_sparsity": 100 * costs.get("sparsity", math.nan),
-        "costs": {name: costs[name] for name in title_costs(costs)},
+        "costs": {name: costs[name] for name in every_cost() if name in costs},
         "picture": pictures.panels(mask, shape) if mask and shape else None,
     }
 

@@ -26,8 +26,8 @@ from masksearch.report.chart_data import (
     allocation_data,
     compared_chart,
     difference_chart,
+    every_cost,
     search_chart,
-    title_costs,
     volume_charts,
 )
 from masksearch.report.dam import health_data, sentence
@@ -138,7 +138,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
             {"name": o.name, "goal": o.goal, "worst": o.worst} for o in section.objectives
         ],
         "shape": None if section.shape is None else section.shape.to_dict(),
-        "costs": [{"name": name, "title": text} for name, text in title_costs(priced).items()],
+        "costs": [{"name": n, "title": t} for n, t in every_cost().items() if n in priced],
         "evaluate": section.evaluate,
         "runs": runs_table(section.studies, section.objectives),
         "finished": any(record.scored for record in section.records),

@@ -19,11 +19,12 @@ from cli_runs import EVALUATOR, SPACE, run
 import masksearch as ms
 from masksearch.cli import search
 from masksearch.cli.build import load_kind, setting_hints
-from masksearch.cli.main import ResumeOptions, every_command
+from masksearch.cli.main import ResumeOptions
 from masksearch.cli.report import ProxyCardOptions
 from masksearch.cli.search import CompareOptions, SearchOptions
 from masksearch.training.parts import usual_settings
 from masksearch_serve.command import AllocateOptions
+from tests.parsed import every_command
 
 COMMANDS = every_command()
 

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from cli_runs import run
 
-from masksearch.cli.main import every_command
+from tests.parsed import every_command
 
 HERE = (  # as they stand, in an empty folder
     'masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128',

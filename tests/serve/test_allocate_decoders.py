@@ -17,15 +17,22 @@ from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.gates.unit_costs import unit_costs
+from masksearch.strategies.build import Wanted
 from masksearch_bench.tree import tree_values
 from masksearch_serve.allocate import (
     AllocateStrategy,
     Costs,
-    build_allocate,
+    build_allocation,
     totals_by_count,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
+
+
+def build_allocate(options, evaluator, run):
+    """The strategy of a search with these options."""
+    return build_allocation(Wanted("allocate", None, evaluator, 0, run, options, {}))
+
 
 WORDS = [f"w{number}" for number in range(12)]
 LOCAL = masks.window(2) | masks.columns(1)

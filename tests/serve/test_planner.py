@@ -16,9 +16,8 @@ from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.report.tables import front_table
 from masksearch.study.references import within_budgets
-from masksearch_serve.command import report_lines
-from masksearch_serve.plan import describe_rival
-from masksearch_serve.planner import DecoderOnText, Delivery, Unseen, build_judge, describe_units
+from masksearch_serve.plan import describe_rival, describe_units, report_lines
+from masksearch_serve.planner import DecoderOnText, Delivery, Unseen, build_judge
 
 WORDS = [f"w{number}" for number in range(12)]
 
