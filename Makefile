@@ -19,6 +19,7 @@ BASE := .venv/installed
 STAMP := .venv/installed-dev
 DOCS := .venv/installed-docs
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint $(CONSTRAINTS)
+BESIDE = --editable ./masksearch-bench --editable ./masksearch-serve
 SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
 .PHONY: demo test lint types tests test-all test-cluster test-serve verify-results docs linkcheck gpu install format clean
@@ -46,10 +47,10 @@ test-all: $(STAMP)
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest tests/cluster -m "not gpu" -rs --durations 20
 
-# the version that tests/serving/llama_cpp_cells.json names
+# the version that tests/serve/llama_cpp_cells.json names
 test-serve: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llama-cpp-python==0.3.36 diskcache
-	$(BIN)/python -m pytest tests/serving/test_llama_cpp.py -m nightly -rs
+	$(BIN)/python -m pytest tests/serve/test_llama_cpp.py -m nightly -rs
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify
@@ -74,15 +75,15 @@ format: $(STAMP)
 
 # torch by pip: its exact version is the one that has a build for machines without a GPU.
 # The rest by uv, which resolves, unpacks and compiles side by side: half of pip's time.
-$(BASE): pyproject.toml masksearch-bench/pyproject.toml constraints.txt
+$(BASE): pyproject.toml masksearch-bench/pyproject.toml masksearch-serve/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch
-	$(INSTALL) --editable ".[search]" --editable ./masksearch-bench
+	$(INSTALL) --editable ".[search]" $(BESIDE)
 	touch $(BASE)
 
 $(STAMP): $(BASE)
-	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --editable ".[dev]" $(BESIDE)
 	touch $(STAMP)
 
 $(DOCS): $(STAMP)

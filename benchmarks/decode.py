@@ -35,7 +35,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.attention.masked_cache import MaskedCache
 from masksearch.masks import Mask
-from masksearch.serving.kv_cache import kv_bytes
+from masksearch_serve.kv_cache import kv_bytes
 
 RESULTS = Path(__file__).parent / "results"
 SPARE = 4096  # steps that a cache has room for beyond its context

@@ -10,8 +10,8 @@ from transformers import LlamaConfig
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
 from masksearch.gates.gates import Gates
-from masksearch.serving.engines import ENGINES as READ
 from masksearch.tasks.planted.graded import GradedProcess
+from masksearch_serve.engines import ENGINES as READ
 
 RESULTS = Path(__file__).parent / "results"
 BENCH = Path(__file__).parents[1] / "masksearch-bench" / "masksearch_bench"
@@ -244,10 +244,10 @@ NO_CLAIM = [
     (DECODER, "on unseen text: dense ..."),
     (DECODER, "on 12 pieces of 2 documents: -0.0356 ..."),
     (DECODER, "as llama.cpp serves it: 3.6610, ..."),
-    # releases, and a rule of vLLM's source: tests/serving/test_kv_cache.py compares its planner's
+    # releases, and a rule of vLLM's source: tests/serve/test_kv_cache.py compares its planner's
     (ENGINES, "| family | transformers ..."),
     (ENGINES, "where that is below 1.5 x the smaller"),
-    # tests/serving/test_sinks.py runs a smaller such comparison and tests its order; not kept
+    # tests/serve/test_sinks.py runs a smaller such comparison and tests its order; not kept
     *(
         (ENGINES, f"| {first} |...")
         for first in (
@@ -258,7 +258,7 @@ NO_CLAIM = [
             '`"tune"`, 20 steps',
         )
     ),
-    # tests/serving/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
+    # tests/serve/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
     (ENGINES, "Measured with llama-cpp-python 0.3.36"),
     (ENGINES, "are within .001 of transformers'"),
     (ENGINES, "change them by .01 at least"),

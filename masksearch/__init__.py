@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator
-    from masksearch.evaluators.served import Served as Served
     from masksearch.executors.local import Local as Local
     from masksearch.executors.ray import RayTune as RayTune
     from masksearch.gates.config import DamConfig as DamConfig
@@ -55,15 +54,16 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.models.speed import measure_speed as measure_speed
-    from masksearch.planner import allocate as allocate
     from masksearch.positions.analysis import importance as importance
-    from masksearch.serving.engine import Serving as Serving
-    from masksearch.serving.engines.gguf import to_gguf as to_gguf
-    from masksearch.serving.kv_cache import kv_bytes as kv_bytes
-    from masksearch.serving.native import to_native as to_native
     from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.user_code import budget_of as budget_of
+    from masksearch_serve.engine import Serving as Serving
+    from masksearch_serve.engines.gguf import to_gguf as to_gguf
+    from masksearch_serve.kv_cache import kv_bytes as kv_bytes
+    from masksearch_serve.native import to_native as to_native
+    from masksearch_serve.planner import allocate as allocate
+    from masksearch_serve.served import Served as Served
 
 __version__ = "0.2.0"
 
@@ -91,10 +91,12 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        if (error.name or "masksearch").startswith("masksearch"):
+        missing = error.name or "masksearch"
+        if "." in missing or missing == "masksearch":
             raise
-        needed = f"masksearch.{name} needs {error.name}: {install_command('search')}"
-        raise ModuleNotFoundError(needed, name=error.name) from error
+        extra = missing.partition("masksearch_")[2] or "search"  # named like the distribution
+        needed = f"masksearch.{name} needs {missing}: {install_command(extra)}"
+        raise ModuleNotFoundError(needed, name=missing) from error
     globals()[name] = value
     return value
 

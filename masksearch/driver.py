@@ -38,12 +38,12 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError, outside_level, unknown_name
 from masksearch.executors.local import Local
+from masksearch.gates.unit_costs import with_costs
 from masksearch.gates.units import Units
 from masksearch.loggers.console import Watcher
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.models.encoders import READ_OUT
-from masksearch.strategies.allocate import with_costs
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.candidates import (
     on_split,

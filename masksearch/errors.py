@@ -169,7 +169,8 @@ def install_command(extra: str) -> str:
     """The command that installs an extra: from the clone that masksearch runs from, if it does."""
     clone = Path(__file__).parents[1]
     if (clone / "pyproject.toml").is_file():
-        return f'pip install -e "{clone}[{extra}]"'
+        beside = f' -e "{clone}/masksearch-{extra}"' * (clone / f"masksearch-{extra}").is_dir()
+        return f'pip install -e "{clone}[{extra}]"{beside}'
     return f'pip install "masksearch[{extra}]"'  # adds to what is installed
 
 

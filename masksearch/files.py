@@ -44,6 +44,19 @@ def write_text_in_one_move(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def object_in(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where it holds something else.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_object(path: Path, remedy: str, **kinds: type) -> dict[str, Any]:
     """The JSON object of a run folder's small file, without control characters.
 

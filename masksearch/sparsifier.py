@@ -40,7 +40,7 @@ from masksearch.models.card import Findings
 from masksearch.models.checkpoints import VERSION, find_folder
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, save_pretrained
-from masksearch.strategies.build import STRATEGIES
+from masksearch.strategies.build import kind_of
 from masksearch.strategies.enqueued import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
@@ -113,14 +113,13 @@ class Request:
     @property
     def gated(self) -> bool:
         """Whether the strategy trains gates, by options of its own."""
-        kind = STRATEGIES.get(self.strategy)
-        return kind is not None and kind.gated is not None and kind.gated({})
+        gated = kind_of(self.strategy).gated
+        return gated is not None and gated({})
 
     @property
     def drawn(self) -> bool:
         """Whether the strategy draws from a space."""
-        kind = STRATEGIES.get(self.strategy)
-        return kind is None or kind.space != "none"
+        return kind_of(self.strategy).space != "none"
 
     def evaluator(self, weights: str | Path, **settings: Any) -> GlueEvaluator:
         """The evaluator of the task on those weights."""

@@ -3,10 +3,23 @@
 import ast
 import functools
 from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from masksearch.cli.main import app
 
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 FILES = sorted(PACKAGE.rglob("*.py"))
+SERVE = sorted((PACKAGE.parent / "masksearch-serve" / "masksearch_serve").rglob("*.py"))
 BENCH = sorted((PACKAGE.parent / "masksearch-bench" / "masksearch_bench").glob("*.py"))
+
+
+def every_command() -> dict[str, Any]:
+    """Name -> command of `masksearch`, those of distributions beside it too."""
+    program: Any = typer.main.get_command(app)
+    program.list_commands(None)
+    return dict(program.commands)
 
 
 @functools.cache

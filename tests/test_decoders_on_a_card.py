@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.serving.folder import nats
+from masksearch_serve.folder import nats
 
 WORDS = [f"w{number}" for number in range(12)]
 HOW = [{"kl": True}, {"adapt": "recover", "recover_tokens": 512}]

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from masksearch.errors import install_command
-from tests.parsed import BENCH, FILES, nodes_of
+from tests.parsed import BENCH, FILES, SERVE, nodes_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -34,6 +34,7 @@ MENDED = {  # the release that ends the last hole that is known of what we ask f
     "setuptools": "78.1.1",  # CVE-2025-47273
     "torch": "2.11",  # CVE-2026-24747, CVE-2026-4538
 }
+OURS = {"masksearch", "masksearch-bench", "masksearch-serve"}  # one asks for another
 OF_A_NOTEBOOK = {"ipython"}  # imported where a notebook runs, which has it
 
 
@@ -47,22 +48,22 @@ def declared() -> dict[str, str]:
     found = {plain(line): "dependencies" for line in PROJECT["dependencies"]}
     for extra, lines in EXTRAS.items():
         if extra not in ("dev", "docs"):
-            found |= {plain(line): extra for line in lines if plain(line) != PROJECT["name"]}
+            found |= {plain(line): extra for line in lines if plain(line) not in OURS}
     return found
 
 
 @functools.cache
 def imported(tables: bool = False) -> dict[str, set[str]]:
-    """Every distribution that a file of the package, or of masksearch_bench, imports anywhere,
-    with these files."""
+    """Every distribution that a file of the package, or of one beside it, imports anywhere,
+    with these files; `tables` = of masksearch_bench alone."""
     found: dict[str, set[str]] = {}
-    for path in BENCH if tables else FILES:
+    for path in BENCH if tables else (*FILES, *SERVE):
         for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             for module in {name.split(".")[0] for name in names}:
-                if module not in {*sys.stdlib_module_names, "masksearch", "masksearch_bench"}:
+                if module not in sys.stdlib_module_names and plain(module) not in OURS:
                     name = plain(DISTRIBUTION.get(module, module))
                     found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     return found
@@ -75,8 +76,9 @@ def test_every_import_is_declared():
 
 
 def test_the_tables_with_a_known_optimum_import_what_a_search_needs():
-    project = tomllib.loads((ROOT / "masksearch-bench/pyproject.toml").read_text("utf-8"))
-    assert project["project"]["dependencies"][0].startswith("masksearch[search]>=")
+    for name in ("bench", "serve"):
+        project = tomllib.loads((ROOT / f"masksearch-{name}/pyproject.toml").read_text("utf-8"))
+        assert project["project"]["dependencies"][0].startswith("masksearch[search]>=")
     brought = {plain(line) for line in (*PROJECT["dependencies"], *EXTRAS["search"])}
     assert imported(tables=True).keys() <= brought
 
@@ -95,7 +97,7 @@ def test_ci_installs_versions_in_range():
     ours, *tools = map(Requirement, EXTRAS["dev"])
     wanted = [*PROJECT["dependencies"], *(line for extra in ours.extras for line in EXTRAS[extra])]
     for requirement in [*map(Requirement, wanted), *tools]:
-        if requirement.name == PROJECT["name"]:  # one extra asks for another
+        if requirement.name in OURS:
             continue
         version = pinned.get(plain(requirement.name))
         assert version, f"constraints.txt does not pin {requirement.name}"
@@ -108,7 +110,7 @@ def test_no_release_with_a_known_hole_is_in_range():
     from packaging.version import Version
 
     lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
-    for folder in (ROOT, ROOT / "masksearch-bench"):
+    for folder in (ROOT, ROOT / "masksearch-bench", ROOT / "masksearch-serve"):
         text = (folder / "pyproject.toml").read_text(encoding="utf-8")
         lines += tomllib.loads(text)["build-system"]["requires"]
     asked = [each for each in map(Requirement, lines) if plain(each.name) in MENDED]
@@ -120,9 +122,9 @@ def test_no_release_with_a_known_hole_is_in_range():
 
 def test_the_command_that_installs_an_extra_names_one_that_exists():
     assert install_command("ray") == f'pip install -e "{ROOT}[ray]"'
-    text = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "masksearch").rglob("*.py")
-    )
+    both = f'pip install -e "{ROOT}[serve]" -e "{ROOT}/masksearch-serve"'
+    assert install_command("serve") == both  # the clone's, before an index is asked
+    text = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *SERVE))
     asked = set(re.findall(r"install_command\([\"'](\w+)", text))
     assert {"ray", "hub", "postgresql", "tensorboard"} <= asked <= EXTRAS.keys()
     pages = [

@@ -4,16 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-import typer.main
 
-from masksearch.cli.main import app
+from tests.parsed import every_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = every_command()
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)")
-OF_ENGINES = ROOT / "masksearch/serving/engines"  # the commands of servers
+OF_ENGINES = ROOT / "masksearch-serve/masksearch_serve/engines"  # the commands of servers
 OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, vLLM, and arrows in a drawing
     *("--abbrev", "--always", "--dirty", "--exclude", "--no-optional-locks", "--query-gpu"),
     *(
@@ -74,10 +73,10 @@ def test_the_list_of_commands_has_every_one():
 
 
 def test_help_and_the_page_of_searches_name_every_strategy():
-    from masksearch.strategies.build import STRATEGIES
+    from masksearch.strategies.build import every_kind
 
     [option] = [each for each in COMMANDS["search"].params if each.name == "strategy"]
     page = (ROOT / "docs/search.md").read_text(encoding="utf-8")
-    for name in STRATEGIES:
+    for name in every_kind():
         assert f'"{name}"' in page or f"`{name}`" in page, name
         assert re.search(rf"\b{name}\b", option.help), name

@@ -13,9 +13,9 @@ import typer.main
 from matplotlib.image import imread
 from parsed import BENCH, FILES, nodes_of
 
-from masksearch.cli.main import app
 from masksearch.masks.core import RECIPES, Mask
 from masksearch_bench.__main__ import app as bench
+from tests.parsed import every_command
 
 DOCS = Path(__file__).parents[1] / "docs"
 OURS = {
@@ -62,7 +62,7 @@ def test_sources_of_the_gallery_are_those_of_the_docstrings():
 
 def test_every_command_and_option_is_on_the_page():
     sections = re.split(r"^## ", (DOCS / "commands.md").read_text("utf-8"), flags=re.M)[1:]
-    commands = typer.main.get_command(app).commands
+    commands = every_command()
     tables = typer.main.get_command(bench).commands
     commands |= {f"masksearch-bench {name}": command for name, command in tables.items()}
     assert [each.split("\n")[0] for each in sections] == list(commands)

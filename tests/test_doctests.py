@@ -2,14 +2,15 @@
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "masksearch"
+from tests.parsed import PACKAGE, SERVE
+
 MODULES = [
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-    for path in sorted(PACKAGE.rglob("*.py"))
+    ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+    for package in (PACKAGE, SERVE[0].parent)
+    for path in sorted(package.rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]
 

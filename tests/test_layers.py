@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.parsed import FILES, PACKAGE, nodes_of, tree_of
+from tests.parsed import FILES, PACKAGE, SERVE, nodes_of, tree_of
 
 RANKS = [
-    {"errors", "files", "masks"},
+    {"errors", "files", "masks", "neighbours"},
     {"contracts", "user_code"},
     {"training", "tasks", "attention", "analysis"},
     {"models", "gates", "loggers", "study"},
-    {"positions", "report", "serving"},
+    {"positions", "report"},
     {"evaluators"},
     {"strategies"},
     {"executors"},
     {"driver", "testing"},
-    {"planner", "sparsifier"},
+    {"sparsifier"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
@@ -61,12 +61,12 @@ def untyped(tree: ast.AST) -> Iterator[ast.AST]:
             ahead += ast.iter_child_nodes(node)
 
 
-def file_of(module: str) -> str | None:
+def file_of(module: str, package: Path = PACKAGE) -> str | None:
     """The file below the package that `module` (or the name in it) is imported from."""
-    names = module.split(".")[1:]
-    while names:
+    first, *names = module.split(".")
+    while names and first == package.name:
         for path in (Path(*names).with_suffix(".py"), Path(*names, "__init__.py")):
-            if (PACKAGE / path).is_file():
+            if (package / path).is_file():
                 return str(path)
         names = names[:-1]
     return None
@@ -100,11 +100,30 @@ def test_left_never_imports_right():
     assert not wrong
 
 
-def test_the_package_knows_nothing_of_the_tables_with_a_known_optimum():
-    """masksearch_bench, a distribution of its own, stands on this one."""
-    assert not [
-        path for path in FILES for module, _ in imported(path) if module[:11] == "masksearch_"
-    ]
+def test_the_package_knows_nothing_of_the_distributions_beside_it():
+    """They stand on this one, which finds what they add by entry points; the lazy public names
+    alone lead there."""
+    assert {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        for module, _ in imported(path)
+        if module[:11] == "masksearch_"
+    } == {"__init__.py"}
+    named = {str(path) for path in FILES if "masksearch_serve" in path.read_text("utf-8")}
+    allowed = ("__init__.py", "cli/doctor.py", "evaluators/causal.py")  # the last in a docstring
+    assert named == {str(PACKAGE / name) for name in allowed}
+
+
+def test_serving_stands_on_the_rooms_and_its_command_alone_on_the_command_line():
+    for path in SERVE:
+        for module, line in imported(path):
+            first, room, *_ = [*module.split("."), "", ""]
+            place = f"{path.name}:{line}"
+            assert first != "masksearch_bench", place
+            if first == "masksearch":
+                known = room in RANK or module == "masksearch.masks"
+                assert known, f"{place} imports {room!r} from the façade, not from its part"
+                assert room != "cli" or path.name == "command.py", place
 
 
 def test_nothing_imports_the_evaluators_of_squad_and_swag():
@@ -128,12 +147,16 @@ def test_one_arrow_is_bound_late():
     assert callable(pkgutil.resolve_name(READ_RUN))
 
 
-def test_no_circle_of_files():
+@pytest.mark.parametrize("package", [PACKAGE, SERVE[0].parent], ids=lambda path: path.name)
+def test_no_circle_of_files(package):
     """Imports inside functions count; those under TYPE_CHECKING and the lazy façade do not."""
     arrows = {
-        name: {file_of(module) for module, _ in imported(PACKAGE / name, typing=False)} - {None}
-        for name in NAMES
-        if name != "__init__.py"
+        str(path.relative_to(package)): {
+            file_of(module, package) for module, _ in imported(path, typing=False)
+        }
+        - {None}
+        for path in (FILES if package == PACKAGE else SERVE)
+        if path != PACKAGE / "__init__.py"
     }
     open_files: list[str] = []
     done: set[str] = set()
@@ -168,8 +191,9 @@ def test_ray_and_the_attention_interface_have_one_file_each():
 
 def test_strategies_are_told_apart_in_their_own_room():
     """No branch elsewhere asks for a strategy's name or class: what differs is in its `Kind`."""
-    from masksearch.strategies.build import STRATEGIES
+    from masksearch.strategies.build import every_kind
 
+    names_known = {*every_kind()}
     branches = []
     for name in NAMES:
         if name.startswith(("strategies/", "gates/")):  # presets of gates have a strategy's name
@@ -179,7 +203,7 @@ def test_strategies_are_told_apart_in_their_own_room():
                 case ast.Compare():
                     below = ast.walk(node)
                     names = {each.value for each in below if isinstance(each, ast.Constant)}
-                    branch = bool(names & {*STRATEGIES})
+                    branch = bool(names & names_known)
                 case ast.Call(func=ast.Name(id="isinstance")):
                     branch = ast.unparse(node).endswith("Strategy)")
                 case _:
@@ -193,8 +217,8 @@ def test_an_engine_is_named_in_its_file_alone():
     """Docstrings, and transformers, which is a library too, are no names of engines."""
     engines = ("vllm", "sglang", "llama.?cpp", "tensorrt|trtllm")
     named: dict[str, set[str]] = {engine: set() for engine in engines}
-    for name in NAMES:
-        nodes = nodes_of(PACKAGE / name)
+    for path in (*FILES, *SERVE):
+        nodes, name = nodes_of(path), str(path.relative_to(PACKAGE.parent))
         docstrings = {
             node.body[0].value
             for node in nodes
@@ -213,7 +237,7 @@ def test_an_engine_is_named_in_its_file_alone():
             if re.search(engine, "\n".join(words), re.IGNORECASE):
                 named[engine].add(name)
     outside = {name for names in named.values() for name in names if "/engines/" not in name}
-    assert not outside, f"an engine has a file in serving/engines/: {sorted(outside)}"
+    assert not outside, f"an engine has a file in masksearch_serve/engines/: {sorted(outside)}"
     assert all(1 < len(names) <= 3 for names in named.values()), named
 
 
@@ -225,7 +249,7 @@ def test_files_are_named_for_what_they_hold():
 def test_rooms_are_small_enough_to_hold_in_mind():
     loose = [path.name for path in PACKAGE.glob("*.py")]
     assert len(loose) <= 9, f"at most 9 loose files at the top, there are {sorted(loose)}"
-    for folder in {path.parent for path in FILES}:
+    for folder in {path.parent for path in (*FILES, *SERVE)}:
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(files) <= 20, f"{folder.name} holds {len(files)} files, at most 20"
 

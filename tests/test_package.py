@@ -26,8 +26,9 @@ def test_version_is_written_once_and_the_citation_follows():
     assert f"\nversion: {ms.__version__}\n" in citation
     assert f'\nrepository-code: "{REPOSITORY}"\n' in citation
     assert "cff-version: 1.2.0" in citation
-    tables = tomllib.loads((ROOT / "masksearch-bench/pyproject.toml").read_text(encoding="utf-8"))
-    assert tables["project"]["version"] == ms.__version__
+    for name in ("bench", "serve"):
+        other = tomllib.loads((ROOT / f"masksearch-{name}/pyproject.toml").read_text("utf-8"))
+        assert other["project"]["version"] == ms.__version__
     assert "2102.12871" in citation
 
 
@@ -71,10 +72,10 @@ def test_source_distribution_is_the_repository(released):
     names = {member.name.partition("/")[2] for member in members}
     wanted = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "DESIGN.md", "SECURITY.md", "setup.py"}
     wanted |= {f"search_spaces/{name}" for name in SPACES}
-    for folder in ("docs", "tests", "experiments", "masksearch-bench"):
+    for folder in ("docs", "tests", "experiments", "masksearch-bench", "masksearch-serve"):
         files = (path for path in (ROOT / folder).rglob("*.md") if "/api/" not in str(path))
         wanted |= {str(path.relative_to(ROOT)) for path in files}
-    for folder in ("tests", "masksearch-bench"):
+    for folder in ("tests", "masksearch-bench", "masksearch-serve"):
         wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
     assert wanted <= names
 
@@ -123,3 +124,46 @@ def test_installed_package_is_not_the_repository(installed, tmp_path):
         env={"PATH": ""},
     )  # fmt: skip
     assert version.stdout.startswith(f"masksearch {ms.__version__}\n")
+
+
+ALONE = """
+import masksearch as ms
+from masksearch.errors import UnknownNameError
+
+def search():
+    evaluator = ms.PlantedEvaluator.graded(steps=1)
+    ms.search(None, evaluator, run="runs/x", trials=1, strategy="allocate")
+
+for call in (lambda: ms.allocate, search):
+    try:
+        call()
+    except (ModuleNotFoundError, UnknownNameError) as error:
+        print(error)
+"""
+
+
+@pytest.mark.nightly
+def test_without_masksearch_serve_its_names_say_what_to_install(installed, tmp_path):
+    how = {"cwd": tmp_path, "env": {"PATH": ""}, "capture_output": True, "text": True}
+    done = subprocess.run([installed / "python", "-c", ALONE], check=True, **how)
+    remedy = 'pip install "masksearch[serve]"'
+    name, strategy = done.stdout.splitlines()
+    assert name == f"masksearch.allocate needs masksearch_serve: {remedy}"
+    assert strategy == f"strategy 'allocate' needs masksearch-serve: {remedy}"
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "command.json").write_text(
+        '{"command": "allocate", "options": {"run": "run"}}'
+    )
+    for words, what in (
+        (["allocate", "model", "text"], "command 'allocate'"),
+        (["resume", "run"], "command 'allocate'"),
+        (["search", "--decoder", "text", "--tasks", "vt"], "argument 'tasks'"),
+        (["search", "--decoder", "text", "--set", "account=vllm"], "evaluator 'Served'"),
+    ):
+        done = subprocess.run([installed / "masksearch", *words], check=False, **how)
+        assert done.returncode == 2, done.stdout
+        assert done.stderr == f"error: {what} needs masksearch-serve: {remedy}\n"
+    listed = subprocess.run([installed / "masksearch", "--help"], check=True, **how).stdout
+    assert "pretrain" in listed
+    assert "allocate" not in listed.replace("runs/allocate", "")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from mask_trees import sized_trees
 
 from masksearch import masks
-from masksearch.models.plan import Plan
+from masksearch_serve.plan import Plan
 
 MASK = jsonschema.Draft202012Validator(
     json.loads((FOLDER / "mask.schema.json").read_text("utf-8"))

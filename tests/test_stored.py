@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch.cli.main import app
 from masksearch.errors import MaskFormatError, SearchError
-from masksearch.models.plan import Plan
 from masksearch.report.page import render_page
-from masksearch.serving.engines import ENGINES
+from masksearch_serve.engines import ENGINES
+from masksearch_serve.plan import Plan
 
 STORED = Path(__file__).with_name("stored")
 SCHEMAS = {

@@ -6,12 +6,9 @@ import importlib
 import tomllib
 from pathlib import Path
 
-import typer.main
-
 import masksearch
-from masksearch.cli.main import app
 from masksearch.contracts import Evaluator
-from tests.parsed import BENCH, FILES, PACKAGE, nodes_of
+from tests.parsed import BENCH, FILES, PACKAGE, SERVE, every_command, nodes_of
 
 HERE = Path(__file__).parent
 TOTALS = tomllib.loads((HERE / "totals.toml").read_text(encoding="utf-8"))
@@ -35,7 +32,9 @@ def evaluators(kind: type = Evaluator) -> set[type]:
     """Every evaluator of the package, abstract ones too."""
     for path in (PACKAGE / "evaluators").glob("*.py"):
         importlib.import_module(f"masksearch.evaluators.{path.stem}")
-    below = [each for each in kind.__subclasses__() if "masksearch.evaluators." in each.__module__]
+    importlib.import_module("masksearch_serve.served")
+    rooms = ("masksearch.evaluators.", "masksearch_serve.")
+    below = [each for each in kind.__subclasses__() if each.__module__.startswith(rooms)]
     return {*below}.union(*map(evaluators, below))
 
 
@@ -50,12 +49,13 @@ def fields(kind: type) -> set[str]:
 
 
 def measured() -> dict[str, int]:
-    commands = typer.main.get_command(app).commands.values()
+    commands = every_command().values()
     options = {name for each in commands for option in each.params for name in option.opts}
     return {
         "code": sum(map(code_lines, FILES)),
         "files": len(FILES),
         "bench": sum(map(code_lines, BENCH)),
+        "serve": sum(map(code_lines, SERVE)),
         "fields": sum(len(fields(each)) for each in evaluators()),
         "options": len({each for each in options if each.startswith("--")}),
         "names": len(masksearch.__all__),

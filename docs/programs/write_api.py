@@ -67,6 +67,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "sweep_families table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
         "without_diagonal",
     ),
+    "Of masksearch-serve": ("masksearch_serve", "native.from_native plan.Plan"),
     "In their rooms: models, data, results": (
         "",
         "analysis.proxy_card.ProxyCard attention.cache_bytes.KvBytes "
@@ -74,11 +75,11 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "evaluators.swag.SwagEvaluator "
         "evaluators.wrappers.Cached gates.gates.Gates gates.result.DamResult "
         "masks.lower.flex_block_mask masks.lower.lower masks.measure.fingerprint "
-        "models.checkpoints.verify models.plan.Plan "
+        "models.checkpoints.verify "
         "models.pretrained.open_pretrained models.pretrained.Pretrained "
         "positions.analysis.diagonal_controls positions.attention_maps.attention_maps "
         "positions.attention_maps.AttentionMaps positions.result.Importance "
-        "report.collect.proxy_card serving.native.from_native sparsifier.Sparsified "
+        "report.collect.proxy_card sparsifier.Sparsified "
         "study.records.Constraint tasks.glue.columns.Columns tasks.glue.tasks.glue_score "
         "tasks.planted.graded.GradedProcess tasks.planted.process.PlantedProcess "
         "tasks.recall.Recall user_code.load_function user_code.shape_of",

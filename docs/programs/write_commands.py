@@ -65,11 +65,12 @@ def section(program: str, name: str, command: Any) -> str:
 
 def main(docs: Path) -> None:
     """Writes `commands.md` into that folder."""
-    commands = [
-        (program, name, command)
-        for program, each in PROGRAMS.items()
-        for name, command in typer.main.get_command(each).commands.items()
-    ]
+    commands = []
+    for program, each in PROGRAMS.items():
+        group: Any = typer.main.get_command(each)
+        commands += [
+            (program, name, group.get_command(None, name)) for name in group.list_commands(None)
+        ]
     table = "\n".join(
         ["| command | what it does |", "|---|---|", *(row(*each) for each in commands)]
     )

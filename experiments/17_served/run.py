@@ -32,9 +32,9 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import in_force
 from masksearch.models.decoders import convert_gguf
-from masksearch.serving.engines.llama_cpp import LlamaCpp
-from masksearch.serving.native import from_native
 from masksearch.tasks.next_token import NextTokenText
+from masksearch_serve.engines.llama_cpp import LlamaCpp
+from masksearch_serve.native import from_native
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))

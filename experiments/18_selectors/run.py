@@ -37,10 +37,10 @@ from masksearch.contracts import generator
 from masksearch.evaluators.next_tokens import score_tokens
 from masksearch.masks.baselines import widest_window
 from masksearch.masks.core import Mask
-from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows
 from masksearch_bench import Table, build, judge, load, summary
 from masksearch_bench.table import family_of, natural
+from masksearch_serve.kv_cache import kv_bytes
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))

@@ -24,9 +24,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from masksearch.contracts import generator, mixed_seed
 from masksearch.models.decoders import NextTokenModel, decoder
-from masksearch.tasks.long_context import GROUPS, TASKS, Draw, Prompt
 from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.recall import Recall
+from masksearch_serve.long_context import GROUPS, TASKS, Draw, Prompt
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))["planted"]
 WORDS = [f"w{at:02}" for at in range(64)]

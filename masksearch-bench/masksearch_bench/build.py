@@ -26,10 +26,10 @@ from masksearch.contracts import MAJORITY, Evaluator, Executor, Report, Split
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
 from masksearch.gates.units import Allocation
-from masksearch.serving.engines import ACCOUNTS
 from masksearch.strategies.enqueued import Listed
 from masksearch_bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch_bench.tree import fits, tree_values
+from masksearch_serve.engines import ACCOUNTS
 
 SPLITS: dict[Tokens, Split] = {
     "calibration": "validation",

@@ -27,6 +27,7 @@ from masksearch.errors import check_name, unknown_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
+from masksearch.neighbours import load_part, offered
 from masksearch.training.parts import unknown_setting
 from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
@@ -91,7 +92,6 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
     tasks = [name for name in DOWNSTREAM if name in values]
     if "decoder" in values:
         from masksearch.evaluators.causal import CausalEvaluator
-        from masksearch.evaluators.served import Served
 
         other = ("corpus", *DOWNSTREAM, "tasks", "preset")
         if stray := [name for name in other if name in values]:
@@ -102,10 +102,13 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         text = values.pop("decoder")
         of_engine = {n: texts[n] for n in ("account", "serving", "sinks") if n in texts}
         further = {name: each for name, each in texts.items() if name not in of_engine}
-        evaluator = CausalEvaluator(
+        evaluator: Evaluator = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)
         )
-        return Served(evaluator, **read_settings(of_engine, hints_of(Served), "Served"))
+        if of_engine or "Served" in offered("parts"):
+            served = load_part("parts", "Served", "evaluator")
+            evaluator = served(evaluator, **read_settings(of_engine, hints_of(served), "Served"))
+        return evaluator
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from importlib import metadata, util
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +14,12 @@ import typer
 from masksearch.cli import options
 from masksearch.errors import install_command
 from masksearch.files import cache_folder
+from masksearch.neighbours import load_part
 
 PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
-FEATURES = {  # extra -> (its module, what needs it); engines name their own
+FEATURES = {  # extra -> (its module, what needs it); distributions beside this one have their own
     "search": ("optuna", "ms.search, and all commands"),
+    "serve": ("masksearch_serve", "ms.allocate, and masks in the form that engines serve"),
     "hub": ("datasets", "text and tasks named hf:OWNER/NAME"),
     "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
     "postgresql": ("psycopg", "--storage postgresql://.."),
@@ -61,15 +62,13 @@ def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
     """Heading -> what -> what was found."""
     import torch
 
-    from masksearch.serving.engines import ENGINES
-
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     cache = cache_folder(None)
     there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    needed = [FEATURES, *(engine.extras for engine in ENGINES.values())]
+    needed = FEATURES | (load_part("parts", "features", "table") or {})
     features = {
         extra: f"{what}: {'installed' if util.find_spec(module) else install_command(extra)}"
-        for extra, (module, what) in chain.from_iterable(each.items() for each in needed)
+        for extra, (module, what) in needed.items()
     }
     return {
         "Versions": {"Python": platform.python_version()}

@@ -18,10 +18,11 @@ import typer
 
 from masksearch.cli.check import check
 from masksearch.cli.doctor import doctor, installed_version
-from masksearch.cli.models import allocate, attach, export, sparsify
+from masksearch.cli.models import attach, export, sparsify
 from masksearch.cli.options import (
     RUN,
     WIDEST,
+    CommandsInGroups,
     CommandWithExamples,
     OptionsError,
     Run,
@@ -45,6 +46,7 @@ from masksearch.cli.search import (
     search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
+from masksearch.neighbours import load_part, offered
 from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
@@ -65,7 +67,29 @@ SEARCH = "1. Search masks"
 COMPARE = "2. Compare them, and say what may be claimed"
 MODELS = "3. Put a mask on a model"
 
-app = new_program("masksearch")
+
+class Program(CommandsInGroups):
+    """The commands here and those of distributions beside this one, each of which is imported when
+    it is called, or when all are listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all."""
+        for name in offered("commands"):
+            self.get_command(ctx, name)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The command of that name; None where there is none, when the nearest may be any."""
+        if name not in self.commands:
+            if (function := load_part("commands", name, "command")) is None:
+                self.list_commands(ctx)
+            else:
+                command(MODELS, name)(function)
+                self.commands.update(typer.main.get_group(app).commands)
+        return self.commands.get(name)
+
+
+app = new_program("masksearch", Program)
 
 
 def command(group: str, name: str | None = None) -> Callable[[Command], Command]:
@@ -224,18 +248,23 @@ def resume_command(options: ResumeOptions) -> None:
     changed = dict(vars(options))
     run = changed.pop("run")
     command, stored = read_known_command(run, changed)
-    REPEATED[command](**stored)
+    repeated(command)(**stored)
 
 
-REPEATED = {each.__name__: each for each in (search, compare, allocate, pretrain, demo)}
+REPEATED = {each.__name__: each for each in (search, compare, pretrain, demo)}
+
+
+def repeated(command: str) -> Any:
+    """The function of a command that a run folder holds; None where there is none."""
+    return REPEATED.get(command) or load_part("commands", command, "command")
 
 
 def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """As `read_command`; refuses a command and options that this version does not have."""
     command, options = read_command(run, changed)
-    if command not in REPEATED:
+    if (function := repeated(command)) is None:
         raise OptionsError(f"{run} holds the command {command!r}, which is not known")
-    if more := sorted(set(options) - set(inspect.signature(REPEATED[command]).parameters)):
+    if more := sorted(set(options) - set(inspect.signature(function).parameters)):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "
             f"({', '.join(more)}); give the command of the run again"
@@ -254,7 +283,6 @@ command(COMPARE)(report)
 command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
 command(MODELS)(sparsify)
-command(MODELS)(allocate)
 command(MODELS)(pretrain)
 
 

@@ -1,21 +1,16 @@
-"""The commands of a stored model: allocate (find its mask), attach (put one on),
-export (to a file)."""
+"""The commands of a stored model: attach (put a mask on), export (to a file), sparsify."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import typer
 
 from masksearch.cli.options import (
-    ALLOCATION,
     COMPARED,
     EVALUATOR,
     MASK_TEXT,
@@ -28,7 +23,6 @@ from masksearch.cli.options import (
     JudgeOptions,
     MaskArgument,
     OptionsError,
-    Run,
     Slots,
     argument,
     described,
@@ -38,15 +32,15 @@ from masksearch.cli.options import (
     option,
     takes,
 )
-from masksearch.cli.resuming import resumable
+from masksearch.files import object_in
+from masksearch.neighbours import load_part
 
 if TYPE_CHECKING:
     from masksearch.masks import Mask
-    from masksearch.models.plan import Plan
+    from masksearch.models.card import Account
 
-Part = TypeVar("Part")
 ATTACHED = "Which mask, on which model"
-SERVED = "The engine that serves it"
+PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
 
 
@@ -153,7 +147,7 @@ def find_folder(model: str) -> Path:
     return find_checkpoint(model)[1]
 
 
-def read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Plan | None]:
+def read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Account | None]:
     """A mask, or that of a plan for this model, and the plan.
 
     Raises:
@@ -161,12 +155,11 @@ def read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Plan |
     """
     from masksearch.masks.text import parse
     from masksearch.models.checkpoints import hash_files
-    from masksearch.models.plan import Plan, read_plan
 
     path = Path(text)
-    if path.suffix != ".json" or not path.is_file() or read_plan(path) is None:
+    if path.suffix != ".json" or not path.is_file() or object_in(path).get("kind") != PLAN:
         return parse(text), None
-    plan = Plan.load(path)
+    plan = load_part("parts", PLAN, "file of kind").load(path)
     plan.check_model(hash_files(folder), model)
     return plan.mask, plan
 
@@ -246,97 +239,6 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
         np.save(file, layout.numpy().astype(np.uint8), allow_pickle=False)
     size = "x".join(map(str, layout.shape))
     return f"{size} blocks of {block} positions, {whole:.1%} of them kept (the mask: {kept:.1%})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllocateOptions:
-    """Options of allocate."""
-
-    model: str = argument(
-        "A decoder: a folder, a name on the Hugging Face Hub, or a GGUF file.",
-        *(MODEL, "MODEL"),
-    )
-    text: str = argument(
-        "Text to measure losses on: a file, a folder of .txt files, or hf:OWNER/NAME.",
-        *(EVALUATOR, "TEXT"),
-    )
-    budget: list[float] = option(
-        "Largest share of the bytes of the dense cache of keys and values; repeatable, one "
-        "plan for each.",
-        *(ALLOCATION, "", "SHARE"),
-        default=REQUIRED,
-    )
-    run: Run = Path("runs/allocate")
-    slots: Slots = 1
-    unit: str | None = described(ALLOCATION)
-    local: list[str] | None = described(ALLOCATION)
-    method: str | None = described(ALLOCATION)
-    tries: int | None = described(ALLOCATION)
-    trials: int | None = described(ALLOCATION)
-    length: int | None = described(EVALUATOR)
-    sequences: int | None = described(EVALUATOR)
-    held_out: str | None = described(EVALUATOR)
-    tasks: list[str] | None = described(EVALUATOR)
-    set: list[str] | None = option(
-        "The device (device=cpu), the precision (precision=float32), rows of each task "
-        "(task_rows=48); repeatable.",
-        *(PLACE, "a GPU in bfloat16 where there is one", "NAME=VALUE"),
-        name="--set",
-    )
-    serve: str | None = described(SERVED)
-    serving: str | None = described(SERVED)
-    sinks: str | None = described(SERVED)
-    out: str | None = described(OUTPUT)
-
-
-@takes({"": "masksearch.planner:allocate"})
-def allocate(options: AllocateOptions) -> None:
-    r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
-
-    A plan begins with the widest window in all layers that the budget pays; where nothing is
-    better, that is the plan. It can be better only on texts longer than that window: give
-    --length. Novels ask little from afar: --tasks judges by what long contexts are for.
-
-    Only gates and sinks are trained, where asked for. The run folder gets a plan for each budget,
-    which `masksearch attach` puts on the model; --out gets a folder that an engine serves.
-
-    Examples:
-        masksearch allocate my-llama/ books/ --budget .25 --length 4096 \
-            --local 'columns(4) | window(127)' --local 'columns(4) | window(511)' \
-            --tasks niah_multikey_1 --tasks vt
-        masksearch allocate my-llama/ books/ --budget .25 --length 4096 --serve llama.cpp \
-            --serving '{"length": 4096, "ubatch": 64}' --sinks tune --out served
-    """
-    from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
-    from masksearch.executors.local import Local
-    from masksearch.planner import CacheBudget, DecoderOnText, Delivery, find_plans
-    from masksearch.planner import allocate as search_plan
-    from masksearch.serving.engine import Serving
-
-    usual = inspect.signature(search_plan).parameters
-    settings = {name: parameter.default for name, parameter in usual.items()}
-    settings |= {"model": options.model, "text": options.text, **described_values(options)}
-    if options.serving is not None:
-        settings["serving"] = read_setting("serving", options.serving, Serving)
-    settings |= {"budgets": options.budget, "out": options.out and Path(options.out)}
-    hints = {name: hints_of(DecoderOnText)[name] for name in ("device", "precision", "task_rows")}
-    for prefix, texts in split_settings(options.set or ()).items():
-        named = {f"{prefix}.{name}".lstrip("."): text for name, text in texts.items()}
-        settings |= read_settings(named, hints, "allocate")
-    decoder = read_part(DecoderOnText, settings)
-    within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
-    with resumable(options.run, "allocate", vars(options)):
-        plans = find_plans(
-            *(decoder, within, delivery),
-            check=True,
-            run=options.run,
-            executor=Local(slots=options.slots),
-            progress="auto",
-        )
-    for limit, plan in plans.items():
-        path = options.run / ("plan.json" if len(plans) == 1 else f"plan-{limit:g}.json")
-        for line in report_lines(plan, path, options.model):
-            typer.echo(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,65 +335,3 @@ def sparsify(options: SparsifyOptions) -> None:
         else:
             typer.echo(f"budget {limit:g}: {found.answer}")
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
-
-
-def read_part(kind: type[Part], settings: Mapping[str, Any]) -> Part:
-    """The settings that are fields of a dataclass."""
-    return kind(**{each.name: settings[each.name] for each in fields(cast(Any, kind))})
-
-
-def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
-    """The lines that the command prints on a plan."""
-    from masksearch.models.plan import (
-        describe_added,
-        describe_loss,
-        describe_rival,
-        describe_rows,
-        describe_tasks,
-    )
-    from masksearch.planner import describe_units
-
-    facts = plan.found
-    cost, limit = facts["budget"]["cost"], facts["budget"]["limit"]
-    lines = [
-        f"budget {limit:g}: {describe_units(plan)}",
-        f"  {cost} {facts['cache'][cost]:.4f} of the dense cache at {facts['length']:,} tokens; "
-        f"nll {facts['nll']['search']:.4f} on the text of the search",
-    ]
-    totals = ("kv_bytes", "kv_bytes_per_head")
-    if rows := [f"{key[9:]} {at:.4f}" for key, at in facts["cache"].items() if key not in totals]:
-        lines.append(f"  of its own dense cache each engine holds: {', '.join(rows)}")
-        if more := [key[9:] for key, at in facts["cache"].items() if key not in totals and at > 1]:
-            lines.append(
-                f"  {', '.join(more)}: more than its dense cache, since blocks of tokens in "
-                f"flight count and outweigh, at {facts['length']:,} tokens, what windows save: "
-                "give the length that is served, --serving '{\"length\": 32768}'"
-            )
-    if facts["lost"]:
-        lines.append(f"  on the search's own rows it adds {describe_added(facts['lost'])}")
-    if unseen := facts["nll"]["unseen"]:
-        lines.append(
-            f"  on unseen text: dense {unseen['dense']:.4f}, masked {unseen['masked']:.4f}, "
-            f"difference {describe_loss(unseen)} over {describe_rows(unseen)}"
-        )
-    if rival := facts["rival"]:
-        lines.append(
-            f"  the widest window of the budget, {rival['mask']} in every layer: "
-            f"{describe_rival(rival)}"
-        )
-    lines += [f"  {line}" for line in describe_tasks(facts.get("tasks", {}))]
-    native = facts["native"]
-    if "served" in facts:
-        served = facts["served"]["losses"]
-        lines.append(
-            f"  as {facts['served']['engine']} serves it: {served['served']:.4f}, minus dense "
-            f"{describe_loss(served)}; read SERVING.md in {facts['served']['folder']}"
-        )
-    elif "model_type" in native:
-        lines.append(
-            f"  {native['served_by']} can serve it alone ({native['model_type']}): --serve, --out"
-        )
-    else:
-        lines.append(f"  not in the model's own configuration: {native['refused']}")
-    words = f"masksearch attach {shlex.quote(model)} {shlex.quote(str(path))} --out FOLDER"
-    return [*lines, f"  plan: {path}; put it on: {words}"]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -35,7 +36,6 @@ PLACE = "Where it runs"
 OUTPUT = "Output"
 
 REQUIRED = MISSING  # default of an option that has to be given
-PACKAGE = Path(__file__).parents[1]
 VALUES = {bool: None, int: "N", float: "NUMBER"}  # what stands for a value
 
 
@@ -284,8 +284,8 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The arguments of a function or class, and of its bases in the package, by their names: their
     docstrings, and their defaults as written."""
     module, _, name = path.partition(":")
-    file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    place: Any = util.find_spec(module)
+    tree = ast.parse(Path(place.origin).read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}
@@ -419,7 +419,8 @@ class CommandsInGroups(TyperGroup):
         """The first sentence of each command, by job, with an example of the first of them."""
         groups: dict[str, list[tuple[str, str]]] = {}
         examples: dict[str, str] = {}
-        for name, command in self.commands.items():
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
             sentence = " ".join((command.help or "").split()).partition(". ")[0].rstrip(".")
             group = getattr(command, "rich_help_panel", None) or "Commands"
             groups.setdefault(group, []).append((name, sentence))
@@ -431,11 +432,11 @@ class CommandsInGroups(TyperGroup):
                 formatter.write(f"{'':{formatter.current_indent}}$ {examples[group]}\n")
 
 
-def new_program(name: str) -> typer.Typer:
+def new_program(name: str, kind: type[CommandsInGroups] = CommandsInGroups) -> typer.Typer:
     """A program without commands yet, whose help will list them in groups."""
     return typer.Typer(
         name=name,
-        cls=CommandsInGroups,
+        cls=kind,
         context_settings=WIDEST,
         no_args_is_help=True,
         add_completion=False,

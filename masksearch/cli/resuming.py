@@ -13,7 +13,6 @@ from typing import Any
 import typer
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
-from masksearch.contracts import read_split
 from masksearch.files import read_object, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
@@ -125,6 +124,7 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
+    from masksearch.contracts import read_split
     from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 

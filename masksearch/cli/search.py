@@ -168,9 +168,9 @@ def run_search(options: SearchOptions) -> Study:
         unit_levels,
     )
     from masksearch.driver import search
+    from masksearch.gates.unit_costs import build_units
     from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
-    from masksearch.strategies.allocate import build_units
     from masksearch.strategies.build import kind_of
     from masksearch.strategies.halving import ParetoHalving
     from masksearch.study.records import read_budgets

@@ -16,7 +16,6 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -69,7 +68,7 @@ from masksearch.models.decoders import (
     decoder,
     decoder_config,
 )
-from masksearch.tasks.long_context import GROUPS, TASKS, task_rows
+from masksearch.neighbours import load_part
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
 from masksearch.tasks.recall import Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
@@ -92,6 +91,12 @@ WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
 SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
 COPIES = {"none": 1, "train": 4, "recover": 5}  # with gradient, two moments; and the teacher
+MEANINGS = {
+    LOSS: "negative log-likelihood of held-out tokens, in nats a token",
+    LOST: "what a mask adds to the loss of text or of a group of tasks, at most, in nats",
+    RECALL: "share of right answers to the questions of planted recall",
+    "kl": "divergence from the same weights without a mask, in nats a token",
+}
 PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of all settings
 
 
@@ -129,7 +134,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.
         tasks: Tasks of long context that are judged beside the text: names of
-            `masksearch.tasks.long_context.TASKS`, RULER's thirteen and `"passkey"`. `"vt"` is the
+            `masksearch_serve.long_context.TASKS`, RULER's thirteen and `"passkey"`. `"vt"` is the
             share of its rows whose whole answer is likeliest token by token, `"nll/vt"` the loss
             of the answers' tokens, `"nll/retrieval"` the mean over a group's tasks (`tracing`,
             `aggregation`, `answering`). Then `"lost"` is the first objective: what a mask adds to
@@ -161,15 +166,6 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     task_rows: int = 16
 
     measure_names = (CACHE, CACHE_PER_HEAD)
-    meanings = MappingProxyType(
-        {
-            LOSS: "negative log-likelihood of held-out tokens, in nats a token",
-            LOST: "what a mask adds to the loss of text or of a group of tasks, at most, in nats",
-            RECALL: "share of right answers to the questions of planted recall",
-            "kl": "divergence from the same weights without a mask, in nats a token",
-        }
-        | {name: f"share of right answers in the task {name}" for name in TASKS}
-    )
 
     def __post_init__(self) -> None:
         length = None if isinstance(self.length, Usual) else self.length
@@ -194,7 +190,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         check_name("cost", self.cost, get_args(Cost))
         named = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
         for name in named:
-            check_name("task", name, TASKS)
+            check_name("task", name, long_context().TASKS)
         object.__setattr__(self, "tasks", tuple(dict.fromkeys(named)))
         if self.kl and self.adapts != "none":
             raise ValueError(
@@ -208,6 +204,11 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         _ = (self.train_config, self.recover_config)  # check steps and rates
 
     # -- what it is ----------------------------------------------------------------------------
+    @property
+    def meanings(self) -> dict[str, str]:
+        """Reported value -> what it measures."""
+        return MEANINGS | {n: f"share of right answers in the task {n}" for n in self.tasks}
+
     def task(self) -> NextTokenTask:
         """The text, read once a process, or the planted task."""
         if self.held:
@@ -527,7 +528,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         values |= self.score_tasks(model)
         if dense := self.dense_losses(seed):
             added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
-            for group, members in GROUPS.items():
+            for group, members in long_context().GROUPS.items():
                 each = [values[f"{LOSS}/{n}"] - dense[n] for n in members if n in dense]
                 added |= {f"{LOST}/{group}": fmean(each)} if each else {}
             values |= added | {LOST: max(added.values())}
@@ -539,7 +540,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         for name, rows in self.prompts.items():
             how: dict[str, Any] = {"answers": True, "precision": self.precision}
             values |= task_values(name, score_tokens(model, rows.tokens, **how), rows)
-        for group, members in GROUPS.items():
+        for group, members in (long_context().GROUPS if self.tasks else {}).items():
             losses = [values[f"{LOSS}/{name}"] for name in self.tasks if name in members]
             values |= {f"{LOSS}/{group}": fmean(losses)} if losses else {}
         return values
@@ -582,7 +583,12 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
 check_fit = lru_cache(maxsize=4)(decoders.check_fit)
 open_weights = lru_cache(maxsize=4)(decoders.open_decoder)
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
-read_task = lru_cache(maxsize=len(TASKS))(task_rows)
+read_task = lru_cache(maxsize=16)(lambda *how: long_context().task_rows(*how))
+
+
+def long_context() -> Any:
+    """The tasks of long context, and their groups."""
+    return load_part("parts", "tasks", "argument")
 
 
 def read_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) -> NextTokenModel:

@@ -255,9 +255,9 @@ def list_cards() -> list[str]:
 
 
 def is_own(evaluator: Evaluator) -> bool:
-    """Whether an evaluator, and what it wraps, is of this package or of masksearch-bench."""
+    """Whether an evaluator, and what it wraps, is of this package or of one beside it."""
     inner = getattr(evaluator, "evaluator", None)
-    ours = type(evaluator).__module__.startswith(("masksearch.", "masksearch_bench."))
+    ours = type(evaluator).__module__.startswith(("masksearch.", "masksearch_"))
     return ours and (not isinstance(inner, Evaluator) or is_own(inner))
 
 

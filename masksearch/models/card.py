@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -17,7 +17,6 @@ from masksearch.masks import Mask
 from masksearch.masks.picture import LENGTH, draw_table
 from masksearch.masks.text import short_text
 from masksearch.models.checkpoints import VERSION, verify
-from masksearch.models.plan import Plan, describe_loss, describe_rival, describe_rows
 
 CARD = "README.md"
 OPENED_DENSE = (
@@ -74,12 +73,23 @@ class Findings:
     score: float
 
 
+class Account(Protocol):
+    """Another account of how a mask was found, such as a plan of `masksearch.allocate`."""
+
+    @property
+    def mask(self) -> Mask:
+        """The mask."""
+
+    def describe(self) -> str:
+        """The section of the card, in Markdown."""
+
+
 def write_card(
     aside: Path,
     folder: Path,
     model: Any,
     files: Mapping[str, Mask],
-    found: Plan | Findings | None,
+    found: Account | Findings | None,
 ) -> None:
     """Draws masks, and writes the card unless the folder has one of its user's.
 
@@ -131,7 +141,8 @@ def write_card(
     )
     if isinstance(found, Findings):
         text += f"\n## How it was found\n\n{found.answer}\n"
-    text += describe_plan(found) if isinstance(found, Plan) else ""
+    elif found is not None:
+        text += found.describe()
     text += REPEAT.format(cls=cls, base=base) if base else ""
     tags = ["masksearch", "sparse-attention"]
     about_it = {"base_model": base, "library_name": "masksearch", "tags": tags}
@@ -148,26 +159,6 @@ def write_card(
 def seal(text: bytes) -> bytes:
     """The bytes after the stamp of a card that nobody has changed."""
     return f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
-
-
-def describe_plan(plan: Plan) -> str:
-    """How a mask was found, as far as its plan says."""
-    facts, name = plan.found, plan.model["name"]
-    text = f"\n## How it was found\n\nJudged on {name} (hash {plan.model['digest']}). "
-    if budget := facts.get("budget"):
-        text += f"Budget: {budget['limit']:g} of dense attention's {budget['cost']}.\n\n"
-        text += f"```bash\nmasksearch allocate {name} TEXT --budget {budget['limit']:g} "
-        text += f"--unit {plan.unit} --length {facts['length']}\n```\n"
-    if unseen := (facts.get("nll") or {}).get("unseen"):
-        rows = describe_rows(unseen)
-        text += f"\n| on {rows} that the search has not seen | nats a token |\n|---|---|\n"
-        text += f"| dense attention | {unseen['dense']:.4f} |\n| mask | {unseen['masked']:.4f} |\n"
-        text += f"| mask minus dense, 95 % interval over rows | {describe_loss(unseen)} |\n"
-    if rival := facts.get("rival"):
-        text += (
-            f"\nWithin that budget `{rival['mask']}` in every layer: {describe_rival(rival)}.\n"
-        )
-    return text
 
 
 def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None) -> str:

@@ -45,7 +45,7 @@ from masksearch.errors import AttachError, DataError, MaskFormatError, install_c
 from masksearch.files import disk_error
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
-from masksearch.models.card import Findings, write_card
+from masksearch.models.card import Account, Findings, write_card
 from masksearch.models.checkpoints import (
     CONFIG,
     FORMAT,
@@ -64,7 +64,6 @@ from masksearch.models.checkpoints import (
     read_model,
 )
 from masksearch.models.encoders import MaskedLanguageModel
-from masksearch.models.plan import Plan
 from masksearch.models.pretrained import hugging_face_model
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.tokenizer import special_ids
@@ -80,7 +79,7 @@ def save_pretrained(
     folder: Path | str,
     *,
     tokenizer: Tokenizer | TokenSource | None = None,
-    found: Plan | Findings | None = None,
+    found: Account | Findings | None = None,
 ) -> Path:
     """Writes a model and the masks on it: what `load_pretrained` opens, and transformers too.
 
@@ -108,7 +107,7 @@ def save_pretrained(
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
     masks, backend = masks_to_save(model)
-    if isinstance(found, Plan) and list(masks.values()) != [found.mask]:
+    if not isinstance(found, Findings | None) and list(masks.values()) != [found.mask]:
         raise ValueError(
             f"found= is the plan of {found.mask!s:.100}, and attached is "
             f"{', '.join(map(str, masks.values())):.100}; give its plan, or none"
@@ -124,7 +123,7 @@ def write_model(
     backend: str,
     folder: Path,
     tokenizer: Tokenizer | TokenSource | None = None,
-    found: Plan | Findings | None = None,
+    found: Account | Findings | None = None,
     **how: Any,
 ) -> Path:
     """Writes a model of transformers, or a PEFT adapter, and masks.

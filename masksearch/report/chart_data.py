@@ -20,18 +20,17 @@ from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
+from masksearch.neighbours import load_part
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
 from masksearch.report.tables import percent
-from masksearch.serving.engines import COUNTED
 
 T = TypeVar("T")
 COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs
     "density": "share of the pairs kept",
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
-    **{name: f"share of {each.owner} dense cache" for name, each in COUNTED.items()},
     "latency_ratio": "time ratio of the kernel, not of the model",
     "latency": "time (ms)",
 }
@@ -297,6 +296,11 @@ def saved_share(record: Record, cost: str) -> float:
     return 1 - costs[cost] if cost in costs else sparsity_of(record)
 
 
+def every_cost() -> dict[str, str]:
+    """What a budget may be of, the shares that engines hold too -> how it is called."""
+    return COSTS | (load_part("parts", "costs", "table") or {})
+
+
 def mask_facts(
     record: Record, run: Path | None, shape: Shape | None, pictures: Pictures, cost: str
 ) -> dict[str, Any]:
@@ -315,7 +319,7 @@ def mask_facts(
         "sparsity": 100 * sparsity_of(record),
         "saved": 100 * saved_share(record, cost),
         "table_sparsity": 100 * costs.get("sparsity", math.nan),
-        "costs": {name: costs[name] for name in COSTS if name in costs},
+        "costs": {name: costs[name] for name in every_cost() if name in costs},
         "picture": pictures.panels(mask, shape) if mask and shape else None,
     }
 

@@ -13,14 +13,15 @@ from optuna.samplers import BaseSampler
 
 from masksearch.analysis.pareto import SLACK
 from masksearch.contracts import Evaluator, OneShot, Strategy
-from masksearch.errors import SearchError, check_name, unknown_name
+from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
+from masksearch.gates.unit_costs import DENSITY, find_cost, with_costs
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
-from masksearch.strategies import allocate, evolution, prune
-from masksearch.strategies.allocate import DENSITY, AllocateStrategy, find_cost, with_costs
+from masksearch.neighbours import load_part, offered
+from masksearch.strategies import evolution, prune
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy
@@ -62,6 +63,7 @@ class Kind:
         gated: Whether options ask it to train gates, by options `gates` and `config`.
         budgets: The option that budgets are; empty = its draws are within them, None = it keeps
             none.
+        file: The option that may name a file.
         trials: Those of a search on the command line that says neither trials nor seconds.
         prefix: Of its options in `--set`.
     """
@@ -73,6 +75,7 @@ class Kind:
     gradients: bool = False
     gated: Callable[[Mapping[str, Any]], bool] | None = None
     budgets: str | None = ""
+    file: str = ""
     trials: int = 20
     prefix: str = ""
 
@@ -141,17 +144,24 @@ def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
         return Kind(lambda search: search.strategy, space="optional")
     if is_user_code(strategy):
         return OWN
-    check_name("strategy", strategy, STRATEGIES)
-    return STRATEGIES[strategy]
+    kind: Kind | None = STRATEGIES.get(strategy) or load_part("strategies", strategy, "strategy")
+    if kind is None:
+        raise unknown_name("strategy", strategy, (*STRATEGIES, *offered("strategies")))
+    return kind
+
+
+def every_kind() -> dict[str, Kind]:
+    """Name -> kind of every strategy that is installed."""
+    return {**STRATEGIES, **{name: kind_of(name) for name in offered("strategies")}}
 
 
 def owners() -> dict[str, str]:
     """Prefix of options in `--set` -> the strategy that takes them, in words."""
     named = {OWN.prefix: "of your own (FILE.py:NAME)"}
-    for name, kind in STRATEGIES.items():
+    for name, kind in every_kind().items():
         if kind.prefix:
             named.setdefault(kind.prefix, name)
-    for name, kind in STRATEGIES.items():
+    for name, kind in every_kind().items():
         if kind.gated is not None and kind.prefix != GATES:
             named[GATES] += f", and to {name} by gates"
     return named
@@ -251,35 +261,11 @@ def build_prune(search: Wanted) -> Strategy:
     return PruneStrategy(search.run, evaluator.shape, within=within, **search.options)
 
 
-def build_allocation(search: Wanted) -> AllocateStrategy:
-    """Allocations of masks to units."""
-    options, evaluator = search.options, search.evaluator
-    if search.space is not None:
-        raise SearchError("strategy 'allocate' takes no space: units make its masks; give None")
-    if options.get("method") == "gates":
-        if not evaluator.offers("differentiable"):
-            raise SearchError(
-                "method='gates' needs an evaluator with differentiable(seed); "
-                f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
-            )
-        options = {**options, "config": one_shot_config(options, evaluator)}
-    return allocate.build_allocate(options, evaluator, search.run)
-
-
 GATES = "dam"  # prefix of the options `gates` and `config`
 OWN = Kind(build_own, None, "optional", prefix="strategy")
 STRATEGIES = {
     **dict.fromkeys(SAMPLERS, Kind(build_sampler)),
     "evolution": Kind(build_evolution, evolution.OPTIONS, prefix="evolution"),
-    allocate.NAME: Kind(
-        build_allocation,
-        allocate.OPTIONS,
-        "none",
-        lambda units, options: {**units, **options},
-        gated=lambda options: options.get("method") == "gates",
-        budgets="budgets",
-        prefix=allocate.NAME,
-    ),
     "dam": Kind(
         build_dam,
         OPTIONS,
@@ -423,7 +409,7 @@ def strategy_facts(
         path = Path(strategy.rpartition(":")[0])
         text = path.read_bytes() if path.is_file() else b""
         facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]
-    method = options.get("method")
-    if strategy == allocate.NAME and isinstance(method, str | Path) and Path(method).is_file():
-        facts["strategy_source"] = hashlib.sha256(Path(method).read_bytes()).hexdigest()[:16]
+    file = options.get(kind_of(strategy).file)
+    if isinstance(file, str | Path) and Path(file).is_file():
+        facts["strategy_source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     return facts | {"strategy_options": json.dumps(dict(options), sort_keys=True, default=str)}

@@ -18,10 +18,10 @@ from optuna.trial import FixedTrial
 
 from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
+from masksearch.gates.unit_costs import DENSITY, find_cost
 from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
-from masksearch.strategies.allocate import DENSITY, find_cost
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import (
     CheckedTrial,

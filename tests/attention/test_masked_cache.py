@@ -15,7 +15,7 @@ from masksearch import masks
 from masksearch.attention.layer import depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
 from masksearch.gates.gates import Gates
-from masksearch.serving.kv_cache import kv_bytes
+from masksearch_serve.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, trees
 
 SIZES = {

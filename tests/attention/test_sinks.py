@@ -21,7 +21,7 @@ from masksearch.attention.kernels import gather as kernels
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import flip
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.serving.native import from_native
+from masksearch_serve.native import from_native
 from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6

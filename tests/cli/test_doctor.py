@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from masksearch.cli import doctor as module
-from masksearch.serving.engines import ENGINES
+from masksearch_serve.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-import typer.main
 from cli_runs import write_toys
 
 import masksearch as ms
 from masksearch.cli import search
 from masksearch.cli.build import load_kind, setting_hints
-from masksearch.cli.main import ResumeOptions, app
-from masksearch.cli.models import AllocateOptions
+from masksearch.cli.main import ResumeOptions
 from masksearch.cli.report import ProxyCardOptions
 from masksearch.cli.search import CompareOptions, SearchOptions
 from masksearch.training.parts import usual_settings
+from masksearch_serve.command import AllocateOptions
+from tests.parsed import every_command
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = every_command()
 
 
 def examples(command: str) -> list[list[str]]:
@@ -138,6 +138,7 @@ def test_version_is_quick_and_names_what_matters():
 import sys
 from masksearch.cli.main import app
 from masksearch.training.parts import usual_settings
+from masksearch_serve.command import AllocateOptions
 
 app(["--version"], standalone_mode=False)
 assert not {"torch", "optuna", "transformers"} & set(sys.modules)
@@ -157,7 +158,7 @@ PLAIN = {"str": str, "bool": bool, "int": int, "float": float}  # others are giv
     [
         (SearchOptions, search.TAKEN_FROM),
         (CompareOptions, search.TAKEN_FROM),
-        (AllocateOptions, {"": "masksearch.planner:allocate"}),
+        (AllocateOptions, {"": "masksearch_serve.planner:allocate"}),
         (ProxyCardOptions, {"": "masksearch.report.collect:proxy_card"}),
         (ResumeOptions, {"": "masksearch.cli.main:resume"}),
     ],

@@ -3,9 +3,8 @@
 import shlex
 
 import pytest
-import typer.main
 
-from masksearch.cli.main import app
+from tests.parsed import every_command
 
 HERE = (  # as they stand, in an empty folder
     'masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128',
@@ -46,7 +45,7 @@ def examples() -> list[str]:
 
 
 def commands():
-    return typer.main.get_command(app).commands
+    return every_command()
 
 
 def test_every_example_is_run_or_says_why_not():

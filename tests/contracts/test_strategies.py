@@ -27,11 +27,11 @@ from masksearch.contracts import (
 from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units
-from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import Cut, DamStrategy
 from masksearch.strategies.enqueued import Listed
 from masksearch.study.records import Constraint
 from masksearch.testing import STATUSES, StrategyContract, asked, essence, record_of, resumed, run
+from masksearch_serve.allocate import AllocateStrategy
 
 OBJECTIVES = {
     1: (Objective("loss", "min", 10.0),),

@@ -23,7 +23,7 @@ from PIL import Image
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError
-from masksearch.models.plan import Plan
+from masksearch_serve.plan import Plan
 
 SIZES = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 8, "max_position_embeddings": 16}
