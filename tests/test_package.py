@@ -134,7 +134,7 @@ def search():
     evaluator = ms.PlantedEvaluator.graded(steps=1)
     ms.search(None, evaluator, run="runs/x", trials=1, strategy="allocate")
 
-for call in (lambda: ms.allocate, search):
+for call in (lambda: ms.allocate, search, lambda: ms.CausalEvaluator("x", tasks=["vt"])):
     try:
         call()
     except (ModuleNotFoundError, UnknownNameError) as error:
@@ -147,9 +147,10 @@ def test_without_masksearch_serve_its_names_say_what_to_install(installed, tmp_p
     how = {"cwd": tmp_path, "env": {"PATH": ""}, "capture_output": True, "text": True}
     done = subprocess.run([installed / "python", "-c", ALONE], check=True, **how)
     remedy = 'pip install "masksearch[serve]"'
-    name, strategy = done.stdout.splitlines()
+    name, strategy, tasks = done.stdout.splitlines()
     assert name == f"masksearch.allocate needs masksearch_serve: {remedy}"
     assert strategy == f"strategy 'allocate' needs masksearch-serve: {remedy}"
+    assert tasks == f"argument 'tasks' needs masksearch-serve: {remedy}"
     assert not (tmp_path / "runs").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "command.json").write_text(
@@ -158,8 +159,7 @@ def test_without_masksearch_serve_its_names_say_what_to_install(installed, tmp_p
     for words, what in (
         (["allocate", "model", "text"], "command 'allocate'"),
         (["resume", "run"], "command 'allocate'"),
-        (["search", "--decoder", "text", "--tasks", "vt"], "argument 'tasks'"),
-        (["search", "--decoder", "text", "--set", "account=vllm"], "evaluator 'Served'"),
+        (["compare", "full()", "--decoder", "x", "--set", "account=vllm"], "evaluator 'Served'"),
     ):
         done = subprocess.run([installed / "masksearch", *words], check=False, **how)
         assert done.returncode == 2, done.stdout

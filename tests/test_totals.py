@@ -8,6 +8,7 @@ from pathlib import Path
 
 import masksearch
 from masksearch.contracts import Evaluator
+from masksearch.training.parts import Settings
 from tests.parsed import BENCH, FILES, PACKAGE, SERVE, every_command, nodes_of
 
 HERE = Path(__file__).parent
@@ -39,13 +40,13 @@ def evaluators(kind: type = Evaluator) -> set[type]:
 
 
 def fields(kind: type) -> set[str]:
-    """Names that a class adds to what its parents take."""
-    own = (
-        {f.name for f in dataclasses.fields(kind) if f.init}
-        if dataclasses.is_dataclass(kind)
-        else set()
-    )
-    return own.difference(*(fields(each) for each in kind.__bases__))
+    """Names that a class declares, and no parent of it."""
+
+    def taken(each: type) -> set[str]:
+        known = dataclasses.fields(each) if dataclasses.is_dataclass(each) else ()
+        return {field.name for field in known if field.init}
+
+    return taken(kind).difference(*map(taken, kind.__bases__))
 
 
 def measured() -> dict[str, int]:
@@ -56,7 +57,7 @@ def measured() -> dict[str, int]:
         "files": len(FILES),
         "bench": sum(map(code_lines, BENCH)),
         "serve": sum(map(code_lines, SERVE)),
-        "fields": sum(len(fields(each)) for each in evaluators()),
+        "fields": sum(len(fields(each)) for each in {*evaluators(), *Settings.__subclasses__()}),
         "options": len({each for each in options if each.startswith("--")}),
         "names": len(masksearch.__all__),
         "tests": sum(len(path.read_text("utf-8").splitlines()) for path in HERE.rglob("*.py")),

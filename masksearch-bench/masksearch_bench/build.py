@@ -45,7 +45,8 @@ class TableSpec:
 
     Args:
         name: Of the table and its file.
-        judge: Judges masks; its `"search"`, `"final"` and `"test"` halves are the sets of tokens.
+        judge: Judges masks; of its splits `"validation"`, `"holdout"` and `"test"` are
+            the tokens.
         units: The units, and their masks.
         what: For the datasheet, as `licence` and `limits`: the model and what it has learned.
         licence: Of the file.

@@ -63,7 +63,7 @@ def learned(task: Recall, seed: int) -> NextTokenModel:
 @pytest.mark.nightly
 def test_tasks_choose_the_heads_that_retrieve_and_nats_do_not():
     task = FarFillers()
-    model, rows = learned(task, seed=2), task.held_out("search", 64)
+    model, rows = learned(task, seed=2), task.held_out("validation", 64)
     units = ms.Units(
         ms.Shape(task.length, 3, 4, causal=True), (masks.window(8), masks.full()), "head"
     )

@@ -56,7 +56,7 @@ def test_no_sequence_begins_in_a_document_of_the_other_split(text: NextTokenText
     both = text.held_out("all", 999)
     assert len(both.tokens) == len(search.tokens) + len(final.tokens) == len(text.held)
     assert len(set(both.documents)) == 30
-    few = text.held_out("search", 5)
+    few = text.held_out("validation", 5)
     assert len(few.tokens) == 5
     assert few.digest() != search.digest()
     assert (search.labels[:, 0] == -100).all()
@@ -74,7 +74,7 @@ def test_frequencies_are_those_of_the_training_text(text: NextTokenText) -> None
 def test_a_text_pickles_with_its_ids(text: NextTokenText) -> None:
     twin = pickle.loads(pickle.dumps(text))
     assert twin.digest == text.digest
-    assert twin.held_out("final", 9).digest() == text.held_out("final", 9).digest()
+    assert twin.held_out("holdout", 9).digest() == text.held_out("holdout", 9).digest()
 
 
 def test_what_a_tokenizer_puts_in_front_is_in_front_of_every_sequence(tmp_path: Path) -> None:

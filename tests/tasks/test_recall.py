@@ -43,7 +43,7 @@ def test_every_answer_stands_behind_its_key_as_far_back_as_said(task, seed):
 
 def test_an_answer_is_told_once_before() -> None:
     """So nothing but the pair itself says it: where the question is, its key stood once before."""
-    rows = SMALL.held_out("search", 50)
+    rows = SMALL.held_out("validation", 50)
     assert torch.equal(repeat_distances(rows.tokens)[rows.answers], rows.needs[rows.answers])
 
 
