@@ -1,4 +1,4 @@
-"""What distributions beside this one add, by entry points; imported when it is asked for.
+"""Parts of distributions beside this one, found by entry points and imported when asked for.
 
 The groups are `masksearch.strategies` (name -> a `Kind`), `masksearch.commands` (name -> a
 command) and `masksearch.parts` (name -> what one place here asks for).
@@ -28,7 +28,7 @@ def offered(group: str) -> dict[str, EntryPoint]:
 
 
 def load_part(group: str, name: str, what: str) -> Any:
-    """What a distribution offers by that name; None where none is known that does.
+    """The part that a distribution offers by that name; None where none is known.
 
     Args:
         group: As of `offered`.

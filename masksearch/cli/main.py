@@ -69,8 +69,8 @@ MODELS = "3. Put a mask on a model"
 
 
 class Program(CommandsInGroups):
-    """The commands here and those of distributions beside this one, each of which is imported when
-    it is called, or when all are listed."""
+    """The commands here and those of distributions beside this one; each is
+    imported when it is called, or when all are listed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all."""

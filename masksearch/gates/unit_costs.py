@@ -1,4 +1,4 @@
-"""What each level of layers or heads costs: pairs, or a measure of an evaluator."""
+"""Costs of units by level: non-padding query-key pairs, or a measure of an evaluator."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def with_costs(
 
 
 def measured_cost(units: Units, evaluator: Evaluator, name: str, levels: Sequence[int]) -> float:
-    """What the mask in which each unit has its level costs by a measure, or its density.
+    """The cost of the mask in which each unit has its level, by a measure; else its density.
 
     Raises:
         SearchError: If the evaluator does not know it of this mask.

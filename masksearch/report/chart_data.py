@@ -297,7 +297,7 @@ def saved_share(record: Record, cost: str) -> float:
 
 
 def every_cost() -> dict[str, str]:
-    """What a budget may be of, the shares that engines hold too -> how it is called."""
+    """The costs that a budget may limit, shares of engines among them -> their titles."""
     return COSTS | (load_part("parts", "costs", "table") or {})
 
 

@@ -38,7 +38,7 @@ GROUPS = (TextConfig, ModelConfig, TrainingConfig, EncoderConfig, MachineConfig,
 def evaluators(kind: type = Evaluator) -> Iterator[type]:
     """Every evaluator of the package that is loaded, bases before what inherits from them."""
     for each in kind.__subclasses__():
-        if each.__module__.startswith("masksearch.") and is_dataclass(each):
+        if each.__module__.startswith("masksearch") and is_dataclass(each):
             yield each
         yield from evaluators(each)
 
