@@ -63,7 +63,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch_serve.kv_cache import kv_bytes as kv_bytes
     from masksearch_serve.native import to_native as to_native
     from masksearch_serve.planner import allocate as allocate
-    from masksearch_serve.served import Served as Served
+    from masksearch_serve.served import EngineEvaluator as EngineEvaluator
 
 __version__ = "0.2.0"
 

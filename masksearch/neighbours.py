@@ -16,7 +16,7 @@ from masksearch.errors import UnknownNameError, install_command
 EXTRAS = {  # group -> name -> the extra that brings it
     "strategies": {"allocate": "serve"},
     "commands": {"allocate": "serve"},
-    "parts": dict.fromkeys(("tasks", "Served", "masksearch-plan"), "serve"),
+    "parts": dict.fromkeys(("tasks", "EngineEvaluator", "masksearch-plan"), "serve"),
 }
 
 

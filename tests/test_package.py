@@ -159,7 +159,10 @@ def test_without_masksearch_serve_its_names_say_what_to_install(installed, tmp_p
     for words, what in (
         (["allocate", "model", "text"], "command 'allocate'"),
         (["resume", "run"], "command 'allocate'"),
-        (["compare", "full()", "--decoder", "x", "--set", "account=vllm"], "evaluator 'Served'"),
+        (
+            ["compare", "full()", "--decoder", "x", "--set", "account=vllm"],
+            "evaluator 'EngineEvaluator'",
+        ),
     ):
         done = subprocess.run([installed / "masksearch", *words], check=False, **how)
         assert done.returncode == 2, done.stdout

@@ -58,6 +58,7 @@ def write(results: Path) -> None:
     after.to_csv(results / "scores.csv", index=False, float_format="%.4f")
     before.to_csv(results / "as_it_is.csv", index=False, float_format="%.4f")
     tables.primary(lines).to_csv(results / "primary.csv", index=False, float_format="%.5f")
+    tables.secondary(lines).to_csv(results / "secondary.csv", index=False, float_format="%.5f")
     figure = style.new_figure(10.2, 3.6)
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.5])
     shown = json.loads((results / "masks.json").read_text("utf-8"))

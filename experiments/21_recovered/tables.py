@@ -118,11 +118,17 @@ def rows_of(line: Line) -> RowScores:
     return RowScores({PLAN["task"]: values}, {PLAN["task"]: 1.0}, {PLAN["task"]: PLAN["task"]})
 
 
-def over_budgets(lines: dict[int, list[Line]], arm: str, budgets: Sequence[float]) -> Arm:
-    """An arm's mean over budgets, of the seeds that have judged it at all of them."""
+def over_budgets(
+    lines: dict[int, list[Line]], arm: str, budgets: Sequence[float], steps: str = ""
+) -> Arm:
+    """An arm's mean over budgets, of the seeds that have judged it at all of them; with `steps`,
+    the same masks after those ("none": as they are)."""
     found = Arm({}, {})
     for seed, own in sorted(lines.items()):
         each = [line for budget in budgets if (line := chosen(own, arm, budget))]
+        if steps:
+            scored = judged(own, steps, "test")
+            each = [scored[line["name"]] for line in each if line["name"] in scored]
         if len(each) == len(budgets):
             found.scores[seed] = float(np.mean([line["score"] for line in each]))
             found.rows[seed] = RowScores.mean([rows_of(line) for line in each])
@@ -157,6 +163,41 @@ def primary(lines: dict[int, list[Line]]) -> pd.DataFrame:
     sides = [over_budgets(lines, arm, [budget]) for arm, budget in ends]
     name = " - ".join(f"{arm} {budget}" for arm, budget in ends)
     return pd.DataFrame([*rows, contrast(name, minus(*sides)) | {"level": 0.95}])
+
+
+def secondary(lines: dict[int, list[Line]]) -> pd.DataFrame:
+    """DAM's differences at each budget of the floor after recovery and as masks are, with single
+    intervals, and those of dense attention."""
+    table = []
+    budgets = PLAN["floor"]["budgets"]
+    for budget, steps in product(budgets, ("", "none")):
+        for other in ("hand, longer", "hand", "hand, best", "random", "random keys"):
+            if steps and other == "hand, longer":
+                continue  # as they are these are the same masks as "hand"
+            sides = [over_budgets(lines, arm, [budget], steps) for arm in ("dam", other)]
+            table.append(
+                contrast(f"dam - {other}", minus(*sides))
+                | {"budget": budget, "steps": steps or "full"}
+            )
+        sides = [
+            over_budgets(lines, "dam", [budget], steps),
+            over_budgets(lines, "dense", [1], steps),
+        ]
+        table.append(
+            contrast("dam - dense", minus(*sides)) | {"budget": budget, "steps": steps or "full"}
+        )
+    return pd.DataFrame(table)
+
+
+def by_seed(lines: dict[int, list[Line]], arm: str, budget: float) -> list[float]:
+    """An arm's score on each dense model, after recovery."""
+    found = over_budgets(lines, arm, [budget]).scores
+    return [found[seed] for seed in sorted(found)]
+
+
+def core_hours(lines: dict[int, list[Line]]) -> float:
+    """The seconds of all runs, which shared two cores with others, in hours."""
+    return sum(line["seconds"] or 0 for own in lines.values() for line in own) / 3600
 
 
 def scores(lines: dict[int, list[Line]], steps: str | None = None) -> pd.DataFrame:

@@ -52,7 +52,7 @@ from masksearch_serve.folder import write_folder
 from masksearch_serve.kv_cache import kv_bytes
 from masksearch_serve.native import from_native, native_config, to_native, with_sink_logits
 from masksearch_serve.plan import Plan, describe_units
-from masksearch_serve.served import Served
+from masksearch_serve.served import EngineEvaluator
 from masksearch_serve.sinks import Sinks, keeps_sinks, without_sinks
 
 LEVEL = 0.95  # of intervals over documents
@@ -313,7 +313,7 @@ def find_plans(
 
 def build_decoder_evaluator(
     decoder: DecoderOnText, unit: Unit, delivery: Delivery, compares: bool = True
-) -> Served:
+) -> EngineEvaluator:
     """The evaluator that judges masks on a decoder, and counts their bytes as its engine does.
 
     Where plans are compared on unseen documents, as much of the text is held out as it takes for
@@ -340,7 +340,7 @@ def build_decoder_evaluator(
         if task.judging(decoder.sequences) >= FEW:
             evaluator = other
             break
-    return Served(evaluator, account, delivery.serving or Serving())
+    return EngineEvaluator(evaluator, account, delivery.serving or Serving())
 
 
 def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> list[Mask]:
@@ -375,7 +375,7 @@ def insert_levels(levels: Sequence[Mask], others: Iterable[Mask], length: int) -
 
 
 def search_masks(
-    evaluator: Served,
+    evaluator: EngineEvaluator,
     options: Mapping[str, Any],
     uniform: Mapping[str, Mask],
     trials: int | None,
@@ -439,7 +439,7 @@ def warn_of_dense_rivals(
             )
 
 
-def plainest_rival(evaluator: Served, local: Mask, limit: float) -> Mask | None:
+def plainest_rival(evaluator: EngineEvaluator, local: Mask, limit: float) -> Mask | None:
     """The widest window within a budget, in every layer: a searched mask has to beat it. None
     where nothing is within the budget, or an engine refuses the mask."""
     try:
@@ -451,7 +451,7 @@ def plainest_rival(evaluator: Served, local: Mask, limit: float) -> Mask | None:
         return None
 
 
-def refuse_floor(evaluator: Served, budget: float) -> None:
+def refuse_floor(evaluator: EngineEvaluator, budget: float) -> None:
     """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
     allocation changes; names the floor, and what moves it."""
     account, serving = evaluator.account, evaluator.serving
@@ -582,7 +582,7 @@ def describe_native(evaluator: CausalEvaluator, plan: Plan, serve: str | None) -
 
 # -- the folder that is served -----------------------------------------------------------------
 def check_folder(
-    evaluator: Served, local: Mask, delivery: Delivery, budgets: Sequence[float]
+    evaluator: EngineEvaluator, local: Mask, delivery: Delivery, budgets: Sequence[float]
 ) -> None:
     """Refuses an engine that could not serve a plan, before the search: it tries a mask of one
     full layer among local ones.
@@ -617,7 +617,7 @@ def check_folder(
         raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
 
 
-def check_form(evaluator: Served, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
+def check_form(evaluator: EngineEvaluator, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
     """The model with the windows of a mask; NativeError if the engine could not serve it."""
     start, model = evaluator.evaluator.start, evaluator.evaluator.dense(0).model
     assert start is not None
@@ -631,7 +631,7 @@ def check_form(evaluator: Served, mask: Mask, serve: str, sinks: Sinks | None) -
     return native
 
 
-def serves(mask: Mask | None, evaluator: Served, delivery: Delivery) -> TypeGuard[Mask]:
+def serves(mask: Mask | None, evaluator: EngineEvaluator, delivery: Delivery) -> TypeGuard[Mask]:
     """Whether there is a mask, and a folder that is asked for could hold it; warns where not."""
     if mask is not None and delivery.out is not None and delivery.serve is not None:
         try:
@@ -646,7 +646,7 @@ def serves(mask: Mask | None, evaluator: Served, delivery: Delivery) -> TypeGuar
 
 
 def write_served(
-    evaluator: Served, unseen: Unseen, plan: Plan, delivery: Delivery, run: Path
+    evaluator: EngineEvaluator, unseen: Unseen, plan: Plan, delivery: Delivery, run: Path
 ) -> dict[str, Any]:
     """Makes the served form of a plan, judges it on unseen documents, and writes the folder.
 

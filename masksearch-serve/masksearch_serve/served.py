@@ -1,6 +1,6 @@
 """Judges a mask on a decoder as an engine serves it: in its form, by the bytes that it reserves.
 
-evaluator = Served(CausalEvaluator("books", weights="models/smollm2"), sinks="calibrate")
+evaluator = EngineEvaluator(CausalEvaluator("books", weights="models/smollm2"), sinks="calibrate")
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
 
 
 @dataclass(frozen=True)
-class Served(EvaluatorWrapper):
+class EngineEvaluator(EvaluatorWrapper):
     """Wraps the evaluator of a decoder: masks are judged, and counted, as an engine serves them.
 
     Beside the decoder's own measures each record has the bytes of every engine that serves the
@@ -65,7 +65,7 @@ class Served(EvaluatorWrapper):
         evaluator = self.evaluator
         if not isinstance(evaluator, CausalEvaluator):
             raise TypeError(
-                f"Served takes a CausalEvaluator, got {type(evaluator).__name__}: engines serve "
+                f"EngineEvaluator takes a CausalEvaluator, got {type(evaluator).__name__}: engines serve "
                 "decoders; put Cached and WithCost around it"
             )
         check_name("account", self.account, ACCOUNTS)

@@ -105,9 +105,11 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         evaluator: Evaluator = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)
         )
-        if of_engine or "Served" in offered("parts"):
-            served = load_part("parts", "Served", "evaluator")
-            evaluator = served(evaluator, **read_settings(of_engine, hints_of(served), "Served"))
+        if of_engine or "EngineEvaluator" in offered("parts"):
+            served = load_part("parts", "EngineEvaluator", "evaluator")
+            evaluator = served(
+                evaluator, **read_settings(of_engine, hints_of(served), "EngineEvaluator")
+            )
         return evaluator
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")

@@ -129,7 +129,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
             mask hides; `"kv_bytes"`, the share of the dense cache of keys and values that is held
             after `length` tokens (`masksearch.kv_bytes`); or `"kv_bytes_per_head"`, where the
             cache frees keys of single KV heads. Every record has all three; those of engines are
-            added by `masksearch.Served`.
+            added by `masksearch.EngineEvaluator`.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.

@@ -78,7 +78,7 @@ def test_adapt_reaches_the_evaluator():
 def test_a_decoder_is_judged_by_its_text():
     given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "task_rows=4"]}
     served = judge(adapt="recover", length=512, **given)
-    assert (type(served), served.account) == (ms.Served, "mask")
+    assert (type(served), served.account) == (ms.EngineEvaluator, "mask")
     built = served.evaluator
     assert type(built) is ms.CausalEvaluator
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))

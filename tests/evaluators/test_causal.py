@@ -107,7 +107,7 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
     tiny_decoder(tmp_path / "deep", [*WORDS, "="], **wide)
     settings: dict[str, Any] = {"length": 256, "held_out_sequences": 2}
     judge: Any = evaluator(data, weights=tmp_path / "deep", **settings)
-    judge = ms.Served(judge, sinks="calibrate" if sinks else None)
+    judge = ms.EngineEvaluator(judge, sinks="calibrate" if sinks else None)
     local = masks.window(8) | masks.columns(1) if sinks else masks.window(8)
     for mask in (local, masks.per_layer([masks.full(), *[local] * 15])):
         with LargestTensor() as largest:
@@ -119,7 +119,7 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
 
 def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
     judge = evaluator(data, precision="bfloat16")
-    served = ms.Served(judge).served(masks.window(3))
+    served = ms.EngineEvaluator(judge).served(masks.window(3))
     models = [judge.shared(0).model, judge.dense(1), judge.on("holdout").shared(0).model, served]
     weights = [weight for model in models for weight in model.parameters()]
     assert not any(weight.requires_grad for weight in weights)
@@ -235,7 +235,7 @@ def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> 
 def test_bytes_are_those_of_the_account(data: Path) -> None:
     usual = evaluator(data, cost="kv_bytes")
     serving = ms.Serving(length=4096, in_flight=256, ubatch=64)
-    judge = ms.Served(usual, account="vllm", serving=serving)
+    judge = ms.EngineEvaluator(usual, account="vllm", serving=serving)
     others = replace(judge, account="llama.cpp"), replace(judge, serving=ms.Serving())
     assert len({each.protocol for each in (usual, judge, *others)}) == 4
     mask = masks.columns(2) | masks.window(31)
@@ -245,7 +245,7 @@ def test_bytes_are_those_of_the_account(data: Path) -> None:
     assert found["kv_bytes"] == held["vllm"]
     assert others[0].measures_of(mask)["kv_bytes"] == held["llama_cpp"]
     assert {*found} == {*judge.measure_names}
-    every = ms.Served(usual).measures_of(masks.stride(2))
+    every = ms.EngineEvaluator(usual).measures_of(masks.stride(2))
     assert every == {"kv_bytes": 1, "kv_bytes_per_head": 1}  # no engine serves it
     with pytest.raises(NativeError, match=r"'vllm' counts .* layer 0 keeps stride\(2\)"):
         judge.measures_of(masks.stride(2))

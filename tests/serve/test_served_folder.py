@@ -85,7 +85,7 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     check_file(tmp_path / "run" / "plan.json", "plan")
     assert facts == plan.found["served"]
     said = ms.CausalEvaluator("text", weights="model", length=96, held_out_sequences=16)
-    judge = ms.Served(said.on("holdout"), sinks="calibrate")
+    judge = ms.EngineEvaluator(said.on("holdout"), sinks="calibrate")
     if engine != "sglang":  # the same form, judged as any mask is
         (report,) = judge(plan.mask, seed=0, workdir=tmp_path)
         assert facts["losses"]["served"] == pytest.approx(report.values["nll"], abs=1e-4)
@@ -264,9 +264,9 @@ def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_i
     ]  # fmt: skip
     for decoder, settings, error, problem in wrong:
         with pytest.raises(error, match=problem):
-            ms.Served(decoder, **settings)
-    assert ms.Served(judge).protocol == judge.protocol
-    assert ms.Served(judge, sinks="none").protocol != judge.protocol
+            ms.EngineEvaluator(decoder, **settings)
+    assert ms.EngineEvaluator(judge).protocol == judge.protocol
+    assert ms.EngineEvaluator(judge, sinks="none").protocol != judge.protocol
 
 
 @pytest.mark.nightly

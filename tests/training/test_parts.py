@@ -46,7 +46,9 @@ def evaluators(kind: type = Evaluator) -> Iterator[type]:
 def test_a_setting_is_declared_and_described_once_and_has_one_type():
     """But for other defaults of it, and for the data that GLUE and a text both call tasks."""
     assert all(getattr(ms, name) for name in ms.__all__ if name.endswith("Evaluator"))
-    assert {ms.Served, SquadEvaluator, SwagEvaluator} <= set(evaluators())  # all are loaded
+    assert {ms.EngineEvaluator, SquadEvaluator, SwagEvaluator} <= set(
+        evaluators()
+    )  # all are loaded
     described, types = Counter[str](), defaultdict[str, set[str]](set)
     for kind in {*GROUPS, *(kind for kind in evaluators() if issubclass(kind, Settings))}:
         own = {name for name in vars(kind).get("__annotations__", {}) if name in vars(kind)}
