@@ -40,7 +40,8 @@ def read_split(stored: str) -> str:
 
 
 MAJORITY = "/majority"  # ends the name of a reported value: what a constant answer earns
-LOST = "lost"  # what a mask adds to the loss of text or of a group of tasks, whichever is most
+NLL_INCREASE = "nll_increase"  # under a mask, of text or of a group of tasks: nll_increase/text
+MAX_NLL_INCREASE = "max_nll_increase"  # the largest of these
 LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
 BEYOND = "beyond its budget"  # begins the error of a draw that is refused for what it costs
 

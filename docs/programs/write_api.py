@@ -41,7 +41,8 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     ),
     "Evaluators: what scores a mask": (
         "masksearch",
-        "CausalEvaluator CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator EngineEvaluator",
+        "CausalEvaluator CostEvaluator EngineEvaluator GlueEvaluator MlmEvaluator "
+        "PlantedEvaluator",
     ),
     "DAM, units, positions": ("masksearch", "dam DamConfig importance Units"),
     "Files of your own": ("masksearch", "budget_of Shape trim"),

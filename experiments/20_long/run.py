@@ -172,12 +172,16 @@ class Decoder:
             study = self.run_search(cell, run)
             about = {"decoder": self.name, **asdict(cell)}
             own = [record for record in study.records() if record.status != "reused"]
-            values = ["lost", "nll", *(f"nll/{task}" for task in self.plan["tasks"])]
+            values = ["max_nll_increase", "nll", *(f"nll/{task}" for task in self.plan["tasks"])]
             trials = [{**about, "trial": r.number, "status": r.status,
                        "share": r.measures[self.cost], **{n: r.values.get(n) for n in values}}
                       for r in own]  # fmt: skip
             best = ranked(own, study.objectives, budget=cell.budget)[0]
-            facts = {"trials": len(own), "lost": best.values["lost"], "mask": str(best.mask)}
+            facts = {
+                "trials": len(own),
+                "lost": best.values["max_nll_increase"],
+                "mask": str(best.mask),
+            }
             self.log.add(f"trials_{self.name}_{cell.arm}", trials)
             self.log.add("searches", [about | {"share": best.measures[self.cost]} | facts])
             self.log.spend(begun, f"search {self.name} {cell}")

@@ -26,7 +26,7 @@ from masksearch import masks
 from masksearch.analysis.pareto import describe_none_within, ranked
 from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import LOST, Executor, Record
+from masksearch.contracts import NLL_INCREASE, Executor, Record
 from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
 from masksearch.evaluators.causal import CausalEvaluator
@@ -297,7 +297,11 @@ def find_plans(
             "scores": {"method": method, "of_units": strategy.importance},
             "cache": dict(evaluator.measures_of(plan.mask)),
             "nll": {"search": record.values["nll"], "unseen": losses},
-            "lost": {n[5:]: x for n, x in record.values.items() if n.startswith(f"{LOST}/")},
+            "lost": {
+                name.removeprefix(f"{NLL_INCREASE}/"): value
+                for name, value in record.values.items()
+                if name.startswith(f"{NLL_INCREASE}/")
+            },
             "rival": rival,
             "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
             "native": describe_native(evaluator.evaluator, plan, delivery.serve),

@@ -65,8 +65,8 @@ class EngineEvaluator(EvaluatorWrapper):
         evaluator = self.evaluator
         if not isinstance(evaluator, CausalEvaluator):
             raise TypeError(
-                f"EngineEvaluator takes a CausalEvaluator, got {type(evaluator).__name__}: engines serve "
-                "decoders; put Cached and WithCost around it"
+                f"EngineEvaluator takes a CausalEvaluator, got {type(evaluator).__name__}: "
+                "engines serve decoders; put Cached and WithCost around it"
             )
         check_name("account", self.account, ACCOUNTS)
         check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))

@@ -26,10 +26,11 @@ from masksearch.analysis.row_scores import lower_bound
 from masksearch.attention.attach import attach, detach
 from masksearch.attention.cache_bytes import CacheSizes, needed_bytes
 from masksearch.contracts import (
-    LOST,
     LOW,
     MAJORITY,
+    MAX_NLL_INCREASE,
     NATS,
+    NLL_INCREASE,
     STORED_SPLITS,
     Batch,
     Differentiable,
@@ -93,7 +94,7 @@ SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
 COPIES = {"none": 1, "train": 4, "recover": 5}  # with gradient, two moments; and the teacher
 MEANINGS = {
     LOSS: "negative log-likelihood of held-out tokens, in nats a token",
-    LOST: "what a mask adds to the loss of text or of a group of tasks, at most, in nats",
+    MAX_NLL_INCREASE: "rise of the loss under a mask, of the text or group of tasks it harms most",
     RECALL: "share of right answers to the questions of planted recall",
     "kl": "divergence from the same weights without a mask, in nats a token",
 }
@@ -137,10 +138,11 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
             `masksearch_serve.long_context.TASKS`, RULER's thirteen and `"passkey"`. `"vt"` is the
             share of its rows whose whole answer is likeliest token by token, `"nll/vt"` the loss
             of the answers' tokens, `"nll/retrieval"` the mean over a group's tasks (`tracing`,
-            `aggregation`, `answering`). Then `"lost"` is the first objective: what a mask adds to
-            the dense model's loss, of the text (`"lost/text"`) or of a group (`"lost/retrieval"`),
-            whichever is the largest; so a mask adds at most that in each. Tasks in which the dense
-            model is no better than a guess without the context are left out of it, with a warning.
+            `aggregation`, `answering`). Then `"max_nll_increase"` is the first objective: what a
+            mask adds to the dense model's loss, of the text (`"nll_increase/text"`) or of a group
+            (`"nll_increase/retrieval"`), whichever is the largest; so a mask adds at most that in
+            each. Tasks in which the dense model is no better than a guess without the context are
+            left out of it, with a warning.
         task_rows: Rows of each task.
 
     Raises:
@@ -288,7 +290,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         cost = Objective(self.cost, "min", 1.0)
         if self.cost == SPARSITY:
             cost = Objective(SPARSITY, "max", 0.0)
-        name = LOST if self.tasks and self.adapts != "train" else LOSS
+        name = MAX_NLL_INCREASE if self.tasks and self.adapts != "train" else LOSS
         return (Objective(name, "min", math.log(source.vocabulary), NATS), cost)
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
@@ -527,11 +529,11 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
         values |= self.score_tasks(model)
         if dense := self.dense_losses(seed):
-            added = {f"{LOST}/{TEXT}": values[LOSS] - dense[LOSS]}
+            added = {f"{NLL_INCREASE}/{TEXT}": values[LOSS] - dense[LOSS]}
             for group, members in long_context().GROUPS.items():
                 each = [values[f"{LOSS}/{n}"] - dense[n] for n in members if n in dense]
-                added |= {f"{LOST}/{group}": fmean(each)} if each else {}
-            values |= added | {LOST: max(added.values())}
+                added |= {f"{NLL_INCREASE}/{group}": fmean(each)} if each else {}
+            values |= added | {MAX_NLL_INCREASE: max(added.values())}
         return values
 
     def score_tasks(self, model: NextTokenModel) -> dict[str, float]:

@@ -22,7 +22,7 @@ from masksearch.analysis.proxy_card import ProxyCard, default_goal, interval_tex
 from masksearch.analysis.runs import Against
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
-from masksearch.contracts import LOST, Objective, Record, is_side_value
+from masksearch.contracts import NLL_INCREASE, Objective, Record, is_side_value
 from masksearch.gates.result import Health
 from masksearch.report.layout import DASH, Cell, TextTable, text_table, words
 from masksearch.study.records import drawn_distributions
@@ -175,7 +175,7 @@ def front_table(
     rows: list[dict[str, Cell | str]] = []
     front = pareto([r for study in studies.values() for r in study], objectives)
     parts = dict.fromkeys(name for record in front for name in record.values)
-    scores += [name for name in parts if name.startswith(f"{LOST}/")]
+    scores += [name for name in parts if name.startswith(f"{NLL_INCREASE}/")]
     two = sparsities_differ(front)
     places = {name: decimals_for(record.value(name) for record in front) for name in scores}
     data = []

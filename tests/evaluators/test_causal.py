@@ -387,9 +387,9 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 @pytest.mark.slow
 def test_tasks_are_judged_beside_the_text(data, taught, tmp_path):
     judge = evaluator(data, tasks=DONE, **taught)
-    assert judge.objectives[0].name == "lost"
+    assert judge.objectives[0].name == "max_nll_increase"
     dense = judged(judge, masks.full(), tmp_path / "run")
-    assert dense["lost"] == 0
+    assert dense["max_nll_increase"] == 0
     rows = judge.prompts["passkey"]
     with torch.no_grad():
         logits = ms.attach(judge.start.decoder(), masks.full())(rows.tokens).logits[:, :-1]
@@ -402,8 +402,8 @@ def test_tasks_are_judged_beside_the_text(data, taught, tmp_path):
     assert dense["nll/answering"] == dense["nll/qa_1"]
     narrow = judged(judge, masks.window(1), tmp_path / "narrow")
     added = [narrow[name] - dense[name] for name in ("nll", "nll/retrieval", "nll/answering")]
-    assert narrow["lost"] == pytest.approx(max(added))
-    parts = [narrow[f"lost/{name}"] for name in ("text", "retrieval", "answering")]
+    assert narrow["max_nll_increase"] == pytest.approx(max(added))
+    parts = [narrow[f"nll_increase/{name}"] for name in ("text", "retrieval", "answering")]
     assert parts == pytest.approx(added)
     plain = replace(judge, tasks=())
     assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == dense["nll"]
@@ -422,10 +422,15 @@ def test_tasks_that_the_dense_model_cannot_do_are_named(data, taught, tmp_path):
         judge.provide_models(0)
     dense = judged(judge, masks.full(), tmp_path / "dense")
     narrow = judged(judge, masks.window(1), tmp_path / "narrow")
-    assert {name for name in narrow if name.startswith("lost/")} == {"lost/text", "lost/retrieval"}
+    assert {name for name in narrow if name.startswith("nll_increase/")} == {
+        "nll_increase/text",
+        "nll_increase/retrieval",
+    }
     added = narrow["nll/passkey"] - dense["nll/passkey"]
-    assert narrow["lost/retrieval"] == pytest.approx(added)
-    assert narrow["lost"] == max(narrow["lost/text"], narrow["lost/retrieval"])
+    assert narrow["nll_increase/retrieval"] == pytest.approx(added)
+    assert narrow["max_nll_increase"] == max(
+        narrow["nll_increase/text"], narrow["nll_increase/retrieval"]
+    )
     with pytest.raises(ms.errors.SearchError, match=rf"{rule}: none; take"):
         judged(replace(judge, tasks=["niah_single_3", "vt"]), masks.full(), tmp_path / "none")
 

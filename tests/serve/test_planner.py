@@ -455,10 +455,10 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     how = {"sequences": 3, "method": "greedy", **tasks}
     plan = allocate(tmp_path / "run", **how, serve="transformers", out=tmp_path / "served")
     study = ms.open_study(tmp_path / "run")
-    assert study.objectives[0].name == "lost"
+    assert study.objectives[0].name == "max_nll_increase"
     inside = [r for r in study.records() if r.measures["kv_bytes"] <= 0.6]
-    assert study.records()[plan.found["trial"]].values["lost"] == min(
-        r.values["lost"] for r in inside
+    assert study.records()[plan.found["trial"]].values["max_nll_increase"] == min(
+        r.values["max_nll_increase"] for r in inside
     )
     assert list(plan.found["tasks"]) == ["dense", "plan", "rival"]
     assert plan.found["tasks"]["dense"]["nll/retrieval"] > 0
@@ -468,7 +468,7 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     record = study.records()[plan.found["trial"]]
     added = plan.found["lost"]
     assert set(added) == {"text", "retrieval", "answering"}
-    assert max(added.values()) == record.values["lost"]
+    assert max(added.values()) == record.values["max_nll_increase"]
     page = (tmp_path / "served" / "SERVING.md").read_text()
     losses = plan.found["served"]["losses"]
     dense, tasks = losses["dense"], losses["tasks"]
@@ -486,6 +486,9 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     said = "\n".join(report_lines(plan, tmp_path / "plan.json", "model"))
     assert f"adds at most {max(added.values()):.3f} nats in each: " in said
     front = front_table({"allocate": study.records()}, study.objectives)
-    assert {"lost", "lost/text", "lost/retrieval", "lost/answering"} <= {
-        cell.text for cell in front.head
-    }
+    assert {
+        "max_nll_increase",
+        "nll_increase/text",
+        "nll_increase/retrieval",
+        "nll_increase/answering",
+    } <= {cell.text for cell in front.head}
