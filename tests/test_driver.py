@@ -453,7 +453,7 @@ LACKS = "lacks loss; it holds losses; did you mean 'losses'.*test_driver.py:.*Br
 BROKEN = {  # what the evaluator does -> trials until the search stops, and what it says
     "lacks a key": (lacks_a_key, 1, LACKS),
     "yields nothing": (lambda *_: iter(()), 1, "reported nothing"),
-    "returns": (returns_a_report, 1, "returns Report: yield Report"),
+    "returns": (returns_a_report, 1, "returns Report: yield ms.contracts.Report"),
     "the same line and words": (raises("broken"), 2, "first 2 trials all failed; .*: broken"),
     "other words": (raises(*"abcde"), 5, "first 5 trials all failed; .*: a "),
     "no memory": (raises("DefaultCPUAllocator: can't allocate memory"), 5, "first 5 trials"),

@@ -166,7 +166,7 @@ PLAIN = {"str": str, "bool": bool, "int": int, "float": float}  # others are giv
 def test_described_options_have_the_types_of_the_arguments_that_describe_them(options, described):
     hints = get_type_hints(options)
     for target in map(load_kind, described.values()):
-        if isinstance(target, type) and issubclass(target, ms.Evaluator):
+        if isinstance(target, type) and issubclass(target, ms.contracts.Evaluator):
             types = setting_hints(target)
         else:
             types = {n: p.annotation for n, p in inspect.signature(target).parameters.items()}

@@ -55,7 +55,7 @@ def check(folder: Path, log: str) -> tuple[int, str]:
 def test_what_is_written_from_bfloat16_leaves_the_weights_as_they_were(sinks, tmp_path):
     def dense() -> float:
         judge = ms.CausalEvaluator("text", weights="model", length=96, precision="bfloat16")
-        return judge.judge(judge.dense(0)).nll.mean().item()
+        return judge.score(judge.dense(0)).nll.mean().item()
 
     before = dense()
     how = {"serve": "transformers", "sinks": sinks, "precision": "bfloat16"}
