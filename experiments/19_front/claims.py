@@ -230,16 +230,6 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    "{} attention has {}. With {} % of the pairs the {} {} mask keeps {} and {} {} (mean of {} "
-    "searches). With {} % {} keeps {}, the {} full heads {}.": [
-        *("Dense", dense, 20, "best", "hand-designed", BY_NOW[BUDGETS.index(0.2)]),
-        *("DAM", mean("dam", 0.2), 5, 50, "TPE", mean("tpe", 0.5)),
-        *("hand-designed", whole.loc[("full heads", 0.5), "score"]),
-    ],
-    "| DAM's masks keep {} of STS-B's score than the {} of six published families, BigBird and "
-    "Longformer among them | DAM minus that family, mean over four budgets: {} [{}, {}] |": [
-        *(FAMILIES["mean"][1], "best", *FAMILIES["mean"][:3]),
-    ],
     "| When is a hand-designed mask enough for an encoder? | From a raw checkpoint two full heads "
     "a layer, in no published family, keep {} within {} % of the pairs | DAM minus these: "
     "{} [{}, {}] |": [-BEHIND["DAM - full heads"][2], 30, *BEHIND["DAM - full heads"][:3]],
