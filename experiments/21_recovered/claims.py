@@ -109,10 +109,10 @@ FIRST_PAGE = {
         *(ours.PLAN["steps"]["full"], dense, 12, AS_IS["dam"][1], cell(after, "dam", 0.12)[0]),
         *(AS_IS["hand"][1], cell(after, "hand", 0.12)[0]),
     ],
-    "At {} % of the pairs DAM's masks keep {} to {} on {} models, the hand-designed {} to {}; at "
-    "{} % hand-designed full heads, trained {}, are {} | DAM minus these at {} %: {} [{}, {}]; "
-    "mean of both, the planned test: {} [{}, {}] |": [
-        *(12, *ends("dam", 0.12), len(lines), *ends("hand, longer", 0.12), 20, LONGER, AHEAD),
+    "At {} % of the pairs DAM's masks keep {} [{}, {}], the hand-designed {} [{}, {}]; at {} % "
+    "hand-designed full heads, trained {}, are {} | DAM minus these at {} %: {} [{}, {}]; mean of "
+    "both, the planned test: {} [{}, {}] |": [
+        *(12, *cell(after, "dam", 0.12), *cell(after, "hand, longer", 0.12), 20, LONGER, AHEAD),
         *(20, *minus("hand, longer", 0.2), *PLANNED),
     ],
 }
