@@ -22,7 +22,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Split, generator
 from masksearch.files import short_hash
 from masksearch.tasks.mlm import epoch_batches
-from masksearch.tasks.splits import FEW, check_sequences, evenly_spaced
+from masksearch.tasks.splits import FEW, check_sequences, evenly_spaced, is_part
 from masksearch.tasks.text.corpus import deal_stretches, pack_parts, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces
 from masksearch.tasks.text.packing import Boundaries, Sequences
@@ -242,7 +242,7 @@ class NextTokenText:
         starts, final = deal_stretches(self.held.body.reshape(-1), self.begins, inner)
         rows = np.arange(len(self.held))
         of = np.searchsorted(starts, rows * inner, "right") - 1
-        if split in ("validation", "holdout"):
+        if is_part(split):
             rows = rows[final[of] == (split == "holdout")]
         return rows, of[rows]
 

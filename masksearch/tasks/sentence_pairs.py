@@ -20,7 +20,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Split, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
-from masksearch.tasks.splits import evenly_spaced
+from masksearch.tasks.splits import evenly_spaced, is_part
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import Boundaries, Sequences, bare_ids
 from masksearch.tasks.text.tokenizer import sentence_ends
@@ -140,7 +140,7 @@ class SentencePairTask(MlmTask):
     def held_out_windows(self) -> TextWindows:
         """The held-out text of the split, cut; made once."""
         windows = self.cut_text("held-out", self.corpus.held_out, 1)
-        if self.split not in ("validation", "holdout"):
+        if not is_part(self.split):
             return windows
         starts, final = self.corpus.held_out_splits
         of = np.searchsorted(starts, windows.begin.numpy(), "right") - 1

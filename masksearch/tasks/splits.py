@@ -13,13 +13,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from masksearch.contracts import Split, generator
-from masksearch.errors import DataError
+from masksearch.errors import DataError, check_name
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,16 @@ def in_holdout(text: str | bytes) -> bool:
     """Whether a text belongs to the holdout: by a hash of it, the same on every machine."""
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     return hashlib.sha256(raw).digest()[0] % 2 == 1
+
+
+def is_part(split: Split) -> bool:
+    """Whether a split has a part of the held-out rows; `"all"` and `"test"` have all of theirs.
+
+    Raises:
+        UnknownNameError: If there is no such split.
+    """
+    check_name("split", split, get_args(Split))
+    return split in ("validation", "holdout")
 
 
 def take_split(
@@ -49,8 +59,9 @@ def take_split(
 
     Raises:
         DataError: If the split is empty.
+        UnknownNameError: If there is no such split.
     """
-    if split not in ("validation", "holdout"):
+    if not is_part(split):
         return list(rows)
     texts_of = [{group(row) for row in rows} for group in groups[:-1]]
     group = next(
@@ -87,7 +98,7 @@ def check_sequences(count: int, among: int, split: Split, length: int) -> None:
     enough = f" (about {2 * ENOUGH} sequences, {2 * ENOUGH * length:,} tokens)"
     if not count:
         raise empty_split("the held-out text", f"{among} sequences", split, enough)
-    if count < ENOUGH and split in ("validation", "holdout"):
+    if count < ENOUGH and is_part(split):
         tell_once(
             f"judged by {count} held-out sequence{'s' if count > 1 else ''}, the {split} split of "
             f"{among}: no ranking can be read from so few; hold out more text{enough}"

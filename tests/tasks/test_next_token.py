@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import masksearch as ms
+from masksearch.errors import UnknownNameError
 from masksearch.tasks.next_token import NextTokenText, repeat_distances
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -48,6 +49,11 @@ def test_every_sequence_is_trained_on_once_a_round(text: NextTokenText) -> None:
     assert torch.equal(next(again)["input_ids"], seen[24:32])
     own = sorted(map(tuple, text.train.tensor().tolist()))
     assert all(tuple(row) in own for row in seen.tolist())
+
+
+def test_an_unknown_split_is_refused_not_taken_for_all(text):
+    with pytest.raises(UnknownNameError, match="unknown split 'search'"):
+        text.held_out("search", 9)
 
 
 def test_no_sequence_begins_in_a_document_of_the_other_split(text: NextTokenText) -> None:

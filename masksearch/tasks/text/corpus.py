@@ -25,7 +25,7 @@ from torch import Tensor
 from masksearch.contracts import Split
 from masksearch.errors import DataError
 from masksearch.files import cache_folder, content_hash, short_hash
-from masksearch.tasks.splits import FEW, check_sequences, in_holdout
+from masksearch.tasks.splits import FEW, check_sequences, in_holdout, is_part
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     HubText,
@@ -124,7 +124,7 @@ class Corpus:
             DataError: If there is none.
         """
         rows = torch.arange(len(self.held_out))
-        if split not in ("validation", "holdout"):
+        if not is_part(split):
             return rows
         starts, final = self.held_out_splits
         of = np.searchsorted(starts, rows.numpy() * (self.length - 2), "right") - 1
