@@ -11,9 +11,7 @@ HERE = "experiments/21_recovered/README.md"
 ours = SimpleNamespace(**runpy.run_path(str(FOLDER / "tables.py")))
 lines = ours.all_lines()
 assert sorted(lines) == ours.PLAN["seeds"]["models"]
-after, before = (
-    ours.scores(lines, steps).set_index(["arm", "budget"]) for steps in (None, "none")
-)
+after, before = (ours.scores(lines, steps).set_index(["arm", "budget"]) for steps in ("", "none"))
 tested = ours.primary(lines).set_index("contrast")
 differences = ours.secondary(lines).set_index(["contrast", "budget", "steps"])
 NAMES = {
@@ -97,7 +95,7 @@ PAGE = {
         *minus("hand", 0.2, "none"),
         *minus("hand", 0.12, "none"),
     ],
-    "The plan's floor took {} hours of runs": [ours.core_hours(lines)],
+    "The plan's floor took {} hours of runs": [ours.hours(lines)],
 }
 LONGER = ours.PLAN["steps"]["longer"] - ours.PLAN["steps"]["full"]
 AHEAD = -minus("hand, longer", 0.2)[0]  # of the hand-designed mask, at 20 %

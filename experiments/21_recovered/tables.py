@@ -103,6 +103,12 @@ def chosen(lines: Sequence[Line], arm: str, budget: float) -> Line | None:
     return judged(lines, steps, "test").get(name)
 
 
+def scored_after(lines: Sequence[Line], arm: str, budget: float, steps: str = "") -> Line | None:
+    """As `chosen`; with `steps` the line of the same mask after those ("none": as it is)."""
+    line = chosen(lines, arm, budget)
+    return judged(lines, steps, "test").get(line["name"]) if line and steps else line
+
+
 # -- what is compared --------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Arm:
@@ -125,10 +131,7 @@ def over_budgets(
     the same masks after those ("none": as they are)."""
     found = Arm({}, {})
     for seed, own in sorted(lines.items()):
-        each = [line for budget in budgets if (line := chosen(own, arm, budget))]
-        if steps:
-            scored = judged(own, steps, "test")
-            each = [scored[line["name"]] for line in each if line["name"] in scored]
+        each = [line for budget in budgets if (line := scored_after(own, arm, budget, steps))]
         if len(each) == len(budgets):
             found.scores[seed] = float(np.mean([line["score"] for line in each]))
             found.rows[seed] = RowScores.mean([rows_of(line) for line in each])
@@ -167,25 +170,15 @@ def primary(lines: dict[int, list[Line]]) -> pd.DataFrame:
 
 def secondary(lines: dict[int, list[Line]]) -> pd.DataFrame:
     """DAM's differences at each budget of the floor after recovery and as masks are, with single
-    intervals, and those of dense attention."""
+    intervals; "hand, longer" is "hand" as it is."""
+    others = ("hand, longer", "hand", "hand, best", "random", "random keys", "dense")
     table = []
-    budgets = PLAN["floor"]["budgets"]
-    for budget, steps in product(budgets, ("", "none")):
-        for other in ("hand, longer", "hand", "hand, best", "random", "random keys"):
-            if steps and other == "hand, longer":
-                continue  # as they are these are the same masks as "hand"
-            sides = [over_budgets(lines, arm, [budget], steps) for arm in ("dam", other)]
-            table.append(
-                contrast(f"dam - {other}", minus(*sides))
-                | {"budget": budget, "steps": steps or "full"}
-            )
-        sides = [
-            over_budgets(lines, "dam", [budget], steps),
-            over_budgets(lines, "dense", [1], steps),
-        ]
-        table.append(
-            contrast("dam - dense", minus(*sides)) | {"budget": budget, "steps": steps or "full"}
-        )
+    for budget, steps, other in product(PLAN["floor"]["budgets"], ("", "none"), others):
+        if (steps, other) != ("none", "hand, longer"):
+            dam = over_budgets(lines, "dam", [budget], steps)
+            rival = over_budgets(lines, other, [1 if other == "dense" else budget], steps)
+            about = {"budget": budget, "steps": steps or "full"}
+            table.append(contrast(f"dam - {other}", minus(dam, rival)) | about)
     return pd.DataFrame(table)
 
 
@@ -195,23 +188,19 @@ def by_seed(lines: dict[int, list[Line]], arm: str, budget: float) -> list[float
     return [found[seed] for seed in sorted(found)]
 
 
-def core_hours(lines: dict[int, list[Line]]) -> float:
+def hours(lines: dict[int, list[Line]]) -> float:
     """The seconds of all runs, which shared two cores with others, in hours."""
     return sum(line["seconds"] or 0 for own in lines.values() for line in own) / 3600
 
 
-def scores(lines: dict[int, list[Line]], steps: str | None = None) -> pd.DataFrame:
+def scores(lines: dict[int, list[Line]], steps: str = "") -> pd.DataFrame:
     """Each arm's mean score at each budget after recovery, with an interval over seeds; with
     `steps`, the same masks after those ("none": as they are), where they were scored so."""
     table = []
     arms = [*PLAN["arms"], "hand", "hand, longer", "hand, best", *CONTROLS]
     for arm, budget in product(arms, [*PLAN["budgets"], 1.0]):
-        own = []
-        for each in lines.values():
-            line = chosen(each, arm, budget)
-            if line and steps:
-                line = judged(each, steps, "test").get(line["name"])
-            own += [line] if line else []
+        every = [scored_after(each, arm, budget, steps) for each in lines.values()]
+        own = [line for line in every if line]
         if not own:
             continue
         mean = estimate([line["score"] for line in own])
