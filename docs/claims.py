@@ -77,8 +77,8 @@ COLUMNS["llama.cpp"] = {}
 
 
 def held(length: int, full: int, window: int, **how: object) -> tuple[float, float]:
-    """MiB of SmolLM2's cache, and percent of dense, by an account: some layers full, sinks beside
-    a window in the others."""
+    """MiB of SmolLM2's cache, and percent of dense, by a cache layout: some layers full, sinks
+    beside a window in the others."""
     local = ms.masks.columns(4) | ms.masks.window(window - 1)
     mask = ms.masks.per_layer([ms.masks.full()] * full + [local] * (30 - full))
     counted = ms.kv_bytes(mask, SMOLLM2, length, **how)
@@ -88,15 +88,15 @@ def held(length: int, full: int, window: int, **how: object) -> tuple[float, flo
 def row(length: int, full: int) -> list[float]:
     """A row of the table of engines."""
     each = [
-        held(length, full, 32, account=name.partition(",")[0], **how)
+        held(length, full, 32, cache_layout=name.partition(",")[0], **how)
         for name, how in COLUMNS.items()
     ]
     return [number for pair in each for number in pair]
 
 
 plan = [
-    held(8192, 6, 128, account=account, **how)[1] / 100
-    for account, how in {
+    held(8192, 6, 128, cache_layout=cache_layout, **how)[1] / 100
+    for cache_layout, how in {
         "mask": {},
         "transformers": {},
         "vllm": {},

@@ -160,7 +160,7 @@ def test_without_masksearch_serve_its_names_say_what_to_install(installed, tmp_p
         (["allocate", "model", "text"], "command 'allocate'"),
         (["resume", "run"], "command 'allocate'"),
         (
-            ["compare", "full()", "--decoder", "x", "--set", "account=vllm"],
+            ["compare", "full()", "--decoder", "x", "--set", "cache_layout=vllm"],
             "evaluator 'EngineEvaluator'",
         ),
     ):

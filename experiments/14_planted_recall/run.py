@@ -329,7 +329,7 @@ def window(given: argparse.Namespace, checkpoint: Checkpoint) -> None:
     length = judge.shape.length
     costs: dict[str, Callable[[masks.Mask], float]] = {
         "pairs": lambda mask: effective_density(mask, judge.shape),
-        "bytes": lambda mask: ms.kv_bytes(mask, judge.config, length, account="head").share,
+        "bytes": lambda mask: ms.kv_bytes(mask, judge.config, length, cache_layout="head").share,
     }
     rows = []
     for size in range(1, min(LARGEST, heads) + 1):

@@ -297,7 +297,7 @@ STAGES: Mapping[str, Callable[[Experiment], None]] = {
 
 def share(mask: ms.Mask, config: Any) -> float:
     """Of llama.cpp's dense cache, at the longest text and n_ubatch 64."""
-    return ms.kv_bytes(mask, config, TEXT["longest"], account="llama.cpp", ubatch=64).share
+    return ms.kv_bytes(mask, config, TEXT["longest"], cache_layout="llama.cpp", ubatch=64).share
 
 
 def token_losses(model: Any, row: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ FIRST = sorted(OF_RECALL.table.unique())
 OTHERS = sorted(pd.read_csv(FOLDER / "results" / "confirmed.csv").table.unique())
 TABLES = FOLDER.parents[1] / "masksearch-bench" / "masksearch_bench"
 OPENED = {name: load(TABLES / f"{name}.parquet") for name in (*FIRST, *OTHERS)}
-WHERE = {"account": "head/8192"}
+WHERE = {"cost": "head/8192"}
 
 
 def nested(names: list[str]) -> int:

@@ -44,7 +44,7 @@ from masksearch_serve.kv_cache import kv_bytes
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
-WHERE: dict[str, Any] = {"account": f"{PLAN['account']}/{PLAN['length']}"}
+WHERE: dict[str, Any] = {"cost": f"{PLAN['account']}/{PLAN['length']}"}
 LEARNT = 0.99  # share of the calibration questions that a checkpoint answers without a mask
 LEAST_NOISE = 0.002  # nats
 NEAR = 1e-4  # nats between a cell of a table and the same loss judged again
@@ -219,7 +219,7 @@ def windowed(given: argparse.Namespace) -> None:
 
 def share_of(config: PreTrainedConfig, length: int, mask: Mask) -> float:
     """Bytes of the cache under a mask, by the plan's account, as a share of the dense cache."""
-    return kv_bytes(mask, config, length, account=PLAN["account"]).share
+    return kv_bytes(mask, config, length, cache_layout=PLAN["account"]).share
 
 
 def tabled(given: argparse.Namespace) -> None:

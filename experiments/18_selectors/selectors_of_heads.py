@@ -198,12 +198,12 @@ class FarGates(torch.nn.Module):
         return F.dropout(weights * kept, call.dropout).to(call.value.dtype) @ call.value
 
 
-def gates(table: Table, judge: Callable[[], Any], account: str) -> Any:
+def gates(table: Table, judge: Callable[[], Any], cost: str) -> Any:
     """DuoAttention's choice, by DAM's switches: trained on the frozen weights at the density of
     three full heads; one mask a budget is cut from them."""
 
     def selector(known: Judged) -> Chosen:
-        units, wanted = table.units, densities(table, known.budgets, account)
+        units, wanted = table.units, densities(table, known.budgets, cost)
         options = {
             "gates": {"structure": "switch", "levels": units.levels, "unit": units.unit},
             "config": {**STEPS, "density": wanted[min(2, len(wanted) - 1)]},
@@ -228,21 +228,21 @@ def gates(table: Table, judge: Callable[[], Any], account: str) -> Any:
 
 
 # -- the package's own ---------------------------------------------------------------------------
-def densities(table: Table, budgets: Sequence[float], account: str) -> list[float]:
+def densities(table: Table, budgets: Sequence[float], cost: str) -> list[float]:
     """The budgets as shares of the pairs of tokens, which the package's strategies are told: of
     as many of the first units as each pays."""
-    shares, count = table.shares(account), len(table.places)
+    shares, count = table.shares(cost), len(table.places)
     first = ["1" * full + "0" * (count - full) for full in range(count + 1)]
     paid = [[each for each in first if shares[each] <= budget][-1] for budget in sorted(budgets)]
     return [table.units.density([*map(int, each)]) for each in paid]
 
 
 def told(
-    table: Table, budgets: Sequence[float], account: str, name: str, trials: int, **options: Any
+    table: Table, budgets: Sequence[float], cost: str, name: str, trials: int, **options: Any
 ) -> Any:
     """A strategy of the package, told the budgets."""
     own = {"strategy_options": options} if name == "allocate" else options
-    return strategy(name, trials, budget=densities(table, budgets, account), **own)
+    return strategy(name, trials, budget=densities(table, budgets, cost), **own)
 
 
 ALLOCATIONS: dict[str, dict[str, Any]] = {
@@ -276,11 +276,11 @@ def plain(table: Table, judge: Callable[[], Any]) -> dict[str, tuple[Any, bool]]
 
 
 def every(
-    table: Table, judge: Callable[[], Any], budgets: Sequence[float], account: str
+    table: Table, judge: Callable[[], Any], budgets: Sequence[float], cost: str
 ) -> dict[str, tuple[Any, bool]]:
     """All selectors of a table of all units; see `plain`, and `judge` of masksearch_bench."""
-    found = {**plain(table, judge), "gates": (gates(table, judge, account), False)}
-    where = table, budgets, account
+    found = {**plain(table, judge), "gates": (gates(table, judge, cost), False)}
+    where = table, budgets, cost
     for name in ("random", "tpe", "evolution"):
         found[name] = (told(*where, name, EVALUATIONS), True)
     for name, own in ALLOCATIONS.items():

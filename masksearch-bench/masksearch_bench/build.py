@@ -29,7 +29,7 @@ from masksearch.gates.units import Allocation
 from masksearch.strategies.enqueued import Listed
 from masksearch_bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch_bench.tree import fits, tree_values
-from masksearch_serve.engines import ACCOUNTS
+from masksearch_serve.engines import CACHE_LAYOUTS
 
 SPLITS: dict[Tokens, Split] = {
     "calibration": "validation",
@@ -242,16 +242,16 @@ def judged_dense(
 
 
 def add_bytes(cells: pd.DataFrame, spec: TableSpec) -> dict[str, int]:
-    """Adds columns of the caches' bytes, in every account that counts all of the choices."""
+    """Adds columns of the caches' bytes, in every layout that counts all of the choices."""
     config = getattr(spec.judge, "config", None)
     dense: dict[str, int] = {}
     if config is None:
         return dense
     masks = [spec.units.mask(spec.allocation(tuple(map(int, each)))) for each in cells.choice]
-    for account in ACCOUNTS:
+    for layout in CACHE_LAYOUTS:
         for length in spec.lengths:
             with suppress(NativeError):
-                bytes_of = [kv_bytes(mask, config, length, account=account) for mask in masks]
-                cells[f"{account}/{length}"] = [each.bytes for each in bytes_of]
-                dense[f"{account}/{length}"] = bytes_of[0].dense_bytes
+                bytes_of = [kv_bytes(mask, config, length, cache_layout=layout) for mask in masks]
+                cells[f"{layout}/{length}"] = [each.bytes for each in bytes_of]
+                dense[f"{layout}/{length}"] = bytes_of[0].dense_bytes
     return dense

@@ -66,7 +66,7 @@ Selector = Callable[[Judged], Iterable[tuple[float, Choice]]]
 
 
 def seal(
-    table: Table, budgets: Sequence[float] = BUDGETS, seed: int = 0, account: str = PAIRS
+    table: Table, budgets: Sequence[float] = BUDGETS, seed: int = 0, cost: str = PAIRS
 ) -> tuple[Judged, dict[str, float]]:
     """The view of a table for a selector, and the losses that it has asked for, which grow.
 
@@ -74,10 +74,10 @@ def seal(
         table: The table.
         budgets: Largest shares of the dense cost.
         seed: For a selector that draws.
-        account: How costs are counted, see `Table.shares`.
+        cost: How it is counted, see `Table.shares`.
     """
     asked: dict[str, float] = {}
-    shares = table.shares(account).to_dict()
+    shares = table.shares(cost).to_dict()
     losses = (table.cells[f"calibration/{table.name}"] * table.sign).to_dict()
 
     def name_of(choice: Choice) -> str:
@@ -93,7 +93,7 @@ def seal(
         return asked.setdefault(name := name_of(choice), losses[name])
 
     def best(budget: float) -> str:
-        table.refuse_less(budget, account)
+        table.refuse_less(budget, cost)
         within = [each for each in asked if shares[each] <= budget * (1 + ROUNDING)]
         return min(within, key=asked.__getitem__, default="0" * len(table.places))
 
@@ -113,9 +113,9 @@ class StrategySelector:
     name: Any
     options: Mapping[str, Any]
 
-    def choices(self, table: Table, judged: Judged, account: str) -> dict[float, str]:
+    def choices(self, table: Table, judged: Judged, cost: str) -> dict[float, str]:
         """The best that it finds within each budget; what it judges is charged."""
-        limits = {"budget": judged.budgets} if account == PAIRS else {}
+        limits = {"budget": judged.budgets} if cost == PAIRS else {}
         options = {"seeds": [judged.seed], **limits, **self.options}
         for choice in table.simulate(self.name, **options).choice:
             judged.loss(choice)
@@ -139,7 +139,7 @@ def judge(
     budgets: Sequence[float] = BUDGETS,
     *,
     seeds: Sequence[int] = (0,),
-    account: str = PAIRS,
+    cost: str = PAIRS,
     name: str | None = None,
 ) -> pd.DataFrame:
     """Lets a selector choose on each table, and reads what it chose on test tokens.
@@ -149,7 +149,7 @@ def judge(
         tables: Complete ones.
         budgets: Largest shares of the dense cost.
         seeds: Of selectors that draw.
-        account: How costs are counted, see `Table.shares`.
+        cost: How it is counted, see `Table.shares`.
         name: Of the selector in the rows; None = the function's.
 
     Returns:
@@ -166,21 +166,21 @@ def judge(
     name = name or str(getattr(selector, attribute, type(selector).__name__))
     for table in tables:
         for seed in seeds:
-            judged, asked = seal(table, budgets, seed, account)
+            judged, asked = seal(table, budgets, seed, cost)
             if isinstance(selector, StrategySelector):
-                chosen: Mapping[float, Choice] = selector.choices(table, judged, account)
+                chosen: Mapping[float, Choice] = selector.choices(table, judged, cost)
             else:
                 chosen = dict(selector(judged))
             for budget in judged.budgets:
                 if budget not in chosen:
                     raise SearchError(f"selector {name} gave no choice for the budget {budget:g}")
                 choice = table.read_choice(chosen[budget])
-                pick = table.query(table.optimum(budget, account).choice, "test")
-                least = table.optimum(budget, account, "test")
+                pick = table.query(table.optimum(budget, cost).choice, "test")
+                least = table.optimum(budget, cost, "test")
                 oracle = table.sign * (pick[table.name] - least[table.name])
                 row = {"selector": name, "table": table.sheet.name, "seed": seed, "budget": budget}
                 row |= {"choice": choice, "evaluations": len(asked)}
-                row |= {SELECTED: table.regret(choice, budget, account), ORACLE: oracle}
+                row |= {SELECTED: table.regret(choice, budget, cost), ORACLE: oracle}
                 rows.append(row)
     return pd.DataFrame(rows)
 

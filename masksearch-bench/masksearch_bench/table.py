@@ -46,7 +46,7 @@ FORMAT = "masksearch-table-1"
 Tokens = Literal["calibration", "validation", "test"]
 Choice = str | Sequence[int]
 HERE = Path(__file__).parent  # the folder of the tables
-PAIRS = "pairs"  # the account of the kept pairs of tokens
+PAIRS = "pairs"  # the cost of the kept pairs of tokens
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Datasheet:
         seed: Of the evaluations.
         checkpoint: File or package -> SHA-256 of the weights.
         environment: Versions, threads and CPU flags of the machine that judged.
-        dense_bytes: `account/length` -> bytes of the dense cache.
+        dense_bytes: `cost/length` -> bytes of the dense cache.
         kv_heads: KV heads of a layer; None = not a decoder.
     """
 
@@ -104,7 +104,7 @@ class Cell:
     Args:
         choice: One digit a free unit.
         values: `nll`, `recall`, `kl`, .., of one set of tokens.
-        share: What it costs, as a share of the dense model, by the account that was asked for.
+        share: What it costs, as a share of the dense model, by the cost that was asked for.
         above_chance: Whether the model without a mask beats a guess by how frequent tokens are;
             where it does not, no cell says anything.
     """
@@ -163,23 +163,23 @@ class Table:
         return 1 if self.sheet.objective[1] == "min" else -1
 
     @property
-    def accounts(self) -> tuple[str, ...]:
+    def costs(self) -> tuple[str, ...]:
         """Ways to count what a choice costs."""
         return (PAIRS, *self.sheet.dense_bytes)
 
-    def shares(self, account: str = PAIRS) -> pd.Series[float]:
+    def shares(self, cost: str = PAIRS) -> pd.Series[float]:
         """The cost of each choice, as a share of the dense model.
 
         Args:
-            account: `"pairs"`, the kept pairs of tokens; or `"head/8192"`, the bytes of a cache of
-                8,192 positions by an account of `ms.kv_bytes`.
+            cost: `"pairs"`, the kept pairs of tokens; or `"head/8192"`, the bytes of a cache of
+                8,192 positions by a cache layout of `ms.kv_bytes`.
 
         Raises:
-            UnknownNameError: If the table has no such account.
+            UnknownNameError: If the table has no such cost.
         """
-        if account not in self.accounts:
-            raise unknown_name("account:", account, self.accounts)
-        return self.cells[account] / self.sheet.dense_bytes.get(account, 1)
+        if cost not in self.costs:
+            raise unknown_name("cost:", cost, self.costs)
+        return self.cells[cost] / self.sheet.dense_bytes.get(cost, 1)
 
     def read_choice(self, choice: Choice) -> str:
         """A choice as text.
@@ -202,13 +202,13 @@ class Table:
             raise unknown_name("tokens:", tokens, (*self.sheet.protocols,))
         return tokens
 
-    def query(self, choice: Choice, tokens: Tokens = "calibration", account: str = PAIRS) -> Cell:
+    def query(self, choice: Choice, tokens: Tokens = "calibration", cost: str = PAIRS) -> Cell:
         """The cell of one choice.
 
         Args:
             choice: One level a unit: `"0100.."`, or numbers.
             tokens: Which set judges: choose by `"calibration"`, report `"test"`.
-            account: What `share` counts, see `shares`.
+            cost: What `share` counts, see `shares`.
 
         Raises:
             DataError: If it was not judged.
@@ -226,10 +226,10 @@ class Table:
         }
         dense, chance = self.sheet.dense[tokens][self.name], self.sheet.chance.get(tokens)
         above = chance is None or self.sign * dense < self.sign * chance
-        return Cell(name, values, float(self.shares(account)[name]), above)
+        return Cell(name, values, float(self.shares(cost)[name]), above)
 
     # -- the best ------------------------------------------------------------------------------
-    def affordable(self, budget: float, account: str = PAIRS) -> pd.DataFrame:
+    def affordable(self, budget: float, cost: str = PAIRS) -> pd.DataFrame:
         """The cells within a budget.
 
         Raises:
@@ -241,51 +241,51 @@ class Table:
                 f"table {self.sheet.name} is not complete ({len(self.cells):,} of "
                 f"{self.sheet.planned:,} cells), so it has no optimum"
             )
-        self.refuse_less(budget, account)
-        return self.cells[self.shares(account) <= budget * (1 + ROUNDING)]
+        self.refuse_less(budget, cost)
+        return self.cells[self.shares(cost) <= budget * (1 + ROUNDING)]
 
-    def refuse_less(self, budget: float, account: str = PAIRS) -> None:
+    def refuse_less(self, budget: float, cost: str = PAIRS) -> None:
         """Raises ValueError if no choice is as cheap as a budget."""
-        least = self.shares(account).min()
+        least = self.shares(cost).min()
         if budget < least * (1 - ROUNDING):
             raise ValueError(
                 f"the cheapest choice of table {self.sheet.name} costs {least:.4g} of "
-                f"dense {account}, got budget={budget:g}; give at least that"
+                f"dense {cost}, got budget={budget:g}; give at least that"
             )
 
-    def optimum(self, budget: float, account: str = PAIRS, tokens: Tokens = "calibration") -> Cell:
+    def optimum(self, budget: float, cost: str = PAIRS, tokens: Tokens = "calibration") -> Cell:
         """The best choice within a budget, by brute force; of equal ones the first.
 
         Args:
             budget: Largest share of the dense cost, in (0, 1].
-            account: How that is counted, see `shares`.
+            cost: How that is counted, see `shares`.
             tokens: By which set it is the best. Of `"calibration"` it is what a search can find;
                 of `"test"` the least that any choice loses.
         """
         name = f"{self.known(tokens)}/{self.name}"
-        ranked = self.affordable(budget, account)[name] * self.sign
-        return self.query(str(ranked.idxmin()), tokens, account)
+        ranked = self.affordable(budget, cost)[name] * self.sign
+        return self.query(str(ranked.idxmin()), tokens, cost)
 
-    def regret(self, choice: Choice, budget: float, account: str = PAIRS) -> float:
+    def regret(self, choice: Choice, budget: float, cost: str = PAIRS) -> float:
         """How much worse a choice is than what exhaustive search picks within the budget on
         calibration tokens, both read on test tokens; it can be below 0.
 
         Raises:
             ValueError: If the choice costs more than the budget.
         """
-        cell = self.query(choice, "test", account)
+        cell = self.query(choice, "test", cost)
         if cell.share > budget * (1 + ROUNDING):
             raise ValueError(
-                f"choice {cell.choice} costs {cell.share:.4g} of dense {account}, more "
+                f"choice {cell.choice} costs {cell.share:.4g} of dense {cost}, more "
                 f"than the budget {budget:g}"
             )
-        best = self.query(self.optimum(budget, account).choice, "test")
+        best = self.query(self.optimum(budget, cost).choice, "test")
         return self.sign * (cell[self.name] - best[self.name])
 
-    def front(self, tokens: Tokens = "calibration", account: str = PAIRS) -> pd.DataFrame:
+    def front(self, tokens: Tokens = "calibration", cost: str = PAIRS) -> pd.DataFrame:
         """The choices that no other beats in cost and score, the cheapest first."""
-        cells, name = self.affordable(1.0, account), f"{self.known(tokens)}/{self.name}"
-        scores, shares = cells[name], self.shares(account)[cells.index]
+        cells, name = self.affordable(1.0, cost), f"{self.known(tokens)}/{self.name}"
+        scores, shares = cells[name], self.shares(cost)[cells.index]
         front = pd.DataFrame({"choice": cells.choice, "share": shares, self.name: scores})
         front = front.iloc[np.lexsort((scores * self.sign, shares))]
         least = (front[self.name] * self.sign).cummin()

@@ -2,7 +2,7 @@
 
 Each engine has a file in engines/, read in the source of one release, in the files that
 its rows name; a new release is a changed row. `to_native(target=)` refuses what a row does not
-serve, and a test holds every exported configuration against the table. `kv_bytes(account=)`
+serve, and a test holds every exported configuration against the table. `kv_bytes(cache_layout=)`
 multiplies the room by bytes.
 """
 
@@ -115,7 +115,7 @@ class Engine:
     """One engine that serves decoders, as read in one release of it.
 
     Args:
-        name: As `target=`, `account=` and `--serve` spell it.
+        name: As `target=`, `cache_layout=` and `--serve` spell it.
         title: As its makers do.
         version: The release.
         readings: `model_type` -> what it makes of the windows of that family.
@@ -170,7 +170,7 @@ class Engine:
         return f"{self.title}'" if self.title.endswith("s") else f"{self.title}'s"
 
     @property
-    def account(self) -> str:
+    def cache_layout(self) -> str:
         """Whose bytes a budget counts."""
         return "mask" if self.keys is None else self.name
 

@@ -19,7 +19,7 @@ from masksearch.attention.probe import keyless_layers
 from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Mask
 from masksearch_serve.engine import Engine, Serving
-from masksearch_serve.engines import ACCOUNTS, ENGINES
+from masksearch_serve.engines import CACHE_LAYOUTS, ENGINES
 from masksearch_serve.native import HYBRID, reach_of, what_else
 from masksearch_serve.sinks import without_sinks
 
@@ -29,7 +29,7 @@ def kv_bytes(
     model: PreTrainedModel | PreTrainedConfig,
     length: int,
     *,
-    account: str = "mask",
+    cache_layout: str = "mask",
     dtype: torch.dtype | None = None,
     until: int | None = None,
     in_flight: int = 4096,
@@ -41,7 +41,7 @@ def kv_bytes(
 ) -> KvBytes:
     """The bytes of a decoder's cache after `length` tokens of one sequence, exact.
 
-    The accounts `"mask"` and `"head"` count what the mask needs, the others what an engine holds
+    The layouts `"mask"` and `"head"` count what the mask needs, the others what an engine holds
     or reserves that serves the mask by its configuration (`to_native`): layers of everything or
     of a window. Sinks beside a window count nothing there, as one logit a head can stand for them.
     Of a hybrid the layers that attend are counted; the states of the others do not grow.
@@ -61,13 +61,13 @@ def kv_bytes(
         mask: What is attached; `masks.full()` for the model as it is.
         model: A decoder, or its configuration.
         length: Positions in the cache (>= 1); of llama.cpp `n_ctx`, of all sequences together.
-        account: `"mask"`: a layer holds a key in all its KV heads if one of them needs it, as a
-            cache that frees keys per layer does (`MaskedCache`). `"head"`: each KV head holds its
-            own keys, those that one of its queries' heads needs. `"transformers"`: its own cache,
-            a `DynamicCache`; a `StaticCache` holds one key more in each layer of a window, and
-            room for all that it was made for from the start.
-            `"vllm"`: the blocks that it reserves for a sequence, groups and padding included.
-            `"llama.cpp"`: the cells that it allocates. `"tensorrt-llm"`: the blocks that it holds.
+        cache_layout: `"mask"`: a layer holds a key in all its KV heads if one of them needs it, as
+            a cache that frees keys per layer does (`MaskedCache`). `"head"`: each KV head holds
+            its own keys, those that one of its queries' heads needs. `"transformers"`: its own
+            cache, a `DynamicCache`; a `StaticCache` holds one key more in each layer of a window,
+            and room for all that it was made for from the start. `"vllm"`: the blocks that it
+            reserves for a sequence, groups and padding included. `"llama.cpp"`: the cells that it
+            allocates. `"tensorrt-llm"`: the blocks that it holds.
         dtype: Of keys and values; None = the model's, or the configuration's (else torch's
             default). llama.cpp has `cache_type` in its place.
         until: Positions that there will be at most; None = 2 x `length`: generation may go on for
@@ -80,12 +80,12 @@ def kv_bytes(
         cache_type: Of keys and values.
 
     Raises:
-        NativeError: If the engine of the account has no way to serve the mask.
+        NativeError: If the engine of the layout has no way to serve the mask.
         LengthError: If the mask does not reach `length`.
         LayerCountError, HeadCountError: If mask and model do not fit.
         AttachError: If the layers keep something else than keys and values of KV heads.
         TokensNeededError: If the mask follows the tokens.
-        UnknownNameError: If there is no such account.
+        UnknownNameError: If there is no such layout.
         ValueError: If a number is out of range.
 
     >>> import masksearch as ms
@@ -95,20 +95,20 @@ def kv_bytes(
     >>> ms.kv_bytes(local, llama, 1024)
     KvBytes(bytes=130048, dense_bytes=1048576)
     """
-    check_name("account", account, ACCOUNTS)
+    check_name("cache_layout", cache_layout, CACHE_LAYOUTS)
     serving = Serving(in_flight, block, ubatch, sequences, unified, cache_type)
     if length < 1:
         raise ValueError(f"length is at least 1 position, got {length}")
     sizes = CacheSizes.read(model, dtype)
-    if account not in ENGINES:
-        return needed_bytes(mask, sizes, length, by_head=account == "head", until=until)
+    if cache_layout not in ENGINES:
+        return needed_bytes(mask, sizes, length, by_head=cache_layout == "head", until=until)
     mask.counts(len(sizes.windows), sizes.heads)
     config = model if isinstance(model, PreTrainedConfig) else model.config
     if keyless_layers(config):
         raise NativeError(
-            f"{type(config).__name__} {HYBRID}; account='mask' counts what the mask needs"
+            f"{type(config).__name__} {HYBRID}; cache_layout='mask' counts what the mask needs"
         )
-    engine = ENGINES[account]
+    engine = ENGINES[cache_layout]
     assert engine.keys is not None
     served = served_windows(mask, sizes.windows, engine)
     one = sizes.kv_heads * engine.key_bytes(sizes.width, sizes.item, serving)
@@ -134,8 +134,9 @@ def served_windows(mask: Mask, windows: Sequence[int | None], engine: Engine) ->
         reach = reach_of(part, causal=True)
         if reach is None:
             raise NativeError(
-                f"account {engine.name!r} counts layers of everything or a window, and layer "
-                f"{layer} keeps {what_else(part, causal=True)}; account='mask' counts any mask"
+                f"cache_layout={engine.name!r} counts layers of everything or a window, and layer "
+                f"{layer} keeps {what_else(part, causal=True)}; cache_layout='mask' counts any "
+                "mask"
             )
         kept = [each for each in (window, reach + 1) if each not in (None, math.inf)]
         served.append(min(map(int, kept), default=None))

@@ -225,9 +225,9 @@ class Delivery:
             check_name("sinks", self.sinks, get_args(Sinks))
 
     @property
-    def account(self) -> str:
+    def cache_layout(self) -> str:
         """Whose bytes the budget counts."""
-        return "mask" if self.serve is None else ENGINES[self.serve].account
+        return "mask" if self.serve is None else ENGINES[self.serve].cache_layout
 
 
 def find_plans(
@@ -292,7 +292,11 @@ def find_plans(
             )
             losses = unseen.compare(masked=plan.mask)
         facts: dict[str, Any] = {
-            "budget": {"cost": evaluator.cost, "limit": limit, "account": delivery.account},
+            "budget": {
+                "cost": evaluator.cost,
+                "limit": limit,
+                "cache_layout": delivery.cache_layout,
+            },
             "length": evaluator.length,
             "scores": {"method": method, "of_units": strategy.importance},
             "cache": dict(evaluator.measures_of(plan.mask)),
@@ -322,7 +326,7 @@ def build_decoder_evaluator(
 
     Where plans are compared on unseen documents, as much of the text is held out as it takes for
     16 of them, if it has so many."""
-    account = delivery.account
+    layout = delivery.cache_layout
     evaluator = CausalEvaluator(
         decoder.text,
         weights=decoder.model,
@@ -334,7 +338,7 @@ def build_decoder_evaluator(
         adapt="none",
         tasks=decoder.tasks,
         task_rows=decoder.task_rows,
-        cost="kv_bytes" if unit == "layer" or account in ENGINES else "kv_bytes_per_head",
+        cost="kv_bytes" if unit == "layer" or layout in ENGINES else "kv_bytes_per_head",
     )
     for share in (None, *SHARES) if compares and decoder.held_out is None else ():
         other = replace(evaluator, held_out=share)
@@ -344,7 +348,7 @@ def build_decoder_evaluator(
         if task.judging(decoder.sequences) >= FEW:
             evaluator = other
             break
-    return EngineEvaluator(evaluator, account, delivery.serving or Serving())
+    return EngineEvaluator(evaluator, layout, delivery.serving or Serving())
 
 
 def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> list[Mask]:
@@ -458,15 +462,15 @@ def plainest_rival(evaluator: EngineEvaluator, local: Mask, limit: float) -> Mas
 def refuse_floor(evaluator: EngineEvaluator, budget: float) -> None:
     """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
     allocation changes; names the floor, and what moves it."""
-    account, serving = evaluator.account, evaluator.serving
-    setting = ENGINES[account].floor if account in ENGINES else ""
+    layout, serving = evaluator.cache_layout, evaluator.serving
+    setting = ENGINES[layout].floor if layout in ENGINES else ""
     if not setting:
         return
     floor = evaluator.measures_of(masks.window(1))[evaluator.cost]
     if floor > min(budget * (1 + ROUNDING), 1 - ROUNDING):
         share = "everything" if floor > 1 - ROUNDING else f"{floor:.4g} of its dense cache or more"
         raise ValueError(
-            f"{account} keeps {share} under any window at {evaluator.length:,} positions with "
+            f"{layout} keeps {share} under any window at {evaluator.length:,} positions with "
             f"{setting}={getattr(serving, setting):,}, got budget={budget:g}: give a longer "
             f"length or a smaller {setting} in serving= (--serving "
             f"""'{{"length": .., "{setting}": ..}}')"""
@@ -666,9 +670,9 @@ def write_served(
         evaluator, sinks=sinks if keeps_sinks(plan.mask, evaluator.shape.layers) else None
     )
     native = form.served(plan.mask, serve, run / "sinks")
-    account = ENGINES[serve].account
+    layout = ENGINES[serve].cache_layout
     serving = replace(evaluator.serving, length=evaluator.length)
-    counts: dict[str, Any] = {"dtype": WRITTEN, "account": account, **serving.settings}
+    counts: dict[str, Any] = {"dtype": WRITTEN, "cache_layout": layout, **serving.settings}
     cache = kv_bytes(plan.mask, native.model.config, evaluator.length, **counts)
     window = getattr(native.model.config, "sliding_window", None) or evaluator.evaluator.positions
     losses = unseen.compare(served=native)

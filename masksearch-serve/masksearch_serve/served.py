@@ -26,7 +26,7 @@ from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.splits import evenly_spaced
 from masksearch_serve.engine import Serving
-from masksearch_serve.engines import ACCOUNTS, COUNTED
+from masksearch_serve.engines import CACHE_LAYOUTS, COUNTED
 from masksearch_serve.kv_cache import kv_bytes
 from masksearch_serve.native import from_native, to_native
 from masksearch_serve.sinks import MEASURED, Sinks, keeps_sinks
@@ -44,7 +44,7 @@ class EngineEvaluator(EvaluatorWrapper):
 
     Args:
         evaluator: Of the decoder.
-        account: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
+        cache_layout: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
         serving: How the engines are run, and the length that is counted.
         sinks: What is judged in place of a mask that keeps tokens of fixed positions beside a
             window: the GraniteSWA that engines serve, as `masksearch.to_native(sinks=)` makes it
@@ -52,12 +52,12 @@ class EngineEvaluator(EvaluatorWrapper):
 
     Raises:
         TypeError: If `evaluator` is another one.
-        UnknownNameError: If there is no such account, or form of sinks.
+        UnknownNameError: If there is no such layout, or form of sinks.
         ValueError: If sinks are asked for of another decoder than a checkpoint on a text.
     """
 
     evaluator: CausalEvaluator
-    account: str = "mask"
+    cache_layout: str = "mask"
     serving: Serving = field(default_factory=Serving)
     sinks: Sinks | None = None
 
@@ -68,7 +68,7 @@ class EngineEvaluator(EvaluatorWrapper):
                 f"EngineEvaluator takes a CausalEvaluator, got {type(evaluator).__name__}: "
                 "engines serve decoders; put Cached and WithCost around it"
             )
-        check_name("account", self.account, ACCOUNTS)
+        check_name("cache_layout", self.cache_layout, CACHE_LAYOUTS)
         check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))
         if self.sinks is not None and not evaluator.seedless:
             raise ValueError(
@@ -96,31 +96,33 @@ class EngineEvaluator(EvaluatorWrapper):
         return self.serving.length or self.evaluator.positions
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
-        """Shares of the dense cache's bytes: of the account, of a cache that frees keys of single
+        """Shares of the dense cache's bytes: of the layout, of a cache that frees keys of single
         KV heads, and of each engine that serves the mask. Nothing of one that follows the tokens.
 
         Raises:
-            NativeError: If the engine of the account does not serve the mask.
+            NativeError: If the engine of the layout does not serve the mask.
         """
         if mask.needs_tokens:
             return {}
         config = self.evaluator.config
 
-        def share(account: str) -> float:
+        def share(layout: str) -> float:
             settings = self.serving.settings
-            return kv_bytes(mask, config, self.length, account=account, **settings).share
+            return kv_bytes(mask, config, self.length, cache_layout=layout, **settings).share
 
-        costs = {CACHE: share(self.account), CACHE_PER_HEAD: share("head")}
+        costs = {CACHE: share(self.cache_layout), CACHE_PER_HEAD: share("head")}
         for name, engine in COUNTED.items():
             with suppress(NativeError):
-                costs[name] = costs[CACHE] if engine.name == self.account else share(engine.name)
+                costs[name] = (
+                    costs[CACHE] if engine.name == self.cache_layout else share(engine.name)
+                )
         return costs
 
     @property
     def protocol(self) -> str:
         """The decoder's, with what is served in another way than by default."""
         settings: dict[str, object] = {}
-        if (counted := (self.account, self.serving)) != ("mask", Serving()):
+        if (counted := (self.cache_layout, self.serving)) != ("mask", Serving()):
             settings["account"] = counted
         if self.sinks is not None:
             settings["sinks"] = self.sinks, self.evaluator.task().train_digest

@@ -28,7 +28,7 @@ class KvBytes:
 
     Args:
         bytes: Of the keys and values that are held, or that an engine reserves room for.
-        dense_bytes: If every layer held all of them, by the same account.
+        dense_bytes: If every layer held all of them, by the same layout.
     """
 
     bytes: int

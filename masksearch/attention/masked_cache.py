@@ -45,8 +45,8 @@ class MaskedCache(Cache):
 
     A layer of sinks and a window holds the sinks and the window, a full one everything; of any
     other mask a key is held until its last query has passed (`masksearch.kv_bytes` has the rule,
-    and counts the bytes: account `"mask"`, `until=length`). What the model computes is what it
-    computes with transformers' own cache, but for rounding.
+    and counts the bytes: `cache_layout="mask"`, `until=length`). What the model computes is what
+    it computes with transformers' own cache, but for rounding.
 
     Positions are counted from the first slot, padding included, as `attach` counts them: with left
     padding the sinks of a shorter text are padding, and windows are right. Let texts with sinks

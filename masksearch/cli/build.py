@@ -100,7 +100,7 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
                 "to encoders; give one"
             )
         text = values.pop("decoder")
-        of_engine = {n: texts[n] for n in ("account", "serving", "sinks") if n in texts}
+        of_engine = {n: texts[n] for n in ("cache_layout", "serving", "sinks") if n in texts}
         further = {name: each for name, each in texts.items() if name not in of_engine}
         evaluator: Evaluator = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)

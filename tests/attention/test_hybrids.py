@@ -94,8 +94,8 @@ def test_masks_of_linear_layers_and_engines_are_refused(hybrid):
         ms.attach(hybrid, four)
     with pytest.raises(NativeError, match=r"no engine is known to window the others: ms\.attach"):
         ms.to_native(hybrid, masks.window(3))
-    with pytest.raises(NativeError, match="the others; account='mask' counts"):
-        ms.kv_bytes(masks.window(3), hybrid, 16, account="vllm")
+    with pytest.raises(NativeError, match="the others; cache_layout='mask' counts"):
+        ms.kv_bytes(masks.window(3), hybrid, 16, cache_layout="vllm")
 
 
 def test_a_model_without_attention_has_no_cache_to_count():

@@ -55,7 +55,7 @@ def test_a_table_is_built_and_goes_on(spec, tmp_path, monkeypatch):
             assert cell["nll"] == pytest.approx(last.values["nll"], abs=2e-6)
             assert cell["kl"] == pytest.approx(last.values["kl"], abs=2e-6)
     assert table.sheet.dense_bytes.keys() == {
-        f"{account}/{length}" for account in ("mask", "head") for length in (64, 128)
+        f"{cache_layout}/{length}" for cache_layout in ("mask", "head") for length in (64, 128)
     }
     before = path.read_bytes()
     [first, *_] = sorted((tmp_path / "tiny.run").glob(f"trials/**/{CELLS}"))
@@ -83,9 +83,9 @@ def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
     spec = spec_of(learnt["qwen3"], unit="layer")
     table = load(build(spec, tmp_path))
     assert len(table) == 4
-    assert {"mask/128", "head/64", "transformers/128"} <= set(table.accounts)
-    cell = table.query("01", account="transformers/128")
-    held = ms.kv_bytes(table.mask("01"), spec.judge.config, 128, account="transformers")
+    assert {"mask/128", "head/64", "transformers/128"} <= set(table.costs)
+    cell = table.query("01", cost="transformers/128")
+    held = ms.kv_bytes(table.mask("01"), spec.judge.config, 128, cache_layout="transformers")
     assert cell.share == pytest.approx(held.share)
 
 

@@ -49,7 +49,7 @@ def test_losses_are_counted_once_and_costs_are_free(table):
 # -- sealed answers ------------------------------------------------------------------------------
 def optimum_of_test_tokens(known):
     for budget in known.budgets:
-        yield budget, known.table.optimum(budget, known.account, "test").choice
+        yield budget, known.table.optimum(budget, known.cost, "test").choice
 
 
 def reads_losses(known):

@@ -26,7 +26,7 @@ def test_a_study_says_what_the_table_says(module):
     best = {}
     for trial in study.trials:
         choice = "".join(str(trial.params[name]) for name in table.units.names)
-        cell = table.query(choice, account="head/8192")
+        cell = table.query(choice, cost="head/8192")
         assert trial.values == [cell["nll"], cell.share]
         if cell.share <= 0.5:
             best[cell["nll"]] = choice

@@ -20,7 +20,7 @@ from masksearch_bench import Table, TableEvaluator, load, names
 from masksearch_bench.table import FORMAT, HERE, natural, write_table
 
 CHOICES = st.lists(st.integers(0, 1), min_size=12, max_size=12)
-HEADS = {"account": "head/8192"}
+HEADS = {"cost": "head/8192"}
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_shares_are_those_of_the_masks(table):
         assert table.query(choice).share == pytest.approx(
             table.units.density(list(map(int, choice)))
         )
-        for account in ("mask", "head"):
+        for cache_layout in ("mask", "head"):
             for length in (512, 32768):
-                cell = table.query(choice, account=f"{account}/{length}")
-                held = ms.kv_bytes(mask, config, length, account=account)
+                cell = table.query(choice, cost=f"{cache_layout}/{length}")
+                held = ms.kv_bytes(mask, config, length, cache_layout=cache_layout)
                 assert cell.share == pytest.approx(held.share)
 
 

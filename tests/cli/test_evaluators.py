@@ -78,14 +78,14 @@ def test_adapt_reaches_the_evaluator():
 def test_a_decoder_is_judged_by_its_text():
     given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "task_rows=4"]}
     served = judge(adapt="recover", length=512, **given)
-    assert (type(served), served.account) == (ms.EngineEvaluator, "mask")
+    assert (type(served), served.cache_layout) == (ms.EngineEvaluator, "mask")
     built = served.evaluator
     assert type(built) is ms.CausalEvaluator
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
     assert built.task_rows == 4
-    recall = judge(decoder="recall", set=["architecture=qwen3", "account=vllm"])
+    recall = judge(decoder="recall", set=["architecture=qwen3", "cache_layout=vllm"])
     assert (recall.evaluator.corpus, recall.evaluator.architecture) == (Recall(), "qwen3")
-    assert recall.account == "vllm"
+    assert recall.cache_layout == "vllm"
 
 
 def test_preset_gives_way_to_what_is_named():

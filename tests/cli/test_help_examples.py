@@ -83,7 +83,7 @@ def test_the_engine_of_the_example_of_allocate_leaves_room_for_its_budget():
         local,
         LlamaConfig(num_hidden_layers=4),
         serving["length"],
-        account="llama.cpp",
+        cache_layout="llama.cpp",
         ubatch=serving["ubatch"],
     )
     assert held.share <= float(told["budget"])

@@ -235,8 +235,8 @@ def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> 
 def test_bytes_are_those_of_the_account(data: Path) -> None:
     usual = evaluator(data, cost="kv_bytes")
     serving = ms.Serving(length=4096, in_flight=256, ubatch=64)
-    judge = ms.EngineEvaluator(usual, account="vllm", serving=serving)
-    others = replace(judge, account="llama.cpp"), replace(judge, serving=ms.Serving())
+    judge = ms.EngineEvaluator(usual, cache_layout="vllm", serving=serving)
+    others = replace(judge, cache_layout="llama.cpp"), replace(judge, serving=ms.Serving())
     assert len({each.protocol for each in (usual, judge, *others)}) == 4
     mask = masks.columns(2) | masks.window(31)
     held = {"transformers": 31 / 4096, "vllm": 19 / 256, "llama_cpp": 256 / 4096}

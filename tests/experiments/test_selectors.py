@@ -15,7 +15,7 @@ import masksearch as ms
 from masksearch_bench import Table, judge, load
 
 BUDGETS = (0.09, 0.17, 0.26, 0.34)  # 1 to 4 of 12 heads
-HOW = {"account": "head/8192"}
+HOW = {"cost": "head/8192"}
 selectors = load_script("18_selectors/selectors_of_heads.py")
 
 

@@ -66,7 +66,8 @@ class Accounts:
 
     def measures_of(self, mask):
         by_layer, by_head = (
-            ms.kv_bytes(mask, self.config, LENGTH, account=one).share for one in ("mask", "head")
+            ms.kv_bytes(mask, self.config, LENGTH, cache_layout=one).share
+            for one in ("mask", "head")
         )
         return {"kv_bytes": by_layer, "kv_bytes_per_head": by_head}
 
@@ -133,7 +134,7 @@ class Engine(Accounts):
     def measures_of(self, mask):
         config = copy.copy(self.config)
         config.num_hidden_layers = 12
-        how = {"account": "vllm", "in_flight": 16}
+        how = {"cache_layout": "vllm", "in_flight": 16}
         return {"kv_bytes": ms.kv_bytes(mask, config, 4096, **how).share}
 
 

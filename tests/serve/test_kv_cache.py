@@ -71,9 +71,9 @@ def test_bytes_are_those_of_transformers_own_cache(name, dtype):
         first = cache_bytes(cache)
         for place in range(9, 12):
             cache = model(tokens[:, place : place + 1], past_key_values=cache).past_key_values
-    for account in ("mask", "head", "transformers"):
-        assert kv_bytes(masks.full(), model, 9, account=account).bytes == first
-        assert kv_bytes(masks.full(), model, 12, account=account).bytes == cache_bytes(cache)
+    for layout in ("mask", "head", "transformers"):
+        assert kv_bytes(masks.full(), model, 9, cache_layout=layout).bytes == first
+        assert kv_bytes(masks.full(), model, 12, cache_layout=layout).bytes == cache_bytes(cache)
     dense = kv_bytes(masks.full(), model.config, 12, dtype=dtype)
     assert dense.bytes == cache_bytes(cache)
     _, kv_heads, _, width = cache.layers[0].keys.shape
@@ -94,8 +94,8 @@ def test_heads_that_share_keys_hold_what_one_of_them_needs():
     local, full = masks.window(3), masks.full()
     config = CONFIGS["llama"]()  # query heads 0 and 1 share KV head 0
 
-    def share(heads, account):
-        return kv_bytes(masks.per_head(heads), config, 12, account=account).share
+    def share(heads, layout):
+        return kv_bytes(masks.per_head(heads), config, 12, cache_layout=layout).share
 
     assert share([full, local, local, local], "mask") == 1
     assert share([full, local, local, local], "head") == (12 + 3) / 24
@@ -160,8 +160,8 @@ def test_what_does_not_fit_is_refused():
         kv_bytes(masks.per_layer([masks.full()] * 3), config, 8)
     with pytest.raises(HeadCountError):
         kv_bytes(masks.per_head([masks.full()] * 3), config, 8)
-    with pytest.raises(UnknownNameError, match="account"):
-        kv_bytes(masks.full(), config, 8, account="heads")
+    with pytest.raises(UnknownNameError, match="cache_layout"):
+        kv_bytes(masks.full(), config, 8, cache_layout="heads")
     with pytest.raises(ValueError, match="at least 1 position"):
         kv_bytes(masks.full(), config, 0)
     with pytest.raises(ValueError, match="until"):
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused():
         kv_bytes(masks.full(), hf.T5Config(), 8)
 
 
-# -- accounts of engines -------------------------------------------------------------------------
+# -- cache layouts of engines ---------------------------------------------------------------------
 GOLDEN = Path(__file__).parent
 LLAMA = hf.LlamaConfig(  # 3 KV heads of 64 numbers, as SmolLM2-135M has
     hidden_size=576, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=4
@@ -193,8 +193,8 @@ def test_vllm_reserves_what_its_planner_says():
     for full, sliding, length, in_flight, block, wanted in known:
         config, mask = layered(full, sliding)
         run = {"in_flight": in_flight, "block": block, "dtype": torch.bfloat16}
-        assert kv_bytes(mask, config, length, account="vllm", **run).bytes == wanted
-        dense = kv_bytes(masks.full(), config, length, account="vllm", **run)
+        assert kv_bytes(mask, config, length, cache_layout="vllm", **run).bytes == wanted
+        dense = kv_bytes(masks.full(), config, length, cache_layout="vllm", **run)
         assert dense.bytes == dense.dense_bytes == -(-length // block) * block * len(mask.of) * 768
 
 
@@ -205,7 +205,9 @@ def test_llama_cpp_allocates_what_it_logs(cache_type, cell):
     for window, n_ctx, ubatch, sequences, unified, streams, whole, part in known:
         config, mask = layered(1, [(window, 3)])
         run = {"ubatch": ubatch, "sequences": sequences, "unified": unified}
-        found = kv_bytes(mask, config, n_ctx, account="llama.cpp", cache_type=cache_type, **run)
+        found = kv_bytes(
+            mask, config, n_ctx, cache_layout="llama.cpp", cache_type=cache_type, **run
+        )
         assert found.bytes == streams * (whole + 3 * part) * cell
         assert found.dense_bytes == streams * 4 * whole * cell
 
@@ -218,12 +220,12 @@ def test_tensorrt_llm_holds_the_blocks_that_its_tests_count():
     for window, length, blocks in [*counts, (8, 2049, 2)]:
         config, mask = layered(1, [(window, 1)])
         whole = -(-length // 8)
-        found = kv_bytes(mask, config, length, account="tensorrt-llm", block=8)
+        found = kv_bytes(mask, config, length, cache_layout="tensorrt-llm", block=8)
         assert found.bytes * 2 * whole == found.dense_bytes * (whole + blocks)
     config, mask = layered(0, [(8, 3)])  # _util.py: None where all layers slide
-    assert kv_bytes(mask, config, 2049, account="tensorrt-llm", block=8).share == 1
+    assert kv_bytes(mask, config, 2049, cache_layout="tensorrt-llm", block=8).share == 1
     with pytest.raises(NativeError, match="got block=12"):
-        kv_bytes(mask, config, 2049, account="tensorrt-llm", block=12)
+        kv_bytes(mask, config, 2049, cache_layout="tensorrt-llm", block=12)
 
 
 def test_transformers_holds_what_its_account_says():
@@ -232,21 +234,23 @@ def test_transformers_holds_what_its_account_says():
     with torch.no_grad():
         cache = ms.to_native(model, mask)(torch.ones(1, 9).long()).past_key_values
     for each in (mask, masks.columns(2) | mask):  # a logit a head stands for sinks
-        assert kv_bytes(each, model, 9, account="transformers").bytes == cache_bytes(cache)
+        assert kv_bytes(each, model, 9, cache_layout="transformers").bytes == cache_bytes(cache)
 
 
 def test_masks_and_settings_that_no_engine_has_are_refused():
     config = CONFIGS["llama"]()
-    with pytest.raises(NativeError, match=r"layer 0 keeps stride\(2\).*account='mask' counts any"):
-        kv_bytes(masks.stride(2), config, 8, account="vllm")
+    with pytest.raises(
+        NativeError, match=r"layer 0 keeps stride\(2\).*cache_layout='mask' counts any"
+    ):
+        kv_bytes(masks.stride(2), config, 8, cache_layout="vllm")
     with pytest.raises(NativeError, match=r"layer 0 keeps tokens of fixed positions \(sinks\)"):
-        kv_bytes(masks.columns(2), config, 8, account="transformers")
+        kv_bytes(masks.columns(2), config, 8, cache_layout="transformers")
     several = masks.per_layer([masks.window(2), masks.window(3)] * 2)
     with pytest.raises(NativeError, match=r"one window for all layers, got \[3, 4\]"):
-        kv_bytes(several, config, 8, account="llama.cpp")
+        kv_bytes(several, config, 8, cache_layout="llama.cpp")
     with pytest.raises(ValueError, match="block is at least 1, got 0"):
-        kv_bytes(masks.full(), config, 8, account="vllm", block=0)
+        kv_bytes(masks.full(), config, 8, cache_layout="vllm", block=0)
     with pytest.raises(UnknownNameError, match="unknown cache_type 'q8'; did you mean 'q8_0'"):
-        kv_bytes(masks.full(), config, 8, account="llama.cpp", cache_type="q8")
+        kv_bytes(masks.full(), config, 8, cache_layout="llama.cpp", cache_type="q8")
     with pytest.raises(ValueError, match="packs 32 numbers, and heads have 8"):
-        kv_bytes(masks.full(), config, 8, account="llama.cpp", cache_type="q8_0")
+        kv_bytes(masks.full(), config, 8, cache_layout="llama.cpp", cache_type="q8_0")

@@ -232,7 +232,7 @@ def test_losses_and_cache_of_a_file(ubatch, folder, tmp_path):
     wanted = torch.nn.functional.cross_entropy(expected(model)[:-1], IDS[1:], reduction="none")
     assert (found - wanted).abs().max() <= 0.05  # a cache of float16
     assert torch.equal(found, again)
-    mask, how = from_native(model), {"account": "llama.cpp", "ubatch": ubatch}
+    mask, how = from_native(model), {"cache_layout": "llama.cpp", "ubatch": ubatch}
     held = ms.kv_bytes(mask, model.config, 512, **how).bytes
     assert engine.cache_bytes == pytest.approx(held, abs=2 * 0.005 * 2**20)
 

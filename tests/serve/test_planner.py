@@ -284,7 +284,7 @@ def test_plan_within_what_an_engine_reserves(tmp_path):
     assert sum(plan.units.values()) == 1
     found = plan.found
     assert found["cache"]["kv_bytes"] == found["cache"]["kv_bytes_vllm"] == (256 + 2 * 3) / 768
-    assert found["budget"]["account"] == "vllm"
+    assert found["budget"]["cache_layout"] == "vllm"
     assert found["length"] == 4096
     assert "sinks" in found["native"]["refused"]
     with pytest.raises(ValueError, match=r"vllm keeps 0\.01172 of .* budget=0\.01:"):

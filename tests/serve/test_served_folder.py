@@ -108,7 +108,7 @@ def test_bytes_and_the_log_of_vllm(tmp_path):
     facts = plan.found["served"]
     held = ms.kv_bytes(
         plan.mask, AutoModelForCausalLM.from_pretrained("model").config, 96,
-        account="vllm", in_flight=8, dtype=torch.float16,
+        cache_layout="vllm", in_flight=8, dtype=torch.float16,
     )  # fmt: skip
     assert (facts["kv_bytes"], facts["dense_kv_bytes"]) == (held.bytes, held.dense_bytes)
     room = 3 * 2**30
@@ -255,7 +255,7 @@ def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_i
     judge = ms.CausalEvaluator("text", weights="model", length=96)
     wrong = [
         (ms.PlantedEvaluator(), {}, TypeError, "takes a CausalEvaluator, got PlantedEvaluator"),
-        (judge, {"account": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
+        (judge, {"cache_layout": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
         (judge, {"sinks": "calibrat"}, UnknownNameError, "calibrate"),
         (ms.CausalEvaluator("text"), {"sinks": "calibrate"}, ValueError,
          "give weights= and adapt='none', got weights=None and adapt='train'"),

@@ -19,11 +19,11 @@ class Problem(optunahub.benchmarks.BaseProblem):
 
     Args:
         table: Name of a table that is installed, see `masksearch-bench`, or a file.
-        account: How costs are counted: `"pairs"` of tokens, or bytes of a cache, `"head/8192"`.
+        cost: How it is counted: `"pairs"` of tokens, or bytes of a cache, `"head/8192"`.
     """
 
-    def __init__(self, table: str = "recall-1", account: str = "pairs") -> None:
-        self.table, self.account = load(table), account
+    def __init__(self, table: str = "recall-1", cost: str = "pairs") -> None:
+        self.table, self.cost = load(table), cost
 
     @property
     def search_space(self) -> dict[str, BaseDistribution]:
@@ -38,9 +38,7 @@ class Problem(optunahub.benchmarks.BaseProblem):
 
     def evaluate(self, params: dict[str, Any]) -> tuple[float, float]:
         """The score on calibration tokens, and the cost as a share of the dense model's."""
-        cell = self.table.query(
-            [params[name] for name in self.table.sheet.free], account=self.account
-        )
+        cell = self.table.query([params[name] for name in self.table.sheet.free], cost=self.cost)
         return cell[self.table.name], cell.share
 
     def regret(self, study: Study, budget: float) -> float:
@@ -55,4 +53,4 @@ class Problem(optunahub.benchmarks.BaseProblem):
             raise ValueError(f"no trial costs at most {budget:g}; give more trials or budget")
         best = min(paid, key=lambda each: self.table.sign * each.values[0])
         choice = [best.params[name] for name in self.table.sheet.free]
-        return self.table.regret(choice, budget, self.account)
+        return self.table.regret(choice, budget, self.cost)
