@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Self, cast, get_args
@@ -70,8 +70,8 @@ from masksearch.models.decoders import (
     decoder_config,
 )
 from masksearch.neighbours import load_part
-from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
-from masksearch.tasks.recall import Recall
+from masksearch.tasks.next_token import NextTokenRows, NextTokenText
+from masksearch.tasks.recall import NextTokenTask, Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
@@ -472,10 +472,9 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         key = short_hash(self.protocol, mask.digest, str(seed))
         kept = Checkpoints(workdir, self.adapts, key)
         steps = self.trainer.steps(model, config, seed, kept, teacher=teacher, memory=memory)
-        first = next(steps, None)  # a run that goes on brings its curve back
-        for number, values in memory["curve"]:
+        for number, values in memory["curve"]:  # of a run that goes on
             yield Report(number, values)
-        for number in chain([] if first is None else [first], steps):
+        for number in steps:
             if number in due and number < config.steps:
                 values = token_values(self.score(model), self.rows, self.edges)
                 memory["curve"].append([number, values])

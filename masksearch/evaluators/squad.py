@@ -103,8 +103,6 @@ class SquadEvaluator(FineTuning):
         refuse_missing(self, "squad")
         super().__post_init__()
         make_absolute(self, "squad", "squad_held_out")  # workers may run in another folder
-        if self.max_answer < 1:
-            raise ValueError(f"max_answer must be at least 1, got {self.max_answer}")
         self.window  # noqa: B018  (checks the sizes)
 
     @property
@@ -249,10 +247,6 @@ class WindowSize:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length < 8:
-            raise ValueError(f"a window needs at least 8 positions, got {self.length}")
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f"stride must be at least 1 token, got {self.stride}")
         if not 1 <= self.longest_question <= self.length - 4:
             raise ValueError(
                 f"a question of {self.longest_question} tokens does not fit into {self.length} "
@@ -487,15 +481,7 @@ def decode(
         Question id -> answer.
 
     Reference: BERT, arXiv 1810.04805, Sections 4.2 and 4.3.
-
-    Raises:
-        ValueError: If the windows are not those of the questions.
     """
-    if len(logits) != len(windows) or len(windows.asked) != len(questions):
-        raise ValueError(
-            f"{len(logits)} tables of logits and {len(questions)} questions for {len(windows)} "
-            f"windows of {len(windows.asked)} questions; make the windows with training=False"
-        )
     answers, lengths = {}, windows.lengths.tolist()
     groups = groupby(range(len(windows)), key=lambda index: int(windows.rows[index, QUESTION]))
     for number, group in groups:

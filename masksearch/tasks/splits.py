@@ -219,13 +219,8 @@ def sample_rows(rows: Sequence[Row], limit: int | None, *seed: int) -> Sequence[
         rows: The rows.
         limit: How many are wanted; None = all.
         seed: Of the draw, made only where there are more than wanted.
-
-    Raises:
-        ValueError: If `limit` is below 1.
     """
     if limit is None or limit >= len(rows):
         return rows
-    if limit < 1:
-        raise ValueError(f"rows must be at least 1, got {limit}")
     order = torch.randperm(len(rows), generator=generator(*seed)).tolist()
     return [rows[index] for index in sorted(order[:limit])]

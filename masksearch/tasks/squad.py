@@ -261,20 +261,7 @@ def score(
         `exact` and `f1`; with `nullable` also `HasAns/..` and `NoAns/..` (each where there are
         such questions); with `null_scores` also `best_exact`, `best_exact/threshold`, `best_f1`
         and `best_f1/threshold`, found on these very questions, so that they are upper bounds.
-
-    Raises:
-        ValueError: If there is nothing to score, a question has no prediction or no null score,
-            or has no answer by the rules of 1.1; names the question.
     """
-    if not answers:
-        raise ValueError("no question to score; give at least one")
-    for what, scored in (("prediction", predictions), ("null score", null_scores)):
-        missing = [name for name in answers if scored is not None and name not in scored]
-        if missing:
-            raise ValueError(
-                f"question {missing[0]!r} has no {what} (nor have {len(missing) - 1} "
-                "more); give one for every question"
-            )
     raw = question_scores(predictions, answers, nullable=nullable)
     counted = after_threshold(raw, answers, null_scores, threshold)
     parts = {"": list(answers)}
@@ -302,10 +289,6 @@ def question_scores(
     for name, golds in answers.items():
         if nullable:
             golds = [gold for gold in golds if normalise(gold)] or [""]
-        elif not golds:
-            raise ValueError(
-                f"question {name!r} has no answer, as none in SQuAD 1.1; score with nullable=True"
-            )
         answer = predictions[name]
         raw["exact"][name] = float(normalise(answer) in map(normalise, golds))
         raw["f1"][name] = max(f1(answer, gold, nullable=nullable) for gold in golds)

@@ -35,10 +35,11 @@ FINETUNE_RATES = (5e-4, 5e-5)
 AT_LEAST_1 = (
     *("batch", "micro_batches", "reports", "length", "vocabulary", "held_out_sequences"),
     *("kv_heads", "recover_steps", "recover_tokens", "epochs", "finetune_batch"),
-    *("finetune_seeds", "gates_batch", "rows", "dev_rows", "task_rows"),
+    *("finetune_seeds", "gates_batch", "rows", "dev_rows", "task_rows", "stride", "max_answer"),
+    *("downstream_steps", "gate_batch"),
 )
 LEAST = {"steps": 0} | dict.fromkeys(AT_LEAST_1, 1)
-POSITIVE = ("lr", "recover_lr", "finetune_lr", "initializer_range")
+POSITIVE = ("lr", "recover_lr", "finetune_lr", "downstream_lr", "initializer_range")
 CHOICES: dict[str, tuple[str, Any]] = {  # what it is called, and its type
     "pretraining": ("pre-training", Pretraining),
     "schedule": ("schedule", Schedule),

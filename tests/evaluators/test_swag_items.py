@@ -66,8 +66,6 @@ def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
     places = [list(data.train).index(item) for item in part.train]
     assert places == sorted(places) != list(range(5))
     assert part == load_swag(tmp_path, rows=5, dev_rows=2)
-    with pytest.raises(ValueError, match="rows must be at least 1"):
-        load_swag(tmp_path, rows=0)
     write_swag(tmp_path / "val.jsonl", ROWS)
     with pytest.raises(DataError, match=r"val\.csv, val\.jsonl: several val files"):
         load_swag(tmp_path)

@@ -96,15 +96,6 @@ def test_every_position_is_scored_alike(corpus: Corpus) -> None:
     assert (shares - 4 / 30).abs().max() < 5 * (0.133 * 0.867 / len(labels)) ** 0.5
 
 
-def test_arguments_are_checked(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch must be at least 1"):
-        MlmTask(corpus, batch=0)
-    with pytest.raises(ValueError, match="probability is a share"):
-        MlmTask(corpus, probability=0)
-    with pytest.raises(ValueError, match="held_out_sequences"):
-        MlmTask(corpus, held_out_sequences=0)
-
-
 def test_draws_are_those_of_recorded_experiments() -> None:
     """SOURCE: the task before it could hide whole words, on the same rows."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))]

@@ -22,7 +22,6 @@ from masksearch.training.loop import (
     TrainConfig,
     Training,
     follow_trainings,
-    parameter_groups,
     rate,
     train,
 )
@@ -62,10 +61,6 @@ def small(seed: int = 0) -> MaskedLanguageModel:
 
 
 # -- the schedule ------------------------------------------------------------------------------
-def test_rate_by_hand():
-    config = TrainConfig(steps=10, warmup=0.2)
-    expected = [1 / 2, 1, 8 / 8, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
-    assert [rate(step, config) for step in range(11)] == expected
 
 
 # -- the loop ----------------------------------------------------------------------------------
@@ -98,17 +93,6 @@ def test_loop_equals_a_plain_one():
     assert torch.allclose(model.bias, mine.bias, atol=1e-6)
     assert [step.loss for step in steps] == pytest.approx(losses, abs=1e-5)
     assert steps == [Step(n + 1, step.loss, 6) for n, step in enumerate(steps)]
-
-
-@pytest.mark.slow
-def test_training_is_the_same_twice_and_lowers_the_loss():
-    config = TrainConfig(steps=30, lr=1e-2)
-    state = torch.get_rng_state()
-    runs = [[step.loss for step in train(small(), tokens(), config)] for _ in range(2)]
-    assert runs[0] == runs[1]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert runs[0] != [step.loss for step in train(small(), tokens(1), config)]
-    assert sum(runs[0][-5:]) < sum(runs[0][:5])
 
 
 def test_closing_the_iterator_stops():
@@ -150,38 +134,6 @@ def test_batches_that_end_early():
     short = iter([next(endless())] * 2)
     with pytest.raises(ValueError, match="the batches ended after 2 of 5 steps"):
         list(train(Linear(), short, TrainConfig(steps=5), squared))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"lr": 0.0}, "lr must be positive, got 0.0"),
-        ({"lr": math.nan}, "lr must be positive, got nan"),
-        ({"micro_batches": 0}, "micro_batches must be at least 1, got 0"),
-        ({"optimiser": "lam"}, "unknown optimiser 'lam'; did you mean 'lamb'"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
-        ({"warmup": 1.5}, r"warmup is a share of the steps in \[0, 1\], got 1.5"),
-    ],
-)
-def test_config_refuses(given, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**given)
-
-
-# -- parameter groups --------------------------------------------------------------------------
-def test_groups_split_matrices_and_leave_out_gates_and_frozen_weights():
-    model = small()
-    model.add_module("masksearch_gates", nn.Linear(3, 3))
-    frozen = model.encoder.embeddings.position_embeddings.weight.requires_grad_(False)
-    decayed, plain = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert all(p.ndim < 2 for p in plain["params"])
-    grouped = {id(p) for group in (decayed, plain) for p in group["params"]}
-    gates = {id(p) for p in model.get_submodule("masksearch_gates").parameters()}
-    assert not grouped & (gates | {id(frozen)})
-    assert grouped | gates | {id(frozen)} == {id(p) for p in model.parameters()}
 
 
 def test_gates_are_neither_trained_nor_part_of_the_clipped_norm():
@@ -324,21 +276,6 @@ def test_noise_of_a_seed_leaves_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
-
-
-def test_memory_comes_back_with_the_state(tmp_path):
-    config, memory = TrainConfig(steps=5), {"curve": []}
-    options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
-    steps = train(small(), tokens(), config, memory=memory, **options)
-    for step in steps:
-        memory["curve"].append([step.number, step.loss])
-        if step.number == 4:
-            break
-    steps.close()
-    found = {"curve": [], "other": 1}
-    rest = train(small(), tokens(), config, memory=found, **options)
-    assert found == {"curve": memory["curve"][:3], "other": 1}  # before any step
-    assert next(rest).number == 4
 
 
 def test_another_runs_checkpoint_is_passed_over(tmp_path, caplog):
