@@ -277,9 +277,9 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def shape(self) -> Shape:
         """The sizes that a mask is lowered to: causal."""
         if self.start is not None:
-            return self.start.shape(self.positions)
+            return self.start.shape(self.length)
         size = find_size(self.size)
-        return Shape(self.positions, size.layers, size.heads, causal=True)
+        return Shape(self.length, size.layers, size.heads, causal=True)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -301,7 +301,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         sizes = CacheSizes.read(self.config)
         ways = {CACHE: False, CACHE_PER_HEAD: True}
         return {
-            name: needed_bytes(mask, sizes, self.positions, by_head=by_head).share
+            name: needed_bytes(mask, sizes, self.length, by_head=by_head).share
             for name, by_head in ways.items()
         }
 
@@ -317,7 +317,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         if self.start is not None:
             return self.start.config
         return decoder_config(
-            *(self.architecture, self.size, self.vocabulary, self.positions),
+            *(self.architecture, self.size, self.vocabulary, self.length),
             kv_heads=self.kv_heads,
             initializer_range=self.initializer_range,
         )
@@ -326,7 +326,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def recover_config(self) -> TrainConfig:
         """Settings of the recovery."""
         config = self.train_config
-        tokens = self.batch * config.micro_batches * self.positions  # of a step
+        tokens = self.batch * config.micro_batches * self.length  # of a step
         lr = config.lr if self.recover_lr is None else self.recover_lr
         return replace(config, steps=math.ceil(self.recover_tokens / tokens), lr=lr)
 
@@ -356,7 +356,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def weights_settings(self) -> dict[str, object]:
         """The settings of the weights that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
-            named = {"weights": self.start.digest, "length": self.positions}
+            named = {"weights": self.start.digest, "length": self.length}
             return named if self.dtype == torch.float32 else named | {"dtype": str(self.dtype)}
         size = find_size(self.size)
         scratch = {
@@ -376,7 +376,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     @property
     def edges(self) -> tuple[int, ...]:
         """First positions of the bands but the first."""
-        return band_edges(self.positions) if self.bands is None else tuple(self.bands)
+        return band_edges(self.length) if self.bands is None else tuple(self.bands)
 
     @property
     def seedless(self) -> bool:
@@ -406,7 +406,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         if self.start is not None:
             return read_weights(self.start, self.dtype, self.place)
         body = decoder(
-            *(self.architecture, self.size, self.task().vocabulary, self.positions),
+            *(self.architecture, self.size, self.task().vocabulary, self.length),
             seed=mixed_seed(seed, WEIGHTS),
             kv_heads=self.kv_heads,
             initializer_range=self.initializer_range,

@@ -474,7 +474,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
     assert ms.CausalEvaluator("recall").shape.length == 56
     assert ms.CausalEvaluator("recall", length=64).corpus == Recall(middle=32)
-    assert ms.CausalEvaluator("./recall").length == ms.CausalEvaluator("a").length == 256
+    assert ms.CausalEvaluator("./recall").length == 256
     assert type(ms.CausalEvaluator("a").length) is int
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),

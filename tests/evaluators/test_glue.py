@@ -18,8 +18,7 @@ from masksearch import GlueEvaluator, attach, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.models.encoders import SequenceClassifier, encoder
-from masksearch.tasks.glue import TASKS, GlueTask
-from masksearch.tasks.glue.tasks import glue_score
+from masksearch.tasks.glue.tasks import TASKS, GlueTask, glue_score
 
 
 @pytest.fixture(scope="module")

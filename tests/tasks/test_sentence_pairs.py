@@ -62,7 +62,7 @@ def segments(corpus: Corpus, batch: Batch) -> list[tuple[tuple[int, ...], tuple[
 
 def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
     """Every stretch of the text that stays in a document."""
-    ids = rows.tensor()[:, 1:-1].reshape(-1).tolist()
+    ids = rows[torch.arange(len(rows))][:, 1:-1].reshape(-1).tolist()
     begins = corpus.begins
     number = 0 if rows is corpus.train else 1
     bounds = [*begins[number].paragraphs.tolist(), len(ids)]
@@ -158,7 +158,7 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
 
 def test_errors_say_what_to_do(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="at least 7 positions"):
-        SentencePairTask(replace(corpus, train=corpus.train.tensor()[:, :6]))
+        SentencePairTask(replace(corpus, train=corpus.train[torch.arange(9)][:, :6]))
     one = replace(corpus.begins[0], paragraphs=corpus.begins[0].documents)
     whole = replace(corpus, begins=(one, one))
     with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):

@@ -1,7 +1,7 @@
 """The GLUE tasks as rows of a table: where texts and labels stand, and how each is scored.
 
 task = task_named("MRPC")
-task.kind, task.classes, task.metrics     # "pair", 2, ("accuracy", "f1"), the primary first
+task.texts, task.classes, task.metrics    # two columns, 2, ("accuracy", "f1"), the primary first
 score(task, [1, 0, 1], [1, 1, 1])         # {"accuracy": 0.67, "f1": 0.8}
 
 A task of your own is one more row, in a file of your own:
@@ -85,8 +85,8 @@ class GlueTask:
     Raises:
         ValueError: If a value is out of its range; names the task.
 
-    >>> GlueTask("tone", texts=("review",), label="tone", labels=("calm", "angry")).kind
-    'single'
+    >>> GlueTask("tone", texts=("review",), label="tone", labels=("calm", "angry")).classes
+    2
     """
 
     name: str
@@ -142,11 +142,6 @@ class GlueTask:
     def hub_splits(self) -> Mapping[str, str]:
         """The same by the names of the Hub's splits; none where the task is not there."""
         return {} if self.hub is None else self.hub.dev or {self.name: "validation"}
-
-    @property
-    def kind(self) -> Literal["single", "pair"]:
-        """Whether an example is one text or two."""
-        return "pair" if len(self.texts) == 2 else "single"
 
     @property
     def regression(self) -> bool:

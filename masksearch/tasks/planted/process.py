@@ -214,14 +214,13 @@ class PlantedProcess:
         """First position of the second segment: the cut that separates most pairs, the nearest
         to the middle among equals.
         """
-        return min(
-            range(1, self.length),
-            key=lambda cut: (-len(self.crossing_pairs(cut)), abs(2 * cut - self.length)),
-        )
 
-    def crossing_pairs(self, cut: int) -> list[tuple[int, ...]]:
-        """The pairs with one end before position `cut` and the other not."""
-        return [pair for pair in self.pairs if pair[0] < cut <= pair[-1]]
+        def joined(cut: int) -> int:
+            return sum(pair[0] < cut <= pair[-1] for pair in self.pairs)
+
+        return min(
+            range(1, self.length), key=lambda cut: (-joined(cut), abs(2 * cut - self.length))
+        )
 
     @cached_property
     def permutations(self) -> Tensor:
@@ -376,7 +375,8 @@ class PlantedLabelTask:
       pairs with their key can reach (1 + f) / 2.
     * `"follows"`: the second segment, from `process.split` on, comes from another sequence with
       the same key. So only the pairs across the cut give it away; their partners suffice, the key
-      is not needed. The chance is 0.5.
+      is not needed. The chance is 0.5; with c pairs across the cut a strange segment fits by
+      accident with probability vocabulary^-c.
 
     Args:
         process: The distribution.
@@ -407,19 +407,6 @@ class PlantedLabelTask:
     def name(self) -> str:
         """The task's name: its rule."""
         return self.rule
-
-    @property
-    def ceiling(self) -> float:
-        """Largest expected accuracy: 1 for "intact", where a replaced token always differs from
-        the true one; for "follows" 1 - vocabulary^-c / 2, with c pairs across the cut.
-
-        With probability vocabulary^-c a strange segment fits by accident; then it is taken for
-        the true one.
-        """
-        if self.rule == "intact":
-            return 1.0
-        crossing = len(self.process.crossing_pairs(self.process.split))
-        return 1 - float(self.process.vocabulary) ** -crossing / 2
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """Endless balanced batches: `input_ids` `[batch, length]`, `labels` `[batch]`."""

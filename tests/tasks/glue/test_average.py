@@ -6,8 +6,7 @@ import random
 import pytest
 
 from masksearch.errors import UnknownNameError
-from masksearch.tasks.glue import TASKS, reported, score
-from masksearch.tasks.glue.tasks import glue_score
+from masksearch.tasks.glue.tasks import TASKS, glue_score, reported, score
 
 COLUMNS = ("MNLI", "MNLI-mm", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE")
 

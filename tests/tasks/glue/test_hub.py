@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from masksearch.errors import DataError
-from masksearch.tasks.glue import TASKS, GlueTask, load_glue
+from masksearch.tasks.glue import load_glue
 from masksearch.tasks.glue.read import glue_place
+from masksearch.tasks.glue.tasks import TASKS, GlueTask
 
 datasets = pytest.importorskip("datasets")
 

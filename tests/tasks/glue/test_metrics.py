@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksearch.tasks.glue import TASKS, majority, score
+from masksearch.tasks.glue.tasks import TASKS, majority, score
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -9,8 +9,15 @@ import pytest
 from real_data import DATA, real
 
 from masksearch.errors import DataError, UnknownNameError
-from masksearch.tasks.glue import TASKS, GlueTask, constant_scores, load_glue, majority, score
-from masksearch.tasks.glue.tasks import task_number
+from masksearch.tasks.glue import load_glue
+from masksearch.tasks.glue.tasks import (
+    TASKS,
+    GlueTask,
+    constant_scores,
+    majority,
+    score,
+    task_number,
+)
 
 
 def write(folder: Path, name: str, *lines: str, end: str = "\n") -> Path:
