@@ -37,7 +37,6 @@ from masksearch.masks.measure import (
     fingerprint,
     measures,
     pair_weights,
-    unit_densities,
 )
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
@@ -335,8 +334,7 @@ def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) ->
         pairs += len(row) ** 2
         for query, key in itertools.product(range(len(row)), repeat=2):
             kept += query == key or special["sep"] in (row[query], row[key])
-    own = pytest.approx(kept / pairs)
-    assert unit_densities(mask, shape) == [[own, 1.0]] * shape.layers
+    assert effective_density(mask, shape) == pytest.approx((kept / pairs + 1) / 2)
     found = measures(mask, shape)
     assert (
         found["effective_sparsity"] == found["sparsity"] == pytest.approx((1 - kept / pairs) / 2)

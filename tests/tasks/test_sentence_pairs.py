@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import masksearch as ms
 from masksearch.contracts import Batch, Task
 from masksearch.errors import DataError
-from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.tasks.text.corpus import Corpus
 
 Kind = Literal["next", "order"]
@@ -35,6 +35,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     (folder / "a.txt").write_text("\n\n".join(paragraphs))
     (folder / "valid.txt").write_text("\n\n".join(paragraphs[:15]))
     return Corpus.load(folder, vocabulary=300, length=32, cache=folder)
+
+
+def task_of(corpus: Corpus, kind: Kind = "next", **settings: Any) -> Any:
+    """The task of an evaluator that holds the corpus."""
+    how = {"pretraining": f"mlm+{kind}", "length": corpus.length, "split": "all"}
+    return ms.MlmEvaluator("text", **how, **settings).holding(corpus=corpus).task()
 
 
 def restored(batch: Batch) -> list[list[int]]:
@@ -77,7 +83,7 @@ def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_pairs_are_what_their_labels_say(corpus: Corpus, kind: Kind, whole_words: bool) -> None:
-    task = SentencePairTask(corpus, batch=16, kind=kind, whole_words=whole_words)
+    task = task_of(corpus, batch=16, kind=kind, whole_words=whole_words)
     known = stretches(corpus, corpus.train)
     followed = 0
     for batch in islice(task.batches(0), 25):
@@ -98,14 +104,14 @@ def test_pairs_are_what_their_labels_say(corpus: Corpus, kind: Kind, whole_words
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_even(corpus: Corpus, kind: Kind) -> None:
-    task = SentencePairTask(corpus, batch=100, kind=kind)
+    task = task_of(corpus, batch=100, kind=kind)
     labels = torch.cat([batch["next_sentence_label"] for batch in islice(task.batches(1), 40)])
     assert labels.float().mean() == pytest.approx(0.5, abs=0.04)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_scored_tokens_are_a_share_of_the_pair(corpus: Corpus, whole_words: bool) -> None:
-    task = SentencePairTask(corpus, batch=32, whole_words=whole_words)
+    task = task_of(corpus, batch=32, whole_words=whole_words)
     for batch in islice(task.batches(2), 10):
         real = batch["attention_mask"].sum(1) - 3
         scored = (batch["labels"] != -100).sum(1)
@@ -114,7 +120,7 @@ def test_scored_tokens_are_a_share_of_the_pair(corpus: Corpus, whole_words: bool
 
 
 def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
-    task = SentencePairTask(corpus, batch=5, kind="order")
+    task = task_of(corpus, batch=5, kind="order")
     count = len(task.windows)
     seen = []
     for batch in islice(task.batches(0), -(-count // 5)):
@@ -137,7 +143,7 @@ def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
     whole_words=st.booleans(),
 )
 def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, kind, whole_words):
-    task = SentencePairTask(corpus, batch=7, kind=kind, whole_words=whole_words)
+    task = task_of(corpus, batch=7, kind=kind, whole_words=whole_words)
     one = next(islice(task.batches(seed), start, None))
     two = next(task.batches(seed, start=start))
     assert one.keys() == two.keys()
@@ -146,7 +152,7 @@ def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, kind, whole_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
-    task = SentencePairTask(corpus, batch=4, held_out_sequences=6, kind=kind)
+    task = task_of(corpus, batch=4, held_out_sequences=6, kind=kind)
     assert isinstance(task, Task)
     one, two = task.held_out(), task.held_out()
     assert [len(batch["labels"]) for batch in one] == [4, 2]
@@ -158,9 +164,9 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
 
 def test_errors_say_what_to_do(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="at least 7 positions"):
-        SentencePairTask(replace(corpus, train=corpus.train[torch.arange(9)][:, :6]))
+        task_of(replace(corpus, train=corpus.train[torch.arange(9)][:, :6]))
     one = replace(corpus.begins[0], paragraphs=corpus.begins[0].documents)
     whole = replace(corpus, begins=(one, one))
     with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):
-        next(SentencePairTask(whole).batches(0))
-    next(SentencePairTask(whole, kind="order").batches(0))
+        next(task_of(whole).batches(0))
+    next(task_of(whole, kind="order").batches(0))

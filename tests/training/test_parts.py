@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import masksearch as ms
-from masksearch.cli.options import read_helps
 from masksearch.contracts import Evaluator
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.squad import SquadEvaluator
@@ -26,6 +25,12 @@ GROUPS = [kind for kind in ms.GlueEvaluator.__mro__ if kind.__module__ == Settin
 def settings_of(kind: type) -> set[str]:
     """The names of what an evaluator takes and shows."""
     return {each.name for each in fields(kind) if each.init and each.repr}
+
+
+def described_in(kind: type) -> list[str]:
+    """The names under `Args:`, and under nothing else, of a docstring."""
+    described = (inspect.getdoc(kind) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    return re.findall(r"^    (\w+): ", described, re.M)
 
 
 def evaluators(kind: type = Evaluator) -> Iterator[type]:
@@ -45,7 +50,7 @@ def test_a_setting_is_declared_and_described_once_and_has_one_type():
     described, types = Counter[str](), defaultdict[str, set[str]](set)
     for kind in {*GROUPS, *(kind for kind in evaluators() if issubclass(kind, Settings))}:
         own = {name for name in vars(kind).get("__annotations__", {}) if name in vars(kind)}
-        helps = read_helps(inspect.getdoc(kind) or "") if "__doc__" in vars(kind) else {}
+        helps = described_in(kind) if "__doc__" in vars(kind) else []
         inherited = {f.name for base in kind.__bases__ if is_dataclass(base) for f in fields(base)}
         described.update({name for name in helps if name in settings_of(kind)})
         assert inherited | {*helps} >= own & settings_of(kind), kind
@@ -63,7 +68,7 @@ def test_a_group_is_described_whole():
             each.name for base in group.__bases__ if is_dataclass(base) for each in fields(base)
         }
         names = [each.name for each in fields(group) if each.name not in inherited]
-        assert list(read_helps(inspect.getdoc(group) or "")) == names
+        assert described_in(group) == names
 
 
 def test_a_setting_is_an_attribute_and_a_field_to_replace():

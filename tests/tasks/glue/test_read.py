@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from real_data import DATA, real
 
+import masksearch as ms
+from masksearch.contracts import mixed_seed
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.tasks.glue import load_glue
 from masksearch.tasks.glue.tasks import (
@@ -16,7 +18,6 @@ from masksearch.tasks.glue.tasks import (
     constant_scores,
     majority,
     score,
-    task_number,
 )
 
 
@@ -136,12 +137,14 @@ def test_missing_things_are_named(sst: Path, tmp_path: Path) -> None:
 def test_the_seeds_of_recorded_runs_stay() -> None:
     """SOURCE: the places in the table from which they were derived first."""
     names = "CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI".split()
-    assert [task_number(name) for name in names] == list(range(9))
+    judge = ms.GlueEvaluator("text", "glue", tasks=names)
+    assert [judge.task_seed(name, 5) for name in names] == [mixed_seed(5, n) for n in range(9)]
 
 
 def test_a_task_of_ones_own_has_a_seed_of_its_name() -> None:
-    tone = GlueTask("tone", ("review",), "tone")
-    assert task_number(tone) == 0x00CF4CE3935C8A  # printf tone | sha256sum
+    judge = ms.GlueEvaluator("text", "glue", tasks=[GlueTask("tone", ("review",), "tone")])
+    number = 0x00CF4CE3935C8A  # printf tone | sha256sum
+    assert judge.task_seed("tone", 5) == mixed_seed(5, number)
 
 
 TONE = GlueTask(

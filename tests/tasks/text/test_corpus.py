@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,6 @@ def folder(tmp_path: Path) -> Path:
 def load(path: Path, **settings: object) -> Corpus:
     settings = {"vocabulary": 120, "length": 16, "cache": path.parent / "cache"} | settings
     return Corpus.load(path, **settings)  # type: ignore[arg-type]
-
-
-def test_rows_are_cls_text_sep_without_padding(folder: Path) -> None:
-    corpus = load(folder)
-    assert corpus.train.shape[1] == corpus.length == 16
-    for part in (whole(corpus.train), whole(corpus.held_out)):
-        assert part.dtype == torch.int32
-        assert (part[:, 0] == corpus.special["cls"]).all()
-        assert (part[:, -1] == corpus.special["sep"]).all()
-        assert not torch.isin(part[:, 1:-1], torch.tensor([0, 2, 3, 4])).any()
-        assert part[:, 1:-1].max() < corpus.vocabulary
-
-
-def test_packed_rows_spell_the_text(folder: Path) -> None:
-    (folder / "valid.txt").write_text(text(500, 2), encoding="utf-8")
-    corpus = load(folder)
-    ids = whole(corpus.held_out)[:, 1:-1].flatten().tolist()
-    assert text(500, 2).split()[:300] == corpus.tokenizer.decode(ids).split()[:300]
 
 
 def test_last_twentieth_is_held_out(folder: Path) -> None:
@@ -276,21 +259,6 @@ def test_digest_of_known_text_stays(tmp_path: Path) -> None:
     assert load(tmp_path / "a.txt").digest == "4935da8bf0845ed8"
 
 
-def test_documents_are_known_after_packing(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(text(200, seed) for seed in range(20)))
-    corpus = load(path)
-    assert corpus.begins is not None
-    found = []
-    for part, rows in zip(corpus.begins, (corpus.train, corpus.held_out), strict=True):
-        assert part.tokens == whole(rows)[:, 1:-1].numel()
-        assert part.documents.tolist() == [0]
-        found.append(part.paragraphs.tolist())
-    ids = whole(corpus.train)[:, 1:-1].flatten().tolist()
-    starts = [corpus.encode([text(200, seed)])[0][:5] for seed in range(18)]
-    assert [ids[at : at + 5] for at in found[0]][:18] == starts
-
-
 def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) -> None:
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     listed = tmp_path / "vocab.txt"
@@ -309,3 +277,43 @@ def test_wikitext_token_counts(tmp_path: Path) -> None:
     assert corpus.train.shape == (23_095, 128)
     assert corpus.held_out.shape == (2_410, 128)
     assert corpus.vocabulary == 4096
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+def test_ids_and_boundaries_match_a_loop(tmp_path, monkeypatch, chunk):
+    """Documents are files, paragraphs what follows a blank line; the end of the last file is held
+    out, and its boundaries are counted from where it begins."""
+    monkeypatch.setattr("masksearch.tasks.text.packing.CHUNK", chunk)
+    draw, tokens = random.Random(1), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    (tmp_path / "text").mkdir()
+    ids: list[int] = []
+    documents, paragraphs = set(), set()
+    for name in "xyz":
+        lines = [
+            " ".join(draw.choices("ab.z", k=5)) if draw.random() < 0.8 else "" for _ in "z" * 60
+        ]
+        (tmp_path / "text" / f"{name}.txt").write_text("\n".join(lines))
+        documents.add(len(ids))
+        for before, line in pairwise(["", *lines]):
+            paragraphs |= {len(ids)} if line and not before else set()
+            ids += [tokens.index(word) if word in tokens else 1 for word in line.split()]
+    corpus = load(tmp_path / "text", tokenizer=tmp_path / "vocab.txt", length=12)
+    assert corpus.begins is not None
+    start = len(ids) - round(0.05 * len(ids))
+    for first, rows, begins in zip(
+        (0, start), (corpus.train, corpus.held_out), corpus.begins, strict=True
+    ):
+        count, packed = len(rows) * 10, whole(rows)
+        assert (rows.shape, packed.dtype) == ((len(rows), corpus.length), torch.int32)
+        assert packed[:, 1:-1].flatten().tolist() == ids[first : first + count]
+        assert {(row[0], row[-1]) for row in packed.tolist()} == {(2, 3)}  # [CLS], [SEP]
+        for found, places in ((begins.documents, documents), (begins.paragraphs, paragraphs)):
+            inside = {at - first for at in places if first <= at < first + count}
+            assert found.tolist() == sorted({0} | inside)
+    rows = corpus.train[torch.tensor([3, 0, 3])]
+    assert torch.equal(rows, whole(corpus.train)[[3, 0, 3]])
+    rows.zero_()  # a copy
+    assert (whole(corpus.train)[:, 0] == corpus.special["cls"]).all()
+    with pytest.raises(IndexError, match="is out of bounds"):
+        corpus.train[torch.tensor([len(corpus.train)])]

@@ -20,10 +20,8 @@ from transformers import AutoTokenizer
 from masksearch.errors import DataError
 from masksearch.tasks.text.files import hub_answers
 from masksearch.tasks.text.tokenizer import (
-    encode,
     open_tokenizer,
     read_vocabulary,
-    same_rules,
     sentence_ends,
     special_ids,
     word_piece,
@@ -31,6 +29,10 @@ from masksearch.tasks.text.tokenizer import (
 )
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def encode(made: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [each.ids for each in made.encode_batch(texts, add_special_tokens=False)]
 
 
 def numbered(tokens: list[str]) -> dict[str, int]:
@@ -160,7 +162,6 @@ def test_the_form_of_a_tokenizer_stays_where_its_ids_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     theirs = AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
     assert theirs.to_str() != plain.to_str()
-    assert same_rules(theirs, plain)
     assert open_tokenizer(tmp_path).to_str() == plain.to_str()
     plain.save(str(tmp_path / "tokenizer.json"))
     assert open_tokenizer(tmp_path).to_str() == plain.to_str()
