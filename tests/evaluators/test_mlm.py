@@ -64,13 +64,6 @@ def test_a_held_out_loss_that_is_not_finite_names_the_remedy(corpus: Path, tmp_p
         list(evaluator(corpus, steps=4, lr=1e30)(masks.full(), seed=0, workdir=tmp_path))
 
 
-@pytest.mark.slow
-def test_loss_falls(corpus: Path, tmp_path: Path) -> None:
-    first, *_, last = evaluator(corpus, steps=80)(masks.window(1), seed=0, workdir=tmp_path)
-    assert last.step == 80
-    assert last.values["loss"] < first.values["loss"] - 0.1
-
-
 def test_what_no_context_tells_is_the_loss_of_a_table_of_tokens(corpus: Path) -> None:
     """An independent count: of each shown token, how often each token was the right one."""
     task = evaluator(corpus, vocabulary=100, held_out_sequences=10_000).task()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_sentences import WORDS
 
 import masksearch as ms
 from masksearch.errors import DataError
@@ -22,8 +23,7 @@ from masksearch.tasks.text.tokenizer import word_piece
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("mlm")
     draw = random.Random(0)
-    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
-    lines = [" ".join(draw.choices(words, k=10)) for _ in range(1_200)]
+    lines = [" ".join(draw.choices(WORDS, k=10)) for _ in range(1_200)]
     (folder / "a.txt").write_text("\n".join(lines))
     return Corpus.load(folder / "a.txt", vocabulary=120, length=32, cache=folder)
 

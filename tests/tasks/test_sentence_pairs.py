@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_sentences import WORDS
 
 import masksearch as ms
 from masksearch.contracts import Batch, Task
@@ -24,11 +25,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Documents of numbered words: the words tell the document and the place in it."""
     folder = tmp_path_factory.mktemp("pairs")
     draw = random.Random(0)
-    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
     paragraphs = []
     for number in range(60):
         lines = [
-            " ".join([f"{words[number]}", *draw.choices(words[60:], k=draw.randint(2, 9)), "."])
+            " ".join([f"{WORDS[number]}", *draw.choices(WORDS[60:], k=draw.randint(2, 9)), "."])
             for _ in range(draw.randint(1, 12))
         ]
         paragraphs.append("\n".join(lines))

@@ -95,22 +95,6 @@ def test_loop_equals_a_plain_one():
     assert steps == [Step(n + 1, step.loss, 6) for n, step in enumerate(steps)]
 
 
-def test_closing_the_iterator_stops():
-    model, drawn = small().eval(), []
-
-    def counted() -> Iterator[Batch]:
-        for batch in tokens():
-            drawn.append(batch)
-            yield batch
-
-    steps = train(model, counted(), TrainConfig(steps=100))
-    assert next(steps).number == 1
-    assert next(steps).number == 2
-    steps.close()
-    assert len(drawn) == 2
-    assert model.training
-
-
 # -- what goes wrong ---------------------------------------------------------------------------
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_non_finite_loss_names_the_step(bad):
@@ -155,16 +139,6 @@ def test_gates_are_neither_trained_nor_part_of_the_clipped_norm():
 
 
 # -- several batches a step, another optimiser, another schedule --------------------------------
-def test_micro_batches_equal_one_large_batch():
-    given = [next(tokens(seed)) for seed in range(12)]
-    large = [{n: torch.cat([b[n] for b in given[i : i + 3]]) for n in given[0]} for i in (0, 3, 6)]
-    one, other = small(), small()
-    whole = list(train(one, iter(large), TrainConfig(steps=3)))
-    parts = list(train(other, iter(given), TrainConfig(steps=3, micro_batches=3)))
-    assert [step.loss for step in parts] == pytest.approx([step.loss for step in whole], abs=1e-5)
-    assert [step.tokens for step in parts] == [step.tokens for step in whole] == [96] * 3
-    for name, weight in one.state_dict().items():
-        assert torch.allclose(weight, other.state_dict()[name], atol=1e-4), name
 
 
 def test_lamb_equals_its_optimiser():
@@ -265,17 +239,6 @@ def test_the_global_generator_is_part_of_the_state(tmp_path):
         torch.manual_seed(99)
         rest = list(train(dropping(), tokens(), config, checkpoints=Checkpoints(tmp_path)))
     assert first[:3] + rest == straight
-
-
-def test_noise_of_a_seed_leaves_the_global_generator():
-    state = torch.get_rng_state()
-    runs = [
-        list(train(dropping(), tokens(), TrainConfig(steps=4), noise_seed=seed))
-        for seed in (1, 1, 2)
-    ]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
 
 
 def test_another_runs_checkpoint_is_passed_over(tmp_path, caplog):

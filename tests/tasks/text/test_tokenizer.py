@@ -44,20 +44,7 @@ def started(made: Tokenizer) -> set[str]:
 
 
 # -- folders that transformers reads --------------------------------------------------------------
-WORDS = [
-    "the",
-    "The",
-    "CAT",
-    "cat",
-    "sat",
-    "##s",
-    "caf\u00e9",
-    "cafe",
-    "\u4e2d",
-    "\u6587",
-    "\u4e2d\u6587",
-    "!",
-]
+WORDS = "the The CAT cat sat ##s caf\u00e9 cafe \u4e2d \u6587 \u4e2d\u6587 !".split()
 TEXTS = [
     "The cats sat",
     "CAT cafe caf\u00e9 CAF\u00c9",
