@@ -85,7 +85,6 @@ from masksearch.training.parts import (
     Usual,
     find_size,
     initial_spread,
-    refuse_beside_recall,
 )
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
@@ -180,8 +179,12 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
                     f"this planted recall has {self.corpus.length} positions, got "
                     f"length={length}; leave length out"
                 )
-            given = {"tokenizer": self.tokenizer, "held_out": self.held_out, "tasks": self.tasks}
-            refuse_beside_recall(**given)
+            for name in ("tokenizer", "held_out", "tasks"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"planted recall has token ids of its own, so {name}= belongs to text; "
+                        "leave it out (weights=, or architecture= and size=, say what is judged)"
+                    )
             length = self.corpus.length
         object.__setattr__(self, "length", int(self.length) if length is None else length)
         super().__post_init__()

@@ -28,9 +28,10 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
+from masksearch.evaluators.tuning import TaskScores, pad_ids, read_task
 from masksearch.files import short_hash
 from masksearch.models.encoders import SpanPredictor
+from masksearch.tasks.splits import TaskFiles
 from masksearch.tasks.squad import (
     Question,
     SquadData,

@@ -380,16 +380,6 @@ def refuse_missing(evaluator: Settings, name: str) -> None:
         raise TypeError(f"{type(evaluator).__name__} needs {name}=, which has no default")
 
 
-def refuse_beside_recall(**settings: object) -> None:
-    """Refuses settings of a text beside planted recall, where they are given."""
-    for name, value in settings.items():
-        if value:
-            raise ValueError(
-                f"planted recall has token ids of its own, so {name}= belongs to text; leave "
-                "it out (weights=, or architecture= and size=, say what is judged)"
-            )
-
-
 def settings_fields(kind: Any) -> dict[str, Any]:
     """Name -> field of what a dataclass takes and shows."""
     return {each.name: each for each in fields(kind) if each.init and each.repr}
