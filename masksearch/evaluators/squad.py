@@ -4,7 +4,7 @@ evaluator = SquadEvaluator("wikitext-2", "squad", length=384)
 *curve, last = evaluator(masks.longformer(6, 1), seed=0, workdir=Path("run"))
 print(last.values["exact"], last.values["f1"])
 
-windows = make_windows(corpus, data.train)
+windows = make_windows(corpus, data.train, WindowSize(384))
 windows[0].ids, windows[0].first, windows[0].span      # of the first window
 windows.misplaced                                      # how many questions were left out
 """
@@ -328,7 +328,7 @@ class SquadWindows:
 def make_windows(
     source: TokenSource,
     questions: Sequence[Question],
-    size: WindowSize | None = None,
+    size: WindowSize,
     *,
     training: bool = True,
 ) -> SquadWindows:
@@ -337,11 +337,10 @@ def make_windows(
     Args:
         source: A corpus, or a tokenizer with a length.
         questions: The questions.
-        size: How a paragraph is cut; None = windows of the source's length.
+        size: How a paragraph is cut.
         training: Whether questions whose answers do not stand where the file says are left out;
             else they stay, with [CLS] as their target.
     """
-    size = size or WindowSize(source.length)
     place = {context: n for n, context in enumerate(dict.fromkeys(q.context for q in questions))}
     paragraphs = tokenize(source, list(place))
     asking = source.encode([question.text for question in questions])
@@ -462,7 +461,7 @@ def decode(
     logits: Sequence[Numbers],
     questions: Sequence[Question],
     *,
-    max_answer: int = 30,
+    max_answer: int,
 ) -> dict[str, Answer]:
     """Finds each question's best span over all of its windows.
 

@@ -62,3 +62,10 @@ def test_a_killed_run_ends_as_it_would_have(name: str, tmp_path: Path) -> None:
         assert {task: list(each) for task, each in again.items()} == {
             task: list(each) for task, each in rows.items()
         }
+    reports = judge(masks.star(), seed=1, workdir=tmp_path / "closed")
+    assert next(reports) == straight[0]
+    reports.close()
+    assert steps_of(judge, tmp_path / "closed")[0] == straight
+    for mask, seed in ((masks.star(), 3), (masks.window(1), 1)):  # of another run in its folder
+        reports_until(judge, tmp_path / f"{seed}", 3, mask, seed)
+        assert steps_of(judge, tmp_path / f"{seed}") == (straight, steps)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed_runs import reports_until
 from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
 from torch._dynamo.testing import CompileCounter
@@ -155,26 +154,6 @@ def test_what_cannot_be_trained_is_refused(corpus: Path, tmp_path: Path) -> None
 
 
 # -- a run that is killed ------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:
-    judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6)
-    straight = list(judge(masks.star(), seed=0, workdir=tmp_path / "straight"))
-    reports = judge(masks.star(), seed=0, workdir=tmp_path / "closed")
-    assert [next(reports) for _ in range(2)] == straight[:2]
-    reports.close()
-    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "closed")) == straight
-
-
-@pytest.mark.slow
-def test_another_runs_state_is_left_alone(corpus: Path, tmp_path: Path) -> None:
-    """Another mask or seed in the same folder starts from the beginning."""
-    judge = evaluator(corpus, checkpoint_seconds=0.0, steps=4)
-    for mask, seed in ((masks.star(), 3), (masks.window(1), 4)):
-        reports_until(judge, tmp_path, 3, mask, seed)
-        straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
-        assert list(judge(masks.window(1), seed=3, workdir=tmp_path)) == straight
 
 
 # -- what is pre-trained, and how ----------------------------------------------------------------
