@@ -125,7 +125,7 @@ CHANGES: dict[str, tuple[Maker, list[dict[str, Any]], list[dict[str, Any]]]] = {
             *({"architecture": "roberta"}, {"dropout": 0.1}, {"micro_batches": 2}),
             *({"optimiser": "lamb"}, {"warmup": 0.1}, {"schedule": "sqrt"}, {"compile": True}),
         ],
-        [{"reports": 2}, {"cache": "elsewhere"}],
+        [{"reports": 2}, {"checkpoint_seconds": 1.0}],
     ),
     "glue": (
         glue,
