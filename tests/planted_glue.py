@@ -16,7 +16,7 @@ from torch import Tensor
 
 import masksearch as ms
 from masksearch.contracts import generator
-from masksearch.tasks.glue import TASKS
+from masksearch.tasks.glue.tasks import TASKS
 from masksearch.tasks.planted.process import PlantedProcess
 
 TEXT, ROWS = 31, 32  # streams of random numbers
@@ -89,7 +89,7 @@ class PlantedGlue:
 
     def pairs(self, name: str) -> Tensor:
         """The pairs of positions that a task's label depends on: int64 `[pairs, 2]`."""
-        single = PLANTED[name].kind == "single"
+        single = len(PLANTED[name].texts) == 1
         return torch.tensor(self.process.pairs if single else self.across(self.cut))
 
     def oracle(self) -> ms.Mask:
@@ -102,7 +102,7 @@ class PlantedGlue:
     def texts(self, name: str, tokens: Tensor) -> list[tuple[str, ...]]:
         """Sequences as one or two sentences of words."""
         spelled = [[f"w{token:02d}" for token in row] for row in tokens.tolist()]
-        if PLANTED[name].kind == "single":
+        if len(PLANTED[name].texts) == 1:
             return [(" ".join(row[1:]),) for row in spelled]
         return [(" ".join(row[1 : self.cut]), " ".join(row[self.cut + 1 :])) for row in spelled]
 

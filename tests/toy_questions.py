@@ -8,29 +8,15 @@ from typing import Any
 import torch
 from real_data import DATA
 
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import special_ids, word_piece
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 MARKERS = ["zo", "zu", "ze"]
 GOOD, BAD = WORDS[:20], WORDS[40:]
-EXTRA = [
-    "what",
-    "comes",
-    "after",
-    "then",
-    "?",
-    ",",
-    ".",
-    "un",
-    "##do",
-    "##ing",
-    "cafe",
-    "18",
-    "95",
-]
-
-
+EXTRA = [*"what comes after then ? , . un ##do ##ing cafe 18 95".split()]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *EXTRA, *MARKERS, *WORDS]
 
 
@@ -107,6 +93,14 @@ def write_swag(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def task_judge(kind: str, path: Path, held_out: Path | None = None, **settings: Any) -> Any:
+    """An evaluator of questions or endings, of all rows unless told otherwise."""
+    how = {"weights": "none", "split": "all", "rows": None, "dev_rows": None, **settings}
+    if kind == "squad":
+        return SquadEvaluator(None, path, squad_held_out=held_out, **how)
+    return SwagEvaluator(None, path, swag_held_out=held_out, **how)
 
 
 def of_real_text(cache: Path) -> dict[str, Any]:

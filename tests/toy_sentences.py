@@ -6,8 +6,7 @@ from typing import Any
 
 from tiny_checkpoint import tiny_checkpoint
 
-from masksearch import GlueEvaluator, Mask
-from masksearch.masks import star
+from masksearch import GlueEvaluator, Mask, masks
 from masksearch.training.loop import follow_trainings
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
@@ -47,7 +46,7 @@ def judged(
     """The scores of a mask, and how many optimiser steps that took."""
     steps: list[int] = []
     with follow_trainings(lambda step, config: steps.append(step.number)):
-        *_, last = judge(mask or star(), seed=seed, workdir=workdir)
+        *_, last = judge(mask or masks.star(), seed=seed, workdir=workdir)
     return dict(last.values), len(steps)
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Self, cast, get_args
@@ -70,8 +70,8 @@ from masksearch.models.decoders import (
     decoder_config,
 )
 from masksearch.neighbours import load_part
-from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
-from masksearch.tasks.recall import Recall
+from masksearch.tasks.next_token import NextTokenRows, NextTokenText
+from masksearch.tasks.recall import NextTokenTask, Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
@@ -85,7 +85,6 @@ from masksearch.training.parts import (
     Usual,
     find_size,
     initial_spread,
-    refuse_beside_recall,
 )
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
@@ -180,8 +179,12 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
                     f"this planted recall has {self.corpus.length} positions, got "
                     f"length={length}; leave length out"
                 )
-            given = {"tokenizer": self.tokenizer, "held_out": self.held_out, "tasks": self.tasks}
-            refuse_beside_recall(**given)
+            for name in ("tokenizer", "held_out", "tasks"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"planted recall has token ids of its own, so {name}= belongs to text; "
+                        "leave it out (weights=, or architecture= and size=, say what is judged)"
+                    )
             length = self.corpus.length
         object.__setattr__(self, "length", int(self.length) if length is None else length)
         super().__post_init__()
@@ -277,9 +280,9 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def shape(self) -> Shape:
         """The sizes that a mask is lowered to: causal."""
         if self.start is not None:
-            return self.start.shape(self.positions)
+            return self.start.shape(self.length)
         size = find_size(self.size)
-        return Shape(self.positions, size.layers, size.heads, causal=True)
+        return Shape(self.length, size.layers, size.heads, causal=True)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -301,7 +304,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         sizes = CacheSizes.read(self.config)
         ways = {CACHE: False, CACHE_PER_HEAD: True}
         return {
-            name: needed_bytes(mask, sizes, self.positions, by_head=by_head).share
+            name: needed_bytes(mask, sizes, self.length, by_head=by_head).share
             for name, by_head in ways.items()
         }
 
@@ -317,7 +320,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         if self.start is not None:
             return self.start.config
         return decoder_config(
-            *(self.architecture, self.size, self.vocabulary, self.positions),
+            *(self.architecture, self.size, self.vocabulary, self.length),
             kv_heads=self.kv_heads,
             initializer_range=self.initializer_range,
         )
@@ -326,7 +329,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def recover_config(self) -> TrainConfig:
         """Settings of the recovery."""
         config = self.train_config
-        tokens = self.batch * config.micro_batches * self.positions  # of a step
+        tokens = self.batch * config.micro_batches * self.length  # of a step
         lr = config.lr if self.recover_lr is None else self.recover_lr
         return replace(config, steps=math.ceil(self.recover_tokens / tokens), lr=lr)
 
@@ -356,7 +359,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def weights_settings(self) -> dict[str, object]:
         """The settings of the weights that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
-            named = {"weights": self.start.digest, "length": self.positions}
+            named = {"weights": self.start.digest, "length": self.length}
             return named if self.dtype == torch.float32 else named | {"dtype": str(self.dtype)}
         size = find_size(self.size)
         scratch = {
@@ -376,7 +379,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     @property
     def edges(self) -> tuple[int, ...]:
         """First positions of the bands but the first."""
-        return band_edges(self.positions) if self.bands is None else tuple(self.bands)
+        return band_edges(self.length) if self.bands is None else tuple(self.bands)
 
     @property
     def seedless(self) -> bool:
@@ -406,7 +409,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         if self.start is not None:
             return read_weights(self.start, self.dtype, self.place)
         body = decoder(
-            *(self.architecture, self.size, self.task().vocabulary, self.positions),
+            *(self.architecture, self.size, self.task().vocabulary, self.length),
             seed=mixed_seed(seed, WEIGHTS),
             kv_heads=self.kv_heads,
             initializer_range=self.initializer_range,
@@ -472,10 +475,9 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         key = short_hash(self.protocol, mask.digest, str(seed))
         kept = Checkpoints(workdir, self.adapts, key)
         steps = self.trainer.steps(model, config, seed, kept, teacher=teacher, memory=memory)
-        first = next(steps, None)  # a run that goes on brings its curve back
-        for number, values in memory["curve"]:
+        for number, values in memory["curve"]:  # of a run that goes on
             yield Report(number, values)
-        for number in chain([] if first is None else [first], steps):
+        for number in steps:
             if number in due and number < config.steps:
                 values = token_values(self.score(model), self.rows, self.edges)
                 memory["curve"].append([number, values])

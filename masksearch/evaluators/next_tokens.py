@@ -27,7 +27,8 @@ from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
 from masksearch.masks.core import Mask
 from masksearch.models.decoders import LayerStates, NextTokenModel, copy_beside, divergence
-from masksearch.tasks.next_token import NextTokenRows, NextTokenTask
+from masksearch.tasks.next_token import NextTokenRows
+from masksearch.tasks.recall import NextTokenTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import (
     TrainConfig,
@@ -71,7 +72,7 @@ class NextTokenTraining:
         teacher: NextTokenModel | None = None,
         memory: dict[str, Any] | None = None,
     ) -> Iterator[int]:
-        """Trains all weights of a model in place; yields the number of each step.
+        """Trains all weights of a model in place; gives the number of each step.
 
         Args:
             model: With its mask on, or without one.
@@ -104,8 +105,7 @@ class NextTokenTraining:
             noise_seed=mixed_seed(seed, NOISE),
             title=title,
         )
-        for step in run:
-            yield step.number
+        return (step.number for step in run)
 
 
 class DenseDecoder:

@@ -39,8 +39,8 @@ from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
-from masksearch.tasks.planted.graded import GradedProcess, PlantedTask
-from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess
+from masksearch.tasks.planted.graded import GradedProcess
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, one_thread, report_steps, train
 from masksearch.training.parts import AnySize, find_size
 
@@ -112,8 +112,7 @@ class PlantedEvaluator(Trained, Evaluator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
-        _ = (self.downstream_config, self.downstream_tasks)
+        _ = (self.train_config, self.downstream_tasks)  # refuse wrong values here
 
     @classmethod
     def graded(cls, process: GradedProcess | None = None, **settings: Any) -> Self:

@@ -4,7 +4,7 @@ evaluator = SquadEvaluator("wikitext-2", "squad", length=384)
 *curve, last = evaluator(masks.longformer(6, 1), seed=0, workdir=Path("run"))
 print(last.values["exact"], last.values["f1"])
 
-windows = make_windows(corpus, data.train)
+windows = make_windows(corpus, data.train, WindowSize(384))
 windows[0].ids, windows[0].first, windows[0].span      # of the first window
 windows.misplaced                                      # how many questions were left out
 """
@@ -28,9 +28,10 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
+from masksearch.evaluators.tuning import TaskScores, pad_ids, read_task
 from masksearch.files import short_hash
 from masksearch.models.encoders import SpanPredictor
+from masksearch.tasks.splits import TaskFiles
 from masksearch.tasks.squad import (
     Question,
     SquadData,
@@ -103,8 +104,6 @@ class SquadEvaluator(FineTuning):
         refuse_missing(self, "squad")
         super().__post_init__()
         make_absolute(self, "squad", "squad_held_out")  # workers may run in another folder
-        if self.max_answer < 1:
-            raise ValueError(f"max_answer must be at least 1, got {self.max_answer}")
         self.window  # noqa: B018  (checks the sizes)
 
     @property
@@ -249,10 +248,6 @@ class WindowSize:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length < 8:
-            raise ValueError(f"a window needs at least 8 positions, got {self.length}")
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f"stride must be at least 1 token, got {self.stride}")
         if not 1 <= self.longest_question <= self.length - 4:
             raise ValueError(
                 f"a question of {self.longest_question} tokens does not fit into {self.length} "
@@ -333,7 +328,7 @@ class SquadWindows:
 def make_windows(
     source: TokenSource,
     questions: Sequence[Question],
-    size: WindowSize | None = None,
+    size: WindowSize,
     *,
     training: bool = True,
 ) -> SquadWindows:
@@ -342,11 +337,10 @@ def make_windows(
     Args:
         source: A corpus, or a tokenizer with a length.
         questions: The questions.
-        size: How a paragraph is cut; None = windows of the source's length.
+        size: How a paragraph is cut.
         training: Whether questions whose answers do not stand where the file says are left out;
             else they stay, with [CLS] as their target.
     """
-    size = size or WindowSize(source.length)
     place = {context: n for n, context in enumerate(dict.fromkeys(q.context for q in questions))}
     paragraphs = tokenize(source, list(place))
     asking = source.encode([question.text for question in questions])
@@ -467,7 +461,7 @@ def decode(
     logits: Sequence[Numbers],
     questions: Sequence[Question],
     *,
-    max_answer: int = 30,
+    max_answer: int,
 ) -> dict[str, Answer]:
     """Finds each question's best span over all of its windows.
 
@@ -487,15 +481,7 @@ def decode(
         Question id -> answer.
 
     Reference: BERT, arXiv 1810.04805, Sections 4.2 and 4.3.
-
-    Raises:
-        ValueError: If the windows are not those of the questions.
     """
-    if len(logits) != len(windows) or len(windows.asked) != len(questions):
-        raise ValueError(
-            f"{len(logits)} tables of logits and {len(questions)} questions for {len(windows)} "
-            f"windows of {len(windows.asked)} questions; make the windows with training=False"
-        )
     answers, lengths = {}, windows.lengths.tolist()
     groups = groupby(range(len(windows)), key=lambda index: int(windows.rows[index, QUESTION]))
     for number, group in groups:

@@ -3,9 +3,6 @@
 evaluator = SwagEvaluator("wikitext-2", "swag")
 *curve, last = evaluator(masks.star(), seed=0, workdir=Path("run"))
 print(last.values["accuracy"], last.values["accuracy/majority"])
-
-data = load_swag("swag")             # a folder with train.csv and val.csv, or a file
-data.train[0].start, data.train[0].choices, data.train[0].label
 """
 
 from __future__ import annotations
@@ -27,13 +24,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch, Split
+from masksearch.contracts import LOW, MAJORITY, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
-from masksearch.files import content_hash, short_hash
+from masksearch.evaluators.tuning import TaskScores, pad_ids, read_task
+from masksearch.files import short_hash
 from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.splits import (
+    TaskFiles,
     labelled_test_file,
     sample_rows,
     take_split,
@@ -177,52 +175,38 @@ class SwagData:
     digest: str
 
 
-def load_swag(
-    path: Path | str,
-    held_out: Path | str | None = None,
-    *,
-    rows: int | None = None,
-    dev_rows: int | None = None,
-    seed: int = 0,
-    split: Split = "all",
-) -> SwagData:
+def load_swag(files: TaskFiles) -> SwagData:
     """Reads SWAG.
 
     Args:
-        path: A file (`.csv`, `.jsonl`, `.parquet`), or a folder with one whose name begins with
+        files: A file (`.csv`, `.jsonl`, `.parquet`), or a folder with one whose name begins with
             train and one whose name begins with val. A file alone (also where it is the only
-            one of the folder) is split: a fifth of the starts, drawn by `seed`, is held out.
-        held_out: A file to hold out.
-        rows: Largest number of training items; more are sampled by `seed`.
-        dev_rows: The same for the held-out items.
-        seed: Seed of the split and of the samples.
-        split: Which held-out items, before any are sampled: `"validation"` or `"holdout"` (a hash
-            of the start decides), or `"all"`; `"test"` = those of the folder's labelled test file.
+            one of the folder) is split: a fifth of the starts, drawn by the seed, is held out.
+            Of held-out items a hash of the start decides; those of `"test"` are the folder's
+            labelled test file.
 
     Raises:
         DataError: If a file is missing, empty or malformed; names the file and the row.
     """
-    path = Path(path)
-    files = two_files(path, held_out, folder_files(path), "SWAG")
-    for file in files:
+    path, order = Path(files.path), (files.seed, CHOICE_ORDER)
+    taken = two_files(path, files.held_out, folder_files(path), "SWAG")
+    for file in taken:
         if file.suffix not in SUFFIXES:
             raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
-    order = (seed, CHOICE_ORDER)
-    train, dev, source = two_parts(files, read_swag, attrgetter("start"), "starts", order)
-    if split == "test":
+    train, dev, source = two_parts(taken, read_swag, attrgetter("start"), "starts", order)
+    if files.split == "test":
         tests = (file for file in path.glob("test*") if file.suffix in SUFFIXES)
-        files = [*files, labelled_test_file(path, tests, "SWAG")]
-        dev, source = read_swag(files[-1]), f"{source}; scored on {files[-1].name}"
-    dev = take_split(dev, split, str(path), attrgetter("start"))
+        taken = [*taken, labelled_test_file(path, tests, "SWAG")]
+        dev, source = read_swag(taken[-1]), f"{source}; scored on {taken[-1].name}"
+    dev = take_split(dev, files.split, str(path), attrgetter("start"))
     counts = {len(item.choices) for item in (*train, *dev)}
     if len(counts) > 1:
         raise DataError(f"{source}: items have {sorted(counts)} choices; all need the same number")
-    digest = "swag-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
     return SwagData(
-        sample_rows(train, rows, *order),
-        sample_rows(dev, dev_rows, *order),
+        sample_rows(train, files.rows, *order),
+        sample_rows(dev, files.dev_rows, *order),
         source,
-        short_hash(*digest),
+        short_hash("swag-1", *files.content(taken)),
     )
 
 

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, Split, generator
+from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, generator
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
+from masksearch.tasks.splits import TaskFiles
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.training.accumulation import group
@@ -353,24 +354,11 @@ def deal_rows(count: int) -> tuple[list[int], list[int]]:
 
 
 # -- rows --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class TaskFiles:
-    """The files of a task, and which of their rows are taken: a key for what is read once."""
-
-    path: Path | str  # a file, or a folder with both parts
-    held_out: Path | str | None  # the file of the rows that are scored
-    rows: int | None  # largest number of training rows; None = all
-    dev_rows: int | None  # of the rows that are scored
-    seed: int  # of the split and of the samples
-    split: Split = "all"  # which of the rows that are scored
-
-
 @lru_cache(maxsize=8)
 def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
     """Reads a task's files with `load`, once a process; the log says where the training
     and the held-out rows come from."""
-    limits = {"rows": files.rows, "dev_rows": files.dev_rows, "seed": files.seed}
-    data = load(files.path, files.held_out, **limits, split=files.split)
+    data = load(files)
     log.info("%s: %s", files.path, data.source)
     return data
 

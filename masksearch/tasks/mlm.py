@@ -150,14 +150,6 @@ class MlmTask:
     whole_words: bool = False
     split: Split = "all"
 
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1 sequence, got {self.batch}")
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"probability is a share in (0, 1], got {self.probability}")
-        if self.held_out_sequences < 1:
-            raise ValueError(f"held_out_sequences must be >= 1, got {self.held_out_sequences}")
-
     @property
     def name(self) -> str:
         """The task's name."""

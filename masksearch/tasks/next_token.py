@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -63,45 +63,6 @@ class NextTokenRows:
         for part in (self.tokens, self.labels):
             total.update(part.numpy().astype("<i8").tobytes())
         return total.hexdigest()[:16]
-
-
-class NextTokenTask(Protocol):
-    """The data that a decoder learns, and is judged by: running text, or a planted process."""
-
-    @property
-    def length(self) -> int:
-        """Positions of a sequence."""
-        ...
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Hash of the data."""
-        ...
-
-    @property
-    def train_digest(self) -> str:
-        """Hash of what is trained on, the same for every split."""
-        ...
-
-    @property
-    def frequencies(self) -> Tensor:
-        """How frequent each id is among what is learnt, float64 `[ids]`, summing to 1."""
-        ...
-
-    def batches(self, seed: int, batch: int, start: int = 0) -> Iterator[Batch]:
-        """Endless training batches from number `start` on, a function of `seed` alone."""
-        ...
-
-    def held_out(self, split: Split, most: int) -> NextTokenRows:
-        """Held-out sequences of a split, at most so many of it."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)

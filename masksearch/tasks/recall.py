@@ -25,7 +25,7 @@ from torch import Tensor
 
 from masksearch.contracts import Batch, Split, generator
 from masksearch.files import text_hash
-from masksearch.tasks.next_token import NextTokenRows
+from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 
 RULE, TRAIN, JUDGED = 64, 65, 66  # streams of random numbers
 DRAWS: dict[Split, tuple[int, ...]] = {
@@ -175,3 +175,6 @@ class Recall:
         )
         answers = torch.cat([one.answers for one in draws if one.answers is not None])
         return NextTokenRows(tokens, labels, np.arange(len(tokens)), needs, answers)
+
+
+NextTokenTask = NextTokenText | Recall  # the data that a decoder learns, and is judged by

@@ -22,7 +22,7 @@ from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
 from masksearch.tasks.splits import evenly_spaced, is_part
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.packing import Boundaries, Sequences, bare_ids
+from masksearch.tasks.text.packing import Sequences, bare_ids
 from masksearch.tasks.text.tokenizer import sentence_ends
 
 PAIRS = 4  # stream of random numbers, beside those of the masked language model
@@ -63,8 +63,7 @@ class SentencePairTask(MlmTask):
 
     Raises:
         ValueError: If an argument is out of its range.
-        DataError: On the first batch, if the corpus does not say where documents begin, or holds
-            too few of them.
+        DataError: On the first batch, if the corpus holds too few documents.
 
     Reference: BERT, arXiv 1810.04805, Sections 3.1 and A.2; ALBERT, arXiv 1909.11942,
         Section 3.1.
@@ -73,9 +72,6 @@ class SentencePairTask(MlmTask):
     kind: Literal["next", "order"] = "next"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in ("next", "order"):
-            raise ValueError(f"kind must be 'next' or 'order', got {self.kind!r}")
         if self.corpus.length < SHORTEST + 3:
             raise ValueError(
                 f"a pair needs at least {SHORTEST + 3} positions, got {self.corpus.length}"
@@ -93,15 +89,10 @@ class SentencePairTask(MlmTask):
 
     def cut_text(self, part: str, rows: Tensor | Sequences, number: int) -> TextWindows:
         """The text of `rows`, cut into windows."""
-        begins: Boundaries | None = self.corpus.begins and self.corpus.begins[number]
-        ids = bare_ids(rows)
-        if begins is None or begins.tokens != len(ids):
-            raise DataError(
-                f"sentence pairs need a corpus that knows where the documents of its {part} text "
-                "begin: take one from Corpus.load as it is"
-            )
+        assert self.corpus.begins is not None  # `Corpus.load` knows them
+        ids, begins = bare_ids(rows), self.corpus.begins[number].paragraphs
         starts = sentence_starts(ids, sentence_ends(self.corpus.tokenizer).numpy())
-        made = TextWindows.cut(ids, begins.paragraphs, starts, self.corpus.length - 3)
+        made = TextWindows.cut(ids, begins, starts, self.corpus.length - 3)
         return self.enough(made, f"{part} text")
 
     def enough(self, made: TextWindows, what: str) -> TextWindows:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from masksearch.contracts import Split, generator
 from masksearch.errors import DataError, check_name
+from masksearch.files import content_hash
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,32 @@ def check_sequences(count: int, among: int, split: Split, length: int) -> None:
 def tell_once(text: str) -> None:
     """Writes a warning to the log, unless this process has."""
     log.warning(text)
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of a task, and which of their rows are taken: a key for what is read once.
+
+    Args:
+        path: A file, or a folder with both parts.
+        held_out: A file with the rows that are scored; None = the folder's own.
+        rows: Largest number of training rows; more are sampled by `seed`; None = all.
+        dev_rows: The same of the rows that are scored.
+        seed: Of the split of a file that stands alone, and of the samples.
+        split: Which of the rows that are scored, before any are sampled.
+    """
+
+    path: Path | str
+    held_out: Path | str | None
+    rows: int | None
+    dev_rows: int | None
+    seed: int
+    split: Split
+
+    def content(self, files: list[Path]) -> tuple[str, ...]:
+        """What a hash of the rows is made of, beside the split: those files, and the limits."""
+        limits = self.rows, self.dev_rows, self.seed
+        return (content_hash(files), str(len(files)), *map(str, limits))
 
 
 def two_files(
@@ -219,13 +247,8 @@ def sample_rows(rows: Sequence[Row], limit: int | None, *seed: int) -> Sequence[
         rows: The rows.
         limit: How many are wanted; None = all.
         seed: Of the draw, made only where there are more than wanted.
-
-    Raises:
-        ValueError: If `limit` is below 1.
     """
     if limit is None or limit >= len(rows):
         return rows
-    if limit < 1:
-        raise ValueError(f"rows must be at least 1, got {limit}")
     order = torch.randperm(len(rows), generator=generator(*seed)).tolist()
     return [rows[index] for index in sorted(order[:limit])]

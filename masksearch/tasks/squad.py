@@ -1,7 +1,7 @@
 """SQuAD 1.1 and 2.0: questions on paragraphs, from the official JSON files, and their official
 scores, exact match and F1 over words.
 
-data = load_squad("squad")           # a folder with train-v1.1.json and dev-v1.1.json, or a file
+data = load_squad(TaskFiles("squad", None, None, None, 0, "all"))     # a folder, or a file
 data.train[0].text, data.train[0].answers, data.train[0].context
 score({"q1": "the Broncos"}, {"q1": ["Denver Broncos"]})     # {"exact": 0.0, "f1": 0.67}
 """
@@ -19,10 +19,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from masksearch.contracts import Split
 from masksearch.errors import DataError
-from masksearch.files import content_hash, short_hash
+from masksearch.files import short_hash
 from masksearch.tasks.splits import (
+    TaskFiles,
     labelled_test_file,
     sample_rows,
     take_split,
@@ -76,56 +76,41 @@ class SquadData:
     digest: str
 
 
-def load_squad(
-    path: Path | str,
-    held_out: Path | str | None = None,
-    *,
-    rows: int | None = None,
-    dev_rows: int | None = None,
-    seed: int = 0,
-    split: Split = "all",
-) -> SquadData:
+def load_squad(files: TaskFiles) -> SquadData:
     """Reads SQuAD in the official JSON form.
 
     Args:
-        path: A file, or a folder that holds train-v*.json and dev-v*.json of one version. A
+        files: A file, or a folder that holds train-v*.json and dev-v*.json of one version. A
             file alone (also where it is the only one of the folder) is split by article: a
-            fifth of them, drawn by `seed`, is held out.
-        held_out: A file to hold out.
-        rows: Largest number of training questions; more are sampled by `seed`.
-        dev_rows: The same for the held-out questions.
-        seed: Seed of the split and of the samples.
-        split: Which held-out questions, before any are sampled: `"validation"` or `"holdout"` (a
-            hash of the article's title decides, or of the paragraph where there are few articles),
-            or `"all"`; `"test"` = those of the folder's test-v*.json.
+            fifth of them, drawn by the seed, is held out. Of held-out questions a hash of the
+            article's title decides, or of the paragraph where there are few articles; those of
+            `"test"` are the folder's test-v*.json.
 
     Raises:
         DataError: If a file is missing, empty or malformed, or a question is on both sides;
             names the article, the paragraph and the question.
     """
-    path = Path(path)
+    path, order = Path(files.path), (files.seed, QUESTION_ORDER)
     named = {kind: sorted(path.glob(f"{kind}-v*.json")) for kind in ("train", "dev")}
-    files = two_files(path, held_out, named, "SQuAD")
-    order = (seed, QUESTION_ORDER)
-    train, dev, source = two_parts(files, read_squad, attrgetter("article"), "articles", order)
-    if split == "test":
-        files = [*files, labelled_test_file(path, path.glob("test-v*.json"), "SQuAD")]
-        dev, source = read_squad(files[-1]), f"{source}; scored on {files[-1].name}"
+    taken = two_files(path, files.held_out, named, "SQuAD")
+    train, dev, source = two_parts(taken, read_squad, attrgetter("article"), "articles", order)
+    if files.split == "test":
+        taken = [*taken, labelled_test_file(path, path.glob("test-v*.json"), "SQuAD")]
+        dev, source = read_squad(taken[-1]), f"{source}; scored on {taken[-1].name}"
     nullable = any(not question.answers for question in (*train, *dev))
-    dev = take_split(dev, split, str(path), attrgetter("article"), attrgetter("context"))
+    dev = take_split(dev, files.split, str(path), attrgetter("article"), attrgetter("context"))
     both = {question.id for question in train} & {question.id for question in dev}
     if both:
         raise DataError(
-            f"{files[0]} and {files[1]} share {len(both)} questions ({min(both)!r}, ..); hold out "
+            f"{taken[0]} and {taken[1]} share {len(both)} questions ({min(both)!r}, ..); hold out "
             "a file with questions of its own"
         )
-    digest = "squad-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
     return SquadData(
-        sample_rows(train, rows, *order),
-        sample_rows(dev, dev_rows, *order),
+        sample_rows(train, files.rows, *order),
+        sample_rows(dev, files.dev_rows, *order),
         nullable,
         source,
-        short_hash(*digest),
+        short_hash("squad-1", *files.content(taken)),
     )
 
 
@@ -261,20 +246,7 @@ def score(
         `exact` and `f1`; with `nullable` also `HasAns/..` and `NoAns/..` (each where there are
         such questions); with `null_scores` also `best_exact`, `best_exact/threshold`, `best_f1`
         and `best_f1/threshold`, found on these very questions, so that they are upper bounds.
-
-    Raises:
-        ValueError: If there is nothing to score, a question has no prediction or no null score,
-            or has no answer by the rules of 1.1; names the question.
     """
-    if not answers:
-        raise ValueError("no question to score; give at least one")
-    for what, scored in (("prediction", predictions), ("null score", null_scores)):
-        missing = [name for name in answers if scored is not None and name not in scored]
-        if missing:
-            raise ValueError(
-                f"question {missing[0]!r} has no {what} (nor have {len(missing) - 1} "
-                "more); give one for every question"
-            )
     raw = question_scores(predictions, answers, nullable=nullable)
     counted = after_threshold(raw, answers, null_scores, threshold)
     parts = {"": list(answers)}
@@ -302,10 +274,6 @@ def question_scores(
     for name, golds in answers.items():
         if nullable:
             golds = [gold for gold in golds if normalise(gold)] or [""]
-        elif not golds:
-            raise ValueError(
-                f"question {name!r} has no answer, as none in SQuAD 1.1; score with nullable=True"
-            )
         answer = predictions[name]
         raw["exact"][name] = float(normalise(answer) in map(normalise, golds))
         raw["f1"][name] = max(f1(answer, gold, nullable=nullable) for gold in golds)

@@ -193,8 +193,6 @@ class Group:
         A parameter that no row of this process has reached counts as zero; one that no process
         has reached keeps no gradient, as with one process.
         """
-        if self.size == 1:
-            return
         trained = list(parameters)
         reached = self.set_anywhere([parameter.grad is not None for parameter in trained], device)
         used = [parameter for parameter, flag in zip(trained, reached, strict=True) if flag]

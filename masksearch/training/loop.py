@@ -19,14 +19,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, mixed_seed
-from masksearch.errors import NonFiniteLossError, check_name
-from masksearch.files import own_numbers
+from masksearch.errors import NonFiniteLossError
 from masksearch.training.accumulation import Accumulator, group
 from masksearch.training.checkpoints import (
     Checkpoints,
@@ -63,17 +62,8 @@ class TrainConfig:
     schedule: Schedule = "linear"  # of the decay; "sqrt": as sqrt(1 - progress), as in SparseBERT
 
     def __post_init__(self) -> None:
-        own_numbers(self)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is a share of the steps in [0, 1], got {self.warmup}")
-        if self.micro_batches < 1:
-            raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
-        for name, kind in (("optimiser", Optimiser), ("schedule", Schedule)):
-            check_name(name, getattr(self, name), get_args(kind))
 
     @property
     def identity(self) -> dict[str, object]:

@@ -35,10 +35,11 @@ FINETUNE_RATES = (5e-4, 5e-5)
 AT_LEAST_1 = (
     *("batch", "micro_batches", "reports", "length", "vocabulary", "held_out_sequences"),
     *("kv_heads", "recover_steps", "recover_tokens", "epochs", "finetune_batch"),
-    *("finetune_seeds", "gates_batch", "rows", "dev_rows", "task_rows"),
+    *("finetune_seeds", "gates_batch", "rows", "dev_rows", "task_rows", "stride", "max_answer"),
+    *("downstream_steps", "gate_batch"),
 )
 LEAST = {"steps": 0} | dict.fromkeys(AT_LEAST_1, 1)
-POSITIVE = ("lr", "recover_lr", "finetune_lr", "initializer_range")
+POSITIVE = ("lr", "recover_lr", "finetune_lr", "downstream_lr", "initializer_range")
 CHOICES: dict[str, tuple[str, Any]] = {  # what it is called, and its type
     "pretraining": ("pre-training", Pretraining),
     "schedule": ("schedule", Schedule),
@@ -377,16 +378,6 @@ def refuse_missing(evaluator: Settings, name: str) -> None:
     """Refuses an evaluator without data that it cannot do without."""
     if not getattr(evaluator, name):
         raise TypeError(f"{type(evaluator).__name__} needs {name}=, which has no default")
-
-
-def refuse_beside_recall(**settings: object) -> None:
-    """Refuses settings of a text beside planted recall, where they are given."""
-    for name, value in settings.items():
-        if value:
-            raise ValueError(
-                f"planted recall has token ids of its own, so {name}= belongs to text; leave "
-                "it out (weights=, or architecture= and size=, say what is judged)"
-            )
 
 
 def settings_fields(kind: Any) -> dict[str, Any]:

@@ -113,29 +113,6 @@ def test_a_full_mask_is_dense_attention(monkeypatch):
     assert values(replace(SMALL, measure=("latency_ratio",)), masks.full())["latency_ratio"] == 1.0
 
 
-def test_protocol_changes_with_every_setting_and_with_the_machine_if_measured(monkeypatch):
-    others = [
-        replace(SMALL, **change)
-        for change in (
-            {"length": 41},
-            {"layers": 1},
-            {"heads": 2},
-            {"width": 9},
-            {"block": 8},
-            {"measure": ("flops",)},
-            {"measure": ("latency",)},
-            {"repeats": 6},
-        )
-    ]
-    protocols = [evaluator.protocol for evaluator in (SMALL, *others)]
-    assert len(set(protocols)) == len(protocols)
-    monkeypatch.setattr("masksearch.evaluators.cost.machine", lambda: "another")
-    changed = [e.protocol for e in (SMALL, *others)]
-    assert [e for e, a, b in zip((SMALL, *others), protocols, changed, strict=True) if a != b] == [
-        replace(SMALL, measure=("latency",))
-    ]
-
-
 MISTAKES = {
     "an unknown measure": (
         dict(measure=("latencie",)),

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from killed_runs import reports_until
 from toy_sentences import WORDS, write_sentences
 
 import masksearch as ms
@@ -88,18 +87,6 @@ def test_only_the_masked_model_has_a_gradient(data):
     grads = {name: part.grad for name, part in made.model.named_parameters()}
     assert all(name.startswith("encoder.") for name in grads)
     assert sum(g is not None and bool(g.abs().sum() > 0) for g in grads.values()) > 20
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_as_it_would_have(data, tmp_path):
-    judge = glue(data, checkpoint_seconds=0.0, dropout=0.1)
-    straight = list(judge(NARROW, seed=3, workdir=tmp_path / "straight"))
-    assert [report.step for report in straight[:-1]] == [1, 3, 6]
-    for killed in (4, 8):  # in the distillation, and in the fine-tuning
-        place = tmp_path / str(killed)
-        first = reports_until(judge, place, killed, NARROW, seed=3)
-        assert first == straight[: len(first)]
-        assert list(judge(NARROW, seed=3, workdir=place)) == straight
 
 
 @pytest.mark.slow

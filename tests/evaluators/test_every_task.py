@@ -11,10 +11,6 @@ from planted_glue import PLANTED, PlantedGlue
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Report
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
-from masksearch.tasks.glue import TASKS
-from masksearch.tasks.glue.tasks import glue_score
 from masksearch.tasks.planted.process import PlantedProcess
 
 SMALL = dict(steps=4, size="nano", batch=8, held_out_sequences=16)
@@ -67,29 +63,3 @@ def test_real_text(data, pretraining, whole_words, tmp_path):
     )
     found = last(evaluator, tmp_path)
     assert ("pair_accuracy" in found.values) == (pretraining != "mlm")
-
-
-@pytest.mark.nightly
-def test_real_questions_and_endings(data, tmp_path):
-    few = dict(rows=64, dev_rows=32, epochs=1, **SMALL)
-    squad = SquadEvaluator(data / "wikitext-2", data / "squad" / "dev-v1.1.json", **few)
-    assert {"exact", "f1"} <= set(last(squad, tmp_path / "squad").values)
-    swag = SwagEvaluator(data / "wikitext-2", data / "swag" / "swag_val500.jsonl", **few)
-    assert 0 <= last(swag, tmp_path / "swag").values["accuracy"] <= 1
-
-
-@pytest.mark.nightly
-def test_all_nine_give_the_papers_average(data, tmp_path):
-    evaluator = ms.GlueEvaluator(
-        data / "wikitext-2",
-        glue=data / "glue",
-        tasks=tuple(TASKS),
-        rows=16,
-        dev_rows=32,
-        epochs=1,
-        **SMALL,
-    )
-    found = last(evaluator, tmp_path)
-    score = glue_score(found.values)
-    assert score.missing == ()
-    assert found.values["glue"] == pytest.approx(score.nine)

@@ -112,3 +112,94 @@ def test_the_default_planted_evaluator_is_that_of_the_first_version() -> None:
     assert ms.PlantedEvaluator(split="all").protocol == "2135965bafaae21d"
     for size in ("1x64x2", {"layers": 1, "width": 64, "heads": 2}):
         assert ms.PlantedEvaluator(size=size) == ms.PlantedEvaluator()
+
+
+# Of each evaluator: settings that make other protocols, and those that make the same.
+CHANGES: dict[str, tuple[Maker, list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "text": (
+        text,
+        [
+            *({"steps": 21}, {"lr": 1e-3}, {"length": 18}, {"vocabulary": 90}, {"batch": 5}),
+            *({"precision": "bfloat16"}, {"size": "tiny"}, {"held_out_sequences": 16}),
+            *({"initializer_range": 0.06}, {"pretraining": "mlm+next"}, {"whole_words": True}),
+            *({"architecture": "roberta"}, {"dropout": 0.1}, {"micro_batches": 2}),
+            *({"optimiser": "lamb"}, {"warmup": 0.1}, {"schedule": "sqrt"}, {"compile": True}),
+        ],
+        [{"reports": 2}, {"checkpoint_seconds": 1.0}],
+    ),
+    "glue": (
+        glue,
+        [{"rows": 10}, {"dev_rows": 9}, {"epochs": 2}, {"finetune_lr": 1e-3}, {"steps": 5}],
+        [],
+    ),
+    "glue, weights": (
+        encoder(glue),
+        [
+            *({"adapt": "none"}, {"adapt": "none", "learn_from": "dense"}, {"adapt": "recover"}),
+            *({"adapt": "recover", "learn_from": "dense"}, {"gates_batch": 5}),
+            *({"adapt": "recover", "recover_steps": 4}, {"adapt": "recover", "recover_lr": 1e-4}),
+            {"gates_learn_from": "dense"},
+        ],
+        [{"recover_steps": 50}, {"finetune_lr": 5e-5}],
+    ),
+    "squad": (
+        squad,
+        [
+            *({"rows": 6}, {"dev_rows": 9}, {"epochs": 2}, {"stride": 5}, {"max_question": 9}),
+            *({"max_answer": 4}, {"null_threshold": 1.0}, {"finetune_lr": 1e-3}, {"steps": 5}),
+            {"split_seed": 1},
+        ],
+        [],
+    ),
+    "swag": (
+        swag,
+        [{"rows": 6}, {"dev_rows": 9}, {"epochs": 2}, {"finetune_lr": 1e-4}, {"split_seed": 1}],
+        [],
+    ),
+    "planted": (
+        planted,
+        [
+            *({"process": ms.PlantedEvaluator().process}, {"steps": 9}, {"size": "tiny"}),
+            *({"batch": 6}, {"lr": 1e-3}, {"downstream_steps": 3}, {"downstream_batch": 6}),
+            *({"downstream_lr": 1e-3}, {"initializer_range": 0.1}, {"held_out_sequences": 128}),
+        ],
+        [{"reports": 1}],
+    ),
+    "decoder": (
+        trained_decoder,
+        [
+            *({"length": 16}, {"bands": (4,)}, {"kl": True}, {"adapt": "train"}),
+            *({"adapt": "train", "lr": 2e-3}, {"adapt": "recover"}, {"held_out_sequences": 3}),
+            *({"adapt": "recover", "recover_tokens": 5}, {"weights": None}),
+            {"weights": None, "steps": 5},
+        ],
+        [{"batch": 3}, {"size": "mini"}, {"steps": 4}, {"recover_tokens": 9}, {"adapt": "none"}],
+    ),
+    "cost": (
+        lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
+        [
+            *({"length": 41}, {"layers": 1}, {"heads": 3}, {"width": 9}, {"block": 8}),
+            *({"measure": ("flops",)}, {"measure": ("latency",)}, {"repeats": 6}),
+        ],
+        [],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_that_scores_depend_on_make_other_protocols(name: str, tmp_path: Path) -> None:
+    make, others, same = CHANGES[name]
+    base = make(tmp_path)
+    protocols = [base.protocol, *(replace(base, **change).protocol for change in others)]
+    assert len(set(protocols)) == len(protocols)
+    assert {replace(base, **change).protocol for change in same} <= {base.protocol}
+    machine = {"measure": ("latency",)}  # times are of one machine
+    if machine in others:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("masksearch.evaluators.cost.machine", lambda: "another")
+            changed = [base.protocol, *(replace(base, **change).protocol for change in others)]
+        assert [a != b for a, b in zip(protocols, changed, strict=True)] == [
+            *(False,),
+            *(change == machine for change in others),
+        ]

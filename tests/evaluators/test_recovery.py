@@ -12,9 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, UnknownNameError
-from masksearch.evaluators.tuning import frozen_copy
 from masksearch.models.pretrained import distance_of_logits
 from masksearch.tasks.glue.tasks import GlueTask
 
@@ -53,7 +52,7 @@ def untaught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_sources_have_half_of_the_loss(data: Path) -> None:
     judge = evaluator(data, tasks=("SST-2",))
     head = judge.begin("SST-2", 3).eval()
-    teacher = frozen_copy(judge.begin("SST-2", 4))
+    teacher = judge.begin("SST-2", 4).eval()
     batch = judge.inputs(judge.tokens("SST-2").train, [0, 3, 5])
     loss = judge.trainer.imitating(teacher, labels=True)(head, batch)
     with torch.no_grad():
@@ -124,7 +123,7 @@ def test_kept_weights_are_scored_on_other_rows_without_training(data, tmp_path):
 def test_the_adapted_model_is_the_one_that_was_scored(data, tmp_path, read_out, keep):
     judge = evaluator(data, read_out=read_out, keep_recovered=keep)
     judged(judge, tmp_path / "a", masks.star())
-    predicted = RowScores.load(tmp_path / "a" / ROWS).predictions["alike"]
+    predicted = RowScores.load(tmp_path / "a" / "rows.safetensors").predictions["alike"]
     model = judge.adapted(masks.star(), seed=1)
     assert not model.training
     own = read_out == "own"

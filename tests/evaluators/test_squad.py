@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import reports_until
 from real_data import DATA, real
 from toy_questions import of_real_text, small, squad_json, write_squad, write_text
 
 from masksearch import masks
-from masksearch.contracts import Report
 from masksearch.errors import DataError
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.masks import Mask
-from masksearch.training.loop import follow_trainings
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +101,6 @@ def test_batches_hold_every_window_once_an_epoch(data: Path) -> None:
     assert after.all()
 
 
-@pytest.mark.slow
-def test_settings_make_other_protocols(data: Path) -> None:
-    base = evaluator(data)
-    changes: list[dict[str, object]] = [{"rows": 10}, {"dev_rows": 10}, {"epochs": 2}]
-    changes += [{"stride": 5}, {"max_question": 9}, {"max_answer": 4}, {"null_threshold": 1.0}]
-    changes += [{"finetune_lr": 1e-3}, {"split_seed": 1}, {"name": "two"}, {"steps": 5}]
-    seen = {base.protocol} | {evaluator(data, **change).protocol for change in changes}  # type: ignore[arg-type]
-    assert len(seen) == 12
-    assert [objective.name for objective in base.objectives] == ["f1", "sparsity"]
-
-
 def test_a_single_file_is_split_and_says_so(data: Path, caplog) -> None:
     judge = evaluator(data, "one/train-v.json")
     with caplog.at_level(logging.INFO, logger="masksearch"):
@@ -142,9 +128,8 @@ def test_answers_that_need_no_question(data, tmp_path, name, exact, overlap):
 def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
     for change, message in (
         ({"max_answer": 0}, "max_answer must be at least 1"),
-        ({"rows": 0}, "rows must be at least 1"),
         ({"length": 7}, "at least 8 positions"),
-        ({"max_question": 30}, "question of 30 tokens does not fit into 32"),
+        ({"max_question": 30}, r"question of 30 tokens does not fit into 32 .* at most 28"),
         ({"stride": 0}, "stride must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -179,17 +164,3 @@ def test_real_questions(tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in values.values())
     assert 0 < values["f1/majority"] < 0.2
     assert values["exact/majority"] < 0.02
-
-
-@pytest.mark.slow
-def test_a_killed_fine_tuning_goes_on(data: Path, tmp_path: Path) -> None:
-    judge = evaluator(data, rows=64, dev_rows=20, checkpoint_seconds=0.0)
-
-    def steps_of(folder: Path) -> tuple[list[Report], list[int]]:
-        seen: list[int] = []
-        with follow_trainings(lambda step, config: seen.append(step.number)):
-            return list(judge(masks.star(), seed=0, workdir=folder)), seen
-
-    whole, steps = steps_of(tmp_path / "whole")
-    reports_until(judge, tmp_path / "killed", 5, masks.star(), seed=0)
-    assert steps_of(tmp_path / "killed") == (whole, steps[4:])  # from the last checkpoint

@@ -1,7 +1,11 @@
 """Windows over paragraphs, and answers cut back out of them."""
 
 import pickle
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,93 +13,93 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from real_data import DATA, real
-from toy_questions import WORDS, squad_json, toy_corpus, write_squad
+from torch import Tensor, nn
+from toy_questions import WORDS, squad_json, task_judge, toy_corpus, write_squad
 
-from masksearch.evaluators.squad import (
-    SquadWindows,
-    WindowSize,
-    cut_windows,
-    decode,
-    make_windows,
-    window_of_most_context,
-)
-from masksearch.tasks.squad import Question, read_squad, score
+from masksearch.tasks.squad import score
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 
 CORPUS = toy_corpus(32)
+OTHERS = squad_json(1, 1, seed=99)  # the other part, where one is looked at
 
 
-def asked(
-    context: str, answer: str, start: int | None = None, text: str = "what"
-) -> list[Question]:
-    place = context.index(answer) if start is None else start
-    return [Question("q", text, context, "T", (answer,), (place,))]
+def entry(name: str, text: str, *answers: tuple[str, int]) -> dict[str, Any]:
+    """A question in the official form."""
+    told = [{"text": answer, "answer_start": start} for answer, start in answers]
+    return {"id": name, "question": text, "answers": told, "is_impossible": not told}
 
 
-def shown(windows: SquadWindows, index: int) -> list[str]:
-    tokens = [CORPUS.tokenizer.id_to_token(number) for number in windows[index].ids]
-    assert None not in tokens
-    return [token for token in tokens if token]
+def asked(context: str, *questions: dict[str, Any]) -> dict[str, Any]:
+    """A file of one paragraph."""
+    paragraph = {"context": context, "qas": [*questions]}
+    return {"data": [{"title": "T", "paragraphs": [paragraph]}]}
 
 
-def pointing(windows: SquadWindows, strength: float = 9.0) -> list[np.ndarray]:
-    """Logits that point at the target of every window; at [CLS] less strongly."""
-    tables = []
-    for window in windows:
-        table = np.zeros((len(window.ids) + 3, 2), np.float32)  # three positions of padding
-        high = strength if any(window.span) else strength / 2
-        table[window.span[0], 0] = table[window.span[1], 1] = high
-        table[len(window.ids) :] = -np.inf
-        tables.append(table)
-    return tables
+def windows(
+    folder: Path, content: Any, *, training: bool = True, source: Any = CORPUS, **settings: Any
+) -> tuple[Any, Any]:
+    """An evaluator with the content as its training or held-out part, and the windows of that."""
+    mine = content if isinstance(content, Path) else write_squad(folder / "mine.json", content)
+    files = mine, write_squad(folder / "others.json", OTHERS)
+    how = {"length": source.length, "max_answer": 64} | settings
+    judge = task_judge("squad", *(files if training else files[::-1]), **how)
+    judge = judge.holding(source=source)
+    tokens = judge.tokenize("")
+    made = judge.holding(source=source, tasks={"SQuAD": tokens})
+    return made, tokens.train if training else tokens.dev
 
 
-def test_a_window_by_hand() -> None:
-    questions = asked("ban zo bar, bas. bat", "bar, bas", text="what comes after zo ?")
-    windows = make_windows(CORPUS, questions)
-    assert len(windows) == 1
-    question = ["[CLS]", "what", "comes", "after", "zo", "?", "[SEP]"]
-    assert shown(windows, 0) == [*question, *"ban zo bar , bas . bat [SEP]".split()]
-    assert (windows[0].first, windows[0].span) == (7, (9, 11))
+def shown(window: Any) -> list[str]:
+    return [str(CORPUS.tokenizer.id_to_token(number)) for number in window.ids]
 
 
-def test_the_answer_is_in_every_window_that_holds_it_whole() -> None:
-    words = [*WORDS[:20], "zo", "zu", *WORDS[20:30]]
-    questions = asked(" ".join(words), "zo zu", text="what")
-    windows = make_windows(CORPUS, questions, WindowSize(16, stride=4))
+class Saying(nn.Module):
+    """Says what it is told of each window, whatever is behind its end."""
+
+    def __init__(self, windows: Any, table_of: Callable[[Any], np.ndarray]) -> None:
+        super().__init__()
+        self.tables = defaultdict[tuple[int, ...], list[np.ndarray]](list)  # equal ones in turn
+        for window in windows:
+            self.tables[tuple(window.ids)].append(table_of(window))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> Any:
+        logits = torch.full((*input_ids.shape, 2), 99.0)
+        for row, ids, seen in zip(logits, input_ids, attention_mask.bool(), strict=True):
+            row[: int(seen.sum())] = torch.from_numpy(
+                self.tables[tuple(ids[seen].tolist())].pop(0)
+            )
+        return SimpleNamespace(logits=logits)
+
+
+def pointing(window: Any, strength: float = 9.0) -> np.ndarray:
+    """Logits that point at the target of a window; at [CLS] less strongly."""
+    table = np.zeros((len(window.ids), 2), np.float32)
+    high = strength if any(window.span) else strength / 2
+    table[window.span[0], 0] = table[window.span[1], 1] = high
+    return table
+
+
+def test_a_window_by_hand(tmp_path: Path) -> None:
+    question = entry("q", "what comes after zo ?", ("bar, bas", 7))
+    _, (window,) = windows(tmp_path, asked("ban zo bar, bas. bat", question))
+    first = ["[CLS]", "what", "comes", "after", "zo", "?", "[SEP]"]
+    assert shown(window) == [*first, *"ban zo bar , bas . bat [SEP]".split()]
+    assert (window.first, window.span) == (7, (9, 11))
+
+
+def test_the_answer_is_in_every_window_that_holds_it_whole(tmp_path: Path) -> None:
+    context = " ".join([*WORDS[:20], "zo", "zu", *WORDS[20:30]])
+    question = entry("q", "what", ("zo zu", context.index("zo zu")))
+    _, made = windows(tmp_path, asked(context, question), length=16, stride=4)
     room = 16 - 4
-    starts = [int(row[1]) for row in windows.rows]
+    starts = [int(row[1]) for row in made.rows]
     assert starts == [0, 4, 8, 12, 16, 20]
-    for start, window in zip(starts, windows, strict=True):
+    for start, window in zip(starts, made, strict=True):
         whole = start <= 20 and 21 < min(start + room, 32)
         expected = (20 - start + 3, 21 - start + 3) if whole else (0, 0)
         assert window.span == expected
-    assert {window.span == (0, 0) for window in windows} == {True, False}
-
-
-@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 30))
-def test_cuts_leave_no_token_out(tokens: int, room: int, step: int) -> None:
-    found = cut_windows(tokens, room, step)
-    assert {at for start, end in found for at in range(start, end)} == set(range(tokens))
-    assert all(end - start <= room for start, end in found)
-    assert sorted(set(found)) == found
-    assert [end for _, end in found].count(tokens) == 1
-
-
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 30))
-def test_most_context_matches_a_loop(tokens: int, room: int, step: int) -> None:
-    pieces = cut_windows(tokens, room, step)
-    owner = window_of_most_context(pieces, tokens)
-    for token in range(tokens):
-        best, at = -1.0, None
-        for index, (start, end) in enumerate(pieces):
-            if not start <= token < end:
-                continue
-            worth = min(token - start, end - token - 1) + 0.01 * (end - start)
-            if worth > best:
-                best, at = worth, index
-        assert owner[token] == at
+    assert {window.span == (0, 0) for window in made} == {True, False}
 
 
 @pytest.mark.parametrize(
@@ -113,153 +117,140 @@ def test_most_context_matches_a_loop(tokens: int, room: int, step: int) -> None:
         ("ban \u200b bar", "\u200b", None),  # the tokenizer drops it: no token
     ],
 )
-def test_characters_become_tokens(context, answer, tokens):
+def test_characters_become_tokens(tmp_path, context, answer, tokens):
     blanks = context.replace("\u00a0", " ").lower()
-    start = max(0, blanks.find(answer.lower()))
-    question = Question("q", "?", context, "T", (answer,), (start,))
-    (window,) = make_windows(CORPUS, [question], training=False)
+    question = entry("q", "?", (answer, max(0, blanks.find(answer.lower()))))
+    _, (window,) = windows(tmp_path, asked(context, question), training=False)
     assert window.span == ((0, 0) if tokens is None else (3 + tokens[0], 3 + tokens[1]))
 
 
-def test_misplaced_answers_are_left_out_of_training_alone() -> None:
-    context = "ban bar bas bat"
-    right = Question("r", "?", context, "T", ("bar",), (4,))
-    wrong = Question("w", "?", context, "T", ("bas",), (4,))
-    late = Question("l", "?", context, "T", ("bas", "bat"), (4, 12))  # its second answer is right
-    none = Question("n", "?", context, "T")
-    questions = [wrong, right, late, none]
-    training = make_windows(CORPUS, questions)
+def test_misplaced_answers_are_left_out_of_training_alone(tmp_path: Path) -> None:
+    content = asked(
+        "ban bar bas bat",
+        entry("w", "?", ("bas", 4)),
+        entry("r", "?", ("bar", 4)),
+        entry("l", "?", ("bas", 4), ("bat", 12)),  # its second answer is right
+        entry("n", "?"),
+    )
+    _, training = windows(tmp_path, content)
     assert (training.misplaced, len(training)) == (1, 3)
     assert [window.span for window in training] == [(4, 4), (6, 6), (0, 0)]
-    scored = make_windows(CORPUS, questions, training=False)
+    _, scored = windows(tmp_path, content, training=False)
     assert (scored.misplaced, len(scored)) == (0, 4)
     assert scored[0].span == (0, 0)
 
 
-def test_long_questions_are_cut() -> None:
-    questions = asked("ban zo bar", "bar", text=" ".join(WORDS))
-    windows = make_windows(CORPUS, questions, WindowSize(32, question=6))
-    assert len(windows) == 1
-    assert shown(windows, 0)[:9] == ["[CLS]", *WORDS[:6], "[SEP]", "ban"]
-    assert WindowSize(384).longest_question == 64
-    assert WindowSize(384).step == 128
-    with pytest.raises(ValueError, match=r"question of 29 tokens does not fit into 32 .* most 28"):
-        WindowSize(32, question=29)
-    with pytest.raises(ValueError, match="at least 8 positions, got 7"):
-        WindowSize(7)
-    with pytest.raises(ValueError, match="stride must be at least 1"):
-        WindowSize(32, stride=0)
+def test_long_questions_are_cut(tmp_path: Path) -> None:
+    question = entry("q", " ".join(WORDS), ("bar", 7))
+    _, (window,) = windows(tmp_path, asked("ban zo bar", question), max_question=6)
+    assert shown(window)[:9] == ["[CLS]", *WORDS[:6], "[SEP]", "ban"]
+    usual = task_judge("squad", tmp_path, length=384).window
+    assert (usual.longest_question, usual.step) == (64, 128)
 
 
 def test_answers_come_back_from_their_windows(tmp_path: Path) -> None:
     for words, length in ((9, 32), (70, 24)):
         content = squad_json(3, 8, seed=words, words=words, impossible=0.3)
-        questions = read_squad(write_squad(tmp_path / "x.json", content))
-        windows = make_windows(CORPUS, questions, WindowSize(length), training=False)
-        assert len(windows) == len(windows.lengths)
-        assert windows.lengths.tolist() == [len(window.ids) for window in windows]
-        found = decode(windows, pointing(windows), questions)
-        gold = {question.id: question.answers for question in questions}
+        judge, made = windows(tmp_path / str(words), content, training=False, length=length)
+        assert made.lengths.tolist() == [len(window.ids) for window in made]
+        found = judge.answers(Saying(made, pointing))
+        gold = {question.id: question.answers for question in judge.tokens().questions}
         said = {name: answer.text for name, answer in found.items()}
         null = {name: answer.null_score for name, answer in found.items()}
         values = score(said, gold, nullable=True, null_scores=null)
         assert values["HasAns/exact"] == values["NoAns/f1"] == 1.0
-        held: SquadWindows = pickle.loads(pickle.dumps(windows))
-        assert list(held) == list(windows)
+        assert list(pickle.loads(pickle.dumps(made))) == list(made)
 
 
-def brute(
-    windows: SquadWindows, tables: list[np.ndarray], tokens: int, longest: int
-) -> list[float]:
-    """Scores of all allowed spans of a single question, best first."""
-    pieces = [(int(row[1]), int(row[1] + row[2])) for row in windows.rows]
-    owner = window_of_most_context(pieces, tokens)
-    scores = []
+def owners(pieces: list[tuple[int, int]], tokens: int) -> list[int]:
+    """For each token the window that shows most around it, by a loop (BERT's run_squad)."""
+    found = []
+    for token in range(tokens):
+        best, at = -1.0, -1
+        for index, (start, end) in enumerate(pieces):
+            worth = min(token - start, end - token - 1) + 0.01 * (end - start)
+            if start <= token < end and worth > best:
+                best, at = worth, index
+        found.append(at)
+    return found
+
+
+@given(
+    tokens=st.integers(1, 40),
+    length=st.integers(8, 24),
+    step=st.integers(1, 30),
+    longest=st.integers(1, 12),
+    seed=st.integers(0, 2**20),
+)
+def test_decoding_finds_the_best_of_all_spans(
+    tmp_path_factory, tokens, length, step, longest, seed
+):
+    """Also: the windows leave no token out, and none is for nothing."""
+    context = " ".join(WORDS[:tokens])
+    how = {"length": length, "stride": step, "max_answer": longest, "training": False}
+    folder = tmp_path_factory.mktemp("squad")
+    judge, made = windows(folder, asked(context, entry("q", "what", (WORDS[0], 0))), **how)
+    pieces = [(int(row[1]), int(row[1] + row[2])) for row in made.rows]
+    assert {at for start, end in pieces for at in range(start, end)} == set(range(tokens))
+    assert sorted(set(pieces)) == pieces
+    assert [end for _, end in pieces].count(tokens) == 1
+    draw, owner, scores = np.random.default_rng(seed), owners(pieces, tokens), list[float]()
+    head = Saying(made, lambda window: draw.normal(size=(len(window.ids), 2)).astype(np.float32))
+    tables = [head.tables[tuple(window.ids)][0].astype(np.float64) for window in made]
     for piece, (start, end) in enumerate(pieces):
+        before = made[piece].first - start
         for first in range(start, end):
             for last in range(first, min(end, first + longest)):
-                before = windows[piece].first - start
                 if owner[first] == piece:
-                    table = tables[piece].astype(np.float64)
+                    table = tables[piece]
                     scores.append(table[first + before, 0] + table[last + before, 1])
-    return sorted(scores, reverse=True)
-
-
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**20))
-def test_decoding_finds_the_best_of_all_spans(tokens: int, longest: int, seed: int) -> None:
-    context = " ".join(WORDS[index] for index in range(tokens))
-    questions = asked(context, WORDS[0])
-    windows = make_windows(CORPUS, questions, WindowSize(16, stride=5), training=False)
-    draw = np.random.default_rng(seed)
-    tables = [draw.normal(size=(len(w.ids) + 2, 2)).astype(np.float32) for w in windows]
-    scores = brute(windows, tables, tokens, longest)
-    found = decode(windows, tables, questions, max_answer=longest)["q"]
-    assert found.score == pytest.approx(scores[0])
+    found = judge.answers(head)["q"]
+    assert found.score == pytest.approx(max(scores))
     null = min(float(table[0].sum()) for table in tables)
-    assert found.null_score == pytest.approx(null - scores[0], abs=1e-5)
+    assert found.null_score == pytest.approx(null - max(scores), abs=1e-5)
     assert context[found.start :].startswith(found.text)
     assert 1 <= len(found.text.split()) <= longest
 
 
-def test_answers_are_cut_from_the_paragraph_itself() -> None:
-    context = "Ban  Zo,\tBÁR bas"
-    questions = asked(context, "Zo,\tBÁR")
-    windows = make_windows(CORPUS, questions, training=False)
-    assert decode(windows, pointing(windows), questions)["q"].text == "Zo,\tBÁR"
+def test_answers_are_cut_from_the_paragraph_itself(tmp_path: Path) -> None:
+    content = asked("Ban  Zo,\tBÁR bas", entry("q", "what", ("Zo,\tBÁR", 5)))
+    judge, made = windows(tmp_path, content, training=False)
+    assert judge.answers(Saying(made, pointing))["q"].text == "Zo,\tBÁR"
 
 
-def test_a_paragraph_without_a_token() -> None:
-    questions = [Question("q", "?", " ", "T"), Question("r", "?", "ban", "T")]
-    windows = make_windows(CORPUS, questions, training=False)
-    found = decode(windows, pointing(windows), questions)
+def test_a_paragraph_without_a_token(tmp_path: Path) -> None:
+    content = asked(" ", entry("q", "?"))
+    content["data"] += asked("ban", entry("r", "?"))["data"]
+    judge, made = windows(tmp_path, content, training=False)
+    found = judge.answers(Saying(made, pointing))
     nothing = found["q"]
     assert (nothing.text, nothing.score, nothing.null_score) == ("", -np.inf, np.inf)
     assert found["r"].text == "ban"
 
 
-def test_nothing_to_train_on() -> None:
-    wrong = Question("w", "?", "ban bar", "T", ("bas",), (0,))
-    windows = make_windows(CORPUS, [wrong])
-    assert (len(windows), windows.misplaced, list(windows)) == (0, 1, [])
-
-
-def test_messages_of_decoding() -> None:
-    questions = asked("ban bar", "bar")
-    windows = make_windows(CORPUS, questions, training=False)
-    with pytest.raises(ValueError, match="0 tables of logits and 1 questions for 1 windows"):
-        decode(windows, [], questions)
-
-
 @pytest.mark.nightly
 @real
 @pytest.mark.parametrize("length", [128, 384])
-def test_every_real_question(length: int) -> None:
-    folder = DATA
-    tokenizer = open_tokenizer(folder / "bert-vocab" / "vocab.txt")
+def test_every_real_question(tmp_path: Path, length: int) -> None:
+    tokenizer = open_tokenizer(DATA / "bert-vocab" / "vocab.txt")
     ids = torch.zeros(2, length, dtype=torch.int32)
-    corpus = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")
-    questions = read_squad(folder / "squad" / "dev-v1.1.json")
-    training = make_windows(corpus, questions)
-    assert training.misplaced == 0
-    windows = make_windows(corpus, questions, training=False)
-    assert windows.lengths.max() <= length
-    assert len(windows.asked) == len(questions) == 10_570
-    seen = [np.zeros(count, bool) for count in windows.contexts.lengths[windows.asked]]
-    for question, start, count, _, _ in windows.rows.tolist():
+    source = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")
+    file = DATA / "squad" / "dev-v1.1.json"
+    assert windows(tmp_path, file, source=source)[1].misplaced == 0
+    judge, made = windows(tmp_path, file, training=False, source=source)
+    questions = judge.tokens().questions
+    assert made.lengths.max() <= length
+    assert len(made.asked) == len(questions) == 10_570
+    seen = [np.zeros(count, bool) for count in made.contexts.lengths[made.asked]]
+    for question, start, count, _, _ in made.rows.tolist():
         seen[question][start : start + count] = True
     assert all(part.all() for part in seen)
-    found = decode(windows, pointing(windows), questions, max_answer=64)
-    missed = [q for q in questions if not any_exact(found[q.id].text, q)]
+    found = judge.answers(Saying(made, pointing))
+    said = {name: answer.text for name, answer in found.items()}
+    missed = [q for q in questions if score({"q": said[q.id]}, {"q": q.answers})["exact"] < 1]
     # These 23 answers start or end inside a word ("gold" of "golden"): no token ends there.
     assert len(missed) == 23
-    assert all(question.answers[0] in found[question.id].text for question in missed)
-    values = score(
-        {name: answer.text for name, answer in found.items()},
-        {question.id: question.answers for question in questions},
-    )
+    assert all(question.answers[0] in said[question.id] for question in missed)
+    values = score(said, {question.id: question.answers for question in questions})
     assert values["exact"] == 1 - 23 / 10_570
     assert values["f1"] > 0.998
-
-
-def any_exact(text: str, question: Question) -> bool:
-    return score({"q": text}, {"q": question.answers})["exact"] == 1

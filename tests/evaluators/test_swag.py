@@ -76,18 +76,7 @@ def test_batches_hold_every_item_once_an_epoch(data: Path) -> None:
     assert len(set(seen)) == 20
 
 
-def test_settings_make_other_protocols(data: Path) -> None:
-    base = evaluator(data, rows=10, dev_rows=10)
-    changes: list[dict[str, object]] = [{"rows": 9}, {"dev_rows": 9}, {"epochs": 2}]
-    changes += [{"finetune_lr": 1e-4}, {"split_seed": 1}, {"name": "swag/val.jsonl"}]
-    made = [evaluator(data, **({"rows": 10, "dev_rows": 10} | change)) for change in changes]  # type: ignore[arg-type]
-    assert len({base.protocol} | {judge.protocol for judge in made}) == 7
-    assert [objective.name for objective in base.objectives] == ["accuracy", "sparsity"]
-
-
 def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dev_rows must be at least 1"):
-        evaluator(data, dev_rows=0)
     with pytest.raises(ValueError, match="at least 8 positions, got 7"):
         evaluator(data, length=7)
     with pytest.raises(DataError, match="no such SWAG file or folder"):

@@ -10,15 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from real_data import DATA, real
-from toy_questions import WORDS, swag_rows, toy_corpus, write_swag
+from toy_questions import WORDS, swag_rows, task_judge, toy_corpus, write_swag
 
 from masksearch.errors import DataError
-from masksearch.evaluators.swag import SwagItem, load_swag, make_choices, read_swag
 
 CORPUS = toy_corpus(16)
 ROWS = swag_rows(12, seed=0)
 COLUMNS = ["", "video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source"]
 COLUMNS += [*(f"ending{index}" for index in range(4)), "label"]
+
+
+def read(path: Path) -> Any:
+    """The items of one file."""
+    return task_judge("swag", path, path).data().train
+
+
+def choices_of(folder: Path, items: list[tuple[str, list[str], int]]) -> Any:
+    """The tokenized items, each a start, its endings and the right one."""
+    names = ("startphrase", "choices", "answer")
+    path = write_swag(folder / "x.jsonl", [dict(zip(names, item, strict=True)) for item in items])
+    return task_judge("swag", path, path, length=16).holding(source=CORPUS).tokenize("").train
 
 
 def official(row: dict[str, Any]) -> dict[str, Any]:
@@ -39,51 +50,17 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_every_form_gives_the_same_items(tmp_path: Path) -> None:
     rows = [ROWS[0] | {"startphrase": 'He said "no,\nno". She'}, *ROWS[1:]]
-    lines = read_swag(write_swag(tmp_path / "a.jsonl", rows))
+    lines = read(write_swag(tmp_path / "a.jsonl", rows))
     start, choices, answer = (rows[3][name] for name in ("startphrase", "choices", "answer"))
-    assert lines[3] == SwagItem(start, tuple(choices), answer)
-    table = read_swag(write_csv(tmp_path / "a.csv", [official(row) for row in rows]))
+    assert (lines[3].start, lines[3].choices, lines[3].label) == (start, tuple(choices), answer)
+    table = read(write_csv(tmp_path / "a.csv", [official(row) for row in rows]))
     assert table == lines
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     whole = [official(row) for row in rows]
     parquet.write_table(arrow.Table.from_pylist(whole), tmp_path / "a.parquet")
-    assert read_swag(tmp_path / "a.parquet") == lines
+    assert read(tmp_path / "a.parquet") == lines
     apart = [{k: v for k, v in official(row).items() if k != "startphrase"} for row in rows[1:]]
-    assert read_swag(write_csv(tmp_path / "b.csv", apart)) == lines[1:]
-
-
-def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
-    write_csv(tmp_path / "train.csv", [official(row) for row in ROWS[:8]])
-    write_csv(tmp_path / "val.csv", [official(row) for row in ROWS[8:]])
-    for left_out in ("train_full.csv", "test.csv"):
-        (tmp_path / left_out).write_text("something else")
-    data = load_swag(tmp_path)
-    assert (len(data.train), len(data.dev)) == (8, 4)
-    assert data.source == "train.csv, held out val.csv"
-    part = load_swag(tmp_path, rows=5, dev_rows=2)
-    assert (len(part.train), len(part.dev)) == (5, 2)
-    assert part.digest != data.digest
-    places = [list(data.train).index(item) for item in part.train]
-    assert places == sorted(places) != list(range(5))
-    assert part == load_swag(tmp_path, rows=5, dev_rows=2)
-    with pytest.raises(ValueError, match="rows must be at least 1"):
-        load_swag(tmp_path, rows=0)
-    write_swag(tmp_path / "val.jsonl", ROWS)
-    with pytest.raises(DataError, match=r"val\.csv, val\.jsonl: several val files"):
-        load_swag(tmp_path)
-
-
-def test_one_file_is_split_by_starts(tmp_path: Path) -> None:
-    doubled = [row for row in ROWS for _ in range(2)]
-    path = write_swag(tmp_path / "swag_val.jsonl", doubled)
-    data = load_swag(path)
-    assert data.source == "swag_val.jsonl alone: 2 of 12 starts, drawn by seed 0, are held out"
-    assert not {item.start for item in data.train} & {item.start for item in data.dev}
-    assert len(data.train) + len(data.dev) == 24
-    assert load_swag(tmp_path) == data
-    assert len({load_swag(path, seed=seed).dev[0] for seed in range(5)}) > 1
-    other = write_swag(tmp_path / "other.jsonl", ROWS)
-    assert len(load_swag(path, other).dev) == 12
+    assert read(write_csv(tmp_path / "b.csv", apart)) == lines[1:]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -105,15 +82,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_items_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     rows = [ROWS[0], ROWS[1] | {"answer": 0} | change]
     with pytest.raises(DataError, match=message):
-        read_swag(write_swag(tmp_path / "a.jsonl", rows))
+        read(write_swag(tmp_path / "a.jsonl", rows))
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with pytest.raises(DataError, match="holds neither a train nor a val file of SWAG"):
-        load_swag(tmp_path)
+        task_judge("swag", tmp_path).data()
     with pytest.raises(DataError, match=r"no such SWAG file or folder: .*a\.jsonl"):
-        load_swag(path)
+        task_judge("swag", path).data()
     for raw, message in (
         (b"", "is empty"),
         (b"\n{", "line 2 is not JSON"),
@@ -123,24 +100,24 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     ):
         path.write_bytes(raw)
         with pytest.raises(DataError, match=message):
-            list(read_swag(path))
+            read(path)
     write_swag(path, [ROWS[0]] * 3)
     with pytest.raises(DataError, match=r"one file is split by starts .* holds 1"):
-        load_swag(path)
+        task_judge("swag", path).data()
     (tmp_path / "a.parquet").write_bytes(b"PAR")
     with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file"):
-        read_swag(tmp_path / "a.parquet")
+        read(tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"a\.txt: a SWAG file ends in \.csv"):
-        load_swag(tmp_path / "a.txt")
+        task_judge("swag", tmp_path / "a.txt").data()
     write_swag(path, ROWS)
     other = write_swag(tmp_path / "b.jsonl", [ROWS[0] | {"choices": ["a", "b"], "answer": 0}])
     with pytest.raises(DataError, match=r"items have \[2, 4\] choices"):
-        load_swag(path, other)
+        task_judge("swag", path, other).data()
 
 
-def test_sequences_by_hand() -> None:
-    rows = make_choices(CORPUS, [SwagItem("ban bar", ("kat", "kit kon"), 1)])
+def test_sequences_by_hand(tmp_path: Path) -> None:
+    rows = choices_of(tmp_path, [("ban bar", ["kat", "kit kon"], 1)])
     (made,) = rows
     tokens = [[CORPUS.tokenizer.id_to_token(number) for number in ids] for ids in made.ids]
     assert tokens[0] == ["[CLS]", "ban", "bar", "[SEP]", "kat", "[SEP]"]
@@ -152,8 +129,9 @@ texts = st.integers(1, 20).map(lambda count: " ".join(WORDS[:count]))
 
 
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4))
-def test_long_items_are_cut_at_the_outer_ends(parts: list[tuple[str, str, str]]) -> None:
-    rows = make_choices(CORPUS, [SwagItem(start, ends, 0) for start, *ends in parts])  # type: ignore[arg-type]
+def test_long_items_are_cut_at_the_outer_ends(tmp_path_factory, parts):
+    items = [(start, ends, 0) for start, *ends in parts]
+    rows = choices_of(tmp_path_factory.mktemp("swag"), items)
     held = pickle.loads(pickle.dumps(rows))
     assert list(held) == list(rows)
     for (start, *endings), made, length in zip(parts, rows, rows.lengths, strict=True):
@@ -171,7 +149,7 @@ def test_long_items_are_cut_at_the_outer_ends(parts: list[tuple[str, str, str]])
 @pytest.mark.slow
 @real
 def test_the_real_file() -> None:
-    data = load_swag(DATA / "swag")
+    data = task_judge("swag", DATA / "swag").data()
     assert len(data.train) + len(data.dev) == 500
     labels = Counter(item.label for item in (*data.train, *data.dev))
     assert set(labels) == {0, 1, 2, 3}

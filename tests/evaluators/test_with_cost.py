@@ -1,7 +1,6 @@
 """An evaluator with costs on top: reports, objectives, gradients, lengths."""
 
 import math
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,12 +94,6 @@ def test_objectives_are_the_inner_ones_and_the_chosen_costs(settings, names):
     assert set(names) <= set(last.values)
 
 
-def test_memory_alone_is_deterministic_and_not_timed():
-    evaluator = WithCost(Inner(), latency=False, memory=True)
-    assert reports(evaluator, masks.star()) == reports(evaluator, masks.star())
-    assert set(reports(evaluator, masks.star())[-1].values) == {"score", "memory"}
-
-
 def test_it_offers_gradients_exactly_where_the_inner_one_does():
     assert not WithCost(Inner()).offers("differentiable")
     learning = WithCost(Learning())
@@ -121,13 +114,6 @@ def test_it_carries_data_exactly_where_the_inner_one_does():
     assert packed.objectives == evaluator.objectives
     outer = WithCost(evaluator)  # wrapped twice
     assert outer.packed().evaluator == packed
-
-
-def test_wraps_one_that_is_wrapped_already():
-    outer = WithCost(WithCost(Learning(), latency=False, memory=True), latency=True)
-    assert [o.name for o in outer.objectives] == ["score", "sparsity", "memory", "latency_ratio"]
-    assert outer.offers("differentiable")
-    assert pickle.loads(pickle.dumps(WithCost(CostEvaluator()))) == WithCost(CostEvaluator())
 
 
 def test_protocol_joins_the_inner_one_and_the_settings(monkeypatch):

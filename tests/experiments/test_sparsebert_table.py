@@ -16,8 +16,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator, Objective, Report
-from masksearch.tasks.glue import reported
-from masksearch.tasks.glue.tasks import glue_score
+from masksearch.tasks.glue.tasks import glue_score, reported
 
 script = load_script("12_sparsebert_table/table.py")
 COLUMNS, ROWS, compare_published = script.COLUMNS, script.ROWS, script.compare_published

@@ -33,7 +33,7 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.tasks.planted.graded import PlantedTask
+from masksearch.tasks.planted import PlantedTask
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.training.checkpoints import Checkpoints
 from tests.gates.conftest import batches, model

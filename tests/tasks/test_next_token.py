@@ -47,7 +47,7 @@ def test_every_sequence_is_trained_on_once_a_round(text: NextTokenText) -> None:
     assert len(seen) == len(text.train) // 8 * 8
     again = text.batches(0, 8, start=3)
     assert torch.equal(next(again)["input_ids"], seen[24:32])
-    own = sorted(map(tuple, text.train.tensor().tolist()))
+    own = sorted(map(tuple, text.train[torch.arange(len(text.train))].tolist()))
     assert all(tuple(row) in own for row in seen.tolist())
 
 
@@ -108,7 +108,7 @@ def test_paragraphs_end_with_a_blank_line(tmp_path: Path) -> None:
         (tmp_path / "folder" / f"{name}.txt").write_bytes(path.read_bytes())
     place = {"tokenizer": tokenizer, "length": 100, "cache": tmp_path, "test": True}
     tested = NextTokenText.load(tmp_path / "folder", **place)
-    assert tested.tokenizer.decode(tested.held[0].tolist()) == said[:100]
+    assert tested.tokenizer.decode(tested.held.body[0].tolist()) == said[:100]
     plain = NextTokenText.load(tmp_path / "folder", **(place | {"test": False}))
     assert tested.train_digest == plain.train_digest
     assert len({tested.digest, tested.train_digest, plain.digest}) == 2

@@ -1,6 +1,5 @@
 """Next sentences and their order."""
 
-import pickle
 import random
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -10,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_sentences import WORDS
 
+import masksearch as ms
 from masksearch.contracts import Batch, Task
 from masksearch.errors import DataError
-from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.tasks.text.corpus import Corpus
 
 Kind = Literal["next", "order"]
@@ -25,17 +25,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Documents of numbered words: the words tell the document and the place in it."""
     folder = tmp_path_factory.mktemp("pairs")
     draw = random.Random(0)
-    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
     paragraphs = []
     for number in range(60):
         lines = [
-            " ".join([f"{words[number]}", *draw.choices(words[60:], k=draw.randint(2, 9)), "."])
+            " ".join([f"{WORDS[number]}", *draw.choices(WORDS[60:], k=draw.randint(2, 9)), "."])
             for _ in range(draw.randint(1, 12))
         ]
         paragraphs.append("\n".join(lines))
     (folder / "a.txt").write_text("\n\n".join(paragraphs))
     (folder / "valid.txt").write_text("\n\n".join(paragraphs[:15]))
     return Corpus.load(folder, vocabulary=300, length=32, cache=folder)
+
+
+def task_of(corpus: Corpus, kind: Kind = "next", **settings: Any) -> Any:
+    """The task of an evaluator that holds the corpus."""
+    how = {"pretraining": f"mlm+{kind}", "length": corpus.length, "split": "all"}
+    return ms.MlmEvaluator("text", **how, **settings).holding(corpus=corpus).task()
 
 
 def restored(batch: Batch) -> list[list[int]]:
@@ -63,7 +68,7 @@ def segments(corpus: Corpus, batch: Batch) -> list[tuple[tuple[int, ...], tuple[
 
 def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
     """Every stretch of the text that stays in a document."""
-    ids = rows.tensor()[:, 1:-1].reshape(-1).tolist()
+    ids = rows[torch.arange(len(rows))][:, 1:-1].reshape(-1).tolist()
     begins = corpus.begins
     number = 0 if rows is corpus.train else 1
     bounds = [*begins[number].paragraphs.tolist(), len(ids)]
@@ -78,7 +83,7 @@ def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_pairs_are_what_their_labels_say(corpus: Corpus, kind: Kind, whole_words: bool) -> None:
-    task = SentencePairTask(corpus, batch=16, kind=kind, whole_words=whole_words)
+    task = task_of(corpus, batch=16, kind=kind, whole_words=whole_words)
     known = stretches(corpus, corpus.train)
     followed = 0
     for batch in islice(task.batches(0), 25):
@@ -99,14 +104,14 @@ def test_pairs_are_what_their_labels_say(corpus: Corpus, kind: Kind, whole_words
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_even(corpus: Corpus, kind: Kind) -> None:
-    task = SentencePairTask(corpus, batch=100, kind=kind)
+    task = task_of(corpus, batch=100, kind=kind)
     labels = torch.cat([batch["next_sentence_label"] for batch in islice(task.batches(1), 40)])
     assert labels.float().mean() == pytest.approx(0.5, abs=0.04)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_scored_tokens_are_a_share_of_the_pair(corpus: Corpus, whole_words: bool) -> None:
-    task = SentencePairTask(corpus, batch=32, whole_words=whole_words)
+    task = task_of(corpus, batch=32, whole_words=whole_words)
     for batch in islice(task.batches(2), 10):
         real = batch["attention_mask"].sum(1) - 3
         scored = (batch["labels"] != -100).sum(1)
@@ -115,7 +120,7 @@ def test_scored_tokens_are_a_share_of_the_pair(corpus: Corpus, whole_words: bool
 
 
 def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
-    task = SentencePairTask(corpus, batch=5, kind="order")
+    task = task_of(corpus, batch=5, kind="order")
     count = len(task.windows)
     seen = []
     for batch in islice(task.batches(0), -(-count // 5)):
@@ -138,7 +143,7 @@ def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
     whole_words=st.booleans(),
 )
 def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, kind, whole_words):
-    task = SentencePairTask(corpus, batch=7, kind=kind, whole_words=whole_words)
+    task = task_of(corpus, batch=7, kind=kind, whole_words=whole_words)
     one = next(islice(task.batches(seed), start, None))
     two = next(task.batches(seed, start=start))
     assert one.keys() == two.keys()
@@ -147,7 +152,7 @@ def test_batches_go_on_where_they_are_asked_to(corpus, seed, start, kind, whole_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
-    task = SentencePairTask(corpus, batch=4, held_out_sequences=6, kind=kind)
+    task = task_of(corpus, batch=4, held_out_sequences=6, kind=kind)
     assert isinstance(task, Task)
     one, two = task.held_out(), task.held_out()
     assert [len(batch["labels"]) for batch in one] == [4, 2]
@@ -157,38 +162,11 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
     assert task.name == f"mlm+{kind}"
 
 
-def test_a_pickled_corpus_gives_the_same_pairs(corpus: Corpus) -> None:
-    shipped = pickle.loads(pickle.dumps(corpus))
-    for one, two in zip(
-        islice(SentencePairTask(corpus).batches(0), 3),
-        islice(SentencePairTask(shipped).batches(0), 3),
-        strict=True,
-    ):
-        assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"kind": "nsp"}, "'next' or 'order', got 'nsp'"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"probability": 1.5}, "probability is a share"),
-        ({"held_out_sequences": 0}, "held_out_sequences"),
-    ],
-)
-def test_wrong_settings_are_named(corpus: Corpus, changed: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SentencePairTask(corpus, **changed)
-
-
 def test_errors_say_what_to_do(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="at least 7 positions"):
-        SentencePairTask(replace(corpus, train=corpus.train.tensor()[:, :6]))
-    for changed in (replace(corpus, begins=None), replace(corpus, train=corpus.train[::2])):
-        with pytest.raises(DataError, match=r"documents of its train text begin: take one from"):
-            next(SentencePairTask(changed).batches(0))
+        task_of(replace(corpus, train=corpus.train[torch.arange(9)][:, :6]))
     one = replace(corpus.begins[0], paragraphs=corpus.begins[0].documents)
     whole = replace(corpus, begins=(one, one))
     with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):
-        next(SentencePairTask(whole).batches(0))
-    next(SentencePairTask(whole, kind="order").batches(0))
+        next(task_of(whole).batches(0))
+    next(task_of(whole, kind="order").batches(0))

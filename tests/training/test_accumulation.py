@@ -151,10 +151,3 @@ def test_the_cpu_allocator_says_what_is_looked_for():
     model = Tagger()
     with pytest.warns(UserWarning, match="out of memory with 4 rows at once"):
         Accumulator().gradients(model, [drawn(4, 0, "tokens")], loss, lambda: begun(model))
-
-
-def test_no_scored_label_at_all_is_an_error():
-    model, batch = Tagger(), drawn(4, 0, "tokens")
-    batch["labels"].fill_(-100)
-    with pytest.raises(ValueError, match="no label of the batch is scored"):
-        Accumulator(2).gradients(model, [batch], both, lambda: begun(model))

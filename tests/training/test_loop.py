@@ -22,7 +22,6 @@ from masksearch.training.loop import (
     TrainConfig,
     Training,
     follow_trainings,
-    parameter_groups,
     rate,
     train,
 )
@@ -62,10 +61,6 @@ def small(seed: int = 0) -> MaskedLanguageModel:
 
 
 # -- the schedule ------------------------------------------------------------------------------
-def test_rate_by_hand():
-    config = TrainConfig(steps=10, warmup=0.2)
-    expected = [1 / 2, 1, 8 / 8, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
-    assert [rate(step, config) for step in range(11)] == expected
 
 
 # -- the loop ----------------------------------------------------------------------------------
@@ -100,33 +95,6 @@ def test_loop_equals_a_plain_one():
     assert steps == [Step(n + 1, step.loss, 6) for n, step in enumerate(steps)]
 
 
-@pytest.mark.slow
-def test_training_is_the_same_twice_and_lowers_the_loss():
-    config = TrainConfig(steps=30, lr=1e-2)
-    state = torch.get_rng_state()
-    runs = [[step.loss for step in train(small(), tokens(), config)] for _ in range(2)]
-    assert runs[0] == runs[1]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert runs[0] != [step.loss for step in train(small(), tokens(1), config)]
-    assert sum(runs[0][-5:]) < sum(runs[0][:5])
-
-
-def test_closing_the_iterator_stops():
-    model, drawn = small().eval(), []
-
-    def counted() -> Iterator[Batch]:
-        for batch in tokens():
-            drawn.append(batch)
-            yield batch
-
-    steps = train(model, counted(), TrainConfig(steps=100))
-    assert next(steps).number == 1
-    assert next(steps).number == 2
-    steps.close()
-    assert len(drawn) == 2
-    assert model.training
-
-
 # -- what goes wrong ---------------------------------------------------------------------------
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_non_finite_loss_names_the_step(bad):
@@ -152,38 +120,6 @@ def test_batches_that_end_early():
         list(train(Linear(), short, TrainConfig(steps=5), squared))
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"lr": 0.0}, "lr must be positive, got 0.0"),
-        ({"lr": math.nan}, "lr must be positive, got nan"),
-        ({"micro_batches": 0}, "micro_batches must be at least 1, got 0"),
-        ({"optimiser": "lam"}, "unknown optimiser 'lam'; did you mean 'lamb'"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
-        ({"warmup": 1.5}, r"warmup is a share of the steps in \[0, 1\], got 1.5"),
-    ],
-)
-def test_config_refuses(given, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**given)
-
-
-# -- parameter groups --------------------------------------------------------------------------
-def test_groups_split_matrices_and_leave_out_gates_and_frozen_weights():
-    model = small()
-    model.add_module("masksearch_gates", nn.Linear(3, 3))
-    frozen = model.encoder.embeddings.position_embeddings.weight.requires_grad_(False)
-    decayed, plain = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert all(p.ndim < 2 for p in plain["params"])
-    grouped = {id(p) for group in (decayed, plain) for p in group["params"]}
-    gates = {id(p) for p in model.get_submodule("masksearch_gates").parameters()}
-    assert not grouped & (gates | {id(frozen)})
-    assert grouped | gates | {id(frozen)} == {id(p) for p in model.parameters()}
-
-
 def test_gates_are_neither_trained_nor_part_of_the_clipped_norm():
     plain, gated = Linear(), Linear()
     gated.add_module("masksearch_gates", nn.Linear(2, 2))
@@ -203,16 +139,6 @@ def test_gates_are_neither_trained_nor_part_of_the_clipped_norm():
 
 
 # -- several batches a step, another optimiser, another schedule --------------------------------
-def test_micro_batches_equal_one_large_batch():
-    given = [next(tokens(seed)) for seed in range(12)]
-    large = [{n: torch.cat([b[n] for b in given[i : i + 3]]) for n in given[0]} for i in (0, 3, 6)]
-    one, other = small(), small()
-    whole = list(train(one, iter(large), TrainConfig(steps=3)))
-    parts = list(train(other, iter(given), TrainConfig(steps=3, micro_batches=3)))
-    assert [step.loss for step in parts] == pytest.approx([step.loss for step in whole], abs=1e-5)
-    assert [step.tokens for step in parts] == [step.tokens for step in whole] == [96] * 3
-    for name, weight in one.state_dict().items():
-        assert torch.allclose(weight, other.state_dict()[name], atol=1e-4), name
 
 
 def test_lamb_equals_its_optimiser():
@@ -313,32 +239,6 @@ def test_the_global_generator_is_part_of_the_state(tmp_path):
         torch.manual_seed(99)
         rest = list(train(dropping(), tokens(), config, checkpoints=Checkpoints(tmp_path)))
     assert first[:3] + rest == straight
-
-
-def test_noise_of_a_seed_leaves_the_global_generator():
-    state = torch.get_rng_state()
-    runs = [
-        list(train(dropping(), tokens(), TrainConfig(steps=4), noise_seed=seed))
-        for seed in (1, 1, 2)
-    ]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-
-
-def test_memory_comes_back_with_the_state(tmp_path):
-    config, memory = TrainConfig(steps=5), {"curve": []}
-    options = {"checkpoints": Checkpoints(tmp_path, seconds=0)}
-    steps = train(small(), tokens(), config, memory=memory, **options)
-    for step in steps:
-        memory["curve"].append([step.number, step.loss])
-        if step.number == 4:
-            break
-    steps.close()
-    found = {"curve": [], "other": 1}
-    rest = train(small(), tokens(), config, memory=found, **options)
-    assert found == {"curve": memory["curve"][:3], "other": 1}  # before any step
-    assert next(rest).number == 4
 
 
 def test_another_runs_checkpoint_is_passed_over(tmp_path, caplog):

@@ -13,26 +13,24 @@ from pathlib import Path
 import pytest
 
 import masksearch as ms
-from masksearch.cli.options import read_helps
 from masksearch.contracts import Evaluator
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
-from masksearch.tasks.recall import Recall
-from masksearch.training.parts import (
-    AdaptConfig,
-    EncoderConfig,
-    MachineConfig,
-    ModelConfig,
-    Settings,
-    TextConfig,
-    TrainingConfig,
-    read_settings,
-    settings_fields,
-    usual_settings,
-)
+from masksearch.training.parts import Settings
 
-GROUPS = (TextConfig, ModelConfig, TrainingConfig, EncoderConfig, MachineConfig, AdaptConfig)
+GROUPS = [kind for kind in ms.GlueEvaluator.__mro__ if kind.__module__ == Settings.__module__][:-1]
+
+
+def settings_of(kind: type) -> set[str]:
+    """The names of what an evaluator takes and shows."""
+    return {each.name for each in fields(kind) if each.init and each.repr}
+
+
+def described_in(kind: type) -> list[str]:
+    """The names under `Args:`, and under nothing else, of a docstring."""
+    described = (inspect.getdoc(kind) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    return re.findall(r"^    (\w+): ", described, re.M)
 
 
 def evaluators(kind: type = Evaluator) -> Iterator[type]:
@@ -52,11 +50,11 @@ def test_a_setting_is_declared_and_described_once_and_has_one_type():
     described, types = Counter[str](), defaultdict[str, set[str]](set)
     for kind in {*GROUPS, *(kind for kind in evaluators() if issubclass(kind, Settings))}:
         own = {name for name in vars(kind).get("__annotations__", {}) if name in vars(kind)}
-        helps = read_helps(inspect.getdoc(kind) or "") if "__doc__" in vars(kind) else {}
+        helps = described_in(kind) if "__doc__" in vars(kind) else []
         inherited = {f.name for base in kind.__bases__ if is_dataclass(base) for f in fields(base)}
-        described.update({name for name in helps if name in settings_fields(kind)})
-        assert inherited | {*helps} >= own & settings_fields(kind).keys(), kind
-        for name in own & settings_fields(kind).keys() - {"adapt", "tasks"}:  # narrower: no None
+        described.update({name for name in helps if name in settings_of(kind)})
+        assert inherited | {*helps} >= own & settings_of(kind), kind
+        for name in own & settings_of(kind) - {"adapt", "tasks"}:  # narrower: no None
             types[name].add(str(kind.__annotations__[name]))
     assert {name for name, kinds in types.items() if len(kinds) > 1} == set()
     of_planted = {"held_out_sequences", "size", "initializer_range"}  # it has no text, no weights
@@ -70,7 +68,7 @@ def test_a_group_is_described_whole():
             each.name for base in group.__bases__ if is_dataclass(base) for each in fields(base)
         }
         names = [each.name for each in fields(group) if each.name not in inherited]
-        assert list(read_helps(inspect.getdoc(group) or "")) == names
+        assert described_in(group) == names
 
 
 def test_a_setting_is_an_attribute_and_a_field_to_replace():
@@ -88,19 +86,7 @@ def test_an_evaluator_has_defaults_of_its_own():
     planted, text = ms.PlantedEvaluator(), ms.MlmEvaluator("a.txt")
     assert (planted.steps, text.steps) == (500, 800)
     assert ms.PlantedEvaluator(steps=800).steps == 800
-    assert repr(text).startswith("MlmEvaluator(corpus=")
-    assert read_settings(text) == usual_settings(ms.MlmEvaluator) | {
-        "corpus": Path("a.txt").resolve()
-    }
-
-
-def test_planted_recall_has_a_length_of_its_own_unless_one_is_given():
-    assert ms.CausalEvaluator("recall").length == Recall().length
-    assert ms.CausalEvaluator("recall", length=256).corpus == Recall.of_length(256)
-    assert ms.CausalEvaluator("a").length == 256
-    assert type(ms.CausalEvaluator("a").length) is int
-    with pytest.raises(ValueError, match="has 56 positions, got length=256; leave length out"):
-        ms.CausalEvaluator(Recall(), length=256)
+    assert repr(text) == f"MlmEvaluator(corpus={Path('a.txt').resolve()!r})"
 
 
 def test_what_an_evaluator_does_not_have_is_answered_with_the_nearest():
@@ -128,11 +114,24 @@ def test_values_out_of_range_are_refused():
         (lambda: ms.MlmEvaluator("a", size="huge"), UnknownNameError, "model size 'huge'"),
         (lambda: ms.MlmEvaluator("a", dropout=1), ValueError, r"in \[0, 1\), got 1"),
         (lambda: ms.MlmEvaluator("a", held_out=2.0), ValueError, r"share in \(0, 1\), got 2.0"),
-        (
-            lambda: ms.GlueEvaluator(adapt="tune", **tuned),
-            UnknownNameError,
-            "adapt 'tune'",
-        ),
+        (lambda: ms.MlmEvaluator("a", size="tinny"), UnknownNameError, "did you mean 'tiny'"),
+        (lambda: ms.MlmEvaluator("a", steps=0), ValueError, "steps must be at least 1"),
+        (lambda: ms.MlmEvaluator(None), ValueError, r"no corpus; give a text file or a folder$"),
+        (lambda: ms.MlmEvaluator("a", architecture="gpt"), UnknownNameError, "architecture 'gpt'"),
+        (lambda: ms.MlmEvaluator("a", reports=0), ValueError, "reports must be at least 1"),
+        (lambda: ms.MlmEvaluator("a", micro_batches=0), ValueError, "micro_batches must be at"),
+        (lambda: ms.MlmEvaluator("a", lr=float("nan")), ValueError, "lr must be positive, got na"),
+        (lambda: ms.MlmEvaluator("a", optimiser="lam"), UnknownNameError, "did you mean 'lamb'"),
+        (lambda: ms.MlmEvaluator("a", schedule="cosine"), UnknownNameError, "schedule 'cosine'"),
+        (lambda: ms.MlmEvaluator("a", warmup=1.5), ValueError, r"steps in \[0, 1\], got 1.5"),
+        (lambda: ms.GlueEvaluator(adapt="tune", **tuned), UnknownNameError, "adapt 'tune'"),
+        (lambda: ms.GlueEvaluator(recover_lr=-1.0, **tuned), ValueError, "recover_lr must be pos"),
+        (lambda: ms.GlueEvaluator(finetune_lr=0.0, **tuned), ValueError, "finetune_lr must be p"),
+        (lambda: ms.GlueEvaluator(finetune_seeds=0, **tuned), ValueError, "finetune_seeds must"),
+        (lambda: ms.GlueEvaluator(epochs=0, **tuned), ValueError, "epochs must be at least 1"),
+        (lambda: ms.GlueEvaluator(rows=0, **tuned), ValueError, "rows must be at least 1"),
+        (lambda: ms.GlueEvaluator(dev_rows=0, **tuned), ValueError, "dev_rows must be at least"),
+        (lambda: ms.GlueEvaluator(frozen="some", **tuned), ValueError, "or None, got 'some'"),
         (lambda: ms.GlueEvaluator(recover_steps=0, **tuned), ValueError, "recover_steps must be"),
         (lambda: ms.GlueEvaluator(frozen=-1, **tuned), ValueError, "'all' or None, got -1"),
         (lambda: ms.CausalEvaluator("a", kv_heads=0), ValueError, "kv_heads must be at least 1"),
@@ -153,7 +152,7 @@ def test_the_signature_shows_every_setting():
     shown = inspect.signature(ms.GlueEvaluator).parameters
     assert [*shown][:3] == ["corpus", "glue", "tasks"]
     assert (shown["steps"].default, shown["convention"].default) == (800, "primary")
-    assert shown.keys() == settings_fields(ms.GlueEvaluator).keys()
+    assert shown.keys() == settings_of(ms.GlueEvaluator)
 
 
 def test_a_subclass_takes_settings_too_and_may_have_its_own_constructor():

@@ -6,6 +6,6 @@ from masksearch.tasks.planted import PlantedProcess, PlantedTask
 from masksearch.tasks.planted.graded import Dependency as Dependency
 from masksearch.tasks.planted.graded import FrontPoint as FrontPoint
 from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
-from masksearch.tasks.planted.graded import PlantedTask as PlantedTask
 from masksearch.tasks.planted.process import PlantedLabelTask as PlantedLabelTask
 from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
+from masksearch.tasks.planted.process import PlantedTask as PlantedTask

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache, cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.contracts import Batch, generator
 from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 
 Curve = NDArray[np.float64]  # accuracy by the number of kept keys
-HELD_OUT = 2  # stream of random numbers of held-out sequences
 HEADROOM = 1e-12  # accuracies that close are equal
 
 
@@ -388,93 +385,3 @@ def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
             )
         parts |= cells
         shared |= together
-
-
-# -- the task of any planted process -----------------------------------------------------------
-class Process(Protocol):
-    """The source of a `PlantedTask`'s sequences: a `GradedProcess` or a `PlantedProcess`."""
-
-    @property
-    def hidden(self) -> float:
-        """Probability that a position is masked."""
-
-    @property
-    def seed(self) -> int:
-        """Of the held-out sequences."""
-
-    @property
-    def mask_id(self) -> int:
-        """Token id that stands for a masked one."""
-
-    def sample(self, count: int, random: torch.Generator) -> Tensor:
-        """Token ids, int64 `[count, length]`."""
-
-
-def mask_tokens(process: Process, tokens: Tensor, random: torch.Generator) -> Batch:
-    """Masks tokens, each with probability `process.hidden`; never position 0.
-
-    Args:
-        process: The distribution.
-        tokens: Token ids `[count, length]`.
-        random: Source of the draws.
-
-    Returns:
-        `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
-        token is scored.
-    """
-    draw = torch.rand(tokens.shape, generator=random)
-    draw[:, 0] = 2.0
-    scored = draw < process.hidden
-    if not scored.any():
-        scored = draw == draw.min()
-    return {
-        "input_ids": tokens.masked_fill(scored, process.mask_id),
-        "labels": tokens.masked_fill(~scored, -100),
-    }
-
-
-def held_out_stream(draw: int) -> tuple[int, ...]:
-    """The seed parts that a draw of held-out sequences adds to its stream; the first adds none."""
-    return (draw,) if draw else ()
-
-
-@dataclass(frozen=True)
-class PlantedTask:
-    """Masked prediction on a planted process; every training batch is drawn anew.
-
-    Args:
-        process: The distribution.
-        batch: Sequences of a batch.
-        held_out_sequences: Number of held-out sequences.
-        draw_number: Number of their draw, from 0; two draws have nothing in common.
-    """
-
-    process: Process
-    batch: int = 64
-    held_out_sequences: int = 1024
-    draw_number: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "held_out_sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 sequence, got {getattr(self, name)}")
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return "planted"
-
-    def batches(self, seed: int) -> Iterator[Batch]:
-        """Endless training batches, a function of `seed` alone."""
-        random = generator(seed)
-        while True:
-            yield mask_tokens(self.process, self.process.sample(self.batch, random), random)
-
-    def held_out(self) -> list[Batch]:
-        """The held-out sequences, the same in every call."""
-        random = generator(self.process.seed, HELD_OUT, *held_out_stream(self.draw_number))
-        tokens = self.process.sample(self.held_out_sequences, random)
-        return [
-            mask_tokens(self.process, tokens[start : start + 256], random)
-            for start in range(0, len(tokens), 256)
-        ]

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Batch, generator
-from masksearch.errors import unknown_name
 from masksearch.files import text_hash
 from masksearch.masks.core import Mask
-from masksearch.tasks.planted.graded import HELD_OUT, held_out_stream
+from masksearch.tasks.planted.graded import GradedProcess
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -53,7 +52,7 @@ def pair_by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Group
     return tuple(groups)
 
 
-PERMUTATIONS, INTACT, FOLLOWS = 1, 3, 4  # streams of random numbers, beside HELD_OUT
+PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS = 1, 2, 3, 4  # streams of random numbers
 
 
 def check_groups(groups: Groups, length: int) -> None:
@@ -215,14 +214,13 @@ class PlantedProcess:
         """First position of the second segment: the cut that separates most pairs, the nearest
         to the middle among equals.
         """
-        return min(
-            range(1, self.length),
-            key=lambda cut: (-len(self.crossing_pairs(cut)), abs(2 * cut - self.length)),
-        )
 
-    def crossing_pairs(self, cut: int) -> list[tuple[int, ...]]:
-        """The pairs with one end before position `cut` and the other not."""
-        return [pair for pair in self.pairs if pair[0] < cut <= pair[-1]]
+        def joined(cut: int) -> int:
+            return sum(pair[0] < cut <= pair[-1] for pair in self.pairs)
+
+        return min(
+            range(1, self.length), key=lambda cut: (-joined(cut), abs(2 * cut - self.length))
+        )
 
     @cached_property
     def permutations(self) -> Tensor:
@@ -293,6 +291,74 @@ class PlantedProcess:
         return (asked & (predicted == labels)).long(), asked.long()
 
 
+Process = PlantedProcess | GradedProcess
+
+
+def mask_tokens(process: Process, tokens: Tensor, random: torch.Generator) -> Batch:
+    """Masks tokens, each with probability `process.hidden`; never position 0.
+
+    Args:
+        process: The distribution.
+        tokens: Token ids `[count, length]`.
+        random: Source of the draws.
+
+    Returns:
+        `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
+        token is scored.
+    """
+    draw = torch.rand(tokens.shape, generator=random)
+    draw[:, 0] = 2.0
+    scored = draw < process.hidden
+    if not scored.any():
+        scored = draw == draw.min()
+    return {
+        "input_ids": tokens.masked_fill(scored, process.mask_id),
+        "labels": tokens.masked_fill(~scored, -100),
+    }
+
+
+def held_out_stream(draw: int) -> tuple[int, ...]:
+    """The seed parts that a draw of held-out sequences adds to its stream; the first adds none."""
+    return (draw,) if draw else ()
+
+
+@dataclass(frozen=True)
+class PlantedTask:
+    """Masked prediction on a planted process; every training batch is drawn anew.
+
+    Args:
+        process: The distribution.
+        batch: Sequences of a batch.
+        held_out_sequences: Number of held-out sequences.
+        draw_number: Number of their draw, from 0; two draws have nothing in common.
+    """
+
+    process: Process
+    batch: int = 64
+    held_out_sequences: int = 1024
+    draw_number: int = 0
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return "planted"
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Endless training batches, a function of `seed` alone."""
+        random = generator(seed)
+        while True:
+            yield mask_tokens(self.process, self.process.sample(self.batch, random), random)
+
+    def held_out(self) -> list[Batch]:
+        """The held-out sequences, the same in every call."""
+        random = generator(self.process.seed, HELD_OUT, *held_out_stream(self.draw_number))
+        tokens = self.process.sample(self.held_out_sequences, random)
+        return [
+            mask_tokens(self.process, tokens[start : start + 256], random)
+            for start in range(0, len(tokens), 256)
+        ]
+
+
 Rule = Literal["intact", "follows"]
 STREAMS = {"intact": INTACT, "follows": FOLLOWS}
 
@@ -309,7 +375,8 @@ class PlantedLabelTask:
       pairs with their key can reach (1 + f) / 2.
     * `"follows"`: the second segment, from `process.split` on, comes from another sequence with
       the same key. So only the pairs across the cut give it away; their partners suffice, the key
-      is not needed. The chance is 0.5.
+      is not needed. The chance is 0.5; with c pairs across the cut a strange segment fits by
+      accident with probability vocabulary^-c.
 
     Args:
         process: The distribution.
@@ -320,7 +387,6 @@ class PlantedLabelTask:
 
     Raises:
         ValueError: If a number of sequences is odd or below 2.
-        UnknownNameError: For another rule.
     """
 
     process: PlantedProcess
@@ -330,8 +396,6 @@ class PlantedLabelTask:
     draw_number: int = 0
 
     def __post_init__(self) -> None:
-        if self.rule not in STREAMS:
-            raise unknown_name("rule", self.rule, get_args(Rule))
         for count in (self.batch, self.held_out_sequences):
             if count < 2 or count % 2:
                 raise ValueError(
@@ -343,19 +407,6 @@ class PlantedLabelTask:
     def name(self) -> str:
         """The task's name: its rule."""
         return self.rule
-
-    @property
-    def ceiling(self) -> float:
-        """Largest expected accuracy: 1 for "intact", where a replaced token always differs from
-        the true one; for "follows" 1 - vocabulary^-c / 2, with c pairs across the cut.
-
-        With probability vocabulary^-c a strange segment fits by accident; then it is taken for
-        the true one.
-        """
-        if self.rule == "intact":
-            return 1.0
-        crossing = len(self.process.crossing_pairs(self.process.split))
-        return 1 - float(self.process.vocabulary) ** -crossing / 2
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """Endless balanced batches: `input_ids` `[batch, length]`, `labels` `[batch]`."""

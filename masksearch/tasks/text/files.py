@@ -158,11 +158,6 @@ def line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
         yield piece, len(piece.encode())
 
 
-def pieces(files: list[Path], stop: int | None = None) -> Iterator[str]:
-    """The text of `marked_pieces`."""
-    return (piece for _, piece in marked_pieces(files, stop))
-
-
 def is_hub(path: Path | str) -> bool:
     """Whether a path is spelled `hf:..`, which is not a path on disk."""
     return str(path).startswith(PREFIX)

@@ -4,7 +4,6 @@ count = encode_stream(tokenizer, marked_pieces(files), folder, "train")
 stream = read_stream(folder, "train", count, id_type(tokenizer))
 rows, begins = stream.packed(128, before=(2,), after=(3,))
 rows[torch.tensor([0, 7])]      # int32 [2, 128], `[CLS] ... [SEP]`
-rows[0::2]                      # every second one, still not copied
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -170,8 +169,6 @@ class Sequences:
     """Rows over a stream of ids that stays where it is (a mapped file), with the same special
     tokens around each: `[CLS] ... [SEP]`.
 
-    A slice of rows is another view; a number, a list or a tensor of numbers copies those rows.
-
     Args:
         body: Ids `[sequences, length - len(before) - len(after)]`.
         before: Ids that begin a row.
@@ -191,26 +188,13 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.body)
 
-    @overload
-    def __getitem__(self, index: slice) -> Sequences: ...
-    @overload
-    def __getitem__(self, index: int | list[int] | Tensor) -> Tensor: ...
-    def __getitem__(self, index: slice | int | list[int] | Tensor) -> Sequences | Tensor:
-        if isinstance(index, slice):
-            return Sequences(self.body[index], self.before, self.after)
-        if isinstance(index, tuple):
-            raise TypeError("sequences are read by rows; take columns from .tensor()")
-        if isinstance(index, int):
-            return self[[index]][0]
-        body = self.body[index.cpu().numpy() if isinstance(index, Tensor) else index]
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Copies the rows of those numbers: int32 `[numbers, length]`."""
+        body = self.body[index.numpy()]
         first, last = (
             np.full((len(body), len(ids)), ids, np.int32) for ids in (self.before, self.after)
         )
         return torch.from_numpy(np.concatenate([first, body, last], 1, dtype=np.int32))
-
-    def tensor(self) -> Tensor:
-        """All rows, copied: int32 `[sequences, length]`."""
-        return self[torch.arange(len(self))]
 
 
 def bare_ids(rows: Tensor | Sequences) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from masksearch.errors import DataError
 from masksearch.files import short_hash
-from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, pieces
+from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, marked_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,7 +73,8 @@ def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Token
         trainer = trainers.WordPieceTrainer(
             vocab_size=size, special_tokens=first + alphabet, show_progress=False
         )
-        plain.train_from_iterator(pieces(files, stop), trainer)
+        pieces = (piece for _, piece in marked_pieces(files, stop))
+        plain.train_from_iterator(pieces, trainer)
         alphabet = sorted(set(plain.get_vocab()) - set(first)) if not alphabet else alphabet
     return word_piece(plain.get_vocab())
 

@@ -36,7 +36,11 @@ def test_quote_marks_of_a_tsv_are_text_and_two_classes_have_an_f1(tmp_path):
     train = 'b\ta\tlabel\n"one\ttwo "2"\t1\nthree\tfour\t0\n'
     folder = write(tmp_path / "pairs", train_tsv=train, dev_tsv="b\ta\tlabel\nx\ty\t0\n")
     task = Columns(("a", "b"), "label").read(folder, tmp_path / "glue")
-    assert (task.kind, task.labels, task.metrics) == ("pair", ("0", "1"), ("accuracy", "f1"))
+    assert (task.texts, task.labels, task.metrics) == (
+        ("a", "b"),
+        ("0", "1"),
+        ("accuracy", "f1"),
+    )
     data = load_glue(tmp_path / "glue", task, split="all")
     assert data.train.texts == [('two "2"', '"one'), ("four", "three")]
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+import masksearch as ms
 from masksearch.errors import DataError
-from masksearch.tasks.glue import TASKS, GlueTask, load_glue
-from masksearch.tasks.glue.read import glue_place
+from masksearch.tasks.glue import load_glue
+from masksearch.tasks.glue.tasks import TASKS, GlueTask
 
 datasets = pytest.importorskip("datasets")
 
@@ -212,8 +213,12 @@ def test_the_hub_is_asked_for_the_configuration(hub, tmp_path, monkeypatch):
 def test_places_are_absolute_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local").mkdir()
-    assert glue_place("glue") == tmp_path / "glue"
-    assert glue_place("hf:nyu-mll/glue") == "hf:nyu-mll/glue"
-    assert glue_place("hf:local") == glue_place("hf:./local") == f"hf:{tmp_path / 'local'}"
-    assert glue_place(f"hf:{tmp_path}") == f"hf:{tmp_path}"
-    assert glue_place("hf:~/x") == f"hf:{(Path.home() / 'x').resolve()}"
+    for given, place in (
+        ("glue", tmp_path / "glue"),
+        ("hf:nyu-mll/glue", "hf:nyu-mll/glue"),
+        ("hf:local", f"hf:{tmp_path / 'local'}"),
+        ("hf:./local", f"hf:{tmp_path / 'local'}"),
+        (f"hf:{tmp_path}", f"hf:{tmp_path}"),
+        ("hf:~/x", f"hf:{(Path.home() / 'x').resolve()}"),
+    ):
+        assert ms.GlueEvaluator("text", given).glue == place

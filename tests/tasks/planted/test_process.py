@@ -1,15 +1,15 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import masksearch as ms
 from masksearch.contracts import Shape, generator
-from masksearch.errors import UnknownNameError
 from masksearch.masks.lower import lower
-from masksearch.tasks.planted.graded import PlantedTask, mask_tokens
-from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, pair_by_offsets
+from masksearch.tasks.planted.process import PlantedProcess, pair_by_offsets
 
 PROCESSES = [
     PlantedProcess(),
@@ -17,7 +17,27 @@ PROCESSES = [
     PlantedProcess(length=32, offsets=(7, 3, 1), keys=1),
     PlantedProcess(length=17, offsets=(2, 9), keys=3, vocabulary=5, hidden=0.4, seed=3),
 ]
+GROUPED = [
+    PlantedProcess(groups=tuple((first, 24 - first) for first in range(1, 12))),
+    PlantedProcess(length=16, groups=((1, 9), (4, 5), (7, 14)), keys=3),
+    PlantedProcess(length=17, groups=pair_by_offsets(17, (5, 2), 3), keys=1, vocabulary=5),
+    PlantedProcess(length=9, groups=((1, 2, 8), (3, 5, 6)), keys=3, vocabulary=4, hidden=0.3),
+]
 each = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.digest)
+every = pytest.mark.parametrize(
+    "process", [*PROCESSES, *GROUPED], ids=lambda process: process.digest
+)
+
+
+def judge(process: PlantedProcess, **sizes: int) -> Any:
+    return ms.PlantedEvaluator(process, **sizes)
+
+
+def masked(process: PlantedProcess, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Held-out sequences as they are shown, and their labels."""
+    batches = judge(process, held_out_sequences=count).task.held_out()
+    shown, labels = (torch.cat([batch[n] for batch in batches]) for n in ("input_ids", "labels"))
+    return shown, labels
 
 
 @given(st.integers(3, 40), st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True))
@@ -56,56 +76,27 @@ def test_permutations_hold_in_samples_and_disagree_between_keys(process):
 
 
 @each
-def test_ceiling_and_chance_match_simulated_decoders(process):
-    random = generator(3)
-    batch = mask_tokens(process, process.sample(1500, random), random)
-    partner = dict(process.pairs) | {second: first for first, second in process.pairs}
-    known = {}
-    for row in process.sample(2000, generator(77)).tolist():
-        for here, there in partner.items():
-            known[row[0] if process.keys > 1 else None, row[there], here] = row[here]
-    hits = guesses = count = 0
-    for shown, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
-        for position in partner:
-            if labels[position] != -100:
-                key = shown[0] if process.keys > 1 else None
-                hits += known.get((key, shown[partner[position]], position), 0) == labels[position]
-                guesses += labels[position] == 0
-                count += 1
-    assert hits / count == pytest.approx(process.ceiling, abs=0.02)
-    assert guesses / count == pytest.approx(process.chance, abs=0.02)
-
-
-@each
 def test_masked_hides_the_scored_tokens_and_never_position_zero(process):
-    tokens = process.sample(400, generator(5))
-    batch = mask_tokens(process, tokens, generator(6))
-    scored = batch["labels"] != -100
-    assert torch.equal(scored, batch["input_ids"] == process.mask_id)
-    assert torch.equal(batch["labels"][scored], tokens[scored])
-    assert torch.equal(batch["input_ids"][~scored], tokens[~scored])
+    shown, labels = masked(process, 400)
+    scored = labels != -100
+    assert torch.equal(scored, shown == process.mask_id)
     assert not scored[:, 0].any()
     assert scored[:, 1:].float().mean().item() == pytest.approx(process.hidden, abs=0.02)
+    whole = torch.where(scored, labels, shown)
+    assert torch.equal(process.complete_pairs(whole.clone()), whole)
 
 
 def test_masked_always_scores_a_token():
-    process = PlantedProcess(length=3, offsets=(1,), hidden=0.01)
     for seed in range(20):
-        batch = mask_tokens(process, process.sample(1, generator(seed)), generator(seed))
-        assert (batch["labels"] != -100).any()
+        process = PlantedProcess(length=3, offsets=(1,), hidden=0.01, seed=seed)
+        assert (masked(process, 2)[1] != -100).any()
 
 
-def intact(process: PlantedProcess, **numbers: int) -> PlantedLabelTask:
-    return PlantedLabelTask(process, "intact", **numbers)
-
-
-def follows(process: PlantedProcess, **numbers: int) -> PlantedLabelTask:
-    return PlantedLabelTask(process, "follows", **numbers)
-
-
-@pytest.mark.parametrize("kind", [PlantedTask, intact, follows])
-def test_tasks_are_functions_of_the_seed(kind):
-    task = kind(PlantedProcess(), batch=8, held_out_sequences=16)
+@pytest.mark.parametrize("number", range(3))
+def test_tasks_are_functions_of_the_seed(number):
+    sizes = {"batch": 8, "downstream_batch": 8, "held_out_sequences": 16}
+    evaluator = judge(PlantedProcess(), **sizes)
+    task = (evaluator.task, *evaluator.downstream_tasks)[number]
     one, two, other = (task.batches(seed) for seed in (0, 0, 1))
     for _ in range(3):
         a, b, c = next(one), next(two), next(other)
@@ -119,60 +110,7 @@ def test_tasks_are_functions_of_the_seed(kind):
     assert sum(len(batch["input_ids"]) for batch in task.held_out()) == 16
 
 
-def agreeing(process, tokens):
-    """bool [count, pairs]: does the pair hold? By a loop that reads permutations only."""
-    keys = process.key(tokens).tolist()
-    return torch.tensor(
-        [
-            [bool(process.permutations[key, row[a]] == row[b]) for a, b in process.pairs]
-            for row, key in zip(tokens.tolist(), keys, strict=True)
-        ]
-    )
-
-
-@each
-def test_intact_breaks_exactly_one_pair_in_half_of_the_sequences(process):
-    (batch,) = intact(process, held_out_sequences=200).held_out()
-    broken = (~agreeing(process, batch["input_ids"])).sum(1)
-    assert torch.equal(broken == 0, batch["labels"] == 1)
-    assert broken.max() == 1
-    assert batch["labels"].sum() == 100
-
-
-@pytest.mark.slow
-@each
-def test_follows_breaks_only_pairs_across_the_cut(process):
-    task = follows(process, held_out_sequences=2000)
-    (batch,) = task.held_out()
-    holds = agreeing(process, batch["input_ids"])
-    expected = process.crossing_pairs(process.split)
-    crossing = torch.tensor([pair in expected for pair in process.pairs])
-    assert crossing.any()
-    assert holds[batch["labels"] == 1].all()
-    assert holds[:, ~crossing].all()
-    right = (holds.all(1) == (batch["labels"] == 1)).float().mean().item()
-    assert right == pytest.approx(task.ceiling, abs=0.02)
-
-
-GROUPED = [
-    PlantedProcess(groups=tuple((first, 24 - first) for first in range(1, 12))),
-    PlantedProcess(length=16, groups=((1, 9), (4, 5), (7, 14)), keys=3),
-    PlantedProcess(length=17, groups=pair_by_offsets(17, (5, 2), 3), keys=1, vocabulary=5),
-    PlantedProcess(length=9, groups=((1, 2, 8), (3, 5, 6)), keys=3, vocabulary=4, hidden=0.3),
-]
-grouped = pytest.mark.parametrize("process", GROUPED, ids=lambda process: process.digest)
-
-
-@grouped
-def test_grouped_positions_determine_each_other(process):
-    label = process.labels.tolist()
-    tokens = process.sample(300, generator(1))
-    for row, key in zip(tokens.tolist(), process.key(tokens).tolist(), strict=True):
-        for group in process.pairs:
-            assert sum(label[row[position]] for position in group) % process.vocabulary == key
-
-
-@pytest.mark.parametrize("process", [*PROCESSES, *GROUPED], ids=lambda process: process.digest)
+@every
 def test_edges_match_loop(process):
     group_of = {position: group for group in process.pairs for position in group}
     assert sum(map(len, process.pairs)) == len(group_of)  # no position twice
@@ -184,15 +122,13 @@ def test_edges_match_loop(process):
 
 
 @pytest.mark.slow
-@grouped
-def test_grouped_ceilings_match_a_decoder_by_labels(process):
-    random = generator(3)
-    tokens = process.sample(4000, random)
-    batch = mask_tokens(process, tokens, random)
+@every
+def test_ceilings_match_a_decoder_by_labels(process):
+    tokens, labels_of = masked(process, 4000)
     label, inverse = process.labels.tolist(), process.labels.argsort().tolist()
     hits = blind = count = 0
     keys = process.key(tokens).tolist()
-    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), keys, strict=True)
+    rows = zip(tokens.tolist(), labels_of.tolist(), keys, strict=True)
     for shown, labels, key in rows:
         for group in process.pairs:
             for position in group:
@@ -211,7 +147,7 @@ def test_grouped_ceilings_match_a_decoder_by_labels(process):
     )
 
 
-@pytest.mark.parametrize("process", [*PROCESSES, *GROUPED], ids=lambda process: process.digest)
+@every
 def test_tokens_are_uniform_and_keys_balanced(process):
     tokens = process.sample(4000, generator(2))
     for position in {1, process.length - 1, *process.pairs[0]}:
@@ -221,8 +157,8 @@ def test_tokens_are_uniform_and_keys_balanced(process):
     assert (share - 1 / process.keys).abs().max() < 0.04
 
 
-@grouped
-def test_grouped_downstream_breaks_one_group_or_those_across_the_cut(process):
+@every
+def test_downstream_breaks_one_group_or_those_across_the_cut(process):
     label = process.labels.tolist()
 
     def broken(batch):
@@ -237,16 +173,17 @@ def test_grouped_downstream_breaks_one_group_or_those_across_the_cut(process):
             ]
         )
 
-    (batch,) = intact(process, held_out_sequences=200).held_out()
+    intact, follows = judge(process, held_out_sequences=2000).downstream_tasks
+    (batch,) = intact.held_out()
     count = broken(batch).sum(1)
     assert torch.equal(count, 1 - batch["labels"])
-    task = follows(process, held_out_sequences=2000)
-    (batch,) = task.held_out()
+    (batch,) = follows.held_out()
     wrong = broken(batch)
     across = torch.tensor([min(group) < process.split <= max(group) for group in process.pairs])
+    assert across.any()
     assert not wrong[:, ~across].any()
     right = (~wrong.any(1) == (batch["labels"] == 1)).float().mean().item()
-    assert right == pytest.approx(task.ceiling, abs=0.02)
+    assert right == pytest.approx(1 - process.vocabulary ** -int(across.sum()) / 2, abs=0.02)
 
 
 def test_groups_of_three_are_equally_spaced():
@@ -314,14 +251,3 @@ def test_digest_changes_with_every_field():
 def test_wrong_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PlantedProcess(**arguments)
-
-
-def test_odd_batches_are_refused():
-    with pytest.raises(ValueError, match="even number of sequences, got 7; use 8"):
-        intact(PlantedProcess(), batch=7)
-    with pytest.raises(ValueError, match="got 0; use 2"):
-        follows(PlantedProcess(), held_out_sequences=0)
-    with pytest.raises(UnknownNameError, match="rule"):
-        PlantedLabelTask(PlantedProcess(), "follow")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch must be at least 1 sequence, got 0"):
-        PlantedTask(PlantedProcess(), batch=0)

@@ -2,20 +2,18 @@
 
 import copy
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from real_data import DATA, real
-from toy_questions import squad_json, write_squad
+from toy_questions import squad_json, task_judge, write_squad
 
 from masksearch.errors import DataError
-from masksearch.tasks.squad import Question, load_squad, read_squad
 
 
-def articles(questions: Sequence[Question]) -> set[str]:
-    return {question.article for question in questions}
+def load(path: Path, held_out: Path | None = None) -> Any:
+    return task_judge("squad", path, held_out).data()
 
 
 def test_questions_answers_and_paragraphs(tmp_path: Path) -> None:
@@ -34,52 +32,11 @@ def test_questions_answers_and_paragraphs(tmp_path: Path) -> None:
     content = {"data": [{"title": "T", "paragraphs": paragraphs}]}
     path = write_squad(tmp_path / "x.json", content)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    found = read_squad(path)
-    one, two = found
+    held = write_squad(tmp_path / "y.json", squad_json(1, 1, seed=0))
+    one, two = load(path, held).train
     assert one.context == two.context == "a b c"
     assert (one.id, one.text, one.answers, one.starts) == ("p", "one?", ("b c", "c"), (2, 4))
     assert (two.answers, two.article) == ((), "T")
-
-
-def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
-    write_squad(tmp_path / "train-v1.1.json", squad_json(2, 3, seed=0))
-    write_squad(tmp_path / "dev-v1.1.json", squad_json(1, 3, seed=1))
-    data = load_squad(tmp_path)
-    assert (len(data.train), len(data.dev), data.nullable) == (6, 3, False)
-    assert data.source == "train-v1.1.json, held out dev-v1.1.json"
-    other = write_squad(tmp_path / "other.json", squad_json(1, 4, seed=2))
-    assert len(load_squad(tmp_path, other).dev) == 4
-    assert load_squad(tmp_path, other).digest != data.digest
-    write_squad(tmp_path / "dev-v2.0.json", squad_json(1, 3, seed=1))
-    with pytest.raises(DataError, match=r"dev-v1\.1\.json, dev-v2\.0\.json: several dev files"):
-        load_squad(tmp_path)
-
-
-def test_one_file_is_split_by_article(tmp_path: Path) -> None:
-    path = write_squad(tmp_path / "dev-v1.1.json", squad_json(10, 3, seed=0))
-    data = load_squad(path)
-    assert data.source == "dev-v1.1.json alone: 2 of 10 articles, drawn by seed 0, are held out"
-    assert len(articles(data.dev)) == 2
-    assert not articles(data.train) & articles(data.dev)
-    assert len(data.train) + len(data.dev) == 30
-    assert load_squad(tmp_path) == data  # the only file of a folder
-    drawn = {tuple(sorted(articles(load_squad(path, seed=seed).dev))) for seed in range(5)}
-    assert len(drawn) > 1
-
-
-def test_rows_are_a_seeded_sample(tmp_path: Path) -> None:
-    path = write_squad(tmp_path / "dev-v1.1.json", squad_json(10, 6, seed=0))
-    whole, part = load_squad(path), load_squad(path, rows=7, dev_rows=3)
-    assert (len(part.train), len(part.dev)) == (7, 3)
-    order = [list(whole.train).index(question) for question in part.train]
-    assert order == sorted(order)
-    assert max(order) > 7  # not the head
-    assert part.digest != whole.digest
-    assert part == load_squad(path, rows=7, dev_rows=3)
-    assert articles(part.dev)  # of the same held-out articles
-    assert articles(part.dev) <= articles(whole.dev)
-    with pytest.raises(ValueError, match="rows must be at least 1"):
-        load_squad(path, rows=0)
 
 
 AT = r"x\.json, article 0 \(T\), paragraph 0"
@@ -133,15 +90,15 @@ def changed(place: tuple[Any, ...], change: str | dict[str, Any]) -> dict[str, A
 @pytest.mark.parametrize(("place", "change", "message"), MISSING + WRONG)
 def test_missing_keys_and_wrong_values_are_named(tmp_path, place, change, message):
     with pytest.raises(DataError, match=message):
-        read_squad(write_squad(tmp_path / "x.json", changed(place, change)))
+        load(write_squad(tmp_path / "x.json", changed(place, change)))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "dev-v1.1.json"
     with pytest.raises(DataError, match="holds neither a train nor a dev file of SQuAD"):
-        load_squad(tmp_path)
+        load(tmp_path)
     with pytest.raises(DataError, match=r"no such SQuAD file .*dev-v1\.1\.json; give one on disk"):
-        load_squad(path)
+        load(path)
     for raw, message in (
         (b" \n", "is empty"),
         (b'{"data": [', "is not JSON: .*line 1 column"),
@@ -150,12 +107,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     ):
         path.write_bytes(raw)
         with pytest.raises(DataError, match=message):
-            load_squad(path)
+            load(path)
     write_squad(path, squad_json(1, 3, seed=0))
     with pytest.raises(DataError, match=r"dev-v1\.1\.json: one file is split .* holds 1; give"):
-        load_squad(path)
+        load(path)
     with pytest.raises(DataError, match=r"share 3 questions \('s0-0-0', \.\.\)"):
-        load_squad(path, path)
+        load(path, path)
 
 
 def test_duplicate_ids_are_named(tmp_path: Path) -> None:
@@ -163,24 +120,24 @@ def test_duplicate_ids_are_named(tmp_path: Path) -> None:
     content["data"][1]["paragraphs"][1]["qas"][0]["id"] = "s0-0-1"
     message = r"article 1 .*, paragraph 1, question 's0-0-1': the id is taken .* paragraph 1"
     with pytest.raises(DataError, match=message):
-        read_squad(write_squad(tmp_path / "x.json", content))
+        load(write_squad(tmp_path / "x.json", content))
 
 
 def test_version_2_without_unanswerable_questions(tmp_path: Path) -> None:
     content = squad_json(3, 2, seed=0) | {"version": "v2.0"}
     path = write_squad(tmp_path / "x.json", content)
-    assert not load_squad(path).nullable
+    assert not load(path).nullable
     held = write_squad(tmp_path / "y.json", squad_json(1, 20, seed=1, impossible=0.5))
     path.write_text(json.dumps(squad_json(3, 2, seed=0)))
-    assert load_squad(path, held).nullable
+    assert load(path, held).nullable
 
 
 @real
 @pytest.mark.slow
 def test_the_real_file() -> None:
-    data = load_squad(DATA / "squad")
+    data = load(DATA / "squad")
     assert len(data.train) + len(data.dev) == 10_570
-    assert (len(articles(data.train)), len(articles(data.dev))) == (38, 10)
+    assert [len({one.article for one in part}) for part in (data.train, data.dev)] == [38, 10]
     for question in [*data.train, *data.dev]:
         for answer, start in zip(question.answers, question.starts, strict=True):
             assert question.context[start : start + len(answer)] == answer

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from masksearch.errors import DataError
 from masksearch.tasks.text.corpus import Corpus
 
 WORDS = [f"{a}{b}{c}" for a in "bdgk" for b in "aeiou" for c in ("n", "rt", "st", "lling")]
+
+CODE = """import sys; from masksearch.tasks.text.corpus import Corpus
+print(Corpus.load(sys.argv[1], vocabulary=120, length=16).digest)"""
 
 
 def text(words: int, seed: int = 0) -> str:
@@ -41,24 +45,6 @@ def load(path: Path, **settings: object) -> Corpus:
     return Corpus.load(path, **settings)  # type: ignore[arg-type]
 
 
-def test_rows_are_cls_text_sep_without_padding(folder: Path) -> None:
-    corpus = load(folder)
-    assert corpus.train.shape[1] == corpus.length == 16
-    for part in (whole(corpus.train), whole(corpus.held_out)):
-        assert part.dtype == torch.int32
-        assert (part[:, 0] == corpus.special["cls"]).all()
-        assert (part[:, -1] == corpus.special["sep"]).all()
-        assert not torch.isin(part[:, 1:-1], torch.tensor([0, 2, 3, 4])).any()
-        assert part[:, 1:-1].max() < corpus.vocabulary
-
-
-def test_packed_rows_spell_the_text(folder: Path) -> None:
-    (folder / "valid.txt").write_text(text(500, 2), encoding="utf-8")
-    corpus = load(folder)
-    ids = whole(corpus.held_out)[:, 1:-1].flatten().tolist()
-    assert text(500, 2).split()[:300] == corpus.tokenizer.decode(ids).split()[:300]
-
-
 def test_last_twentieth_is_held_out(folder: Path) -> None:
     corpus = load(folder)
     share = len(corpus.held_out) / (len(corpus.held_out) + len(corpus.train))
@@ -79,7 +65,8 @@ def test_held_out_file_is_named(folder: Path, tmp_path: Path) -> None:
     other.write_text(text(700, 4), encoding="utf-8")
     corpus = load(folder / "a.txt", held_out=other)
     assert (
-        corpus.tokenizer.decode(corpus.held_out[0].tolist()).split()[0] == text(700, 4).split()[0]
+        corpus.tokenizer.decode(whole(corpus.held_out)[0].tolist()).split()[0]
+        == text(700, 4).split()[0]
     )
 
 
@@ -92,12 +79,8 @@ def test_one_long_line_is_held_out_too(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_vocabulary_is_the_same_in_every_process(folder: Path) -> None:
-    code = (
-        "import sys; from masksearch.tasks.text.corpus import Corpus\n"
-        "print(Corpus.load(sys.argv[1], vocabulary=120, length=16).digest)"
-    )
     process = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
+        [sys.executable, "-c", CODE, str(folder)],
         capture_output=True,
         text=True,
         check=True,
@@ -127,7 +110,7 @@ def test_digest_follows_text_tokenizer_and_length(folder: Path) -> None:
 
 
 def whole(rows: Any) -> torch.Tensor:
-    return rows.tensor()
+    return rows[torch.arange(len(rows))]
 
 
 def same(one: Corpus, two: Corpus) -> bool:
@@ -189,12 +172,8 @@ def test_a_full_disk_is_named(folder: Path, small_disk: Path) -> None:
 
 @pytest.mark.nightly
 def test_processes_that_start_together_make_one_cache(folder: Path) -> None:
-    code = (
-        "import sys; from masksearch.tasks.text.corpus import Corpus\n"
-        "print(Corpus.load(sys.argv[1], vocabulary=120, length=16).digest)"
-    )
     cache = folder.parent / "cache"
-    run = [sys.executable, "-W", "error", "-c", code, str(folder)]
+    run = [sys.executable, "-W", "error", "-c", CODE, str(folder)]
     env = {**os.environ, "MASKSEARCH_CACHE": str(cache)}
     both = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
     digests = {process.communicate(timeout=120)[0].strip() for process in both}
@@ -217,7 +196,7 @@ def test_vocab_txt_and_folder_and_json_agree(folder: Path, tmp_path: Path) -> No
     (local / "vocab.txt").write_text("\n".join(token for token, _ in tokens) + "\n")
     by_file = load(folder, tokenizer=local / "vocab.txt")
     assert torch.equal(whole(by_file.train), whole(load(folder, tokenizer=local).train))
-    assert torch.equal(whole(by_file.train[:50]), whole(made.train[:50]))
+    assert torch.equal(whole(by_file.train)[:50], whole(made.train)[:50])
     made.tokenizer.save(str(local / "tokenizer.json"))
     assert torch.equal(whole(load(folder, tokenizer=str(local)).train), whole(by_file.train))
 
@@ -280,21 +259,6 @@ def test_digest_of_known_text_stays(tmp_path: Path) -> None:
     assert load(tmp_path / "a.txt").digest == "4935da8bf0845ed8"
 
 
-def test_documents_are_known_after_packing(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(text(200, seed) for seed in range(20)))
-    corpus = load(path)
-    assert corpus.begins is not None
-    found = []
-    for part, rows in zip(corpus.begins, (corpus.train, corpus.held_out), strict=True):
-        assert part.tokens == whole(rows)[:, 1:-1].numel()
-        assert part.documents.tolist() == [0]
-        found.append(part.paragraphs.tolist())
-    ids = whole(corpus.train)[:, 1:-1].flatten().tolist()
-    starts = [corpus.encode([text(200, seed)])[0][:5] for seed in range(18)]
-    assert [ids[at : at + 5] for at in found[0]][:18] == starts
-
-
 def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) -> None:
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     listed = tmp_path / "vocab.txt"
@@ -313,3 +277,43 @@ def test_wikitext_token_counts(tmp_path: Path) -> None:
     assert corpus.train.shape == (23_095, 128)
     assert corpus.held_out.shape == (2_410, 128)
     assert corpus.vocabulary == 4096
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+def test_ids_and_boundaries_match_a_loop(tmp_path, monkeypatch, chunk):
+    """Documents are files, paragraphs what follows a blank line; the end of the last file is held
+    out, and its boundaries are counted from where it begins."""
+    monkeypatch.setattr("masksearch.tasks.text.packing.CHUNK", chunk)
+    draw, tokens = random.Random(1), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    (tmp_path / "text").mkdir()
+    ids: list[int] = []
+    documents, paragraphs = set(), set()
+    for name in "xyz":
+        lines = [
+            " ".join(draw.choices("ab.z", k=5)) if draw.random() < 0.8 else "" for _ in "z" * 60
+        ]
+        (tmp_path / "text" / f"{name}.txt").write_text("\n".join(lines))
+        documents.add(len(ids))
+        for before, line in pairwise(["", *lines]):
+            paragraphs |= {len(ids)} if line and not before else set()
+            ids += [tokens.index(word) if word in tokens else 1 for word in line.split()]
+    corpus = load(tmp_path / "text", tokenizer=tmp_path / "vocab.txt", length=12)
+    assert corpus.begins is not None
+    start = len(ids) - round(0.05 * len(ids))
+    for first, rows, begins in zip(
+        (0, start), (corpus.train, corpus.held_out), corpus.begins, strict=True
+    ):
+        count, packed = len(rows) * 10, whole(rows)
+        assert (rows.shape, packed.dtype) == ((len(rows), corpus.length), torch.int32)
+        assert packed[:, 1:-1].flatten().tolist() == ids[first : first + count]
+        assert {(row[0], row[-1]) for row in packed.tolist()} == {(2, 3)}  # [CLS], [SEP]
+        for found, places in ((begins.documents, documents), (begins.paragraphs, paragraphs)):
+            inside = {at - first for at in places if first <= at < first + count}
+            assert found.tolist() == sorted({0} | inside)
+    rows = corpus.train[torch.tensor([3, 0, 3])]
+    assert torch.equal(rows, whole(corpus.train)[[3, 0, 3]])
+    rows.zero_()  # a copy
+    assert (whole(corpus.train)[:, 0] == corpus.special["cls"]).all()
+    with pytest.raises(IndexError, match="is out of bounds"):
+        corpus.train[torch.tensor([len(corpus.train)])]

@@ -39,16 +39,6 @@ def test_windows_stay_in_their_document_and_leave_nothing_out(text: Any) -> None
     assert begin == sorted(set(begin))
 
 
-@given(texts())
-def test_groups_are_the_windows_of_a_document(text: Any) -> None:
-    ids, documents, starts, size = text
-    made = TextWindows.cut(ids, documents, starts, size)
-    number = np.searchsorted(documents, made.begin.numpy(), "right")
-    for window, (group, count) in enumerate(made.group.T.tolist()):
-        same = np.flatnonzero(number == number[window])
-        assert (same[0], len(same)) == (group, count)
-
-
 @given(texts(), st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
 def test_parts_hold_a_token_and_others_are_elsewhere(text: Any, one: float, two: float) -> None:
     ids, documents, starts, size = text

@@ -20,10 +20,8 @@ from transformers import AutoTokenizer
 from masksearch.errors import DataError
 from masksearch.tasks.text.files import hub_answers
 from masksearch.tasks.text.tokenizer import (
-    encode,
     open_tokenizer,
     read_vocabulary,
-    same_rules,
     sentence_ends,
     special_ids,
     word_piece,
@@ -31,6 +29,10 @@ from masksearch.tasks.text.tokenizer import (
 )
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def encode(made: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [each.ids for each in made.encode_batch(texts, add_special_tokens=False)]
 
 
 def numbered(tokens: list[str]) -> dict[str, int]:
@@ -42,20 +44,7 @@ def started(made: Tokenizer) -> set[str]:
 
 
 # -- folders that transformers reads --------------------------------------------------------------
-WORDS = [
-    "the",
-    "The",
-    "CAT",
-    "cat",
-    "sat",
-    "##s",
-    "caf\u00e9",
-    "cafe",
-    "\u4e2d",
-    "\u6587",
-    "\u4e2d\u6587",
-    "!",
-]
+WORDS = "the The CAT cat sat ##s caf\u00e9 cafe \u4e2d \u6587 \u4e2d\u6587 !".split()
 TEXTS = [
     "The cats sat",
     "CAT cafe caf\u00e9 CAF\u00c9",
@@ -160,7 +149,6 @@ def test_the_form_of_a_tokenizer_stays_where_its_ids_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     theirs = AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
     assert theirs.to_str() != plain.to_str()
-    assert same_rules(theirs, plain)
     assert open_tokenizer(tmp_path).to_str() == plain.to_str()
     plain.save(str(tmp_path / "tokenizer.json"))
     assert open_tokenizer(tmp_path).to_str() == plain.to_str()
