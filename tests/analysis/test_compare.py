@@ -3,18 +3,18 @@ import json
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from page_text import page_of
 from toy import ToyEvaluator
 
 from masksearch import Comparison, compare, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import seeds_needed
-from masksearch.analysis.verdict import verdict_text
 from masksearch.contracts import Objective
 from masksearch.errors import UnknownNameError
+from masksearch.report.section import Section
 
 NEAR_STAR = masks.star() | masks.shifts([2])  # a little denser than star
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
@@ -538,15 +538,6 @@ def test_nothing_to_compare(objectives):
     assert "No searched mask and no candidate is in this comparison" in empty.verdict()
 
 
-@pytest.mark.slow
-def test_report(judged, tmp_path: Path):
-    comparison = judged({"mine": (NEAR_STAR, around(0.75)), "star": (masks.star(), shaken(0.7))})
-    path = comparison.report(tmp_path / "deep" / "report.html")
-    text = path.read_text()
-    assert "mine: better than star" in text
-    assert (tmp_path / "deep" / "figures" / "masks.pdf").stat().st_size > 1000
-
-
 def test_messages(judged, record, objectives):
     comparison = judged({"mine": (masks.window(1), [0.5]), "star": (masks.star(), [0.4])})
     with pytest.raises(ValueError, match="did you mean 'star'"):
@@ -605,9 +596,8 @@ def test_no_page_has_a_margin_where_dense_is_known_no_better_than_masks_differ(j
     }
     comparison = bounded(judged, runs)
     assert {f.against for f in comparison.findings()} == {"star", "dense"}
-    shown = comparison.findings_to_show()
-    assert {finding.against for finding in shown} == {"star"}
-    text = verdict_text(comparison, None, shown, "dense")
+    assert {finding.against for finding in comparison.findings_to_show()} == {"star"}
+    text = "\n".join(page_of(Section({}, comparison.objectives, {"c": comparison}))["verdicts"])
     assert "mine: better than star 0.600 (" in text
     assert "dense scores 0.684 [0.486, 0.882], 5 seeds: its interval is wider than any" in text
     assert "undecided" not in text

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
-    diverged_score,
     estimate,
-    format_estimate,
     holm,
     holm_levels,
     judge_margins,
@@ -20,7 +20,7 @@ from masksearch.analysis.stats import (
     rows_needed,
     seeds_needed,
 )
-from masksearch.contracts import Objective
+from masksearch.contracts import Evaluate, Objective, Record
 
 scores = st.lists(st.integers(-1000, 1000).map(lambda x: x / 100), min_size=2, max_size=9)
 p_values = st.lists(st.floats(0, 1), max_size=8)
@@ -231,11 +231,18 @@ def test_a_single_seed_has_an_interval_over_rows_alone():
 
 
 def test_no_finished_run_is_worse_than_a_diverged_one():
-    assert diverged_score(Objective("glue", "max", 0.4), [0.7, math.nan, 0.6]) == 0.4
-    assert diverged_score(Objective("glue", "max", 0.4), [0.7, 0.3]) == 0.3
-    assert diverged_score(Objective("loss", "min", 9.0), [4.0, 5.0]) == 9
-    assert diverged_score(Objective("loss", "min", math.inf), [4.0, math.inf, 5.0]) == 5
-    assert math.isnan(diverged_score(Objective("loss", "min", math.inf), []))
+    def worst(objective, scores):
+        runs = [
+            Record(n, "done", Evaluate(masks.full()), seed=n, name="m", values={"score": score})
+            for n, score in enumerate(scores)
+        ]
+        return Comparison(tuple(runs), (objective,)).worst
+
+    assert worst(Objective("score", "max", 0.4), [0.7, math.nan, 0.6]) == 0.4
+    assert worst(Objective("score", "max", 0.4), [0.7, 0.3]) == 0.3
+    assert worst(Objective("score", "min", 9.0), [4.0, 5.0]) == 9
+    assert worst(Objective("score", "min", math.inf), [4.0, math.inf, 5.0]) == 5
+    assert math.isnan(worst(Objective("score", "min", math.inf), []))
 
 
 def test_holm_by_hand():
@@ -311,7 +318,8 @@ def test_messages(act, message):
     ],
 )
 def test_numbers_of_an_interval_have_the_same_decimals(figures, text):
-    assert format_estimate(*figures) == text
+    named = dict(zip(("value", "low", "high"), figures, strict=False))
+    assert replace(estimate([]), **named).text() == text
 
 
 def test_differences_that_repeat_show_the_tick():
