@@ -463,8 +463,6 @@ def proxy_card(
     compared_with = (
         None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
     )
-    if not named:
-        raise SearchError("a proxy card needs at least one run folder")
     for folder, name in named.items():
         if not folder.is_dir():
             raise SearchError(f"{name}: no such run folder")

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from page_text import Page
+from page_text import Page, page_of
 
 import masksearch as ms
 from masksearch import masks
@@ -12,7 +12,6 @@ from masksearch.contracts import Report, generator
 from masksearch.gates.result import DamResult
 from masksearch.report.collect import StoredStudy, dam_health
 from masksearch.report.page import write_report as write_sections
-from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
@@ -299,7 +298,7 @@ def test_health_table_is_in_words(dam_study, objectives):
     runs = dam_health([dam_study(0)])
     card = replace(runs.cards[0], health=DamResult(table, (), 0.1).health(), probabilities=table)
     section = Section({}, objectives, dam=replace(runs, cards=[card]))
-    rows = result_of([section], title="t")["sections"][0]["dam"]["cards"][0]["table"].rows
+    rows = page_of(section)["dam"]["cards"][0]["table"].rows
     cells = {row[0].text: row[1].text for row in rows}
     assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
     assert cells["diagonal"] == "25.0%"

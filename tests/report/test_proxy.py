@@ -112,8 +112,8 @@ def test_mistakes_are_one_line_and_exit_code_2(command, monkeypatch, runs, words
 
 def test_one_mask_is_a_mistake(command, tmp_path):
     ran(tmp_path / "one", Learning(), [2])
-    assert "a ranking needs at least 2 masks" in command.refused("proxy-card", tmp_path / "one")
-    with pytest.raises(SearchError, match="at least one run folder"):
+    assert "of at least 2 masks" in command.refused("proxy-card", tmp_path / "one")
+    with pytest.raises(SearchError, match="no finished run of a mask in nothing"):
         proxy_card([])
 
 
