@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from masksearch.attention.call import AttentionCall
-from masksearch.errors import LengthError
 from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
 SIZES = (5, 2, 1)  # positions, heads, layers
@@ -76,10 +75,3 @@ def test_thinned_rows_that_would_be_empty_keep_what_they_have():
     keep[0, 0, 1, 3] = True
     torch.testing.assert_close(out, by_hand(query, key, keep, 1.0) @ value)
     assert bank.cells == [4 / 2]  # 4 of 5 rows of the first sequence, none of the second
-
-
-def test_another_length_is_refused():
-    query, key, value = parts()
-    bank = ThinnedAttention(6, 2, 1)
-    with pytest.raises(LengthError, match=r"first one, 6 positions, got 5 queries.*pad"):
-        bank.attend(0, AttentionCall(query, key, value, scaling=1.0))

@@ -118,12 +118,6 @@ def test_nothing_finished_is_no_chart(record, objectives, compared):
     assert empty["volumes"] == []
 
 
-def test_hypervolume_leaves_baselines_out(searched):
-    by_trials, by_seconds = page_of(searched)["volumes"]
-    assert by_trials["lines"][-1]["compute"] == 9  # 8 finished and 1 stopped trial
-    assert by_seconds["lines"][-1]["compute"] == 20  # seconds, the failed one's too
-
-
 @pytest.mark.nightly
 def test_a_chart_of_many_trials_shows_some_and_every_front(record, objectives):
     random = np.random.default_rng(0)

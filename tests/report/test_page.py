@@ -303,11 +303,3 @@ def test_health_table_is_in_words(dam_study, objectives):
     assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
     assert cells["diagonal"] == "25.0%"
     assert cells["loss, retrained"] == "not measured"
-
-
-def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
-    study = [record(0, 0.7, masks.star()), record(1, 0.99, masks.window(5), status="stopped")]
-    path = write_report(
-        tmp_path / "r.html", studies={"tpe": study}, objectives=objectives, shape=shape
-    )
-    assert "0.99" not in Page(path.read_text()).text
