@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script
+from experiment_scripts import EXPERIMENTS, load_script, run_script
 from scipy import stats
 from toy_sentences import WORDS, write_lines, write_sentences
 
@@ -246,11 +245,8 @@ def write_pairs(folder: Path) -> Path:
 def test_front_smoke(tmp_path):
     data, runs = write_pairs(tmp_path / "data"), tmp_path / "runs"
     stages = ["card", "search", "drawn", "judge", "tables"]
-    command = [sys.executable, str(FOLDER / "run.py"), *stages, "--data", str(data), "--runs"]
-    command += [str(runs), "--weights", str(data / "checkpoint"), "--smoke"]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [*stages, "--data", data, "--runs", runs, "--weights", data / "checkpoint", "--smoke"]
+    run_script("19_front/run.py", *words, cache=tmp_path / "cache")
     chosen = pd.read_csv(runs / "results" / "chosen.csv")
     assert set(chosen["arm"]) == {"random", "tpe", "dam"}
     assert (chosen["density"] <= chosen["budget"] + 1e-6).all()

@@ -1,19 +1,14 @@
 """15_referee: the amendment's verdict, and its arms at smoke size."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script
+from experiment_scripts import load_script, run_script
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
-
-FOLDER = EXPERIMENTS / "15_referee"
 
 
 def write_pairs(folder: Path) -> Path:
@@ -120,13 +115,10 @@ def test_a_dense_model_that_comes_out_otherwise_has_dam_anew(tmp_path):
 @pytest.mark.filterwarnings("ignore:nothing learned")
 def test_amended_referee_smoke(tmp_path):
     data, runs = write_pairs(tmp_path / "data"), tmp_path / "runs"
-    command = [sys.executable, str(FOLDER / "run.py"), "rows", "sweep", "search", "choose"]
-    command += ["judge", "tables", "--amended", "--smoke", "--tasks", "STS-B", "--seeds", "0"]
-    command += ["--data", str(data), "--weights", str(data / "checkpoint"), "--runs", str(runs)]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
+    words = ["rows", "sweep", "search", "choose", "judge", "tables", "--amended", "--smoke"]
+    words += ["--tasks", "STS-B", "--seeds", "0"]
+    words += ["--data", data, "--weights", data / "checkpoint", "--runs", runs]
+    run_script("15_referee/run.py", *words, cache=tmp_path / "cache")
     swept = pd.read_csv(runs / "results" / "amended" / "sweep.csv")
     assert len(swept) == 8 * 3
     chosen = pd.read_csv(runs / "results" / "amended" / "choosing.csv")
