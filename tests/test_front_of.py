@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -307,19 +306,6 @@ def test_masks_of_other_searches_are_not_of_the_front(compared, objectives, shap
     arms = {name: arm.masks for name, arm in judged.fronts.arms.items()}
     assert arms == {"searched": ("front #3",)}
     assert "judged again: 1 mask beside no others" in judged.verdict()
-
-
-@pytest.mark.nightly
-def test_the_page_draws_both_fronts(judged, tmp_path):
-    page = judged.report(tmp_path / "report.html").read_text()
-    assert "front judged again, beside hand-designed" in page
-    assert "P(on front)" in page
-    assert (tmp_path / "figures" / "compared.pdf").is_file()
-    table = pd.read_csv(tmp_path / "tables" / "compared.csv").set_index("mask")
-    for name, score in judged.promised.items():
-        assert table.loc[name, "score in search"] == score
-        assert 0 <= table.loc[name, "p on front"] <= 1
-    assert "P(on front)" in (tmp_path / "tables" / "compared.tex").read_text()
 
 
 @given(st.integers(1, 400), st.integers(2, 90), st.sampled_from([1.0, -1.0]), st.floats(0.1, 2.0))

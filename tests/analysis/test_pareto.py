@@ -155,13 +155,6 @@ def test_front_holds_full_fidelity_masks_only():
     assert [state.trials for state in states] == [1, 2, 4, 6]
 
 
-def test_measures_serve_as_objectives(record, objectives):
-    sparse = record(0, 0.7, masks.star())
-    dense = record(1, 0.8, masks.full())
-    beaten = record(2, 0.6, masks.window(3))
-    assert pareto([sparse, dense, beaten], objectives) == [dense, sparse]
-
-
 @pytest.mark.parametrize("goals", ["x", "xn", "xnx"])
 def test_nothing_dominates_nothing(goals):
     objectives = objectives_of(goals)

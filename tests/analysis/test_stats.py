@@ -332,18 +332,6 @@ def test_differences_that_repeat_show_the_tick():
     assert paired_difference(*shares).p_value == pytest.approx(known.p_value)
 
 
-@pytest.mark.slow
-def test_power_is_how_often_the_test_finds_it():
-    draws = np.random.default_rng(0).normal(size=(1500, 5))
-    for difference in (0.0, 1.5, 3.0):
-        found = [
-            paired_difference(dict(enumerate(row + difference)), dict.fromkeys(range(5), 0.0))
-            for row in draws
-        ]
-        rate = np.mean([each.p_value < 0.05 for each in found])
-        assert rate == pytest.approx(power(difference, 5, sd=1), abs=0.03)
-
-
 # -- margins -----------------------------------------------------------------------------------
 gains = st.lists(st.floats(-0.05, 0.05), min_size=3, max_size=7, unique=True)
 
@@ -366,22 +354,6 @@ def test_margin_tests_match_scipy(values, margin, sign):
     shown = [kind for kind, value in tests.items() if value <= 0.025]
     assert outcome == (shown[0] if shown else "undecided")
     assert p == pytest.approx(tests.get(outcome, tests["loses at most"]), abs=1e-12)
-
-
-@pytest.mark.slow
-@given(st.lists(gains, min_size=1, max_size=4))
-def test_a_wider_margin_is_lost_at_most_where_a_narrow_one_is(masks):
-    dense = dict.fromkeys(range(7), 0.0)
-    found = [paired_difference(dict(enumerate(values)), dense) for values in masks]
-    kept = [
-        {
-            at
-            for at, (outcome, _) in enumerate(judge_margins(found, margin, 1))
-            if outcome in ("loses at most", "gains more than")
-        }
-        for margin in (0.001, 0.01, 0.1)
-    ]
-    assert kept[0] <= kept[1] <= kept[2]
 
 
 def test_holm_corrects_every_kind_of_outcome_by_its_own_tests():

@@ -153,26 +153,6 @@ def test_masks_are_matched_by_bits_and_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_runs_are_joined_and_protocols_are_not_mixed(tmp_path: Path) -> None:
-    some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
-    one = judged(tmp_path / "a", some, columns=("CoLA",), protocol="a")
-    two = judged(tmp_path / "b", some, columns=("RTE",), protocol="b", seeds=[1, 2])
-    beside = compare_published([one, two])
-    assert beside.common == ["CoLA", "RTE"]
-    assert set(beside.frame().set_index("mask").loc[["Star", "Fixed"], "n_seeds"]) == {2}
-    three = judged(tmp_path / "c", some, columns=("CoLA",), protocol="c")
-    with pytest.raises(
-        ms.errors.SearchError, match=r"CoLA was judged by several protocols, in .*a, .*c"
-    ):
-        compare_published([one, three])
-    nothing = tmp_path / "d"
-    ms.compare({"x": masks.window(31)}, Printed(names={str(masks.window(31)): "Star"}),
-               run=nothing, seeds=[0], progress=None)  # fmt: skip
-    with pytest.raises(ms.errors.SearchError, match="no mask of the table has a score"):
-        compare_published(nothing)
-
-
-@pytest.mark.nightly
 def test_rows_and_fine_tuning_runs_are_part_of_the_error(tmp_path: Path) -> None:
     some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
     columns = ("CoLA", "RTE")
@@ -224,13 +204,3 @@ def test_differences_are_in_standard_errors_of_ours(shifts, spread, seeds):
         assert frame[f"{name} difference"].to_numpy() == pytest.approx(
             [(100 * shift + middle) / error for shift in shifts], abs=1e-6
         )
-
-
-@pytest.mark.nightly
-def test_the_script_prints_and_writes(tmp_path: Path, monkeypatch, capsys) -> None:
-    run = judged(tmp_path / "r", {"Star": NAMED["Star"]}, columns=("CoLA", "RTE"), seeds=[0])
-    monkeypatch.setattr("sys.argv", ["table.py", str(run), "--out", str(tmp_path / "out")])
-    script.main()
-    assert "over the 2 columns that all our masks have (CoLA, RTE)" in capsys.readouterr().out
-    assert r"\toprule" in (tmp_path / "out" / "table.tex").read_text(encoding="utf-8")
-    assert (tmp_path / "out" / "table.csv").read_text(encoding="utf-8").count("\n") == 15
