@@ -10,7 +10,8 @@ from page_text import page_of
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.charts import paper_spec, write_chart
+from masksearch.report.charts import paper_spec
+from masksearch.report.page import write_report
 from masksearch.report.section import Section
 
 
@@ -155,10 +156,15 @@ def test_the_true_front_is_a_line_of_its_own(searched):
 
 
 @pytest.mark.slow  # continuous integration runs it
-def test_charts_are_fit_for_print(tmp_path, chart):
+def test_charts_are_fit_for_print(tmp_path, compared_section):
     """No Type 3 fonts, text in SVG that is text, the width of a column, and equal files twice;
     a PDF names its parts in another order."""
-    pdf, svg, png = write_chart(chart, tmp_path / "new")
+
+    def printed(name):
+        path = write_report(tmp_path / name / "report.html", [compared_section], title="t")
+        return [path.parent / "figures" / f"compared.{end}" for end in ("pdf", "svg", "png")]
+
+    pdf, svg, png = printed("new")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert b"/Type3" not in pdf.read_bytes()
     assert b"/FontFile2" in pdf.read_bytes()
@@ -168,7 +174,7 @@ def test_charts_are_fit_for_print(tmp_path, chart):
     assert width == pytest.approx(3.3 * 72, abs=8)
     sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)px"', text)]
     assert 7 <= min(sizes) <= max(sizes) <= 9
-    again = write_chart(chart, tmp_path / "again")
+    again = printed("again")
     assert sorted(again[0].read_bytes()) == sorted(pdf.read_bytes())
     assert [path.read_bytes() for path in again[1:]] == [svg.read_bytes(), png.read_bytes()]
 
@@ -178,5 +184,6 @@ def test_a_comparison_of_dense_attention_alone_is_printed(tmp_path, objectives, 
     comparison = ms.Comparison(
         tuple(compared({"dense": (masks.full(), [0.7, 0.8])})), objectives, shape=shape
     )
-    lone = page_of(Section({}, objectives, {"c": comparison}))["comparisons"][0]["chart"]
-    assert all(path.stat().st_size > 1000 for path in write_chart(lone, tmp_path))
+    write_report(tmp_path / "t.html", [Section({}, objectives, {"c": comparison})], title="t")
+    for end in ("pdf", "svg", "png"):
+        assert (tmp_path / "figures" / f"compared.{end}").stat().st_size > 1000
