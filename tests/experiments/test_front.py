@@ -16,11 +16,9 @@ from toy_sentences import WORDS, write_lines, write_sentences
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.wrappers import Cached
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.tasks.glue import load_glue
-from masksearch.user_code import load_function
 
 FOLDER = EXPERIMENTS / "19_front"
 DATA = os.environ.get("MASKSEARCH_DATA")
@@ -56,33 +54,6 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
     judge = load_glue(tmp_path / "judge", rows.CENTRED, split="test").dev["STS-B"]
     assert judge.texts == dev.texts
     assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
-
-
-@pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore:nothing learned")
-def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
-    kept = scripts["kept"]
-    judge = ms.PlantedEvaluator(steps=2)
-    space = load_function("masksearch.spaces.band_global:space")
-
-    def search(place: str, lines: object, trials: int) -> ms.Study:
-        cached = Cached(judge, tmp_path / place / "cache")
-        how = {"run": tmp_path / place / "run", "strategy": "tpe", "seed": 5}
-        return ms.search(space, cached, trials=trials, listeners=[lines], **how)
-
-    def lines_of(place: str) -> object:
-        made = kept.Kept(tmp_path / "lines.jsonl", tmp_path / place / "cache")
-        return lambda record: made.add(record, arm="tpe", search=0)
-
-    search("one", lines_of("one"), 2)
-    before = (tmp_path / "lines.jsonl").read_text()
-    again = search("two", lines_of("two"), 3)
-    after = (tmp_path / "lines.jsonl").read_text().splitlines()
-    assert after[:2] == before.splitlines()
-    whole = search("three", lambda record: None, 3)
-    assert [r.fingerprint for r in again.records()] == [r.fingerprint for r in whole.records()]
-    for record, other in zip(again.records(), whole.records(), strict=True):
-        assert record.value("score") == pytest.approx(other.value("score"), rel=1e-6)
 
 
 def test_names_of_drawn_masks_are_those_that_were_judged(scripts):

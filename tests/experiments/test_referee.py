@@ -82,35 +82,6 @@ def test_the_amendment_sets_the_head_arm_that_other_rows_chose_against_dam(tmp_p
         assert line.p >= alone.loc[(line.arm, line.minus), "p"]
 
 
-def test_the_amendment_names_the_pairs_that_are_not_judged(tmp_path):
-    tables, out = load_script("15_referee/tables.py"), tmp_path / "results" / "amended"
-    seeds = {**tables.AMENDED["seeds"], "QNLI": tables.AMENDED["seeds"]["QNLI"][:-1]}
-    write_amended(
-        out, seeds, dict.fromkeys(["dam", "fisher_rounds", "greedy", "swept_gates"], 0.5)
-    )
-    for task in seeds:
-        rows = (out / f"rows_{task}.npz").read_bytes()
-        (tmp_path / "results" / f"rows_{task}.npz").write_bytes(rows)
-    last = tables.AMENDED["seeds"]["QNLI"][-1]
-    missing = tables.unjudged(out)
-    assert {each for each in missing if " tpe " not in each} == {
-        f"QNLI {arm} {last}" for arm in ("dam", "fisher_rounds", "greedy", "swept_gates")
-    }
-    assert sum(" tpe " in each for each in missing) == 10
-
-
-def test_a_dense_model_that_comes_out_otherwise_has_dam_anew(tmp_path):
-    tables, out = load_script("15_referee/tables.py"), tmp_path / "results" / "amended"
-    out.mkdir(parents=True)
-    dense = np.full((2, 5), 0.5)
-    for folder, second in ((out.parent, 0.5), (out, 0.25)):
-        dense[1] = second
-        np.savez(folder / "rows_STS-B.npz", **{"dense|1|0,1": dense})
-    alike, other, unknown = (tables.arms_of(out, "STS-B", search) for search in (0, 1, 2))
-    assert alike == unknown == tables.AMENDED["order"]["STS-B"]
-    assert {*other} == {*alike, "dam", "fisher_rounds"}
-
-
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:nothing learned")
 def test_amended_referee_smoke(tmp_path):

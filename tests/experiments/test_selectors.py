@@ -94,34 +94,6 @@ def test_exact_is_the_optimum(table):
     assert rows.evaluations.eq(4096).all()
 
 
-def watched(selector, asked: dict[str, float]):
-    """The same selector, which writes down what it asks for."""
-
-    def watching(known):
-        def loss(choice):
-            return asked.setdefault("".join(map(str, choice)), known.loss(choice))
-
-        return selector(dataclasses.replace(known, loss=loss))
-
-    return watching
-
-
-@pytest.mark.slow
-def test_samplers_take_the_best_that_they_drew(table):
-    for name in ("random", "tpe"):
-        selector, draws = selectors.of_some_layers(table, no_model)[name]
-        asked: dict[str, float] = {}
-        rows = judge(watched(selector, asked), [table], BUDGETS, seeds=(3,), **HOW)
-        assert draws
-        assert rows.evaluations.eq(len(asked)).all()
-        assert 30 <= len(asked) <= selectors.EVALUATIONS
-        shares = table.shares(**HOW)
-        for row in rows.itertuples():
-            paid = [loss for each, loss in asked.items() if shares[each] <= row.budget]
-            if paid:
-                assert asked[row.choice] == min(paid)
-
-
 @pytest.mark.slow
 def test_selectors_of_some_units_look_into_the_model(tmp_path):
     """Scores of heads that are not free are left out."""
