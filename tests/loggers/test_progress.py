@@ -9,12 +9,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import masksearch.loggers.console as module
-from masksearch import masks, progress
-from masksearch.contracts import Evaluate, Objective, Record
+from masksearch import progress
 from masksearch.loggers.console import Watcher
 from masksearch.training.loop import Step, TrainConfig, train
-
-OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+from tests.loggers.conftest import OBJECTIVES, record
 
 
 @pytest.fixture
@@ -166,8 +164,7 @@ def test_inside_a_watcher_there_is_one_display(clock):
         shown = drawn(watcher)
         assert shown.index("tpe") < shown.index("training") < shown.index("front 0")
         assert "steps/s" in shown
-        done = {"values": {"loss": 1.0}, "measures": {"sparsity": 0.5}}
-        watcher(Record(0, "done", Evaluate(masks.full()), **done))
+        watcher(record(0, 1.0))
         watcher.bar(Step(50, 1.5, 8), config)
     assert "joined the front" in console.file.getvalue()
     plain = fake(False)
