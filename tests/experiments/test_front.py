@@ -148,31 +148,6 @@ def test_a_budget_without_a_mask_counts_as_a_constant_answer(scripts):
     assert found.to_dict("records") == [{"arm": "dam", "search": 0, "score": 0.3}]  # 1: not whole
 
 
-def test_a_card_is_compared_with_itself_once_it_has_judged_all_searches(scripts, tmp_path):
-    tables = scripts["tables"]
-
-    def write(name: str, scores: dict[tuple[str, str], float]) -> None:
-        lines = [
-            {"where": where, "name": mask, "seed": 500, "density": 0.5, "score": score}
-            for (where, mask), score in scores.items()
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / f"judged_STS-B{name}.jsonl").write_text(text)
-
-    picked = pd.DataFrame({"arm": "dam", "search": [0, 1, 2], "budget": 0.5, "proxy": 0.3})
-    cpu = {(f"search {n}", "dam 0.5"): 0.6 + n / 100 for n in range(3)}
-    more = {place: score + 0.1 for place, score in cpu.items()}
-    write("", cpu)
-    write("_card", {**dict(list(more.items())[:2]), ("drawn", "star 0.5"): 0.9})
-    scores, searches = tables.on_one_device(tmp_path, "STS-B", picked)
-    assert set(scores["arm"]) == {"dam"}
-    assert searches["score"].tolist() == pytest.approx([*cpu.values()])
-    write("_card", {**more, ("drawn", "star 0.5"): 0.9})
-    scores, searches = tables.on_one_device(tmp_path, "STS-B", picked)
-    assert scores.set_index("arm")["score"]["star"] == 0.9
-    assert searches["score"].tolist() == pytest.approx([*more.values()])
-
-
 def test_what_is_chosen_is_within_its_budget(scripts):
     lines = [{"score": 0.5, "density": 0.31}, {"score": 0.4, "density": 0.3}]
     best = scripts["tables"].best_within

@@ -88,15 +88,6 @@ def test_many_at_once_are_judged_as_one_by_one(shared):
     assert report == Report(0, shared.judge([TRIO[0]])[0])
 
 
-@pytest.mark.slow
-def test_training_with_one_mask_makes_that_mask_better(tmp_path):
-    fixed = SharedWeights(INNER, lambda trial: masks.window(4), steps=60, folder=tmp_path)
-    fresh = HeldOut(INNER.differentiable(0).model, INNER.shape, INNER.task.held_out())
-    (before,) = fresh.losses([lower(masks.window(4), INNER.shape)])
-    (after,) = fixed.judge([masks.window(4)])
-    assert after["loss"] < before - 0.02
-
-
 def test_judging_changes_no_weight_and_leaves_no_mask(shared):
     held_out, stored = shared.loaded
     kept, state = copy.deepcopy(dict(stored)), torch.get_rng_state()
@@ -236,14 +227,6 @@ def test_each_row_attends_under_its_own_mask(padded):
             torch.testing.assert_close(out[row], alone)
 
 
-@given(st.integers(1, 40), st.data())
-def test_rows_are_shared_out_evenly(rows, data):
-    count = data.draw(st.integers(1, rows))
-    counts = weights.share_rows(rows, count).bincount(minlength=count)
-    assert counts.sum() == rows
-    assert counts.max() - counts.min() <= 1
-
-
 # -- the strategy --------------------------------------------------------------------------------
 def search(run, trials=4, **more):
     settings = {"strategy": NAMED, "strategy_options": OPTIONS, **more}
@@ -266,22 +249,6 @@ def test_the_best_of_each_band_are_trained_and_a_search_goes_on(tmp_path):
     assert len(list((tmp_path / "b" / "supernet").glob("*/weights-*"))) == 1
     resumed = search(tmp_path / "b", trials=4, constraints=["sparsity >= 0.2"])
     assert outcome(resumed) == outcome(whole)
-
-
-@pytest.mark.slow
-def test_masks_of_a_budget_are_proposed_to_the_super_net(tmp_path):
-    units = ms.Units(INNER.shape, (masks.window(0), masks.full()), "head")
-    options = {"steps": 4, "candidates": 8, "sampler": "evolution"}
-    study = ms.search(
-        *(units, INNER),
-        run=tmp_path / "run",
-        trials=2,
-        strategy=NAMED,
-        strategy_options=options,
-        budget=0.6,
-        baselines={},
-    )
-    assert {r.params.get("budget") for r in study.records()} == {0.6}
 
 
 @pytest.mark.slow

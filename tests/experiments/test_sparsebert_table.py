@@ -14,7 +14,6 @@ from scipy import stats
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator, Objective, Report
 from masksearch.tasks.glue import reported
 from masksearch.tasks.glue.tasks import glue_score
@@ -48,27 +47,13 @@ class Printed(Evaluator):
     shift: Callable[[str, int], float] = lambda name, seed: 0.01 * (seed % 3 - 1)
     protocol: str = "printed"
     names: dict[str, str] = field(default_factory=dict)  # expression -> name in the table
-    finetune_seeds: int = 1
-    rows: int = 0
 
     shape = ms.Shape(length=LENGTH, layers=2, heads=2)
     objectives = (Objective("glue", "max", 0.0),)
 
     def __call__(self, mask, *, seed, workdir):
         name = self.names[str(mask)]
-        values = values_of(name, self.shift(name, seed), self.columns)
-        if self.finetune_seeds > 1:
-            values |= {f"{column}/std": 0.02 for column in self.columns}
-        if self.rows:
-            random = np.random.default_rng([seed, len(name)])
-            parts = {}
-            for column in self.columns:
-                each = random.normal(size=self.rows)
-                parts[column] = each - each.mean() + values[column]
-            weights = dict.fromkeys(parts, 1 / len(parts))
-            values["glue"] = float(np.mean([values[column] for column in self.columns]))
-            RowScores(parts, weights, dict.fromkeys(parts, "same")).save(workdir)
-        yield Report(1, values)
+        yield Report(1, values_of(name, self.shift(name, seed), self.columns))
 
 
 NAMED = {row.name: masks.FAMILIES[row.family] for row in ROWS if row.family} | DAM
@@ -150,23 +135,6 @@ def test_masks_are_matched_by_bits_and_by_name(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [own.exact for own in beside.ours.values()] == [True, False, False]
     assert f"Longformer: by its name; ours is {other}, not" in "\n".join(beside.notes())
-
-
-@pytest.mark.nightly
-def test_rows_and_fine_tuning_runs_are_part_of_the_error(tmp_path: Path) -> None:
-    some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
-    columns = ("CoLA", "RTE")
-    alone = compare_published(judged(tmp_path / "a", some, columns=columns, seeds=[0]))
-    assert math.isnan(alone.ours["Star"].error(columns))
-    assert math.isnan(alone.agreement(columns).low)
-    tuned = compare_published(
-        judged(tmp_path / "b", some, columns=columns, seeds=[0], finetune_seeds=4)
-    )
-    assert tuned.ours["Star"].error(["CoLA"]) == pytest.approx(1)
-    assert tuned.ours["Star"].error(columns) == pytest.approx(math.sqrt(0.5))
-    rows = compare_published(judged(tmp_path / "c", some, columns=columns, seeds=[0], rows=400))
-    assert rows.ours["Star"].error(["CoLA"]) == pytest.approx(5, rel=0.15)
-    assert rows.agreement(columns).low < 1
 
 
 @given(st.integers(0, 10_000), st.integers(2, 14))

@@ -11,7 +11,6 @@ from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
 from masksearch.report.collect import proxy_card
-from masksearch.report.pictures import plot_proxy
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
 
@@ -71,14 +70,6 @@ def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
     found = card.frame[["budget", "masks"]].to_numpy().tolist()
     assert found == [[40, 12], [20, 4]]
     assert card.reference == (str(runs / "long"), 40)
-
-
-@pytest.mark.nightly
-def test_lines_go_from_light_to_black_however_many_there_are(runs):
-    figure = plot_proxy(proxy_card(runs / "short", bands=1, resamples=20))  # four masks
-    greys = [float(line.get_color()) for line in figure.axes[1].lines]
-    assert greys == sorted(greys, reverse=True)
-    assert greys[-1] == 0
 
 
 def test_command_prints_writes_and_speaks_json(command, runs, tmp_path):
