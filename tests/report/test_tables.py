@@ -3,6 +3,7 @@
 import html
 import io
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Objective
 from masksearch.report.section import Section
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
@@ -81,14 +83,9 @@ def test_comparison_is_a_table(comparison):
 
 
 def test_least_loss_is_the_best(compared):
-    from masksearch.contracts import Objective
-
     goals = (Objective("loss", "min", 9.0), Objective("sparsity", "max", 0.0))
-    records = compared({"a": (masks.star(), [None]), "b": (masks.window(1), [None])})
-    records = [
-        type(r)(**{**vars(r), "status": "done", "values": {"loss": 1.5 + k}, "error": ""})
-        for k, r in enumerate(records)
-    ]
+    records = compared({"a": (masks.star(), [1.5]), "b": (masks.window(1), [2.5])})
+    records = [replace(r, values={"loss": r.values["glue"]}) for r in records]
     text = ms.Comparison(tuple(records), goals).latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", text) == ["1.500 (1 seed)"]
 
