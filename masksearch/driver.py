@@ -237,9 +237,9 @@ class Comparison(ComparedMasks):
         Args:
             columns: Further reported values, such as single tasks.
         """
-        from masksearch.report.tables import comparison_latex
+        from masksearch.report.tables import comparison_table
 
-        return comparison_latex(self, columns)
+        return comparison_table(self, columns).latex()
 
 
 def open_study(run: Path | str, storage: str | BaseStorage | None = None) -> Study:

@@ -1,6 +1,8 @@
-"""Scripts of experiments/, as modules: their folders' names are no names of packages."""
+"""Scripts of experiments/, as modules: their folders' names are no names of packages; and run."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -35,3 +37,12 @@ def load_script(place: str) -> ModuleType:
             sys.modules.pop(each, None)
         sys.modules.update(before)
     return module
+
+
+def run_script(place: str, *words: object, cache: Path | None = None) -> str:
+    """What the script at a place in experiments/ prints; it ends well. `cache` is its own."""
+    env = {**os.environ, "MASKSEARCH_CACHE": str(cache)} if cache else None
+    command = [sys.executable, str(EXPERIMENTS / place), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import torch
+from experiment_scripts import EXPERIMENTS, run_script
 from tiny_checkpoint import tiny_checkpoint
 from tiny_decoder import tiny_decoder, written_text
 from toy_sentences import write_sentences
@@ -21,18 +21,9 @@ from masksearch import masks
 from masksearch.analysis.stats import PairedDifference
 from masksearch.tasks.glue import load_glue
 
-FOLDER = Path(__file__).parents[1] / "experiments"
-FOLDERS = sorted(path.parent for path in FOLDER.glob("*/run.py"))
+FOLDERS = sorted(path.parent for path in EXPERIMENTS.glob("*/run.py"))
 DATA = os.environ.get("MASKSEARCH_DATA")
 LARGEST = 200_000  # bytes of a result that is kept
-
-
-def run_script(path: str, *words: object, env: dict[str, str] | None = None) -> str:
-    """What a script of that path in the experiments prints; it ends well."""
-    command = [sys.executable, str(FOLDER / path), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -56,7 +47,7 @@ def test_first_search_smoke(tmp_path):
 @pytest.fixture
 def importance(monkeypatch):
     """Loads a module of 02_importance."""
-    monkeypatch.syspath_prepend(str(FOLDER / "02_importance"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "02_importance"))
 
     def load(name: str) -> ModuleType:
         return importlib.import_module(name)
@@ -214,7 +205,7 @@ def test_shared_weights_smoke(tmp_path):
 
 @pytest.mark.parametrize("density", [0.1, 0.29, 0.3, 0.84, 0.85, 0.0])
 def test_shared_weights_bands_are_half_open(monkeypatch, density):
-    monkeypatch.syspath_prepend(str(FOLDER / "08_shared_weights"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "08_shared_weights"))
     truth = importlib.import_module("truth")
     sys.modules.pop("truth")
     band = truth.band_of(density, (0.1, 0.3, 0.85))
@@ -225,7 +216,7 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 @pytest.mark.parametrize("task", ["QQP", "QNLI"])
 def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER / "15_referee"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "15_referee"))
     rows = importlib.import_module("rows")
     sizes = rows.deal(task, Path(DATA), tmp_path)
     assert sizes["select"] == 4_800
@@ -244,9 +235,9 @@ def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monke
 def test_rows_that_judge_selectors_were_judged_before_as_often_as_the_page_says(
     tmp_path, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(FOLDER / "15_referee"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "15_referee"))
     rows = importlib.import_module("rows")
-    page = (FOLDER / "15_referee" / "README.md").read_text(encoding="utf-8")
+    page = (EXPERIMENTS / "15_referee" / "README.md").read_text(encoding="utf-8")
     glue, seen = Path(DATA) / "glue", {}
 
     def texts(folder: Path, task: str, **part: object) -> set[tuple[str, ...]]:
@@ -277,8 +268,7 @@ def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
         (folder / "wikitext-2" / f"{part}.txt").write_text(text)
     given = ["--data", data, "--weights", data / "checkpoint", "--tasks", "SST-2"]
     given += [*arguments, "--smoke", "--runs", runs]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(folder / "cache")}
-    run_script(f"11_glue_fronts/{script}", *given, env=env)
+    run_script(f"11_glue_fronts/{script}", *given, cache=folder / "cache")
     return runs / "results"
 
 

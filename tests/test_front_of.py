@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
+from page_text import page_of
 
 import masksearch as ms
 from masksearch import Mask, masks
 from masksearch.analysis.fronts import gains_by_rows
-from masksearch.analysis.pareto import dominated_volume
+from masksearch.analysis.pareto import hypervolume
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks.measure import effective_density
-from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
@@ -170,7 +169,7 @@ def test_the_verdict_says_what_is_left_of_the_front(study, judged):
 def test_the_page_draws_the_fronts_that_are_judged(judged):
     """Controls form nobody's front, on a page as in what is claimed."""
     section = Section({}, judged.objectives, {"c": judged}, shape=judged.shape)
-    chart = result_of([section], title="t")["sections"][0]["comparisons"][0]["chart"]
+    chart = page_of(section)["comparisons"][0]["chart"]
     drawn: dict[str, set[str]] = {}
     for line in chart["lines"]:
         drawn.setdefault(line["group"], set()).add(line["id"].removeprefix("c "))
@@ -239,14 +238,9 @@ def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_p
     assert (fronts.seeds, fronts.groups) == ((1000,), 10)
     assert not any(math.isnan(fronts.chances[name]) for name in fronts.arms["searched"].masks)
     searched = fronts.arms["searched"].hypervolume
-    whole = dominated_volume(
-        np.array(
-            [
-                [entry.scores[1000] - 0.5, entry.sparsity]
-                for entry in (judged.entries[name] for name in fronts.arms["searched"].masks)
-            ]
-        )
-    )
+    found = [judged.entries[name] for name in fronts.arms["searched"].masks]
+    points = [(entry.scores[1000], entry.sparsity) for entry in found]
+    whole = hypervolume(points, judged.objectives)
     assert searched.low < searched.value < searched.high
     assert searched.value == pytest.approx(whole, abs=0.01)  # the jackknife takes a bias from it
     for finding in fronts.findings:
@@ -312,19 +306,6 @@ def test_masks_of_other_searches_are_not_of_the_front(compared, objectives, shap
     arms = {name: arm.masks for name, arm in judged.fronts.arms.items()}
     assert arms == {"searched": ("front #3",)}
     assert "judged again: 1 mask beside no others" in judged.verdict()
-
-
-@pytest.mark.nightly
-def test_the_page_draws_both_fronts(judged, tmp_path):
-    page = judged.report(tmp_path / "report.html").read_text()
-    assert "front judged again, beside hand-designed" in page
-    assert "P(on front)" in page
-    assert (tmp_path / "figures" / "compared.pdf").is_file()
-    table = pd.read_csv(tmp_path / "tables" / "compared.csv").set_index("mask")
-    for name, score in judged.promised.items():
-        assert table.loc[name, "score in search"] == score
-        assert 0 <= table.loc[name, "p on front"] <= 1
-    assert "P(on front)" in (tmp_path / "tables" / "compared.tex").read_text()
 
 
 @given(st.integers(1, 400), st.integers(2, 90), st.sampled_from([1.0, -1.0]), st.floats(0.1, 2.0))

@@ -151,15 +151,14 @@ def gains_of(records: Sequence[Record], objectives: Sequence[Objective]) -> NDAr
     return np.asarray(values, dtype=np.float64).reshape(len(values), len(signs)) * signs
 
 
-def beats_constant(values: Mapping[str, float], margin: float = NEAR) -> dict[str, bool]:
+def beats_constant(values: Mapping[str, float]) -> dict[str, bool]:
     """Task -> whether its score exceeds that of a constant answer by more than noise.
 
     Args:
         values: What was reported. A task is a value with a `"<task>/majority"` beside it. The
             lower end of its interval over rows, `"<task>/low"`, has to be above that; where none
-            was reported, the score itself by more than `margin`. Less is better of a value whose
+            was reported, the score itself by more than `NEAR`. Less is better of a value whose
             name ends in `loss` or is `nll`; its `/low` is the upper end.
-        margin: In the score's unit (>= 0).
 
     >>> beats_constant({"RTE": 0.56, "RTE/majority": 0.53, "RTE/low": 0.5, "loss": 7.0})
     {'RTE': False}
@@ -170,7 +169,7 @@ def beats_constant(values: Mapping[str, float], margin: float = NEAR) -> dict[st
         if task == name or task not in values:
             continue
         sign = -1 if task.endswith(("loss", "nll")) else 1
-        needed = sign * constant + (0.0 if task + LOW in values else margin)
+        needed = sign * constant + (0.0 if task + LOW in values else NEAR)
         beaten[task] = sign * values.get(task + LOW, values[task]) > needed
     return beaten
 

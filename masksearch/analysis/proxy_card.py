@@ -419,8 +419,8 @@ def rate_budgets(
     if all(row["reference"] for row in rows):
         raise SearchError(
             f"{proxy} was observed at no other budget than the reference's ({reference[2]:,} "
-            "steps), or for one mask only; a proxy card needs reports along the way, or "
-            "shorter runs of the same masks"
+            "steps), or for one mask only; a proxy card needs reports along the way, or shorter "
+            f"runs, of at least 2 masks (a verdict of {FEWEST} in one density band)"
         )
     return truth, rows
 
@@ -515,21 +515,12 @@ def choose_reference(
 
     Raises:
         UnknownNameError: If the target was not observed on that schedule.
-        SearchError: If it was observed of fewer than two masks.
     """
     places = [place for place in cells if place[0] == target and schedule in (None, place[1])]
     if not places:
         schedules = sorted({place[1] for place in cells if place[0] == target})
         raise unknown_name(f"schedule with a {target}", str(schedule), schedules)
-    longest = max(places, key=lambda place: place[2])
-    count = len(cells[longest].index)
-    if count < 2:
-        raise SearchError(
-            f"{count} mask{'s have' if count != 1 else ' has'} a {target} at "
-            f"{longest[2]:,} steps; a ranking needs at least 2 masks, a verdict {FEWEST} in "
-            "one density band"
-        )
-    return longest
+    return max(places, key=lambda place: place[2])
 
 
 def agreement(short: Floats, truth: Floats, draws: Resampling) -> dict[str, float]:

@@ -378,10 +378,7 @@ class ComparedRuns:
         """The score of a diverged run; NaN where nothing tells it."""
         name = self.objectives[0].name
         scores = [record.value(name) for record in self.records if record.scored]
-        try:
-            return diverged_score(self.objectives[0], scores)
-        except ValueError:
-            return math.nan
+        return diverged_score(self.objectives[0], scores)
 
     @property
     def mixture(self) -> str:

@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 Pair = TypeVar("Pair")
 CLAIM_SEEDS = 3  # below so many common seeds nothing is claimed
 EQUAL = 1e-9  # differences that agree to this share of the scores are equal but for rounding
+ALPHA = 1 - 0.95  # rate of false outcomes, where a difference is tested
 ONE_SIDED = 0.025  # rate of false outcomes of one kind, where a margin is tested
 LEAST_P = 1e-100  # smaller p-values are given as this
 POWER = 0.8  # usual in plans: four of five true differences of that size are found
@@ -95,13 +96,6 @@ class PairedDifference(Interval):
         beyond = sign * self.value - edge
         p = two_sided_p(beyond, self.errors) / 2
         return p if beyond > 0 else 1 - p
-
-
-def check_level(level: float) -> float:
-    """The level itself, if it is one."""
-    if not 0 < level < 1:
-        raise ValueError(f"the level of an interval is in (0, 1), got {level}; 0.95 is usual")
-    return level
 
 
 # -- seeds x rows ------------------------------------------------------------------------------
@@ -247,14 +241,13 @@ def estimate(
         rows: Scores row by row of those runs that have them.
 
     Raises:
-        ValueError: If a value is not finite or the level is not in (0, 1).
+        ValueError: If a value is not finite.
 
     >>> print(estimate([1.0, 2.0, 3.0]))
     2.000 [-0.484, 4.484], 3 seeds
     >>> print(estimate([1.0]))
     1.000, 1 seed, no interval
     """
-    check_level(level)
     if not all(map(math.isfinite, values)):
         raise ValueError(
             f"an interval needs finite values, got {list(values)}; a run with a "
@@ -304,7 +297,7 @@ def paired_difference(
             test are over its rows alone (Student's, paired).
 
     Raises:
-        ValueError: If a score is not finite or the level is not in (0, 1).
+        ValueError: If a score is not finite.
     """
     seeds = sorted(a.keys() & b.keys())
     differences = [a[seed] - b[seed] for seed in seeds]
@@ -344,7 +337,7 @@ def paired_difference(
 
 
 def diverged_score(objective: Objective, scores: Iterable[float]) -> float:
-    """The score of a run that has diverged, for comparisons.
+    """The score of a run that has diverged, for comparisons; NaN where nothing tells it.
 
     Left out, a mask would be the better the more of its bad runs are lost. It counts as the
     objective's `worst`, or as the worst finite score of the comparison where that is worse, or
@@ -353,14 +346,10 @@ def diverged_score(objective: Objective, scores: Iterable[float]) -> float:
     Args:
         objective: The score.
         scores: Of all runs of all masks that are compared; others than finite ones are left out.
-
-    Raises:
-        ValueError: If neither `worst` nor any score is finite.
     """
     finite = [score for score in (objective.worst, *scores) if math.isfinite(score)]
-    if not finite:
-        raise ValueError(f"no run has a finite {objective.name}: nothing to compare")
-    return min(finite) if objective.goal == "max" else max(finite)
+    worst = min if objective.goal == "max" else max
+    return worst(finite, default=math.nan)
 
 
 def decimals_for(values: Iterable[float]) -> int:
@@ -432,18 +421,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     A NaN (a comparison that could not be made) counts as 1 and stays in the family: a
     comparison that was declared is paid for.
 
-    Raises:
-        ValueError: If a p-value is outside [0, 1].
-
     Reference: Holm, Scandinavian Journal of Statistics 6, 1979.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
     values = [1.0 if math.isnan(p) else float(p) for p in p_values]
-    for p in values:
-        if not 0 <= p <= 1:
-            raise ValueError(f"a p-value is in [0, 1], got {p}")
     adjusted = [1.0] * len(values)
     floor = 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
@@ -452,26 +435,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def holm_levels(p_values: Sequence[float], level: float = 0.95) -> list[float]:
+def holm_levels(p_values: Sequence[float]) -> list[float]:
     """Coverage at which to draw each comparison's interval so that it agrees with Holm's test.
 
-    The k-th smallest p-value is tested at `(1 - level) / (m - k + 1)`; from the first one that
-    is not rejected on, all share its level. An interval drawn so excludes 0 exactly where Holm
-    rejects at `1 - level`.
-
-    Raises:
-        ValueError: If a p-value is outside [0, 1] or the level is not in (0, 1).
+    The k-th smallest p-value is tested at `0.05 / (m - k + 1)`; from the first one that is not
+    rejected on, all share its level. An interval drawn so excludes 0 exactly where Holm rejects
+    at 5 %.
     """
-    alpha = 1 - check_level(level)
     adjusted = holm(p_values)
     values = [1.0 if math.isnan(p) else p for p in p_values]
-    levels = [level] * len(values)
-    share = alpha
-    rejecting = True
+    levels = [0.95] * len(values)
+    share, rejecting = ALPHA, True
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         if rejecting:
-            share = alpha / (len(values) - rank)
-            rejecting = adjusted[index] <= alpha
+            share = ALPHA / (len(values) - rank)
+            rejecting = adjusted[index] <= ALPHA
         levels[index] = 1 - share
     return levels
 
@@ -562,7 +540,6 @@ def power(
     *,
     sd: float,
     row_error: float = 0.0,
-    level: float = 0.95,
 ) -> float:
     """Probability that a true difference is shown to be other than 0.
 
@@ -573,13 +550,12 @@ def power(
         sd: Over seeds, of the paired difference; that of one mask's scores times sqrt(2) where
             seeds have nothing in common.
         row_error: Standard error that more seeds leave: `row_error`.
-        level: Coverage of an interval, in (0, 1).
     """
     if comparisons < 1 or sd < 0 or row_error < 0:
         raise ValueError(
             f"give comparisons >= 1, sd, row_error >= 0; got {comparisons}, {sd} and {row_error}"
         )
-    alpha = (1 - check_level(level)) / comparisons
+    alpha = ALPHA / comparisons
     if seeds < CLAIM_SEEDS or sd + row_error == 0:
         return float(seeds >= CLAIM_SEEDS and difference != 0)
     df = seeds - 1
@@ -595,13 +571,14 @@ def power(
     return float(np.mean(both[0] + both[1]))
 
 
+def least(candidates: Sequence[int], enough: Callable[[int], bool]) -> int | None:
+    """The first of rising numbers that is enough, as are all above it; None where none is."""
+    first = bisect.bisect_left(candidates, True, key=enough)
+    return candidates[first] if first < len(candidates) else None
+
+
 def seeds_needed(
-    difference: float,
-    comparisons: int = 1,
-    *,
-    sd: float,
-    row_error: float = 0.0,
-    level: float = 0.95,
+    difference: float, comparisons: int = 1, *, sd: float, row_error: float = 0.0
 ) -> int | None:
     """The least number of seeds with which a true difference is found with probability 0.8.
 
@@ -610,7 +587,6 @@ def seeds_needed(
         comparisons: Corrected together.
         sd: Over seeds, of the paired difference.
         row_error: Standard error that more seeds leave.
-        level: Coverage of an interval, in (0, 1).
 
     Returns:
         None where 1,000 seeds are too few: the evaluation data has too few rows for that
@@ -620,14 +596,11 @@ def seeds_needed(
     9
     >>> seeds_needed(0.0128, sd=0.0082 * 2**0.5, row_error=0.01)
     """
-    candidates = range(CLAIM_SEEDS, MOST_SEEDS + 1)
 
     def enough(seeds: int) -> bool:
-        reached = power(difference, seeds, comparisons, sd=sd, row_error=row_error, level=level)
-        return reached >= POWER
+        return power(difference, seeds, comparisons, sd=sd, row_error=row_error) >= POWER
 
-    first = bisect.bisect_left(candidates, True, key=enough)
-    return candidates[first] if first < len(candidates) else None
+    return least(range(CLAIM_SEEDS, MOST_SEEDS + 1), enough)
 
 
 def largest_sd(difference: float, seeds: int, comparisons: int = 1) -> float:
@@ -664,11 +637,9 @@ def rows_needed(
     Returns:
         None where a thousand times the rows are too few, for want of seeds.
     """
-    candidates = range(max(rows, 1), 1000 * rows)
 
     def enough(more: int) -> bool:
         error = row_error * math.sqrt(rows / more)
         return power(difference, seeds, comparisons, sd=sd, row_error=error) >= POWER
 
-    first = bisect.bisect_left(candidates, True, key=enough)
-    return candidates[first] if first < len(candidates) else None
+    return least(range(max(rows, 1), 1000 * rows), enough)

@@ -42,9 +42,7 @@ def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.d
         bool `[batch, heads | 1, n, n]`.
     """
     if visible is None:
-        return torch.ones(1, 1, length, length, dtype=torch.bool, device=device).expand(
-            batch, -1, -1, -1
-        )
+        visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     visible = visible.expand(batch, -1, length, length)
     return visible & visible.any(-2).any(1)[:, None, :, None]
 

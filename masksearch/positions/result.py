@@ -70,8 +70,7 @@ class Measured(NamedTuple):
 
 def mean_with_interval(samples: Tensor) -> Measured:
     """Mean and Student's t-interval over the first axis, `[batches, ..]` -> `[..]`."""
-    count = len(samples)
-    mean = samples.mean(0)
+    count, mean = len(samples), samples.mean(0)
     if count < 2:
         return without_interval(mean)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) / math.sqrt(count)

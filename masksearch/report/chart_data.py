@@ -42,6 +42,9 @@ KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a com
     "hand-designed": (INK, "D"),
     "control": (GREY, "o"),
 }
+SINGLE = {  # what a point says unless it is of several runs, or of a front
+    **{"search": "", "seeds": 1, "low": None, "high": None, "front": False, "promised": None}
+}
 STEPS = 200  # points of a curve of hypervolume at most
 LED = 4  # searched masks and candidates that a page begins with
 DRAWN = 1000  # trials that a chart shows, beside those of its front
@@ -71,18 +74,15 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
         }
         points.append(
             {
+                **SINGLE,
                 "id": f"{section.key}{owner} {record.number}",
                 "name": title or f"{owner} {record.number}",
                 "group": "hand-designed" if title else strategies[owner],
                 "search": "" if title else owner,
-                "seeds": 1,
                 "score": record.value(score.name),
-                "low": None,
-                "high": None,
                 "values": values,
                 "front": id(record) in on,
                 "nothing": learned_nothing(record),
-                "promised": None,
                 **mask_facts(record, section.runs.get(owner), section.shape, pictures, cost),
             }
         )
@@ -130,16 +130,15 @@ def compared_chart(
         shown = not 1 < len(entry.scores) < CLAIM_SEEDS  # of one seed the interval is of its rows
         points.append(
             {
+                **SINGLE,
                 "id": f"{section.key}{name} {entry.name}",
                 "name": entry.name,
                 "group": SCRAMBLED if entry.kind == "control" and entry.at_random else entry.kind,
-                "search": "",
                 "seeds": len(entry.scores),
                 "score": entry.score.value,
                 "low": entry.score.low if shown else None,
                 "high": entry.score.high if shown else None,
                 "values": values_of(entry, comparison),
-                "front": False,
                 "nothing": entry.learned_nothing,
                 "promised": comparison.promised.get(entry.name),
                 **mask_facts(records[entry.name], comparison.run, section.shape, pictures, cost),

@@ -209,7 +209,9 @@ def report_on(
         every = tell_apart(every)
     for line in unread:
         warnings.warn(line, stacklevel=2)
-    notes = read_notes(runs[0]) if len(runs) == 1 else {}
+    notes: dict[str, Any] = {}
+    if len(runs) == 1 and (place := runs[0] / NOTES).is_file():
+        notes = read_object(place, "delete it")
     groups: dict[tuple[Any, ...], list[StoredStudy]] = {}
     for study in every:
         key = (study.facts.get("protocol", ""), study.objectives, study.shape)
@@ -463,8 +465,6 @@ def proxy_card(
     compared_with = (
         None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
     )
-    if not named:
-        raise SearchError("a proxy card needs at least one run folder")
     for folder, name in named.items():
         if not folder.is_dir():
             raise SearchError(f"{name}: no such run folder")
@@ -545,11 +545,3 @@ def retrained_loss(records: Sequence[Record], origin: str, target: float) -> flo
     ]
     distance, loss = min(cut, default=(math.inf, math.nan))
     return loss if distance <= math.log(1.1) else None
-
-
-def read_notes(run: Path) -> dict[str, Any]:
-    """The notes that a program wrote into `notes.json`; empty where there is none."""
-    place = run / NOTES
-    if not place.is_file():
-        return {}
-    return read_object(place, "delete it")

@@ -55,11 +55,6 @@ def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
         table = mask.dense(length, layers, heads)
     else:
         table = mask.bool().cpu().reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
-        if table.shape[-2:] != (length, length):
-            raise ValueError(
-                f"a table of {' x '.join(map(str, table.shape[-2:]))} cannot be drawn at length "
-                f"{length}; pass its own length"
-            )
     return fold_equal(table)
 
 
@@ -96,15 +91,15 @@ def plot_masks(
     not, every panel is shown: layers down and heads across (layers across where heads agree).
 
     Args:
-        masks: Name -> mask, or a bool tensor `[n, n]`, `[heads, n, n]` or `[layers, heads, n, n]`.
+        masks: Name -> mask, or a bool tensor `[n, n]`, `[heads, n, n]` or `[layers, heads, n, n]`;
+            at least one.
         length: Positions.
         layers: Layers of the model.
         heads: Heads of the model.
         sparsities: Name -> what its title says, in [0, 1]; None = shares of all n x n cells.
 
     Raises:
-        ValueError: If a tensor has another length (LengthError for a mask).
-        LayerCountError, HeadCountError: If a mask was built for other counts.
+        LengthError, LayerCountError, HeadCountError: If a mask was built for other counts.
     """
     tables = {name: planes(mask, length, layers, heads) for name, mask in masks.items()}
     shares = sparsities or {name: 1 - t.double().mean().item() for name, t in tables.items()}
@@ -117,10 +112,7 @@ def plot_masks(
             down, across = panels(tables[name])
             heights.append(min(PANEL, (PAGE - 1.0) / across) * down + 0.8)
             rows.append([name])
-    figure = new_figure(PAGE, max(1.0, sum(heights)))
-    if not rows:
-        figure.text(0.5, 0.5, "no mask to draw", ha="center", va="center", fontsize=LABEL)
-        return figure
+    figure = new_figure(PAGE, sum(heights))
     grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
     for row, names in enumerate(rows):
         if names[0] not in single:

@@ -92,16 +92,7 @@ def result_of(
         "trials": len(everything),
         "failed": len(failed),
         "failures": [describe_failure(record) for record in failed[:FAILURES]],
-        "recipes": [
-            {
-                "title": recipe.title,
-                "command": recipe.command,
-                "rows": recipe.rows,
-                "settings": dict(recipe.settings),
-            }
-            for section in sections
-            for recipe in section.recipes
-        ],
+        "recipes": [vars(recipe) for section in sections for recipe in section.recipes],
         "command": command,
         "versions": [*package_versions().items(), ("machine", machine_name())],
     }

@@ -276,11 +276,6 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
     )
 
 
-def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> str:
-    """See `Comparison.latex`."""
-    return comparison_table(comparison, columns).latex()
-
-
 def tasks_table(comparison: ComparedMasks) -> TextTable:
     """One row per mask: the mean over seeds of everything else that was reported."""
     tasks, frame = comparison.tasks, comparison.frame()

@@ -115,13 +115,6 @@ def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
     assert study.records() == records
 
 
-@pytest.mark.nightly
-def test_two_hundred_known_masks_spend_a_space(tmp_path):
-    said, study = warned(tmp_path / "run", one, trials=None, seconds=600)
-    assert len(study.records()) == 201
-    assert "the last 200 masks drawn were all known already (1 different" in said[-1]
-
-
 @pytest.mark.slow
 def test_masks_that_violate_a_constraint_again_and_again_spend_a_space(tmp_path, monkeypatch):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)

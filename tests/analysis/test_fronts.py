@@ -8,14 +8,14 @@ from masksearch.analysis.fronts import (
     compare_volumes,
     jackknife,
     membership,
-    mix_rows,
     volume_slopes,
     volumes_of,
 )
-from masksearch.analysis.pareto import dominated_volume, on_front
-from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import RowTables, estimate
+from masksearch.analysis.pareto import hypervolume, nondominated_ranks
+from masksearch.analysis.stats import estimate
+from masksearch.contracts import Objective
 
+GOALS = (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
 SEED_SD = 0.0082  # of one mask's score over seeds, and about that over masks (GLUE, 3 tasks)
 
 
@@ -48,8 +48,8 @@ def test_the_jackknife_takes_most_of_the_bias_off_a_hypervolume():
     for _ in range(1000):
         true = landscape(draws, 8)
         gains = judge(draws, true, 3)
-        plain.append(dominated_volume(gains.mean(1)) - dominated_volume(true))
-        corrected.append(jackknife(gains).mean() - dominated_volume(true))
+        plain.append(hypervolume(gains.mean(1), GOALS) - hypervolume(true, GOALS))
+        corrected.append(jackknife(gains).mean() - hypervolume(true, GOALS))
     assert np.mean(plain) > 2 * abs(np.mean(corrected))
 
 
@@ -91,16 +91,16 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
         for _ in range(400):
             every = landscape(draws, 100)
             once = judge(draws, every, 1)[:, 0]
-            found = on_front(once)
+            found = nondominated_ranks(once) == 0
             true, gains = every[found], judge(draws, every[found], seeds)
             for scores, score in zip(gains[..., 0], true[:, 0], strict=True):
                 each = estimate(scores.tolist())
                 covered.append(each.low <= score <= each.high)
             once_covered += list(np.abs(once - every)[found, 0] <= 1.96 * SEED_SD)
             p += list(membership(gains, draws=800))
-            truth += list(on_front(true))
+            truth += list(nondominated_ranks(true) == 0)
             volume = estimate(jackknife(gains).tolist())
-            volumes.append(volume.low <= dominated_volume(true) <= volume.high)
+            volumes.append(volume.low <= hypervolume(true, GOALS) <= volume.high)
             promise = estimate((once[found, :1] - gains[..., 0]).mean(0).tolist())
             left.append(promise.low <= (once - every)[found, 0].mean() <= promise.high)
         chance, is_member = np.asarray(p), np.asarray(truth)
@@ -154,7 +154,7 @@ def test_a_front_that_is_better_by_far_is_larger():
     (found,) = compare_volumes(
         {"searched": volumes_of(both[:6], {}), "random": volumes_of(both[6:], {})}
     ).values()
-    volume = dominated_volume(better) - dominated_volume(true)
+    volume = hypervolume(better, GOALS) - hypervolume(true, GOALS)
     assert found.outcome == "larger"
     assert found.difference.low <= volume <= found.difference.high
     (other,) = compare_volumes(
@@ -168,24 +168,3 @@ def test_two_seeds_claim_nothing_about_hypervolumes():
     searched, hand = (volumes_of(each, {}) for each in few)
     (found,) = compare_volumes({"searched": searched, "hand-designed": hand}).values()
     assert found.outcome == "too few seeds"
-
-
-def test_row_covariance_is_that_of_the_rows_and_not_of_the_seeds():
-    draws = np.random.default_rng(3)
-    rows = draws.normal(0, 0.5, (3, 1, 400))
-    noise = draws.normal(0, 0.8, (3, 5, 400))
-    shift = draws.normal(0, 5.0, (3, 5, 1))
-    found = RowTables({"a": rows + noise + shift}, {"a": 0.5}).covariance()
-    assert np.diag(found) == pytest.approx([0.5**2 * 0.25 / 400] * 3, rel=0.25)
-    same = RowTables({"a": noise - noise.mean(1, keepdims=True)}, {"a": 1.0}).covariance()
-    assert np.abs(same).max() < 1e-9
-
-
-def test_mixed_rows_have_the_mixed_score():
-    draws = np.random.default_rng(4)
-    rows = [
-        RowScores({"a": draws.random(5), "b": draws.random(3)}, {"a": 0.25, "b": 0.75}, {})
-        for _ in range(2)
-    ]
-    mixed = mix_rows(rows, [2.0, -1.0])
-    assert mixed.score == pytest.approx(2 * rows[0].score - rows[1].score)

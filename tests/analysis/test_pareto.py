@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +10,8 @@ from masksearch import masks
 from masksearch.analysis.pareto import (
     Snapshot,
     crowding,
-    dominated_volume,
     hypervolume,
     nondominated_ranks,
-    on_front,
     pareto,
     ranked,
 )
@@ -86,24 +83,10 @@ def test_hypervolume_matches_inclusion_exclusion(case):
 
 
 # -- functions of arrays -------------------------------------------------------------------------
-@given(st.lists(st.tuples(*[st.integers(-2, 6).map(float) | st.floats(-1, 5)] * 2), max_size=14))
-def test_areas_match_a_sweep(points):
-    area = height = 0.0
-    for x, y in sorted(points, reverse=True):  # from the right; a higher point adds a step
-        area += max(0.0, x) * max(0.0, y - height)
-        height = max(height, y if x > 0 else 0.0)
-    assert dominated_volume(np.reshape(points, (-1, 2))) == pytest.approx(area, abs=1e-9)
-
-
-def test_no_points_have_no_ranks_and_no_volume():
-    assert nondominated_ranks([]).tolist() == on_front(np.empty((0, 3))).tolist() == []
-    assert dominated_volume([]) == dominated_volume(np.empty((0, 3))) == 0.0
-
-
 def test_an_infinite_side_has_an_infinite_volume():
-    points = [(math.inf, 1.0, 2.0), (1.0, math.inf, 2.0), (2.0, 2.0, 1.0), (-math.inf, 9.0, 9.0)]
-    assert dominated_volume(points) == math.inf
-    assert dominated_volume(points[2:]) == 4.0
+    points = [(math.inf, 2.0, 3.0), (2.0, math.inf, 3.0), (3.0, 3.0, 2.0), (-math.inf, 9.0, 9.0)]
+    assert hypervolume(points, objectives_of("xxx")) == math.inf
+    assert hypervolume(points[2:], objectives_of("xxx")) == 4.0
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])
@@ -121,11 +104,6 @@ POINTS = st.integers(1, 4).flatmap(
 
 def beats(a, b) -> bool:
     return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
-
-
-@given(POINTS)
-def test_front_matches_a_loop_over_pairs(points):
-    assert on_front(points).tolist() == [not any(beats(a, b) for a in points) for b in points]
 
 
 @given(POINTS)
@@ -177,17 +155,10 @@ def test_front_holds_full_fidelity_masks_only():
     assert [state.trials for state in states] == [1, 2, 4, 6]
 
 
-def test_measures_serve_as_objectives(record, objectives):
-    sparse = record(0, 0.7, masks.star())
-    dense = record(1, 0.8, masks.full())
-    beaten = record(2, 0.6, masks.window(3))
-    assert pareto([sparse, dense, beaten], objectives) == [dense, sparse]
-
-
 @pytest.mark.parametrize("goals", ["x", "xn", "xnx"])
 def test_nothing_dominates_nothing(goals):
     objectives = objectives_of(goals)
-    assert pareto([], objectives) == []
+    assert pareto([], objectives) == nondominated_ranks([]).tolist() == []
     assert hypervolume([], objectives) == 0
     assert hypervolume([[1.0 if goal == "x" else 5.0 for goal in goals]], objectives) == 0
 
@@ -269,9 +240,6 @@ ENDLESS = (Objective("loss", "min", math.inf),)
 MIXED = [Record(n, "done", JOB, protocol=p, values={"o0": 1.0}) for n, p in enumerate("ab")]
 
 
-UNMEASURED = Objective("unmeasured", "min", 1.0)
-
-
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
@@ -279,12 +247,6 @@ UNMEASURED = Objective("unmeasured", "min", 1.0)
         (lambda: pareto(MIXED[:1], TWO), KeyError, "holds no 'o1'"),
         (lambda: pareto([], ()), ValueError, "at least one objective"),
         (lambda: Snapshot(()), ValueError, "at least one objective"),
-        (lambda: Snapshot(TWO[:1]).after(*MIXED), ValueError, "one protocol, got 'a', 'b'"),
-        (
-            lambda: Snapshot((Objective("a", "min", 1.0),)).after(MIXED[0]),
-            KeyError,
-            "holds no 'a'",
-        ),
         (lambda: hypervolume([[1.0]], ENDLESS), ValueError, "needs a finite reference"),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from masksearch import masks
-from masksearch.analysis.proxy_card import ProxyCard, Resampling, observe, rate_proxy, tau_b
+from masksearch.analysis.proxy_card import observe, rate_proxy, tau_b
 from masksearch.contracts import Objective, Report
 from masksearch.errors import SearchError, UnknownNameError
 
@@ -47,7 +47,7 @@ def simulated(
     return pd.DataFrame(rows, columns=["mask", "density", "seed", "budget", "measure", "value"])
 
 
-def card_of(table: pd.DataFrame, **options) -> ProxyCard:
+def card_of(table: pd.DataFrame, **options):
     return rate_proxy(table, **{"resamples": 200, **options})
 
 
@@ -192,7 +192,7 @@ def ran(record):
     return make
 
 
-def budgets(card: ProxyCard) -> list[tuple[str, int]]:
+def budgets(card) -> list[tuple[str, int]]:
     return list(zip(card.frame["schedule"], card.frame["budget"], strict=True))
 
 
@@ -296,27 +296,35 @@ def test_tau_within_bands_matches_the_loop_over_pairs_of_drawn_masks(case):
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """Normal pairs have tau = 2/pi asin(rho); 100 samples of 40 masks, one seed."""
     random, truth, held = np.random.default_rng(1), 2 / math.pi * math.asin(0.7), 0
-    draws = Resampling(np.zeros(40, dtype=int), 1, 200)
     for _ in range(100):
         x = random.normal(size=(40, 1))
         y = 0.7 * x + math.sqrt(1 - 0.49) * random.normal(size=(40, 1))
-        found = draws.tau(x, y)
-        held += found.low <= truth <= found.high
+        row = card_of(of_tables(x, y), bands=1).frame.iloc[0]
+        held += row["within_low"] <= truth <= row["within_high"]
     assert 89 <= held <= 100
 
 
+def of_tables(short, long) -> pd.DataFrame:
+    """The observations of two budgets, each `[masks, seeds]`."""
+    rows = [
+        (f"mask {m:02}", 0.5, seed, budget, "loss", value)
+        for budget, table in ((10, short), (1000, long))
+        for (m, seed), value in np.ndenumerate(table)
+    ]
+    return pd.DataFrame(rows, columns=["mask", "density", "seed", "budget", "measure", "value"])
+
+
 def test_agreement_between_seeds_never_takes_a_seed_with_itself():
-    random = np.random.default_rng(3)
-    x, y = random.normal(size=(2, 15, 3))
-    draws = Resampling(np.zeros(15, dtype=int), 3, 20)
+    x, y = np.random.default_rng(3).normal(size=(2, 15, 3))
 
     def mean_tau(one, other, pairs) -> float:
         return np.mean([stats.kendalltau(one[:, a], other[:, b]).statistic for a, b in pairs])
 
     ordered = list(itertools.permutations(range(3), 2))
-    assert draws.tau_between_seeds(x, y).value == pytest.approx(mean_tau(x, y, ordered))
-    assert draws.tau_between_seeds(x, x).value == pytest.approx(mean_tau(x, x, ordered))
-    assert math.isnan(draws.tau_between_seeds(x[:, :1], x[:, :1]).value)
+    card = card_of(of_tables(x, y), bands=1)
+    assert card.frame["between_seeds"][0] == pytest.approx(mean_tau(x, y, ordered))
+    assert card.ceiling.value == pytest.approx(mean_tau(y, y, ordered))
+    assert math.isnan(card_of(of_tables(x[:, :1], y[:, :1]), bands=1).ceiling.value)
 
 
 @pytest.mark.slow

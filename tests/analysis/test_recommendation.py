@@ -1,11 +1,11 @@
 """The mask that a comparison recommends: the searched one only where it is shown to be better."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from masksearch import Comparison, masks
-from masksearch.analysis.runs import Found
 from masksearch.errors import SearchError
 
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
@@ -15,7 +15,9 @@ KINDS = {"mine": "searched", "again": "searched", "hand": "hand-designed", "two"
 
 @pytest.fixture
 def judged(compared, objectives, shape):
-    """A comparison of masks with means; noise is their own, so that differences vary."""
+    """A comparison of masks with means; noise is their own, so that differences vary. `found` says
+    of some as a stored comparison does with which seeds they were found, whether on rows of the
+    comparison, their score in the search and its protocol."""
 
     def make(means, seeds=5, found=(), **fields):
         by_name = {"mine": SEARCHED, "again": OTHER, "hand": masks.star(), "two": masks.full()}
@@ -24,8 +26,8 @@ def judged(compared, objectives, shape):
             for at, (name, mean) in enumerate(means.items())
         }
         kinds = {name: kind for name, kind in KINDS.items() if name in means}
-        records = tuple(compared(runs, **fields))
-        return Comparison(records, objectives, shape=shape, kinds=kinds, found_with=dict(found))
+        stored = {"comparison": json.dumps({"kinds": kinds, "found_with": dict(found)})}
+        return Comparison.of(compared(runs, **fields), objectives, stored, shape=shape)
 
     return make
 
@@ -64,10 +66,10 @@ def test_below_three_seeds_and_of_a_mask_that_learned_nothing_it_is_the_hand_des
 
 def test_search_scores_choose_of_each_kind_and_are_not_judged_again(judged):
     found = {
-        "mine": Found((1,), False, 0.6, "p"),
-        "again": Found((1,), False, 0.5, "p"),
-        "hand": Found((1,), False, 0.3, "p"),
-        "two": Found((1,), False, 0.2, "p"),
+        "mine": ([1], False, 0.6, "p"),
+        "again": ([1], False, 0.5, "p"),
+        "hand": ([1], False, 0.3, "p"),
+        "two": ([1], False, 0.2, "p"),
     }
     means = {"mine": 0.75, "again": 0.9, "hand": 0.7, "two": 0.8}
     advice = judged(means, found=found).recommend()
@@ -78,7 +80,7 @@ def test_search_scores_choose_of_each_kind_and_are_not_judged_again(judged):
 
 @pytest.mark.parametrize(
     "found",
-    [{}, {"mine": Found((1,), False, 0.6, "p"), "again": Found((1,), False, 0.5, "other")}],
+    [{}, {"mine": ([1], False, 0.6, "p"), "again": ([1], False, 0.5, "other")}],
 )
 def test_where_judged_masks_choose_the_interval_is_the_familys(judged, found):
     means = {"mine": 0.75, "again": 0.9, "hand": 0.7, "two": 0.8}
@@ -106,12 +108,11 @@ def test_one_kind_alone_is_taken_and_said_to_be_alone(judged):
 
 
 def test_what_a_search_scored_is_kept_with_the_comparison(judged):
-    found = {"mine": Found((1,), True, 0.6, "p")}
-    comparison = judged({"mine": 0.75, "hand": 0.7}, found=found)
+    comparison = judged({"mine": 0.75, "hand": 0.7}, found={"mine": ([1], True, 0.6, "p")})
     about = comparison.records, comparison.objectives, comparison.facts
-    assert Comparison.of(*about).found_with == found
+    assert Comparison.of(*about).found_with == {"mine": ((1,), True, 0.6, "p")}
     older = {
         **comparison.facts,
         "comparison": comparison.facts["comparison"].replace(', 0.6, "p"', ""),
     }
-    assert Comparison.of(*about[:2], older).found_with == {"mine": Found((1,), True)}
+    assert Comparison.of(*about[:2], older).found_with == {"mine": ((1,), True, None, "")}

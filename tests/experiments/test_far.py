@@ -1,17 +1,12 @@
 """20_long: its made-up language, its tables, and a run at smoke size."""
 
-import os
 import random
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script
-
-FOLDER = EXPERIMENTS / "20_long"
+from experiment_scripts import load_script, run_script
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +52,9 @@ def test_an_arm_is_set_against_one_window_over_searches_and_rows(scripts):
 @pytest.mark.nightly
 def test_far_smoke(tmp_path):
     stages = ["plant", "check", "search", "judge", "longest", "tables"]
-    command = [sys.executable, str(FOLDER / "run.py"), *stages, "--smoke", "--runs", str(tmp_path)]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
+    words = [*stages, "--smoke", "--runs", tmp_path]
     for _ in range(2):  # the second goes on where nothing is left
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_script("20_long/run.py", *words, cache=tmp_path / "cache")
     out = tmp_path / "results"
     searches = pd.read_csv(out / "searches.csv")
     assert (searches["share"] <= searches.budget + 1e-6).all()

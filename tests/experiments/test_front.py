@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -11,17 +10,15 @@ from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script
+from experiment_scripts import EXPERIMENTS, load_script, run_script
 from scipy import stats
 from toy_sentences import WORDS, write_lines, write_sentences
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.wrappers import Cached
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.tasks.glue import load_glue
-from masksearch.user_code import load_function
 
 FOLDER = EXPERIMENTS / "19_front"
 DATA = os.environ.get("MASKSEARCH_DATA")
@@ -57,33 +54,6 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
     judge = load_glue(tmp_path / "judge", rows.CENTRED, split="test").dev["STS-B"]
     assert judge.texts == dev.texts
     assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
-
-
-@pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore:nothing learned")
-def test_a_search_goes_on_from_its_lines_alone(scripts, tmp_path):
-    kept = scripts["kept"]
-    judge = ms.PlantedEvaluator(steps=2)
-    space = load_function("masksearch.spaces.band_global:space")
-
-    def search(place: str, lines: object, trials: int) -> ms.Study:
-        cached = Cached(judge, tmp_path / place / "cache")
-        how = {"run": tmp_path / place / "run", "strategy": "tpe", "seed": 5}
-        return ms.search(space, cached, trials=trials, listeners=[lines], **how)
-
-    def lines_of(place: str) -> object:
-        made = kept.Kept(tmp_path / "lines.jsonl", tmp_path / place / "cache")
-        return lambda record: made.add(record, arm="tpe", search=0)
-
-    search("one", lines_of("one"), 2)
-    before = (tmp_path / "lines.jsonl").read_text()
-    again = search("two", lines_of("two"), 3)
-    after = (tmp_path / "lines.jsonl").read_text().splitlines()
-    assert after[:2] == before.splitlines()
-    whole = search("three", lambda record: None, 3)
-    assert [r.fingerprint for r in again.records()] == [r.fingerprint for r in whole.records()]
-    for record, other in zip(again.records(), whole.records(), strict=True):
-        assert record.value("score") == pytest.approx(other.value("score"), rel=1e-6)
 
 
 def test_names_of_drawn_masks_are_those_that_were_judged(scripts):
@@ -178,31 +148,6 @@ def test_a_budget_without_a_mask_counts_as_a_constant_answer(scripts):
     assert found.to_dict("records") == [{"arm": "dam", "search": 0, "score": 0.3}]  # 1: not whole
 
 
-def test_a_card_is_compared_with_itself_once_it_has_judged_all_searches(scripts, tmp_path):
-    tables = scripts["tables"]
-
-    def write(name: str, scores: dict[tuple[str, str], float]) -> None:
-        lines = [
-            {"where": where, "name": mask, "seed": 500, "density": 0.5, "score": score}
-            for (where, mask), score in scores.items()
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / f"judged_STS-B{name}.jsonl").write_text(text)
-
-    picked = pd.DataFrame({"arm": "dam", "search": [0, 1, 2], "budget": 0.5, "proxy": 0.3})
-    cpu = {(f"search {n}", "dam 0.5"): 0.6 + n / 100 for n in range(3)}
-    more = {place: score + 0.1 for place, score in cpu.items()}
-    write("", cpu)
-    write("_card", {**dict(list(more.items())[:2]), ("drawn", "star 0.5"): 0.9})
-    scores, searches = tables.on_one_device(tmp_path, "STS-B", picked)
-    assert set(scores["arm"]) == {"dam"}
-    assert searches["score"].tolist() == pytest.approx([*cpu.values()])
-    write("_card", {**more, ("drawn", "star 0.5"): 0.9})
-    scores, searches = tables.on_one_device(tmp_path, "STS-B", picked)
-    assert scores.set_index("arm")["score"]["star"] == 0.9
-    assert searches["score"].tolist() == pytest.approx([*more.values()])
-
-
 def test_what_is_chosen_is_within_its_budget(scripts):
     lines = [{"score": 0.5, "density": 0.31}, {"score": 0.4, "density": 0.3}]
     best = scripts["tables"].best_within
@@ -246,11 +191,8 @@ def write_pairs(folder: Path) -> Path:
 def test_front_smoke(tmp_path):
     data, runs = write_pairs(tmp_path / "data"), tmp_path / "runs"
     stages = ["card", "search", "drawn", "judge", "tables"]
-    command = [sys.executable, str(FOLDER / "run.py"), *stages, "--data", str(data), "--runs"]
-    command += [str(runs), "--weights", str(data / "checkpoint"), "--smoke"]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [*stages, "--data", data, "--runs", runs, "--weights", data / "checkpoint", "--smoke"]
+    run_script("19_front/run.py", *words, cache=tmp_path / "cache")
     chosen = pd.read_csv(runs / "results" / "chosen.csv")
     assert set(chosen["arm"]) == {"random", "tpe", "dam"}
     assert (chosen["density"] <= chosen["budget"] + 1e-6).all()

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import random
-import subprocess
 import sys
 from statistics import fmean
 from types import ModuleType
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script
+from experiment_scripts import EXPERIMENTS, load_script, run_script
 from scipy import stats
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
@@ -130,13 +128,10 @@ def test_recovered_smoke(tmp_path):
             lines.append("\t".join([str(number), *["-"] * 6, *texts, f"{near + 1:.3f}"]))
         write_lines(tmp_path / "data/glue/STS-B" / f"{part}.tsv", lines)
     tiny_checkpoint(tmp_path / "checkpoint", WORDS)
-    command = [sys.executable, str(FOLDER / "run.py"), "all", "shares", "--smoke"]
-    command += ["--data", str(tmp_path / "data"), "--weights", str(tmp_path / "checkpoint")]
-    command += ["--seeds", "0", "--budgets", "0.7", "--runs", str(tmp_path / "runs")]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
+    words = ["--data", tmp_path / "data", "--weights", tmp_path / "checkpoint"]
+    words += ["--seeds", "0", "--budgets", "0.7", "--runs", tmp_path / "runs", "--smoke"]
     for _ in range(2):  # the second call finds every line
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_script("21_recovered/run.py", "all", "shares", *words, cache=tmp_path / "cache")
         lines = (tmp_path / "runs/seed_0/results/seed_0.jsonl").read_text().splitlines()
     records = list(map(json.loads, lines))
     assert len({(r["stage"], r.get("steps"), r.get("half"), r.get("name"), r.get("arm"),

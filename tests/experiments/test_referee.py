@@ -1,19 +1,14 @@
 """15_referee: the amendment's verdict, and its arms at smoke size."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script
+from experiment_scripts import load_script, run_script
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
-
-FOLDER = EXPERIMENTS / "15_referee"
 
 
 def write_pairs(folder: Path) -> Path:
@@ -87,46 +82,14 @@ def test_the_amendment_sets_the_head_arm_that_other_rows_chose_against_dam(tmp_p
         assert line.p >= alone.loc[(line.arm, line.minus), "p"]
 
 
-def test_the_amendment_names_the_pairs_that_are_not_judged(tmp_path):
-    tables, out = load_script("15_referee/tables.py"), tmp_path / "results" / "amended"
-    seeds = {**tables.AMENDED["seeds"], "QNLI": tables.AMENDED["seeds"]["QNLI"][:-1]}
-    write_amended(
-        out, seeds, dict.fromkeys(["dam", "fisher_rounds", "greedy", "swept_gates"], 0.5)
-    )
-    for task in seeds:
-        rows = (out / f"rows_{task}.npz").read_bytes()
-        (tmp_path / "results" / f"rows_{task}.npz").write_bytes(rows)
-    last = tables.AMENDED["seeds"]["QNLI"][-1]
-    missing = tables.unjudged(out)
-    assert {each for each in missing if " tpe " not in each} == {
-        f"QNLI {arm} {last}" for arm in ("dam", "fisher_rounds", "greedy", "swept_gates")
-    }
-    assert sum(" tpe " in each for each in missing) == 10
-
-
-def test_a_dense_model_that_comes_out_otherwise_has_dam_anew(tmp_path):
-    tables, out = load_script("15_referee/tables.py"), tmp_path / "results" / "amended"
-    out.mkdir(parents=True)
-    dense = np.full((2, 5), 0.5)
-    for folder, second in ((out.parent, 0.5), (out, 0.25)):
-        dense[1] = second
-        np.savez(folder / "rows_STS-B.npz", **{"dense|1|0,1": dense})
-    alike, other, unknown = (tables.arms_of(out, "STS-B", search) for search in (0, 1, 2))
-    assert alike == unknown == tables.AMENDED["order"]["STS-B"]
-    assert {*other} == {*alike, "dam", "fisher_rounds"}
-
-
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:nothing learned")
 def test_amended_referee_smoke(tmp_path):
     data, runs = write_pairs(tmp_path / "data"), tmp_path / "runs"
-    command = [sys.executable, str(FOLDER / "run.py"), "rows", "sweep", "search", "choose"]
-    command += ["judge", "tables", "--amended", "--smoke", "--tasks", "STS-B", "--seeds", "0"]
-    command += ["--data", str(data), "--weights", str(data / "checkpoint"), "--runs", str(runs)]
-    env = {**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
+    words = ["rows", "sweep", "search", "choose", "judge", "tables", "--amended", "--smoke"]
+    words += ["--tasks", "STS-B", "--seeds", "0"]
+    words += ["--data", data, "--weights", data / "checkpoint", "--runs", runs]
+    run_script("15_referee/run.py", *words, cache=tmp_path / "cache")
     swept = pd.read_csv(runs / "results" / "amended" / "sweep.csv")
     assert len(swept) == 8 * 3
     chosen = pd.read_csv(runs / "results" / "amended" / "choosing.csv")

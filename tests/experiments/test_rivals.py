@@ -95,13 +95,6 @@ def test_selector_scores_each_level_of_each_unit(selector, tmp_path):
     assert {record.status for record in study.records()} == {"done"}
 
 
-@pytest.mark.parametrize("selector", [attention_mass, flip])
-def test_batches_may_be_shorter_than_the_units(selector):
-    model, batches = bert(), random_batches(1, padded=False)
-    longer = ms.Units(Shape(LENGTH + 3, LAYERS, HEADS), LEVELS)
-    assert selector(longer, model, batches) == selector(UNITS, model, batches)
-
-
 def test_scores_of_an_evaluator_are_means_over_its_tasks():
     judge = Judge(WithoutTask(bert()))
     found = score_units(judge, UNITS, attention_mass, 0)
@@ -168,22 +161,17 @@ def test_switch_is_the_derivative_of_the_loss_along_the_switch(tmp_path):
 
 
 # -- greedy removal ----------------------------------------------------------------------------
-def removal(score, tries=None, interrupted=False):
+def removal(score, tries):
     """Judges all that the strategy asks for; returns the best score of each number of units."""
     units, objective = ms.Units(SHAPE, LEVELS[::2]), Objective("score", "max", 0.0)
-    strategy, told, best = GreedyRemoval(units, [objective], tries), [], dict[int, float]()
+    strategy, best = GreedyRemoval(units, [objective], tries), dict[int, float]()
     while isinstance(proposal := strategy.ask(), Proposal):
         full = {units.names.index(name) for name in proposal.params}
         values = {"score": score(full)}
         best[len(full)] = max(best.get(len(full), 0.0), values["score"])
-        told.append(Record(proposal.number, "done", proposal.job, params=proposal.params,
-                           values=values))  # fmt: skip
-        strategy.tell(told[-1])
-        if interrupted:  # its state is a function of what it was told
-            strategy = GreedyRemoval(units, [objective], tries)
-            for record in told:
-                strategy.tell(record)
-    return best, [dict(record.params) for record in told]
+        strategy.tell(Record(proposal.number, "done", proposal.job, params=proposal.params,
+                             values=values))  # fmt: skip
+    return best
 
 
 @pytest.mark.parametrize("tries", [None, 2])
@@ -194,15 +182,8 @@ def test_removal_finds_units_that_need_each_other(tries):
     def score(full: set[int]) -> float:
         return sum(worth[unit] for unit in full) + 20.0 * ({0, 1} <= full)
 
-    best, _ = removal(score, tries)
+    best = removal(score, tries)
     assert [best[count] for count in (2, 3, 4, 5, 6)] == [20, 22.5, 24.5, 26, 27]
-
-
-def test_removal_goes_on_where_it_was_interrupted():
-    def score(full: set[int]) -> float:
-        return float(sum(full))
-
-    assert removal(score, 2)[1] == removal(score, 2, interrupted=True)[1]
 
 
 # -- variants of DAM ---------------------------------------------------------------------------

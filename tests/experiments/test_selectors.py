@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -94,34 +92,6 @@ def test_exact_is_the_optimum(table):
     assert rows.evaluations.eq(4096).all()
 
 
-def watched(selector, asked: dict[str, float]):
-    """The same selector, which writes down what it asks for."""
-
-    def watching(known):
-        def loss(choice):
-            return asked.setdefault("".join(map(str, choice)), known.loss(choice))
-
-        return selector(dataclasses.replace(known, loss=loss))
-
-    return watching
-
-
-@pytest.mark.slow
-def test_samplers_take_the_best_that_they_drew(table):
-    for name in ("random", "tpe"):
-        selector, draws = selectors.of_some_layers(table, no_model)[name]
-        asked: dict[str, float] = {}
-        rows = judge(watched(selector, asked), [table], BUDGETS, seeds=(3,), **HOW)
-        assert draws
-        assert rows.evaluations.eq(len(asked)).all()
-        assert 30 <= len(asked) <= selectors.EVALUATIONS
-        shares = table.shares(**HOW)
-        for row in rows.itertuples():
-            paid = [loss for each, loss in asked.items() if shares[each] <= row.budget]
-            if paid:
-                assert asked[row.choice] == min(paid)
-
-
 @pytest.mark.slow
 def test_selectors_of_some_units_look_into_the_model(tmp_path):
     """Scores of heads that are not free are left out."""
@@ -172,26 +142,3 @@ def test_fishers_gates_begin_as_the_model_and_their_derivatives_are_right(tmp_pa
             assert derivative[layer, head].item() == pytest.approx(slope, abs=2e-3)
     finally:
         ms.detach(model)
-
-
-@pytest.mark.slow
-def test_new_sequences_and_windows_of_the_confirmation(monkeypatch):
-    checkpoints = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoints"
-    run = load_script("18_selectors/run.py")
-    monkeypatch.setattr(run.tables, "CHECKPOINTS", checkpoints)
-    decoder, table = run.tables.recall_of(1).judge, load("recall-1")
-    test = decoder.on("test")
-    found = run.row_losses(test, table.mask("000011000000"), test.rows)
-    assert found.shape == (128,)
-    assert found.mean() == pytest.approx(table.query("000011000000", "test")["nll"], abs=1e-5)
-    new = run.new_rows("recall-1")
-    assert not torch.equal(new.tokens, run.new_rows("recall-2").tokens)
-    used = {
-        tuple(row) for split in ("all", "test") for row in decoder.on(split).rows.tokens.tolist()
-    }
-    assert not used & {tuple(row) for row in new.tokens.tolist()}
-    share = partial(run.share_of, decoder.config, 56)
-    within = run.widest_window(share(table.mask("1" + "0" * 11)), share, 56, table.units.levels[0])
-    assert str(within) == "window(11)"  # 12 x 11 keys are held, and 56 + 11 x 7 = 133 are paid
-    with_sinks = run.widest_window(0.5, share, 56, ms.masks.columns(4) | ms.masks.window(7))
-    assert str(with_sinks) == "columns(4) | window(24)"

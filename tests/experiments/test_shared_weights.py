@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,13 +11,11 @@ import torch
 from experiment_scripts import EXPERIMENTS, load_script
 from hypothesis import given
 from hypothesis import strategies as st
-from split_evaluators import text
-from torch import nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
-from masksearch.contracts import Differentiable, Evaluator, Objective, Report
+from masksearch.contracts import Evaluator, Objective, Report
 from masksearch.masks.lower import lower
 from masksearch.study.records import Constraint
 from masksearch.tasks.planted.process import PlantedProcess
@@ -91,15 +88,6 @@ def test_many_at_once_are_judged_as_one_by_one(shared):
     assert report == Report(0, shared.judge([TRIO[0]])[0])
 
 
-@pytest.mark.slow
-def test_training_with_one_mask_makes_that_mask_better(tmp_path):
-    fixed = SharedWeights(INNER, lambda trial: masks.window(4), steps=60, folder=tmp_path)
-    fresh = HeldOut(INNER.differentiable(0).model, INNER.shape, INNER.task.held_out())
-    (before,) = fresh.losses([lower(masks.window(4), INNER.shape)])
-    (after,) = fixed.judge([masks.window(4)])
-    assert after["loss"] < before - 0.02
-
-
 def test_judging_changes_no_weight_and_leaves_no_mask(shared):
     held_out, stored = shared.loaded
     kept, state = copy.deepcopy(dict(stored)), torch.get_rng_state()
@@ -149,14 +137,6 @@ def test_protocol_changes_with_all_that_matters_and_nothing_else(shared, tmp_pat
         assert (replace(shared, **change).key == shared.key) is trained_alike, name
 
 
-def test_pickle_is_small_and_finds_the_super_net(shared):
-    expected = shared.judge(TRIO)
-    assert not list(replace(shared).prepare())
-    data = pickle.dumps(replace(shared, space=windows))
-    assert len(data) < 3000
-    assert pickle.loads(pickle.dumps(shared)).judge(TRIO) == expected
-
-
 @pytest.mark.slow
 def test_killed_training_goes_on_bit_for_bit(tmp_path):
     def weights_after(name: str, stop_at: int | None) -> dict[str, torch.Tensor]:
@@ -172,17 +152,6 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path):
     whole, resumed = weights_after("a", None), weights_after("b", 5)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-
-
-@pytest.mark.slow
-def test_halves_share_one_super_net(tmp_path):
-    shared = SharedWeights(text(tmp_path), space, steps=2, folder=tmp_path / "nets")
-    final = shared.on("holdout")
-    assert shared.key == final.key == shared.on("all").key
-    first, second = (one.judge([masks.star()])[0]["loss"] for one in (shared, final))
-    assert first != second
-    assert shared.packed().judge([masks.star()])[0]["loss"] == first
-    assert len([path for path in (tmp_path / "nets").iterdir() if path.is_dir()]) == 1
 
 
 @dataclass(frozen=True)
@@ -206,29 +175,14 @@ def net(folder, **how):
     return SharedWeights(INNER, space, folder=folder, **how)
 
 
-def train_on_rows_of_tasks():
-    source = Differentiable(nn.Linear(1, 1), iter([{"task": torch.zeros(1)}]), [])
-    config = weights.SuperNetConfig(1)
-    next(weights.train_supernet(source, weights.SpaceDraws(windows, SHAPE, 0), config))
-
-
 MISTAKES = [
     (lambda at: SharedWeights(Bare(), space), r"differentiable\(seed\), Bare has none; use"),
     (lambda at: SharedWeights(Frozen(), space), "weights of this Frozen are frozen; give it a"),
-    (lambda at: train_on_rows_of_tasks(), "are the rows of tasks; give the evaluator a corpus"),
     (lambda at: SharedWeights(INNER, lambda trial: masks.table(torch.ones(3, 3) > 0)).protocol,
      "the space gave no mask that fits"),
     (lambda at: net(at, masks_per_step=9).judge(TRIO),
      "8 rows cannot carry 9 masks; lower masks_per_step"),
     (lambda at: net(at, steps=20, lr=1e30).judge(TRIO), "the loss became"),
-    (lambda at: net(at, steps=0), "steps must be at least 1"),
-    (lambda at: net(at, masks_per_step=0), "masks_per_step must be at least 1"),
-    (lambda at: net(at, adapt_steps=-1), "adapt_steps must be at least 0"),
-    (lambda at: net(at, tokens=0), "tokens must be at least 1"),
-    (lambda at: HeldOut(nn.Linear(1, 1), INNER.shape, []), "held-out batches, got none"),
-    (lambda at: weights.SpaceDraws(lambda trial: None, SHAPE, 0).table(0),
-     "returned NoneType, not a Mask"),
-    (lambda at: net(at, steps=10**6).judge([masks.per_head([masks.full()] * 3)]), "3 heads"),
 ]  # fmt: skip
 
 
@@ -248,14 +202,6 @@ def test_draw_is_a_function_of_seed_and_number():
     assert len({int(draws.table(number).sum()) for number in range(60)}) == 6
     again = weights.SpaceDraws(moody, SHAPE, 0)  # draws that fail are made again
     assert all(again.table(number).any(-1).all() for number in range(40))
-
-
-@pytest.mark.slow
-def test_digest_tells_one_source_in_two_surroundings_apart():
-    spaces = [functools.partial(of_width, widest=widest) for widest in (3, 4, 5)]
-    digests = {weights.SpaceDraws(each, SHAPE, 0).digest() for each in spaces}
-    assert len(digests) == 3
-    assert weights.SpaceDraws(windows, SHAPE, 0).digest() in digests
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -281,27 +227,6 @@ def test_each_row_attends_under_its_own_mask(padded):
             torch.testing.assert_close(out[row], alone)
 
 
-def test_bank_refuses_what_does_not_fit():
-    bank = MaskBank(SHAPE)
-    q, long = torch.zeros(3, 2, 6, 4), torch.zeros(2, 2, 7, 4)
-    with pytest.raises(RuntimeError, match="call put"):
-        bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
-    bank.put(torch.ones(2, 2, 2, 6, 6, dtype=torch.bool), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="set for 2 rows, not 3"):
-        bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
-    with pytest.raises(ms.errors.MaskSearchError, match="hold 6 positions, got 7"):
-        bank.attend(0, AttentionCall(long, long, long, scaling=1.0))
-    assert not bank.state_dict()
-
-
-@given(st.integers(1, 40), st.data())
-def test_rows_are_shared_out_evenly(rows, data):
-    count = data.draw(st.integers(1, rows))
-    counts = weights.share_rows(rows, count).bincount(minlength=count)
-    assert counts.sum() == rows
-    assert counts.max() - counts.min() <= 1
-
-
 # -- the strategy --------------------------------------------------------------------------------
 def search(run, trials=4, **more):
     settings = {"strategy": NAMED, "strategy_options": OPTIONS, **more}
@@ -324,36 +249,6 @@ def test_the_best_of_each_band_are_trained_and_a_search_goes_on(tmp_path):
     assert len(list((tmp_path / "b" / "supernet").glob("*/weights-*"))) == 1
     resumed = search(tmp_path / "b", trials=4, constraints=["sparsity >= 0.2"])
     assert outcome(resumed) == outcome(whole)
-
-
-@pytest.mark.slow
-def test_masks_of_a_budget_are_proposed_to_the_super_net(tmp_path):
-    units = ms.Units(INNER.shape, (masks.window(0), masks.full()), "head")
-    options = {"steps": 4, "candidates": 8, "sampler": "evolution"}
-    study = ms.search(
-        *(units, INNER),
-        run=tmp_path / "run",
-        trials=2,
-        strategy=NAMED,
-        strategy_options=options,
-        budget=0.6,
-        baselines={},
-    )
-    assert {r.params.get("budget") for r in study.records()} == {0.6}
-
-
-REFUSED = [
-    ({"bands": 0}, "bands must be at least 1, got 0"),
-    ({"sampler": "tp"}, "did you mean 'tpe'"),
-    ({"masks_per_step": 9}, "cannot carry 9 masks"),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_a_strategy_that_cannot_rank_says_why(options, message, tmp_path):
-    with pytest.raises((ms.errors.MaskSearchError, ValueError), match=message):
-        search(tmp_path / "run", strategy_options={**OPTIONS, **options})
 
 
 @pytest.mark.slow

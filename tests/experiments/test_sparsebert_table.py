@@ -14,7 +14,6 @@ from scipy import stats
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator, Objective, Report
 from masksearch.tasks.glue.tasks import glue_score, reported
 
@@ -47,27 +46,13 @@ class Printed(Evaluator):
     shift: Callable[[str, int], float] = lambda name, seed: 0.01 * (seed % 3 - 1)
     protocol: str = "printed"
     names: dict[str, str] = field(default_factory=dict)  # expression -> name in the table
-    finetune_seeds: int = 1
-    rows: int = 0
 
     shape = ms.Shape(length=LENGTH, layers=2, heads=2)
     objectives = (Objective("glue", "max", 0.0),)
 
     def __call__(self, mask, *, seed, workdir):
         name = self.names[str(mask)]
-        values = values_of(name, self.shift(name, seed), self.columns)
-        if self.finetune_seeds > 1:
-            values |= {f"{column}/std": 0.02 for column in self.columns}
-        if self.rows:
-            random = np.random.default_rng([seed, len(name)])
-            parts = {}
-            for column in self.columns:
-                each = random.normal(size=self.rows)
-                parts[column] = each - each.mean() + values[column]
-            weights = dict.fromkeys(parts, 1 / len(parts))
-            values["glue"] = float(np.mean([values[column] for column in self.columns]))
-            RowScores(parts, weights, dict.fromkeys(parts, "same")).save(workdir)
-        yield Report(1, values)
+        yield Report(1, values_of(name, self.shift(name, seed), self.columns))
 
 
 NAMED = {row.name: masks.FAMILIES[row.family] for row in ROWS if row.family} | DAM
@@ -151,43 +136,6 @@ def test_masks_are_matched_by_bits_and_by_name(tmp_path: Path) -> None:
     assert f"Longformer: by its name; ours is {other}, not" in "\n".join(beside.notes())
 
 
-@pytest.mark.nightly
-def test_runs_are_joined_and_protocols_are_not_mixed(tmp_path: Path) -> None:
-    some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
-    one = judged(tmp_path / "a", some, columns=("CoLA",), protocol="a")
-    two = judged(tmp_path / "b", some, columns=("RTE",), protocol="b", seeds=[1, 2])
-    beside = compare_published([one, two])
-    assert beside.common == ["CoLA", "RTE"]
-    assert set(beside.frame().set_index("mask").loc[["Star", "Fixed"], "n_seeds"]) == {2}
-    three = judged(tmp_path / "c", some, columns=("CoLA",), protocol="c")
-    with pytest.raises(
-        ms.errors.SearchError, match=r"CoLA was judged by several protocols, in .*a, .*c"
-    ):
-        compare_published([one, three])
-    nothing = tmp_path / "d"
-    ms.compare({"x": masks.window(31)}, Printed(names={str(masks.window(31)): "Star"}),
-               run=nothing, seeds=[0], progress=None)  # fmt: skip
-    with pytest.raises(ms.errors.SearchError, match="no mask of the table has a score"):
-        compare_published(nothing)
-
-
-@pytest.mark.nightly
-def test_rows_and_fine_tuning_runs_are_part_of_the_error(tmp_path: Path) -> None:
-    some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
-    columns = ("CoLA", "RTE")
-    alone = compare_published(judged(tmp_path / "a", some, columns=columns, seeds=[0]))
-    assert math.isnan(alone.ours["Star"].error(columns))
-    assert math.isnan(alone.agreement(columns).low)
-    tuned = compare_published(
-        judged(tmp_path / "b", some, columns=columns, seeds=[0], finetune_seeds=4)
-    )
-    assert tuned.ours["Star"].error(["CoLA"]) == pytest.approx(1)
-    assert tuned.ours["Star"].error(columns) == pytest.approx(math.sqrt(0.5))
-    rows = compare_published(judged(tmp_path / "c", some, columns=columns, seeds=[0], rows=400))
-    assert rows.ours["Star"].error(["CoLA"]) == pytest.approx(5, rel=0.15)
-    assert rows.agreement(columns).low < 1
-
-
 @given(st.integers(0, 10_000), st.integers(2, 14))
 def test_tau_is_scipys_and_lies_in_its_interval(seed: int, number: int) -> None:
     random = np.random.default_rng(seed)
@@ -223,13 +171,3 @@ def test_differences_are_in_standard_errors_of_ours(shifts, spread, seeds):
         assert frame[f"{name} difference"].to_numpy() == pytest.approx(
             [(100 * shift + middle) / error for shift in shifts], abs=1e-6
         )
-
-
-@pytest.mark.nightly
-def test_the_script_prints_and_writes(tmp_path: Path, monkeypatch, capsys) -> None:
-    run = judged(tmp_path / "r", {"Star": NAMED["Star"]}, columns=("CoLA", "RTE"), seeds=[0])
-    monkeypatch.setattr("sys.argv", ["table.py", str(run), "--out", str(tmp_path / "out")])
-    script.main()
-    assert "over the 2 columns that all our masks have (CoLA, RTE)" in capsys.readouterr().out
-    assert r"\toprule" in (tmp_path / "out" / "table.tex").read_text(encoding="utf-8")
-    assert (tmp_path / "out" / "table.csv").read_text(encoding="utf-8").count("\n") == 15

@@ -15,42 +15,13 @@ from masksearch import masks
 from masksearch.contracts import (
     Evaluate,
     FollowsReports,
-    Objective,
     OneShot,
     Record,
     RemembersRecords,
     Report,
-    Role,
 )
 from masksearch.loggers.console import Watcher
-
-OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
-
-
-def record(
-    number: int, loss: float | None, sparsity: float = 0.5, role: Role = "trial", status: str = ""
-) -> Record:
-    return Record(
-        number,
-        status or ("failed" if loss is None else "done"),
-        Evaluate(masks.window(number)),
-        origin="tpe",
-        role=role,
-        values={} if loss is None else {"loss": loss},
-        step=2,
-        measures={"sparsity": sparsity},
-        error="Traceback ...\nValueError: broken" if loss is None else "",
-    )
-
-
-RECORDS = [
-    record(0, 2.0),
-    record(1, 1.0),
-    record(2, None),
-    record(3, 3.0, sparsity=0.2),
-    record(4, 1.5, sparsity=0.7, status="stopped"),
-    record(5, 1.5, sparsity=0.6),
-]
+from tests.loggers.conftest import OBJECTIVES, RECORDS, record
 
 
 def shown(terminal: bool, held: list[Record], new: list[Record], width: int = 250) -> str:
@@ -70,9 +41,9 @@ def test_off_a_terminal_every_record_is_one_line():
         "tpe 1/6  #0 window(0)  loss 2.0000  sparsity 0.5000  front 1 (new)"
     )
     assert "  0:00 left  best so far" in lines[0]
-    assert lines[2] == "tpe 2/6  #2 failed: ValueError: broken"  # made up for by another trial
+    assert lines[2] == "tpe 2/6  #1 failed: ValueError: a, b"  # made up for by another trial
     assert "#3 window(3)  loss 3.0000  sparsity 0.2000  front 1  0:00 left  best 1.0" in lines[3]
-    assert "#4 window(4)  stopped at step 2  front 1" in lines[4]
+    assert "#4 window(4)  stopped at step 3  front 1" in lines[4]
     assert "front 2 (new)  0:00 left  best 1.0000 at 0.500" in lines[5]
 
 
@@ -81,7 +52,7 @@ def test_a_line_has_room_for_whole_operands_only(tmp_path):
     mask = masks.window(3) | masks.window(2)
     for part in parts:
         mask = mask | part
-    wide = replace(record(10_000, 1234.5, sparsity=0.123), job=Evaluate(mask))
+    wide = record(10_000, 1234.5, sparsity=0.123, job=Evaluate(mask), params={})
     named = replace(wide, role="compared", name="a name " * 30, seed=1000)
     broken = replace(record(7, None), error="ValueError: " + "x" * 300 + "\n")
     long, label, reason = shown(False, [], [wide, named, broken]).splitlines()
@@ -111,8 +82,8 @@ def test_time_left_is_judged_by_this_calls_pace(monkeypatch, limit, left):
 def test_on_a_terminal_a_bar_shows_the_front_and_the_best_so_far():
     text = shown(True, [], RECORDS)
     assert "front 2  best loss 1.0000 at sparsity 0.500  hypervolume 5.35  1 failed" in text
-    assert "best: #1 window(1)" in text
-    assert "#2 failed: ValueError: broken" in text
+    assert "best: #2 window(2)" in text
+    assert "#1 failed: ValueError: a, b" in text
     assert "sparsity 0.6000  joined the front" in text
     assert "tpe 5/6 " in text
 
@@ -197,11 +168,8 @@ def test_failed_baselines_and_comparisons_count():
 
 def test_a_mask_that_is_too_long_is_told_by_what_drew_it():
     layers = [masks.per_head([masks.offsets(range(at, at + 30))] * 2) for at in range(4)]
-    long = replace(
-        record(0, 1.0),
-        job=Evaluate(masks.per_layer(layers)),
-        params={"base": 3, "share": 0.12345678, "hub": True},
-    )
+    params = {"base": 3, "share": 0.12345678, "hub": True}
+    long = record(0, 1.0, job=Evaluate(masks.per_layer(layers)), params=params)
     console = Console(file=io.StringIO(), width=200)
     with Watcher(OBJECTIVES, 9, "tpe", console) as watcher:
         watcher(long)
@@ -219,8 +187,7 @@ def test_a_trial_that_reports_is_heard_of_every_15_seconds(monkeypatch):
         for step in range(1, 41):
             now[0] += 1
             watcher.reported(0, Report(step, {"loss": 2.0, "density": 0.5}))
-        trained = replace(record(0, None), status="done", job=OneShot(), seconds=40.0, error="")
-        watcher(trained)
+        watcher(record(0, None, status="done", job=OneShot(), seconds=40.0, error=""))
         now[0] += 5
         watcher(record(1, 1.0))
     lines = console.file.getvalue().splitlines()

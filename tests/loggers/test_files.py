@@ -13,48 +13,15 @@ import pytest
 
 from masksearch import masks
 from masksearch.contracts import (
-    Evaluate,
     FollowsReports,
     Objective,
-    Record,
     RemembersRecords,
-    Report,
 )
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, RecordLogger
 from masksearch.loggers.trackers import open_loggers
+from tests.loggers.conftest import OBJECTIVES, RECORDS
 
-OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
-
-
-def record(number: int, loss: float | None, sparsity: float = 0.5, **fields) -> Record:
-    curve = () if loss is None else tuple(Report(s, {"loss": loss + 1 / s}) for s in (1, 2))
-    return Record(
-        number,
-        fields.pop("status", "failed" if loss is None else "done"),
-        Evaluate(masks.window(number)),
-        fingerprint=f"f{number}",
-        protocol="p",
-        seed=7,
-        params={"reach": number, "kind": "window"},
-        origin="tpe",
-        values={} if loss is None else {"loss": loss},
-        step=0 if loss is None else 3,
-        curve=(*curve, Report(3, {"loss": loss})) if loss is not None else (),
-        measures={"sparsity": sparsity, "hops": float("inf")},
-        seconds=1.5,
-        error="Traceback\nValueError: a, b" if loss is None else "",
-    )
-
-
-RECORDS = [
-    record(0, 2.0),
-    record(2, 1.0),
-    record(1, None),
-    record(3, 3.0, sparsity=0.2),
-    record(4, 1.5, sparsity=0.7, status="stopped"),
-    record(5, 1.5, sparsity=0.6),
-]
 SIZES = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0]
 VOLUMES = pytest.approx([4.0, 4.5, 4.5, 4.5, 4.5, 5.35])
 

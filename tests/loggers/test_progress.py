@@ -9,12 +9,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import masksearch.loggers.console as module
-from masksearch import masks, progress
-from masksearch.contracts import Evaluate, Objective, Record
+from masksearch import progress
 from masksearch.loggers.console import Watcher
-from masksearch.training.loop import FOLLOWERS, Step, TrainConfig, train
-
-OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+from masksearch.training.loop import Step, TrainConfig, train
+from tests.loggers.conftest import OBJECTIVES, record
 
 
 @pytest.fixture
@@ -134,12 +132,16 @@ class Tiny(nn.Module):
 def test_a_real_training_is_shown_and_cleared_away(monkeypatch):
     monkeypatch.setattr(module, "TICK", 0.0)
     console = fake(True)
-    batches = iter([{"input_ids": torch.ones(2, 2)}] * 30)
+
+    def trained() -> str:
+        batches = iter([{"input_ids": torch.ones(2, 2)}] * 30)
+        assert len([*train(Tiny(), batches, TrainConfig(steps=30))]) == 30
+        return console.file.getvalue()
+
     with progress(console=console):
-        for _ in train(Tiny(), batches, TrainConfig(steps=30)):
-            pass
-    assert FOLLOWERS.get() == ()
+        trained()
     said = console.file.getvalue()
+    assert trained() == said  # nothing follows it any more
     assert re.search(r"training \d+/30 ", said)
     assert said.rindex("\x1b[2K") > said.rindex("training")  # its line is wiped at the end
 
@@ -148,7 +150,6 @@ def test_an_error_inside_leaves_nothing_behind():
     console = fake(True)
     with pytest.raises(KeyError), progress(console=console):
         raise KeyError("x")
-    assert FOLLOWERS.get() == ()
     with progress(console=console) as bar:  # the console is free for the next one
         assert bar.display.alive
 
@@ -156,23 +157,19 @@ def test_an_error_inside_leaves_nothing_behind():
 def test_inside_a_watcher_there_is_one_display(clock):
     console, config = fake(True), TrainConfig(steps=50)
     with Watcher(OBJECTIVES, 3, "tpe", console) as watcher:
-        (bar,) = FOLLOWERS.get()
         assert "training" not in drawn(watcher)
         for number in range(1, 21):
-            bar(Step(number, 1.5, 8), config)
+            watcher.bar(Step(number, 1.5, 8), config)
             clock[0] += 0.1
         shown = drawn(watcher)
         assert shown.index("tpe") < shown.index("training") < shown.index("front 0")
         assert "steps/s" in shown
-        done = {"values": {"loss": 1.0}, "measures": {"sparsity": 0.5}}
-        watcher(Record(0, "done", Evaluate(masks.full()), **done))
-        bar(Step(50, 1.5, 8), config)
-    assert FOLLOWERS.get() == ()
+        watcher(record(0, 1.0))
+        watcher.bar(Step(50, 1.5, 8), config)
     assert "joined the front" in console.file.getvalue()
     plain = fake(False)
-    with Watcher(OBJECTIVES, 3, "tpe", plain):
-        (bar,) = FOLLOWERS.get()
+    with Watcher(OBJECTIVES, 3, "tpe", plain) as watcher:
         for number in range(1, 41):
-            bar(Step(number, 1.5, 8), config)
+            watcher.bar(Step(number, 1.5, 8), config)
             clock[0] += 2
     assert len(plain.file.getvalue().splitlines()) == 4

@@ -70,10 +70,3 @@ def test_frame_has_a_row_for_each_measurement(model):
     assert len(frame) == LAYERS * HEADS * (2 * LENGTH - 1 + 1 + 1)
     assert set(frame["kind"]) == {"offset", "diagonal", "special"}
     assert frame.loc[frame["kind"] == "offset", "chance"].isna().all()
-
-
-def test_messages(model):
-    with pytest.raises(ValueError, match="may be endless; pass list"):
-        attention_maps(model, iter(random_batches(1)))
-    with pytest.raises(ValueError, match="got none"):
-        attention_maps(model, [])

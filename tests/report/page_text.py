@@ -1,8 +1,17 @@
-"""What a reader of a page sees, as text."""
+"""What a reader of a page sees, as text, and what the page says of a section."""
 
 from html.parser import HTMLParser
+from typing import Any
+
+from masksearch.report.result import result_of
+from masksearch.report.section import Section
 
 VOID = {"meta", "img", "br", "link", "input"}
+
+
+def page_of(section: Section) -> dict[str, Any]:
+    """What the page says of a section."""
+    return result_of([section], title="t")["sections"][0]
 
 
 class Page(HTMLParser):

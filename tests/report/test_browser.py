@@ -20,6 +20,7 @@ pytestmark = [
         reason="no Chromium here (Debian: apt-get install chromium chromium-driver)",
     ),
 ]
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 CENTRES = """
 return [...document.querySelectorAll("#front .mark-symbol path")].map((mark) => {
   const box = mark.getBoundingClientRect();
@@ -67,8 +68,7 @@ def test_the_page_begins_with_masks_and_the_verdict_without_figures(page):
         assert "interval" not in shown
         window.run("document.querySelector('.verdict summary').click()")
         assert "% interval" in window.run("return document.querySelector('.verdict').innerText")
-        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=PHONE)
         assert window.run(top) < 700
         assert not window.errors()
 
@@ -84,7 +84,6 @@ def test_labels_keep_apart_on_a_phone_and_long_masks_are_short(tmp_path, record,
         study.append(replace(found, job=Evaluate(mask), fingerprint=f"{place} {k}"))
     section = Section(studies, objectives, shape=ms.Shape(16, 6, 12))
     path = write_report(tmp_path / "report.html", [section], title="t")
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     shown = (
         "return [...document.querySelectorAll('#front .role-mark.mark-text text')]"
         ".filter((each) => each.textContent && each.style.visibility !== 'hidden')"
@@ -93,7 +92,7 @@ def test_labels_keep_apart_on_a_phone_and_long_masks_are_short(tmp_path, record,
     with browser() as window:
         window.open(path)
         wide = window.run(shown)
-        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=PHONE)
         window.open(path)
         for boxes in (wide, window.run(shown)):
             assert boxes
@@ -163,8 +162,7 @@ def test_tables_fit_sort_and_become_cards(page):
             "return [...table.tBodies[0].rows].map((row) => row.cells[0].innerText)"
         )
         assert [name.split("\n")[0] for name in names] == ["mine", "star", "<i>dense"]
-        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=PHONE)
         assert window.run("return document.documentElement.scrollWidth") == 390
         assert set(window.run(HIDDEN)) == {0}
         assert (

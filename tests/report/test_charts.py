@@ -6,17 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from page_text import page_of
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.charts import paper_spec, write_chart
-from masksearch.report.result import result_of
+from masksearch.report.charts import paper_spec
+from masksearch.report.page import write_report
 from masksearch.report.section import Section
-
-
-def told(section):
-    """What the page says of a section."""
-    return result_of([section], title="t")["sections"][0]
 
 
 @pytest.fixture
@@ -47,7 +43,7 @@ def compared_section(objectives, compared, shape):
 
 @pytest.fixture
 def chart(compared_section):
-    return told(compared_section)["comparisons"][0]["chart"]
+    return page_of(compared_section)["comparisons"][0]["chart"]
 
 
 def names_of(spec):
@@ -62,7 +58,7 @@ def names_of(spec):
 
 def test_a_page_begins_with_dense_the_best_drawn_and_what_was_found(searched, compared_section):
     shape = ms.Shape(16, 2, 2)
-    compared = told(replace(compared_section, shape=shape))["comparisons"][0]["chart"]
+    compared = page_of(replace(compared_section, shape=shape))["comparisons"][0]["chart"]
     leads = {point["name"]: point["lead"] for point in compared["points"] if point["lead"]}
     best = min(masks.FAMILIES, key=lambda name: masks.FAMILIES[name].sparsity(16))
     assert leads == {
@@ -70,11 +66,13 @@ def test_a_page_begins_with_dense_the_best_drawn_and_what_was_found(searched, co
         best: "best hand-designed",
         "found with tpe, at 0.8": "found",
     }
-    chart = told(replace(searched, shape=shape))["chart"]
+    chart = page_of(replace(searched, shape=shape))["chart"]
     found = [point for point in chart["points"] if point["lead"] == "found"]
     assert len(found) <= 4
     assert all(point["front"] and point["group"] == "tpe" for point in found)
-    assert not any(point["lead"] for point in told(searched)["chart"]["points"])  # none is drawn
+    assert not any(
+        point["lead"] for point in page_of(searched)["chart"]["points"]
+    )  # none is drawn
 
 
 def test_each_kind_of_masks_has_a_front_and_controls_have_none(chart):
@@ -99,10 +97,10 @@ def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
     others = {"found with tpe, at 0.8", "oracle"}
     assert names_of(paper_spec(chart)) == {*masks.FAMILIES, *others}
     assert [level["label"] for level in chart["levels"]] == ["dense (nothing left out)"]
-    front = told(searched)["chart"]
+    front = page_of(searched)["chart"]
     assert names_of(paper_spec(front)) == set(masks.FAMILIES)  # not the trials
     again = {"tpe": searched.studies["tpe"], "random": searched.studies["tpe"][:6]}
-    judged_twice = told(replace(searched, studies=again))["chart"]
+    judged_twice = page_of(replace(searched, studies=again))["chart"]
     spec = paper_spec(judged_twice)
     rows = [
         layer["data"]["values"]
@@ -115,16 +113,10 @@ def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
 
 def test_nothing_finished_is_no_chart(record, objectives, compared):
     runs = ms.Comparison(tuple(compared({"mine": (masks.star(), [None])})), objectives)
-    empty = told(Section({"tpe": [record(0, None)]}, objectives, {"c": runs}))
+    empty = page_of(Section({"tpe": [record(0, None)]}, objectives, {"c": runs}))
     assert empty["chart"] is None
     assert empty["comparisons"][0]["chart"] is None
     assert empty["volumes"] == []
-
-
-def test_hypervolume_leaves_baselines_out(searched):
-    by_trials, by_seconds = told(searched)["volumes"]
-    assert by_trials["lines"][-1]["compute"] == 9  # 8 finished and 1 stopped trial
-    assert by_seconds["lines"][-1]["compute"] == 20  # seconds, the failed one's too
 
 
 @pytest.mark.nightly
@@ -138,7 +130,7 @@ def test_a_chart_of_many_trials_shows_some_and_every_front(record, objectives):
         for number, (score, sparsity) in enumerate(random.random((4000, 2)))
     ]  # fmt: skip
     halves = {"tpe": study[::2], "random": study[1::2]}
-    data = told(Section(halves, objectives))
+    data = page_of(Section(halves, objectives))
     assert len(data["chart"]["points"]) < 1500
     shown = [note for note in data["cautions"] if "of 4,000 finished trials" in note]
     assert shown[0].startswith(f"The chart shows {len(data['chart']['points']):,} of")
@@ -158,16 +150,21 @@ def test_a_chart_of_many_trials_shows_some_and_every_front(record, objectives):
 
 def test_the_true_front_is_a_line_of_its_own(searched):
     known = Section(searched.studies, searched.objectives, truth=[(0.9, 0.5), (0.6, 0.8)])
-    lines = told(known)["chart"]["lines"]
+    lines = page_of(known)["chart"]["lines"]
     true = [(line["saved"], line["score"]) for line in lines if line["group"] == "true front"]
     assert true[1:] == [(60, 0.8), (90, 0.5)]
 
 
 @pytest.mark.slow  # continuous integration runs it
-def test_charts_are_fit_for_print(tmp_path, chart):
+def test_charts_are_fit_for_print(tmp_path, compared_section):
     """No Type 3 fonts, text in SVG that is text, the width of a column, and equal files twice;
     a PDF names its parts in another order."""
-    pdf, svg, png = write_chart(chart, tmp_path / "new")
+
+    def printed(name):
+        path = write_report(tmp_path / name / "report.html", [compared_section], title="t")
+        return [path.parent / "figures" / f"compared.{end}" for end in ("pdf", "svg", "png")]
+
+    pdf, svg, png = printed("new")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert b"/Type3" not in pdf.read_bytes()
     assert b"/FontFile2" in pdf.read_bytes()
@@ -177,7 +174,7 @@ def test_charts_are_fit_for_print(tmp_path, chart):
     assert width == pytest.approx(3.3 * 72, abs=8)
     sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)px"', text)]
     assert 7 <= min(sizes) <= max(sizes) <= 9
-    again = write_chart(chart, tmp_path / "again")
+    again = printed("again")
     assert sorted(again[0].read_bytes()) == sorted(pdf.read_bytes())
     assert [path.read_bytes() for path in again[1:]] == [svg.read_bytes(), png.read_bytes()]
 
@@ -187,5 +184,6 @@ def test_a_comparison_of_dense_attention_alone_is_printed(tmp_path, objectives, 
     comparison = ms.Comparison(
         tuple(compared({"dense": (masks.full(), [0.7, 0.8])})), objectives, shape=shape
     )
-    lone = told(Section({}, objectives, {"c": comparison}))["comparisons"][0]["chart"]
-    assert all(path.stat().st_size > 1000 for path in write_chart(lone, tmp_path))
+    write_report(tmp_path / "t.html", [Section({}, objectives, {"c": comparison})], title="t")
+    for end in ("pdf", "svg", "png"):
+        assert (tmp_path / "figures" / f"compared.{end}").stat().st_size > 1000

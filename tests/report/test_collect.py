@@ -20,7 +20,6 @@ from masksearch.report.collect import (
     StoredStudy,
     name_groups,
     report_on,
-    some_masks,
     studies_in,
 )
 from masksearch.report.section import evaluate_line
@@ -242,12 +241,3 @@ def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
         (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
         assert [row[0]["text"] for row in section["runs"]["rows"]] == names
         assert section["evaluate"] == ""  # no command began them
-
-
-@pytest.mark.slow
-def test_a_proxy_card_is_judged_on_some_masks_of_many_with_all_their_seeds(record):
-    study = [record(n, 0.5, fingerprint=f"{n % 1200}", seed=n // 1200) for n in range(2400)]
-    some = some_masks(study)
-    assert len({r.fingerprint for r in some}) == 400  # one in three
-    assert {r.seed for r in some if r.fingerprint == "0"} == {0, 1}
-    assert some_masks(study[:300]) == study[:300]

@@ -3,17 +3,18 @@
 import html
 import io
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from page_text import page_of
 from rich.console import Console
 from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.result import result_of
+from masksearch.contracts import Objective
 from masksearch.report.section import Section
-from masksearch.report.tables import importance_table
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
 ESCAPED = (
@@ -25,7 +26,7 @@ ESCAPED = (
 def told_of(comparison):
     """The tables of a page about a comparison."""
     section = Section({}, comparison.objectives, {"c": comparison})
-    return result_of([section], title="t")["sections"][0]["comparisons"][0]
+    return page_of(section)["comparisons"][0]
 
 
 @pytest.fixture
@@ -82,14 +83,9 @@ def test_comparison_is_a_table(comparison):
 
 
 def test_least_loss_is_the_best(compared):
-    from masksearch.contracts import Objective
-
     goals = (Objective("loss", "min", 9.0), Objective("sparsity", "max", 0.0))
-    records = compared({"a": (masks.star(), [None]), "b": (masks.window(1), [None])})
-    records = [
-        type(r)(**{**vars(r), "status": "done", "values": {"loss": 1.5 + k}, "error": ""})
-        for k, r in enumerate(records)
-    ]
+    records = compared({"a": (masks.star(), [1.5]), "b": (masks.window(1), [2.5])})
+    records = [replace(r, values={"loss": r.values["glue"]}) for r in records]
     text = ms.Comparison(tuple(records), goals).latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", text) == ["1.500 (1 seed)"]
 
@@ -106,7 +102,7 @@ def test_findings_are_a_table(comparison):
 
 def test_front_is_a_table(record, objectives):
     studies = {"a_b": [record(0, 0.8, masks.star()), record(1, 0.9, masks.window(3))]}
-    told = result_of([Section(studies, objectives)], title="t")["sections"][0]
+    told = page_of(Section(studies, objectives))
     _, *rows = check_latex(told["front"].latex())
     assert [row[-1] for row in rows] == [r"\texttt{window(3)}", r"\texttt{star()}"]
     assert rows[0][0] == r"a\_b"
@@ -116,7 +112,7 @@ def test_baselines_are_no_trials_of_a_strategy(record, objectives):
     hand = record(0, 0.9, masks.window(3), role="baseline")
     own = [record(1, 0.7, masks.star()), record(2, None, masks.window(1))]
     section = Section({"tpe": [hand, *own]}, objectives, {})
-    told = result_of([section], title="t")["sections"][0]
+    told = page_of(section)
     rows = [tuple(cell.text for cell in row[:3]) for row in told["runs"].rows]
     assert rows == [("tpe", "2", "1"), ("tpe: baselines", "1", "1")]
 
@@ -160,8 +156,9 @@ def test_the_parameter_that_decides_is_named(tmp_path):
     found = {"progress": None, "strategy": "random", "trials": 60}
     study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", **found)
     objectives = study.objectives[1:]  # sparsity
-    table = importance_table({"random": study.records()}, objectives).frame()
+    table = page_of(Section({"random": study.records()}, objectives))["importance"].frame()
     shares = table.set_index("parameter")["sparsity"]
     assert shares.sum() == pytest.approx(1)
     assert shares["idle"] < 0.1 < shares.max()
-    assert importance_table({"random": study.records()[:19]}, objectives).rows == ()
+    few = page_of(Section({"random": study.records()[:19]}, objectives))
+    assert few["importance"].rows == ()
