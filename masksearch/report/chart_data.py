@@ -43,7 +43,12 @@ KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a com
     "control": (GREY, "o"),
 }
 SINGLE = {  # what a point says unless it is of several runs, or of a front
-    **{"search": "", "seeds": 1, "low": None, "high": None, "front": False, "promised": None}
+    "search": "",
+    "seeds": 1,
+    "low": None,
+    "high": None,
+    "front": False,
+    "promised": None,
 }
 STEPS = 200  # points of a curve of hypervolume at most
 LED = 4  # searched masks and candidates that a page begins with
