@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedTokenizerFast
 
 from masksearch.contracts import generator, mixed_seed
 from masksearch.models.decoders import NextTokenModel, decoder
@@ -136,7 +137,7 @@ def make(place: Path, smoke: bool) -> bool:
     ids = {token: at for at, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(place / "tokenizer.json"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(place)
     learn(place, number, len(ids)).model.save_pretrained(place)
     (place / "learnt").touch()
     return True

