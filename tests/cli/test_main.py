@@ -10,7 +10,6 @@ import pytest
 from cli_runs import write_toys
 
 import masksearch as ms
-from masksearch.cli.build import split_settings, strategy_options, unit_levels
 
 
 @pytest.fixture
@@ -54,19 +53,31 @@ def test_report_says_why_hops_are_not_counted(command, monkeypatch):
     assert "hops not counted (hops are counted up to 100 positions" in out
 
 
-def test_settings_reach_the_strategy_that_they_name():
-    settings = ["dam.density=.1", "dam.structure=free", "dam.steps=1_000", "dam.form=log"]
-    settings += ["dam.densities=[0.1, 0.2]", "dam.merge_heads=true", "dam.preset=sparsebert"]
-    assert strategy_options("dam", split_settings(settings)) == {
+def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
+    def options(*words):
+        return command.called("search", *words, "--run", tmp_path)["strategy_options"]
+
+    settings = ["density=.1", "structure=free", "steps=1_000", "form=log", "merge_heads=true"]
+    settings += ["densities=[0.1, 0.2]", "preset=sparsebert"]
+    given = [word for each in settings for word in ("--set", f"dam.{each}")]
+    assert options("--strategy", "dam", *given) == {
         "gates": {"structure": "free", "form": "log", "preset": "sparsebert"},
         "config": {"density": 0.1, "steps": 1000, "preset": "sparsebert"},
         "densities": (0.1, 0.2),
         "merge_heads": True,
     }
-    given = split_settings(["evolution.population=9", "epochs=3"])
-    assert strategy_options("evolution", given) == {"population": 9}
-    given = split_settings(["strategy.step=2", "strategy.name=x"])
-    assert strategy_options("mine.py:Mine", given) == {"step": 2, "name": "x"}
+    space = "masksearch.spaces:distances"
+    given = ("--set", "evolution.population=9", "--set", "downstream_steps=3")
+    assert options(space, "--strategy", "evolution", *given) == {"population": 9}
+    given = ("--set", "strategy.step=2", "--set", "strategy.name=x")
+    assert options(space, "--strategy", "mine.py:Mine", *given) == {"step": 2, "name": "x"}
+
+
+@pytest.mark.parametrize("local", [["star()"], ["star()", "window(4)"]])
+def test_masks_of_units_are_repeatable(command, tmp_path, local):
+    words = [word for each in local for word in ("--local", each)]
+    space = command.called("search", *words, "--unit", "layer", "--run", tmp_path)["space"]
+    assert (space.unit, space.levels) == ("layer", tuple(map(ms.masks.parse, [*local, "full()"])))
 
 
 def test_report_counts_empty_rows(command):
@@ -160,12 +171,6 @@ def test_a_comparison_is_planned_in_two_lines(command, files):
     kinds = {n: e.kind for n, e in ms.Comparison.open(files / "planned").entries.items()}
     assert kinds == {"star": "candidate", "w": "candidate", "dense": "control"}
     assert "unknown controls in --controls 'some'" in command.refused(*named, "--controls", "some")
-
-
-def test_masks_of_units_are_repeatable():
-    assert unit_levels(["star()", "window(4)"], None, {}) == ["star()", "window(4)", "full()"]
-    assert unit_levels(["star()"], "layer", {}) == ["star()", "full()"]
-    assert unit_levels(None, None, {}) == []
 
 
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
