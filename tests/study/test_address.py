@@ -9,7 +9,6 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch.report.collect import studies_in
-from masksearch.study.store import storable_storage
 from masksearch.user_code import load_function
 
 
@@ -105,15 +104,25 @@ def test_damaged_file_is_named(tmp_path, text):
         ms.Study(tmp_path / "run")
 
 
-def test_storage_is_written_down_without_password(tmp_path):
-    for given, written in {
-        "postgresql://me:secret@db/masks?password=secret&sslmode=require": (
-            "postgresql://me@db/masks?sslmode=require"
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        (
+            "postgresql://me:secret@db/masks?password=secret&sslmode=require",
+            "postgresql://me@db/masks?sslmode=require",
         ),
-        "postgresql://me:s3cret@db:5432/masks": "postgresql://me@db:5432/masks",
-        **{place: place for place in ("postgresql:///masks", "journal:/log", "sqlite:////x.db")},
-    }.items():
-        assert storable_storage(given) == written
+        ("postgresql://me:s3cret@db:5432/masks", "postgresql://me@db:5432/masks"),
+        *((place, place) for place in ("postgresql:///masks", "journal:/log", "sqlite:////x.db")),
+    ],
+)
+def test_a_command_names_its_storage_without_password(tmp_path, command, given, written):
+    words = ("search", "masksearch.spaces:distances", "--run", tmp_path, "--storage", given)
+    assert command.called(*words)["storage"] == given
+    stored = json.loads((tmp_path / "command.json").read_text())
+    assert stored["options"]["storage"] == written
+
+
+def test_a_storage_in_the_run_folder_is_written_down_as_there(tmp_path):
     search(tmp_path / "run", storage=f"journal:{tmp_path / 'run' / 'log'}")
     stored = json.loads((tmp_path / "run" / "study.json").read_text())
     assert stored == {"study": "run", "storage": "journal:{run}/log"}
