@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from record_fixtures import Server
 from sleepy import Sleepy, essence, judged_twice, read_log
 from waiting import wait_until
@@ -80,16 +79,6 @@ def ended(run: Path) -> int:
     return sum(line["what"] == "end" for line in read_log(run))
 
 
-def ask(server: Server, statement: str) -> object:
-    """What the server answers, by its socket."""
-    url = sqlalchemy.make_url(server.url(scheme="postgresql+psycopg"))
-    engine = sqlalchemy.create_engine(url.set(host=str(server.folder)))
-    with engine.connect() as session:
-        answer = session.execute(sqlalchemy.text(statement)).scalar()
-    engine.dispose()
-    return answer
-
-
 def restart(server: Server) -> None:
     server.call("pg_ctl", "-D", server.folder / "data", "-m", "fast", "-w", "stop")
     server.start()
@@ -111,14 +100,6 @@ def pause(server: Server) -> None:
     server.start()
 
 
-def end_sessions(server: Server) -> None:
-    ask(
-        server,
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
-    )
-
-
 def check(run: Path, storage: str, undisturbed: list[tuple[object, ...]]) -> None:
     records = ms.open_study(run, storage).records()
     assert [record.number for record in records] == list(range(TRIALS))
@@ -127,7 +108,7 @@ def check(run: Path, storage: str, undisturbed: list[tuple[object, ...]]) -> Non
     assert sum(line["what"] == "begin" for line in read_log(run)) == TRIALS
 
 
-@pytest.mark.parametrize("happens", [restart, kill, pause, end_sessions])
+@pytest.mark.parametrize("happens", [restart, kill, pause, Server.end_sessions])
 def test_server_that_comes_back_changes_nothing(server, tmp_path, undisturbed, happens):
     run = tmp_path / f"pg-{happens.__name__}"
     with searching(run, server.url()) as (process, said):
@@ -210,7 +191,7 @@ def test_line_that_is_cut_changes_nothing(server, tmp_path, undisturbed):
             network.line("down")
             wait_until(lambda: "does not answer; results wait for it" in said(), 60, said)
             locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-            wait_until(lambda: ask(apart, locks) == 0, 20, said)
+            wait_until(lambda: apart.ask(locks) == 0, 20, said)
             time.sleep(5)  # it tries meanwhile
             network.line("up")
             assert process.wait(timeout=120) == 0, said()

@@ -15,7 +15,6 @@ from waiting import wait_until
 from masksearch.user_code import load_function
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
-sys.path.insert(0, str(Path(__file__).parent))
 from sleepy import Sleepy, essence, judged_twice, read_log
 
 import masksearch as ms

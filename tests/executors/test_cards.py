@@ -1,15 +1,12 @@
 """Which trial sees which card, on machines that only say that they have some."""
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import SeesCards, begin_ray
 from toy import PlainTrials
 

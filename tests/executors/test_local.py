@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import Troubled, Unloadable
 from toy import PlainTrials, ToyEvaluator
 

@@ -1,12 +1,9 @@
 """Trials between a search and its workers, driven in this process: no pipe, no Ray."""
 
-import sys
 from pathlib import Path
 
 import cloudpickle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import STEPS, Troubled
 from toy import PlainTrials
 

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import STEPS, Troubled, Unloadable, begin_ray
 from toy import PlainTrials, ToyEvaluator, space
 from toy_sentences import sentence_judge, write_sentences

@@ -1,15 +1,12 @@
 """What is said of a cluster: nodes that were lost, slots that stand still. Ray is played here."""
 
-import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import Troubled
 from toy import PlainTrials
 
