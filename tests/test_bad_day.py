@@ -24,10 +24,8 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Report
 from masksearch.errors import EvaluatorError, MaskFormatError, SearchError
 from masksearch.executors.job import JobRun
-from masksearch.files import cell_text
 from masksearch.loggers.files import CsvLogger
 from masksearch.study.status import read_status
-from masksearch.study.storage import StorageLocation, explain_errors
 
 HERE = ms.Local(isolate=False)
 SEARCH = dict(strategy="random", progress=None, executor=HERE)
@@ -354,14 +352,6 @@ def test_a_mask_file_has_a_bound_on_its_parts(tmp_path):
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize(
-    ("text", "cell"),
-    [("=cmd()", "'=cmd()"), ("@x", "'@x"), ("-x", "'-x"), ("-0.5", "-0.5"), ("a=b", "a=b")],
-)
-def test_a_cell_is_no_formula(text, cell):
-    assert cell_text(text) == cell
-
-
 @pytest.mark.slow
 def test_files_of_tables_hold_no_formula(tmp_path):
     candidates = {"=cmd()": masks.star(), "dense": masks.full()}
@@ -434,9 +424,9 @@ def test_a_disk_without_inodes_is_called_full(tmp_path, monkeypatch):
     left = os.statvfs(tmp_path)
     full = os.statvfs_result([*left[:5], 100, 0, 0, *left[8:]])
     monkeypatch.setattr(os, "statvfs", lambda _: full)
-    location = StorageLocation("sqlite", "study.db", tmp_path / "study.db")
-    with pytest.raises(SearchError, match=r"disk full at .*free space"), explain_errors(location):
-        raise sqlite3.OperationalError("unable to open database file")
+    (tmp_path / "study.db").mkdir()  # a file that cannot be opened
+    with pytest.raises(SearchError, match=r"disk full at .*study\.db; .*free space"):
+        searched(tmp_path)
 
 
 def test_an_evaluator_may_lose_its_working_folder_and_fail_at_its_end(tmp_path, monkeypatch):

@@ -13,15 +13,10 @@ from optuna.trial import FixedTrial
 from toy import ToyEvaluator
 
 from masksearch import masks, search
-from masksearch.errors import ResumeError, UnknownNameError
+from masksearch.errors import MaskSearchError, ResumeError, SearchError
 from masksearch.executors.local import Local
 from masksearch.report.collect import studies_in
-from masksearch.user_code import (
-    UserCodeError,
-    definition_hashes,
-    describe_error,
-    load_function,
-)
+from masksearch.user_code import definition_hashes, load_function
 
 FILE = '''
 from masksearch import masks
@@ -78,23 +73,23 @@ def test_class_carries_the_text_of_its_file(file):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "error", "message"),
+    ("name", "options", "message"),
     [
-        ("Windws", {}, UnknownNameError, "function or class in .*'Windws'.*Windows"),
-        ("Windows", {"frist": 1}, UnknownNameError, "option of strategy .*'frist'.*first"),
-        ("wants_more", {}, UserCodeError, "wants 'temperature', .* gives space, objectives, seed"),
-        ("nothing", {}, UserCodeError, "makes a list, .* has no ask and no tell; write ask"),
-        ("{}/none.py:Windows", {}, UserCodeError, r"none\.py: no such file"),
-        ("{}/late.py:mask", {}, UserCodeError, "late.py, line 3: .*did you mean 'window'"),
+        ("Windws", {}, "function or class in .*'Windws'.*Windows"),
+        ("Windows", {"frist": 1}, "option of strategy .*'frist'.*first"),
+        ("wants_more", {}, "wants 'temperature', .* gives space, objectives, seed"),
+        ("nothing", {}, "makes a list, .* has no ask and no tell; write ask"),
+        ("{}/none.py:Windows", {}, r"none\.py: no such file"),
+        ("{}/late.py:mask", {}, "late.py, line 3: .*did you mean 'window'"),
     ],
 )
-def test_mistakes_are_said_in_words(file, name, options, error, message):
+def test_mistakes_are_said_in_words(file, name, options, message):
     (file.parent / "late.py").write_text("from masksearch import masks\n\nmask = masks.windw(3)\n")
     place = name.format(file.parent) if "{" in name else f"{file}:{name}"
     given = {"strategy": place, "strategy_options": options}
-    with pytest.raises(error, match=message):
+    with pytest.raises(MaskSearchError, match=message):
         search(None, ToyEvaluator(), run=file.parent / "run", trials=1, **given)
-    with pytest.raises(UserCodeError, match=r"name it as file\.py:function"):
+    with pytest.raises(MaskSearchError, match=r"name it as file\.py:function"):
         load_function("Windows")
 
 
@@ -173,14 +168,14 @@ def test_spaces_of_the_package_are_named_as_modules(spec):
     ],
 )
 def test_a_space_that_the_package_does_not_have(spec, message):
-    with pytest.raises((UnknownNameError, UserCodeError), match=re.escape(message)):
+    with pytest.raises(MaskSearchError, match=re.escape(message)):
         load_function(spec)
 
 
 def test_a_file_without_a_name_says_what_it_defines(tmp_path):
     file = tmp_path / "spaces.py"
     file.write_text("def near(trial): ...\n\n\ndef far(trial): ...\n")
-    with pytest.raises(UserCodeError, match=re.escape(f"{file}:near, {file}:far")):
+    with pytest.raises(MaskSearchError, match=re.escape(f"{file}:near, {file}:far")):
         load_function(str(file))
 
 
@@ -243,7 +238,7 @@ def test_code_that_cannot_be_known_again_is_refused():
     function = sourceless("def f(t):\n    return 'here'")
     function.__code__ = function.__code__.replace(co_consts=(None, object()))
     with pytest.raises(
-        UserCodeError, match=r"holds a object, which is not known .* FILE\.py:NAME"
+        MaskSearchError, match=r"holds a object, which is not known .* FILE\.py:NAME"
     ):
         definition_hashes(function)
 
@@ -282,19 +277,15 @@ def folders(tmp_path):
 
 def test_a_file_may_import_its_neighbours_and_hides_nothing(folders):
     before = [*sys.path]
-    drawn = {}
     for _ in range(2):  # of two folders each has its own
-        for reach in (3, 5):
-            space = load_function(f"{folders}/of{reach}/own{reach}.py:space")
-            drawn[reach] = space
+        drawn = {n: load_function(f"{folders}/of{n}/own{n}.py:space") for n in (3, 5)}
     assert [drawn[reach].__globals__["near"].reach() for reach in (3, 5)] == [3, 5]
-    trial = FixedTrial({"reach": 3})
-    assert drawn[3](trial) == masks.window(3)
+    assert drawn[3](FixedTrial({"reach": 3})) == masks.window(3)
     assert sys.path == before
-    with pytest.raises(ImportError) as error:
-        load_function(f"{folders}/of3/own3.py:late")(trial)
-    said = describe_error(error.value)
-    assert "No module named 'later'; later is beside that file: import it at the top" in said
+    late = load_function(f"{folders}/of3/own3.py:late")
+    said = "No module named 'later'; later is beside that file: import it at the top"
+    with pytest.raises(SearchError, match=said):
+        search(late, ToyEvaluator(), run=folders / "run", trials=1)
 
 
 @pytest.mark.slow
