@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 from record_fixtures import Server
-from sleepy import Sleepy, essence, judged_twice, read_log
+from sleepy import PLAN, essence, judged_twice, read_log, search_quickly
 from waiting import wait_until
 
 import masksearch as ms
-from masksearch.user_code import load_function
 
 pytestmark = pytest.mark.nightly
 HERE = Path(__file__).parent
-SPACE = f"{HERE.parents[1] / 'search_spaces' / 'head_shifts.py'}:space"
 TRIALS, SECONDS = 30, 0.8
 BEFORE = 8  # results, when it happens
 SHORT = (  # the command line, with less patience
@@ -30,21 +28,10 @@ SHORT = (  # the command line, with less patience
 )
 
 
-def search_quickly(run: Path, storage: str | None = None) -> list[tuple[object, ...]]:
-    """What the same search finds, or goes on to find, in this process and without sleeping."""
-    quick = Sleepy()
-    quick.seconds = 0.0
-    study = ms.search(
-        load_function(SPACE), quick, run=run, storage=storage, trials=TRIALS, strategy="random",
-        seed=5, progress=None,
-    )  # fmt: skip
-    return essence(study.records())
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list[tuple[object, ...]]:
     """What a search of the same seed finds to which nothing happens."""
-    return search_quickly(tmp_path_factory.mktemp("undisturbed") / "run")
+    return search_quickly(tmp_path_factory.mktemp("undisturbed") / "run", TRIALS)
 
 
 @contextmanager
@@ -53,9 +40,7 @@ def searching(
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
     """A search on two slots which has its first results; what it says."""
     said = run.parent / f"{run.name}.txt"
-    command = ("search", SPACE, "--evaluator", f"{HERE / 'sleepy.py'}:Sleepy", "--seed", "5",
-               "--strategy", "random", "--run", str(run), "--storage", storage,
-               "--trials", str(TRIALS), "--slots", "2")  # fmt: skip
+    command = (*PLAN, "--run", str(run), "--storage", storage, "--trials", str(TRIALS))
     environment = os.environ | {
         "SLEEPY_SECONDS": str(SECONDS),
         "OMP_NUM_THREADS": "1",
@@ -63,7 +48,7 @@ def searching(
     }
     with said.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *(words or ("-m", "masksearch")), *command],
+            [sys.executable, *(words or ("-m", "masksearch")), *command, "--slots", "2"],
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment, text=True,
         )  # fmt: skip
     try:
@@ -133,7 +118,7 @@ def test_server_that_stays_away_ends_the_search_with_a_code_of_its_own(
             assert last.endswith("repeat the command to go on")
         finally:
             server.start()
-    assert search_quickly(run, server.url()) == undisturbed
+    assert search_quickly(run, TRIALS, server.url()) == undisturbed
 
 
 def test_ctrl_c_ends_the_waiting(server, tmp_path):
