@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import inspect
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -33,6 +33,7 @@ from masksearch.user_code import call_user, check_evaluator, load_function, load
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
+    from masksearch.strategies.halving import ParetoHalving
 
 MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 EXECUTORS = ("local", "ray")
@@ -123,7 +124,7 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         return planted_evaluator(values, texts)
     if "tasks" in values and "glue" not in values:
         raise OptionsError("--tasks needs --glue FOLDER")
-    kind = load_kind(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
+    kind = resolve_name(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
         names = split_names(values["tasks"])
@@ -185,12 +186,6 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
         )
     further = further_settings(PlantedEvaluator, texts, values)
     return PlantedEvaluator(**values, **further)
-
-
-def load_kind(place: str) -> Any:
-    """The class that `module:Name` names."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def further_settings(
@@ -260,9 +255,9 @@ def build_executor(options: JudgeOptions) -> Executor:
     )
 
 
-def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of the `ParetoHalving` that `--halving 62,125` asks for, with the settings behind
-    `halving.`; None = no halving. Its goal is that of the metric, which the evaluator knows.
+def read_halving(steps: str | None, texts: Mapping[str, str]) -> ParetoHalving | None:
+    """The scheduler that `--halving 62,125` asks for, with the settings behind `halving.`; None =
+    no halving. Its goal is still that of a loss.
 
     Raises:
         OptionsError: If the steps are no integers, or there are settings and no steps.
@@ -278,9 +273,7 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
     except ValueError:
         raise OptionsError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
     hints = {k: v for k, v in hints_of(ParetoHalving).items() if k not in ("rungs", "goal")}
-    settings = {"metric": "loss", **read_settings(texts, hints, "ParetoHalving", "halving")}
-    ParetoHalving(rungs=rungs, **settings)  # refuses wrong values before anything is built
-    return {"rungs": rungs, **settings}
+    return ParetoHalving(rungs, **read_settings(texts, hints, "ParetoHalving", "halving"))
 
 
 def unit_levels(
