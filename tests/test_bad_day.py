@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import errno
 import json
 import os
 import re
@@ -235,11 +234,6 @@ def test_whatever_an_evaluator_raises_fails_its_trial_alone(tmp_path, error, wor
         assert "\x1b" not in study.report().read_text(encoding="utf-8")
 
 
-def test_ctrl_c_is_the_users(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path / "run", Acts(raises(KeyboardInterrupt())))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["the evaluator", "a listener"])
 def test_a_change_of_the_working_folder_moves_nothing(tmp_path, monkeypatch, who):
@@ -413,11 +407,6 @@ def test_a_file_in_the_way_is_named_and_no_space_is_asked_for(tmp_path, where):
     with pytest.raises(SearchError, match=r"move .*, which is in the way, or") as refused:
         searched(tmp_path / where)
     assert "free space" not in str(refused.value)
-
-
-def test_a_file_beyond_the_users_limit_ends_the_search_as_a_full_disk_does(tmp_path):
-    with pytest.raises(SearchError, match=r"the disk is full at .*free space and resume"):
-        searched(tmp_path / "run", Acts(raises(OSError(errno.EFBIG, "File too large"))))
 
 
 def test_a_disk_without_inodes_is_called_full(tmp_path, monkeypatch):

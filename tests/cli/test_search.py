@@ -57,25 +57,6 @@ def test_search_whose_space_is_spent_ends_well(command, monkeypatch, tmp_path, j
     assert len(ms.Study(tmp_path / "run").records()) == number < 500
 
 
-@pytest.mark.slow
-def test_resume_does_not_repeat_a_command_that_never_began(command, tmp_path, job):
-    search = (*job, "--run", tmp_path / "run", "--trials", 2)
-    command.refused(*search, "--strategy", "tpee")
-    command(*search)
-    out, _ = command("resume", tmp_path / "run", "--trials", 3)
-    assert "Front of" in out
-
-
-@pytest.mark.slow
-def test_resume_of_a_comparison_runs_what_is_missing(command, tmp_path, job):
-    words = ["compare", "w=window(3)", "--controls", "none", "--seeds", 2, *job[2:]]
-    folder = tmp_path / "compared"
-    command(*words, "--run", folder)
-    out, _ = command("resume", folder)
-    assert "w" in out
-    assert len(ms.Study(folder).records()) == 2
-
-
 def test_resume_says_what_it_cannot_resume(command, tmp_path):
     err = command.refused("resume", tmp_path / "none")
     assert err == f"error: {tmp_path}/none: no such run folder\n"
@@ -173,19 +154,6 @@ def test_status_tells_a_killed_search_from_a_running_one(command, tmp_path, job)
         out, _ = command("status", folder)
         assert (folder / ".writer.lock").read_text() == "pid 1 on host"  # for a second driver
     assert "search by tpe, running; " in out
-
-
-@pytest.mark.slow
-def test_edited_space_is_refused(command, tmp_path, job):
-    folder = tmp_path / "run"
-    command(*job, "--trials", 2, "--run", folder)
-    space = tmp_path / "my_space.py"
-    space.write_text(f"# a comment\n{space.read_text()}\n# another")
-    command("resume", folder, "--trials", 3)
-    space.write_text(space.read_text().replace("0, 12", "0, 13"))
-    err = command.refused("resume", folder, "--trials", 4)
-    assert "belongs to another search (the space's code was edited: space)" in err
-    assert sum(not record.known for record in ms.Study(folder).records()) == 3
 
 
 @pytest.mark.slow  # continuous integration runs it

@@ -219,11 +219,7 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:strategy 'nsga2' on a conditional space")
-@pytest.mark.parametrize(
-    "strategy",
-    ["tpe", "evolution"]
-    + [pytest.param(name, marks=pytest.mark.nightly) for name in ("nsga2", "qmc", "gp")],
-)
+@pytest.mark.parametrize("strategy", ["tpe", "evolution", "nsga2", "qmc", "gp"])
 def test_every_strategy_equals_local_with_one_slot(cluster, tmp_path, strategy):
     how = {"strategy": strategy, "trials": 26 if strategy == "evolution" else 12}
     local, on_ray = (

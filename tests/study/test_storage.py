@@ -257,23 +257,17 @@ def test_killed_holder_frees_the_study(tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_search_leaves_no_lock_file_in_its_folder(tmp_path):
-    for name in (".writer.lock", ".study.db.run.lock"):  # as a driver that was killed leaves them
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / name).touch()
-    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
-    assert not list(tmp_path.rglob("*.lock"))
-
-
-@pytest.mark.slow
-def test_searches_leave_no_lock_file_beside_their_journal(tmp_path):
-    (tmp_path / "team").mkdir()
-    (tmp_path / "team" / ".log.first.lock").touch()
-    for run in ("first", "second"):
-        storage = f"journal:{tmp_path}/team/log"
-        ms.search(space, ToyEvaluator(), run=tmp_path / run, trials=1, storage=storage)
-    assert not list(tmp_path.rglob("*.lock"))
-    assert [path.name for path in (tmp_path / "team").iterdir()] == ["log"]
+@pytest.mark.parametrize("journal", [False, True])
+def test_search_leaves_no_lock_file(tmp_path, journal):
+    run, team = tmp_path / "run", tmp_path / "team"
+    for path in (run / ".writer.lock", run / ".study.db.run.lock", team / ".log.run.lock"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()  # as a driver that was killed leaves it
+    storage = f"journal:{team}/log" if journal else None
+    ms.search(space, ToyEvaluator(), run=run, trials=1, storage=storage)
+    assert {path.name for path in tmp_path.rglob("*.lock")} == {
+        ".study.db.run.lock" if journal else ".log.run.lock"  # of another storage
+    }
 
 
 def test_looking_for_a_driver_leaves_no_lock_file(tmp_path):
