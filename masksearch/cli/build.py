@@ -23,7 +23,7 @@ from masksearch.cli.options import (
     OptionsError,
 )
 from masksearch.contracts import Evaluator, Executor, Record
-from masksearch.errors import check_name, unknown_name, without_controls
+from masksearch.errors import check_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
@@ -145,11 +145,9 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
             f"evaluators; an argument of yours is given by --set {others[0]}=VALUE"
         )
     function = load_function(values["evaluator"])
-    if texts:
-        taken = [*inspect.signature(function).parameters]
-        if unknown := [name for name in texts if name not in taken]:
-            raise unknown_name(f"argument of {function.__name__}", unknown[0], taken)
     hints = plain_hints(function) if texts else {}
+    for name in texts:
+        check_name(f"argument of {function.__name__}", name, hints)
     arguments = {name: read_setting(name, text, hints[name]) for name, text in texts.items()}
     evaluator: Evaluator = call_user(values["evaluator"], function, arguments)
     check_evaluator(evaluator)
@@ -234,8 +232,7 @@ def build_executor(options: JudgeOptions) -> Executor:
     if ".py:" in name:
         executor: Executor = call_user(name, load_function(name), {})
         return executor
-    if name not in EXECUTORS:
-        raise unknown_name("executor", name, [*EXECUTORS, "file.py:Name"])
+    check_name("executor", name, (*EXECUTORS, "file.py:Name"))
     if name == "local":
         for option in ("address", "cpus", "storage_path"):
             if getattr(options, option) is not None:
