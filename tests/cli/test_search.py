@@ -46,17 +46,6 @@ def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tm
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
-@pytest.mark.nightly
-def test_search_whose_space_is_spent_ends_well(command, monkeypatch, tmp_path, job):
-    monkeypatch.setattr("masksearch.study.session.SPENT", 30)
-    search = (*job, "--run", tmp_path / "run", "--strategy", "random", "--trials", 500)
-    with pytest.warns(UserWarning, match="the space is spent: the last 30 masks drawn"):
-        command(*search)
-    number = len(ms.Study(tmp_path / "run").records())
-    command("resume", tmp_path / "run", "--trials", 600)
-    assert len(ms.Study(tmp_path / "run").records()) == number < 500
-
-
 def test_resume_says_what_it_cannot_resume(command, tmp_path):
     err = command.refused("resume", tmp_path / "none")
     assert err == f"error: {tmp_path}/none: no such run folder\n"

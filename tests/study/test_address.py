@@ -20,25 +20,6 @@ def outcome(study):
     return [(r.number, r.origin, r.fingerprint, r.values) for r in study.records()]
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("journal", [False, True])
-def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
-    def storage(run):
-        return f"journal:{run / 'log'}" if journal else None
-
-    whole = search(tmp_path / "whole", trials=5)
-    made = search(tmp_path / "a" / "first", storage=storage(tmp_path / "a" / "first"))
-    before = outcome(made)
-    run = tmp_path / "b" / "other"
-    shutil.copytree(tmp_path / "a" / "first", run)
-    shutil.rmtree(tmp_path / "a")
-    assert outcome(ms.Study(run)) == before
-    assert outcome(search(run)) == before
-    assert outcome(search(run, trials=5)) == outcome(whole)
-    assert ms.Study(run).report().is_file()
-    assert [found.run.name for found in studies_in(run.parent)] == ["other"]
-
-
 @pytest.mark.slow
 def test_copies_with_their_databases_go_on_apart(tmp_path):
     search(tmp_path / "a")
