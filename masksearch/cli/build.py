@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import inspect
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -124,7 +124,8 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         return planted_evaluator(values, texts)
     if "tasks" in values and "glue" not in values:
         raise OptionsError("--tasks needs --glue FOLDER")
-    kind = resolve_name(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
+    module, _, name = (DOWNSTREAM[tasks[0]][0] if tasks else MLM).partition(":")
+    kind = getattr(importlib.import_module(module), name)
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
         names = split_names(values["tasks"])
