@@ -10,7 +10,7 @@ from cli_runs import SPACE
 from toy import ToyEvaluator
 
 import masksearch as ms
-from masksearch.cli.build import build_evaluator, build_executor
+from masksearch.cli.build import build_evaluator
 from masksearch.cli.search import SearchOptions
 from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.squad import SquadEvaluator
@@ -22,11 +22,6 @@ from masksearch.tasks.recall import Recall
 def judge(**given):
     """The evaluator of a search with these options."""
     return build_evaluator(SearchOptions(**given))
-
-
-def place(**given):
-    """Its executor."""
-    return build_executor(SearchOptions(**given))
 
 
 @pytest.fixture
@@ -226,9 +221,10 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
     assert {name: stored[name] for name in given} == {**given, "corpus": f"{tmp_path}/text.txt"}
 
 
-def test_executors_by_name(refused):
-    assert place(slots=2) == ms.Local(2)
-    assert place(slots=2, gpus=0) == ms.Local(2, gpus=0)
+def test_executors_by_name(refused, command, tmp_path):
+    words = ("search", "masksearch.spaces:distances", "--run", tmp_path / "run", "--slots", 2)
+    assert command.called(*words)["executor"] == ms.Local(2)
+    assert command.called(*words, "--gpus", 0)["executor"] == ms.Local(2, gpus=0)
     assert "--cpus belongs to --executor ray" in refused(cpus=2)
     assert "slots=9000 of gpus=0.5 each need more cards than" in refused(slots=9000, gpus=0.5)
     assert "unknown executor 'lokal'; did you mean 'local'" in refused(executor="lokal")
