@@ -82,8 +82,8 @@ def read_object(path: Path, remedy: str, **kinds: type) -> dict[str, Any]:
 def cell_text(value: Any) -> Any:
     """A cell of a CSV file: a text that programs would take for a formula begins with '.
 
-    >>> cell_text("=cmd()"), cell_text("-0.5"), cell_text(-0.5)
-    ("'=cmd()", '-0.5', -0.5)
+    >>> [cell_text(each) for each in ("=cmd()", "@x", "-x", "-0.5", "a=b", -0.5)]
+    ["'=cmd()", "'@x", "'-x", '-0.5', 'a=b', -0.5]
     """
     formula = isinstance(value, str) and re.match(r"[=@]|[+-](?![\d.])", value)
     return without_controls(f"'{value}" if formula else value)

@@ -25,7 +25,8 @@ from hypothesis import HealthCheck, settings
 from masksearch.executors import local
 
 # `toy`, `killing`, `browser`
-for folder in ("cli", "training", "faults", "contracts", "cluster", "attention", "report", ""):
+ROOMS = ("cli", "training", "faults", "contracts", "cluster", "attention", "report")
+for folder in (*ROOMS, "executors", "study", ""):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import sqlalchemy
 
 from masksearch import Mask, masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Report, Shape
@@ -124,6 +125,22 @@ class Server:
 
     def stop(self) -> None:
         self.call("pg_ctl", "-D", self.folder / "data", "-m", "immediate", "-w", "stop")
+
+    def ask(self, statement: str) -> object:
+        """What the server answers, by its socket."""
+        url = sqlalchemy.make_url(self.url(scheme="postgresql+psycopg"))
+        engine = sqlalchemy.create_engine(url.set(host=str(self.folder)))
+        with engine.connect() as session:
+            answer = session.execute(sqlalchemy.text(statement)).scalar()
+        engine.dispose()
+        return answer
+
+    def end_sessions(self) -> None:
+        """Cuts off all who use it."""
+        self.ask(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
 
     def url(self, password: str = password, scheme: str = "postgresql") -> str:
         place = f"127.0.0.1:{self.port}/postgres"

@@ -23,7 +23,7 @@ from masksearch.cli.options import (
     OptionsError,
 )
 from masksearch.contracts import Evaluator, Executor, Record
-from masksearch.errors import check_name, unknown_name, without_controls
+from masksearch.errors import check_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
@@ -33,6 +33,7 @@ from masksearch.user_code import call_user, check_evaluator, load_function, load
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
+    from masksearch.strategies.halving import ParetoHalving
 
 MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 EXECUTORS = ("local", "ray")
@@ -123,7 +124,8 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         return planted_evaluator(values, texts)
     if "tasks" in values and "glue" not in values:
         raise OptionsError("--tasks needs --glue FOLDER")
-    kind = load_kind(DOWNSTREAM[tasks[0]][0] if tasks else MLM)
+    module, _, name = (DOWNSTREAM[tasks[0]][0] if tasks else MLM).partition(":")
+    kind = getattr(importlib.import_module(module), name)
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
         names = split_names(values["tasks"])
@@ -144,11 +146,9 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
             f"evaluators; an argument of yours is given by --set {others[0]}=VALUE"
         )
     function = load_function(values["evaluator"])
-    if texts:
-        taken = [*inspect.signature(function).parameters]
-        if unknown := [name for name in texts if name not in taken]:
-            raise unknown_name(f"argument of {function.__name__}", unknown[0], taken)
     hints = plain_hints(function) if texts else {}
+    for name in texts:
+        check_name(f"argument of {function.__name__}", name, hints)
     arguments = {name: read_setting(name, text, hints[name]) for name, text in texts.items()}
     evaluator: Evaluator = call_user(values["evaluator"], function, arguments)
     check_evaluator(evaluator)
@@ -185,12 +185,6 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
         )
     further = further_settings(PlantedEvaluator, texts, values)
     return PlantedEvaluator(**values, **further)
-
-
-def load_kind(place: str) -> Any:
-    """The class that `module:Name` names."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def further_settings(
@@ -239,8 +233,7 @@ def build_executor(options: JudgeOptions) -> Executor:
     if ".py:" in name:
         executor: Executor = call_user(name, load_function(name), {})
         return executor
-    if name not in EXECUTORS:
-        raise unknown_name("executor", name, [*EXECUTORS, "file.py:Name"])
+    check_name("executor", name, (*EXECUTORS, "file.py:Name"))
     if name == "local":
         for option in ("address", "cpus", "storage_path"):
             if getattr(options, option) is not None:
@@ -260,9 +253,9 @@ def build_executor(options: JudgeOptions) -> Executor:
     )
 
 
-def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of the `ParetoHalving` that `--halving 62,125` asks for, with the settings behind
-    `halving.`; None = no halving. Its goal is that of the metric, which the evaluator knows.
+def read_halving(steps: str | None, texts: Mapping[str, str]) -> ParetoHalving | None:
+    """The scheduler that `--halving 62,125` asks for, with the settings behind `halving.`; None =
+    no halving. Its goal is still that of a loss.
 
     Raises:
         OptionsError: If the steps are no integers, or there are settings and no steps.
@@ -278,9 +271,7 @@ def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, A
     except ValueError:
         raise OptionsError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
     hints = {k: v for k, v in hints_of(ParetoHalving).items() if k not in ("rungs", "goal")}
-    settings = {"metric": "loss", **read_settings(texts, hints, "ParetoHalving", "halving")}
-    ParetoHalving(rungs=rungs, **settings)  # refuses wrong values before anything is built
-    return {"rungs": rungs, **settings}
+    return ParetoHalving(rungs, **read_settings(texts, hints, "ParetoHalving", "halving"))
 
 
 def unit_levels(

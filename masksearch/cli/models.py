@@ -97,8 +97,6 @@ def attach(options: AttachOptions) -> None:
     from masksearch.models.speed import measure_speed
 
     model, mask, lengths = options.model, options.mask, options.length or []
-    if min(lengths, default=1) < 1:
-        raise ValueError(f"--length is at least 1 position, got {min(lengths)}")
     say = partial(typer.echo, err=options.as_json)
     folder = find_folder(model)
     if options.budget is not None:
@@ -228,8 +226,6 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
             f"a block layout has no layers, this mask has {mask.layers}; in Python, "
             "masks.layer_of(mask, 0) is its first layer"
         )
-    if block < 1 or length < 1:
-        raise ValueError(f"--block and --length are at least 1, got {block} and {length}")
     mask.refuse_tokens()
     layout = to_block_layout(mask, length, block)
     whole = float(layout.double().mean())

@@ -26,6 +26,7 @@ from masksearch.cli.options import (
 )
 from masksearch.cli.resuming import COMMAND, resumable
 from masksearch.errors import ResumeError
+from masksearch.files import read_object
 from masksearch.training.parts import read_settings
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def holds_finished(out: Path, run: dict[str, Any]) -> bool:
 
     Raises:
         ResumeError: If it holds another one, or a model that this command has not written.
+        SearchError: If its settings are damaged.
     """
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.models.checkpoints import MANIFEST
@@ -140,12 +142,8 @@ def holds_finished(out: Path, run: dict[str, Any]) -> bool:
         return False
     if not finished and not Checkpoints(out, PRETRAINING).files():
         return False
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        same = all(stored[name] == run[name] for name in ("digest", "protocol", "seed"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResumeError(f"{path} is damaged ({error!r}); choose another --out") from error
-    if not same:
+    stored = read_object(path, "choose another --out", digest=str, protocol=str, seed=int)
+    if any(stored[name] != run[name] for name in ("digest", "protocol", "seed")):
         changed = [name for name in ("mask", "seed") if stored.get(name) != run[name]]
         before = dict(stored.get("settings") or {})
         changed += [name for name, value in run["settings"].items() if before.get(name) != value]

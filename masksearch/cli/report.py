@@ -61,8 +61,6 @@ def show_mask(text: str, options: ReportOptions) -> None:
     from masksearch.masks.text import short_text
 
     out, length, block = options.out, options.length, options.block
-    if length < 1 or block < 1:
-        raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
     mask = read_mask(text, options.storage)
     layers, heads = mask.layers or 1, mask.heads or 1
     side = 1 if length <= LONGEST_TABLE else -(-length // DOTS)

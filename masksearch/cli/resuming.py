@@ -18,9 +18,9 @@ from masksearch.files import read_object, write_text_in_one_move
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
 PATHS = {"run", "out", "front", "reuse", "enqueue"}
-PLACES = {"corpus", "held_out", "tokenizer", "weights", *DOWNSTREAM}  # or on the Hub
-PLACES |= {"model", "text"}
-PLACES |= {"method"}  # or one of its names
+PLACES = {  # or on the Hub, or one of the names of a method
+    *("corpus", "held_out", "tokenizer", "weights", "model", "text", "method", *DOWNSTREAM)
+}
 MASKS = {"mask", "local"}  # an expression, a file or a run
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 

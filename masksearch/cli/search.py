@@ -161,7 +161,7 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.cli.build import (
         build_evaluator,
         build_executor,
-        halving_settings,
+        read_halving,
         split_names,
         split_settings,
         strategy_options,
@@ -172,7 +172,6 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.strategies.build import kind_of
-    from masksearch.strategies.halving import ParetoHalving
     from masksearch.study.records import read_budgets
     from masksearch.user_code import load_function
 
@@ -185,15 +184,14 @@ def run_search(options: SearchOptions) -> Study:
     units = {"unit": options.unit or "head", "levels": levels}
     if levels and kind.with_units is not None:
         of_strategy = kind.with_units(units, of_strategy)
-    halving = halving_settings(options.halving, settings.get("halving", {}))
+    halving = read_halving(options.halving, settings.get("halving", {}))
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=kind.trials)
     enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
     evaluator = build_evaluator(options)
-    goals = {objective.name: objective.goal for objective in evaluator.objectives}
-    scheduler = None
     if halving is not None:
-        scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
+        goals = {objective.name: objective.goal for objective in evaluator.objectives}
+        halving = replace(halving, goal=goals.get(halving.metric, "min"))
     names = split_names(options.log or "")
     baselines = FAMILIES if options.baselines and not budgets else None
     baselines = {} if options.baselines is False else baselines
@@ -215,7 +213,7 @@ def run_search(options: SearchOptions) -> Study:
             strategy_options=of_strategy,
             seed=options.seed or 0,
             executor=build_executor(options),
-            scheduler=scheduler,
+            scheduler=halving,
             constraints=tuple(options.constraint or ()),
             budget=budgets,
             baselines=baselines,

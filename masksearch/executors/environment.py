@@ -12,25 +12,16 @@ from typing import Any
 
 
 @contextmanager
-def set_environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> Iterator[None]:
-    """Sets environment variables.
-
-    Args:
-        settings: Name -> value.
-        family: Beginnings of the names of others that may change meanwhile.
-    """
-    before = dict(os.environ)
+def set_environment(settings: Mapping[str, str], *family: str) -> Iterator[None]:
+    """Sets environment variables; puts back those whose names begin like `family`."""
+    before = {name: text for name, text in os.environ.items() if name.startswith(family)}
     os.environ.update(settings)
     try:
         yield
     finally:
-        for name in {*before, *os.environ}:
-            if name not in settings and not name.startswith(family or "\0"):
-                continue
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                os.environ.pop(name, None)
+        for name in [name for name in os.environ if name.startswith(family)]:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager

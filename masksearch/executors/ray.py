@@ -155,7 +155,7 @@ class RayTune:
             shared = self.worker_config(work)
         least = 1 if ray.is_initialized() else self.slots  # what was joined before may grow
         with (
-            set_environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
+            set_environment(TUNE_SETTINGS, "RAY_", "TUNE_"),
             pickle_by_value(),
             silence_ray(self.quiet),
             tolerate_losses(),
@@ -539,34 +539,33 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
     keepalive = {name: os.environ.get(name, value) for name, value in KEEPALIVE.items()}
-    environment = {"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else keepalive)
-    with set_environment(environment):
-        try:
-            # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
-            # Ray reads its own variable for that once, when it is imported
-            with (
-                replace_attribute(ray_constants, "ENABLE_RAY_CLUSTER", not alone),
-                replace_attribute(ray_constants, "NUM_REDIS_GET_RETRIES", 20 if alone else 2),
-            ):
-                # Ray itself waits minutes for an address at which nobody listens
-                if settings.address and (address := find_address(settings.address)):
-                    host, _, port = address.rpartition(":")
-                    socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
-                ray.init(**arguments)
-        except (RayError, RuntimeError, ValueError, OSError) as error:
-            raise SearchError(
-                f"Ray at address={settings.address!r} does not answer: {error}; this process "
-                "needs the address (`ray status`), the token, RAY_AUTH_MODE=token if there is "
-                "one, and the versions of Ray and Python that the head has"
-            ) from error
-        try:
-            if main:  # Ray has put its own in its place, which ends the process
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
-            yield
-        finally:
-            ray.shutdown()
-            if main:
-                signal.signal(signal.SIGTERM, handler)
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else keepalive))
+    try:
+        # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
+        # Ray reads its own variable for that once, when it is imported
+        with (
+            replace_attribute(ray_constants, "ENABLE_RAY_CLUSTER", not alone),
+            replace_attribute(ray_constants, "NUM_REDIS_GET_RETRIES", 20 if alone else 2),
+        ):
+            # Ray itself waits minutes for an address at which nobody listens
+            if settings.address and (address := find_address(settings.address)):
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+            ray.init(**arguments)
+    except (RayError, RuntimeError, ValueError, OSError) as error:
+        raise SearchError(
+            f"Ray at address={settings.address!r} does not answer: {error}; this process "
+            "needs the address (`ray status`), the token, RAY_AUTH_MODE=token if there is "
+            "one, and the versions of Ray and Python that the head has"
+        ) from error
+    try:
+        if main:  # Ray has put its own in its place, which ends the process
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        yield
+    finally:
+        ray.shutdown()
+        if main:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def list_nodes() -> dict[str, Any]:

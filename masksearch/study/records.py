@@ -375,7 +375,8 @@ def command_output(*command: str) -> str:
     return done.stdout.strip()
 
 
-PATTERN = re.compile(r"\s*([\w/]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+PATTERN = re.compile(rf"\s*([\w/]+)\s*(<=|>=|<|>)\s*({NUMBER})\s*")
 
 SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
@@ -459,8 +460,4 @@ def parse_constraint(
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
     name, sign = match[1], match[2]
     check_name("measure", name, list(dict.fromkeys((*MEASURES, *measured, *reported))))
-    try:
-        limit = float(match[3])
-    except ValueError:
-        raise ValueError(f"constraints end with a number, got {match[3]!r} in {text!r}") from None
-    return Constraint(name, sign, limit, name in measured)  # type: ignore[arg-type]
+    return Constraint(name, sign, float(match[3]), name in measured)  # type: ignore[arg-type]

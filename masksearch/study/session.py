@@ -67,6 +67,8 @@ EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
 REFUSALS = 50  # draws in a row beyond their budgets after which a search ends
 SPOKEN = 5  # draws beyond one budget after which it is said what they cost
+# What a record takes over from its proposal as it is
+SHARED = ("job", "params", "origin", "strategy_state", "name", "role", "source")
 Key = tuple[str, str, int, str]
 
 
@@ -323,15 +325,9 @@ class Session:
         record = Record(
             number=-1,
             status="running",
-            job=proposal.job,
             protocol=self.evaluator.protocol,
             seed=self.seed if proposal.seed is None else proposal.seed,
-            params=proposal.params,
-            origin=proposal.origin,
-            strategy_state=proposal.strategy_state,
-            name=proposal.name,
-            role=proposal.role,
-            source=proposal.source,
+            **{name: getattr(proposal, name) for name in SHARED},
         )
         if not isinstance(proposal.job, Evaluate):
             return record
@@ -371,18 +367,8 @@ class Session:
             starts, trial.restored = self.store.again(record.number) - 1, False
         self.board.began(record)
         trial.state = "running"
-        return Proposal(
-            record.number,
-            record.job,
-            record.params,
-            record.origin,
-            record.seed,
-            record.strategy_state,
-            starts,
-            record.name,
-            record.role,
-            record.source,
-        )
+        shared = {name: getattr(record, name) for name in SHARED}
+        return Proposal(record.number, seed=record.seed, starts=starts, **shared)
 
     def finish(self, record: Record) -> None:
         """A record is final: disk first, then the strategy, then the listeners."""

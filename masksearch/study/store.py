@@ -594,8 +594,6 @@ class StudyStore:
         Returns:
             How often it has now been begun (its first time counts).
         """
-        if number not in self.begun:
-            raise ValueError(f"trial {number} of {self.run} is not running; begin another trial")
         count = self.begun[number] + 1
 
         def write(_: bool) -> None:

@@ -1,10 +1,13 @@
 """Runs the command line in this process, and the toy files that its tests search with."""
 
+import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from masksearch import driver
 from masksearch.cli import main as cli
 
 SPACE = """
@@ -54,6 +57,25 @@ class Commands:
         code, out, err = self.run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), out + err
         return err
+
+    def called(self, *arguments: object) -> dict[str, Any]:
+        """The arguments of the `search` or `compare` that a command calls, which is stopped there
+        as by Ctrl-C: the command can be resumed."""
+        given: dict[str, Any] = {}
+
+        def stopped(function: Any) -> Any:
+            def stop(*positional: object, **named: object) -> None:
+                given.update(inspect.signature(function).bind(*positional, **named).arguments)
+                raise KeyboardInterrupt
+
+            return stop
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("search", "compare"):
+                patch.setattr(driver, name, stopped(getattr(driver, name)))
+            code, _, err = self.run(*arguments)
+        assert code == 130, err
+        return given
 
 
 @pytest.fixture

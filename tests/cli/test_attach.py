@@ -107,7 +107,7 @@ def test_missing_weights_are_refused(folder, tmp_path):
         (("MODEL", "sta"), "unknown mask 'sta'; did you mean 'star'"),
         (("MODEL", "nothing.json"), "nothing.json: no such mask file"),
         (("MODEL", "star", "--backend", "gathr"), "unknown backend 'gathr'"),
-        (("MODEL", "star", "--length", "0"), "--length is at least 1 position, got 0"),
+        (("MODEL", "star", "--length", "0"), "length must be at least 1 position, got 0"),
         (
             ("MODEL", "star", "--time", "--length", "49"),
             "has 48 positions, asked for 49; use a length of at most 48",

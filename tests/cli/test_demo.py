@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.demo import run_demo, volume, write_data
+from masksearch.cli.demo import run_demo, write_data
 from masksearch.errors import DataError
 from masksearch.tasks.glue import load_glue
 from masksearch.tasks.planted.graded import GradedProcess
@@ -44,23 +44,6 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
     capsys.readouterr()
     run_demo(tmp_path / "run", slots=1, **TOY)
     assert "done" not in capsys.readouterr().err  # nothing ran again
-
-
-def test_volume_is_a_share_of_the_true_front():
-    front = [(point.sparsity, point.accuracy) for point in PROCESS.front]
-    assert volume(PROCESS, front) == 1
-    assert volume(PROCESS, []) == 0
-    assert volume(PROCESS, [(0.9, PROCESS.chance)]) == 0
-    middle = front[len(front) // 2]
-    dominated = (middle[0] - 0.1, middle[1] - 0.1)
-    assert 0 < volume(PROCESS, [middle]) == volume(PROCESS, [dominated, middle]) < 1
-    full = masks.full()
-    assert volume(PROCESS, [(full.sparsity(21), PROCESS.expected(full))]) == 0
-
-
-def test_demonstration_needs_a_process_whose_front_is_known(tmp_path):
-    with pytest.raises(TypeError, match="GradedProcess"):
-        run_demo(tmp_path, evaluator=ms.PlantedEvaluator())
 
 
 @pytest.mark.slow

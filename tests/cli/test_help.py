@@ -1,7 +1,7 @@
 """`--help`: groups, every default, examples that parse; `--version`."""
 
-import dataclasses
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -9,22 +9,18 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 from cli_runs import write_toys
+from transformers import LlamaConfig
 
 import masksearch as ms
-from masksearch.cli import search
-from masksearch.cli.build import load_kind, setting_hints
-from masksearch.cli.main import ResumeOptions
-from masksearch.cli.report import ProxyCardOptions
-from masksearch.cli.search import CompareOptions, SearchOptions
+from masksearch.report.collect import proxy_card
 from masksearch.training.parts import usual_settings
-from masksearch_serve.command import AllocateOptions
 from tests.parsed import every_command
 
 COMMANDS = every_command()
+JUDGES = (ms.MlmEvaluator, ms.GlueEvaluator, ms.CausalEvaluator, ms.PlantedEvaluator, ms.RayTune)
 
 
 def examples(command: str) -> list[list[str]]:
@@ -149,30 +145,56 @@ assert not {"torch", "optuna", "transformers"} & set(sys.modules)
     assert len(done.stdout.splitlines()) == 2
 
 
-PLAIN = {"str": str, "bool": bool, "int": int, "float": float}  # others are given as text
+NUMBERS = {"bool": bool, "int": int, "float": float}  # others are given as text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "described"),
+    ("name", "targets"),
     [
-        (SearchOptions, search.TAKEN_FROM),
-        (CompareOptions, search.TAKEN_FROM),
-        (AllocateOptions, {"": "masksearch_serve.planner:allocate"}),
-        (ProxyCardOptions, {"": "masksearch.report.collect:proxy_card"}),
-        (ResumeOptions, {"": "masksearch.cli.main:resume"}),
+        ("search", (ms.search, *JUDGES)),
+        ("compare", (ms.compare, *JUDGES)),
+        ("allocate", (ms.allocate,)),
+        ("proxy-card", (proxy_card,)),
+        ("resume", (ms.resume,)),
+        ("sparsify", (ms.sparsify,)),
     ],
 )
-def test_described_options_have_the_types_of_the_arguments_that_describe_them(options, described):
-    hints = get_type_hints(options)
-    for target in map(load_kind, described.values()):
-        if isinstance(target, type) and issubclass(target, ms.contracts.Evaluator):
-            types = setting_hints(target)
-        else:
-            types = {n: p.annotation for n, p in inspect.signature(target).parameters.items()}
-        for each in dataclasses.fields(options):
-            if "group" in each.metadata and each.name in types:
-                words = re.findall(r"\w+", str(types[each.name]))
-                kind = next((PLAIN[word] for word in PLAIN if word in words), str)
-                taken = {kind | None, list[kind] | None}  # the second where it is repeatable
-                assert hints[each.name] in taken, (each.name, target)
+def test_options_have_the_types_of_the_arguments_that_describe_them(name, targets):
+    options = {option.name: option for option in COMMANDS[name].params}
+    for target in targets:
+        for argument in inspect.signature(target).parameters.values():
+            words = re.findall(r"\w+", str(argument.annotation))
+            kind = next((NUMBERS[word] for word in NUMBERS if word in words), None)
+            if kind is not None and argument.name in options:
+                taken = options[argument.name].type_descriptor.annotation
+                assert taken in (kind, list[kind]), (argument.name, target)
+
+
+HERE = (  # examples that run as they stand, in an empty folder
+    'masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128',
+    'masksearch report "bigbird(2,1,2) | window(3)" --length 48',
+    "masksearch doctor",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", HERE)
+def test_examples_that_need_nothing_run(example, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(example)[1:]
+    assert [name, *words] in examples(name)
+    out, _ = command(name, *words)
+    assert out
+
+
+def test_the_engine_of_the_example_of_allocate_leaves_room_for_its_budget():
+    """The floor of llama.cpp at the printed settings, on any Llama."""
+    [words] = [each for each in examples("allocate") if "--serving" in each]
+    told = {name: words[words.index(f"--{name}") + 1] for name in ("budget", "length", "serving")}
+    serving = json.loads(told["serving"])
+    local = ms.masks.window(int(told["length"]) // 8 - 1)
+    settings = {"account": "llama.cpp", "ubatch": serving["ubatch"]}
+    llama = LlamaConfig(num_hidden_layers=4)
+    held = ms.kv_bytes(local, llama, serving["length"], **settings)
+    assert held.share <= float(told["budget"])

@@ -1,8 +1,6 @@
 """The command line: what it prints, what it writes, and one line with exit code 2 for mistakes."""
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import pytest
 from cli_runs import write_toys
 
 import masksearch as ms
-from masksearch.cli.build import split_settings, strategy_options, unit_levels
 
 
 @pytest.fixture
@@ -54,19 +51,31 @@ def test_report_says_why_hops_are_not_counted(command, monkeypatch):
     assert "hops not counted (hops are counted up to 100 positions" in out
 
 
-def test_settings_reach_the_strategy_that_they_name():
-    settings = ["dam.density=.1", "dam.structure=free", "dam.steps=1_000", "dam.form=log"]
-    settings += ["dam.densities=[0.1, 0.2]", "dam.merge_heads=true", "dam.preset=sparsebert"]
-    assert strategy_options("dam", split_settings(settings)) == {
+def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
+    def options(*words):
+        return command.called("search", *words, "--run", tmp_path)["strategy_options"]
+
+    settings = ["density=.1", "structure=free", "steps=1_000", "form=log", "merge_heads=true"]
+    settings += ["densities=[0.1, 0.2]", "preset=sparsebert"]
+    given = [word for each in settings for word in ("--set", f"dam.{each}")]
+    assert options("--strategy", "dam", *given) == {
         "gates": {"structure": "free", "form": "log", "preset": "sparsebert"},
         "config": {"density": 0.1, "steps": 1000, "preset": "sparsebert"},
         "densities": (0.1, 0.2),
         "merge_heads": True,
     }
-    given = split_settings(["evolution.population=9", "epochs=3"])
-    assert strategy_options("evolution", given) == {"population": 9}
-    given = split_settings(["strategy.step=2", "strategy.name=x"])
-    assert strategy_options("mine.py:Mine", given) == {"step": 2, "name": "x"}
+    space = "masksearch.spaces:distances"
+    given = ("--set", "evolution.population=9", "--set", "downstream_steps=3")
+    assert options(space, "--strategy", "evolution", *given) == {"population": 9}
+    given = ("--set", "strategy.step=2", "--set", "strategy.name=x")
+    assert options(space, "--strategy", "mine.py:Mine", *given) == {"step": 2, "name": "x"}
+
+
+@pytest.mark.parametrize("local", [["star()"], ["star()", "window(4)"]])
+def test_masks_of_units_are_repeatable(command, tmp_path, local):
+    words = [word for each in local for word in ("--local", each)]
+    space = command.called("search", *words, "--unit", "layer", "--run", tmp_path)["space"]
+    assert (space.unit, space.levels) == ("layer", tuple(map(ms.masks.parse, [*local, "full()"])))
 
 
 def test_report_counts_empty_rows(command):
@@ -162,19 +171,11 @@ def test_a_comparison_is_planned_in_two_lines(command, files):
     assert "unknown controls in --controls 'some'" in command.refused(*named, "--controls", "some")
 
 
-def test_masks_of_units_are_repeatable():
-    assert unit_levels(["star()", "window(4)"], None, {}) == ["star()", "window(4)", "full()"]
-    assert unit_levels(["star()"], "layer", {}) == ["star()", "full()"]
-    assert unit_levels(None, None, {}) == []
-
-
 NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
 MISTAKES = {
     "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
-    "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
     "long": (["report", "window(3)", "--length", "99999999"],
         r"length of what is counted cell by cell must be at most 2\*\*17, got 99999999"),
-    "no list": (["report", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
     "code": (["report", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
     "unknown option": (["report", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),
     "nearest of several": (["search", "--trails", "3"], "--trails; did you mean '--trials'"),
@@ -239,7 +240,6 @@ MISTAKES = {
     "length without corpus": (["compare", "star", "--length", "8"], "needs --corpus"),
     "missing corpus": (["compare", "star", "--corpus", "nowhere"], "nowhere"),
     "one run is missing": (["report", ".", "nowhere"], "nowhere: no such run folder"),
-    "table too long": (["report", "toeplitz([1,1,1])", "--length", "9"], "reach 3 positions"),
 }  # fmt: skip
 
 
@@ -257,15 +257,6 @@ def test_a_warning_is_one_line(command, monkeypatch):
     command("report", "window(1)")
     said = warnings.formatwarning("a cache\n is corrupt", UserWarning, "file.py", 3, "code()")
     assert said == "warning: a cache is corrupt\n"
-
-
-@pytest.mark.slow
-def test_python_m_masksearch_shows_help():
-    done = subprocess.run(
-        [sys.executable, "-m", "masksearch", "--help"], capture_output=True, text=True, check=True
-    )
-    for command in ("demo", "search", "compare", "report"):
-        assert command in done.stdout
 
 
 @pytest.mark.slow

@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from sleepy import essence, read_log
+from sleepy import PLAN, essence, read_log, search_quickly
 from waiting import wait_until
 
 import masksearch as ms
-from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SPACE = f"{ROOT / 'search_spaces' / 'head_shifts.py'}:space"
 MARK = "MASKSEARCH_TEST_MARK"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
@@ -137,18 +135,8 @@ def machines(count: int, *, apart: bool = False) -> Iterator[list[Machine]]:
             found.append(Machine(address, f"{mark}.{number}.", folder, mark * 8, name))
             if apart:
                 ip("netns", "add", name)
-                ip(
-                    "link",
-                    "add",
-                    f"{name}v",
-                    "type",
-                    "veth",
-                    "peer",
-                    "name",
-                    "eth0",
-                    "netns",
-                    name,
-                )
+                ends = ("type", "veth", "peer", "name", "eth0", "netns", name)
+                ip("link", "add", f"{name}v", *ends)
                 ip("link", "set", f"{name}v", "master", mark, "up")
                 ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
                 ip("-n", name, "link", "set", "eth0", "up")
@@ -232,26 +220,7 @@ class Search:
         return self.output.read_text(errors="replace")
 
 
-PLAN = (
-    "search", SPACE, "--evaluator", f"{HERE / 'sleepy.py'}:Sleepy", "--strategy", "random",
-    "--seed", "5",
-)  # fmt: skip
-
-
 def equals_undisturbed(search: Search, trials: int) -> bool:
     """Whether every record is that of a search which nothing happened to, once each."""
-    from sleepy import Sleepy
-
-    quick = Sleepy()
-    quick.seconds = 0.0
-    plain = ms.search(
-        load_function(SPACE),
-        quick,
-        run=search.run.parent / f"{search.run.name}-undisturbed",
-        trials=trials,
-        strategy="random",
-        seed=5,
-        progress=None,
-    )
-    found = ms.open_study(search.run).records()
-    return essence(found) == essence(plain.records())
+    run = search.run.parent / f"{search.run.name}-undisturbed"
+    return essence(ms.open_study(search.run).records()) == search_quickly(run, trials)

@@ -13,10 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import masksearch as ms
 from masksearch.contracts import Evaluator, Objective, Record, Report, Shape
 from masksearch.masks import Mask
+from masksearch.user_code import load_function
 
 STEPS = 4
+SPACE = f"{Path(__file__).parents[2] / 'search_spaces' / 'head_shifts.py'}:space"
+PLAN = (
+    "search", SPACE, "--evaluator", f"{__file__}:Sleepy", "--strategy", "random", "--seed", "5",
+)  # fmt: skip
 
 
 class Sleepy(Evaluator):
@@ -73,3 +79,12 @@ def essence(records: list[Record]) -> list[tuple[object, ...]]:
         )
         for record in records
     ]
+
+
+def search_quickly(run: Path, trials: int, storage: str | None = None) -> list[tuple[object, ...]]:
+    """The essence of the search of `PLAN` in this process, without sleeping."""
+    quick = Sleepy()
+    quick.seconds = 0.0
+    settings = {"trials": trials, "strategy": "random", "seed": 5, "progress": None}
+    study = ms.search(load_function(SPACE), quick, run=run, storage=storage, **settings)
+    return essence(study.records())

@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
-sys.path.insert(0, str(Path(__file__).parent))
 from daemons import Machine, Search, equals_undisturbed, machines, start_head
 from sleepy import judged_twice
 from waiting import wait_until

@@ -12,17 +12,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from record_fixtures import Server
-from sleepy import Sleepy, essence, judged_twice, read_log
+from sleepy import PLAN, essence, judged_twice, read_log, search_quickly
 from waiting import wait_until
 
 import masksearch as ms
-from masksearch.user_code import load_function
 
 pytestmark = pytest.mark.nightly
 HERE = Path(__file__).parent
-SPACE = f"{HERE.parents[1] / 'search_spaces' / 'head_shifts.py'}:space"
 TRIALS, SECONDS = 30, 0.8
 BEFORE = 8  # results, when it happens
 SHORT = (  # the command line, with less patience
@@ -31,21 +28,10 @@ SHORT = (  # the command line, with less patience
 )
 
 
-def search_quickly(run: Path, storage: str | None = None) -> list[tuple[object, ...]]:
-    """What the same search finds, or goes on to find, in this process and without sleeping."""
-    quick = Sleepy()
-    quick.seconds = 0.0
-    study = ms.search(
-        load_function(SPACE), quick, run=run, storage=storage, trials=TRIALS, strategy="random",
-        seed=5, progress=None,
-    )  # fmt: skip
-    return essence(study.records())
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list[tuple[object, ...]]:
     """What a search of the same seed finds to which nothing happens."""
-    return search_quickly(tmp_path_factory.mktemp("undisturbed") / "run")
+    return search_quickly(tmp_path_factory.mktemp("undisturbed") / "run", TRIALS)
 
 
 @contextmanager
@@ -54,9 +40,7 @@ def searching(
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
     """A search on two slots which has its first results; what it says."""
     said = run.parent / f"{run.name}.txt"
-    command = ("search", SPACE, "--evaluator", f"{HERE / 'sleepy.py'}:Sleepy", "--seed", "5",
-               "--strategy", "random", "--run", str(run), "--storage", storage,
-               "--trials", str(TRIALS), "--slots", "2")  # fmt: skip
+    command = (*PLAN, "--run", str(run), "--storage", storage, "--trials", str(TRIALS))
     environment = os.environ | {
         "SLEEPY_SECONDS": str(SECONDS),
         "OMP_NUM_THREADS": "1",
@@ -64,7 +48,7 @@ def searching(
     }
     with said.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *(words or ("-m", "masksearch")), *command],
+            [sys.executable, *(words or ("-m", "masksearch")), *command, "--slots", "2"],
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment, text=True,
         )  # fmt: skip
     try:
@@ -78,16 +62,6 @@ def searching(
 def ended(run: Path) -> int:
     """Evaluations that ran to their end."""
     return sum(line["what"] == "end" for line in read_log(run))
-
-
-def ask(server: Server, statement: str) -> object:
-    """What the server answers, by its socket."""
-    url = sqlalchemy.make_url(server.url(scheme="postgresql+psycopg"))
-    engine = sqlalchemy.create_engine(url.set(host=str(server.folder)))
-    with engine.connect() as session:
-        answer = session.execute(sqlalchemy.text(statement)).scalar()
-    engine.dispose()
-    return answer
 
 
 def restart(server: Server) -> None:
@@ -111,14 +85,6 @@ def pause(server: Server) -> None:
     server.start()
 
 
-def end_sessions(server: Server) -> None:
-    ask(
-        server,
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
-    )
-
-
 def check(run: Path, storage: str, undisturbed: list[tuple[object, ...]]) -> None:
     records = ms.open_study(run, storage).records()
     assert [record.number for record in records] == list(range(TRIALS))
@@ -127,7 +93,7 @@ def check(run: Path, storage: str, undisturbed: list[tuple[object, ...]]) -> Non
     assert sum(line["what"] == "begin" for line in read_log(run)) == TRIALS
 
 
-@pytest.mark.parametrize("happens", [restart, kill, pause, end_sessions])
+@pytest.mark.parametrize("happens", [restart, kill, pause, Server.end_sessions])
 def test_server_that_comes_back_changes_nothing(server, tmp_path, undisturbed, happens):
     run = tmp_path / f"pg-{happens.__name__}"
     with searching(run, server.url()) as (process, said):
@@ -152,7 +118,7 @@ def test_server_that_stays_away_ends_the_search_with_a_code_of_its_own(
             assert last.endswith("repeat the command to go on")
         finally:
             server.start()
-    assert search_quickly(run, server.url()) == undisturbed
+    assert search_quickly(run, TRIALS, server.url()) == undisturbed
 
 
 def test_ctrl_c_ends_the_waiting(server, tmp_path):
@@ -210,7 +176,7 @@ def test_line_that_is_cut_changes_nothing(server, tmp_path, undisturbed):
             network.line("down")
             wait_until(lambda: "does not answer; results wait for it" in said(), 60, said)
             locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-            wait_until(lambda: ask(apart, locks) == 0, 20, said)
+            wait_until(lambda: apart.ask(locks) == 0, 20, said)
             time.sleep(5)  # it tries meanwhile
             network.line("up")
             assert process.wait(timeout=120) == 0, said()

@@ -6,12 +6,10 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
-sys.path.insert(0, str(Path(__file__).parent))
 from daemons import Search, equals_undisturbed, machines, start_head
 from sleepy import judged_twice
 

@@ -12,16 +12,12 @@ import psutil
 import pytest
 from waiting import wait_until
 
-from masksearch.user_code import load_function
-
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
-sys.path.insert(0, str(Path(__file__).parent))
-from sleepy import Sleepy, essence, judged_twice, read_log
+from sleepy import PLAN, essence, judged_twice, read_log, search_quickly
 
 import masksearch as ms
 
 ROOT = Path(__file__).parents[2]
-SPACE = f"{ROOT / 'search_spaces' / 'head_shifts.py'}:space"
 TRIALS = 30
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "nsenter", "ip")
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -186,9 +182,8 @@ class Job:
     def submit(self, *options: str, **settings: str) -> None:
         """The line of the documentation for a cluster without GPUs."""
         sizes = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=2")
-        search = ("search", SPACE, "--evaluator", f"{Path(__file__).parent / 'sleepy.py'}:Sleepy")
-        plan = ("--strategy", "random", "--seed", "5", "--trials", str(TRIALS), "--run", "run")
-        script = (str(ROOT / "cluster" / "slurm.sh"), *search, *plan, "--storage", "journal:j")
+        plan = (*PLAN, "--trials", str(TRIALS), "--run", "run", "--storage", "journal:j")
+        script = (str(ROOT / "cluster" / "slurm.sh"), *plan)
         said = self.slurm.run(
             "sbatch",
             "--parsable",
@@ -266,14 +261,7 @@ def job(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Job]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
-    quick = Sleepy()
-    quick.seconds = 0.0
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    space = load_function(SPACE)
-    study = ms.search(
-        space, quick, run=run, trials=TRIALS, strategy="random", seed=5, progress=None
-    )
-    return essence(study.records())
+    return search_quickly(tmp_path_factory.mktemp("undisturbed") / "run", TRIALS)
 
 
 def test_cancelled_search_is_over_at_once_and_goes_on(slurm, job, undisturbed):

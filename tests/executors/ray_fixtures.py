@@ -11,9 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masksearch.contracts import Evaluator, Objective, Report, Shape
-from masksearch.masks import Mask
+from masksearch.masks import Mask, window
+from masksearch.strategies.enqueued import Listed
 
 STEPS = 4
+
+
+def listed(count: int) -> Listed:
+    """The strategy that proposes window(0), window(1), ... by the names w0, w1, ..."""
+    return Listed({f"w{reach}": window(reach) for reach in range(count)}, [0])
 
 
 def begin_ray(**resources: int) -> None:

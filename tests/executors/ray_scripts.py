@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
-from ray_fixtures import Troubled
+from ray_fixtures import Troubled, listed
 from toy import PlainTrials
 
-from masksearch import RayTune, masks
-from masksearch.strategies.enqueued import Listed
+from masksearch import RayTune
 
 
-def run(folder: Path, evaluator: Troubled, count: int, goes_on=None, **options) -> list:
-    strategy = Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
-    work = PlainTrials(strategy, evaluator, folder, goes_on or (lambda number, report: True))
+def run(folder: Path, evaluator: Troubled, count: int, *goes_on, **options) -> list:
+    work = PlainTrials(listed(count), evaluator, folder, *goes_on)
     RayTune(**options).run(work)
     return work.records
 

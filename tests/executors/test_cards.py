@@ -1,22 +1,18 @@
 """Which trial sees which card, on machines that only say that they have some."""
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from ray_fixtures import SeesCards, begin_ray
+from ray_fixtures import SeesCards, begin_ray, listed
 from toy import PlainTrials
 
-from masksearch import Local, RayTune, masks
+from masksearch import Local, RayTune
 from masksearch.errors import SearchError
-from masksearch.executors.worker import CONTEXT, TrialRunner, WorkerConfig, memory_fraction
-from masksearch.strategies.enqueued import Listed
+from masksearch.executors.worker import TrialRunner, WorkerConfig
 
 EIGHT = [f"GPU-{letter}" for letter in "abcdefgh"]
 
@@ -25,8 +21,7 @@ def cards_seen(executor, folder: Path, count: int, **settings) -> list[str]:
     """What `CUDA_VISIBLE_DEVICES` was in every trial."""
     diary = folder / "diary"
     diary.mkdir()
-    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(count)}, [0])
-    work = PlainTrials(listed, SeesCards(str(diary), **settings), folder)
+    work = PlainTrials(listed(count), SeesCards(str(diary), **settings), folder)
     executor.run(work)
     assert len(work.records) == count
     return [(diary / str(number)).read_text() for number in range(count)]
@@ -90,26 +85,35 @@ def test_slots_that_the_cards_do_not_hold_are_refused_at_once(machine):
         RayTune(resources={"cpu": 1, "gpu": 1.5})
 
 
-def test_shares_and_contexts_fill_a_card_at_most():
-    for share, trials in [(0.5, 2), (0.25, 4), (0.3, 3), (0.1, 10), (0.99, 1)]:
-        for total in (16e9, 80e9):
-            part = memory_fraction(share, int(total))
-            assert trials * (part * total + CONTEXT) + CONTEXT <= total
-            assert part > 0.55 * share
-    with pytest.raises(SearchError, match="puts 20 trials on a card of 8 GB"):
-        memory_fraction(0.05, int(8e9))
+CONTEXT = 543 * 2**20  # bytes that a process held of a card beside its tensors (pytorch#81257)
 
 
-def test_a_worker_limits_itself_to_its_share(monkeypatch):
-    card = SimpleNamespace(total_memory=int(80e9))
-    for share, limits in [(0.25, [memory_fraction(0.25, int(80e9))]), (1, []), (None, [])]:
-        fractions: list[float] = []
+@pytest.fixture
+def limits(monkeypatch):
+    """The part of a card's memory that a worker with such a share of it limits itself to."""
+
+    def of(share: float | None, total: float) -> list[float]:
+        parts: list[float] = []
+        card = SimpleNamespace(total_memory=int(total))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
-        evaluator = cloudpickle.dumps(SeesCards(""))
-        TrialRunner(WorkerConfig(evaluator, None, gpu=share)).load_evaluator()
-        assert fractions == limits
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", parts.append)
+        judge = cloudpickle.dumps(SeesCards(""))
+        TrialRunner(WorkerConfig(judge, None, gpu=share)).load_evaluator()
+        return parts
+
+    return of
+
+
+def test_shares_and_contexts_fill_a_card_at_most(limits):
+    for share, trials in [(0.5, 2), (0.25, 4), (0.3, 3), (0.1, 10), (0.99, 1)]:
+        for total in (16e9, 80e9):
+            [part] = limits(share, total)
+            assert trials * (part * total + CONTEXT) + CONTEXT <= total
+            assert part > 0.55 * share
+    assert limits(1, 80e9) == limits(None, 80e9) == []
+    with pytest.raises(SearchError, match="puts 20 trials on a card of 8 GB"):
+        limits(0.05, 8e9)
 
 
 @pytest.mark.slow

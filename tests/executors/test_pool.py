@@ -1,13 +1,10 @@
 """Trials between a search and its workers, driven in this process: no pipe, no Ray."""
 
-import sys
 from pathlib import Path
 
 import cloudpickle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from ray_fixtures import STEPS, Troubled
+from ray_fixtures import STEPS, Troubled, listed
 from toy import PlainTrials
 
 from masksearch import masks
@@ -15,7 +12,6 @@ from masksearch.contracts import Evaluate, Proposal
 from masksearch.executors.job import JobRun
 from masksearch.executors.pool import Pool, WorkerLoss
 from masksearch.executors.worker import TrialRunner, WorkerConfig
-from masksearch.strategies.enqueued import Listed
 
 CRASH = WorkerLoss("the process is gone")
 
@@ -23,17 +19,9 @@ CRASH = WorkerLoss("the process is gone")
 class Story:
     """A pool with its records and reports, and workers that are lost at will."""
 
-    def __init__(
-        self, folder: Path, evaluator=None, count=3, goes_on=None, strategy=None, **options
-    ):
-        strategy = strategy or Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
-        self.folder, self.travels = folder, options.pop("travels", False)
-        self.work = PlainTrials(
-            strategy,
-            evaluator or Troubled(),
-            folder / "run",
-            goes_on or (lambda number, report: True),
-        )
+    def __init__(self, folder: Path, evaluator=None, count=3, travels=False, **options):
+        self.folder, self.travels = folder, travels
+        self.work = PlainTrials(listed(count), evaluator or Troubled(), folder / "run")
         self.records, self.reports = self.work.records, self.work.reports
         self.pool = Pool(self.work, **({"max_failures": 2} | options))
 
@@ -64,33 +52,7 @@ def test_a_search_in_one_worker(tmp_path):
     ]
     assert story.reports == [(n, step) for n in range(3) for step in range(1, STEPS + 1)]
     assert [len(r.curve) for r in story.records] == [STEPS] * 3
-    assert story.records[2].job == story.work.strategy.proposals[2].job
-
-
-def test_a_stopped_trial_keeps_its_curve(tmp_path):
-    story = Story(tmp_path, count=1, goes_on=lambda number, report: report.step < 2)
-    worker = story.worker()
-    story.take("a", worker)
-    story.finish("a", worker)
-    (record,) = story.records
-    assert (record.status, record.step, len(record.curve)) == ("stopped", 2, 2)
-    assert record.values == {"loss": 2.0}
-    worker.close()  # closes the job's generator
-    assert worker.job is None
-
-
-def test_a_failed_trial_keeps_its_traceback_and_its_process_takes_no_other(tmp_path):
-    story = Story(tmp_path, Troubled(how={0: "raise"}), count=2)
-    worker = story.worker()
-    story.take("a", worker)
-    story.finish("a", worker)
-    with pytest.raises(RuntimeError, match="ends after a failed trial"):
-        worker.step()
-    story.pool.on_worker_lost("a", CRASH)  # the transport may say so; nobody is told twice
-    (record,) = story.records
-    assert record.status == "failed"
-    assert "go_wrong" in record.error
-    assert "trial 0 is broken" in record.error
+    assert story.records[2].job == Evaluate(masks.window(2))
 
 
 def test_a_death_repeats_the_trial_and_yields_one_record(tmp_path):
@@ -229,14 +191,3 @@ class Saved:
 
     def __exit__(self, *reason: object) -> None:
         pass
-
-
-def test_jobs_may_come_from_elsewhere(tmp_path):
-    """One job apart from the search: it is told like any other."""
-    jobs = iter([Proposal(7, Evaluate(masks.window(1)), seed=0), "done"])
-    story = Story(tmp_path, ask=jobs.__next__)
-    worker = story.worker()
-    story.take("a", worker)
-    assert story.pool.next_trial("b") == "wait"
-    story.finish("a", worker)
-    assert [record.number for record in story.records] == [7]

@@ -1,22 +1,17 @@
 """What is said of a cluster: nodes that were lost, slots that stand still. Ray is played here."""
 
-import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
-sys.path.insert(0, str(Path(__file__).parent))
-from ray_fixtures import Troubled
+from ray_fixtures import Troubled, listed
 from toy import PlainTrials
 
-from masksearch import masks
 from masksearch.executors import ray as executor
 from masksearch.executors.pool import Pool
-from masksearch.strategies.enqueued import Listed
 
 
 @dataclass
@@ -45,8 +40,7 @@ def played(monkeypatch, tmp_path):
     monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: play.now))
     monkeypatch.setattr(executor, "list_nodes", lambda: dict(play.nodes))
     monkeypatch.setattr(executor.ray._private.state, "actors", lambda i: play.actors.get(i, {}))
-    strategy = Listed({f"w{i}": masks.window(i) for i in range(12)}, [0])
-    play.work = PlainTrials(strategy, Troubled(), tmp_path)
+    play.work = PlainTrials(listed(12), Troubled(), tmp_path)
     pool = Pool(play.work, max_failures=2)
     for number in range(4):
         pool.next_trial(f"t{number}")

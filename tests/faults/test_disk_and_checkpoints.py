@@ -47,7 +47,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slots", "full"), [(1, errno.ENOSPC), (2, errno.EDQUOT)])
+@pytest.mark.parametrize(("slots", "full"), [(1, errno.EFBIG), (2, errno.EDQUOT)])
 def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(
     tmp_path, slots, full, whole
 ):

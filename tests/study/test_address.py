@@ -9,7 +9,6 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch.report.collect import studies_in
-from masksearch.study.store import storable_storage
 from masksearch.user_code import load_function
 
 
@@ -19,25 +18,6 @@ def search(run, trials=3, **settings):
 
 def outcome(study):
     return [(r.number, r.origin, r.fingerprint, r.values) for r in study.records()]
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("journal", [False, True])
-def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
-    def storage(run):
-        return f"journal:{run / 'log'}" if journal else None
-
-    whole = search(tmp_path / "whole", trials=5)
-    made = search(tmp_path / "a" / "first", storage=storage(tmp_path / "a" / "first"))
-    before = outcome(made)
-    run = tmp_path / "b" / "other"
-    shutil.copytree(tmp_path / "a" / "first", run)
-    shutil.rmtree(tmp_path / "a")
-    assert outcome(ms.Study(run)) == before
-    assert outcome(search(run)) == before
-    assert outcome(search(run, trials=5)) == outcome(whole)
-    assert ms.Study(run).report().is_file()
-    assert [found.run.name for found in studies_in(run.parent)] == ["other"]
 
 
 @pytest.mark.slow
@@ -105,15 +85,25 @@ def test_damaged_file_is_named(tmp_path, text):
         ms.Study(tmp_path / "run")
 
 
-def test_storage_is_written_down_without_password(tmp_path):
-    for given, written in {
-        "postgresql://me:secret@db/masks?password=secret&sslmode=require": (
-            "postgresql://me@db/masks?sslmode=require"
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        (
+            "postgresql://me:secret@db/masks?password=secret&sslmode=require",
+            "postgresql://me@db/masks?sslmode=require",
         ),
-        "postgresql://me:s3cret@db:5432/masks": "postgresql://me@db:5432/masks",
-        **{place: place for place in ("postgresql:///masks", "journal:/log", "sqlite:////x.db")},
-    }.items():
-        assert storable_storage(given) == written
+        ("postgresql://me:s3cret@db:5432/masks", "postgresql://me@db:5432/masks"),
+        *((place, place) for place in ("postgresql:///masks", "journal:/log", "sqlite:////x.db")),
+    ],
+)
+def test_a_command_names_its_storage_without_password(tmp_path, command, given, written):
+    words = ("search", "masksearch.spaces:distances", "--run", tmp_path, "--storage", given)
+    assert command.called(*words)["storage"] == given
+    stored = json.loads((tmp_path / "command.json").read_text())
+    assert stored["options"]["storage"] == written
+
+
+def test_a_storage_in_the_run_folder_is_written_down_as_there(tmp_path):
     search(tmp_path / "run", storage=f"journal:{tmp_path / 'run' / 'log'}")
     stored = json.loads((tmp_path / "run" / "study.json").read_text())
     assert stored == {"study": "run", "storage": "journal:{run}/log"}

@@ -1,6 +1,5 @@
 """What a study keeps on how it was made, and that none of it stands in the way of going on."""
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.evaluators.wrappers import Cached
-from masksearch.study.records import describe_call
 from masksearch.study.store import StudyStore
 
 TINY = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
@@ -64,30 +62,35 @@ def test_comparison_keeps_its_seeds(tmp_path):
     assert "space" not in call
 
 
+@pytest.mark.slow
 def test_wrapped_evaluator_is_named_with_what_it_wraps(tmp_path):
-    call = describe_call(Cached(TINY, tmp_path))
+    wrapped = Cached(TINY, tmp_path / "cache")
+    ms.search(space, wrapped, run=tmp_path / "run", trials=1, strategy="random")
+    (call,) = calls(tmp_path / "run")
     assert call["evaluator"]["class"] == "Cached(PlantedEvaluator)"
     assert call["evaluator"]["steps"] == 2
-    assert call["evaluator"]["folder"] == str(tmp_path)
+    assert call["evaluator"]["folder"] == str(tmp_path / "cache")
     assert call["data"] == dict(TINY.data_hashes())
-    json.dumps(call)
-
-
-def test_evaluator_that_says_nothing_is_named(tmp_path):
-    assert describe_call(ToyEvaluator())["evaluator"]["class"] == "ToyEvaluator"
-    assert "data" not in describe_call(ToyEvaluator())
 
 
 def test_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert "commit" not in describe_call(ToyEvaluator())
+    (tmp_path / "tree").mkdir()
+    monkeypatch.chdir(tmp_path / "tree")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+
+    def call(name):
+        here = ms.Local(isolate=False)
+        ms.search(space, ToyEvaluator(), run=tmp_path / name, trials=1, executor=here)
+        return calls(tmp_path / name)[0]
+
+    assert "commit" not in call("none")
+    assert call("none")["evaluator"]["class"] == "ToyEvaluator"
+    assert "data" not in call("none")  # it says nothing of any
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    (tmp_path / "file").write_text("1")
+    Path("file").write_text("1")
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
         subprocess.run(["git", *words], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert describe_call(ToyEvaluator())["commit"] == head.stdout.strip()
-    (tmp_path / "file").write_text("2")
-    dirty = f"{head.stdout.strip()} with uncommitted changes"
-    assert describe_call(ToyEvaluator())["commit"] == dirty
+    assert call("clean")["commit"] == head.stdout.strip()
+    Path("file").write_text("2")
+    assert call("dirty")["commit"] == f"{head.stdout.strip()} with uncommitted changes"

@@ -1,5 +1,6 @@
 """Secret settings and passwords stand in no file and on no page; a resumed run asks for them."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,8 @@ import pytest
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch.cli.build import hints_of
-from masksearch.cli.resuming import read_command, remember
-from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.mlm import MlmEvaluator
-from masksearch.executors.ray import RayTune
-from masksearch.gates.config import DamConfig
 from masksearch.gates.gates import Gates
-from masksearch.report.collect import read_study, report_on
-from masksearch.strategies.build import kind_of
-from masksearch.study.storage import hide_secrets, names_secret
+from masksearch.study.storage import hide_secrets
 
 SECRET = "S3CRET-word"
 JUDGE = """
@@ -74,12 +66,11 @@ def test_whole_words_of_a_name_make_a_secret(setting, shown):
 
 
 def test_no_setting_of_the_package_is_a_secret():
-    settings = [MlmEvaluator, GlueEvaluator, CausalEvaluator, RayTune, Gates, DamConfig]
-    names = {name for each in settings for name in hints_of(each)}
-    for strategy in ("evolution", "allocate", "prune"):
-        names |= set(kind_of(strategy).options or {})
+    kinds = [ms.MlmEvaluator, ms.GlueEvaluator, ms.CausalEvaluator, ms.RayTune, ms.DamConfig]
+    kinds += [ms.EngineEvaluator, ms.ParetoHalving, Gates, ms.allocate, ms.search, ms.compare]
+    names = {name for each in kinds for name in inspect.signature(each).parameters}
     assert len(names) > 50
-    assert [name for name in names if names_secret(name)] == []
+    assert hide_secrets(dict.fromkeys(names, "x")) == dict.fromkeys(names, "x")
 
 
 @pytest.mark.nightly
@@ -91,16 +82,19 @@ def test_fields_of_an_evaluator_are_hidden_in_study_and_page(tmp_path, monkeypat
     settings = ms.open_study(run).store.calls()[0]["evaluator"]
     assert settings["token"] == "***"
     assert settings["tokenizer"] == "words"
-    report_on([run], run / "report.html", live=True)
+    ms.open_study(run).report()
     assert SECRET not in everywhere(tmp_path)
 
 
 @pytest.mark.slow
 def test_secrets_of_earlier_versions_are_not_shown(tmp_path):
-    ms.search(space, ToyEvaluator(), run=tmp_path, trials=1, strategy="random", progress=None)
-    options = {"run": str(tmp_path), "set": [f"token={SECRET}"]}
-    (tmp_path / "command.json").write_text(json.dumps({"command": "search", "options": options}))
-    assert read_study(tmp_path).recipe.command.endswith("--set 'token=***'")
+    run = tmp_path / "run"
+    ms.search(space, ToyEvaluator(), run=run, trials=1, strategy="random", progress=None)
+    options = {"run": str(run), "set": [f"token={SECRET}"]}
+    (run / "command.json").write_text(json.dumps({"command": "search", "options": options}))
+    page = ms.open_study(run).report(tmp_path / "page" / "report.html")
+    assert "--set 'token=***'" in page.with_name("result.json").read_text()
+    assert SECRET not in everywhere(page.parent)
 
 
 @pytest.mark.slow
@@ -123,6 +117,7 @@ def test_command_keeps_no_secret_and_resume_asks_for_it(tmp_path, command):
     assert SECRET not in everywhere(tmp_path)
 
 
-def test_masks_may_have_any_name(tmp_path):
-    remember(tmp_path, "compare", {"mask": ["key=star()"], "run": tmp_path})
-    assert read_command(tmp_path, {})[1]["mask"] == ["key=star()"]
+def test_masks_may_have_any_name(tmp_path, command):
+    words = ("compare", "key=star()", "--controls", "none", "--run", tmp_path)
+    assert command.called(*words)["candidates"] == {"key": ms.masks.star()}
+    assert command.called("resume", tmp_path)["candidates"] == {"key": ms.masks.star()}

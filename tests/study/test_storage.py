@@ -23,89 +23,41 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend
+from stored_trials import finished, made, running
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, Record, Report
+from masksearch.contracts import Report
 from masksearch.errors import ResumeError, SearchError, ServerUnreachableError
-from masksearch.study.storage import (
-    JournalFile,
-    is_locked,
-    line_settings,
-    locate_storage,
-    lock_run,
-    lock_study,
-    open_storage,
-    redact,
-)
+from masksearch.study.storage import JournalFile, is_locked, lock_run
 from masksearch.study.store import StudyStore
 
-OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
-FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
 HOLD = """
 import sys, time
 from pathlib import Path
-from masksearch.contracts import Objective
-from masksearch.study.store import StudyStore
-store = StudyStore(Path(sys.argv[1]), sys.argv[2] or None)
-store.create((Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0)), {"a": "b"})
+from stored_trials import made
+store = made(Path(sys.argv[1]), sys.argv[2] or None)
 print("held", flush=True)
 time.sleep(600)
 """
 
 
-def running(**settings) -> Record:
-    values = dict(
-        number=-1, status="running", job=Evaluate(masks.window(2)), fingerprint="f", protocol="p",
-        origin="tpe", source="own", measures={"sparsity": 0.7},
-    )  # fmt: skip
-    return Record(**(values | settings))
-
-
-def finished(number: int, points: int = 1) -> Record:
-    curve = tuple(Report(step + 1, {"loss": 0.25}) for step in range(points))
-    return running(
-        number=number, status="done", values={"loss": 0.25}, step=points, curve=curve, seconds=1.0
-    )
-
-
-def made(run: Path, storage=None, trials: int = 0) -> StudyStore:
-    store = StudyStore(run, storage)
-    store.create(OBJECTIVES, FACTS)
-    for draw in range(trials):
-        store.finish(finished(store.begin(running(), draw)))
-    return store
-
-
 # -- names ---------------------------------------------------------------------------------------
-def test_passwords_are_shown_nowhere(tmp_path):
-    url = "postgresql://ann:p%40ss:w@host:1/db?sslmode=off"
-    place = locate_storage(tmp_path, url)
-    assert "p%40ss" not in place.shown + repr(place)
-    assert place.shown == "postgresql://ann:***@host:1/db?sslmode=off"
-    assert redact("no such user (password p@ss:w)", url) == "no such user (password ***)"
-    assert redact("x://h/d?user=a&password=b&c=d") == "x://h/d?user=a&password=***&c=d"
-
-
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_postgresql_means_psycopg_3(tmp_path, scheme):
-    place = locate_storage(tmp_path, f"{scheme}://ann:word@host/db")
-    assert place.url == "postgresql+psycopg://ann:word@host/db"
-    assert place.kind == "postgresql"
-
-
-def test_missing_driver_names_the_command(tmp_path, monkeypatch):
+def test_missing_driver_names_the_command_and_hides_the_password(tmp_path, monkeypatch, scheme):
     monkeypatch.setitem(sys.modules, "psycopg", None)  # so that importing it fails
-    with pytest.raises(SearchError, match=r'pip install .*\[postgresql\]"') as caught:
-        open_storage(tmp_path, "postgresql://ann:word@127.0.0.1:1/db")
-    assert "word" not in str(caught.value)
+    with pytest.raises(
+        SearchError, match=r'lacks a driver: pip install .*\[postgresql\]"'
+    ) as said:
+        StudyStore(tmp_path, f"{scheme}://ann:p%40ss:w@127.0.0.1:1/db?password=b&sslmode=off")
+    shown = f"{scheme}://ann:***@127.0.0.1:1/db?password=***&sslmode=off"
+    assert str(said.value).startswith(shown)
 
 
 @pytest.mark.parametrize("storage", ["nonsense://x:word@y", "nonsense", "journal"])
 def test_text_that_is_no_storage(tmp_path, storage):
     with pytest.raises(SearchError, match="cannot open the storage") as caught:
-        open_storage(tmp_path, storage)
+        StudyStore(tmp_path, storage)
     assert "word" not in str(caught.value)
 
 
@@ -215,6 +167,9 @@ def test_result_and_state_are_one_append_of_a_journal(tmp_path, monkeypatch):
 
 
 # -- the disk ------------------------------------------------------------------------------------
+LONG = tuple(Report(step, {"loss": 0.25}) for step in range(2000))
+
+
 def fill(path: Path) -> None:
     """Leaves no free byte on a disk."""
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
@@ -235,16 +190,16 @@ def test_full_disk_keeps_what_was_written_before(small_disk, tmp_path, kind):
     number = store.begin(running(), 2)
     fill(small_disk / "filler")
     with pytest.raises(SearchError, match=r"disk full at .*; what was written before is safe"):
-        store.finish(finished(number, points=2000))
+        store.finish(finished(number, curve=LONG))
     store.close()
     reader = StudyStore(run, storage, write=False)  # on the full disk
     assert [record.status for record in reader.records()] == ["done", "done", "running"]
     (small_disk / "filler").unlink()
     again = made(run, storage)  # the command is repeated: the last trial runs again
     assert [record.status for record in again.records()] == ["done", "done", "running"]
-    again.finish(finished(number, points=2000))
+    again.finish(finished(number, curve=LONG))
     assert again.begin(running(), 3) == 3
-    assert StudyStore(run, storage, write=False).records()[2] == finished(number, points=2000)
+    assert StudyStore(run, storage, write=False).records()[2] == finished(number, curve=LONG)
     again.close()
 
 
@@ -266,8 +221,9 @@ def test_one_study_has_one_driver_whatever_its_folder(tmp_path, kind):
 def held(run: Path, storage: str) -> subprocess.Popen:
     """Another process that holds a study."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, run, storage], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", HOLD, run, storage], stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -301,23 +257,17 @@ def test_killed_holder_frees_the_study(tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_search_leaves_no_lock_file_in_its_folder(tmp_path):
-    for name in (".writer.lock", ".study.db.run.lock"):  # as a driver that was killed leaves them
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / name).touch()
-    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
-    assert not list(tmp_path.rglob("*.lock"))
-
-
-@pytest.mark.slow
-def test_searches_leave_no_lock_file_beside_their_journal(tmp_path):
-    (tmp_path / "team").mkdir()
-    (tmp_path / "team" / ".log.first.lock").touch()
-    for run in ("first", "second"):
-        storage = f"journal:{tmp_path}/team/log"
-        ms.search(space, ToyEvaluator(), run=tmp_path / run, trials=1, storage=storage)
-    assert not list(tmp_path.rglob("*.lock"))
-    assert [path.name for path in (tmp_path / "team").iterdir()] == ["log"]
+@pytest.mark.parametrize("journal", [False, True])
+def test_search_leaves_no_lock_file(tmp_path, journal):
+    run, team = tmp_path / "run", tmp_path / "team"
+    for path in (run / ".writer.lock", run / ".study.db.run.lock", team / ".log.run.lock"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()  # as a driver that was killed leaves it
+    storage = f"journal:{team}/log" if journal else None
+    ms.search(space, ToyEvaluator(), run=run, trials=1, storage=storage)
+    assert {path.name for path in tmp_path.rglob("*.lock")} == {
+        ".study.db.run.lock" if journal else ".log.run.lock"  # of another storage
+    }
 
 
 def test_looking_for_a_driver_leaves_no_lock_file(tmp_path):
@@ -434,31 +384,6 @@ def test_postgresql_says_what_is_wrong(server, tmp_path):
         StudyStore(tmp_path / "run", url)
 
 
-def test_line_settings_of_the_url_are_left_alone(tmp_path):
-    plain = line_settings(locate_storage(tmp_path, "postgresql://ann@host/db"))
-    assert plain["connect_timeout"] == 10
-    assert "tcp_keepalives_idle=10" in plain["options"]
-    url = "postgresql://ann@host/db?options=-c%20work_mem%3D1MB&tcp_user_timeout=0"
-    rest = line_settings(locate_storage(tmp_path, url))
-    assert rest == {n: v for n, v in plain.items() if n not in ("options", "tcp_user_timeout")}
-
-
-def ask(server, statement: str) -> object:
-    """What the server answers."""
-    engine = sqlalchemy.create_engine(server.url(scheme="postgresql+psycopg"))
-    with engine.connect() as session:
-        answer = session.execute(sqlalchemy.text(statement)).scalar()
-        session.commit()
-    engine.dispose()
-    return answer
-
-
-END_SESSIONS = (
-    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-    " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
-)
-
-
 @contextlib.contextmanager
 def written_by_others(name: str):
     with (
@@ -475,12 +400,16 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.slow
-def test_both_connections_to_postgresql_notice_a_line_that_is_cut(server, tmp_path):
-    store = made(tmp_path / "team-k", server.url(), trials=1)
+@pytest.mark.parametrize(
+    ("query", "idle"), [("", "10"), ("?options=-c%20tcp_keepalives_idle%3D77", "77")]
+)
+def test_both_connections_to_postgresql_notice_a_line_that_is_cut(server, tmp_path, query, idle):
+    """Unless the URL says something else."""
+    store = made(tmp_path / f"team-k{idle}", server.url() + query, trials=1)
     shown = sqlalchemy.text("SHOW tcp_keepalives_idle")
-    assert store.locks[1].session.execute(shown).scalar() == "10"
+    assert store.locks[1].session.execute(shown).scalar() == idle
     with store.storage._backend.engine.connect() as session:
-        assert session.execute(shown).scalar() == "10"
+        assert session.execute(shown).scalar() == idle
     store.close()
 
 
@@ -488,7 +417,7 @@ def test_both_connections_to_postgresql_notice_a_line_that_is_cut(server, tmp_pa
 def test_postgresql_that_lost_its_sessions_is_locked_again(server, tmp_path, impatient):
     store = made(tmp_path / "team-c", server.url(), trials=1)
     number = store.begin(running(), 1)
-    ask(server, END_SESSIONS)
+    server.end_sessions()
     with pytest.warns(UserWarning, match="the server of") as said:
         store.finish(finished(number))
     first, second = (str(each.message) for each in said)
@@ -517,7 +446,7 @@ def test_postgresql_study_that_somebody_has_written_to_is_refused(
         other.ask()
     else:
         optuna.delete_study(study_name=name, storage=other._storage)
-    ask(server, END_SESSIONS)
+    server.end_sessions()
     with written_by_others(name):
         store.finish(finished(number))
     store.close()
@@ -540,8 +469,8 @@ def test_postgresql_lock_that_a_lost_session_still_holds_is_waited_for(
 ):
     store = made(tmp_path / "team-m", server.url(), trials=1)
     store.locks[1].release()
-    lost = lock_study(store.location, "team-m")
-    threading.Timer(0.5, lost.release).start()
+    lost = StudyStore(tmp_path / "b" / "team-m", server.url())
+    threading.Timer(0.5, lost.close).start()
     with pytest.warns(UserWarning, match="going on"):
         assert store.begin(running(), 1) == 1
     store.close()

@@ -1,52 +1,20 @@
 """Records survive the storage bit for bit, whatever the storage."""
 
 import math
+from dataclasses import replace
 
 import optuna
 import pytest
 import torch
+from stored_trials import FACTS, OBJECTIVES, finished, running
 
 import masksearch
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
+from masksearch.contracts import Evaluate, OneShot, Refused, Report
 from masksearch.errors import ResumeError, SearchError
-from masksearch.study.records import read_job
 from masksearch.study.store import StudyStore
 
-OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
-FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
-
-
-def running(job=None, **settings) -> Record:
-    values = dict(
-        number=-1,
-        status="running",
-        job=job or Evaluate(masks.window(2)),
-        fingerprint="f" * 64,
-        protocol="p",
-        seed=3,
-        params={"reach": 2, "kind": "a"},
-        origin="tpe",
-        source="own",
-        measures={"sparsity": 0.7, "hops": math.inf},
-        strategy_state={"note": "kept"},
-    )
-    return Record(**(values | settings))
-
-
-def finished(record: Record, number: int, **settings) -> Record:
-    from dataclasses import replace
-
-    values = dict(
-        number=number,
-        status="done",
-        values={"loss": 0.25},
-        step=4,
-        curve=(Report(2, {"loss": 0.5}), Report(4, {"loss": 0.25})),
-        artifacts={"gates": f"trials/{number}/gates.safetensors"},
-        seconds=1.5,
-    )
-    return replace(record, **(values | settings))
+BITS = torch.rand(2, 2, 200, 200, generator=torch.Generator().manual_seed(0)) > 0.5
 
 
 @pytest.fixture(params=["sqlite", "journal", "object"])
@@ -63,14 +31,10 @@ def store(request, tmp_path):
 
 
 def test_records_come_back_as_they_went_in(store):
-    record = running()
-    number = store.begin(record, draw=0)
-    (read,) = store.records()
-    assert read == finished(record, number, status="running", values={}, step=0, curve=(),
-                            artifacts={}, seconds=0.0)  # fmt: skip
-    done = finished(record, number)
-    store.finish(done)
-    assert store.records() == [done]
+    number = store.begin(running(), draw=0)
+    assert store.records() == [replace(running(), number=number)]
+    store.finish(finished(number))
+    assert store.records() == [finished(number)]
     assert [trial.draw for trial in store.stored_trials()] == [0]
 
 
@@ -82,28 +46,28 @@ def test_statuses_become_optuna_states(store):
         "failed": Refused("no mask"),
     }
     for draw, (status, job) in enumerate(jobs.items()):
-        record = running(job)
-        number = store.begin(record, draw)
+        number = store.begin(running(job), draw)
         values = {"loss": 1.0} if status != "failed" else {}
-        store.finish(finished(record, number, status=status, values=values))
-    record = running(OneShot({"structure": "free"}, {"steps": 3}))
-    number = store.begin(record, 4)
-    store.finish(finished(record, number, values={"density": 0.1}))
+        store.finish(finished(number, job, status=status, values=values))
+    one_shot = OneShot({"structure": "free"}, {"steps": 3})
+    store.finish(finished(store.begin(running(one_shot), 4), one_shot, values={"density": 0.1}))
     states = [trial.state.name for trial in store.optuna_study().get_trials()]
     assert states == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "PRUNED"]
     assert store.optuna_study().get_trials()[0].values == [1.0, 0.7]
     assert [record.status for record in store.records()] == [*jobs, "done"]
-    assert store.records()[4].job == record.job
+    assert store.records()[4].job == one_shot
 
 
-def test_job_of_an_unknown_kind_is_named(tmp_path):
-    with pytest.raises(SearchError, match=r"trial 3 of .* the kind 'shared', which .*; read it"):
-        read_job({"kind": "shared", "config": {}}, 3, tmp_path)
+def test_job_of_an_unknown_kind_is_named(store):
+    store.begin(running(), 0)
+    data = store.trials()[0].user_attrs["proposal"] | {"job": {"kind": "shared", "config": {}}}
+    store.storage.set_trial_user_attr(store.ids[0], "proposal", data)
+    with pytest.raises(SearchError, match=r"trial 0 of .* the kind 'shared', which .*; read it"):
+        store.records()
 
 
 def test_big_mask_is_a_file_beside_the_study(store):
-    bits = torch.rand(2, 2, 200, 200, generator=torch.Generator().manual_seed(0)) > 0.5
-    record = running(Evaluate(masks.table(bits)))
+    record = running(Evaluate(masks.table(BITS)))
     store.begin(record, 0)
     assert (store.run / "masks" / ("f" * 64 + ".safetensors")).is_file()
     assert store.records()[0].job == record.job
@@ -113,13 +77,13 @@ def test_told_is_in_the_order_of_completion(store):
     for draw in range(4):
         store.begin(running(), draw)
     for number in (2, 0, 3):
-        store.finish(finished(running(), number))
+        store.finish(finished(number))
     assert [record.number for record in store.told()] == [2, 0, 3, 1]
 
 
 def test_other_facts_are_refused_with_the_difference(store):
     store.begin(running(), 0)
-    store.finish(finished(running(), 0))
+    store.finish(finished(0))
     with pytest.raises(ResumeError, match="protocol: was p, now q"):
         store.create(OBJECTIVES, FACTS | {"protocol": "q"})
     assert store.create(OBJECTIVES, FACTS) is True
@@ -146,9 +110,6 @@ def test_starts_count_every_beginning_of_a_running_trial(store):
     store.load()  # what a resumed search reads
     assert store.again(1) == 4
     assert store.again(0) == 2
-    store.finish(finished(running(), 1))
-    with pytest.raises(ValueError, match=r"trial 1 of .* is not running"):
-        store.again(1)
 
 
 def test_observations_come_back_in_their_order(store):
@@ -163,7 +124,7 @@ def test_observations_come_back_in_their_order(store):
         store.observe(*seen)
     store.load()  # a resumed search counts on
     store.observe(*made[2])
-    store.finish(finished(running(), 1, status="stopped"))
+    store.finish(finished(1, status="stopped"))
     first, second = store.stored_trials()
     found = [
         [(each.order, each.report, each.goes_on) for each in trial.answers]
@@ -189,9 +150,8 @@ def test_newer_format_names_both_versions(store):
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_lost_mask_file_is_named(store, damage):
-    bits = torch.rand(2, 2, 200, 200, generator=torch.Generator().manual_seed(0)) > 0.5
     store.begin(running(), 0)
-    store.begin(running(Evaluate(masks.table(bits))), 1)
+    store.begin(running(Evaluate(masks.table(BITS))), 1)
     (file,) = (store.run / "masks").glob("*")
     if damage == "missing":
         file.unlink()
@@ -214,5 +174,5 @@ def test_study_whose_maker_was_killed_is_completed(tmp_path):
 def test_nan_objective_is_no_result(store):
     number = store.begin(running(), 0)
     with pytest.raises(ValueError, match="trial 0 has NaN"):
-        store.finish(finished(running(), number, values={"loss": math.nan}))
+        store.finish(finished(number, values={"loss": math.nan}))
     assert store.records()[0].status == "running"

@@ -14,7 +14,6 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.resuming import remember
 from masksearch.report.collect import proxy_card
 from masksearch.study.store import follow_storage
 
@@ -301,14 +300,14 @@ def test_page_is_written_through_no_link(link, good, strange, tmp_path):
     assert target.is_dir() or target.read_text() == "mine"
 
 
-def test_files_are_written_through_no_link(tmp_path):
+def test_files_are_written_through_no_link(tmp_path, command):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / f"command.json.{os.getpid()}.part").symlink_to(precious)
     (tmp_path / "command.json").symlink_to(precious)
-    remember(tmp_path, "search", {"trials": 3})
+    command.called("search", "masksearch.spaces:distances", "--run", tmp_path)
     assert precious.read_text() == "mine"
-    assert json.loads((tmp_path / "command.json").read_text())["options"] == {"trials": 3}
+    assert json.loads((tmp_path / "command.json").read_text())["command"] == "search"
 
 
 @pytest.mark.parametrize("outside", ["/etc/hostname", "../other/mask.safetensors"])
