@@ -194,7 +194,7 @@ def test_the_engine_of_the_example_of_allocate_leaves_room_for_its_budget():
     told = {name: words[words.index(f"--{name}") + 1] for name in ("budget", "length", "serving")}
     serving = json.loads(told["serving"])
     local = ms.masks.window(int(told["length"]) // 8 - 1)
-    settings = {"account": "llama.cpp", "ubatch": serving["ubatch"]}
+    settings = {"cache_layout": "llama.cpp", "ubatch": serving["ubatch"]}
     llama = LlamaConfig(num_hidden_layers=4)
     held = ms.kv_bytes(local, llama, serving["length"], **settings)
     assert held.share <= float(told["budget"])

@@ -228,7 +228,7 @@ def test_tensorrt_llm_holds_the_blocks_that_its_tests_count():
         kv_bytes(mask, config, 2049, cache_layout="tensorrt-llm", block=12)
 
 
-def test_transformers_holds_what_its_account_says():
+def test_transformers_holds_what_its_layout_says():
     model = hf.LlamaForCausalLM(CONFIGS["llama"]()).eval()
     mask = masks.per_layer([masks.full(), masks.window(3), masks.window(3), masks.full()])
     with torch.no_grad():
