@@ -13,6 +13,7 @@ import re
 import sys
 import sysconfig
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ BUDGET = "budget"  # the name under which a record's parameters hold what its dr
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
 NEIGHBOURS: dict[str, Path] = {}  # modules that users' files have loaded from their folders
+PARSING = threading.Lock()  # Python 3.11 counts the parser's depth for all threads together
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -207,7 +209,8 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     try:
         file = inspect.getsourcefile(owner) or ""
         text = Path(file).read_text(encoding="utf-8") if source is None else source
-        defined = top_definitions(text)
+        with PARSING:
+            defined = top_definitions(text)
     except (OSError, TypeError, SyntaxError, ValueError):
         defined = {}
     if name not in defined or "<locals>" in owner.__qualname__:
@@ -260,7 +263,8 @@ def plain_constant(value: Any) -> Any:
 def plain_text(text: str) -> str:
     """A text as plain code where it is Python, else as it is."""
     try:
-        return plain_code(ast.parse(text))
+        with PARSING:
+            return plain_code(ast.parse(text))
     except (SyntaxError, ValueError):
         return text
 
