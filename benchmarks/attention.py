@@ -41,15 +41,15 @@ BACKENDS = ("sdpa", "gather", "flex")
 TOKENS = 4096  # of a batch of whole models; at n = 128 half of them
 
 
-def kernel_setting(given: argparse.Namespace, place: torch.device) -> Setting:
+def kernel_setting(given: argparse.Namespace, device: torch.device) -> Setting:
     """What the kernels are measured at."""
     if given.smoke:
-        return Setting(place, (64, 96), given.backends, rounds=2, seconds=1.0, block=16)
+        return Setting(device, (64, 96), given.backends, rounds=2, seconds=1.0, block=16)
     lengths = (512, 1024, 2048, 4096) + ((8192,) if given.long else ())
-    if place.type == "cuda":
+    if device.type == "cuda":
         lengths = (1024, 2048, 4096, 8192, 16384, 32768)
     lengths = tuple(given.lengths or lengths)
-    return Setting(place, lengths, given.backends, rounds=21, seconds=given.seconds, block=64)
+    return Setting(device, lengths, given.backends, rounds=21, seconds=given.seconds, block=64)
 
 
 def works(given: argparse.Namespace) -> list[Work]:
@@ -75,26 +75,28 @@ def works(given: argparse.Namespace) -> list[Work]:
     ]
 
 
-def rows_of(part: str, given: argparse.Namespace, place: torch.device) -> Iterator[dict[str, Any]]:
+def rows_of(
+    part: str, given: argparse.Namespace, device: torch.device
+) -> Iterator[dict[str, Any]]:
     """The rows of a part, as they are measured."""
     if part == "kernels":
-        return kernels(kernel_setting(given, place))
+        return kernels(kernel_setting(given, device))
     rounds, memory = (2, False) if given.smoke else (11, True)
     return models(works(given), rounds, 8 * given.seconds, memory)
 
 
 def measured(part: str, given: argparse.Namespace, path: Path) -> None:
     """Runs a part; the file is written after every row."""
-    place = torch.device(given.device)
+    device = torch.device(given.device)
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     start, cpu = time.perf_counter(), time.process_time()
     before = found.get(key(part, given.device), {}).get("rows", [])
     again = given.lengths or {row["length"] for row in before}
     rows = [row for row in before if row["length"] not in again]
-    for row in rows_of(part, given, place):
+    for row in rows_of(part, given, device):
         rows = sorted([*rows, row], key=lambda row: row["length"])
         seconds = {"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-        found[key(part, given.device)] = machine(place) | {"seconds": seconds, "rows": rows}
+        found[key(part, given.device)] = machine(device) | {"seconds": seconds, "rows": rows}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

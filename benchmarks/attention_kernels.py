@@ -35,7 +35,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Setting:
     """What is measured, and how often."""
 
-    place: torch.device
+    device: torch.device
     lengths: tuple[int, ...]
     backends: tuple[str, ...]
     rounds: int
@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.place.type == "cuda" else torch.float32
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
 
 def random_blocks(blocks: int, sparsity: float, heads: int, seed: int = 0) -> Tensor:
@@ -111,39 +111,39 @@ def attending(
     attends: dict[str, Attend] = {}
     prepared: dict[str, float] = {}
     absent: dict[str, str] = {}
-    place, scaling = setting.place, HEAD_DIM**-0.5
+    device, scaling = setting.device, HEAD_DIM**-0.5
     if (mask.heads or 1) * length * length <= MOST_TABLE:
         start = time.perf_counter()
-        table = mask.dense(length).to(place)
+        table = mask.dense(length).to(device)
         prepared["sdpa"] = time.perf_counter() - start
         attends["sdpa"] = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, table)
     else:
         absent["sdpa"] = f"a table of {length} x {length} cells a head is not made"
     if "gather" in setting.backends:
         start = time.perf_counter()
-        plan = GatherPlan.of_mask(mask, length, setting.block).to(place)
+        plan = GatherPlan.of_mask(mask, length, setting.block).to(device)
         prepared["gather"] = time.perf_counter() - start
         attends["gather"] = lambda q, k, v: gather_attention(q, k, v, plan, scaling=scaling)
-    if "flex" in setting.backends and trains and place.type == "cpu":
+    if "flex" in setting.backends and trains and device.type == "cpu":
         absent["flex"] = "FlexAttention has no backward on a CPU"
     elif "flex" in setting.backends:
         from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 
         start = time.perf_counter()
-        flex = FlexPlan.of_mask(mask, length, block=setting.block, device=place)
+        flex = FlexPlan.of_mask(mask, length, block=setting.block, device=device)
         prepared["flex"] = time.perf_counter() - start
         attends["flex"] = lambda q, k, v: flex_attention_under(q, k, v, flex, scaling=scaling)
     return attends, prepared, absent
 
 
-def dense_kernel(states: list[Tensor], place: torch.device) -> tuple[Attend, str]:
+def dense_kernel(states: list[Tensor], device: torch.device) -> tuple[Attend, str]:
     """SDPA without a mask, and the name of its kernel: on a GPU the fastest one."""
-    if place.type == "cpu":
+    if device.type == "cpu":
         return F.scaled_dot_product_attention, "default"
-    return fastest_dense(states, place)
+    return fastest_dense(states, device)
 
 
-def fastest_dense(states: list[Tensor], place: torch.device) -> tuple[Attend, str]:
+def fastest_dense(states: list[Tensor], device: torch.device) -> tuple[Attend, str]:
     """Dense SDPA by the fastest of its kernels that serve these states, and its name."""
 
     def by(kernel: SDPBackend) -> Attend:
@@ -157,7 +157,7 @@ def fastest_dense(states: list[Tensor], place: torch.device) -> tuple[Attend, st
     for name, kernel in KERNELS.items():
         attend = by(kernel)
         try:
-            taken = interleaved({name: lambda attend=attend: attend(*states)}, 5, 1.0, place)
+            taken = interleaved({name: lambda attend=attend: attend(*states)}, 5, 1.0, device)
         except RuntimeError:  # the kernel does not serve this device or shape
             continue
         times[name] = spread(taken[name])["median"]
@@ -184,17 +184,17 @@ def worst(mine: list[Tensor], truth: list[Tensor]) -> float:
 
 def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> dict[str, Any]:
     """One mask at one length, forward or forward and backward."""
-    place = setting.place
+    device = setting.device
     random = torch.Generator().manual_seed(length)
     states = [
-        torch.randn(1, HEADS, length, HEAD_DIM, generator=random).to(place, setting.dtype)
+        torch.randn(1, HEADS, length, HEAD_DIM, generator=random).to(device, setting.dtype)
         for _ in range(3)
     ]
-    upstream = torch.randn(states[0].shape, generator=random).to(place, setting.dtype)
+    upstream = torch.randn(states[0].shape, generator=random).to(device, setting.dtype)
     for part in states if trains else ():
         part.requires_grad_()
     given = upstream if trains else None
-    plain, kernel = dense_kernel(states, place)
+    plain, kernel = dense_kernel(states, device)
     attends, prepared, absent = attending(mask, length, setting, trains)
     truth = called(next(iter(attends.values())), states, given)
     backends: dict[str, dict[str, Any]] = {}
@@ -212,12 +212,12 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
     sides: dict[str, Side] = {"dense": lambda: called(plain, states, given)}
     for backend, attend in attends.items():
         sides[backend] = lambda attend=attend: called(attend, states, given)
-    times = interleaved(sides, setting.rounds, setting.seconds, place)
+    times = interleaved(sides, setting.rounds, setting.seconds, device)
     blocks = block_density(mask, length, setting.block)
     for backend, row in backends.items():
         row["speedup"] = faster(times, "dense", backend)
         row["share_of_ideal"] = row["speedup"]["median"] * blocks
-    choice = choose(mask, length, device=place, trains=trains)
+    choice = choose(mask, length, device=device, trains=trains)
     rivals = [backend for backend in attends if backend != "flex"]
     over = {
         "over_fastest": behind(times, choice.backend, list(attends)),

@@ -51,7 +51,7 @@ class Work:
     device: str
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         return torch.device(self.device)
 
     @property
@@ -172,7 +172,7 @@ def built(work: Work, side: str) -> MaskedLanguageModel:
             body: Any = theirs[side]()
     else:
         body = encoder(work.size, work.vocabulary, work.length, seed=0)
-    model = MaskedLanguageModel(body, seed=0).to(work.place).train()
+    model = MaskedLanguageModel(body, seed=0).to(work.torch_device).train()
     mask = masks_for(work).get(side)
     if mask is not None:
         attach(model, mask)
@@ -187,7 +187,7 @@ def batch_of(work: Work) -> dict[str, Tensor]:
     hidden = torch.rand(shape, generator=random) < HIDDEN
     hidden[:, 0] = True
     labels = ids.masked_fill(~hidden, -100)
-    return {"input_ids": ids.to(work.place), "labels": labels.to(work.place)}
+    return {"input_ids": ids.to(work.torch_device), "labels": labels.to(work.torch_device)}
 
 
 def forward(work: Work, model: MaskedLanguageModel) -> Side:
@@ -219,7 +219,9 @@ def training(work: Work, model: MaskedLanguageModel) -> Side:
 
 def autocast(work: Work) -> torch.autocast:
     """bfloat16 on a GPU; on a CPU float32 as it is."""
-    return torch.autocast(work.place.type, torch.bfloat16, enabled=work.place.type == "cuda")
+    return torch.autocast(
+        work.torch_device.type, torch.bfloat16, enabled=work.torch_device.type == "cuda"
+    )
 
 
 KINDS: dict[str, Callable[[Work, MaskedLanguageModel], Side]] = {
@@ -234,7 +236,7 @@ def peak(work: Work, side: str, kind: str) -> int:
     To be called in a process of its own. What attach makes of a mask counts.
     """
     model = built(work, side)
-    cuda = work.place.type == "cuda"
+    cuda = work.torch_device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     forget_peak()
@@ -281,7 +283,7 @@ def models(
             if work.length == SHORT and kind == "forward":
                 continue
             sides = {side: make(work, built(work, side)) for side in sides_of(work)}
-            times = interleaved(sides, rounds, seconds, work.place)
+            times = interleaved(sides, rounds, seconds, work.torch_device)
             del sides
             found: dict[str, Any] = {
                 side: {"speedup": faster(times, "dense", side), "seconds": spread(times[side])}
@@ -304,9 +306,9 @@ def taken(work: Work, mask: Mask, trains: bool) -> list[str]:
         choose(
             masks.layer_of(mask, layer),
             work.length,
-            device=work.place,
+            device=work.torch_device,
             trains=trains,
-            dtype=torch.bfloat16 if work.place.type == "cuda" else torch.float32,
+            dtype=torch.bfloat16 if work.torch_device.type == "cuda" else torch.float32,
         )
         for layer in range(mask.layers or 1)
     )

@@ -58,12 +58,12 @@ def dam(card: Card) -> None:
     """
     size, length, steps, parts = ("nano", 16, 200, 4) if card.smoke else ("mini", 512, 2500, 8)
     corpus = random_corpus(length, 64 if card.smoke else 4096, 256)
-    batches = list(on(card.place, islice(MlmTask(corpus, 16).batches(0), 8)))
+    batches = list(on(card.device, islice(MlmTask(corpus, 16).batches(0), 8)))
     card.note(size=size, length=length, batch=16, precision="float32")
 
     def fresh() -> MaskedLanguageModel:
         body = encoder(size, corpus.vocabulary, length, seed=0)
-        return MaskedLanguageModel(body, seed=0).to(card.place)
+        return MaskedLanguageModel(body, seed=0).to(card.device)
 
     model = fresh()
     gates = Gates("free", length=length, heads=model.encoder.config.num_attention_heads)
@@ -117,9 +117,9 @@ def models(card: Card) -> None:
     for length in reversed(lengths):
         vocabulary = 64 if card.smoke else 30_522
         block = card.block if not card.smoke else 8
-        work = Work(length, tokens // length, size, vocabulary, block, card.place.type)
+        work = Work(length, tokens // length, size, vocabulary, block, card.device.type)
         model = MaskedLanguageModel(encoder(size, vocabulary, length, seed=0), seed=0)
-        model.to(card.place).train()
+        model.to(card.device).train()
         for kind, make in KINDS.items():
             call = make(work, model)
             for side, mask in masks_for(work).items():

@@ -27,21 +27,21 @@ class Card:
     """Where it is measured, and the JSON of its results.
 
     Args:
-        place: The device.
+        device: The device.
         smoke: Whether sizes are tiny.
         path: The JSON file; parts that are not run stay as they are.
         text: A text for the proxies; None = invented words.
     """
 
-    def __init__(self, place: torch.device, smoke: bool, path: Path, text: Path | None) -> None:
-        self.place, self.smoke, self.path, self.text = place, smoke, path, text
+    def __init__(self, device: torch.device, smoke: bool, path: Path, text: Path | None) -> None:
+        self.device, self.smoke, self.path, self.text = device, smoke, path, text
         self.found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.result: dict[str, Any] = {}  # of the part
         self.failed = False
 
     @property
     def cuda(self) -> bool:
-        return self.place.type == "cuda"
+        return self.device.type == "cuda"
 
     @property
     def block(self) -> int:
@@ -51,7 +51,7 @@ class Card:
     def begin(self, part: str, seconds: float) -> None:
         """A part begins, with an empty result."""
         self.result = {"rows": [], "left_out": 0, "smoke": self.smoke, "tf32": TF32}
-        self.result |= machine(self.place)
+        self.result |= machine(self.device)
         self.found[part] = self.result
         self.start, self.limit = time.perf_counter(), seconds
         self.note()
@@ -83,7 +83,7 @@ class Card:
     def wait(self) -> None:
         """Until the card has done all that it was given."""
         if self.cuda:
-            torch.cuda.synchronize(self.place)
+            torch.cuda.synchronize(self.device)
 
     def timed(self, call: Callable[[], object]) -> dict[str, float]:
         """Median `ms` of a call on the card, and its mean `wall_ms`."""

@@ -32,12 +32,12 @@ DENSE = "no mask"
 
 
 def states_of(
-    heads: int, length: int, dtype: torch.dtype, place: torch.device
+    heads: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Tensor], Tensor]:
     """Queries, keys and values, and the gradient of what is computed from them."""
     random = torch.Generator().manual_seed(length)
     drawn = [torch.randn(1, heads, length, HEAD_DIM, generator=random) for _ in range(4)]
-    given = [one.to(place, dtype) for one in drawn]
+    given = [one.to(device, dtype) for one in drawn]
     return [one.requires_grad_() for one in given[:3]], given[3]
 
 
@@ -76,14 +76,14 @@ class Case:
     mask: Mask
     length: int
     heads: int
-    place: torch.device
+    device: torch.device
     table: Tensor  # bool [1, heads | 1, n, n]
 
     @cached_property
     def planned(self) -> tuple[FlexPlan, float]:
         """The plan of FlexAttention as `ms.attach` makes it, and the seconds that it took."""
         start = time.perf_counter()
-        plan = FlexPlan.of_mask(self.mask, self.length, 64, self.place, self.heads)
+        plan = FlexPlan.of_mask(self.mask, self.length, 64, self.device, self.heads)
         return plan, time.perf_counter() - start
 
 
@@ -106,7 +106,7 @@ def cases(card: Card, lengths: tuple[int, ...], heads: int) -> list[Case]:
 
     def case(cell: tuple[int, str, Mask]) -> Case:
         length, name, mask = cell
-        return Case(name, mask, length, heads, card.place, mask.dense(length))
+        return Case(name, mask, length, heads, card.device, mask.dense(length))
 
     cells = [
         (length, name, mask)
@@ -116,7 +116,7 @@ def cases(card: Card, lengths: tuple[int, ...], heads: int) -> list[Case]:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(case, cells))
     for each in found:
-        each.table = each.table.to(card.place)
+        each.table = each.table.to(card.device)
     return found
 
 
@@ -169,7 +169,7 @@ def kernels(card: Card) -> None:
     for kind, dtype in TYPES.items():
         for length in lengths:
             torch._dynamo.reset()  # a shape has its own graph, as in a process of its own
-            states, upstream = states_of(heads, length, dtype, card.place)
+            states, upstream = states_of(heads, length, dtype, card.device)
             here: dict[str, Any] = {"dtype": kind, "length": length}
             if not card.over():
                 row = here | {"mask": DENSE, "backend": "sdpa"}
@@ -196,7 +196,7 @@ def compare(
         return
     right = truth(states, case.table, upstream)
     dtype = TYPES[here["dtype"]]
-    choice = choose(case.mask, case.length, device=card.place, trains=True, dtype=dtype)
+    choice = choose(case.mask, case.length, device=card.device, trains=True, dtype=dtype)
     about = {"auto": choice.backend, "why": choice.reason, "kept_cells": choice.density}
     for backend in ("sdpa", "flex"):
         row = here | {"mask": case.name, "backend": backend}
@@ -261,20 +261,20 @@ def summarise(card: Card, kind: str, length: int) -> None:
 
 
 # -- latency -------------------------------------------------------------------------------------
-def plan_of_layout(layout: Tensor, block: int, place: torch.device) -> FlexPlan:
+def plan_of_layout(layout: Tensor, block: int, device: torch.device) -> FlexPlan:
     """`FlexPlan.of_mask` of `masks.block_layout(layout, block)`, without a look at its cells.
 
     Args:
         layout: bool `[heads, nb, nb]`.
         block: Positions of a block's side, a multiple of 8 and one that the device computes with.
-        place: Where the plan lies.
+        device: Where the plan lies.
     """
     length = block * layout.shape[1]
     bits = torch.zeros(ROOM, block, block // 8, dtype=torch.uint8)
     bits[1] = 255  # the one kind of tile that keeps something
-    whole = layout.to(place)
+    whole = layout.to(device)
     partial = torch.zeros_like(whole)
-    predicate = tile_predicate(bits.to(place), whole.int(), block)
+    predicate = tile_predicate(bits.to(device), whole.int(), block)
     blocks = block_mask_of(partial, whole, length, block, predicate)
     return FlexPlan(length, block, partial, whole, predicate, blocks)
 
@@ -298,7 +298,7 @@ def latency(card: Card) -> None:
 def at_length(card: Card, length: int, heads: int, count: int) -> dict[str, Any]:
     """So many layouts at one length; SDPA's times, and how FlexAttention's follow density."""
     torch._dynamo.reset()
-    states, upstream = states_of(heads, length, torch.bfloat16, card.place)
+    states, upstream = states_of(heads, length, torch.bfloat16, card.device)
     given = upstream if card.cuda else None
     random = torch.Generator().manual_seed(length)
     shares = (0.05 + 0.95 * torch.rand(count, generator=random)).tolist()
@@ -307,7 +307,7 @@ def at_length(card: Card, length: int, heads: int, count: int) -> dict[str, Any]
         for seed, share in enumerate(shares)
     ]
     table = layouts[0].repeat_interleave(card.block, 1).repeat_interleave(card.block, 2)
-    sdpa = sdpa_under(table[None].to(card.place))
+    sdpa = sdpa_under(table[None].to(card.device))
     found: dict[str, Any] = {
         "dense": card.timed(lambda: called(F.scaled_dot_product_attention, states, given)),
         "sdpa": card.timed(lambda: called(sdpa, states, given)),
@@ -316,7 +316,7 @@ def at_length(card: Card, length: int, heads: int, count: int) -> dict[str, Any]
     for layout in layouts:
         if card.over():
             continue
-        flex = flex_under(plan_of_layout(layout, card.block, card.place))
+        flex = flex_under(plan_of_layout(layout, card.block, card.device))
         start = time.perf_counter()
         called(flex, states, given)
         card.wait()

@@ -140,7 +140,7 @@ def proxies(card: Card, folder: Path) -> ms.MlmEvaluator:
         steps=steps,
         batch=32,
         vocabulary=400 if card.smoke else 4096,
-        device=card.place.type,
+        device=card.device.type,
         cache=folder / "cache",
     )
     evaluator.task()

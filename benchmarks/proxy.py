@@ -56,7 +56,7 @@ RESULTS = Path(__file__).parent / "results"
 class Setting:
     """What is measured, and how often."""
 
-    place: torch.device
+    device: torch.device
     data: Path | None
     smoke: bool
 
@@ -82,7 +82,7 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        return 4 if self.smoke else 12 if self.place.type == "cpu" else 60
+        return 4 if self.smoke else 12 if self.device.type == "cpu" else 60
 
     def corpus(self) -> Corpus:
         """WikiText-2, or random tokens."""
@@ -117,7 +117,7 @@ def pretrain(setting: Setting) -> dict[str, Any]:
     tokens = setting.batch * setting.length
     found: dict[str, Any] = {"size": setting.size, "batch": setting.batch, "goal": 1.3}
     for name, mask in (("dense", masks.full()), ("star", masks.star())):
-        rest = (corpus, mask, setting.size, setting.batch, setting.steps, setting.place)
+        rest = (corpus, mask, setting.size, setting.batch, setting.steps, setting.device)
         times = side_by_side(
             {
                 "own": lambda rest=rest: own_pretraining(*rest),
@@ -142,7 +142,7 @@ def pretrain(setting: Setting) -> dict[str, Any]:
 def finetune(setting: Setting) -> dict[str, Any]:
     """Fine-tuning on short texts against the Trainer."""
     steps = 4 if setting.smoke else 40
-    sides = finetuning(setting.data, setting.size, setting.batch, steps, setting.place)
+    sides = finetuning(setting.data, setting.size, setting.batch, steps, setting.device)
     times = side_by_side(sides, setting.rounds)
     own = times["own"]["seconds"]
     found: dict[str, Any] = {
@@ -165,7 +165,7 @@ def finetune(setting: Setting) -> dict[str, Any]:
 def accuracy(setting: Setting) -> dict[str, Any]:
     """The scores of the three ways of fine-tuning."""
     rows, seeds, epochs = (64, 1, 1) if setting.smoke else (2000, 3, 3)
-    found = scores(setting.data, setting.size, setting.batch, rows, seeds, epochs, setting.place)
+    found = scores(setting.data, setting.size, setting.batch, rows, seeds, epochs, setting.device)
     for name, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         print(
@@ -178,9 +178,9 @@ def accuracy(setting: Setting) -> dict[str, Any]:
 
 def sizes(setting: Setting) -> dict[str, Any]:
     """Tokens/s of every size, and their share of what a matrix product reaches here."""
-    gpu = setting.place.type == "cuda"
+    gpu = setting.device.type == "cuda"
     kind = torch.bfloat16 if gpu else torch.float32
-    peak = matrix_product(setting.place, kind, 64 if setting.smoke else 8192 if gpu else 1024)
+    peak = matrix_product(setting.device, kind, 64 if setting.smoke else 8192 if gpu else 1024)
     found: dict[str, Any] = {"matrix_product_tflops": peak / 1e12, "precision": str(kind)}
     names = ("tiny", "mini", "small", "medium", "base") if gpu else ("tiny", "mini")
     for name in ("nano",) if setting.smoke else names:
@@ -188,19 +188,19 @@ def sizes(setting: Setting) -> dict[str, Any]:
         batch = 4 if setting.smoke else 256 if gpu else 32
         for compiled in (False, True) if gpu else (False,):
             body = encoder(name, corpus.vocabulary, corpus.length, seed=0)
-            model = MaskedLanguageModel(body, seed=0).to(setting.place)
+            model = MaskedLanguageModel(body, seed=0).to(setting.device)
             attach(model, masks.star())
             if compiled:
                 body.compile(dynamic=False)
 
             def loss(model: Any, batch: Any) -> Any:
-                with torch.autocast(setting.place.type, kind, enabled=gpu):
+                with torch.autocast(setting.device.type, kind, enabled=gpu):
                     return model(**batch).loss
 
-            batches = on(setting.place, MlmTask(corpus, batch).batches(0))
+            batches = on(setting.device, MlmTask(corpus, batch).batches(0))
             config = TrainConfig(steps=4 if setting.smoke else 30 if gpu else 5)
             run = train(model, batches, config, loss)
-            seconds = statistics.median(timed(run, config.steps, setting.place))
+            seconds = statistics.median(timed(run, config.steps, setting.device))
             rate = batch * setting.length / seconds
             share = rate * flops(name, setting.length, corpus.vocabulary) / peak
             label = name + (", compiled" if compiled else "")
@@ -214,15 +214,15 @@ def sizes(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def matrix_product(place: torch.device, kind: torch.dtype, side: int) -> float:
+def matrix_product(device: torch.device, kind: torch.dtype, side: int) -> float:
     """Floating-point operations a second of a square matrix product."""
-    left, right = (torch.randn(side, side, device=place, dtype=kind) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     times = []
     for _ in range(10):
-        start = clock(place)
+        start = clock(device)
         for _ in range(4):
             left @ right
-        times.append((clock(place) - start) / 4)
+        times.append((clock(device) - start) / 4)
     return 2 * side**3 / max(statistics.median(times[2:]), 1e-9)
 
 
@@ -263,7 +263,7 @@ def main() -> None:
         key = name if given.data is None else f"{name}, real text"
         key += "" if given.device == "cpu" else f", {given.device}"
         took = {"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-        found[key] = result | machine(setting.place) | {"seconds": took}
+        found[key] = result | machine(setting.device) | {"seconds": took}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}", file=sys.stderr)

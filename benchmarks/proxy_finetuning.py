@@ -106,14 +106,19 @@ def made_up(corpus: Corpus, number: int, seed: int) -> TokenRows:
 
 
 def own(
-    found: Texts, model: SequenceClassifier, batch: int, steps: int, seed: int, place: torch.device
+    found: Texts,
+    model: SequenceClassifier,
+    batch: int,
+    steps: int,
+    seed: int,
+    device: torch.device,
 ) -> list[float]:
     """Trains with masksearch's loop; seconds of each step."""
     chosen = bucket_batches(found.train.lengths, batch, seed)
     padded = (pad_rows([found.train[row] for row in rows], found.corpus) for rows in chosen)
-    batches = on(place, padded)
-    run = train(model.to(place), batches, TrainConfig(steps=steps, lr=LR))
-    return timed(run, steps, place)
+    batches = on(device, padded)
+    run = train(model.to(device), batches, TrainConfig(steps=steps, lr=LR))
+    return timed(run, steps, device)
 
 
 def trainers(
@@ -122,7 +127,7 @@ def trainers(
     batch: int,
     steps: int,
     seed: int,
-    place: torch.device,
+    device: torch.device,
     *,
     full: bool,
 ) -> list[float]:
@@ -143,7 +148,7 @@ def trainers(
     collator: Callable[..., Any] = default_data_collator
     if not full:
         collator = DataCollatorWithPadding(fast_tokenizer(found.corpus))
-    return trained(ForTrainer(model), rows, collator, batch, steps, place, seed=seed, lr=LR)
+    return trained(ForTrainer(model), rows, collator, batch, steps, device, seed=seed, lr=LR)
 
 
 WAYS: dict[str, Callable[..., list[float]]] = {
@@ -154,7 +159,7 @@ WAYS: dict[str, Callable[..., list[float]]] = {
 
 
 def finetuning(
-    data: Path | None, size: str, batch: int, steps: int, place: torch.device
+    data: Path | None, size: str, batch: int, steps: int, device: torch.device
 ) -> dict[str, Callable[[], list[float]]]:
     """The three ways, each as a function that trains a fresh model and returns its seconds; every
     call takes other batches."""
@@ -162,7 +167,7 @@ def finetuning(
     seeds = {name: count() for name in WAYS}
 
     def side(name: str) -> list[float]:
-        return WAYS[name](found, classifier(size, 0), batch, steps, next(seeds[name]), place)
+        return WAYS[name](found, classifier(size, 0), batch, steps, next(seeds[name]), device)
 
     return {name: partial(side, name) for name in WAYS}
 
@@ -174,7 +179,7 @@ def scores(
     rows: int,
     seeds: int,
     epochs: int,
-    place: torch.device,
+    device: torch.device,
 ) -> dict[str, list[float]]:
     """Accuracy on the development rows after training each way, for every seed."""
     found = texts(data, rows)
@@ -183,12 +188,12 @@ def scores(
     for seed in range(seeds):
         for name, way in WAYS.items():
             model = classifier(size, seed)
-            way(found, model, batch, steps, seed, place)
-            values[name].append(accuracy(model, found, place))
+            way(found, model, batch, steps, seed, device)
+            values[name].append(accuracy(model, found, device))
     return values
 
 
-def accuracy(model: SequenceClassifier, found: Texts, place: torch.device) -> float:
+def accuracy(model: SequenceClassifier, found: Texts, device: torch.device) -> float:
     """Share of the development rows that are classified as they should be."""
     model.eval()
     hits = 0
@@ -196,7 +201,7 @@ def accuracy(model: SequenceClassifier, found: Texts, place: torch.device) -> fl
         for chosen in batches(found.dev):
             batch = pad_rows(chosen, found.corpus)
             labels = batch.pop("labels")
-            logits = model(**{name: part.to(place) for name, part in batch.items()}).logits
+            logits = model(**{name: part.to(device) for name, part in batch.items()}).logits
             hits += int((logits.argmax(-1).cpu() == labels).sum())
     return hits / len(found.dev)
 

@@ -29,11 +29,11 @@ SKIPPED = 2  # first steps that are not counted: allocation, kernels' choice
 LR = 5e-4
 
 
-def clock(place: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """Seconds: of this process's CPU on one thread, as the machine is shared; else wall time."""
-    if place.type == "cpu":
+    if device.type == "cpu":
         return time.process_time()
-    torch.cuda.synchronize(place)
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -42,57 +42,57 @@ class Stopwatch:
     what it gives is the mean of all steps.
 
     Args:
-        place: Where the steps run.
+        device: Where the steps run.
         steps: How many there will be.
     """
 
-    def __init__(self, place: torch.device, steps: int) -> None:
-        self.place, self.steps, self.done = place, steps, 0
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.steps, self.done = device, steps, 0
         self.stamps: list[float] = []
 
     def tick(self) -> None:
         """A step has ended."""
         self.done += 1
-        if self.place.type == "cpu" or self.done in (SKIPPED, self.steps):
-            self.stamps.append(clock(self.place))
+        if self.device.type == "cpu" or self.done in (SKIPPED, self.steps):
+            self.stamps.append(clock(self.device))
 
     @property
     def seconds(self) -> list[float]:
         """Of each counted step."""
-        if self.place.type != "cpu":
+        if self.device.type != "cpu":
             return [(self.stamps[1] - self.stamps[0]) / (self.steps - SKIPPED)]
         return [
             b - a for a, b in zip(self.stamps[SKIPPED - 1 :], self.stamps[SKIPPED:], strict=False)
         ]
 
 
-def timed(run: Iterator[Any], steps: int, place: torch.device) -> list[float]:
+def timed(run: Iterator[Any], steps: int, device: torch.device) -> list[float]:
     """Runs a training of that many steps to its end; seconds of each counted step."""
-    watch = Stopwatch(place, steps)
+    watch = Stopwatch(device, steps)
     for _ in run:
         watch.tick()
     return watch.seconds
 
 
-def on(place: torch.device, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def on(device: torch.device, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """The batches on that device."""
     for batch in batches:
-        yield {name: part.to(place, non_blocking=True) for name, part in batch.items()}
+        yield {name: part.to(device, non_blocking=True) for name, part in batch.items()}
 
 
 def own_pretraining(
-    corpus: Corpus, mask: Mask, size: str, batch: int, steps: int, place: torch.device
+    corpus: Corpus, mask: Mask, size: str, batch: int, steps: int, device: torch.device
 ) -> list[float]:
     """Seconds of each step of masksearch's pre-training."""
     body = encoder(size, corpus.vocabulary, corpus.length, seed=0)
-    model = MaskedLanguageModel(body, seed=0).to(place)
-    attach(model, mask, inputs={"input_ids": corpus.train[:1].long().to(place)})
-    batches = on(place, MlmTask(corpus, batch).batches(0))
-    return timed(train(model, batches, TrainConfig(steps=steps, lr=LR)), steps, place)
+    model = MaskedLanguageModel(body, seed=0).to(device)
+    attach(model, mask, inputs={"input_ids": corpus.train[:1].long().to(device)})
+    batches = on(device, MlmTask(corpus, batch).batches(0))
+    return timed(train(model, batches, TrainConfig(steps=steps, lr=LR)), steps, device)
 
 
 def trainers_pretraining(
-    corpus: Corpus, mask: Mask, size: str, batch: int, steps: int, place: torch.device
+    corpus: Corpus, mask: Mask, size: str, batch: int, steps: int, device: torch.device
 ) -> list[float]:
     """Seconds of each step of the Trainer's pre-training of `BertForMaskedLM`."""
     from transformers import BertForMaskedLM, DataCollatorForLanguageModeling
@@ -110,7 +110,7 @@ def trainers_pretraining(
         {"input_ids": ids, "special_tokens_mask": hidden}
         for ids, hidden in zip(tokens, special, strict=True)
     ]
-    return trained(model, rows, collator, batch, steps, place)
+    return trained(model, rows, collator, batch, steps, device)
 
 
 def fast_tokenizer(corpus: Corpus) -> Any:
@@ -131,7 +131,7 @@ def trained(
     collator: Callable[..., Any],
     batch: int,
     steps: int,
-    place: torch.device,
+    device: torch.device,
     *,
     seed: int = 0,
     lr: float = LR,
@@ -139,7 +139,7 @@ def trained(
     """Trains with the Trainer at its fastest; seconds of each step but the first ones."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    watch = Stopwatch(place, steps)
+    watch = Stopwatch(device, steps)
 
     class Stamps(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -164,9 +164,9 @@ def trained(
             disable_tqdm=True,
             logging_nan_inf_filter=False,
             remove_unused_columns=False,
-            dataloader_num_workers=0 if place.type == "cpu" else 4,
-            dataloader_pin_memory=place.type != "cpu",
-            use_cpu=place.type == "cpu",
+            dataloader_num_workers=0 if device.type == "cpu" else 4,
+            dataloader_pin_memory=device.type != "cpu",
+            use_cpu=device.type == "cpu",
             seed=seed,
         )
         trainer = Trainer(

@@ -20,7 +20,7 @@ Side = Callable[[], object]
 
 
 def interleaved(
-    sides: dict[str, Side], rounds: int, seconds: float, place: torch.device
+    sides: dict[str, Side], rounds: int, seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of one call of every side, in each round.
 
@@ -30,26 +30,26 @@ def interleaved(
         sides: Name -> what is timed.
         rounds: At most that many.
         seconds: No round starts later than that, but three are always made.
-        place: Where the work is done: seconds of this process's CPU there, else wall time.
+        device: Where the work is done: seconds of this process's CPU there, else wall time.
     """
     calls = {}
     for name, side in sides.items():
         side()  # allocation, plans, kernels' choice
-        start = clock(place)
+        start = clock(device)
         side()
-        calls[name] = max(1, round(SHORTEST / max(clock(place) - start, 1e-7)))
+        calls[name] = max(1, round(SHORTEST / max(clock(device) - start, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     gc.collect()
-    start = clock(place)
+    start = clock(device)
     for number in range(rounds):
-        if number >= min(3, rounds) and clock(place) - start > seconds:
+        if number >= min(3, rounds) and clock(device) - start > seconds:
             break
         for name in order[number % len(order) :] + order[: number % len(order)]:
-            before = clock(place)
+            before = clock(device)
             for _ in range(calls[name]):
                 sides[name]()
-            found[name].append((clock(place) - before) / calls[name])
+            found[name].append((clock(device) - before) / calls[name])
     return found
 
 
@@ -107,13 +107,13 @@ def processor() -> str:
     return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def machine(place: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on beside the code."""
     import transformers
 
     name = (
-        torch.cuda.get_device_name(place)
-        if place.type == "cuda"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
         else f"{processor()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores"
     )
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -279,7 +279,7 @@ def describe_work(request: Request, full: GlueEvaluator, limits: Sequence[float]
     seconds = list[float]()
     for _ in range(3):
         begun = time.perf_counter()
-        model(**{name: part.to(full.place) for name, part in batch.items()}).loss.backward()
+        model(**{name: part.to(full.torch_device) for name, part in batch.items()}).loss.backward()
         seconds.append(time.perf_counter() - begun)
     hand = [len(hand_designed(full, [limit])) for limit in limits]
     short = sum(hand) + len(limits) * (request.trials or (TRIALS if request.drawn else 1))

@@ -91,6 +91,6 @@ class Trained(TrainingConfig):
         return None if self.scratch else self.peak_lr
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """The device that trains."""
         return find_device(self.device if isinstance(self, MachineConfig) else "cpu")

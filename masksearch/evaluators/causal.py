@@ -263,7 +263,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         """The checkpoint, opened once a process; None = random weights."""
         if (weights := self.weights) is None:
             return None
-        check_fit(weights, self.dtype.itemsize * COPIES[self.adapts], self.place)
+        check_fit(weights, self.dtype.itemsize * COPIES[self.adapts], self.torch_device)
         return open_weights(weights)
 
     @property
@@ -401,27 +401,27 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     @property
     def trainer(self) -> NextTokenTraining:
         """The trainer of a decoder on the text."""
-        return NextTokenTraining(self.task(), self.batch, self, self.place)
+        return NextTokenTraining(self.task(), self.batch, self, self.torch_device)
 
     # -- models --------------------------------------------------------------------------------
     def build_model(self, seed: int) -> NextTokenModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
         if self.start is not None:
-            return read_weights(self.start, self.dtype, self.place)
+            return read_weights(self.start, self.dtype, self.torch_device)
         body = decoder(
             *(self.architecture, self.size, self.task().vocabulary, self.length),
             seed=mixed_seed(seed, WEIGHTS),
             kv_heads=self.kv_heads,
             initializer_range=self.initializer_range,
         )
-        return NextTokenModel(body).to(self.place)
+        return NextTokenModel(body).to(self.torch_device)
 
     def dense(self, seed: int) -> NextTokenModel:
         """The model that masks are put on: the checkpoint, or what was trained without a mask for
         this seed, once, and kept in the cache. A fresh copy; of a checkpoint that is judged as
         it is all copies have the same weights in memory."""
         if self.start is not None and self.seedless:
-            return copy_beside(hold_weights(self.start, self.dtype, self.place))
+            return copy_beside(hold_weights(self.start, self.dtype, self.torch_device))
         made = self.build_model(seed)
         if self.start is None:
             key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
@@ -567,7 +567,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
             teacher = None if self.learn_from == "labels" else self.shared(seed).model
 
         def targets(batches: Iterator[Batch]) -> Iterator[Batch]:
-            for batch in move_batches(batches, self.place):
+            for batch in move_batches(batches, self.torch_device):
                 if teacher is not None:
                     name = "hidden" if self.learn_from == "hidden" else "target"
                     with torch.no_grad():
@@ -595,15 +595,15 @@ def long_context() -> Any:
     return load_part("parts", "tasks", "argument")
 
 
-def read_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) -> NextTokenModel:
+def read_weights(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:
     """A fresh model of a checkpoint, its weights in that type on that device."""
-    return NextTokenModel(cast(Any, start.decoder(dtype)).to(place))
+    return NextTokenModel(cast(Any, start.decoder(dtype)).to(device))
 
 
 @lru_cache(maxsize=1)
-def hold_weights(start: StoredDecoder, dtype: torch.dtype, place: torch.device) -> NextTokenModel:
+def hold_weights(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:
     """The same with frozen weights, which all models of a checkpoint that is judged share."""
-    return read_weights(start, dtype, place).requires_grad_(False).eval()
+    return read_weights(start, dtype, device).requires_grad_(False).eval()
 
 
 @lru_cache(maxsize=4)

@@ -245,7 +245,7 @@ class FineTuning(
             self.finetune_batch,
             self.frozen,
             self,
-            self.place,
+            self.torch_device,
         )
 
     @property
@@ -399,7 +399,7 @@ class FineTuning(
     def new_head(self, encoder: nn.Module, name: str, seed: int) -> nn.Module:
         """A task's head on an encoder, where the training is."""
         drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
-        return self.head(encoder, name, drawn).to(self.place)
+        return self.head(encoder, name, drawn).to(self.torch_device)
 
     def begin(self, name: str, seed: int) -> nn.Module:
         """The model that becomes a task's dense one: the checkpoint under a new head."""
@@ -566,7 +566,7 @@ class FineTuning(
                     "fine-tuned here"
                 )
             head: nn.Module = open_tuned(location, self.head_kind, self.class_names(name))
-            head = head.to(self.place)
+            head = head.to(self.torch_device)
             kept = folder / self.dense_name(head, name, seed)
         else:
             head = self.begin(name, seed)

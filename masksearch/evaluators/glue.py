@@ -202,7 +202,7 @@ class GlueEvaluator(FineTuning):
         head = begin_tuned(*where, seed=drawn, dropout=dropout)
         if not labels:
             begin_at(head, float(self.tokens(name).train.labels.mean()))
-        return head.to(self.place)
+        return head.to(self.torch_device)
 
     def class_names(self, name: str) -> Sequence[str] | None:
         """The labels as the task's files spell them."""

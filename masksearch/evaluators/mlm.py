@@ -232,11 +232,11 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traine
     def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches where the training is; of a distillation the text as it was, with the hidden
         states of the checkpoint as `target`."""
-        there = move_batches(batches, self.place)
+        there = move_batches(batches, self.torch_device)
         if not self.distils:
             yield from there
             return
-        teacher = StateImitator(self.start.encoder(dropout=0.0)).to(self.place).eval()
+        teacher = StateImitator(self.start.encoder(dropout=0.0)).to(self.torch_device).eval()
         for batch in there:
             plain = batch["labels"] == -100
             ids = torch.where(plain, batch["input_ids"], batch["labels"])
@@ -252,10 +252,10 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traine
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
         head, pairs = mixed_seed(seed, HEAD), self.pretraining in PAIRS
         if self.distils:
-            return StateImitator(self.start.encoder(dropout=self.dropout)).to(self.place)
+            return StateImitator(self.start.encoder(dropout=self.dropout)).to(self.torch_device)
         if not self.scratch:
             start = self.start.masked_language_model(head, pairs=pairs, dropout=self.dropout)
-            return start.to(self.place)
+            return start.to(self.torch_device)
         corpus = self.task().corpus
         body = encoder(
             self.size,
@@ -267,7 +267,7 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traine
             architecture=self.architecture,
             pad=0 if self.architecture == "bert" else corpus.special["pad"],
         )
-        return MaskedLanguageModel(body, seed=head, pairs=pairs).to(self.place)
+        return MaskedLanguageModel(body, seed=head, pairs=pairs).to(self.torch_device)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Losses of a batch, each a mean over its labels; their sum is what is learnt.

@@ -1,6 +1,6 @@
 """Decoders on text: their training, and what they say of every held-out token.
 
-training = NextTokenTraining(text, 16, MachineConfig(), place)
+training = NextTokenTraining(text, 16, MachineConfig(), device)
 for number in training.steps(model, config, seed, checkpoints):
     ...
 scores = score_tokens(model, rows.tokens)
@@ -53,13 +53,13 @@ class NextTokenTraining:
         text: Gives batches.
         batch: Sequences of a batch.
         how: The precision, and the time between checkpoints.
-        place: The device.
+        device: That trains.
     """
 
     text: NextTokenTask
     batch: int
     how: MachineConfig
-    place: torch.device
+    device: torch.device
 
     def steps(
         self,
@@ -97,7 +97,7 @@ class NextTokenTraining:
         model.requires_grad_(True)
         run = train(
             model,
-            lambda start: move_batches(self.text.batches(order, self.batch, start), self.place),
+            lambda start: move_batches(self.text.batches(order, self.batch, start), self.device),
             config,
             loss,
             checkpoints=kept and replace(kept, seconds=self.how.checkpoint_seconds),
@@ -182,33 +182,33 @@ def score_tokens(
     Raises:
         NonFiniteLossError: If the model says NaN or infinity of a token.
     """
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     nll = torch.zeros(tokens.shape)
     right = torch.zeros(tokens.shape, dtype=torch.bool) if answers else None
     kl = None if dense is None else torch.zeros(tokens.shape)
     size = max(1, TOKENS // tokens.shape[1])
     with (
         keeping_modes(model),
-        torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         casts_kept(model),
         nullcontext() if states is None else states.reused(model),
     ):
         model.eval()
         for number, start in enumerate(range(0, len(tokens), size)):
             rows = slice(start, start + size)
-            ids = tokens[rows].to(place)
+            ids = tokens[rows].to(device)
             with nullcontext() if states is None else states.batch(number):
                 features = model.features(ids)[:, :-1].flatten(0, 1)
             targets = ids[:, 1:].flatten()
-            columns = [torch.empty(len(targets), device=place) for _ in range(2)]
-            hits = torch.empty(len(targets), dtype=torch.bool, device=place)
+            columns = [torch.empty(len(targets), device=device) for _ in range(2)]
+            hits = torch.empty(len(targets), dtype=torch.bool, device=device)
             for part in model.pieces(features):
                 logits = model.logits(features[part]).float()
                 columns[0][part] = F.cross_entropy(logits, targets[part], reduction="none")
                 if answers:
                     hits[part] = logits.argmax(-1) == targets[part]
                 if dense is not None:
-                    target = model.logits(dense[number].to(place)[part]).float()
+                    target = model.logits(dense[number].to(device)[part]).float()
                     columns[1][part] = divergence(logits, target)
             shape = (len(ids), -1)
             nll[rows, 1:] = columns[0].view(shape).cpu()
@@ -246,15 +246,15 @@ def dense_features(
 ) -> list[Tensor]:
     """The features of a model without a mask, one tensor for each forward pass of `score_tokens`,
     on the CPU: 4 bytes for each token and number of a hidden state."""
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     size, passes = max(1, TOKENS // tokens.shape[1]), list[Tensor]()
     with (
         keeping_modes(model),
-        torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
         model.eval()
         for start in range(0, len(tokens), size):
-            features = model.features(tokens[start : start + size].to(place))
+            features = model.features(tokens[start : start + size].to(device))
             passes.append(features[:, :-1].flatten(0, 1).cpu())
     return passes
 

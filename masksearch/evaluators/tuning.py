@@ -1,6 +1,6 @@
 """A fine-tuning: the training of a head and the layers below it on a task's rows, and its scores.
 
-training = TaskTraining(evaluator.inputs, 32, 2, Machine(precision="bfloat16"), place)
+training = TaskTraining(evaluator.inputs, 32, 2, MachineConfig(precision="bfloat16"), device)
 training.fit(head, rows, TrainConfig(steps=100), checkpoints, order=0, noise=1)
 training.predict(head, rows)                   # logits of every row
 source = train_together(heads, rows, training, teachers)   # for gates that several tasks share
@@ -66,14 +66,14 @@ class TaskTraining:
         batch: Rows of a batch.
         frozen: See `freeze`.
         how: The precision, and the time between checkpoints.
-        place: The device.
+        device: That trains.
     """
 
     inputs: Callable[[Any, list[int]], Batch]
     batch: int
     frozen: Frozen
     how: MachineConfig
-    place: torch.device
+    device: torch.device
 
     def fit(
         self,
@@ -102,7 +102,7 @@ class TaskTraining:
         freeze(head.get_submodule("encoder"), self.frozen)
         run = train(
             head,
-            lambda start: move_batches(self.batches(rows, order, start), self.place),
+            lambda start: move_batches(self.batches(rows, order, start), self.device),
             config,
             loss or self.loss,
             checkpoints=replace(checkpoints, seconds=self.how.checkpoint_seconds),
@@ -171,7 +171,7 @@ class TaskTraining:
         outputs: dict[int, Tensor] = {}
         for chosen in batches_by_length(rows.lengths):
             inputs = self.inputs(rows, chosen)
-            batch = {n: part.to(self.place) for n, part in inputs.items() if n not in LABELS}
+            batch = {n: part.to(self.device) for n, part in inputs.items() if n not in LABELS}
             with torch.no_grad():
                 logits = self.logits(head, batch)
             outputs |= zip(chosen, logits.float().cpu(), strict=True)
@@ -307,7 +307,7 @@ def train_together(
         streams.append(task_batches(training, rows, learnt, buckets, number, teacher))
         parts = (range(len(aside))[at : at + HELD_OUT] for at in range(0, len(aside), HELD_OUT))
         held_out.append(list(task_batches(training, rows, aside, parts, number, teacher)))
-    model = TaskModels(heads).to(training.place)
+    model = TaskModels(heads).to(training.device)
     whole = chain.from_iterable(zip(*streams, strict=False))
     in_turn = chain.from_iterable(zip_longest(*held_out))
     return Differentiable(model, whole, [b for b in in_turn if b is not None])
@@ -333,7 +333,7 @@ def task_batches(
     """
     task = torch.tensor(number)
     inputs = (training.inputs(rows, [among[at] for at in places]) for places in chosen)
-    for batch in move_batches(inputs, training.place):
+    for batch in move_batches(inputs, training.device):
         if teacher is not None:
             batch = {n: part for n, part in batch.items() if n not in LABELS}
             with torch.no_grad():

@@ -477,13 +477,13 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"no device {name!r} on this machine; take 'auto' or 'cpu'") from error
 
 
-def device_memory(place: torch.device) -> int | None:
+def device_memory(device: torch.device) -> int | None:
     """Bytes that tensors of this process may take on a device; None where it does not say."""
-    if place.type == "cuda":
-        share = torch.cuda.get_per_process_memory_fraction(place)
-        return int(share * torch.cuda.get_device_properties(place).total_memory)
+    if device.type == "cuda":
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        return int(share * torch.cuda.get_device_properties(device).total_memory)
     return (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if place.type == "cpu" else None
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else None
     )
 
 
@@ -505,15 +505,15 @@ def find_precision(name: Precision | None, device: str) -> Precision:
     return name or ("bfloat16" if able else "float32")
 
 
-def move_batches(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
+def move_batches(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches on that device. The host does not wait for a copy to a GPU; the copy itself
     waits there for the work before it, as they share a stream."""
     for batch in batches:
-        if place.type == "cuda":
+        if device.type == "cuda":
             pinned = {name: tensor.pin_memory() for name, tensor in batch.items()}
-            yield {name: tensor.to(place, non_blocking=True) for name, tensor in pinned.items()}
+            yield {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
         else:
-            yield {name: tensor.to(place) for name, tensor in batch.items()}
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def report_steps(steps: int, count: int) -> tuple[int, ...]:
