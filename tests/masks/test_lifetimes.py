@@ -49,12 +49,6 @@ def test_long_windows_are_not_looked_at_cell_by_cell():
     assert int(held.sum()) == 259
 
 
-def test_a_table_at_its_own_length_holds_what_its_last_query_keeps():
-    table = masks.table((masks.causal() & masks.window(2)).dense(6)[0, 0])
-    assert held_keys(table, 6, 6).int().tolist() == [0, 0, 0, 1, 1, 1]
-    assert held_keys(table, 4, 6).int().tolist() == [0, 0, 1, 1]
-
-
 def test_the_longest_length_is_that_of_tables_layouts_and_corners():
     table = masks.table(torch.ones(5, 5, dtype=torch.bool))
     assert masks.window(3).longest is None
