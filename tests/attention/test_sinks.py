@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
-from masksearch.gates.estimators import flip
+from masksearch.gates.estimators import FORMS
 from masksearch.positions.attention_maps import attention_maps
 from masksearch_serve.native import from_native
 from tests.attention.architectures import states as layer_states
@@ -212,9 +212,9 @@ def test_gates_compute_with_sinks():
     table = (masks.window(4) & masks.causal()).dense(20)
     call = random_call(HEADS, 20, table)
     gate = torch.ones(HEADS, 20, 20, requires_grad=True)
-    check(call, call.attend(), flip(call, gate))
+    check(call, call.attend(), FORMS["flip"](call, gate))
     call = random_call(HEADS, 20, table)  # removing an edge does what its gradient says
-    output = flip(call, gate)
+    output = FORMS["flip"](call, gate)
     found = torch.autograd.grad(output[:, 1, 9].sum(), gate)[0][1, 9, 7]
     without = table.clone()
     without[..., 9, 7] = False
