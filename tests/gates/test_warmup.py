@@ -4,6 +4,8 @@ import copy
 import itertools
 import json
 import math
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from masksearch import DamConfig, PlantedEvaluator, attach, dam, detach, masks
 from masksearch.analysis.pareto import search_cautions
 from masksearch.contracts import OneShot, Record, Report
 from masksearch.errors import SearchError
-from masksearch.gates.dam import dam_reports, run_one_shot
+from masksearch.gates.dam import run_one_shot
 from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import DensityControl, WarmupWatch
 from masksearch.gates.result import DamResult
@@ -191,25 +193,25 @@ def learnable(folder: Path | None = None, stop: int | None = None) -> tuple[list
     source = PlantedEvaluator(
         process, size="1x32x2", gate_batch=24, held_out_sequences=64, gate_initializer_range=0.2
     ).differentiable(0)
-    reports = dam_reports(
-        source.model,
-        source.batches,
-        gates := Gates(length=8, heads=2),
-        DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05),
-        held_out=source.held_out,
-        checkpoints=None if folder is None else Checkpoints(folder, "dam", seconds=0.02),
-    )
-    found = []
-    for report in reports:
+    gates, found = Gates(length=8, heads=2), list[Report]()
+    config = DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05)
+
+    def keep(report: Report) -> None:
         found.append(report)
         if report.step == stop:
-            reports.close()
+            raise KeyboardInterrupt
+
+    given = source.model, source.batches, gates, config
+    with suppress(KeyboardInterrupt):
+        dam(*given, held_out=source.held_out, on_report=keep, checkpoints=folder)
     return found, gates.logits.detach()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
-def test_a_killed_run_ends_as_it_would_have(tmp_path: Path):
+def test_a_killed_run_ends_as_it_would_have(tmp_path: Path, monkeypatch: Any):
+    frequent = partial(Checkpoints, seconds=0.02)
+    monkeypatch.setattr("masksearch.gates.dam.Checkpoints", frequent)
     straight = learnable()
     assert 10 < straight[0][-1].values["pruned_steps"] < 50
     for stop in (33, 70):
