@@ -21,15 +21,14 @@ from masksearch.masks.tables import Cropped, PerHead
 
 
 def last_queries(
-    mask: Mask, keys: Tensor, length: int, *, layer: int = 0, head: int = 0, start: int = 0
+    mask: Mask, keys: Tensor, length: int, *, head: int = 0, start: int = 0
 ) -> Tensor:
     """The last query that keeps each key, of the queries that do not come before it.
 
     Args:
-        mask: Any mask that does not follow the tokens.
+        mask: The mask of one layer; its cells do not follow the tokens.
         keys: int64 `[k]`, positions in [0, length).
         length: Positions that there will be at most; the mask is taken at that length.
-        layer: Layer.
         head: Head.
         start: Queries before it are passed over, where cells have to be looked at.
 
@@ -45,7 +44,6 @@ def last_queries(
     [5, 3, 4, 5, 5, 5]
     """
     mask.refuse_tokens()
-    mask = mask.of_layer(layer)
     if (end := last_of_interval(mask, keys, length, head)) is not None:
         return end
     if mask.length not in (None, length):

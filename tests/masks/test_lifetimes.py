@@ -27,9 +27,8 @@ def test_last_queries_match_a_loop(sized, start):
     table = mask.dense(length)
     for layer, head in mask.planes:
         cells = table[layer, head]
-        found = last_queries(
-            mask, torch.arange(length), length, layer=layer, head=head, start=start
-        )
+        single = mask.of_layer(layer)
+        found = last_queries(single, torch.arange(length), length, head=head, start=start)
         for key in range(length):
             seen = [query for query in range(key, length) if cells[query, key]]
             last = max(seen, default=-1)
