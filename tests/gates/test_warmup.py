@@ -17,10 +17,8 @@ from torch import Tensor
 
 from benchmarks.planted_runs import recovery
 from masksearch import DamConfig, PlantedEvaluator, attach, dam, detach, masks
-from masksearch.analysis.pareto import search_cautions
 from masksearch.contracts import OneShot, Record, Report
 from masksearch.errors import SearchError
-from masksearch.gates.dam import run_one_shot
 from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import DensityControl, WarmupWatch
 from masksearch.gates.result import DamResult
@@ -237,18 +235,6 @@ def test_a_new_search_says_in_its_job_that_it_waits(given: dict[str, Any], job: 
     assert proposal.job.config.get("dense_warmup") == job
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:DAM")
-def test_a_one_shot_job_that_waits_leaves_what_it_found(tmp_path: Path):
-    evaluator = PlantedEvaluator(PROCESS, held_out_sequences=64)
-    job = OneShot({}, {"steps": 12, "density": 0.3, "dense_warmup": "auto"})
-    list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path))
-    result = DamResult.load(tmp_path / "gates.safetensors")
-    assert result.config["dense_warmup"] == "auto"
-    assert "attention_unlearned" in result.health().problems
-    assert result.warmup_steps == 12
-
-
 def planted_result(**values: float) -> DamResult:
     """What a run with such a last report leaves."""
     report = Report(100, {"loss": 1.0, "density": 0.5, "attention_worth": 0.01} | values)
@@ -292,12 +278,6 @@ def test_a_search_cuts_and_marks_masks_by_when_gates_were_pruned(tmp_path, value
     strategy.tell(Record(0, "done", proposal.job, artifacts={"gates": "gates.safetensors"}))
     cut = strategy.ask()
     assert cut == "done" if params is None else cut.params == params
-
-
-@pytest.mark.parametrize(("values", "said"), [(UNLEARNED, 1), (EARLY, 1), ({}, 0)])
-def test_a_search_says_that_attention_was_late(values: dict[str, float], said: int):
-    record = Record(3, "done", OneShot({}, {}), values=values, step=100)
-    assert len(search_cautions([record])) == said
 
 
 def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):

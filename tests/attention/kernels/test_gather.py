@@ -86,15 +86,6 @@ def test_gather_equals_dense_on_random_masks(sized, block):
         check(GatherPlan.of_mask(mask, length, block, layer), table[layer])
 
 
-@pytest.mark.slow
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 30), st.integers(1, 11), st.integers(1, 3), st.floats(0, 1), st.integers(0))
-def test_gather_equals_dense_on_random_tables(length, block, heads, density, seed):
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    table = torch.rand(heads, length, length, generator=generator) < density
-    check(plan_of(table, block), table, batch=1)
-
-
 @pytest.mark.parametrize("length", [64, 96, 100, 129])
 @pytest.mark.parametrize(
     "mask",
@@ -295,17 +286,6 @@ def test_queries_without_keys_give_zero_and_no_gradient(device):
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_a_window_is_one_run_of_few_bytes():
-    plan = GatherPlan.of_mask(masks.window(64), 4096, block=64)
-    runs = [bundle for bundle in plan.bundles if bundle.run is not None]
-    assert len(runs) == 1
-    assert runs[0].queries.shape == (124, 2)  # half blocks: they read 10 units, not 12
-    assert runs[0].keys.shape == (124, 10)
-    assert runs[0].index is not None
-    assert len(runs[0].index) == 1
-    assert plan.bytes < 1 << 14
-
-
 def test_no_tensor_of_all_pairs_is_made():
     length = 4096
     with LargestTensor() as largest:
@@ -336,15 +316,6 @@ def pairs(plan):
     """Computed cells over the heads, padding included, in tiles of block x block."""
     cells = sum(each.queries.numel() * each.keys.shape[1] for each in plan.bundles)
     return cells * plan.unit**2 / plan.block**2
-
-
-@pytest.mark.slow
-def test_planning_a_long_window_makes_no_large_tensor():
-    length = 8192
-    with LargestTensor() as largest:
-        plan = GatherPlan.of_mask(masks.window(64), length)
-    assert 0 < largest.bytes < length**2 / 8
-    assert pairs(plan) == 2.5 * length // 64 - 1
 
 
 def test_padding_of_a_bundle_is_small():
