@@ -139,15 +139,6 @@ def test_masked_lm_scores_every_token_without_labels():
     assert torch.allclose(out.logits[10], model(tokens(3, 8), labels=labels).logits[0], atol=1e-5)
 
 
-def test_masked_lm_output_table_is_tied():
-    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
-    assert sum(p.numel() == 40 * 32 for p in model.parameters()) == 1
-    labels = torch.zeros(1, 4, dtype=torch.int64)
-    model(torch.full((1, 4), 3), labels=labels).loss.backward()
-    grad = model.encoder.embeddings.word_embeddings.weight.grad
-    assert (grad.abs().sum(1) > 0).all()
-
-
 # -- the classifier ----------------------------------------------------------------------------
 def test_classifier_matches_the_formula():
     model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=1)
