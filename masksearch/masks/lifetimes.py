@@ -14,7 +14,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from masksearch.errors import LengthError
 from masksearch.masks.core import CELLS_AT_ONCE, Both, Either, Mask, Points
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Window, stands_at
 from masksearch.masks.tables import Cropped, PerHead
@@ -108,13 +107,11 @@ def held_keys(mask: Mask, count: int, until: int, head: int = 0) -> Tensor:
         bool `[count]`; not to be written to.
 
     Raises:
-        LengthError: If the mask does not reach as far, or `until` is below `count`.
+        LengthError: If the mask does not reach as far.
 
     >>> from masksearch import masks
     >>> held_keys(masks.columns(1) | masks.window(2), 6, 12).int().tolist()
     [1, 0, 0, 0, 1, 1]
     """
-    if until < count:
-        raise LengthError(f"after {count} positions a decoder cannot go on until {until}")
     start = min(count, until - 1)
     return last_queries(mask, torch.arange(count), until, head=head, start=start) >= start

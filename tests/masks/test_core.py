@@ -21,10 +21,8 @@ from masksearch.errors import (
     LayerCountError,
     LengthError,
     MaskFormatError,
-    TokensNeededError,
     UncountedHops,
 )
-from masksearch.masks.lifetimes import held_keys
 from masksearch.masks.lower import flex_block_mask, lower
 from masksearch.masks.measure import fingerprint, hops
 
@@ -222,9 +220,6 @@ def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
          HeadCountError, "2 heads, asked for 3"),
         (lambda: hops(masks.star(), 8193), UncountedHops,
          "up to 8192 positions, asked for 8193: take the mask"),
-        (lambda: held_keys(masks.full(), 6, 5), LengthError, "after 6 positions"),
-        (lambda: held_keys(masks.special_tokens([3]), 6, 8), TokensNeededError,
-         "input ids"),
         (lambda: lower(masks.per_layer([masks.full()] * 2), Shape(4, 1, 1)),
          LayerCountError, "2 layers, asked for 1"),
         (lambda: lower(masks.per_head([masks.full()] * 2), Shape(4, 1, 1)),
