@@ -124,20 +124,6 @@ def test_longformer_with_global_tokens_of_its_own_in_each_text():
         assert difference(hidden(ours, alone), expected[example : example + 1], alone) < EQUAL
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("padded", [0, 70])
-def test_longformer_at_a_length_where_gather_is_the_faster(padded):
-    theirs, ours = longformers([64, 32], longest=514)
-    inputs = texts(512, padded)
-    everywhere = torch.zeros_like(inputs["input_ids"])
-    everywhere[:, 0] = 1
-    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
-    mask = masks.per_layer([masks.longformer(32, 1), masks.longformer(16, 1)])
-    for chosen in ("auto", "gather", "sdpa"):
-        attach(ours, mask, backend=chosen)
-        assert difference(hidden(ours, inputs), expected, inputs) < EQUAL
-
-
 # -- BigBird -----------------------------------------------------------------------------------
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
