@@ -152,6 +152,21 @@ def trees(length: int, tables: bool = True, layers: bool = True, heads: bool = T
     return combined(st.one_of(layered), 2)
 
 
+def token_masks(length: int, ids: Drawn, tables: bool = True) -> Drawn:
+    """Masks of that length that may follow the tokens, by leaves such as `special_tokens(..)`."""
+    plain = combined(ids | trees(length, tables, layers=False, heads=False), 4)
+    several = st.lists(plain, min_size=HEADS, max_size=HEADS).map(masks.per_head)
+    headed = combined(plain | several | trees(length, tables, layers=False), 2)
+    layered = st.lists(headed, min_size=LAYERS, max_size=LAYERS).map(masks.per_layer)
+    return combined(headed | layered | trees(length, tables), 2)
+
+
+def any_mask(tables: bool = True) -> Drawn:
+    """Masks of every kind: those of `sized_trees`, and those that follow the tokens."""
+    ids = st.lists(st.integers(0, 999), min_size=1, max_size=2).map(masks.special_tokens)
+    return sized_trees(tables=tables).map(lambda sized: sized[1]) | token_masks(5, ids, tables)
+
+
 def sized_trees(
     longest: int = 6, tables: bool = True, layers: bool = True, heads: bool = True
 ) -> Sized:

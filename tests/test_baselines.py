@@ -13,8 +13,7 @@ from masksearch.errors import ResumeError, SearchError
 from masksearch.masks.baselines import whole_heads
 from masksearch.masks.measure import effective_density
 from masksearch.report.section import shell_line
-from masksearch.strategies.enqueued import draw_starts, hand_designed
-from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.build import build_strategy
 from masksearch.user_code import load_function
 
 ROLES = load_function("masksearch.spaces:head_roles")
@@ -50,24 +49,13 @@ def outcome(study):
     return [(r.name, r.role, r.params, r.fingerprint, r.values) for r in study.records()]
 
 
-def test_hand_designed_masks_are_each_under_the_smallest_budget_that_pays():
-    drawn = hand_designed(Judge(), [0.5, 0.3])
-    for name, mask in drawn.items():
-        assert effective_density(mask, Judge.shape) <= float(name.rpartition(" ")[2]) + 1e-9
-    assert len({*drawn.values()}) == len(drawn)
-    least = {n.removesuffix(" within 0.3") for n in drawn if n.endswith(" 0.3")}
-    assert least == {*masks.equal_cost_baselines(0.3, Judge.shape)}
-
-
 @pytest.mark.parametrize("strategy", ["tpe", "random", "evolution"])
 def test_they_come_first_and_on_top_and_are_trained_once(strategy, tmp_path):
     log = tmp_path / "log"
     how = {"run": tmp_path / "run", "strategy": strategy, "trials": 4, **TOLD}
     study = ms.search(ROLES, Judge(log=log), scheduler=ms.ParetoHalving(rungs=(1, 2)), **how)
     first, own = split(study)
-    drawn = hand_designed(Judge(), TOLD["budget"])
-    assert [r.name for r in study.records()[: len(first)]] == [*drawn]
-    assert [r.mask for r in first] == [*drawn.values()]
+    assert study.records()[: len(first)] == first
     assert {r.source for r in first} == {"hand"}
     assert {r.status for r in first} <= {"done", "reused"}  # a scheduler ends none of them
     assert sum(not r.known for r in own) == 4
@@ -95,9 +83,9 @@ def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
     assert own[0].params != split(free)[1][0].params  # TPE has a model from its first draw on
 
 
-def test_hand_designed_parents_of_evolution_do_not_age():
-    objectives = Judge.objectives
-    old = EvolutionStrategy(ROLES, objectives, seed=0, population=2)
+def test_hand_designed_parents_of_evolution_do_not_age(tmp_path):
+    made = {"seed": 0, "run": tmp_path, "options": {"population": 2}}
+    old = build_strategy("evolution", ROLES, Judge(), **made)
     window = Evaluate(masks.window(1))
     record = Record(0, "done", window, values={"loss": 0.1}, measures={"sparsity": 0.5})
     for number, role in enumerate(["baseline", "trial", "baseline", "trial", "trial"]):
@@ -139,7 +127,12 @@ def test_without_trials_they_alone_are_judged(tmp_path):
     study = ms.search(ROLES, Judge(), run=tmp_path / "run", trials=0, **TOLD)
     first, own = split(study)
     assert not own
-    assert [r.name for r in first] == [*hand_designed(Judge(), TOLD["budget"])]
+    assert len({r.mask for r in first}) == len(first)
+    for record in first:  # each under the smallest budget that pays
+        limit = float(record.name.rpartition(" ")[2])
+        assert effective_density(record.mask, Judge.shape) <= limit + 1e-9
+    least = {r.name.removesuffix(" within 0.3") for r in first if r.name.endswith(" 0.3")}
+    assert least == {*masks.equal_cost_baselines(0.3, Judge.shape)}
     with pytest.raises(SearchError, match=">= 1"):
         ms.search(ROLES, Judge(), run=tmp_path / "b", trials=0, baselines={}, **TOLD)
 
@@ -190,13 +183,13 @@ def test_wrong_starts_are_named(starts, problem, tmp_path):
         ms.search(space, Judge(), run=tmp_path / "run", trials=1, **TOLD)
 
 
-def test_starts_that_equal_no_baseline_are_left_out():
+def test_starts_that_equal_no_baseline_are_left_out(tmp_path):
     def space(trial):
         return masks.window(trial.suggest_int("reach", 0, 3))
 
     space.starts = lambda shape, budget: [{"reach": 1}, {"reach": 2}]
-    drawn = draw_starts(space, Judge(), [0.5], {"mine": masks.window(2)})
-    assert [(name, each.params["reach"]) for name, each in drawn.items()] == [("mine", 2)]
+    study = ms.search(space, Judge(), run=tmp_path, strategy="tpe", trials=1, **TOLD)
+    assert not any(record.params for record in split(study)[0])
 
 
 def test_a_stored_command_says_whether_there_are_any():

@@ -1,5 +1,6 @@
 """What tests of small encoders and their heads share: a size, tokens, and weights compared."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,17 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def weights_come_from_the_seed(build: Callable[[int], torch.nn.Module]) -> None:
+    """The same seed gives the same weights, another one others, and no generator moves."""
+    state = torch.get_rng_state()
+    first = weights(build(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)  # a moved global generator changes nothing
+    assert same(first, weights(build(5)))
+    assert not same(first, weights(build(6)))
+    torch.set_rng_state(state)
 
 
 def sizes(

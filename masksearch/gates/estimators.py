@@ -36,16 +36,11 @@ Form = Callable[[AttentionCall, Tensor], Tensor]
 `[heads | 1, queries, keys]` with values in [0, 1]."""
 
 
-def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Each query's own key, the queries being the last positions: bool `[queries, keys]`."""
-    every = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return every.triu(keys - queries).tril(keys - queries)
-
-
 def with_own_keys(kept: Tensor) -> Tensor:
     """Adds to every empty row of a mask, bool `[.., queries, keys]`, the query's own key."""
-    diagonal = own_position(kept.shape[-2], kept.shape[-1], kept.device)
-    return kept | (diagonal & ~kept.any(-1, keepdim=True))
+    last = kept.shape[-1] - kept.shape[-2]  # the queries are the last positions
+    own = kept.new_ones(kept.shape[-2:]).triu(last).tril(last)
+    return kept | (own & ~kept.any(-1, keepdim=True))
 
 
 def open_empty_rows(gate: Tensor) -> Tensor:

@@ -511,13 +511,13 @@ def agreement(
         weights: `DamResult.weights`, how much each edge counts; None = all alike.
 
     Raises:
-        ValueError: If there are fewer than two tables, or they differ in shape.
+        ValueError: If they differ in shape.
     """
     shapes = {tuple(table.shape) for table in probabilities}
-    if len(probabilities) < 2 or len(shapes) != 1:
+    if len(shapes) != 1:
         raise ValueError(
-            "agreement needs two or more tables of one shape, got "
-            f"{len(probabilities)} of {sorted(shapes)}; train the same gates with other seeds"
+            f"agreement needs tables of one shape, got {sorted(shapes)}; train the same gates "
+            "with other seeds"
         )
     (shape,) = shapes
     sparsity = 1 - max(density, least_density(shape[-1], weights))

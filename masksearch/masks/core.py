@@ -417,7 +417,7 @@ class Mask:
             raise ValueError(
                 f"input_ids is int [batch, n], got {input_ids.dtype} {list(input_ids.shape)}"
             )
-        self.refuse_layers("a table serves", "table(input_ids)")
+        self.refuse_layers("a table")
         batch, length = input_ids.shape
         query, key = (index.to(input_ids.device) for index in grid(length))
         heads = [
@@ -480,12 +480,12 @@ class Mask:
         """
         return 1 - self.density(length, causal)
 
-    def refuse_layers(self, serves: str, call: str) -> None:
-        """Raises LayerCountError where the mask tells layers apart, with the call to make."""
+    def refuse_layers(self, what: str) -> None:
+        """Raises LayerCountError where the mask tells layers apart, with the remedy."""
         if self.layers not in (None, 1):
             raise LayerCountError(
-                f"{serves} one layer, the mask has {self.layers}; "
-                f"call masks.layer_of(mask, layer).{call}"
+                f"{what} serves one layer, the mask has {self.layers}; "
+                "call masks.layer_of(mask, layer) first"
             )
 
     def on_device(self, device: torch.device | str) -> Mask:
@@ -514,7 +514,7 @@ class Mask:
             LayerCountError: If the mask tells layers apart.
             TokensNeededError: If the cells follow the tokens.
         """
-        self.refuse_layers("mask_mod serves", "mask_mod(length)")
+        self.refuse_layers("mask_mod")
         self.refuse_tokens()
         resolved = self.resolve(length).on_device(device)
 

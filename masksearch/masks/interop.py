@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError
+from masksearch.errors import EmptyRowError, MaskFormatError
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import block_view
@@ -47,7 +47,7 @@ def to_block_layout(mask: Mask, length: int, block: int) -> Tensor:
     >>> to_block_layout(masks.fixed(4, 2), length=8, block=2)[0].tolist()
     [[1, 1, 0, 1], [1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
-    one_layer(mask, "a block layout")
+    mask.refuse_layers("a block layout")
     return block_view(mask, length, block)[0].long()
 
 
@@ -126,7 +126,7 @@ def to_4d(
         raise ValueError(f"dtype is torch.bool or a floating type, got {dtype}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1 example, got {batch}")
-    one_layer(mask, "a 4-D mask")
+    mask.refuse_layers("a 4-D mask")
     cells = mask.dense(length)
     no_empty_rows(cells)
     if padding is not None:
@@ -285,12 +285,3 @@ def zeros_and_ones(values: Tensor | NDArray[Any], what: str) -> Tensor:
     if not ((tensor == 0) | (tensor == 1)).all():
         raise MaskFormatError(f"{what} holds 0 and 1, got values {tensor.min()} to {tensor.max()}")
     return tensor.bool()
-
-
-def one_layer(mask: Mask, what: str) -> None:
-    """Refuses a mask that tells layers apart."""
-    if mask.layers not in (None, 1):
-        raise LayerCountError(
-            f"{what} serves one layer, the mask has {mask.layers}; "
-            "call masks.layer_of(mask, layer) first"
-        )

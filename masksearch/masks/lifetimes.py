@@ -14,22 +14,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from masksearch.errors import LengthError
 from masksearch.masks.core import CELLS_AT_ONCE, Both, Either, Mask, Points
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Window, stands_at
 from masksearch.masks.tables import Cropped, PerHead
 
 
 def last_queries(
-    mask: Mask, keys: Tensor, length: int, *, layer: int = 0, head: int = 0, start: int = 0
+    mask: Mask, keys: Tensor, length: int, *, head: int = 0, start: int = 0
 ) -> Tensor:
     """The last query that keeps each key, of the queries that do not come before it.
 
     Args:
-        mask: Any mask that does not follow the tokens.
+        mask: The mask of one layer; its cells do not follow the tokens.
         keys: int64 `[k]`, positions in [0, length).
         length: Positions that there will be at most; the mask is taken at that length.
-        layer: Layer.
         head: Head.
         start: Queries before it are passed over, where cells have to be looked at.
 
@@ -45,7 +43,6 @@ def last_queries(
     [5, 3, 4, 5, 5, 5]
     """
     mask.refuse_tokens()
-    mask = mask.of_layer(layer)
     if (end := last_of_interval(mask, keys, length, head)) is not None:
         return end
     if mask.length not in (None, length):
@@ -110,13 +107,11 @@ def held_keys(mask: Mask, count: int, until: int, head: int = 0) -> Tensor:
         bool `[count]`; not to be written to.
 
     Raises:
-        LengthError: If the mask does not reach as far, or `until` is below `count`.
+        LengthError: If the mask does not reach as far.
 
     >>> from masksearch import masks
     >>> held_keys(masks.columns(1) | masks.window(2), 6, 12).int().tolist()
     [1, 0, 0, 0, 1, 1]
     """
-    if until < count:
-        raise LengthError(f"after {count} positions a decoder cannot go on until {until}")
     start = min(count, until - 1)
     return last_queries(mask, torch.arange(count), until, head=head, start=start) >= start

@@ -212,7 +212,7 @@ def flex_tiles(
         TokensNeededError: If the cells follow the tokens.
         ValueError: If `length` or `block` is less than 1.
     """
-    mask.refuse_layers("mask_mod serves", "mask_mod(length)")
+    mask.refuse_layers("mask_mod")
     mask.refuse_tokens()
     planes, places = distinct_planes(mask)
     index, patterns, count = [], [], 0

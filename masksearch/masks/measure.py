@@ -359,7 +359,6 @@ def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float
 Bits = NDArray[np.uint64]
 LONGEST = 8192  # positions up to which hops are counted
 GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in a core's cache
-LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
 
 def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
@@ -433,21 +432,16 @@ class Relation:
     """Who reaches whom in one go, from bool `[n, n]` with a full diagonal."""
 
     def __init__(self, cells: NDArray[np.bool_]) -> None:
-        self.bits = pack_bits(cells)
-        size = len(self.bits)
         ends = np.diff(np.pad(cells, ((0, 0), (1, 1))).view(np.int8), axis=1)
         self.query, self.start = np.nonzero(ends > 0)  # of runs of kept keys, row by row
         self.stop = np.nonzero(ends < 0)[1]
-        read = len(self.start) + np.count_nonzero(self.stop - self.start > 1)
-        self.few = read < size * -(-size // 8)  # fewer rows are read than by `looked_up`
 
     def after(self, earlier: Bits) -> Bits:
-        """The positions reached by this relation after an earlier one."""
-        return self.run_by_run(earlier) if self.few else self.looked_up(earlier)
+        """The positions reached by this relation after an earlier one.
 
-    def run_by_run(self, earlier: Bits) -> Bits:
-        """Few runs of keys: 1, 2, 4, .. neighbouring rows are joined in turn, and two of these,
-        which may overlap, make a run."""
+        1, 2, 4, .. neighbouring rows are joined in turn, and two of these, which may overlap, make
+        a run of keys.
+        """
         joined, width, result = earlier, 1, np.zeros_like(earlier)
         while len(joined):
             runs = np.flatnonzero((self.stop - self.start) // width == 1)
@@ -459,29 +453,6 @@ class Relation:
                     rows, first = np.unique(self.query[some], return_index=True)
                     result[rows] |= np.bitwise_or.reduceat(of_runs, first, axis=0)
             joined, width = joined[:-width] | joined[width:], 2 * width
-        return result
-
-    def looked_up(self, earlier: Bits) -> Bits:
-        """Many keys a row: every combination of eight neighbouring keys is made once.
-
-        The method of the four Russians (Arlazarov et al., 1970).
-        """
-        size, words = earlier.shape
-        groups = -(-size // 8)
-        rows = np.zeros((groups * 8, words), dtype=np.uint64)
-        rows[:size] = earlier
-        rows = rows.reshape(groups, 8, words)
-        which = self.bits.view(np.uint8)  # [n, bytes], byte g is the combination of group g
-        result = np.zeros_like(earlier)
-        step = max(1, LOOKED_UP // (256 * words))
-        for first in range(0, groups, step):
-            some = rows[first : first + step]
-            made = np.zeros((len(some), 256, words), dtype=np.uint64)
-            for bit in range(8):
-                half = 1 << bit
-                np.bitwise_or(made[:, :half], some[:, bit, None], out=made[:, half : 2 * half])
-            for group, combinations in enumerate(made, first):
-                result |= combinations[which[:, group]]
         return result
 
 

@@ -59,7 +59,8 @@ def parse(text: str) -> Mask:
     if not isinstance(text, str):
         raise TypeError(f"parse reads a text such as 'window(3)', got {text!r}")
     if names_run(text):
-        return read_run(text)
+        mask: Mask = pkgutil.resolve_name(READ_RUN)(text)
+        return mask
     if names_place(text):
         return load_mask(text)
     if len(text) > LONGEST:
@@ -90,12 +91,6 @@ def names_place(text: str) -> bool:
 def names_run(text: str) -> bool:
     """Whether a text names a run, and is no file and no expression."""
     return names_place(text) and not text.endswith(FILES)
-
-
-def read_run(text: str) -> Mask:
-    """The mask of a run that a text names; see `parse`."""
-    mask: Mask = pkgutil.resolve_name(READ_RUN)(text)
-    return mask
 
 
 def short(text: str) -> str:

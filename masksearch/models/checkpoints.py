@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -288,6 +288,26 @@ class StoredCheckpoint:
         """
         check_positions(self.name, self.positions, length)
         return Shape(length, self.layers, self.heads)
+
+    def check_tokens(self, vocabulary: int, pad: int | None = None) -> None:
+        """Whether a tokenizer fits the embeddings.
+
+        Args:
+            vocabulary: Number of the tokenizer's ids.
+            pad: The tokenizer's padding id.
+
+        Raises:
+            DataError: If it has more ids than the model.
+        """
+        if vocabulary > self.vocabulary:
+            self.refuse_tokens(f"has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}")
+
+    def refuse_tokens(self, why: str) -> NoReturn:
+        """Raises the DataError of a tokenizer that does not fit."""
+        raise DataError(
+            f"the tokenizer {why}; use the checkpoint's own: leave tokenizer out "
+            "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
+        )
 
     @property
     def tokenizer_source(self) -> str:

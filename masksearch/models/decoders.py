@@ -151,18 +151,6 @@ class StoredDecoder(StoredCheckpoint):
         plain = super().shape(length)
         return Shape(plain.length, plain.layers, plain.heads, causal=True)
 
-    def check_tokens(self, vocabulary: int) -> None:
-        """Whether a tokenizer fits the embeddings.
-
-        Raises:
-            DataError: If it has more ids than the decoder.
-        """
-        if vocabulary > self.vocabulary:
-            raise DataError(
-                f"the tokenizer has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}; "
-                "use the checkpoint's own: leave tokenizer out (tokenizer=None)"
-            )
-
     @property
     def config(self) -> PreTrainedConfig:
         """Its configuration, read from the folder."""

@@ -81,27 +81,12 @@ class Pretrained(StoredCheckpoint):
     has_head: bool
     has_pair_head: bool
 
-    def check_tokens(self, vocabulary: int, pad: int) -> None:
-        """Whether a tokenizer fits the embeddings.
-
-        Args:
-            vocabulary: Number of the tokenizer's ids.
-            pad: The tokenizer's padding id.
-
-        Raises:
-            DataError: If it has more ids than the encoder, or pads with another id where
-                positions are counted by it.
-        """
-        if vocabulary > self.vocabulary:
-            why = f"has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}"
-        elif self.padded_positions and pad != self.pad:
+    def check_tokens(self, vocabulary: int, pad: int | None = None) -> None:
+        """Raises DataError also if it pads with another id where positions are counted by it."""
+        super().check_tokens(vocabulary)
+        if self.padded_positions and pad != self.pad:
             why = f"pads with id {pad}, {self.name} counts positions by id {self.pad}"
-        else:
-            return
-        raise DataError(
-            f"the tokenizer {why}; use the checkpoint's own: leave tokenizer out "
-            "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
-        )
+            self.refuse_tokens(why)
 
     def encoder(self, *, dropout: float | None = None) -> PreTrainedModel:
         """A fresh bare encoder with the pre-trained weights, float32, in training mode.

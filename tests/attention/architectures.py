@@ -318,6 +318,19 @@ def states(model: nn.Module) -> list[Any]:
     return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
+def made(model: nn.Module) -> list[set[str]]:
+    """What each layer's mask was lowered to: "table", "choice", "gather", "flex"."""
+    return [
+        {what for lowered in state.lowered.lowered.values() for what, *_ in lowered}
+        for state in states(model)
+    ]
+
+
+def built(model: nn.Module) -> set[str]:
+    """Sparse backends that have computed something."""
+    return set().union(*made(model)) & {"gather", "flex"}
+
+
 def plain(make: Callable[..., Any], config: Callable[[int, int], Any]) -> Any:
     """A maker from a class and its configuration."""
     return lambda layers, length: make(config(layers, length))

@@ -1,6 +1,5 @@
 """Gates on tiny random Hugging Face models: drawn once, a submodule while attached, checked."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -106,29 +105,6 @@ def test_gates_are_a_submodule_until_detached():
     draws = bank.draws
     output(model, GIVEN)
     assert bank.draws == draws
-
-
-def test_gates_replace_masks_and_masks_gates():
-    model, given, bank = AT.made(), GIVEN, Bank()
-    attach(attach(model, MIXED), bank)
-    output(model, given)
-    assert bank.draws == 1
-    attach(model, MIXED)
-    assert bank.draws == 1
-    assert torch.equal(output(model, given), output(attach(AT.made(), MIXED), given))
-    assert bank.draws == 1
-
-
-def test_copied_gates_are_their_own():
-    model, given, bank = AT.made(), GIVEN, Bank()
-    attach(model, bank)
-    copied = copy.deepcopy(model)
-    output(copied, given)
-    assert (bank.draws, copied.get_submodule("masksearch_gates").draws) == (0, 1)
-    detach(copied)
-    output(copied, given)
-    output(model, given)
-    assert bank.draws == 1
 
 
 def test_gates_counts_are_checked():

@@ -15,7 +15,6 @@ from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain
 from masksearch.errors import AttachError
-from masksearch.gates.gates import Gates
 
 BERT, NARROW = ARCHITECTURES["bert"], masks.window(1)
 GIVEN = BERT.inputs()
@@ -140,15 +139,6 @@ def test_towers_that_share_a_configuration_notice_each():
     detach(model)
     model.first.set_attn_implementation("sdpa")
     assert torch.equal(output(model), plain)
-
-
-def test_gates_notice():
-    gates = Gates(structure="free", length=17, heads=4, layers=2)
-    model = attach(BERT.made(), gates)
-    output(model)
-    by_method(model)
-    with pytest.raises(AttachError, match=PASSED_OVER):
-        output(model)
 
 
 @pytest.mark.nightly

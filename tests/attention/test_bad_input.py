@@ -20,17 +20,6 @@ from masksearch.errors import AttachError, UnknownNameError
 from masksearch.gates.gates import Gates
 
 
-class PassesOn(nn.Module):
-    """As DataParallel and adapters do."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: object, **given: object) -> object:
-        return self.model(*args, **given)
-
-
 def bert(**rest: Any) -> Any:
     return ARCHITECTURES["bert"].made(**rest)
 
@@ -100,20 +89,6 @@ def test_mistakes_say_what_is_given(call, error, message):
 
 def test_numbers_of_numpy_are_lengths():
     assert explain(WINDOW, length=np.int64(8)).rows == explain(WINDOW, length=8).rows
-
-
-@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), PassesOn])
-@pytest.mark.nightly
-def test_wrappers_that_pass_their_inputs_on_need_no_example(wrap):
-    at = ARCHITECTURES["bert"]
-    model, given = at.made(), at.inputs()
-    expected = attach(at.made(), masks.window(1))(**given)[0]
-    whole = wrap(model)
-    attach(whole, masks.window(1))
-    assert torch.allclose(whole(**given)[0], expected, atol=1e-6)
-    plain = detach(whole)(**given)[0]
-    assert torch.allclose(plain, at.made()(**given)[0], atol=1e-6)
-    assert not torch.allclose(plain, expected, atol=1e-3)
 
 
 # -- what a made-up forward pass cannot do -----------------------------------------------------

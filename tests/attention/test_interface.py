@@ -7,32 +7,17 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, BERT, GROUPED, states
+from architectures import ARCHITECTURES, BERT, GROUPED, built, made, states
 from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
-from masksearch.attention.interface import check_call
-from masksearch.attention.layer import SequencePositions
 from masksearch.errors import AttachError, EmptyRowError
 
 LONG = 300
 SPARSE = masks.window(5) | masks.global_tokens(1)
 WINDOW = masks.window(5)  # sparse by its blocks at 300 positions, too
 BLOCKS = masks.blocks(128)
-
-
-def made(model: nn.Module) -> list[set[str]]:
-    """What each layer's mask was lowered to: "table", "choice", "gather", "flex"."""
-    return [
-        {what for lowered in state.lowered.lowered.values() for what, *_ in lowered}
-        for state in states(model)
-    ]
-
-
-def built(model: nn.Module) -> set[str]:
-    """Backends that have computed something."""
-    return set().union(*made(model)) & {"gather", "flex"}
 
 
 def on(device: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -328,16 +313,3 @@ def test_errors_of_lowering_keep_their_message_while_compiling():
         RuntimeError, match=r"LengthError: .*a table of 9 positions serves .* asked for 17"
     ):
         torch.compile(model, fullgraph=True, backend="eager")(**at.inputs())
-
-
-@pytest.mark.parametrize("name", ["cache", "past_key_values"])  # since transformers 5.24; before
-def test_a_written_out_mask_stands_where_the_cache_says(name):
-    positions, cache = SequencePositions(), hf.DynamicCache()
-    cache.update(torch.zeros(1, 2, 7, 4), torch.zeros(1, 2, 7, 4), 0)
-    written = {"attention_mask": torch.ones(1, 1, 2, 9) > 0, name: cache}
-    check_call([], positions, nn.Identity(), (), written)
-    assert (
-        positions.running.last.queries,
-        positions.running.last.keys,
-        positions.running.last.first_query,
-    ) == (2, 9, 7)

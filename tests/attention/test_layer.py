@@ -87,15 +87,6 @@ def test_keys_that_causality_takes_are_refused(backend):
         model(input_ids=tokens())
 
 
-@pytest.mark.parametrize("backend", ["auto", "gather"])
-def test_an_encoder_mask_serves_a_decoder(backend):
-    model = gpt2()
-    found = attach(model, masks.window(2), backend=backend)(input_ids=tokens()).logits
-    backward = masks.window(2) & masks.causal()
-    expected = attach(model, backward, backend="sdpa")(input_ids=tokens()).logits
-    assert torch.allclose(found, expected, atol=1e-5)
-
-
 # -- caches ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("window", [4, 12])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

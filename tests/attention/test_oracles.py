@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from architectures import built, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -28,21 +29,7 @@ SMALL: dict[str, Any] = {
 EQUAL = 1e-5
 
 
-@pytest.fixture(params=["sdpa", "gather"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The backend to attach with; whether it was the one that computed is seen to."""
-    from masksearch.attention.kernels import choose as kernels
-
-    calls: list[int] = []
-    original = kernels.gather_attention
-
-    def noted(*args: Any, **rest: Any) -> Tensor:
-        calls.append(1)
-        return original(*args, **rest)
-
-    monkeypatch.setattr(kernels, "gather_attention", noted)
-    yield request.param
-    assert bool(calls) == (request.param == "gather")
+backends = pytest.mark.parametrize("backend", ["sdpa", "gather"])
 
 
 def seeded(make: Any, config: Any, **rest: Any) -> nn.Module:
@@ -68,7 +55,10 @@ def texts(length: int, padded: int = 0, device: str = "cpu") -> dict[str, Tensor
 
 def hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return model(**inputs).last_hidden_state
+        found = model(**inputs).last_hidden_state
+    for state in states(model):  # that backend has computed it
+        assert (state.backend == "gather") == ("gather" in built(model))
+    return found
 
 
 def difference(one: Tensor, other: Tensor, inputs: dict[str, Tensor]) -> float:
@@ -106,6 +96,7 @@ def longformers(widths: list[int], longest: int = 64) -> tuple[nn.Module, nn.Mod
     ],
     ids=str,
 )
+@backends
 def test_longformer(widths, tokens, padded, backend, device):
     theirs, ours = (each.to(device) for each in longformers(widths))
     inputs = texts(32, padded, device)
@@ -131,20 +122,6 @@ def test_longformer_with_global_tokens_of_its_own_in_each_text():
         attach(ours, masks.window(2) | masks.global_tokens(positions=tokens))
         alone = {name: part[example : example + 1] for name, part in inputs.items()}
         assert difference(hidden(ours, alone), expected[example : example + 1], alone) < EQUAL
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("padded", [0, 70])
-def test_longformer_at_a_length_where_gather_is_the_faster(padded):
-    theirs, ours = longformers([64, 32], longest=514)
-    inputs = texts(512, padded)
-    everywhere = torch.zeros_like(inputs["input_ids"])
-    everywhere[:, 0] = 1
-    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
-    mask = masks.per_layer([masks.longformer(32, 1), masks.longformer(16, 1)])
-    for chosen in ("auto", "gather", "sdpa"):
-        attach(ours, mask, backend=chosen)
-        assert difference(hidden(ours, inputs), expected, inputs) < EQUAL
 
 
 # -- BigBird -----------------------------------------------------------------------------------
@@ -195,6 +172,7 @@ def layout(drawn: Tensor, blocks: int) -> Tensor:
     return torch.cat([kept[:, :1], inner, kept[:, -1:]], 1)
 
 
+@backends
 @pytest.mark.parametrize(
     ("layers", "block", "random", "length", "padded"),
     [(1, 4, 1, 32, 0), (2, 4, 2, 44, 9), (3, 2, 3, 32, 3)],
@@ -262,6 +240,7 @@ DECODER = {
 
 
 @pytest.mark.slow
+@backends
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_keys_dropped_for_all_queries_are_as_if_removed(name, backend):
     if name == "bert":

@@ -165,19 +165,6 @@ def test_each_tower_has_its_own_counts():
     assert attached(model) == {"text_model": two, "vision_model": four}
 
 
-@pytest.mark.slow
-def test_a_folder_names_its_parts(tmp_path):
-    at = ARCHITECTURES["bart-encoder"]
-    model, given = at.made(), at.inputs(3)
-    what = {"encoder": masks.window(1), "cross": masks.star() | masks.stride(2)}
-    ms.save_pretrained(attach(model, what), tmp_path / "model")
-    other = attach(at.made(), ms.saved_masks(tmp_path / "model"))
-    assert attached(other) == what
-    assert torch.equal(at.run(other, given), at.run(model, given))
-    with pytest.raises(TypeError, match=r"ms\.attach\(model, ms\.saved_masks\('.*model'\)\)"):
-        attach(at.made(), tmp_path / "model")
-
-
 # -- cross-attention ---------------------------------------------------------------------------
 def test_bert_as_a_decoder_with_cross_attention():
     model, given = bert_decoder(), texts(6, 9)

@@ -14,7 +14,6 @@ from transformers import AttentionInterface
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention.interface import NAME, masked_attention
 from masksearch.attention.layer import STATE
 
 MASK = masks.window(2) | masks.columns(1)
@@ -36,17 +35,18 @@ def tokens(rows: int, length: int) -> Tensor:
 def in_step(run: Run, inputs: list[Tensor]) -> list[Tensor]:
     """What threads give that all reach a layer's attention before any computes it."""
     barrier = threading.Barrier(len(inputs), timeout=60)
+    attend = AttentionInterface()["masksearch"]
 
     def waiting(*call: Any, **rest: Any) -> Any:
         barrier.wait()
-        return masked_attention(*call, **rest)
+        return attend(*call, **rest)
 
-    AttentionInterface.register(NAME, waiting)
+    AttentionInterface.register("masksearch", waiting)
     try:
         with ThreadPoolExecutor(len(inputs)) as pool:
             return list(pool.map(run, inputs))
     finally:
-        AttentionInterface.register(NAME, masked_attention)
+        AttentionInterface.register("masksearch", attend)
 
 
 def same(run: Run, inputs: list[Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -190,18 +189,3 @@ def test_checkpoints_of_several_passes_find_their_own_tables(reentrant, padded):
         model.enable_input_require_grads()
     for found, wanted in zip(gradients(), expected, strict=True):
         assert torch.equal(found, wanted)
-
-
-@pytest.mark.slow
-def test_threads_resolve_for_themselves():
-    model = attach(ARCHITECTURES["bert"].made(), HUBS)
-    texts = [tokens(place, batch=2) for place in range(9)] * 4
-
-    def states(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(input_ids=ids)[0]
-
-    expected = [states(ids) for ids in texts]
-    with ThreadPoolExecutor(2) as pool:
-        for found, wanted in zip(pool.map(states, texts), expected, strict=True):
-            assert torch.equal(found, wanted)

@@ -12,7 +12,7 @@ from benchmarks.planted_runs import recovery
 from masksearch import DamConfig, Mask, PlantedEvaluator, attach, dam
 from masksearch.contracts import Evaluator, OneShot, Report
 from masksearch.errors import MaskFormatError, NonFiniteLossError, SearchError, UnknownNameError
-from masksearch.gates.dam import dam_reports, run_one_shot
+from masksearch.gates.dam import run_one_shot
 from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import DensityControl
 from masksearch.gates.result import DamResult
@@ -53,7 +53,8 @@ def test_toeplitz_gates_find_the_planted_offset_and_column():
 def test_reports_are_about_a_hundred_and_reach_the_target():
     gates = Gates(length=8, heads=2, layers=2)
     config = DamConfig(steps=200, density=0.25, gate_lr=0.1, dense_warmup=0.1)
-    reports = list(dam_reports(model(2), batches(), gates, config))
+    reports: list[Report] = []
+    dam(model(2), batches(), gates, config, on_report=reports.append)
     assert len(reports) == 100
     assert set(reports[0].values) == {"loss", "density", "target", "entropy", "control"}
     assert reports[-1].step == 200
@@ -67,9 +68,13 @@ def test_warmup_leaves_gates_alone_and_trains_weights():
     trained, gates = model(), Gates(length=8, heads=2)
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     config = DamConfig(steps=20, dense_warmup=0.5, density=0.2)
-    for report in dam_reports(trained, batches(), gates, config):
-        if report.step == 10:
-            assert (gates.logits == 2.0).all()
+    moved: dict[int, bool] = {}
+
+    def look(report: Report) -> None:
+        moved[report.step] = bool((gates.logits != 2.0).any())
+
+    dam(trained, batches(), gates, config, on_report=look)
+    assert not moved[10]
     assert (gates.logits != 2.0).any()
     assert any(
         not torch.equal(before[name], value) for name, value in trained.state_dict().items()
@@ -78,13 +83,16 @@ def test_warmup_leaves_gates_alone_and_trains_weights():
 
 def test_gates_are_attached_only_for_the_run():
     trained, gates = model(), Gates(length=8, heads=2)
-    reports = dam_reports(trained, batches(), gates, DamConfig(steps=50, density=0.5))
-    next(reports)
-    assert any(module is gates for module in trained.modules())
-    reports.close()
+
+    def stop(report: Report) -> None:
+        assert any(module is gates for module in trained.modules())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dam(trained, batches(), gates, DamConfig(steps=50, density=0.5), on_report=stop)
     assert all(module is not gates for module in trained.modules())
     attach(trained, gates)
-    list(dam_reports(trained, batches(), gates, DamConfig(steps=5, density=0.9)))
+    dam(trained, batches(), gates, DamConfig(steps=5, density=0.9))
     assert any(module is gates for module in trained.modules())
 
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch.errors import UnknownNameError
-from masksearch.gates.discretise import at_sparsity, at_threshold
+from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)
@@ -99,7 +100,11 @@ def test_kept_edges_match_sorting_by_hand(table: Tensor):
 @given(table=tables(), threshold=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_threshold_adds_only_the_best_key_of_empty_rows(table: Tensor, threshold: float):
-    mask = at_threshold(table, threshold)
+    mask = (
+        DamResult(table, (), 0.5)
+        .mask(threshold=threshold)
+        .dense(table.shape[-1], *table.shape[:2])
+    )
     above = table >= threshold
     for row, kept, open_chance in zip(
         mask.flatten(0, 2), above.flatten(0, 2), table.flatten(0, 2), strict=True
@@ -132,7 +137,7 @@ def test_messages():
     with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\], got 1.5"):
         at_sparsity(table, 1.5)
     with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got -1"):
-        at_threshold(table, -1)
+        DamResult(table, (), 0.5).mask(threshold=-1)
     with pytest.raises(UnknownNameError, match="unknown part of a mask 'heads'; did you mean"):
         at_sparsity(table, 0.5, "heads")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="probabilities hold NaN"):

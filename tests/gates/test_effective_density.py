@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from masksearch import DamConfig, dam, masks
 from masksearch.contracts import Shape
-from masksearch.gates.discretise import at_sparsity, at_threshold
+from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
-from masksearch.gates.result import DamResult, agreement
+from masksearch.gates.result import DamResult
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 
@@ -83,7 +83,8 @@ def test_thresholds_leave_out_what_does_not_exist(shape, seed, data):
     weights, table = pair_weights(shape), scores_of(shape, seed)
     possible = (weights > 0) | torch.eye(shape.length, dtype=torch.bool)
     threshold = data.draw(st.sampled_from([0.0, 0.4, 1.0]))
-    mask = at_threshold(table, threshold, weights=weights)
+    run = DamResult(table, (), 0.5, shape.to_dict())
+    mask = run.mask(threshold=threshold).dense(shape.length, shape.layers, shape.heads)
     assert not (mask & ~possible).any()
     assert mask.any(-1).all()
     no_query_is_alone(mask, shape)
@@ -169,9 +170,9 @@ def test_a_result_of_a_decoder_counts_its_past(tmp_path):
 
 def test_agreement_is_over_what_exists():
     shape = Shape(8, 1, 1, lengths={4: 1})
-    weights = pair_weights(shape)
     one = scores_of(shape, 0, 1000)
     two = one.clone()
     two[..., 4:, :] = 1 - two[..., 4:, :]
     two[..., :, 4:] = 1 - two[..., :, 4:]
-    assert agreement([one, two], density=0.5, weights=weights)["iou"] == 1
+    runs = [DamResult(each, (), 0.5, {"lengths": {4: 1}}) for each in (one, two)]
+    assert runs[0].health(others=runs[1:]).agreement["iou"] == 1

@@ -147,54 +147,6 @@ def test_a_nearly_closed_soft_gate_weighs_what_it_is_in_the_log_form():
     torch.testing.assert_close(got, odds / odds.sum(-1, keepdim=True) @ value)
 
 
-@pytest.mark.parametrize("visible", [None, padding_with_own()])
-@pytest.mark.nightly
-def test_flip_gradient_is_first_order_effect_of_flipping_one_edge(visible: Tensor | None):
-    query, key, value = inputs()
-    gate = hard_gate(1)
-    output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).double()
-    (output * upstream).sum().backward()
-    base = loop_attention(query, key, value, gate, visible)
-    for h in range(HEADS):
-        for i in range(LENGTH):
-            seen = torch.ones(BATCH, LENGTH).bool() if visible is None else visible[:, 0, i]
-            if not ((gate[h, i] > 0.5) & seen).any(-1).all():
-                continue  # a row without a key: its first one changes more than one edge
-            for j in range(LENGTH):
-                other = gate.detach().clone()
-                other[h, i, j] = 1 - other[h, i, j]
-                change = loop_attention(query, key, value, other, visible) - base
-                opening = 1.0 if other[h, i, j] else -1.0
-                effect = opening * float((upstream * change).sum())
-                # removal of a key that holds over 0.9 of a row is damped on purpose
-                if gate[h, i, j] and loses_most(query, key, gate, visible, h, i, j):
-                    continue
-                assert float(gate.grad[h, i, j]) == pytest.approx(effect, abs=1e-5)
-
-
-def test_flip_gradients_of_query_key_value_match_masked_attention(device):
-    visible, gate = padding().to(device), hard_gate(device=device)
-    kept = gate > 0.5
-    own = torch.eye(LENGTH, dtype=torch.bool, device=device)
-    kept = kept | own & ~kept.any(-1, keepdim=True)
-    upstream = torch.randn(BATCH, HEADS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
-    upstream = upstream.to(device)
-    grads = []
-    for ours in (True, False):
-        query, key, value = inputs(dtype=torch.float32, device=device)
-        if ours:
-            output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
-        else:
-            output = torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=kept & visible, scale=SCALING
-            )
-        # rows 5 and 6 of the second sequence may see nothing of their own kept keys
-        grads.append(torch.autograd.grad((output * upstream).sum(), (query, key, value)))
-    for got, want in zip(*grads, strict=True):
-        torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
-
-
 def test_log_gives_dropped_edges_nothing_and_flip_something(device):
     for form, learns in (("log", False), ("additive", False), ("flip", True)):
         query, key, value = inputs(dtype=torch.float32, device=device)
@@ -203,33 +155,3 @@ def test_log_gives_dropped_edges_nothing_and_flip_something(device):
         output.square().sum().backward()
         dropped = (gate == 0) & ~torch.eye(LENGTH, dtype=torch.bool, device=device)
         assert bool((gate.grad[dropped] != 0).all() if learns else (gate.grad[dropped] == 0).all())
-
-
-def test_flip_gradient_with_dropout_matches_autograd(device):
-    query, key, value = inputs(dtype=torch.float32, device=device)
-    gate = torch.ones(1, LENGTH, LENGTH, requires_grad=True, device=device)
-    grads = []
-    for ours in (True, False):
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            if ours:
-                output = flip(AttentionCall(query, key, value, dropout=0.3, scaling=SCALING), gate)
-            else:
-                weights = ((query * SCALING) @ key.transpose(-1, -2)).softmax(-1)
-                kept = torch.empty_like(weights).bernoulli_(0.7) / 0.7
-                output = (weights * kept) @ value
-        grads.append(torch.autograd.grad(output.square().sum(), (query, key, value)))
-    for got, want in zip(*grads, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-
-
-def loses_most(
-    query: Tensor, key: Tensor, gate: Tensor, visible: Tensor | None, h: int, i: int, j: int
-) -> bool:
-    for b in range(BATCH):
-        seen = torch.ones(LENGTH).bool() if visible is None else visible[b, 0, i]
-        kept = (gate[h, i] > 0.5) & seen
-        scores = (key[b, h] @ query[b, h, i]) * SCALING
-        if kept[j] and scores.masked_fill(~kept, -torch.inf).softmax(0)[j] > 0.9:
-            return True
-    return False

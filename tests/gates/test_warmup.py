@@ -4,6 +4,8 @@ import copy
 import itertools
 import json
 import math
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,8 @@ from torch import Tensor
 
 from benchmarks.planted_runs import recovery
 from masksearch import DamConfig, PlantedEvaluator, attach, dam, detach, masks
-from masksearch.analysis.pareto import search_cautions
 from masksearch.contracts import OneShot, Record, Report
 from masksearch.errors import SearchError
-from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import DensityControl, WarmupWatch
 from masksearch.gates.result import DamResult
@@ -191,25 +191,25 @@ def learnable(folder: Path | None = None, stop: int | None = None) -> tuple[list
     source = PlantedEvaluator(
         process, size="1x32x2", gate_batch=24, held_out_sequences=64, gate_initializer_range=0.2
     ).differentiable(0)
-    reports = dam_reports(
-        source.model,
-        source.batches,
-        gates := Gates(length=8, heads=2),
-        DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05),
-        held_out=source.held_out,
-        checkpoints=None if folder is None else Checkpoints(folder, "dam", seconds=0.02),
-    )
-    found = []
-    for report in reports:
+    gates, found = Gates(length=8, heads=2), list[Report]()
+    config = DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05)
+
+    def keep(report: Report) -> None:
         found.append(report)
         if report.step == stop:
-            reports.close()
+            raise KeyboardInterrupt
+
+    given = source.model, source.batches, gates, config
+    with suppress(KeyboardInterrupt):
+        dam(*given, held_out=source.held_out, on_report=keep, checkpoints=folder)
     return found, gates.logits.detach()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
-def test_a_killed_run_ends_as_it_would_have(tmp_path: Path):
+def test_a_killed_run_ends_as_it_would_have(tmp_path: Path, monkeypatch: Any):
+    frequent = partial(Checkpoints, seconds=0.02)
+    monkeypatch.setattr("masksearch.gates.dam.Checkpoints", frequent)
     straight = learnable()
     assert 10 < straight[0][-1].values["pruned_steps"] < 50
     for stop in (33, 70):
@@ -233,18 +233,6 @@ def test_a_new_search_says_in_its_job_that_it_waits(given: dict[str, Any], job: 
     proposal = strategy.ask()
     assert isinstance(proposal.job, OneShot)
     assert proposal.job.config.get("dense_warmup") == job
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:DAM")
-def test_a_one_shot_job_that_waits_leaves_what_it_found(tmp_path: Path):
-    evaluator = PlantedEvaluator(PROCESS, held_out_sequences=64)
-    job = OneShot({}, {"steps": 12, "density": 0.3, "dense_warmup": "auto"})
-    list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path))
-    result = DamResult.load(tmp_path / "gates.safetensors")
-    assert result.config["dense_warmup"] == "auto"
-    assert "attention_unlearned" in result.health().problems
-    assert result.warmup_steps == 12
 
 
 def planted_result(**values: float) -> DamResult:
@@ -290,12 +278,6 @@ def test_a_search_cuts_and_marks_masks_by_when_gates_were_pruned(tmp_path, value
     strategy.tell(Record(0, "done", proposal.job, artifacts={"gates": "gates.safetensors"}))
     cut = strategy.ask()
     assert cut == "done" if params is None else cut.params == params
-
-
-@pytest.mark.parametrize(("values", "said"), [(UNLEARNED, 1), (EARLY, 1), ({}, 0)])
-def test_a_search_says_that_attention_was_late(values: dict[str, float], said: int):
-    record = Record(3, "done", OneShot({}, {}), values=values, step=100)
-    assert len(search_cautions([record])) == said
 
 
 def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):

@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from masksearch import Shape, masks
-from masksearch.masks.baselines import (
-    full_layers,
-    placements,
-    whole_heads,
-    widest_window,
-)
-from masksearch.masks.families import SWEPT
+from masksearch.masks.baselines import whole_heads
 from masksearch.masks.measure import effective_density, fingerprint
 
 DECODER = Shape(48, 6, 2, causal=True)
@@ -36,28 +30,24 @@ def test_one_window_in_every_layer_is_the_widest_of_its_cost(limit):
     assert widest == max((m for m in loop if cells(m, DECODER) <= limit), key=loop.index)
 
 
-@pytest.mark.parametrize("name", placements(1, 1))
-def test_as_many_layers_are_full_as_the_limit_pays_for(name):
-    drawn = masks.equal_cost_baselines(0.5, DECODER, local=LOCAL)[name]
-    full = [layer for layer in range(6) if drawn.of_layer(layer) == masks.full()]
-    assert cells(drawn, DECODER) <= 0.5
-    more = full_layers(placements(6, len(full) + 1)[name], 6, LOCAL)
-    assert cells(more, DECODER) > 0.5
-    assert all(drawn.of_layer(layer) == LOCAL for layer in {*range(6)} - {*full})
-
-
-@pytest.mark.parametrize("count", range(1, 30))
-def test_layers_are_placed_each_once(count):
-    for places in placements(30, count).values():
-        assert len(places) == count
-        assert places <= {*range(30)}
+@pytest.mark.parametrize("layers", [6, 30])
+@pytest.mark.parametrize("name", ["first", "middle", "last", "every n-th", "every n-th, shifted"])
+def test_as_many_layers_are_full_as_the_limit_pays_for(name, layers):
+    shape = replace(DECODER, layers=layers)
+    drawn = masks.equal_cost_baselines(0.5, shape, local=LOCAL)[name]
+    full = [drawn.of_layer(layer) == masks.full() for layer in range(layers)]
+    assert all(drawn.of_layer(at) == LOCAL for at in range(layers) if not full[at])
+    assert cells(drawn, shape) <= 0.5
+    local = cells(LOCAL, replace(shape, layers=1))
+    assert sum(full) == int(layers * (0.5 - local) / (1 - local) + 1e-9)
 
 
 @pytest.mark.parametrize("limit", [0.1, 0.3, 0.6])
 def test_families_are_as_dense_as_the_limit_allows(limit):
     shape = Shape(32, 1, 1)
     drawn = masks.equal_cost_baselines(limit, shape)
-    for name, (make, least) in SWEPT.items():
+    for name in ("strided", "fixed", "longformer", "bigbird"):
+        make, least = getattr(masks, name), int(name in ("strided", "fixed"))
         inside = [
             density for size in range(least, 33) if (density := cells(make(size), shape)) <= limit
         ]
@@ -169,4 +159,5 @@ def test_special_tokens_are_those_that_rows_begin_and_end_with():
 
 def test_nothing_is_drawn_where_the_least_costs_too_much():
     assert masks.equal_cost_baselines(0.01, DECODER, local=LOCAL) == {}
-    assert widest_window(0.5, lambda mask: 1.0, 8, LOCAL) is None
+    drawn = masks.equal_cost_baselines(0.5, DECODER, lambda mask: 1.0, local=LOCAL)
+    assert drawn == {}

@@ -8,10 +8,8 @@ from mask_trees import sized_trees
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from masksearch import masks
-from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError
 from masksearch.masks.lower import flex_block_mask
-from masksearch.masks.measure import measures
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -75,15 +73,3 @@ def test_empty_rows_are_refused_and_only_those(sized, block):
     head, row = empty.nonzero()[0].tolist()
     with pytest.raises(EmptyRowError, match=f"head {head}, row {row} keeps no key.*window"):
         flex_block_mask(single, length, block)
-
-
-@pytest.mark.slow
-def test_blocks_of_a_longer_mask_are_those_of_its_block_density():
-    length = 4096
-    mask = masks.bigbird(128, 2, 1)
-    blocks = flex_block_mask(mask, length, 256)
-    assert blocks.shape == (1, 1, length, length)
-    density = float(blocks.to_dense().float().mean())
-    assert density == pytest.approx(
-        measures(mask, Shape(length, 1, 1), block=256)["block_density"]
-    )

@@ -49,7 +49,6 @@ def test_hops_of_random_tables(layers, size, keys, seed, words):
     table = tables(layers, size, keys, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("masksearch.masks.measure.GATHERED", words)
-        patch.setattr("masksearch.masks.measure.LOOKED_UP", words * 256)
         assert hops(masks.table(table), table.shape[-1]) == by_matrices(table)
 
 
@@ -70,50 +69,6 @@ def test_hops_of_random_tables(layers, size, keys, seed, words):
 def test_hops_of_long_chains(mask):
     table = mask.dense(150)
     assert hops(masks.table(table), table.shape[-1]) == by_matrices(table)
-
-
-@st.composite
-def unions(draw: st.DrawFn) -> tuple[int, masks.Mask]:
-    """Lengths around whole tiles, and masks of them that take from 1 step to as many as there
-    are positions; of one or several heads or layers."""
-    length = draw(st.sampled_from([2, 3, 63, 64, 65, 100, 127, 128, 129, 200]))
-    leaf = st.one_of(
-        st.integers(0, 6).map(masks.window),
-        st.lists(st.integers(-9, 9), min_size=1, max_size=3).map(masks.shifts),
-        st.sampled_from([3, 16, 64, 100]).map(masks.blocks),
-        st.integers(2, 70).map(masks.stride),
-        st.builds(masks.random_keys, st.integers(0, 3), st.integers(0, 99)),
-        st.integers(0, length).map(lambda at: masks.global_tokens(positions=[at])),
-        st.integers(0, length).map(lambda at: masks.columns(positions=[at])),
-        st.sampled_from([5, 64, 80]).map(masks.block_columns),
-        st.sampled_from([1, 4, 10, 64]).map(masks.butterfly),
-        st.just(masks.axial(-(-length // 13), 13)),
-        st.just(masks.causal() & masks.window(3)),
-        st.just(masks.powers_of_two()),
-        st.integers(0, 99).map(lambda seed: layout(length, seed)),
-    )
-    union = st.lists(leaf, min_size=1, max_size=3).map(
-        lambda parts: parts[0] if len(parts) == 1 else parts[0] | parts[1] | parts[-1]
-    )
-    several = [
-        st.lists(union, min_size=2, max_size=3).map(masks.per_layer),
-        st.lists(union, min_size=2, max_size=2).map(masks.per_head),
-    ]
-    return length, draw(st.one_of(union, *several))
-
-
-@settings(deadline=None, max_examples=25)
-@given(unions())
-def test_hops_of_masks_match_matrix_powers(sized):
-    length, mask = sized
-    assert hops(mask, length) == by_matrices(mask.dense(length))
-
-
-def layout(length: int, seed: int) -> masks.Mask:
-    """A layout of blocks of 16, of which a fifth is kept at random."""
-    side = -(-length // 16)
-    drawn = torch.rand(side, side, generator=torch.Generator().manual_seed(seed))
-    return masks.block_layout(drawn < 0.2, 16)
 
 
 FORMS: list[tuple[masks.Mask, float]] = [

@@ -303,6 +303,7 @@ def by_example(batch, head, query, key):
          "a block layout holds 0 and 1, got values 2 to 2"),
         (lambda: masks.from_block_layout(np.ones((2, 3)), 4), MaskFormatError, r"got \[2, 3\]"),
         (lambda: masks.from_numpy(np.array([["a"]])), MaskFormatError, "a table is an array of 0"),
+        (lambda: masks.from_numpy(None), MaskFormatError, "of 0 and 1, got None"),
         (lambda: masks.from_numpy(np.eye(2) * 0.5), MaskFormatError, "got values 0.0 to 0.5"),
         (lambda: masks.to_4d(masks.full(), 8, dtype=torch.int64), ValueError,
          "torch.bool or a fl"),

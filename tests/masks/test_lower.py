@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_trees import HEADS, LAYERS, sized_trees
+from mask_trees import HEADS, LAYERS, any_mask, sized_trees
 from safetensors.torch import save_file
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError, MaskFormatError
+from masksearch.errors import EmptyRowError, MaskFormatError, TokensNeededError
 from masksearch.masks.lower import lower
 from masksearch.masks.text import load_mask, save_mask
 
@@ -49,15 +49,17 @@ def generated(*shape: int) -> torch.Tensor:
 # -- files -------------------------------------------------------------------------------------
 @pytest.mark.slow
 @settings(max_examples=20)
-@given(sized_trees())
+@given(any_mask())
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_save_and_load_round_trip(tmp_path_factory, suffix, sized):
+def test_save_and_load_round_trip(tmp_path_factory, suffix, mask):
     folder = tmp_path_factory.mktemp("masks")
     path = folder / "deep" / f"mask{suffix}"
-    assert save_mask(sized[1], path) == path
-    assert load_mask(path) == sized[1]
-    assert load_mask(str(path)) == sized[1]
+    assert save_mask(mask, path) == path
+    assert load_mask(path) == load_mask(str(path)) == mask
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    if mask.needs_tokens:
+        with pytest.raises(TokensNeededError, match=f"mask{suffix}: .* follow the tokens"):
+            load_mask(path, content=False)
 
 
 def test_big_tables_are_tensors_in_safetensors(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.lower import lower
-from masksearch.masks.nearest import error_bits, expression_bits, nearest_family
+from masksearch.masks.nearest import error_bits, expression_bits
 
 N = 32
 WORD = 5.0  # bits of a name or an operator, of which there are about 32
@@ -84,7 +84,7 @@ def test_structured_tables_are_found_again(mask: masks.Mask):
     table = mask.dense(N)
     if not table.any(-1).all():
         return  # the repair of empty rows has its own test
-    found = nearest_family(masks.table(table))
+    found = masks.nearest_family(masks.table(table))
     assert found.bits <= description_bits(mask, table) + 1e-9
     assert found.iou == 1
     assert found.missing == found.extra == 0
@@ -97,7 +97,7 @@ def test_structured_tables_are_found_again(mask: masks.Mask):
 def test_result_is_consistent_for_any_table(mask: masks.Mask, share: float, seed: int):
     flipped = torch.rand(N, N, generator=torch.Generator().manual_seed(seed)) < share
     table = mask.dense(N)[0, 0] ^ flipped
-    found = nearest_family(masks.table(table))
+    found = masks.nearest_family(masks.table(table))
     dense = lower(found.mask, Shape(N, 1, 1))[0, 0]  # refuses empty rows
     cells = [(bool(table[i, j]), bool(dense[i, j])) for i in range(N) for j in range(N)]
     assert found.missing == cells.count((True, False))
@@ -122,7 +122,7 @@ def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, 
         single += [masks.block_columns(size, last) for last in range(1, min(size, 5))]
         single += [masks.columns(size)]
     single += [masks.window(0), *(one & masks.causal() for one in single)]
-    found = nearest_family(masks.table(table))
+    found = masks.nearest_family(masks.table(table))
     assert found.bits <= min(description_bits(one, table) for one in single) + 1e-9
 
 
@@ -139,7 +139,7 @@ def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, 
     ids=str,
 )
 def test_flipped_cells_do_not_hide_the_mask(mask: masks.Mask):
-    found = nearest_family(noisy(mask))
+    found = masks.nearest_family(noisy(mask))
     assert found.mask == mask
     assert found.explained
     assert 0.4 < found.iou < 1
@@ -155,7 +155,7 @@ def parts_of(mask: masks.Mask) -> set[masks.Mask]:
 @pytest.mark.slow
 def test_later_leaves_are_named_alone_and_beside_a_window(mask, beside):
     union = mask if beside is None or mask == LATER["a_shape"] else mask | beside
-    found = nearest_family(masks.table(union.dense(N) ^ LITTLE[:, :1]))
+    found = masks.nearest_family(masks.table(union.dense(N) ^ LITTLE[:, :1]))
     assert parts_of(found.mask) == parts_of(union)
     assert found.explained
     assert found.bits == pytest.approx(description_bits(union, union.dense(N) ^ LITTLE[:, :1]))
@@ -165,7 +165,7 @@ def test_later_leaves_are_named_alone_and_beside_a_window(mask, beside):
 @pytest.mark.parametrize("names", [("columns", "a_shape"), ("vertical_slash", "first columns")])
 def test_later_leaves_are_named_per_head(names: tuple[str, str]):
     heads = masks.per_head([LATER[name] for name in names])
-    found = nearest_family(masks.table(heads.dense(N) ^ LITTLE))
+    found = masks.nearest_family(masks.table(heads.dense(N) ^ LITTLE))
     assert found.mask == heads
     assert found.explained
 
@@ -174,7 +174,7 @@ def test_later_leaves_are_named_per_head(names: tuple[str, str]):
 @pytest.mark.slow
 def test_random_tables_are_not_explained(density: float):
     generator = torch.Generator().manual_seed(round(100 * density))
-    found = nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
+    found = masks.nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
     assert not found.explained
     assert len(found.text) < 80  # noise is not listed shift by shift
     lower(found.mask, Shape(N, 1, 2))
@@ -184,24 +184,24 @@ def test_random_tables_are_not_explained(density: float):
 def test_heads_and_layers_have_masks_of_their_own_only_where_they_differ():
     heads = masks.per_head([masks.window(2), masks.stride(4), masks.star()])
     layers = masks.per_layer([masks.window(2), heads])
-    assert nearest_family(masks.table(heads.dense(16))).mask == heads
-    assert nearest_family(masks.table(layers.dense(16))).mask == layers
+    assert masks.nearest_family(masks.table(heads.dense(16))).mask == heads
+    assert masks.nearest_family(masks.table(layers.dense(16))).mask == layers
     alike = masks.per_layer([heads, heads])
-    assert nearest_family(masks.table(alike.dense(16))).mask == heads
-    assert nearest_family(masks.table(masks.star().dense(16, 2, 3))).mask == masks.star()
+    assert masks.nearest_family(masks.table(alike.dense(16))).mask == heads
+    assert masks.nearest_family(masks.table(masks.star().dense(16, 2, 3))).mask == masks.star()
 
 
 def test_the_random_keys_of_bigbird_stay_unnamed():
-    assert nearest_family(masks.table(masks.bigbird().dense(64))).text == "window(2) | " + (
+    assert masks.nearest_family(masks.table(masks.bigbird().dense(64))).text == "window(2) | " + (
         "global_tokens(1)"
     )
 
 
 @pytest.mark.slow
 def test_a_named_table_stretches():
-    found = nearest_family(noisy(masks.longformer(3, 1)))
+    found = masks.nearest_family(noisy(masks.longformer(3, 1)))
     assert torch.equal(found.mask.dense(256), masks.longformer(3, 1).dense(256))
-    assert torch.equal(nearest_family(masks.bigbird(), 64).mask.dense(16), (
+    assert torch.equal(masks.nearest_family(masks.bigbird(), 64).mask.dense(16), (
         masks.window(2) | masks.global_tokens(1)).dense(16))  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def test_a_named_table_stretches():
     ],
 )  # fmt: skip
 def test_empty_rows_get_the_diagonal(mask: masks.Mask, text: str):
-    found = nearest_family(masks.table(mask.dense(N)))
+    found = masks.nearest_family(masks.table(mask.dense(N)))
     assert found.text == text
     assert found.explained
     assert found.extra == N
@@ -224,7 +224,7 @@ def test_empty_rows_get_the_diagonal(mask: masks.Mask, text: str):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_tiny_uniform_tables(size: int, kept: int):
-    found = nearest_family(masks.table(torch.full((size, size), bool(kept))))
+    found = masks.nearest_family(masks.table(torch.full((size, size), bool(kept))))
     assert found.explained == bool(kept)
     assert found.iou == kept
     lower(found.mask, Shape(size, 1, 1))
@@ -249,20 +249,3 @@ def test_tiny_uniform_tables(size: int, kept: int):
 )
 def test_expressions_cost_their_words_and_numbers(mask: masks.Mask, bits: float):
     assert expression_bits(mask, 7) == pytest.approx(bits)
-
-
-def test_groups_pay_for_their_own_errors():
-    table = masks.window(1).dense(7, 2, 2)
-    table[0, 0, 0, 6] = True
-    whole = description_bits(masks.window(1), table)
-    assert whole == pytest.approx(WORD + 3 + float(error_bits(1, 4 * 49)))
-    split = description_bits(masks.per_head([masks.window(1)] * 2), table)
-    parts = float(error_bits(1, 98)) + float(error_bits(0, 98))
-    assert split == pytest.approx(WORD + 2 * (WORD + 3) + parts)
-
-
-@pytest.mark.nightly
-def test_larger_tables_take_seconds():
-    noise = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0)) < 0.05
-    mask = masks.per_head([masks.star(), masks.window(3), masks.shifts([-1, 2]), masks.strided()])
-    assert nearest_family(masks.table(mask.dense(128, 2) ^ noise)).mask == mask

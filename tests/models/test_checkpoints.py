@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from real_data import minilm
 from tiny_encoders import sizes, tokens
 
 from masksearch import attach, masks
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
-from masksearch.models import checkpoints as checkpoint_files
 from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier
 from masksearch.models.pretrained import open_pretrained
 from masksearch.models.saving import open_model
 
+FILES = "masksearch.models.checkpoints"
 BERT = sizes(40, 32, 2, 4, 64, 20, initializer_range=0.2)
 DISTILBERT = {
     "vocab_size": 40,
@@ -293,7 +293,7 @@ def test_weights_that_are_not_finite_are_called_so(tmp_path, value, what):
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/bert", "~/absent", "a/b/c"])
 def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "download_checkpoint", None)
+    monkeypatch.setattr(f"{FILES}.download_checkpoint", None)
     with pytest.raises(DataError, match=r"no such folder: my-bert; give a folder with config"):
         open_pretrained("my-bert/")  # a slash at the end is a folder's: no Hub is asked
     with pytest.raises(DataError, match=r"no such folder: .* give a folder with config"):
@@ -328,25 +328,22 @@ def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
             calls.append((name, rest["timeout"]))
             raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(checkpoint_files, "HfApi", Hub)
+    monkeypatch.setattr(f"{FILES}.HfApi", Hub)
     said = r"no such folder: 'someone/bert', and the .* \(ConnectionError: no route.* give a local"
     with pytest.raises(DataError, match=said):
         open_pretrained("someone/bert")
-    assert calls == [("someone/bert", checkpoint_files.SECONDS)]  # one try
+    assert calls == [("someone/bert", 5.0)]  # one try
 
 
 def test_a_cached_hub_checkpoint_needs_no_network(monkeypatch, tmp_path):
-
     revision = "0123456789abcdef0123456789abcdef01234567"
     home = tmp_path / "models--someone--bert"
     saved(home / "snapshots" / revision)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(revision, encoding="utf-8")
-    plain = checkpoint_files.snapshot_download
-    monkeypatch.setattr(
-        checkpoint_files, "snapshot_download", lambda **rest: plain(cache_dir=tmp_path, **rest)
-    )
-    monkeypatch.setattr(checkpoint_files, "HfApi", None)
+    cached = partial(snapshot_download, cache_dir=tmp_path)
+    monkeypatch.setattr(f"{FILES}.snapshot_download", cached)
+    monkeypatch.setattr(f"{FILES}.HfApi", None)
     start = open_pretrained("someone/bert")
     assert start.name == "someone/bert"
     assert start.folder.name == revision

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, EVERY, GENERATORS, TEXT
-from hypothesis import given, settings
-from mask_trees import HEADS, LAYERS, sized_trees
+from architectures import ARCHITECTURES, EVERY
+from mask_trees import HEADS, LAYERS
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from masksearch import attach, attached, detach, load_pretrained, masks, save_pr
 from masksearch.errors import (
     AttachError,
     DataError,
-    EmptyRowError,
     HeadCountError,
     LayerCountError,
     MaskFormatError,
@@ -118,40 +116,6 @@ def test_every_architecture_comes_back_bit_for_bit(tmp_path, each):
     assert attached(again) == attached(model) == saved_masks(folder)
     assert torch.equal(each.run(again, inputs), each.run(model, inputs))
     assert not torch.equal(each.run(again, inputs), each.run(each.made(), inputs))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", GENERATORS)
-def test_generators_come_back_and_go_on(tmp_path, name):
-    model = GENERATORS[name](2, TEXT).eval()
-    part = "cross" if model.config.is_encoder_decoder else None
-    save_pretrained(attach(model, masks.window(2), part=part), tmp_path)
-    again = load_pretrained(tmp_path)
-    assert_same(model, again)
-    prompt = {"input_ids": tokens(6), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
-    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    assert torch.equal(again.generate(**prompt, **how), model.generate(**prompt, **how))
-
-
-MODEL = bert()
-
-
-@pytest.mark.slow
-@settings(max_examples=12)
-@given(sized_trees(5))
-def test_random_masks_come_back_bit_for_bit(tmp_path_factory, drawn):
-    length, mask = drawn
-    folder = tmp_path_factory.mktemp("tree")
-    save_pretrained(attach(MODEL, mask), folder)
-    try:
-        expected = output(MODEL, length)
-    except EmptyRowError:
-        with pytest.raises(EmptyRowError):
-            output(load_pretrained(folder), length)
-    else:
-        assert torch.equal(output(load_pretrained(folder), length), expected)
-    assert saved_masks(folder) == {"self": mask}
-    shutil.rmtree(folder)
 
 
 @pytest.mark.slow

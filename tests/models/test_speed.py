@@ -1,6 +1,7 @@
 """measure_speed: dense and masked in turns, on a clock of its own; the model stays as it was."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, LengthError
-from masksearch.models import speed
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 66}
@@ -51,7 +51,7 @@ class Watch:
             self.now += seconds(masked, len(self.calls))
 
         model.register_forward_pre_hook(note, with_kwargs=True)
-        monkeypatch.setattr(speed, "timer", lambda: self.now)
+        monkeypatch.setattr("masksearch.models.speed.timer", lambda: self.now)
 
 
 def test_dense_and_masked_take_turns_and_the_clock_is_theirs(monkeypatch, capsys):
@@ -94,8 +94,11 @@ def test_a_full_mask_is_as_fast_and_nothing_is_said(monkeypatch, capsys):
         ([0.8, 0.9, 0.97], "512 tokens: slower, 0.90 times as fast"),
     ],
 )
-def test_it_says_where_a_mask_does_not_pay(ratios, said):
-    text = str(speed.Speed("forward pass", 512, ratios, [10.0, 11.0], []))
+def test_it_says_where_a_mask_does_not_pay(ratios, said, monkeypatch):
+    model = ms.attach(bert(), masks.full())
+    Watch(monkeypatch, model)
+    [found] = ms.measure_speed(model, 16, repeats=10, progress=False)
+    text = str(replace(found, length=512, times_as_fast=ratios))
     assert said in " ".join(text.split())
 
 

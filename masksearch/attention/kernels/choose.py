@@ -36,7 +36,7 @@ import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -180,15 +180,8 @@ def gather_pays_from(mask: Mask) -> int | None:
 # A plan is no tensor, and its kernels choose their shapes in Python. So the graph holds a name of
 # what has it (`SOURCES`), and the operator asks that when it runs. Its backward pass computes
 # the forward pass once more, as gradient checkpoints do.
-class PlanSource(Protocol):
-    """An object with the plans of one mask."""
-
-    def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:
-        """The plan of a backend at one length."""
-
-
-# Name -> source: a graph holds no objects, but a string, which Dynamo never makes a symbol.
-SOURCES: weakref.WeakValueDictionary[str, PlanSource] = weakref.WeakValueDictionary()
+# Name -> LayerMask: a graph holds no objects, but a string, which Dynamo never makes a symbol.
+SOURCES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 NUMBERS = itertools.count()  # the names
 
 with torch.inference_mode(False):  # of ordinary code, outside of any operator
@@ -206,15 +199,12 @@ def compute(
     plan: GatherPlan | FlexPlan,
     scaling: float,
     dropout: float = 0.0,
-    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention by the kernel that the plan is for, `[batch, heads, n, head_dim]`."""
     if isinstance(plan, FlexPlan):
-        return flex_attention_under(
-            query, key, value, plan, scaling=scaling, visible=visible, sinks=sinks
-        )
+        return flex_attention_under(query, key, value, plan, scaling=scaling, visible=visible)
     return gather_attention(
-        query, key, value, plan, scaling=scaling, visible=visible, dropout=dropout, sinks=sinks
+        query, key, value, plan, scaling=scaling, visible=visible, dropout=dropout
     )
 
 

@@ -37,23 +37,6 @@ def test_the_rule_takes_what_was_measured_to_be_fast(machine):
         assert row["auto"]["over_fastest_uncompiled"] <= 1.1
 
 
-@pytest.mark.parametrize("trains", [False, True])
-@pytest.mark.parametrize("length", [2048, 4096])
-@pytest.mark.parametrize("mask", [masks.window(64), masks.longformer(64, 1)], ids=str)
-def test_long_sparse_masks_are_gathered(mask, length, trains):
-    made = chosen(mask, length, trains=trains)
-    assert made.backend == "gather"
-    assert "blocks are kept" in made.reason
-
-
-@pytest.mark.parametrize("length", [256, 512, 1024, 4096])
-@pytest.mark.parametrize("mask", [masks.strided(4), ~masks.window(0)], ids=str)
-def test_masks_without_an_empty_block_are_left_to_sdpa(mask, length):
-    made = chosen(mask, length)
-    assert made.backend == "sdpa"
-    assert made.block_density == 1
-
-
 # -- measures ----------------------------------------------------------------------------------
 @pytest.mark.slow
 @settings(max_examples=12)
