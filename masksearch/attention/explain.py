@@ -25,7 +25,7 @@ WIDEST = (12, 12, 38, 6, 6, 6, 7)  # of the columns; with two spaces between the
 GATES = "trainable gates take part in dense attention; the mask that they give can be faster"
 TOKENS = "a mask that follows the tokens is another one in each batch: SDPA with a mask"
 CROSS = "cross-attention: SDPA with a mask"
-BIASED = "the model adds a bias or learned sinks to the scores: SDPA with a mask"
+BIASED = "the model adds a bias to the scores: SDPA with a mask"
 
 
 @dataclass(frozen=True)

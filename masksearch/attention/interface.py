@@ -194,7 +194,7 @@ def sparse_attention(
     state.fallback = reason = why_only_sdpa(state, call, causal, rest)
     if reason:
         return None
-    states = call.query, call.key, call.value
+    states: tuple[Tensor, ...] = (call.query, call.key, call.value)
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in states)
     size = fixed(length)
     dtype = computed_type(device, call.query.dtype)
@@ -210,19 +210,26 @@ def sparse_attention(
     if call.dropout > 0 and compiling:
         state.fallback = "attention dropout in a compiled graph: SDPA computes"
         return None
+    if call.sinks is not None and compiling:
+        state.fallback = "learned sinks in a compiled graph: SDPA computes"
+        return None
     if call.dropout > 0 and backend == "flex":
         state.fallback = "FlexAttention has no dropout: SDPA computes"
         return None
+    if call.sinks is not None and backend == "flex" and device.type == "cpu":
+        backend = "gather"
+        state.fallback = "FlexAttention on the CPU has no learned sinks: block gather computes"
     padding = None if call.visible is None else call.visible.flatten(1)
     if not compiling:
         plan = lowered.plan(backend, size, device)
         if isinstance(plan, FlexPlan) and padding is not None:
             plan, padding = state.once(partial(plan.padded, padding), plan, call.visible), None
-        return compute(*states, padding, plan, call.scaling, call.dropout)
-    typed = (each.to(computed_type(device, each.dtype)) for each in states)
+        how = call.scaling, call.dropout, call.sinks
+        return compute(call.query, call.key, call.value, padding, plan, *how)
+    states = tuple(each.to(computed_type(device, each.dtype)) for each in states)
     lowered.in_graph("prepare", backend, size, device)
     operator = torch.ops.masksearch.attention
-    out: Tensor = operator(*typed, padding, lowered.key, backend, call.scaling)
+    out: Tensor = operator(*states, padding, lowered.key, backend, call.scaling)
     return out
 
 
@@ -238,8 +245,6 @@ def why_only_sdpa(
         return "keys come from a cache: SDPA computes"
     if call.bias is not None:
         return "the model adds a bias to the scores: SDPA computes"
-    if call.sinks is not None:
-        return "the model has learned sinks: SDPA computes"
     if call.visible is not None and call.visible.ndim == 4:
         return "the model's own mask is more than padding and causality: SDPA computes"
     if bool(causal) != state.causal:

@@ -59,7 +59,7 @@ class LayerMask:
         causal: Whether the model hides later keys from it.
         where: Part and layer, for errors.
         backend: One of `choose.REQUESTS`.
-        plain: Whether it is self-attention without a bias or sinks, which sparse kernels compute.
+        plain: Whether it is self-attention without a bias, which sparse kernels compute.
         heads: Query heads of the layer.
 
     Attributes:

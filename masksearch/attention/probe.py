@@ -48,7 +48,7 @@ class Call:
         queries: Positions that ask.
         keys: Positions that are asked.
         causal: Whether later keys were hidden.
-        biased: Whether the model adds a bias to the scores, or learned sinks.
+        biased: Whether the model adds a bias to the scores.
         written: Whether only a written mask says so: without one, the module does otherwise.
         packs: Whether no code but attention has looked at the model's mask until then.
         batch: Sequences that are computed side by side.
@@ -317,7 +317,7 @@ def probing_attention(
                 queries,
                 keys,
                 causal=hidden and queries == keys,
-                biased=any(rest.get(name) is not None for name in ("position_bias", "s_aux")),
+                biased=rest.get("position_bias") is not None,
                 written=hidden != unwritten,
                 packs=not Probe.touched,
                 batch=query.shape[0],

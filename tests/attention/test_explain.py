@@ -134,7 +134,7 @@ def test_biases_on_the_scores_are_named():
         1024,
     )
     assert row.backend == "sdpa"
-    assert "the model adds a bias or learned sinks to the scores" in row.reason
+    assert "the model adds a bias to the scores" in row.reason
 
 
 def test_a_request_is_shown_and_a_fallback_named():

@@ -1,23 +1,31 @@
 """Models with learned sinks under masks: transformers' own eager attention is the oracle."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from tiny_encoders import sizes
 from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
+from masksearch.attention.kernels import flex
+from masksearch.attention.kernels import gather as kernels
+from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import FORMS
 from masksearch.positions.attention_maps import attention_maps
 from masksearch_serve.native import from_native
 from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6
+FLOATS = ("query", "key", "value", "sinks")
 SIZES: dict[str, Any] = {
     **sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2),
     "initializer_range": 0.3,
@@ -91,30 +99,32 @@ def by_eager(model: Any, mask: masks.Mask, ids: Tensor, real: Tensor | None = No
     return out
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_attach_equals_transformers_eager(name, mask, device):
+def test_attach_equals_transformers_eager(name, mask, backend, device):
     model, ids = tiny(name).to(device), tokens(90, device)
     wanted = by_eager(model, mask, ids)
-    ms.attach(model, mask, backend="gather")
+    ms.attach(model, mask, backend=backend)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, wanted, atol=2e-5, rtol=1e-4)
-    if name != "mimo_v2_flash":  # only its sliding layers have sinks
-        assert layer_states(model)[0].fallback == "the model has learned sinks: SDPA computes"
-        assert {row.backend for row in ms.explain(model).rows} <= {"sdpa", "dense"}
+    computed = [state.fallback for state in layer_states(model)]
+    if backend == "gather" and name != "mimo_v2_flash" and mask is not MASKS["full"]:
+        assert not computed[0]
     ms.detach(model)
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_sinks_that_nobody_sees(dtype):
+def test_half_precision_and_sinks_that_nobody_sees(dtype, backend):
     model, ids = tiny("granite_swa"), tokens(90)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.scaling = 0.1  # by which a score of -1e4 is beyond float16
         model.model.layers[0].self_attn.sinks.fill_(-1e4)
         wanted = by_eager(model, LOCAL, ids)
-        out = ms.attach(model.to(dtype), LOCAL)(ids).logits.float()
+        out = ms.attach(model.to(dtype), LOCAL, backend=backend)(ids).logits.float()
     assert (out - wanted).abs().mean() < 0.05 * wanted.abs().mean()
 
 
@@ -134,22 +144,35 @@ def test_windows_in_their_configurations(name):
         torch.testing.assert_close(native(ids).logits, wanted, atol=2e-5, rtol=1e-4)
 
 
-def test_left_padding():
+def test_no_table_of_a_long_text_is_made():
+    """GraniteSWA asks for the mask of sliding layers even where it has none."""
+    config = CONFIGS["granite_swa"]()
+    config.layer_types = ["full_attention"] * 3
+    model, ids = hf.GraniteSWAModel(config).eval(), tokens(2048)
+    ms.attach(model, LOCAL)
+    with torch.no_grad(), LargestTensor() as seen:
+        model(ids)
+    assert seen.bytes < 2048 * 2048
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+def test_left_padding(backend):
     model, ids = tiny("granite_swa"), tokens(70)
     real = torch.ones_like(ids)
     real[1, :20] = 0
     wanted = by_eager(model, LOCAL | masks.window(0), ids, real)
-    ms.attach(model, LOCAL)
+    ms.attach(model, LOCAL, backend=backend)
     with torch.no_grad():
         out = model(ids, attention_mask=real).logits
     seen = real.bool()
     torch.testing.assert_close(out[seen], wanted[seen], atol=2e-5, rtol=1e-4)
 
 
-def test_sinks_are_trained_as_by_eager(device):
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+def test_sinks_are_trained_as_by_eager(backend, device):
     ids, model, other = tokens(70, device), *(tiny("granite_swa").to(device) for _ in range(2))
     by_eager(other, LOCAL, ids).square().mean().backward()
-    ms.attach(model, LOCAL)
+    ms.attach(model, LOCAL, backend=backend)
     model(ids).logits.square().mean().backward()
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-3)
@@ -179,7 +202,7 @@ def test_attention_maps_leave_the_sinks_share_out():
     assert maps.maps.sum(-1).mean() < 0.95
 
 
-# -- what gates compute ----------------------------------------------------------
+# -- the kernel, and what gates compute ----------------------------------------------------------
 def with_a_column(call: AttentionCall) -> Tensor:
     """The definition: one more column in the softmax, and no value behind it."""
     assert call.visible is not None
@@ -208,6 +231,33 @@ def check(call: AttentionCall, *results: Tensor) -> None:
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
+@settings(deadline=None, max_examples=40)
+@pytest.mark.slow
+@given(
+    st.integers(1, 40),
+    st.sampled_from(["window(3)", "columns(2) | window(4)", "blocks(5)", "stride(5)"]),
+    st.floats(0, 0.2),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_gather_with_sinks_equals_the_definition(length, text, density, own, padded, seed):
+    source = torch.Generator().manual_seed(seed)
+    noise = torch.rand(HEADS if own else 1, length, length, generator=source) < density
+    table = masks.parse(text).dense(length)[0] | noise
+    real = torch.rand(2, length, generator=source) < (0.6 if padded else 2.0)
+    call = random_call(HEADS, length, table & real[:, None, None], seed)
+    plan = GatherPlan.of_mask(masks.table(table if own else table[0]), length, 16)
+    states = call.query, call.key, call.value
+    how: dict[str, Any] = {"scaling": call.scaling, "visible": real if padded else None}
+    ours = [gather_attention(*states, plan, sinks=call.sinks, **how)]
+    with pytest.MonkeyPatch.context() as patch:  # the parts for other devices
+        patch.setattr(kernels.InCache, "apply", None)
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        ours.append(gather_attention(*states, plan, sinks=call.sinks, **how))
+    check(call, *ours)
+
+
 def test_gates_compute_with_sinks():
     table = (masks.window(4) & masks.causal()).dense(20)
     call = random_call(HEADS, 20, table)
@@ -223,3 +273,29 @@ def test_gates_compute_with_sinks():
     )
     change = (output - less.attend())[:, 1, 9].sum()
     torch.testing.assert_close(found, change.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_takes_sinks_from_the_log_sum_exp(monkeypatch, device):
+    """On the CPU by FlexAttention that is not compiled: compiled, it has no sums there."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if device == "cpu":
+        monkeypatch.setattr(flex, "compiled", lambda kind: flex_attention)
+    mask = masks.columns(2) | masks.window(4)
+    plan = flex.FlexPlan.of_mask(mask, 32, 16, device)
+    call = random_call(HEADS, 32, mask.dense(32)[0].to(device))
+    floats = {name: getattr(call, name).detach().float().to(device) for name in FLOATS}
+    call = replace(call, **floats)
+    found = flex.flex_attention_under(
+        call.query, call.key, call.value, plan, scaling=call.scaling, sinks=call.sinks
+    )
+    torch.testing.assert_close(found, with_a_column(call), atol=1e-5, rtol=1e-5)
+
+
+def test_flex_on_a_cpu_leaves_sinks_to_block_gather():
+    model = ms.attach(tiny("granite_swa"), LOCAL, backend="flex")
+    with torch.no_grad():
+        model(tokens(90))
+    assert "block gather computes" in layer_states(model)[0].fallback

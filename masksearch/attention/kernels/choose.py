@@ -199,12 +199,15 @@ def compute(
     plan: GatherPlan | FlexPlan,
     scaling: float,
     dropout: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention by the kernel that the plan is for, `[batch, heads, n, head_dim]`."""
     if isinstance(plan, FlexPlan):
-        return flex_attention_under(query, key, value, plan, scaling=scaling, visible=visible)
+        return flex_attention_under(
+            query, key, value, plan, scaling=scaling, visible=visible, sinks=sinks
+        )
     return gather_attention(
-        query, key, value, plan, scaling=scaling, visible=visible, dropout=dropout
+        query, key, value, plan, scaling=scaling, visible=visible, dropout=dropout, sinks=sinks
     )
 
 

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,7 @@ def flex_attention_under(
     *,
     scaling: float,
     visible: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Self-attention under the plan's mask, equal to dense attention with that mask.
 
@@ -141,10 +142,12 @@ def flex_attention_under(
         plan: Of `n` positions, with as many heads as the queries, or one for all.
         scaling: Factor of the scores before the softmax.
         visible: bool `[batch, n]`, keys that may be attended to (False = padding).
+        sinks: Learned sinks `[heads]`, as of `AttentionCall`; on CUDA alone.
 
     Returns:
         `[batch, heads, n, head_dim]`; 0 for queries without a visible key. On CUDA differentiable
-        in the first three; it has no dropout of attention weights. Under autocast in its type.
+        in the first three and the sinks; it has no dropout of attention weights. Under autocast
+        in its type.
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
@@ -177,11 +180,17 @@ def flex_attention_under(
     size = value.shape[-1]
     if kind == "cuda":
         query, key, value = (widened(each) for each in (query, key, value))
-    grouped = key.shape[1] != query.shape[1]
-    output: Tensor = compiled(kind)(
-        query, key, value, block_mask=plan.blocks, scale=scaling, enable_gqa=grouped
-    )
-    return output[..., :size]
+    how: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
+    attend = compiled(kind)
+    if sinks is None:
+        plain: Tensor = attend(query, key, value, block_mask=plan.blocks, **how)
+        return plain[..., :size]
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    aux = AuxRequest(lse=True)
+    output, sums = attend(query, key, value, block_mask=plan.blocks, return_aux=aux, **how)
+    beside = (sums.lse - sinks[:, None]).sigmoid()  # what the sink leaves of a row
+    return cast(Tensor, output * beside[..., None].to(output))[..., :size]
 
 
 def widened(states: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def gather_attention(
     scaling: float,
     visible: Tensor | None = None,
     dropout: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Self-attention under the plan's mask, equal to dense attention with that mask.
 
@@ -58,10 +59,11 @@ def gather_attention(
         scaling: Factor of the scores before the softmax.
         visible: bool `[batch, n]`, keys that may be attended (False = padding); None = all.
         dropout: Share of the attention weights that is dropped, in [0, 1).
+        sinks: Learned sinks `[heads]`, as of `AttentionCall`: one more column of the softmax.
 
     Returns:
         `[batch, heads, n, head_dim]`; 0 for queries that keep no visible key. Differentiable in
-        all three.
+        all three and in the sinks.
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
@@ -92,10 +94,14 @@ def gather_attention(
         seen = F.pad(visible, (0, missing)).view(batch, 1, plan.units, plan.unit)
         seen = seen.expand(batch, heads, plan.units, plan.unit)
         seen = seen.reshape(*query.shape[:2], plan.unit)
+    sink = None
+    if sinks is not None:  # of each query, in the same units
+        sink = sinks.to(query)[:, None].expand(batch, -1, plan.units * plan.unit)
+        sink = sink.reshape(*query.shape[:2], plan.unit).contiguous()
     if kind == "cpu" and dropout == 0 and not torch.compiler.is_compiling():
-        result: Tensor = InCache.apply(query, key, value, seen, plan, scaling)  # type: ignore[no-untyped-call]
+        result: Tensor = InCache.apply(query, key, value, seen, plan, scaling, sink)  # type: ignore[no-untyped-call]
     else:
-        result = composed(query, key, value, seen, plan, scaling, dropout)
+        result = composed(query, key, value, seen, plan, scaling, dropout, sink)
     return result.reshape(batch, heads, -1, head_dim)[:, :, :length]
 
 
@@ -161,6 +167,7 @@ def composed(
     plan: GatherPlan,
     scaling: float,
     dropout: float,
+    sink: Tensor | None,
 ) -> Tensor:
     """Attention from differentiable parts, on every device; arguments as in `InCache`."""
     result = torch.zeros_like(query)
@@ -171,6 +178,11 @@ def composed(
         q = gathered(query, part, part.queries, plan.unit)
         k, v = (gathered(states, part, part.keys, plan.unit) for states in (key, value))
         bias = bias_of(part, seen, plan.unit, q)
+        if sink is not None:
+            bias = q.new_zeros(*q.shape[:3], k.shape[2]) if bias is None else bias
+            column = gathered(sink, part, part.queries, plan.unit)
+            bias = torch.cat([bias.expand(*q.shape[:2], -1, -1), column], -1)
+            k, v = (F.pad(each, (0, 0, 0, 1)) for each in (k, v))
         if bias is None:
             output = F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scaling)
         else:  # not every kernel takes a row of nothing but -inf
@@ -235,6 +247,7 @@ def attend(
     scaling: float,
     result: Tensor,
     trains: bool,
+    sink: Tensor | None,
 ) -> Tensor | None:
     """Adds one part's attention to the result.
 
@@ -249,6 +262,7 @@ def attend(
         scaling: Factor of the scores.
         result: Where the attention is added.
         trains: Whether a gradient is asked for.
+        sink: Learned sinks, as the queries; None = none.
 
     Returns:
         The log-sum-exp of the scores, where a gradient needs it.
@@ -257,7 +271,7 @@ def attend(
     q = read(part, unit, query)
     k, v = (read(part, unit, each, keys=True) for each in others)
     bias = bias_of(part, seen, unit, q)
-    few = k.shape[2] <= FEW and bias is None
+    few = k.shape[2] <= FEW and bias is None and sink is None
     if few and not trains and q.dtype.itemsize >= 4:
         rows, columns, weighed = (some.flatten(0, 1) for some in (q, k, v))
         scores = torch.baddbmm(q.new_zeros(()), rows, columns.mT, beta=0, alpha=scaling)
@@ -266,6 +280,10 @@ def attend(
     output, total = CPU._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=bias, scale=scaling
     )
+    if sink is not None:
+        before, column = total, read(part, unit, sink)[..., 0].to(total)
+        total = torch.logaddexp(total, column)
+        output = output * (before - total).exp()[..., None].to(output)
     write(part, unit, result, output)
     return total if trains else None
 
@@ -279,8 +297,12 @@ def attend_backward(
     total: Tensor,
     scaling: float,
     grads: list[Tensor],
+    sink: Tensor | None,
 ) -> None:
-    """Adds one part's gradients to those of queries, keys and values.
+    """Adds one part's gradients to those of queries, keys, values and learned sinks.
+
+    With the sink in the log-sum-exp and in the result, the kernel for attention without one
+    computes the others: dL/dscore = P (<g, v> - <g, y>), of the sink -P <g, y>.
 
     Args:
         part: The work.
@@ -291,6 +313,7 @@ def attend_backward(
         total: Log-sum-exp of the scores.
         scaling: Factor of the scores.
         grads: Where the gradients are added.
+        sink: Learned sinks; None = none.
     """
     up, q, output = (read(part, unit, each) for each in queries)
     k, v = (read(part, unit, each, keys=True) for each in keys)
@@ -298,8 +321,11 @@ def attend_backward(
     some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
         up, q, k, v, output, total, 0.0, False, attn_mask=bias, scale=scaling
     )
-    for states, piece, of_keys in zip(grads, some, (False, True, True), strict=True):
+    for states, piece, of_keys in zip(grads[:3], some, (False, True, True), strict=True):
         write(part, unit, states, piece, keys=of_keys)
+    if sink is not None:
+        share = (read(part, unit, sink)[..., 0] - total).exp()
+        write(part, unit, grads[3], -(share * (up * output).sum(-1)).to(up)[..., None])
 
 
 class InCache(torch.autograd.Function):
@@ -314,6 +340,7 @@ class InCache(torch.autograd.Function):
         seen: Tensor | None,
         plan: GatherPlan,
         scaling: float,
+        sink: Tensor | None,
     ) -> Tensor:
         """Attends.
 
@@ -326,27 +353,29 @@ class InCache(torch.autograd.Function):
             seen: bool `[groups, units, unit]`, visible keys; None = all.
             plan: The plan.
             scaling: Factor of the scores.
+            sink: `[groups, units, unit]`, the learned sink of each query; None = none.
         """
         result = torch.zeros_like(query)
         trains, most = any(ctx.needs_input_grad), IN_CACHE * torch.get_num_threads()
         sums = [  # log-sum-exp of each part's scores
-            attend(part, plan.unit, [query, key, value], seen, scaling, result, trains)
+            attend(part, plan.unit, [query, key, value], seen, scaling, result, trains, sink)
             for part in parts_of(plan, query, most, keeps=True, trains=trains)
         ]
-        ctx.save_for_backward(query, key, value, seen, result, *sums)
+        ctx.save_for_backward(query, key, value, seen, sink, result, *sums)
         ctx.plan, ctx.scaling = plan, scaling
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of queries, keys and values."""
-        query, key, value, seen, result, *sums = ctx.saved_tensors
+        """Gradients of queries, keys, values and learned sinks."""
+        query, key, value, seen, sink, result, *sums = ctx.saved_tensors
         plan, grad = ctx.plan, grad.contiguous()
-        grads = [torch.zeros_like(states) for states in (query, key, value)]
+        tensors = [query, key, value] if sink is None else [query, key, value, sink]
+        grads = [torch.zeros_like(states) for states in tensors]
         most = IN_CACHE * torch.get_num_threads()
         parts = parts_of(plan, query, most, keeps=True, trains=True)
         queries, keys = [grad, query, result], [key, value]
         for part, total in zip(parts, sums, strict=True):
-            attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads)
-        return (*grads, None, None, None)
+            attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads, sink)
+        return (*grads[:3], None, None, None, *grads[3:], *[None] * (sink is None))
