@@ -220,7 +220,7 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
     partial = target.with_suffix(".partial")
     models: Any = AutoModelForCausalLM
     tokenizers: Any = AutoTokenizer
-    place = {"gguf_file": path.name, "trust_remote_code": False, "local_files_only": True}
+    how = {"gguf_file": path.name, "trust_remote_code": False, "local_files_only": True}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")), quiet():
@@ -228,12 +228,12 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
                 return target
             shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
             try:
-                read = models.from_pretrained(path.parent, dtype=torch.float32, **place)
+                read = models.from_pretrained(path.parent, dtype=torch.float32, **how)
                 for name in ("quantization_config", "_pre_quantization_dtype"):
                     vars(read.config).pop(name, None)  # else the folder is taken for quantised
                 made = models.from_config(read.config)
                 made.load_state_dict(read.state_dict())
-                tokenizer = tokenizers.from_pretrained(path.parent, **place)
+                tokenizer = tokenizers.from_pretrained(path.parent, **how)
             except (ImportError, *UNREADABLE) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise DataError(
@@ -286,13 +286,13 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     )
 
 
-def check_fit(name_or_folder: str | Path, each: int, place: torch.device) -> None:
+def check_fit(name_or_folder: str | Path, each: int, device: torch.device) -> None:
     """Refuses a checkpoint that a device has no room for; reads the heads of its files alone.
 
     Args:
         name_or_folder: As of `open_decoder`.
         each: Bytes in memory of each stored number, such as 2 of one in bfloat16.
-        place: The device.
+        device: That holds it.
 
     Raises:
         DataError: If they are more than the device has, or there is no such folder.
@@ -300,7 +300,7 @@ def check_fit(name_or_folder: str | Path, each: int, place: torch.device) -> Non
     if Path(name_or_folder).suffix.lower() == ".gguf":
         name_or_folder = convert_gguf(Path(name_or_folder))
     name, folder = find_folder(name_or_folder)
-    numbers, memory = 0, device_memory(place)
+    numbers, memory = 0, device_memory(device)
     for path in find_files(folder):
         if path.suffix == ".safetensors":
             with (
@@ -311,7 +311,7 @@ def check_fit(name_or_folder: str | Path, each: int, place: torch.device) -> Non
     if memory is not None and each * numbers > memory:
         raise DataError(
             f"{name} takes {each * numbers / 1e9:,.1f} GB ({numbers:,} numbers of {each} bytes), "
-            f"and {place} has {memory / 1e9:,.1f} GB; take a device with more, "
+            f"and {device} has {memory / 1e9:,.1f} GB; take a device with more, "
             "precision='bfloat16' (2 bytes where nothing is trained), or a smaller model: one "
             "over several cards is not supported"
         )
@@ -493,12 +493,12 @@ class LayerStates:
         first = 1 + max(layers, default=-1)  # the lowest layer that is run
         hooks = []
         try:
-            for place, layer in enumerate(self.layers):
-                if place < first:
+            for index, layer in enumerate(self.layers):
+                if index < first:
                     kept = self.outputs[number, first - 1]
                     layer.__dict__["forward"] = lambda *_, _kept=kept, **__: _kept
                 else:
-                    hooks.append(layer.register_forward_hook(self.keeper(number, place)))
+                    hooks.append(layer.register_forward_hook(self.keeper(number, index)))
             yield
         finally:
             for layer in self.layers:
@@ -513,8 +513,8 @@ class LayerStates:
         with self.batch(0):
             whole = model.features(tokens)
         kept = self.outputs
-        for place in {0, len(self.layers) // 2 - 1, len(self.layers) - 2} & {at for _, at in kept}:
-            self.outputs = {(0, place): kept[0, place]}
+        for index in {0, len(self.layers) // 2 - 1, len(self.layers) - 2} & {at for _, at in kept}:
+            self.outputs = {(0, index): kept[0, index]}
             try:
                 with self.batch(0):
                     again = model.features(tokens)
@@ -524,13 +524,13 @@ class LayerStates:
                 return False
         return True
 
-    def keeper(self, number: int, place: int) -> Any:
+    def keeper(self, number: int, index: int) -> Any:
         """A forward hook that keeps a layer's output, of every so many layers."""
 
         def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
             self.computed += 1
-            if place + 1 < len(self.layers) and place % self.every == self.every - 1:
-                self.outputs[number, place] = output
+            if index + 1 < len(self.layers) and index % self.every == self.every - 1:
+                self.outputs[number, index] = output
 
         return keep
 
