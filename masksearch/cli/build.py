@@ -22,7 +22,7 @@ from masksearch.cli.options import (
     JudgeOptions,
     OptionsError,
 )
-from masksearch.contracts import Evaluator, Executor, Record
+from masksearch.contracts import Evaluator, Executor, Record, read_split
 from masksearch.errors import check_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
@@ -101,8 +101,9 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
                 "to encoders; give one"
             )
         text = values.pop("decoder")
-        of_engine = {n: texts[n] for n in ("cache_layout", "serving", "sinks") if n in texts}
-        further = {name: each for name, each in texts.items() if name not in of_engine}
+        own = {n: plain_name(n) for n in texts}
+        of_engine = {own[n]: text for n, text in texts.items() if own[n] in OF_ENGINE}
+        further = {n: text for n, text in texts.items() if own[n] not in OF_ENGINE}
         evaluator: Evaluator = CausalEvaluator(
             text, **values, **further_settings(CausalEvaluator, further, values)
         )
@@ -212,7 +213,9 @@ def further_settings(
             raise unknown_setting(kind, name)
         if own in settings or own in values:
             raise OptionsError(f"--set {name} gives {own} a second time; give it once")
-        settings[own] = read_setting(name, text, hints[own])
+        settings[own] = read_setting(
+            name, read_split(text) if name == "half" else text, hints[own]
+        )
     return settings
 
 
@@ -354,20 +357,22 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
+OF_ENGINE = ("cache_layout", "serving", "sinks")  # settings of `EngineEvaluator`
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies
 GROUPS = ("text", "model", "training", "adapt")  # that older commands write before a setting
-RENAMED = {"how": "adapt", "keep": "keep_recovered"}  # behind "adapt."
-RENAMED |= {name: f"recover_{name}" for name in ("steps", "tokens", "lr")}
+RENAMED = {"half": "split", "account": "cache_layout"}  # names of older commands
+RENAMED |= {"adapt.how": "adapt", "adapt.keep": "keep_recovered"}
+RENAMED |= {f"adapt.{name}": f"recover_{name}" for name in ("steps", "tokens", "lr")}
 
 
 def plain_name(name: str) -> str:
-    """The name of an evaluator's setting without a group.
+    """The name of an evaluator's setting, where an older command gives it.
 
-    >>> plain_name("training.steps"), plain_name("adapt.steps")
-    ('steps', 'recover_steps')
+    >>> plain_name("training.steps"), plain_name("adapt.steps"), plain_name("half")
+    ('steps', 'recover_steps', 'split')
     """
     group, _, last = name.rpartition(".")
-    return RENAMED.get(last, last) if group == "adapt" else last if group in GROUPS else name
+    return RENAMED.get(name, last if group in GROUPS else name)
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:

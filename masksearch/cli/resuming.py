@@ -152,11 +152,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
     options = {name: follow(value) for name, value in options.items()}
     if "half" in options:  # as runs of earlier versions say it
         options["split"] = read_split(options.pop("half"))
-    if options.get("set"):
-        options["set"] = [
-            f"split={read_split(each[5:])}" if each.startswith("half=") else each
-            for each in options["set"]
-        ]
     if changed.get("set") and "set" in options:
         every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}

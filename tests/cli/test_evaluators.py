@@ -136,6 +136,8 @@ def test_settings_of_older_commands_keep_their_prefix(refused):
     first, second = (judge(corpus="a", glue="b", set=text) for text in texts)
     assert first == second != judge(corpus="a", glue="b")
     assert judge(decoder="a", set=["adapt.tokens=9"]).evaluator.recover_tokens == 9
+    assert judge(corpus="a", set=["half=final"]).split == "holdout"
+    assert judge(decoder="a", set=["account=vllm"]).cache_layout == "vllm"
     assert "gives steps a second time" in refused(corpus="a", steps=3, set=["training.steps=7"])
     assert "did you mean 'warmup'?" in refused(corpus="a", set=["training.warmpu=1"])
 
