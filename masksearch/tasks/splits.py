@@ -134,7 +134,7 @@ class TaskFiles:
     split: Split
 
     def content(self, files: list[Path]) -> tuple[str, ...]:
-        """What a hash of the rows is made of, beside the split: those files, and the limits."""
+        """The facts that a hash of the rows holds beside the split: these files and limits."""
         limits = self.rows, self.dev_rows, self.seed
         return (content_hash(files), str(len(files)), *map(str, limits))
 

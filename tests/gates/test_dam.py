@@ -81,6 +81,7 @@ def test_warmup_leaves_gates_alone_and_trains_weights():
     )
 
 
+@pytest.mark.filterwarnings("ignore:DAM")
 def test_gates_are_attached_only_for_the_run():
     trained, gates = model(), Gates(length=8, heads=2)
 
