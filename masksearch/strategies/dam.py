@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from masksearch import masks
 from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
-from masksearch.errors import MaskSearchError
+from masksearch.errors import MaskSearchError, SearchError
 from masksearch.files import path_inside
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.result import DamResult
@@ -87,6 +87,14 @@ class AfterFirstJob:
             self.left[record.number] = None if path is None else path_inside(self.run, path)
             self.lost = "" if path else record.reason or f"its job has left no {self.artifact}"
 
+    def refuse_lost(self) -> None:
+        """Raises SearchError, with the reason, where a first job has left no file."""
+        if self.lost:
+            raise SearchError(
+                f"strategy {self.origin!r} has no {self.artifact}, its first job has failed: "
+                f"{self.lost}; remove the cause, and the folder {self.run} or search in another one"
+            )
+
 
 class DamStrategy(AfterFirstJob):
     """Proposes a one-shot job, waits for its gates, then proposes their discretisations.
@@ -141,6 +149,7 @@ class DamStrategy(AfterFirstJob):
         """First the training, then one mask for each density.
 
         Raises:
+            SearchError: If the training has failed; gives its reason.
             ValueError: Before the training, if a density that was asked for is below one key a
                 row.
         """
@@ -155,7 +164,8 @@ class DamStrategy(AfterFirstJob):
                         f"{self.length} densities are at least {whole}{self.least:.4g}"
                     )
             return self.propose(OneShot(self.gates, self.config))
-        if self.lost or self.next > len(self.densities):
+        self.refuse_lost()
+        if self.next > len(self.densities):
             return "done"
         if not (path := self.left.get(0)):
             return "wait"

@@ -25,7 +25,7 @@ from masksearch.contracts import (
     Report,
     Shape,
 )
-from masksearch.errors import SearchError, check_name
+from masksearch.errors import check_name
 from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.discretise import at_sparsity, least_density, weights_of
 from masksearch.masks.measure import pair_weights
@@ -101,8 +101,7 @@ class PruneStrategy(AfterFirstJob):
         """
         if self.next > len(self.densities):
             return "done"
-        if self.lost:
-            raise SearchError(f"strategy {NAME!r} has no order of the edges: {self.lost}")
+        self.refuse_lost()
         if self.next == 0:
             return self.propose(Prune(self.config))
         if not (path := self.left.get(0)):

@@ -4,7 +4,7 @@ import pytest
 
 import masksearch as ms
 from masksearch.contracts import OneShot, Record, Shape
-from masksearch.errors import MaskSearchError
+from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.dam import one_shot_parts
 from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
@@ -134,4 +134,5 @@ def test_failed_training_ends_the_search(tmp_path):
     proposal = strategy.ask()
     assert strategy.ask() == "wait"
     strategy.tell(Record(0, "failed", proposal.job, error="no memory"))
-    assert strategy.ask() == "done"
+    with pytest.raises(SearchError, match="'dam' has no gates, its first job has failed: no mem"):
+        strategy.ask()
