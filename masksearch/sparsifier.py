@@ -384,19 +384,21 @@ def search_masks(request: Request, full: GlueEvaluator, limit: float) -> Study:
 
 
 def choose_candidates(study: Study, strategy: str, limit: float) -> dict[str, Record]:
-    """The best mask of the strategy and the best hand-designed one, by a search's rows.
+    """The best mask of the strategy and the best hand-designed one, by a search's rows. A kind of
+    which no mask has begun to learn in a trial's few steps is judged after the full recovery too.
 
     Raises:
         SearchError: If neither has learned anything.
     """
-    chosen: dict[str, Record] = {}
-    for role in ("trial", "baseline"):
-        records = [record for record in study.records() if record.role == role]
-        for best in ranked(records, study.objectives, budget=limit, baselines=True)[:1]:
-            chosen[best.name or strategy] = best
-    if not chosen:
+    records = study.records()
+    if not ranked(records, study.objectives, budget=limit, baselines=True):
         raise SearchError(
             f"no mask within {limit:g} of the pairs has learned anything; give a larger budget, "
             "or more steps of recovery (recover_steps)"
         )
+    chosen: dict[str, Record] = {}
+    for role in ("trial", "baseline"):
+        own = [record for record in records if record.role == role]
+        order = ranked(own, study.objectives, budget=limit, baselines=True, learned=False)
+        chosen |= {best.name or strategy: best for best in order[:1]}
     return chosen

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from toy_sentences import WORDS, write_lines
 from typer.testing import CliRunner
 
 import masksearch as ms
+from masksearch import masks
 from masksearch.cli.main import app
-from masksearch.errors import DataError
+from masksearch.contracts import Evaluate, Objective, Record
+from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
-from masksearch.sparsifier import Sparsified
+from masksearch.sparsifier import Sparsified, choose_candidates
 from masksearch.tasks.glue.columns import Columns
 
 QUICK = {
@@ -200,6 +203,33 @@ def test_a_killed_command_goes_on_and_repeats_nothing(place, tmp_path, moment):
     assert finished.items() <= after.items()
     straight = sparsify(place, tmp_path / "straight", strategy_options=None, seeds=3)
     assert f"budget 0.6: {straight.answer}" in done.stdout
+
+
+def test_of_a_kind_that_has_not_learned_in_a_few_steps_the_best_is_compared_too() -> None:
+    def judged(role: Any, name: str, score: float) -> Record:
+        values = {"STS-B": score, "STS-B/majority": 0.0, "STS-B/low": score - 0.1}
+        measures = {"sparsity": 0.9, "effective_sparsity": 0.9}
+        return Record(
+            0,
+            "done",
+            Evaluate(masks.window(1)),
+            values=values,
+            measures=measures,
+            name=name,
+            role=role,
+        )
+
+    hand = [judged("baseline", name, score) for name, score in (("a", 0.02), ("b", 0.06))]
+    objectives = (Objective("STS-B", "max", 0.0), Objective("sparsity", "max", 0.0))
+    study: Any = SimpleNamespace(
+        objectives=objectives, records=lambda: [judged("trial", "", 0.8), *hand]
+    )
+    assert [*choose_candidates(study, "dam", 0.2)] == ["dam", "b"]
+    study.records = lambda: hand
+    with pytest.raises(
+        SearchError, match=r"no mask within 0\.2 of the pairs has learned anything"
+    ):
+        choose_candidates(study, "dam", 0.2)
 
 
 @pytest.mark.nightly

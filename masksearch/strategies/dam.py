@@ -92,7 +92,7 @@ class AfterFirstJob:
         if self.lost:
             raise SearchError(
                 f"strategy {self.origin!r} has no {self.artifact}, its first job has failed: "
-                f"{self.lost}; remove the cause, and the folder {self.run} or search in another one"
+                f"{self.lost}; remove the cause and {self.run}, or search in another run folder"
             )
 
 
