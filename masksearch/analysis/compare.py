@@ -159,7 +159,8 @@ class ComparedMasks(ComparedRuns):
         """
         within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
         entries = [entry for entry in self.entries.values() if entry.name in within]
-        title = self.tasks[0] if len(self.tasks) == 1 else self.objectives[0].name
+        named = {task.partition("/")[0] for task in self.tasks}  # of each metric, by its task
+        title = named.pop() if len(named) == 1 else self.objectives[0].name
         return recommend(self, entries, self.difference, title)
 
     def opponents(
