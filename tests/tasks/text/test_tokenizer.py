@@ -99,6 +99,7 @@ def write_folder(
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:.* has no tokenizer_config.json")
 @settings(max_examples=60, deadline=None)
 @given(
     mark=st.sampled_from([None, "\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\x0b"]),
