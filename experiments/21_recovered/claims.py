@@ -98,8 +98,8 @@ PAGE = {
         *minus("hand", 0.12, "none"),
     ],
     "The plan's floor and that headline took {} hours of runs": [ours.hours(lines)],
-    "DAM at {} % minus the hand-designed mask within {} %, after the same steps, is {} [{}, {}] on "
-    "{} of the {} dense models; that DAM loses at most {} there is not shown": [
+    "DAM at {} % minus the hand-designed mask within {} %, after the same steps, is {} [{}, {}] "
+    "on {} of the {} dense models; that DAM loses at most {} there is not shown": [
         *(12, 25, *HEADLINE[["difference", "low", "high", "seeds"]], len(lines), MARGIN),
     ],
 }
