@@ -55,6 +55,11 @@ def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
         table = mask.dense(length, layers, heads)
     else:
         table = mask.bool().cpu().reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
+        if table.shape[-2:] != (length, length):
+            raise ValueError(
+                f"a table of {' x '.join(map(str, table.shape[-2:]))} cannot be drawn at length "
+                f"{length}; pass its own length"
+            )
     return fold_equal(table)
 
 
@@ -99,7 +104,8 @@ def plot_masks(
         sparsities: Name -> what its title says, in [0, 1]; None = shares of all n x n cells.
 
     Raises:
-        LengthError, LayerCountError, HeadCountError: If a mask was built for other counts.
+        ValueError: If a tensor has another length (LengthError for a mask).
+        LayerCountError, HeadCountError: If a mask was built for other counts.
     """
     tables = {name: planes(mask, length, layers, heads) for name, mask in masks.items()}
     shares = sparsities or {name: 1 - t.double().mean().item() for name, t in tables.items()}

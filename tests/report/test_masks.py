@@ -46,6 +46,8 @@ def test_picture_shows_the_bits():
     assert torch.equal(dark, masks.window(1).dense(8)[0, 0])
 
 
-def test_a_mask_of_other_heads_is_refused():
+def test_a_mask_of_other_heads_and_a_table_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="table of 8 x 8 cannot be drawn at length 16"):
+        plot_masks({"t": torch.ones(8, 8)}, 16)
     with pytest.raises(HeadCountError):
         plot_masks({"t": masks.per_head([masks.star(), masks.window(1)])}, 16, 1, 3)
