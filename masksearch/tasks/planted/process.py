@@ -338,6 +338,11 @@ class PlantedTask:
     held_out_sequences: int = 1024
     draw_number: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "held_out_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 sequence, got {getattr(self, name)}")
+
     @property
     def name(self) -> str:
         """The task's name."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import masksearch as ms
 from masksearch.contracts import Shape, generator
 from masksearch.masks.lower import lower
-from masksearch.tasks.planted.process import PlantedProcess, pair_by_offsets
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask, pair_by_offsets
 
 PROCESSES = [
     PlantedProcess(),
@@ -251,3 +251,8 @@ def test_digest_changes_with_every_field():
 def test_wrong_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PlantedProcess(**arguments)
+
+
+def test_a_task_without_sequences_is_refused():
+    with pytest.raises(ValueError, match="batch must be at least 1 sequence, got 0"):
+        PlantedTask(PlantedProcess(), batch=0)
