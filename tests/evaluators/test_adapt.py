@@ -251,6 +251,9 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:DAM.*attention has learned nothing", "ignore:the strategy has no more"
+)
 @pytest.mark.parametrize(("given", "used"), [({}, 5e-5), ({"lr": 1e-3}, 1e-3)])
 def test_a_checkpoint_is_trained_gently_beside_gates(data, cache, tmp_path, given, used):
     """At a rate for BERT (2e-5 to 5e-5: Devlin et al., arXiv 1810.04805, appendix A.3)."""
