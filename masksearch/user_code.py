@@ -1,13 +1,15 @@
-"""Functions and classes of a user, named as `path/to/file.py:name`, and what is asked of them.
+"""Code from outside of the package: functions and classes of a user, named as
+`path/to/file.py:name`, and what distributions beside this one add, found by entry points.
 
-The search spaces of the package are files like a user's, and can be named as modules.
+The search spaces of the package are files like a user's, and can be named as modules. The groups
+of entry points are `masksearch.strategies` (name -> a `Kind`), `masksearch.commands` (name -> a
+command) and `masksearch.parts` (name -> what one place here asks for).
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-import importlib.util
 import inspect
 import re
 import sys
@@ -17,11 +19,22 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, EllipsisType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import EvaluatorError, MaskSearchError, check_name, cut_middle, unknown_name
+from masksearch.errors import (
+    EvaluatorError,
+    MaskSearchError,
+    UnknownNameError,
+    check_name,
+    cut_middle,
+    install_command,
+    unknown_name,
+)
 from masksearch.files import text_hash
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
@@ -35,6 +48,11 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
 NEIGHBOURS: dict[str, Path] = {}  # modules that users' files have loaded from their folders
 PARSING = threading.Lock()  # Python 3.11 counts the parser's depth for all threads together
+EXTRAS = {  # group of entry points -> name -> the extra that brings it
+    "strategies": {"allocate": "serve"},
+    "commands": {"allocate": "serve"},
+    "parts": dict.fromkeys(("tasks", "EngineEvaluator", "masksearch-plan"), "serve"),
+}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -56,10 +74,10 @@ def load_file(path: Path) -> ModuleType:
             f"{path}: no such file; write FILE.py:NAME, or masksearch.spaces:NAME for a space of "
             "the package"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserCodeError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     folder = path.resolve().parent
     here = f"{folder}/."  # which no file of a user's removes, or finds there already
     for name in [n for n, of in NEIGHBOURS.items() if of != folder and beside(folder, n)]:
@@ -441,3 +459,30 @@ def check_evaluator(evaluator: object) -> None:
         inspect.signature(evaluator).bind(None, seed=0, workdir=None)
     except TypeError as error:
         raise refuse(f"cannot be called with (mask, seed=, workdir=): {error}") from error
+
+
+# -- distributions beside this one ---------------------------------------------------------------
+@cache
+def offered(group: str) -> dict[str, EntryPoint]:
+    """Name -> entry point of a group, of what can be imported."""
+    every = entry_points(group=f"masksearch.{group}")
+    return {each.name: each for each in every if find_spec(each.module.partition(".")[0])}
+
+
+def load_part(group: str, name: str, what: str) -> Any:
+    """The part that a distribution offers by that name; None where none is known.
+
+    Args:
+        group: As of `offered`.
+        name: The name.
+        what: What the name is of, in words.
+
+    Raises:
+        UnknownNameError: If it is missing; says what to install.
+    """
+    if name in offered(group):
+        return offered(group)[name].load()
+    if extra := EXTRAS[group].get(name):
+        remedy = install_command(extra)
+        raise UnknownNameError(f"{what} {name!r} needs masksearch-{extra}: {remedy}")
+    return None

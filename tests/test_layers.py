@@ -11,7 +11,7 @@ import pytest
 from tests.parsed import FILES, PACKAGE, SERVE, nodes_of, tree_of
 
 RANKS = [
-    {"errors", "files", "masks", "neighbours"},
+    {"errors", "files", "masks"},
     {"contracts", "user_code"},
     {"training", "tasks", "attention", "analysis"},
     {"models", "gates", "loggers", "study"},

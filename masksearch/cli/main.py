@@ -46,8 +46,7 @@ from masksearch.cli.search import (
     search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
-from masksearch.neighbours import load_part, offered
-from masksearch.user_code import load_file
+from masksearch.user_code import load_file, load_part, offered
 
 if TYPE_CHECKING:
     from masksearch.driver import Comparison, Study

@@ -69,7 +69,6 @@ from masksearch.models.decoders import (
     decoder,
     decoder_config,
 )
-from masksearch.neighbours import load_part
 from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 from masksearch.tasks.recall import NextTokenTask, Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
@@ -86,6 +85,7 @@ from masksearch.training.parts import (
     find_size,
     initial_spread,
 )
+from masksearch.user_code import load_part
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
