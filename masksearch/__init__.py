@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.executors.ray import RayTune as RayTune
     from masksearch.gates.config import DamConfig as DamConfig
     from masksearch.gates.dam import dam as dam
+    from masksearch.gates.gates import Gates as Gates
     from masksearch.gates.units import Units as Units
     from masksearch.gates.units import trim as trim
     from masksearch.loggers.console import progress as progress

@@ -436,7 +436,7 @@ def check_evaluator(evaluator: object) -> None:
         )
 
     if not isinstance(evaluator, Evaluator):
-        raise refuse("does not inherit masksearch.Evaluator")
+        raise refuse("does not inherit masksearch.contracts.Evaluator")
     attributes: dict[str, Any] = {}
     for name in ("shape", "objectives", "protocol"):
         try:
@@ -445,12 +445,13 @@ def check_evaluator(evaluator: object) -> None:
             inner = "" if error.name == name else f" that can be read ({error})"
             raise refuse(f"has no {name}{inner}") from error
     shape, objectives, protocol = attributes.values()
+    kind = "masksearch.contracts.Objective"
     if not isinstance(shape, Shape):
         raise refuse(f"has the shape {shape!r}, not a masksearch.Shape(length, layers, heads)")
     if not isinstance(objectives, tuple) or not objectives:
-        raise refuse(f"has the objectives {objectives!r}, not a tuple of masksearch.Objective")
+        raise refuse(f"has the objectives {objectives!r}, not a tuple of {kind}")
     if strange := [one for one in objectives if not isinstance(one, Objective)]:
-        raise refuse(f"has the objective {strange[0]!r}, not a masksearch.Objective")
+        raise refuse(f"has the objective {strange[0]!r}, not a {kind}")
     if not isinstance(protocol, str) or not protocol:
         raise refuse(f"has the protocol {protocol!r}, not a text that names what judges")
     if type(evaluator).__call__ is Evaluator.__call__:

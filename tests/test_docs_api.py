@@ -48,3 +48,22 @@ def test_every_name_says_what_it_is():
     ]
     assert len(things) > 100
     assert not silent
+
+
+ROOT = PAGE.parents[1]
+FOLDERS = ("docs", "masksearch", "masksearch-serve/masksearch_serve", "search_spaces", "notebooks")
+MENTION = re.compile(r"(?<![\w./])(?:masksearch|ms)\.([A-Za-z]\w+)")
+
+
+def test_names_that_pages_and_docstrings_mention_exist():
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in files if path.suffix in (".py", ".md", ".ipynb")]
+    rooms = {path.stem for path in (ROOT / "masksearch").iterdir()}
+    others = {"strategies", "commands", "parts", "json"}  # entry points, masksearch.json
+    missing = {
+        (path.name, name)
+        for path in [ROOT / "README.md", *texts]
+        for name in MENTION.findall(path.read_text("utf-8").replace("\\_", "_"))
+        if name not in rooms | others and not hasattr(ms, name)
+    }
+    assert not missing

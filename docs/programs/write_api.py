@@ -44,7 +44,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "CausalEvaluator CostEvaluator EngineEvaluator GlueEvaluator MlmEvaluator "
         "PlantedEvaluator",
     ),
-    "DAM, units, positions": ("masksearch", "dam DamConfig importance Units"),
+    "DAM, units, positions": ("masksearch", "dam DamConfig Gates importance Units"),
     "Files of your own": ("masksearch", "budget_of Shape trim"),
     "Parts of your own: types and protocols": (
         "masksearch.contracts",
@@ -74,7 +74,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "analysis.proxy_card.ProxyCard attention.cache_bytes.KvBytes "
         "attention.explain.Explanation evaluators.cost.WithCost evaluators.squad.SquadEvaluator "
         "evaluators.swag.SwagEvaluator "
-        "evaluators.wrappers.Cached gates.gates.Gates gates.result.DamResult "
+        "evaluators.wrappers.Cached gates.result.DamResult "
         "masks.lower.flex_block_mask masks.lower.lower masks.measure.fingerprint "
         "models.checkpoints.verify "
         "models.pretrained.open_pretrained models.pretrained.Pretrained "

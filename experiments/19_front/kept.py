@@ -1,7 +1,7 @@
 """Finished trials as lines of small files, from which a fresh clone goes on.
 
 A trial is known by the evaluator's protocol, the mask's fingerprint and the seed, as for
-`masksearch.Cached`: its lines fill the cache of an evaluator, so that a search that is begun again
+`Cached`: its lines fill the cache of an evaluator, so that a search that is begun again
 draws what it drew, and is answered what it was answered.
 """
 
@@ -26,7 +26,7 @@ class Kept:
 
     Args:
         path: The file; made where it is missing.
-        cache: Folder of a `masksearch.Cached` evaluator, which is filled.
+        cache: Folder of a `Cached` evaluator, which is filled.
     """
 
     def __init__(self, path: Path, cache: Path) -> None:

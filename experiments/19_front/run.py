@@ -29,7 +29,7 @@ from optuna.trial import FixedTrial
 from tables import ARMS, PLAN
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import contracts, masks
 from masksearch.evaluators.wrappers import Cached
 from masksearch.masks.baselines import densest, full_layers
 from masksearch.masks.measure import effective_density
@@ -52,7 +52,7 @@ class Front:
         self.sizes = PLAN["budgets"] | (SMALL if self.smoke else {})
         self.budgets: list[float] = self.sizes["densities"]
         self.most = 1 if self.smoke else None  # of what is repeated
-        self.executor: ms.Executor = ms.RayTune(slots=given.slots)
+        self.executor: contracts.Executor = ms.RayTune(slots=given.slots)
         if given.device == "cuda":  # processes that share the card
             self.executor = ms.Local(slots=given.slots, gpus=1 / given.slots, threads=1)
         if not (self.runs / "rows" / "judge").is_dir():

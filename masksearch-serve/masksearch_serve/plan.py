@@ -32,7 +32,7 @@ class Plan:
 
     Args:
         model: Of the model: `name`, `architecture`, and `digest`, a hash over the bytes of its
-            configuration and weights (`masksearch.open_decoder(folder).digest`).
+            configuration and weights (`masksearch.models.decoders.open_decoder(folder).digest`).
         unit: `"layer"`, `"kv_head"` or `"head"`.
         levels: The masks of a unit, from the local one to the full one.
         units: The level of each unit.

@@ -80,7 +80,7 @@ class Mask:
     """Base of all masks. Build masks with the names of `masksearch.masks`.
 
     Masks combine with `|` (either allows), `&` (both allow), `~` (complement) and `-`
-    (without). Equality and hash are structural; `masksearch.fingerprint` compares bits.
+    (without). Equality and hash are structural; `masks.measure.fingerprint` compares bits.
 
     A mask of one's own is a frozen dataclass with a `kind` and one method, `allows`: it then
     prints, parses, stores, attaches and searches like the others. Its fields are whole numbers,
@@ -503,7 +503,7 @@ class Mask:
 
         Random keys (as a list for each query) and tables become captured tensors; a mask that
         differs by layer is taken apart with `layer_of` first. A compiled FlexAttention has a graph
-        for each expression; `masksearch.flex_block_mask` makes a predicate with one for all.
+        for each expression; `masks.lower.flex_block_mask` makes a predicate with one for all.
 
         Args:
             length: Positions.

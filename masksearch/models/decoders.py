@@ -257,7 +257,7 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
 
     Args:
         name_or_folder: A folder with `config.json` and `*.safetensors`, or a name on the Hugging
-            Face Hub, as `masksearch.open_pretrained` takes them; or a GGUF file, see
+            Face Hub, as `models.pretrained.open_pretrained` takes them; or a GGUF file, see
             `convert_gguf`.
 
     Raises:

@@ -84,7 +84,7 @@ ANSWERS = {
     "Loose": (2, ["2 of 2 results differ"]),
     "Misspelt": (2, ["fails: full(): EvaluatorError: the last report of Misspelt lacks loss"]),
     "Strategy": (0, ["4 proposals", "  #3: window(4)", "--strategy own.py:Strategy"]),
-    "three": (2, ["error: int does not inherit masksearch.Evaluator"]),
+    "three": (2, ["error: int does not inherit masksearch.contracts.Evaluator"]),
     "missing": (2, ["unknown function or class in own.py 'missing'"]),
 }  # fmt: skip
 
