@@ -252,7 +252,7 @@ class ModelConfig(Settings):
 
     Args:
         weights: A checkpoint to start from: a folder or a name on the Hugging Face Hub, see
-            `masksearch.models.checkpoints.open_pretrained`, of decoders also a GGUF file; None =
+            `masksearch.models.pretrained.open_pretrained`, of decoders also a GGUF file; None =
             random weights.
         size: Layers x width x heads of the model: "nano" (1x64x2), "tiny" (2x128x4), "mini"
             (4x256x4), "small" (4x512x8), "medium" (8x512x8), "base" (12x768x12), or your own as
