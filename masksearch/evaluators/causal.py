@@ -497,7 +497,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     def adapted(self, mask: Mask, *, seed: int) -> nn.Module:
         """The decoder that a mask is judged on, in evaluation mode, with the mask attached: what
         `__call__` makes and does not keep. It is trained anew with `"recover"` and `"train"`;
-        `detach`, `to_native` and `save_masked` take it."""
+        `detach`, `to_native` and `save_pretrained` take it."""
         model, config, teacher = self.under(mask, seed)
         if self.adapts != "none":
             for _ in self.trainer.steps(model, config, seed, None, teacher=teacher):

@@ -3,7 +3,7 @@
 `Units` is the vocabulary of `strategy="allocate"`, and a search space over the same masks for
 any other strategy.
 
-`Switches` are gates that choose one of these masks for each unit. With y_o the attention of a unit
+`Gates("switch", ..)` chooses one of these masks for each unit. With y_o the attention of a unit
 under level o, the output is y of the level that was drawn: what the mask will compute. The gate of
 level o learns from <dL/dy, y_o - y>, which is what moving from the drawn level towards o does to
 the loss, exactly to first order. A unit that changes as a whole is not the sum of its edges, each
