@@ -80,7 +80,7 @@ def test_examples_of_training_work(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     shutil.copy(Path(__file__).parents[2] / "README.md", tmp_path)
-    for name, number in (("compare", 2), ("pretrain", 0), ("attach", 1)):
+    for name, number in (("compare", 2), ("pretrain", 0)):
         command(*examples(name)[number])
 
 

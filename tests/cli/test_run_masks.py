@@ -231,4 +231,4 @@ def test_compare_front_judges_a_searchs_front_and_resumes(job, command, monkeypa
     out, _ = command("report", "y")
     assert "hypervolume, searched minus hand-designed" in out
     err = command.refused("compare", "--front", "none", "--run", "z")
-    assert err == "error: none holds no study (no study.db); run a search first\n"
+    assert err.endswith("/runs/none holds no study (no study.db); run a search first\n")
