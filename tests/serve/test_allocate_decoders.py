@@ -16,15 +16,13 @@ import masksearch as ms
 from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
-from masksearch.gates.unit_costs import unit_costs
 from masksearch.masks.lower import lower
-from masksearch.strategies.build import Wanted
+from masksearch.strategies.build import build_strategy
 from masksearch.tasks.recall import Recall
 from masksearch_bench.tree import tree_values
 from masksearch_serve.allocate import (
     AllocateStrategy,
     Costs,
-    build_allocation,
     totals_by_count,
 )
 
@@ -33,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
 def build_allocate(options, evaluator, run):
     """The strategy of a search with these options."""
-    return build_allocation(Wanted("allocate", None, evaluator, 0, run, options, {}))
+    return build_strategy("allocate", None, evaluator, seed=0, run=run, options=options)
 
 
 WORDS = [f"w{number}" for number in range(12)]
@@ -59,7 +57,9 @@ def evaluator(folder: Path, **settings) -> ms.CausalEvaluator:
 class Accounts:
     """Stands for an evaluator that counts bytes alone."""
 
+    shape, kv_head_count = SHAPE, KV_HEADS
     measure_names = ("kv_bytes", "kv_bytes_per_head")
+    objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
     config = LlamaConfig(
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS
     )
@@ -100,14 +100,15 @@ def test_a_kv_head_is_all_heads_that_share_its_keys():
     ],
 )
 def test_an_exact_mask_is_the_best_of_all_within_its_bytes(unit, cost, levels):
-    units = Units(SHAPE, levels, unit, KV_HEADS)
-    costs = unit_costs(units, Accounts(), cost)
+    options = {"unit": unit, "levels": levels, "cost": cost, "budgets": [0.5]}
+    strategy = build_allocate(options, Accounts(), Path())
+    units = strategy.units
     draw = torch.Generator().manual_seed(1)
     worth = torch.randn(len(units.names), len(levels), generator=draw).tolist()
     every = list(itertools.product(range(len(levels)), repeat=len(units.names)))
     shares = {each: Accounts().measures_of(units.mask(each))[cost] for each in every}
     for budget in (0.45, 0.5, 0.7, 1.0):
-        [found] = Costs(costs).solve(worth, budget)
+        [found] = strategy.costs.solve(worth, budget)
 
         def value(levels):
             return sum(worth[unit][level] for unit, level in enumerate(levels))
@@ -119,17 +120,16 @@ def test_an_exact_mask_is_the_best_of_all_within_its_bytes(unit, cost, levels):
 
 def test_bytes_that_do_not_add_up_are_refused():
     for unit in ("head", "kv_head"):
-        units = Units(SHAPE, (LOCAL, masks.full()), unit, KV_HEADS)
+        options = {"unit": unit, "levels": LOCAL, "cost": "kv_bytes", "budgets": [0.5]}
         with pytest.raises(SearchError, match=r"kv_bytes does not add up .*take unit='layer'"):
-            unit_costs(units, Accounts(), "kv_bytes")
+            build_allocate(options, Accounts(), Path())
 
 
 class Engine(Accounts):
     """A decoder of 12 layers whose cache is vLLM's."""
 
     shape = ms.Shape(LENGTH, 12, HEADS, causal=True)
-    kv_head_count, measure_names = KV_HEADS, ("kv_bytes",)
-    objectives = (Objective("loss", "min", 10.0), Objective("kv_bytes", "min", 1.0))
+    measure_names = ("kv_bytes",)
 
     def measures_of(self, mask):
         config = copy.copy(self.config)
@@ -214,7 +214,6 @@ def exchanged(loss, levels, layers, *, one_window=False, budgets=BUDGETS):
     judge = Accounts()
     judge.config = LlamaConfig(num_hidden_layers=layers, num_attention_heads=HEADS)
     judge.shape, judge.kv_head_count = Shape(LENGTH, layers, HEADS, causal=True), HEADS
-    judge.objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
     options = {"unit": "layer", "levels": levels, "method": "exchange", "budgets": budgets}
     strategy = build_allocate(options | {"one_window": one_window}, judge, Path())
     return strategy, judge_all(strategy, loss), judge
@@ -295,12 +294,9 @@ def test_exchange_stays_where_nothing_is_better():
     ],
 )
 def test_exchange_refuses(options, problem):
-    judge = Accounts()
-    judge.shape, judge.kv_head_count = SHAPE, KV_HEADS
-    judge.objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
     usual = {"unit": "layer", "levels": WINDOWS, "method": "exchange", "budgets": [0.5]}
     with pytest.raises(ValueError, match=problem):
-        build_allocate(usual | options, judge, Path())
+        build_allocate(usual | options, Accounts(), Path())
 
 
 # -- searches ----------------------------------------------------------------------------------
