@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
@@ -23,17 +24,7 @@ from masksearch import masks
 from masksearch.errors import HeadCountError, UnknownNameError
 from masksearch_serve.native import from_native
 
-SIZES = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
+SIZES = sizes(99, 32, 3, 4, 48, 256, pad_token_id=0, bos_token_id=1, eos_token_id=None)
 GROUPED = SIZES | {"num_key_value_heads": 2}
 EVERYTHING = {"layer_types": ["full_attention"] * 3}
 BOUND = {  # full layers have no rotary positions, so that layers keep their kind
@@ -253,14 +244,6 @@ def test_windows_are_those_of_transformers_mask_functions():
         table = from_native(config).dense(9)[0, 0]
         for q, k in product(torch.arange(9), repeat=2):
             assert table[q, k] == function(0, 0, q, k)
-
-
-@pytest.mark.parametrize(
-    "mask", [masks.window(5) | masks.window(3), masks.window(3) | masks.window(5)]
-)
-def test_a_union_of_windows_is_the_widest_and_a_cut_the_narrowest(mask):
-    assert ms.to_native(QWEN, mask).sliding_window == 6
-    assert ms.to_native(QWEN, masks.window(5) & masks.window(3)).sliding_window == 4
 
 
 # -- what is refused ---------------------------------------------------------------------------
