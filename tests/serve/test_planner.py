@@ -14,8 +14,6 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.report.tables import front_table
-from masksearch.study.references import within_budgets
 from masksearch_serve.plan import Plan, describe_rival, describe_units, report_lines
 from masksearch_serve.planner import (
     DecoderOnText,
@@ -229,39 +227,25 @@ def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("interval", "more", "said"),
     [
-        (
-            {"difference": 0.2, "low": 0.1, "high": 0.3},
-            "the plan is shown to be better: +0.2000 [",
-        ),
-        (
-            {"difference": -0.2, "low": -0.3, "high": -0.1},
-            "it is shown to be better than the plan",
-        ),
-        ({"difference": 0.2, "low": -0.1, "high": 0.5}, "neither is shown to be better: +0.2000"),
-        ({"difference": 0.2}, "neither is shown to be better: +0.2000 nats a token"),
-        (
-            {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12},
-            "the plan is better on 12 documents alone, too few to speak of other texts: +0.2000",
-        ),
-        (
-            {"difference": 0.2, "low": -0.1, "high": 0.3, "documents": 12, "pieces_of": 1},
-            "neither can be shown to be better on 12 pieces of 1 document: +0.2000 [",
-        ),
-        (
-            {"difference": -0.2, "low": -0.3, "high": -0.1, "documents": 12, "pieces_of": 15},
-            "it is better than the plan on 12 pieces of 15 documents alone, too few to speak of",
-        ),
-        (
-            {"difference": -0.2, "low": -0.3, "high": -0.1, "is_plan": True, "searched": "all"},
-            "this is the plan, as it is better than what the search chose (all) on unseen text: "
-            "-0.2000 [",
-        ),
+        ((0.2, 0.1, 0.3), {}, "the plan is shown to be better: +0.2000 ["),
+        ((-0.2, -0.3, -0.1), {}, "it is shown to be better than the plan"),
+        ((0.2, -0.1, 0.5), {}, "neither is shown to be better: +0.2000"),
+        ((0.2,), {}, "neither is shown to be better: +0.2000 nats a token"),
+        ((0.2, 0.1, 0.3), {"documents": 12},
+         "the plan is better on 12 documents alone, too few to speak of other texts: +0.2000"),
+        ((0.2, -0.1, 0.3), {"documents": 12, "pieces_of": 1},
+         "neither can be shown to be better on 12 pieces of 1 document: +0.2000 ["),
+        ((-0.2, -0.3, -0.1), {"documents": 12, "pieces_of": 15},
+         "it is better than the plan on 12 pieces of 15 documents alone, too few to speak of"),
+        ((-0.2, -0.3, -0.1), {"is_plan": True, "searched": "all"}, "this is the plan, as it is "
+         "better than what the search chose (all) on unseen text: -0.2000 ["),
     ],
-)
-def test_rival_in_words(found, said):
-    assert describe_rival(found).startswith(said)
+)  # fmt: skip
+def test_rival_in_words(interval, more, said):
+    found = dict(zip(("difference", "low", "high"), interval, strict=False))
+    assert describe_rival(found | more).startswith(said)
 
 
 @pytest.mark.slow
@@ -356,10 +340,6 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
             r"got window\(23\) \(1 of .*drop what is as wide as the text",
         ),
         ({"local": WINDOWS, "budget": 0.01}, ValueError, r"the cheapest masks of all units cost"),
-        ({"method": "greed"}, ValueError, r"'greed'; did you mean 'greedy'"),
-        ({"method": "restore", "tries": 2}, ValueError, r"a round of method='greedy'"),
-        ({"device": "cuda:99"}, ValueError, r"no device 'cuda:99' on this machine; take 'auto'"),
-        ({"precision": "half"}, ValueError, r"unknown precision 'half'. Known: float32, bfloat16"),
     ],
     ids=str,
 )
@@ -426,19 +406,12 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
     assert said.startswith(f"{len(inside)} of {len(records)} trials judged a mask within 0.6, and")
     assert f"the best has nll {min(inside):.4f}, the guess 2.5000: give a larger budget" in said
     assert "more trials" not in said
-    _, missing, _ = within_budgets({"mine": str(tmp_path)}, [0.6])
-    assert missing["mine within 0.6"] == said
 
 
 def test_a_model_in_memory_is_refused(place, tmp_path):
     model = AutoModelForCausalLM.from_pretrained("model")
     with pytest.raises(TypeError, match="got LlamaForCausalLM: save it with its tokenizer"):
         ms.allocate(model, "text", run=tmp_path)
-
-
-def test_rows_of_tasks_reach_the_judge(tmp_path):
-    with pytest.raises(ValueError, match="task_rows"):
-        allocate(tmp_path, tasks=["passkey"], task_rows=0)
 
 
 @pytest.mark.slow
@@ -485,6 +458,5 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     assert f"the served form adds at most {most:.3f} nats in each: " in page
     said = "\n".join(report_lines(plan, tmp_path / "plan.json", "model"))
     assert f"adds at most {max(added.values()):.3f} nats in each: " in said
-    front = front_table({"allocate": study.records()}, study.objectives)
     parts = {f"nll increase/{name}" for name in ("text", "retrieval", "answering")}
-    assert {"max nll increase", *parts} <= {cell.text for cell in front.head}
+    assert all(name in repr(study) for name in ("max nll increase", *parts))
