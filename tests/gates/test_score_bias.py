@@ -11,12 +11,10 @@ from masksearch.attention.call import AttentionCall
 from masksearch.gates.estimators import FORMS
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
 flip = FORMS["flip"]
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 4
 SCALING = 0.6
-SIZES = (LENGTH, HEADS, 1)
 ALL_FORMS = {
     **FORMS,
     "soft": FORMS["log"],
@@ -210,17 +208,6 @@ def switched_off() -> Gates:
     return gates
 
 
-def thinned() -> ThinnedAttention:
-    bank = ThinnedAttention(*SIZES)
-    bank.removed = ~(hard_gate(1).detach()[None] > 0.5)
-    return bank
-
-
-def nothing(layer: int, first: Tensor, valid: Tensor) -> None:
-    """What the studied attention is shown to."""
-
-
-EVERYTHING = torch.ones(1, 1, 1, dtype=torch.float64)
 BANKS: dict[str, tuple[Callable[[], Any], Tensor]] = {
     **{
         form: (
@@ -230,10 +217,7 @@ BANKS: dict[str, tuple[Callable[[], Any], Tensor]] = {
         for form in FORMS
     },
     "published": (lambda: drawn(PublishedGates(length=LENGTH, heads=HEADS)), hard_gate().detach()),
-    "off": (switched_off, EVERYTHING),
-    "watched": (lambda: WatchedAttention(*SIZES, nothing), EVERYTHING),
-    "flipped": (lambda: FlippedAttention(*SIZES, nothing), EVERYTHING),
-    "thinned": (thinned, EVERYTHING),
+    "off": (switched_off, torch.ones(1, 1, 1, dtype=torch.float64)),
 }
 
 
@@ -245,12 +229,6 @@ def test_banks_add_the_bias_and_learn_it(name, visible, shape):
     bank = make()
     tensors, bias = parts(), score_bias(shape)
     got = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=bias))
-    if name == "thinned":  # only pairs of two real tokens are dropped
-        real = torch.ones(BATCH, LENGTH, dtype=torch.bool)
-        if visible is not None:
-            real[1, 3:] = False
-        pairs = (real[:, :, None] & real[:, None, :])[:, None]
-        factor = torch.where(pairs, hard_gate(1).detach()[None], 1.0)
     want = written_out(*tensors, visible, bias, factor=factor)
     torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-6)
     leaves = [*tensors, bias]
@@ -263,31 +241,3 @@ def test_banks_add_the_bias_and_learn_it(name, visible, shape):
     same = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=zero))
     torch.testing.assert_close(same, without, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(got, without, atol=1e-2)
-
-
-def test_each_sequences_gate_is_flipped_under_the_bias():
-    seen: list[Tensor] = []
-    bank = FlippedAttention(*SIZES, lambda layer, gate, valid: seen.append(gate))
-    tensors, bias = parts(), score_bias()
-    out = bank.attend(0, AttentionCall(*tensors, scaling=SCALING, bias=bias))
-    (found,) = torch.autograd.grad((out * upstream()).sum(), seen[0])
-    one = torch.ones(HEADS, LENGTH, LENGTH, requires_grad=True)
-    for row in range(BATCH):
-        alone = flip(
-            AttentionCall(*(part[row : row + 1] for part in tensors), scaling=SCALING, bias=bias),
-            one,
-        )
-        (want,) = torch.autograd.grad((alone * upstream()[row]).sum(), one)
-        torch.testing.assert_close(found[row * HEADS : (row + 1) * HEADS], want)
-
-
-@pytest.mark.parametrize("name", ["log", "watched", "thinned", "off"])
-def test_the_biass_gradient_matches_finite_differences(name: str):
-    bank = BANKS[name][0]()
-    assert torch.autograd.gradcheck(
-        lambda *given: bank.attend(
-            0, AttentionCall(*given[:3], visible=padding(), scaling=SCALING, bias=given[3])
-        ),
-        (*parts(), score_bias()),
-        fast_mode=True,
-    )
