@@ -162,16 +162,18 @@ def test_invisible_keys_ignore_their_bias(form: str):
 
 
 @pytest.mark.parametrize("form", ALL_FORMS)
-def test_low_precision_keeps_the_dtypes(form: str, device: str):
-    low = moved(device, *(part.bfloat16() for part in parts()))
+def test_low_precision_keeps_the_dtypes_and_is_finite_under_extreme_scores(form, device):
+    query, key, value = parts()
+    low = moved(device, *(part.bfloat16() for part in (60 * query, 60 * key, value)))
     gate, bias = moved(device, hard_gate().float(), score_bias().float())
     seen = padding().to(device)
     out = ALL_FORMS[form](
         AttentionCall(*low, visible=seen, dropout=0.3, scaling=SCALING, bias=bias), gate
     )
     assert out.dtype == torch.bfloat16
-    grads = torch.autograd.grad(out.float().sum(), [*low, bias])
-    assert [grad.dtype for grad in grads] == [torch.bfloat16] * 3 + [torch.float32]
+    assert out.isfinite().all()
+    grads = torch.autograd.grad(out.float().square().sum(), [*low, bias, gate])
+    assert [grad.dtype for grad in grads] == [torch.bfloat16] * 3 + [torch.float32] * 2
     assert all(grad.isfinite().all() for grad in grads)
 
 
