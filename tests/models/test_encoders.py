@@ -76,17 +76,6 @@ def test_dropout_reaches_every_architecture(architecture):
         assert torch.equal(one, two) is not moves
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_padding_changes_nothing(architecture):
-    model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
-    given = tokens(1, 6) % 36 + 4
-    padded = torch.cat([given, torch.full((1, 5), 3)], 1)
-    visible = (torch.arange(11) < 6).long()[None]
-    alone = model(input_ids=given).last_hidden_state
-    inside = model(input_ids=padded, attention_mask=visible).last_hidden_state[:, :6]
-    assert torch.allclose(alone, inside, atol=1e-5)
-
-
 def test_sparsebert_is_bert_base_as_published():
     model = MlmEvaluator.preset("sparsebert", "corpus")
     assert model.size == "base"
