@@ -17,6 +17,7 @@ from architectures import (
     TEXT,
     Architecture,
     built,
+    seeded,
 )
 from attention_oracles import StandIn, crossings, formula, gates_of, square, table
 from torch import Tensor, nn
@@ -374,9 +375,8 @@ PARTS = ("encoder", "decoder", "cross")
 
 
 def generating(name: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return GENERATORS[name](2, 40).eval()
+    model: nn.Module = seeded(lambda: GENERATORS[name](2, 40))
+    return model
 
 
 def put_on_all(name: str, model: nn.Module, way: str) -> nn.Module:

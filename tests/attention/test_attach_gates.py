@@ -74,16 +74,6 @@ def test_gates_are_drawn_once_and_see_layer_and_padding(name):
     assert bank.draws == 2
 
 
-def test_gates_see_causality_without_padding():
-    model, bank = ARCHITECTURES["gpt2"].made(), Bank(layers=1)
-    tokens = {"input_ids": generated(1, TEXT)}
-    before = output(model, tokens)
-    assert torch.allclose(output(attach(model, bank), tokens), before, atol=1e-5)
-    assert [call["layer"] for call in bank.calls] == [0, 0]
-    visible = bank.calls[0]["visible"]
-    assert torch.equal(visible[0, 0], torch.ones(TEXT, TEXT, dtype=torch.bool).tril())
-
-
 def test_gates_see_attention_dropout_in_training():
     config = hf.BertConfig(**{**BERT, "attention_probs_dropout_prob": 0.25}, num_hidden_layers=1)
     model, bank = hf.BertModel(config).train(), Bank(layers=1)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from architectures import seeded
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -13,11 +14,6 @@ from masksearch import masks
 
 DOGE = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 DOGE |= {"num_key_value_heads": 2, "intermediate_size": 48, "pad_token_id": 0}
-
-
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return make().eval()
 
 
 def moved(run: Callable[[Tensor], Tensor], ids: Tensor, kept: int) -> float:

@@ -115,23 +115,6 @@ def test_auto_on_a_card_takes_flex_where_blocks_are_empty(mask):
         assert torch.allclose(ours, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "part", "reason"),
-    [
-        ("t5-encoder", "encoder", "the model adds a bias to the scores: SDPA computes"),
-        ("bart-cross", "cross", "cross-attention: SDPA computes"),
-    ],
-)
-def test_what_only_sdpa_computes_is_remembered(name, part, reason):
-    at = ARCHITECTURES[name]
-    model, given = at.made(layers=1), at.inputs(3)
-    mask = masks.stride(2) | masks.global_tokens(1)
-    expected = run(name, attach(model, mask, part=part), given)
-    found = run(name, attach(model, mask, backend="gather", part=part), given)
-    assert torch.equal(found, expected)
-    assert [state.fallback for state in states(model)] == [reason]
-
-
 def test_a_mask_of_the_caller_is_computed_by_sdpa():
     at = ARCHITECTURES["bert"]
     model, tokens = at.made(layers=1), at.inputs()["input_ids"]

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
-from masksearch.attention.kernels import flex
-from masksearch.attention.kernels import gather as kernels
+from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import FORMS
 from masksearch.positions.attention_maps import attention_maps
@@ -252,7 +251,7 @@ def test_gather_with_sinks_equals_the_definition(length, text, density, own, pad
     how: dict[str, Any] = {"scaling": call.scaling, "visible": real if padded else None}
     ours = [gather_attention(*states, plan, sinks=call.sinks, **how)]
     with pytest.MonkeyPatch.context() as patch:  # the parts for other devices
-        patch.setattr(kernels.InCache, "apply", None)
+        patch.setattr("masksearch.attention.kernels.gather.InCache.apply", None)
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         ours.append(gather_attention(*states, plan, sinks=call.sinks, **how))
     check(call, *ours)
@@ -282,13 +281,14 @@ def test_flex_attention_takes_sinks_from_the_log_sum_exp(monkeypatch, device):
     from torch.nn.attention.flex_attention import flex_attention
 
     if device == "cpu":
-        monkeypatch.setattr(flex, "compiled", lambda kind: flex_attention)
+        compiled = "masksearch.attention.kernels.flex.compiled"
+        monkeypatch.setattr(compiled, lambda kind: flex_attention)
     mask = masks.columns(2) | masks.window(4)
-    plan = flex.FlexPlan.of_mask(mask, 32, 16, device)
+    plan = FlexPlan.of_mask(mask, 32, 16, device)
     call = random_call(HEADS, 32, mask.dense(32)[0].to(device))
     floats = {name: getattr(call, name).detach().float().to(device) for name in FLOATS}
     call = replace(call, **floats)
-    found = flex.flex_attention_under(
+    found = flex_attention_under(
         call.query, call.key, call.value, plan, scaling=call.scaling, sinks=call.sinks
     )
     torch.testing.assert_close(found, with_a_column(call), atol=1e-5, rtol=1e-5)
