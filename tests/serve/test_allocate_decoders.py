@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoder import tiny_decoder, written_text
 from transformers import LlamaConfig
 
 import masksearch as ms
@@ -34,24 +33,14 @@ def build_allocate(options, evaluator, run):
     return build_strategy("allocate", None, evaluator, seed=0, run=run, options=options)
 
 
-WORDS = [f"w{number}" for number in range(12)]
 LOCAL = masks.window(2) | masks.columns(1)
 LENGTH, LAYERS, HEADS, KV_HEADS = 12, 3, 4, 2
 SHAPE = Shape(LENGTH, LAYERS, HEADS, causal=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 40 articles, and a decoder of 3 layers of 4 heads, 2 KV heads."""
-    place = tmp_path_factory.mktemp("decoder")
-    tiny_decoder(place / "model", [*WORDS, "="], num_hidden_layers=LAYERS, initializer_range=0.05)
-    written_text(place / "model", place / "text", [*WORDS, "="])
-    return place
-
-
-def evaluator(folder: Path, **settings) -> ms.CausalEvaluator:
-    small = {"length": LENGTH, "cache": folder / "cache", "device": "cpu", "batch": 4}
-    return ms.CausalEvaluator(folder / "text", weights=folder / "model", **(small | settings))
+def evaluator(place: Path, **settings) -> ms.CausalEvaluator:
+    small = {"length": LENGTH, "cache": place / "cache", "device": "cpu", "batch": 4}
+    return ms.CausalEvaluator(place / "text", weights=place / "model", **(small | settings))
 
 
 class Accounts:
@@ -300,10 +289,10 @@ def test_exchange_refuses(options, problem):
 
 
 # -- searches ----------------------------------------------------------------------------------
-def search(folder, run, judge=None, **options):
+def search(place, run, judge=None, **options):
     return ms.search(
         None,
-        judge or evaluator(folder, cost="kv_bytes"),
+        judge or evaluator(place, cost="kv_bytes"),
         run=run,
         trials=99,
         strategy="allocate",
@@ -314,9 +303,9 @@ def search(folder, run, judge=None, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "judged"), [("restore", 2 + 3 + 1), ("ablate", 2 + 3 + 2)])
-def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, method, judged):
+def test_a_search_judges_the_mask_of_each_budget(place, tmp_path, method, judged):
     budgets = [0.5, 0.8]  # local layers hold 3 or 4 of 12 keys: none or one full; two
-    records = search(folder, tmp_path, method=method, budgets=budgets).records()
+    records = search(place, tmp_path, method=method, budgets=budgets).records()
     shares = [record.measures["kv_bytes"] for record in records if record.mask is not None]
     assert sum(share <= 0.8 for share in shares) >= 2
     assert {record.status for record in records} == {"done"}
@@ -325,27 +314,27 @@ def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, method, judge
 
 
 @pytest.mark.slow
-def test_kv_heads_within_their_bytes(folder, tmp_path):
-    judge = evaluator(folder, cost="kv_bytes_per_head")
+def test_kv_heads_within_their_bytes(place, tmp_path):
+    judge = evaluator(place, cost="kv_bytes_per_head")
     options = {"unit": "kv_head", "budgets": [0.5]}
-    records = search(folder, tmp_path / "exact", judge, **options).records()
+    records = search(place, tmp_path / "exact", judge, **options).records()
     assert records[-1].measures["kv_bytes_per_head"] <= 0.5
     assert set(records[1].params) == {f"l{a}.kv{b}" for a in range(3) for b in range(2)}
-    greedy = search(folder, tmp_path / "greedy", judge, **options, method="greedy", tries=1)
+    greedy = search(place, tmp_path / "greedy", judge, **options, method="greedy", tries=1)
     share = [r.measures["kv_bytes_per_head"] for r in greedy.records() if len(r.params) < 6]
     assert len(share) >= 2
     assert max(share[:1] + share[7:]) <= 0.5  # but for units that are judged alone
     with pytest.raises(
         SearchError, match=r"kv_bytes does not add up over units of the kind 'head"
     ):
-        search(folder, tmp_path / "x", unit="head", budgets=[0.5])
+        search(place, tmp_path / "x", unit="head", budgets=[0.5])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(draws of|without an effect)")
 @pytest.mark.parametrize("strategy", ["random", "tpe", "evolution"])
-def test_several_windows_are_a_space_for_other_strategies(folder, tmp_path, strategy):
-    judge = evaluator(folder, cost="kv_bytes", adapt="none")
+def test_several_windows_are_a_space_for_other_strategies(place, tmp_path, strategy):
+    judge = evaluator(place, cost="kv_bytes", adapt="none")
     units = Units(judge.shape, WINDOWS, "layer")
     how = {"trials": 3, "strategy": strategy, "budget": 0.75, "progress": None, "baselines": {}}
     records = ms.search(units, judge, run=tmp_path, **how).records()

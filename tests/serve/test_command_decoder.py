@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from cli_runs import run
-from tiny_decoder import tiny_decoder, written_text
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
 from masksearch_serve.plan import Plan
 
-WORDS = [f"w{number}" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 40 articles, and two decoders of 3 layers."""
-    folder = tmp_path_factory.mktemp("decoder")
-    narrow = {"num_hidden_layers": 3, "initializer_range": 0.05}
-    for seed, name in enumerate(("model", "other")):
-        tiny_decoder(folder / name, [*WORDS, "="], seed=seed, **narrow)
-    written_text(folder / "model", folder / "text", [*WORDS, "="])
-    return folder
-
 
 @pytest.fixture
-def allocate(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
-
+def allocate(in_place, monkeypatch, capsys):
     def command(*words, name="allocate"):
         return run(monkeypatch, capsys, name, *words)
 

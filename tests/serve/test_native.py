@@ -23,6 +23,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, UnknownNameError
 from masksearch_serve.native import from_native
+from tests.serve.conftest import drawn
+from tests.serve.tiny_gguf import LLAMA3
 
 SIZES = sizes(99, 32, 3, 4, 48, 256, pad_token_id=0, bos_token_id=1, eos_token_id=None)
 GROUPED = SIZES | {"num_key_value_heads": 2}
@@ -56,14 +58,7 @@ QWEN = hf.Qwen3Config(**GROUPED)
 
 
 def build(name: str, **more):
-    """A small random model of a family, without dropout; norms are drawn as well."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MODELS[name](**more).eval()
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                torch.nn.init.normal_(weight, 1.0, 0.2)
-    return model
+    return drawn(lambda: MODELS[name](**more))
 
 
 @torch.no_grad()
@@ -141,16 +136,7 @@ def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
         {"head_dim": 16},
         {"tie_word_embeddings": True},
         {"attention_bias": True, "mlp_bias": True},
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
+        {"rope_parameters": LLAMA3},
     ],
     ids=["head_dim", "tied", "biases", "rope"],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoder import byte_tokenizer, learn_rows, tiny_decoder, written_text
+from tiny_decoder import byte_tokenizer, learn_rows
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
@@ -22,25 +22,7 @@ from masksearch_serve.planner import (
     build_decoder_evaluator,
 )
 
-WORDS = [f"w{number}" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder of 3 layers, its text of 40 articles, and one of its novels."""
-    folder = tmp_path_factory.mktemp("decoder")
-    narrow = {"num_hidden_layers": 3, "initializer_range": 0.05}
-    tiny_decoder(folder / "model", [*WORDS, "="], **narrow)
-    written_text(folder / "model", folder / "text", [*WORDS, "="])
-    novel = (folder / "text" / "valid.txt").read_text().replace("=", "w0").replace("\n", " ")
-    (folder / "novel.txt").write_text(novel * 2)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(place, monkeypatch):
-    monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
-    monkeypatch.chdir(place)
+pytestmark = pytest.mark.usefixtures("in_place")
 
 
 def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> Plan:
