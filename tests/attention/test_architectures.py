@@ -198,13 +198,6 @@ def test_probe_leaves_mode_and_generator_alone(at: Architecture):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_detach_goes_back_to_the_implementation_before():
-    model = ARCHITECTURES["bert"].made()
-    model.set_attn_implementation("eager")
-    ms.detach(ms.attach(model, masks.star()))
-    assert model.config._attn_implementation == "eager"
-
-
 # -- what the model hides ----------------------------------------------------------------------
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @by_mask_and_gates

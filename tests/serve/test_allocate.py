@@ -129,19 +129,10 @@ def test_units_mask_has_the_level_of_each_unit(levels):
     assert units.allocation(units.params(levels)) == tuple(levels)
 
 
-def test_units_of_layers_take_masks_that_tell_heads_and_layers_apart():
-    local = masks.per_layer(masks.per_head([masks.window(reach)] * 2 + [STAR]) for reach in (1, 2))
-    units = Units(SHAPE, (local, FULL), "layer")
-    assert units.names == ("l0", "l1")
-    table, part = units.mask((1, 0)).dense(8, 2, 3), local.dense(8, 2, 3)
-    assert table[0].all()
-    assert table[1].equal(part[1])
-
-
 @pytest.mark.slow
 @given(st.lists(st.integers(0, 1), min_size=6, max_size=6))
 @settings(max_examples=40)
-def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
+def test_units_take_masks_that_tell_heads_and_layers_apart(levels):
     local = masks.per_layer(
         [masks.per_head([STAR, masks.window(2), masks.window(0)]), masks.stride(3)]
     )
@@ -150,6 +141,9 @@ def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
     for unit, level in enumerate(levels):
         plane = divmod(unit, 3)
         assert table[plane].all() if level else table[plane].equal(part[plane])
+    table = Units(SHAPE, (local, FULL), "layer").mask(levels[:2]).dense(8, 2, 3)
+    for layer, level in enumerate(levels[:2]):
+        assert table[layer].all() if level else table[layer].equal(part[layer])
 
 
 @pytest.mark.parametrize("read", [None, 1])

@@ -27,9 +27,7 @@ GROUPED = {**SIZES, "num_key_value_heads": 2}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**GROUPED),
-    "gpt2": lambda: hf.GPT2Config(
-        vocab_size=50, n_embd=32, n_head=4, n_layer=4, n_positions=64, pad_token_id=0
-    ),
+    "gpt2": lambda: hf.GPT2Config(**SIZES),
     "qwen2": lambda: hf.Qwen2Config(
         **GROUPED, use_sliding_window=True, sliding_window=5, layer_types=MIXED
     ),

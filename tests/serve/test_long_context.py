@@ -136,19 +136,16 @@ def test_values_of_one_key_are_asked_for_as_they_stand(text):
         assert places == sorted(places)
 
 
-def test_needles_lie_at_every_depth_and_their_number_is_that_of_the_task(text):
-    for name, needles in {"niah_single_1": 1, "niah_multikey_1": 4}.items():
+def test_needles_lie_at_every_depth_and_one_answers(text):
+    for name in ("niah_single_1", "niah_multikey_1"):
         depths = []
         for prompt, answers in read(text, task_rows(text, "validation", name, 5)):
             body, question = prompt.rsplit("\nWhat is", 1)
-            assert body.count("The secret of") == needles
             key = question.split("? ")[0].removeprefix(" the secret of")
             assert body.count(f"of{key} is") == 1
             depths.append(body.index(f"is{answers[0]}"))
         assert depths == sorted(depths)
         assert depths[-1] - depths[0] > 0.6 * LENGTH / 2
-    crowd, _ = read(text, task_rows(text, "validation", "niah_multikey_2", 1))[0]
-    assert crowd.count("The secret of") > 8
 
 
 def test_variables_pass_the_value_on_in_order(text):

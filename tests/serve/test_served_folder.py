@@ -269,4 +269,4 @@ def test_a_judge_of_language_models_imports_no_serving():
     code = "import sys, masksearch.evaluators.causal; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "masksearch.models.decoders" in run.stdout
-    assert "masksearch_serve" not in run.stdout
+    assert "masksearch_serve" not in run.stdout.split()
