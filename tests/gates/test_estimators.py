@@ -30,6 +30,7 @@ def hard_gate(
 ) -> Tensor:
     source = torch.Generator().manual_seed(seed)
     drawn = torch.rand(heads, LENGTH, LENGTH, generator=source) < chance
+    drawn[:, 4] = False  # a closed row
     return drawn.float().to(device).requires_grad_()
 
 
@@ -75,29 +76,6 @@ def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None, 
         blind = (want == 0).all(-1)
         got = got.masked_fill(blind.unsqueeze(-1), 0.0)
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_invisible_keys_neither_leak_nor_learn(form: str, device: str):
-    query, key, value = inputs(dtype=torch.float32, device=device)
-    visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool, device=device).tril()
-    gate = hard_gate(chance=0.7, device=device)
-    output = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
-    output.square().sum().backward()
-    assert (gate.grad[:, ~visible[0, 0]] == 0).all()
-    with torch.no_grad():
-        key[:, :, -1] += 100
-        value[:, :, -1] -= 100
-    again = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
-    assert torch.equal(again[:, :, :-1], output[:, :, :-1])
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_closed_rows_keep_the_diagonal(form: str, device: str):
-    query, key, value = inputs(dtype=torch.float32, device=device)
-    gate = torch.zeros(1, LENGTH, LENGTH, device=device)
-    output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
-    torch.testing.assert_close(output, value, atol=1e-6, rtol=0)
 
 
 def test_rows_without_a_visible_key_are_zero_and_finite(device):

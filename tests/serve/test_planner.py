@@ -40,6 +40,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     inside = [r.values["nll"] for r in records if r.measures["kv_bytes"] <= 0.6]
     assert plan.found["nll"]["search"] == min(inside)
     unseen = plan.found["nll"]["unseen"]
+    assert unseen["masked"] - unseen["dense"] == pytest.approx(unseen["difference"], abs=1e-6)
     assert unseen["low"] <= unseen["difference"] <= unseen["high"]
     assert "pieces_of" not in unseen
     assert Plan.load(tmp_path / "plan.json") == plan
