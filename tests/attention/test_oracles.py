@@ -106,18 +106,6 @@ def test_longformer(widths, tokens, padded, backend, device):
     assert difference(hidden(ours, inputs), expected, inputs) > 1e-2
 
 
-def test_longformer_with_global_tokens_of_its_own_in_each_text():
-    theirs, ours = longformers([4, 4])
-    inputs = texts(32)
-    everywhere = torch.zeros_like(inputs["input_ids"])
-    everywhere[0, [0, 6]] = everywhere[1, [2, 9, 30]] = 1
-    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
-    for example, tokens in enumerate(([0, 6], [2, 9, 30])):
-        attach(ours, masks.window(2) | masks.global_tokens(positions=tokens))
-        alone = {name: part[example : example + 1] for name, part in inputs.items()}
-        assert difference(hidden(ours, alone), expected[example : example + 1], alone) < EQUAL
-
-
 # -- BigBird -----------------------------------------------------------------------------------
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
