@@ -20,15 +20,6 @@ from masksearch.models.pretrained import open_pretrained
 
 FILES = "masksearch.models.checkpoints"
 BERT = sizes(40, 32, 2, 4, 64, 20, initializer_range=0.2)
-DISTILBERT = {
-    "vocab_size": 40,
-    "dim": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "hidden_dim": 64,
-    "max_position_embeddings": 20,
-    "initializer_range": 0.2,
-}
 NARROW = BERT | {"embedding_size": 16}
 MODERN = BERT | {f"{name}_token_id": None for name in ("pad", "bos", "eos", "cls", "sep")}
 SAVED = {  # name -> class, configuration, layers with weights of their own, positions
@@ -36,7 +27,7 @@ SAVED = {  # name -> class, configuration, layers with weights of their own, pos
     "bert, both heads": (hf.BertForPreTraining, hf.BertConfig(**BERT), 2, 20),
     "bert, relu": (hf.BertForMaskedLM, hf.BertConfig(**BERT, hidden_act="relu"), 2, 20),
     "roberta": (hf.RobertaForMaskedLM, hf.RobertaConfig(**BERT, type_vocab_size=1), 2, 18),
-    "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig(**DISTILBERT), 2, 20),
+    "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig(**BERT, hidden_dim=64), 2, 20),
     "electra": (hf.ElectraForMaskedLM, hf.ElectraConfig(**NARROW), 2, 20),
     "albert": (hf.AlbertForMaskedLM, hf.AlbertConfig(**NARROW), 1, 20),
     "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(**MODERN), 2, 20),

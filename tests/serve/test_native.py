@@ -34,31 +34,25 @@ BOUND = {  # full layers have no rotary positions, so that layers keep their kin
     "sliding_window": 64,
 }
 DECODERS = {
-    "qwen2": lambda **more: hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED | more)),
-    "qwen3": lambda **more: hf.Qwen3ForCausalLM(
-        hf.Qwen3Config(**GROUPED | {"head_dim": 16} | more)
-    ),
-    "smollm3": lambda **more: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**GROUPED | more)),
-    "olmo3": lambda **more: hf.Olmo3ForCausalLM(hf.Olmo3Config(**GROUPED | EVERYTHING | more)),
-    "gemma3": lambda **more: hf.Gemma3ForCausalLM(
-        hf.Gemma3TextConfig(**GROUPED | EVERYTHING | {"head_dim": 16} | more)
-    ),
-    "exaone4": lambda **more: hf.Exaone4ForCausalLM(hf.Exaone4Config(**GROUPED | BOUND | more)),
-    "cohere2": lambda **more: hf.Cohere2ForCausalLM(hf.Cohere2Config(**GROUPED | BOUND | more)),
-    "llama": lambda **more: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED | more)),
+    "qwen2": (hf.Qwen2ForCausalLM, GROUPED),
+    "qwen3": (hf.Qwen3ForCausalLM, GROUPED | {"head_dim": 16}),
+    "smollm3": (hf.SmolLM3ForCausalLM, GROUPED),
+    "olmo3": (hf.Olmo3ForCausalLM, GROUPED | EVERYTHING),
+    "gemma3": (hf.Gemma3ForCausalLM, GROUPED | EVERYTHING | {"head_dim": 16}),
+    "exaone4": (hf.Exaone4ForCausalLM, GROUPED | BOUND),
+    "cohere2": (hf.Cohere2ForCausalLM, GROUPED | BOUND),
+    "llama": (hf.LlamaForCausalLM, GROUPED),
 }
-MODELS = DECODERS | {
-    "modernbert": lambda **more: hf.ModernBertForMaskedLM(
-        hf.ModernBertConfig(**SIZES | EVERYTHING | {"cls_token_id": 1, "sep_token_id": 2} | more)
-    )
-}
+ENDS = {"cls_token_id": 1, "sep_token_id": 2}
+MODELS = DECODERS | {"modernbert": (hf.ModernBertForMaskedLM, SIZES | EVERYTHING | ENDS)}
 MASK = masks.per_layer([masks.window(5), masks.full(), masks.window(5)])
 IDS = torch.arange(80).view(2, 40) * 7 % 96 + 3
 QWEN = hf.Qwen3Config(**GROUPED)
 
 
 def build(name: str, **more):
-    return drawn(lambda: MODELS[name](**more))
+    make, fields = MODELS[name]
+    return drawn(lambda: make(make.config_class(**fields | more)))
 
 
 @torch.no_grad()
