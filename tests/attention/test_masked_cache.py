@@ -17,13 +17,8 @@ from masksearch.gates.gates import Gates
 from masksearch_serve.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, kinds_of, trees
 
-SIZES = {
-    **sizes(50, 32, 3, 4, 32, 64),
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-    "bos_token_id": None,
-}
+ENDS = dict.fromkeys(("bos_token_id", "eos_token_id"))
+SIZES = sizes(50, 32, 3, 4, 32, 64, initializer_range=0.3, pad_token_id=0, **ENDS)
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
 CONFIGS = {

@@ -25,15 +25,10 @@ from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6
 FLOATS = ("query", "key", "value", "sinks")
-SIZES: dict[str, Any] = {
-    **sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2),
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-    "bos_token_id": None,
-    "sliding_window": WINDOW,
-    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-}
+KINDS = ["full_attention", "sliding_attention", "full_attention"]
+SIZES = sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2, initializer_range=0.3)
+SIZES |= {"pad_token_id": 0, "eos_token_id": None, "bos_token_id": None}
+SIZES |= {"sliding_window": WINDOW, "layer_types": KINDS}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 12}
 MIMO = {"moe_intermediate_size": 16, "n_routed_experts": 2, "num_experts_per_tok": 1}
 MIMO |= {"head_dim": 16, "v_head_dim": 8, "mlp_layer_types": ["dense"] * 3}
