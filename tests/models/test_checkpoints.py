@@ -122,18 +122,6 @@ def test_a_missing_head_is_drawn_from_the_seed(tmp_path):
     assert not torch.equal(other.transform.weight, fresh.transform.weight)
 
 
-def test_both_heads_of_bert(tmp_path):
-    theirs = saved(tmp_path, "bert, both heads")
-    start = open_pretrained(tmp_path)
-    given, segments = tokens(2, 12) % 30 + 4, torch.arange(12).ge(6).long().expand(2, 12)
-    mine = start.masked_language_model(0, pairs=True).eval()
-    found = mine(given, token_type_ids=segments).pair_logits
-    expected = theirs(input_ids=given, token_type_ids=segments).seq_relationship_logits
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert mine(given[:, :3]).pair_logits.shape == (2, 2)
-    assert start.masked_language_model(0).pooler is None
-
-
 def test_an_untied_head_is_not_taken_for_a_tied_one(tmp_path):
     config = hf.BertConfig(**BERT, tie_word_embeddings=False)
     hf.BertForMaskedLM(config).save_pretrained(tmp_path)
