@@ -297,61 +297,42 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
         ({"budget": 0.1}, ValueError, r"at least what the cheapest masks of all units cost"),
         ({"unit": "head"}, SearchError, r"kv_bytes_per_head does not add up"),
         ({"local": "full()"}, ValueError, r"drop what keeps the same"),
-        (
-            {"local": ["window(7)", "window(3)"]},
-            ValueError,
-            r"keeps more than the one before.*got window\(3\) \(0\.\d+ of the pairs of 24 "
-            r"tokens\) after window\(7\) .*from narrow to wide",
-        ),
-        (
-            {"local": ["columns(1) | window(3)", "window(7)"]},
-            ValueError,
-            r"and all that it keeps; got window\(7\)",
-        ),
-        (
-            {"local": ["window(7)", "window(23)"]},
-            ValueError,
-            r"got window\(23\) \(1 of .*drop what is as wide as the text",
-        ),
+        ({"local": ["window(7)", "window(3)"]}, ValueError,
+         r"keeps more than the one before.*got window\(3\) \(0\.\d+ of the pairs of 24 tokens\) "
+         r"after window\(7\) .*from narrow to wide"),
+        ({"local": ["columns(1) | window(3)", "window(7)"]}, ValueError,
+         r"and all that it keeps; got window\(7\)"),
+        ({"local": ["window(7)", "window(23)"]}, ValueError,
+         r"got window\(23\) \(1 of .*drop what is as wide as the text"),
         ({"local": WINDOWS, "budget": 0.01}, ValueError, r"the cheapest masks of all units cost"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_mistakes_are_refused_before_anything_is_judged(how, error, problem, tmp_path):
     with pytest.raises(error, match=problem):
         allocate(tmp_path, **how)
     assert not (tmp_path / "study.db").exists()
 
 
-FLOORED = {"local": "columns(1) | window(3)", "check": False}
-
-
 @pytest.mark.parametrize(
-    ("how", "problem"),
+    ("engine", "length", "budget", "problem"),
     [
-        (
-            {"serve": "llama.cpp", "serving": ms.Serving(length=1024)},
-            r"llama\.cpp keeps 0\.75 of its dense cache or more under any window at 1,024 "
-            r"positions with ubatch=512, got budget=0\.25: give a longer length or a smaller uba",
-        ),
-        (
-            {"serve": "llama.cpp", "serving": ms.Serving(length=512)},
-            r"llama\.cpp keeps everything under any window at 512 positions with ubatch=512",
-        ),
-        (
-            {"serve": "llama.cpp", "serving": ms.Serving(length=512), "budget": 1.0},
-            "keeps everything under any window at 512",
-        ),
-        (
-            {"serve": "vllm", "serving": ms.Serving(length=1024)},
-            r"vllm keeps everything .* in_flight=4,096, .* smaller in_flight in serving= \(--serv",
-        ),
+        ("llama.cpp", 1024, 0.25,
+         r"llama\.cpp keeps 0\.75 of its dense cache or more under any window at 1,024 positions "
+         r"with ubatch=512, got budget=0\.25: give a longer length or a smaller uba"),
+        ("llama.cpp", 512, 0.25,
+         r"llama\.cpp keeps everything under any window at 512 positions with ubatch=512"),
+        ("llama.cpp", 512, 1.0, "keeps everything under any window at 512"),
+        ("vllm", 1024, 0.25,
+         r"vllm keeps everything .* in_flight=4,096, .* smaller in_flight in serving= \(--serv"),
     ],
-    ids=["floor", "everything", "whole budget", "vllm"],
-)
-def test_an_engine_that_no_mask_makes_smaller_says_what_does(how, problem, tmp_path):
+)  # fmt: skip
+def test_an_engine_that_no_mask_makes_smaller_says_what_does(
+    engine, length, budget, problem, tmp_path
+):
+    how = {"serve": engine, "serving": ms.Serving(length=length), "check": False}
     with pytest.raises(ValueError, match=problem) as refused:
-        allocate(tmp_path, **({"budget": 0.25} | FLOORED | how))
+        allocate(tmp_path, budget, local="columns(1) | window(3)", **how)
     assert "local mask" not in str(refused.value)
     assert "order them" not in str(refused.value)
     assert not (tmp_path / "study.db").exists()
