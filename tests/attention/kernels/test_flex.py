@@ -72,6 +72,7 @@ def sides(
         (masks.per_head([masks.window(9), masks.star(), masks.causal(), masks.full()]), 256, None),
         (masks.bigbird(8, 1, 3), 256, None),
         (masks.shifts([40]) | masks.blocks(100), 300, None),
+        (masks.shifts([-1]), 130, None),  # the first query has no key: zero, as by SDPA
     ],
     ids=str,
 )
@@ -86,13 +87,6 @@ def test_equals_sdpa(mask, length, padding, device):
 def test_key_heads_are_shared(device):
     mask = masks.per_head([masks.window(9), masks.star(), masks.blocks(64), masks.causal()])
     ours, theirs = sides(mask, 256, right(256), key_heads=2, device=device)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.nightly
-def test_queries_without_keys_give_zero(device):
-    ours, theirs = sides(masks.shifts([-1]), 130, None, device=device)
-    assert ours[:, :, 0].eq(0).all()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
