@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.layer import STATE
 
+Make = Callable[[int, int], nn.Module]  # layers and positions -> the model
 HEADS, VOCABULARY, WIDTH = 4, 50, 32
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -40,67 +41,36 @@ SIDE = 4
 TARGET = 11  # positions of a decoder's text where there is an encoder as well
 
 
-def bert(layers: int, length: int) -> nn.Module:
-    config = hf.BertConfig(**BERT, max_position_embeddings=length + 2, num_hidden_layers=layers)
-    return hf.BertModel(config, add_pooling_layer=False)
+def seeded(make: Callable[[], Any], seed: int = 3) -> Any:
+    """A random model in evaluation mode, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().eval()
 
 
-def roberta(layers: int, length: int) -> nn.Module:
-    config = hf.RobertaConfig(**BERT, max_position_embeddings=length + 2, num_hidden_layers=layers)
-    return hf.RobertaModel(config, add_pooling_layer=False)
+def text(kind: Any, beyond: int, fields: dict[str, Any], **how: Any) -> Make:
+    """A maker of encoders of one text; `beyond` positions more than the text has."""
+
+    def make(layers: int, length: int) -> nn.Module:
+        places = {"max_position_embeddings": length + beyond, "num_hidden_layers": layers}
+        return kind(kind.config_class(**fields | places), **how)
+
+    return make
 
 
-def distilbert(layers: int, length: int) -> nn.Module:
-    sizes = {"dim": WIDTH, "n_heads": HEADS, "hidden_dim": WIDTH, "n_layers": layers}
-    return hf.DistilBertModel(
-        hf.DistilBertConfig(
-            **SMALL, **sizes, max_position_embeddings=length, dropout=0.0, attention_dropout=0.0
-        )
-    )
-
-
-def electra(layers: int, length: int) -> nn.Module:
-    return hf.ElectraModel(
-        hf.ElectraConfig(
-            **BERT,
-            embedding_size=16,
-            max_position_embeddings=length,
-            num_hidden_layers=layers,
-        )
-    )
-
-
-def albert(layers: int, length: int) -> nn.Module:
-    config = hf.AlbertConfig(
-        **BERT, embedding_size=16, max_position_embeddings=length, num_hidden_layers=layers
-    )
-    return hf.AlbertModel(config, add_pooling_layer=False)
-
-
-def modernbert(layers: int, length: int) -> nn.Module:
-    return hf.ModernBertModel(
-        hf.ModernBertConfig(
-            **GROUPED,
-            max_position_embeddings=length,
-            num_hidden_layers=layers,
-            local_attention=2 * length,
-            cls_token_id=0,
-            sep_token_id=2,
-            bos_token_id=0,
-        )
-    )
-
-
-def esm(layers: int, length: int) -> nn.Module:
-    config = hf.EsmConfig(
-        **BERT,
-        max_position_embeddings=length + 2,
-        num_hidden_layers=layers,
-        position_embedding_type="rotary",
-        token_dropout=False,
-        mask_token_id=2,
-    )
-    return hf.EsmModel(config, add_pooling_layer=False)
+GROUPED = {**SMALL, **PLAIN}
+NARROW = BERT | {"embedding_size": 16}
+BARE = {"add_pooling_layer": False}
+bert = text(hf.BertModel, 2, BERT, **BARE)
+roberta = text(hf.RobertaModel, 2, BERT, **BARE)
+electra = text(hf.ElectraModel, 0, NARROW)
+albert = text(hf.AlbertModel, 0, NARROW, **BARE)
+DISTIL = {"dim": WIDTH, "n_heads": HEADS, "hidden_dim": WIDTH, "attention_dropout": 0.0}
+distilbert = text(hf.DistilBertModel, 0, SMALL | DISTIL | {"dropout": 0.0})
+MODERN = {"local_attention": 2000, "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0}
+modernbert = text(hf.ModernBertModel, 0, GROUPED | MODERN)  # its windows hold every text here
+ROTARY = {"position_embedding_type": "rotary", "token_dropout": False, "mask_token_id": 2}
+esm = text(hf.EsmModel, 2, BERT | ROTARY, **BARE)
 
 
 def gpt2_config(layers: int, length: int) -> hf.GPT2Config:
@@ -108,9 +78,6 @@ def gpt2_config(layers: int, length: int) -> hf.GPT2Config:
     return hf.GPT2Config(
         **SMALL, **sizes, bos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
-
-
-GROUPED = {**SMALL, **PLAIN}
 
 
 def llama_config(layers: int, length: int) -> hf.LlamaConfig:
@@ -176,24 +143,23 @@ def image_side(length: int) -> int:
     return SIDE if length == TEXT else int(length**0.5)
 
 
-def vit(layers: int, length: int) -> nn.Module:
-    config = hf.ViTConfig(**IMAGE, image_size=image_side(length), num_hidden_layers=layers)
-    return hf.ViTModel(config, add_pooling_layer=False)
+def image(kind: Any, fields: dict[str, Any], **how: Any) -> Make:
+    """A maker of encoders of square images."""
+
+    def make(layers: int, length: int) -> nn.Module:
+        places = {"image_size": image_side(length), "num_hidden_layers": layers}
+        model = kind(kind.config_class(**fields | places), **how)
+        if kind is hf.DeiTModel:  # zeros by default: equal states, steep norms
+            nn.init.normal_(model.embeddings.cls_token)
+            nn.init.normal_(model.embeddings.distillation_token)
+        return model
+
+    return make
 
 
-def deit(layers: int, length: int) -> nn.Module:
-    config = hf.DeiTConfig(**IMAGE, image_size=image_side(length), num_hidden_layers=layers)
-    model = hf.DeiTModel(config, add_pooling_layer=False)
-    nn.init.normal_(model.embeddings.cls_token)  # zeros by default: equal states, steep norms
-    nn.init.normal_(model.embeddings.distillation_token)
-    return model
-
-
-def dinov2(layers: int, length: int) -> nn.Module:
-    sizes = {**IMAGE, "mlp_ratio": 1, "layerscale_value": 1.0}
-    return hf.Dinov2Model(
-        hf.Dinov2Config(**sizes, image_size=image_side(length), num_hidden_layers=layers)
-    )
+vit = image(hf.ViTModel, IMAGE, **BARE)
+deit = image(hf.DeiTModel, IMAGE, **BARE)
+dinov2 = image(hf.Dinov2Model, IMAGE | {"mlp_ratio": 1, "layerscale_value": 1.0})
 
 
 def clip(layers: int, length: int) -> nn.Module:
@@ -227,7 +193,7 @@ class Architecture:
     """
 
     name: str
-    make: Callable[[int, int], nn.Module]
+    make: Make
     modules: str
     takes: str = "text"
     part: str | None = None
@@ -247,9 +213,8 @@ class Architecture:
 
     def made(self, layers: int = 2, length: int = TEXT) -> nn.Module:
         """A random model in evaluation mode, the same each time."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            return self.make(layers, length).eval()
+        model: nn.Module = seeded(lambda: self.make(layers, length))
+        return model
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The attention modules, in their order."""

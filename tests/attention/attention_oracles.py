@@ -141,7 +141,6 @@ class StandIn(nn.Module):
         self.draws = 0
 
     def draw(self) -> None:
-        """Counts."""
         self.draws += 1
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:

@@ -17,6 +17,7 @@ from architectures import (
     TEXT,
     Architecture,
     built,
+    seeded,
 )
 from attention_oracles import StandIn, crossings, formula, gates_of, square, table
 from torch import Tensor, nn
@@ -197,13 +198,6 @@ def test_probe_leaves_mode_and_generator_alone(at: Architecture):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_detach_goes_back_to_the_implementation_before():
-    model = ARCHITECTURES["bert"].made()
-    model.set_attn_implementation("eager")
-    ms.detach(ms.attach(model, masks.star()))
-    assert model.config._attn_implementation == "eager"
-
-
 # -- what the model hides ----------------------------------------------------------------------
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @by_mask_and_gates
@@ -374,9 +368,8 @@ PARTS = ("encoder", "decoder", "cross")
 
 
 def generating(name: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return GENERATORS[name](2, 40).eval()
+    model: nn.Module = seeded(lambda: GENERATORS[name](2, 40))
+    return model
 
 
 def put_on_all(name: str, model: nn.Module, way: str) -> nn.Module:

@@ -61,25 +61,19 @@ def test_another_implementation_is_noticed(change, through, tmp_path):
 
 
 @pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
-def test_every_architecture_notices(at):
+def test_every_architecture_notices_and_gives_no_weights_that_are_none(at):
     model, given = at.made(), at.inputs()
     plain = at.run(model, given)
     attach(model, masks.star(), part=at.part)
+    at.run(model, given | {"output_attentions": False})
+    with pytest.raises(AttachError, match="asked for output_attentions, and attention with a ma"):
+        at.run(model, given | {"output_attentions": True})
     model.set_attn_implementation("eager")
     with pytest.raises(AttachError, match=PASSED_OVER):
         at.run(model, given)
     detach(model)
     assert model.config._attn_implementation == "eager"  # what the user has set since then stays
     assert torch.allclose(at.run(model, given), plain, atol=1e-4)
-
-
-@pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
-def test_no_architecture_gives_weights_that_are_none(at):
-    model, given = at.made(), at.inputs()
-    attach(model, masks.full(), part=at.part)
-    at.run(model, given | {"output_attentions": False})
-    with pytest.raises(AttachError, match="asked for output_attentions, and attention with a ma"):
-        at.run(model, given | {"output_attentions": True})
 
 
 def test_a_configuration_that_asks_for_weights_is_refused():

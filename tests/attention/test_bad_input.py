@@ -110,21 +110,15 @@ def llava() -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            choices,
-            r"the layers of BertForMultipleChoice are found by a forward pass, and one with "
-            r"made-up inputs \(input_ids \[1, 5\]\) failed: RuntimeError: shape .*; give the "
-            r"arguments of one that works, .*: ms\.attach\(model, mask, "
-            r"inputs=\{\"input_ids\": batch\[\"input_ids\"\]\}\)",
-        ),
-        (
-            llava,
-            r"the layers of LlavaForConditionalGeneration .* \(input_ids \[1, 5\], pixel_values "
-            r"\[1, 3, 16, 16\]\) failed: ValueError: Image features and image tokens do not match"
-            r".*\"pixel_values\": batch\[\"pixel_values\"\]\}\)",
-        ),
+        (choices, r"the layers of BertForMultipleChoice are found by a forward pass, and one with "
+         r"made-up inputs \(input_ids \[1, 5\]\) failed: RuntimeError: shape .*; give the "
+         r"arguments of one that works, .*: ms\.attach\(model, mask, "
+         r"inputs=\{\"input_ids\": batch\[\"input_ids\"\]\}\)"),
+        (llava, r"the layers of LlavaForConditionalGeneration .* \(input_ids \[1, 5\], "
+         r"pixel_values \[1, 3, 16, 16\]\) failed: ValueError: Image features and image tokens "
+         r"do not match.*\"pixel_values\": batch\[\"pixel_values\"\]\}\)"),
     ],
-)
+)  # fmt: skip
 def test_a_made_up_forward_pass_that_fails(make, message):
     model = make()
     before = model.config._attn_implementation

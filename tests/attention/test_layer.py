@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, GROUPED, gpt2_config, llama_config, states
+from architectures import ARCHITECTURES, GROUPED, gpt2_config, llama_config, seeded, states
 from torch import Tensor, nn
 
 from masksearch import masks
@@ -16,12 +16,6 @@ from masksearch.attention.attach import attach
 from masksearch.errors import AttachError, EmptyRowError
 
 LONGEST = 40
-
-
-def seeded(make: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return make().eval()
 
 
 def gpt2() -> Any:

@@ -17,29 +17,14 @@ from masksearch.gates.gates import Gates
 from masksearch_serve.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, kinds_of, trees
 
-SIZES = {
-    **sizes(50, 32, 3, 4, 32, 64),
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-    "bos_token_id": None,
-}
+ENDS = dict.fromkeys(("bos_token_id", "eos_token_id"))
+SIZES = sizes(50, 32, 3, 4, 32, 64, initializer_range=0.3, pad_token_id=0, **ENDS)
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**GROUPED),
     "qwen3": lambda: hf.Qwen3Config(**GROUPED, head_dim=12),
-    "gpt2": lambda: hf.GPT2Config(
-        vocab_size=50,
-        n_embd=32,
-        n_head=4,
-        n_layer=3,
-        n_positions=64,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=None,
-        bos_token_id=None,
-    ),
+    "gpt2": lambda: hf.GPT2Config(**SIZES),
     "olmo3": lambda: hf.Olmo3Config(**GROUPED, sliding_window=6, layer_types=MIXED),
     "gemma3": lambda: hf.Gemma3TextConfig(
         **GROUPED, head_dim=8, sliding_window=5, layer_types=MIXED

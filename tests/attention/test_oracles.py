@@ -10,22 +10,16 @@ import transformers as hf
 from architectures import built, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
 
 PAD, VOCABULARY, HEADS = 1, 50, 4
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_attention_heads": HEADS,
-    "intermediate_size": 32,
-    "initializer_range": 0.3,
-    "pad_token_id": PAD,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SMALL = sizes(VOCABULARY, 32, 2, HEADS, 32, initializer_range=0.3, pad_token_id=PAD)
+ENCODER, DECODER = SMALL | DRY, SMALL | {"num_key_value_heads": 2}
 EQUAL = 1e-5
 
 
@@ -69,17 +63,17 @@ def difference(one: Tensor, other: Tensor, inputs: dict[str, Tensor]) -> float:
 # -- Longformer --------------------------------------------------------------------------------
 def longformers(widths: list[int], longest: int = 64) -> tuple[nn.Module, nn.Module]:
     """A Longformer whose global projections are its local ones, and RoBERTa with its weights."""
-    sizes = {**SMALL, "num_hidden_layers": len(widths), "max_position_embeddings": longest}
+    fields = ENCODER | {"num_hidden_layers": len(widths), "max_position_embeddings": longest}
     theirs = seeded(
         hf.LongformerModel,
-        hf.LongformerConfig(**sizes, attention_window=widths),
+        hf.LongformerConfig(**fields, attention_window=widths),
         add_pooling_layer=False,
     )
     for layer in theirs.encoder.layer:
         own = layer.attention.self
         for part in ("query", "key", "value"):
             getattr(own, f"{part}_global").load_state_dict(getattr(own, part).state_dict())
-    ours = seeded(hf.RobertaModel, hf.RobertaConfig(**sizes), add_pooling_layer=False)
+    ours = seeded(hf.RobertaModel, hf.RobertaConfig(**fields), add_pooling_layer=False)
     found = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not found.missing_keys
     assert all("_global" in name for name in found.unexpected_keys)
@@ -112,18 +106,6 @@ def test_longformer(widths, tokens, padded, backend, device):
     assert difference(hidden(ours, inputs), expected, inputs) > 1e-2
 
 
-def test_longformer_with_global_tokens_of_its_own_in_each_text():
-    theirs, ours = longformers([4, 4])
-    inputs = texts(32)
-    everywhere = torch.zeros_like(inputs["input_ids"])
-    everywhere[0, [0, 6]] = everywhere[1, [2, 9, 30]] = 1
-    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
-    for example, tokens in enumerate(([0, 6], [2, 9, 30])):
-        attach(ours, masks.window(2) | masks.global_tokens(positions=tokens))
-        alone = {name: part[example : example + 1] for name, part in inputs.items()}
-        assert difference(hidden(ours, alone), expected[example : example + 1], alone) < EQUAL
-
-
 # -- BigBird -----------------------------------------------------------------------------------
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
@@ -150,14 +132,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
 def bigbirds(layers: int, block: int, random: int) -> tuple[nn.Module, nn.Module]:
     """BigBird in training mode (evaluation counts key block 0 several times), BERT like it."""
-    sizes = {**SMALL, "num_hidden_layers": layers, "hidden_act": "gelu_new", "sep_token_id": 2}
-    sizes |= {"max_position_embeddings": 64}
-    config = hf.BigBirdConfig(
-        **sizes, block_size=block, num_random_blocks=random, attention_type="block_sparse"
-    )
+    fields = ENCODER | {"num_hidden_layers": layers, "max_position_embeddings": 64}
+    fields |= {"hidden_act": "gelu_new"}
+    blocks = {"block_size": block, "num_random_blocks": random, "attention_type": "block_sparse"}
+    config = hf.BigBirdConfig(**fields, **blocks, sep_token_id=2)
     theirs = seeded(hf.BigBirdModel, config, add_pooling_layer=False).train()
-    del sizes["sep_token_id"]
-    ours = seeded(hf.BertModel, hf.BertConfig(**sizes), add_pooling_layer=False)
+    ours = seeded(hf.BertModel, hf.BertConfig(**fields), add_pooling_layer=False)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
@@ -197,16 +177,14 @@ def test_bigbird(recorded, layers, block, random, length, padded, backend, devic
 @pytest.mark.parametrize("width", [2, 4, 6])
 def test_modernbert_local_layers(width, padded, device):
     kinds = ["full_attention", "sliding_attention", "sliding_attention"]
-    sizes: dict[str, Any] = {
-        name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")
-    }
-    sizes |= {"intermediate_size": 32, "num_hidden_layers": 3, "pad_token_id": PAD}
-    sizes |= {"local_attention": width, "initializer_range": 0.3}
-    sizes |= {f"{name}_token_id": None for name in ("bos", "eos", "cls", "sep")}
+    fields: dict[str, Any] = SMALL | {"num_hidden_layers": 3, "local_attention": width}
+    fields |= {f"{name}_token_id": None for name in ("bos", "eos", "cls", "sep")}
     rope = {"rope_type": "default", "rope_theta": 1e4}  # the same for both kinds of layers
-    sizes["rope_parameters"] = {kind: rope for kind in set(kinds)}
-    theirs = seeded(hf.ModernBertModel, hf.ModernBertConfig(**sizes, layer_types=kinds)).to(device)
-    plain = hf.ModernBertConfig(**sizes, layer_types=["full_attention"] * 3)
+    fields["rope_parameters"] = {kind: rope for kind in set(kinds)}
+    theirs = seeded(hf.ModernBertModel, hf.ModernBertConfig(**fields, layer_types=kinds)).to(
+        device
+    )
+    plain = hf.ModernBertConfig(**fields, layer_types=["full_attention"] * 3)
     ours = seeded(hf.ModernBertModel, plain).to(device)
     ours.load_state_dict(theirs.state_dict())
     inputs = texts(20, padded, device)
@@ -220,10 +198,10 @@ def test_modernbert_local_layers(width, padded, device):
 
 @pytest.mark.parametrize("lookback", [1, 3, 8])
 def test_mistral_sliding_window(lookback, device):
-    sizes = {name: SMALL[name] for name in SMALL if "dropout" not in name}
-    sizes |= {"num_hidden_layers": 2, "num_key_value_heads": 2}
-    theirs = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=lookback)).to(device)
-    ours = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=None)).to(device)
+    theirs = seeded(hf.MistralModel, hf.MistralConfig(**DECODER, sliding_window=lookback)).to(
+        device
+    )
+    ours = seeded(hf.MistralModel, hf.MistralConfig(**DECODER, sliding_window=None)).to(device)
     ours.load_state_dict(theirs.state_dict())
     inputs = texts(20, 6, device)
     attach(ours, masks.window(lookback - 1))  # their window counts the query's own position
@@ -231,20 +209,16 @@ def test_mistral_sliding_window(lookback, device):
 
 
 # -- dropped keys are removed keys -------------------------------------------------------------
-ENCODER = {**SMALL, "num_hidden_layers": 2, "max_position_embeddings": 24}
-DECODER = {
-    **{name: SMALL[name] for name in SMALL if "dropout" not in name},
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-}
-
-
 @pytest.mark.slow
 @backends
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_keys_dropped_for_all_queries_are_as_if_removed(name, backend):
     if name == "bert":
-        model = seeded(hf.BertModel, hf.BertConfig(**ENCODER), add_pooling_layer=False)
+        model = seeded(
+            hf.BertModel,
+            hf.BertConfig(**ENCODER, max_position_embeddings=24),
+            add_pooling_layer=False,
+        )
     else:
         model = seeded(hf.LlamaModel, hf.LlamaConfig(**DECODER))
     ids = texts(16)["input_ids"]

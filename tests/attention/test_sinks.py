@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
-from masksearch.attention.kernels import flex
-from masksearch.attention.kernels import gather as kernels
+from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import FORMS
 from masksearch.positions.attention_maps import attention_maps
@@ -26,15 +25,10 @@ from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6
 FLOATS = ("query", "key", "value", "sinks")
-SIZES: dict[str, Any] = {
-    **sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2),
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-    "bos_token_id": None,
-    "sliding_window": WINDOW,
-    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-}
+KINDS = ["full_attention", "sliding_attention", "full_attention"]
+SIZES = sizes(50, 32, 3, HEADS, 32, 1024, num_key_value_heads=2, initializer_range=0.3)
+SIZES |= {"pad_token_id": 0, "eos_token_id": None, "bos_token_id": None}
+SIZES |= {"sliding_window": WINDOW, "layer_types": KINDS}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 12}
 MIMO = {"moe_intermediate_size": 16, "n_routed_experts": 2, "num_experts_per_tok": 1}
 MIMO |= {"head_dim": 16, "v_head_dim": 8, "mlp_layer_types": ["dense"] * 3}
@@ -104,10 +98,13 @@ def by_eager(model: Any, mask: masks.Mask, ids: Tensor, real: Tensor | None = No
 @pytest.mark.parametrize("name", CONFIGS)
 def test_attach_equals_transformers_eager(name, mask, backend, device):
     model, ids = tiny(name).to(device), tokens(90, device)
-    wanted = by_eager(model, mask, ids)
+    left = torch.ones_like(ids)
+    left[1, :20] = 0
+    wanted = [by_eager(model, mask, ids, real)[left > 0] for real in (None, left)]
     ms.attach(model, mask, backend=backend)
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, wanted, atol=2e-5, rtol=1e-4)
+        found = [model(ids, attention_mask=real).logits[left > 0] for real in (None, left)]
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
     computed = [state.fallback for state in layer_states(model)]
     if backend == "gather" and name != "mimo_v2_flash" and mask is not MASKS["full"]:
         assert not computed[0]
@@ -153,19 +150,6 @@ def test_no_table_of_a_long_text_is_made():
     with torch.no_grad(), LargestTensor() as seen:
         model(ids)
     assert seen.bytes < 2048 * 2048
-
-
-@pytest.mark.parametrize("backend", ["sdpa", "gather"])
-def test_left_padding(backend):
-    model, ids = tiny("granite_swa"), tokens(70)
-    real = torch.ones_like(ids)
-    real[1, :20] = 0
-    wanted = by_eager(model, LOCAL | masks.window(0), ids, real)
-    ms.attach(model, LOCAL, backend=backend)
-    with torch.no_grad():
-        out = model(ids, attention_mask=real).logits
-    seen = real.bool()
-    torch.testing.assert_close(out[seen], wanted[seen], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "gather"])
@@ -252,7 +236,7 @@ def test_gather_with_sinks_equals_the_definition(length, text, density, own, pad
     how: dict[str, Any] = {"scaling": call.scaling, "visible": real if padded else None}
     ours = [gather_attention(*states, plan, sinks=call.sinks, **how)]
     with pytest.MonkeyPatch.context() as patch:  # the parts for other devices
-        patch.setattr(kernels.InCache, "apply", None)
+        patch.setattr("masksearch.attention.kernels.gather.InCache.apply", None)
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         ours.append(gather_attention(*states, plan, sinks=call.sinks, **how))
     check(call, *ours)
@@ -282,13 +266,14 @@ def test_flex_attention_takes_sinks_from_the_log_sum_exp(monkeypatch, device):
     from torch.nn.attention.flex_attention import flex_attention
 
     if device == "cpu":
-        monkeypatch.setattr(flex, "compiled", lambda kind: flex_attention)
+        compiled = "masksearch.attention.kernels.flex.compiled"
+        monkeypatch.setattr(compiled, lambda kind: flex_attention)
     mask = masks.columns(2) | masks.window(4)
-    plan = flex.FlexPlan.of_mask(mask, 32, 16, device)
+    plan = FlexPlan.of_mask(mask, 32, 16, device)
     call = random_call(HEADS, 32, mask.dense(32)[0].to(device))
     floats = {name: getattr(call, name).detach().float().to(device) for name in FLOATS}
     call = replace(call, **floats)
-    found = flex.flex_attention_under(
+    found = flex_attention_under(
         call.query, call.key, call.value, plan, scaling=call.scaling, sinks=call.sinks
     )
     torch.testing.assert_close(found, with_a_column(call), atol=1e-5, rtol=1e-5)

@@ -58,7 +58,6 @@ class Machine:
     hidden: Path | None = None  # a folder in whose place its processes see an empty one
 
     def start(self, *words: str, output: Path, **settings: str) -> subprocess.Popen[bytes]:
-        """A process of this machine."""
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "TUNE_"))}
         paths = [str(ROOT), str(HERE), *filter(None, sys.path)]
         env = clean | {
@@ -78,13 +77,11 @@ class Machine:
             )
 
     def start_ray(self, *words: str, cpus: int) -> None:
-        """The daemons of a node."""
         own = () if self.namespace else (f"--temp-dir={self.folder}",)
         options = (f"--num-cpus={cpus}", f"--node-ip-address={self.address}", "--block")
         self.start(*RAY, "start", *words, *options, *own, output=self.folder / "start.txt")
 
     def daemons(self, name: str) -> list[psutil.Process]:
-        """The daemons of that name that run here."""
         found = []
         for process in marked(self.mark):
             with suppress(psutil.Error):  # it has ended
@@ -98,7 +95,6 @@ class Machine:
         end(daemons)
 
     def stop(self) -> None:
-        """Ends everything that runs here."""
         for _ in range(2):  # what is ended may have started something
             end([*marked(self.mark), *self.orphans])
 
@@ -209,14 +205,12 @@ class Search:
         wait_until(there, seconds, f"{results} results")
 
     def wait(self, seconds: float = 240) -> int:
-        """Its exit code."""
         try:
             return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it has not ended after {seconds:g} s: {self.said()}") from None
 
     def said(self) -> str:
-        """All that it printed."""
         return self.output.read_text(errors="replace")
 
 

@@ -44,12 +44,10 @@ class Nodes:
     broken: list[Machine] = field(default_factory=list)  # by a test
 
     def start(self) -> None:
-        """Every daemon."""
         start_head(self.head, PORT, cpus=0)
         self.join(self.first, self.second)
 
     def join(self, *workers: Machine) -> None:
-        """The daemons of nodes, anew."""
         for worker in workers:
             worker.stop()
             worker.start_ray(f"--address={self.head.address}:{PORT}", cpus=2)
@@ -62,7 +60,6 @@ class Nodes:
         worker.cut(off=True)
 
     def heal(self) -> None:
-        """Makes it whole."""
         for machine in self.broken:
             machine.cut(off=False)
         if self.head in self.broken:

@@ -147,7 +147,6 @@ class Network:
         self.line("up")
 
     def enter(self, namespace: int) -> None:
-        """Moves this thread."""
         assert self.libc.setns(namespace, 0x40000000) == 0, os.strerror(ctypes.get_errno())
 
     def line(self, state: str) -> None:

@@ -1,9 +1,7 @@
 """The simulator of benchmarks/scaling.py: laws, and an oracle for list scheduling."""
 
 import heapq
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import driver_costs, scaling
 
-def loaded(name: str) -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-scaling = loaded("scaling")
 seconds = st.floats(0.1, 100)
 lengths = st.lists(seconds, min_size=1, max_size=40)
 small = st.floats(0, 3)
@@ -100,9 +87,8 @@ def test_stored_measurement_gives_a_row_for_every_case(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_measuring_measures(tmp_path: Path) -> None:
-    costs = loaded("driver_costs")
-    table = costs.asked("tpe", (10, 20), repeats=2)
+    table = driver_costs.asked("tpe", (10, 20), repeats=2)
     assert all(cost > 0 for _, cost in table)
-    disk = costs.stored(tmp_path / "run", None, count=3)
+    disk = driver_costs.stored(tmp_path / "run", None, count=3)
     assert set(disk) == {"begin", "observe", "finish"}
     assert min(disk.values()) > 0

@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from masksearch import DamConfig, dam, masks
+from masksearch.contracts import Shape
 from masksearch.errors import UnknownNameError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import effective_density, pair_weights
 
-PARTS = ["mask", "layer", "head"]
-parts = st.sampled_from(PARTS)
+parts = st.sampled_from(["mask", "layer", "head"])
 
 
 @st.composite
@@ -142,3 +145,168 @@ def test_messages():
         at_sparsity(table, 0.5, "heads")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="probabilities hold NaN"):
         at_sparsity(table * torch.nan, 0.5)
+
+
+# -- gates, their density and the masks cut from them count the non-padding query-key pairs -------
+KINDS = [
+    {"structure": "free"},
+    {"structure": "symmetric"},
+    {"structure": "toeplitz", "signed": True},
+    {"structure": "toeplitz+global", "global_count": 2},
+    {"structure": "block", "block": 2},
+]
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Of 2 to 7 positions: padded, causal, or with rows of the last layer that are not read."""
+    length = draw(st.integers(2, 7))
+    lengths = draw(st.dictionaries(st.integers(1, length), st.integers(1, 9), min_size=1))
+    causal = draw(st.booleans())
+    given_lengths = lengths if not causal or draw(st.booleans()) else None
+    layers, heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    read = draw(st.none() | st.integers(1, length))
+    return Shape(length, layers, heads, causal, given_lengths, read)
+
+
+def scores_of(shape: Shape, seed: int, levels: int = 5) -> torch.Tensor:
+    """Probabilities with ties."""
+    size = (shape.layers, shape.heads, shape.length, shape.length)
+    return (
+        torch.randint(0, levels + 1, size, generator=torch.Generator().manual_seed(seed)) / levels
+    )
+
+
+def no_query_is_alone(mask: torch.Tensor, shape: Shape) -> None:
+    """In no sequence of the data has a token only padding to attend to."""
+    for tokens, _ in shape.histogram:
+        seen = mask[..., :tokens, :tokens]
+        assert (seen.tril() if shape.causal else seen).any(-1).all()
+
+
+@pytest.mark.slow
+@given(shapes(), st.integers(0, 1000), st.floats(0, 1), parts)
+@settings(max_examples=100, deadline=None)
+def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, share, per):
+    weights = pair_weights(shape)
+    least = (weights.diagonal(0, -2, -1).sum() / weights.sum()).item()
+    table = scores_of(shape, seed)
+    sparsity = share * (1 - least)
+    mask = at_sparsity(table, sparsity, per, weights=weights)
+    counted = pair_weights(shape)
+    nothing = counted == 0
+    unseen = torch.diag_embed(counted.diagonal(0, -2, -1) == 0)
+    assert torch.equal(mask & nothing, (unseen & nothing).expand_as(mask))  # and nothing else
+    lower(masks.table(mask), shape)  # no row is empty, a decoder's neither
+    no_query_is_alone(mask, shape)
+    each = counted.expand(mask.shape)
+    axes = {"mask": (0, 1, 2, 3), "layer": (1, 2, 3), "head": (2, 3)}[per]
+    rows = (each * torch.eye(shape.length)).sum(axes)  # of one key in every row
+    wanted = ((1 - sparsity) * each.sum(axes)).maximum(rows)
+    # An edge that counts is missing or too much by half of it at most.
+    assert (((mask * each).sum(axes) - wanted).abs() <= counted.max() / 2 + 1e-9).all()
+    assert (at_sparsity(table, 0, per, weights=weights) | ~mask).all()  # sparser: a subset
+    whole = masks.table(at_sparsity(table, 0, per, weights=weights))
+    assert effective_density(whole, shape) == pytest.approx(1)
+
+
+@pytest.mark.slow
+@given(shapes(), st.integers(0, 1000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_thresholds_leave_out_what_does_not_exist(shape, seed, data):
+    weights, table = pair_weights(shape), scores_of(shape, seed)
+    possible = (weights > 0) | torch.eye(shape.length, dtype=torch.bool)
+    threshold = data.draw(st.sampled_from([0.0, 0.4, 1.0]))
+    run = DamResult(table, (), 0.5, shape.to_dict())
+    mask = run.mask(threshold=threshold).dense(shape.length, shape.layers, shape.heads)
+    assert not (mask & ~possible).any()
+    assert mask.any(-1).all()
+    no_query_is_alone(mask, shape)
+    assert ((table >= threshold) & (weights > 0) <= mask).all()
+
+
+def test_too_sparse_is_refused_by_what_exists():
+    shape = Shape(4, 1, 1, causal=True)
+    weights, table = pair_weights(shape), torch.full((1, 1, 4, 4), 0.5)
+    with pytest.raises(ValueError, match=r"sparsity is at most 0\.6 at length 4, got 0\.7"):
+        at_sparsity(table, 0.7, weights=weights)
+    mask = at_sparsity(table, 0.6, weights=weights)
+    assert torch.equal(mask[0, 0], torch.eye(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["structure"])
+@given(shape=shapes(), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_density_of_gates_is_the_mean_over_pairs_that_exist(kind, shape, seed):
+    gates = Gates(
+        **kind,
+        length=shape.length,
+        layers=shape.layers,
+        heads=shape.heads,
+        causal=shape.causal,
+        lengths=shape.lengths,
+        read=shape.read,
+    )
+    torch.manual_seed(seed)
+    gates.logits.data.normal_(0, 2)
+    weights = pair_weights(shape)
+    share = weights / weights.sum((-2, -1), keepdim=True)
+    wanted = (gates.probabilities() * share).sum((-2, -1))
+    assert torch.allclose(gates.density().double(), wanted.double(), atol=1e-6)
+    each = weights.expand(gates.probabilities().shape)
+    whole = pytest.approx(((gates.probabilities() * each).sum() / each.sum()).item(), abs=1e-6)
+    assert gates.whole_density().item() == whole
+    assert DamResult(gates.probabilities(), (), 0.5, gates.arguments).density == whole
+    gates.density().sum().backward()
+    if kind["structure"] == "free":  # what does not exist earns nothing
+        unseen = (weights == 0).flatten(-2).expand_as(gates.logits)
+        assert (gates.logits.grad[unseen] == 0).all()
+        assert (gates.logits.grad[~unseen] > 0).all()
+    again = Gates(**gates.arguments)
+    assert again.arguments == gates.arguments
+    assert torch.equal(again.coverage, gates.coverage)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["structure"])
+def test_data_without_padding_changes_nothing(kind):
+    plain, packed = (Gates(**kind, length=6, heads=2, lengths=n) for n in (None, {6: 9}))
+    assert packed.weights is None
+    assert torch.equal(plain.coverage, packed.coverage)
+    assert "lengths" not in plain.arguments
+    assert "causal" not in plain.arguments
+
+
+def test_targets_are_effective():
+    lengths = {5: 3, 8: 1}
+    gates = Gates("toeplitz", length=16, heads=1, lengths=lengths)
+    with pytest.raises(ValueError, match=r"density is at least 0\.165\d+ at length 16, got 0\.1"):
+        dam(torch.nn.Linear(1, 1), [], gates, DamConfig(density=0.1))
+
+
+def test_a_result_of_a_decoder_counts_its_past(tmp_path):
+    """Of 6 positions 21 pairs exist; .5 of them are 10 or 11, the diagonal among them."""
+    gates = Gates("free", length=6, heads=1, causal=True, lengths={6: 2})
+    probabilities = torch.zeros(1, 1, 6, 6)
+    probabilities[0, 0].fill_diagonal_(0.9)
+    probabilities[0, 0, :, 0] = 0.8
+    probabilities = torch.where(torch.ones(6, 6).triu(1) > 0, 1.0, probabilities)
+    result = DamResult(probabilities, (), 0.5, gates.arguments)
+    result = DamResult.load(result.save(tmp_path / "gates.safetensors"))
+    mask = result.mask(sparsity=1 - 11 / 21)
+    wanted = torch.eye(6, dtype=torch.bool)
+    wanted[:, 0] = True
+    assert torch.equal(mask.dense(6)[0, 0], wanted)
+    card = result.health()
+    assert card.density == pytest.approx((5 * 0.9 + 6 * 0.8) / 21, abs=1e-6)
+    assert all(at <= 0 for at, _ in card.offsets)  # later keys count for nothing
+    assert f"density {card.density:.4f}" in repr(result)
+
+
+def test_agreement_is_over_what_exists():
+    shape = Shape(8, 1, 1, lengths={4: 1})
+    one = scores_of(shape, 0, 1000)
+    two = one.clone()
+    two[..., 4:, :] = 1 - two[..., 4:, :]
+    two[..., :, 4:] = 1 - two[..., :, 4:]
+    runs = [DamResult(each, (), 0.5, {"lengths": {4: 1}}) for each in (one, two)]
+    assert runs[0].health(others=runs[1:]).agreement["iou"] == 1

@@ -142,15 +142,6 @@ def call(gates: Gates, layer: int = 0, heads: int = 2, queries: int = N, keys: i
     return gates.attend(layer, AttentionCall(query, key, value, scaling=0.5))
 
 
-def test_off_is_dense_attention():
-    gates = randomised(structure="free")
-    gates.enabled = False
-    gates.draw()
-    opened = Gates(length=N, heads=2, initial=30.0).eval()
-    opened.draw()
-    torch.testing.assert_close(call(gates), call(opened))
-
-
 def test_short_sequences_use_the_first_positions_and_caches_the_last_queries():
     gates = randomised(structure="free").eval()
     gates.draw()

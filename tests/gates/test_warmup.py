@@ -24,8 +24,7 @@ from masksearch.gates.pruning import DensityControl, WarmupWatch
 from masksearch.gates.result import DamResult
 from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
-from masksearch.tasks.planted import PlantedTask
-from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
 from tests.gates.conftest import batches, model

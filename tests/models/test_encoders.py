@@ -1,18 +1,365 @@
-"""The named encoders of every architecture, and the masks on them."""
+"""Named encoders, and their heads against the same computed by hand."""
 
+import copy
 import inspect
+import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_encoders import SMALL, tokens, weights_come_from_the_seed
+import torch.nn.functional as F
+import transformers as hf
+from tiny_encoders import SMALL, sizes, tokens, weights_come_from_the_seed
 
-from masksearch import MlmEvaluator
+from masksearch import GlueEvaluator, MlmEvaluator, attach, detach, masks
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.gates.sparsebert import published_rate
-from masksearch.models.encoders import ARCHITECTURES, encoder
+from masksearch.models.encoders import (
+    ARCHITECTURES,
+    ChoiceScorer,
+    MaskedLanguageModel,
+    SequenceClassifier,
+    SpanPredictor,
+    encoder,
+)
+from masksearch.models.pretrained import TunedHead, rows_read
 
 
+def body(name: str) -> hf.PreTrainedModel:
+    """A random encoder in evaluation mode, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        narrow = sizes(40, 32, 2, 4, 64, 16, embedding_size=16)
+        if name == "albert":
+            narrow["num_hidden_layers"] = 12  # of one layer's weights
+            return hf.AlbertModel(hf.AlbertConfig(**narrow), add_pooling_layer=False).eval()
+        if name == "small electra":
+            return hf.ElectraModel(hf.ElectraConfig(**narrow)).eval()
+    return encoder(SMALL, 40, 16, seed=0, architecture=name, pad=3).eval()
+
+
+BODIES = [*ARCHITECTURES, "albert", "small electra"]
+HEADS = {
+    "masked lm": lambda body, seed: MaskedLanguageModel(body, seed=seed),
+    "with pairs": lambda body, seed: MaskedLanguageModel(body, seed=seed, pairs=True),
+    "classifier": lambda body, seed: SequenceClassifier(body, 3, seed=seed),
+    "span": lambda body, seed: SpanPredictor(body, seed=seed),
+    "choice": lambda body, seed: ChoiceScorer(body, seed=seed),
+}
+
+
+def batch(head: str) -> dict[str, torch.Tensor]:
+    """Two padded rows (of two choices each) with segments and labels."""
+    given = tokens(2, 10) % 36 + 4
+    visible = torch.ones_like(given)
+    visible[1, 7:] = 0
+    given[1, 7:] = 3
+    parts = {
+        "input_ids": given,
+        "attention_mask": visible,
+        "token_type_ids": (torch.arange(10) > 4).long().expand(2, 10),
+    }
+    if head == "choice":
+        parts = {name: part.unsqueeze(1).expand(2, 2, 10) for name, part in parts.items()}
+        return parts | {"labels": torch.tensor([1, 0])}
+    if head == "span":
+        positions = torch.tensor([2, 5])
+        return parts | {"start_positions": positions, "end_positions": positions + 1}
+    if head == "classifier":
+        return parts | {"labels": torch.tensor([2, 0])}
+    labels = given.where((torch.arange(10) % 3 == 1) & visible.bool(), -100)
+    pairs = {"next_sentence_label": torch.tensor([0, 1])} if head == "with pairs" else {}
+    return parts | {"labels": labels} | pairs
+
+
+# -- every head on every encoder ---------------------------------------------------------------
+@pytest.mark.parametrize("head", HEADS)
+class TestContract:
+    def test_weights_follow_the_seed_and_nothing_else(self, head):
+        weights_come_from_the_seed(lambda seed: HEADS[head](body("bert"), seed))
+
+    @pytest.mark.parametrize("name", BODIES)
+    def test_trains_any_encoder_and_reads_no_padding(self, head, name):
+        model, given = HEADS[head](body(name), 1), batch(head)
+        out = model(**given)
+        assert out.loss.isfinite()
+        out.loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        assert model.config is model.encoder.config
+        hidden = given["attention_mask"] == 0
+        segments = given["token_type_ids"].masked_fill(hidden, 0)
+        if name != "roberta":  # counts positions by the padding id
+            given["input_ids"] = given["input_ids"].masked_fill(hidden, 9)
+        again = model(**given | {"token_type_ids": segments})
+        assert again.loss.item() == pytest.approx(out.loss.item(), abs=1e-5)
+
+    def test_segments_count_where_the_encoder_knows_them(self, head):
+        for name in BODIES:
+            model, given = HEADS[head](body(name), 1), batch(head)
+            one = model(**given).logits
+            two = model(**given | {"token_type_ids": 1 - given["token_type_ids"]}).logits
+            knows = name not in ("roberta", "distilbert", "modernbert")
+            assert torch.equal(one, two) is not knows, name
+
+    def test_takes_a_mask(self, head):
+        model, given = HEADS[head](body("bert"), 1), batch(head)
+        before = model(**given).logits
+        attach(model, masks.window(0))
+        assert not torch.allclose(model(**given).logits, before, atol=1e-4)
+        copied = copy.deepcopy(model)
+        assert torch.equal(copied(**given).logits, model(**given).logits)
+
+
+# -- the masked language model -----------------------------------------------------------------
+def test_masked_lm_loss_is_cross_entropy_over_scored_positions():
+    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0, initializer_range=0.3), seed=1)
+    given, labels = tokens(3, 8), torch.full((3, 8), -100)
+    scored = [(0, 1), (0, 7), (1, 3), (2, 0), (2, 5)]
+    for row, column in scored:
+        labels[row, column] = (7 * row + column) % 40
+    out = model(given, labels=labels)
+    assert out.logits.shape == (5, 40)
+    hidden = model.encoder(input_ids=given).last_hidden_state
+    surprises = []
+    for (row, column), logits in zip(scored, out.logits, strict=True):
+        x = hidden[row, column] @ model.transform.weight.T + model.transform.bias
+        x = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        x = (x - x.mean()) / (x.var(unbiased=False) + model.norm.eps).sqrt()
+        x = x * model.norm.weight + model.norm.bias
+        table = model.encoder.embeddings.word_embeddings.weight
+        mine = table @ x + model.bias
+        assert torch.allclose(mine, logits, atol=1e-4)
+        surprises.append(-(mine - mine.logsumexp(0))[labels[row, column]])
+    assert out.loss.item() == pytest.approx(torch.stack(surprises).mean().item(), abs=1e-5)
+
+
+def test_masked_lm_scores_every_token_without_labels():
+    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
+    out = model(tokens(3, 8))
+    assert out.logits.shape == (24, 40)
+    assert out.loss is None
+    labels = torch.full((3, 8), -100)
+    labels[1, 2] = 4
+    assert torch.allclose(out.logits[10], model(tokens(3, 8), labels=labels).logits[0], atol=1e-5)
+
+
+# -- the classifier ----------------------------------------------------------------------------
+def test_classifier_matches_the_formula():
+    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=1)
+    given, labels = tokens(2, 5), torch.tensor([2, 0])
+    out = model(given, labels=labels)
+    hidden = model.encoder(input_ids=given).last_hidden_state
+    for row in range(2):
+        both = torch.cat([hidden[row, 0], hidden[row].sum(0) / 5])
+        inner = torch.tanh(model.dense.weight @ both + model.dense.bias)
+        logits = model.out.weight @ inner + model.out.bias
+        assert torch.allclose(out.logits[row], logits, atol=1e-5)
+    chosen = out.logits.log_softmax(-1)[[0, 1], labels]
+    assert out.loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-5)
+    assert model(given).loss is None
+    assert model.config is model.encoder.config
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_read_out_of_pairs_matches_the_formula(name):
+    """[CLS] a a [SEP] b b b [SEP], and one with an empty second text, padded."""
+    model = SequenceClassifier(body(name), 3, seed=1, read_out="pair")
+    texts, given = [((1, 3), (4, 7)), ((1, 4), (5, 5))], tokens(2, 8) % 36 + 4
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0, 0]])
+    visible = torch.tensor([[1] * 8, [1] * 6 + [0, 0]])
+    found = model(given, attention_mask=visible, token_type_ids=types).logits
+    hidden = model.hidden(given, visible, types)
+    for row, places in enumerate(texts):
+        u, v = (hidden[row, a:b].sum(0) / max(1, b - a) for a, b in places)
+        inner = torch.tanh(model.dense(torch.cat([u, v, (u - v).abs()])))
+        torch.testing.assert_close(found[row], model.out(inner), rtol=1e-5, atol=1e-6)
+
+
+def test_one_label_is_a_regression():
+    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 1, seed=1)
+    out = model(tokens(3, 5), labels=torch.tensor([0.5, 4.0, 2.0]))
+    errors = [(out.logits[i, 0] - y) ** 2 for i, y in enumerate([0.5, 4.0, 2.0])]
+    assert out.loss.item() == pytest.approx(sum(e.item() for e in errors) / 3, rel=1e-5)
+
+
+def test_masked_lm_projects_to_narrow_embeddings():
+    for name in ("albert", "small electra"):
+        model = MaskedLanguageModel(body(name), seed=1)
+        assert model.transform.weight.shape == (16, 32)
+        assert model(tokens(2, 5)).logits.shape == (10, 40)
+        assert sum(p.numel() == 40 * 16 for p in model.parameters()) == 1
+
+
+def test_a_sentence_pair_head_adds_its_cross_entropy():
+    model = MaskedLanguageModel(body("bert"), seed=1, pairs=True)
+    given = batch("with pairs")
+    out = model(**given)
+    hidden = model.encoder(**{k: given[k] for k in list(given)[:3]}).last_hidden_state
+    pooled = torch.tanh(hidden[:, 0] @ model.pooler.weight.T + model.pooler.bias)
+    logits = pooled @ model.pair.weight.T + model.pair.bias
+    assert torch.allclose(out.pair_logits, logits, atol=1e-6)
+    surprise = -logits.log_softmax(-1)[[0, 1], [0, 1]].mean()
+    alone = model(**{k: v for k, v in given.items() if k != "next_sentence_label"})
+    assert alone.pair_logits is not None
+    assert out.loss.item() == pytest.approx((alone.loss + surprise).item(), abs=1e-5)
+    del given["labels"]
+    assert model(**given).loss.item() == pytest.approx(surprise.item(), abs=1e-6)
+
+
+def test_a_sentence_pair_head_leaves_the_other_weights():
+    plain, both = (MaskedLanguageModel(body("bert"), seed=1, pairs=pairs) for pairs in (0, 1))
+    assert torch.equal(plain.transform.weight, both.transform.weight)
+    assert set(both.state_dict()) - set(plain.state_dict()) == {
+        f"{part}.{kind}" for part in ("pooler", "pair") for kind in ("weight", "bias")
+    }
+    assert plain(tokens(2, 5)).pair_logits is None
+    with pytest.raises(ValueError, match="without a sentence-pair head; build it with"):
+        plain(tokens(2, 5), next_sentence_label=torch.tensor([0, 1]))
+
+
+# -- spans and choices -------------------------------------------------------------------------
+def test_span_loss_is_the_mean_of_both_cross_entropies():
+    model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    out = model(**given)
+    assert out.logits.shape == (2, 10, 2)
+    assert out.logits[1, 7:].eq(-math.inf).all()
+    assert out.logits[0].isfinite().all()
+    total = 0.0
+    for part, name in enumerate(("start_positions", "end_positions")):
+        for row in range(2):
+            scores = out.logits[row, : (10, 7)[row], part]
+            total += (scores.logsumexp(0) - scores[given[name][row]]).item()
+    assert out.loss.item() == pytest.approx(total / 4, abs=1e-5)
+    assert out.logits[1].softmax(0)[7:].eq(0).all()
+
+
+@pytest.mark.parametrize("outside", [-1, 10, 99, 8])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_span_positions_outside_are_ignored(outside, tuned):
+    model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    if tuned:  # the head of a checkpoint that was fine-tuned already
+        whole = hf.BertForQuestionAnswering(body("bert").config)
+        model = TunedHead(whole.eval(), "QuestionAnswering")
+    given["start_positions"] = torch.tensor([2, outside])
+    given["end_positions"] = torch.tensor([3, outside])
+    out = model(**given)
+    scores = out.logits[0]
+    expected = (F.cross_entropy(scores.T, torch.tensor([2, 3]))).item()
+    assert out.loss.item() == pytest.approx(expected, abs=1e-5)
+    given |= {name: torch.tensor([-1, outside]) for name in ("start_positions", "end_positions")}
+    nothing = model(**given).loss
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+def test_span_positions_come_together():
+    model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    del given["end_positions"]
+    with pytest.raises(ValueError, match="come together"):
+        model(**given)
+    del given["start_positions"]
+    assert model(**given).loss is None
+
+
+def test_choices_are_scored_one_by_one():
+    model, given = ChoiceScorer(body("bert"), seed=1), batch("choice")
+    given["input_ids"] = tokens(2, 2, 10)
+    out = model(**given)
+    assert out.logits.shape == (2, 2)
+    for row in range(2):
+        for choice in range(2):
+            one = {k: v[row, choice][None] for k, v in given.items() if k != "labels"}
+            first = model.encoder(**one).last_hidden_state[0, 0]
+            inner = torch.tanh(model.dense.weight @ first + model.dense.bias)
+            score = (model.out.weight @ inner + model.out.bias).item()
+            assert out.logits[row, choice].item() == pytest.approx(score, abs=1e-5)
+    chosen = out.logits.log_softmax(-1)[[0, 1], given["labels"]]
+    assert out.loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-6)
+    assert model(given["input_ids"]).loss is None
+
+
+# -- which rows of the last layer a head reads: said of every type, and seen in the logits --------
+SIZES = {
+    **{"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5},
+    **{"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "pad_token_id": 0},
+    **{"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+}
+OWN = {  # kind of task -> our head, and the evaluator that builds it
+    "SequenceClassification": (lambda body: SequenceClassifier(body, 2, seed=0), GlueEvaluator),
+    "MultipleChoice": (lambda body: ChoiceScorer(body, seed=0), SwagEvaluator),
+    "QuestionAnswering": (lambda body: SpanPredictor(body, seed=0), SquadEvaluator),
+}
+LENGTH = 6
+FIRST_ROW = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert")
+
+
+def config(kind: str, **changes: Any) -> Any:
+    """A tiny model of that type."""
+    return hf.AutoConfig.for_model(kind, **(SIZES | changes))
+
+
+def rows_that_matter(head: torch.nn.Module, kind: str) -> list[int]:
+    """Rows of the last layer whose keys change a logit."""
+    shape = (1, 2, LENGTH) if kind == "MultipleChoice" else (1, LENGTH)
+    ids = torch.randint(3, 40, shape, generator=torch.Generator().manual_seed(0))
+    head.eval()
+    found = []
+    for row in range(LENGTH):
+        logits = []
+        for kept in (True, False):
+            table = torch.ones(2, 2, LENGTH, LENGTH, dtype=torch.bool)
+            table[-1, :, row] = kept
+            table[-1, :, row, (row + 1) % LENGTH] = True
+            attach(head, masks.table(table))
+            with torch.no_grad():
+                logits.append(head(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+            detach(head)
+        if not torch.equal(*logits):
+            found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("name", FIRST_ROW)
+@pytest.mark.nightly
+def test_rows_that_are_not_read_reach_no_logit(name: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own, evaluator = OWN[kind]
+    read = evaluator.head_reads
+    whole = getattr(hf, f"AutoModelFor{kind}").from_config(config(name))
+    whole.config.architectures = [type(whole).__name__]
+    whole.config.save_pretrained(tmp_path)
+    body = hf.AutoModel.from_config(config(name))
+    for head, tuned in ((own(body), False), (TunedHead(whole, kind), True)):
+        matter = rows_that_matter(head, kind)
+        assert matter == [*range(rows_read(tmp_path, read, tuned=tuned) or LENGTH)]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "made"),
+    [
+        ("modernbert", {"classifier_pooling": "mean"}, "ModernBertForSequenceClassification"),
+        ("electra", {"summary_type": "mean"}, "ElectraForMultipleChoice"),
+        ("albert", {}, "AlbertForSequenceClassification"),
+        ("xlnet", {}, "XLNetForSequenceClassification"),
+    ],
+)
+def test_heads_that_pool_otherwise_read_all_rows(name, changes, made, tmp_path):
+    hf.AutoConfig.for_model(name, **changes, architectures=[made]).save_pretrained(tmp_path)
+    assert rows_read(tmp_path, None, tuned=True) is None
+
+
+def test_one_layer_that_runs_twice_is_read_whole(tmp_path: Path) -> None:
+    config("albert").save_pretrained(tmp_path)
+    assert rows_read(tmp_path, SwagEvaluator.head_reads, tuned=False) is None
+
+
+# -- the named encoders of every architecture ----------------------------------------------------
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_follow_the_seed_and_nothing_else(architecture):
+def test_encoders_follow_the_seed_and_nothing_else(architecture):
     how = {"architecture": architecture}
     weights_come_from_the_seed(lambda seed: encoder(SMALL, 40, 16, seed=seed, **how))
 
@@ -45,7 +392,6 @@ def test_an_impossible_encoder_is_refused(size, changed, said):
         encoder(size, 40, 16, seed=0, **changed)
 
 
-# -- other architectures -----------------------------------------------------------------------
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_has_the_size_and_takes_the_whole_length(architecture):
     model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
@@ -74,17 +420,6 @@ def test_dropout_reaches_every_architecture(architecture):
             torch.manual_seed(0)
             one, two = (model(input_ids=given).last_hidden_state for _ in range(2))
         assert torch.equal(one, two) is not moves
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_padding_changes_nothing(architecture):
-    model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
-    given = tokens(1, 6) % 36 + 4
-    padded = torch.cat([given, torch.full((1, 5), 3)], 1)
-    visible = (torch.arange(11) < 6).long()[None]
-    alone = model(input_ids=given).last_hidden_state
-    inside = model(input_ids=padded, attention_mask=visible).last_hidden_state[:, :6]
-    assert torch.allclose(alone, inside, atol=1e-5)
 
 
 def test_sparsebert_is_bert_base_as_published():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from masksearch import attach, masks, save_pretrained
 from masksearch.errors import AttachError
 from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, encoder
-from masksearch.models.pretrained import open_pretrained, use_their_epsilon
+from masksearch.models.pretrained import open_pretrained
 from masksearch.tasks.text.tokenizer import (
     open_tokenizer,
     read_vocabulary,
@@ -25,7 +25,8 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "mask", "#
 def made(architecture: str = "bert", *, pairs: bool = False) -> MaskedLanguageModel:
     """A model whose every weight is drawn, biases too, as training would leave them."""
     body = encoder("2x16x2", VOCABULARY, LENGTH, seed=0, architecture=architecture, pad=1)
-    model = use_their_epsilon(MaskedLanguageModel(body, seed=0, pairs=pairs))
+    model = MaskedLanguageModel(body, seed=0, pairs=pairs)
+    model.norm.eps = [part.eps for part in body.modules() if isinstance(part, nn.LayerNorm)][-1]
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

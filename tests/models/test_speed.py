@@ -146,31 +146,17 @@ def roberta() -> Any:
     return hf.RobertaModel(hf.RobertaConfig(**SIZES, pad_token_id=1))
 
 
+SHORT = masks.table(torch.ones(9, 9) > 0)
+TOO_LONG = "has 66 positions, asked for 67; use a length of at most 66"
+
+
 @pytest.mark.parametrize(
     ("make", "mask", "settings", "error", "message"),
     [
-        (
-            bert,
-            LOCAL,
-            {"length": 67},
-            LengthError,
-            "has 66 positions, asked for 67; use a length of at most 66",
-        ),
-        (
-            roberta,
-            LOCAL,
-            {"length": 65},
-            LengthError,
-            "has 64 positions, asked for 65",
-        ),  # two are padding's
+        (bert, LOCAL, {"length": 67}, LengthError, TOO_LONG),
+        (roberta, LOCAL, {"length": 65}, LengthError, "has 64 positions"),  # two are padding's
         (llama, LOCAL, {"length": 67}, LengthError, "at most 66"),
-        (
-            bert,
-            masks.table(torch.ones(9, 9) > 0),
-            {"length": 10},
-            LengthError,
-            "at most that many",
-        ),
+        (bert, SHORT, {"length": 10}, LengthError, "at most that many"),
         (bert, LOCAL, {"length": 0}, ValueError, "at least 1 position, got 0"),
         (bert, LOCAL, {"length": 9, "repeats": 9}, ValueError, "repeats must be .* >= 10, got 9"),
         (bert, LOCAL, {"length": 9, "batch": 0}, ValueError, "batch must be .* >= 1, got 0"),

@@ -22,6 +22,17 @@ def bert(seed: int = 0, implementation: str = "sdpa", spread: float = 0.5) -> An
         return BertForMaskedLM(config).eval()
 
 
+def biased(seed: int = 0) -> Any:
+    """A tiny random T5 encoder, which adds a bias to its scores, with a head for each token."""
+    from transformers import T5Config, T5ForTokenClassification
+
+    size = {"d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": LAYERS, "num_heads": HEADS}
+    config = T5Config(vocab_size=VOCABULARY, num_labels=VOCABULARY, **size)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return T5ForTokenClassification(config).eval()
+
+
 def random_batches(count: int, size: int = 3, padded: bool = True) -> list[Batch]:
     """Random tokens; in padded ones the second sequence has 2 positions less, the third 3."""
     source = torch.Generator().manual_seed(5)

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_oracles import StandIn
 from tiny_encoders import sizes
 from torch import Tensor
 
@@ -12,7 +13,9 @@ from masksearch.analysis.stats import estimate
 from masksearch.errors import AttachError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.gates.gates import Gates
 from masksearch.models.encoders import MaskedLanguageModel, encoder
-from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
+from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, biased, random_batches
+
+with_and_without_a_bias = pytest.mark.parametrize("make", [bert, biased])
 
 
 def loss_of(model, batch):
@@ -72,8 +75,18 @@ def test_fisher_is_the_mean_square_of_each_sequences_own_slope(model):
     assert (found.values >= 0).all()
 
 
-def test_flip_is_the_gradient_of_open_gates(model):
-    batch = random_batches(1)[0]
+def test_a_bias_on_the_scores_is_kept():
+    """Against attention that is written out, with a factor on every weight."""
+    model, [batch] = biased(), random_batches(1)
+    found = importance(model, [batch])
+    attach(model, scaled := StandIn(torch.ones(LAYERS, HEADS, LENGTH, LENGTH, dtype=torch.bool)))
+    model(**batch).loss.backward()
+    torch.testing.assert_close(found.values, -scaled.factors.grad, rtol=1e-4, atol=1e-7)
+
+
+@with_and_without_a_bias
+def test_flip_is_the_gradient_of_open_gates(make):
+    model, batch = make(), random_batches(1)[0]
     found = importance(model, [batch], method="flip")
     gates = Gates("free", length=LENGTH, heads=HEADS, layers=LAYERS, form="flip")
     gates.deterministic = True
@@ -132,8 +145,9 @@ def test_padded_queries_have_no_importance_even_where_they_are_scored(model, met
     assert found.by_offset.one(3 - LENGTH).mean.abs().max() > 0
 
 
-def test_drop_is_the_loss_under_a_table_mask(model):
-    batches = random_batches(3)
+@with_and_without_a_bias
+def test_drop_is_the_loss_under_a_table_mask(make):
+    model, batches = make(), random_batches(3)
     found = importance(model, batches, method="drop", per="model", offsets=[-2, 0], keys=[1])
     position = torch.arange(LENGTH)
     column = (position == 1).expand(LENGTH, LENGTH)
@@ -270,6 +284,15 @@ def test_a_causal_model_has_no_importance_ahead():
         found.by_offset.cells[found.by_offset.at.index(0)] == LENGTH - 1
     )  # row 0 has no other key
     assert found.by_offset.cells[found.by_offset.at.index(-1)] == LENGTH - 1
+
+
+def test_a_position_that_one_head_sees_is_no_padding(model):
+    batch, last = random_batches(1, padded=False)[0], LENGTH - 1
+    batch["attention_mask"] = torch.ones(3, HEADS, LENGTH, LENGTH, dtype=torch.bool)
+    batch["attention_mask"][:, 1:, :, last] = False
+    values = importance(model, [batch]).values
+    assert values[:, 1:, :, last].abs().max() == 0
+    assert values[:, 1:, last, :last].abs().min() > 0
 
 
 def test_a_layer_that_is_called_twice_adds_up():

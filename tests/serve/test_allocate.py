@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,18 +77,28 @@ def allocation(landscape: Landscape, **options):
     return build_strategy("allocate", None, landscape, seed=0, run=Path(), options=options)
 
 
-def judge(landscape: Landscape, **options) -> list[Record]:
-    """The records of a whole allocation of stars and full heads, without a study."""
-    strategy, records, units = allocation(landscape, **options), [], Units(SHAPE, (STAR, FULL))
+def follow(strategy, score) -> list[Record]:
+    """The records of a whole allocation, without a study; a mask whose score is NaN has failed."""
+    records = []
     while isinstance(proposal := strategy.ask(), Proposal):
         assert isinstance(proposal.job, Evaluate)
-        full = {units.names.index(name) for name in proposal.params}
-        values = {"score": landscape.score(full)}
-        records.append(
-            Record(proposal.number, "done", proposal.job, params=proposal.params, values=values)
-        )
+        values = {"score": score(proposal.params)}
+        status = "failed" if math.isnan(values["score"]) else "done"
+        how = {"params": proposal.params, "values": values}
+        records.append(Record(proposal.number, status, proposal.job, **how))
         strategy.tell(records[-1])
+    assert len(records) <= strategy.most_trials
     return records
+
+
+def full_units(params: Mapping[str, int]) -> set[int]:
+    return {Units(SHAPE, (STAR, FULL)).names.index(name) for name in params}
+
+
+def judge(landscape: Landscape, **options) -> list[Record]:
+    """The records of stars and full heads."""
+    strategy = allocation(landscape, **options)
+    return follow(strategy, lambda params: landscape.score(full_units(params)))
 
 
 def found_scores(records: Sequence[Record]) -> list[float | None]:
@@ -100,17 +111,11 @@ def found_scores(records: Sequence[Record]) -> list[float | None]:
     return found
 
 
-def search(run, landscape=None, *, trials=99, executor=None, **options) -> ms.Study:
-    return ms.search(
-        None,
-        landscape or Landscape(),
-        run=run,
-        trials=trials,
-        strategy="allocate",
-        strategy_options={"levels": "star()", **options},
-        executor=executor,
-        progress=None,
-    )
+def search(run, landscape=None, *, space=None, levels="star()", how=None, **options) -> ms.Study:
+    """A study of stars and full heads; `how` goes to the search, `options` to the strategy."""
+    given = {"trials": 99, "strategy_options": {"levels": levels, **options}} | (how or {})
+    judge = landscape or Landscape()
+    return ms.search(space, judge, run=run, strategy="allocate", progress=None, **given)
 
 
 # -- units -------------------------------------------------------------------------------------
@@ -124,19 +129,10 @@ def test_units_mask_has_the_level_of_each_unit(levels):
     assert units.allocation(units.params(levels)) == tuple(levels)
 
 
-def test_units_of_layers_take_masks_that_tell_heads_and_layers_apart():
-    local = masks.per_layer(masks.per_head([masks.window(reach)] * 2 + [STAR]) for reach in (1, 2))
-    units = Units(SHAPE, (local, FULL), "layer")
-    assert units.names == ("l0", "l1")
-    table, part = units.mask((1, 0)).dense(8, 2, 3), local.dense(8, 2, 3)
-    assert table[0].all()
-    assert table[1].equal(part[1])
-
-
 @pytest.mark.slow
 @given(st.lists(st.integers(0, 1), min_size=6, max_size=6))
 @settings(max_examples=40)
-def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
+def test_units_take_masks_that_tell_heads_and_layers_apart(levels):
     local = masks.per_layer(
         [masks.per_head([STAR, masks.window(2), masks.window(0)]), masks.stride(3)]
     )
@@ -145,6 +141,9 @@ def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
     for unit, level in enumerate(levels):
         plane = divmod(unit, 3)
         assert table[plane].all() if level else table[plane].equal(part[plane])
+    table = Units(SHAPE, (local, FULL), "layer").mask(levels[:2]).dense(8, 2, 3)
+    for layer, level in enumerate(levels[:2]):
+        assert table[layer].all() if level else table[layer].equal(part[layer])
 
 
 @pytest.mark.parametrize("read", [None, 1])
@@ -156,12 +155,6 @@ def test_the_own_and_the_first_key_are_a_local_mask_of_two_keys_a_query(read):
     assert len(units.names) == 4
     if read is None:
         assert units.least == pytest.approx((2 * 9 - 1 + 2 * 16 - 1) / (81 + 256))
-
-
-def test_units_count_pairs_of_real_tokens():
-    shape = replace(SHAPE, lengths={4: 1})
-    units = Units(shape, (masks.window(0), FULL), "layer")
-    assert units.shares.tolist() == [[0.125, 0.125], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -192,20 +185,6 @@ def test_random_draws_of_units_reach_every_size_alike():
     assert max(counts) < 140
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("strategy", ["random", "evolution", "tpe"])
-def test_other_strategies_move_over_the_same_units_and_go_on(tmp_path, strategy):
-    def run(trials):
-        units = Units(SHAPE, (STAR, FULL))
-        return ms.search(
-            units, Landscape(), run=tmp_path, trials=trials, strategy=strategy, progress=None
-        )
-
-    run(4)
-    records = [record for record in run(8).records() if record.status != "reused"]
-    assert [record.status for record in records] == ["done"] * 8
-
-
 # -- masks that do not contain one another -----------------------------------------------------
 DRAWN = tuple(
     masks.window(0) | each
@@ -213,23 +192,6 @@ DRAWN = tuple(
 )
 TASTES = (1, 2, 0, 3, 0, 2)  # the level that each head gains from
 GAIN = (4.0, 3.0, 0.0, 9.0, 0.0, 5.0)
-
-
-def judge_drawn(method: str, **options) -> tuple[list[tuple[int, ...]], int]:
-    """The allocations that are judged on heads each of which gains by one mask; and the bound."""
-    units = Units(SHAPE, DRAWN)
-    strategy = allocation(Landscape(), levels=list(map(str, DRAWN)), method=method, **options)
-    judged: list[tuple[int, ...]] = []
-    while isinstance(proposal := strategy.ask(), Proposal):
-        judged.append(units.allocation(proposal.params))
-        score = sum(
-            gain for at, own, gain in zip(judged[-1], TASTES, GAIN, strict=True) if at == own
-        )
-        record = Record(
-            proposal.number, "done", proposal.job, params=proposal.params, values={"score": score}
-        )
-        strategy.tell(record)
-    return judged, strategy.most_trials
 
 
 @pytest.mark.parametrize(
@@ -245,9 +207,16 @@ def judge_drawn(method: str, **options) -> tuple[list[tuple[int, ...]], int]:
     ],
 )
 def test_each_head_gets_the_mask_that_it_gains_from_in_any_order(method, options):
-    judged, most = judge_drawn(method, **options)
+    units = Units(SHAPE, DRAWN)
+    strategy = allocation(Landscape(), levels=list(map(str, DRAWN)), method=method, **options)
+
+    def gained(params: Mapping[str, int]) -> float:
+        own = zip(units.allocation(params), TASTES, GAIN, strict=True)
+        return sum(gain for level, taste, gain in own if level == taste)
+
+    judged = [units.allocation(record.params) for record in follow(strategy, gained)]
     assert TASTES in judged
-    assert len(judged) == len(set(judged)) <= most
+    assert len(judged) == len(set(judged))
 
 
 @pytest.mark.parametrize(
@@ -276,14 +245,6 @@ def test_finds_the_best_of_every_size_where_worths_add_up(options, trials):
     records = judge(Landscape(), **options)
     assert found_scores(records) == best_scores(Landscape())
     assert len(records) == trials
-
-
-@pytest.mark.slow
-def test_masks_of_a_search_are_trials_of_its_study(tmp_path):
-    records = search(tmp_path).records()
-    assert found_scores(records) == best_scores(Landscape())
-    assert {(record.origin, record.status) for record in records} == {("allocate", "done")}
-    assert [record.number for record in records] == list(range(12))
 
 
 def test_greedy_is_better_where_scores_of_units_do_not_add_up():
@@ -315,17 +276,17 @@ def test_ranked_path_only_rises_from_end_to_end(worth):
 
 @pytest.mark.slow
 def test_few_trials_are_spread_over_the_sizes(tmp_path):
-    study = search(tmp_path, trials=9)  # 2 ends, 6 scores, and the middle of the path
+    study = search(tmp_path, how={"trials": 9})  # 2 ends, 6 scores, and the middle of the path
     assert len(study.records()[-1].params) == 3
 
 
 @pytest.mark.slow
 def test_too_few_trials_to_choose_anything_are_said(tmp_path):
     with pytest.warns(UserWarning, match=r"judges about 8 masks before it chooses.*trials is 3"):
-        search(tmp_path / "few", trials=3)
+        search(tmp_path / "few", how={"trials": 3})
     two = {"method": "exchange", "budgets": [0.7, 0.8]}
     with pytest.warns(UserWarning, match=r"by their scores, and trials is 12; .*budgets, fewer"):
-        search(tmp_path / "exchange", trials=12, **two)
+        search(tmp_path / "exchange", how={"trials": 12}, **two)
 
 
 def test_given_scores_cost_no_trial():
@@ -358,16 +319,8 @@ def test_scores_from_a_table_and_from_gates(tmp_path):
 @pytest.mark.slow
 def test_constraint_or_budget_ends_the_rounds(tmp_path):
     three = 0.45 * STAR.sparsity(8)  # 3 of 6 full, not 4
-    by_constraint = ms.search(
-        None,
-        Landscape(),
-        run=tmp_path / "constraint",
-        trials=99,
-        strategy="allocate",
-        strategy_options={"levels": "star()", "method": "greedy"},
-        constraints=[f"sparsity >= {three}"],
-        progress=None,
-    )
+    within = {"constraints": [f"sparsity >= {three}"]}
+    by_constraint = search(tmp_path / "constraint", method="greedy", how=within)
     by_budget = search(tmp_path / "budget", method="greedy", budgets=[1 - three])
     for study in (by_constraint, by_budget):
         scored = [r for r in study.records() if r.scored]
@@ -379,14 +332,16 @@ def test_constraint_or_budget_ends_the_rounds(tmp_path):
 def test_goes_on_where_it_was_interrupted(tmp_path):
     whole = judge(Landscape(), method="greedy", tries=1)
     for trials in (9, 11, 99):
-        study = search(tmp_path, method="greedy", tries=1, trials=trials)
+        study = search(tmp_path, method="greedy", tries=1, how={"trials": trials})
     assert [r.params for r in study.records()] == [r.params for r in whole]
+    assert {record.origin for record in study.records()} == {"allocate"}
 
 
 @pytest.mark.nightly
 def test_slots_find_what_one_finds(tmp_path):
     one = search(tmp_path / "one", method="greedy").records()
-    three = search(tmp_path / "three", method="greedy", executor=Local(slots=3)).records()
+    slots = {"executor": Local(slots=3)}
+    three = search(tmp_path / "three", method="greedy", how=slots).records()
     assert {str(r.params) for r in one} == {str(r.params) for r in three}
 
 
@@ -416,14 +371,15 @@ def test_bad_options_are_refused(options, problem, tmp_path):
 
 def test_a_space_is_refused(tmp_path):
     with pytest.raises(SearchError, match=r"takes no space"):
-        ms.search(
-            Units(SHAPE, (STAR, FULL)),
-            Landscape(),
-            run=tmp_path / "y",
-            trials=1,
-            strategy="allocate",
-            strategy_options={"levels": "star()"},
-        )
+        search(tmp_path / "y", space=Units(SHAPE, (STAR, FULL)))
+
+
+PLANTED = ms.PlantedEvaluator(
+    PlantedProcess(length=12, offsets=(4,), vocabulary=4),
+    size="2x16x2",
+    steps=2,
+    downstream_steps=1,
+)
 
 
 @pytest.mark.parametrize(
@@ -441,47 +397,24 @@ def test_a_space_is_refused(tmp_path):
 def test_gates_that_cannot_be_scores_are_refused_before_any_training(
     unit, gates, config, problem, tmp_path
 ):
-    process = PlantedProcess(length=12, offsets=(4,), vocabulary=4)
     options = {"levels": "window(1)", "unit": unit, "method": "gates"}
     with pytest.raises((MaskSearchError, ValueError), match=problem):
-        ms.search(
-            None,
-            ms.PlantedEvaluator(process, size="2x16x2"),
-            run=tmp_path / "run",
-            trials=3,
-            strategy="allocate",
-            strategy_options={**options, "gates": gates, "config": config},
-        )
+        search(tmp_path / "run", PLANTED, **options, gates=gates, config=config)
     assert not list(tmp_path.glob("run/trials/*"))
 
 
-def test_gates_that_all_heads_share_score_layers(tmp_path):
-    process = PlantedProcess(length=12, offsets=(4,), vocabulary=4)
-    judge = ms.PlantedEvaluator(process, size="2x16x2")
-    options = {"levels": "star()", "unit": "layer", "method": "gates", "gates": {"heads": 1}}
-    assert build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options).ask()
+def test_gates_that_all_heads_share_score_layers():
+    assert allocation(PLANTED, unit="layer", method="gates", gates={"heads": 1}).ask()
 
 
 @pytest.mark.filterwarnings("ignore:DAM", "ignore:nothing learned")
 @pytest.mark.slow
 def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
     """A strong push closes all of them: odds below one."""
-    process = PlantedProcess(length=12, offsets=(4,), vocabulary=4)
-    judge = ms.PlantedEvaluator(process, size="2x16x2", steps=2, downstream_steps=1)
-    study = ms.search(
-        None,
-        judge,
-        run=tmp_path,
-        trials=9,
-        strategy="allocate",
-        strategy_options={
-            "levels": "window(0)",
-            "method": "gates",
-            "config": {"steps": 20, "dense_warmup": 0.1, "gate_lr": 0.5, "strength": 5.0},
-        },
-        budget=[0.8, 0.4],
-        baselines={},
-    )
+    config = {"steps": 20, "dense_warmup": 0.1, "gate_lr": 0.5, "strength": 5.0}
+    how = {"trials": 9, "budget": [0.8, 0.4], "baselines": {}}
+    options = {"levels": "window(0)", "method": "gates", "config": config}
+    study = search(tmp_path, PLANTED, how=how, **options)
     full = [len(record.params) for record in study.records()[3:]]
     assert sorted(full) == [1, 3]  # of four heads, a local one at 1/12
 
@@ -489,23 +422,13 @@ def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
 def test_failed_units_are_passed_over():
     """Head 3, the best, cannot be judged when it is full."""
     strategy = allocation(Landscape(), method="greedy")
-    chosen = []
-    while (answer := strategy.ask()) != "done":
-        assert isinstance(answer, Proposal)
-        assert isinstance(answer.job, Evaluate)
-        full = {strategy.units.names.index(name) for name in answer.params}
-        values = {"score": Landscape().score(full)}
-        broken = 3 in full
-        record = Record(
-            answer.number,
-            "failed" if broken else "done",
-            answer.job,
-            params=answer.params,
-            values={"score": float("nan")} if broken else values,
-        )
-        strategy.tell(record)
-        chosen.append((full, broken))
-    assert ({0, 1, 2, 4, 5}, False) in chosen
+
+    def score(params: Mapping[str, int]) -> float:
+        full = full_units(params)
+        return math.nan if 3 in full else Landscape().score(full)
+
+    done = [r.params for r in follow(strategy, score) if r.status == "done"]
+    assert {0, 1, 2, 4, 5} in map(full_units, done)
 
 
 def test_units_cost_what_reaches_the_output():
@@ -582,6 +505,6 @@ def test_masks_within_budgets_are_trials(tmp_path):
      {"method": "greedy", "tries": 2, "budgets": [0.8]}],
 )  # fmt: skip
 def test_the_number_of_masks_is_known_before_the_first(options):
-    strategy = allocation(Landscape(), **options)
     judged = len(judge(Landscape(), **options))
-    assert judged <= strategy.most_trials <= judged + 4  # a mask that is known is not judged again
+    # a mask that is known is not judged again
+    assert judged <= allocation(Landscape(), **options).most_trials <= judged + 4

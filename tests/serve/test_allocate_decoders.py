@@ -9,22 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoder import tiny_decoder, written_text
 from transformers import LlamaConfig
 
 import masksearch as ms
 from masksearch import Units, masks
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
-from masksearch.gates.unit_costs import unit_costs
 from masksearch.masks.lower import lower
-from masksearch.strategies.build import Wanted
+from masksearch.strategies.build import build_strategy
 from masksearch.tasks.recall import Recall
 from masksearch_bench.tree import tree_values
 from masksearch_serve.allocate import (
     AllocateStrategy,
     Costs,
-    build_allocation,
     totals_by_count,
 )
 
@@ -33,33 +30,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
 def build_allocate(options, evaluator, run):
     """The strategy of a search with these options."""
-    return build_allocation(Wanted("allocate", None, evaluator, 0, run, options, {}))
+    return build_strategy("allocate", None, evaluator, seed=0, run=run, options=options)
 
 
-WORDS = [f"w{number}" for number in range(12)]
 LOCAL = masks.window(2) | masks.columns(1)
 LENGTH, LAYERS, HEADS, KV_HEADS = 12, 3, 4, 2
 SHAPE = Shape(LENGTH, LAYERS, HEADS, causal=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 40 articles, and a decoder of 3 layers of 4 heads, 2 KV heads."""
-    place = tmp_path_factory.mktemp("decoder")
-    tiny_decoder(place / "model", [*WORDS, "="], num_hidden_layers=LAYERS, initializer_range=0.05)
-    written_text(place / "model", place / "text", [*WORDS, "="])
-    return place
-
-
-def evaluator(folder: Path, **settings) -> ms.CausalEvaluator:
-    small = {"length": LENGTH, "cache": folder / "cache", "device": "cpu", "batch": 4}
-    return ms.CausalEvaluator(folder / "text", weights=folder / "model", **(small | settings))
+def evaluator(place: Path, **settings) -> ms.CausalEvaluator:
+    small = {"length": LENGTH, "cache": place / "cache", "device": "cpu", "batch": 4}
+    return ms.CausalEvaluator(place / "text", weights=place / "model", **(small | settings))
 
 
 class Accounts:
     """Stands for an evaluator that counts bytes alone."""
 
+    shape, kv_head_count = SHAPE, KV_HEADS
     measure_names = ("kv_bytes", "kv_bytes_per_head")
+    objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
     config = LlamaConfig(
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS
     )
@@ -100,14 +89,15 @@ def test_a_kv_head_is_all_heads_that_share_its_keys():
     ],
 )
 def test_an_exact_mask_is_the_best_of_all_within_its_bytes(unit, cost, levels):
-    units = Units(SHAPE, levels, unit, KV_HEADS)
-    costs = unit_costs(units, Accounts(), cost)
+    options = {"unit": unit, "levels": levels, "cost": cost, "budgets": [0.5]}
+    strategy = build_allocate(options, Accounts(), Path())
+    units = strategy.units
     draw = torch.Generator().manual_seed(1)
     worth = torch.randn(len(units.names), len(levels), generator=draw).tolist()
     every = list(itertools.product(range(len(levels)), repeat=len(units.names)))
     shares = {each: Accounts().measures_of(units.mask(each))[cost] for each in every}
     for budget in (0.45, 0.5, 0.7, 1.0):
-        [found] = Costs(costs).solve(worth, budget)
+        [found] = strategy.costs.solve(worth, budget)
 
         def value(levels):
             return sum(worth[unit][level] for unit, level in enumerate(levels))
@@ -119,17 +109,16 @@ def test_an_exact_mask_is_the_best_of_all_within_its_bytes(unit, cost, levels):
 
 def test_bytes_that_do_not_add_up_are_refused():
     for unit in ("head", "kv_head"):
-        units = Units(SHAPE, (LOCAL, masks.full()), unit, KV_HEADS)
+        options = {"unit": unit, "levels": LOCAL, "cost": "kv_bytes", "budgets": [0.5]}
         with pytest.raises(SearchError, match=r"kv_bytes does not add up .*take unit='layer'"):
-            unit_costs(units, Accounts(), "kv_bytes")
+            build_allocate(options, Accounts(), Path())
 
 
 class Engine(Accounts):
     """A decoder of 12 layers whose cache is vLLM's."""
 
     shape = ms.Shape(LENGTH, 12, HEADS, causal=True)
-    kv_head_count, measure_names = KV_HEADS, ("kv_bytes",)
-    objectives = (Objective("loss", "min", 10.0), Objective("kv_bytes", "min", 1.0))
+    measure_names = ("kv_bytes",)
 
     def measures_of(self, mask):
         config = copy.copy(self.config)
@@ -214,7 +203,6 @@ def exchanged(loss, levels, layers, *, one_window=False, budgets=BUDGETS):
     judge = Accounts()
     judge.config = LlamaConfig(num_hidden_layers=layers, num_attention_heads=HEADS)
     judge.shape, judge.kv_head_count = Shape(LENGTH, layers, HEADS, causal=True), HEADS
-    judge.objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
     options = {"unit": "layer", "levels": levels, "method": "exchange", "budgets": budgets}
     strategy = build_allocate(options | {"one_window": one_window}, judge, Path())
     return strategy, judge_all(strategy, loss), judge
@@ -295,19 +283,16 @@ def test_exchange_stays_where_nothing_is_better():
     ],
 )
 def test_exchange_refuses(options, problem):
-    judge = Accounts()
-    judge.shape, judge.kv_head_count = SHAPE, KV_HEADS
-    judge.objectives = (Objective("loss", "min", 99.0), Objective("kv_bytes", "min", 1.0))
     usual = {"unit": "layer", "levels": WINDOWS, "method": "exchange", "budgets": [0.5]}
     with pytest.raises(ValueError, match=problem):
-        build_allocate(usual | options, judge, Path())
+        build_allocate(usual | options, Accounts(), Path())
 
 
 # -- searches ----------------------------------------------------------------------------------
-def search(folder, run, judge=None, **options):
+def search(place, run, judge=None, **options):
     return ms.search(
         None,
-        judge or evaluator(folder, cost="kv_bytes"),
+        judge or evaluator(place, cost="kv_bytes"),
         run=run,
         trials=99,
         strategy="allocate",
@@ -318,9 +303,9 @@ def search(folder, run, judge=None, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "judged"), [("restore", 2 + 3 + 1), ("ablate", 2 + 3 + 2)])
-def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, method, judged):
+def test_a_search_judges_the_mask_of_each_budget(place, tmp_path, method, judged):
     budgets = [0.5, 0.8]  # local layers hold 3 or 4 of 12 keys: none or one full; two
-    records = search(folder, tmp_path, method=method, budgets=budgets).records()
+    records = search(place, tmp_path, method=method, budgets=budgets).records()
     shares = [record.measures["kv_bytes"] for record in records if record.mask is not None]
     assert sum(share <= 0.8 for share in shares) >= 2
     assert {record.status for record in records} == {"done"}
@@ -329,27 +314,27 @@ def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, method, judge
 
 
 @pytest.mark.slow
-def test_kv_heads_within_their_bytes(folder, tmp_path):
-    judge = evaluator(folder, cost="kv_bytes_per_head")
+def test_kv_heads_within_their_bytes(place, tmp_path):
+    judge = evaluator(place, cost="kv_bytes_per_head")
     options = {"unit": "kv_head", "budgets": [0.5]}
-    records = search(folder, tmp_path / "exact", judge, **options).records()
+    records = search(place, tmp_path / "exact", judge, **options).records()
     assert records[-1].measures["kv_bytes_per_head"] <= 0.5
     assert set(records[1].params) == {f"l{a}.kv{b}" for a in range(3) for b in range(2)}
-    greedy = search(folder, tmp_path / "greedy", judge, **options, method="greedy", tries=1)
+    greedy = search(place, tmp_path / "greedy", judge, **options, method="greedy", tries=1)
     share = [r.measures["kv_bytes_per_head"] for r in greedy.records() if len(r.params) < 6]
     assert len(share) >= 2
     assert max(share[:1] + share[7:]) <= 0.5  # but for units that are judged alone
     with pytest.raises(
         SearchError, match=r"kv_bytes does not add up over units of the kind 'head"
     ):
-        search(folder, tmp_path / "x", unit="head", budgets=[0.5])
+        search(place, tmp_path / "x", unit="head", budgets=[0.5])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(draws of|without an effect)")
 @pytest.mark.parametrize("strategy", ["random", "tpe", "evolution"])
-def test_several_windows_are_a_space_for_other_strategies(folder, tmp_path, strategy):
-    judge = evaluator(folder, cost="kv_bytes", adapt="none")
+def test_several_windows_are_a_space_for_other_strategies(place, tmp_path, strategy):
+    judge = evaluator(place, cost="kv_bytes", adapt="none")
     units = Units(judge.shape, WINDOWS, "layer")
     how = {"trials": 3, "strategy": strategy, "budget": 0.75, "progress": None, "baselines": {}}
     records = ms.search(units, judge, run=tmp_path, **how).records()

@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 
 import masksearch as ms
 from masksearch import kv_bytes, masks
@@ -21,22 +22,12 @@ from masksearch.errors import (
     UnknownNameError,
 )
 
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+SIZES = sizes(50, 32, 4, 4, 32, 64, pad_token_id=0)
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**GROUPED),
-    "gpt2": lambda: hf.GPT2Config(
-        vocab_size=50, n_embd=32, n_head=4, n_layer=4, n_positions=64, pad_token_id=0
-    ),
+    "gpt2": lambda: hf.GPT2Config(**SIZES),
     "qwen2": lambda: hf.Qwen2Config(
         **GROUPED, use_sliding_window=True, sliding_window=5, layer_types=MIXED
     ),
@@ -154,24 +145,6 @@ def test_shares_grow_with_sinks_and_windows(reach, sinks, length, more):
     assert 0 < small.share <= large.share <= kv_bytes(masks.full(), config, length).share <= 1
 
 
-def test_what_does_not_fit_is_refused():
-    config = CONFIGS["llama"]()
-    with pytest.raises(LayerCountError):
-        kv_bytes(masks.per_layer([masks.full()] * 3), config, 8)
-    with pytest.raises(HeadCountError):
-        kv_bytes(masks.per_head([masks.full()] * 3), config, 8)
-    with pytest.raises(UnknownNameError, match="cache_layout"):
-        kv_bytes(masks.full(), config, 8, cache_layout="heads")
-    with pytest.raises(ValueError, match="at least 1 position"):
-        kv_bytes(masks.full(), config, 0)
-    with pytest.raises(ValueError, match="until"):
-        kv_bytes(masks.full(), config, 8, until=7)
-    with pytest.raises(AttachError, match="compressed keys"):
-        kv_bytes(masks.full(), hf.DeepseekV3Config(), 8)
-    with pytest.raises(AttachError, match="encoder-decoder"):
-        kv_bytes(masks.full(), hf.T5Config(), 8)
-
-
 # -- cache layouts of engines ---------------------------------------------------------------------
 GOLDEN = Path(__file__).parent
 LLAMA = hf.LlamaConfig(  # 3 KV heads of 64 numbers, as SmolLM2-135M has
@@ -237,20 +210,29 @@ def test_transformers_holds_what_its_layout_says():
         assert kv_bytes(each, model, 9, cache_layout="transformers").bytes == cache_bytes(cache)
 
 
-def test_masks_and_settings_that_no_engine_has_are_refused():
-    config = CONFIGS["llama"]()
-    with pytest.raises(
-        NativeError, match=r"layer 0 keeps stride\(2\).*cache_layout='mask' counts any"
-    ):
-        kv_bytes(masks.stride(2), config, 8, cache_layout="vllm")
-    with pytest.raises(NativeError, match=r"layer 0 keeps tokens of fixed positions \(sinks\)"):
-        kv_bytes(masks.columns(2), config, 8, cache_layout="transformers")
-    several = masks.per_layer([masks.window(2), masks.window(3)] * 2)
-    with pytest.raises(NativeError, match=r"one window for all layers, got \[3, 4\]"):
-        kv_bytes(several, config, 8, cache_layout="llama.cpp")
-    with pytest.raises(ValueError, match="block is at least 1, got 0"):
-        kv_bytes(masks.full(), config, 8, cache_layout="vllm", block=0)
-    with pytest.raises(UnknownNameError, match="unknown cache_type 'q8'; did you mean 'q8_0'"):
-        kv_bytes(masks.full(), config, 8, cache_layout="llama.cpp", cache_type="q8")
-    with pytest.raises(ValueError, match="packs 32 numbers, and heads have 8"):
-        kv_bytes(masks.full(), config, 8, cache_layout="llama.cpp", cache_type="q8_0")
+FULL, VLLM, GGML = masks.full(), {"cache_layout": "vllm"}, {"cache_layout": "llama.cpp"}
+WINDOWS = masks.per_layer([masks.window(2), masks.window(3)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "how", "error", "message"),
+    [
+        (masks.per_layer([FULL] * 3), {}, LayerCountError, "has 3 layers"),
+        (masks.per_head([FULL] * 3), {}, HeadCountError, "has 3 heads"),
+        (FULL, {"cache_layout": "heads"}, UnknownNameError, "cache_layout"),
+        (FULL, {"length": 0}, ValueError, "at least 1 position"),
+        (FULL, {"until": 7}, ValueError, "until"),
+        (FULL, {"model": hf.DeepseekV3Config()}, AttachError, "compressed keys"),
+        (FULL, {"model": hf.T5Config()}, AttachError, "encoder-decoder"),
+        (masks.stride(2), VLLM, NativeError, r"layer 0 keeps stride\(2\).*'mask' counts any"),
+        (masks.columns(2), {"cache_layout": "transformers"}, NativeError,
+         r"layer 0 keeps tokens of fixed positions \(sinks\)"),
+        (WINDOWS, GGML, NativeError, r"one window for all layers, got \[3, 4\]"),
+        (FULL, VLLM | {"block": 0}, ValueError, "block is at least 1, got 0"),
+        (FULL, GGML | {"cache_type": "q8"}, UnknownNameError, "'q8'; did you mean 'q8_0'"),
+        (FULL, GGML | {"cache_type": "q8_0"}, ValueError, "packs 32 numbers, and heads have 8"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(mask, how, error, message):
+    with pytest.raises(error, match=message):
+        kv_bytes(mask, **{"model": CONFIGS["llama"](), "length": 8} | how)

@@ -136,19 +136,16 @@ def test_values_of_one_key_are_asked_for_as_they_stand(text):
         assert places == sorted(places)
 
 
-def test_needles_lie_at_every_depth_and_their_number_is_that_of_the_task(text):
-    for name, needles in {"niah_single_1": 1, "niah_multikey_1": 4}.items():
+def test_needles_lie_at_every_depth_and_one_answers(text):
+    for name in ("niah_single_1", "niah_multikey_1"):
         depths = []
         for prompt, answers in read(text, task_rows(text, "validation", name, 5)):
             body, question = prompt.rsplit("\nWhat is", 1)
-            assert body.count("The secret of") == needles
             key = question.split("? ")[0].removeprefix(" the secret of")
             assert body.count(f"of{key} is") == 1
             depths.append(body.index(f"is{answers[0]}"))
         assert depths == sorted(depths)
         assert depths[-1] - depths[0] > 0.6 * LENGTH / 2
-    crowd, _ = read(text, task_rows(text, "validation", "niah_multikey_2", 1))[0]
-    assert crowd.count("The secret of") > 8
 
 
 def test_variables_pass_the_value_on_in_order(text):
@@ -159,17 +156,6 @@ def test_variables_pass_the_value_on_in_order(text):
             for name, source in zip(names, [value, *names], strict=False)
         ]
         assert places == sorted(places)
-
-
-def test_counted_words_are_the_most_frequent_ones(text):
-    prompt, answers = read(text, task_rows(text, "validation", "cwe", 1))[0]
-    counts = Counter(re.findall(r" (?:[b-z][aeiou]){3}\b", prompt.split("Words:")[1]))
-    assert {word for word, _ in counts.most_common(10)} == set(answers)
-    assert len({counts[answer] for answer in answers}) == 1
-    prompt, answers = read(text, task_rows(text, "validation", "fwe", 1))[0]
-    counts = Counter(re.findall(r" (?:[b-z][aeiou]){3}\b", prompt.split("Words:")[1]))
-    assert [word for word, _ in counts.most_common(3)] == answers
-    assert len({counts[answer] for answer in answers}) == 3
 
 
 def test_facts_of_two_hops_need_both(text):

@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import sizes
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
@@ -22,18 +23,10 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, UnknownNameError
 from masksearch_serve.native import from_native
+from tests.serve.conftest import drawn
+from tests.serve.tiny_gguf import LLAMA3
 
-SIZES = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
+SIZES = sizes(99, 32, 3, 4, 48, 256, pad_token_id=0, bos_token_id=1, eos_token_id=None)
 GROUPED = SIZES | {"num_key_value_heads": 2}
 EVERYTHING = {"layer_types": ["full_attention"] * 3}
 BOUND = {  # full layers have no rotary positions, so that layers keep their kind
@@ -41,38 +34,25 @@ BOUND = {  # full layers have no rotary positions, so that layers keep their kin
     "sliding_window": 64,
 }
 DECODERS = {
-    "qwen2": lambda **more: hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED | more)),
-    "qwen3": lambda **more: hf.Qwen3ForCausalLM(
-        hf.Qwen3Config(**GROUPED | {"head_dim": 16} | more)
-    ),
-    "smollm3": lambda **more: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**GROUPED | more)),
-    "olmo3": lambda **more: hf.Olmo3ForCausalLM(hf.Olmo3Config(**GROUPED | EVERYTHING | more)),
-    "gemma3": lambda **more: hf.Gemma3ForCausalLM(
-        hf.Gemma3TextConfig(**GROUPED | EVERYTHING | {"head_dim": 16} | more)
-    ),
-    "exaone4": lambda **more: hf.Exaone4ForCausalLM(hf.Exaone4Config(**GROUPED | BOUND | more)),
-    "cohere2": lambda **more: hf.Cohere2ForCausalLM(hf.Cohere2Config(**GROUPED | BOUND | more)),
-    "llama": lambda **more: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED | more)),
+    "qwen2": (hf.Qwen2ForCausalLM, GROUPED),
+    "qwen3": (hf.Qwen3ForCausalLM, GROUPED | {"head_dim": 16}),
+    "smollm3": (hf.SmolLM3ForCausalLM, GROUPED),
+    "olmo3": (hf.Olmo3ForCausalLM, GROUPED | EVERYTHING),
+    "gemma3": (hf.Gemma3ForCausalLM, GROUPED | EVERYTHING | {"head_dim": 16}),
+    "exaone4": (hf.Exaone4ForCausalLM, GROUPED | BOUND),
+    "cohere2": (hf.Cohere2ForCausalLM, GROUPED | BOUND),
+    "llama": (hf.LlamaForCausalLM, GROUPED),
 }
-MODELS = DECODERS | {
-    "modernbert": lambda **more: hf.ModernBertForMaskedLM(
-        hf.ModernBertConfig(**SIZES | EVERYTHING | {"cls_token_id": 1, "sep_token_id": 2} | more)
-    )
-}
+ENDS = {"cls_token_id": 1, "sep_token_id": 2}
+MODELS = DECODERS | {"modernbert": (hf.ModernBertForMaskedLM, SIZES | EVERYTHING | ENDS)}
 MASK = masks.per_layer([masks.window(5), masks.full(), masks.window(5)])
 IDS = torch.arange(80).view(2, 40) * 7 % 96 + 3
 QWEN = hf.Qwen3Config(**GROUPED)
 
 
 def build(name: str, **more):
-    """A small random model of a family, without dropout; norms are drawn as well."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MODELS[name](**more).eval()
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                torch.nn.init.normal_(weight, 1.0, 0.2)
-    return model
+    make, fields = MODELS[name]
+    return drawn(lambda: make(make.config_class(**fields | more)))
 
 
 @torch.no_grad()
@@ -150,16 +130,7 @@ def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
         {"head_dim": 16},
         {"tie_word_embeddings": True},
         {"attention_bias": True, "mlp_bias": True},
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
+        {"rope_parameters": LLAMA3},
     ],
     ids=["head_dim", "tied", "biases", "rope"],
 )
@@ -253,14 +224,6 @@ def test_windows_are_those_of_transformers_mask_functions():
         table = from_native(config).dense(9)[0, 0]
         for q, k in product(torch.arange(9), repeat=2):
             assert table[q, k] == function(0, 0, q, k)
-
-
-@pytest.mark.parametrize(
-    "mask", [masks.window(5) | masks.window(3), masks.window(3) | masks.window(5)]
-)
-def test_a_union_of_windows_is_the_widest_and_a_cut_the_narrowest(mask):
-    assert ms.to_native(QWEN, mask).sliding_window == 6
-    assert ms.to_native(QWEN, masks.window(5) & masks.window(3)).sliding_window == 4
 
 
 # -- what is refused ---------------------------------------------------------------------------

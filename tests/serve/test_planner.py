@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoder import byte_tokenizer, learn_rows, tiny_decoder, written_text
+from tiny_decoder import byte_tokenizer, learn_rows
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.report.tables import front_table
-from masksearch.study.references import within_budgets
 from masksearch_serve.plan import Plan, describe_rival, describe_units, report_lines
 from masksearch_serve.planner import (
     DecoderOnText,
@@ -24,25 +22,7 @@ from masksearch_serve.planner import (
     build_decoder_evaluator,
 )
 
-WORDS = [f"w{number}" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder of 3 layers, its text of 40 articles, and one of its novels."""
-    folder = tmp_path_factory.mktemp("decoder")
-    narrow = {"num_hidden_layers": 3, "initializer_range": 0.05}
-    tiny_decoder(folder / "model", [*WORDS, "="], **narrow)
-    written_text(folder / "model", folder / "text", [*WORDS, "="])
-    novel = (folder / "text" / "valid.txt").read_text().replace("=", "w0").replace("\n", " ")
-    (folder / "novel.txt").write_text(novel * 2)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(place, monkeypatch):
-    monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
-    monkeypatch.chdir(place)
+pytestmark = pytest.mark.usefixtures("in_place")
 
 
 def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> Plan:
@@ -60,6 +40,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     inside = [r.values["nll"] for r in records if r.measures["kv_bytes"] <= 0.6]
     assert plan.found["nll"]["search"] == min(inside)
     unseen = plan.found["nll"]["unseen"]
+    assert unseen["masked"] - unseen["dense"] == pytest.approx(unseen["difference"], abs=1e-6)
     assert unseen["low"] <= unseen["difference"] <= unseen["high"]
     assert "pieces_of" not in unseen
     assert Plan.load(tmp_path / "plan.json") == plan
@@ -229,39 +210,25 @@ def final_nll(judge: CausalEvaluator, mask: ms.Mask, folder: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("interval", "more", "said"),
     [
-        (
-            {"difference": 0.2, "low": 0.1, "high": 0.3},
-            "the plan is shown to be better: +0.2000 [",
-        ),
-        (
-            {"difference": -0.2, "low": -0.3, "high": -0.1},
-            "it is shown to be better than the plan",
-        ),
-        ({"difference": 0.2, "low": -0.1, "high": 0.5}, "neither is shown to be better: +0.2000"),
-        ({"difference": 0.2}, "neither is shown to be better: +0.2000 nats a token"),
-        (
-            {"difference": 0.2, "low": 0.1, "high": 0.3, "documents": 12},
-            "the plan is better on 12 documents alone, too few to speak of other texts: +0.2000",
-        ),
-        (
-            {"difference": 0.2, "low": -0.1, "high": 0.3, "documents": 12, "pieces_of": 1},
-            "neither can be shown to be better on 12 pieces of 1 document: +0.2000 [",
-        ),
-        (
-            {"difference": -0.2, "low": -0.3, "high": -0.1, "documents": 12, "pieces_of": 15},
-            "it is better than the plan on 12 pieces of 15 documents alone, too few to speak of",
-        ),
-        (
-            {"difference": -0.2, "low": -0.3, "high": -0.1, "is_plan": True, "searched": "all"},
-            "this is the plan, as it is better than what the search chose (all) on unseen text: "
-            "-0.2000 [",
-        ),
+        ((0.2, 0.1, 0.3), {}, "the plan is shown to be better: +0.2000 ["),
+        ((-0.2, -0.3, -0.1), {}, "it is shown to be better than the plan"),
+        ((0.2, -0.1, 0.5), {}, "neither is shown to be better: +0.2000"),
+        ((0.2,), {}, "neither is shown to be better: +0.2000 nats a token"),
+        ((0.2, 0.1, 0.3), {"documents": 12},
+         "the plan is better on 12 documents alone, too few to speak of other texts: +0.2000"),
+        ((0.2, -0.1, 0.3), {"documents": 12, "pieces_of": 1},
+         "neither can be shown to be better on 12 pieces of 1 document: +0.2000 ["),
+        ((-0.2, -0.3, -0.1), {"documents": 12, "pieces_of": 15},
+         "it is better than the plan on 12 pieces of 15 documents alone, too few to speak of"),
+        ((-0.2, -0.3, -0.1), {"is_plan": True, "searched": "all"}, "this is the plan, as it is "
+         "better than what the search chose (all) on unseen text: -0.2000 ["),
     ],
-)
-def test_rival_in_words(found, said):
-    assert describe_rival(found).startswith(said)
+)  # fmt: skip
+def test_rival_in_words(interval, more, said):
+    found = dict(zip(("difference", "low", "high"), interval, strict=False))
+    assert describe_rival(found | more).startswith(said)
 
 
 @pytest.mark.slow
@@ -294,18 +261,9 @@ def test_plan_within_what_an_engine_reserves(tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("how", "judged"),
-    [
-        ({"method": "greedy"}, 2 + 3),  # no second layer is within the budget
-        ({"method": "restore"}, 2 + 3),  # the exact mask is one of them
-        ({"method": "greedy", "budget": 0.9}, 2 + 3 + 2),
-        ({"method": "greedy", "budget": 0.9, "tries": 1}, 2 + 3 + 2),
-    ],
-    ids=str,
-)
-def test_number_of_masks_is_known(how, judged, tmp_path, capfd):
-    allocate(tmp_path, **how, check=False, progress="auto")
+@pytest.mark.parametrize(("budget", "judged"), [(0.6, 2 + 3), (0.9, 2 + 3 + 2)])
+def test_number_of_masks_is_known(budget, judged, tmp_path, capfd):
+    allocate(tmp_path, budget, method="greedy", check=False, progress="auto")
     records = ms.open_study(tmp_path).records()
     assert len([record for record in records if record.role != "baseline"]) <= judged
     shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("allocate ")]
@@ -339,65 +297,42 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
         ({"budget": 0.1}, ValueError, r"at least what the cheapest masks of all units cost"),
         ({"unit": "head"}, SearchError, r"kv_bytes_per_head does not add up"),
         ({"local": "full()"}, ValueError, r"drop what keeps the same"),
-        (
-            {"local": ["window(7)", "window(3)"]},
-            ValueError,
-            r"keeps more than the one before.*got window\(3\) \(0\.\d+ of the pairs of 24 "
-            r"tokens\) after window\(7\) .*from narrow to wide",
-        ),
-        (
-            {"local": ["columns(1) | window(3)", "window(7)"]},
-            ValueError,
-            r"and all that it keeps; got window\(7\)",
-        ),
-        (
-            {"local": ["window(7)", "window(23)"]},
-            ValueError,
-            r"got window\(23\) \(1 of .*drop what is as wide as the text",
-        ),
+        ({"local": ["window(7)", "window(3)"]}, ValueError,
+         r"keeps more than the one before.*got window\(3\) \(0\.\d+ of the pairs of 24 tokens\) "
+         r"after window\(7\) .*from narrow to wide"),
+        ({"local": ["columns(1) | window(3)", "window(7)"]}, ValueError,
+         r"and all that it keeps; got window\(7\)"),
+        ({"local": ["window(7)", "window(23)"]}, ValueError,
+         r"got window\(23\) \(1 of .*drop what is as wide as the text"),
         ({"local": WINDOWS, "budget": 0.01}, ValueError, r"the cheapest masks of all units cost"),
-        ({"method": "greed"}, ValueError, r"'greed'; did you mean 'greedy'"),
-        ({"method": "restore", "tries": 2}, ValueError, r"a round of method='greedy'"),
-        ({"device": "cuda:99"}, ValueError, r"no device 'cuda:99' on this machine; take 'auto'"),
-        ({"precision": "half"}, ValueError, r"unknown precision 'half'. Known: float32, bfloat16"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_mistakes_are_refused_before_anything_is_judged(how, error, problem, tmp_path):
     with pytest.raises(error, match=problem):
         allocate(tmp_path, **how)
     assert not (tmp_path / "study.db").exists()
 
 
-FLOORED = {"local": "columns(1) | window(3)", "check": False}
-
-
 @pytest.mark.parametrize(
-    ("how", "problem"),
+    ("engine", "length", "budget", "problem"),
     [
-        (
-            {"serve": "llama.cpp", "serving": ms.Serving(length=1024)},
-            r"llama\.cpp keeps 0\.75 of its dense cache or more under any window at 1,024 "
-            r"positions with ubatch=512, got budget=0\.25: give a longer length or a smaller uba",
-        ),
-        (
-            {"serve": "llama.cpp", "serving": ms.Serving(length=512)},
-            r"llama\.cpp keeps everything under any window at 512 positions with ubatch=512",
-        ),
-        (
-            {"serve": "llama.cpp", "serving": ms.Serving(length=512), "budget": 1.0},
-            "keeps everything under any window at 512",
-        ),
-        (
-            {"serve": "vllm", "serving": ms.Serving(length=1024)},
-            r"vllm keeps everything .* in_flight=4,096, .* smaller in_flight in serving= \(--serv",
-        ),
+        ("llama.cpp", 1024, 0.25,
+         r"llama\.cpp keeps 0\.75 of its dense cache or more under any window at 1,024 positions "
+         r"with ubatch=512, got budget=0\.25: give a longer length or a smaller uba"),
+        ("llama.cpp", 512, 0.25,
+         r"llama\.cpp keeps everything under any window at 512 positions with ubatch=512"),
+        ("llama.cpp", 512, 1.0, "keeps everything under any window at 512"),
+        ("vllm", 1024, 0.25,
+         r"vllm keeps everything .* in_flight=4,096, .* smaller in_flight in serving= \(--serv"),
     ],
-    ids=["floor", "everything", "whole budget", "vllm"],
-)
-def test_an_engine_that_no_mask_makes_smaller_says_what_does(how, problem, tmp_path):
+)  # fmt: skip
+def test_an_engine_that_no_mask_makes_smaller_says_what_does(
+    engine, length, budget, problem, tmp_path
+):
+    how = {"serve": engine, "serving": ms.Serving(length=length), "check": False}
     with pytest.raises(ValueError, match=problem) as refused:
-        allocate(tmp_path, **({"budget": 0.25} | FLOORED | how))
+        allocate(tmp_path, budget, local="columns(1) | window(3)", **how)
     assert "local mask" not in str(refused.value)
     assert "order them" not in str(refused.value)
     assert not (tmp_path / "study.db").exists()
@@ -426,19 +361,12 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
     assert said.startswith(f"{len(inside)} of {len(records)} trials judged a mask within 0.6, and")
     assert f"the best has nll {min(inside):.4f}, the guess 2.5000: give a larger budget" in said
     assert "more trials" not in said
-    _, missing, _ = within_budgets({"mine": str(tmp_path)}, [0.6])
-    assert missing["mine within 0.6"] == said
 
 
 def test_a_model_in_memory_is_refused(place, tmp_path):
     model = AutoModelForCausalLM.from_pretrained("model")
     with pytest.raises(TypeError, match="got LlamaForCausalLM: save it with its tokenizer"):
         ms.allocate(model, "text", run=tmp_path)
-
-
-def test_rows_of_tasks_reach_the_judge(tmp_path):
-    with pytest.raises(ValueError, match="task_rows"):
-        allocate(tmp_path, tasks=["passkey"], task_rows=0)
 
 
 @pytest.mark.slow
@@ -485,6 +413,5 @@ def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path
     assert f"the served form adds at most {most:.3f} nats in each: " in page
     said = "\n".join(report_lines(plan, tmp_path / "plan.json", "model"))
     assert f"adds at most {max(added.values()):.3f} nats in each: " in said
-    front = front_table({"allocate": study.records()}, study.objectives)
     parts = {f"nll increase/{name}" for name in ("text", "retrieval", "answering")}
-    assert {"max nll increase", *parts} <= {cell.text for cell in front.head}
+    assert all(name in repr(study) for name in ("max nll increase", *parts))

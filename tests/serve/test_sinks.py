@@ -10,50 +10,32 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers as hf
 from tiny_decoder import tiny_decoder, written_text
-from torch import Tensor, nn
+from tiny_encoders import sizes
+from torch import Tensor
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, NativeError, UnknownNameError
-from masksearch.models.decoders import convert_gguf, divergence
+from masksearch.models.decoders import convert_gguf
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.tasks.next_token import NextTokenText
-from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
 from masksearch_serve import sinks as module
 from masksearch_serve.native import from_native, granite_swa_of
+from tests.serve.conftest import drawn
+from tests.serve.tiny_gguf import LLAMA3
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
-LLAMA3 = {
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }
-}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+SIZES = sizes(60, 32, 3, 4, 48, 128, num_key_value_heads=2, initializer_range=0.3, **TOKENS)
 LLAMA, MISTRAL, QWEN = hf.LlamaForCausalLM, hf.MistralForCausalLM, hf.Qwen2ForCausalLM
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LLAMA, {}),
     "wide heads": (LLAMA, {"head_dim": 16}),
-    "llama3": (LLAMA, {**LLAMA3, "tie_word_embeddings": True}),
+    "llama3": (LLAMA, {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "biases": (LLAMA, {"attention_bias": True, "mlp_bias": True}),
     "mistral": (MISTRAL, {"sliding_window": None, "head_dim": 12}),
     "mistral's window": (MISTRAL, {"sliding_window": 9}),
@@ -66,15 +48,8 @@ FIRST = SINKS + 7  # the first query that has all sinks behind its window
 
 
 def build(name: str = "llama", **more: Any) -> Any:
-    """A small random model of a family, every bias and norm drawn as well."""
     make, changes = FAMILIES[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make(make.config_class(**SIZES | changes | more)).eval()
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                nn.init.normal_(weight, 1.0, 0.2)
-    return model
+    return drawn(lambda: make(make.config_class(**SIZES | changes | more)))
 
 
 def text(rows: int = 20, length: int = 96) -> Tensor:
@@ -89,7 +64,8 @@ def logits(model: Any, ids: Tensor | None = None) -> Tensor:
 
 
 def behind_dense(dense: Any, other: Any, ids: Tensor) -> float:
-    return float(divergence(logits(other, ids), logits(dense, ids)).mean())
+    said, wanted = (logits(each, ids).log_softmax(-1) for each in (other, dense))
+    return float(F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).mean())
 
 
 # -- the same model ------------------------------------------------------------------------------
@@ -235,7 +211,7 @@ def test_text_is_read_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     written_text(folder, tmp_path / "books", words)
     model = LLAMA.from_pretrained(folder)
     read = NextTokenText.load(tmp_path / "books", tokenizer=folder, length=128).train
-    ids = read[evenly_spaced(len(read), 16)].long()
+    ids = read[torch.arange(16) * len(read) // 16].long()  # evenly spaced
     made = [
         ms.to_native(model, LOCAL, sinks="calibrate", text=given)
         for given in (str(tmp_path / "books"), ids)

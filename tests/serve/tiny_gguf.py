@@ -6,26 +6,16 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tiny_encoders import sizes
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as cuts
 from tokenizers.processors import TemplateProcessing
 
 SLIDE, FULL = "sliding_attention", "full_attention"
 TYPES = {"layer_types": [SLIDE, FULL, SLIDE, SLIDE], "sliding_window": 16}  # no period
-SIZES = {
-    "vocab_size": 310,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "attn_implementation": "eager",
-}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WEIGHTS = {"initializer_range": 0.2, "attn_implementation": "eager"}
+SIZES = sizes(310, 64, 4, 4, 96, 512, num_key_value_heads=2, **IDS, **WEIGHTS)
 WIDE = {"head_dim": 32}  # not 64 / 4
 START = {"rope_theta": 10000.0, "original_max_position_embeddings": 128, "factor": 4.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}

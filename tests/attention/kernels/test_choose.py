@@ -11,7 +11,6 @@ from mask_trees import sized_trees
 
 from masksearch import masks
 from masksearch.attention.kernels.choose import choose, choose_on_cpu, choose_on_cuda
-from masksearch.errors import LengthError
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
@@ -19,10 +18,6 @@ RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 def chosen(mask: masks.Mask, length: int, **other: object) -> Any:
     given: dict[str, Any] = {"device": "cpu", "trains": False} | other
     return choose(mask, length, **given)
-
-
-def layout(tiles: torch.Tensor) -> masks.Mask:
-    return masks.table(tiles.repeat_interleave(64, -1).repeat_interleave(64, -2))
 
 
 # -- what auto takes ---------------------------------------------------------------------------
@@ -73,11 +68,6 @@ def test_flex_that_cannot_train_says_so():
     assert "no backward" not in chosen(window, 64, requested="flex").reason
     on_cuda = chosen(window, 64, requested="flex", trains=True, device="cuda")
     assert "no backward" not in on_cuda.reason
-
-
-def test_other_lengths_are_refused():
-    with pytest.raises(LengthError):
-        chosen(masks.table(torch.ones(8, 8, dtype=torch.bool)), 16)
 
 
 # -- other devices -----------------------------------------------------------------------------
@@ -135,7 +125,7 @@ def test_the_rule_for_cuda_takes_what_was_measured_to_be_fast():
 
 def test_block_density_is_of_the_blocks_that_the_device_computes():
     tiles = torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) < 0.1
-    mask = layout(tiles)
+    mask = masks.table(tiles.repeat_interleave(64, -1).repeat_interleave(64, -2))
     pairs = tiles.view(16, 2, 16, 2).any(3).any(1)
     assert chosen(mask, 2048).block_density == float(tiles.double().mean())
     assert chosen(mask, 2048, device="cuda").block_density == float(pairs.double().mean())

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.attention.kernels.flex import FlexPlan, block_on, flex_attention_under
+from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.errors import HeadCountError, LengthError
 
 SCALING = 0.3
@@ -46,7 +46,7 @@ def sides(
 ):
     """Ours and SDPA's result."""
     query, key, value = states(length, key_heads=key_heads, device=device)
-    plan = FlexPlan.of_mask(mask, length, block=block_on(device, 64), device=device)
+    plan = FlexPlan.of_mask(mask, length, block=64, device=device)  # 128 on a card
     visible = None if visible is None else visible.to(device)
     with torch.no_grad():
         ours = flex_attention_under(query, key, value, plan, scaling=SCALING, visible=visible)
@@ -72,6 +72,7 @@ def sides(
         (masks.per_head([masks.window(9), masks.star(), masks.causal(), masks.full()]), 256, None),
         (masks.bigbird(8, 1, 3), 256, None),
         (masks.shifts([40]) | masks.blocks(100), 300, None),
+        (masks.shifts([-1]), 130, None),  # the first query has no key: zero, as by SDPA
     ],
     ids=str,
 )
@@ -86,13 +87,6 @@ def test_equals_sdpa(mask, length, padding, device):
 def test_key_heads_are_shared(device):
     mask = masks.per_head([masks.window(9), masks.star(), masks.blocks(64), masks.causal()])
     ours, theirs = sides(mask, 256, right(256), key_heads=2, device=device)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.nightly
-def test_queries_without_keys_give_zero(device):
-    ours, theirs = sides(masks.shifts([-1]), 130, None, device=device)
-    assert ours[:, :, 0].eq(0).all()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -147,11 +141,6 @@ def test_ragged_blocks_are_never_whole():
     plan = FlexPlan.of_mask(masks.full(), 150, block=64)
     assert plan.whole.int().tolist() == [[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]
     assert (plan.whole | plan.partial).all()
-
-
-def test_blocks_on_cuda_are_as_large_as_its_kernels():
-    assert [block_on("cuda:0", block) for block in (16, 64, 128, 192)] == [128, 128, 128, 256]
-    assert block_on("cpu", 64) == 64
 
 
 @pytest.mark.parametrize(

@@ -203,19 +203,9 @@ def test_pieces_of_few_keys_equal_dense_in_each_type_without_a_gradient(device):
         torch.testing.assert_close(mine.double(), dense, rtol=error, atol=error)
 
 
-def test_a_plan_keeps_its_parts_for_few_shapes():
+def test_a_plan_serves_several_shapes_and_keeps_its_parts_for_few():
     mask = masks.per_head([masks.window(5), masks.random_keys(1, 0)])
     plan = GatherPlan.of_mask(mask, 150, block=16)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return gather_attention(q, k, v, plan, scaling=SCALING)
-
-    with torch.inference_mode():  # what is prepared here serves plain calls too
-        first = attend(*states(2, 150, batch=3))
-    (kept,) = plan.kept.values()
-    assert any(part.bias is not None for part in kept)
-    assert torch.equal(attend(*states(2, 150, batch=3)), first)
-    assert [id(parts) for parts in plan.kept.values()] == [id(kept)]
     for batch in (1, 2, 3, 4, 5):
         check(plan, mask.dense(150, 1, 2)[0], batch=batch)
     assert len(plan.kept) <= 4
