@@ -467,9 +467,6 @@ MISTAKES = {
     "executor": ({"executor": OldExecutor()}, SearchError,
         r"OldExecutor\.run\(strategy, .*run\(self, work: .*Trials\)"),
     "no end": ({"trials": None}, SearchError, "give trials= or seconds="),
-    "constraint": ({"constraints": ["sparse"]}, ValueError,
-        r"a constraint reads like 'sparsity >= 0\.9'"),
-    "measure": ({"constraints": ["sparsty<1"]}, UNKNOWN, "did you mean 'sparsity'"),
     "progress": ({"progress": "atuo"}, UNKNOWN, "auto"),
 }  # fmt: skip
 

@@ -7,7 +7,6 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective, Report
-from masksearch.errors import UnknownNameError
 from masksearch.evaluators.wrappers import Cached
 
 CONFIG = hf.LlamaConfig(
@@ -76,8 +75,3 @@ def test_wrappers_offer_it_exactly_where_the_inner_evaluator_does(tmp_path):
     assert wrapped.measure_names == ("kv_bytes",)
     assert wrapped.measures_of(masks.window(4)) == {"kv_bytes": 4 / 16}
     assert Cached(ToyEvaluator(), tmp_path).measure_names == ()
-
-
-def test_evaluators_without_it_refuse_the_constraint(tmp_path):
-    with pytest.raises(UnknownNameError, match="kv_bytes"):
-        ms.search(windows, ToyEvaluator(), run=tmp_path, trials=1, constraints=("kv_bytes <= 1",))

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL
 from toy import ToyEvaluator, space
-from typer.testing import CliRunner
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.main import app
 from masksearch.study.store import StudyStore
+from tests.parsed import every_command
 
 NAMES = (
     "does it pay?",
@@ -73,7 +73,7 @@ def check_name(
         ]
     if not inside:
         assert (run / "study.db").is_file()
-        done = CliRunner().invoke(app, ["status", str(run), "--json"])
+        done = CliRunner().invoke(every_command()["status"], [str(run), "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["counts"]["done"] == 3
     page = ms.open_study(run).report() if pages else run / "study.json"
