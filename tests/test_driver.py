@@ -339,16 +339,6 @@ def test_workers_give_what_one_process_gives(tmp_path):
     assert [r[2:] for r in outcome(alone)] == [r[2:] for r in outcome(pool)]
 
 
-@pytest.mark.nightly
-def test_journal_storage_serves_search_resume_and_report(tmp_path):
-    arguments = dict(run=tmp_path / "run", storage=f"journal:{tmp_path / 'log'}")
-    ms.search(space, ToyEvaluator(), trials=3, **arguments)
-    study = ms.search(space, ToyEvaluator(), trials=5, **arguments)
-    assert Counter(r.status for r in study.records())["done"] == 5
-    assert not (tmp_path / "run" / "study.db").exists()
-    assert study.report("page.html").is_file()
-
-
 # -- failures -----------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path):

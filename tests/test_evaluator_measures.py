@@ -55,21 +55,6 @@ def test_records_carry_it_and_a_violating_mask_is_not_trained(tmp_path):
     assert {record.status for record in records} >= {"done", "stopped"}
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
-def test_strategies_read_it_as_an_objective(tmp_path, strategy):
-    study = ms.search(
-        windows,
-        DecoderToy(),
-        run=tmp_path,
-        trials=6,
-        strategy=strategy,
-        constraints=("kv_bytes <= 0.6",),
-        progress=None,
-    )
-    assert all("kv_bytes" in record.measures for record in study.records())
-
-
 def test_wrappers_offer_it_exactly_where_the_inner_evaluator_does(tmp_path):
     wrapped = Cached(DecoderToy(), tmp_path)
     assert wrapped.measure_names == ("kv_bytes",)

@@ -27,7 +27,6 @@ from masksearch import (
 )
 from masksearch.contracts import Record
 from masksearch.errors import SearchError, install_command
-from masksearch.evaluators.tuning import TaskTraining
 from masksearch.executors.ray import tolerate_losses
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.enqueued import Listed
@@ -542,22 +541,21 @@ def test_every_loss_of_a_worker_ends_its_trial_only():
 
 
 # -- models that all trials share --------------------------------------------------------------
-class NotedTraining(TaskTraining):
-    """Writes a file for every training."""
-
-    def fit(self, *given, **named):
-        folder = Path(self.inputs.__self__.cache).parent / "trainings"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{os.getpid()}-{time.time_ns()}").touch()
-        super().fit(*given, **named)
-
-
 class Counted(GlueEvaluator):
-    """Its trainings are noted."""
+    """Writes a file for every training."""
 
     @property
     def trainer(self):
-        return NotedTraining(**vars(super().trainer))
+        trainer = super().trainer
+
+        class Noted(type(trainer)):
+            def fit(self, *given, **named):
+                folder = Path(self.inputs.__self__.cache).parent / "trainings"
+                folder.mkdir(exist_ok=True)
+                (folder / f"{os.getpid()}-{time.time_ns()}").touch()
+                super().fit(*given, **named)
+
+        return Noted(**vars(trainer))
 
 
 QUIETLY = {"executor": RayTune(slots=2), "progress": None}
