@@ -162,11 +162,6 @@ def test_a_process_takes_no_trial_after_a_failure(troubled):
                 assert number < ends[pid], f"trial {number} ran after {ends[pid]} in {pid}"
 
 
-def test_processes_are_reused_after_success(troubled):
-    fine = [troubled.diary[n][-1][1] for n in (7, 8, 9)]
-    assert len(set(fine)) < 3
-
-
 def test_environment_and_signals_are_put_back(troubled):
     assert troubled.restored
 
