@@ -188,8 +188,8 @@ def test_study_whose_parameter_has_changed_already_goes_on(strategy):
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        (masks.per_layer([masks.window(1)] * 6), "6 layers, asked for 2: .*--size 6x64x2"),
-        (masks.per_head([masks.window(1)] * 4), "4 heads, asked for 2: .*--size 2x128x4"),
+        (masks.per_layer([masks.window(1)] * 6), "6 layers, asked for 2; .*--size 6x64x2"),
+        (masks.per_head([masks.window(1)] * 4), "4 heads, asked for 2; .*--size 2x128x4"),
     ],
 )
 def test_a_space_for_another_model_is_refused_with_the_size_that_it_fits(mask, said, tmp_path):
