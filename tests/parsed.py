@@ -7,7 +7,7 @@ from typing import Any
 
 import typer.main
 
-from masksearch.cli.main import app
+from masksearch.cli import main as cli
 
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -17,7 +17,7 @@ BENCH = sorted((PACKAGE.parent / "masksearch-bench" / "masksearch_bench").glob("
 
 def every_command() -> dict[str, Any]:
     """Name -> command of `masksearch`, those of distributions beside it too."""
-    program: Any = typer.main.get_command(app)
+    program: Any = typer.main.get_command(cli.app)
     program.list_commands(None)
     return dict(program.commands)
 

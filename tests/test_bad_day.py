@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.cli_runs import run as run_command
 from contracts.toy import ToyEvaluator, space
+from waiting import wait_until
 
 import masksearch as ms
 from masksearch import masks
@@ -143,26 +143,19 @@ def lives(process):
     return state != "Z"
 
 
-def until(happens, seconds):
-    end = time.monotonic() + seconds
-    while not happens() and time.monotonic() < end:
-        time.sleep(0.05)
-    return happens()
-
-
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_nothing_lives_on_after_a_killed_driver(tmp_path):
     pids = tmp_path / "pids"
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path / "run", pids])
-    assert until(lambda: pids.is_file() and pids.read_text().count(" ") == 2, 120)
+    wait_until(lambda: pids.is_file() and pids.read_text().count(" ") == 2)
     others = [int(process) for process in pids.read_text().split()]
     children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
     others += [int(process) for process in children]  # the fork server and its tracker
     assert all(map(lives, others))
     driver.kill()
     driver.wait()
-    assert until(lambda: not any(map(lives, others)), 10), [p for p in others if lives(p)]
+    wait_until(lambda: not any(map(lives, others)), 10, lambda: f"{[*filter(lives, others)]}")
 
 
 LONG = """
@@ -270,7 +263,7 @@ def strings(data, text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["search", "compare"])
-def test_no_control_character_of_a_folder_is_shown(tmp_path, monkeypatch, capsys, kind):
+def test_no_control_character_of_a_folder_is_shown(tmp_path, command, kind):
     run = tmp_path / "run"
     if kind == "search":
         searched(run, Acts(raises(ValueError("reason"))), baselines={"star": masks.star()})
@@ -298,7 +291,7 @@ def test_no_control_character_of_a_folder_is_shown(tmp_path, monkeypatch, capsys
                 database.execute(f"update {table} set value_json=? where rowid=?", changed)
     words = [("status", run), ("report", run), ("report", f"{run}#1", "--length", "16")]
     for each in words[: 3 if kind == "search" else 2]:
-        _, out, err = run_command(monkeypatch, capsys, *map(str, each))
+        _, out, err = command.run(*each)
         assert out + err
         assert not re.search("[\x1b\a]", out + err), each
         assert each[0] != "status" or r"\x1b" in out
@@ -317,7 +310,7 @@ def test_no_control_character_of_a_folder_is_shown(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     "harm", [b"", b"null", b"[]", b"{}", b'{"state": "ended"', b"\xff\xfe{", b"[" * 10**5, "link"]
 )
-def test_a_damaged_file_is_named_with_its_remedy(tmp_path, monkeypatch, capsys, name, harm):
+def test_a_damaged_file_is_named_with_its_remedy(tmp_path, command, name, harm):
     path = tmp_path / "run" / name
     path.parent.mkdir()
     if harm == "link":
@@ -325,11 +318,9 @@ def test_a_damaged_file_is_named_with_its_remedy(tmp_path, monkeypatch, capsys, 
         path.symlink_to(tmp_path / "secret")
     else:
         path.write_bytes(harm)
-    command = "status" if name == "status.json" else "resume"
-    code, out, err = run_command(monkeypatch, capsys, command, str(tmp_path / "run"))
+    said = command.refused("status" if name == "status.json" else "resume", tmp_path / "run")
     remedy = "delete it" if name == "status.json" else "restore it from a copy"
-    assert (code, out) == (2, "")
-    assert re.fullmatch(rf"error: {re.escape(str(path))} is damaged \(.*\); {remedy}.*\n", err)
+    assert re.fullmatch(rf"error: {re.escape(str(path))} is damaged \(.*\); {remedy}.*\n", said)
 
 
 @pytest.mark.slow

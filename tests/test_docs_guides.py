@@ -11,7 +11,6 @@ import torch
 from toy import ToyEvaluator
 
 import masksearch as ms
-from masksearch.cli import main as cli
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(?:\{code-cell\} )?(\w+)\n(.*?)^```$", re.M | re.S)
@@ -21,16 +20,6 @@ def blocks(page: str, language: str) -> list[str]:
     """The code of a page in a language, in its order."""
     found = BLOCK.findall((DOCS / page).read_text("utf-8"))
     return [code for name, code in found if name.startswith(language)]
-
-
-def run(capsys, monkeypatch, line: str) -> str:
-    """What a command prints; it must end well."""
-    monkeypatch.setattr("sys.argv", shlex.split(line, comments=True))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    printed = capsys.readouterr()
-    assert not stop.value.code, f"{line}\n{printed.err}"
-    return printed.out + printed.err
 
 
 def lines(code: str) -> list[str]:
@@ -48,14 +37,14 @@ def test_home_and_guides_tell_the_same_story():
 
 
 @pytest.mark.nightly
-def test_the_story_runs(monkeypatch, capsys, tmp_path):
+def test_the_story_runs(monkeypatch, command, tmp_path):
     monkeypatch.chdir(tmp_path)
     space = next(code for code in blocks("guide_space.md", "python") if "def judge" in code)
     (tmp_path / "my_space.py").write_text(space.replace("steps=240", "steps=12"))
     for page, count in (("search.md", 2), ("comparing.md", 1)):
         for line in lines("\n".join(blocks(page, "bash")[:count])):
             line = line.replace("--slots 2", "--slots 1").replace("--trials 24", "--trials 17")
-            run(capsys, monkeypatch, line)
+            command(*shlex.split(line, comments=True)[1:])
     assert (tmp_path / "runs" / "compared" / "report.html").is_file()
     assert (tmp_path / "mask.json").is_file()
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cli_runs import run as run_here
 from tiny_decoder import tiny_decoder, written_text
 
 from masksearch_bench import load
@@ -21,15 +22,12 @@ def run(monkeypatch, capsys, tmp_path):
     """Runs a command in an empty folder; what it prints."""
     monkeypatch.chdir(tmp_path)
 
-    def run(line: str) -> str:
-        monkeypatch.setattr("sys.argv", shlex.split(line))
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = capsys.readouterr()
-        assert not stop.value.code, printed.err
-        return printed.out
+    def run_line(line: str) -> str:
+        code, out, err = run_here(monkeypatch, capsys, *shlex.split(line)[1:], program=main)
+        assert code == 0, err
+        return out
 
-    return run
+    return run_line
 
 
 @pytest.mark.slow

@@ -13,14 +13,14 @@ import typer.main
 from matplotlib.image import imread
 from parsed import BENCH, FILES, nodes_of
 
-from masksearch.masks.core import RECIPES, Mask
+from masksearch import masks
 from masksearch_bench.__main__ import app as bench
 from tests.parsed import every_command
 
 DOCS = Path(__file__).parents[1] / "docs"
 OURS = {
-    name
-    for name, each in {**Mask.kinds, **RECIPES}.items()
+    name: each.__doc__
+    for name, each in (masks.Mask.kinds | masks.functions()).items()
     if each.__module__.startswith("masksearch.")
 }
 
@@ -48,13 +48,12 @@ def test_every_kind_and_family_is_in_the_gallery():
     text = (DOCS / "gallery.md").read_text("utf-8")
     shown = re.findall(r"^\| (\w+) \| !\[", text, re.M)
     assert sorted(shown) == sorted(OURS), "a kind of mask is not in docs/programs/write_gallery.py"
-    assert {path.stem for path in (DOCS / "images/masks").glob("*.png")} == OURS
+    assert {path.stem for path in (DOCS / "images/masks").glob("*.png")} == set(OURS)
 
 
 def test_sources_of_the_gallery_are_those_of_the_docstrings():
     text = (DOCS / "gallery.md").read_text("utf-8")
-    for each in OURS:
-        docstring = {**Mask.kinds, **RECIPES}[each].__doc__
+    for each, docstring in OURS.items():
         [row] = [line for line in text.splitlines() if line.startswith(f"| {each} |")]
         for number in re.findall(r"Reference:[^\n]*arXiv (\d{4}\.\d{5})", docstring):
             assert f"https://arxiv.org/abs/{number}" in row

@@ -7,7 +7,6 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective, Report
-from masksearch.errors import UnknownNameError
 from masksearch.evaluators.wrappers import Cached
 
 CONFIG = hf.LlamaConfig(
@@ -56,28 +55,8 @@ def test_records_carry_it_and_a_violating_mask_is_not_trained(tmp_path):
     assert {record.status for record in records} >= {"done", "stopped"}
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("strategy", ["tpe", "evolution", "gp"])
-def test_strategies_read_it_as_an_objective(tmp_path, strategy):
-    study = ms.search(
-        windows,
-        DecoderToy(),
-        run=tmp_path,
-        trials=6,
-        strategy=strategy,
-        constraints=("kv_bytes <= 0.6",),
-        progress=None,
-    )
-    assert all("kv_bytes" in record.measures for record in study.records())
-
-
 def test_wrappers_offer_it_exactly_where_the_inner_evaluator_does(tmp_path):
     wrapped = Cached(DecoderToy(), tmp_path)
     assert wrapped.measure_names == ("kv_bytes",)
     assert wrapped.measures_of(masks.window(4)) == {"kv_bytes": 4 / 16}
     assert Cached(ToyEvaluator(), tmp_path).measure_names == ()
-
-
-def test_evaluators_without_it_refuse_the_constraint(tmp_path):
-    with pytest.raises(UnknownNameError, match="kv_bytes"):
-        ms.search(windows, ToyEvaluator(), run=tmp_path, trials=1, constraints=("kv_bytes <= 1",))

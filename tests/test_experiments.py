@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from experiment_scripts import EXPERIMENTS, run_script
+from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
 from tiny_decoder import tiny_decoder, written_text
 from toy_sentences import write_sentences
@@ -22,7 +23,6 @@ from masksearch.analysis.stats import PairedDifference
 from masksearch.tasks.glue import load_glue
 
 FOLDERS = sorted(path.parent for path in EXPERIMENTS.glob("*/run.py"))
-DATA = os.environ.get("MASKSEARCH_DATA")
 LARGEST = 200_000  # bytes of a result that is kept
 
 
@@ -35,7 +35,7 @@ def test_experiment_is_documented_and_its_results_are_small(folder):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+@real
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_first_search_smoke(tmp_path):
     words = ["band", "dam", "compare", "tables", "--data", DATA, "--smoke"]
@@ -132,7 +132,7 @@ def test_importance_verdict_needs_the_whole_interval_inside_the_margin(
 def test_importance_smoke(tmp_path):
     stages, files = ["approximation", "planted"], ["approximation.csv", "planted.png"]
     arguments = ["--smoke", "--runs", tmp_path / "runs"]
-    if DATA is not None:
+    if "MASKSEARCH_DATA" in os.environ:
         stages += ["text", "importance"]
         files += ["text_differences.csv", "importance_text.png", "dynamics_planted.csv"]
         arguments += ["--data", DATA]
@@ -145,7 +145,7 @@ def test_importance_smoke(tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+@real
 def test_dam_text_smoke(tmp_path):
     words = ["find", "judge", "table", "--data", DATA, "--seeds", "0", "--smoke"]
     run_script("06_dam_text/run.py", *words, "--runs", tmp_path)
@@ -174,7 +174,7 @@ def test_sparsebert_table_smoke(tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+@real
 def test_random_text_smoke(tmp_path):
     words = ["search", "judge", "table", "--data", DATA, "--smoke"]
     run_script("13_random_text/run.py", *words, "--runs", tmp_path)
@@ -213,12 +213,12 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+@real
 @pytest.mark.parametrize("task", ["QQP", "QNLI"])
 def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS / "15_referee"))
     rows = importlib.import_module("rows")
-    sizes = rows.deal(task, Path(DATA), tmp_path)
+    sizes = rows.deal(task, DATA, tmp_path)
     assert sizes["select"] == 4_800
     dealt = []
     for folder, name in (("fit", "train"), ("select", "train"), ("judge", "test")):
@@ -231,20 +231,20 @@ def test_rows_of_selectors_models_and_judges_share_no_text(task, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+@real
 def test_rows_that_judge_selectors_were_judged_before_as_often_as_the_page_says(
     tmp_path, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(EXPERIMENTS / "15_referee"))
     rows = importlib.import_module("rows")
     page = (EXPERIMENTS / "15_referee" / "README.md").read_text(encoding="utf-8")
-    glue, seen = Path(DATA) / "glue", {}
+    glue, seen = DATA / "glue", {}
 
     def texts(folder: Path, task: str, **part: object) -> set[tuple[str, ...]]:
         return {*next(iter(load_glue(folder, task, **part).dev.values())).texts}
 
     for task in ("STS-B", "QNLI"):
-        rows.deal(task, Path(DATA), tmp_path)
+        rows.deal(task, DATA, tmp_path)
         judging = texts(tmp_path / "judge", task, dev_rows=2_000, split="test")
         final = texts(glue, task, dev_rows=1_000, split="holdout")
         search = texts(glue, task, dev_rows=400, split="validation")

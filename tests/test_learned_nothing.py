@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import run
 from hypothesis import given
 from hypothesis import strategies as st
 from page_text import Page
@@ -282,7 +281,7 @@ def test_a_mask_that_learned_one_task_of_two_keeps_its_mark_there(compared, shap
 
 # -- real data ---------------------------------------------------------------------------------
 @pytest.mark.nightly
-def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
+def test_four_steps_of_glue_learn_nothing(tmp_path, command):
     """The whole command: four steps, tasks that need the text, and no front of their noise."""
     process = PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1)
     corpus = PlantedGlue(process, lines=300, valid_lines=60, rows=120, dev_rows=360)
@@ -294,15 +293,14 @@ def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
         "acceptability, paraphrase = PLANTED['acceptability'], PLANTED['paraphrase']\n"
     )
     own = tmp_path / "own.py"
-    code, out, err = run(
-        *(monkeypatch, capsys, "search", f"{tmp_path}/own.py:space", "--strategy", "random"),
+    out, err = command(
+        *("search", f"{own}:space", "--strategy", "random"),
         *("--corpus", folder / "text", "--glue", folder, "--tasks"),
         f"{own}:acceptability,{own}:paraphrase",
         *("--steps", 4, "--size", "nano", "--length", corpus.length, "--set", "rows=60"),
         *("--set", "epochs=1", "--set", f"cache={tmp_path / 'cache'}", "--set", "device=cpu"),
         *("--trials", 5, "--run", tmp_path / "run"),
     )
-    assert code == 0, err
     study = ms.open_study(tmp_path / "run")
     assert study.frontier() == []
     assert f"nothing learned: none of the {len(study.records())} finished trials" in out

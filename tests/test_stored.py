@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
-from masksearch.cli.main import app
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.report.page import render_page
 from masksearch_serve.engines import ENGINES
@@ -70,10 +69,9 @@ def test_a_run_is_read_and_goes_on(stored):
     assert all(f"#{record.number}" in page for record in before)
 
 
-def test_a_plan_is_attached_to_its_model_and_the_card_tells_it(stored):
+def test_a_plan_is_attached_to_its_model_and_the_card_tells_it(stored, command):
     plan, out = Plan.load(stored / "plan.json"), stored / "out"
-    words = ["attach", stored / "model", stored / "plan.json", "--out", out]
-    app([str(word) for word in words], standalone_mode=False)
+    command("attach", stored / "model", stored / "plan.json", "--out", out)
     assert ms.saved_masks(out) == {"self": plan.mask} == ms.saved_masks(stored / "saved")
     told = [path / "README.md" for path in (out, stored / "saved")]
     budget = f"Budget: {plan.found['budget']['limit']:g} of dense"

@@ -68,10 +68,6 @@ def test_class_and_function_get_what_they_name(file):
             assert found == [(0, 7), (1, 8), (2, 9)][:trials]
 
 
-def test_class_carries_the_text_of_its_file(file):
-    assert load_function(f"{file}:Windows").masksearch_source == FILE
-
-
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -89,8 +85,6 @@ def test_mistakes_are_said_in_words(file, name, options, message):
     given = {"strategy": place, "strategy_options": options}
     with pytest.raises(MaskSearchError, match=message):
         search(None, ToyEvaluator(), run=file.parent / "run", trials=1, **given)
-    with pytest.raises(MaskSearchError, match=r"name it as file\.py:function"):
-        load_function("Windows")
 
 
 SPACE = """
@@ -165,18 +159,14 @@ def test_spaces_of_the_package_are_named_as_modules(spec):
         ("masksearch.spaces:distance", "search space 'distance'; did you mean 'distances'"),
         ("masksearch.spaces.distances:spase", "distances.py 'spase'; did you mean 'space'"),
         ("distances", "name it as file.py:function or masksearch.spaces:NAME, got 'distances'"),
+        ("{folder}/spaces.py", "{folder}/spaces.py:near, {folder}/spaces.py:far"),
     ],
 )
-def test_a_space_that_the_package_does_not_have(spec, message):
+def test_a_name_that_is_none_is_said_with_those_that_are(spec, message, tmp_path):
+    (tmp_path / "spaces.py").write_text("def near(trial): ...\n\n\ndef far(trial): ...\n")
+    spec, message = (each.format(folder=tmp_path) for each in (spec, message))
     with pytest.raises(MaskSearchError, match=re.escape(message)):
         load_function(spec)
-
-
-def test_a_file_without_a_name_says_what_it_defines(tmp_path):
-    file = tmp_path / "spaces.py"
-    file.write_text("def near(trial): ...\n\n\ndef far(trial): ...\n")
-    with pytest.raises(MaskSearchError, match=re.escape(f"{file}:near, {file}:far")):
-        load_function(str(file))
 
 
 CODE = """

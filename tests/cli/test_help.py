@@ -16,7 +16,6 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from masksearch.report.collect import proxy_card
-from masksearch.training.parts import usual_settings
 from tests.parsed import every_command
 
 COMMANDS = every_command()
@@ -94,14 +93,19 @@ def test_help_is_readable_in_80_columns(command, monkeypatch, name):
     assert body.count("\nOutput:\n") == 1
 
 
+def usual(kind: type) -> dict[str, object]:
+    """The default of each setting of an evaluator."""
+    return {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+
+
 def test_defaults_are_those_of_the_evaluators(wide):
-    mlm, planted = usual_settings(ms.MlmEvaluator), usual_settings(ms.PlantedEvaluator)
+    mlm, planted = usual(ms.MlmEvaluator), usual(ms.PlantedEvaluator)
     for command in ("search", "compare"):
         said = wide(command)
         for name in ("steps", "size"):
             assert f"[default: {mlm[name]};" in said
             assert f"planted corpus: {planted[name]}]" in said
-        assert f"[default: {', '.join(usual_settings(ms.GlueEvaluator)['tasks'])}]" in said
+        assert f"[default: {', '.join(usual(ms.GlueEvaluator)['tasks'])}]" in said
     said = wide("pretrain")
     for name in ("length", "steps"):
         option = said.partition(f"--{name} ")[2]
@@ -133,7 +137,6 @@ def test_version_is_quick_and_names_what_matters():
     code = """
 import sys
 from masksearch.cli.main import app
-from masksearch.training.parts import usual_settings
 from masksearch_serve.command import AllocateOptions
 
 app(["--version"], standalone_mode=False)

@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from masksearch import attached, load_mask, load_pretrained, masks
-from masksearch.cli import main as cli
-from masksearch.errors import ResumeError
 from masksearch.models.pretrained import open_pretrained
 from masksearch.training.checkpoints import Checkpoints
 
@@ -36,17 +33,14 @@ def text(tmp_path, monkeypatch):
     return path
 
 
-def run(*arguments: object, code: int = 0) -> str:
+@pytest.fixture
+def run(command):
     """What the command says."""
-    found = CliRunner().invoke(cli.app, ["pretrain", *map(str, arguments)])
-    if code == 0 and found.exception is not None:
-        raise found.exception
-    assert found.exit_code == code, found.output
-    return found.output
+    return lambda *words: "".join(command("pretrain", *words))
 
 
 @pytest.mark.slow
-def test_one_run_writes_a_model_that_others_read(tmp_path, text):
+def test_one_run_writes_a_model_that_others_read(tmp_path, text, run):
     out = tmp_path / "out"
     said = run(
         "window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "pretraining=mlm+next"
@@ -72,7 +66,7 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
+def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text, run):
     """Read back as a checkpoint and judged without a step, it scores what the curve says."""
     from masksearch.evaluators.mlm import MlmEvaluator
 
@@ -85,7 +79,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch, run, command):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = ("--corpus", text, *SMALL, "--set", "checkpoint_seconds=0")
     run("star", "--out", whole, *options)
@@ -105,8 +99,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
     with pytest.raises(Killed):
         run("star", "--out", broken, *options)
     monkeypatch.setattr(Checkpoints, "save", saved)
-    with pytest.raises(ResumeError, match="holds another run; not the same: mask"):
-        run("full", "--out", broken, *options)
+    said = command.refused("pretrain", "full", "--out", broken, *options)
+    assert "holds another run; not the same: mask" in said
     assert not (broken / "model.safetensors").exists()
     assert Checkpoints(broken, "pretraining").files()
     run("star", "--out", broken, *options)
@@ -117,7 +111,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
 
 
 @pytest.mark.slow
-def test_preset_runs(tmp_path, text):
+def test_preset_runs(tmp_path, text, run):
     out = tmp_path / "out"
     run("full", "--corpus", text, "--out", out, *SMALL, "--preset", "sparsebert",
         "--set", "micro_batches=2")  # fmt: skip
@@ -146,7 +140,7 @@ def test_mistakes_are_one_line(tmp_path, text, command):
 
 
 @pytest.mark.slow
-def test_a_folder_of_another_run_is_refused(tmp_path, text, command):
+def test_a_folder_of_another_run_is_refused(tmp_path, text, run, command):
     out = tmp_path / "out"
     run("star", "--corpus", text, "--out", out, *SMALL)
     before = (out / "model.safetensors").read_bytes()
@@ -182,11 +176,11 @@ def test_a_full_disk_is_one_line(tmp_path, text, monkeypatch, command):
 
 
 @pytest.mark.nightly
-def test_two_processes_write_one_model(tmp_path, text):
+def test_two_processes_write_one_model(tmp_path, text, run):
     run("window(2)", "--corpus", text, "--out", tmp_path / "one", *SMALL)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(cli.__file__).parents[2]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                "--nproc-per-node=2", "-m", "masksearch", "pretrain", "window(2)"]  # fmt: skip
@@ -227,14 +221,13 @@ def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monk
         == f"stopped; what was finished is kept. Go on with: masksearch resume {out}"
     )
     monkeypatch.setattr(Checkpoints, "save", save)
-    found = CliRunner().invoke(cli.app, ["resume", str(out)])
-    assert "step 6  held-out loss" in found.output
-    refused = CliRunner().invoke(cli.app, ["resume", str(out), "--trials", "3"])
-    assert "holds a pretrain, which takes no --trials" in str(refused.exception)
+    assert "step 6  held-out loss" in "".join(command("resume", out))
+    refused = command.refused("resume", out, "--trials", 3)
+    assert "holds a pretrain, which takes no --trials" in refused
 
 
 @pytest.mark.slow
-def test_a_distilled_encoder_is_written_without_a_head(tmp_path, text):
+def test_a_distilled_encoder_is_written_without_a_head(tmp_path, text, run):
     from toy_sentences import WORDS, write_sentences
 
     start, out = write_sentences(tmp_path / "toy") / "checkpoint", tmp_path / "out"

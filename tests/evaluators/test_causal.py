@@ -177,8 +177,7 @@ def test_pieces_and_batches_do_not_show(data: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(parts.right, whole.right)
 
 
-@pytest.mark.slow
-def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> None:
+def test_the_bytes_of_the_cache_are_known_before(data: Path) -> None:
     judge = evaluator(data, cost="kv_bytes")
     assert [objective.name for objective in judge.objectives] == ["nll", "kv_bytes"]
     assert judge.protocol == evaluator(data).protocol
@@ -186,17 +185,6 @@ def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> 
     found = judge.measures_of(masks.window(5) | masks.columns(2))
     assert {name: found[name] for name in both} == both
     assert ms.CausalEvaluator("recall").measures_of(masks.window(6))["kv_bytes"] == 6 / 56
-    study = ms.search(
-        lambda trial: masks.window(trial.suggest_int("reach", 1, 20)),
-        scratch(data, adapt="none", steps=40, cost="kv_bytes"),
-        run=tmp_path / "run",
-        strategy="random",
-        trials=3,
-        constraints=("kv_bytes <= 0.9",),
-        baselines={},
-    )
-    reaches = [record.params["reach"] for record in study.records()]
-    assert [r.measures["kv_bytes"] for r in study.records()] == [n / 24 for n in reaches]
 
 
 def test_bytes_are_those_of_the_account(data: Path) -> None:

@@ -88,9 +88,7 @@ def test_latency_is_the_faster_kernel_for_all_layers():
 
 def test_times_are_added_over_the_layers(monkeypatch):
     spent = iter([[4e-3, 5e-3, 1e-3], [4e-3, 3e-3, 9e-3]])
-    monkeypatch.setattr(
-        "masksearch.evaluators.cost.race_kernels", lambda kernels, repeats: next(spent)
-    )
+    monkeypatch.setattr(RACE, lambda kernels, repeats: next(spent))
     evaluator = replace(SMALL, measure=("latency_ratio",))
     found = values(evaluator, masks.per_layer([masks.window(3), masks.star()]))
     assert found == pytest.approx(
@@ -107,9 +105,7 @@ def test_times_are_added_over_the_layers(monkeypatch):
 
 
 def test_a_full_mask_is_dense_attention(monkeypatch):
-    monkeypatch.setattr(
-        "masksearch.evaluators.cost.race_kernels", lambda kernels, repeats: [2e-3, 3e-3, 7e-3]
-    )
+    monkeypatch.setattr(RACE, lambda kernels, repeats: [2e-3, 3e-3, 7e-3])
     assert values(replace(SMALL, measure=("latency_ratio",)), masks.full())["latency_ratio"] == 1.0
 
 

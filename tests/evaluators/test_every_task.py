@@ -2,11 +2,11 @@
 rows where they are at hand."""
 
 import math
-import os
 from pathlib import Path
 
 import pytest
 from planted_glue import PLANTED, PlantedGlue
+from real_data import DATA, real
 
 import masksearch as ms
 from masksearch import masks
@@ -46,20 +46,13 @@ def test_every_planted_task_goes_from_text_file_to_official_metric(tmp_path):
     assert found.step == 4 + len(PLANTED)  # one batch each
 
 
-@pytest.fixture
-def data() -> Path:
-    folder = os.environ.get("MASKSEARCH_DATA")
-    if not folder:
-        pytest.skip("MASKSEARCH_DATA is not set")
-    return Path(folder)
-
-
+@real
 @pytest.mark.nightly
 @pytest.mark.parametrize("pretraining", ["mlm", "mlm+next", "mlm+order"])
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_real_text(data, pretraining, whole_words, tmp_path):
+def test_real_text(pretraining, whole_words, tmp_path):
     evaluator = ms.MlmEvaluator(
-        data / "wikitext-2", pretraining=pretraining, whole_words=whole_words, **SMALL
+        DATA / "wikitext-2", pretraining=pretraining, whole_words=whole_words, **SMALL
     )
     found = last(evaluator, tmp_path)
     assert ("pair_accuracy" in found.values) == (pretraining != "mlm")

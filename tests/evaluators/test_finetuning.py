@@ -74,8 +74,6 @@ def steps_of(judge: Any, workdir: Path) -> tuple[list[Report], list[int]]:
 
 
 # -- killed runs --------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, caplog) -> None:
     judge = evaluator(data, tasks=("SST-2",))

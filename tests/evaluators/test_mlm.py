@@ -146,16 +146,6 @@ def test_bfloat16_trains(corpus: Path, tmp_path: Path) -> None:
     assert math.isfinite(last.values["loss"])
 
 
-def test_what_cannot_be_trained_is_refused(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such text file"):
-        _ = MlmEvaluator(tmp_path / "nowhere").protocol
-    with pytest.raises(DataError, match="no such text file"):
-        MlmEvaluator(tmp_path / "nowhere").packed()
-
-
-# -- a run that is killed ------------------------------------------------------------------------
-
-
 # -- what is pre-trained, and how ----------------------------------------------------------------
 def test_pairs_are_reported_beside_the_loss(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus, pretraining="mlm+order", steps=4)

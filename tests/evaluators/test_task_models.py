@@ -101,6 +101,3 @@ def test_padded_positions_of_spans_count_nothing() -> None:
     (gradient,) = torch.autograd.grad(long, [said])
     assert torch.isfinite(gradient).all()
     assert gradient.abs().sum() > 0
-
-
-# -- rows ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 
 from masksearch import CostEvaluator, masks
 from masksearch.contracts import Differentiable, Evaluator, Objective, Report, Shape
-from masksearch.errors import EmptyRowError, HeadCountError, LengthError, SearchError
+from masksearch.errors import LengthError, SearchError
 from masksearch.evaluators.cost import WithCost
 from masksearch.masks import Mask
 from masksearch.masks.lower import lower
@@ -167,16 +167,6 @@ def test_a_table_is_cropped_to_a_shorter_length_and_refused_at_a_longer_one():
         memory_at(200, bits)
     with pytest.raises(LengthError, match="Table holds 8 positions, asked for 160"):
         memory_at(None, masks.table(torch.ones(8, 8, dtype=torch.bool)))
-
-
-def test_masks_that_do_not_fit_are_refused_before_any_training(tmp_path):
-    log = tmp_path / "log"
-    evaluator = WithCost(Inner(log))
-    with pytest.raises(EmptyRowError):
-        reports(evaluator, masks.shifts([-1]))
-    with pytest.raises(HeadCountError):
-        reports(evaluator, masks.per_head([masks.full()] * 3))
-    assert not log.exists()
 
 
 def test_wrong_settings_are_refused():

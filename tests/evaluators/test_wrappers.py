@@ -4,8 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-import pytest
-from toy import ToyEvaluator, space
+from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
@@ -69,17 +68,6 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="masksearch"):
         assert len(judged(evaluator, masks.window(2), tmp_path)) == 3
     assert "cannot keep the result" in caplog.messages[-1]
-
-
-@pytest.mark.nightly
-def test_a_second_study_runs_nothing_that_the_first_has_run(tmp_path):
-    log = tmp_path / "log"
-    evaluator = Cached(ToyEvaluator(log=log), tmp_path / "kept")
-    for name in ("a", "b"):
-        ms.search(space, evaluator, run=tmp_path / name, trials=6, strategy="random", seed=3)
-    first, second = (ms.Study(tmp_path / name).records() for name in ("a", "b"))
-    assert [r.values for r in first] == [r.values for r in second]
-    assert len(runs(log)) == len({r.fingerprint for r in first})
 
 
 def test_offers_what_the_inner_evaluator_offers(tmp_path):

@@ -80,24 +80,6 @@ def test_worker_that_ran_a_failed_trial_takes_no_other(tmp_path):
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("slots", [1, 2])
-def test_reports_reach_the_driver_in_order_and_can_stop_a_job(slots, tmp_path):
-    heard: dict[int, list[int]] = {}
-
-    def on_report(number: int, report: Report) -> bool:
-        heard.setdefault(number, []).append(report.step)
-        return not (number == 1 and report.step == 2)
-
-    records = run(Local(slots), listed(3), ToyEvaluator(), tmp_path, on_report)
-    assert heard == {0: [1, 2, 4], 1: [1, 2], 2: [1, 2, 4]}
-    assert sorted(record.number for record in records) == [0, 1, 2]
-    (stopped,) = [record for record in records if record.status == "stopped"]
-    assert (stopped.number, stopped.step, len(stopped.curve)) == (1, 2, 2)
-    assert stopped.error == "ended early by the scheduler at step 2"
-    assert stopped.values == stopped.curve[-1].values
-
-
 class Hostile(ToyEvaluator):
     """Does in trial N what `deeds` says, after a first report."""
 
@@ -332,6 +314,14 @@ def test_an_evaluator_that_reports_no_number_is_told_what_to_write(tmp_path, ans
     record = JobRun(Proposal(0, Evaluate(masks.full())), Answering(answer), tmp_path).run()
     assert record.status == "failed"
     assert re.search(reason, record.reason)
+
+
+def test_a_job_that_is_told_to_stop_keeps_what_it_has_reported(tmp_path):
+    job = JobRun(Proposal(1, Evaluate(masks.full())), ToyEvaluator(), tmp_path)
+    stopped = job.run(lambda number, report: report.step < 2)
+    assert (stopped.status, stopped.step, len(stopped.curve)) == ("stopped", 2, 2)
+    assert stopped.error == "ended early by the scheduler at step 2"
+    assert stopped.values == stopped.curve[-1].values
 
 
 @pytest.mark.parametrize("value", [torch.tensor(0.5), np.float32(0.5), 0.5, torch.tensor([0.5])])

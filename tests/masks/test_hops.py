@@ -76,26 +76,19 @@ FORMS: list[tuple[masks.Mask, float]] = [
     (masks.causal(), math.inf),  # no way to a later key
     (masks.a_shape(4, 512), 4),  # from the first to the last only by the window: 2,047 / 512
     (masks.star(), 2),  # by way of the hub
-    (masks.longformer(6, 1), 2),
-    (masks.bigbird(2, 1, 2), 2),
     (masks.strided(256), 2),  # a key of the right remainder is in the window
-    (masks.butterfly(64), 5),  # 32 blocks: log2
     (masks.blocks(64), math.inf),
     (masks.per_layer([masks.columns(1), masks.global_tokens(1)]), 3),  # in, and out again
     (masks.window(1), LONG - 1),  # the ends are n - 1 apart: ceil((n - 1) / reach)
-    (masks.window(64), 32),
     (masks.window(1000), 3),
     (masks.dilated(64, 2) | masks.window(1), 33),  # 31 x 64, 62 in one, and 1
     (masks.longformer(256, 16), 2),
     (masks.bigbird(192, 128, 3), 2),
-    (masks.strided(4), 2),
     (masks.fixed(4, 1), 2),  # the last key of the other block
-    (masks.fixed(128, 4), 2),
     (masks.axial(32, 64), 2),  # the corner of row and column
     (masks.butterfly(), 11),
     (masks.blocks(64) | masks.stride(64), 2),  # row and column of a grid of 64 columns
     (masks.shifts([1, 1 - LONG]), LONG - 1),  # a ring in one direction
-    (masks.per_head([masks.window(127), masks.stride(128)]), 2),  # strided, head by head
     (masks.per_layer([masks.blocks(256), masks.stride(256)]), 2),
 ]
 

@@ -17,7 +17,7 @@ from transformers import masking_utils as theirs
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError, TokensNeededError
+from masksearch.errors import EmptyRowError, LayerCountError, MaskFormatError
 from masksearch.masks.lower import flex_block_mask
 
 GOLDEN = json.loads(
@@ -336,8 +336,6 @@ def by_example(batch, head, query, key):
             MaskFormatError,
             "here 16 and 32",
         ),
-        (lambda: masks.to_4d(masks.special_tokens(1), 8), TokensNeededError,
-         "cells only where input ids are known"),
     ],
 )  # fmt: skip
 def test_messages(build, error, message):

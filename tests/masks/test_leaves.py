@@ -63,11 +63,6 @@ RULES = [
     (masks.block_layout(NINE, 3), lambda q, k: bool(NINE[0, 0, q // 3, k // 3])),
     (masks.a_shape(2, 3), lambda q, k: k < 2 or abs(q - k) <= 3),
     (masks.vertical_slash([0, 7], [1, 4]), lambda q, k: k in (0, 7) or abs(q - k) in (1, 4)),
-    (masks.a_shape(2, 3) & masks.causal(), lambda q, k: k <= q and (k < 2 or q - k <= 3)),
-    (masks.axial(3, 5) & masks.causal(), lambda q, k: k <= q and axial(5)(q, k)),
-    (masks.butterfly() & masks.causal(), lambda q, k: k <= q and bin(q ^ k).count("1") < 2),
-    (masks.block_layout(TILES, 4) & masks.causal(), lambda q, k: k <= q and TILES[q // 4, k // 4]),
-    (masks.vertical_slash([0], [0]) & masks.causal(), lambda q, k: k == 0 or k == q),
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.lower import lower
-from masksearch.masks.nearest import error_bits, expression_bits
+from masksearch.masks.nearest import expression_bits
 
 N = 32
 WORD = 5.0  # bits of a name or an operator, of which there are about 32
@@ -56,7 +56,13 @@ def description_bits(mask: masks.Mask, table: Tensor) -> float:
         pairs = zip(mask.of, table.unsqueeze(2).unbind(1), strict=True)
         return WORD + sum(description_bits(part, head) for part, head in pairs)
     wrong = int((table ^ mask.dense(table.shape[-1], *table.shape[:2])).sum())
-    return expression_bits(mask, table.shape[-1]) + float(error_bits(wrong, table.numel()))
+    return expression_bits(mask, table.shape[-1]) + error_bits(wrong, table.numel())
+
+
+def error_bits(wrong: int, cells: int) -> float:
+    """Bits of naming the wrong cells: how many, and which; beyond half of them a bit each."""
+    named, further = min(wrong, cells // 2), max(0, wrong - cells // 2)
+    return 2 * math.log2(named + 1) + 1 + math.log2(math.comb(cells, named)) + further
 
 
 @st.composite

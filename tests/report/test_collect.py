@@ -4,8 +4,6 @@ import itertools
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +24,6 @@ from masksearch.report.section import evaluate_line
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
-
-
-def run_command(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "masksearch", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +122,11 @@ def test_the_judging_command_names_every_objective():
 
 
 @pytest.mark.nightly
-def test_command_of_the_page_makes_the_study_again(tmp_path):
+def test_command_of_the_page_makes_the_study_again(tmp_path, command):
     here = shutil.copy(Path(__file__).parents[1] / "contracts" / "toy.py", tmp_path / "my toy.py")
     words = ["search", f"{here}:space", "--evaluator", f"{here}:ToyEvaluator", "--trials", 3]
     words += ["--strategy", "random", "--constraint", "sparsity >= 0.1", "--baselines"]
-    assert run_command(*words, "--run", tmp_path / "a b").returncode == 0
+    command(*words, "--run", tmp_path / "a b")
     line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"
     report_on(tmp_path / "a b", tmp_path / "page.html", live=True)
@@ -142,8 +135,7 @@ def test_command_of_the_page_makes_the_study_again(tmp_path):
     assert section["evaluate"] == judged
     first = results(tmp_path / "a b")
     shutil.rmtree(tmp_path / "a b")
-    again = run_command(*shlex.split(line)[1:])
-    assert again.returncode == 0, again.stderr
+    command(*shlex.split(line)[1:])
     assert results(tmp_path / "a b") == first
 
 

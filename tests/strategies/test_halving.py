@@ -2,12 +2,10 @@
 
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from experiment_scripts import run_script
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -237,9 +235,4 @@ def test_repr_names_every_argument_and_no_state():
 
 @pytest.mark.nightly
 def test_the_replay_smoke():
-    script = Path(__file__).parents[2] / "experiments" / "04_halving_replay" / "run.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--smoke"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "planted seed 1, 8 slots" in done.stdout
+    assert "planted seed 1, 8 slots" in run_script("04_halving_replay/run.py", "--smoke")

@@ -1,6 +1,7 @@
 """What a sampler is told of a record, above all of a stopped one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
@@ -9,7 +10,6 @@ from toy import built
 
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record
-from masksearch.strategies.samplers import TrialWriter
 from masksearch.study.records import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
@@ -32,9 +32,17 @@ def record(number=0, status="done", **known):
     )  # fmt: skip
 
 
+SAMPLER = {"none": "tpe", "worst": "nsga2", "median": "gp"}  # by what fills a lost value
+
+
 def told(status, filler, objectives=TWO, constraints=(SPARSE,), others=(), **known):
-    records = dict(enumerate(others, start=1)) | {0: record(0, status, **known)}
-    return TrialWriter(objectives, constraints, filler).frozen_trial(records[0], records)
+    """Trial 0 as its sampler sees it."""
+    strategy = built(SAMPLER[filler], windows, objectives, constraints=constraints)
+    for number, other in enumerate(others, start=1):
+        strategy.tell(replace(other, number=number))
+    strategy.tell(record(0, status, **known))
+    strategy.ask()
+    return strategy.study.trials[0]
 
 
 def test_scored_record_has_its_values_and_its_excess():

@@ -8,8 +8,6 @@ import pytest
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch.report.collect import studies_in
-from masksearch.user_code import load_function
 
 
 def search(run, trials=3, **settings):
@@ -69,14 +67,6 @@ def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
 
 
 @pytest.mark.slow
-def test_report_of_several_runs_leaves_out_the_one_that_cannot_be_read(tmp_path):
-    search(tmp_path / "good")
-    two_studies(tmp_path / "bad")
-    with pytest.warns(UserWarning, match=r"bad is left out: .*holds 2 studies"):
-        assert [found.run.name for found in studies_in(tmp_path)] == ["good"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", '{"study": 3}', '{"storage": null}'])
 def test_damaged_file_is_named(tmp_path, text):
     search(tmp_path / "run")
@@ -107,19 +97,3 @@ def test_a_storage_in_the_run_folder_is_written_down_as_there(tmp_path):
     search(tmp_path / "run", storage=f"journal:{tmp_path / 'run' / 'log'}")
     stored = json.loads((tmp_path / "run" / "study.json").read_text())
     assert stored == {"study": "run", "storage": "journal:{run}/log"}
-
-
-@pytest.mark.slow
-def test_another_function_of_the_same_file_is_refused(tmp_path):
-    path = tmp_path / "spaces.py"
-    path.write_text(
-        "from masksearch import masks\n"
-        "def one(trial):\n    return masks.window(trial.suggest_int('reach', 0, 9))\n"
-        "def two(trial):\n    return masks.stride(trial.suggest_int('reach', 1, 9))\n"
-    )
-    one, two = (load_function(f"{path}:{name}") for name in ("one", "two"))
-    settings = dict(run=tmp_path / "run", trials=2, progress=None)
-    ms.search(one, ToyEvaluator(), **settings)
-    with pytest.raises(ms.errors.ResumeError, match="space: was one, now two"):
-        ms.search(two, ToyEvaluator(), **settings)
-    assert len(ms.search(one, ToyEvaluator(), **settings).records()) == 2

@@ -27,20 +27,6 @@ def calls(run: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_search_keeps_with_what_it_was_made(tmp_path):
-    search(tmp_path / "run", 1)
-    (call,) = calls(tmp_path / "run")
-    assert call["evaluator"]["class"] == "PlantedEvaluator"
-    assert call["evaluator"]["steps"] == 2
-    assert call["data"] == {"planted process": TINY.process.digest}
-    assert {"masksearch", "python", "torch", "transformers", "optuna"} <= set(call["versions"])
-    assert "logical CPUs" in call["machine"]
-    assert call["space"] == f"{__file__}:space"
-    assert (call["trials"], call["first_trial"]) == (1, 0)
-    assert "slots=1" in call["executor"]
-
-
-@pytest.mark.slow
 def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
     run = tmp_path / "run"
     search(run, 1)
@@ -52,14 +38,7 @@ def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
     first, second = calls(run)
     assert (first["first_trial"], second["first_trial"]) == (0, 1)
     assert second["machine"] == "another machine" != first["machine"]
-
-
-@pytest.mark.slow
-def test_comparison_keeps_its_seeds(tmp_path):
-    ms.compare({"star": masks.star()}, TINY, run=tmp_path / "run", seeds=[3, 4])
-    (call,) = calls(tmp_path / "run")
-    assert call["seeds"] == "[3, 4]"
-    assert "space" not in call
+    assert "slots=1" in first["executor"]
 
 
 @pytest.mark.slow

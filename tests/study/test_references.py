@@ -1,7 +1,7 @@
 """Masks that are named by the run that holds them."""
 
 import pytest
-from toy import ToyEvaluator, space
+from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
@@ -88,17 +88,6 @@ def test_comparison_is_named_by_trial(tmp_path):
     ms.compare({"w": masks.window(2)}, ToyEvaluator(), run=run, seeds=[0], progress=None)
     assert masks.parse(f"{run}#0") == masks.window(2)
     with pytest.raises(ms.errors.SearchError, match=r"is a comparison, .* such as .*compared#0"):
-        masks.parse(str(run))
-
-
-@pytest.mark.slow
-def test_baseline_is_named_by_trial_only(tmp_path):
-    run = tmp_path / "run"
-    ms.search(
-        space, ToyEvaluator(), run=run, trials=0, baselines={"w": masks.window(2)}, progress=None
-    )
-    assert masks.parse(f"{run}#0") == masks.window(2)
-    with pytest.raises(ms.errors.SearchError, match="only baselines have finished"):
         masks.parse(str(run))
 
 

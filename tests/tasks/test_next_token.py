@@ -12,7 +12,6 @@ from tiny_decoder import byte_tokenizer, tiny_decoder
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-import masksearch as ms
 from masksearch.errors import UnknownNameError
 from masksearch.tasks.next_token import NextTokenText, repeat_distances
 
@@ -112,13 +111,6 @@ def test_paragraphs_end_with_a_blank_line(tmp_path: Path) -> None:
     plain = NextTokenText.load(tmp_path / "folder", **(place | {"test": False}))
     assert tested.train_digest == plain.train_digest
     assert len({tested.digest, tested.train_digest, plain.digest}) == 2
-
-
-def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
-    folder = tiny_decoder(tmp_path / "model", WORDS)
-    (tmp_path / "short.txt").write_text("w1 w2 w3")
-    with pytest.raises(ms.errors.DataError, match="at least a sequence of 12 positions"):
-        NextTokenText.load(tmp_path / "short.txt", tokenizer=folder, length=12, cache=tmp_path)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=3))

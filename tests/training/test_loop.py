@@ -60,9 +60,6 @@ def small(seed: int = 0) -> MaskedLanguageModel:
     return MaskedLanguageModel(encoder("1x16x2", 20, 8, seed=seed), seed=seed)
 
 
-# -- the schedule ------------------------------------------------------------------------------
-
-
 # -- the loop ----------------------------------------------------------------------------------
 def test_loop_equals_a_plain_one():
     """The loop written out again with torch's AdamW, clipping and decay."""
@@ -138,9 +135,7 @@ def test_gates_are_neither_trained_nor_part_of_the_clipped_norm():
     assert torch.equal(gates.weight, before)
 
 
-# -- several batches a step, another optimiser, another schedule --------------------------------
-
-
+# -- another optimiser, another schedule ---------------------------------------------------------
 def test_lamb_equals_its_optimiser():
     config = TrainConfig(steps=3, lr=0.02, warmup=0.0, optimiser="lamb", clip=0.5)
     model, mine = Linear(), Linear()

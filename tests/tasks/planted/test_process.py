@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import masksearch as ms
 from masksearch.contracts import Shape, generator
 from masksearch.masks.lower import lower
-from masksearch.tasks.planted.process import PlantedProcess, PlantedTask, pair_by_offsets
+from masksearch.tasks.planted import PlantedTask
+from masksearch.tasks.planted.process import PlantedProcess, pair_by_offsets
 
 PROCESSES = [
     PlantedProcess(),

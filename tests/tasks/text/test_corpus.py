@@ -45,12 +45,6 @@ def load(path: Path, **settings: object) -> Corpus:
     return Corpus.load(path, **settings)  # type: ignore[arg-type]
 
 
-def test_last_twentieth_is_held_out(folder: Path) -> None:
-    corpus = load(folder)
-    share = len(corpus.held_out) / (len(corpus.held_out) + len(corpus.train))
-    assert share == pytest.approx(0.05, abs=0.005)
-
-
 def test_valid_is_held_out_and_test_left_out(folder: Path) -> None:
     before = load(folder)
     (folder / "test.txt").write_text("zzz " * 5000, encoding="utf-8")
