@@ -1,5 +1,6 @@
 """Masked-language-model pre-training as the judge of a mask."""
 
+import inspect
 import math
 import random
 from collections import Counter
@@ -26,6 +27,7 @@ from masksearch.contracts import Evaluate, OneShot, Record, Report, Shape
 from masksearch.errors import DataError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.gates.dam import run_one_shot
 from masksearch.gates.result import DamResult
+from masksearch.gates.sparsebert import published_rate
 from masksearch.training.loop import follow_trainings
 
 
@@ -195,6 +197,8 @@ def test_preset_is_the_published_run(corpus: Path) -> None:
     assert judge.shape == Shape(128, 12, 12)
     assert (judge.batch * judge.micro_batches, config.steps) == (65_536, 7_038)
     assert (config.optimiser, config.schedule, config.lr) == ("lamb", "sqrt", 6e-3)
+    assert inspect.signature(published_rate).parameters["warmup"].default == judge.warmup
+    assert (judge.size, judge.initializer_range) == ("base", 0.02)
     assert (judge.pretraining, judge.dropout, judge.vocabulary) == ("mlm+next", 0.1, 30_522)
     assert MlmEvaluator.preset("sparsebert", corpus, steps=5, batch=2).steps == 5
     with pytest.raises(

@@ -210,7 +210,6 @@ def test_cased_list_keeps_capitals(tmp_path: Path, folder: Path) -> None:
         ("empty/a.md", "x", {}, r"holds no \*\.txt"),
         ("short.txt", "ban dart\n", {}, r"short\.txt holds .* at least a sequence of 16 pos"),
         ("short.txt", "", {}, "holds 0 tokens"),
-        ("short.txt", b"fine\nna\xefve\n", {}, r"short\.txt, line 2: byte 0xef is not UTF-8"),
         ("long.txt", text(500), {"length": 2}, "length must be at least 3"),
         ("long.txt", text(500), {"vocabulary": 8}, "at least 32 token ids"),
         ("only/valid.txt", text(500), {}, "no training text"),
