@@ -74,17 +74,6 @@ def test_generation_and_bytes_on_every_family(name):
     assert cache.bytes == counted.bytes < counted.dense_bytes
 
 
-@pytest.mark.parametrize("mask", [masks.window(3), TABLE | masks.window(0)], ids=["near", "table"])
-def test_a_layer_may_call_attention_several_times(mask):
-    model, prompt = tiny("diffllama", mask), tokens(2, 14)
-    padding = {"attention_mask": torch.ones_like(prompt)}
-    padding["attention_mask"][0, :6] = 0
-    plain, wanted = generated(model, None, prompt, use_cache=False, **padding)
-    found, logits = generated(model, ms.MaskedCache(model, length=24), prompt, **padding)
-    assert torch.equal(found, plain)
-    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def small():
     """A decoder with the layers and heads of random mask trees."""
@@ -111,15 +100,17 @@ def test_any_mask_gives_the_whole_texts_logits_in_the_counted_bytes(small, mask,
     torch.testing.assert_close(torch.cat(logits, 1), wanted, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_padded_batches_are_computed_as_without_the_cache(name, side):
-    model = tiny(name, MIXED_LAYERS)
-    prompt, padding = tokens(2, 11), torch.ones(2, 11, dtype=torch.int64)
-    padding[0, slice(0, 4) if side == "left" else slice(-4, None)] = 0
-    given = {"attention_mask": padding}
-    plain, wanted = generated(model, hf.DynamicCache(), prompt, **given)
-    found, logits = generated(model, ms.MaskedCache(model), prompt, **given)
+PADDED = [(name, MIXED_LAYERS, side) for name in ("llama", "gpt2") for side in ("left", "right")]
+PADDED += [("diffllama", mask, "left") for mask in (masks.window(3), TABLE | masks.window(0))]
+
+
+@pytest.mark.parametrize(("name", "mask", "side"), PADDED)
+def test_padded_batches_are_computed_as_without_a_cache(name, mask, side):
+    model, prompt = tiny(name, mask), tokens(2, 14)
+    padding = {"attention_mask": torch.ones_like(prompt)}
+    padding["attention_mask"][0, slice(0, 6) if side == "left" else slice(-6, None)] = 0
+    plain, wanted = generated(model, None, prompt, use_cache=False, **padding)
+    found, logits = generated(model, ms.MaskedCache(model, length=24), prompt, **padding)
     assert torch.equal(found, plain)
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
 

@@ -75,14 +75,10 @@ def test_a_part_has_to_be_named():
         attach(model, masks.star())
     with pytest.raises(UnknownNameError, match=r"unknown part of BartModel 'encodr'.*'encoder'"):
         attach(model, masks.star(), part="encodr")
-    with pytest.raises(UnknownNameError, match="unknown part of BartModel ''"):
-        attach(model, masks.star(), part="")
     with pytest.raises(ValueError, match="a mapping names the parts itself, got part='cross'"):
         attach(model, {"cross": masks.star()}, part="cross")
     with pytest.raises(ValueError, match="names at least one part of encoder, decoder, cross"):
         attach(model, {})
-    with pytest.raises(TypeError, match="attach takes a mask or gates, got int"):
-        attach(model, {"cross": 3})
     with pytest.raises(AttachError, match=r"'decoder.layers.0' of BartModel holds self-attention"):
         attach(model, masks.star(), part="decoder.layers.0")
     with pytest.raises(AttachError, match=r"self_attn is in two of the parts 'encoder', 'encoder"):

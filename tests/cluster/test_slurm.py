@@ -162,19 +162,14 @@ def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
-    errors = job.ends("search", "s.py:space", sent=signal.SIGUSR1)
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 130)])
+def test_signals_stop_the_search_and_the_time_limit_requeues(job: Job, sent, code) -> None:
+    errors = job.ends("search", "s.py:space", sent=sent, code=code)
     assert job.calls("search stopped cleanly")
-    assert job.calls("scontrol requeue") == ["scontrol requeue 4711"]
-    assert "time limit or preemption: stopping the search" in errors
+    limit = sent == signal.SIGUSR1
+    assert job.calls("scontrol requeue") == ["scontrol requeue 4711"] * limit
+    assert ("time limit or preemption: stopping the search" in errors) == limit
     assert len(job.calls("down")) == 3
-
-
-@pytest.mark.slow
-def test_termination_stops_the_search_without_requeue(job: Job) -> None:
-    job.ends("search", "s.py:space", sent=signal.SIGTERM, code=130)
-    assert job.calls("search stopped cleanly")
-    assert not job.calls("scontrol requeue")
 
 
 @pytest.mark.slow

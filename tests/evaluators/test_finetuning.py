@@ -4,17 +4,22 @@ import json
 import math
 import random
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killed_runs import reports_until
 from real_data import DATA, minilm, real
+from split_evaluators import causal, glue, squad, swag, text
 from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 from toy_sentences import WORDS, write_lines
 
 from masksearch import GlueEvaluator, masks
+from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.models.encoders import ARCHITECTURES, encoder
@@ -67,23 +72,10 @@ def finetuned_only(data: Path, **settings: Any) -> GlueEvaluator:
 
 
 def steps_of(judge: Any, workdir: Path) -> tuple[list[Report], list[int]]:
-    """The reports of a run, and the length of the training that each of its steps was in."""
-    seen: list[int] = []
-    with follow_trainings(lambda step, config: seen.append(config.steps)):
-        return list(judge(masks.star(), seed=1, workdir=workdir)), seen
-
-
-# -- killed runs --------------------------------------------------------------------------------
-@pytest.mark.slow
-def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, caplog) -> None:
-    judge = evaluator(data, tasks=("SST-2",))
-    straight, _ = steps_of(judge, tmp_path)
-    (tmp_path / "scores.json").write_text("{")
-    assert steps_of(judge, tmp_path) == (straight, [3, 3, 3])
-    assert "is damaged" in caplog.text
-    stored = json.loads((tmp_path / "scores.json").read_text())
-    (tmp_path / "scores.json").write_text(json.dumps(stored | {"key": "another"}))
-    assert steps_of(judge, tmp_path) == (straight, [3, 3, 3])
+    """The reports of a run, and the steps that it took."""
+    steps: list[int] = []
+    with follow_trainings(lambda step, config: steps.append(step.number)):
+        return list(judge(masks.star(), seed=1, workdir=workdir)), steps
 
 
 # -- seeds --------------------------------------------------------------------------------------
@@ -203,3 +195,64 @@ def test_minilm_learns_sst2_in_a_few_steps(tmp_path: Path) -> None:
     (report,) = judge(masks.full(), seed=0, workdir=tmp_path)
     assert report.step == 30
     assert report.values["SST-2"] > report.values["SST-2/majority"] + 0.15
+
+
+# -- killed runs --------------------------------------------------------------------------------
+ORDER = {"pretraining": "mlm+order", "micro_batches": 2, "optimiser": "lamb", "whole_words": True}
+
+
+def distilled(folder: Path) -> Any:
+    weights = tiny_checkpoint(folder / "checkpoint", list(WORDS))
+    how = {"pretraining": "distil", "dropout": 0.1, "length": 16}
+    return replace(glue(folder), weights=weights, **how)
+
+
+MAKERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
+    "text": (text, {"dropout": 0.2, "steps": 6}),
+    "pairs by LAMB": (text, {**ORDER, "steps": 6}),
+    "distillation": (distilled, {"steps": 3}),
+    "fine-tuning of two seeds": (glue, {"finetune_seeds": 2, "finetune_batch": 8, "steps": 3}),
+    "questions": (squad, {"finetune_batch": 2, "steps": 3}),
+    "endings": (swag, {"finetune_batch": 2, "steps": 3}),
+    "decoder": (causal, {"steps": 6}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_killed_run_ends_as_it_would_have(name: str, tmp_path: Path) -> None:
+    make, settings = MAKERS[name]
+    judge = replace(make(tmp_path), checkpoint_seconds=0.0, held_out_sequences=8, **settings)
+    straight, steps = steps_of(judge, tmp_path / "straight")
+    rows = RowScores.load(tmp_path / "straight" / "rows.safetensors").scores
+    left = {path.name.partition("-")[0] for path in (tmp_path / "straight").iterdir()}
+    assert left <= {"rows.safetensors", "scores.json", "pretrained"}  # of no unfinished training
+    for killed in (2, 5):
+        place = tmp_path / str(killed)
+        first = reports_until(judge, place, killed, masks.star(), seed=1)
+        assert first == straight[: len(first)]
+        assert reports_until(judge, place, 1, masks.star(), seed=1) == first  # killed again
+        assert steps_of(judge, place) == (straight, steps[killed - 1 :])
+        again = RowScores.load(place / "rows.safetensors").scores
+        assert {task: list(each) for task, each in again.items()} == {
+            task: list(each) for task, each in rows.items()
+        }
+    reports = judge(masks.star(), seed=1, workdir=tmp_path / "closed")
+    assert next(reports) == straight[0]
+    reports.close()
+    assert steps_of(judge, tmp_path / "closed")[0] == straight
+    for mask, seed in ((masks.star(), 3), (masks.window(1), 1)):  # of another run in its folder
+        reports_until(judge, tmp_path / f"{seed}", 3, mask, seed)
+        assert steps_of(judge, tmp_path / f"{seed}") == (straight, steps)
+
+
+@pytest.mark.slow
+def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, caplog) -> None:
+    judge = evaluator(data, tasks=("SST-2",))
+    straight, _ = steps_of(judge, tmp_path)
+    (tmp_path / "scores.json").write_text("{")
+    assert steps_of(judge, tmp_path) == (straight, [1, 2, 3])
+    assert "is damaged" in caplog.text
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    (tmp_path / "scores.json").write_text(json.dumps(stored | {"key": "another"}))
+    assert steps_of(judge, tmp_path) == (straight, [1, 2, 3])

@@ -1,5 +1,6 @@
 """SQuAD's and SWAG's files: which are taken, how one alone is split, which rows are a sample."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,12 @@ def test_a_folder_gives_both_parts(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_file_is_split_by_groups(kind: str, tmp_path: Path) -> None:
+def test_one_file_is_split_by_groups_and_says_so(kind: str, tmp_path: Path, caplog) -> None:
     path = write(kind, tmp_path / NAMES[kind][1], 10)
-    data, named = read(kind, path), GROUPS[kind][1]
+    with caplog.at_level(logging.INFO, logger="masksearch"):
+        data, named = read(kind, path), GROUPS[kind][1]
     assert data.source == f"{path.name} alone: 2 of 10 {named}, drawn by seed 0, are held out"
+    assert data.source in caplog.text
     assert len(groups_of(kind, data.dev)) == 2
     assert not groups_of(kind, data.train) & groups_of(kind, data.dev)
     assert len(data.train) + len(data.dev) == 30

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -24,14 +23,9 @@ FOLDER = EXPERIMENTS / "19_front"
 DATA = os.environ.get("MASKSEARCH_DATA")
 
 
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    """The experiment's modules, which import one another by name."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    found = {name: load_script(f"19_front/{name}.py") for name in ("rows", "kept", "tables")}
-    for name, module in found.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return {**found, "run": load_script("19_front/run.py")}
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, ModuleType]:
+    return {name: load_script(f"19_front/{name}.py") for name in ("rows", "kept", "tables", "run")}
 
 
 @pytest.mark.slow

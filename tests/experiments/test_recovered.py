@@ -3,7 +3,6 @@
 import base64
 import json
 import random
-import sys
 from statistics import fmean
 from types import ModuleType
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_scripts import EXPERIMENTS, load_script, run_script
+from experiment_scripts import load_script, run_script
 from scipy import stats
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 
-FOLDER = EXPERIMENTS / "21_recovered"
 BUDGETS, SEEDS = (0.2, 0.12, 0.25), range(4)
 MASKS = {  # name -> score on search rows, on judging rows, and with the longer schedule
     "dam": (0.80, 0.81, None),
@@ -27,15 +25,9 @@ MASKS = {  # name -> score on search rows, on judging rows, and with the longer 
 }
 
 
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    """The experiment's modules, which import one another by name."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    found = {}
-    for name in ("tables", "figures"):
-        found[name] = load_script(f"21_recovered/{name}.py")
-        monkeypatch.setitem(sys.modules, name, found[name])
-    return found
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, ModuleType]:
+    return {name: load_script(f"21_recovered/{name}.py") for name in ("tables", "figures")}
 
 
 def moved(seed: int, budget: float, name: str) -> float:

@@ -159,13 +159,8 @@ def test_layers_inside_heads():
     layered = masks.per_layer([masks.window(0), masks.full()])
     for mask in (masks.per_head([layered]), masks.per_head([layered, masks.causal()])):
         assert mask.layers == 2
-        assert torch.equal(
-            masks.layer_of(mask, 1).dense(4), masks.per_head(mask_parts(mask)).dense(4)
-        )
-
-
-def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
-    return [masks.layer_of(part, 1) for part in mask.parts]
+        second = masks.per_head([masks.layer_of(part, 1) for part in mask.parts])
+        assert torch.equal(masks.layer_of(mask, 1).dense(4), second.dense(4))
 
 
 @pytest.mark.parametrize(

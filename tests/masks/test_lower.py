@@ -1,21 +1,29 @@
-"""From the expression to tables and files."""
+"""From the expression to tables, files, block layouts and block masks."""
 
 import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_trees import HEADS, LAYERS, any_mask, sized_trees
 from safetensors.torch import save_file
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError, MaskFormatError, TokensNeededError
-from masksearch.masks.lower import lower
+from masksearch.errors import (
+    EmptyRowError,
+    HeadCountError,
+    LayerCountError,
+    MaskFormatError,
+    TokensNeededError,
+)
+from masksearch.masks.lower import flex_block_mask, lower
 from masksearch.masks.text import load_mask, save_mask
 
 
@@ -151,3 +159,88 @@ def test_foreign_and_edited_safetensors_are_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     with pytest.raises(MaskFormatError, match="not a readable safetensors file"):
         load_mask(path)
+
+
+# -- block layouts ------------------------------------------------------------------------------
+def test_block_layout_per_layer_and_head():
+    bits = generated(2, 3, 4, 4)
+    mask = masks.block_layout(bits, 4)
+    assert (mask.layers, mask.heads, mask.length) == (2, 3, None)
+    dense = mask.dense(15)
+    wanted = bits.repeat_interleave(4, 2).repeat_interleave(4, 3)[..., :15, :15]
+    assert torch.equal(dense, wanted)
+    with pytest.raises(LayerCountError):
+        mask.counts(3, 3)
+    with pytest.raises(HeadCountError):
+        mask.counts(2, 4)
+
+
+def test_numpy_bools_are_taken():
+    bits = generated(2, 4, 4).numpy()
+    for made in (masks.table(bits), masks.table(np.asfortranarray(bits)), masks.table(bits[::-1])):
+        assert torch.equal(made.dense(4)[0, 0], torch.tensor(made.bits[0].tolist()))
+    assert masks.table(bits) == masks.table(torch.from_numpy(bits))
+    assert masks.toeplitz(bits[0, 0]) == masks.toeplitz(torch.from_numpy(bits[0, 0]))
+    assert masks.block_layout(bits, 2) == masks.block_layout(torch.from_numpy(bits), 2)
+    kept = masks.table(bits)
+    bits[:] = False
+    assert kept.kept(4) > 0
+
+
+# -- block masks for FlexAttention from tile counts ---------------------------------------------
+def same_blocks(mask: masks.Mask, length: int, block: int) -> None:
+    """Compares with what torch makes of the mask cell by cell, and the cells with the table."""
+    cells = create_mask(mask.mask_mod(length), None, mask.heads, length, length, device="cpu")
+    assert torch.equal(cells[0], mask.dense(length)[0])
+    ours = flex_block_mask(mask, length, block)
+    theirs = create_block_mask(
+        mask.mask_mod(length), None, mask.heads, length, length, device="cpu", BLOCK_SIZE=block
+    )
+    assert ours.shape == theirs.shape
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
+        for each in (name, f"full_{name}"):
+            assert torch.equal(getattr(ours, each), getattr(theirs, each)), each
+
+
+@pytest.mark.parametrize("length", [32, 37])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.full(),
+        masks.causal(),
+        masks.window(9),
+        masks.per_head([masks.window(2), masks.bigbird(1, 1, 2, seed=3), masks.causal()]),
+        masks.blocks(8) | masks.blocks(16) - masks.shifts([1]),
+        masks.cropped(masks.bigbird(1, 1, 2), 64) - masks.shifts([1]),
+        masks.toeplitz(generated(2, 40)) | masks.window(0),
+        masks.toeplitz(generated(79), signed=True) | masks.window(0),
+        masks.shifts([-1, 0, 2]) | masks.global_tokens(positions=[3, 30]),
+        *masks.FAMILIES.values(),
+    ],
+    ids=lambda mask: str(mask)[:30],
+)
+def test_equals_create_block_mask(mask, length):
+    same_blocks(mask, length, 8)
+
+
+def test_equals_create_block_mask_for_a_table():
+    tiles = generated(3, 5, 5).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    same_blocks(masks.table(tiles) | masks.window(0), 40, 8)
+    same_blocks(masks.table(generated(3, 40, 40)) | masks.window(0), 40, 8)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(sized_trees(), st.integers(1, 5))
+def test_empty_rows_are_refused_and_only_those(sized, block):
+    length, mask = sized
+    single = masks.layer_of(mask, 0)
+    empty = ~single.dense(length)[0].any(-1)
+    if not empty.any():
+        same_blocks(single, length, block)
+        return
+    head, row = empty.nonzero()[0].tolist()
+    with pytest.raises(EmptyRowError, match=f"head {head}, row {row} keeps no key.*window"):
+        flex_block_mask(single, length, block)

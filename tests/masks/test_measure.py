@@ -1,17 +1,22 @@
 """Measures against definitions written out again."""
 
+import math
 import re
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from mask_trees import HEADS, LAYERS, sized_trees
+from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError
+from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, LengthError
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, fingerprint, hops, measures, pair_weights
 
@@ -119,13 +124,13 @@ def real_pairs(shape: Shape) -> list[tuple[int, int]]:
 def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
     length, mask = sized
     shape = data.draw(shapes(length))
-    table, pairs_ = mask.dense(length, LAYERS, HEADS), real_pairs(shape)
+    table, pairs = mask.dense(length, LAYERS, HEADS), real_pairs(shape)
     weights = pair_weights(shape).expand(LAYERS, 1, length, length)
     sequences = sum(dict(shape.lengths or {length: 1}).values())
     kept = counted = 0
     for layer in range(LAYERS):
         read = shape.read if shape.read and layer == LAYERS - 1 else length
-        own = [(query, key) for query, key in pairs_ if query < read]
+        own = [(query, key) for query, key in pairs if query < read]
         kept += sum(int(table[layer, :, query, key].sum()) for query, key in own)
         counted += HEADS * len(own)
         for query in range(length):
@@ -241,6 +246,169 @@ def test_masks_of_many_layers_and_heads_are_measured_by_their_kinds_of_planes():
 def test_effective_density_of_a_long_mask_takes_no_table():
     shape = Shape(5_000, 1, 1, causal=True, lengths={5_000: 1, 100: 7})
     kept = sum(count * (4 * tokens - 6) for tokens, count in shape.histogram)
-    pairs_ = sum(count * tokens * (tokens + 1) // 2 for tokens, count in shape.histogram)
+    pairs = sum(count * tokens * (tokens + 1) // 2 for tokens, count in shape.histogram)
     mask = masks.shifts([0, -1, -2, -3])
-    assert effective_density(mask, shape) == kept / pairs_
+    assert effective_density(mask, shape) == kept / pairs
+
+
+# -- hops, against products of float matrices ---------------------------------------------------
+LONG = 2048
+
+
+def by_matrices(table: Tensor) -> float:
+    """One step after another, as matrix products."""
+    size = table.shape[-1]
+    own = torch.eye(size)
+    steps = [(layer.any(0) | own.bool()).float() for layer in table]
+    reached, count = own, 0
+    while not reached.all():
+        before = reached
+        for step in steps:
+            reached, count = (step @ reached > 0).float(), count + 1
+            if reached.all():
+                return count
+        if torch.equal(before, reached):
+            return float("inf")
+    return count
+
+
+def tables(layers: int, size: int, keys: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(layers, 2, size, size, generator=generator) < keys / size
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 140),
+    st.sampled_from([0.3, 0.6, 1.2, 3, 30, 1000]),
+    st.integers(0, 99),
+    st.sampled_from([1, 50, 1 << 20]),
+)
+def test_hops_of_random_tables(layers, size, keys, seed, words):
+    table = tables(layers, size, keys, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masksearch.masks.measure.GATHERED", words)
+        assert hops(masks.table(table), table.shape[-1]) == by_matrices(table)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.window(1),
+        masks.window(5),
+        masks.window(40),
+        masks.shifts([-1]),
+        masks.bigbird(),
+        masks.blocks(50) | masks.stride(50),
+        masks.per_layer([masks.causal(), masks.shifts([1, 5])]),
+        masks.per_layer([masks.window(1), masks.window(0), masks.window(3)]),
+    ],
+    ids=str,
+)
+def test_hops_of_long_chains(mask):
+    table = mask.dense(150)
+    assert hops(masks.table(table), table.shape[-1]) == by_matrices(table)
+
+
+FORMS: list[tuple[masks.Mask, float]] = [
+    (masks.full(), 1),
+    (masks.causal(), math.inf),  # no way to a later key
+    (masks.a_shape(4, 512), 4),  # from the first to the last only by the window: 2,047 / 512
+    (masks.star(), 2),  # by way of the hub
+    (masks.strided(256), 2),  # a key of the right remainder is in the window
+    (masks.blocks(64), math.inf),
+    (masks.per_layer([masks.columns(1), masks.global_tokens(1)]), 3),  # in, and out again
+    (masks.window(1), LONG - 1),  # the ends are n - 1 apart: ceil((n - 1) / reach)
+    (masks.window(1000), 3),
+    (masks.dilated(64, 2) | masks.window(1), 33),  # 31 x 64, 62 in one, and 1
+    (masks.longformer(256, 16), 2),
+    (masks.bigbird(192, 128, 3), 2),
+    (masks.fixed(4, 1), 2),  # the last key of the other block
+    (masks.axial(32, 64), 2),  # the corner of row and column
+    (masks.butterfly(), 11),
+    (masks.blocks(64) | masks.stride(64), 2),  # row and column of a grid of 64 columns
+    (masks.shifts([1, 1 - LONG]), LONG - 1),  # a ring in one direction
+    (masks.per_layer([masks.blocks(256), masks.stride(256)]), 2),
+]
+
+
+@pytest.mark.parametrize(("mask", "expected"), FORMS, ids=str)
+@pytest.mark.slow
+def test_closed_forms_of_long_masks(mask, expected):
+    assert hops(mask, LONG) == expected
+
+
+def test_hops_take_masks_and_tables():
+    mask = masks.window(3)
+    assert hops(mask, 1) == 0
+    assert hops(mask, 100) == hops(masks.table(mask.dense(100)), 100) == 33
+    with pytest.raises(LengthError, match="holds 4 positions, asked for 1"):
+        hops(masks.table(torch.eye(4, dtype=torch.bool)), 1)
+
+
+# -- rows and tiles, against the dense table ----------------------------------------------------
+def agrees(mask: masks.Mask, length: int, block: int) -> None:
+    """The tiles that hold a kept cell, against the table."""
+    missing = -length % block
+    table = F.pad(mask.dense(length)[0], (0, missing, 0, missing))
+    tiles = table.unflatten(-1, (-1, block)).unflatten(1, (-1, block)).any(-1).any(2)
+    assert torch.equal(masks.to_block_layout(mask, length, block), tiles.long())
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(sized_trees(longest=9), st.integers(1, 90))
+def test_rows_of_random_masks_equal_the_tables(sized, chunk):
+    length, mask = sized
+    table = mask.dense(length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masksearch.masks.core.CELLS_AT_ONCE", chunk)
+        assert mask.kept(length) == int(table.sum())
+        assert torch.equal(torch.cat(list(mask.row_chunks(length))), table[0, 0])
+
+
+FAMILIES = [
+    *masks.FAMILIES.values(),
+    masks.causal() & masks.window(70),
+    masks.dilated(300, 7),
+    masks.blocks(100) - masks.block_columns(48, 5),
+    masks.global_tokens(positions=[0, 63, 64, 300, 699, 5000]),
+    masks.butterfly(48) - masks.columns(positions=[5, 640]),
+    masks.block_layout(torch.eye(24, dtype=torch.bool).roll(1, 0), 30) | masks.butterfly(3),
+    masks.shifts([-200, 3]) | masks.offsets([64, 65, 2**62]),
+    ~masks.random_keys(20, 3) | masks.random_keys(9, 4),
+    masks.cropped(masks.bigbird(3, 2, 4) | masks.stride(60), 800),
+    masks.dilated(2**62, 2**62) | masks.stride(2**62) | masks.blocks(2**62),
+    masks.butterfly(5) & masks.butterfly(2**62) | masks.window(0),
+]
+
+
+@pytest.mark.parametrize("mask", FAMILIES, ids=lambda mask: str(mask)[:40])
+def test_tiles_of_families_at_every_width_of_a_word(mask):
+    for length, block in ((700, 64), (640, 128), (700, 100), (701, 17), (130, 257)):
+        agrees(mask, length, block)
+
+
+def test_a_leaf_without_keys_is_looked_at_tile_by_tile():
+    class Odd(masks.Mask):
+        def allows(self, at):
+            return (at.query * at.key) % 7 == 3
+
+    agrees(Odd() | masks.window(2), 100, 16)
+
+
+@pytest.mark.nightly
+def test_no_tensor_of_all_pairsis_made():
+    length = 8256  # hops, which take tables, are not counted
+    mask = masks.per_head([masks.bigbird(), ~masks.longformer(3, 2) & masks.causal()])
+
+    tracemalloc.start()  # NumPy's arrays, which torch does not see
+    try:
+        with LargestTensor() as largest:
+            measures(mask | masks.window(0), Shape(length, 1, 2))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0 < largest.bytes < length * length / 16
+    assert peak < length * length / 1.5  # a bool table alone would be length x length

@@ -1,6 +1,10 @@
-"""Wrappers around a model with a mask: they are seen through, and adapters are saved with it."""
+"""Trainers and wrappers around a model with a mask: checkpoints and adapters carry the mask."""
 
+import copy
+import json
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +16,204 @@ from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import AttachError, DataError
+from masksearch.errors import AttachError, DataError, MaskFormatError
 from masksearch.models.checkpoints import verify
 from masksearch.models.pretrained import open_pretrained
 
 SIZES = sizes(30, 16, 2, 2, 16, 16, initializer_range=0.3)
-MASK = masks.window(1) | masks.global_tokens(1)
-IDS = torch.randint(3, 30, (2, 12), generator=torch.Generator().manual_seed(0))
+UNDROPPED = {**SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+MASK = masks.window(2) | masks.global_tokens(1)
+IDS = torch.randint(3, 30, (16, 12), generator=torch.Generator().manual_seed(0))
+ROWS = [{"input_ids": ids, "labels": ids[3] % 2} for ids in IDS]
 
 
-def llama() -> Any:
+def classifier(trial: Any = None) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, eos_token_id=None)).eval()
+        return hf.BertForSequenceClassification(hf.BertConfig(**UNDROPPED))
+
+
+def trainer(
+    folder: Path, model: Any = None, *, callback: Any = None, rows: Any = ROWS, **more: Any
+) -> hf.Trainer:
+    pytest.importorskip("accelerate", reason="the Trainer needs it")
+    settings = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 100,
+        **{name: more.pop(name) for name in list(more) if name != "model_init"},
+    }
+    return hf.Trainer(
+        model,
+        hf.TrainingArguments(str(folder), **settings),
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=[ms.MaskCallback(MASK) if callback is None else callback],
+        **more,
+    )
 
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
+
+
+# -- what a Trainer writes ---------------------------------------------------------------------
+@pytest.mark.slow
+def test_every_folder_of_a_trainer_holds_the_mask(tmp_path):
+    training = trainer(tmp_path / "out", classifier())
+    assert ms.attached(training.model) == {"self": MASK}  # before the first step
+    training.train()
+    training.save_model(str(tmp_path / "last"))
+    for folder in (tmp_path / "out" / "checkpoint-4", tmp_path / "last"):
+        again = ms.load_pretrained(folder)
+        assert ms.attached(again) == {"self": MASK}
+        assert torch.equal(logits(again), logits(training.model))
+        assert not torch.allclose(logits(ms.detach(again)), logits(training.model), atol=1e-3)
+        assert verify(folder) == {"self": MASK}
+        config = json.loads((folder / "config.json").read_text())
+        assert config["masksearch"]["masks"]["self"]["digest"] == MASK.digest
+        assert config["masksearch"]["open_with"] == "masksearch.load_pretrained(folder)"
+    dense = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "last")
+    assert dense.config.masksearch["masks"]["self"]["mask"] == str(MASK)
+    plain, masked = copy.deepcopy(training.model), logits(training.model)
+    assert torch.equal(logits(plain), masked)
+    ms.detach(plain).save_pretrained(tmp_path / "dense")  # the copy saves itself, and no mask
+    assert verify(tmp_path / "dense") == {}
+
+
+@pytest.mark.slow
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole = trainer(tmp_path / "whole", classifier())
+    whole.train()
+    halves = tmp_path / "halves"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", halves / "checkpoint-2")
+    resumed = trainer(halves, classifier())
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    assert torch.equal(logits(resumed.model), logits(whole.model))
+    other = trainer(halves, classifier(), callback=ms.MaskCallback(masks.window(3)), max_steps=6)
+    with pytest.raises(AttachError, match=r"of step 4 was trained under another mask .* window"):
+        other.train(resume_from_checkpoint=True)
+    own = ms.MaskCallback(ms.saved_masks(halves / "checkpoint-4"))  # the remedies
+    assert trainer(halves, classifier(), callback=own, max_steps=6).train(True).global_step == 6
+    other.train(resume_from_checkpoint=None)
+
+
+@pytest.mark.slow
+def test_the_best_model_comes_back_under_its_mask(tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    training = trainer(tmp_path, classifier(), **steps)
+    training.train()
+    best = ms.load_pretrained(training.state.best_model_checkpoint)
+    assert torch.equal(logits(best), logits(training.model))
+    assert ms.attached(training.model) == {"self": MASK}
+
+
+@pytest.mark.slow
+def test_models_of_a_hyperparameter_search_carry_the_mask(tmp_path):
+    config, made = hf.BertConfig(**UNDROPPED), []
+
+    def model_init(trial: Any = None) -> Any:
+        made.append(hf.BertForSequenceClassification(config))
+        return made[-1]
+
+    training = trainer(tmp_path, None, model_init=model_init)
+    training.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
+        compute_objective=lambda metrics: metrics["eval_loss"],
+        backend="optuna",
+        n_trials=2,
+    )
+    assert len(made) >= 3
+    assert all(ms.attached(model) == {"self": MASK} for model in made)
+    for number in range(2):
+        assert verify(tmp_path / f"run-{number}" / "checkpoint-4") == {"self": MASK}
+
+
+@pytest.mark.slow
+def test_the_mask_may_be_on_the_model_already(tmp_path):
+    with pytest.raises(AttachError, match="no mask is attached to this BertForSequenceClass"):
+        trainer(tmp_path, classifier(), callback=ms.MaskCallback()).train()
+    masked = ms.attach(classifier(), masks.window(4))
+    trainer(tmp_path, masked, callback=ms.MaskCallback()).train()
+    assert ms.saved_masks(tmp_path / "checkpoint-4") == {"self": masks.window(4)}
+    assert ms.attached(trainer(tmp_path, masked).model) == {"self": MASK}  # takes its place
+    with pytest.raises(TypeError, match=r"MaskCallback takes a mask.* got 'window\(2\)'"):
+        ms.MaskCallback("window(2)")
+
+
+# -- folders that lack their mask --------------------------------------------------------------
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """An encoder that was saved with its mask."""
+    model = ms.attach(hf.BertForMaskedLM(hf.BertConfig(**SIZES)), MASK)
+    return ms.save_pretrained(model, tmp_path / "bert")
+
+
+def test_a_folder_whose_mask_is_lost_is_not_judged(bert, caplog):
+    start = open_pretrained(bert)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{bert.resolve()} was trained under {MASK}; what is judged takes its")
+    assert start.layers == 2
+    (bert / "mask.json").unlink()
+    with pytest.raises(FileNotFoundError, match="names this mask file, it is missing"):
+        open_pretrained(bert)
+    (bert / "masksearch.json").unlink()
+    for read in (open_pretrained, verify, ms.load_pretrained):
+        with pytest.raises(FileNotFoundError, match=r"config.json names a mask, .* no masksearch"):
+            read(bert)
+    for evaluator in (ms.MlmEvaluator, partial(ms.GlueEvaluator, glue="GLUE")):
+        with pytest.raises(FileNotFoundError, match=r"config.json names a mask, .* no masksearch"):
+            _ = evaluator("words.txt", weights=bert).shape
+    model = hf.BertForMaskedLM.from_pretrained(bert)  # the remedy
+    ms.save_pretrained(ms.attach(model, MASK), bert)
+    assert verify(bert) == {"self": MASK}
+    assert open_pretrained(bert).layers == 2
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_trainer_without_the_callback_says_what_it_lacks(tmp_path):
+    training = trainer(tmp_path, ms.attach(classifier(), MASK), callback=hf.TrainerCallback())
+    training.train()
+    with pytest.raises(FileNotFoundError, match=r"window\(2\) \| global_tokens\(1\) \(digest"):
+        ms.load_pretrained(tmp_path / "checkpoint-4")
+    path = tmp_path / "checkpoint-4" / "config.json"
+    config = json.loads(path.read_text())
+    del config["masksearch"]  # the other remedy
+    path.write_text(json.dumps(config))
+    assert verify(path.parent) == {}
+
+
+def test_a_mask_and_weights_of_two_saves_are_told_apart(bert):
+    model = ms.load_pretrained(bert)
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.add_(1)
+    model.save_pretrained(bert)  # transformers alone
+    for read in (verify, ms.load_pretrained):
+        with pytest.raises(DataError, match=r"model\.safetensors is not what the mask was"):
+            read(bert)
+    ms.save_pretrained(model, bert)
+    assert verify(bert) == {"self": MASK}
+    other = ms.attach(model, masks.window(3))
+    other.config.save_pretrained(bert)
+    for read in (verify, ms.load_pretrained, open_pretrained):
+        with pytest.raises(MaskFormatError, match=r"names window\(3\) \(dig.*, and the mask th"):
+            read(bert)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        verify(bert / "nowhere")
+
+
+# -- wrappers are seen through, and adapters are saved with the mask ----------------------------
+def llama() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, eos_token_id=None)).eval()
 
 
 def with_adapter(model: Any, **settings: Any) -> Any:
@@ -142,12 +326,11 @@ def test_an_adapter_comes_back_with_its_mask(base, tmp_path):
 
 
 def test_an_adapter_may_bring_a_head(tmp_path):
-    sizes = {**SIZES, "num_labels": 3}
     hf.BertModel(hf.BertConfig(**SIZES)).save_pretrained(tmp_path / "base")
     whole = hf.BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
     model = ms.attach(with_adapter(whole, task_type="SEQ_CLS"), MASK)
     again = ms.load_pretrained(ms.save_pretrained(model, tmp_path / "adapter"))
-    assert sizes["num_labels"] == logits(again).shape[1]
+    assert logits(again).shape[1] == 3
     assert torch.equal(logits(again), logits(model))
 
 
@@ -170,25 +353,14 @@ def test_an_adapter_whose_base_has_no_name_is_merged(base, tmp_path):
 
 @pytest.mark.slow
 def test_a_trainer_writes_adapters_with_their_mask(base, tmp_path):
-    rows = [{"input_ids": ids, "labels": ids} for ids in IDS.repeat(4, 1)]
-    settings = {"max_steps": 2, "save_steps": 1, "report_to": [], "use_cpu": True}
-    out = tmp_path / "out"
-
-    def training(steps: int) -> hf.Trainer:
-        return hf.Trainer(
-            with_adapter(opened(base)),
-            hf.TrainingArguments(str(out), **settings | {"max_steps": steps}),
-            train_dataset=rows,
-            callbacks=[ms.MaskCallback(MASK)],
-        )
-
-    first = training(2)
+    rows, out = [{"input_ids": ids, "labels": ids} for ids in IDS], tmp_path / "out"
+    settings = {"rows": rows, "save_steps": 1}
+    first = trainer(out, with_adapter(opened(base)), max_steps=2, **settings)
     first.train()
     again = ms.load_pretrained(out / "checkpoint-2")
     assert torch.equal(logits(again), logits(first.model))
     assert ms.attached(again) == {"self": MASK}
-    second = training(3)
-    second.train(resume_from_checkpoint=True)
+    trainer(out, with_adapter(opened(base)), max_steps=3, **settings).train(True)
     assert verify(out / "checkpoint-3") == {"self": MASK}
 
 

@@ -19,14 +19,14 @@ import transformers as hf
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
+from tiny_encoders import sizes
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError
 from masksearch_serve.plan import Plan
 
-SIZES = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-SIZES |= {"intermediate_size": 8, "max_position_embeddings": 16}
+SIZES = sizes(30, 8, 2, 2, 8, 16)
 MASK = masks.window(2) | masks.global_tokens(1)
 UNSEEN = {"dense": 2.5, "masked": 2.75, "difference": 0.25, "documents": 40}
 PLAN = Plan(

@@ -1,7 +1,6 @@
 """Named encoders, and their heads against the same computed by hand."""
 
 import copy
-import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import torch.nn.functional as F
 import transformers as hf
 from tiny_encoders import SMALL, sizes, tokens, weights_come_from_the_seed
 
-from masksearch import GlueEvaluator, MlmEvaluator, attach, detach, masks
+from masksearch import GlueEvaluator, attach, detach, masks
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
-from masksearch.gates.sparsebert import published_rate
 from masksearch.models.encoders import (
     ARCHITECTURES,
     ChoiceScorer,
@@ -369,6 +367,7 @@ def test_a_size_of_ones_own_is_taken_as_text_or_mapping(size):
     config = encoder(size, 60, 24, seed=0).config
     assert (config.num_hidden_layers, config.hidden_size) == (3, 96)
     assert (config.num_attention_heads, config.intermediate_size) == (4, 384)
+    assert config.initializer_range == pytest.approx(0.02 * (768 / 96) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -420,20 +419,3 @@ def test_dropout_reaches_every_architecture(architecture):
             torch.manual_seed(0)
             one, two = (model(input_ids=given).last_hidden_state for _ in range(2))
         assert torch.equal(one, two) is not moves
-
-
-def test_sparsebert_is_bert_base_as_published():
-    model = MlmEvaluator.preset("sparsebert", "corpus")
-    assert model.size == "base"
-    sequences = model.batch * model.micro_batches * model.steps
-    assert sequences == 461_242_368  # of 128 positions
-    assert model.initializer_range == 0.02
-    signature = inspect.signature(published_rate).parameters
-    assert signature["warmup"].default == model.warmup
-
-
-def test_initial_spread_is_berts_at_its_width():
-    spreads = {768: 0.02, 192: 0.04, 48: 0.08}  # 768: of BERT's released configuration
-    for width, spread in spreads.items():
-        config = encoder(f"1x{width}x2", 40, 16, seed=0).config
-        assert config.initializer_range == pytest.approx(spread)

@@ -135,19 +135,18 @@ def test_every_part_has_a_file_of_its_own(tmp_path):
     assert files & set(names(one)) == {"mask.encoder.json"}
 
 
-def test_submodules_are_parts(tmp_path):
-    model = bert()
-    attach(model, {"encoder.layer.0": STAR, "encoder.layer.2": MIXED})
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"self": MIXED | masks.special_tokens(5, 7)},
+        {"encoder.layer.0": STAR, "encoder.layer.2": MIXED},
+    ],
+    ids=["tokens", "submodules"],
+)
+def test_masks_of_tokens_and_of_submodules_come_back(tmp_path, parts):
+    model = attach(bert(), parts)
     again = load_pretrained(save_pretrained(model, tmp_path))
-    assert torch.equal(output(again), output(model))
-    assert list(attached(again)) == ["encoder.layer.0", "encoder.layer.2"]
-
-
-def test_masks_of_tokens_come_back(tmp_path):
-    mask = MIXED | masks.special_tokens(5, 7)
-    model = attach(bert(), mask)
-    again = load_pretrained(save_pretrained(model, tmp_path))
-    assert attached(again) == {"self": mask}
+    assert attached(again) == parts
     assert torch.equal(output(again), output(model))
 
 
@@ -375,9 +374,9 @@ BOMB = struct.pack("<Q", 1 << 40) + b"{" * 64  # a header of a terabyte
 DEEP = b'{"kind":"not","of":' * 20_000
 
 
-def edited(folder: Path, **changed: Any) -> None:
-    """Other values in the manifest."""
-    path = folder / "masksearch.json"
+def edited(folder: Path, file: str = "masksearch.json", **changed: Any) -> None:
+    """Other values in the manifest, or in another file."""
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
@@ -420,11 +419,7 @@ def lost_weight(folder: Path) -> None:
 
 
 def reconfigured(**changed: Any) -> Any:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-
-    return change
+    return lambda folder: edited(folder, "config.json", **changed)
 
 
 def masked(mask: masks.Mask) -> Any:

@@ -15,6 +15,8 @@ from toy_sentences import WORDS
 
 import masksearch as ms
 from masksearch.errors import DataError
+from masksearch.models.encoders import MaskedLanguageModel, encoder
+from masksearch.tasks.mlm import Masking, mark_scored
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import word_piece
 
@@ -163,3 +165,130 @@ def test_whole_words_need_marks(corpus: Corpus) -> None:
     task = task_of(replace(corpus, tokenizer=plain), whole_words=True)
     with pytest.raises(DataError, match="whole words cannot be told"):
         next(task.batches(0))
+
+
+# -- which tokens are hidden --------------------------------------------------------------------
+SPECIAL = {"pad": 0, "unknown": 1, "cls": 2, "sep": 3, "mask": 4}
+STARTS = torch.tensor([True] * 20 + [False] * 20)  # ids from 20 on go on with a word
+
+
+def rows(data: st.DataObject) -> torch.Tensor:
+    """Rows of words and continuations, some parted by [SEP], some padded."""
+    length = data.draw(st.integers(3, 24))
+    seed = data.draw(st.integers(0, 2**32))
+    random = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(5, 40, (5, length), generator=random)
+    tokens[:, 0] = 2
+    tokens[:, -1] = 3
+    tokens[1, length // 2] = 3
+    tokens[2, length // 2 :] = 0
+    return tokens
+
+
+def words_of(row: list[int]) -> list[list[int]]:
+    """Positions of each word, by a loop."""
+    words: list[list[int]] = []
+    for at, token in enumerate(row):
+        if token in (0, 2, 3):
+            words.append([])
+        elif token < 20 or not words[-1]:
+            words.append([at])
+        else:
+            words[-1].append(at)
+    return [word for word in words if word]
+
+
+@given(data=st.data())
+def test_whole_words_are_taken_greedily_in_the_order_of_their_draws(data: st.DataObject) -> None:
+    tokens = rows(data)
+    counts = torch.tensor(data.draw(st.lists(st.integers(1, 12), min_size=5, max_size=5)))
+    draw = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1))
+    draw = draw.masked_fill(torch.isin(tokens, torch.tensor([0, 2, 3])), 2.0)
+    scored = Masking(40, SPECIAL, 0.15, STARTS).whole_words(tokens, draw, counts)
+    for row, count in enumerate(counts.tolist()):
+        words = sorted(words_of(tokens[row].tolist()), key=lambda word: float(draw[row, word[0]]))
+        taken: list[int] = []
+        rest: list[int] = []
+        for word in words:
+            if len(taken) + len(word) <= count:
+                taken += word
+            else:
+                rest += word
+        taken += rest[: count - len(taken)]
+        assert scored[row].nonzero().flatten().tolist() == sorted(taken)
+
+
+@given(data=st.data(), whole=st.booleans(), alike=st.booleans())
+def test_the_number_of_scored_tokens_is_met(data: st.DataObject, whole: bool, alike: bool) -> None:
+    tokens = rows(data)
+    count = data.draw(st.integers(1, tokens.shape[1]))
+    given = torch.tensor(count) if alike else torch.full((5,), count)
+    masking = Masking(40, SPECIAL, 0.15, STARTS if whole else None)
+    batch = masking(tokens, given, torch.Generator().manual_seed(0))
+    scored = batch["labels"] != -100
+    plain = ~torch.isin(tokens, torch.tensor([0, 2, 3]))
+    assert torch.equal(scored.sum(1), plain.sum(1).clamp(max=count))
+    assert not (scored & ~plain).any()
+    assert torch.equal(torch.where(scored, batch["labels"], batch["input_ids"]), tokens)
+
+
+def test_counts_of_rows_choose_as_one_count_does() -> None:
+    tokens = torch.randint(5, 40, (64, 30), generator=torch.Generator().manual_seed(0))
+    masking = Masking(40, SPECIAL)
+    one = masking(tokens, torch.tensor(5), torch.Generator().manual_seed(3))
+    each = masking(tokens, torch.full((64,), 5), torch.Generator().manual_seed(3))
+    assert torch.equal(one["labels"], each["labels"])
+
+
+# -- where scored tokens stand is told with the batch -------------------------------------------
+SMALL = "1x16x2"
+
+
+def batch_of(labels: list[list[int]]) -> dict[str, torch.Tensor]:
+    ids = torch.arange(len(labels) * len(labels[0])).view(len(labels), -1) % 40
+    return {"input_ids": ids, "labels": torch.tensor(labels)}
+
+
+def model(pairs: bool = False) -> MaskedLanguageModel:
+    return MaskedLanguageModel(encoder(SMALL, 40, 8, seed=0), seed=1, pairs=pairs)
+
+
+EVEN = [[-100, 4, -100, 9], [7, -100, -100, 3], [-100, -100, 0, 2]]
+UNEVEN = [[-100, 4, -100, 9], [7, -100, -100, -100]]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_located_batches_give_equal_logits_loss_and_gradients(pairs: bool):
+    plain = batch_of(EVEN)
+    (told,) = mark_scored(iter([plain]))
+    assert told["scored"].tolist() == [[1, 3], [0, 3], [2, 3]]
+    assert set(plain) == {"input_ids", "labels"}  # the task's own batch is left as it was
+    found = []
+    for batch in (plain, told):
+        made = model(pairs)
+        out = made(**batch)
+        out.loss.backward()
+        found.append((out.logits, out.loss, made.bias.grad, made.embeddings.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_parts_of_a_located_batch_stay_located():
+    (told,) = mark_scored(iter([batch_of(EVEN)]))
+    part = {name: tensor[1::2] for name, tensor in told.items()}
+    plain = {name: part[name] for name in ("input_ids", "labels")}
+    assert torch.equal(model()(**part).logits, model()(**plain).logits)
+
+
+def test_rows_with_different_numbers_of_scored_tokens_are_left_to_the_model():
+    (told,) = mark_scored(iter([batch_of(UNEVEN)]))
+    assert set(told) == {"input_ids", "labels"}
+
+
+def test_a_located_batch_needs_no_look_at_the_data():
+    (told,) = mark_scored(iter([batch_of(EVEN)]))
+    blind = model().to("meta")  # a device without data: what has to look fails
+    there = {name: tensor.to("meta") for name, tensor in told.items()}
+    assert blind(**there).logits.shape == (6, 40)
+    del there["scored"]
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        blind(**there)

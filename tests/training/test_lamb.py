@@ -19,20 +19,20 @@ GROUPS: list[dict[str, Any]] = [
 ]
 
 
-def parameters(seed: int = 0) -> list[list[nn.Parameter]]:
+def drawn(seed: int, scale: float = 1.0) -> list[list[Tensor]]:
     source = torch.Generator().manual_seed(seed)
     return [
-        [nn.Parameter(torch.randn(s, generator=source, dtype=torch.float64)) for s in shapes]
+        [scale * torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes]
         for shapes in SHAPES
     ]
+
+
+def parameters() -> list[list[nn.Parameter]]:
+    return [[nn.Parameter(weight) for weight in members] for members in drawn(0)]
 
 
 def gradients(step: int, scale: float) -> list[list[Tensor]]:
-    source = torch.Generator().manual_seed(100 + step)
-    return [
-        [scale * torch.randn(s, generator=source, dtype=torch.float64) for s in shapes]
-        for shapes in SHAPES
-    ]
+    return drawn(100 + step, scale)
 
 
 def ours(steps: int, scale: float, most: float = 1.0) -> list[list[nn.Parameter]]:

@@ -1,5 +1,6 @@
 """Planted GLUE tasks: files, oracle masks, and readers that see only what a mask shows."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -103,3 +104,27 @@ def test_acceptability_needs_the_planted_edges(tmp_path: Path) -> None:
     assert found["blind"]["acceptability"] < 0.15
     assert found["oracle"]["acceptability/majority"] == 0.0
     assert found["oracle"]["loss"] < 0.6 < 1.5 < found["blind"]["loss"]
+
+
+@pytest.mark.slow
+def test_every_planted_task_goes_from_text_file_to_official_metric(tmp_path):
+    process = PlantedProcess(length=14, vocabulary=8, offsets=(3,), keys=1)
+    corpus = PlantedGlue(process, lines=60, valid_lines=20, rows=32, dev_rows=24, seed=0)
+    corpus.write(tmp_path / "data")
+    evaluator = ms.GlueEvaluator(
+        tmp_path / "data" / "text",
+        glue=tmp_path / "data",
+        tasks=tuple(PLANTED.values()),
+        length=corpus.length,
+        epochs=1,
+        cache=tmp_path / "cache",
+        **dict(steps=4, size="nano", batch=8, held_out_sequences=16),
+    )
+    *_, found = evaluator(masks.star(), seed=0, workdir=tmp_path / "work")
+    assert all(map(math.isfinite, found.values.values()))
+    sets = [name for task in PLANTED.values() for name in task.dev_files]
+    assert set(sets) <= set(found.values)
+    assert found.values["glue"] == pytest.approx(
+        sum(found.values[name] for name in PLANTED) / len(PLANTED)
+    )
+    assert found.step == 4 + len(PLANTED)  # one batch each
