@@ -1,11 +1,9 @@
 """docs/attention.md, inference.md: code runs, prints what they show, and tables are true."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import transformers as hf
+from pages import blocks, read
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
     sliding_window_causal_mask_function,
@@ -13,11 +11,9 @@ from transformers.masking_utils import (
 
 from masksearch import attach, masks, save_pretrained
 
-DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("attention.md", "inference.md")
-PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in PARTS)
-SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-SHOWN = re.findall(r"```text\n(.*?)```", PAGE, re.S)
+PAGE = read("attention.md") + read("inference.md")
+SNIPPETS = blocks(PAGE, "python")
+SHOWN = blocks(PAGE, "text")
 
 
 def table_after(heading: str) -> list[list[str]]:
