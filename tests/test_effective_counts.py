@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import BaseTrial
+from page_text import page_of
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.cli.output import print_comparison, print_front
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks.families import random_like
-from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
 DECODER = Shape(16, 1, 1, causal=True)  # 16 x 17 / 2 = 136 pairs
@@ -81,7 +81,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     row = rows_of(printed)["window(0)"]
     both = [f"{100 * share['window(0)']:.1f}%", f"{100 * table['window(0)']:.1f}%"]
     assert [cell for cell in row if "%" in cell] == both
-    assert "pairs that real tokens form" in printed
+    assert "share of the non-padding query-key pairs" in printed
     print_front(study, as_json=True)
     first = next(r for r in json.loads(capsys.readouterr().out) if r["mask"] == "window(0)")
     assert first["sparsity"] == pytest.approx(table["window(0)"])
@@ -89,8 +89,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert study.best(sparsity=share["window(0)"]).mask == masks.window(0)
     with pytest.raises(ms.errors.SearchError, match=f"the sparsest has {share['window(0)']:.4f}"):
         study.best(sparsity=table["window(0)"])  # which only the table has
-    section = Section({"s": study.records()}, study.objectives)
-    front = result_of([section], title="t")["sections"][0]["front"]
+    front = page_of(Section({"s": study.records()}, study.objectives))["front"]
     (row,) = [row for row in front.rows if row[-1].text == "window(0)"]
     shown = dict(zip((cell.text for cell in front.head), (c.text for c in row), strict=True))
     assert shown["sparsity"] == f"{100 * share['window(0)']:.1f}%"
@@ -111,9 +110,8 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert printed["mine"][2:4] == both
     assert printed["dense"][2:4] == ["0.0%", f"{100 * table['dense']:.1f}%"]
     assert float(printed["drawn"][2][:-1]) == pytest.approx(100 * share["window(2)"], abs=1)
-    section = Section({}, comparison.objectives, {"c": comparison})
-    page = result_of([section], title="t")["sections"][0]["comparisons"][0]["table"]
-    cells = {row[0].text: [cell.text for cell in row] for row in page.rows}
+    page = page_of(Section({}, comparison.objectives, {"c": comparison}))["comparisons"][0]
+    cells = {row[0].text: [cell.text for cell in row] for row in page["table"].rows}
     assert cells["mine"][2] == f"{100 * share['window(2)']:.1f}%"
     assert cells["mine"][4] == f"{100 * (1 - share['window(2)']):.1f}%"  # density
     finding = {each.against: each for each in comparison.findings()}

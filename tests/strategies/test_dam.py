@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from experiment_scripts import load_script
+from killing import outcome
 from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
@@ -86,10 +87,6 @@ def test_dam_resumes_from_its_gates(tmp_path):
     whole = search(tmp_path / "a", trials=3)
     search(tmp_path / "b", trials=2)
     parts = search(tmp_path / "b", trials=3)
-
-    def outcome(study):
-        return [(r.number, r.status, r.fingerprint, dict(r.values)) for r in study.records()]
-
     assert outcome(whole) == outcome(parts)
 
 
