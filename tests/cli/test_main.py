@@ -220,7 +220,7 @@ class Noisy(ToyEvaluator):
 
 
 @pytest.fixture
-def compared(tmp_path):
+def noisy(tmp_path):
     candidates = {"mine": masks.window(1), **ms.masks.FAMILIES}
     kinds = {"mine": "searched"}
     ms.compare(candidates, Noisy(), run=tmp_path / "c", kinds=kinds, progress=None)
@@ -228,16 +228,16 @@ def compared(tmp_path):
 
 
 @pytest.mark.nightly
-def test_verdict_of_a_comparison(compared, command):
-    out, _ = command("report", compared)
-    assert out.startswith(ms.Comparison.open(compared).verdict())
+def test_verdict_of_a_comparison(noisy, command):
+    out, _ = command("report", noisy)
+    assert out.startswith(ms.Comparison.open(noisy).verdict())
     assert out.startswith("mine: better than star 1.002 (")
-    out, _ = command("report", compared, "--against", "all", "--json")
+    out, _ = command("report", noisy, "--against", "all", "--json")
     found = json.loads(out)
     assert found["verdict"][0].startswith("mine: better than all 6 hand-designed families (")
     assert [row["against"] for row in found["findings"]] == list(ms.masks.FAMILIES)
     assert {row["n_seeds"] for row in found["findings"]} == {5}
-    command.refused("report", compared, "--against", "every")
+    command.refused("report", noisy, "--against", "every")
 
 
 @pytest.mark.slow  # continuous integration runs it

@@ -288,7 +288,7 @@ def test_rows_of_several_fine_tunings_are_their_mean(tmp_path):
 
 
 def test_a_reused_answer_brings_its_rows(tmp_path):
-    cached = Cached(planted(tmp_path), tmp_path / "judged_rows")
+    cached = Cached(planted(tmp_path), tmp_path / "judged")
     first, rows = judged_rows(cached, tmp_path / "first")
     again, same = judged_rows(cached, tmp_path / "second")
     assert again == first
