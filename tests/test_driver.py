@@ -1,7 +1,6 @@
 """search and compare: resume, reuse, refusals, failures. Nothing that was computed is lost."""
 
 import itertools
-import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
@@ -297,34 +296,6 @@ def test_frontier_and_best(tmp_path):
 
 
 @pytest.mark.slow
-def test_strategy_of_a_users_file_is_named_resumed_and_watched(tmp_path):
-    file, run = tmp_path / "climb.py", tmp_path / "run"
-    file.write_text(
-        textwrap.dedent("""
-        from masksearch import masks
-        from masksearch.contracts import Evaluate, Proposal
-
-        class Climb:
-            def __init__(self, objectives, seed, first=1):
-                self.next, self.first = 0, first
-            def ask(self):
-                self.next += 1
-                return Proposal(self.next - 1, Evaluate(masks.window(self.first + self.next)))
-            def tell(self, record):
-                self.next = max(self.next, record.number + 1)
-        """)
-    )
-    arguments = dict(run=run, strategy=f"{file}:Climb", strategy_options={"first": 2})
-    ms.search(None, ToyEvaluator(), trials=2, **arguments)
-    study = ms.search(None, ToyEvaluator(), trials=3, **arguments)
-    assert [str(r.mask) for r in study.records()] == ["window(3)", "window(4)", "window(5)"]
-    assert study.store.facts()["strategy"] == "Climb"
-    file.write_text(file.read_text() + "# changed\n")
-    with pytest.raises(ResumeError, match="strategy_source: was"):
-        ms.search(None, ToyEvaluator(), trials=4, **arguments)
-
-
-@pytest.mark.slow
 def test_workers_give_what_one_process_gives(tmp_path):
     alone = drawn(tmp_path / "a", trials=6, seed=2)
     pool = drawn(tmp_path / "b", trials=6, seed=2, executor=ms.Local(slots=2))
@@ -539,17 +510,6 @@ def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
     study = ms.search(space, ToyEvaluator(), run=run, trials=2, seed=1, progress=None)
     assert len(study.records()) == 2
     assert len(study.objectives) == 2
-
-
-@pytest.mark.slow
-def test_second_writer_is_refused(tmp_path):
-    store = StudyStore(tmp_path / "run")
-    try:
-        with pytest.raises(SearchError, match="another process is writing"):
-            ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
-    finally:
-        store.close()
-    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
 
 
 @pytest.mark.slow
