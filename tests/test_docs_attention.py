@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as hf
 from pages import blocks, read
+from tiny_encoders import sizes
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
     sliding_window_causal_mask_function,
@@ -73,8 +74,7 @@ def test_files_are_those_of_the_table(tmp_path):
     named = {
         name for row in table_after("## The saved folder") for name in row[0].split("`")[1::2]
     }
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = hf.BertModel(hf.BertConfig(vocab_size=9, intermediate_size=8, **sizes))
+    model = hf.BertModel(hf.BertConfig(**sizes(9, 8, 1, 2, 8)))
     t5 = hf.T5Model(
         hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     )
