@@ -230,7 +230,7 @@ NO_CLAIM = [
     (IMPORTANCE, "these measures show at most 0.011"),  # not kept
     (IMPORTANCE, "1 - P as at least 0.1,"),  # how "flip" is defined
     (IMPORTANCE, "On the trained models below,"),  # on the page
-    # tests/test_docs_attention.py and tests/test_docs_write_your_own.py compare these outputs
+    # tests/test_docs_attention.py and tests/test_docs_code.py compare these outputs
     ("docs/attention.md", "self 0-5 window(16) 512 6.34% 34.4% gather"),
     ("docs/attention.md", "block gather pays from about 512 positions on"),
     ("docs/write_your_own.md", "neighbourhood(4, 1) | global_tokens(1) 0.516"),

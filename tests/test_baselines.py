@@ -154,11 +154,18 @@ class Bytes(Judge):
         return {"bytes": 0.2 + 0.8 * effective_density(mask, self.shape)}
 
 
-def test_they_cost_what_the_budget_counts(tmp_path):
+def windows(starts):
+    """A space that says where a search begins."""
+
     def space(trial):
         return masks.window(trial.suggest_int("reach", 0, 3))
 
-    space.starts = lambda shape, budget: [{"reach": 1}]
+    space.starts = starts
+    return space
+
+
+def test_they_cost_what_the_budget_counts(tmp_path):
+    space = windows(lambda shape, budget: [{"reach": 1}])
     told = TOLD | {"budget": [0.6, 0.8], "trials": 1}
     study = ms.search(space, Bytes(), run=tmp_path / "run", **told)
     first, _ = split(study)
@@ -175,19 +182,12 @@ def test_they_cost_what_the_budget_counts(tmp_path):
     ],
 )
 def test_wrong_starts_are_named(starts, problem, tmp_path):
-    def space(trial):
-        return masks.window(trial.suggest_int("reach", 0, 3))
-
-    space.starts = starts
     with pytest.raises((SearchError, ValueError), match=problem):
-        ms.search(space, Judge(), run=tmp_path / "run", trials=1, **TOLD)
+        ms.search(windows(starts), Judge(), run=tmp_path / "run", trials=1, **TOLD)
 
 
 def test_starts_that_equal_no_baseline_are_left_out(tmp_path):
-    def space(trial):
-        return masks.window(trial.suggest_int("reach", 0, 3))
-
-    space.starts = lambda shape, budget: [{"reach": 1}, {"reach": 2}]
+    space = windows(lambda shape, budget: [{"reach": 1}, {"reach": 2}])
     study = ms.search(space, Judge(), run=tmp_path, strategy="tpe", trials=1, **TOLD)
     assert not any(record.params for record in split(study)[0])
 

@@ -2,7 +2,6 @@
 
 import statistics
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optuna
@@ -21,10 +20,15 @@ from masksearch.study.status import read_status, status_lines
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_function, shape_of
 
-search = partial(ms.search, baselines={})  # test_baselines.py has those that begin at some
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 SHAPE = ToyEvaluator.shape
 UNITS = ms.Units(SHAPE, (masks.window(0), masks.window(3), masks.full()), "head")
+
+
+def search(space, run, judge=None, **settings):
+    """A search without a display; test_baselines.py has those that begin at some masks."""
+    settings = {"baselines": {}, "progress": None} | settings
+    return ms.search(space, judge or ToyEvaluator(), run=run, **settings)
 
 
 def blind(trial):
@@ -48,14 +52,11 @@ def costs(study):
 
 
 @pytest.mark.filterwarnings("ignore:.*(conditional space|drew a mask)")
-@pytest.mark.parametrize(
-    "strategy",
-    ["random", "evolution", "tpe", "nsga2", "qmc"],
-)
+@pytest.mark.parametrize("strategy", ["random", "evolution", "tpe", "nsga2", "qmc"])
 @pytest.mark.nightly
 def test_draws_take_turns_at_the_budgets_and_stay_within(strategy, tmp_path):
     told = {"strategy": strategy, "trials": 14, "budget": [0.3, 0.5]}
-    study = search(UNITS, ToyEvaluator(), run=tmp_path / "run", **told)
+    study = search(UNITS, tmp_path / "run", **told)
     records = study.records()
     turns = ([0.3, 0.5] * len(records))[: len(records)]
     assert [record.params["budget"] for record in records] == turns
@@ -81,8 +82,7 @@ def test_a_space_is_told_the_shape_of_the_evaluator(strategy, tmp_path):
         told.append(shape_of(trial))
         return masks.window(trial.suggest_int("reach", 0, shape_of(trial).length - 1))
 
-    how = {"run": tmp_path, "strategy": strategy, "trials": 2, "enqueue": [{"reach": 1}]}
-    search(space, ToyEvaluator(), progress=None, **how)
+    search(space, tmp_path, strategy=strategy, trials=2, enqueue=[{"reach": 1}])
     assert set(told) == {SHAPE}
     assert len(told) >= 3
     assert shape_of(FixedTrial({"reach": 1})) is None
@@ -90,11 +90,10 @@ def test_a_space_is_told_the_shape_of_the_evaluator(strategy, tmp_path):
 
 @pytest.mark.nightly
 def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
-    log = tmp_path / "log"
-    told = {"run": tmp_path / "run", "strategy": "random", "budget": 0.3}
-    seen = []
-    search(blind, ToyEvaluator(log=log), trials=2, listeners=[seen.append], **told)
-    study = search(blind, ToyEvaluator(log=log), trials=4, listeners=[seen.append], **told)
+    log, seen = tmp_path / "log", []
+    told = {"strategy": "random", "budget": 0.3, "listeners": [seen.append]}
+    for trials in (2, 4):
+        study = search(blind, tmp_path / "run", ToyEvaluator(log=log), trials=trials, **told)
     refused = [record for record in study.records() if record.refused]
     kept = [record for record in study.records() if not record.refused]
     counted = [record for record in kept if not record.known]
@@ -104,25 +103,16 @@ def test_draws_beyond_the_budget_are_not_trained_and_no_trials(tmp_path):
     assert "beyond its budget 0.3: it costs 0." in refused[0].error
     assert all(1 - record.measures["effective_sparsity"] > 0.3 for record in refused)
     assert len(log.read_text().splitlines()) == len({r.fingerprint for r in counted})
-    whole = search(
-        blind, ToyEvaluator(), run=tmp_path / "b", strategy="random", budget=0.3, trials=4
-    )
+    whole = search(blind, tmp_path / "b", strategy="random", budget=0.3, trials=4)
     assert [r.params for r in whole.records()] == [r.params for r in study.records()]
 
 
 @pytest.mark.nightly
 def test_fifty_refused_draws_end_a_search_with_the_remedy(tmp_path):
     dense = lambda trial: masks.window(trial.suggest_int("reach", 4, 15))  # noqa: E731
+    told = {"strategy": "random", "budget": 0.2, "baselines": {"dense": masks.full()}}
     with pytest.warns(UserWarning, match=r"50 draws.*0% fitted.*ms.budget_of"):
-        study = search(
-            dense,
-            ToyEvaluator(),
-            run=tmp_path / "run",
-            trials=3,
-            strategy="random",
-            budget=0.2,
-            baselines={"dense": masks.full()},
-        )
+        study = search(dense, tmp_path / "run", trials=3, **told)
     assert [record.status for record in study.records()] == ["done", *["stopped"] * 50]
 
 
@@ -132,10 +122,10 @@ def too_dense(trial):
 
 @pytest.mark.slow
 def test_five_refused_draws_of_a_budget_say_what_they_cost(tmp_path):
-    told = {"strategy": "random", "trials": 3, "budget": [0.2, 0.95], "progress": None}
+    told = {"strategy": "random", "trials": 3, "budget": [0.2, 0.95]}
     dear = masks.window(5)
     with pytest.warns(UserWarning, match="5 draws for the budget 0.2 cost") as said:
-        study = search(too_dense, ToyEvaluator(), run=tmp_path, baselines={"d": dear}, **told)
+        study = search(too_dense, tmp_path, baselines={"d": dear}, **told)
     refused = [record for record in study.records() if record.refused]
     first = [cost(record.mask) for record in refused if record.params["budget"] == 0.2][:5]
     assert [str(each.message) for each in said] == [
@@ -189,8 +179,8 @@ def test_trim_takes_budget_and_shape_of_the_search(tmp_path):
     def space(trial):
         return ms.trim(trial, masks.window(trial.suggest_int("reach", 5, 15)), masks.window(2))
 
-    told = {"trials": 3, "strategy": "random", "budget": [0.2, 0.4], "progress": None}
-    study = search(space, ToyEvaluator(), run=tmp_path, **told)
+    told = {"trials": 3, "strategy": "random", "budget": [0.2, 0.4]}
+    study = search(space, tmp_path, **told)
     spent = [(r.params["budget"], cost(r.mask)) for r in study.records()]
     assert all(budget - 0.25 < each <= budget * (1 + 1e-9) for budget, each in spent)
     assert not any(record.refused for record in study.records())
@@ -204,15 +194,8 @@ def test_trim_takes_budget_and_shape_of_the_search(tmp_path):
 def test_samplers_learn_from_refused_draws(tmp_path):
     refused = {}
     for strategy in ("random", "tpe", "evolution"):
-        study = search(
-            blind,
-            ToyEvaluator(),
-            run=tmp_path / strategy,
-            trials=8,
-            strategy=strategy,
-            budget=0.2,
-            seed=1,
-        )
+        told = {"strategy": strategy, "trials": 8, "budget": 0.2, "seed": 1}
+        study = search(blind, tmp_path / strategy, **told)
         records = study.records()
         refused[strategy] = sum(record.status == "stopped" for record in records) / len(records)
     assert refused["tpe"] < refused["random"] / 2
@@ -233,24 +216,17 @@ class Bytes(ToyEvaluator):
 @pytest.mark.filterwarnings("ignore:.*drew a mask")
 def test_a_budget_counts_what_the_evaluator_counts(tmp_path):
     told = {"trials": 6, "strategy": "evolution", "budget": 0.5}
-    study = search(UNITS, Bytes(), run=tmp_path / "a", **told)
+    study = search(UNITS, tmp_path / "a", Bytes(), **told)
     assert all(0.4 < record.measures["bytes"] <= 0.5 + 1e-9 for record in study.records())
-    study = search(blind, Bytes(), run=tmp_path / "b", **told)
+    study = search(blind, tmp_path / "b", Bytes(), **told)
     assert all(r.refused == (r.measures["bytes"] > 0.5) for r in study.records())
     with pytest.raises(ValueError, match=r"what the diagonal costs, 0.25 \(bytes\); got 0.2"):
-        search(blind, Bytes(), run=tmp_path / "c", **told | {"budget": 0.2})
+        search(blind, tmp_path / "c", Bytes(), **told | {"budget": 0.2})
 
 
 @pytest.mark.nightly
 def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
-    study = search(
-        None,
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        trials=4,
-        strategy=Windows(8),
-        budget=[0.1, 0.35],
-    )
+    study = search(None, tmp_path / "run", strategy=Windows(8), trials=4, budget=[0.1, 0.35])
     assert {(c > 0.35) == r.refused for c, r in zip(costs(study), study.records(), strict=True)}
     kept = [record for record in study.records() if not record.refused]
     assert sum(not record.known for record in kept) == len({each.fingerprint for each in kept})
@@ -258,23 +234,19 @@ def test_a_strategy_of_ones_own_is_refused_beyond_the_largest(tmp_path):
 
 @pytest.mark.slow
 def test_enqueued_draws_have_budgets_and_records_can_be_enqueued(tmp_path):
-    first = search(UNITS, ToyEvaluator(), run=tmp_path / "a", trials=2, budget=[0.3, 0.5])
+    first = search(UNITS, tmp_path / "a", trials=2, budget=[0.3, 0.5])
     given = [record.params for record in first.records()][::-1]
-    again = search(
-        UNITS, ToyEvaluator(), run=tmp_path / "b", trials=3, budget=[0.3, 0.5], enqueue=given
-    )
+    again = search(UNITS, tmp_path / "b", trials=3, budget=[0.3, 0.5], enqueue=given)
     assert [r.params["budget"] for r in again.records()] == [0.5, 0.3, 0.3]
     assert [r.mask for r in again.records()[:2]] == [r.mask for r in first.records()][::-1]
 
 
 @pytest.mark.slow
 def test_another_budget_is_another_search(tmp_path):
-    told = {"run": tmp_path / "run", "trials": 2}
-    search(UNITS, ToyEvaluator(), budget=0.3, **told)
-    with pytest.raises(ResumeError, match="budget"):
-        search(UNITS, ToyEvaluator(), budget=[0.3, 0.4], **told)
-    with pytest.raises(ResumeError, match="budget"):
-        search(UNITS, ToyEvaluator(), **told)
+    search(UNITS, tmp_path, trials=2, budget=0.3)
+    for other in ([0.3, 0.4], None):
+        with pytest.raises(ResumeError, match="budget"):
+            search(UNITS, tmp_path, trials=2, budget=other)
 
 
 @pytest.mark.parametrize(
@@ -296,29 +268,22 @@ def test_another_budget_is_another_search(tmp_path):
 def test_bad_budgets_are_refused_in_a_line(told, problem, tmp_path):
     told = {"space": UNITS, "trials": 2, **told}
     with pytest.raises((SearchError, ValueError), match=problem) as caught:
-        search(told.pop("space"), ToyEvaluator(), run=tmp_path / "run", **told)
+        search(told.pop("space"), tmp_path / "run", **told)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 def test_the_name_of_the_budget_is_taken(tmp_path):
     own = lambda trial: masks.window(trial.suggest_int("budget", 1, 3))  # noqa: E731
-    search(own, ToyEvaluator(), run=tmp_path / "a", trials=1)
+    search(own, tmp_path / "a", trials=1)
     with pytest.raises(SearchError, match="another name"):
-        search(own, ToyEvaluator(), run=tmp_path / "b", trials=1, budget=0.9)
+        search(own, tmp_path / "b", trials=1, budget=0.9)
 
 
 @pytest.mark.slow
 def test_allocate_takes_the_budget_for_its_own(tmp_path):
-    study = search(
-        None,
-        ToyEvaluator(),
-        run=tmp_path / "run",
-        trials=8,
-        strategy="allocate",
-        strategy_options={"levels": "window(0)"},
-        budget=[0.8, 0.55],
-    )
+    told = {"strategy": "allocate", "strategy_options": {"levels": "window(0)"}}
+    study = search(None, tmp_path / "run", trials=8, budget=[0.8, 0.55], **told)
     both_ends, alone, best = costs(study)[:2], costs(study)[2:6], costs(study)[6:]
     assert (both_ends, alone) == ([0.0625, 1.0], [pytest.approx(0.297, abs=1e-3)] * 4)
     assert best == pytest.approx([0.531, 0.766], abs=1e-3)
@@ -381,21 +346,19 @@ def test_cuts_within_a_density_are_never_above_it(density, lengths):
 def test_dam_cuts_its_masks_within_the_budget(tmp_path):
     process = PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
     evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
-    told = {"strategy": "dam", "trials": 3, "run": tmp_path / "run"}
+    run, told = tmp_path / "run", {"strategy": "dam", "trials": 3}
     config = {"steps": 6, "dense_warmup": 0.25}
-    study = search(
-        None, evaluator, strategy_options={"config": config}, budget=[0.337, 0.2], **told
-    )
+    options = {"config": config}
+    study = search(None, run, evaluator, strategy_options=options, budget=[0.337, 0.2], **told)
     assert [r.params["density"] for r in study.records()[1:]] == [0.337, 0.2]
     assert all(c <= b for c, b in zip(costs(study)[1:], [0.337, 0.2], strict=True))
     options = {"config": config, "densities": [0.2]}
     with pytest.raises(SearchError, match=r"densities of strategy 'dam'.*one of the two"):
-        search(None, evaluator, strategy_options=options, budget=0.3, **told)
+        search(None, run, evaluator, strategy_options=options, budget=0.3, **told)
 
 
 def searched(tmp_path, name="tpe", **told):
-    run = tmp_path / name
-    return search(UNITS, ToyEvaluator(), run=run, strategy=name, trials=6, **told)
+    return search(UNITS, tmp_path / name, strategy=name, trials=6, **told)
 
 
 @pytest.mark.slow

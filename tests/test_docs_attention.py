@@ -1,11 +1,10 @@
 """docs/attention.md, inference.md: code runs, prints what they show, and tables are true."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import transformers as hf
+from pages import blocks, read
+from tiny_encoders import sizes
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
     sliding_window_causal_mask_function,
@@ -13,11 +12,9 @@ from transformers.masking_utils import (
 
 from masksearch import attach, masks, save_pretrained
 
-DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("attention.md", "inference.md")
-PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in PARTS)
-SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-SHOWN = re.findall(r"```text\n(.*?)```", PAGE, re.S)
+PAGE = read("attention.md") + read("inference.md")
+SNIPPETS = blocks(PAGE, "python")
+SHOWN = blocks(PAGE, "text")
 
 
 def table_after(heading: str) -> list[list[str]]:
@@ -77,8 +74,7 @@ def test_files_are_those_of_the_table(tmp_path):
     named = {
         name for row in table_after("## The saved folder") for name in row[0].split("`")[1::2]
     }
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = hf.BertModel(hf.BertConfig(vocab_size=9, intermediate_size=8, **sizes))
+    model = hf.BertModel(hf.BertConfig(**sizes(9, 8, 1, 2, 8)))
     t5 = hf.T5Model(
         hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     )

@@ -3,11 +3,11 @@
 import inspect
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from pages import blocks, read
 from tiny_encoders import sizes
 from transformers import BertConfig, BertForMaskedLM
 
@@ -18,9 +18,7 @@ from masksearch.gates.estimators import FORMS
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 
-DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("dam.md", "dam_health.md")
-PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in PARTS)
+PAGE = read("dam.md") + read("dam_health.md")
 STEPS, TRIALS = 4, 2  # in place of the page's
 OTHER = {"seed"}  # arguments of `dam` that the page names
 
@@ -48,7 +46,7 @@ def test_snippets_run_in_their_order(tmp_path, monkeypatch):
     space: dict[str, object] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for snippet in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+        for snippet in blocks(PAGE, "python"):
             exec(compile(shortened(snippet), "docs/dam.md", "exec"), space)
     assert len(space["study"].records()) == TRIALS  # type: ignore[attr-defined]
     assert space["found"].probabilities.shape == (1, 2, 24, 24)  # type: ignore[attr-defined]

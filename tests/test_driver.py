@@ -1,7 +1,6 @@
 """search and compare: resume, reuse, refusals, failures. Nothing that was computed is lost."""
 
 import itertools
-import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from killing import outcome
 from optuna.trial import BaseTrial
 from toy import ToyEvaluator, space
 
@@ -20,12 +20,6 @@ from masksearch.executors.job import JobRun
 from masksearch.masks.measure import fingerprint
 from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
-
-
-def outcome(study: ms.Study) -> list[tuple[object, ...]]:
-    """What must be equal between two runs of one search."""
-    names = ("number", "status", "fingerprint", "params", "values", "origin", "name", "seed")
-    return [tuple(getattr(record, name) for name in names) for record in study.records()]
 
 
 def drawn(run, judge=None, **settings) -> ms.Study:
@@ -187,16 +181,16 @@ def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
 
 @pytest.mark.slow
 def test_scheduler_stops_trials_and_its_observations_are_kept(tmp_path):
-    arguments = dict(run=tmp_path / "run", strategy="random", scheduler=ms.ParetoHalving((1, 2)))
-    study = ms.search(space, ToyEvaluator(), trials=6, **arguments)
+    halving = {"scheduler": ms.ParetoHalving((1, 2))}
+    study = drawn(tmp_path / "run", trials=6, **halving)
     stopped = [r for r in study.records() if r.status == "stopped" and r.curve]
     assert stopped
     assert all(r.step == r.curve[-1].step <= 2 for r in stopped)
     assert all(r.status in ("done", "reused") for r in study.frontier())
-    whole = ms.search(space, ToyEvaluator(), trials=9, **{**arguments, "run": tmp_path / "whole"})
-    assert outcome(ms.search(space, ToyEvaluator(), trials=9, **arguments)) == outcome(whole)
+    whole = drawn(tmp_path / "whole", trials=9, **halving)
+    assert outcome(drawn(tmp_path / "run", trials=9, **halving)) == outcome(whole)
     with pytest.raises(ResumeError, match=r"scheduler: was ParetoHalving"):
-        ms.search(space, ToyEvaluator(), trials=10, run=tmp_path / "run", strategy="random")
+        drawn(tmp_path / "run", trials=10)
 
 
 @pytest.mark.slow
@@ -302,40 +296,9 @@ def test_frontier_and_best(tmp_path):
 
 
 @pytest.mark.slow
-def test_strategy_of_a_users_file_is_named_resumed_and_watched(tmp_path):
-    file, run = tmp_path / "climb.py", tmp_path / "run"
-    file.write_text(
-        textwrap.dedent("""
-        from masksearch import masks
-        from masksearch.contracts import Evaluate, Proposal
-
-        class Climb:
-            def __init__(self, objectives, seed, first=1):
-                self.next, self.first = 0, first
-            def ask(self):
-                self.next += 1
-                return Proposal(self.next - 1, Evaluate(masks.window(self.first + self.next)))
-            def tell(self, record):
-                self.next = max(self.next, record.number + 1)
-        """)
-    )
-    arguments = dict(run=run, strategy=f"{file}:Climb", strategy_options={"first": 2})
-    ms.search(None, ToyEvaluator(), trials=2, **arguments)
-    study = ms.search(None, ToyEvaluator(), trials=3, **arguments)
-    assert [str(r.mask) for r in study.records()] == ["window(3)", "window(4)", "window(5)"]
-    assert study.store.facts()["strategy"] == "Climb"
-    file.write_text(file.read_text() + "# changed\n")
-    with pytest.raises(ResumeError, match="strategy_source: was"):
-        ms.search(None, ToyEvaluator(), trials=4, **arguments)
-
-
-@pytest.mark.slow
 def test_workers_give_what_one_process_gives(tmp_path):
-    arguments = dict(trials=6, strategy="random", seed=2)
-    alone = ms.search(space, ToyEvaluator(), run=tmp_path / "a", **arguments)
-    pool = ms.search(
-        space, ToyEvaluator(), run=tmp_path / "b", executor=ms.Local(slots=2), **arguments
-    )
+    alone = drawn(tmp_path / "a", trials=6, seed=2)
+    pool = drawn(tmp_path / "b", trials=6, seed=2, executor=ms.Local(slots=2))
     assert [r[2:] for r in outcome(alone)] == [r[2:] for r in outcome(pool)]
 
 
@@ -496,10 +459,8 @@ def test_seconds_end_a_search_between_trials(tmp_path, monkeypatch):
             clock[0] += 10.0
             yield from super().__call__(mask, seed=seed, workdir=workdir)
 
-    study = ms.search(
-        *(space, TenSeconds()), run=tmp_path / "run", seconds=25, strategy="random",
-        executor=ms.Local(isolate=False),
-    )  # fmt: skip
+    here = ms.Local(isolate=False)
+    study = drawn(tmp_path / "run", TenSeconds(), seconds=25, executor=here)
     trained = [record for record in study.records() if record.status == "done"]
     assert len(trained) == 3
 
@@ -549,17 +510,6 @@ def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
     study = ms.search(space, ToyEvaluator(), run=run, trials=2, seed=1, progress=None)
     assert len(study.records()) == 2
     assert len(study.objectives) == 2
-
-
-@pytest.mark.slow
-def test_second_writer_is_refused(tmp_path):
-    store = StudyStore(tmp_path / "run")
-    try:
-        with pytest.raises(SearchError, match="another process is writing"):
-            ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
-    finally:
-        store.close()
-    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
 
 
 @pytest.mark.slow
@@ -640,13 +590,9 @@ def test_compare_remembers_what_kind_each_mask_is(tmp_path):
 
 
 def test_compare_refuses_what_does_not_fit_before_training(tmp_path):
-    log = tmp_path / "log"
+    log, pair = tmp_path / "log", {"good": masks.full(), "bad": masks.shifts([-1])}
     with pytest.raises(EmptyRowError):
-        ms.compare(
-            {"good": masks.full(), "bad": masks.shifts([-1])},
-            ToyEvaluator(log=log),
-            run=tmp_path / "run",
-        )
+        ms.compare(pair, ToyEvaluator(log=log), run=tmp_path / "run")
     assert not log.exists()
 
 

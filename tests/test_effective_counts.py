@@ -1,4 +1,4 @@
-"""A decoder's and a padded encoder's search and comparison print what was counted by hand."""
+"""What is known of a mask before training: its effective pairs, counted by hand, and measures."""
 
 import json
 from collections.abc import Iterator
@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import transformers as hf
 from optuna.trial import BaseTrial
+from page_text import page_of
+from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.cli.output import print_comparison, print_front
 from masksearch.contracts import Evaluator, Objective, Report, Shape
+from masksearch.evaluators.wrappers import Cached
 from masksearch.masks.families import random_like
-from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
+# -- pairs of a decoder and of padded rows -------------------------------------------------------
 DECODER = Shape(16, 1, 1, causal=True)  # 16 x 17 / 2 = 136 pairs
 PADDED = Shape(16, 1, 1, lengths={4: 2, 8: 1, 16: 1})  # 2 x 16 + 64 + 256 = 352 pairs
 
@@ -81,7 +85,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     row = rows_of(printed)["window(0)"]
     both = [f"{100 * share['window(0)']:.1f}%", f"{100 * table['window(0)']:.1f}%"]
     assert [cell for cell in row if "%" in cell] == both
-    assert "pairs that real tokens form" in printed
+    assert "share of the non-padding query-key pairs" in printed
     print_front(study, as_json=True)
     first = next(r for r in json.loads(capsys.readouterr().out) if r["mask"] == "window(0)")
     assert first["sparsity"] == pytest.approx(table["window(0)"])
@@ -89,8 +93,7 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert study.best(sparsity=share["window(0)"]).mask == masks.window(0)
     with pytest.raises(ms.errors.SearchError, match=f"the sparsest has {share['window(0)']:.4f}"):
         study.best(sparsity=table["window(0)"])  # which only the table has
-    section = Section({"s": study.records()}, study.objectives)
-    front = result_of([section], title="t")["sections"][0]["front"]
+    front = page_of(Section({"s": study.records()}, study.objectives))["front"]
     (row,) = [row for row in front.rows if row[-1].text == "window(0)"]
     shown = dict(zip((cell.text for cell in front.head), (c.text for c in row), strict=True))
     assert shown["sparsity"] == f"{100 * share['window(0)']:.1f}%"
@@ -111,9 +114,8 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     assert printed["mine"][2:4] == both
     assert printed["dense"][2:4] == ["0.0%", f"{100 * table['dense']:.1f}%"]
     assert float(printed["drawn"][2][:-1]) == pytest.approx(100 * share["window(2)"], abs=1)
-    section = Section({}, comparison.objectives, {"c": comparison})
-    page = result_of([section], title="t")["sections"][0]["comparisons"][0]["table"]
-    cells = {row[0].text: [cell.text for cell in row] for row in page.rows}
+    page = page_of(Section({}, comparison.objectives, {"c": comparison}))["comparisons"][0]
+    cells = {row[0].text: [cell.text for cell in row] for row in page["table"].rows}
     assert cells["mine"][2] == f"{100 * share['window(2)']:.1f}%"
     assert cells["mine"][4] == f"{100 * (1 - share['window(2)']):.1f}%"  # density
     finding = {each.against: each for each in comparison.findings()}
@@ -141,3 +143,49 @@ def test_decoders_find_random_controls_on_every_seed(tmp_path):
     for entry in comparison.entries.values():
         assert entry.failed == 0
         assert entry.sparsity == pytest.approx(comparison.entries["mine"].sparsity, abs=0.01)
+
+
+# -- measures of an evaluator's own --------------------------------------------------------------
+CONFIG = hf.LlamaConfig(
+    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32
+)
+
+
+class DecoderToy(ToyEvaluator):
+    """A toy of a decoder, whose cache is known."""
+
+    shape = ms.Shape(16, 2, 4, causal=True)
+    objectives = (Objective("loss", "min", 10.0), Objective("kv_bytes", "min", 1.0))
+    measure_names = ("kv_bytes",)
+    protocol = "decoder-toy"
+
+    def measures_of(self, mask):
+        return {"kv_bytes": ms.kv_bytes(mask, CONFIG, self.shape.length).share}
+
+    def __call__(self, mask, *, seed, workdir):
+        yield Report(1, {"loss": 1 + mask.sparsity(16)})
+
+
+def windows(trial):
+    return masks.columns(1) | masks.window(trial.suggest_int("reach", 0, 15))
+
+
+@pytest.mark.slow
+def test_records_carry_it_and_a_violating_mask_is_not_trained(tmp_path):
+    told = {"trials": 12, "strategy": "random", "constraints": ("kv_bytes <= 0.5",)}
+    records = ms.search(windows, DecoderToy(), run=tmp_path, progress=None, **told).records()
+    for record in records:
+        held = min(16, record.params["reach"] + 1)
+        assert record.measures["kv_bytes"] == held / 16
+        assert (record.status == "stopped") == (held > 8)
+        if held > 8:
+            assert not record.curve
+            assert "violates kv_bytes <= 0.5" in record.error
+    assert {record.status for record in records} >= {"done", "stopped"}
+
+
+def test_wrappers_offer_it_exactly_where_the_inner_evaluator_does(tmp_path):
+    wrapped = Cached(DecoderToy(), tmp_path)
+    assert wrapped.measure_names == ("kv_bytes",)
+    assert wrapped.measures_of(masks.window(4)) == {"kv_bytes": 4 / 16}
+    assert Cached(ToyEvaluator(), tmp_path).measure_names == ()

@@ -1,6 +1,8 @@
-"""What the examples of pages and docstrings call is there, and takes what they give it."""
+"""Examples of pages and docstrings: what they call is there and takes what they give it, and those
+with a prompt are true."""
 
 import ast
+import doctest
 import importlib
 import inspect
 import re
@@ -10,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import TEXTS, blocks
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("search_spaces/*.md")]
-FENCE = re.compile(r"^```(?:\{code-cell\} )?python.*?\n(.*?)^```$", re.M | re.S)
+from tests.parsed import FILES, PACKAGE, SERVE
+
 PROMPT = re.compile(r"^(>>>|\.\.\.) ?", re.M)
 USUAL = {"ms": "masksearch", "masks": "masksearch.masks"}  # where an example imports nothing
 
@@ -26,12 +28,11 @@ def parsed(code: str) -> ast.Module | None:
         return None
 
 
-def of_page(path: Path) -> Iterator[ast.Module]:
+def of_page(path: Path) -> ast.Module:
     """The blocks of a page as one program, which shares its imports."""
-    blocks = [PROMPT.sub("", code) for code in FENCE.findall(path.read_text("utf-8"))]
-    trees = [tree for code in blocks if (tree := parsed(code))]
-    assert len(trees) == len(blocks), f"{path.name} has a block that is no Python"
-    yield ast.Module([line for tree in trees for line in tree.body], [])
+    trees = [parsed(PROMPT.sub("", code)) for code in blocks(TEXTS[path], "python")]
+    assert all(trees), f"{path.name} has a block that is no Python"
+    return ast.Module([line for tree in trees if tree for line in tree.body], [])
 
 
 def of_module(path: Path) -> Iterator[ast.Module]:
@@ -88,13 +89,14 @@ def is_open(node: ast.expr) -> bool:
     return dots or isinstance(node, ast.Starred)
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_calls_of_pages_are_taken():
-    assert sum(check_calls(tree) for path in PAGES for tree in of_page(path)) > 100
+    assert sum(check_calls(of_page(path)) for path in TEXTS) > 100
 
 
 @pytest.mark.slow
 def test_calls_of_docstrings_are_taken():
-    paths = [*(ROOT / "masksearch").rglob("*.py"), *(ROOT / "masksearch-serve").rglob("*.py")]
+    paths = [*FILES, *SERVE]
     assert sum(check_calls(tree) for path in paths for tree in of_module(path)) > 15
 
 
@@ -102,3 +104,23 @@ def test_calls_of_docstrings_are_taken():
 def test_a_call_that_fails_is_seen(code):
     with pytest.raises((AssertionError, AttributeError)):
         check_calls(ast.parse(code))
+
+
+# -- with a prompt -------------------------------------------------------------------------------
+MODULES = [
+    ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+    for package in (PACKAGE, SERVE[0].parent)
+    for path in sorted(package.rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+SLOW = {"masksearch.driver"}  # it searches and compares
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES]
+)
+def test_examples_of_docstrings(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.failed == 0  # what is false is printed
+    assert found.attempted > 0, f"{module} holds >>> where doctest finds no example"

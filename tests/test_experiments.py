@@ -12,7 +12,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import torch
-from experiment_scripts import EXPERIMENTS, run_script
+from experiment_scripts import EXPERIMENTS, load_script, run_script
 from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
 from tiny_decoder import tiny_decoder, written_text
@@ -361,3 +361,65 @@ def test_smollm2_smoke(tmp_path):
     assert len(native["novels"]) == len(judged.filter(like="novel_").columns)
     novel = judged.filter(like="novel_")
     assert (judged.nll - novel.mean(axis=1)).abs().max() < 1e-4
+
+
+# -- the cards of 07_proxy -----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def card_script() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS / "07_proxy")  # its helper lies beside it
+        return load_script("07_proxy/card.py")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    scores = []
+    for index in range(12):
+        for seed in (0, 1):
+            facts = {
+                "mask": f"m{index}",
+                "density": 0.1 + index % 2 / 100,
+                "seed": seed,
+                "curve": {"100": 5 - index / 20 - seed / 100, "400": 4 - index / 10},
+            }
+            (tmp_path / f"m{index}-{seed}.json").write_text(json.dumps(facts))
+            for task, majority in (("SST-2", 0.5), ("QQP", 0.62)):
+                row = {"mask": f"m{index}", "seed": seed, "step": 400, "setting": "full"}
+                row |= {"task": task, "score": majority + index / 100, "majority": majority}
+                scores.append(row)
+    scores.append({**scores[0], "mask": "unknown"})
+    scores.append({**scores[0], "score": scores[0]["score"] + 0.2})  # a second fine-tuning
+    (tmp_path / "scores-0.json").write_text(json.dumps(scores))
+    return tmp_path
+
+
+def test_curves_and_scores_become_observations(card_script, trained):
+    losses = card_script.curves(trained)
+    assert len(losses) == 12 * 2 * 2
+    densities = {mask: density for mask, density, *_ in losses}
+    tuned = card_script.of_scores(card_script.scores(trained), densities)
+    values = {(mask, seed, measure): value for mask, _, seed, _, measure, value in tuned}
+    assert values["m0", 0, "SST-2 (full)"] == pytest.approx(0.6)  # mean of two fine-tunings
+    assert values["m3", 1, "mean of the GLUE tasks (full)"] == pytest.approx((0.53 + 0.65) / 2)
+    assert "unknown" not in {mask for mask, *_ in tuned}
+    learned = card_script.at_majority(card_script.scores(trained)).set_index("task")["learned"]
+    assert learned.to_dict() == {"SST-2": True, "QQP": True}
+
+
+@pytest.mark.nightly
+def test_cards_are_written(card_script, trained, monkeypatch, capsys, tmp_path):
+    results = tmp_path / "results"
+    words = ["card.py", "--runs", trained, "--results", results, "--bands", 1]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    card_script.main()
+    out = capsys.readouterr().out
+    assert "Valid from 100 steps on: loss as a proxy of loss at 400 steps." in out
+    for name in ("loss.png", "loss.csv", "glue_full.txt", "observations.csv", "learned.csv"):
+        assert (results / name).is_file()
+
+
+def test_recorded_curves_are_read(card_script):
+    place = EXPERIMENTS / "04_halving_replay" / "results" / "text_400.csv"
+    found = card_script.recorded(place, "loss")
+    assert len({mask for mask, *_ in found}) == 24
+    assert sorted({budget for *_, budget, _, _ in found}) == [3, 6, 12, 25, 50, 100, 200, 400]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,12 @@ def study(tmp_path_factory) -> ms.Study:
     )  # fmt: skip
 
 
+def judge_front(study: ms.Study, judge: Landscape, run: Path, **more: Any) -> ms.Comparison:
+    """The front of a study on fresh seeds, in memory."""
+    how = {"storage": InMemoryStorage(), "progress": None} | more
+    return ms.compare({}, judge, run=run, front_of=study, **how)
+
+
 @pytest.fixture(scope="module")
 def judged(study, tmp_path_factory) -> ms.Comparison:
     run = tmp_path_factory.mktemp("judged") / "run"
@@ -103,17 +110,11 @@ def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged
 @pytest.mark.nightly
 def test_an_interrupted_comparison_of_fronts_goes_on(study, tmp_path):
     calls: Counter[str] = Counter()
+    told = {"seeds": range(50, 53), "executor": ms.Local(isolate=False), "storage": None}
     with pytest.raises(KeyboardInterrupt):
-        ms.compare(
-            *({}, Landscape(dies_at=12, calls=calls)), run=tmp_path, seeds=range(50, 53),
-            front_of=study, progress=None, executor=ms.Local(isolate=False),
-        )  # fmt: skip
+        judge_front(study, Landscape(dies_at=12, calls=calls), tmp_path, **told)
     calls.clear()
-    judge = Landscape(calls=calls)
-    whole = ms.compare(
-        *({}, judge), run=tmp_path, seeds=range(50, 53), front_of=study, progress=None,
-        executor=ms.Local(isolate=False),
-    )  # fmt: skip
+    whole = judge_front(study, Landscape(calls=calls), tmp_path, **told)
     prints = {entry.fingerprint for entry in whole.entries.values()}
     assert calls["all"] == 3 * len(prints) - 11
     assert all(len(entry.scores) == 3 for entry in whole.entries.values())
@@ -158,12 +159,8 @@ def test_the_verdict_says_what_is_left_of_the_front(study, judged):
     frame = judged.frame().set_index("mask")
     for name, chance in fronts.chances.items():
         assert frame.loc[name, "p on front"] == chance
-    assert (
-        "hypervolume"
-        not in ms.compare(
-            {"star": masks.star()}, Landscape(), run=study.run.parent / "star", progress=None
-        ).verdict()
-    )
+    how = {"run": study.run.parent / "star", "progress": None}
+    assert "hypervolume" not in ms.compare({"star": masks.star()}, Landscape(), **how).verdict()
 
 
 def test_the_page_draws_the_fronts_that_are_judged(judged):
@@ -182,10 +179,7 @@ def test_scores_of_another_protocol_promise_nothing(study, tmp_path):
         protocol = "longer"
 
     with pytest.warns(UserWarning, match="flattered"):
-        judged = ms.compare(
-            *({}, Longer()), run=tmp_path, seeds=range(2), front_of=study,
-            storage=InMemoryStorage(), progress=None,
-        )  # fmt: skip
+        judged = judge_front(study, Longer(), tmp_path, seeds=range(2))
     assert set(judged.promised.values()) == {None}
     assert "the search had scored its masks by another protocol" in judged.verdict()
     assert "2 common seeds decide nothing, run 3 or more" in judged.verdict()
@@ -207,9 +201,7 @@ class Answers(Landscape):
 
 @pytest.mark.nightly
 def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
-    judged = ms.compare(
-        *({}, Answers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
-    )  # fmt: skip
+    judged = judge_front(study, Answers(), tmp_path)
     fronts, alone = judged.fronts, replace(judged, run=None).fronts  # no folder, no rows
     pairs = [(arm.hypervolume, alone.arms[name].hypervolume) for name, arm in fronts.arms.items()]
     pairs += [(fronts.lost, alone.lost)]
@@ -231,9 +223,7 @@ class Checkpoint(Answers):
 
 
 def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_path):
-    judged = ms.compare(
-        *({}, Checkpoint()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
-    )  # fmt: skip
+    judged = judge_front(study, Checkpoint(), tmp_path)
     fronts = judged.fronts
     assert (fronts.seeds, fronts.groups) == ((1000,), 10)
     assert not any(math.isnan(fronts.chances[name]) for name in fronts.arms["searched"].masks)
@@ -267,9 +257,7 @@ class TwoAnswers(Checkpoint):
 
 @pytest.mark.nightly
 def test_two_rows_decide_nothing_between_fronts(study, tmp_path):
-    judged = ms.compare(
-        *({}, TwoAnswers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
-    )  # fmt: skip
+    judged = judge_front(study, TwoAnswers(), tmp_path)
     assert all(finding.outcome == "too few seeds" for finding in judged.fronts.findings)
     assert "2 common rows decide nothing, take 3 or more" in judged.verdict()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from page_text import Page
+from page_text import Page, page_of
 from planted_glue import PlantedGlue
 from rich.console import Console
 from toy import ToyEvaluator
@@ -23,7 +23,6 @@ from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
 from masksearch.loggers.console import Watcher
 from masksearch.report.charts import paper_spec
-from masksearch.report.result import result_of
 from masksearch.report.section import Section
 from masksearch.study.status import read_status, status_lines
 from masksearch.tasks.planted.process import PlantedProcess
@@ -142,6 +141,7 @@ def test_the_page_of_a_search_that_learned_nothing(searched):
     nothing = f"Nothing learned: none of the {len(study.records())} finished trials scores better"
     assert text.count(nothing) == 2
     assert "of them on the front" not in text
+    assert "on the front is from one seed" not in text
     assert "flatters them" not in text  # nothing was selected
     assert "No finished trial" not in text
     assert not list((page.parent / "tables").glob("front*"))
@@ -169,8 +169,7 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched, capsys
     print_front(study, as_json=False)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{len(dull)} of the {len(records)} finished trials have" in printed
-    section = Section({"tpe": records}, study.objectives)
-    told = result_of([section], title="t")["sections"][0]
+    told = page_of(Section({"tpe": records}, study.objectives))
     notes = paper_spec(told["chart"])["title"]["text"]
     assert "Crosses: no better than a constant answer." in notes
     head, row = told["runs"].head, told["runs"].rows[0]
@@ -202,7 +201,7 @@ def test_lines_of_a_running_search_mark_them(record):
 
 def test_a_study_without_constant_answers_says_nothing_of_them(record):
     records = [record(0, 0.4), record(1, 0.6, masks.window(2))]
-    told = result_of([Section({"tpe": records}, GOALS)], title="t")["sections"][0]
+    told = page_of(Section({"tpe": records}, GOALS))
     assert "learned nothing" not in [cell.text for cell in told["runs"].head]
     assert not any("nothing" in line for line in told["verdicts"] + told["cautions"])
 
@@ -222,8 +221,7 @@ def test_masks_of_a_comparison_are_marked_and_on_no_front(comparison):
     assert entries["dull"].at_majority == {"RTE"}
     frame = comparison.frame().set_index("mask")
     assert frame["learned_nothing"].to_dict() == {n: e.learned_nothing for n, e in entries.items()}
-    section = Section({}, comparison.objectives, {"c": comparison})
-    (told,) = result_of([section], title="t")["sections"][0]["comparisons"]
+    (told,) = page_of(Section({}, comparison.objectives, {"c": comparison}))["comparisons"]
     lines = told["chart"]["lines"]
     assert lines
     assert {line["id"] for line in lines} <= {"c bright", "c star"}
@@ -252,8 +250,7 @@ def test_a_comparison_that_learned_nothing_says_so_once(compared, shape):
 
 
 def test_side_values_are_no_columns(comparison):
-    section = Section({}, comparison.objectives, {"c": comparison})
-    (told,) = result_of([section], title="t")["sections"][0]["comparisons"]
+    (told,) = page_of(Section({}, comparison.objectives, {"c": comparison}))["comparisons"]
     names = [*comparison.frame().columns, *(cell.text for cell in told["tasks"].head)]
     assert not [name for name in names if name.endswith(("/majority", "/low"))]
     assert comparison.tasks == ["RTE"]  # its accuracy is the same figure
@@ -268,15 +265,6 @@ def test_seeds_of_a_mask_are_judged_by_their_means(compared, shape):
     some = ms.Comparison((first, others[0], last), GOALS, shape=shape)
     assert not some.entries["mine"].learned_nothing  # (.49 + .49 + .85) / 3 > .53
     assert ms.Comparison((first, *others), GOALS, shape=shape).entries["mine"].learned_nothing
-
-
-def test_a_mask_that_learned_one_task_of_two_keeps_its_mark_there(compared, shape):
-    both = DULL | {"SST-2": 0.8, "SST-2/majority": 0.51, "SST-2/low": 0.75}
-    entry = ms.Comparison(
-        tuple(compared({"mine": (masks.star(), [0.6])}, values=both)), GOALS, shape=shape
-    ).entries["mine"]
-    assert entry.at_majority == {"RTE"}
-    assert not entry.learned_nothing
 
 
 # -- real data ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """README.md: its commands and snippets run as printed, from the wheel, in an empty folder.
 
 Two kinds are read and not run: what installs (1.8 GB; `make` does it in continuous integration),
-and what takes hours. tests/test_docs_commands.py checks that their options exist.
+and what takes hours. tests/test_docs.py checks that their options exist.
 """
 
 import os

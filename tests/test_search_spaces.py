@@ -246,12 +246,11 @@ def short(number, digits=2):
     return f"{mantissa}e{int(exponent)}"
 
 
+LENGTHS = st.dictionaries(st.integers(4, 24), st.integers(1, 9), min_size=1, max_size=4)
+
+
 @pytest.mark.slow
-@given(
-    st.dictionaries(st.integers(4, 24), st.integers(1, 9), min_size=1, max_size=4),
-    st.floats(0.0, 1.0),
-    st.integers(0, 999),
-)
+@given(LENGTHS, st.floats(0.0, 1.0), st.integers(0, 999))
 @settings(deadline=None, max_examples=40)
 def test_head_windows_are_within_every_budget_by_less_than_a_distance(lengths, over, seed):
     shape = ms.Shape(24, 3, 2, lengths=lengths)
@@ -263,9 +262,6 @@ def test_head_windows_are_within_every_budget_by_less_than_a_distance(lengths, o
     left = budget - effective_density(mask, shape)
     assert -1e-9 <= left <= least / 6 + 1e-9  # of one head in six
     assert space(FixedTrial(trial.params | {"budget": budget})) == mask
-
-
-LENGTHS = st.dictionaries(st.integers(4, 24), st.integers(1, 9), min_size=1, max_size=4)
 
 
 @given(LENGTHS, st.sampled_from([None, 1, 3]), st.floats(0.0, 1.0), st.integers(0, 999))
@@ -464,14 +460,8 @@ class TestLocalHeads:
 class TestLocalGlobal:
     def test_heads_that_share_keys_are_alike(self):
         space = loaded("local_global_heads").space_of(1, 6, 3)
-        params = {
-            "share": 0.5,
-            "reach": 0,
-            "sinks": 4,
-            "l0.kv0": 1.0,
-            "l0.kv1": 0.1,
-            "l0.kv2": 1.0,
-        }
+        params = {"share": 0.5, "reach": 0, "sinks": 4}
+        params |= {"l0.kv0": 1.0, "l0.kv1": 0.1, "l0.kv2": 1.0}
         local = masks.window(7) | masks.columns(4)
         wanted = [local, local, masks.full(), masks.full(), local, local]
         assert space(FixedTrial(params)) == masks.per_layer([masks.per_head(wanted)])

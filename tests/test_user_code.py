@@ -68,6 +68,19 @@ def test_class_and_function_get_what_they_name(file):
             assert found == [(0, 7), (1, 8), (2, 9)][:trials]
 
 
+@pytest.mark.slow
+def test_a_strategy_is_named_and_an_edited_one_is_another_search(file):
+    how = {"run": file.parent / "run", "strategy": f"{file}:Windows"}
+    how |= {"strategy_options": {"first": 2}}
+    for trials in (2, 3):
+        study = search(None, ToyEvaluator(), trials=trials, **how)
+    assert [str(r.mask) for r in study.records()] == ["window(2)", "window(3)", "window(4)"]
+    assert study.store.facts()["strategy"] == "Windows"
+    file.write_text(f"{FILE}# changed\n")
+    with pytest.raises(ResumeError, match="strategy_source: was"):
+        search(None, ToyEvaluator(), trials=4, **how)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

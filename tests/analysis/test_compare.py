@@ -123,6 +123,8 @@ def test_tasks_at_the_majority_are_marked(judged):
     assert row["STS-B"] == pytest.approx(0.3)
     assert "STS-B at majority" not in row
     assert comparison.tasks == ["RTE", "SST-2", "STS-B"]
+    entry = comparison.entries["mine"]
+    assert (entry.at_majority, entry.learned_nothing) == ({"RTE"}, False)
     assert "RTE says nothing about any mask: no better than a constant" in comparison.verdict()
 
 
@@ -676,8 +678,6 @@ def test_nothing_is_claimed_of_masks_that_have_learned_nothing(
 
 @pytest.mark.slow
 def test_a_margin_is_stored_and_comes_from_the_evaluator(tmp_path):
-    from toy import ToyEvaluator
-
     class Point(ToyEvaluator):
         @property
         def objectives(self):

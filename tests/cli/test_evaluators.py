@@ -39,33 +39,42 @@ def refused(tmp_path, command):
     return said
 
 
-def test_text_alone_is_masked_language_modelling(tmp_path):
-    built = judge(corpus="text.txt", steps=7, set=["pretraining=mlm+order"])
-    assert type(built) is ms.MlmEvaluator
-    assert (built.steps, built.pretraining) == (7, "mlm+order")
+FEW_ROWS, TUNED = {"set": ["rows=5", "epochs=2"]}, {"rows": 5, "epochs": 2}
 
 
 @pytest.mark.parametrize(
-    ("option", "kind"),
-    [("glue", ms.GlueEvaluator), ("squad", SquadEvaluator), ("swag", SwagEvaluator)],
+    ("given", "kind", "settings"),
+    [
+        (
+            {"corpus": "text.txt", "steps": 7, "set": ["pretraining=mlm+order"]},
+            ms.MlmEvaluator,
+            {"steps": 7, "pretraining": "mlm+order"},
+        ),
+        (
+            {"corpus": "text.txt", "preset": "sparsebert", "steps": 3},  # which gives way
+            ms.MlmEvaluator,
+            {"size": "base", "optimiser": "lamb", "steps": 3},
+        ),
+        ({"corpus": "text.txt", "glue": "folder", **FEW_ROWS}, ms.GlueEvaluator, TUNED),
+        ({"corpus": "text.txt", "squad": "folder", **FEW_ROWS}, SquadEvaluator, TUNED),
+        ({"corpus": "text.txt", "swag": "folder", **FEW_ROWS}, SwagEvaluator, TUNED),
+        (
+            {"weights": "model", "glue": "folder", "tasks": "RTE, CoLA"},
+            ms.GlueEvaluator,
+            {"corpus": None, "weights": "model", "tasks": ("RTE", "CoLA")},
+        ),
+        (
+            {"weights": "model", "squad": "f", "adapt": "recover", "set": ["recover_steps=5"]},
+            SquadEvaluator,
+            {"adapt": "recover", "recover_steps": 5},
+        ),
+        ({"set": ["downstream_steps=3"]}, ms.PlantedEvaluator, {"downstream_steps": 3}),
+    ],
 )
-def test_a_task_folder_names_the_evaluator(option, kind):
-    built = judge(corpus="text.txt", set=["rows=5", "epochs=2"], **{option: "folder"})
+def test_options_name_the_evaluator_and_its_settings(given, kind, settings):
+    built = judge(**given)
     assert type(built) is kind
-    assert (built.rows, built.epochs) == (5, 2)
-
-
-def test_weights_need_no_corpus_to_fine_tune():
-    built = judge(weights="model", glue="folder", tasks="RTE, CoLA")
-    assert isinstance(built, ms.GlueEvaluator)
-    assert (built.corpus, built.weights, built.tasks) == (None, "model", ("RTE", "CoLA"))
-
-
-def test_adapt_reaches_the_evaluator():
-    given = {"weights": "model", "squad": "folder", "set": ["recover_steps=5"]}
-    built = judge(adapt="recover", **given)
-    assert isinstance(built, SquadEvaluator)
-    assert (built.adapt, built.recover_steps) == ("recover", 5)
+    assert {name: getattr(built, name) for name in settings} == settings
 
 
 def test_a_decoder_is_judged_by_its_text():
@@ -79,18 +88,6 @@ def test_a_decoder_is_judged_by_its_text():
     recall = judge(decoder="recall", set=["architecture=qwen3", "cache_layout=vllm"])
     assert (recall.evaluator.corpus, recall.evaluator.architecture) == (Recall(), "qwen3")
     assert recall.cache_layout == "vllm"
-
-
-def test_preset_gives_way_to_what_is_named():
-    built = judge(corpus="text.txt", preset="sparsebert", steps=3)
-    assert isinstance(built, ms.MlmEvaluator)
-    assert (built.size, built.optimiser, built.steps) == ("base", "lamb", 3)
-
-
-def test_nothing_is_the_planted_corpus_and_set_reaches_it():
-    built = judge(set=["downstream_steps=3"])
-    assert isinstance(built, ms.PlantedEvaluator)
-    assert built.downstream_steps == 3
 
 
 def test_a_half_is_a_setting():

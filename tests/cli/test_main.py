@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, and one line with exit code 2 for mistakes."""
+"""The command line: what it prints, what it writes, and what it says of runs and masks."""
 
 import json
 import warnings
@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 from cli_runs import write_toys
+from toy import ToyEvaluator, space
 
 import masksearch as ms
+from masksearch import masks
+from masksearch.cli.output import print_front
+from masksearch.contracts import Report
 
 
+# -- commands ------------------------------------------------------------------------------------
 @pytest.fixture
 def files(tmp_path):
     write_toys(tmp_path)
@@ -75,7 +80,10 @@ def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
 def test_masks_of_units_are_repeatable(command, tmp_path, local):
     words = [word for each in local for word in ("--local", each)]
     space = command.called("search", *words, "--unit", "layer", "--run", tmp_path)["space"]
-    assert (space.unit, space.levels) == ("layer", tuple(map(ms.masks.parse, [*local, "full()"])))
+    assert (space.unit, space.levels) == (
+        "layer",
+        tuple(map(ms.masks.parse, [*local, "full()"])),
+    )
 
 
 def test_report_counts_empty_rows(command):
@@ -171,87 +179,6 @@ def test_a_comparison_is_planned_in_two_lines(command, files):
     assert "unknown controls in --controls 'some'" in command.refused(*named, "--controls", "some")
 
 
-NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
-MISTAKES = {
-    "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
-    "long": (["report", "window(3)", "--length", "99999999"],
-        r"length of what is counted cell by cell must be at most 2\*\*17, got 99999999"),
-    "code": (["report", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
-    "unknown option": (["report", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),
-    "nearest of several": (["search", "--trails", "3"], "--trails; did you mean '--trials'"),
-    "unknown command": (["serch"], "did you mean 'search'|Did you mean 'search'"),
-    "no run or mask": (["report"], "Missing argument .*; see: .* report --help"),
-    "no space": (["search"], "strategy 'tpe' needs a space"),
-    "missing space file": (["search", "nowhere.py:space"], "no such file"),
-    "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
-    "no colon": (["search", "my_space.py"], "needs the name of .*: my_space.py:space"),
-    "setting of another strategy": (["search", "my_space.py:space", "--set", "evolution.sample=3"],
-        "--set evolution.sample belongs to strategy evolution; the strategy is 'tpe'"),
-    "setting of dam": (
-        ["search", "--strategy", "allocate", "--local", "star()", "--set", "dam.density=0.1"],
-        "--set dam.density belongs to strategy dam, and to allocate by gates",
-    ),
-    "setting that is unknown": (
-        ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sampl=3"],
-        "unknown setting of evolution 'sampl'; did you mean 'sample'",
-    ),
-    "halving setting, before the evaluator is built": (
-        ["search", "my_space.py:space", "--halving", "2", "--set", "halving.metrc=x", *NOWHERE],
-        "unknown setting of ParetoHalving 'metrc'; did you mean 'metric'",
-    ),
-    "halving value, before the evaluator is built": (
-        ["search", "my_space.py:space", "--halving", "2", "--set", "halving.factor=1", *NOWHERE],
-        "factor must be above 1, got 1",
-    ),
-    "setting of costs, before the evaluator is built": (
-        ["compare", "star", "--costs", "latency", "--set", "cost.lenght=3", *NOWHERE],
-        "unknown setting of costs 'lenght'; did you mean 'length'",
-    ),
-    "setting of nothing": (["search", "my_space.py:space", "--set", "damm.steps=3"],
-        "unknown prefix of --set 'damm'; did you mean 'dam'"),
-    "units beside a space": (["search", "my_space.py:space", "--local", "star()"],
-        "are a space of their own; drop my_space.py:space"),
-    "masks of units beside other ones": (
-        ["search", "--local", "star()", "--local", "full()", "--set", 'units.levels=["star()"]'],
-        r"units.levels begins with --local, star\(\), full\(\); got star\(\)",
-    ),
-    "units without a local mask": (["search", "--strategy", "random", "--unit", "layer"],
-        "--unit goes with --local"),
-    "unit that is none": (
-        ["search", "--strategy", "allocate", "--local", "star()", "--unit", "heads"],
-        "unknown unit 'heads'",
-    ),
-    "space of dam": (["search", "my_space.py:space", "--strategy", "dam"],
-        "strategy 'dam' takes no space; drop my_space.py:space"),
-    "enqueued file that is none": (
-        ["search", "my_space.py:space", "--strategy", "random", "--enqueue", "nosuch.json"],
-        "--enqueue nosuch.json: there is no such file",
-    ),
-    "two masks of one name": (["compare", "x=star", "x=window(3)"],
-        "'x' names two masks; give one another name"),
-    "dam setting": (["search", "--strategy", "dam", "--set", "dam.densty=2"],
-        "did you mean 'density'"),
-    "dam setting that is no number": (["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
-        "--set dam.gate_lr takes a number, got 'fast'"),
-    "setting of a strategy that is no whole number": (
-        ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sample=.5"],
-        "--set evolution.sample takes a whole number",
-    ),
-    "length without corpus": (["compare", "star", "--length", "8"], "needs --corpus"),
-    "missing corpus": (["compare", "star", "--corpus", "nowhere"], "nowhere"),
-    "one run is missing": (["report", ".", "nowhere"], "nowhere: no such run folder"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_one_line_and_exit_code_2(command, monkeypatch, files, arguments, message):
-    import re
-
-    monkeypatch.chdir(files)
-    err = command.refused(*arguments)
-    assert re.search(message, err), err
-
-
 def test_a_warning_is_one_line(command, monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
     command("report", "window(1)")
@@ -280,3 +207,100 @@ def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_
     for name in ("dense", "star", "scrambled random"):
         err = command.refused("compare", found, f"{name}=window(3)", *toy)
         assert f"'{name}' is the name of a mask that compare adds itself" in err
+
+
+# -- what report says of a comparison, and what has no verdict -----------------------------------
+class Noisy(ToyEvaluator):
+    """A toy whose seeds shake each mask in its own way; windows are better by 0.3."""
+
+    def __call__(self, mask, *, seed, workdir):
+        noise = (hash((str(mask).count("1"), seed)) % 7) / 1000
+        better = 0.3 * str(mask).startswith("window")
+        yield Report(4, {"loss": 1 + noise - better})
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    candidates = {"mine": masks.window(1), **ms.masks.FAMILIES}
+    kinds = {"mine": "searched"}
+    ms.compare(candidates, Noisy(), run=tmp_path / "c", kinds=kinds, progress=None)
+    return tmp_path / "c"
+
+
+@pytest.mark.nightly
+def test_verdict_of_a_comparison(noisy, command):
+    out, _ = command("report", noisy)
+    assert out.startswith(ms.Comparison.open(noisy).verdict())
+    assert out.startswith("mine: better than star 1.002 (")
+    out, _ = command("report", noisy, "--against", "all", "--json")
+    found = json.loads(out)
+    assert found["verdict"][0].startswith("mine: better than all 6 hand-designed families (")
+    assert [row["against"] for row in found["findings"]] == list(ms.masks.FAMILIES)
+    assert {row["n_seeds"] for row in found["findings"]} == {5}
+    command.refused("report", noisy, "--against", "every")
+
+
+@pytest.mark.slow  # continuous integration runs it
+@pytest.mark.nightly
+def test_a_search_has_no_verdict(tmp_path, command):
+    ms.search(space, ToyEvaluator(), run=tmp_path / "s", trials=2, progress=None)
+    err = command.refused("report", tmp_path / "s", "--against", "all")
+    assert "a search has none, since its scores chose the masks" in err
+
+
+@pytest.mark.nightly
+def test_runs_of_two_lengths_have_no_verdict(tmp_path, command):
+    class Longer(Noisy):
+        def __call__(self, mask, *, seed, workdir):
+            yield Report(9, {"loss": 1.0})
+
+    both = masks.FAMILIES, {**masks.FAMILIES, "mine": masks.window(1)}
+    for candidates, judge in zip(both, (Noisy(), Longer()), strict=True):
+        ms.compare(candidates, judge, run=tmp_path, progress=None)
+    err = command.refused("report", tmp_path)
+    assert "scores after 4 and after 9 steps cannot be compared" in err
+
+
+@pytest.mark.slow
+def test_sparsity_of_the_table_stands_beside_where_it_differs(tmp_path):
+    class Padded(Noisy):
+        shape = ms.Shape(16, 2, 2, causal=True, lengths={4: 3, 8: 1})
+
+    candidates = {"mine": masks.window(1), "star": masks.star()}
+    found = ms.compare(candidates, Padded(), run=tmp_path, seeds=range(3), progress=None)
+    pairs, kept = 3 * 10 + 36, 3 * (4 + 3) + (8 + 7)
+    table = 100 * (1 - (16 + 15) / 256)
+    said = f"({100 * (1 - kept / pairs):.1f}% sparse, {table:.1f}% of the table, loss "
+    assert said in found.verdict()
+
+
+# -- what a search prints of its front -----------------------------------------------------------
+LAYER = masks.window(0) | masks.stride(5) | masks.global_tokens(1)
+LONG = masks.per_layer([LAYER, LAYER, LAYER | masks.stride(3)])
+
+
+class Three(ToyEvaluator):
+    shape = ms.Shape(16, 3, 2)
+
+
+@pytest.mark.nightly
+def test_long_masks_are_printed_whole_and_a_terminal_shows_drawings(tmp_path, capsys, monkeypatch):
+    def drawn(trial):
+        return LONG if trial.suggest_int("a", 0, 1) else masks.window(1)
+
+    told = {"trials": 6, "strategy": "random", "progress": None}
+    study = ms.search(drawn, Three(), run=tmp_path / "run", **told)
+    print_front(study, as_json=False)
+    plain = capsys.readouterr().out
+    [number] = [each.number for each in study.frontier() if each.mask == LONG]
+    assert f"#{number}: {LONG}\n" in plain
+    assert "██" not in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    print_front(study, as_json=False)
+    drawn = capsys.readouterr().out
+    assert drawn.count("% sparse") == len(study.frontier())
+    assert "██" in drawn
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_front(study, as_json=False)
+    assert "██" not in capsys.readouterr().out

@@ -1,11 +1,21 @@
-"""DAM as a strategy: one training, then its discretisations, all in one study."""
+"""DAM as a strategy: one training and its masks; the eight trainings of the published one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from experiment_scripts import load_script
+from killing import outcome
+from toy_sentences import sentence_judge, write_sentences
 
 import masksearch as ms
-from masksearch.contracts import OneShot, Record, Shape
+from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Refused, Shape
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.dam import one_shot_parts
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.result import DamResult
+from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
 from masksearch.tasks.planted.process import PlantedProcess
 
@@ -22,10 +32,9 @@ OPTIONS = {
 }
 
 
-def search(run, trials=4):
-    return ms.search(
-        None, EVALUATOR, run=run, trials=trials, strategy="dam", strategy_options=OPTIONS
-    )
+def search(run, trials=4, options=OPTIONS):
+    told = {"trials": trials, "strategy": "dam", "strategy_options": options}
+    return ms.search(None, EVALUATOR, run=run, **told)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +53,7 @@ def search(run, trials=4):
 def test_gates_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, options, problem):
     run = tmp_path / "run"
     with pytest.raises((MaskSearchError, ValueError), match=problem):
-        ms.search(None, EVALUATOR, run=run, trials=2, strategy="dam", strategy_options=options)
+        search(run, options=options)
     assert not (run / "trials").exists()
 
 
@@ -78,10 +87,6 @@ def test_dam_resumes_from_its_gates(tmp_path):
     whole = search(tmp_path / "a", trials=3)
     search(tmp_path / "b", trials=2)
     parts = search(tmp_path / "b", trials=3)
-
-    def outcome(study):
-        return [(r.number, r.status, r.fingerprint, dict(r.values)) for r in study.records()]
-
     assert outcome(whole) == outcome(parts)
 
 
@@ -114,14 +119,7 @@ def test_a_target_that_nobody_asked_for_rises(tmp_path):
 )
 def test_density_that_leaves_rows_empty_is_refused_before_the_training(tmp_path, options):
     with pytest.raises(ValueError, match=r"density 0\.01 has rows .* at least 1/12 = 0\.08333"):
-        ms.search(
-            None,
-            EVALUATOR,
-            run=tmp_path / "run",
-            trials=4,
-            strategy="dam",
-            strategy_options=OPTIONS | options,
-        )
+        search(tmp_path / "run", options=OPTIONS | options)
     assert not ms.Study(tmp_path / "run").records()
 
 
@@ -132,3 +130,83 @@ def test_failed_training_ends_the_search(tmp_path):
     strategy.tell(Record(0, "failed", proposal.job, error="no memory"))
     with pytest.raises(SearchError, match="'dam' has no gates, its first job has failed: no mem"):
         strategy.ask()
+
+
+# -- the published table -------------------------------------------------------------------------
+LONGER = replace(EVALUATOR, process=replace(EVALUATOR.process, length=24))
+PUBLISHED = {  # structure, lambda and sparsity in percent: README of SparseBERT at 5ce10ac
+    "DAM_u 1e-4": ("symmetric", 1e-4, 78.9),
+    "DAM_u 1e-3": ("symmetric", 1e-3, 79.2),
+    "DAM_u 1e-2": ("symmetric", 1e-2, 79.8),
+    "DAM_u 1e-1": ("symmetric", 1e-1, 85.8),
+    "DAM_s 1e-4": ("toeplitz", 1e-4, 91.2),
+    "DAM_s 1e-3": ("toeplitz", 1e-3, 91.6),
+    "DAM_s 1e-2": ("toeplitz", 1e-2, 91.7),
+    "DAM_s 1e-1": ("toeplitz", 1e-1, 93.5),
+}
+SHORT = {"steps": 3, "micro_batches": 1}
+
+
+def search_published(run: Path, judge: Any, trials: int = 16, **options: Any) -> ms.Study:
+    told = {"strategy": "sparsebert", "strategy_options": {"config": SHORT} | options}
+    told |= {"baselines": ms.masks.FAMILIES, "progress": None}
+    return ms.search(None, judge, run=run, trials=trials, **told)
+
+
+@pytest.mark.nightly  # eight trainings, 14 masks
+@pytest.mark.filterwarnings("ignore")
+def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
+    data, run = write_sentences(tmp_path), tmp_path / "run"
+    judge = sentence_judge(data, adapt="none")
+    search_published(run, judge, trials=9)
+    study = search_published(run, judge)  # goes on
+    gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
+    cut = {r.name: r for r in study.records() if "reached" in r.params}
+    assert [*gates] == [*cut] == [*PUBLISHED]
+    for name, (structure, penalty, percent) in PUBLISHED.items():
+        record = cut[name]
+        result = DamResult.load(run / gates[name].artifacts["gates"])
+        assert (result.config["penalty"], result.config["control"]) == (penalty, "sum")
+        assert result.gates["structure"] == structure
+        kept = at_sparsity(result.probabilities, percent / 100)
+        assert record.measures["sparsity"] == pytest.approx(percent / 100, abs=1 / 32**2)
+        assert record.mask.dense(32, 1, kept.shape[1]).equal(kept)
+        assert record.params["reached"] == pytest.approx(1 - result.probabilities.mean().item())
+    beside = load_script("12_sparsebert_table/table.py").compare_published(run)
+    assert len(beside.ours) == 14
+    assert beside.common == ["SST-2"]
+    assert sum("its gates have reached" in line for line in beside.notes()) == 8
+
+
+def test_masks_wait_for_their_gates_and_survive_lost_ones(tmp_path: Path) -> None:
+    options = {"config": SHORT}
+    strategy = build_strategy("sparsebert", None, LONGER, seed=0, run=tmp_path, options=options)
+    for number in range(8):
+        asked = strategy.ask()
+        assert isinstance(asked, Proposal)
+        assert asked.number == number
+    assert strategy.ask() == "wait"
+    strategy.tell(Record(0, "failed", OneShot()))
+    refused = strategy.ask()
+    assert isinstance(refused, Proposal)
+    assert isinstance(refused.job, Refused)
+    assert refused.name == "DAM_u 1e-4"
+    assert strategy.ask() == "wait"
+    for number in range(1, 8):
+        strategy.tell(Record(number, "done", OneShot(), artifacts={"gates": "none.safetensors"}))
+    rest = [strategy.ask() for _ in range(8)]
+    assert rest[-1] == "done"
+    assert not any(isinstance(each.job, Evaluate) for each in rest[:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"config": {"penalty": 0.1}}, "has the penalties of the published table: drop pen"),
+        ({"gates": {}}, "unknown option of strategy 'sparsebert'"),
+    ],
+)
+def test_its_lambdas_are_those_of_the_table(tmp_path, options, problem):
+    with pytest.raises(MaskSearchError, match=problem):
+        search_published(tmp_path, LONGER, **options)
+    assert not (tmp_path / "trials").exists()
