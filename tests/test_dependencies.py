@@ -255,8 +255,6 @@ def needed(names: list[str]) -> set[str]:
 @pytest.mark.nightly
 def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_path: Path) -> None:
     five = [re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(name in readme.partition("## Install")[2].partition("##")[0] for name in five)
     known = needed(five)
     hidden = [
         module

@@ -140,7 +140,7 @@ def test_a_decoder_is_loaded_searched_checked_exported_and_served(folder, capsys
     assert "Once upon a time" in shown
     native = AutoModelForCausalLM.from_pretrained("runs/native")
     assert native.config.layer_types.count("full_attention") <= 1  # of three, within the budget
-    assert native.config.sliding_window == 4
+    assert native.config.sliding_window == found["plan"].levels[0].reach + 1
     inputs, masked = found["inputs"], found["model"]
     tokens = [
         native.generate(**inputs, max_new_tokens=20)[0],
