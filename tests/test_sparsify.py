@@ -231,6 +231,7 @@ def test_of_a_kind_that_has_not_learned_in_a_few_steps_the_best_is_compared_too(
 
 @pytest.mark.nightly
 @real
+@pytest.mark.filterwarnings("ignore:DAM", "ignore:the strategy has no more")
 def test_minilm_keeps_the_printed_score_on_sts_b(tmp_path: Path) -> None:
     """Most of an hour on a core: the folder opens with the score that was printed."""
     settings = {"finetune_lr": 2e-4, "epochs": 1, "dropout": 0.0, "length": 64, "device": "cpu"}

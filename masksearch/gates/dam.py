@@ -206,7 +206,8 @@ def dam_reports(
     with gates_on(model, gates, config):
         run = JointTraining(model, gates, config, held_out)
         first = gates.whole_density().item()
-        watch = CollapseWatch(config.density, first, config.warmup_steps, config.steps)
+        frozen = config.train == "gates"
+        watch = CollapseWatch(config.density, first, config.warmup_steps, config.steps, frozen)
         for report in run.reports(endless(batches, seed), checkpoints):
             begun = run.warmup.begin
             watch.warmup_steps = config.steps if begun is None else begun

@@ -329,6 +329,7 @@ class CollapseWatch:
         initial: Density at the start.
         warmup_steps: Steps before the gates act.
         steps: Optimiser steps of the run.
+        frozen: Whether the gates alone are trained.
 
     Attributes:
         above: Reports in a row, up to the last one, whose loss counts as lost function.
@@ -336,10 +337,10 @@ class CollapseWatch:
     """
 
     def __init__(
-        self, config_target: float, initial: float, warmup_steps: int, steps: int
+        self, config_target: float, initial: float, warmup_steps: int, steps: int, frozen: bool
     ) -> None:
         self.config_target, self.initial = config_target, initial
-        self.warmup_steps, self.steps = warmup_steps, steps
+        self.warmup_steps, self.steps, self.frozen = warmup_steps, steps, frozen
         self.first, self.level = math.nan, math.inf
         self.recent: list[float] = []  # losses that the level is made of
         self.above = 0
@@ -384,10 +385,12 @@ class CollapseWatch:
                 f"target {target:.4g}); {PRUNE_MORE}"
             )
         if self.above >= PATIENCE:
-            texts["function_lost"] = (
-                f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; edges "
-                "go faster than the weights can follow: train for more steps, lower gate_lr, or "
-                "ask for a higher density"
+            risen = f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; "
+            texts["function_lost"] = risen + (
+                "the weights are frozen: train on under the mask, or ask for a higher density"
+                if self.frozen
+                else "edges go faster than the weights can follow: train for more steps, lower "
+                "gate_lr, or ask for a higher density"
             )
         return texts
 

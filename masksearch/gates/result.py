@@ -377,7 +377,8 @@ class DamResult:
         """Problems of the health card, and its warnings."""
         first = self.curve[0].values["density"] if self.curve else 1.0
         last = self.curve[-1] if self.curve else Report(self.warmup_steps, {"loss": math.nan})
-        watch = CollapseWatch(target, first, self.warmup_steps, last.step)
+        frozen = self.config.get("train") == "gates"
+        watch = CollapseWatch(target, first, self.warmup_steps, last.step, frozen)
         texts = [line for report in self.curve if (line := watch.look(report)) is not None]
         problems = watch.problems(last.step, last.values["loss"], density, target)
         cut = last.values.get("discretised")

@@ -174,6 +174,8 @@ def test_a_card_judges_the_end_of_a_run_by_its_mask() -> None:
     assert list(found.problems) == ["function_lost"]
     assert "the loss has risen to 5 from 2.05" in found.problems["function_lost"]
     assert len(found.warnings) == 1
+    run = DamResult(p, tuple(good_run(rise=3.0)), 0.1, {}, {"steps": 100, "train": "gates"})
+    assert "weights are frozen: train on under" in run.health().problems["function_lost"]
     recovered = card(p, [*good_run(rise=3.0), report(101, 2.0, 0.1, 0.1)], target=0.1)
     assert (recovered.problems, len(recovered.warnings)) == ({}, 1)
     *early, last = good_run(rise=3.0)
