@@ -37,7 +37,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full, Window
 from masksearch.masks.measure import effective_density
 from masksearch.models.card import Findings
-from masksearch.models.checkpoints import VERSION, find_folder
+from masksearch.models.checkpoints import VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, save_pretrained
 from masksearch.strategies.build import kind_of
@@ -265,7 +265,8 @@ def dense_model(request: Request) -> Path:
         (task,) = evaluator.downstream
         head: Any = evaluator.dense(task, request.seed)
         beside = folder.with_name(f"{MODEL}.part")
-        head.eval().whole.save_pretrained(beside)
+        with quiet():  # its bar
+            head.eval().whole.save_pretrained(beside)
         copy_tokenizer(start, beside)
         beside.rename(folder)
     return folder
