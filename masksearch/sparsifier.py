@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 
 from masksearch.analysis.pareto import ranked
+from masksearch.analysis.recommendation import Recommendation
 from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import Executor, Record
 from masksearch.driver import Comparison, Study, compare, search
@@ -313,8 +314,9 @@ def sparsify_once(request: Request, full: GlueEvaluator, limit: float, folder: P
     chosen = comparison.entries[advice.name]
     loss = comparison.difference(chosen, comparison.entries["dense"])
     answer = (
-        f"{advice.sentence} Minus dense attention trained as long: {loss.text(signed=True)}, with "
-        f"{1 - chosen.sparsity:.1%} of the non-padding query-key pairs. Pairs are not seconds."
+        f"{advice.sentence}{describe_more_seeds(advice, request.seeds)} Minus dense attention "
+        f"trained as long: {loss.text(signed=True)}, with {1 - chosen.sparsity:.1%} of the "
+        "non-padding query-key pairs. Pairs are not seconds."
     )
     by_seed = {seed: score_to_choose(request, full, advice.mask, seed, limit) for seed in seeds}
     middle = statistics.median_low(by_seed.values())
@@ -344,6 +346,16 @@ def sparsify_once(request: Request, full: GlueEvaluator, limit: float, folder: P
     page = comparison.report(request.run / f"report-{limit:g}" / "report.html")
     shutil.copyfile(page, folder / "report.html")
     return Sparsified(answer, advice.mask, folder, comparison, study)
+
+
+def describe_more_seeds(advice: Recommendation, seeds: int) -> str:
+    """How to go on where the searched mask is ahead, and not shown to be."""
+    ahead = advice.difference is not None and advice.difference.value > 0
+    if advice.outcome != "not shown" or not ahead:
+        return ""
+    return (
+        f" More seeds may show it: the same call with {seeds + 2} trains the missing ones alone."
+    )
 
 
 def score_to_choose(

@@ -20,11 +20,13 @@ from toy_sentences import WORDS, write_lines
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.recommendation import Recommendation
+from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
-from masksearch.sparsifier import Sparsified, choose_candidates
+from masksearch.sparsifier import Sparsified, choose_candidates, describe_more_seeds
 from masksearch.tasks.glue.columns import Columns
 
 QUICK = {
@@ -227,6 +229,16 @@ def test_of_a_kind_that_has_not_learned_in_a_few_steps_the_best_is_compared_too(
         SearchError, match=r"no mask within 0\.2 of the pairs has learned anything"
     ):
         choose_candidates(study, "dam", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "gap", "said"),
+    [("not shown", 0.39, "with 5 trains"), ("not shown", -0.1, ""), ("better", 0.1, "")],
+)
+def test_a_mask_that_is_ahead_may_be_shown_to_be_by_more_seeds(outcome, gap, said):
+    advice = Recommendation("dam", masks.star(), outcome, "", PairedDifference(gap))
+    assert said in (words := describe_more_seeds(advice, 3))
+    assert bool(said) == bool(words)
 
 
 @pytest.mark.nightly
