@@ -133,6 +133,21 @@ class Stubborn(Careless):
     def __init__(self, space):
         raise TypeError("no")
 """,
+    "spaces.py": """
+from masksearch import masks
+
+
+def deep_space(trial):
+    return masks.per_layer([masks.window(trial.suggest_int("reach", 1, 4))] * 7)
+
+
+def priced_space(trial):
+    return masks.window(trial.suggest_int("budget", 1, 4))
+
+
+def equal_space(trial):
+    return masks.window(int(trial.suggest_categorical("reach", [True, 1])))
+""",
     "neighbour.py": "def broken(:\n",
     "imports.py": """
 import neighbour
@@ -162,6 +177,11 @@ OF_A_SEARCH = {  # beside a space, an evaluator, a number of trials and a run
     "strategy that breaks later": ("--strategy judge.py:Careless",
         "Careless.ask() raised AttributeError in judge.py, line 27: 'dict' object"),
     "no executor": ("--executor judge.py:Judge", "a Judge is no executor: it has no `def run("),
+    "mask of another depth": ("spaces.py:deep_space", "has 7 layers"),
+    "equal choices, in another folder": ("spaces.py:equal_space --run new/folder",
+        "its choices True and 1 are equal"),
+    "parameter that is the budget": ("spaces.py:priced_space --budget .5",
+        "'budget' is what a draw may cost: give that parameter another name"),
     "syntax of a neighbour": ("imports.py:space",
         "SyntaxError: invalid syntax (neighbour.py, line 1)"),
 }  # fmt: skip
