@@ -81,7 +81,7 @@ def test_every_import_is_declared():
 
 
 def test_the_tables_with_a_known_optimum_import_what_a_search_needs():
-    for name in ("bench", "serve"):
+    for name in ("bench", "decoders"):
         project = tomllib.loads((ROOT / f"masksearch-{name}/pyproject.toml").read_text("utf-8"))
         assert project["project"]["dependencies"][0].startswith("masksearch[search]>=")
     brought = {plain(line) for line in (*PROJECT["dependencies"], *EXTRAS["search"])}

@@ -26,7 +26,7 @@ def test_version_is_written_once_and_the_citation_follows():
     assert f"\nversion: {ms.__version__}\n" in citation
     assert f'\nrepository-code: "{REPOSITORY}"\n' in citation
     assert "cff-version: 1.2.0" in citation
-    for name in ("bench", "serve"):
+    for name in ("bench", "decoders"):
         other = tomllib.loads((ROOT / f"masksearch-{name}/pyproject.toml").read_text("utf-8"))
         assert other["project"]["version"] == ms.__version__
     assert "2102.12871" in citation

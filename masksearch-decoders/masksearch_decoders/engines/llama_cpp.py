@@ -124,7 +124,7 @@ LLAMA_CPP = Engine(
         "masksearch.\n"
     ),
     extras={
-        "serve": ("gguf", "to_gguf, files for llama.cpp"),
+        "decoders": ("gguf", "to_gguf, files for llama.cpp"),
         "llamacpp": ("llama_cpp", "GGUF files, run as llama.cpp runs them"),
     },
 )
