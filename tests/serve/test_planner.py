@@ -368,7 +368,7 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
 def test_a_model_in_memory_is_refused(place, tmp_path):
     model = AutoModelForCausalLM.from_pretrained("model")
     with pytest.raises(TypeError, match="got LlamaForCausalLM: save it with its tokenizer"):
-        allocate(model, "text", run=tmp_path)
+        md.allocate(model, "text", run=tmp_path)
 
 
 @pytest.mark.slow

@@ -211,7 +211,9 @@ def begin_file(
     try:
         import gguf
     except ImportError as error:
-        raise ImportError(f"to_gguf needs the package gguf: {install_command('serve')}") from error
+        raise ImportError(
+            f"to_gguf needs the package gguf: {install_command('decoders')}"
+        ) from error
     family, config, dtype = family_of(model), model.config, dtype or model.dtype
     if dtype not in DTYPES:
         raise NativeError(f"to_gguf takes dtype={', '.join(map(str, DTYPES))}, got {dtype!r}")
