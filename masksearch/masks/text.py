@@ -28,11 +28,9 @@ LONGEST_PATH = 4096  # ... and of a place
 FILES = (".json", ".safetensors", ".npy")
 BARE = ("...", "per_layer([...])", "per_head([...])")  # short texts that say nothing of a mask
 RUN = re.compile(r".[#@][\w.-]+$")  # how the name of a run's mask may end
-CUT = re.compile(
-    r"\.\.\.| \[[0-9a-f]{8}\]$|\(\d+x\d"
-)  # where a short text leaves some of a mask out
+CUT = re.compile(r"\.\.\.| \[[0-9a-f]{8}\]$|\(\d+x\d")  # where a short text leaves some out
 QUOTED = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""  # a text among a mask's fields
-TIMES = re.compile(rf"{QUOTED}|(?<=\d)(\s+)x\b")  # of `3 x full()`: no name follows a number else
+TIMES = re.compile(rf"{QUOTED}|(\d+\s+)x\b")  # of `3 x full()`: no name follows a number else
 # What reads the masks of a run stands right of masks/, which may not import it: it is found by
 # its name when a text names a run. tests/test_layers.py holds that this is the only such arrow.
 READ_RUN = "masksearch.study.references:read_run_mask"
@@ -73,11 +71,11 @@ def parse(text: str) -> Mask:
     if len(text) > LONGEST:
         raise MaskFormatError(f"an expression has at most {LONGEST} characters, got {len(text)}")
     try:
-        stars = TIMES.sub(lambda found: f"{found[1]}*" if found[1] else found[0], text.strip())
+        stars = TIMES.sub(lambda found: f"*{found[1]}*" if found[1] else found[0], text.strip())
         tree = ast.parse(stars, mode="eval").body
         if parts_in(tree) > MOST_NODES:
             raise MaskFormatError(f"a mask that is read has at most {MOST_NODES} parts")
-        value = read(tree, text)
+        value = read(tree, stars)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         if cut := CUT.search(text):
             reason = f"some of it is left out at {cut[0]!r}; name its file, or its run as RUN#7"
@@ -122,27 +120,6 @@ def parts_in(node: ast.AST) -> int:
     return 1 + sum(map(parts_in, ast.iter_child_nodes(node)))
 
 
-def items_of(node: ast.expr) -> list[ast.expr]:
-    """The items of a list, each as often as `3 x item`, `[item] * 3` and `[item] + [..]` say."""
-    match node:
-        case ast.List(parts) | ast.Tuple(parts):
-            items: list[ast.expr] = []
-            for part in parts:
-                numbered = isinstance(getattr(part, "left", None), ast.Constant)
-                items += items_of(part) if numbered else [part]
-            return items
-        case ast.BinOp(left, ast.Add(), right):
-            return items_of(left) + items_of(right)
-        case ast.BinOp(ast.Constant(int(count)), ast.Mult(), item):
-            return [item] * count
-        case ast.BinOp(part, ast.Mult(), ast.Constant(int(count))):
-            return items_of(part) * count
-    raise MaskFormatError(
-        f"{ast.unparse(node)[:80]!r} is no list: + and * stand in lists of masks, as "
-        "per_head([full()] * 3 + [star()])"
-    )
-
-
 def read(node: ast.expr, text: str) -> Any:
     """The mask or plain value of one syntax node."""
     match node:
@@ -158,8 +135,18 @@ def read(node: ast.expr, text: str) -> Any:
             return -number
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
-        case ast.List() | ast.Tuple() | ast.BinOp(op=ast.Add() | ast.Mult()):
-            return [read(item, text) for item in items_of(node)]
+        case ast.List(items) | ast.Tuple(items):
+            values: list[Any] = []
+            for item in items:
+                value = read(item, text)
+                values += value if isinstance(item, ast.Starred) else [value]
+            return values
+        case ast.Starred(ast.BinOp(ast.Constant(int(count)), ast.Mult(), item)):
+            return [read(item, text)] * count
+        case ast.BinOp(ast.List() as items, ast.Mult(), ast.Constant(int(count))):
+            return read(items, text) * count
+        case ast.BinOp(ast.List() | ast.BinOp(), ast.Add(), ast.List() | ast.BinOp()):
+            return [*read(node.left, text), *read(node.right, text)]
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
             build = RECIPES.get(name) or (None if iskeyword(name) else Mask.kinds.get(name))
             if build is None:
