@@ -95,6 +95,8 @@ ABOUT = {  # a sentence below a heading
 }
 HEAD = """# The public names
 
+*Written by a program, docs/programs/write_api.py, from the docstrings of the names.*
+
 `import masksearch as ms` gives these names; `ms.masks`, `ms.contracts` and `ms.errors` are
 modules. `help(ms.search)` prints arguments, units and errors. A name leads to the file that
 defines it. A name that is not listed here may change without notice.
