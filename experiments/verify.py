@@ -11,7 +11,8 @@ and `rows` make many at once):
 
 The sentence must stand exactly once on its page (or, with `after`, between that text and the next
 heading), each number must be right to its last printed digit, an estimate must lie within the
-interval behind it, `x [low, high]`, and the section must name the experiment.
+interval behind it, `x [low, high]`, and the section must name the experiment. An experiment's
+README.md goes on in results/notes.md: for claims they are one page.
 
 In README.md and docs/does_search_pay.md (ADVICE) the row of a table has to *link* the experiment.
 In the latter's rows with a link every word has to stand in a claim.
@@ -122,8 +123,11 @@ def read() -> tuple[list[Claim], list[Claim]]:
 
 
 def text_of(page: str) -> str:
-    """A page as claims see it: without marks of bold type."""
-    return (ROOT / page).read_text(encoding="utf-8").replace("**", "")
+    """A page as claims see it: without marks of bold type, an experiment's with its notes."""
+    path = ROOT / page
+    files = [path, path.parent / "results" / "notes.md"]
+    texts = [each.read_text(encoding="utf-8") for each in files if each.is_file()]
+    return "\n\n".join(texts).replace("**", "")
 
 
 def pages() -> list[str]:

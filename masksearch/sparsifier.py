@@ -46,6 +46,7 @@ from masksearch.strategies.enqueued import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.glue.columns import Columns
+from masksearch.tasks.glue.read import describe_rows
 from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.user_code import load_function
 
@@ -124,13 +125,9 @@ class Request:
 
     def evaluator(self, weights: str | Path, **settings: Any) -> GlueEvaluator:
         """The evaluator of the task on those weights."""
-        data, task = self.data, self.task
-        if isinstance(task, Columns):
-            data = self.run / "data"
-            task = task.read(self.data, data)
-        own = {"cache": self.run / "cache", "adapt": "recover", "tasks": (task,)}
+        own = {"cache": self.run / "cache", "adapt": "recover", "tasks": (self.task,)}
         return GlueEvaluator(
-            None, data, weights=weights, **{**DEFAULTS, **own, **self.settings, **settings}
+            None, self.data, weights=weights, **{**DEFAULTS, **own, **self.settings, **settings}
         )
 
 
@@ -209,9 +206,16 @@ def sparsify_within(request: Request, budgets: Sequence[float]) -> dict[float, S
     """`sparsify` for several budgets, a folder each in `request.out`; of one it is that folder."""
     limits = read_budgets(budgets)
     claim_folder(request, limits)
-    shape = request.evaluator(request.model, read_out="own").shape
+    if isinstance(task := request.task, Columns):
+        folder = Path(request.data).expanduser().resolve()
+        request = replace(request, data=folder.parent, task=task.read(folder))
+    first = request.evaluator(request.model, read_out="own")
+    if request.progress:
+        (name,) = first.downstream
+        labels = describe_rows(first.glue_task(name), first.data(name).train)
+        print(f"sparsify: {name}: {labels}", file=sys.stderr, flush=True)
     for limit in limits:
-        if limit < (least := effective_density(Window(0), shape)):
+        if limit < (least := effective_density(Window(0), first.shape)):
             raise ValueError(
                 f"a budget is at least what the diagonal costs, {least:.4g} of the pairs; got "
                 f"{limit:g}: raise it"

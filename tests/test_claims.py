@@ -220,6 +220,11 @@ def test_comparatives_are_compared_by_their_sign():
     assert not verify.agrees("gates", "star")
 
 
+def test_the_notes_of_an_experiment_are_read_with_its_page():
+    text = verify.text_of("experiments/11_glue_fronts/README.md")
+    assert text.index("## What this does not show") < text.index("### Do maps predict it")
+
+
 def test_code_is_not_read_and_output_is():
     page = "```python\nlr = 1.5\n```\n\n```text\nloss 2.5\n```\n\n```\nloss 3.5\n```\n"
     listed = [each.split("'")[1] for each in verify.unclaimed("docs/dam.md", page, [], [])]

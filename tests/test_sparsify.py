@@ -90,8 +90,8 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, t
     assert [*model.config.id2label.values()] == ["bad", "good", "so so"]
     judge = GlueEvaluator(
         None,
-        found.folder / "run" / "data",
-        tasks=(Columns(("text",), "label").read(place / "reviews", tmp_path / "again"),),
+        place,
+        tasks=(Columns(("text",), "label").read(place / "reviews"),),
         weights=found.folder / "run" / "dense",
         adapt="none",
         split="holdout",
@@ -135,6 +135,7 @@ def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(place,
 def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command: Any) -> None:
     more = ("--budget", "0.8", "--seeds", "1", "--json")
     out, err = command(*words_of(place, tmp_path / "out", *more))
+    assert "sparsify: reviews: 3 classes: bad 60, good 60, so so 60\n" in err
     assert (tmp_path / "out" / "0.6" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "0.8" / "model.safetensors").is_file()
     assert '"budget": 0.8' in out
@@ -146,7 +147,10 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
     [
         (["--data", "D", "--glue", "G"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
         (["--data", "D", "--text", "text"], "--data needs --label"),
-        (["--data", "D", "--text", "text", "--label", "stars"], "has no column 'stars'"),
+        (
+            ["--data", "D", "--text", "text", "--label", "stars"],
+            "line 1: no column stars; reviews needs",
+        ),
         (["--glue", "D", "--tasks", "STS"], "STS-B"),
         (["--glue", "D", "--tasks", "STS-B", "--label", "x"], "--glue has no use for --label"),
         (["--data", "D", "--text", "text", "--label", "label", "--set", "epoch=1"], "epochs"),
