@@ -230,7 +230,7 @@ def find_columns(path: Path, table: Table, task: GlueTask) -> list[int]:
 
 
 def describe_rows(task: GlueTask, rows: Rows) -> str:
-    """What the labels of rows were understood as.
+    """Says how the labels of rows were understood.
 
     >>> tone = GlueTask("tone", ("text",), "tone", labels=("calm", "angry"))
     >>> describe_rows(tone, Rows([("a",), ("b",), ("c",)], [0, 1, 0]))

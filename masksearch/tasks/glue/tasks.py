@@ -203,7 +203,7 @@ class GlueTask:
 
 
 def class_value(label: str) -> Decimal | str:
-    """What a label says, without its spelling: a number that is finite, else its text.
+    """A label without its spelling: a number that is finite, else its text.
 
     >>> class_value("01") == class_value("1.0"), class_value(" nan ")
     (True, 'nan')
