@@ -204,7 +204,8 @@ ADVICE = {
         *(20, *minus("hand, longer", 0.2), *minus("hand", 0.2)),
     ],
     "| the same at {} % | DAM; or full heads, if training starts under them | DAM keeps {} "
-    "to {} on {} models, the hand-designed mask that search rows prefer, trained {}, {} to {}: it is {} of "
+    "to {} on {} models, the hand-designed mask that search rows prefer, trained {}, {} "
+    "to {}: it is {} of "
     "DAM on {} of {} models. Random search keeps {} to {}; DAM minus the hand-designed masks of "
     "twice the pairs is {} "
     "[{}, {}]. In the mean over both budgets, the planned test, no difference is shown " + LINK: [
