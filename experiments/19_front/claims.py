@@ -252,9 +252,10 @@ ADVICE = {
         *(TWO_FULL[1], *SHIFTS[:2], best, 20, 30, *BEHIND["DAM - full heads"][:3]),
         max(BEHIND["TPE - full heads"][0], BEHIND["random - full heads"][0]),
     ],
-    "| the same at {} % of the pairs | DAM | its mean is {} of that of random search at {} and "
-    "{} % (there {}, dense attention {}), in no family of tests; minus the hand-designed mask it "
-    "is {} [{}, {}] at {} % " + LINK: [
+    "| the same at {} % of the pairs | no mask: fine-tune it dense first | DAM's mean is {} "
+    "of that of random search at {} and {} %, but {} there, dense attention {}; minus the "
+    "hand-designed "
+    "mask it is {} [{}, {}] at {} % " + LINK.removesuffix(" |") + ".": [
         *(12, min(few.values()), *(100 * at for at in few), mean("dam", 0.12), dense),
         *(*figure("score at 0.12", f"dam - {DRAWN}"), 12),
     ],
