@@ -67,13 +67,19 @@ BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
 ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
 FRONT = ("README.md", "docs/", "experiments/README.md")
 ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
-GUARDED = ()
+GUARDED = ("docs/does_search_pay.md", "experiments/21_", "experiments/22_")
 PARTS = (
     r"\b(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|quarters?)\b"
 )
 ENGINES = r"\b(?:vLLM|SGLang|llama\.cpp|TensorRT-LLM|transformers)\b"
 GUARD = rf"{NUMBER}|{PARTS}|{ENGINES}|{SIDES}|{RANKS}|{ARMS}"
-FIGURES = ("experiments/0", "experiments/1", "benchmarks/", "docs/engines.md")  # all is reported
+FIGURES = (
+    "experiments/0",
+    "experiments/1",
+    "experiments/2",
+    "benchmarks/",
+    "docs/engines.md",
+)  # all is reported
 SIMULATED = ("docs/statistics.md",)  # tests/analysis/test_null_rates.py compares them
 OUTPUT = ("", "text")  # what blocks of output are called; other blocks are code
 STOP = r"[.;:?!](?=\s)|\n\s*\n|\n(?=\s*[-|] )"  # ends of a sentence
