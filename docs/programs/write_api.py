@@ -45,11 +45,11 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator",
     ),
     "DAM, units, positions": ("masksearch", "dam DamConfig Gates importance Units"),
-    "Files of your own": ("masksearch", "budget_of Shape trim"),
+    "Files of your own": ("masksearch", "budget_of Evaluator Objective Report Shape trim"),
     "Parts of your own: types and protocols": (
         "masksearch.contracts",
-        "Differentiable Evaluate Evaluator Executor FollowsReports Objective OneShot Proposal "
-        "Prune Record Refused RemembersRecords Report Scheduler Strategy Task Trials",
+        "Differentiable Evaluate Executor FollowsReports OneShot Proposal "
+        "Prune Record Refused RemembersRecords Scheduler Strategy Task Trials",
     ),
     "Errors": (
         "masksearch.errors",
