@@ -91,8 +91,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake_is_one_line_and_exit_code_2(command, arguments, message):
+    before = command.files()
     err = command.refused(*arguments)
     assert re.search(message, err), err
+    assert command.files() == before  # nothing is left behind
 
 
 # -- in a user's own code, and in what a search is given ------------------------------------------
@@ -198,7 +200,9 @@ def test_mistake_of_a_search_is_one_line_with_exit_code_2(mistake, command):
     arguments = [] if given[0].endswith("space") else ["my_space.py:space"]
     for option, value in usual.items():
         arguments += [] if option in given else [option, value]
+    before = command.files()
     said = command.refused("search", *arguments, *given)
+    assert not [path for path in command.files() - before if path.suffix != ".pyc"]
     assert said.startswith("error: ")
     assert message in said
 
