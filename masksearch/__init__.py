@@ -15,7 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import did_you_mean, install_command
+from masksearch.errors import did_you_mean, install_command, place_of
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import contracts as contracts
@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.attention.explain import explain as explain
     from masksearch.attention.masked_cache import MaskedCache as MaskedCache
     from masksearch.cli.main import resume as resume
+    from masksearch.contracts import Evaluator as Evaluator
+    from masksearch.contracts import Objective as Objective
+    from masksearch.contracts import Report as Report
     from masksearch.contracts import Shape as Shape
     from masksearch.driver import Comparison as Comparison
     from masksearch.driver import Study as Study
@@ -84,7 +87,7 @@ __all__ = sorted(PUBLIC)
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
     if name not in PUBLIC:
-        hint = did_you_mean(name, PUBLIC)
+        hint = place_of(name) or did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")
     module = PUBLIC[name]
     if module == "masksearch":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -163,6 +164,27 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         return ""
     near = difflib.get_close_matches(name, list(names), n=2)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def place_of(name: str) -> str:
+    """Where a name is that does not stand at the top, as the end of a sentence; empty where it is
+    nowhere. Nothing is imported for it.
+
+    >>> place_of("MaskSearchError")
+    '; it is masksearch.errors.MaskSearchError'
+    >>> place_of("window")
+    '; it is masksearch.masks.window'
+    """
+    if name.startswith("_") or not name.isidentifier():  # which people do not write
+        return ""
+    if importlib.util.find_spec(f"masksearch.{name}"):
+        return f"; it is a module: import masksearch.{name}"
+    folder, defined = Path(__file__).parent, re.compile(rf'^(class |def |    "){name}\b', re.M)
+    for path in (folder / "masks/__init__.py", *sorted(folder.rglob("*.py"))):
+        if defined.search(path.read_text(encoding="utf-8")):  # masks/ lists what others define
+            place = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+            return f"; it is {place.removesuffix('.__init__')}.{name}"
+    return ""
 
 
 def install_command(extra: str) -> str:

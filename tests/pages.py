@@ -8,7 +8,7 @@ DOCS = ROOT / "docs"
 FOLDERS = "*.md", "docs/*.md", "benchmarks/*.md", "*/README.md", "cluster/*/*.md"
 TEXTS = {  # of every page
     path: path.read_text(encoding="utf-8")
-    for pattern in (*FOLDERS, "experiments/*/*.md")
+    for pattern in (*FOLDERS, "experiments/*/*.md", "experiments/*/results/*.md")
     for path in ROOT.glob(pattern)
 }
 FENCE = re.compile(r"^```(?:\{code-cell\} )?(\w+)\n(.*?)^```$", re.M | re.S)

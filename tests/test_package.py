@@ -109,6 +109,23 @@ def test_an_index_takes_the_distributions(released):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("MaskSearchError", "it is masksearch.errors.MaskSearchError"),
+        ("Strategy", "it is masksearch.contracts.Strategy"),
+        ("window", "it is masksearch.masks.window"),
+        ("fingerprint", "it is masksearch.masks.measure.fingerprint"),
+        ("training", "it is a module: import masksearch.training"),
+        ("serch", "did you mean 'search'"),
+    ],
+)
+def test_a_name_that_is_elsewhere_says_where(name, place, monkeypatch):
+    monkeypatch.delattr(ms, name, raising=False)  # a module that was imported
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; {place}"):
+        getattr(ms, name)
+
+
 @pytest.mark.nightly
 def test_installed_package_is_not_the_repository(installed, tmp_path):
     code = (

@@ -45,11 +45,11 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "PlantedEvaluator",
     ),
     "DAM, units, positions": ("masksearch", "dam DamConfig Gates importance Units"),
-    "Files of your own": ("masksearch", "budget_of Shape trim"),
+    "Files of your own": ("masksearch", "budget_of Evaluator Objective Report Shape trim"),
     "Parts of your own: types and protocols": (
         "masksearch.contracts",
-        "Differentiable Evaluate Evaluator Executor FollowsReports Objective OneShot Proposal "
-        "Prune Record Refused RemembersRecords Report Scheduler Strategy Task Trials",
+        "Differentiable Evaluate Executor FollowsReports OneShot Proposal "
+        "Prune Record Refused RemembersRecords Scheduler Strategy Task Trials",
     ),
     "Errors": (
         "masksearch.errors",
@@ -94,6 +94,8 @@ ABOUT = {  # a sentence below a heading
     "In their rooms: models, data, results": "Import them from their modules.",
 }
 HEAD = """# The public names
+
+*Written by a program, docs/programs/write_api.py, from the docstrings of the names.*
 
 `import masksearch as ms` gives these names; `ms.masks`, `ms.contracts` and `ms.errors` are
 modules. `help(ms.search)` prints arguments, units and errors. A name leads to the file that

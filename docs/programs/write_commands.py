@@ -19,6 +19,8 @@ from masksearch_bench.__main__ import app as bench
 PROGRAMS = {"masksearch": app, "masksearch-bench": bench}
 HEAD = """# The command line
 
+*Written by a program, docs/programs/write_commands.py, from the help of the commands.*
+
 All that `masksearch COMMAND --help` prints, on one page. A mistake is one line on standard error
 and exit code 2. `--json`, where a command has it, prints JSON on standard output.
 

@@ -191,6 +191,8 @@ def row(name: str, entry: Entry, pictures: Path) -> str:
 
 HEAD = f"""# Gallery of masks
 
+*Written by a program, docs/programs/write_gallery.py, from the docstrings of the masks.*
+
 Every kind of mask that the package has. A picture has {LENGTH} positions: queries stand down (i),
 keys across (j), and dark means "may attend". [masks.md](masks.md) says how masks are combined and
 measured.

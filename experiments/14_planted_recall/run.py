@@ -292,7 +292,7 @@ def table(given: argparse.Namespace, _: Checkpoint) -> None:
     whole = regret.summary(each)
     print(whole.to_string(index=False), flush=True)
     if not given.smoke:
-        page = HERE / "README.md"
+        page = HERE / "results" / "notes.md"
         page.write_text(regret.on_page(page.read_text(encoding="utf-8"), whole), encoding="utf-8")
 
 

@@ -28,6 +28,8 @@ ROUNDS = (
     "masks judged, and {} where a round tries only the three best candidates ({} masks)"
 )
 CLAIMS: list[Claim] = rows(HERE, CELLS, after="### Regret")
+ENDS = ["one window, bytes at 8,192 positions", "one window, bytes at the text's length"]
+ENDS += [REMOVAL, GREEDY, TRIES, RESTORE, "gates", "attention mass"]  # first and last budget
 CLAIMS += rows(HERE, CONFIRMED, after="### Ten others")
 AGAIN, COUNTED = PAGE["again"](), PAGE["counted_again"]()
 CLAIMS += rows(HERE, AGAIN, after="### New sequences\n")
@@ -187,6 +189,10 @@ CLAIMS += sentences(
 OF_NOVELS = ("novels-0", "novels-1", "novels-4", "novels-5")
 NOVELS, ALONE = PAGE["cells"]("novels"), PAGE["alone"]()
 CLAIMS += rows(HERE, NOVELS, after="### Novels")
+FIRST_AND_LAST = {name: CELLS[name][:4] + CELLS[name][10:13] for name in ENDS}
+for name, values in FIRST_AND_LAST.items():
+    values.extend(NOVELS[name][1:4] + NOVELS[name][10:13])
+CLAIMS += rows(HERE, FIRST_AND_LAST, after="## Scores\n")
 CLAIMS += rows(HERE, ALONE, after="### SmolLM2's layers")
 SMOL, *TEXT = (load(TABLES / f"{name}.parquet") for name in ("smollm2-1", *OF_NOVELS))
 AT_STAKE = [t.query("0" * 12, "test")["nll"] - t.query("1" * 12, "test")["nll"] for t in TEXT]

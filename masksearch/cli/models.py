@@ -290,8 +290,8 @@ class SparsifyOptions:
 def sparsify(options: SparsifyOptions) -> None:
     """Fine-tune an encoder, search a sparse mask for it by its task, recover it, and save both.
 
-    The searched mask is saved where it is shown to be better than the best hand-designed one of
-    its cost, on rows that no search has read; else that one is. Repeating the command goes on.
+    The better mean of searched and hand-designed is saved, on rows that no search has read;
+    whether it is shown to be better is said apart. Repeating the command goes on.
 
     Examples:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse

@@ -216,9 +216,10 @@ class FineTuning(
         """`Shape.tokens`; None = masks that follow the tokens are refused."""
         return None
 
-    def class_names(self, name: str) -> Sequence[str] | None:
-        """A task's classes in the order of their numbers; None = its head is of another kind."""
-        return None
+    def class_names(self, name: str) -> tuple[Sequence[str] | None, Sequence[str]]:
+        """A task's classes in the order of their numbers (None = its head is of another kind),
+        and by other names that checkpoints have."""
+        return None, ()
 
     def task_seed(self, name: str, seed: int) -> int:
         """The seed of a task's head and order; tasks of one evaluator may have their own."""
@@ -557,6 +558,7 @@ class FineTuning(
                 "one, or give adapt='train'"
             )
         start, folder = self.start, cache_folder(self.cache) / DENSE
+        turned: dict[int, str] = {}
         if tuned_kind(location := start.locate()) is not None:
             if len(self.downstream) > 1 or seeds > 1:
                 raise DataError(
@@ -565,8 +567,11 @@ class FineTuning(
                     "one task and seed, or a pre-trained checkpoint, whose dense models are "
                     "fine-tuned here"
                 )
-            head: nn.Module = open_tuned(location, self.head_kind, self.class_names(name))
-            head = head.to(self.torch_device)
+            names, known = self.class_names(name)
+            opened = open_tuned(location, self.head_kind, names, known)
+            if names and len(names) == 2:
+                turned = dict(sorted(zip(opened.order or (0, 1), names[::-1], strict=True)))
+            head: nn.Module = opened.to(self.torch_device)
             kept = folder / self.dense_name(head, name, seed)
         else:
             head = self.begin(name, seed)
@@ -583,7 +588,7 @@ class FineTuning(
             provide_dense(head, kept.with_name(f"{kept.name}.safetensors"), key, finetune)
         key = short_hash(self.protocol, name)
         path = kept.with_name(f"{kept.name}.{key}.json")
-        check_learned(path, key, name, lambda: self.scores(head, name).values)
+        check_learned(path, key, name, lambda: self.scores(head, name).values, turned)
         return head
 
     def provide_models(self, seed: int) -> None:

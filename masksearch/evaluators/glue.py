@@ -204,9 +204,10 @@ class GlueEvaluator(FineTuning):
             begin_at(head, float(self.tokens(name).train.labels.mean()))
         return head.to(self.torch_device)
 
-    def class_names(self, name: str) -> Sequence[str] | None:
-        """The labels as the task's files spell them."""
-        return self.glue_task(name).labels
+    def class_names(self, name: str) -> tuple[Sequence[str], Sequence[str]]:
+        """The labels as the task's files spell them, and as the Hub does."""
+        task = self.glue_task(name)
+        return task.labels, () if task.hub is None else task.hub.names
 
     def inputs(self, rows: TokenRows, chosen: list[int]) -> Batch:
         """Those rows, padded, with their classes or scores."""

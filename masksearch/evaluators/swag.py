@@ -7,8 +7,6 @@ print(last.values["accuracy"], last.values["accuracy/majority"])
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +36,7 @@ from masksearch.tasks.splits import (
     two_files,
     two_parts,
 )
+from masksearch.tasks.tables import read_table
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import decode_utf8, make_absolute
 from masksearch.tasks.text.packing import IdLists, shrink
@@ -232,10 +231,11 @@ def read_swag(path: Path) -> list[SwagItem]:
             return read_items(parquet.read_table(path).to_pylist(), str(path))
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is not a Parquet file: {error}") from error
-    text = decode_utf8(path.read_bytes(), path)
     if path.suffix == ".csv":
-        return read_items(csv.DictReader(io.StringIO(text, newline="")), str(path))
-    return read_items(read_json_lines(text, path), str(path))
+        table = read_table(path)
+        rows = (dict(zip(table.columns, cells, strict=True)) for cells in table.rows.values())
+        return read_items(rows, str(path))
+    return read_items(read_json_lines(decode_utf8(path.read_bytes(), path), path), str(path))
 
 
 def read_json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:

@@ -223,7 +223,11 @@ def write_scores(path: Path, key: str, scores: Mapping[str, Mapping[str, float]]
 
 
 def check_learned(
-    path: Path, key: str, name: str, scored: Callable[[], Mapping[str, float]]
+    path: Path,
+    key: str,
+    name: str,
+    scored: Callable[[], Mapping[str, float]],
+    turned: Mapping[int, str],
 ) -> None:
     """Refuses a dense model that a constant answer equals.
 
@@ -232,6 +236,8 @@ def check_learned(
         key: Of what they depend on.
         name: Its task.
         scored: Takes its scores, where none are kept.
+        turned: The two classes of a checkpoint by its numbers, if they stand the other way round;
+            none = they cannot.
 
     Raises:
         SearchError: If none of its scores is above that of a constant answer.
@@ -244,12 +250,20 @@ def check_learned(
     beaten = beats_constant(values)
     if beaten and not any(beaten.values()):
         first = next(iter(beaten))
+        constant, right = values[first + MAJORITY], values.get(f"{first}/accuracy", values[first])
+        remedy = (
+            "fine-tune it on more rows, for more epochs or at another rate (rows, epochs, "
+            "finetune_lr: --set rows=, epochs=, finetune_lr=), or leave the task out"
+        )
+        if turned and 1 - right > max(0.75, (1 + constant) / 2):
+            remedy = (
+                f"turned, {1 - right:.0%} of its answers are right: if its classes stand the "
+                f"other way round, say so in its config.json, id2label: {json.dumps(turned)}"
+            )
         raise SearchError(
             f"the dense model of {name} has the {first} {values[first]:.3f}, a constant answer "
-            f"{values[first + MAJORITY]:.3f} (no more than noise between them), so no masks can "
-            "be compared on it; fine-tune it on more rows, for more epochs or at another rate "
-            "(rows, epochs, finetune_lr: --set rows=, epochs=, finetune_lr=), or leave "
-            "the task out"
+            f"{constant:.3f} (no more than noise between them), so no masks can be compared on "
+            f"it; {remedy}"
         )
 
 

@@ -28,6 +28,9 @@ LONGEST_PATH = 4096  # ... and of a place
 FILES = (".json", ".safetensors", ".npy")
 BARE = ("...", "per_layer([...])", "per_head([...])")  # short texts that say nothing of a mask
 RUN = re.compile(r".[#@][\w.-]+$")  # how the name of a run's mask may end
+CUT = re.compile(r"\.\.\.| \[[0-9a-f]{8}\]$|\(\d+x\d")  # where a short text leaves some out
+QUOTED = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""  # a text among a mask's fields
+TIMES = re.compile(rf"{QUOTED}|(\d+\s+)x\b")  # of `3 x full()`: no name follows a number else
 # What reads the masks of a run stands right of masks/, which may not import it: it is found by
 # its name when a text names a run. tests/test_layers.py holds that this is the only such arrow.
 READ_RUN = "masksearch.study.references:read_run_mask"
@@ -42,8 +45,10 @@ def parse(text: str) -> Mask:
     """Reads an expression such as `"bigbird(2, 1, 2) | window(3)"`, a mask file, or a run.
 
     An expression is calls of the names of `masksearch.masks` with numbers, lists, strings and
-    keywords, combined by `|`, `&`, `-` and `~`. A bare family name means its defaults. Kinds of
-    masks in files of your own are known once they are imported.
+    keywords, combined by `|`, `&`, `-` and `~`. A bare family name means its defaults. Equal
+    neighbours in a list may stand once, as they are printed: `per_head([3 x full(), star()])`, or
+    as in Python: `per_head([full()] * 3 + [star()])`. Kinds of masks in files of your own are
+    known once they are imported.
 
     As a whole text, it may also be a file that `save_mask` wrote (`"mask.json"`), or a run folder:
     `"runs/x"` is the best mask that its strategy proposed, `"runs/x@0.9"` the best that is at
@@ -66,11 +71,18 @@ def parse(text: str) -> Mask:
     if len(text) > LONGEST:
         raise MaskFormatError(f"an expression has at most {LONGEST} characters, got {len(text)}")
     try:
-        value = read(ast.parse(text.strip(), mode="eval").body, text)
+        stars = TIMES.sub(lambda found: f"*{found[1]}*" if found[1] else found[0], text.strip())
+        tree = ast.parse(stars, mode="eval").body
+        if parts_in(tree) > MOST_NODES:
+            raise MaskFormatError(f"a mask that is read has at most {MOST_NODES} parts")
+        value = read(tree, stars)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
-        if isinstance(error, MaskSearchError):
+        if cut := CUT.search(text):
+            reason = f"some of it is left out at {cut[0]!r}; name its file, or its run as RUN#7"
+        elif isinstance(error, MaskSearchError):
             raise
-        reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
+        else:
+            reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
         raise MaskFormatError(f"cannot read the mask {short(text)}: {reason}") from error
     except TypeError as error:
         raise MaskFormatError(f"cannot read the mask {short(text)}: {error}") from error
@@ -98,6 +110,16 @@ def short(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}")
 
 
+def parts_in(node: ast.AST) -> int:
+    """How many nodes a syntax tree has, repeated ones as often as they are to be read."""
+    match node:
+        case ast.BinOp(ast.Constant(int(count)), ast.Mult(), part):
+            return count * parts_in(part)
+        case ast.BinOp(part, ast.Mult(), ast.Constant(int(count))):
+            return count * parts_in(part)
+    return 1 + sum(map(parts_in, ast.iter_child_nodes(node)))
+
+
 def read(node: ast.expr, text: str) -> Any:
     """The mask or plain value of one syntax node."""
     match node:
@@ -113,8 +135,18 @@ def read(node: ast.expr, text: str) -> Any:
             return -number
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [read(item, text) for item in items]
+        case ast.List(items) | ast.Tuple(items):
+            values: list[Any] = []
+            for item in items:
+                value = read(item, text)
+                values += value if isinstance(item, ast.Starred) else [value]
+            return values
+        case ast.Starred(ast.BinOp(ast.Constant(int(count)), ast.Mult(), item)):
+            return [read(item, text)] * count
+        case ast.BinOp(ast.List() as items, ast.Mult(), ast.Constant(int(count))):
+            return read(items, text) * count
+        case ast.BinOp(ast.List() | ast.BinOp(), ast.Add(), ast.List() | ast.BinOp()):
+            return [*read(node.left, text), *read(node.right, text)]
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
             build = RECIPES.get(name) or (None if iskeyword(name) else Mask.kinds.get(name))
             if build is None:
@@ -179,24 +211,24 @@ def short_text(mask: Mask | str, width: int = 60) -> str:
 
 
 def folded(text: str) -> str:
-    """An expression in which equal neighbours in a list of layers or heads stand once, for reading
-    alone: `parse` does not take it.
+    """An expression in which equal neighbours in a list of layers or heads stand once.
 
     >>> folded("per_layer([star(), star(), per_head([full(), full()])]) | stride(2)")
     'per_layer([2 x star(), per_head([2 x full()])]) | stride(2)'
     """
-    start = re.search(r"per_(layer|head)\(\[", text)
+    start = re.search(r"\bper_(layer|head)\(\[", bare := without_texts(text))
     if start is None:
         return text
     depth, end = 1, start.end()
     while depth and end < len(text):
-        depth += (text[end] in "([") - (text[end] in ")]")
+        depth += (bare[end] in "([") - (bare[end] in ")]")
         end += 1
     inside = text[start.end() : end - 1]
     ends = [(0, 0), *outermost(inside, r",\s?"), (len(inside), 0)]
     items = [folded(inside[a:b]) for (_, a), (b, _) in itertools.pairwise(ends)]
-    runs = ((len([*group]), item) for item, group in itertools.groupby(items))
-    body = ", ".join(item if count == 1 else f"{count} x {item}" for count, item in runs)
+    runs = [(len([*group]), item) for item, group in itertools.groupby(items)]
+    several = {item: f"({item})" if outermost(item, r" [|&-] ") else item for _, item in runs}
+    body = ", ".join(item if count == 1 else f"{count} x {several[item]}" for count, item in runs)
     return f"{text[: start.end()]}{body}{folded(text[end - 1 :])}"
 
 
@@ -249,10 +281,15 @@ def cut_operands(text: str, room: int) -> str:
     return short_call if len(short_call) <= room else "..."
 
 
+def without_texts(text: str) -> str:
+    """As long a text without what is in quotes: its brackets and commas are no expression's."""
+    return re.sub(QUOTED, lambda quoted: "_" * len(quoted[0]), text)
+
+
 def outermost(text: str, pattern: str) -> list[tuple[int, int]]:
-    """Where a pattern stands outside of all brackets: starts and ends."""
+    """Where a pattern stands outside of all brackets and quotes: starts and ends."""
     spans, depth = [], 0
-    for match in re.finditer(rf"[(\[]|[)\]]|{pattern}", text):
+    for match in re.finditer(rf"[(\[]|[)\]]|{pattern}", without_texts(text)):
         if match[0] in "([":
             depth += 1
         elif match[0] in ")]":

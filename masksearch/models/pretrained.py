@@ -433,7 +433,9 @@ def begin_tuned(
     return TunedHead(model, kind).train()
 
 
-def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> TunedHead:
+def open_tuned(
+    folder: Path, kind: str, labels: Sequence[str] | None = None, known: Sequence[str] = ()
+) -> TunedHead:
     """The fine-tuned model of a folder, in training mode, float32.
 
     Args:
@@ -442,6 +444,7 @@ def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> 
         labels: The task's classes, in the order of our class numbers; none = a regression; None =
             the head is not one of classes. Where the folder names its classes otherwise than
             LABEL_0, LABEL_1, .., they are found by their names.
+        known: The same classes by other names that checkpoints have; none = no others.
 
     Raises:
         DataError: If it cannot be read, its head is missing or is another one, the classes are
@@ -465,11 +468,13 @@ def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> 
             f"({min(unfit)}); save the whole model (model.save_pretrained), or give a pre-trained "
             "one, which is fine-tuned here"
         )
-    order = None if labels is None else match_classes(folder, model.config, labels)
+    order = None if labels is None else match_classes(folder, model.config, labels, known)
     return TunedHead(model, kind, order).train()
 
 
-def match_classes(folder: Path, config: Any, labels: Sequence[str]) -> list[int] | None:
+def match_classes(
+    folder: Path, config: Any, labels: Sequence[str], known: Sequence[str]
+) -> list[int] | None:
     """Which of a model's classes is each of ours; None = the same numbers.
 
     Raises:
@@ -486,9 +491,11 @@ def match_classes(folder: Path, config: Any, labels: Sequence[str]) -> list[int]
     plain = [f"LABEL_{number}" for number in range(classes)]
     if not labels or names == plain or names == list(labels):
         return None
-    folded, ours = [name.lower() for name in names], [label.lower() for label in labels]
-    if sorted(folded) == sorted(ours):
-        return [folded.index(label) for label in ours]
+    for ours in (labels, known, plain):
+        unlike = len({each.lower() for each in ours}) == classes  # whatever their case
+        theirs, mine = ([n.lower() if unlike else n for n in part] for part in (names, ours))
+        if sorted(theirs) == sorted(mine):
+            return [theirs.index(each) for each in mine]
     if all(label.isdecimal() for label in labels):  # numbers in the files: the model's own names
         return None
     raise DataError(

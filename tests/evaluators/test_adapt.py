@@ -38,6 +38,8 @@ from masksearch.masks.measure import (
     measures,
     pair_weights,
 )
+from masksearch.models.pretrained import open_tuned
+from masksearch.tasks.glue.tasks import TASKS
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
 
@@ -393,12 +395,47 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
     scores, steps = judged(judge, tmp_path / "a", masks.full())
     assert steps == 0
     assert scores["SST-2"] > 0.8
-    opposite = {"id2label": {0: "1", 1: "0"}, "label2id": {"1": 0, "0": 1}}
-    swapped = tuned(data, tmp_path / "swapped", **opposite)
-    with pytest.raises(MaskSearchError, match="constant answer"):  # its names say the opposite
-        judged(evaluator(data, tmp_path / "cache", weights=swapped), tmp_path / "b", masks.full())
+    said = r"turned, .* answers are right: .* id2label: {\"0\": \"0\", \"1\": \"1\"}"
+    for names in ("10", ("positive", "negative")):  # the opposite of what it answers
+        swapped = tuned(data, tmp_path / names[0], id2label=dict(enumerate(names)))
+        with pytest.raises(SearchError, match=said):
+            judged(evaluator(data, tmp_path / "cache", weights=swapped), tmp_path / names[0])
     source = judge.differentiable(1)
     assert torch.isfinite(source.model(**next(source.batches)).loss)
+
+
+TURNED = {"MRPC": "equivalent", "CoLA": "acceptable", "QQP": "duplicate", "WNLI": "entailment"}
+
+
+@pytest.mark.slow
+def test_classes_that_stand_the_other_way_round_are_matched_by_their_names(data, tmp_path):
+    """Heads that are turned: class 0 is what the task calls 1."""
+    place = tuned(data, tmp_path / "tuned")
+    turned = turn_head(place, "positive", "negative")
+    judge = evaluator(data, tmp_path / "cache", weights=turned)
+    assert judged(judge, tmp_path / "a", masks.full())[0]["SST-2"] > 0.8
+    judge = evaluator(data, tmp_path / "cache", weights=turn_head(place, "pos", "neg"))
+    with pytest.raises(SearchError, match=r"turned, .* id2label: {\"0\": \"1\", \"1\": \"0\"}"):
+        judged(judge, tmp_path / "b", masks.full())
+    for name, first in TURNED.items():
+        task = TASKS[name]
+        (second,) = {*task.hub.names} - {first}
+        turned = turn_head(place, first.upper(), second)
+        assert open_tuned(turned, judge.head_kind, task.labels, task.hub.names).order == [1, 0]
+    turned = turn_head(place, "yes", "Yes")  # names that differ by case alone
+    assert open_tuned(turned, judge.head_kind, ("Yes", "yes")).order == [1, 0]
+
+
+def turn_head(folder: Path, *names: str) -> Path:
+    """A copy of a fine-tuned folder with its classes in the other order, of those names."""
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(folder, id2label=dict(enumerate(names)))
+    for part in model.classifier.parameters():
+        part.data = part.data.flip(0)
+    made = shutil.copytree(folder, folder.with_name(names[0]))
+    model.save_pretrained(made)
+    return made
 
 
 @pytest.mark.slow

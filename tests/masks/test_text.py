@@ -11,18 +11,73 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_trees import any_mask, sized_trees
+from mask_trees import any_mask, combined, sized_trees
 
 from masksearch import masks
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, UnknownNameError
 from masksearch.masks.core import Mask
-from masksearch.masks.text import short_text
+from masksearch.masks.text import folded, short_text
 
 
-@given(any_mask(tables=False))
-def test_parse_reads_what_str_prints(mask):
+@dataclass(frozen=True, eq=False, repr=False)
+class Noted(Mask, stored=False):
+    """A kind of one's own, whose text holds what a reader may stumble over."""
+
+    kind = "x"
+    note: str
+
+    def allows(self, at):
+        return at.offset == 0
+
+
+@pytest.fixture(scope="module")
+def noted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Mask.kinds, "x", Noted)
+        yield
+
+
+NOTES = st.sampled_from(["3 x full()", "per_head([star(), star()])", "it's [", '"', ", | ("])
+CELLS = [
+    masks.full(),
+    masks.star(),
+    masks.window(1),
+    masks.shifts([-1, 2]),
+    masks.toeplitz([1, 0]),
+]
+PLAIN = combined(st.sampled_from(CELLS) | st.builds(Noted, NOTES), 3)
+
+
+@st.composite
+def nested(draw):
+    """Masks of layers and heads, among which equal ones stand side by side."""
+
+    def several(parts):
+        runs = draw(st.lists(st.tuples(st.integers(1, 12), parts), min_size=1, max_size=3))
+        return [mask for count, mask in runs for _ in range(count)]
+
+    headed = combined(PLAIN | st.just(masks.per_head(several(PLAIN))), 2)
+    layered = st.just(masks.per_layer(several(headed)))
+    return draw(combined(layered | headed, 2))
+
+
+@given(any_mask(tables=False) | nested())
+@pytest.mark.usefixtures("noted")
+def test_parse_reads_what_is_printed(mask):
     assert masks.parse(str(mask)) == mask
     assert repr(mask) == str(mask)
+    assert masks.parse(folded(str(mask))) == mask
+
+
+@given(nested(), st.integers(16, 200))
+@pytest.mark.usefixtures("noted")
+def test_a_short_text_is_the_mask_or_refused_as_cut(mask, width):
+    shown = short_text(mask, width)
+    if shown.endswith(f" [{mask.digest[:8]}]"):
+        with pytest.raises(MaskFormatError, match="some of it is left out at"):
+            masks.parse(shown)
+    else:
+        assert masks.parse(shown) == mask
 
 
 @pytest.mark.parametrize(
@@ -43,6 +98,16 @@ def test_parse_reads_what_str_prints(mask):
         ("per_head([full, causal()])", masks.per_head([masks.full(), masks.causal()])),
         ("toeplitz(bits=[1, 0])", masks.toeplitz(torch.tensor([True, False]))),
         ("cropped(fixed(), at=128)", masks.cropped(masks.fixed(), 128)),
+        ("per_head([2 x full(), star])", masks.per_head([*[masks.full()] * 2, masks.star()])),
+        ("per_head([full()] * 2 + [star])", masks.per_head([*[masks.full()] * 2, masks.star()])),
+        (
+            "per_layer([2\nx (star() | full())])",
+            masks.per_layer([masks.star() | masks.full()] * 2),
+        ),
+        (
+            "per_layer([2 x per_head([3 x ~star])])",
+            masks.per_layer([masks.per_head([~masks.star()] * 3)] * 2),
+        ),
     ],
 )
 def test_parse_reads(text, mask):
@@ -98,6 +163,15 @@ SAID = {  # what is refused -> what is said of it
     "window(reach=1, reach=2)": "window is given reach twice",
     "window(**x)": "cannot stand in a mask; write name=value",
     "toeplitz([2])": r"toeplitz takes lists of 0 and 1, got \[2\]",
+    "per_head([0 x full()])": "per_head combines one or more masks",
+    "per_head([9999999 x full()])": "has at most 196608 parts",
+    "per_layer([30000 x per_head([30000 x full()])])": "has at most 196608 parts",
+    "toeplitz([[[1] * 9999] * 9999] * 9999)": "has at most 196608 parts",
+    "window(2 x 3)": "must be a whole number",
+    "per_head([[full()] * 3, star()])": "combines one or more masks",
+    "2 x full()": "cannot read the mask '2 x full",
+    "table(3x7x7, 0123abcd)": r"some of it is left out at '\(3x7'; name its file, or its run as",
+    "3 of 18 heads full [20833d50]": r"left out at ' \[20833d50\]'",
     "~" * 50_000 + "full()": "nested too deeply|recursion|too complex",
     " " * 100_001: "at most 100000 characters, got 100001",
 }
@@ -118,6 +192,8 @@ SAID = {  # what is refused -> what is said of it
         "window(1 << 1000)",
         "full() if True else causal()",
         "full() + causal()",
+        "(full() | star()) + (full() | star())",
+        "[full()] * full()",
         "full()()",
         "window(*[1])",
         "window(**{'reach': 1})",

@@ -1,27 +1,27 @@
 """A task of one's own from a folder of TSV or CSV files, by the names of its columns.
 
-task = Columns(("text",), "stars").read("reviews", out=Path("glue"))
-data = load_glue("glue", task)     # glue/reviews/train.tsv, dev.tsv
+task = Columns(("text",), "stars").read("reviews")
+data = load_glue(".", task)     # reads reviews/train.csv and reviews/dev.csv
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
-from masksearch.errors import DataError, did_you_mean
-from masksearch.files import write_text_in_one_move
-from masksearch.tasks.glue.tasks import GlueTask
-from masksearch.tasks.text.files import decode_utf8
+from masksearch.errors import DataError
+from masksearch.tasks.glue.read import find_columns, task_files
+from masksearch.tasks.glue.tasks import SCORE_METRICS, GlueTask, class_value
+from masksearch.tasks.tables import ENDINGS, read_table
 
 MOST_CLASSES = 20  # more numbers than that are scores
-PARTS = {"train": ("train",), "dev": ("dev", "validation", "valid", "test")}
-ENDINGS = (".tsv", ".csv")
-Rows = list[dict[str, str]]
+MOST_NAMES = 0.05  # of the labels, where the others are scores: these are mistakes
+DEV_FILES = tuple(f"{n}{end}" for n in ("dev", "validation", "valid", "test") for end in ENDINGS)
+Labels = Mapping[str, str]  # place, in words -> label
 
 
 @dataclass(frozen=True)
@@ -29,99 +29,101 @@ class Columns:
     """The columns of one's own data: one or two of texts, and that of the labels.
 
     Labels that are numbers, and either not whole or more than 20, are scores (a regression); all
-    others are classes.
+    others are classes. Equal numbers are one class, however they are spelled (1, 1.0 and 01).
     """
 
     texts: tuple[str, ...]
     label: str
 
-    def read(self, folder: Path | str, out: Path) -> GlueTask:
-        """The task of a folder, whose rows are written in GLUE's layout; see `read_task`."""
-        return read_task(folder, self.texts, self.label, out)
+    def read(self, folder: Path | str, out: Path | str | None = None) -> GlueTask:
+        """The task of a folder, which `load_glue` reads in the folder around it.
+
+        Args:
+            folder: Holds `train.tsv` or `train.csv`, and `dev`, `validation`, `valid` or `test`;
+                see `read_table`.
+            out: Where the folder is copied to; None = it is read where it is.
+
+        Raises:
+            DataError: If a file or a column is missing, a row malformed, or a label is missing,
+                hidden, or the one that is no number among scores; names the file and the line.
+        """
+        folder = Path(folder).expanduser().resolve()
+        dev = {folder.name: DEV_FILES}
+        task = GlueTask(folder.name, tuple(self.texts), self.label, dev=dev)
+        if not folder.is_dir():
+            raise DataError(f"no folder {folder}; give one with train.tsv and dev.tsv (or .csv)")
+        files = task_files(folder.parent, task)
+        train, judged = (read_labels(path, task) for path in files.values())
+        task = understand(task, train, judged)
+        if out is not None:
+            (Path(out) / folder.name).mkdir(parents=True, exist_ok=True)
+            for path in files.values():
+                shutil.copyfile(path, Path(out) / folder.name / path.name)
+        return task
 
 
-def read_task(folder: Path | str, texts: Sequence[str], label: str, out: Path) -> GlueTask:
-    """The task of a folder, whose rows are written in GLUE's layout.
-
-    Args:
-        folder: Holds `train.tsv` or `train.csv`, and `dev`, `validation`, `valid` or `test`. A
-            TSV's quote marks are text, as GLUE's; a CSV's are quoting.
-        texts: One or two columns of texts.
-        label: The column of the label.
-        out: The folder of the task's folder, which is written.
-
-    Raises:
-        DataError: If a file or a column is missing, or a label empty.
-    """
-    folder = Path(folder).expanduser().resolve()
-    parts = {part: read_part(folder, part) for part in PARTS}
-    needed = [*texts, label]
-    for path, rows in parts.values():
-        for column in needed:
-            if column not in rows[0]:
-                raise DataError(
-                    f"{path} has no column {column!r}{did_you_mean(column, rows[0])}; it has "
-                    f"{', '.join(rows[0])}"
-                )
-            empty = [at for at, row in enumerate(rows, 2) if not (row[column] or "").strip()]
-            if column == label and empty:
-                raise DataError(f"{path}, line {empty[0]}: no label; remove the line, or label it")
-    labels = {row[label].strip() for _, rows in parts.values() for row in rows}
-    numbers = [number_of(each) for each in labels]
-    scores = None not in numbers and (
-        len(labels) > MOST_CLASSES or any(each != int(each) for each in numbers if each)
-    )
-    if not scores and len(labels) < 2:
-        raise DataError(f"{folder}: all rows have the {label} {min(labels)!r}; give rows of two")
-    for part, (_, rows) in parts.items():
-        lines = ["\t".join(needed)]
-        lines += ["\t".join(plain(row[column] or "") for column in needed) for row in rows]
-        write_text_in_one_move(out / folder.name / f"{part}.tsv", "\n".join(lines) + "\n")
-    if scores:
-        known = [each for each in numbers if each is not None]
-        ends = (min(known), max(known))
-        correlations = ("pearson", "spearman")
-        return GlueTask(folder.name, tuple(texts), label, (), correlations, score_range=ends)
-    names = sorted(labels, key=lambda each: (number_of(each) is None, number_of(each) or 0, each))
-    metrics = ("accuracy", "f1") if len(names) == 2 else ("accuracy",)
-    return GlueTask(folder.name, tuple(texts), label, tuple(names), metrics)
-
-
-def read_part(folder: Path, part: str) -> tuple[Path, Rows]:
-    """The file of a part and its rows: column -> cell.
+def read_labels(path: Path, task: GlueTask) -> Labels:
+    """The labels of a file.
 
     Raises:
-        DataError: If there is none, or it holds no row.
+        DataError: If one is missing.
     """
-    files = [folder / f"{name}{ending}" for name in PARTS[part] for ending in ENDINGS]
-    path = next((file for file in files if file.is_file()), None)
-    if path is None:
-        why = "train on" if part == "train" else "score masks by, of which half decide"
+    table = read_table(path)
+    *_, at = find_columns(path, table, task)
+    labels = {f"{path}, line {line}": cells[at].strip() for line, cells in table.rows.items()}
+    for place, label in labels.items():
+        if not label:
+            raise DataError(f"{place}: no label; remove the line, or label it")
+    return labels
+
+
+def understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
+    """The task with the classes, or the range of the scores, that the labels show.
+
+    Raises:
+        DataError: If a label is hidden, or is the one that is no number among scores, or all
+            labels are one.
+    """
+    spelled = {**train, **judged}
+    values = {place: class_value(label) for place, label in spelled.items()}
+    numbers = {value for value in values.values() if isinstance(value, Decimal)}
+    others = [place for place, value in values.items() if isinstance(value, str)]
+    fractions = not all(float(number).is_integer() for number in numbers)
+    scores = fractions or len(numbers) >= MOST_CLASSES
+    if scores and 0 < len(others) <= MOST_NAMES * len(values):
         raise DataError(
-            f"{folder} holds no {' or '.join(file.name for file in files)}: rows to {why}"
+            f"{others[0]}: label {spelled[others[0]]!r} is no number, and "
+            f"{len(values) - len(others)} of {len(values)} labels are; mend or remove the row "
+            "(where numbers are names of classes, spell them with letters)"
         )
-    text = decode_utf8(path.read_bytes(), path, 1)
-    lines = io.StringIO(text, newline="")
-    plain_cells = path.suffix == ".tsv"  # quote marks are text there
-    rows: Rows = list(
-        csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if plain_cells
-        else csv.DictReader(lines)
-    )
-    if not rows:
-        raise DataError(f"{path} holds no row below its header")
-    return path, rows
-
-
-def number_of(text: str) -> float | None:
-    """The number that a label is; None = it is a name."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def plain(text: str) -> str:
-    """A text as one cell of a TSV file."""
-    return " ".join(text.replace("\t", " ").splitlines()).strip()
+    learnt = {values[place] for place in train}
+    hidden = [place for place in judged if values[place] == -1]
+    if hidden and all(isinstance(value, str) or value >= 0 for value in learnt):
+        raise task.hidden_label(hidden[0])
+    if not others and (fractions or len(numbers) > MOST_CLASSES):
+        ends = float(min(numbers)), float(max(numbers))
+        return replace(task, labels=(), metrics=SCORE_METRICS, score_range=ends)
+    names: dict[Decimal | str, str] = {}
+    for place, value in values.items():
+        names[value] = min(names.get(value, spelled[place]), spelled[place], key=len)
+    if len(names) < 2:
+        raise DataError(
+            f"{task.name}: all rows have the label {min(names.values())!r}; give rows of two"
+        )
+    if lacking := sorted(names[value] for value in {values[place] for place in judged} - learnt):
+        warnings.warn(
+            f"{task.name}: no training row has the {task.label} {', '.join(lacking)}, which rows "
+            "that masks are judged by have; spell classes alike, or add training rows",
+            stacklevel=3,
+        )
+    folded: dict[str, str] = {}
+    for name in names.values():
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            warnings.warn(
+                f"{task.name}: {other!r} and {name!r} are two classes; spell them alike if they "
+                "are one",
+                stacklevel=3,
+            )
+    order = sorted(names, key=lambda value: (isinstance(value, str), value))
+    metrics = ("accuracy", "f1") if len(names) == 2 else ("accuracy",)
+    return replace(task, labels=tuple(names[value] for value in order), metrics=metrics)

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from masksearch.contracts import Split
-from masksearch.errors import DataError
+from masksearch.errors import DataError, did_you_mean
 from masksearch.files import content_hash, short_hash
 from masksearch.tasks.glue.tasks import TASKS, GlueTask, HubForm, task_named
 from masksearch.tasks.splits import sample_rows, take_split
+from masksearch.tasks.tables import Table, read_table, tidy
 from masksearch.tasks.text.files import (
     PREFIX,
     absolute_source,
-    decode_utf8,
     hub_folder,
     hub_problems,
     is_hub,
@@ -39,6 +38,7 @@ HIDDEN_TESTS = (
     "the labels of GLUE's test sets are hidden, only its server scores them; judge by "
     "split='holdout', the development rows that no search has seen"
 )
+SHOWN = 20  # classes that are named with their rows
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,10 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     place = folder / task.name
     if not place.is_dir():
         raise DataError(f"no folder {place}: {explain_folder(folder)}")
-    files = {"train": place / "train.tsv"}
+    train = place / "train.tsv"
+    files = {"train": train if train.is_file() else train.with_suffix(".csv")}
     if not files["train"].is_file():
-        raise DataError(f"no file {files['train']}; put the training rows of {task.name} there")
+        raise DataError(f"no file {train} (or .csv); put the training rows of {task.name} there")
     for name, candidates in task.dev_files.items():
         there = [place / file for file in candidates if (place / file).is_file()]
         if there:
@@ -189,73 +190,58 @@ def explain_folder(folder: Path) -> str:
 
 
 def read_rows(path: Path, task: GlueTask) -> Rows:
-    """Reads one TSV file.
-
-    Quote marks are text, not quoting; a line ends at LF or CR LF and nowhere else; a byte-order
-    mark at the start is dropped; the last line needs no end.
+    """Reads one file; see `read_table`. Texts of a task of one's own are made tidy.
 
     Args:
-        path: The file, UTF-8.
+        path: The file, TSV or CSV.
         task: Whose columns to read; further columns are allowed.
 
     Raises:
-        DataError: If the file is empty, lacks a column, is not UTF-8 or has a malformed line or
-            an unknown label; names the file and the line.
+        DataError: If the file lacks a column, has no row or a malformed one, or an unknown label;
+            names the file and the line.
     """
-    lines = path.read_bytes().split(b"\n")  # nothing else ends a line: texts hold U+2028
-    while lines and not lines[-1].strip():
-        lines.pop()
-    start = 0 if task.fields else 1
-    if len(lines) <= start:
-        raise DataError(f"{path} is empty; {task.name} needs at least one row")
-    fields, places = find_columns(path, lines[0], task)
+    table = read_table(path, task.fields, task.broken_lines)
+    own = TASKS.get(task.name) != task
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
-    broken: list[int] = []
-    for number, raw in enumerate(lines[start:], start=start + 1):
-        cells = split_line(path, number, raw)
-        if len(cells) < fields and len(broken) < task.broken_lines:
-            broken.append(number)
-            continue
-        if len(cells) != fields:
-            raise DataError(
-                f"{path}, line {number}: expected {fields} tab-separated fields, found "
-                f"{len(cells)}; mend or remove the line"
-            )
+    places = find_columns(path, table, task)
+    for line, cells in table.rows.items():
         *text, label = (cells[place] for place in places)
-        texts.append(tuple(text))
-        labels.append(task.class_number(label, f"{path}, line {number}"))
-    if not labels:
-        raise DataError(f"{path} holds no whole row; {task.name} needs at least one")
-    if broken:
-        warnings.warn(
-            f"{path}: {len(broken)} lines with too few fields are left out "
-            f"(line {', '.join(map(str, broken))}); {task.name} allows {task.broken_lines}",
-            stacklevel=2,
-        )
+        texts.append(tuple(map(tidy, text)) if own else tuple(text))
+        labels.append(task.class_number(label, f"{path}, line {line}"))
     return Rows(texts, labels)
 
 
-def find_columns(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
-    """How many fields a line has, and which of them are the texts and the label."""
+def find_columns(path: Path, table: Table, task: GlueTask) -> list[int]:
+    """Which cells of a row are the texts and the label."""
     needed = (*task.texts, task.label)
     if task.fields:
-        return task.fields, [int(column) for column in needed]
-    header = split_line(path, 1, first)
-    missing = [str(column) for column in needed if column not in header]
+        return [int(column) for column in needed]
+    missing = [str(column) for column in needed if column not in table.columns]
     if missing:
         hint = " (test sets hold no labels and cannot be scored here)"
         raise DataError(
-            f"{path}, line 1: no column {', '.join(missing)}; {task.name} needs the columns "
-            f"{', '.join(map(str, needed))}, found {', '.join(header)}"
+            f"{path}, line 1: no column {', '.join(missing)}"
+            f"{did_you_mean(missing[0], table.columns)}; {task.name} needs the columns "
+            f"{', '.join(map(str, needed))}, found {', '.join(table.columns)}"
             f"{hint if missing == [task.label] else ''}"
         )
-    return len(header), [header.index(str(column)) for column in needed]
+    return [table.columns.index(str(column)) for column in needed]
 
 
-def split_line(path: Path, number: int, raw: bytes) -> list[str]:
-    """Fields of a line; a byte-order mark before the first is dropped."""
-    return decode_utf8(raw.removesuffix(b"\r"), path, number).split("\t")
+def describe_rows(task: GlueTask, rows: Rows) -> str:
+    """Says how the labels of rows were understood.
+
+    >>> tone = GlueTask("tone", ("text",), "tone", labels=("calm", "angry"))
+    >>> describe_rows(tone, Rows([("a",), ("b",), ("c",)], [0, 1, 0]))
+    '2 classes: calm 2, angry 1'
+    """
+    if task.regression:
+        low, high = min(rows.labels), max(rows.labels)
+        return f"regression, {len(rows)} rows, scores {low} to {high}"
+    counts = [f"{name} {rows.labels.count(at)}" for at, name in enumerate(task.labels)]
+    more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+    return f"{len(counts)} classes: {', '.join(counts[:SHOWN])}{more}"
 
 
 def glue_place(place: Path | str) -> Path | str:

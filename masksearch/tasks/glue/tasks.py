@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from statistics import fmean
 from typing import Any, Literal, get_args
 
@@ -170,14 +171,16 @@ class GlueTask:
         """
         if self.labels:
             classes = self.labels if isinstance(label, str) else range(self.classes)
-            if label in ("-1", -1):
+            if label in classes:
+                return classes.index(label)
+            values = [class_value(str(each)) for each in classes]
+            if (value := class_value(str(label))) in values:
+                return values.index(value)
+            if value == -1:
                 raise self.hidden_label(place)
-            if label not in classes:
-                raise DataError(
-                    f"{place}: unknown label {label!r}; {self.name} has "
-                    f"{', '.join(map(str, classes))}"
-                )
-            return classes.index(label)
+            raise DataError(
+                f"{place}: unknown label {label!r}; {self.name} has {', '.join(map(str, classes))}"
+            )
         try:
             score = float(label)
         except (TypeError, ValueError):
@@ -197,6 +200,20 @@ class GlueTask:
             f"{place}: the label is hidden (-1); {self.name} can only be trained and scored on "
             "labelled rows: use the training or development set, not the test set"
         )
+
+
+def class_value(label: str) -> Decimal | str:
+    """A label without its spelling: a number that is finite, else its text.
+
+    >>> class_value("01") == class_value("1.0"), class_value(" nan ")
+    (True, 'nan')
+    """
+    text = label.strip()
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        return text
+    return value if "_" not in text and math.isfinite(float(value)) else text
 
 
 PAIR = ("sentence1", "sentence2")

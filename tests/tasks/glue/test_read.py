@@ -13,6 +13,7 @@ from masksearch.contracts import mixed_seed
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.tasks.glue import load_glue
 from masksearch.tasks.glue.columns import Columns
+from masksearch.tasks.glue.read import GlueData, describe_rows
 from masksearch.tasks.glue.tasks import (
     TASKS,
     GlueTask,
@@ -279,62 +280,116 @@ def write_all(folder: Path, **files: str) -> Path:
     return folder
 
 
+def write_labels(folder: Path, train: str, dev: str) -> Path:
+    """A table of labels that stand apart by spaces."""
+    parts = {"train_csv": train.split(), "dev_csv": dev.split()}
+    lines = {
+        name: "".join(f'text {at},"{label}"\n' for at, label in enumerate(labels))
+        for name, labels in parts.items()
+    }
+    return write_all(folder, **{name: f"text,label\n{rows}" for name, rows in lines.items()})
+
+
+def read_labels(folder: Path, train: str, dev: str) -> tuple[GlueTask, GlueData]:
+    """The task of such a table, and its rows."""
+    task = Columns(("text",), "label").read(write_labels(folder, train, dev))
+    return task, load_glue(folder.parent, task)
+
+
 def test_a_csv_with_quotes_commas_and_line_ends_is_read_as_csv(tmp_path):
     train = 'text,stars\n"Good, really\nvery ""good""",pos\nbad,neg\nmeh\tmeh,so\n'
     folder = write_all(tmp_path / "reviews", train_csv=train, valid_csv="text,stars\nfine,pos\n")
-    task = Columns(("text",), "stars").read(folder, tmp_path / "glue")
+    task = Columns(("text",), "stars").read(folder, tmp_path / "copy")
     assert (task.name, task.labels, task.metrics) == (
         "reviews",
         ("neg", "pos", "so"),
         ("accuracy",),
     )
-    data = load_glue(tmp_path / "glue", task, split="all")
-    assert data.train.texts == [('Good, really very "good"',), ("bad",), ("meh meh",)]
-    assert data.train.labels == [1, 0, 2]
-    assert data.dev["reviews"].texts == [("fine",)]
+    for place in (tmp_path, tmp_path / "copy"):
+        data = load_glue(place, task)
+        assert data.train.texts == [('Good, really very "good"',), ("bad",), ("meh meh",)]
+        assert data.train.labels == [1, 0, 2]
+        assert data.dev["reviews"].texts == [("fine",)]
 
 
 def test_quote_marks_of_a_tsv_are_text_and_two_classes_have_an_f1(tmp_path):
-    train = 'b\ta\tlabel\n"one\ttwo "2"\t1\nthree\tfour\t0\n'
+    train = 'b\ta\tlabel\n"one\ttwo "2"\t1\nthree\rmore\tfour\t0\n'
     folder = write_all(tmp_path / "pairs", train_tsv=train, dev_tsv="b\ta\tlabel\nx\ty\t0\n")
-    task = Columns(("a", "b"), "label").read(folder, tmp_path / "glue")
+    task = Columns(("a", "b"), "label").read(folder)
     assert (task.texts, task.labels, task.metrics) == (
         ("a", "b"),
         ("0", "1"),
         ("accuracy", "f1"),
     )
-    data = load_glue(tmp_path / "glue", task, split="all")
-    assert data.train.texts == [('two "2"', '"one'), ("four", "three")]
+    data = load_glue(tmp_path, task)
+    assert data.train.texts == [('two "2"', '"one'), ("four", "three more")]
+
+
+MANY = " ".join(map(str, range(30)))
+SCORES = "regression, 30 rows, scores 0.0 to 29.0"
 
 
 @pytest.mark.parametrize(
-    ("labels", "regression"),
-    [("0.5 1 2", True), ("0 1 2", False), (" ".join(map(str, range(30))), True), ("a 1", False)],
+    ("train", "dev", "understood"),
+    [
+        ("0.5 1 2", "1 2", "regression, 3 rows, scores 0.5 to 2.0"),
+        (MANY, "3 4.5", SCORES),
+        ("0 1 2 1", "0 1 2", "3 classes: 0 1, 1 2, 2 1"),
+        ("a 1 a", "a 1", "2 classes: 1 1, a 2"),
+        ("0 1", "0.0 1.00", "2 classes: 0 1, 1 1"),
+        ("1 2 10", "01 02 1e1", "3 classes: 1 1, 2 1, 10 1"),
+        ("1_0 10", "1_0 10", "2 classes: 10 1, 1_0 1"),
+        ("12345678901234567890 12345678901234567891", "12345678901234567890", "2 classes: 1"),
+        ("-1 0 1", "-1", "3 classes: -1 1, 0 1, 1 1"),
+        ("-1.5 2 -2", "-1", "regression, 3 rows, scores -2.0 to 2.0"),
+        ("0 1 2 nan", "0 1 2", "4 classes: 0 1, 1 1, 2 1, nan 1"),
+        (" ".join(f"c{n}" for n in range(30)), "c1", "c25 1, c26 1 and 10 more"),
+    ],
 )
-def test_labels_that_are_fractions_or_many_numbers_are_scores(tmp_path, labels, regression):
-    rows = "".join(f"text {each}\t{each}\n" for each in labels.split())
-    folder = write_all(tmp_path / "own", train_tsv=f"t\tl\n{rows}", dev_tsv=f"t\tl\n{rows}")
-    task = Columns(("t",), "l").read(folder, tmp_path / "glue")
-    assert task.regression == regression
-    assert len(load_glue(tmp_path / "glue", task, split="all").train) == len(labels.split())
-    if labels == "0 1 2":
-        assert task.labels == ("0", "1", "2")
+def test_labels_are_scores_or_classes_and_equal_numbers_are_one(tmp_path, train, dev, understood):
+    task, data = read_labels(tmp_path / "own", train, dev)
+    assert understood in describe_rows(task, data.train)
+    assert set(data.dev["own"].labels) <= set(data.train.labels) or task.regression
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "message"),
+    [
+        *(
+            (f"{MANY} {odd}", MANY, rf"train\.csv, line 32: label '{odd}' is no number, and 60 of")
+            for odd in ("nan", "inf", "N/A", "None", "-", "3,5")
+        ),
+        (f"{'0.5 1.5 ' * 20}", "0.5 x 1", r"dev\.csv, line 3: label 'x' is no number, and 42 of"),
+        ("0 1", "-1 0", r"dev\.csv, line 2: the label is hidden \(-1\)"),
+        (MANY, "-1", r"dev\.csv, line 2: the label is hidden \(-1\)"),
+        ("calm glad", "-1 -1", r"dev\.csv, line 2: the label is hidden \(-1\)"),
+    ],
+)
+def test_labels_that_are_mistakes_are_named_by_their_line(tmp_path, train, dev, message):
+    with pytest.raises(DataError, match=message):
+        read_labels(tmp_path / "own", train, dev)
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "message"),
+    [
+        ("yes no", "yes maybe never", "own: no training row has the label maybe, never, which"),
+        ("yes no Yes", "no", "own: 'yes' and 'Yes' are two classes; spell them alike if"),
+    ],
+)
+def test_classes_that_may_be_mistakes_are_warned_of(tmp_path, train, dev, message):
+    with pytest.warns(UserWarning, match=message):
+        read_labels(tmp_path / "own", train, dev)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (
-            {"train_tsv": "text\tlabel\na\t1\nb\t0\n"},
-            r"holds no dev\.tsv or .*: rows to score masks",
-        ),
-        (
-            {"dev_tsv": "text\tlabel\na\t1\n"},
-            r"holds no train\.tsv or train\.csv: rows to train on",
-        ),
+        ({}, r"own holds no dev\.tsv or dev\.csv or .*; put the development set of own there"),
+        ({"dev_tsv": "text\tlabel\na\t1\n"}, r"no file .*own/train\.tsv \(or \.csv\); put the tr"),
         (
             {"train_tsv": "texts\tlabel\na\t1\n", "dev_tsv": "texts\tlabel\na\t1\n"},
-            r"train\.tsv has no column 'text'; did you mean 'texts'\?",
+            r"train\.tsv, line 1: no column text; did you mean 'texts'\?; own needs the",
         ),
         (
             {"train_tsv": "text\tlabel\na\t1\nb\t\n", "dev_tsv": "text\tlabel\na\t1\n"},
@@ -342,12 +397,14 @@ def test_labels_that_are_fractions_or_many_numbers_are_scores(tmp_path, labels, 
         ),
         (
             {"train_tsv": "text\tlabel\na\t1\n", "dev_tsv": "text\tlabel\na\t1\n"},
-            "all rows have the label '1'",
+            "own: all rows have the label '1'",
         ),
-        ({"train_tsv": "text\tlabel\n", "dev_tsv": "text\tlabel\n"}, "no row below its header"),
+        ({"train_tsv": "text\tlabel\n", "dev_tsv": "text\tlabel\na\t1\n"}, r"train\.tsv is empty"),
     ],
 )
 def test_what_is_missing_is_named_with_the_file(tmp_path, files, message):
-    folder = write_all(tmp_path / "own", **files)
+    files = files or {"train_tsv": "text\tlabel\na\t1\nb\t0\n"}
     with pytest.raises(DataError, match=message):
-        Columns(("text",), "label").read(folder, tmp_path / "glue")
+        Columns(("text",), "label").read(write_all(tmp_path / "own", **files))
+    with pytest.raises(DataError, match=r"no folder .*nowhere; give one with train\.tsv and dev"):
+        Columns(("text",), "label").read(tmp_path / "nowhere")

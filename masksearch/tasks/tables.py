@@ -1,0 +1,110 @@
+"""The tables that a person brings, CSV or TSV: each row as it is written, or refused by its line.
+
+table = read_table(Path("reviews.csv"))
+table.columns, table.rows[2]      # ["text", "label"], ["Good, really", "1"]
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from masksearch.errors import DataError
+from masksearch.tasks.text.files import decode_utf8
+
+ENDINGS = (".tsv", ".csv")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is written.
+
+    Args:
+        columns: Names of the columns, in their order; none where the file has no header.
+        rows: Number of the line where a row begins, from 1 -> its cells.
+    """
+
+    columns: list[str]
+    rows: dict[int, list[str]] = field(repr=False)
+
+
+def read_table(path: Path, fields: int | None = None, broken_lines: int = 0) -> Table:
+    """Reads a file of rows that all have as many cells.
+
+    A TSV file has a row a line, which ends at LF or CR LF and nowhere else; its quote marks are
+    text. A CSV file is as RFC 4180 has it, its blank lines hold no row; any ending but `.tsv`
+    is of a CSV file. A byte-order mark at the start is dropped, the last line needs no end.
+
+    Args:
+        path: The file, UTF-8.
+        fields: Cells of a row where the file has no header; None = as many as the header.
+        broken_lines: Largest number of rows with too few cells that are left out, with a warning.
+
+    Raises:
+        DataError: If the file is not UTF-8, is no table or has no row, two columns have one name,
+            or a row has more or fewer cells; names the file and the line.
+    """
+    rows = tsv_rows(path) if path.suffix == ".tsv" else csv_rows(path)
+    columns = [] if fields or not rows else rows.pop(next(iter(rows)))
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}; rename one")
+    count, separator = fields or len(columns), "tab" if path.suffix == ".tsv" else "comma"
+    broken = [line for line, cells in rows.items() if len(cells) < count][:broken_lines]
+    for line in broken:
+        del rows[line]
+    if not rows:
+        raise DataError(f"{path} is empty, or holds no whole row; give at least one")
+    for line, cells in rows.items():
+        if len(cells) != count:
+            quote = "quote a cell that holds a comma, or " if separator == "comma" else ""
+            raise DataError(
+                f"{path}, line {line}: expected {count} {separator}-separated fields, found "
+                f"{len(cells)}; {quote}mend or remove the line"
+            )
+    if broken:
+        warnings.warn(
+            f"{path}: {len(broken)} lines with too few fields are left out "
+            f"(line {', '.join(map(str, broken))}); {broken_lines} are allowed",
+            stacklevel=2,
+        )
+    return Table(columns, rows)
+
+
+def tsv_rows(path: Path) -> dict[int, list[str]]:
+    """Line -> cells; nothing but LF ends a line, since texts hold U+2028."""
+    lines = path.read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return {
+        number: decode_utf8(raw.removesuffix(b"\r"), path, number).split("\t")
+        for number, raw in enumerate(lines, start=1)
+    }
+
+
+def csv_rows(path: Path) -> dict[int, list[str]]:
+    """Line -> cells, where quotes are as RFC 4180 has them."""
+    text, rows, line = decode_utf8(path.read_bytes(), path), dict[int, list[str]](), 1
+    reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+    before = csv.field_size_limit(len(text) + 1)
+    try:
+        for cells in reader:
+            if cells:
+                rows[line] = cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {line}: {str(error).partition(' - ')[0]}; quote a cell that holds a "
+            "comma, a line break or a quote mark, and double the quote marks in it"
+        ) from error
+    finally:
+        csv.field_size_limit(before)
+    return rows
+
+
+def tidy(text: str) -> str:
+    """A cell as one line: tabs and line breaks are spaces, and none stands at an end."""
+    return " ".join(text.replace("\t", " ").splitlines()).strip()
