@@ -1,4 +1,4 @@
-"""The command `masksearch allocate`."""
+"""The command `masksearch allocate`, and the evaluator of `--decoder`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from masksearch.cli import options as cli
 from masksearch.cli.resuming import resumable
 
+if TYPE_CHECKING:
+    from masksearch_decoders.served import EngineEvaluator
+
 SERVED = "The engine that serves it"
+OF_ENGINE = ("cache_layout", "serving", "sinks")  # settings of `EngineEvaluator`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class AllocateOptions:
     out: str | None = cli.described(cli.OUTPUT)
 
 
-@cli.takes({"": "masksearch_serve.planner:allocate"})
+@cli.takes({"": "masksearch_decoders.planner:allocate"})
 def allocate(options: AllocateOptions) -> None:
     r"""Find which layers or heads of a decoder keep full attention within a budget of cache bytes.
 
@@ -77,10 +81,10 @@ def allocate(options: AllocateOptions) -> None:
     """
     from masksearch.cli.build import hints_of, read_setting, read_settings, split_settings
     from masksearch.executors.local import Local
-    from masksearch_serve.engine import Serving
-    from masksearch_serve.plan import report_lines
-    from masksearch_serve.planner import CacheBudget, DecoderOnText, Delivery, find_plans
-    from masksearch_serve.planner import allocate as search_plan
+    from masksearch_decoders.engine import Serving
+    from masksearch_decoders.plan import report_lines
+    from masksearch_decoders.planner import CacheBudget, DecoderOnText, Delivery, find_plans
+    from masksearch_decoders.planner import allocate as search_plan
 
     usual = inspect.signature(search_plan).parameters
     settings = {name: parameter.default for name, parameter in usual.items()}
@@ -111,3 +115,25 @@ def allocate(options: AllocateOptions) -> None:
 def read_part(kind: Any, settings: Mapping[str, Any]) -> Any:
     """The settings that are fields of a dataclass."""
     return kind(**{each.name: settings[each.name] for each in fields(kind)})
+
+
+def build_evaluator(
+    text: str, options: Mapping[str, Any], settings: Mapping[str, str]
+) -> EngineEvaluator:
+    """The evaluator of `--decoder TEXT`.
+
+    Args:
+        text: That it judges by.
+        options: Name -> value of the options that are fields of `CausalEvaluator`.
+        settings: Name -> text of `--set`: its other fields, and those of `EngineEvaluator`.
+    """
+    from masksearch.cli.build import further_settings, hints_of, plain_name, read_settings
+    from masksearch_decoders.causal import CausalEvaluator
+    from masksearch_decoders.served import EngineEvaluator
+
+    own = {name: plain_name(name) for name in settings}
+    of_engine = {own[n]: each for n, each in settings.items() if own[n] in OF_ENGINE}
+    of_decoder = {n: each for n, each in settings.items() if own[n] not in OF_ENGINE}
+    further = further_settings(CausalEvaluator, of_decoder, options)
+    served = read_settings(of_engine, hints_of(EngineEvaluator), "EngineEvaluator")
+    return EngineEvaluator(CausalEvaluator(text, **options, **further), **served)

@@ -29,8 +29,8 @@ import torch
 
 from masksearch.contracts import Split, mixed_seed
 from masksearch.errors import DataError
-from masksearch.tasks.next_token import NextTokenRows, NextTokenText
 from masksearch.tasks.text.tokenizer import encode
+from masksearch_decoders.tasks.next_token import NextTokenRows, NextTokenText
 
 DRAW = 67  # stream of random numbers
 SPLITS = {"validation": 0, "holdout": 1, "test": 2, "all": 3}

@@ -2,7 +2,7 @@
 
     kv_bytes(masks.columns(4) | masks.window(255), model, length=4096).share   # 0.063..
 
-The bytes that a mask needs are counted in attention/cache_bytes.py, those that an engine holds by
+The bytes that a mask needs are counted in cache_bytes.py, those that an engine holds by
 its file in engines/.
 """
 
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from masksearch.attention.cache_bytes import CacheSizes, KvBytes, needed_bytes
 from masksearch.attention.probe import keyless_layers
 from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Mask
-from masksearch_serve.engine import Engine, Serving
-from masksearch_serve.engines import CACHE_LAYOUTS, ENGINES
-from masksearch_serve.native import HYBRID, reach_of, what_else
-from masksearch_serve.sinks import without_sinks
+from masksearch_decoders.cache.cache_bytes import CacheSizes, KvBytes, needed_bytes
+from masksearch_decoders.engine import Engine, Serving
+from masksearch_decoders.engines import CACHE_LAYOUTS, ENGINES
+from masksearch_decoders.native import HYBRID, reach_of, what_else
+from masksearch_decoders.sinks import without_sinks
 
 
 def kv_bytes(
@@ -54,7 +54,7 @@ def kv_bytes(
 
     Held are `2 x head_dim` numbers a key and KV head, `head_dim` as the configuration says, else
     hidden size / heads. Of dense attention, and of windows that the configuration itself names,
-    this is what transformers' own cache holds; of an attached mask, what `masksearch.MaskedCache`
+    this is what transformers' own cache holds; of an attached mask, what `MaskedCache`
     with `length=until` does.
 
     Args:
@@ -92,7 +92,7 @@ def kv_bytes(
     >>> from transformers import LlamaConfig
     >>> llama = LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
     >>> local = ms.masks.window(127) & ms.masks.causal()
-    >>> ms.kv_bytes(local, llama, 1024)
+    >>> kv_bytes(local, llama, 1024)
     KvBytes(bytes=130048, dense_bytes=1048576)
     """
     check_name("cache_layout", cache_layout, CACHE_LAYOUTS)

@@ -16,20 +16,20 @@ from torch import Tensor
 from masksearch.attention.attach import attach
 from masksearch.contracts import Report
 from masksearch.errors import NativeError, check_name
-from masksearch.evaluators.causal import CACHE, CACHE_PER_HEAD, PROTOCOL, CausalEvaluator
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
-from masksearch.models.decoders import NextTokenModel
-from masksearch.tasks.next_token import NextTokenText
-from masksearch.tasks.recall import Recall
 from masksearch.tasks.splits import evenly_spaced
-from masksearch_serve.engine import Serving
-from masksearch_serve.engines import CACHE_LAYOUTS, COUNTED
-from masksearch_serve.kv_cache import kv_bytes
-from masksearch_serve.native import from_native, to_native
-from masksearch_serve.sinks import MEASURED, Sinks, keeps_sinks
+from masksearch_decoders.cache.kv_cache import kv_bytes
+from masksearch_decoders.causal import CACHE, CACHE_PER_HEAD, PROTOCOL, CausalEvaluator
+from masksearch_decoders.decoders import NextTokenModel
+from masksearch_decoders.engine import Serving
+from masksearch_decoders.engines import CACHE_LAYOUTS, COUNTED
+from masksearch_decoders.native import from_native, to_native
+from masksearch_decoders.sinks import MEASURED, Sinks, keeps_sinks
+from masksearch_decoders.tasks.next_token import NextTokenText
+from masksearch_decoders.tasks.recall import Recall
 
 CALIBRATED = MEASURED + 40  # sequences that sinks are measured and tuned on
 
@@ -44,10 +44,10 @@ class EngineEvaluator(EvaluatorWrapper):
 
     Args:
         evaluator: Of the decoder.
-        cache_layout: Whose bytes `"kv_bytes"` are: as of `masksearch.kv_bytes`.
+        cache_layout: Whose bytes `"kv_bytes"` are: as of `kv_bytes`.
         serving: How the engines are run, and the length that is counted.
         sinks: What is judged in place of a mask that keeps tokens of fixed positions beside a
-            window: the GraniteSWA that engines serve, as `masksearch.to_native(sinks=)` makes it
+            window: the GraniteSWA that engines serve, as `to_native(sinks=)` makes it
             on the training text. Of a checkpoint, judged as it is; None = the mask itself.
 
     Raises:

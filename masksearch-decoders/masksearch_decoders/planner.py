@@ -29,31 +29,31 @@ from masksearch.attention.attach import attach, detach
 from masksearch.contracts import NLL_INCREASE, Executor, Record
 from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
-from masksearch.evaluators.causal import CausalEvaluator
-from masksearch.evaluators.next_tokens import row_scores, score_tokens
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.loggers.console import Display
 from masksearch.masks.baselines import default_local, widest_window
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
-from masksearch.models.decoders import NextTokenModel
 from masksearch.strategies.build import Wanted
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
-from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import FEW
 from masksearch.training.loop import find_device
 from masksearch.training.parts import Precision
-from masksearch_serve.allocate import AllocateStrategy, build_allocation
-from masksearch_serve.engine import Serving
-from masksearch_serve.engines import ENGINES
-from masksearch_serve.engines.gguf import begin_file
-from masksearch_serve.folder import write_folder
-from masksearch_serve.kv_cache import kv_bytes
-from masksearch_serve.native import from_native, native_config, to_native, with_sink_logits
-from masksearch_serve.plan import Plan, describe_units
-from masksearch_serve.served import EngineEvaluator
-from masksearch_serve.sinks import Sinks, keeps_sinks, without_sinks
+from masksearch_decoders.allocation import AllocateStrategy, build_allocation
+from masksearch_decoders.cache.kv_cache import kv_bytes
+from masksearch_decoders.causal import CausalEvaluator
+from masksearch_decoders.decoders import NextTokenModel
+from masksearch_decoders.engine import Serving
+from masksearch_decoders.engines import ENGINES
+from masksearch_decoders.engines.gguf import begin_file
+from masksearch_decoders.folder import write_folder
+from masksearch_decoders.native import from_native, native_config, to_native, with_sink_logits
+from masksearch_decoders.next_tokens import row_scores, score_tokens
+from masksearch_decoders.plan import Plan, describe_units
+from masksearch_decoders.served import EngineEvaluator
+from masksearch_decoders.sinks import Sinks, keeps_sinks, without_sinks
+from masksearch_decoders.tasks.next_token import NextTokenText
 
 LEVEL = 0.95  # of intervals over documents
 SHARES = (0.1, 0.2, 0.4, 0.8)  # of a text, held out where less has too few documents
@@ -121,7 +121,7 @@ def allocate(
             that the search does not see.
         tasks: Tasks of long context, such as `niah_multikey_1` and `vt` (repeatable): masks are
             then searched by the most that they add to the loss of the text or of a group of
-            tasks. Names: `masksearch_serve.long_context.TASKS`.
+            tasks. Names: `masksearch_decoders.tasks.long_context.TASKS`.
         task_rows: Rows of each task. Sixteen are quick and choose by luck where masks are near.
         serve: The engine that will serve it, `transformers`, `vllm`, `sglang`, `llama.cpp` or
             `tensorrt-llm`: the budget counts what that engine reserves (of SGLang what the mask
@@ -130,7 +130,7 @@ def allocate(
             the command line `{"length": 32768}`; None = its defaults.
         sinks: What stands in for sinks beside a window in the folder: `tune` (trained
             logits), `calibrate` (measured ones) or `none`; None = such masks are refused. See
-            `masksearch.to_native`.
+            `to_native`.
         out: A new folder that the engine opens, with SERVING.md: its command, the bytes and losses
             to expect. Of one budget; None = no folder.
         trials: Masks to judge, at most; None = as many as the method needs.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import NativeError, install_command
-from masksearch_serve.check_serving import judge_bytes
-from masksearch_serve.engine import CACHE_TYPES, GGUF, Engine, Reading, Serving, Windows, rows
+from masksearch_decoders.check_serving import judge_bytes
+from masksearch_decoders.engine import CACHE_TYPES, GGUF, Engine, Reading, Serving, Windows, rows
 
 OLDEST = (0, 3, 36)  # llama-cpp-python that was read; older ones need not read arrays
 ARRAYS = "a llama.cpp from 17 September 2026 on (change 29042; in llama-cpp-python 0.3.36)"
@@ -124,7 +124,7 @@ LLAMA_CPP = Engine(
         "masksearch.\n"
     ),
     extras={
-        "serve": ("gguf", "ms.to_gguf, files for llama.cpp"),
+        "decoders": ("gguf", "to_gguf, files for llama.cpp"),
         "llamacpp": ("llama_cpp", "GGUF files, run as llama.cpp runs them"),
     },
 )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from masksearch.contracts import Batch, Split, generator
 from masksearch.files import text_hash
-from masksearch.tasks.next_token import NextTokenRows, NextTokenText
+from masksearch_decoders.tasks.next_token import NextTokenRows, NextTokenText
 
 RULE, TRAIN, JUDGED = 64, 65, 66  # streams of random numbers
 DRAWS: dict[Split, tuple[int, ...]] = {

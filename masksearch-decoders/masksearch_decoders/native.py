@@ -39,9 +39,9 @@ from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets
 from masksearch.masks.tables import PerHead, PerLayer
 from masksearch.masks.text import short_text
 from masksearch.training.loop import keeping_modes
-from masksearch_serve.engine import FULL, SLIDING
-from masksearch_serve.engines import ENGINES
-from masksearch_serve.sinks import (
+from masksearch_decoders.engine import FULL, SLIDING
+from masksearch_decoders.engines import ENGINES
+from masksearch_decoders.sinks import (
     MEASURED,
     NO_SINK,
     SinkMeter,
@@ -114,7 +114,7 @@ def to_native(
 
     >>> import masksearch as ms
     >>> from transformers import Qwen2Config
-    >>> ms.to_native(Qwen2Config(), ms.masks.window(63) & ms.masks.causal()).sliding_window
+    >>> to_native(Qwen2Config(), ms.masks.window(63) & ms.masks.causal()).sliding_window
     64
     """
     if not isinstance(mask, Mask):
@@ -205,7 +205,7 @@ def own_reaches(config: PreTrainedConfig) -> list[float]:
             )
         return [math.inf] * layers
     if keyless_layers(config):
-        raise NativeError(f"{name} {HYBRID}: ms.attach with ms.MaskedCache serves the mask")
+        raise NativeError(f"{name} {HYBRID}: ms.attach with MaskedCache serves the mask")
     if config.model_type not in FAMILIES:
         raise NativeError(
             f"{name} ({config.model_type or 'no model_type'}) is none of the families whose "

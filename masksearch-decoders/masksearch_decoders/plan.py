@@ -21,7 +21,7 @@ from masksearch.errors import DataError, MaskFormatError
 from masksearch.files import object_in, write_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.tasks.splits import FEW
-from masksearch_serve.long_context import GROUPS
+from masksearch_decoders.tasks.long_context import GROUPS
 
 KIND, FORMAT = "masksearch-plan", 1
 
@@ -32,7 +32,7 @@ class Plan:
 
     Args:
         model: Of the model: `name`, `architecture`, and `digest`, a hash over the bytes of its
-            configuration and weights (`masksearch.models.decoders.open_decoder(folder).digest`).
+            configuration and weights (`masksearch_decoders.decoders.open_decoder(folder).digest`).
         unit: `"layer"`, `"kv_head"` or `"head"`.
         levels: The masks of a unit, from the local one to the full one.
         units: The level of each unit.

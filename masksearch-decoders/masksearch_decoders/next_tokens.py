@@ -26,9 +26,6 @@ from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
 from masksearch.masks.core import Mask
-from masksearch.models.decoders import LayerStates, NextTokenModel, copy_beside, divergence
-from masksearch.tasks.next_token import NextTokenRows
-from masksearch.tasks.recall import NextTokenTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import (
     TrainConfig,
@@ -38,6 +35,9 @@ from masksearch.training.loop import (
     train,
 )
 from masksearch.training.parts import MachineConfig, Precision
+from masksearch_decoders.decoders import LayerStates, NextTokenModel, copy_beside, divergence
+from masksearch_decoders.tasks.next_token import NextTokenRows
+from masksearch_decoders.tasks.recall import NextTokenTask
 
 DATA, NOISE = 72, 73  # streams of random numbers
 TOKENS = 4096  # of a forward pass, about

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from masksearch.errors import NativeError
-from masksearch_serve.engine import Engine, Reading, Serving, Windows, rows
+from masksearch_decoders.engine import Engine, Reading, Serving, Windows, rows
 
 LOST = "_torch/models/{}.py passes no window, and the cache frees its keys"
 

@@ -1,7 +1,7 @@
 """A model and its tokenizer as one GGUF file, which llama.cpp and all that is built on it read.
 
-    native = ms.to_native(model, mask)
-    ms.to_gguf(native, "model.gguf", tokenizer="folder")
+    native = to_native(model, mask)
+    to_gguf(native, "model.gguf", tokenizer="folder")
 
 Layers with windows are an array in the file, so any pattern can be served. What llama.cpp would
 not read, or would read as something else, is refused: nothing is served that was not asked for.
@@ -33,8 +33,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from masksearch.attention.attach import in_force
 from masksearch.errors import NativeError, install_command, outside_level
 from masksearch.files import write_in_one_move
-from masksearch_serve.engine import FULL, SLIDING, Serving
-from masksearch_serve.engines.llama_cpp import LLAMA_CPP, OLDEST, LlamaCpp
+from masksearch_decoders.engine import FULL, SLIDING, Serving
+from masksearch_decoders.engines.llama_cpp import LLAMA_CPP, OLDEST, LlamaCpp
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -124,7 +124,7 @@ def to_gguf(
     Args:
         model: A Llama, Qwen2, OLMo 2 (without windows), GraniteSWA, Gemma 3 (text), OLMo 3,
             EXAONE 4, Cohere 2 or ModernBERT; to put a mask into its configuration see
-            `masksearch.to_native`.
+            `to_native`.
         path: The file; there is none yet.
         tokenizer: Folder with the tokenizer.json; None = where the model was loaded from.
         dtype: Of the matrices: float32, float16 or bfloat16; None = the model's.
@@ -140,7 +140,7 @@ def to_gguf(
         ImportError: If the package gguf is missing.
 
     >>> import masksearch as ms
-    >>> ms.to_gguf(model, "model.gguf", tokenizer="checkpoint/")  # doctest: +SKIP
+    >>> to_gguf(model, "model.gguf", tokenizer="checkpoint/")  # doctest: +SKIP
     """
     writer, family, tensors = begin_file(model, tokenizer, dtype)
     import gguf
@@ -211,7 +211,9 @@ def begin_file(
     try:
         import gguf
     except ImportError as error:
-        raise ImportError(f"to_gguf needs the package gguf: {install_command('serve')}") from error
+        raise ImportError(
+            f"to_gguf needs the package gguf: {install_command('decoders')}"
+        ) from error
     family, config, dtype = family_of(model), model.config, dtype or model.dtype
     if dtype not in DTYPES:
         raise NativeError(f"to_gguf takes dtype={', '.join(map(str, DTYPES))}, got {dtype!r}")
@@ -236,7 +238,7 @@ def family_of(model: PreTrainedModel) -> Family:
         raise NativeError(f"to_gguf takes a model of transformers, got {name}")
     config = model.config
     if in_force(model) is not None:
-        raise NativeError(f"{name} has a mask attached; give ms.to_native(model, mask)")
+        raise NativeError(f"{name} has a mask attached; give to_native(model, mask)")
     if config.model_type not in FAMILIES:
         raise NativeError(f"{name} is a {config.model_type}; to_gguf knows {', '.join(FAMILIES)}")
     family = FAMILIES[config.model_type]

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from masksearch.attention.layer import depends_on_length
-from masksearch.attention.masked_cache import own_windows
 from masksearch.errors import LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
-from masksearch.masks.lifetimes import held_keys
 from masksearch.masks.tables import PerHead
+from masksearch_decoders.cache.lifetimes import held_keys
+from masksearch_decoders.cache.masked_cache import own_windows
 
 
 @dataclass(frozen=True)

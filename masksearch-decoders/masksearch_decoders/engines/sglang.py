@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from masksearch_serve.engine import SLIDING, Engine, Reading, rows
+from masksearch_decoders.engine import SLIDING, Engine, Reading, rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

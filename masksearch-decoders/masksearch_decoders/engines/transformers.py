@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from masksearch_serve.engine import Engine, Reading, Serving, Windows, rows
+from masksearch_decoders.engine import Engine, Reading, Serving, Windows, rows
 
 
 def held_keys(windows: Windows, length: int, _: Serving) -> int:

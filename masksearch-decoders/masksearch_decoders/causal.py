@@ -24,7 +24,6 @@ from transformers import PreTrainedConfig
 
 from masksearch.analysis.row_scores import lower_bound
 from masksearch.attention.attach import attach, detach
-from masksearch.attention.cache_bytes import CacheSizes, needed_bytes
 from masksearch.contracts import (
     LOW,
     MAJORITY,
@@ -43,34 +42,9 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError, check_name, outside_level
 from masksearch.evaluators.assembled import NO_CORPUS, Trained
-from masksearch.evaluators.next_tokens import (
-    LOSS,
-    RECALL,
-    TEXT,
-    DenseDecoder,
-    NextTokenTraining,
-    TokenScores,
-    band_edges,
-    constant_loss,
-    row_scores,
-    score_tokens,
-    task_values,
-    token_values,
-)
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
-from masksearch.models import decoders
-from masksearch.models.decoders import (
-    DECODERS,
-    NextTokenModel,
-    StoredDecoder,
-    copy_beside,
-    decoder,
-    decoder_config,
-)
-from masksearch.tasks.next_token import NextTokenRows, NextTokenText
-from masksearch.tasks.recall import NextTokenTask, Recall
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
@@ -85,7 +59,33 @@ from masksearch.training.parts import (
     find_size,
     initial_spread,
 )
-from masksearch.user_code import load_part
+from masksearch_decoders import decoders
+from masksearch_decoders.cache.cache_bytes import CacheSizes, needed_bytes
+from masksearch_decoders.decoders import (
+    DECODERS,
+    NextTokenModel,
+    StoredDecoder,
+    copy_beside,
+    decoder,
+    decoder_config,
+)
+from masksearch_decoders.next_tokens import (
+    LOSS,
+    RECALL,
+    TEXT,
+    DenseDecoder,
+    NextTokenTraining,
+    TokenScores,
+    band_edges,
+    constant_loss,
+    row_scores,
+    score_tokens,
+    task_values,
+    token_values,
+)
+from masksearch_decoders.tasks.long_context import GROUPS, TASKS, task_rows
+from masksearch_decoders.tasks.next_token import NextTokenRows, NextTokenText
+from masksearch_decoders.tasks.recall import NextTokenTask, Recall
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
@@ -127,14 +127,14 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         recover_tokens: Tokens of the training text that `"recover"` learns on, about.
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides; `"kv_bytes"`, the share of the dense cache of keys and values that is held
-            after `length` tokens (`masksearch.kv_bytes`); or `"kv_bytes_per_head"`, where the
+            after `length` tokens (`kv_bytes`); or `"kv_bytes_per_head"`, where the
             cache frees keys of single KV heads. Every record has all three; those of engines are
-            added by `masksearch.EngineEvaluator`.
+            added by `EngineEvaluator`.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too, with `adapt="none"`: the divergence from predictions of
             the same weights without a mask. It takes memory for the judged tokens' hidden states.
         tasks: Tasks of long context that are judged beside the text: names of
-            `masksearch_serve.long_context.TASKS`, RULER's thirteen and `"passkey"`. `"vt"` is the
+            `tasks.long_context.TASKS`, RULER's thirteen and `"passkey"`. `"vt"` is the
             share of its rows whose whole answer is likeliest token by token, `"nll/vt"` the loss
             of the answers' tokens, `"nll/retrieval"` the mean over a group's tasks (`tracing`,
             `aggregation`, `answering`). Then `"max_nll_increase"` is the first objective: what a
@@ -195,7 +195,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         check_name("cost", self.cost, get_args(Cost))
         named = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
         for name in named:
-            check_name("task", name, long_context().TASKS)
+            check_name("task", name, TASKS)
         object.__setattr__(self, "tasks", tuple(dict.fromkeys(named)))
         if self.kl and self.adapts != "none":
             raise ValueError(
@@ -532,7 +532,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         values |= self.score_tasks(model)
         if dense := self.dense_losses(seed):
             added = {f"{NLL_INCREASE}/{TEXT}": values[LOSS] - dense[LOSS]}
-            for group, members in long_context().GROUPS.items():
+            for group, members in GROUPS.items():
                 each = [values[f"{LOSS}/{n}"] - dense[n] for n in members if n in dense]
                 added |= {f"{NLL_INCREASE}/{group}": fmean(each)} if each else {}
             values |= added | {MAX_NLL_INCREASE: max(added.values())}
@@ -544,7 +544,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         for name, rows in self.prompts.items():
             how: dict[str, Any] = {"answers": True, "precision": self.precision}
             values |= task_values(name, score_tokens(model, rows.tokens, **how), rows)
-        for group, members in (long_context().GROUPS if self.tasks else {}).items():
+        for group, members in (GROUPS if self.tasks else {}).items():
             losses = [values[f"{LOSS}/{name}"] for name in self.tasks if name in members]
             values |= {f"{LOSS}/{group}": fmean(losses)} if losses else {}
         return values
@@ -587,12 +587,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
 check_fit = lru_cache(maxsize=4)(decoders.check_fit)
 open_weights = lru_cache(maxsize=4)(decoders.open_decoder)
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
-read_task = lru_cache(maxsize=16)(lambda *how: long_context().task_rows(*how))
-
-
-def long_context() -> Any:
-    """The tasks of long context, and their groups."""
-    return load_part("parts", "tasks", "argument")
+read_task = lru_cache(maxsize=16)(task_rows)
 
 
 def read_weights(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:

@@ -5,7 +5,7 @@
 | model.gguf, or config.json, model.safetensors and the tokenizer | what the engine opens |
 | SERVING.md | its command, the bytes that it should hold, what the mask loses |
 | check_serving.py, serving.json | says from the engine's own log whether it does; a copy of
-masksearch_serve/check_serving.py, with the engine's own `read_log` behind it |
+masksearch_decoders/check_serving.py, with the engine's own `read_log` behind it |
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from masksearch.errors import NativeError
 from masksearch.models.checkpoints import quiet
-from masksearch.models.decoders import copy_beside
 from masksearch.models.saving import copy_tokenizer
-from masksearch_serve import check_serving
-from masksearch_serve.engine import GGUF, SLIDING, Engine
-from masksearch_serve.engines import ENGINES
-from masksearch_serve.engines.gguf import to_gguf, try_gguf
-from masksearch_serve.native import from_native
-from masksearch_serve.plan import (
+from masksearch_decoders import check_serving
+from masksearch_decoders.decoders import copy_beside
+from masksearch_decoders.engine import GGUF, SLIDING, Engine
+from masksearch_decoders.engines import ENGINES
+from masksearch_decoders.engines.gguf import to_gguf, try_gguf
+from masksearch_decoders.native import from_native
+from masksearch_decoders.plan import (
     describe_added,
     describe_loss,
     describe_rival,

@@ -36,11 +36,11 @@ from masksearch.contracts import Batch, generator
 from masksearch.errors import DataError
 from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Columns
-from masksearch.models.decoders import divergence
-from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints, digest
 from masksearch.training.loop import TrainConfig, keeping_modes, train
+from masksearch_decoders.decoders import divergence
+from masksearch_decoders.tasks.next_token import NextTokenText
 
 Sinks = Literal["none", "calibrate", "tune"]
 NO_SINK = -1e4  # the logit of a sink that nobody sees

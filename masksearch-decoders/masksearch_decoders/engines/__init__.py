@@ -1,10 +1,10 @@
 """The engines, by name, each in its file."""
 
-from masksearch_serve.engines.llama_cpp import LLAMA_CPP
-from masksearch_serve.engines.sglang import SGLANG
-from masksearch_serve.engines.tensorrt_llm import TENSORRT_LLM
-from masksearch_serve.engines.transformers import TRANSFORMERS
-from masksearch_serve.engines.vllm import VLLM
+from masksearch_decoders.engines.llama_cpp import LLAMA_CPP
+from masksearch_decoders.engines.sglang import SGLANG
+from masksearch_decoders.engines.tensorrt_llm import TENSORRT_LLM
+from masksearch_decoders.engines.transformers import TRANSFORMERS
+from masksearch_decoders.engines.vllm import VLLM
 
 ENGINES = {each.name: each for each in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM)}
 COUNTED = {each.measure: each for each in ENGINES.values() if each.keys is not None}

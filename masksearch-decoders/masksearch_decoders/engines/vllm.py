@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from masksearch_serve.check_serving import judge_bytes
-from masksearch_serve.engine import Engine, Reading, Serving, Windows, rows
+from masksearch_decoders.check_serving import judge_bytes
+from masksearch_decoders.engine import Engine, Reading, Serving, Windows, rows
 
 BACKEND = "write target='transformers' and serve it with --model-impl transformers"
 

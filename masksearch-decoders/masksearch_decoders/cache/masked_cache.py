@@ -1,7 +1,7 @@
 """A cache for generation that forgets the keys that an attached mask will not keep again.
 
     ms.attach(model, masks.per_layer([local, full, local, ..]))
-    model.generate(**inputs, past_key_values=ms.MaskedCache(model))
+    model.generate(**inputs, past_key_values=MaskedCache(model))
 
 The course of one layer: `update` appends the new keys to those that are held and hands both out;
 it notes, for the attention calls that follow, at which positions they stand
@@ -31,7 +31,7 @@ from masksearch.attention.probe import keyless_layers, pretrained_models, unwrap
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
-from masksearch.masks.lifetimes import last_queries
+from masksearch_decoders.cache.lifetimes import last_queries
 
 UNKNOWN = {  # entry of a configuration -> what its layers keep instead of keys and values a head
     "kv_lora_rank": "compressed keys",
@@ -44,7 +44,7 @@ class MaskedCache(Cache):
     """Keys and values of a decoder that carries a mask: each layer holds what it will need.
 
     A layer of sinks and a window holds the sinks and the window, a full one everything; of any
-    other mask a key is held until its last query has passed (`masksearch.kv_bytes` has the rule,
+    other mask a key is held until its last query has passed (`kv_bytes` has the rule,
     and counts the bytes: `cache_layout="mask"`, `until=length`). What the model computes is what
     it computes with transformers' own cache, but for rounding.
 
@@ -72,7 +72,7 @@ class MaskedCache(Cache):
     >>> small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=9, intermediate_size=8, **small))
     >>> llama = ms.attach(llama, ms.masks.window(3) & ms.masks.causal())
-    >>> cache = ms.MaskedCache(llama, length=12)
+    >>> cache = MaskedCache(llama, length=12)
     >>> llama(torch.tensor([[1, 2, 3]]), past_key_values=cache).logits.shape
     torch.Size([1, 3, 9])
     """
@@ -189,13 +189,13 @@ class MaskedCacheLayer(DynamicLayer):
         if state is None or state.mask != self.mask:
             raise AttachError(
                 "the mask that this MaskedCache was made for is no longer on the model; make a "
-                "new cache after attach: ms.MaskedCache(model)"
+                "new cache after attach: MaskedCache(model)"
             )
         first, total = self.seen, self.seen + key_states.shape[-2]
         if total > (until := len(self.retention.last)):
             raise LengthError(
                 f"{state.name}: a MaskedCache for {until} positions is given position "
-                f"{total - 1}; make it longer: ms.MaskedCache(model, length=..)"
+                f"{total - 1}; make it longer: MaskedCache(model, length=..)"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
