@@ -47,10 +47,10 @@ test-all: $(STAMP)
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest tests/cluster -m "not gpu" -rs --durations 20
 
-# the version that tests/serve/llama_cpp_cells.json names
+# the version that masksearch-decoders/tests/llama_cpp_cells.json names
 test-decoders: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llama-cpp-python==0.3.36 diskcache
-	$(BIN)/python -m pytest tests/serve/test_llama_cpp.py -m nightly -rs
+	$(BIN)/python -m pytest masksearch-decoders/tests/test_llama_cpp.py -m nightly -rs
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify
