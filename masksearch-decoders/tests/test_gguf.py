@@ -175,7 +175,7 @@ def test_missing_tokenizers_existing_files_and_the_missing_package(folder, tmp_p
         return load(name, *more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs the package gguf: pip install .*\[serve\]"):
+    with pytest.raises(ImportError, match=r"needs the package gguf: pip install .*\[decoders\]"):
         to_gguf(model, path)
 
 
