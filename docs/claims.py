@@ -299,10 +299,10 @@ NO_CLAIM = [
     (DECODER, "on unseen text: dense ..."),
     (DECODER, "on 12 pieces of 2 documents: -0.0356 ..."),
     (DECODER, "as llama.cpp serves it: 3.6610, ..."),
-    # releases, and a rule of vLLM's source: tests/serve/test_kv_cache.py compares its planner's
+    # releases, and a rule of vLLM's source: its tests/test_kv_cache.py compares its planner's
     (ENGINES, "| family | transformers ..."),
     (ENGINES, "where that is below 1.5 x the smaller"),
-    # tests/serve/test_sinks.py runs a smaller such comparison and tests its order; not kept
+    # its tests/test_sinks.py runs a smaller such comparison and tests its order; not kept
     *(
         (ENGINES, f"| {first} |...")
         for first in (
@@ -313,7 +313,7 @@ NO_CLAIM = [
             '`"tune"`, 20 steps',
         )
     ),
-    # tests/serve/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
+    # its tests/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
     (ENGINES, "Measured with llama-cpp-python 0.3.36"),
     (ENGINES, "are within .001 of transformers'"),
     (ENGINES, "change them by .01 at least"),
