@@ -59,7 +59,7 @@ SHOWN = {
 CLAIMS += rows(
     HERE,
     {"a quarter": SHOWN[0.25], "half": SHOWN[0.5]},
-    after="### SmolLM2 at 8,192 positions",
+    after="## SmolLM2 at 8,192 positions",
 )
 WHAT_RAN = {path.stem.split("_")[-1] for path in RESULTS.glob("longest_*.csv")}
 assert WHAT_RAN == {"dense", "uniform", EVERY}  # levels and narrow were cut
@@ -181,4 +181,3 @@ CLAIMS += [
         ],
     ),
 ]
-NO_CLAIM = [(HERE, "The pilot")]

@@ -139,9 +139,8 @@ def find_folder(model: str) -> Path:
     from masksearch.models.checkpoints import find_folder as find_checkpoint
 
     if Path(model).suffix.lower() == ".gguf":
-        from masksearch.models.decoders import convert_gguf
-
-        return convert_gguf(Path(model))
+        converted: Path = load_part("parts", "gguf", "file of kind")(Path(model))
+        return converted
     return find_checkpoint(model)[1]
 
 
