@@ -76,7 +76,6 @@ AGAIN = (  # rates by simulation: docs/statistics.md
 MODEL, RESULT, RUN = "dense", "result.json", "run"
 BEGUN = (MODEL, "cache", "search")  # in its run folder, of a call that has trained something
 SEARCH, PLAIN, JUDGED = "search", "as-it-is", "compare"  # there too
-AS_IT_IS = {"adapt": "none"}
 UNTRAINED = "as it is"  # a score before a recovery
 
 
@@ -168,10 +167,10 @@ def sparsify(
     for name, number, least in (("recover_steps", recover_steps, 0), ("seeds", seeds, 1)):
         if number is not None and (whole(number) is None or number < least):
             raise ValueError(f"{name} is a whole number from {least} on, got {number!r}")
-    if "recover_steps" in chosen:
+    for name in chosen.keys() & {"recover_steps", "adapt"}:
         raise ValueError(
-            f"recover_steps={chosen['recover_steps']} is no further setting; give it to sparsify "
-            "itself (--recover-steps)"
+            f"{name}={chosen[name]!r} is no further setting; give sparsify recover_steps itself "
+            "(--recover-steps; 0 = masks as they are)"
         )
     run, asked = out / RUN, {"seeds": seeds, "trials": trials}
     about = {"model": str(model), "data": str(data), "task": repr(task), "budget": limit}
@@ -182,8 +181,9 @@ def sparsify(
     if isinstance(task, Columns):
         folder = Path(data).expanduser().resolve()
         data, task = folder.parent, task.read(folder)
-    fields = {**DEFAULTS, "cache": run / "cache", "read_out": "own", **chosen}
-    fields |= {"adapt": "recover", "recover_steps": recover_steps} if recover_steps else AS_IT_IS
+    fields = {**DEFAULTS, "cache": run / "cache", "read_out": "own", **chosen, "adapt": "none"}
+    if recover_steps:
+        fields |= {"adapt": "recover", "recover_steps": recover_steps}
     fields |= {"tasks": (task,), "split": "validation"}
     start = GlueEvaluator(None, data, weights=model, **fields)
     if limit < (diagonal := effective_density(Window(0), start.shape)):
@@ -229,7 +229,7 @@ def sparsify(
         hand, rungs = halve(hand, full, on_search, run, say)
     compared = {"dense": Full(), **found, **{each.name: each for each in hand[:1]}}
     judge = partial(judge, compared, seeds=judged, split="holdout")
-    plain = comparison = judge(replace(full, **AS_IT_IS), run=run / PLAIN)
+    plain = comparison = judge(replace(full, adapt="none"), run=run / PLAIN)
     if recover_steps:
         for each in [*compared][1:]:
             say(f"{each} minus dense attention, as it is: {describe_loss(plain, each)}")
@@ -511,7 +511,7 @@ def scores_of(rung: Comparison) -> dict[str, float]:
     return {name: each.score.value for name, each in rung.entries.items()}
 
 
-def rows_as_json(comparison: Comparison) -> list[dict[str, Any]]:
+def rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
     """The rows of a comparison's frame; without seeds where these change nothing."""
     frame = comparison.frame()
     if comparison.seedless:

@@ -151,10 +151,7 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
     assert (tmp_path / "out" / "0.8" / "model.safetensors").is_file()
     assert '"budget": 0.8' in out
     assert "recoveries of 1 steps" in err
-    assert (
-        err.count("a dense model (") == 2
-    )  # the second one is found in the cache that they share
-    assert len([*(tmp_path / "out" / "cache" / "dense").glob("*.safetensors")]) == 1
+    assert err.count("a dense model (") == 1  # which both share
 
 
 @pytest.mark.parametrize(
@@ -294,6 +291,7 @@ def test_recovered_masks_stand_beside_their_scores_as_they_are(compared, objecti
     assert frame["glue"].to_dict() == pytest.approx({"mine": 0.65, "dense": 0.85})
 
 
+@pytest.mark.slow
 def test_without_recovery_masks_are_judged_and_saved_as_they_are(place, tmp_path, command):
     """Nothing is trained but the dense model and gates, and the ended call does nothing again."""
     words = words_of(place, tmp_path / "out", "--recover-steps", "0", "--seeds", "2")
@@ -329,7 +327,10 @@ def test_without_recovery_masks_are_judged_and_saved_as_they_are(place, tmp_path
     [
         ({"recover_steps": -1}, "recover_steps is a whole number from 0 on, got -1"),
         ({"seeds": 0}, "seeds is a whole number from 1 on, got 0"),
-        ({"settings": {"recover_steps": 8}}, r"give it to sparsify itself \(--recover-steps\)"),
+        (
+            {"settings": {"recover_steps": 8}},
+            r"give sparsify recover_steps itself \(--recover-steps;",
+        ),
     ],
 )
 def test_numbers_that_are_none_are_refused(place, tmp_path, changes, message):
