@@ -11,14 +11,7 @@ import warnings
 import pytest
 import torch
 from gguf import GGUFReader, GGUFWriter
-from torch import nn
-
-import masksearch as ms
-from masksearch import masks
-from masksearch.errors import NativeError
-from masksearch_decoders import to_gguf
-from masksearch_decoders.engines import gguf
-from tests.serve.tiny_gguf import (
+from tiny_gguf import (
     FULL,
     LINEAR,
     LLAMA3,
@@ -28,6 +21,13 @@ from tests.serve.tiny_gguf import (
     build,
     tokenizer_folder,
 )
+from torch import nn
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.errors import NativeError
+from masksearch_decoders import to_gguf
+from masksearch_decoders.engines import gguf
 
 
 @pytest.fixture(scope="module")
