@@ -71,6 +71,25 @@ def test_rows_of_queries_and_keys_are_paired_as_llama_cpp_turns_them(folder, tmp
             assert written[32 * head + 2 * pair :][:2].tolist() == [low, high]
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "granite", "gemma3", "exaone4"])
+def test_the_output_layer_is_that_of_the_tensors_whatever_the_configuration_says(
+    name, folder, tmp_path
+):
+    for tied in (True, False):
+        model = build(name, tie_word_embeddings=True)
+        head = model.lm_head.weight
+        if not tied:  # as after merging an adapter of the head
+            head = model.lm_head.weight = nn.Parameter(head.detach() * 1.5 + 0.1)
+        tensors = GGUFReader(to_gguf(model, tmp_path / f"{tied}.gguf", tokenizer=folder)).tensors
+        written = {each.name: torch.from_numpy(each.data.copy()) for each in tensors}
+        assert ("output.weight" in written) is not tied
+        assert torch.equal(written.get("output.weight", written["token_embd.weight"]), head)
+    model = build("cohere2")  # of which llama.cpp reads no output layer
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() + 0.1)
+    with pytest.raises(NativeError, match=r"lm_head\.weight, for which llama\.cpp has no place"):
+        to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+
+
 REFUSED = {
     "is a mamba; to_gguf knows llama, qwen2,": ("granite", {},
         lambda config: setattr(config, "model_type", "mamba")),
@@ -83,7 +102,7 @@ REFUSED = {
     "has {'hidden_act': 'gelu'}, and llama.cpp computes with {'hidden_act': 'silu'}": ("llama",
         {"hidden_act": "gelu"}, None),
     "llama.cpp takes hidden size / heads": ("qwen2", {"head_dim": 32}, None),
-    "'tie_word_embeddings': False}, and llama.cpp computes": ("cohere2",
+    "lm_head.weight, for which llama.cpp has no place in cohere2": ("cohere2",
         {"tie_word_embeddings": False}, None),
     "query_pre_attn_scalar 16, llama.cpp 32": ("gemma3", {"query_pre_attn_scalar": 16}, None),
     "q_proj.bias, for which llama.cpp has no place": ("olmo3", {"attention_bias": True}, None),

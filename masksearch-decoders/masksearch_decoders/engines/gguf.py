@@ -71,7 +71,7 @@ LLAMA |= {"ropes": ("default", "linear", "llama3", "yarn")}
 SCALED = ("default", "linear", "yarn")
 GEMMA3: tuple[tuple[str, Any], ...] = (("hidden_activation", "gelu_pytorch_tanh"),)
 GEMMA3 += (("attn_logit_softcapping", None), ("use_bidirectional_attention", False))
-COHERE2, GELU = (*Family.fixed, ("tie_word_embeddings", True)), (("hidden_activation", "gelu"),)
+GELU = (("hidden_activation", "gelu"),)
 FAMILIES = {  # by model_type
     "llama": Family("LLAMA", "llama", windows=False, **LLAMA),
     "qwen2": Family("QWEN2", "qwen2", ropes=SCALED, windows=False, biases=True),
@@ -80,7 +80,7 @@ FAMILIES = {  # by model_type
     "olmo2": Family("OLMO2", "olmo2", ropes=SCALED, windows=False),
     "olmo3": Family("OLMO2", "olmo2", ropes=("default", "yarn")),
     "exaone4": Family("EXAONE4", "exaone4", ropes=("default", "llama3")),
-    "cohere2": Family("COHERE2", "cohere2", COHERE2, eps="layer_norm_eps"),
+    "cohere2": Family("COHERE2", "cohere2", eps="layer_norm_eps"),
     "modernbert": Family("MODERN_BERT", "modern-bert", GELU, eps="norm_eps"),
 }
 
@@ -280,8 +280,10 @@ def named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     import gguf
 
     state = (model.base_model if family.arch == "modern-bert" else model).state_dict()
-    if model.config.tie_word_embeddings and family.arch != "olmo2":  # which wants both
-        state.pop("lm_head.weight", None)
+    head = state.get("lm_head.weight")  # whatever tie_word_embeddings says; olmo2 wants both
+    if head is not None and family.arch != "olmo2":
+        if torch.equal(head, model.get_input_embeddings().weight):
+            del state["lm_head.weight"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.names], model.config.num_hidden_layers)
     sinks = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_SINKS]
     tensors = {}
