@@ -176,6 +176,28 @@ class Study:
         """
         return ranked(self.records(), self.objectives, budget=budget)
 
+    def importances(self) -> pd.DataFrame:
+        """How much each parameter of the space mattered: a row for each strategy and parameter.
+
+        Returns:
+            The number of scored draws, and shares (they add up to 1) for being in the best
+            quarter of the draws by all objectives ("front") and by each alone; as Optuna's
+            PED-ANOVA computes them. They have no interval.
+
+        Raises:
+            SearchError: If no strategy has 20 scored draws of two parameters or more.
+        """
+        from masksearch.report.tables import IMPORTANCE_TRIALS, by_origin, importance_table
+
+        table = importance_table(by_origin(self.records()), self.objectives)
+        if not table.data:
+            drawn = ", ".join(f"{row[0].text} has {row[2].text}" for row in table.rows)
+            raise SearchError(
+                f"{self.run}: which parameters matter is told from {IMPORTANCE_TRIALS} scored "
+                f"draws of two parameters or more; {drawn or 'no space drew as many parameters'}"
+            )
+        return table.frame()
+
     def report(self, path: Path | str = "report.html") -> Path:
         """Writes a self-contained HTML page, its figures and its tables (CSV, LaTeX) beside it.
 
