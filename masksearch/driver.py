@@ -243,8 +243,8 @@ class Comparison(ComparedMasks):
         """Writes the comparison as one self-contained HTML page.
 
         Returns:
-            The page's path; its figures (PNG, PDF, SVG) are in `figures/` and its tables (CSV,
-            LaTeX) in `tables/` beside it.
+            The page's path; beside it are its figures (PNG, PDF, SVG) and tables (CSV, LaTeX): of
+            `report.html` in `figures/` and `tables/`, of `a.html` in `a_figures/`, `a_tables/`.
         """
         from masksearch.report.collect import write_comparison
 
