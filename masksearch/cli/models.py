@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ATTACHED = "Which mask, on which model"
 PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
+CONFIG = "config.json"  # of a model's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,8 @@ def attach(options: AttachOptions) -> None:
 
     model, mask, lengths = options.model, options.mask, options.length or []
     say = partial(typer.echo, err=options.as_json)
+    if (Path(mask) / CONFIG).is_file() or ("(" in model and not Path(model).exists()):
+        raise OptionsError(f"MODEL comes first, then MASK: masksearch attach {mask} {model!r}")
     folder = find_folder(model)
     if options.budget is not None:
         from masksearch.driver import Comparison
@@ -312,6 +315,8 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.tasks.glue.columns import Columns
     from masksearch.tasks.glue.tasks import task_named
 
+    if own and Path(options.data or "", CONFIG).is_file():
+        raise OptionsError(f"MODEL comes first, then --data FOLDER; {options.data} is a model")
     if not own:
         task_named(str(options.tasks))
     settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
@@ -325,7 +330,12 @@ def sparsify(options: SparsifyOptions) -> None:
         executor=build_executor(JudgeOptions(executor=options.executor, slots=options.slots)),
         **described_values(options),
     )
-    for limit, found in sparsify_within(request, options.budget).items():
+    try:
+        results = sparsify_within(request, options.budget)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is kept. The same command goes on", err=True)
+        raise
+    for limit, found in results.items():
         if options.as_json:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:
