@@ -2,7 +2,7 @@
 # make test   ruff, mypy and the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
-# make test-serve   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
+# make test-decoders   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make docs   the site, in build/site: a minute or two; make linkcheck (network): the links that leave it
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
@@ -19,10 +19,10 @@ BASE := .venv/installed
 STAMP := .venv/installed-dev
 DOCS := .venv/installed-docs
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint $(CONSTRAINTS)
-BESIDE = --editable ./masksearch-bench --editable ./masksearch-serve
+BESIDE = --editable ./masksearch-bench --editable ./masksearch-decoders
 SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
-.PHONY: demo test lint types tests test-all test-cluster test-serve verify-results docs linkcheck gpu install format clean
+.PHONY: demo test lint types tests test-all test-cluster test-decoders verify-results docs linkcheck gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -48,7 +48,7 @@ test-cluster: $(STAMP)
 	$(BIN)/python -m pytest tests/cluster -m "not gpu" -rs --durations 20
 
 # the version that tests/serve/llama_cpp_cells.json names
-test-serve: $(STAMP)
+test-decoders: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llama-cpp-python==0.3.36 diskcache
 	$(BIN)/python -m pytest tests/serve/test_llama_cpp.py -m nightly -rs
 
@@ -75,7 +75,7 @@ format: $(STAMP)
 
 # torch by pip: its exact version is the one that has a build for machines without a GPU.
 # The rest by uv, which resolves, unpacks and compiles side by side: half of pip's time.
-$(BASE): pyproject.toml masksearch-bench/pyproject.toml masksearch-serve/pyproject.toml constraints.txt
+$(BASE): pyproject.toml masksearch-bench/pyproject.toml masksearch-decoders/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch

@@ -8,8 +8,8 @@ One whole Qwen3 with random weights (12 layers of 512, 8 heads, 2 KV heads), one
 one thread of a CPU: seconds of the process. Every fourth layer is full, the others have a window.
 
 dense     every layer full, transformers' DynamicCache
-sinks     attached: 4 sinks and the last 251 keys in the local layers, ms.MaskedCache
-window    attached: the last 255 keys in the local layers, ms.MaskedCache
+sinks     attached: 4 sinks and the last 251 keys in the local layers, MaskedCache
+window    attached: the last 255 keys in the local layers, MaskedCache
 native    the same windows as `layer_types` of the configuration, transformers' sliding layers
 
 The caches are filled with random keys, because speed does not depend on them; so no prompt is
@@ -33,9 +33,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel, Qwen3Config, Qwen
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.attention.masked_cache import MaskedCache
 from masksearch.masks import Mask
-from masksearch_serve.kv_cache import kv_bytes
+from masksearch_decoders import MaskedCache, kv_bytes
 
 RESULTS = Path(__file__).parent / "results"
 SPARE = 4096  # steps that a cache has room for beyond its context

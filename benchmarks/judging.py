@@ -24,12 +24,13 @@ from rounds import interleaved, machine, ratios, spread
 
 import masksearch as ms
 from masksearch import masks
+from masksearch_decoders import CausalEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 LOCAL = masks.columns(4) | masks.window(27)
 
 
-def measured(judge: ms.CausalEvaluator, rounds: int) -> dict[str, Any]:
+def measured(judge: CausalEvaluator, rounds: int) -> dict[str, Any]:
     """Shares of the base's passes, of every round: the spread over rounds."""
     layers, scratch = judge.shape.layers, Path(tempfile.mkdtemp())
     plain = judge.dense(0).model.eval()
@@ -94,7 +95,7 @@ def main() -> None:
     if not given.table:
         if not (given.weights and given.text):
             parser.error("what is judged needs --weights and --text")
-        judge = ms.CausalEvaluator(
+        judge = CausalEvaluator(
             given.text,
             weights=given.weights,
             length=given.length,

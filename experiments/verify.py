@@ -17,6 +17,9 @@ README.md goes on in results/notes.md: for claims they are one page.
 In README.md and docs/does_search_pay.md (ADVICE) the row of a table has to *link* the experiment.
 In the latter's rows with a link every word has to stand in a claim.
 
+Of the pages that people act on (GUARDED) every number, a setting's too, and every such word has to
+stand in a claim or in `NO_CLAIM`, wherever it is; so what a reader copies cannot be changed alone.
+
 README.md, docs/ and experiments/README.md are the FRONT pages. There a comparative is a `{}` as
 well. Its value is the difference whose sign it has, subject minus reference (for "better" and
 "ahead": how much better):
@@ -64,12 +67,26 @@ BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
 ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
 FRONT = ("README.md", "docs/", "experiments/README.md")
 ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
-FIGURES = ("experiments/0", "experiments/1", "benchmarks/", "docs/engines.md")  # all is reported
+GUARDED = ("docs/does_search_pay.md", "experiments/21_", "experiments/22_")
+PARTS = (
+    r"\b(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|quarters?)\b"
+)
+ENGINES = r"\b(?:vLLM|SGLang|llama\.cpp|TensorRT-LLM|transformers)\b"
+GUARD = rf"{NUMBER}|{PARTS}|{ENGINES}|{SIDES}|{RANKS}|{ARMS}"
+FIGURES = (
+    "experiments/0",
+    "experiments/1",
+    "experiments/21",
+    "experiments/22",
+    "benchmarks/",
+    "docs/engines.md",
+)  # all is reported
 SIMULATED = ("docs/statistics.md",)  # tests/analysis/test_null_rates.py compares them
 OUTPUT = ("", "text")  # what blocks of output are called; other blocks are code
 STOP = r"[.;:?!](?=\s)|\n\s*\n|\n(?=\s*[-|] )"  # ends of a sentence
 NAMED = r"experiments/|(?<!books/)\b\d\d_[a-z]|benchmarks/"  # a paragraph that reports results
 BLOCKS = r"^ *```([^\n]*)\n.*?^ *```"
+LABELS = re.compile(r"\[\d\d\](?=\()|^#.*|^!\[.*", re.M)  # of links and pictures; headings
 UNREAD = r"`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"  # code, targets of links
 
 
@@ -248,6 +265,17 @@ def results(page: str, text: str) -> str:
     return "".join(parts)
 
 
+def guarded(page: str) -> bool:
+    """Whether every number and every such word of a page has to stand in a claim."""
+    return page.startswith(GUARDED)
+
+
+def guarded_words(text: str) -> list[re.Match[str]]:
+    """The numbers, comparatives, arms and engines of a page's prose."""
+    read = LABELS.sub(lambda label: blank(label[0]), prose(text))
+    return list(re.finditer(GUARD, read))
+
+
 def unclaimed(page: str, text: str, claims: Iterable[Claim], exempt: Iterable[Claim]) -> list[str]:
     """Reported numbers with a decimal point, and words of FRONT pages, that nothing covers."""
     held = [place for claim in claims if claim.page == page for place in places(claim, text)]
@@ -267,13 +295,15 @@ def unclaimed(page: str, text: str, claims: Iterable[Claim], exempt: Iterable[Cl
         for low, high in itertools.pairwise(ends):
             if page in ADVICE or any(low <= at < high for at in claimed):
                 bare += re.compile(f"{SIDES}|{RANKS}|{ARMS}").finditer(told, low, high)
+    if guarded(page):
+        bare += guarded_words(text)
     if page == ADVICE[1]:
         for row in re.finditer(r"^\|.*\]\(.*", text, re.M):
             bare += re.compile(r"\w+").finditer(text, *row.span())
     lines = text.splitlines()
     return [
         f"{page}: no claim holds '{part[0]}' in '{lines[text.count(chr(10), 0, part.start())]}'"
-        for part in sorted(bare, key=lambda part: part.start())
+        for part in sorted({part.span(): part for part in bare}.values(), key=re.Match.start)
         if not any(low <= part.start() and part.end() <= high for low, high in covered)
     ]
 

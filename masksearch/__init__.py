@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
     from masksearch.attention.explain import explain as explain
-    from masksearch.attention.masked_cache import MaskedCache as MaskedCache
     from masksearch.cli.main import resume as resume
     from masksearch.contracts import Evaluator as Evaluator
     from masksearch.contracts import Objective as Objective
@@ -36,7 +35,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.driver import compare as compare
     from masksearch.driver import open_study as open_study
     from masksearch.driver import search as search
-    from masksearch.evaluators.causal import CausalEvaluator as CausalEvaluator
     from masksearch.evaluators.cost import CostEvaluator as CostEvaluator
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
@@ -62,30 +60,32 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.user_code import budget_of as budget_of
-    from masksearch_serve.engine import Serving as Serving
-    from masksearch_serve.engines.gguf import to_gguf as to_gguf
-    from masksearch_serve.kv_cache import kv_bytes as kv_bytes
-    from masksearch_serve.native import to_native as to_native
-    from masksearch_serve.planner import allocate as allocate
-    from masksearch_serve.served import EngineEvaluator as EngineEvaluator
 
 __version__ = "0.2.0"
 
 
-def read_public_names() -> dict[str, str]:
-    """Public name -> its module, from the import statements above."""
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+# Names of earlier versions, which masksearch-decoders has now
+OF_DECODERS = {"CausalEvaluator", "EngineEvaluator", "MaskedCache", "Serving", "allocate"}
+OF_DECODERS |= {"kv_bytes", "to_gguf", "to_native"}
+
+
+def read_public_names(file: str) -> dict[str, str]:
+    """Public name -> its module, from a file's import statements for type checkers."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     statements = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in statements for alias in node.names}
 
 
-PUBLIC = read_public_names()
+PUBLIC = read_public_names(__file__)
 __all__ = sorted(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
+    if name in OF_DECODERS:
+        place = f"from masksearch_decoders import {name} ({install_command('decoders')})"
+        raise AttributeError(f"masksearch.{name} is in masksearch-decoders now: {place}")
     if name not in PUBLIC:
         hint = place_of(name) or did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")
@@ -98,8 +98,7 @@ def __getattr__(name: str) -> Any:
         missing = error.name or "masksearch"
         if "." in missing or missing == "masksearch":
             raise
-        extra = missing.partition("masksearch_")[2] or "search"  # named like the distribution
-        needed = f"masksearch.{name} needs {missing}: {install_command(extra)}"
+        needed = f"masksearch.{name} needs {missing}: {install_command('search')}"
         raise ModuleNotFoundError(needed, name=missing) from error
     globals()[name] = value
     return value

@@ -49,9 +49,11 @@ SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
 NEIGHBOURS: dict[str, Path] = {}  # modules that users' files have loaded from their folders
 PARSING = threading.Lock()  # Python 3.11 counts the parser's depth for all threads together
 EXTRAS = {  # group of entry points -> name -> the extra that brings it
-    "strategies": {"allocate": "serve"},
-    "commands": {"allocate": "serve"},
-    "parts": dict.fromkeys(("tasks", "EngineEvaluator", "masksearch-plan"), "serve"),
+    "strategies": {"allocate": "decoders"},
+    "commands": {"allocate": "decoders"},
+    "parts": dict.fromkeys(
+        ("--decoder", "gguf", "masksearch-plan", "MaskedCache", "kv_bytes"), "decoders"
+    ),
 }
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

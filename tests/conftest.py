@@ -169,15 +169,15 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def serving(released: Path) -> Path:
-    """A folder with what the wheel of masksearch-serve installs, which is built from the source
-    distribution too."""
+def decoders(released: Path) -> Path:
+    """A folder with what the wheel of masksearch-decoders installs, which is built from the
+    source distribution too."""
     [tree] = (released / "unpacked").iterdir()
     build = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1])"
     quiet: dict[str, Any] = {"check": True, "capture_output": True}
     quiet["env"] = os.environ | {"PYTHONPATH": ""}
     built = [sys.executable, "-c", build, str(released / "serve")]
-    subprocess.run(built, cwd=tree / "masksearch-serve", **quiet)
+    subprocess.run(built, cwd=tree / "masksearch-decoders", **quiet)
     [wheel] = (released / "serve").glob("*.whl")
     shutil.unpack_archive(wheel, released / "serve" / "site", "zip")
     return released / "serve" / "site"

@@ -11,7 +11,7 @@ from masksearch.cli import main as cli
 
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SERVE = sorted((PACKAGE.parent / "masksearch-serve" / "masksearch_serve").rglob("*.py"))
+DECODERS = sorted((PACKAGE.parent / "masksearch-decoders" / "masksearch_decoders").rglob("*.py"))
 BENCH = sorted((PACKAGE.parent / "masksearch-bench" / "masksearch_bench").glob("*.py"))
 
 

@@ -117,6 +117,27 @@ def test_a_page_of_advice_with_one_change_in_its_claims_fails(recomputed, page, 
     assert not missed
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", [each for each in verify.pages() if verify.guarded(each)])
+def test_a_guarded_page_with_one_number_or_word_changed_fails(recomputed, page):
+    """Wherever it is on the page: a setting, an arm, an engine, a conclusion."""
+    claims, exempt = recomputed
+    text, mine = verify.text_of(page), [claim for claim in claims if claim.page == page]
+    missed, made = [], 0
+    for word in verify.guarded_words(text):
+        digits = word[0].replace(",", "").lstrip("+-")
+        other = f"{word[0]}7" if digits.replace(".", "").isdigit() else another(word[0])
+        mutant = text[: word.start()] + other + text[word.end() :]
+        made += 1
+        if not (
+            any(verify.problems(claim, mutant) for claim in mine)
+            or verify.unclaimed(page, mutant, mine, exempt)
+        ):
+            missed.append(text[max(0, word.start() - 40) : word.end() + 40])
+    assert made > 20
+    assert not missed
+
+
 FOUND = """# Found
 
 - Whole heads chosen by gates are behind in area by .062 [-.100, -.023] (experiments/15_referee),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from masksearch.errors import install_command
-from tests.parsed import BENCH, FILES, SERVE, nodes_of
+from tests.parsed import BENCH, DECODERS, FILES, nodes_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -39,7 +39,7 @@ MENDED = {  # the release that ends the last hole that is known of what we ask f
     "setuptools": "78.1.1",  # CVE-2025-47273
     "torch": "2.11",  # CVE-2026-24747, CVE-2026-4538
 }
-OURS = {"masksearch", "masksearch-bench", "masksearch-serve"}  # one asks for another
+OURS = {"masksearch", "masksearch-bench", "masksearch-decoders"}  # one asks for another
 OF_A_NOTEBOOK = {"ipython"}  # imported where a notebook runs, which has it
 
 
@@ -62,7 +62,7 @@ def imported(tables: bool = False) -> dict[str, set[str]]:
     """Every distribution that a file of the package, or of one beside it, imports anywhere,
     with these files; `tables` = of masksearch_bench alone."""
     found: dict[str, set[str]] = {}
-    for path in BENCH if tables else (*FILES, *SERVE):
+    for path in BENCH if tables else (*FILES, *DECODERS):
         for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
@@ -81,7 +81,7 @@ def test_every_import_is_declared():
 
 
 def test_the_tables_with_a_known_optimum_import_what_a_search_needs():
-    for name in ("bench", "serve"):
+    for name in ("bench", "decoders"):
         project = tomllib.loads((ROOT / f"masksearch-{name}/pyproject.toml").read_text("utf-8"))
         assert project["project"]["dependencies"][0].startswith("masksearch[search]>=")
     brought = {plain(line) for line in (*PROJECT["dependencies"], *EXTRAS["search"])}
@@ -115,7 +115,7 @@ def test_no_release_with_a_known_hole_is_in_range():
     from packaging.version import Version
 
     lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
-    for folder in (ROOT, ROOT / "masksearch-bench", ROOT / "masksearch-serve"):
+    for folder in (ROOT, ROOT / "masksearch-bench", ROOT / "masksearch-decoders"):
         text = (folder / "pyproject.toml").read_text(encoding="utf-8")
         lines += tomllib.loads(text)["build-system"]["requires"]
     asked = [each for each in map(Requirement, lines) if plain(each.name) in MENDED]
@@ -127,9 +127,9 @@ def test_no_release_with_a_known_hole_is_in_range():
 
 def test_the_command_that_installs_an_extra_names_one_that_exists():
     assert install_command("ray") == f'pip install -e "{ROOT}[ray]"'
-    both = f'pip install -e "{ROOT}[serve]" -e "{ROOT}/masksearch-serve"'
-    assert install_command("serve") == both  # the clone's, before an index is asked
-    text = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *SERVE))
+    both = f'pip install -e "{ROOT}[decoders]" -e "{ROOT}/masksearch-decoders"'
+    assert install_command("decoders") == both  # the clone's, before an index is asked
+    text = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *DECODERS))
     asked = set(re.findall(r"install_command\([\"'](\w+)", text))
     assert {"ray", "hub", "postgresql", "tensorboard"} <= asked <= EXTRAS.keys()
     pages = [
@@ -201,6 +201,7 @@ import transformers as hf
 import masksearch as ms
 from masksearch import masks
 from masksearch.models.checkpoints import verify
+from masksearch_decoders import kv_bytes, to_native
 
 sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 sizes |= {"intermediate_size": 16, "max_position_embeddings": 16}
@@ -217,11 +218,11 @@ with torch.no_grad():
     assert torch.allclose(exported(ids)[0], expected, atol=1e-6)
 qwen = hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes, num_key_value_heads=2, head_dim=8)).eval()
 layers = masks.per_layer([masks.full(), masks.window(3)])
-ms.to_native(qwen, layers).save_pretrained(folder + "/qwen")
+to_native(qwen, layers).save_pretrained(folder + "/qwen")
 with torch.no_grad():
     served = hf.AutoModelForCausalLM.from_pretrained(folder + "/qwen")(ids).logits
     assert torch.allclose(ms.attach(qwen, layers)(ids).logits, served, atol=1e-5)
-assert 0 < ms.kv_bytes(layers, qwen, length=16).share < 1
+assert 0 < kv_bytes(layers, qwen, length=16).share < 1
 assert ms.explain(model, 12).rows
 loaded = {name.partition(".")[0] for name in sys.modules} & hidden
 assert not loaded, loaded

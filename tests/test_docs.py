@@ -114,7 +114,13 @@ def test_every_name_says_what_it_is():
     assert not silent
 
 
-FOLDERS = ("docs", "masksearch", "masksearch-serve/masksearch_serve", "search_spaces", "notebooks")
+FOLDERS = (
+    "docs",
+    "masksearch",
+    "masksearch-decoders/masksearch_decoders",
+    "search_spaces",
+    "notebooks",
+)
 MENTION = re.compile(r"(?<![\w./])(?:masksearch|ms)\.([A-Za-z]\w+)")
 
 
@@ -134,7 +140,7 @@ def test_names_that_pages_and_docstrings_mention_exist():
 
 # -- commands and their options ------------------------------------------------------------------
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)")
-OF_ENGINES = ROOT / "masksearch-serve/masksearch_serve/engines"  # the commands of servers
+OF_ENGINES = ROOT / "masksearch-decoders/masksearch_decoders/engines"  # the commands of servers
 OF_OTHERS = {  # git, nvidia-smi, TensorBoard, torchrun, vLLM, and arrows in a drawing
     *("--abbrev", "--always", "--dirty", "--exclude", "--no-optional-locks", "--query-gpu"),
     *("--format", "--logdir", "--nproc-per-node", "--frozen", "--sampler", "--on", "--no"),

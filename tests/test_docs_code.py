@@ -23,6 +23,7 @@ from masksearch import masks
 from masksearch.models.checkpoints import verify
 from masksearch_bench import load
 from masksearch_bench.__main__ import main as bench
+from masksearch_decoders import MaskedCache
 
 
 def lines(code: str) -> list[str]:
@@ -144,7 +145,7 @@ def test_a_decoder_is_loaded_searched_checked_exported_and_served(folder, capsys
     inputs, masked = found["inputs"], found["model"]
     tokens = [
         native.generate(**inputs, max_new_tokens=20)[0],
-        masked.generate(**inputs, max_new_tokens=20, past_key_values=ms.MaskedCache(masked))[0],
+        masked.generate(**inputs, max_new_tokens=20, past_key_values=MaskedCache(masked))[0],
     ]
     assert tokens[0].tolist() == tokens[1].tolist()
 

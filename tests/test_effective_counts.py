@@ -18,6 +18,7 @@ from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.evaluators.wrappers import Cached
 from masksearch.masks.families import random_like
 from masksearch.report.section import Section
+from masksearch_decoders import kv_bytes
 
 # -- pairs of a decoder and of padded rows -------------------------------------------------------
 DECODER = Shape(16, 1, 1, causal=True)  # 16 x 17 / 2 = 136 pairs
@@ -160,7 +161,7 @@ class DecoderToy(ToyEvaluator):
     protocol = "decoder-toy"
 
     def measures_of(self, mask):
-        return {"kv_bytes": ms.kv_bytes(mask, CONFIG, self.shape.length).share}
+        return {"kv_bytes": kv_bytes(mask, CONFIG, self.shape.length).share}
 
     def __call__(self, mask, *, seed, workdir):
         yield Report(1, {"loss": 1 + mask.sparsity(16)})

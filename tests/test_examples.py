@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pages import TEXTS, blocks
 
-from tests.parsed import FILES, PACKAGE, SERVE
+from tests.parsed import DECODERS, FILES, PACKAGE
 
 PROMPT = re.compile(r"^(>>>|\.\.\.) ?", re.M)
 USUAL = {"ms": "masksearch", "masks": "masksearch.masks"}  # where an example imports nothing
@@ -96,7 +96,7 @@ def test_calls_of_pages_are_taken():
 
 @pytest.mark.slow
 def test_calls_of_docstrings_are_taken():
-    paths = [*FILES, *SERVE]
+    paths = [*FILES, *DECODERS]
     assert sum(check_calls(tree) for path in paths for tree in of_module(path)) > 15
 
 
@@ -109,7 +109,7 @@ def test_a_call_that_fails_is_seen(code):
 # -- with a prompt -------------------------------------------------------------------------------
 MODULES = [
     ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
-    for package in (PACKAGE, SERVE[0].parent)
+    for package in (PACKAGE, DECODERS[0].parent)
     for path in sorted(package.rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]

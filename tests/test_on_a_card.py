@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates import gates as gates_module
 from masksearch.gates.gates import Gates
-from masksearch_serve.folder import nats
+from masksearch_decoders import allocate
+from masksearch_decoders.causal import CausalEvaluator
+from masksearch_decoders.folder import nats
 
 # -- decoders ------------------------------------------------------------------------------------
 WORDS = [f"w{number}" for number in range(12)]
@@ -104,7 +105,7 @@ def test_allocate_writes_its_folder_from_the_card(sinks, local, precision, tmp_p
     out = tmp_path / "served"
     engine = {"serve": "transformers", "sinks": sinks, "out": out, "precision": precision}
     with card.there():
-        plan = ms.allocate(
+        plan = allocate(
             *("model", "text", 0.6),
             **{"length": 72, "sequences": 4, "local": local, "method": "restore", "trials": 2},
             **{"run": tmp_path / "run", "device": card.device.type, "progress": None} | engine,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.parsed import FILES, SERVE, nodes_of
+from tests.parsed import DECODERS, FILES, nodes_of
 
 OWN = {"_asdict", "_replace"}  # of named tuples: documented
 STANDARD = {"_exit", "_getframe"}  # of os and sys: documented too
@@ -151,7 +151,7 @@ def test_every_private_name_stands_in_a_table():
         for place, _ in table
         for part in place.replace(":", ".").split(".")
     }
-    used = {name for path in (*FILES, *SERVE) for name in private_names(path)}
+    used = {name for path in (*FILES, *DECODERS) for name in private_names(path)}
     assert used - listed - places == set(), "taken from another library: list it with its purpose"
-    there = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *SERVE))
+    there = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *DECODERS))
     assert {name for name in listed if name not in there} == set(), "listed, and not used any more"

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.tasks.planted.graded import GradedProcess
-from masksearch_serve.plan import Plan
+from masksearch_decoders.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,13 +39,13 @@ def block(kind: str, part: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(
-    tmp_path_factory: pytest.TempPathFactory, installed: Path, serving: Path
+    tmp_path_factory: pytest.TempPathFactory, installed: Path, decoders: Path
 ) -> Iterator[Path]:
     """An empty folder; `masksearch` and `python` are those of an environment with the wheels."""
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(installed), prepend=os.pathsep)
-        patch.setenv("PYTHONPATH", str(serving))
+        patch.setenv("PYTHONPATH", str(decoders))
         patch.setenv("MASKSEARCH_CACHE", str(folder / "cache"))
         yield folder
 

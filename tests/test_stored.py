@@ -22,8 +22,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.report.page import render_page
-from masksearch_serve.engines import ENGINES
-from masksearch_serve.plan import Plan
+from masksearch_decoders.engines import ENGINES
+from masksearch_decoders.plan import Plan
 
 
 # -- what is published is what the code writes ---------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import masksearch
 from masksearch.contracts import Evaluator
 from masksearch.training.parts import Settings
-from tests.parsed import BENCH, FILES, PACKAGE, SERVE, every_command, nodes_of
+from tests.parsed import BENCH, DECODERS, FILES, PACKAGE, every_command, nodes_of
 
 HERE = Path(__file__).parent
 TOTALS = tomllib.loads((HERE / "totals.toml").read_text(encoding="utf-8"))
@@ -33,8 +33,8 @@ def evaluators(kind: type = Evaluator) -> set[type]:
     """Every evaluator of the package, abstract ones too."""
     for path in (PACKAGE / "evaluators").glob("*.py"):
         importlib.import_module(f"masksearch.evaluators.{path.stem}")
-    importlib.import_module("masksearch_serve.served")
-    rooms = ("masksearch.evaluators.", "masksearch_serve.")
+    importlib.import_module("masksearch_decoders.served")
+    rooms = ("masksearch.evaluators.", "masksearch_decoders.")
     below = [each for each in kind.__subclasses__() if each.__module__.startswith(rooms)]
     return {*below}.union(*map(evaluators, below))
 
@@ -56,7 +56,7 @@ def measured() -> dict[str, int]:
         "code": sum(map(code_lines, FILES)),
         "files": len(FILES),
         "bench": sum(map(code_lines, BENCH)),
-        "serve": sum(map(code_lines, SERVE)),
+        "decoders": sum(map(code_lines, DECODERS)),
         "fields": sum(len(fields(each)) for each in {*evaluators(), *Settings.__subclasses__()}),
         "options": len({each for each in options if each.startswith("--")}),
         "names": len(masksearch.__all__),

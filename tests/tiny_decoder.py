@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from masksearch.tasks.next_token import NextTokenRows
+from masksearch_decoders.tasks.next_token import NextTokenRows
 
 NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 NARROW |= {"intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}

@@ -16,10 +16,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
-    "Search, compare, allocate": (
+    "Search, compare": (
         "masksearch",
-        "allocate compare Comparison Local open_study ParetoHalving "
+        "compare Comparison Local open_study ParetoHalving "
         "progress RayTune resume search sparsify Study",
+    ),
+    "Decoders: judged, allotted, served": (
+        "masksearch_decoders",
+        "allocate CausalEvaluator EngineEvaluator from_native kv_bytes MaskedCache Plan Recall "
+        "Serving to_gguf to_native",
     ),
     "Tables with a known optimum": (
         "masksearch_bench",
@@ -29,20 +34,15 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     "Masks": ("masksearch", "load_mask Mask save_mask"),
     "A mask on a model": (
         "masksearch",
-        "attach attached detach explain MaskedCache measure_speed",
+        "attach attached detach explain measure_speed",
     ),
     "Models and their masks in files": (
         "masksearch",
         "load_pretrained MaskCallback push_to_hub save_pretrained saved_masks",
     ),
-    "Serving: native configurations and caches": (
-        "masksearch",
-        "kv_bytes Serving to_gguf to_native",
-    ),
     "Evaluators: what scores a mask": (
         "masksearch",
-        "CausalEvaluator CostEvaluator EngineEvaluator GlueEvaluator MlmEvaluator "
-        "PlantedEvaluator",
+        "CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator",
     ),
     "DAM, units, positions": ("masksearch", "dam DamConfig Gates importance Units"),
     "Files of your own": ("masksearch", "budget_of Evaluator Objective Report Shape trim"),
@@ -68,10 +68,9 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "sweep_families table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
         "without_diagonal",
     ),
-    "Of masksearch-serve": ("masksearch_serve", "native.from_native plan.Plan"),
     "In their rooms: models, data, results": (
         "",
-        "analysis.proxy_card.ProxyCard attention.cache_bytes.KvBytes "
+        "analysis.proxy_card.ProxyCard "
         "attention.explain.Explanation evaluators.cost.WithCost evaluators.squad.SquadEvaluator "
         "evaluators.swag.SwagEvaluator "
         "evaluators.wrappers.Cached gates.result.DamResult "
@@ -83,10 +82,12 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "report.collect.proxy_card sparsifier.Sparsified "
         "study.records.Constraint tasks.glue.columns.Columns tasks.glue.tasks.glue_score "
         "tasks.planted.graded.GradedProcess tasks.planted.process.PlantedProcess "
-        "tasks.recall.Recall user_code.load_function user_code.shape_of",
+        "user_code.load_function user_code.shape_of",
     ),
 }
 ABOUT = {  # a sentence below a heading
+    "Decoders: judged, allotted, served": "`from masksearch_decoders import allocate` "
+    "([decoder](decoder.md)).",
     "Tables with a known optimum": "`from masksearch_bench import load, judge, build` "
     "([maskbench](maskbench.md)).",
     "Parts of your own: types and protocols": "In `ms.contracts` "

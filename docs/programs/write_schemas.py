@@ -24,8 +24,8 @@ from masksearch import masks
 from masksearch.masks import Mask
 from masksearch.report.layout import Cell
 from masksearch.report.section import Recipe
-from masksearch_serve.engine import Serving
-from masksearch_serve.engines import ENGINES
+from masksearch_decoders.engine import Serving
+from masksearch_decoders.engines import ENGINES
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 Number: TypeAlias = float | None

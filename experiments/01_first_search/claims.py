@@ -106,7 +106,7 @@ CLAIMS = [
     Claim(HERE, "DAM at density .022: {}, {} % [{}, {}]", judged("dam")),
     Claim(
         HERE,
-        "Both beat dense by {} nats",
+        "both beat dense by {} nats",
         [-max(minus("tpe shifts", "dense")[0], minus("dam", "dense")[0])],
     ),
     Claim(HERE, "hand-designed ({} better than star)", [-judged("shifts by hand")[0]]),
@@ -193,7 +193,7 @@ CLAIMS.append(
 )
 NO_CLAIM = [
     ("docs/statistics.md", "standard error .0016"),  # of 20,000 draws
-    (HERE, "standard deviation 0.049"),
+    (HERE, "standard deviation of 0.049"),
     (HERE, "target density .031, cut at .031 and .022"),
     (HERE, "multiplier control at .04"),
     (HERE, ".8 % of its gates' mass"),  # not kept

@@ -106,6 +106,11 @@ CLAIMS = [
     ),
     Claim(
         HERE,
+        "keeps {} [{}, {}] of the planted mask's score above chance",
+        found("retrain", "n 24", "share"),
+    ),
+    Claim(
+        HERE,
         "| 5 | {} | 1.000 | {} [{}, {}] |",
         [1, *found("retrain", "n 24, heads merged", "share")],
     ),

@@ -141,7 +141,7 @@ CLAIMS = [
             "(majority: BShift {}, QQP {}, MNLI {}, SST-2 {}, CoLA {})": majority[TASKS].tolist(),
         },
     ),
-    *rows(HERE, {NAMES.get(mask, mask): tuned(mask) for mask in density.index}, "## Result: what"),
+    *rows(HERE, {NAMES.get(mask, mask): tuned(mask) for mask in density.index}, "## Scores after"),
     *rows(
         HERE,
         {

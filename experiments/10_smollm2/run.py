@@ -33,8 +33,9 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Record
-from masksearch.evaluators.next_tokens import document_scores
 from masksearch.masks.baselines import WIDEST, full_layers, placements, widest_window
+from masksearch_decoders import CausalEvaluator, to_native
+from masksearch_decoders.next_tokens import document_scores
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -76,7 +77,7 @@ class Experiment:
         self.given, self.runs = given, given.runs
         self.arms = given.arms.split(",")
         text = self.split_novels(given.data / "english-novels")
-        self.judge = ms.CausalEvaluator(
+        self.judge = CausalEvaluator(
             text / "training",
             held_out=text / "held_out",
             weights=given.weights or offline_model(),
@@ -218,7 +219,7 @@ class Experiment:
         ms.compare({name: bare}, self.final, run=self.runs / "bare", seeds=[SEED])
         if not (out / "config.json").is_file():
             adapted = ms.detach(self.recovering.adapted(bare, seed=SEED))
-            ms.to_native(adapted, bare).save_pretrained(out)
+            to_native(adapted, bare).save_pretrained(out)
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
         rows = self.final.rows
         losses = torch.zeros(rows.tokens.shape)
@@ -265,7 +266,7 @@ class Experiment:
         """`"<arm> <full layers>"`."""
         return f"restore {count}" if self.given.smoke else RESULTS.searched(count)
 
-    def widest_window(self, like: ms.Mask, judge: ms.CausalEvaluator | None = None) -> ms.Mask:
+    def widest_window(self, like: ms.Mask, judge: CausalEvaluator | None = None) -> ms.Mask:
         """The widest, with sinks, whose bytes are no more than those of a mask."""
         judge = judge or self.judge
 
@@ -276,7 +277,7 @@ class Experiment:
         assert found is not None
         return found
 
-    def judge_of_longer(self) -> ms.CausalEvaluator:
+    def judge_of_longer(self) -> CausalEvaluator:
         """The final judge at the longer length, on half as many sequences."""
         length = 2 * self.judge.positions if self.given.smoke else PLAN["text"]["longer"]
         sequences = max(2, self.final.held_out_sequences // 2)

@@ -27,6 +27,21 @@ CLAIMS: list[Claim] = []
 for heading, table in REGRET["tables"](whole).items():
     in_rows = {name: [v for cell in cells for v in cell] for name, cells in table.items()}
     CLAIMS += rows(HERE, in_rows, after=heading)
+ON_PAGE = ["middle heads", "dam switches", "allocate restore", "allocate mass", "random", "tpe"]
+ON_PAGE += ["allocate greedy addition", "allocate greedy addition, 3 tries", "evolution"]
+ON_PAGE += ["allocate greedy removal, 3 tries"]
+above, of_ten = (
+    {name: cells for name, cells in table.items() if name in ON_PAGE}
+    for table in REGRET["tables"](whole).values()
+)
+CLAIMS += rows(
+    HERE,
+    {
+        name: [*(cell[0] for cell in of_ten[name]), *above[name][1], *above[name][3]]
+        for name in ON_PAGE
+    },
+    after="## Scores\n",
+)
 reached = whole.set_index("method").evaluations
 spans = [reached[name] for name in
          ("allocate greedy addition", "allocate greedy removal, 3 tries")]  # fmt: skip
@@ -39,10 +54,10 @@ CLAIMS.append(Claim(HERE, text, [*most, *ends[2:]]))
 windows = pd.read_csv(FOLDER / "results" / "one_window.csv")
 for of, text in (
     ("bytes", "at the length of the sequences, loses {}, {}, {} and {} nats more"),
-    ("pairs", "of no more pairs of tokens {}, {}, {} and {}: what is asked"),
+    ("pairs", "of no more pairs of tokens {}, {}, {} and {} nats more than"),
 ):
     each = windows[windows.of == of].groupby("budget")
     ends = [end for _, part in each for end in interval(part.loss - part.best)]
     CLAIMS.append(Claim(HERE, text.replace("{}", "{} [{}, {}]"), ends))
-NO_CLAIM = [(HERE, "within .01 nats"), (HERE, ".99 of the questions"), (HERE, ".95 of 64 rows")]
+NO_CLAIM = [(HERE, "within .01 nats"), (HERE, ".99 of the questions")]
 NO_CLAIM += [(HERE, "within .01 nats, as the plan asks")]

@@ -24,10 +24,11 @@ import masksearch as ms
 from masksearch.contracts import Differentiable, Evaluator, Objective, Report
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
+from masksearch_decoders import CausalEvaluator
 
 
 @torch.no_grad()
-def every_loss(judge: ms.CausalEvaluator, seed: int, levels: Sequence[Mask]) -> NDArray:
+def every_loss(judge: CausalEvaluator, seed: int, levels: Sequence[Mask]) -> NDArray:
     """The loss under every choice, in nats a scored token of the judged sequences.
 
     Args:
@@ -95,7 +96,7 @@ class Tabulated(Evaluator):
     weights_frozen = True
 
     def __init__(
-        self, judge: ms.CausalEvaluator, seed: int, units: ms.Units, losses: NDArray
+        self, judge: CausalEvaluator, seed: int, units: ms.Units, losses: NDArray
     ) -> None:
         self.judge, self.seed, self.losses = judge, seed, losses
         self.kept = units.kept

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-import masksearch as ms
 from masksearch.contracts import generator, mixed_seed
-from masksearch.models.decoders import NextTokenModel
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.decoders import NextTokenModel
 
 WARMUP, FALL, LOOK = 100, 200, 50  # steps: the rate rises, falls; between two looks at answers
 ANSWERED = 0.95  # share of right answers from which on the rate falls
@@ -27,7 +27,7 @@ SPREAD = 0.05  # standard deviation of initial weights
 
 
 @dataclass(frozen=True)
-class LookupEvaluator(ms.CausalEvaluator):
+class LookupEvaluator(CausalEvaluator):
     """Judges masks on a decoder that `learn` has trained; the file of a seed is in `cache`."""
 
     def file_of(self, seed: int) -> Path:

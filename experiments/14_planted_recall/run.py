@@ -33,7 +33,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.masks.baselines import widest_window
 from masksearch.masks.measure import effective_density
-from masksearch.tasks.recall import Recall
+from masksearch_decoders import CausalEvaluator, kv_bytes
+from masksearch_decoders.tasks.recall import Recall
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -108,7 +109,7 @@ def evaluator(given: argparse.Namespace, checkpoint: Checkpoint) -> LookupEvalua
     )
 
 
-def units_of(judge: ms.CausalEvaluator) -> ms.Units:
+def units_of(judge: CausalEvaluator) -> ms.Units:
     """Heads, each with the window or everything."""
     return ms.Units(judge.shape, (WINDOW, masks.full()))
 
@@ -292,7 +293,7 @@ def table(given: argparse.Namespace, _: Checkpoint) -> None:
     whole = regret.summary(each)
     print(whole.to_string(index=False), flush=True)
     if not given.smoke:
-        page = HERE / "README.md"
+        page = HERE / "results" / "notes.md"
         page.write_text(regret.on_page(page.read_text(encoding="utf-8"), whole), encoding="utf-8")
 
 
@@ -329,7 +330,7 @@ def window(given: argparse.Namespace, checkpoint: Checkpoint) -> None:
     length = judge.shape.length
     costs: dict[str, Callable[[masks.Mask], float]] = {
         "pairs": lambda mask: effective_density(mask, judge.shape),
-        "bytes": lambda mask: ms.kv_bytes(mask, judge.config, length, cache_layout="head").share,
+        "bytes": lambda mask: kv_bytes(mask, judge.config, length, cache_layout="head").share,
     }
     rows = []
     for size in range(1, min(LARGEST, heads) + 1):

@@ -393,17 +393,6 @@ CLAIMS.append(
     )
 )
 CLAIMS += sentences(
-    "README.md",
-    {
-        "cost a fine-tuned encoder without further training? | Little, if DAM finds it: within {} "
-        "% of the pairs MiniLM keeps {} of {} on STS-B, TPE over heads {} | DAM's loss at half "
-        "of the pairs: {} [{}, {}] |": [
-            *(100 * THIRD, *KEPT[:3]),
-            *lost(STS, "dam", HALF),
-        ],
-    },
-)
-CLAIMS += sentences(
     "experiments/README.md",
     {
         "against gates of heads whose settings were swept too it is {} on QNLI with the budget of "

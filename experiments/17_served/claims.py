@@ -81,7 +81,7 @@ CLAIMS += [
     Claim(HERE, "loses {} [{}, {}] against dense within the window", NEAR),
     Claim(HERE, "a second time; on eleven novels it is {} [{}, {}].", NEAR2),
     Claim(HERE, "served form are {} nats above dense", [ABOVE[0]]),
-    Claim(HERE, "a window of 128 keys: {} % of", [100 * SHARES["6 128"]]),
+    Claim(HERE, "That is {} % of llama.cpp's", [100 * SHARES["6 128"]]),
 ]
 WIDE = apart("longest", "one window of 1728 attached", "dense")
 MASK = apart("longest", "6 128 attached", "dense")
@@ -144,7 +144,7 @@ CLAIMS += rows(
         f"{count} full": [CHOSEN["widest"][count], CHOSEN["nats"][count]]
         for count in CHOSEN["nats"]
     },
-    after="## Searched at 8,192 positions",
+    after="## The search at 8,192 positions",
 )
 MORE, MORE_FAR = searched("searched", "one window"), searched("searched", "one window", FAR_NATS)
 CLAIMS += [
@@ -175,7 +175,7 @@ CLAIMS += rows(
         f"{length:,}, {file}": [1000 * x["token_seconds"], x["read_seconds"], x["cache_bytes"]]
         for (length, file), x in SPEED.items()
     },
-    after="## Speed in llama.cpp",
+    after="## Times in llama.cpp",
 )
 FASTER = [
     SPEED[at, "dense"]["token_seconds"] / SPEED[at, "tuned"]["token_seconds"]

@@ -31,10 +31,11 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import in_force
-from masksearch.models.decoders import convert_gguf
-from masksearch.tasks.next_token import NextTokenText
-from masksearch_serve.engines.llama_cpp import LlamaCpp
-from masksearch_serve.native import from_native
+from masksearch_decoders import Serving, kv_bytes, to_gguf, to_native
+from masksearch_decoders.decoders import convert_gguf
+from masksearch_decoders.engines.llama_cpp import LlamaCpp
+from masksearch_decoders.native import from_native
+from masksearch_decoders.tasks.next_token import NextTokenText
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -159,7 +160,7 @@ class Experiment:
         folder = self.runs / "native" / f"{count}-{window}-{form}"
         if not (folder / "config.json").is_file():
             with torch.enable_grad():
-                made = ms.to_native(
+                made = to_native(
                     self.model,
                     self.mask(self.full[count], window),
                     "sglang" if form == "logits" else "llama.cpp",
@@ -219,12 +220,12 @@ class Experiment:
         for name, (make, caches) in files.items():
             file = self.runs / f"{name}.gguf"
             if not file.is_file():
-                ms.to_gguf(make(), file, tokenizer=self.folder, dtype=torch.float16)
+                to_gguf(make(), file, tokenizer=self.folder, dtype=torch.float16)
             for cache in caches:
                 path = self.runs / "gguf" / f"{name} {cache}.npy"
                 if path.is_file():
                     continue
-                serving = ms.Serving(length=rows.shape[1], ubatch=64, cache_type=cache)
+                serving = Serving(length=rows.shape[1], ubatch=64, cache_type=cache)
                 with LlamaCpp(file, serving, self.given.threads) as engine:
                     found = torch.stack([engine.losses(row) for row in rows])
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +240,7 @@ class Experiment:
             for name in ("dense", "tuned"):
                 if any((each["length"], each["file"]) == (length, name) for each in done):
                     continue
-                serving = ms.Serving(length=length, ubatch=64)
+                serving = Serving(length=length, ubatch=64)
                 with LlamaCpp(self.runs / f"{name}.gguf", serving, self.given.threads) as engine:
                     ids = self.passages(TEXT["length"]).flatten()[: length - 256].tolist()
                     begin = time.perf_counter()
@@ -297,7 +298,7 @@ STAGES: Mapping[str, Callable[[Experiment], None]] = {
 
 def share(mask: ms.Mask, config: Any) -> float:
     """Of llama.cpp's dense cache, at the longest text and n_ubatch 64."""
-    return ms.kv_bytes(mask, config, TEXT["longest"], cache_layout="llama.cpp", ubatch=64).share
+    return kv_bytes(mask, config, TEXT["longest"], cache_layout="llama.cpp", ubatch=64).share
 
 
 def token_losses(model: Any, row: Tensor) -> Tensor:

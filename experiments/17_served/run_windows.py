@@ -18,8 +18,8 @@ from run import HERE, MASKS, PRIMARY, TEXT, WINDOW, Experiment, read_arguments, 
 from torch import Tensor
 
 import masksearch as ms
-from masksearch.evaluators.next_tokens import score_tokens
-from masksearch.models.decoders import LayerStates, NextTokenModel
+from masksearch_decoders.decoders import LayerStates, NextTokenModel
+from masksearch_decoders.next_tokens import score_tokens
 
 PLAN = tomllib.loads((HERE / "plan_windows.toml").read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Does `ms.allocate` find the best of all choices where units have several windows?
+"""Does `allocate` find the best of all choices where units have several windows?
 
     python experiments/18_selectors/levels.py --checkpoints FOLDER
 
@@ -25,9 +25,10 @@ from train import task_of
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates.units import Allocation
 from masksearch_bench.tree import tree_values
+from masksearch_decoders import allocate
+from masksearch_decoders.causal import CausalEvaluator
 
 SAID = PLAN["windows"]
 OUT = HERE / "results" / "levels.csv"
@@ -59,7 +60,7 @@ def judged(name: str, weights: Path, budget: float) -> dict[str, object]:
         patch.object(CausalEvaluator, "kv_head_count", SAID["units"] // 3),
         tempfile.TemporaryDirectory() as run,
     ):
-        plan = ms.allocate(
+        plan = allocate(
             *(weights, task, budget),  # type: ignore[arg-type]
             unit="kv_head",
             local=windows,

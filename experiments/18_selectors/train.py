@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-import masksearch as ms
 from masksearch.contracts import generator, mixed_seed
-from masksearch.tasks.recall import Recall
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.tasks.recall import Recall
 
 KINDS = [*["llama"] * 4, *["qwen3"] * 3, *["far"] * 3]  # by the last digit of a number
 TASKS = {"near": Recall(), "far": Recall(pairs=6, middle=40)}
@@ -75,7 +75,7 @@ def learn_recall(number: int, place: Path, given: argparse.Namespace) -> dict[st
     architecture = KINDS[number % 10].replace("far", "llama")
     size = "2x32x2" if given.smoke else "3x64x4"
     how = {"architecture": architecture, "size": size, "initializer_range": SPREAD}
-    model = ms.CausalEvaluator(task, adapt="none", **how).model(number)
+    model = CausalEvaluator(task, adapt="none", **how).model(number)
     drawn = torch.randn(model.model.lm_head.weight.shape, generator=generator(number, HEAD))
     model.model.lm_head.weight = nn.Parameter(drawn * SPREAD)  # tied ones delay looking up
     model.model.config.tie_word_embeddings = False
@@ -108,7 +108,7 @@ def learn_novels(number: int, place: Path, given: argparse.Namespace) -> dict[st
     architecture = KINDS[number % 10].replace("far", "llama")
     how = {"architecture": architecture, "size": "3x64x4", **NOVELS}
     how |= {"steps": 20} if given.smoke else {}
-    judge = ms.CausalEvaluator(given.text, adapt="none", device="cpu", **how)
+    judge = CausalEvaluator(given.text, adapt="none", device="cpu", **how)
     judge.dense(number).model.save_pretrained(place)
     judge.task().tokenizer.save(str(place / "tokenizer.json"))
     return {"steps": how["steps"]}

@@ -24,10 +24,10 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerFast
 
 from masksearch.contracts import generator, mixed_seed
-from masksearch.models.decoders import NextTokenModel, decoder
-from masksearch.tasks.next_token import NextTokenText
-from masksearch.tasks.recall import Recall
-from masksearch_serve.long_context import GROUPS, TASKS, Draw, Prompt
+from masksearch_decoders.decoders import NextTokenModel, decoder
+from masksearch_decoders.tasks.long_context import GROUPS, TASKS, Draw, Prompt
+from masksearch_decoders.tasks.next_token import NextTokenText
+from masksearch_decoders.tasks.recall import Recall
 
 PLAN = tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf-8"))["planted"]
 WORDS = [f"w{at:02}" for at in range(64)]

@@ -26,8 +26,9 @@ import torch
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import ranked
-from masksearch.evaluators.next_tokens import score_tokens
-from masksearch.models.decoders import convert_gguf
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.decoders import convert_gguf
+from masksearch_decoders.next_tokens import score_tokens
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -132,7 +133,7 @@ class Decoder:
     def judge_by(self, part: str, held_out: str, length: int = 0, tasks: bool = True) -> Any:
         """What judges masks, by the plan's rows for a part of it."""
         rows, task_rows = self.plan[part][-2:]
-        return ms.CausalEvaluator(
+        return CausalEvaluator(
             self.text / "train",
             weights=self.weights,
             held_out=self.text / held_out,

@@ -1,8 +1,11 @@
 """What the pages say of this experiment, recomputed from results/: see experiments/verify.py."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+
+import pandas as pd
 
 from experiments.verify import rows, sentences
 
@@ -46,6 +49,11 @@ def ends(arm: str, budget: float) -> list[float]:
     return [min(own), max(own)]
 
 
+def by_seed_of(arm: str) -> list[float]:
+    """An arm's score of 12 % on each dense model, after recovery."""
+    return ours.by_seed(lines, arm, 0.12)
+
+
 SCORES = {
     title: [
         end
@@ -83,41 +91,111 @@ HEADLINE, MARGIN = tested.loc["dam 0.12 - hand 0.25"], ours.PLAN["primary"]["hea
 assert HEADLINE.seeds == len(lines)
 assert HEADLINE.low < -MARGIN  # so it is not shown
 dense = cell(after, "dense", 1.0)[0]
+STEPS, PLAN = ours.PLAN["steps"], ours.PLAN
+pilot = pd.read_csv(FOLDER / "results" / "pilot.csv").query("density > 0 and rate == 0.0002")
+by_steps = pilot.pivot(index="mask", columns="steps", values="score")
+late = by_steps[STEPS["full"]]
+slow = late[late < 0.5]
 PAGE = {
-    "trained longer by what DAM's search costs, is {} [{}, {}], minus random search {} [{}, "
-    "{}].": [
-        *PRIMARY[PAIRS["hand, longer"]][:3],
+    "Not shown by the planned test, the mean over {} and {} % of the pairs: DAM minus the "
+    "hand-designed mask, which is trained longer by what DAM's search costs, is {} [{}, "
+    "{}], minus "
+    "random search {} [{}, {}]. The two budgets differ.": [
+        *(20, 12, *PRIMARY[PAIRS["hand, longer"]][:3]),
         *PRIMARY[PAIRS["random"]][:3],
     ],
     "At {} % DAM is {} that mask, by {} [{}, {}].": [20, side, *minus("hand, longer", 0.2)],
-    "At {} % DAM keeps {} to {} on the five dense models, dense attention {}; the hand-designed "
-    "masks keep {} to {}, random search's {} to {}": [
-        *(12, *ends("dam", 0.12), dense, *ends("hand, longer", 0.12), *ends("random", 0.12)),
+    "At {} % DAM keeps {} to {} on the {} dense models, dense attention {}; the hand-designed "
+    "masks keep {} to {}, random search's {} to {}: training under them starts on some models and "
+    "not on others.": [
+        *(12, *ends("dam", 0.12), len(lines), dense, *ends("hand, longer", 0.12)),
+        *ends("random", 0.12),
     ],
-    "DAM's masks keep {} [{}, {}] and {} [{}, {}] more.": [
+    "Without further training DAM's masks keep {} [{}, {}] and {} [{}, {}] more.": [
         *minus("hand", 0.2, "none"),
         *minus("hand", 0.12, "none"),
     ],
-    "The plan's floor and that headline took {} hours of runs": [ours.hours(lines)],
+    "The plan's floor and that headline took {} hours of runs that shared two cores with others": [
+        ours.hours(lines)
+    ],
+    "Of the planned {} hours the rest was not used": [
+        float(re.search(r"when (\d+) core-hours", PLAN["text"]["cut"])[1])
+    ],
+    "Recovery: {} steps of {} rows under the mask, from the labels and the dense model's score in "
+    "equal parts; a trial takes {} steps, the longer schedule {}.": [
+        *(STEPS["full"], PLAN["model"]["finetune_batch"], STEPS["trial"], STEPS["longer"]),
+    ],
+    "Arms: DAM (free gates, {} steps on the frozen model); random search in "
+    "[head_roles](../../search_spaces/head_roles.py) at equal tokens. Hand-designed masks: all of "
+    "`masks.equal_cost_baselines` that have a whole head, {} within {} % and {} within {} %; the "
+    "{} that a trial's recovery prefers are recovered in full (all of them on {} models), and "
+    "search rows prefer one.": [
+        PLAN["arms"]["dam"]["options"]["config"]["steps"],
+        *(len(ours.best_hand(lines[0], 0.2)), 20, len(ours.best_hand(lines[0], 0.12)), 12),
+        *(PLAN["hand"]["recovered"], len(PLAN["seeds"]["all_hand"])),
+    ],
+    "Rows: searches read {} rows of the training file that nothing is trained on;": [
+        PLAN["rows"]["held_out"] / 2
+    ],
+    "Pearson correlation on {} rows, mean over {} dense models [95 %]. The figure shows the masks "
+    "of dense model {}.": [
+        len(next(iter(ours.over_budgets(lines, "dam", [0.12]).rows.values())).scores["STS-B"]),
+        *(len(lines), min(lines)),
+    ],
     "DAM at {} % minus the hand-designed mask within {} %, after the same steps, is {} [{}, {}]; "
     "that DAM loses at most {} there is not shown": [
         *(12, 25, *HEADLINE[["difference", "low", "high"]], MARGIN),
+    ],
+    "Where it trains on, at {} %, full heads in some of the layers and the search's tokens spent "
+    "on training are enough.": [20 if side == "behind" else 0],
+    "At {} % training starts under the preferred hand-designed mask on some models only, under "
+    "DAM's on all {}.": [12, sum(score > 0.8 for score in by_seed_of("dam"))],
+    "Over {} masks within {} % the rank correlation of a trial with a full recovery is {} after "
+    "{} steps and {} after {}. {} of the twelve end at {} to {}: training under them hardly "
+    "starts.": [
+        *(len(by_steps), 20, by_steps[STEPS["trial"]].corr(late, method="spearman")),
+        *(STEPS["trial"], by_steps[20].corr(late, method="spearman"), 20),
+        *(len(slow), slow.min(), slow.max()),
     ],
 }
 LONGER = ours.PLAN["steps"]["longer"] - ours.PLAN["steps"]["full"]
 AHEAD = -minus("hand, longer", 0.2)[0]  # of the hand-designed mask, at 20 %
 PLANNED = PRIMARY[PAIRS["hand, longer"]][:3]
 AS_IS = {arm: [cell(before, arm, at)[0] for at in (0.2, 0.12)] for arm in ("dam", "hand")}
+ahead = {
+    budget: sum(
+        score > other
+        for score, other in zip(
+            ours.by_seed(lines, "hand, longer", budget),
+            ours.by_seed(lines, "dam", budget),
+            strict=True,
+        )
+    )
+    for budget in (0.2, 0.12)
+}  # models on which the hand-designed mask, trained longer, is ahead of DAM's
+MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
+    line["score"]
+    for own in lines.values()
+    for name, line in ours.judged(own, "none", "test").items()
+    if name in ours.by_score(ours.judged(own, "none", "test"), 0.12)
+)
 FIRST_PAGE = {
-    "scores as they are put on and after {} steps under them. Dense attention has {}. At {} % "
-    "DAM keeps {} as it is and {} after, the hand-designed mask {} and {}.": [
-        *(ours.PLAN["steps"]["full"], dense, 12, AS_IS["dam"][1], cell(after, "dam", 0.12)[0]),
-        *(AS_IS["hand"][1], cell(after, "hand", 0.12)[0]),
+    "scores as they are put on and after {} steps under them. As they are put on, DAM's keep {} "
+    "of dense attention's {}, the hand-designed ones {}; after these steps {} and {}.": [
+        *(ours.PLAN["steps"]["full"], AS_IS["dam"][1], cell(before, "dense", 1.0)[0]),
+        *(AS_IS["hand"][1], cell(after, "dam", 0.12)[0], cell(after, "hand", 0.12)[0]),
     ],
-    "At {} % of the pairs DAM's masks keep {} [{}, {}], the hand-designed {} [{}, {}]; at {} % "
-    "hand-designed full heads, trained {}, are {} | DAM minus these at {} %: {} [{}, {}]; mean of "
-    "both, the planned test: {} [{}, {}] |": [
-        *(12, *cell(after, "dam", 0.12), *cell(after, "hand, longer", 0.12), 20, LONGER, AHEAD),
+    "With {} % of the pairs DAM's masks keep {} [{}, {}], where dense attention keeps {}; no "
+    "hand-designed mask that was judged keeps {} | At {} %, DAM minus the hand-designed mask: {} "
+    "[{}, {}], minus dense: {} [{}, {}] |": [
+        *(12, *cell(before, "dam", 0.12), cell(before, "dense", 1.0)[0], MOST, 12),
+        *(*minus("hand", 0.12, "none"), *minus("dense", 0.12, "none")),
+    ],
+    "| Whole heads are level at equal cost: with the search's steps on top of those {}, "
+    "hand-designed ones are {} of DAM at {} % on {} of {} models, at {} % on {} | DAM minus "
+    "these, at {} %: {} [{}, {}]; mean over both budgets (the test planned beforehand): {} [{}, "
+    "{}], not shown |": [
+        *(ours.PLAN["steps"]["full"], AHEAD, 20, ahead[0.2], len(lines), 12, ahead[0.12]),
         *(20, *minus("hand, longer", 0.2), *PLANNED),
     ],
 }
@@ -144,17 +222,58 @@ ALL_PAGES = {
     ],
 }
 LINK = "([21](../experiments/21_recovered/README.md)) |"
+ahead_of = {  # models on which DAM is ahead of another arm
+    (other, budget, steps): sum(
+        ours.over_budgets(lines, "dam", [budget], steps).scores[seed] > score
+        for seed, score in ours.over_budgets(lines, other, [budget], steps).scores.items()
+    )
+    for other, steps in (("hand, longer", ""), ("hand", ""), ("hand", "none"))
+    for budget in (0.12, 0.2)
+}
+FEWER = ours.minus(
+    ours.over_budgets(lines, "dam", [0.12], "none"),
+    ours.over_budgets(lines, "hand", [0.2], "none"),
+)
+PAGE |= {
+    "Each dense model gives one difference, paired over its rows too. Counts say what five models "
+    "can: at {} % DAM is ahead of the hand-designed mask trained longer on {} models and "
+    "behind on {}, "
+    "at {} % behind on {}; after the same steps it is ahead on {} and on {}; as masks are put on, "
+    "on {} and on {}.": [
+        *(12, ahead_of["hand, longer", 0.12, ""], ahead[0.12], 20, ahead[0.2]),
+        *(ahead_of[each] for each in (("hand", 0.12, ""), ("hand", 0.2, ""))),
+        *(ahead_of[each] for each in (("hand", 0.12, "none"), ("hand", 0.2, "none"))),
+    ],
+    "Where a mask is put on a fine-tuned model as it is, search pays: of the whole heads judged "
+    "so, none keeps more than {} at {} %. As it is, DAM's mask of {} % is also {} [{}, {}] "
+    "ahead of "
+    "the hand-designed masks of {} %.": [
+        *(MOST, 12, 12, FEWER.value, FEWER.low, FEWER.high, 20),
+    ],
+    "After a trial's {} steps hardly any of these masks has begun to learn, so which one is "
+    "preferred is luck: {} to {} describes the choice as much as the masks.": [
+        *(ours.PLAN["steps"]["trial"], *ends("hand, longer", 0.12)),
+    ],
+}
 ADVICE = {
     "| a fine-tuned encoder that trains on under its mask, at {} % of the pairs | hand-designed "
     "full heads in some of the layers, and the search's tokens spent on training | DAM minus "
     "these is {} [{}, {}] on STS-B, at equal steps {} [{}, {}] " + LINK: [
         *(20, *minus("hand, longer", 0.2), *minus("hand", 0.2)),
     ],
-    "| the same at {} % | DAM | it keeps {} to {} on {} models, hand-designed masks {} to {}, "
-    "those of random search {} to {}; minus the hand-designed masks of twice the pairs it is {} "
+    "| the same at {} % | DAM; or full heads, if training starts under them | DAM keeps {} "
+    "to {} on {} models, the hand-designed mask that search rows prefer, trained {}, {} "
+    "to {}: it is {} of "
+    "DAM on {} of {} models. Random search keeps {} to {}; DAM minus the hand-designed masks of "
+    "twice the pairs is {} "
     "[{}, {}]. In the mean over both budgets, the planned test, no difference is shown " + LINK: [
-        *(12, *ends("dam", 0.12), len(lines), *ends("hand, longer", 0.12), *ends("random", 0.12)),
+        *(12, *ends("dam", 0.12), len(lines), LONGER, *ends("hand, longer", 0.12)),
+        *(ahead[0.12], ahead[0.12], len(lines), *ends("random", 0.12)),
         *HEADLINE[["difference", "low", "high"]],
+    ],
+    "After a dense fine-tuning DAM keeps {} [{}, {}] of {} " + LINK: [
+        *cell(after, "dam", 0.12),
+        dense,
     ],
     "| the same without further training | DAM | at {} and {} % it keeps {} and {}, the "
     "hand-designed mask {} and {} " + LINK: [20, 12, *AS_IS["dam"], *AS_IS["hand"]],
@@ -168,3 +287,25 @@ CLAIMS = [
     *sentences("experiments/README.md", ALL_PAGES),
     *sentences("docs/does_search_pay.md", ADVICE),
 ]
+HEADS = "20 %, as it is | 20 %, recovered | 12 %, as it is | 12 %, recovered |"
+NO_CLAIM = [  # headings, settings that the plan says in words, what was not run
+    (HERE, f"| arm | {HEADS}"),
+    (HERE, f"| contrast | {HEADS}"),
+    (HERE, "| contrast | mean over 20 and 12 %, Holm's interval | p | adjusted p |"),
+    (HERE, "Question. Fine-tune a dense model,"),
+    (HERE, "does the searched mask keep more than hand-designed masks of the same cost, and than "
+     "random search?"),
+    (HERE, "A dense model a seed: MiniLM (6 layers, 12 heads) in transformers' own class, one "
+     "epoch of STS-B's training rows."),
+    (HERE, "judge, which experiments 11, 12, 15 and 19 have judged before. DAM's rate and steps "
+     "come from these."),
+    (HERE, "The planned mean mixes budgets whose spreads differ more than tenfold; a test for "
+     "each would have been the better plan."),
+    (HERE, "pairs of sentences of 28 tokens. Budgets of 30 and 6 %, TPE, first-order effects, "
+     "switches, transfer, a second task, schedules of 480 and 1,440 steps, and the least density "
+     "that loses two points have not been run."),
+    (HERE, "hand-designed masks were chosen for their scores after recovery, and published "
+     "families were not judged."),
+    (HERE, "Development rows chose DAM's settings in earlier experiments."),
+    (HERE, "One dense model that no run of the plan has,"),
+]  # fmt: skip

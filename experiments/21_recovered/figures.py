@@ -62,9 +62,10 @@ def write(results: Path) -> None:
     figure = style.new_figure(10.2, 3.6)
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.5])
     shown = json.loads((results / "masks.json").read_text("utf-8"))
-    mean = after.set_index(["arm", "budget"])["score"]
+    first = min(lines)  # whose masks are shown
+    own = tables.scores({first: lines[first]}).set_index(["arm", "budget"])["score"]
     for axes, mask in zip(left.subplots(2, 2).ravel(), shown, strict=True):
-        show(axes, mask, mean[mask["arm"], mask["budget"]])
+        show(axes, mask, own[mask["arm"], mask["budget"]])
     panels = right.subplots(1, 2, sharey=True)
     draw(panels[0], before, "as they are")
     draw(panels[1], after, "after recovery")

@@ -5,9 +5,9 @@ task, train on under the mask.
 
 Stages, for each seed in turn: dense (fine-tunes one model), searches (DAM, random search, ..),
 hand (every hand-designed mask after a trial's short recovery), recover (what was chosen, in full),
-longer (the chosen hand-designed masks with the steps of DAM's search on top). Then shares: the
-masks of the figure. plan.toml says what is compared; every run that has ended is a line of
-results/, from which any clone goes on.
+longer (the chosen hand-designed masks with the steps of DAM's search on top). Then amended (one
+hand-designed mask more) and shares: the masks of the figure. plan.toml says what is compared;
+every run that has ended is a line of results/, from which any clone goes on.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from masksearch.spaces import head_roles
 
 HERE = Path(__file__).parent
 STAGES = ["dense", "searches", "hand", "recover", "longer"]
+MORE = ["amended", "shares"]
 USUAL = 28  # tokens of the row at whose length the figure shows masks
 SMOKE = {"length": 24, "rows": 200, "dev_rows": 60}
 SMOKE_STEPS = {"full": 3, "trial": 2, "longer": 4, "none": 0}
@@ -170,6 +171,14 @@ class Seed:
             mask = self.hand_designed(budget)[name]
             self.judge({name: mask}, "longer", PLAN["seeds"]["recoveries"])
 
+    def amended(self) -> None:
+        """The amendment's hand-designed mask, for more steps, on the models that lack it."""
+        plan = PLAN["amendment"]
+        if self.seed in plan["seeds"]:
+            name = f"{plan['mask']} {plan['budget']}"
+            mask = self.hand_designed(plan["budget"])[name]
+            self.judge({name: mask}, "longer", PLAN["seeds"]["recoveries"])
+
     def shares(self) -> None:
         """Writes masks.json: the masks of the last budget that the figure shows."""
         budget, shape, chosen, shown = self.budgets[-1], self.shape, self.chosen(), []
@@ -265,7 +274,7 @@ def offline_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=[*STAGES, "all", "shares"])
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "all", *MORE])
     parser.add_argument("--data", type=Path, required=True, help="holds glue/")
     parser.add_argument("--weights", help="a checkpoint; default: the offline extra's")
     parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["seeds"]["models"])
@@ -284,7 +293,7 @@ def main() -> None:
     for number in given.seeds:
         seed = Seed(given, number)
         stages = {*given.stages} | ({*STAGES} if "all" in given.stages else set())
-        for stage in [*STAGES, "shares"]:
+        for stage in [*STAGES, *MORE]:
             if stage in stages:
                 getattr(seed, stage)()
 

@@ -21,7 +21,7 @@ from typing import get_args
 import pandas as pd
 import torch
 
-from masksearch import Mask, Units, kv_bytes, search
+from masksearch import Mask, Units, search
 from masksearch.contracts import MAJORITY, Evaluator, Executor, Report, Split
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
@@ -29,7 +29,8 @@ from masksearch.gates.units import Allocation
 from masksearch.strategies.enqueued import Listed
 from masksearch_bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch_bench.tree import fits, tree_values
-from masksearch_serve.engines import CACHE_LAYOUTS
+from masksearch_decoders import kv_bytes
+from masksearch_decoders.engines import CACHE_LAYOUTS
 
 SPLITS: dict[Tokens, Split] = {
     "calibration": "validation",

@@ -172,7 +172,7 @@ class Table:
 
         Args:
             cost: `"pairs"`, the kept pairs of tokens; or `"head/8192"`, the bytes of a cache of
-                8,192 positions by a cache layout of `ms.kv_bytes`.
+                8,192 positions by a cache layout of `kv_bytes`.
 
         Raises:
             UnknownNameError: If the table has no such cost.

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch import CausalEvaluator, Units
+from masksearch import Units
 from masksearch.contracts import Evaluator
-from masksearch.evaluators.next_tokens import TokenScores, token_values
 from masksearch.gates.units import Allocation
 from masksearch.masks.lower import lower
-from masksearch.models.decoders import divergence
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.decoders import divergence
+from masksearch_decoders.next_tokens import TokenScores, token_values
 
 
 def fits(judge: Evaluator, units: Units) -> TypeGuard[CausalEvaluator]:

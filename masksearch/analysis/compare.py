@@ -144,18 +144,20 @@ class ComparedMasks(ComparedRuns):
         )
 
     def recommend(self, budget: float = 1.0) -> Recommendation:
-        """The mask to take within a budget: the searched one where it is shown to be better than
-        the hand-designed one, else that one.
+        """The mask to take within a budget: the better mean of searched and hand-designed (printed
+        alike, the hand-designed one); and, apart from that, which is shown to be better.
 
         Of each kind it is the one with the best score in its search, and these two are compared
-        on the rows of this comparison. Where such scores are missing the best means are taken, and
-        the interval is at the level of all pairs that could have been.
+        on the rows of this comparison. Where such scores are missing the best means are compared,
+        and the interval is at the level of all pairs that could have been. A mask that has learned
+        nothing is never taken.
 
         Args:
             budget: Share of dense attention's cost, in (0, 1], as of `masksearch.search`.
 
         Raises:
-            SearchError: If no searched or hand-designed mask within the budget has a run.
+            SearchError: If no searched or hand-designed mask within the budget has learned
+                anything.
         """
         within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
         entries = [entry for entry in self.entries.values() if entry.name in within]

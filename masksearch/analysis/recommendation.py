@@ -1,41 +1,43 @@
-"""The mask to take within a budget: the searched one where it is shown to be better than the best
-hand-designed one, else that one."""
+"""The mask to take within a budget: the better mean of searched and hand-designed; and, apart from
+that, which of the two is shown to be better."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from masksearch.analysis.runs import ComparedRuns, Kind, MaskRuns
-from masksearch.analysis.stats import PairedDifference
+from masksearch.analysis.stats import PairedDifference, decimals_for
 from masksearch.errors import SearchError
 from masksearch.masks.core import Mask
 
 Difference = Callable[[MaskRuns, MaskRuns, float], PairedDifference]
-Advice = Literal["better", "not shown", "worse", "too few seeds", "learned nothing", "alone"]
+Shown = Literal["better", "not told apart", "worse", "too few seeds", "alone"]
 UNRIVALLED = "no hand-designed mask of the same cost was evaluated"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which mask a comparison recommends, and why.
+    """Which mask a comparison recommends, and what is shown.
 
     Args:
         name: The mask's, in the comparison.
         mask: The mask.
-        outcome: Of the searched mask against the hand-designed one: shown to be `"better"` or
-            `"worse"`, `"not shown"`, with `"too few seeds"`, `"learned nothing"`; `"alone"` where
-            there is no mask of the other kind.
+        outcome: Of the searched mask against the hand-designed one, whichever is taken: shown to
+            be `"better"` or `"worse"`, `"not told apart"`, or with `"too few seeds"`; `"alone"`
+            where no mask of the other kind has learned anything.
         sentence: The same in words, with the difference and its interval.
         difference: Searched minus hand-designed; None where only one kind is there.
+        by_seed: The same of each seed that both have.
     """
 
     name: str
     mask: Mask
-    outcome: Advice
+    outcome: Shown
     sentence: str
     difference: PairedDifference | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.sentence
@@ -44,9 +46,10 @@ class Recommendation:
 def recommend(
     comparison: ComparedRuns, entries: Sequence[MaskRuns], difference: Difference, score: str
 ) -> Recommendation:
-    """The mask to take among some of a comparison.
+    """The mask to take among some of a comparison: the better mean, and of means that are printed
+    alike the hand-designed one's. A mask that has learned nothing is never taken.
 
-    Of each kind the one with the best score *in the search* is taken, where all of that kind
+    Of each kind the one with the best score *in the search* is compared, where all of that kind
     have one of one protocol; else the best mean of the comparison, and then the interval is at
     the level of the family of pairs that could have been chosen.
 
@@ -57,7 +60,7 @@ def recommend(
         score: What the score is called in the sentence.
 
     Raises:
-        SearchError: If no searched or hand-designed mask among them has a finished run.
+        SearchError: If no searched or hand-designed mask among them has learned anything.
     """
     sign = comparison.sign
     masks = {record.name: record.mask for record in comparison.records if record.mask is not None}
@@ -65,6 +68,7 @@ def recommend(
     pairs = 1
     for kind in ("searched", "hand-designed"):
         of_kind = [e for e in entries if e.kind == kind and e.scores and e.name in masks]
+        of_kind = [entry for entry in of_kind if not entry.learned_nothing]
         found = [comparison.found_with.get(entry.name) for entry in of_kind]
         scores = [each.score for each in found if each and each.score is not None]
         if len(scores) == len(of_kind) and len({each.protocol for each in found if each}) == 1:
@@ -79,31 +83,43 @@ def recommend(
         only = searched or hand
         if only is None:
             raise SearchError(
-                "no searched or hand-designed mask within that budget has a finished run; give a "
-                "larger budget, or compare some"
+                "no searched or hand-designed mask within that budget has a finished run that has "
+                "learned anything; give a larger budget, train longer, or compare some"
             )
-        why = UNRIVALLED if searched else "no searched mask of that cost was evaluated"
-        sentence = f"{only.name} is the only choice: {why}"
-        return Recommendation(only.name, masks[only.name], "alone", sentence + ".")
+        other = "hand-designed" if searched else "searched"
+        sentence = f"{only.name} is the only choice: "
+        if any(entry.kind == other for entry in entries):
+            sentence += f"no {other} mask of that cost has learned anything."
+        else:
+            sentence += f"{UNRIVALLED if searched else 'no searched mask was evaluated'}."
+        return Recommendation(only.name, masks[only.name], "alone", sentence)
     gap = difference(searched, hand, 1 - 0.05 / pairs)
     low, high = sorted((sign * gap.low, sign * gap.high))
-    outcome: Advice = "not shown"
+    outcome: Shown = "not told apart"
     if not gap.decides:
         outcome = "too few seeds"
-    elif searched.learned_nothing:
-        outcome = "learned nothing"
     elif low > 0:
         outcome = "better"
     elif high < 0:
         outcome = "worse"
-    taken = searched if outcome == "better" else hand
-    figure = f"{score} {gap.text(signed=True)}" + (f", {gap.n} seeds" if gap.n > 1 else "")
-    words = {
-        "better": f"is shown to be better than {hand.name}",
-        "not shown": f"is not shown to be better than {hand.name}, so that one is taken",
-        "worse": f"is shown to be worse than {hand.name}, so that one is taken",
-        "too few seeds": f"has too few seeds to compare with {hand.name}, so that one is taken",
-        "learned nothing": f"has learned nothing, so {hand.name} is taken",
+    ahead = sign * (searched.score.value - hand.score.value)
+    printed = round(ahead, decimals_for((gap.value, gap.low, gap.high)))
+    taken = searched if printed > 0 else hand
+    by_seed = {
+        seed: searched.scores[seed] - hand.scores[seed]
+        for seed in sorted(searched.scores.keys() & hand.scores.keys())
     }
-    sentence = f"{searched.name} {words[outcome]}: {figure}."
-    return Recommendation(taken.name, masks[taken.name], outcome, sentence, gap)
+    first = sum(sign * each > 0 for each in by_seed.values())
+    count = f"{gap.n_rows:,} rows" if gap.seedless else f"ahead on {first} of {len(by_seed)} seeds"
+    words = {
+        "better": f"{searched.name} is shown to be better",
+        "not told apart": "the two are not told apart",
+        "worse": f"{searched.name} is shown to be worse",
+        "too few seeds": "too few seeds to tell them apart",
+    }
+    why = "by the better mean" if printed else "of equal means the one drawn by hand"
+    sentence = (
+        f"{taken.name} is taken, {why}. {searched.name} minus {hand.name}: {score} "
+        f"{gap.text(signed=True)}, {count}; {words[outcome]}."
+    )
+    return Recommendation(taken.name, masks[taken.name], outcome, sentence, gap, by_seed)

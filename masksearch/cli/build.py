@@ -34,7 +34,6 @@ from masksearch.user_code import (
     load_function,
     load_object,
     load_part,
-    offered,
 )
 
 if TYPE_CHECKING:
@@ -98,8 +97,6 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         return own_evaluator(values, texts)
     tasks = [name for name in DOWNSTREAM if name in values]
     if "decoder" in values:
-        from masksearch.evaluators.causal import CausalEvaluator
-
         other = ("corpus", *DOWNSTREAM, "tasks", "preset")
         if stray := [name for name in other if name in values]:
             raise OptionsError(
@@ -107,18 +104,8 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
                 "to encoders; give one"
             )
         text = values.pop("decoder")
-        own = {n: plain_name(n) for n in texts}
-        of_engine = {own[n]: text for n, text in texts.items() if own[n] in OF_ENGINE}
-        further = {n: text for n, text in texts.items() if own[n] not in OF_ENGINE}
-        evaluator: Evaluator = CausalEvaluator(
-            text, **values, **further_settings(CausalEvaluator, further, values)
-        )
-        if of_engine or "EngineEvaluator" in offered("parts"):
-            served = load_part("parts", "EngineEvaluator", "evaluator")
-            evaluator = served(
-                evaluator, **read_settings(of_engine, hints_of(served), "EngineEvaluator")
-            )
-        return evaluator
+        judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
+        return judged
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
     tuned = "weights" in values and tasks
@@ -363,7 +350,6 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-OF_ENGINE = ("cache_layout", "serving", "sinks")  # settings of `EngineEvaluator`
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies
 GROUPS = ("text", "model", "training", "adapt")  # that older commands write before a setting
 RENAMED = {"half": "split", "account": "cache_layout"}  # names of older commands

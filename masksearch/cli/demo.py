@@ -19,11 +19,7 @@ from typing import Any
 import torch
 import typer
 from optuna.trial import BaseTrial
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from masksearch import masks
 from masksearch.analysis.pareto import hypervolume
@@ -31,19 +27,14 @@ from masksearch.cli.resuming import resumable
 from masksearch.contracts import Objective, Record, generator
 from masksearch.driver import Study, compare, search
 from masksearch.errors import DataError, SearchError
-from masksearch.evaluators.next_tokens import NextTokenTraining
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
-from masksearch.models.checkpoints import quiet
-from masksearch.models.decoders import NextTokenModel
 from masksearch.report.collect import NOTES, report_on
 from masksearch.strategies.build import kind_of
-from masksearch.tasks.next_token import NextTokenText
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.training.loop import TrainConfig
-from masksearch.training.parts import MachineConfig
+from masksearch.user_code import load_part
 
 STRATEGIES = ("dam", "tpe", "evolution", "random")
 TRIALS = 10  # masks of each search by a strategy that draws them from the space
@@ -64,13 +55,6 @@ ROWS = {"train": 2_000, "dev": 400}  # of each task
 HEADERS = {
     "SST-2": "sentence\tlabel",
     "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-}
-SIZES = {  # of the decoder
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
 }
 DAM = {
     "gates": {"structure": "free", "heads": 1},  # like the space, one mask for all heads
@@ -250,7 +234,7 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stud
 
 def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
-    `llama/`, a decoder that has learnt the text.
+    with masksearch-decoders `llama/`, a decoder that has learnt the text.
 
     The text has articles of 20 lines. A line is 17 words; each of the last eight follows from the
     word nine places before it. SST-2's label 1 says that they do, and with label 0 none of the
@@ -288,26 +272,14 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
                 pair = f"{kind}\t{2 * row}\t{2 * row + 1}\t{halves}"
                 rows.append(pair if task == "MRPC" else f"{' '.join(words)}\t{kind}")
             write_lines(glue / task / f"{name}.tsv", rows)
-    [words] = spell(torch.arange(-1, SENTENCES.vocabulary)[None])
-    vocabulary = {word: number for number, word in enumerate(["<unk>", *words])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    torch.manual_seed(TEXT)
-    with quiet():
-        config = LlamaConfig(vocab_size=len(vocabulary), eos_token_id=None, **SIZES)
-        decoder = LlamaForCausalLM(config)
-        config.save_pretrained(llama)
-        tokenizer.save(str(llama / "tokenizer.json"))
-        sequences = NextTokenText.load(text, tokenizer=llama, length=64)
-        training = NextTokenTraining(sequences, 16, MachineConfig(), torch.device("cpu"))
-        learnt = TrainConfig(steps=steps, lr=5e-3)
-        [*training.steps(NextTokenModel(decoder), learnt, TEXT, None)]
-        decoder.save_pretrained(llama)
-    return [
+    written = [
         f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",
         f"{glue}: {' and '.join(HEADERS)} over the same pairs of words, for --glue",
-        f"{llama}: a Llama of 2 layers, trained on the text, for --weights",
     ]
+    if (write_llama := load_part("parts", "llama", "model")) is not None:
+        [words] = spell(torch.arange(-1, SENTENCES.vocabulary)[None])
+        written.append(write_llama(llama, text, words, steps))
+    return written
 
 
 def spell(tokens: Tensor) -> list[list[str]]:

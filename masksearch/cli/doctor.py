@@ -19,7 +19,10 @@ from masksearch.user_code import load_part
 PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
 FEATURES = {  # extra -> (its module, what needs it); distributions beside this one have their own
     "search": ("optuna", "ms.search, and all commands"),
-    "serve": ("masksearch_serve", "ms.allocate, and masks in the form that engines serve"),
+    "decoders": (
+        "masksearch_decoders",
+        "--decoder, allocate, and masks as engines serve them",
+    ),
     "hub": ("datasets", "text and tasks named hf:OWNER/NAME"),
     "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
     "postgresql": ("psycopg", "--storage postgresql://.."),

@@ -142,9 +142,8 @@ def find_folder(model: str) -> Path:
     from masksearch.models.checkpoints import find_folder as find_checkpoint
 
     if Path(model).suffix.lower() == ".gguf":
-        from masksearch.models.decoders import convert_gguf
-
-        return convert_gguf(Path(model))
+        converted: Path = load_part("parts", "gguf", "file of kind")(Path(model))
+        return converted
     return find_checkpoint(model)[1]
 
 
@@ -293,8 +292,8 @@ class SparsifyOptions:
 def sparsify(options: SparsifyOptions) -> None:
     """Fine-tune an encoder, search a sparse mask for it by its task, recover it, and save both.
 
-    The searched mask is saved where it is shown to be better than the best hand-designed one of
-    its cost, on rows that no search has read; else that one is. Repeating the command goes on.
+    The better mean of searched and hand-designed is saved, on rows that no search has read;
+    whether it is shown to be better is said apart. Repeating the command goes on.
 
     Examples:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse

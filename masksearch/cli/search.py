@@ -30,6 +30,7 @@ from masksearch.cli.options import (
 )
 from masksearch.cli.resuming import resumable
 from masksearch.errors import MaskSearchError, check_name
+from masksearch.user_code import offered
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
@@ -148,7 +149,7 @@ CONTROLS = ("all", "dense", "none")
 TAKEN_FROM = {
     "": "masksearch.evaluators.mlm:MlmEvaluator",
     "--glue": DOWNSTREAM["glue"][0],
-    "--decoder": "masksearch.evaluators.causal:CausalEvaluator",
+    **{name: each.value for name, each in offered("evaluators").items()},
     "planted corpus": "masksearch.evaluators.planted:PlantedEvaluator",
     "ray": "masksearch.executors.ray:RayTune",
     "search": "masksearch.driver:search",

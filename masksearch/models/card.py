@@ -39,8 +39,8 @@ model = ms.load_pretrained(folder)
 print(ms.explain(model, length={length}))  # what computes each layer, and why
 ```
 
-{dense} Give such a program the model that is loaded here. Where each layer sees
-everything or one window, `ms.to_native` writes the mask into the model's own configuration.
+{dense} Give such a program the model that is loaded here. Where each layer sees everything
+or one window, `masksearch_decoders.to_native` writes the mask into the model's own configuration.
 """
 REPEAT = """
 ## Put the mask on its base again
@@ -74,7 +74,7 @@ class Findings:
 
 
 class Account(Protocol):
-    """Another account of how a mask was found, such as a plan of `masksearch.allocate`."""
+    """Another account of how a mask was found, such as a plan of `masksearch allocate`."""
 
     @property
     def mask(self) -> Mask:

@@ -16,14 +16,13 @@ from torch.utils.benchmark import timer
 from transformers import DynamicCache
 
 from masksearch.attention.attach import attached, detach
-from masksearch.attention.cache_bytes import CacheSizes, needed_bytes
 from masksearch.attention.explain import explain, wrapped
-from masksearch.attention.masked_cache import MaskedCache
 from masksearch.attention.probe import pretrained_models, unwrapped
-from masksearch.errors import AttachError
+from masksearch.errors import AttachError, UnknownNameError
 from masksearch.masks.checks import at_least
 from masksearch.models.checkpoints import check_positions
 from masksearch.models.pretrained import count_positions
+from masksearch.user_code import load_part
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,17 @@ def measure_speed(
             return results
         try:
             until = min(2 * length, getattr(mask, "longest", None) or 2 * length)
-            caches = [DynamicCache(config=root.config), MaskedCache(sides[1], until)]
-        except AttachError as error:
+            made = load_part("parts", "MaskedCache", "cache")(sides[1], until)
+        except (AttachError, UnknownNameError) as error:
             warnings.warn(f"generation is not timed: {error}", stacklevel=2)
             return results
-        steps = []
+        steps, caches = [], [DynamicCache(config=root.config), made]
         for side, cache in zip(sides, caches, strict=True):
             given |= {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
             side(**given | {"input_ids": ids[:, : -repeats - 2]})
             steps.append(partial(side, **given | {"input_ids": ids[:, -1:]}))
         speeds, rates, _ = timed(root.device, batch, steps)
-    kv = needed_bytes(mask, CacheSizes.read(root), length)
+    kv = load_part("parts", "kv_bytes", "count")(mask, root, length)
     return [*results, Speed("generation", length, speeds, rates, [kv.dense_bytes, kv.bytes])]
 
 

@@ -216,7 +216,7 @@ class TextConfig(Settings):
         corpus: A text file, a folder of `*.txt` files, or a dataset `hf:...`; see
             `masksearch.tasks.text.corpus.Corpus.load`. Its held-out part is judged, the rest
             trains. For decoders also planted recall: `"recall"` (a file of that name is
-            `"./recall"`) or a `masksearch.tasks.recall.Recall`.
+            `"./recall"`) or a `Recall` of masksearch-decoders.
         held_out: Text to hold out, or a share of this one, in (0, 1); default: see `Corpus.load`.
         held_out_sequences: Largest number of held-out sequences in a report.
         tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub; None = the

@@ -64,6 +64,11 @@ def named_setting(size: int) -> Setting:
 
 def judge(compared: Setting, scores: Floats) -> list[Any]:
     """Findings of a comparison; `scores` are `[masks, seeds]`."""
+    return comparison_of(compared, scores).findings()
+
+
+def comparison_of(compared: Setting, scores: Floats) -> Comparison:
+    """A comparison of masks with those scores, `[masks, seeds]`."""
     records: list[Record] = []
     for (name, (_, sparsity)), row in zip(compared.items(), scores, strict=True):
         mask = masks.random_keys(2, seed=0) if name.startswith("random") else masks.star()
@@ -77,7 +82,7 @@ def judge(compared: Setting, scores: Floats) -> list[Any]:
             )  # fmt: skip
     kinds = {name: kind for name, (kind, _) in compared.items()}
     against = "named" if "candidate" in kinds.values() else "nearest"
-    return Comparison(tuple(records), (SCORE,), kinds=kinds, against=against).findings()
+    return Comparison(tuple(records), (SCORE,), kinds=kinds, against=against)
 
 
 def declared(compared: Setting) -> Pairs:
@@ -565,3 +570,76 @@ def test_detectable_difference_is_detected():
     half = np.sqrt(t**2 * d.var(1, ddof=1) / seeds + z**2 * over_rows**2)
     found = power(edge, seeds, 3, sd=sd, row_error=over_rows)
     assert (d.mean(1) > half).mean() == pytest.approx(found, abs=0.015)
+
+
+# -- the mask that is taken ---------------------------------------------------------------------
+Scores = Callable[[np.random.Generator, tuple[int, int]], Floats]  # of one mask: draws, seeds
+
+
+def steady(mean: float, sd: float = 0.01) -> Scores:
+    """Runs that vary a little."""
+    return lambda draws, shape: mean + sd * draws.normal(size=shape)
+
+
+def fails_at_times(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """A fifth of the runs hardly begins to learn (.15), the others reach .76; mean .638."""
+    return np.where(draws.random(shape) < 0.2, 0.15, 0.76 + 0.07 * draws.normal(size=shape))
+
+
+MIXED = "a fifth at .15, else .76"
+PAIRS: dict[str, tuple[Scores, float, Scores, float]] = {  # searched, its true mean; hand-designed
+    "equal, sd .01": (steady(0.83), 0.83, steady(0.83), 0.83),
+    "equal means: .638; " + MIXED: (steady(0.638), 0.638, fails_at_times, 0.638),
+    ".83; .45, sd .25": (steady(0.83), 0.83, steady(0.45, 0.25), 0.45),
+    ".83; .82": (steady(0.83), 0.83, steady(0.82), 0.82),
+    ".82; .83": (steady(0.82), 0.82, steady(0.83), 0.83),
+    ".819; " + MIXED: (steady(0.819), 0.819, fails_at_times, 0.638),
+    MIXED + "; .83": (fails_at_times, 0.638, steady(0.83), 0.83),
+}
+
+
+def draw_pairs(name: str, draws: int, seeds: int) -> Floats:
+    """Scores of a searched and a hand-designed mask, `[draws, 2, seeds]`."""
+    source, (searched, _, hand, _) = np.random.default_rng(0), PAIRS[name]
+    return np.stack([each(source, (draws, seeds)) for each in (searched, hand)], 1)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_mask_that_is_taken_is_the_better_mean_of_draws_too(name):
+    compared: Setting = {"mine": ("searched", 0.5), "hand": ("hand-designed", 0.5)}
+    for seeds in (3, 5):
+        scores = draw_pairs(name, 5, seeds)
+        for one, shown in zip(scores, claims(scores, [(0, 1)])[:, 0], strict=True):
+            advice = comparison_of(compared, one).recommend()
+            assert advice.outcome == {1: "better", -1: "worse", 0: "not told apart"}[int(shown)]
+            assert advice.name == ["hand", "mine"][int(one[0].mean() > one[1].mean())]
+
+
+@pytest.mark.nightly
+def test_the_score_that_is_lost_by_the_mask_that_is_taken():
+    draws, lines = 100_000, list[tuple[str, list[str]]]()
+    for name, (_, mean, _, other) in PAIRS.items():
+        cells = []
+        for seeds in (3, 5):
+            scores = draw_pairs(name, draws, seeds)
+            shown = claims(scores, [(0, 1)])[:, 0]
+            ahead = scores[:, 0].mean(1) > scores[:, 1].mean(1)
+            lost = [
+                max(mean, other) - np.where(taken, mean, other).mean()
+                for taken in (ahead, shown > 0)
+            ]
+            cells += [f"{(shown > 0).mean():.3f} / {(shown < 0).mean():.3f}"]
+            cells += [" / ".join(f"{each:.4f}" for each in lost)]
+        lines.append((name, cells))
+    heads = "shown better / worse", "lost by the better mean / by the shown one"
+    cases = " | ".join(f"{head}, {seeds} seeds" for seeds in (3, 5) for head in heads)
+    show(f"true means: searched; hand-designed | {cases}", lines)
+
+
+@pytest.mark.nightly
+def test_a_second_look_calls_equal_masks_better_more_often():
+    scores = draw_pairs("equal, sd .01", 1_000_000, 5)
+    first, second = (claims(scores[:, :, :seeds], [(0, 1)])[:, 0] > 0 for seeds in (3, 5))
+    rates = first.mean(), (first | second).mean()
+    show("equal masks are called better | one look, 3 seeds | or a second, 5 seeds",
+         [("by", [f"{rate:.3f}" for rate in rates])])  # fmt: skip

@@ -1,4 +1,4 @@
-"""The mask that a comparison recommends: the searched one only where it is shown to be better."""
+"""The mask that a comparison recommends, by the better mean, and what it shows apart from that."""
 
 import json
 from dataclasses import replace
@@ -33,35 +33,63 @@ def judged(compared, objectives, shape):
 
 
 @pytest.mark.parametrize(
-    ("mine", "outcome", "taken"),
-    [(0.75, "better", "mine"), (0.7, "not shown", "hand"), (0.65, "worse", "hand")],
+    ("mine", "outcome", "taken", "said"),
+    [
+        (0.75, "better", "mine", "ahead on 5 of 5 seeds; mine is shown to be better"),
+        (0.701, "not told apart", "mine", "mine is taken, by the better mean"),
+        (0.70000001, "not told apart", "hand", "hand is taken, of equal means the one drawn by"),
+        (0.699, "not told apart", "hand", "hand is taken, by the better mean"),
+        (0.65, "worse", "hand", "ahead on 0 of 5 seeds; mine is shown to be worse"),
+    ],
 )
-def test_the_searched_mask_is_taken_only_where_it_is_shown_to_be_better(
-    judged, mine, outcome, taken
+def test_the_better_mean_is_taken_and_what_is_shown_is_said_apart(
+    judged, mine, outcome, taken, said
 ):
     advice = judged({"mine": mine, "hand": 0.7}).recommend()
     assert (advice.outcome, advice.name) == (outcome, taken)
     assert advice.mask == (SEARCHED if taken == "mine" else masks.star())
-    assert advice.difference.value == pytest.approx(mine - 0.7, abs=1e-3)
+    assert advice.difference.value == pytest.approx(mine - 0.7, abs=1e-6)
+    assert [*advice.by_seed] == [*range(5)]
+    assert sum(advice.by_seed.values()) / 5 == pytest.approx(advice.difference.value)
     assert advice.difference.level == 0.95
-    assert str(advice).startswith("mine is ")
-    assert "5 seeds" in str(advice)
+    assert said in str(advice)
+    assert f"mine minus hand: glue {advice.difference.text(signed=True)}" in str(advice)
 
 
 def test_a_score_that_falls_when_better_is_read_so(compared, objectives, shape):
     runs = {"mine": (SEARCHED, [0.5, 0.51, 0.49]), "hand": (masks.star(), [0.7, 0.73, 0.7])}
     loss = (replace(objectives[0], goal="min"), objectives[1])
     comparison = Comparison(tuple(compared(runs)), loss, shape=shape, kinds={"mine": "searched"})
-    assert comparison.recommend().outcome == "better"
+    advice = comparison.recommend()
+    assert (advice.name, advice.outcome) == ("mine", "better")
+    assert "ahead on 3 of 3 seeds" in str(advice)
 
 
-def test_below_three_seeds_and_of_a_mask_that_learned_nothing_it_is_the_hand_designed_one(judged):
+def test_below_three_seeds_the_better_mean_is_taken_and_nothing_shown(judged):
     few = judged({"mine": 0.9, "hand": 0.7}, seeds=2).recommend()
-    assert (few.outcome, few.name) == ("too few seeds", "hand")
-    values = {"glue": 0.6, "RTE": 0.53, "RTE/majority": 0.53}
-    nothing = judged({"mine": 0.9, "hand": 0.7}, values=values)
-    assert nothing.recommend().outcome == "learned nothing"
-    assert nothing.recommend().name == "hand"
+    assert (few.outcome, few.name) == ("too few seeds", "mine")
+    assert "too few seeds to tell them apart" in str(few)
+
+
+def test_a_mask_that_has_learned_nothing_is_never_taken(compared, objectives, shape):
+    def judged(unlearned):
+        records = compared(
+            {"mine": (SEARCHED, [0.9] * 3), "hand": (masks.star(), [0.7] * 3)},
+            values={"RTE": 0.53, "RTE/majority": 0.53, "RTE/low": 0.5},
+        )
+        learned = {"RTE": 0.7, "RTE/majority": 0.53, "RTE/low": 0.65}
+        records = [
+            record if record.name in unlearned else replace(record, values=record.values | learned)
+            for record in records
+        ]
+        return Comparison(tuple(records), objectives, shape=shape, kinds={"mine": "searched"})
+
+    for unlearned, taken in (("mine", "hand"), ("hand", "mine")):
+        advice = judged([unlearned]).recommend()
+        assert (advice.outcome, advice.name) == ("alone", taken)
+        assert f"no {KINDS[unlearned]} mask of that cost has learned anything" in str(advice)
+    with pytest.raises(SearchError, match="has learned anything; give a larger budget"):
+        judged(["mine", "hand"]).recommend()
 
 
 def test_search_scores_choose_of_each_kind_and_are_not_judged_again(judged):
@@ -75,7 +103,7 @@ def test_search_scores_choose_of_each_kind_and_are_not_judged_again(judged):
     advice = judged(means, found=found).recommend()
     assert advice.name == "mine"  # "again" is better here, which no search could know
     assert advice.difference.level == 0.95
-    assert "than hand" in advice.sentence
+    assert "mine minus hand" in advice.sentence
 
 
 @pytest.mark.parametrize(
@@ -86,7 +114,7 @@ def test_where_judged_masks_choose_the_interval_is_the_familys(judged, found):
     means = {"mine": 0.75, "again": 0.9, "hand": 0.7, "two": 0.8}
     advice = judged(means, found=found).recommend()
     assert advice.name == "again"
-    assert "than two" in advice.sentence
+    assert "again minus two" in advice.sentence
     assert advice.difference.level == pytest.approx(1 - 0.05 / 4)
 
 

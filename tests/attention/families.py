@@ -28,6 +28,7 @@ from transformers.models.auto import modeling_auto
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, MaskSearchError
+from masksearch_decoders import MaskedCache
 
 KINDS = {  # kind -> mappings of transformers; a class is of the first that has it
     "decoder": ("MODEL_FOR_CAUSAL_LM_MAPPING",),
@@ -328,7 +329,7 @@ def check_generation(model: nn.Module) -> str:
         return {
             "dynamic": lambda: hf.DynamicCache(config=config),
             "static": lambda: hf.StaticCache(config=config, max_cache_len=most),
-            "masked": lambda: ms.MaskedCache(model, length=most),
+            "masked": lambda: MaskedCache(model, length=most),
         }
 
     beams = {"num_beams": 3, "num_return_sequences": 1}

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, LayerCountError, NativeError
+from masksearch_decoders import MaskedCache, allocate, kv_bytes, to_native
 
 NARROW = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 NARROW |= {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -79,10 +80,10 @@ def test_layer_0_of_a_mask_is_the_first_that_attends(hybrid):
 def test_its_cache_drops_keys_and_keeps_states(hybrid):
     ms.attach(hybrid, LAYERS)
     how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-    cache = ms.MaskedCache(hybrid)
+    cache = MaskedCache(hybrid)
     tokens = hybrid.generate(PROMPT, past_key_values=cache, **how)
     assert torch.equal(tokens, hybrid.generate(PROMPT, use_cache=False, **how))
-    counted = ms.kv_bytes(LAYERS, hybrid, 29)  # the last token is not in
+    counted = kv_bytes(LAYERS, hybrid, 29)  # the last token is not in
     assert cache.bytes == counted.bytes == (1 + 3 + 29) * 2 * 2 * 8 * 4
     assert counted.dense_bytes == 2 * 29 * 2 * 2 * 8 * 4
 
@@ -93,14 +94,14 @@ def test_masks_of_linear_layers_and_engines_are_refused(hybrid):
     with pytest.raises(LayerCountError, match=problem):
         ms.attach(hybrid, four)
     with pytest.raises(NativeError, match=r"no engine is known to window the others: ms\.attach"):
-        ms.to_native(hybrid, masks.window(3))
+        to_native(hybrid, masks.window(3))
     with pytest.raises(NativeError, match="the others; cache_layout='mask' counts"):
-        ms.kv_bytes(masks.window(3), hybrid, 16, cache_layout="vllm")
+        kv_bytes(masks.window(3), hybrid, 16, cache_layout="vllm")
 
 
 def test_a_model_without_attention_has_no_cache_to_count():
     with pytest.raises(AttachError, match="no layer of Mamba2Config attends to keys"):
-        ms.kv_bytes(masks.full(), transformers.Mamba2Config(), 16)
+        kv_bytes(masks.full(), transformers.Mamba2Config(), 16)
 
 
 @pytest.mark.slow
@@ -112,7 +113,7 @@ def test_plans_are_of_the_layers_that_attend(tmp_path: Path, monkeypatch) -> Non
     how = {"kind": "granite", "num_hidden_layers": 4, "initializer_range": 0.05}
     tiny_decoder(tmp_path / "model", words, **how, **MAMBA, layer_types=TYPES)
     written_text(tmp_path / "model", tmp_path / "text", words, length=60)
-    plan = ms.allocate(
+    plan = allocate(
         *("model", "text", 0.6), length=24, sequences=16, local="window(3)", progress=None
     )
     assert set(plan.units) == {"l0", "l1"}

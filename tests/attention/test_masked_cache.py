@@ -14,7 +14,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, EmptyRowError, LengthError
 from masksearch.gates.gates import Gates
-from masksearch_serve.kv_cache import kv_bytes
+from masksearch_decoders import MaskedCache
+from masksearch_decoders.cache.kv_cache import kv_bytes
 from tests.mask_trees import HEADS, LAYERS, kinds_of, trees
 
 ENDS = dict.fromkeys(("bos_token_id", "eos_token_id"))
@@ -65,7 +66,7 @@ def test_generation_and_bytes_on_every_family(name):
     model = tiny(name, MIXED_LAYERS)
     prompt = tokens(1, 13)
     plain, wanted = generated(model, hf.DynamicCache(), prompt)
-    cache = ms.MaskedCache(model)
+    cache = MaskedCache(model)
     found, logits = generated(model, cache, prompt)
     assert torch.equal(found, plain)
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
@@ -89,7 +90,7 @@ def test_any_mask_gives_the_whole_texts_logits_in_the_counted_bytes(small, mask,
     assume("random_keys" not in kinds_of(mask))  # other keys at each length
     mask = mask | masks.window(0)
     ms.attach(small, mask)
-    text, cache = tokens(1, 7), ms.MaskedCache(small, length=7)
+    text, cache = tokens(1, 7), MaskedCache(small, length=7)
     edges = sorted({0, 7, *cuts})
     logits = []
     with torch.no_grad():
@@ -110,7 +111,7 @@ def test_padded_batches_are_computed_as_without_a_cache(name, mask, side):
     padding = {"attention_mask": torch.ones_like(prompt)}
     padding["attention_mask"][0, slice(0, 6) if side == "left" else slice(-6, None)] = 0
     plain, wanted = generated(model, None, prompt, use_cache=False, **padding)
-    found, logits = generated(model, ms.MaskedCache(model, length=24), prompt, **padding)
+    found, logits = generated(model, MaskedCache(model, length=24), prompt, **padding)
     assert torch.equal(found, plain)
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
 
@@ -118,7 +119,7 @@ def test_padded_batches_are_computed_as_without_a_cache(name, mask, side):
 @pytest.mark.slow
 def test_beams_and_a_second_use_after_reset():
     model = tiny("llama", MIXED_LAYERS)
-    prompt, cache = tokens(1, 9), ms.MaskedCache(model)
+    prompt, cache = tokens(1, 9), MaskedCache(model)
     beams = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False}
     wanted = model.generate(prompt, past_key_values=hf.DynamicCache(), **beams)
     assert torch.equal(model.generate(prompt, past_key_values=cache, **beams), wanted)
@@ -132,7 +133,7 @@ def test_beams_and_a_second_use_after_reset():
 
 def test_a_failed_pass_leaves_nothing_behind():
     model = tiny("llama", MIXED_LAYERS)
-    text, cache = tokens(1, 9), ms.MaskedCache(model)
+    text, cache = tokens(1, 9), MaskedCache(model)
     with torch.no_grad():
         wanted = model(text, use_cache=False).logits
         model(text, past_key_values=cache)
@@ -145,24 +146,24 @@ def test_what_it_cannot_serve_is_refused():
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
     with pytest.raises(AttachError, match="nothing is attached"):
-        ms.MaskedCache(model)
+        MaskedCache(model)
     ms.attach(model, masks.random_keys(3, 0) | masks.window(0))
     with pytest.raises(AttachError, match="other keys at every length"):
-        ms.MaskedCache(model)
+        MaskedCache(model)
     ms.attach(model, Gates("free", length=16, layers=3, heads=4))
     with pytest.raises(AttachError, match="carries gates"):
-        ms.MaskedCache(model)
+        MaskedCache(model)
     ms.attach(model, LOCAL | masks.special_tokens([3]))
     with pytest.raises(AttachError, match="follows the tokens"):
-        ms.MaskedCache(model)
+        MaskedCache(model)
     ms.attach(model, TABLE | masks.window(0))
     with pytest.raises(LengthError, match="from 1 to the positions that the mask reaches, 24"):
-        ms.MaskedCache(model, length=25)
+        MaskedCache(model, length=25)
 
 
 def test_a_cache_is_of_one_mask_and_one_length():
     model = tiny("llama", LOCAL)
-    text, cache = tokens(1, 9), ms.MaskedCache(model, length=10)
+    text, cache = tokens(1, 9), MaskedCache(model, length=10)
     with torch.no_grad():
         model(text, past_key_values=cache)
         with pytest.raises(LengthError, match="for 10 positions is given position 10"):
@@ -176,7 +177,7 @@ def test_a_cache_is_of_one_mask_and_one_length():
 
 def test_a_query_without_a_key_is_refused_where_it_comes():
     model = tiny("llama", masks.window(2) & masks.columns(5))
-    cache = ms.MaskedCache(model)
+    cache = MaskedCache(model)
     with torch.no_grad():
         model(tokens(1, 6), past_key_values=cache)
         with pytest.raises(EmptyRowError, match="query 7 keeps no earlier key"):

@@ -20,7 +20,8 @@ from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.gates.estimators import FORMS
 from masksearch.positions.attention_maps import attention_maps
-from masksearch_serve.native import from_native
+from masksearch_decoders import MaskedCache, to_native
+from masksearch_decoders.native import from_native
 from tests.attention.architectures import states as layer_states
 
 HEADS, WINDOW = 4, 6
@@ -132,9 +133,9 @@ def test_windows_in_their_configurations(name):
     mask, ids = masks.per_layer([masks.window(WINDOW - 1), masks.full(), masks.full()]), tokens(40)
     if name == "mimo_v2_flash":  # its sliding layers have weights of their own
         with pytest.raises(ms.errors.NativeError, match="one kind cannot take layers of both"):
-            ms.to_native(model, mask)
+            to_native(model, mask)
         return
-    native = ms.to_native(model, mask)
+    native = to_native(model, mask)
     assert native.config.layer_types == ["sliding_attention"] * 2 + ["full_attention"]
     with torch.no_grad():
         wanted = ms.attach(model, mask)(ids).logits
@@ -168,7 +169,7 @@ def test_generation_from_a_masked_cache(name, device):
     model, ids = tiny(name).to(device), tokens(20, device)
     ms.attach(model, LOCAL)
     how = {"max_new_tokens": 12, "do_sample": False}
-    cache = ms.MaskedCache(model)
+    cache = MaskedCache(model)
     ours = model.generate(ids, past_key_values=cache, **how)
     assert torch.equal(ours, model.generate(ids, use_cache=False, **how))
     assert [layer.keys.shape[-2] for layer in cache.layers] == [11, 5, 11]

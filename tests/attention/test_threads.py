@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.layer import STATE
+from masksearch_decoders import MaskedCache
 
 MASK = masks.window(2) | masks.columns(1)
 CACHES: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
@@ -23,7 +24,7 @@ CACHES: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     "static": lambda model: {
         "past_key_values": hf.StaticCache(config=model.config, max_cache_len=32)
     },
-    "masked": lambda model: {"past_key_values": ms.MaskedCache(model, length=32)},
+    "masked": lambda model: {"past_key_values": MaskedCache(model, length=32)},
 }
 Run = Callable[[Tensor], Tensor]
 

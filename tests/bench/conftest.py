@@ -8,9 +8,10 @@ from cli_runs import run
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.tasks.recall import Recall
 from masksearch_bench import Table, TableSpec, load
 from masksearch_bench.__main__ import main
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.tasks.recall import Recall
 
 TASK = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 
@@ -27,7 +28,7 @@ def learnt(tmp_path_factory) -> dict[str, Path]:
 
 
 def learn(architecture: str, folder: Path) -> Path:
-    model = ms.CausalEvaluator(TASK, size="2x32x2", architecture=architecture).build_model(0)
+    model = CausalEvaluator(TASK, size="2x32x2", architecture=architecture).build_model(0)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
     batches = TASK.batches(0, 32)
     for _ in range(60):
@@ -40,7 +41,7 @@ def learn(architecture: str, folder: Path) -> Path:
 
 def spec_of(folder: Path, **given) -> TableSpec:
     """All 16 choices of the heads of a decoder."""
-    judge = ms.CausalEvaluator(
+    judge = CausalEvaluator(
         TASK, weights=folder, held_out_sequences=16, kl=True, device="cpu", bands=()
     )
     units = ms.Units(judge.shape, (masks.window(2), masks.full()), given.pop("unit", "head"))

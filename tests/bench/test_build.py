@@ -15,10 +15,11 @@ import torch
 from bench.conftest import spec_of
 
 import masksearch as ms
-from masksearch.tasks.recall import Recall
 from masksearch_bench import build, judge, load, strategy
 from masksearch_bench.build import CELLS, environment
 from masksearch_bench.tree import fits, tree_values
+from masksearch_decoders import CausalEvaluator, kv_bytes
+from masksearch_decoders.tasks.recall import Recall
 
 PACKAGE = Path(__file__).parents[2] / "masksearch-bench" / "masksearch_bench"
 
@@ -85,7 +86,7 @@ def test_layers_are_counted_in_the_engines_accounts(learnt, tmp_path):
     assert len(table) == 4
     assert {"mask/128", "head/64", "transformers/128"} <= set(table.costs)
     cell = table.query("01", cost="transformers/128")
-    held = ms.kv_bytes(table.mask("01"), spec.judge.config, 128, cache_layout="transformers")
+    held = kv_bytes(table.mask("01"), spec.judge.config, 128, cache_layout="transformers")
     assert cell.share == pytest.approx(held.share)
 
 
@@ -163,7 +164,7 @@ def test_cells_are_judged_again_as_they_stand(name):
     task = Recall(pairs=6, middle=40) if name[-1] == "7" else Recall()
     folder = PACKAGE / "checkpoints" / name.replace("windows", "recall")
     settings = {"held_out_sequences": 128, "kl": "test/kl" in table.cells, "device": "cpu"}
-    judge = ms.CausalEvaluator(task, weights=folder, **settings)
+    judge = CausalEvaluator(task, weights=folder, **settings)
     drawn = sorted(table.cells.choice.sample(50, random_state=0))
     allocations = [tuple(map(int, choice)) for choice in drawn]
     threads = torch.get_num_threads()

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 import masksearch as ms
 from masksearch import masks
 from masksearch.executors.local import is_own
-from masksearch.tasks.recall import Recall
 from masksearch_bench import Table, TableEvaluator, load, names
 from masksearch_bench.table import FORMAT, HERE, natural, write_table
+from masksearch_decoders import CausalEvaluator, kv_bytes
+from masksearch_decoders.tasks.recall import Recall
 
 HEADS = {"cost": "head/8192"}
 
@@ -50,7 +51,7 @@ def test_the_optimum_is_that_of_brute_force(table, rows, heads):
 
 
 def test_shares_are_those_of_the_masks(table):
-    config = ms.CausalEvaluator(Recall(), size="3x64x4").config
+    config = CausalEvaluator(Recall(), size="3x64x4").config
     for choice in ("000000000000", "000010000001", "111100000000", "111111111111"):
         mask = table.mask(choice)
         assert table.query(choice).share == pytest.approx(
@@ -59,7 +60,7 @@ def test_shares_are_those_of_the_masks(table):
         for cache_layout in ("mask", "head"):
             for length in (512, 32768):
                 cell = table.query(choice, cost=f"{cache_layout}/{length}")
-                held = ms.kv_bytes(mask, config, length, cache_layout=cache_layout)
+                held = kv_bytes(mask, config, length, cache_layout=cache_layout)
                 assert cell.share == pytest.approx(held.share)
 
 

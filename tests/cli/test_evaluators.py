@@ -16,7 +16,8 @@ from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.evaluators.wrappers import Cached
-from masksearch.tasks.recall import Recall
+from masksearch_decoders import CausalEvaluator, EngineEvaluator
+from masksearch_decoders.tasks.recall import Recall
 
 
 def judge(**given):
@@ -80,9 +81,9 @@ def test_options_name_the_evaluator_and_its_settings(given, kind, settings):
 def test_a_decoder_is_judged_by_its_text():
     given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "task_rows=4"]}
     served = judge(adapt="recover", length=512, **given)
-    assert (type(served), served.cache_layout) == (ms.EngineEvaluator, "mask")
+    assert (type(served), served.cache_layout) == (EngineEvaluator, "mask")
     built = served.evaluator
-    assert type(built) is ms.CausalEvaluator
+    assert type(built) is CausalEvaluator
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
     assert built.task_rows == 4
     recall = judge(decoder="recall", set=["architecture=qwen3", "cache_layout=vllm"])

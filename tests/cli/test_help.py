@@ -16,10 +16,11 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from masksearch.report.collect import proxy_card
+from masksearch_decoders import CausalEvaluator, allocate, kv_bytes
 from tests.parsed import every_command
 
 COMMANDS = every_command()
-JUDGES = (ms.MlmEvaluator, ms.GlueEvaluator, ms.CausalEvaluator, ms.PlantedEvaluator, ms.RayTune)
+JUDGES = (ms.MlmEvaluator, ms.GlueEvaluator, CausalEvaluator, ms.PlantedEvaluator, ms.RayTune)
 
 
 def examples(command: str) -> list[list[str]]:
@@ -135,7 +136,7 @@ def test_version_is_quick_and_names_what_matters():
     code = """
 import sys
 from masksearch.cli.main import app
-from masksearch_serve.command import AllocateOptions
+from masksearch_decoders.command import AllocateOptions
 
 app(["--version"], standalone_mode=False)
 assert not {"torch", "optuna", "transformers"} & set(sys.modules)
@@ -155,7 +156,7 @@ NUMBERS = {"bool": bool, "int": int, "float": float}  # others are given as text
     [
         ("search", (ms.search, *JUDGES)),
         ("compare", (ms.compare, *JUDGES)),
-        ("allocate", (ms.allocate,)),
+        ("allocate", (allocate,)),
         ("proxy-card", (proxy_card,)),
         ("resume", (ms.resume,)),
         ("sparsify", (ms.sparsify,)),
@@ -197,5 +198,5 @@ def test_the_engine_of_the_example_of_allocate_leaves_room_for_its_budget():
     local = ms.masks.window(int(told["length"]) // 8 - 1)
     settings = {"cache_layout": "llama.cpp", "ubatch": serving["ubatch"]}
     llama = LlamaConfig(num_hidden_layers=4)
-    held = ms.kv_bytes(local, llama, serving["length"], **settings)
+    held = kv_bytes(local, llama, serving["length"], **settings)
     assert held.share <= float(told["budget"])

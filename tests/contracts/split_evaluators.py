@@ -12,7 +12,8 @@ import masksearch as ms
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.tasks.recall import Recall
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.tasks.recall import Recall
 
 SMALL = dict(steps=2, size="nano", length=24, vocabulary=80, batch=4, held_out_sequences=400)
 
@@ -72,22 +73,22 @@ def swag(folder: Path) -> SwagEvaluator:
     return SwagEvaluator(write_text(folder), folder / "swag", **SMALL, **more)
 
 
-def causal(folder: Path) -> ms.CausalEvaluator:
+def causal(folder: Path) -> CausalEvaluator:
     settings = {"length": 24, "vocabulary": 80, "size": "1x16x2", "held_out_sequences": 400}
     place = {"batch": 4, "steps": 2, "cache": folder / "cache"}
-    return ms.CausalEvaluator(write_text(folder), **settings, **place)
+    return CausalEvaluator(write_text(folder), **settings, **place)
 
 
-def decoder(folder: Path) -> ms.CausalEvaluator:
+def decoder(folder: Path) -> CausalEvaluator:
     weights = tiny_decoder(folder / "decoder", list(WORDS))
     settings = {"length": 24, "held_out_sequences": 400, "batch": 4, "cache": folder / "cache"}
-    return ms.CausalEvaluator(write_text(folder), weights=weights, **settings)
+    return CausalEvaluator(write_text(folder), weights=weights, **settings)
 
 
-def recall(folder: Path) -> ms.CausalEvaluator:
+def recall(folder: Path) -> CausalEvaluator:
     task = Recall(pairs=3, keys=16, values=16, middle=12)
     settings = {"size": "1x16x2", "held_out_sequences": 40, "batch": 4, "steps": 2}
-    return ms.CausalEvaluator(task, cache=folder / "cache", **settings)
+    return CausalEvaluator(task, cache=folder / "cache", **settings)
 
 
 def planted(folder: Path) -> ms.PlantedEvaluator:

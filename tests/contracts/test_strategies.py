@@ -31,7 +31,7 @@ from masksearch.strategies.dam import Cut, DamStrategy
 from masksearch.strategies.enqueued import Listed
 from masksearch.study.records import Constraint
 from masksearch.testing import STATUSES, StrategyContract, asked, essence, record_of, resumed, run
-from masksearch_serve.allocate import AllocateStrategy
+from masksearch_decoders.allocation import AllocateStrategy
 
 OBJECTIVES = {
     1: (Objective("loss", "min", 10.0),),

@@ -21,12 +21,12 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import LengthError, NativeError
-from masksearch.evaluators.next_tokens import document_scores, score_tokens
 from masksearch.gates.gates import Gates
-from masksearch.models import decoders
-from masksearch.tasks.next_token import NextTokenRows
-from masksearch.tasks.recall import Recall
 from masksearch.training.loop import follow_trainings
+from masksearch_decoders import CausalEvaluator, EngineEvaluator, Serving, decoders
+from masksearch_decoders.next_tokens import document_scores, score_tokens
+from masksearch_decoders.tasks.next_token import NextTokenRows
+from masksearch_decoders.tasks.recall import Recall
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 WORDS = [f"w{number}" for number in range(40)]
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluator(data: Path, kind: str = "llama", **settings: Any) -> ms.CausalEvaluator:
+def evaluator(data: Path, kind: str = "llama", **settings: Any) -> CausalEvaluator:
     small: dict[str, Any] = {
         "length": 24,
         "cache": data / "cache",
@@ -61,10 +61,10 @@ def evaluator(data: Path, kind: str = "llama", **settings: Any) -> ms.CausalEval
         "bands": (4, 12),
     }
     small |= {"weights": data / kind}
-    return ms.CausalEvaluator(data / "text", **(small | settings))
+    return CausalEvaluator(data / "text", **(small | settings))
 
 
-def judged(judge: ms.CausalEvaluator, mask: masks.Mask, workdir: Path, seed: int = 0) -> Any:
+def judged(judge: CausalEvaluator, mask: masks.Mask, workdir: Path, seed: int = 0) -> Any:
     *_, last = judge(mask, seed=seed, workdir=workdir)
     return dict(last.values)
 
@@ -110,7 +110,7 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
     tiny_decoder(tmp_path / "deep", [*WORDS, "="], **wide)
     settings: dict[str, Any] = {"length": 256, "held_out_sequences": 2}
     judge: Any = evaluator(data, weights=tmp_path / "deep", **settings)
-    judge = ms.EngineEvaluator(judge, sinks="calibrate" if sinks else None)
+    judge = EngineEvaluator(judge, sinks="calibrate" if sinks else None)
     local = masks.window(8) | masks.columns(1) if sinks else masks.window(8)
     for mask in (local, masks.per_layer([masks.full(), *[local] * 15])):
         with LargestTensor() as largest:
@@ -122,7 +122,7 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
 
 def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
     judge = evaluator(data, precision="bfloat16")
-    served = ms.EngineEvaluator(judge).served(masks.window(3))
+    served = EngineEvaluator(judge).served(masks.window(3))
     models = [judge.shared(0).model, judge.dense(1), judge.on("holdout").shared(0).model, served]
     weights = [weight for model in models for weight in model.parameters()]
     assert not any(weight.requires_grad for weight in weights)
@@ -171,7 +171,7 @@ def test_pieces_and_batches_do_not_show(data: Path, monkeypatch: pytest.MonkeyPa
     model, tokens = judge.build_model(0), judge.rows.tokens[:9]
     whole = score_tokens(model, tokens, answers=True)
     monkeypatch.setattr(decoders, "HELD", 100)
-    monkeypatch.setattr("masksearch.evaluators.next_tokens.TOKENS", 50)
+    monkeypatch.setattr("masksearch_decoders.next_tokens.TOKENS", 50)
     parts = score_tokens(model, tokens, answers=True)
     assert torch.allclose(parts.nll, whole.nll, atol=1e-5)
     assert torch.equal(parts.right, whole.right)
@@ -184,14 +184,14 @@ def test_the_bytes_of_the_cache_are_known_before(data: Path) -> None:
     both = {"kv_bytes": 7 / 24, "kv_bytes_per_head": 7 / 24}  # of whole layers they are alike
     found = judge.measures_of(masks.window(5) | masks.columns(2))
     assert {name: found[name] for name in both} == both
-    assert ms.CausalEvaluator("recall").measures_of(masks.window(6))["kv_bytes"] == 6 / 56
+    assert CausalEvaluator("recall").measures_of(masks.window(6))["kv_bytes"] == 6 / 56
 
 
 def test_bytes_are_those_of_the_account(data: Path) -> None:
     usual = evaluator(data, cost="kv_bytes")
-    serving = ms.Serving(length=4096, in_flight=256, ubatch=64)
-    judge = ms.EngineEvaluator(usual, cache_layout="vllm", serving=serving)
-    others = replace(judge, cache_layout="llama.cpp"), replace(judge, serving=ms.Serving())
+    serving = Serving(length=4096, in_flight=256, ubatch=64)
+    judge = EngineEvaluator(usual, cache_layout="vllm", serving=serving)
+    others = replace(judge, cache_layout="llama.cpp"), replace(judge, serving=Serving())
     assert len({each.protocol for each in (usual, judge, *others)}) == 4
     mask = masks.columns(2) | masks.window(31)
     held = {"transformers": 31 / 4096, "vllm": 19 / 256, "llama_cpp": 256 / 4096}
@@ -200,19 +200,19 @@ def test_bytes_are_those_of_the_account(data: Path) -> None:
     assert found["kv_bytes"] == held["vllm"]
     assert others[0].measures_of(mask)["kv_bytes"] == held["llama_cpp"]
     assert {*found} == {*judge.measure_names}
-    every = ms.EngineEvaluator(usual).measures_of(masks.stride(2))
+    every = EngineEvaluator(usual).measures_of(masks.stride(2))
     assert every == {"kv_bytes": 1, "kv_bytes_per_head": 1}  # no engine serves it
     with pytest.raises(NativeError, match=r"'vllm' counts .* layer 0 keeps stride\(2\)"):
         judge.measures_of(masks.stride(2))
 
 
 # -- weights that learn ------------------------------------------------------------------------
-def scratch(data: Path, **settings: Any) -> ms.CausalEvaluator:
+def scratch(data: Path, **settings: Any) -> CausalEvaluator:
     small = {"weights": None, "size": "1x32x2", "steps": 30, "batch": 8, "vocabulary": 60}
     return evaluator(data, **(small | {"cache": data / "scratch"} | settings))
 
 
-def counted(judge: ms.CausalEvaluator, workdir: Path, seed: int = 0) -> tuple[list[float], int]:
+def counted(judge: CausalEvaluator, workdir: Path, seed: int = 0) -> tuple[list[float], int]:
     """Losses of all reports under a window, and how many optimiser steps that took."""
     steps: list[int] = []
     with follow_trainings(lambda step, config: steps.append(step.number)):
@@ -276,7 +276,7 @@ def test_gates_learn_on_frozen_weights(data: Path, learn_from: str, precision: s
 def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> None:
     words = ["=", *WORDS]
     model = tiny_decoder(tmp_path / "model", words, initializer_range=0.05)
-    judge = ms.CausalEvaluator(
+    judge = CausalEvaluator(
         written_text(model, tmp_path / "text", words), weights=model, length=24, cache=tmp_path
     )
     chosen = {"dense": masks.full(), "narrow": masks.window(1), "wide": masks.window(12)}
@@ -372,14 +372,14 @@ def test_wrong_tasks_are_refused(data: Path) -> None:
     with pytest.raises(ms.errors.UnknownNameError, match="task_rows"):
         evaluator(data, passkeys=32)
     with pytest.raises(ValueError, match="planted recall has token ids of its own, so tasks="):
-        ms.CausalEvaluator(Recall(), tasks=["vt"])
+        CausalEvaluator(Recall(), tasks=["vt"])
 
 
 # -- planted recall ----------------------------------------------------------------------------
 TASK = Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
 
 
-def recall(folder: Path, **settings: Any) -> ms.CausalEvaluator:
+def recall(folder: Path, **settings: Any) -> CausalEvaluator:
     small: dict[str, Any] = {
         "size": "2x32x2",
         "steps": 200,
@@ -388,7 +388,7 @@ def recall(folder: Path, **settings: Any) -> ms.CausalEvaluator:
         "warmup": 0.1,
     }
     small |= {"adapt": "none", "held_out_sequences": 128, "initializer_range": 0.1}
-    return ms.CausalEvaluator(TASK, cache=folder, device="cpu", **(small | settings))
+    return CausalEvaluator(TASK, cache=folder, device="cpu", **(small | settings))
 
 
 @pytest.fixture(scope="module")
@@ -460,18 +460,18 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
 
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
-    assert ms.CausalEvaluator("recall").shape.length == 56
-    assert ms.CausalEvaluator("recall", length=64).corpus == Recall(middle=32)
-    assert ms.CausalEvaluator("./recall").length == 256
-    assert type(ms.CausalEvaluator("a").length) is int
+    assert CausalEvaluator("recall").shape.length == 56
+    assert CausalEvaluator("recall", length=64).corpus == Recall(middle=32)
+    assert CausalEvaluator("./recall").length == 256
+    assert type(CausalEvaluator("a").length) is int
     for wrong, message in (
         ({"length": 20}, "length of at least 34"),
         ({"tokenizer": "somewhere"}, "token ids of its own, so tokenizer= belongs to text"),
     ):
         with pytest.raises(ValueError, match=message):
-            ms.CausalEvaluator("recall", **wrong)
+            CausalEvaluator("recall", **wrong)
     with pytest.raises(ValueError, match="has 16 positions, got length=17; leave"):
-        ms.CausalEvaluator(TASK, length=17)
+        CausalEvaluator(TASK, length=17)
 
 
 # -- what is refused ---------------------------------------------------------------------------

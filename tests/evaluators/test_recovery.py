@@ -23,6 +23,7 @@ from masksearch.gates.gates import Gates
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 from masksearch.tasks.glue.tasks import GlueTask
+from masksearch_decoders import CausalEvaluator
 
 SCORED = GlueTask(
     "alike", texts=("one", "other"), label="score", labels=(), metrics=("pearson", "spearman")
@@ -170,7 +171,7 @@ def test_what_does_not_go_together_is_refused(data: Path) -> None:
     with pytest.raises(ValueError, match="gates_batch must be at least 1, got 0"):
         evaluator(data, gates_batch=0)
     with pytest.raises(UnknownNameError, match="learn_from"):
-        ms.CausalEvaluator("recall", learn_from="both")
+        CausalEvaluator("recall", learn_from="both")
     scratch = ms.GlueEvaluator(data / "glue" / "SST-2", data / "glue", tasks=("SST-2",))
     with pytest.raises(DataError, match="is not made again"):
         scratch.adapted(masks.star(), seed=0)

@@ -16,6 +16,7 @@ from masksearch.contracts import Shape
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 from masksearch.strategies.build import build_strategy
+from masksearch_decoders import CausalEvaluator
 
 LENGTH, LAYERS, HEADS = 12, 2, 4
 OPTIONS = ("window(1)", "window(3) | columns(1)", "full()")
@@ -206,7 +207,7 @@ def test_levels_as_texts_are_read_back() -> None:
 
 @pytest.mark.parametrize("unit", ["layer", "kv_head"])
 def test_densities_are_shares_of_the_cache_where_that_is_asked_for(unit, tmp_path):
-    judge = ms.CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
+    judge = CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
     counts = "kv_bytes" if unit == "layer" else "kv_bytes_per_head"
     options = ("window(7)", "window(15) | columns(2)", "full()")
     gates = {"structure": "switch", "levels": options, "unit": unit}

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.errors import LengthError
-from masksearch.masks.lifetimes import last_queries
+from masksearch_decoders import kv_bytes
+from masksearch_decoders.cache.lifetimes import last_queries
 from tests.mask_trees import bits, sized_trees
 
 ONE = LlamaConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
@@ -17,7 +17,7 @@ ONE = LlamaConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
 
 def held(mask: masks.Mask, count: int) -> int:
     """Keys of four numbers that a decoder of one layer and head holds after so many."""
-    return ms.kv_bytes(mask, ONE, count).bytes // (2 * 4 * 4)
+    return kv_bytes(mask, ONE, count).bytes // (2 * 4 * 4)
 
 
 INTERVALS = [

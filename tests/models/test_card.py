@@ -24,7 +24,7 @@ from tiny_encoders import sizes
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError
-from masksearch_serve.plan import Plan
+from masksearch_decoders.plan import Plan
 
 SIZES = sizes(30, 8, 2, 2, 8, 16)
 MASK = masks.window(2) | masks.global_tokens(1)

@@ -13,9 +13,9 @@ from transformers import AutoModel, AutoModelForCausalLM, Gemma3nForCausalLM, Ge
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import LengthError
-from masksearch.evaluators.next_tokens import score_tokens
-from masksearch.models import decoders
-from masksearch.models.decoders import LayerStates, NextTokenModel, decoder, open_decoder
+from masksearch_decoders import decoders, to_gguf
+from masksearch_decoders.decoders import LayerStates, NextTokenModel, decoder, open_decoder
+from masksearch_decoders.next_tokens import score_tokens
 
 DECODERS = ("llama", "qwen3", "gpt2")
 WORDS = [f"w{number}" for number in range(30)]
@@ -221,7 +221,7 @@ def test_a_llama_is_read_by_transformers(cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     folder = letter_decoder(tmp_path / "made", "abcdefgh=") / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    path = ms.to_gguf(model, tmp_path / "tiny.gguf", tokenizer=folder)
+    path = to_gguf(model, tmp_path / "tiny.gguf", tokenizer=folder)
     stored = open_decoder(path)
     assert open_decoder(str(path)) == stored  # converted once
     assert sorted(each.suffix for each in cache.iterdir()) == ["", ".lock"]

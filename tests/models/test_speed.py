@@ -12,6 +12,7 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, LengthError
+from masksearch_decoders import kv_bytes
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 66}
@@ -112,7 +113,7 @@ def test_a_decoder_generates_up_to_the_length_with_the_cache(monkeypatch):
         tokens = [count for masked, count in watch.calls if masked == side]
         assert tokens[:12] == [40] * 12
         assert tokens[12:] == [28] + [1] * 12  # 40 in all
-    counted = ms.kv_bytes(LOCAL, model, 40)
+    counted = kv_bytes(LOCAL, model, 40)
     assert found.bytes == [counted.dense_bytes, counted.bytes]
     assert "cache: dense 10,240, masked 1,536 bytes" in " ".join(str(found).split())
 

@@ -31,7 +31,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.strategies.build import build_strategy
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch_serve.allocate import Costs, ranked_path
+from masksearch_decoders.allocation import Costs, ranked_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 

@@ -17,13 +17,14 @@ from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.masks.lower import lower
 from masksearch.strategies.build import build_strategy
-from masksearch.tasks.recall import Recall
 from masksearch_bench.tree import tree_values
-from masksearch_serve.allocate import (
+from masksearch_decoders import CausalEvaluator, kv_bytes
+from masksearch_decoders.allocation import (
     AllocateStrategy,
     Costs,
     totals_by_count,
 )
+from masksearch_decoders.tasks.recall import Recall
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
@@ -38,9 +39,9 @@ LENGTH, LAYERS, HEADS, KV_HEADS = 12, 3, 4, 2
 SHAPE = Shape(LENGTH, LAYERS, HEADS, causal=True)
 
 
-def evaluator(place: Path, **settings) -> ms.CausalEvaluator:
+def evaluator(place: Path, **settings) -> CausalEvaluator:
     small = {"length": LENGTH, "cache": place / "cache", "device": "cpu", "batch": 4}
-    return ms.CausalEvaluator(place / "text", weights=place / "model", **(small | settings))
+    return CausalEvaluator(place / "text", weights=place / "model", **(small | settings))
 
 
 class Accounts:
@@ -55,8 +56,7 @@ class Accounts:
 
     def measures_of(self, mask):
         by_layer, by_head = (
-            ms.kv_bytes(mask, self.config, LENGTH, cache_layout=one).share
-            for one in ("mask", "head")
+            kv_bytes(mask, self.config, LENGTH, cache_layout=one).share for one in ("mask", "head")
         )
         return {"kv_bytes": by_layer, "kv_bytes_per_head": by_head}
 
@@ -124,7 +124,7 @@ class Engine(Accounts):
         config = copy.copy(self.config)
         config.num_hidden_layers = 12
         how = {"cache_layout": "vllm", "in_flight": 16}
-        return {"kv_bytes": ms.kv_bytes(mask, config, 4096, **how).share}
+        return {"kv_bytes": kv_bytes(mask, config, 4096, **how).share}
 
 
 def test_layers_that_an_engine_groups_are_counted_by_their_number():
@@ -349,7 +349,7 @@ RECALL = Path(__file__).parents[2] / "masksearch-bench/masksearch_bench/checkpoi
 @pytest.mark.nightly
 def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
     """Pairs of heads of four levels, against all 4,096 choices on 8 rows."""
-    judge = ms.CausalEvaluator(Recall(), weights=RECALL, held_out_sequences=8, device="cpu")
+    judge = CausalEvaluator(Recall(), weights=RECALL, held_out_sequences=8, device="cpu")
     levels = (*map(masks.window, (7, 15, 31)), masks.full())
     units = Units(judge.shape, levels, "kv_head", 2)
     units = dataclasses.replace(units, costs=[[w / 56 / 6] * 6 for w in (8, 16, 32, 56)])
@@ -373,7 +373,7 @@ def test_gates_choose_among_several_windows(tmp_path):
     options = {"unit": "layer", "levels": [*windows, masks.full()], "method": "gates"}
     study = ms.search(
         None,
-        ms.CausalEvaluator(Recall(), **how),
+        CausalEvaluator(Recall(), **how),
         run=tmp_path,
         trials=4,
         strategy="allocate",

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch_serve.plan import Plan
+from masksearch_decoders import to_native
+from masksearch_decoders.plan import Plan
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(the strategy has no more masks|strategy 'allocate' judges)"
@@ -124,7 +125,7 @@ def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path)
     plan = Plan.load(tmp_path / "again" / "plan.json")
     native = json.loads((tmp_path / "served" / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(place / "model")
-    assert native["layer_types"] == ms.to_native(model, plan.mask).config.layer_types
+    assert native["layer_types"] == to_native(model, plan.mask).config.layer_types
 
 
 # -- units of any search: strategy allocate, and other strategies over the same units -------------

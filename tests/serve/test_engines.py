@@ -9,8 +9,9 @@ import transformers as hf
 
 import masksearch as ms
 from masksearch import masks
-from masksearch_serve.engines import ENGINES
-from masksearch_serve.native import from_native
+from masksearch_decoders import to_native
+from masksearch_decoders.engines import ENGINES
+from masksearch_decoders.native import from_native
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "layer_types": KINDS}
@@ -52,10 +53,10 @@ def test_exports_are_served_as_written_or_refused(family, target, tmp_path):
             continue
         if target not in served | {"transformers"}:
             with pytest.raises(ms.errors.NativeError, match=r"^of the windows of ") as refused:
-                ms.to_native(CONFIGS[family], mask, target=target)
+                to_native(CONFIGS[family], mask, target=target)
             assert refused.value.nearest == (masks.causal() if family == "llama" else None)
             continue
-        ms.to_native(CONFIGS[family], mask, target=target).save_pretrained(tmp_path)
+        to_native(CONFIGS[family], mask, target=target).save_pretrained(tmp_path)
         opened = hf.AutoConfig.from_pretrained(tmp_path)  # what an engine reads
         own = {name for name, engine in ENGINES.items() if not engine.unserved(opened)}
         assert own == served | {"transformers"}
@@ -69,13 +70,13 @@ def test_a_refusal_says_why_and_what_works():
     with pytest.raises(
         ms.errors.NativeError, match=r"vLLM 0\.33\.0 reads if all slide.*--model-impl"
     ):
-        ms.to_native(CONFIGS["qwen3"], MIXED, target="vllm")
+        to_native(CONFIGS["qwen3"], MIXED, target="vllm")
     plain = hf.LlamaConfig(**SIZES | {"layer_types": None})
     with pytest.raises(
         ms.errors.NativeError, match=r"SGLang .* gemma3_text, granite_swa, olmo3; sinks= makes"
     ):
-        ms.to_native(plain, MIXED, target="sglang")
-    ms.to_native(plain, masks.full(), target="sglang")  # without windows all serve it
+        to_native(plain, MIXED, target="sglang")
+    to_native(plain, masks.full(), target="sglang")  # without windows all serve it
     deep = hf.Exaone4Config(num_hidden_layers=64, sliding_window=64)
     llama_cpp = ENGINES["llama.cpp"]
     assert not llama_cpp.unserved(deep)
@@ -83,7 +84,7 @@ def test_a_refusal_says_why_and_what_works():
     with pytest.raises(
         ms.errors.NativeError, match=r"drops keys \(.*_qwen3.py .* cohere2, gemma3_text"
     ):
-        ms.to_native(CONFIGS["qwen3"], MIXED, target="tensorrt-llm")
+        to_native(CONFIGS["qwen3"], MIXED, target="tensorrt-llm")
 
 
 WORDS = {  # of a row on the page
@@ -153,10 +154,10 @@ def test_readings_name_the_oldest_build_where_older_ones_are_silent():
 
 
 def test_sglang_is_asked_to_free_keys():
-    written = ms.to_native(CONFIGS["olmo3"], MIXED, target="sglang")
+    written = to_native(CONFIGS["olmo3"], MIXED, target="sglang")
     assert written.is_hybrid_swa
     assert written.hybrid_layer_pattern == [1, 0, 1]
-    assert not hasattr(ms.to_native(written, MIXED), "hybrid_layer_pattern")
+    assert not hasattr(to_native(written, MIXED), "hybrid_layer_pattern")
 
 
 def test_modernbert_names_its_period_where_it_has_one(tmp_path):
@@ -164,11 +165,11 @@ def test_modernbert_names_its_period_where_it_has_one(tmp_path):
     stale = {"layer_types": ["full_attention"] * 4, "global_attn_every_n_layers": 3}
     base = hf.ModernBertConfig(num_hidden_layers=4, rope_parameters=angles, **stale)
     full, window = masks.full(), masks.window(5)
-    written = ms.to_native(base, masks.per_layer([full, window, full, window]))
+    written = to_native(base, masks.per_layer([full, window, full, window]))
     written.save_pretrained(tmp_path)
     plain = written.to_dict()
     assert plain["global_attn_every_n_layers"] == 2
     assert plain["global_rope_theta"] == plain["local_rope_theta"] == 7.0
     assert from_native(hf.AutoConfig.from_pretrained(tmp_path)) == from_native(written)
-    irregular = ms.to_native(base, masks.per_layer([window, full, window, window]))
+    irregular = to_native(base, masks.per_layer([window, full, window, window]))
     assert "global_attn_every_n_layers" not in irregular.to_dict()  # of 3, which it was

@@ -16,7 +16,8 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
-from masksearch_serve.engines import gguf
+from masksearch_decoders import to_gguf
+from masksearch_decoders.engines import gguf
 from tests.serve.tiny_gguf import (
     FULL,
     LINEAR,
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_file_holds_the_pattern_the_window_and_the_weights(dtype, folder, tmp_path):
     model = build("granite, all")
-    path = ms.to_gguf(model, tmp_path / "new" / "model.gguf", tokenizer=folder, dtype=dtype)
+    path = to_gguf(model, tmp_path / "new" / "model.gguf", tokenizer=folder, dtype=dtype)
     file = GGUFReader(path)
     held = {name: field.contents() for name, field in file.fields.items()}
     assert held["general.architecture"] == "granite_swa"
@@ -61,7 +62,7 @@ def test_file_holds_the_pattern_the_window_and_the_weights(dtype, folder, tmp_pa
 
 def test_rows_of_queries_and_keys_are_paired_as_llama_cpp_turns_them(folder, tmp_path):
     model = build("llama, all")
-    tensors = GGUFReader(ms.to_gguf(model, tmp_path / "m.gguf", tokenizer=folder)).tensors
+    tensors = GGUFReader(to_gguf(model, tmp_path / "m.gguf", tokenizer=folder)).tensors
     written = next(each.data for each in tensors if each.name == "blk.0.attn_k.bias")
     bias = model.model.layers[0].self_attn.k_proj.bias.tolist()  # two heads of 32
     for head in range(2):
@@ -108,7 +109,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(message, folder, tmp_
     if change:
         change(model.config)
     with pytest.raises(NativeError, match=re.escape(message)):
-        ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+        to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     assert not any(tmp_path.iterdir())
 
 
@@ -116,17 +117,17 @@ def test_other_objects_are_refused(folder, tmp_path):
     path = tmp_path / "model.gguf"
     model = build("granite")
     with pytest.raises(NativeError, match="a model of transformers, got Linear"):
-        ms.to_gguf(nn.Linear(2, 2), path)
+        to_gguf(nn.Linear(2, 2), path)
     with pytest.raises(NativeError, match="needs its output layer"):
-        ms.to_gguf(build("llama").model, path)
+        to_gguf(build("llama").model, path)
     with pytest.raises(NativeError, match=r"got torch\.int8"):
-        ms.to_gguf(model, path, tokenizer=folder, dtype=torch.int8)
+        to_gguf(model, path, tokenizer=folder, dtype=torch.int8)
     model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = 1e6
     with pytest.raises(NativeError, match=r"attn_v.weight is not finite in F16; give another"):
-        ms.to_gguf(model, path, tokenizer=folder, dtype=torch.float16)
+        to_gguf(model, path, tokenizer=folder, dtype=torch.float16)
     ms.attach(llama := build("llama"), masks.window(3))
-    with pytest.raises(NativeError, match=r"give ms\.to_native\(model, mask\)"):
-        ms.to_gguf(llama, path, tokenizer=folder)
+    with pytest.raises(NativeError, match=r"give to_native\(model, mask\)"):
+        to_gguf(llama, path, tokenizer=folder)
     assert not any(tmp_path.iterdir())
 
 
@@ -144,7 +145,7 @@ def test_unknown_tokenizers_are_refused_before_anything_is_written(
     data = json.loads((folder / "tokenizer.json").read_text()) | change
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(NativeError, match=re.escape(message)):
-        ms.to_gguf(build("llama"), tmp_path / "model.gguf", tokenizer=tmp_path)
+        to_gguf(build("llama"), tmp_path / "model.gguf", tokenizer=tmp_path)
     assert len([*tmp_path.iterdir()]) == 1
 
 
@@ -155,16 +156,16 @@ def test_merges_that_sentencepiece_would_not_have_are_refused(tmp_path):
     data["model"]["merges"].pop()
     file.write_text(json.dumps(data))
     with pytest.raises(NativeError, match="other merges than sentencepiece"):
-        ms.to_gguf(build("llama", vocab_size=1010), tmp_path / "model.gguf", tokenizer=tmp_path)
+        to_gguf(build("llama", vocab_size=1010), tmp_path / "model.gguf", tokenizer=tmp_path)
 
 
 def test_missing_tokenizers_existing_files_and_the_missing_package(folder, tmp_path, monkeypatch):
     model, path = build("llama"), tmp_path / "model.gguf"
     with pytest.raises(FileNotFoundError, match="give the folder of the tokenizer as tokenizer="):
-        ms.to_gguf(model, path)
+        to_gguf(model, path)
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="exists; remove it"):
-        ms.to_gguf(model, path, tokenizer=folder)
+        to_gguf(model, path, tokenizer=folder)
     assert path.read_text() == "mine"
     load = builtins.__import__
 
@@ -175,7 +176,7 @@ def test_missing_tokenizers_existing_files_and_the_missing_package(folder, tmp_p
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"needs the package gguf: pip install .*\[serve\]"):
-        ms.to_gguf(model, path)
+        to_gguf(model, path)
 
 
 def test_a_full_disk_leaves_nothing_behind(folder, tmp_path, monkeypatch):
@@ -189,7 +190,7 @@ def test_a_full_disk_leaves_nothing_behind(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(GGUFWriter, "write_tensor_data", fill)
     with pytest.raises(OSError, match="No space left"):
-        ms.to_gguf(build("llama"), tmp_path / "model.gguf", tokenizer=folder)
+        to_gguf(build("llama"), tmp_path / "model.gguf", tokenizer=folder)
     assert not any(tmp_path.iterdir())
 
 
@@ -211,7 +212,7 @@ def test_an_older_engine_is_named_when_a_file_is_written(
     monkeypatch.setattr(gguf, "version", lambda _: installed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        path = ms.to_gguf(build(name), tmp_path / "model.gguf", tokenizer=folder)
+        path = to_gguf(build(name), tmp_path / "model.gguf", tokenizer=folder)
     told = [str(each.message) for each in caught if "without a word" in str(each.message)]
     assert len(told) == warned
     if warned:

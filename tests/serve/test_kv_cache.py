@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import sizes
 
-import masksearch as ms
-from masksearch import kv_bytes, masks
+from masksearch import masks
 from masksearch.errors import (
     AttachError,
     HeadCountError,
@@ -21,6 +20,7 @@ from masksearch.errors import (
     NativeError,
     UnknownNameError,
 )
+from masksearch_decoders import kv_bytes, to_native
 
 SIZES = sizes(50, 32, 4, 4, 32, 64, pad_token_id=0)
 GROUPED = {**SIZES, "num_key_value_heads": 2}
@@ -205,7 +205,7 @@ def test_transformers_holds_what_its_layout_says():
     model = hf.LlamaForCausalLM(CONFIGS["llama"]()).eval()
     mask = masks.per_layer([masks.full(), masks.window(3), masks.window(3), masks.full()])
     with torch.no_grad():
-        cache = ms.to_native(model, mask)(torch.ones(1, 9).long()).past_key_values
+        cache = to_native(model, mask)(torch.ones(1, 9).long()).past_key_values
     for each in (mask, masks.columns(2) | mask):  # a logit a head stands for sinks
         assert kv_bytes(each, model, 9, cache_layout="transformers").bytes == cache_bytes(cache)
 

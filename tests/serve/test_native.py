@@ -22,7 +22,8 @@ from transformers.masking_utils import (
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, UnknownNameError
-from masksearch_serve.native import from_native
+from masksearch_decoders import kv_bytes, to_native
+from masksearch_decoders.native import from_native
 from tests.serve.conftest import drawn
 from tests.serve.tiny_gguf import LLAMA3
 
@@ -65,7 +66,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp_path, device):
     model = build(name).to(device)
     before, dense = model.config.to_dict(), logits(model)
-    native = ms.to_native(model, MASK)
+    native = to_native(model, MASK)
     assert model.config.to_dict() == before  # the model itself stays as it is
     assert torch.equal(logits(model), dense)
     assert not torch.equal(logits(native), dense)
@@ -87,7 +88,7 @@ def test_native_model_equals_attach_bit_for_bit_and_shares_its_weights(name, tmp
 @pytest.mark.parametrize("name", DECODERS)
 def test_generation_is_identical_and_sliding_layers_keep_the_window_without_one(name, device):
     model, ids = build(name).to(device), IDS.to(device)
-    native = ms.to_native(model, MASK)
+    native = to_native(model, MASK)
     ms.attach(model, MASK)
     how = {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
     ours, theirs = (each.generate(ids, **how) for each in (model, native))
@@ -96,7 +97,7 @@ def test_generation_is_identical_and_sliding_layers_keep_the_window_without_one(
     assert isinstance(theirs.past_key_values.layers[0], DynamicSlidingWindowLayer)
     held = sum(each.keys.nbytes + each.values.nbytes for each in theirs.past_key_values.layers)
     batch, length = IDS.shape[0], 51  # the last token was never put in
-    assert held == batch * ms.kv_bytes(from_native(native), native.config, length).bytes
+    assert held == batch * kv_bytes(from_native(native), native.config, length).bytes
     padded = torch.ones_like(ids)
     padded[0, :9] = 0  # pads in front of the first prompt
     ours, theirs = (each.generate(ids, attention_mask=padded, **how) for each in (model, native))
@@ -116,7 +117,7 @@ torch.save(model(torch.load(folder + "/ids.pt")).logits.detach(), folder + "/log
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["gemma3", "llama", "modernbert"])
 def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
-    native = ms.to_native(build(name), MASK)
+    native = to_native(build(name), MASK)
     native.save_pretrained(tmp_path)
     torch.save(IDS, tmp_path / "ids.pt")
     loader = "AutoModelForMaskedLM" if name == "modernbert" else "AutoModelForCausalLM"
@@ -136,8 +137,8 @@ def test_saved_model_is_opened_by_transformers_alone(name, tmp_path):
 )
 def test_llama_is_written_as_the_smollm3_that_computes_the_same(more, tmp_path):
     model = build("llama", **more)
-    assert type(ms.to_native(model, masks.full())) is hf.LlamaForCausalLM  # needs no other class
-    native = ms.to_native(model, masks.window(5))
+    assert type(to_native(model, masks.full())) is hf.LlamaForCausalLM  # needs no other class
+    native = to_native(model, masks.window(5))
     assert type(native) is hf.SmolLM3ForCausalLM
     native.save_pretrained(tmp_path)
     ms.attach(model, masks.window(5))
@@ -149,7 +150,7 @@ def test_llama_is_written_as_the_smollm3_that_computes_the_same(more, tmp_path):
 def test_models_in_half_precision_equal_attach_too(name, tmp_path):
     build(name).save_pretrained(tmp_path)
     model = hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    native = ms.to_native(model, MASK)
+    native = to_native(model, MASK)
     assert native.dtype == torch.bfloat16
     ms.attach(model, MASK, backend="sdpa")
     assert torch.equal(logits(native), logits(model))
@@ -160,13 +161,11 @@ def test_own_windows_stay_in_force_and_rotary_positions_stay_with_their_layers()
     model = build("gemma3", layer_types=kinds, sliding_window=8)
     own = from_native(model)
     assert own == masks.per_layer([masks.causal() & masks.window(7)] * 2 + [masks.causal()])
-    assert torch.equal(logits(ms.to_native(model, masks.full())), logits(model))
-    narrower = ms.to_native(
-        model, masks.per_layer([masks.window(3), masks.window(3), masks.full()])
-    )
+    assert torch.equal(logits(to_native(model, masks.full())), logits(model))
+    narrower = to_native(model, masks.per_layer([masks.window(3), masks.window(3), masks.full()]))
     with pytest.raises(ms.errors.NativeError, match=r"other angles, .* is per_layer\(") as refused:
-        ms.to_native(model, masks.window(7))
-    assert ms.to_native(model, refused.value.nearest).config.layer_types == kinds
+        to_native(model, masks.window(7))
+    assert to_native(model, refused.value.nearest).config.layer_types == kinds
     ms.attach(model, masks.window(3) | masks.per_layer([masks.window(0)] * 2 + [masks.full()]))
     assert torch.equal(logits(narrower), logits(model))
 
@@ -208,7 +207,7 @@ SWITCH = {"use_sliding_window": True, "sliding_window": 16}
 )  # fmt: skip
 def test_configurations_are_read_as_expressions(config, expected):
     assert from_native(config) == expected
-    assert from_native(ms.to_native(config, expected)) == expected
+    assert from_native(to_native(config, expected)) == expected
     assert from_native(type(config).from_dict(config.to_dict())) == expected
 
 
@@ -255,41 +254,41 @@ MODERN = hf.ModernBertConfig(**SIZES)
 )  # fmt: skip
 def test_refusals_give_the_reason_and_a_mask_that_can_be_served(config, mask, why, nearest):
     with pytest.raises(ms.errors.NativeError, match=why) as refused:
-        ms.to_native(config, mask)
+        to_native(config, mask)
     message = str(refused.value)
     assert "\n" not in message
     assert message.startswith(f"{type(config).__name__} cannot name")
     assert message.endswith(f"the nearest mask that can be served is {refused.value.nearest}")
     assert nearest is None or refused.value.nearest == nearest
-    ms.to_native(config, refused.value.nearest)
+    to_native(config, refused.value.nearest)
 
 
 def test_models_are_refused_with_the_reason():
     with pytest.raises(
         ms.errors.NativeError, match=r"BertConfig \(bert\) is none of the families"
     ):
-        ms.to_native(hf.BertConfig(), WINDOW)
+        to_native(hf.BertConfig(), WINDOW)
     with pytest.raises(ms.errors.NativeError, match=r"T5Config \(t5\) is none of the families"):
         from_native(hf.T5Config())
     sliding = hf.LlamaConfig(layer_types=["sliding_attention"] * 32, sliding_window=8)
     with pytest.raises(ms.errors.NativeError, match=r"its caches drop keys; delete layer_types"):
         from_native(sliding)
     with pytest.raises(UnknownNameError, match=r"unknown target 'vlm'; did you mean 'vllm'"):
-        ms.to_native(QWEN, WINDOW, target="vlm")
+        to_native(QWEN, WINDOW, target="vlm")
     with pytest.raises(HeadCountError, match="the mask has 2 heads"):
-        ms.to_native(QWEN, masks.per_head([WINDOW, WINDOW]))
+        to_native(QWEN, masks.per_head([WINDOW, WINDOW]))
     with pytest.raises(ms.errors.NativeError, match=r"ms.detach\(model\)"):
-        ms.to_native(ms.attach(build("qwen3"), WINDOW), WINDOW)
+        to_native(ms.attach(build("qwen3"), WINDOW), WINDOW)
     with pytest.raises(ms.errors.NativeError, match="merge_and_unload"):
-        ms.to_native(torch.nn.Sequential(build("qwen3")), WINDOW)
+        to_native(torch.nn.Sequential(build("qwen3")), WINDOW)
     adapted = build("qwen3")
     adapted.model.layers[0].self_attn.q_proj.lora = torch.nn.Linear(2, 2)
     with pytest.raises(
         ms.errors.NativeError, match=r"differ in the weights .*lora.* merge adapters"
     ):
-        ms.to_native(adapted, WINDOW)
+        to_native(adapted, WINDOW)
     with pytest.raises(TypeError, match="takes a mask second, got 'window"):
-        ms.to_native(QWEN, "window(3)")
+        to_native(QWEN, "window(3)")
     with pytest.raises(TypeError, match="takes a configuration or a model"):
         from_native("google/gemma-3-270m")
 
@@ -301,7 +300,7 @@ def test_sliding_layers_that_qwen_forgets_are_refused():
     assert forgotten.sliding_window is None  # transformers says nothing
     with pytest.raises(ms.errors.NativeError, match="use_sliding_window=True"):
         from_native(forgotten)
-    written = ms.to_native(hf.Qwen2Config(num_hidden_layers=2), masks.window(7))
+    written = to_native(hf.Qwen2Config(num_hidden_layers=2), masks.window(7))
     assert (written.use_sliding_window, written.sliding_window) == (True, 8)
 
 
@@ -332,9 +331,9 @@ def test_what_is_written_keeps_the_same_cells_and_what_is_not_has_a_servable_nei
     mask = masks.per_layer(of)
     own = from_native(config)
     try:
-        written = from_native(ms.to_native(config, mask))
+        written = from_native(to_native(config, mask))
     except ms.errors.NativeError as refused:
-        ms.to_native(config, refused.nearest)
+        to_native(config, refused.nearest)
         return
     inside = own & masks.per_layer([written.of_layer(layer) for layer in range(3)])
     assert torch.equal(inside.dense(20), (mask & own).dense(20))
@@ -358,10 +357,10 @@ def test_no_mask_that_can_be_served_is_nearer_than_the_nearest(bits, config):
     table = table.view(2, 1, length, length)
     wanted = (from_native(config).dense(length, layers=2)) & table
     with pytest.raises(ms.errors.NativeError) as refused:
-        ms.to_native(config, masks.per_layer([masks.table(each[0]) for each in table]))
+        to_native(config, masks.per_layer([masks.table(each[0]) for each in table]))
 
     def apart(other: masks.Mask) -> int:
-        served = from_native(ms.to_native(config, other)).dense(length, layers=2)
+        served = from_native(to_native(config, other)).dense(length, layers=2)
         return int((served ^ wanted).sum())
 
     every = []

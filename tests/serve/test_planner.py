@@ -1,4 +1,4 @@
-"""`ms.allocate`: a decoder, a text and a budget in, a plan out that was judged on unseen text."""
+"""`allocate`: a decoder, a text and a budget in, a plan out that was judged on unseen text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from tiny_decoder import byte_tokenizer, learn_rows
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
+import masksearch_decoders as md
 from masksearch import masks
 from masksearch.errors import NativeError, SearchError
-from masksearch.evaluators.causal import CausalEvaluator
-from masksearch_serve.plan import Plan, describe_rival, describe_units, report_lines
-from masksearch_serve.planner import (
+from masksearch_decoders import Serving, to_native
+from masksearch_decoders.causal import CausalEvaluator
+from masksearch_decoders.plan import Plan, describe_rival, describe_units, report_lines
+from masksearch_decoders.planner import (
     DecoderOnText,
     Delivery,
     Unseen,
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("in_place")
 
 def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> Plan:
     small = {"length": 24, "sequences": 16, "local": "window(3)", "progress": None}
-    return ms.allocate("model", text, budget, run=run, **(small | how))
+    return md.allocate("model", text, budget, run=run, **(small | how))
 
 
 @pytest.mark.slow
@@ -47,7 +49,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
     model = AutoModelForCausalLM.from_pretrained("model").eval()
     tokens = torch.arange(1, 13)[None]
     with torch.no_grad():
-        served = ms.to_native(model, plan.mask).eval()(tokens).logits
+        served = to_native(model, plan.mask).eval()(tokens).logits
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
 
 
@@ -148,7 +150,7 @@ def test_a_plan_that_is_worse_than_one_window_on_unseen_text_is_not_written(
 
 @pytest.mark.slow
 def test_an_engine_has_one_window_beside_full_layers(tmp_path):
-    how = {"serve": "llama.cpp", "serving": ms.Serving(length=4096, ubatch=64)}
+    how = {"serve": "llama.cpp", "serving": Serving(length=4096, ubatch=64)}
     plan = allocate(tmp_path, 0.5, local=["window(3)", "window(7)", "full()"], check=False, **how)
     records = [record for record in ms.open_study(tmp_path).records() if record.scored]
     windows = [{*map(str, units_of(record.mask))} - {"full()"} for record in records]
@@ -235,12 +237,12 @@ def test_rival_in_words(interval, more, said):
 def test_texts_that_are_shorter_than_the_rival_are_warned_of(tmp_path):
     said = r"on texts of 24 tokens window\(2048\) in every layer is dense .* up to 4096"
     with pytest.warns(UserWarning, match=said):
-        allocate(tmp_path, 0.5, serving=ms.Serving(length=4096))
+        allocate(tmp_path, 0.5, serving=Serving(length=4096))
 
 
 @pytest.mark.nightly
 def test_plan_within_what_an_engine_reserves(tmp_path):
-    serving = ms.Serving(length=4096, in_flight=16)
+    serving = Serving(length=4096, in_flight=16)
     how = {
         "serve": "vllm",
         "serving": serving,
@@ -330,7 +332,7 @@ def test_mistakes_are_refused_before_anything_is_judged(how, error, problem, tmp
 def test_an_engine_that_no_mask_makes_smaller_says_what_does(
     engine, length, budget, problem, tmp_path
 ):
-    how = {"serve": engine, "serving": ms.Serving(length=length), "check": False}
+    how = {"serve": engine, "serving": Serving(length=length), "check": False}
     with pytest.raises(ValueError, match=problem) as refused:
         allocate(tmp_path, budget, local="columns(1) | window(3)", **how)
     assert "local mask" not in str(refused.value)
@@ -366,7 +368,7 @@ def test_masks_no_better_than_a_guess_are_called_so(tmp_path, monkeypatch):
 def test_a_model_in_memory_is_refused(place, tmp_path):
     model = AutoModelForCausalLM.from_pretrained("model")
     with pytest.raises(TypeError, match="got LlamaForCausalLM: save it with its tokenizer"):
-        ms.allocate(model, "text", run=tmp_path)
+        md.allocate(model, "text", run=tmp_path)
 
 
 @pytest.mark.slow

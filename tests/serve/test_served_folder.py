@@ -1,4 +1,4 @@
-"""`ms.allocate(serve=, out=)`: a folder that an engine opens, and says whether it does."""
+"""`allocate(serve=, out=)`: a folder that an engine opens, and says whether it does."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tiny_decoder import letter_decoder
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
+import masksearch_decoders as md
 from masksearch import masks
 from masksearch.errors import DataError, MaskSearchError, NativeError, UnknownNameError
-from masksearch_serve import folder
-from masksearch_serve.plan import Plan
+from masksearch_decoders import CausalEvaluator, EngineEvaluator, Serving, folder, kv_bytes
+from masksearch_decoders.plan import Plan
 
 LOCAL = "columns(1) | window(3)"
 pytestmark = pytest.mark.usefixtures("in_place")
@@ -34,8 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def allocate(run: Path, out: Path, budget: float = 0.6, **how) -> Plan:
     small = {"length": 96, "sequences": 16, "local": LOCAL, "method": "restore"}
-    small |= {"progress": None, "sinks": "calibrate", "serving": ms.Serving(in_flight=8)}
-    return ms.allocate("model", "text", budget, run=run, out=out, **(small | how))
+    small |= {"progress": None, "sinks": "calibrate", "serving": Serving(in_flight=8)}
+    return md.allocate("model", "text", budget, run=run, out=out, **(small | how))
 
 
 def check(folder: Path, log: str) -> tuple[int, str]:
@@ -49,7 +50,7 @@ def check(folder: Path, log: str) -> tuple[int, str]:
 @pytest.mark.parametrize("sinks", ["calibrate", pytest.param("tune", marks=pytest.mark.nightly)])
 def test_what_is_written_from_bfloat16_leaves_the_weights_as_they_were(sinks, tmp_path):
     def dense() -> float:
-        judge = ms.CausalEvaluator("text", weights="model", length=96, precision="bfloat16")
+        judge = CausalEvaluator("text", weights="model", length=96, precision="bfloat16")
         return judge.score(judge.dense(0)).nll.mean().item()
 
     before = dense()
@@ -59,9 +60,7 @@ def test_what_is_written_from_bfloat16_leaves_the_weights_as_they_were(sinks, tm
     assert {each.dtype for each in AutoModelForCausalLM.from_pretrained(out).parameters()} == {
         torch.float16
     }
-    said = ms.CausalEvaluator(
-        "text", weights=out, length=96, held_out_sequences=16, split="holdout"
-    )
+    said = CausalEvaluator("text", weights=out, length=96, held_out_sequences=16, split="holdout")
     (report,) = said(masks.full(), seed=0, workdir=tmp_path)
     served = plan.found["served"]["losses"]["served"]
     assert served == pytest.approx(report.values["nll"], abs=1e-2)
@@ -79,14 +78,12 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
     check_file(out / "serving.json", "serving")
     check_file(tmp_path / "run" / "plan.json", "plan")
     assert facts == plan.found["served"]
-    said = ms.CausalEvaluator("text", weights="model", length=96, held_out_sequences=16)
-    judge = ms.EngineEvaluator(said.on("holdout"), sinks="calibrate")
+    said = CausalEvaluator("text", weights="model", length=96, held_out_sequences=16)
+    judge = EngineEvaluator(said.on("holdout"), sinks="calibrate")
     if engine != "sglang":  # the same form, judged as any mask is
         (report,) = judge(plan.mask, seed=0, workdir=tmp_path)
         assert facts["losses"]["served"] == pytest.approx(report.values["nll"], abs=1e-4)
-    said = ms.CausalEvaluator(
-        "text", weights=out, length=96, held_out_sequences=16, split="holdout"
-    )
+    said = CausalEvaluator("text", weights=out, length=96, held_out_sequences=16, split="holdout")
     (report,) = said(masks.full(), seed=0, workdir=tmp_path)
     assert facts["losses"]["served"] == pytest.approx(report.values["nll"], abs=5e-3)  # float16
     assert facts["losses"]["documents"] == plan.found["nll"]["unseen"]["documents"]
@@ -101,7 +98,7 @@ def test_a_folder_is_written_judged_and_opened_again(engine, tmp_path):
 def test_bytes_and_the_log_of_vllm(tmp_path):
     plan = allocate(tmp_path / "run", out := tmp_path / "served", serve="vllm")
     facts = plan.found["served"]
-    held = ms.kv_bytes(
+    held = kv_bytes(
         plan.mask, AutoModelForCausalLM.from_pretrained("model").config, 96,
         cache_layout="vllm", in_flight=8, dtype=torch.float16,
     )  # fmt: skip
@@ -136,7 +133,7 @@ def test_the_log_of_sglang(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gguf") is None, reason="the extra serve")
 def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
-    serving = ms.Serving(length=4096, ubatch=64)
+    serving = Serving(length=4096, ubatch=64)
     plan = allocate(tmp_path / "run", out := tmp_path / "served", serve="llama.cpp",
                     serving=serving)  # fmt: skip
     assert (out / "model.gguf").stat().st_size > 0
@@ -220,7 +217,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
 def test_short_prompts_are_warned_of():
     losses = {"dense": 3.0, "masked": 3.1, "served": 3.2, "difference": 0.2, "documents": 9}
     facts = {"engine": "llama.cpp", "model": "m", "units": LOCAL, "form": "granite_swa",
-             "settings": vars(ms.Serving(length=512)), "kv_bytes": 10, "dense_kv_bytes": 20,
+             "settings": vars(Serving(length=512)), "kv_bytes": 10, "dense_kv_bytes": 20,
              "tried": {"by": "nothing"}}  # fmt: skip
     near = {"positions": 32, "dense": 4.0, "served": 4.01}
     page = folder.write_page(facts | {"losses": losses | {"short": near}}, Path("out"))
@@ -247,26 +244,26 @@ def test_short_prompts_are_warned_of():
 
 
 def test_what_is_served_is_a_decoder_and_sinks_are_those_of_a_checkpoint_as_it_is():
-    judge = ms.CausalEvaluator("text", weights="model", length=96)
+    judge = CausalEvaluator("text", weights="model", length=96)
     wrong = [
         (ms.PlantedEvaluator(), {}, TypeError, "takes a CausalEvaluator, got PlantedEvaluator"),
         (judge, {"cache_layout": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
         (judge, {"sinks": "calibrat"}, UnknownNameError, "calibrate"),
-        (ms.CausalEvaluator("text"), {"sinks": "calibrate"}, ValueError,
+        (CausalEvaluator("text"), {"sinks": "calibrate"}, ValueError,
          "give weights= and adapt='none', got weights=None and adapt='train'"),
-        (ms.CausalEvaluator("recall", weights="model", adapt="none"), {"sinks": "none"},
+        (CausalEvaluator("recall", weights="model", adapt="none"), {"sinks": "none"},
          ValueError, "so sinks= belongs to text"),
     ]  # fmt: skip
     for decoder, settings, error, problem in wrong:
         with pytest.raises(error, match=problem):
-            ms.EngineEvaluator(decoder, **settings)
-    assert ms.EngineEvaluator(judge).protocol == judge.protocol
-    assert ms.EngineEvaluator(judge, sinks="none").protocol != judge.protocol
+            EngineEvaluator(decoder, **settings)
+    assert EngineEvaluator(judge).protocol == judge.protocol
+    assert EngineEvaluator(judge, sinks="none").protocol != judge.protocol
 
 
 @pytest.mark.nightly
-def test_a_judge_of_language_models_imports_no_serving():
-    code = "import sys, masksearch.evaluators.causal; print(*sys.modules)"
+def test_a_judge_of_language_models_imports_no_engine():
+    code = "import sys, masksearch_decoders.causal; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "masksearch.models.decoders" in run.stdout
-    assert "masksearch_serve" not in run.stdout.split()
+    assert "masksearch_decoders.decoders" in run.stdout
+    assert "masksearch_decoders.engines" not in run.stdout

@@ -19,13 +19,14 @@ from torch import Tensor
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import DataError, NativeError, UnknownNameError
-from masksearch.models.decoders import convert_gguf
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.tasks.next_token import NextTokenText
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
-from masksearch_serve import sinks as module
-from masksearch_serve.native import from_native, granite_swa_of
+from masksearch_decoders import sinks as module
+from masksearch_decoders import to_native
+from masksearch_decoders.decoders import convert_gguf
+from masksearch_decoders.native import from_native, granite_swa_of
+from masksearch_decoders.tasks.next_token import NextTokenText
 from tests.serve.conftest import drawn
 from tests.serve.tiny_gguf import LLAMA3
 
@@ -85,9 +86,9 @@ def test_a_granite_swa_with_unseen_sinks_is_the_same_model(name):
 
 def test_without_sinks_a_plain_window_is_served():
     model = build()
-    native = ms.to_native(model, MASK, sinks="none")
+    native = to_native(model, MASK, sinks="none")
     plain = masks.per_layer([masks.window(7), masks.full(), masks.window(7)])
-    assert torch.equal(logits(native), logits(ms.to_native(model, plain)))
+    assert torch.equal(logits(native), logits(to_native(model, plain)))
 
 
 @pytest.mark.slow
@@ -95,7 +96,7 @@ def test_without_sinks_a_plain_window_is_served():
 def test_it_is_saved_and_served_by_transformers(name, tmp_path):
     model = build(name)
     before, dense = model.config.to_dict(), logits(model)
-    native = ms.to_native(model, MASK, sinks="calibrate", text=text())
+    native = to_native(model, MASK, sinks="calibrate", text=text())
     assert model.config.to_dict() == before
     assert torch.equal(logits(model), dense)
     native.save_pretrained(tmp_path)
@@ -114,10 +115,10 @@ def test_it_is_saved_and_served_by_transformers(name, tmp_path):
 
 @pytest.mark.slow
 def test_a_window_of_the_models_own_stays_in_force():
-    native = ms.to_native(build("mistral's window"), LOCAL, sinks="calibrate", text=text())
+    native = to_native(build("mistral's window"), LOCAL, sinks="calibrate", text=text())
     assert native.config.sliding_window == 8
     with pytest.raises(NativeError, match=r"window\(7\) and window\(8\)"):
-        ms.to_native(build("mistral's window"), MASK, sinks="calibrate", text=text())
+        to_native(build("mistral's window"), MASK, sinks="calibrate", text=text())
 
 
 # -- what is written -----------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_a_logit_gets_the_share_that_the_sinks_had(name):
     """In the first layer, which reads the same under both."""
     model, ids = build(name, initializer_range=0.8), text(16)
     ids[:, :SINKS] = 5  # sinks that heads like or not
-    native = ms.to_native(model, MASK, sinks="calibrate", text=ids)
+    native = to_native(model, MASK, sinks="calibrate", text=ids)
     ms.attach(model, MASK)
     under = attention_maps(model, [{"input_ids": ids}]).maps
     sinks = under[0, :, FIRST:, :SINKS].sum(-1).mean(-1)
@@ -141,7 +142,7 @@ def test_a_logit_gets_the_share_that_the_sinks_had(name):
 def test_biases_are_a_value_of_the_sink_and_sglang_gets_none():
     model, ids = build(), text(16)
     made = {
-        target: ms.to_native(model, MASK, target=target, sinks="calibrate", text=ids)
+        target: to_native(model, MASK, target=target, sinks="calibrate", text=ids)
         for target in ("sglang", "vllm")
     }
     assert not any("bias" in name for name, _ in made["sglang"].named_parameters())
@@ -166,8 +167,7 @@ def test_tuned_sinks_come_closer_to_the_dense_model():
     ids[:, :SINKS] = 5
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
     found = {
-        how: ms.to_native(model, MASK, sinks=how, text=ids, steps=60)
-        for how in ("calibrate", "tune")
+        how: to_native(model, MASK, sinks=how, text=ids, steps=60) for how in ("calibrate", "tune")
     }
     apart = {how: behind_dense(model, native, ids) for how, native in found.items()}
     assert apart["tune"] < 0.98 * apart["calibrate"]
@@ -183,7 +183,7 @@ def test_tuned_sinks_come_closer_to_the_dense_model():
 def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Checkpoints", partial(Checkpoints, seconds=0))
     model, seen = build(), list[int]()
-    call = partial(ms.to_native, model, MASK, sinks="tune", text=text(), steps=8)
+    call = partial(to_native, model, MASK, sinks="tune", text=text(), steps=8)
 
     def kill(step: Any, config: Any) -> None:
         seen.append(step.number)
@@ -199,7 +199,7 @@ def test_a_killed_tuning_goes_on(tmp_path, monkeypatch):
     assert torch.equal(logits(native), logits(call()))
     other = masks.per_layer([LOCAL, LOCAL, LOCAL])  # another mask is another run
     with follow_trainings(kill):
-        ms.to_native(model, other, sinks="tune", text=text(), steps=8, folder=tmp_path / "new")
+        to_native(model, other, sinks="tune", text=text(), steps=8, folder=tmp_path / "new")
     assert seen[9:] == list(range(1, 9))
 
 
@@ -213,7 +213,7 @@ def test_text_is_read_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     read = NextTokenText.load(tmp_path / "books", tokenizer=folder, length=128).train
     ids = read[torch.arange(16) * len(read) // 16].long()  # evenly spaced
     made = [
-        ms.to_native(model, LOCAL, sinks="calibrate", text=given)
+        to_native(model, LOCAL, sinks="calibrate", text=given)
         for given in (str(tmp_path / "books"), ids)
     ]
     assert torch.equal(*(logits(native, ids[:2]) for native in made))
@@ -244,7 +244,7 @@ def test_smollm2_on_novels(tmp_path, monkeypatch):
     ms.detach(model)
     for sinks in ("none", "calibrate", "tune"):
         text = ids[[at for at in range(len(ids)) if at % 4 != 1]]
-        found[sinks] = nats(ms.to_native(model, mask, sinks=sinks, text=text, steps=20))
+        found[sinks] = nats(to_native(model, mask, sinks=sinks, text=text, steps=20))
     lost = found["none"] - found["position sinks"]
     assert found["dense"] < found["position sinks"] < found["none"] - 1, found
     assert found["none"] - found["calibrate"] > 0.6 * lost, found
@@ -295,4 +295,4 @@ def test_refused_before_anything_is_measured(make, how, error, message, monkeypa
     monkeypatch.setattr(module, "attach", None)
     given = {"mask": MASK, "sinks": "calibrate", "text": text(), "target": "transformers"} | how
     with pytest.raises(error, match=message):
-        ms.to_native(make(), given.pop("mask"), **given)
+        to_native(make(), given.pop("mask"), **given)

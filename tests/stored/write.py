@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch_decoders import Serving, allocate
 
 LETTERS = "abcdefghijkl="
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -128,9 +129,9 @@ def write_models(folder: Path, aside: Path) -> None:
     model = shutil.move(aside / "model", folder / "model")
     small = {"length": 96, "sequences": 16, "local": "columns(1) | window(3)"}
     run, out = aside / "allocated", folder / "served"
-    plan = ms.allocate(
+    plan = allocate(
         model, aside / "text", 0.6, method="restore", run=run, serve="vllm", out=out,
-        sinks="calibrate", serving=ms.Serving(in_flight=8), progress=None, **small,
+        sinks="calibrate", serving=Serving(in_flight=8), progress=None, **small,
     )  # fmt: skip
     text = (run / "plan.json").read_text("utf-8").replace(str(folder), "/stored")
     (folder / "plan.json").write_text(text, "utf-8")

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.models.decoders import NextTokenModel, decoder
-from masksearch.tasks.next_token import NextTokenRows
-from masksearch.tasks.recall import Recall
+from masksearch_decoders.decoders import NextTokenModel, decoder
+from masksearch_decoders.tasks.next_token import NextTokenRows
+from masksearch_decoders.tasks.recall import Recall
 
 BACK, STEPS = 12, 1500
 

@@ -12,6 +12,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch.gates.gates import Gates
 from masksearch.study.storage import hide_secrets
+from masksearch_decoders import CausalEvaluator, EngineEvaluator, allocate
 
 SECRET = "S3CRET-word"
 JUDGE = """
@@ -66,8 +67,8 @@ def test_whole_words_of_a_name_make_a_secret(setting, shown):
 
 
 def test_no_setting_of_the_package_is_a_secret():
-    kinds = [ms.MlmEvaluator, ms.GlueEvaluator, ms.CausalEvaluator, ms.RayTune, ms.DamConfig]
-    kinds += [ms.EngineEvaluator, ms.ParetoHalving, Gates, ms.allocate, ms.search, ms.compare]
+    kinds = [ms.MlmEvaluator, ms.GlueEvaluator, CausalEvaluator, ms.RayTune, ms.DamConfig]
+    kinds += [EngineEvaluator, ms.ParetoHalving, Gates, allocate, ms.search, ms.compare]
     names = {name for each in kinds for name in inspect.signature(each).parameters}
     assert len(names) > 50
     assert hide_secrets(dict.fromkeys(names, "x")) == dict.fromkeys(names, "x")

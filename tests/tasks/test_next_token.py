@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from masksearch.errors import UnknownNameError
-from masksearch.tasks.next_token import NextTokenText, repeat_distances
-from masksearch.tasks.recall import Recall
+from masksearch_decoders.tasks.next_token import NextTokenText, repeat_distances
+from masksearch_decoders.tasks.recall import Recall
 
 WORDS = [f"w{number}" for number in range(40)]
 

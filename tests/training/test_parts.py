@@ -18,6 +18,7 @@ from masksearch.errors import UnknownNameError
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.training.parts import Settings
+from masksearch_decoders import CausalEvaluator, EngineEvaluator
 
 GROUPS = [kind for kind in ms.GlueEvaluator.__mro__ if kind.__module__ == Settings.__module__][:-1]
 
@@ -44,9 +45,7 @@ def evaluators(kind: type = Evaluator) -> Iterator[type]:
 def test_a_setting_is_declared_and_described_once_and_has_one_type():
     """But for other defaults of it, and for the data that GLUE and a text both call tasks."""
     assert all(getattr(ms, name) for name in ms.__all__ if name.endswith("Evaluator"))
-    assert {ms.EngineEvaluator, SquadEvaluator, SwagEvaluator} <= set(
-        evaluators()
-    )  # all are loaded
+    assert {EngineEvaluator, SquadEvaluator, SwagEvaluator} <= set(evaluators())  # all are loaded
     described, types = Counter[str](), defaultdict[str, set[str]](set)
     for kind in {*GROUPS, *(kind for kind in evaluators() if issubclass(kind, Settings))}:
         own = {name for name in vars(kind).get("__annotations__", {}) if name in vars(kind)}
@@ -134,9 +133,9 @@ def test_values_out_of_range_are_refused():
         (lambda: ms.GlueEvaluator(frozen="some", **tuned), ValueError, "or None, got 'some'"),
         (lambda: ms.GlueEvaluator(recover_steps=0, **tuned), ValueError, "recover_steps must be"),
         (lambda: ms.GlueEvaluator(frozen=-1, **tuned), ValueError, "'all' or None, got -1"),
-        (lambda: ms.CausalEvaluator("a", kv_heads=0), ValueError, "kv_heads must be at least 1"),
+        (lambda: CausalEvaluator("a", kv_heads=0), ValueError, "kv_heads must be at least 1"),
         (
-            lambda: ms.CausalEvaluator("recall", length=40, held_out="b"),
+            lambda: CausalEvaluator("recall", length=40, held_out="b"),
             ValueError,
             "token ids of its own",
         ),

@@ -9,7 +9,8 @@ import masksearch as ms
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.planted.graded import GradedProcess
-from masksearch.tasks.recall import Recall
+from masksearch_decoders import CausalEvaluator
+from masksearch_decoders.tasks.recall import Recall
 
 
 def right() -> None:
@@ -19,7 +20,7 @@ def right() -> None:
     ms.GlueEvaluator(glue="glue", weights="bert", adapt="recover", recover_lr=1e-4, read_out="own")
     SquadEvaluator("text", "squad", stride=64, pretraining="mlm+next", device="cpu")
     SwagEvaluator("text", "swag", swag_held_out="held", split="holdout", dropout=0.1)
-    ms.CausalEvaluator(Recall(), kv_heads=1, bands=[32, 64], tasks=["vt"], precision=None)
+    CausalEvaluator(Recall(), kv_heads=1, bands=[32, 64], tasks=["vt"], precision=None)
     ms.PlantedEvaluator(GradedProcess(), size="nano", lr=4e-3, downstream_steps=8)
     steps: int = mlm.steps + mlm.train_config.steps
     replace(mlm, split="all", steps=steps)
@@ -36,7 +37,7 @@ def wrong() -> None:
     ms.GlueEvaluator("text", "glue", adapt=None)  # type: ignore[arg-type]
     SquadEvaluator("text", "squad", glue="glue")  # type: ignore[call-arg]
     SwagEvaluator("text", "swag", frozen="none")  # type: ignore[arg-type]
-    ms.CausalEvaluator("text", whole_words=True)  # type: ignore[call-arg]
-    ms.CausalEvaluator("text", cost="seconds")  # type: ignore[arg-type]
+    CausalEvaluator("text", whole_words=True)  # type: ignore[call-arg]
+    CausalEvaluator("text", cost="seconds")  # type: ignore[arg-type]
     ms.PlantedEvaluator(corpus="text")  # type: ignore[call-arg]
     ms.MlmEvaluator("text").training  # type: ignore[attr-defined]  # noqa: B018
