@@ -106,7 +106,7 @@ def test_a_table_of_more_positions_than_the_model_has_is_said_to_be_cut():
     wide = masks.table(torch.eye(most + 1).bool())
     with pytest.warns(UserWarning, match=f"of {most + 1} positions, .* has {most}: its"):
         attach(model, wide)
-    attach(model, masks.cropped(wide, most))  # of any length
+    attach(model, masks.cropped(wide, most + 1))  # of any length
     output(model)
 
 
