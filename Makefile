@@ -2,7 +2,8 @@
 # make test   ruff, mypy and the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
-# make test-decoders   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
+# make test-decoders   the tests of masksearch-decoders alone
+# make test-llamacpp   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make docs   the site, in build/site: a minute or two; make linkcheck (network): the links that leave it
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
@@ -22,7 +23,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecod
 BESIDE = --editable ./masksearch-bench --editable ./masksearch-decoders
 SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
-.PHONY: demo test lint types tests test-all test-cluster test-decoders verify-results docs linkcheck gpu install format clean
+.PHONY: demo test lint types tests test-all test-cluster test-decoders test-llamacpp verify-results docs linkcheck gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -47,10 +48,13 @@ test-all: $(STAMP)
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest tests/cluster -m "not gpu" -rs --durations 20
 
-# the version that tests/serve/llama_cpp_cells.json names
 test-decoders: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST) masksearch-decoders/tests
+
+# the version that masksearch-decoders/tests/llama_cpp_cells.json names
+test-llamacpp: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llama-cpp-python==0.3.36 diskcache
-	$(BIN)/python -m pytest tests/serve/test_llama_cpp.py -m nightly -rs
+	$(BIN)/python -m pytest masksearch-decoders/tests/test_llama_cpp.py -m nightly -rs
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify

@@ -10,13 +10,14 @@ from transformers import LlamaConfig
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
 from masksearch.gates.gates import Gates
+from masksearch.masks.measure import BLOCK
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch_decoders import kv_bytes
 from masksearch_decoders.engines import ENGINES as READ
 
 RESULTS = Path(__file__).parent / "results"
 BENCH = Path(__file__).parents[1] / "masksearch-bench" / "masksearch_bench"
-IMPORTANCE = "docs/importance.md"
+FRONT, IMPORTANCE = "README.md", "docs/importance.md"
 
 
 def printed(name: str) -> dict[str, list[float]]:
@@ -225,7 +226,55 @@ CLAIMS = [
 ]
 SCORES = ("11 0.856", "4 0.825", "19 0.800", "16 0.772", "7 0.512")
 RELEASES = " | ".join(f"{each.title} {each.version}" for each in READ.values())
+MODELS = (Path(__file__).parent / "supported_models.md").read_text(encoding="utf-8")
+NEWEST = re.search(r"^## transformers (\d+\.\d+)", MODELS, re.M)[1]
+PLACED = [  # of each kind of model: attached exactly, refused, not run
+    [int(count) for count in row]
+    for row in re.findall(r"^\| [a-z-]+ \| (\d+) \| (\d+) \| (\d+) \|$", MODELS, re.M)[:4]
+]
+ATTACHED, REFUSED, NOT_RUN = (sum(column) for column in zip(*PLACED, strict=True))
+DECODERS = PLACED[0][0]
+SHORT = {name: float(".".join(each.version.split(".")[:2])) for name, each in READ.items()
+         if name in ("vllm", "sglang")}  # fmt: skip
+CLAIMS += sentences(
+    FRONT,
+    {
+        "At {} tokens an attention head compares {} pairs.": [512, 512**2],
+        "[{} model classes of transformers {}](docs/supported_models.md) attach exactly, {} of "
+        "them decoders; {} are refused by name, {} were not run.": [
+            *(ATTACHED, float(NEWEST), DECODERS, REFUSED, NOT_RUN),
+        ],
+        "of [some families](docs/engines.md) are written for transformers, vLLM {}, SGLang {}, "
+        "llama.cpp and TensorRT-LLM; transformers and llama.cpp were run.": [
+            *(SHORT["vllm"], SHORT["sglang"]),
+        ],
+        "whole {} x {} blocks are left out": [BLOCK, BLOCK],
+    },
+)
 NO_CLAIM = [
+    *(
+        (FRONT, words)
+        for words in (  # what the program is, and advice
+            "learn whether it beats the hand-designed ones",
+            "The authors of Longformer and BigBird chose by hand",
+            "samplers, random search or DAM (the differentiable attention mask of "
+            "[SparseBERT](https://arxiv.org/abs/2102.12871), ICML 2021) propose masks",
+            "Linux, Python 3.11 or later.",
+            "Search by DAM, or by a sampler",
+            "Compare what was found with hand-designed masks, on text that no search has read",
+            "is DAM's best mask that leaves out 80 %.",
+            "keeps the better of searched and hand-designed.",
+            "Serve a decoder with a smaller cache",
+            "makes masks its parameters, adds DAM, budgets and fair comparisons",
+            "| question | answer | figure, 95 % interval | from |",
+            "from about 256 tokens on",
+            "try q8_0 first: it halves the bytes",
+            "Where a model trains on under its mask, from 20 % of the pairs, try [heads of full "
+            "attention](docs/does_search_pay.md) first.",
+            "(https://arxiv.org/abs/2102.12871) for DAM.",
+            "Apache-2.0.",
+        )
+    ),
     ("docs/does_search_pay.md", "judge hand-designed masks of the budget"),
     (
         "docs/does_search_pay.md",
@@ -250,10 +299,10 @@ NO_CLAIM = [
     (DECODER, "on unseen text: dense ..."),
     (DECODER, "on 12 pieces of 2 documents: -0.0356 ..."),
     (DECODER, "as llama.cpp serves it: 3.6610, ..."),
-    # releases, and a rule of vLLM's source: tests/serve/test_kv_cache.py compares its planner's
+    # releases, and a rule of vLLM's source: its tests/test_kv_cache.py compares its planner's
     (ENGINES, "| family | transformers ..."),
     (ENGINES, "where that is below 1.5 x the smaller"),
-    # tests/serve/test_sinks.py runs a smaller such comparison and tests its order; not kept
+    # its tests/test_sinks.py runs a smaller such comparison and tests its order; not kept
     *(
         (ENGINES, f"| {first} |...")
         for first in (
@@ -264,7 +313,7 @@ NO_CLAIM = [
             '`"tune"`, 20 steps',
         )
     ),
-    # tests/serve/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
+    # its tests/test_llama_cpp.py tests these bounds, and that both losses agree on a novel
     (ENGINES, "Measured with llama-cpp-python 0.3.36"),
     (ENGINES, "are within .001 of transformers'"),
     (ENGINES, "change them by .01 at least"),

@@ -12,7 +12,6 @@ from experiments.verify import Claim, interval, rows
 RESULTS = Path(__file__).parent / "results"
 HERE, TABLE = "experiments/01_first_search/README.md", "experiments/README.md"
 HEADS = ["density", "loss", "SST-2", "QQP", "MNLI", "MNLI-mm", "glue"]
-SHORT = ["density", "loss", "glue"]
 NAMES = {  # in compare.csv -> in the README
     "shifts by hand": "one signed offset a head, by hand",
     "tpe shifts": "TPE, head_shifts",
@@ -83,10 +82,6 @@ def judged(name: str, other: str = "star") -> list[float]:
 
 
 all_six = holm(FAMILIES)
-p_of_star = max(
-    float(re.search(r"adjusted p = (\S+),", verdict[verdict.index(f"{name}: better") :])[1])
-    for name in ("tpe shifts", "dam")
-)
 
 
 def ends(*families: str) -> tuple[float, float]:
@@ -165,21 +160,8 @@ CLAIMS = [
             *ends("log_sparse")[:1],
         ],
     ),
-    Claim(TABLE, "tested star alone of them (adjusted p {} for both)", [p_of_star]),
     Claim(HERE, "a gap of {} nats in pre-training", [-judged("dam", "dense")[0]]),
     Claim(HERE, "lacked) ended at density {}", [early_gates.density]),
-    *rows(
-        TABLE,
-        {
-            "TPE over signed offsets per head, best of 10": cells("tpe shifts", SHORT),
-            "DAM, signed Toeplitz + global gates": cells("dam", SHORT),
-            "one signed offset per head, *by hand*": cells("shifts by hand", SHORT),
-            "star, the best of the six families": cells("star", SHORT),
-            "dense": cells("dense", SHORT),
-        },
-        "## On text",
-    ),
-    Claim(TABLE, "seed 0: dense {}, star {}, TPE's mask {}", long),
 ]
 
 BY_HAND = [-minus("shifts by hand", other)[0] for other in ("tpe shifts", "dam")]

@@ -425,7 +425,7 @@ TABLE = {  # on the page of all experiments
         mean(STS, mask) for mask in (ADDED, "dense", RANDOM, hand)
     ],
     "families {} (at {} %)": [mean(STS, hand), 100 * density(STS, hand)],
-    "on STS-B choosing whole heads does as well at equal density, and DAM's masks without half of "
+    "On STS-B choosing whole heads does as well at equal density, and DAM's masks without half of "
     "the pairs lose {} [{}, {}] of dense": in_half,
 }
 CLAIMS = [

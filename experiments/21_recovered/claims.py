@@ -180,9 +180,17 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
     if name in ours.by_score(ours.judged(own, "none", "test"), 0.12)
 )
 FIRST_PAGE = {
+    "MiniLM fine-tuned on STS-B with {} seeds "
+    "([experiment 21](experiments/21_recovered/README.md)): masks with {} % of the pairs, and "
     "scores as they are put on and after {} steps under them. As they are put on, DAM's keep {} "
     "of dense attention's {}, the hand-designed ones {}; after these steps {} and {}.": [
-        *(ours.PLAN["steps"]["full"], AS_IS["dam"][1], cell(before, "dense", 1.0)[0]),
+        *(
+            len(lines),
+            12,
+            ours.PLAN["steps"]["full"],
+            AS_IS["dam"][1],
+            cell(before, "dense", 1.0)[0],
+        ),
         *(AS_IS["hand"][1], cell(after, "dam", 0.12)[0], cell(after, "hand", 0.12)[0]),
     ],
     "With {} % of the pairs DAM's masks keep {} [{}, {}], where dense attention keeps {}; no "

@@ -1,7 +1,7 @@
 """Selectors of units and variants of DAM that lost, or that only a comparison needs.
 
 Each file is a part of one's own on the public interface (docs/write_your_own.md), and nothing in
-masksearch/ imports one of them. Their contract tests are in tests/experiments/test_rivals.py.
+masksearch/ imports one of them. Their contract tests are in experiments/tests/test_rivals.py.
 
     attention_mass.py, first_order.py, switch.py   what each unit is worth: for allocate's method
     greedy_removal.py                              a strategy: greedy_removal.py:GreedyRemoval

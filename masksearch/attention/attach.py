@@ -26,6 +26,8 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.attention.interface import (
+    ENTRY,
+    KEY,
     NAME,
     check_call,
     end_pass,
@@ -64,7 +66,6 @@ if TYPE_CHECKING:
     from masksearch.attention.call import GateBank
 
 ATTACHMENT = "masksearch_attachment"  # where a model carries its Attachment, in its __dict__
-ENTRY = "masksearch"  # of a configuration: which masks the model has
 IMPLEMENTATION = "_attn_implementation_internal"  # where a configuration keeps that name
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
 
@@ -264,6 +265,12 @@ def copied_configs(
     return list(zip(inside, copies, configs, strict=True))
 
 
+def configs_of(model: nn.Module, attachment: Attachment) -> list[PreTrainedConfig]:
+    """The configurations that are saved with a model, and those of its layers with a mask."""
+    saved = [cast(PreTrainedConfig, root.config) for root in pretrained_models(model)]
+    return [*saved, *(config for config, _ in attachment.previous)]
+
+
 def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's note on the masks, for whoever opens it without masksearch."""
     named = {
@@ -294,8 +301,9 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     for module, copied, _ in attachment.configs:
         module.__dict__["config"] = copied
     parts = [what for what in attachment.what.values() if isinstance(what, Mask)]
-    for root in pretrained_models(model) if parts else []:  # whatever saves it says so
-        setattr(root.config, ENTRY, describe_masks(attachment.what))
+    for config in configs_of(model, attachment) if parts else []:  # whatever saves it says so
+        setattr(config, ENTRY, describe_masks(attachment.what))
+        setattr(config, KEY, NAME)
     banks = list(attachment.banks)
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
@@ -337,8 +345,9 @@ def take_off(model: nn.Module) -> Attachment | None:
     for config, name in attachment.previous:
         if implementation(config) == NAME:  # what the user has set since then stays
             set_implementation(config, name)
-    for root in pretrained_models(model):
-        vars(root.config).pop(ENTRY, None)
+    for config in configs_of(model, attachment):
+        vars(config).pop(ENTRY, None)
+        vars(config).pop(KEY, None)
     if all(same_entries(copied, before) for _, copied, before in attachment.configs):
         for module, _, before in attachment.configs:
             module.__dict__["config"] = before

@@ -52,6 +52,8 @@ from masksearch.attention.tokens import carry
 from masksearch.errors import AttachError
 
 NAME = "masksearch"  # of our functions, in configurations
+ENTRY = "masksearch"  # of a configuration: which masks the model has
+KEY = "attn_implementation"  # of a configuration's file; transformers takes it out when it reads
 ALIGNED = 8  # numbers that a head gets more for its sink: kernels for CUDA take multiples of 8
 BIDIRECTIONAL, CAUSAL = 5, 6  # dimensions of packed padding: no model makes a mask with as many
 BIAS = (
@@ -89,6 +91,8 @@ def masked_attention(
         `[batch, queries, heads, head_dim]`, and None in place of attention weights.
     """
     state: LayerState | None = module.__dict__.get(STATE)
+    if state is None and hasattr(config := getattr(module, "config", None), ENTRY):
+        refuse_maskless(type(module).__name__, config)
     queries, keys = query.shape[2], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     visible = attention_mask
@@ -434,6 +438,18 @@ def refuse_other(title: str, name: str) -> None:
         f"{title} computes its attention by {name!r} now, which passes over the mask or gates "
         "that are attached; attach again, ms.attach(model, mask), or first ms.detach(model) and "
         f"then model.set_attn_implementation({name!r})"
+    )
+
+
+def refuse_maskless(title: str, config: Any) -> None:
+    """Refuses a model that was read from a folder with a mask, and has been given none."""
+    if hasattr(config, KEY):
+        return
+    raise AttachError(
+        f"{title} belongs to a model that was saved with a mask, and transformers opened it "
+        f"without: open it by ms.load_pretrained({config.name_or_path or 'folder'!r}), or give it "
+        'a mask, ms.attach(model, mask); model.set_attn_implementation("sdpa") makes it the '
+        "dense model, which is another one"
     )
 
 

@@ -19,9 +19,15 @@ from masksearch.masks.text import short_text
 from masksearch.models.checkpoints import VERSION, verify
 
 CARD = "README.md"
-OPENED_DENSE = (
-    "**A program that does not know masksearch, plain transformers too, opens this folder as a "
-    "dense model, which is another one, without a warning.**"
+REFUSED = (
+    '**Transformers alone refuses this folder: `Specified attn_implementation="masksearch" is not '
+    "supported`. What it recommends then, `eager` or `sdpa`, opens the dense model, which is "
+    "another one, and so do engines with classes of their own: open the folder by "
+    "`masksearch.load_pretrained`.**"
+)
+ADAPTER = (
+    "**PEFT alone puts this adapter on its base without the mask, which is another model, without "
+    "a warning.**"
 )
 STAMP = b"<!-- written by masksearch: "  # then the hash of the text; a changed card is its user's
 LONGEST = 512  # positions at which a mask's sparsity is counted, at most
@@ -39,7 +45,7 @@ model = ms.load_pretrained(folder)
 print(ms.explain(model, length={length}))  # what computes each layer, and why
 ```
 
-{dense} Give such a program the model that is loaded here. Where each layer sees everything
+{warning} Give other programs the model that is loaded here. Where each layer sees everything
 or one window, `masksearch_decoders.to_native` writes the mask into the model's own configuration.
 """
 REPEAT = """
@@ -124,8 +130,9 @@ def write_card(
         cached = None
     base = base if isinstance(cached, str) and not Path(base).exists() else None
     results: dict[str, Any] = {}
+    warning = ADAPTER if (aside / "adapter_config.json").exists() else REFUSED
     if isinstance(found, Findings):
-        text = f"{OPENED_DENSE}\n\n{text}"
+        text = f"{warning}\n\n{text}"
         base = None if Path(found.base_model).exists() else found.base_model
         score = EvalResult(
             task_type="text-classification",
@@ -136,9 +143,7 @@ def write_card(
         )
         results = {"model_name": folder.name, "eval_results": [score]}
     text += table + (f"| base model | {base} |\n" if base else "")
-    text += f"| written by | masksearch {VERSION} |\n" + USE.format(
-        length=length, dense=OPENED_DENSE
-    )
+    text += f"| written by | masksearch {VERSION} |\n" + USE.format(length=length, warning=warning)
     if isinstance(found, Findings):
         text += f"\n## How it was found\n\n{found.answer}\n"
     elif found is not None:

@@ -7,8 +7,8 @@
 Weights are read from safetensors only, and no code that comes with a checkpoint is run. Three
 files say which masks a model was trained under:
 
-    config.json         names each mask and its digest, for whoever opens the folder without
-                        masksearch; also in checkpoints that were written by transformers alone
+    config.json         names each mask and its digest, and masksearch's attention, which
+                        transformers alone refuses; also in checkpoints that it wrote by itself
     mask.json, ..       the masks
     masksearch.json     the manifest: the mask files with their digests, the weights with their
                         SHA-256
@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as messages
 
-from masksearch.attention.attach import ENTRY
+from masksearch.attention.interface import ENTRY, KEY, NAME
 from masksearch.attention.probe import refuse_family
 from masksearch.contracts import Shape
 from masksearch.errors import DataError, LengthError, MaskFormatError
@@ -235,7 +235,7 @@ def read_model(
 
 
 def read_config(path: Path) -> PreTrainedConfig:
-    """The configuration of a folder, or in a file.
+    """The configuration of a folder, or in a file, of the model without masks.
 
     Raises:
         DataError: If it cannot be read.
@@ -247,6 +247,9 @@ def read_config(path: Path) -> PreTrainedConfig:
         raise DataError(
             f"{path / CONFIG if path.is_dir() else path} cannot be read: {error}"
         ) from error
+    if config._attn_implementation == NAME:
+        config._attn_implementation = None
+    vars(config).pop(ENTRY, None)
     return config
 
 
@@ -414,9 +417,9 @@ def check_masks(folder: Path) -> dict[str, Mask]:
         raise FileNotFoundError(
             f"{folder}: config.json names a mask, {listed}, and no {MANIFEST} lies there: a "
             "program without masksearch wrote it, or the save was interrupted. Without the mask "
-            "it is another model: train with ms.MaskCallback(mask), or open it with transformers, "
-            "ms.attach(model, mask) and ms.save_pretrained(model, folder); where it is meant to "
-            f"be dense, remove {ENTRY!r} from config.json"
+            "it is another model: train with ms.MaskCallback(mask), or open it with transformers "
+            '(attn_implementation="sdpa"), ms.attach(model, mask) and ms.save_pretrained(model, '
+            f"folder); where it is meant to be dense, take {ENTRY!r} and {KEY!r} from config.json"
         )
     masks = saved_masks(folder)
     if named and digests != {part: mask.digest for part, mask in masks.items()}:

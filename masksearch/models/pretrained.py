@@ -118,7 +118,10 @@ class Pretrained(StoredCheckpoint):
             set_head(made, parts)
         if self.has_pair_head and made.pooler is not None and made.pair is not None:
             with quiet():
-                both, _ = read_model(BertForPreTraining, folder, dtype=torch.float32)
+                config = read_config(folder)
+                both, _ = read_model(
+                    BertForPreTraining, folder, config=config, dtype=torch.float32
+                )
             made.pooler.load_state_dict(both.bert.pooler.dense.state_dict())
             made.pair.load_state_dict(both.cls.seq_relationship.state_dict())
         return made.train()
@@ -453,9 +456,11 @@ def open_tuned(
             f"{folder} holds {KINDS[there]}, and this task needs {KINDS[kind]}; give a model that "
             "was fine-tuned on the task, or a pre-trained one, which is fine-tuned here"
         )
-    loader = getattr(transformers, f"AutoModelFor{kind}")
+    loader, config = getattr(transformers, f"AutoModelFor{kind}"), read_config(folder)
     with quiet():
-        model, report = read_model(loader, folder, new_head=True, dtype=torch.float32)
+        model, report = read_model(
+            loader, folder, new_head=True, config=config, dtype=torch.float32
+        )
     unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     if unfit:
         raise DataError(

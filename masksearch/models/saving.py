@@ -1,9 +1,9 @@
-"""A model and the masks on it in one folder, which transformers reads as well.
+"""A model and the masks on it in one folder, which transformers alone refuses to open dense.
 
     ms.attach(model, mask)
     ms.save_pretrained(model, "runs/model")
     model = ms.load_pretrained("runs/model")                       # weights and mask
-    ms.attach(BertModel.from_pretrained("runs/model"), ms.saved_masks("runs/model"))
+    ms.saved_masks("runs/model")                                   # {"self": mask}
     trainer = Trainer(model, args, callbacks=[ms.MaskCallback(masks.window(16))], ..)
 
 Beside what transformers writes lie a card, a file and a picture of each part's mask, and
@@ -39,7 +39,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached
+from masksearch.attention.attach import ATTACHMENT, attach, attached
+from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import SELF, unwrapped
 from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
 from masksearch.files import disk_error
@@ -81,7 +82,10 @@ def save_pretrained(
     tokenizer: Tokenizer | TokenSource | None = None,
     found: Account | Findings | None = None,
 ) -> Path:
-    """Writes a model and the masks on it: what `load_pretrained` opens, and transformers too.
+    """Writes a model and the masks on it: what `load_pretrained` opens, and transformers refuses.
+
+    Its config.json asks for masksearch's attention, so that no program takes it for the dense
+    model. For that one write `ms.detach(model).save_pretrained(folder)`.
 
     Beside them lie pictures of the masks and a model card, README.md. One that you wrote or
     changed is kept.

@@ -4,6 +4,8 @@ import copy
 import json
 import re
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,39 @@ def test_every_folder_of_a_trainer_holds_the_mask(tmp_path):
     assert torch.equal(logits(plain), masked)
     ms.detach(plain).save_pretrained(tmp_path / "dense")  # the copy saves itself, and no mask
     assert verify(tmp_path / "dense") == {}
+
+
+ALONE = """
+import sys, transformers as hf
+for opened in (hf.AutoModel, hf.BertForSequenceClassification, hf.AutoConfig):
+    for folder in sys.argv[1:]:
+        try:
+            hf.AutoModel.from_config(opened.from_pretrained(folder))
+        except ValueError as error:
+            assert 'Specified `attn_implementation="masksearch"` is not supp' in str(error), error
+            continue
+        raise SystemExit(f"opened {folder}")
+assert "masksearch" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_is_refused_by_transformers_alone_and_goes_on_here(tmp_path):
+    first = ms.save_pretrained(ms.attach(classifier(), MASK), tmp_path / "first")
+    again = ms.load_pretrained(first)
+    assert torch.equal(logits(again), logits(ms.attach(classifier(), MASK)))
+    training = trainer(tmp_path / "trained", again, callback=ms.MaskCallback())
+    training.train()
+    halfway, last = (tmp_path / "trained" / f"checkpoint-{step}" for step in (2, 4))
+    assert torch.equal(logits(ms.load_pretrained(last)), logits(again))
+    saved = ms.save_pretrained(ms.load_pretrained(last), tmp_path / "saved")
+    assert torch.equal(logits(ms.load_pretrained(saved)), logits(again))
+    bare = trainer(tmp_path / "bare", again, callback=hf.TrainerCallback(), max_steps=2)
+    bare.train()  # without our callback
+    folders = [first, halfway, last, saved, tmp_path / "bare" / "checkpoint-2"]
+    alone = [sys.executable, "-c", ALONE, *map(str, folders)]
+    done = subprocess.run(alone, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -102,6 +102,37 @@ def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
     assert manifest["masks"] == {"self": {"file": "mask.json", "digest": mask.digest}}
 
 
+def test_transformers_does_not_open_the_model_without_its_mask(folder):
+    """In a process that knows our attention; one that does not is in test_adapters.py."""
+    expected = output(attach(bert(), MIXED))
+    assert json.loads((folder / "config.json").read_text())["attn_implementation"] == "masksearch"
+    plain = hf.AutoModel.from_pretrained(folder).eval()
+    with pytest.raises(
+        AttachError, match=rf"open it by ms\.load_pretrained\('{folder}'\), or give"
+    ):
+        output(plain)
+    with pytest.raises(AttachError, match="opened it without"):
+        output(hf.AutoModelForMaskedLM.from_pretrained(folder))
+    assert torch.equal(output(attach(plain, saved_masks(folder))), expected)
+    assert torch.equal(output(detach(plain)), output(bert()))
+    plain.save_pretrained(folder.parent / "dense")
+    dense = hf.AutoModel.from_pretrained(folder, attn_implementation="sdpa")  # a person's own word
+    for model in (dense, hf.AutoModel.from_pretrained(folder.parent / "dense")):
+        assert torch.equal(output(model), output(bert()))
+
+
+def test_a_tower_with_a_mask_is_not_opened_alone(tmp_path):
+    each = ARCHITECTURES["clip-text"]
+    save_pretrained(attach(each.made(), STAR, part=each.part), tmp_path)
+    text = hf.CLIPTextModel.from_pretrained(tmp_path)
+    with pytest.raises(
+        AttachError, match="CLIPAttention belongs to a model that was saved with a"
+    ):
+        output(text)
+    images = hf.CLIPVisionModel.from_pretrained(tmp_path)
+    assert images.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("each", EVERY, ids=lambda each: each.name)
 def test_every_architecture_comes_back_bit_for_bit(tmp_path, each):

@@ -6,7 +6,7 @@
 Layers with windows are an array in the file, so any pattern can be served. What llama.cpp would
 not read, or would read as something else, is refused: nothing is served that was not asked for.
 What its reader wants was read in the llama.cpp of llama-cpp-python 0.3.36 (`src/models`,
-`src/llama-vocab.cpp`); tests/serve/test_llama_cpp.py runs that version.
+`src/llama-vocab.cpp`); tests/test_llama_cpp.py runs that version.
 """
 
 from __future__ import annotations

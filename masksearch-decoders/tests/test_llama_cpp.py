@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.ctypeslib import as_array
 from real_data import DATA, real
+from tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 from tokenizers import Tokenizer
 
 from masksearch import masks
@@ -24,7 +25,6 @@ from masksearch_decoders import Serving, kv_bytes, to_gguf, to_native
 from masksearch_decoders.decoders import convert_gguf
 from masksearch_decoders.engines.llama_cpp import LlamaCpp, read_log
 from masksearch_decoders.native import from_native
-from tests.serve.tiny_gguf import KINDS, MODELS, TEXTS, build, tokenizer_folder
 
 pytestmark = pytest.mark.nightly
 reader = pytest.importorskip("llama_cpp", reason="make test-serve installs llama-cpp-python")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bench.conftest import spec_of
+from tiny_table import spec_of
 
 import masksearch as ms
 from masksearch_bench import build, judge, load, strategy
@@ -144,8 +144,8 @@ def test_what_fits_no_tree_is_asked_one_by_one(learnt, tmp_path):
 def test_the_command_builds(learnt, program, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "from bench.conftest import spec_of\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from tiny_table import spec_of\n"
         f"def tables():\n    return [spec_of({str(learnt['llama'])!r}, free=('l0.h0',))]\n"
     )
     code, out, _ = program("build", "mine.py:tables", "--out", "made")

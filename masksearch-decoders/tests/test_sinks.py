@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from tiny_decoder import tiny_decoder, written_text
+from tiny_decoder import drawn, tiny_decoder, written_text
 from tiny_encoders import sizes
+from tiny_gguf import LLAMA3
 from torch import Tensor
 
 import masksearch as ms
@@ -27,8 +28,6 @@ from masksearch_decoders import to_native
 from masksearch_decoders.decoders import convert_gguf
 from masksearch_decoders.native import from_native, granite_swa_of
 from masksearch_decoders.tasks.next_token import NextTokenText
-from tests.serve.conftest import drawn
-from tests.serve.tiny_gguf import LLAMA3
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 SIZES = sizes(60, 32, 3, 4, 48, 128, num_key_value_heads=2, initializer_range=0.3, **TOKENS)

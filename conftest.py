@@ -26,8 +26,11 @@ from masksearch.executors import local
 
 # `toy`, `killing`, `browser`
 ROOMS = ("cli", "training", "faults", "contracts", "cluster", "attention", "report")
+ROOT = Path(__file__).parent
 for folder in (*ROOMS, "executors", "study", ""):
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+    sys.path.insert(0, str(ROOT / "tests" / folder))
+for beside in ("masksearch-decoders", "masksearch-bench", "experiments"):
+    sys.path.insert(0, str(ROOT / beside / "tests"))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if (
@@ -152,8 +155,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source distribution, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("released")
     left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build", "runs", "*.egg-info")
-    root = Path(__file__).parents[1]
-    shutil.copytree(root, folder / "tree", symlinks=True, ignore=left_out)
+    shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=left_out)
     build = (
         "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
     )

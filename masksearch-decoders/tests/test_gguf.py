@@ -11,14 +11,7 @@ import warnings
 import pytest
 import torch
 from gguf import GGUFReader, GGUFWriter
-from torch import nn
-
-import masksearch as ms
-from masksearch import masks
-from masksearch.errors import NativeError
-from masksearch_decoders import to_gguf
-from masksearch_decoders.engines import gguf
-from tests.serve.tiny_gguf import (
+from tiny_gguf import (
     FULL,
     LINEAR,
     LLAMA3,
@@ -28,6 +21,13 @@ from tests.serve.tiny_gguf import (
     build,
     tokenizer_folder,
 )
+from torch import nn
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.errors import NativeError
+from masksearch_decoders import to_gguf
+from masksearch_decoders.engines import gguf
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_missing_tokenizers_existing_files_and_the_missing_package(folder, tmp_p
         return load(name, *more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs the package gguf: pip install .*\[serve\]"):
+    with pytest.raises(ImportError, match=r"needs the package gguf: pip install .*\[decoders\]"):
         to_gguf(model, path)
 
 

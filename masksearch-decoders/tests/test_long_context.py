@@ -15,7 +15,7 @@ from masksearch_decoders.tasks.long_context import GROUPS, TASKS, Prompt, task_r
 from masksearch_decoders.tasks.next_token import NextTokenRows, NextTokenText
 
 LENGTH = 700  # letters: a token each
-RULER = json.loads((Path(__file__).parents[1] / "golden" / "ruler.json").read_text())
+RULER = json.loads(Path(__file__).with_name("ruler.json").read_text())
 WORD, UUID = r"(?:[b-z][aeiou]){3}", r"\w{8}-\w{4}-4\w{3}-[89ab]\w{3}-\w{12}"
 KINDS = {"words": WORD, "numbers": r"\d{7}", "uuids": UUID}
 

@@ -24,7 +24,7 @@ from masksearch.contracts import Shape
 from masksearch.masks.measure import measures
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
 PLANTED = ROOT / "experiments" / "03_dam_planted" / "run.py"
 

@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 import torch
-from bench.conftest import learn, spec_of
 from experiment_scripts import load_script
+from tiny_table import learn, spec_of
 
 import masksearch as ms
 from masksearch_bench import Table, judge, load

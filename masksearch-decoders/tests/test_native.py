@@ -12,7 +12,9 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_decoder import drawn
 from tiny_encoders import sizes
+from tiny_gguf import LLAMA3
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
@@ -24,8 +26,6 @@ from masksearch import masks
 from masksearch.errors import HeadCountError, UnknownNameError
 from masksearch_decoders import kv_bytes, to_native
 from masksearch_decoders.native import from_native
-from tests.serve.conftest import drawn
-from tests.serve.tiny_gguf import LLAMA3
 
 SIZES = sizes(99, 32, 3, 4, 48, 256, pad_token_id=0, bos_token_id=1, eos_token_id=None)
 GROUPED = SIZES | {"num_key_value_heads": 2}

@@ -1,11 +1,8 @@
-"""A decoder with its text, for plans; and models whose every number is drawn."""
+"""A decoder with its text, for plans."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from tiny_decoder import tiny_decoder, written_text
 
 WORDS = [*(f"w{number}" for number in range(12)), "="]
@@ -30,14 +27,3 @@ def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
     monkeypatch.chdir(place)
     return place
-
-
-def drawn(make: Callable[[], Any]) -> Any:
-    """A small random model, the same each time; its norms and biases are drawn as well."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make().eval()
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                torch.nn.init.normal_(weight, 1.0, 0.2)
-    return model

@@ -1,6 +1,7 @@
 """Decoders of two narrow layers on disk, with the tokenizer of some words."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,14 @@ def byte_tokenizer(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def drawn(make: Callable[[], Any]) -> Any:
+    """A small random model, the same each time; its norms and biases are drawn as well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make().eval()
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                torch.nn.init.normal_(weight, 1.0, 0.2)
+    return model
