@@ -1,12 +1,12 @@
 """A trained encoder made sparse: fine-tuned without a mask, searched by its task on that model,
-trained on under the mask, and judged beside hand-designed masks of the same cost.
+trained on under the mask or not, and judged beside hand-designed masks of the same cost.
 
 found = sparsify("bert-base-uncased", "glue", 0.12, task="STS-B", out="sparse-bert")
 print(found.answer)
 model = load_pretrained(found.folder)
 
     OUT/        what save_pretrained writes, result.json, report.html
-      run/      dense/ (the fine-tuned model), search-0.12/, compare-0.12/, ..
+      run/      dense/ (the fine-tuned model), search/, as-it-is/, compare/, ..
 
 Each step finds what the one before has left, so the same call goes on after a kill.
 """
@@ -19,8 +19,10 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +30,12 @@ import torch
 
 from masksearch.analysis.pareto import ranked
 from masksearch.analysis.stats import PairedDifference
-from masksearch.contracts import Executor, Record
-from masksearch.driver import Comparison, Study, compare, search
+from masksearch.contracts import POINT, Executor, Record
+from masksearch.driver import Comparison, Study, compare, open_study, search
 from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.files import write_text_in_one_move
+from masksearch.files import cache_folder, write_text_in_one_move
+from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full, Window
 from masksearch.masks.measure import effective_density
@@ -47,15 +50,16 @@ from masksearch.study.status import clock
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.read import describe_rows
 from masksearch.tasks.glue.tasks import GlueTask
+from masksearch.training.checkpoints import DENSE
 from masksearch.user_code import load_function
 
-FIRST_SEED = 1000  # of the recoveries that judge; those of a search are its own
+FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
 SHORT = 4  # a trial recovers for that part of the steps
 TEACHER = 1.4  # time of a step that learns from the dense model, too
+READ = 1 / 3  # of a step's time, to score as many rows
 DEFAULTS: Mapping[str, Any] = {  # of the evaluators, where the caller says nothing
     "learn_from": "both",
     "finetune_batch": 16,
-    "recover_steps": 160,
     "gates_batch": 32,
     "rows": None,
     "dev_rows": None,
@@ -70,7 +74,9 @@ AGAIN = (  # rates by simulation: docs/statistics.md
     "masks are called better in 4.3 %, after one in 2.5 %."
 )
 MODEL, RESULT, RUN = "dense", "result.json", "run"
-BEGUN = (MODEL, "cache")  # in its run folder, of a call that has trained something
+BEGUN = (MODEL, "cache", "search")  # in its run folder, of a call that has trained something
+SEARCH, PLAIN, JUDGED = "search", "as-it-is", "compare"  # there too
+UNTRAINED = "as it is"  # a score before a recovery
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,11 @@ class Sparsified:
     Args:
         answer: Which mask is saved, by the better mean; whether the searched one is shown to be
             better than the best hand-designed one of its cost, or worse; and what the saved one
-            loses to dense attention.
+            loses to dense attention, as it is and recovered.
         mask: The saved one.
         folder: Of the model with its mask, as `load_pretrained` opens it.
-        comparison: The masks on rows that no search has read.
+        comparison: The masks on rows that no search has read; after a recovery their scores as
+            they are stand beside it.
         study: The search.
     """
 
@@ -92,47 +99,6 @@ class Sparsified:
     folder: Path
     comparison: Comparison
     study: Study
-
-
-@dataclass(frozen=True)
-class Request:
-    """The request of one call; fields are as of `sparsify`."""
-
-    model: str | Path
-    data: str | Path
-    task: str | GlueTask | Columns
-    out: Path
-    strategy: str = "dam"
-    strategy_options: Mapping[str, Any] | None = None
-    trials: int | None = None
-    seed: int = 0
-    seeds: int = 3
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    executor: Executor | None = None
-    progress: Literal["auto"] | None = "auto"
-
-    @property
-    def run(self) -> Path:
-        """Where dense model, searches and comparisons are."""
-        return self.out / RUN
-
-    @property
-    def gated(self) -> bool:
-        """Whether the strategy trains gates, by options of its own."""
-        gated = kind_of(self.strategy).gated
-        return gated is not None and gated({})
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the strategy draws from a space."""
-        return kind_of(self.strategy).space != "none"
-
-    def evaluator(self, weights: str | Path, **settings: Any) -> GlueEvaluator:
-        """The evaluator of the task on those weights."""
-        own = {"cache": self.run / "cache", "adapt": "recover", "tasks": (self.task,)}
-        return GlueEvaluator(
-            None, self.data, weights=weights, **{**DEFAULTS, **own, **self.settings, **settings}
-        )
 
 
 def sparsify(
@@ -146,7 +112,8 @@ def sparsify(
     strategy_options: Mapping[str, Any] | None = None,
     trials: int | None = None,
     seed: int = 0,
-    seeds: int = 3,
+    seeds: int | None = None,
+    recover_steps: int = 160,
     settings: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
     progress: Literal["auto"] | None = "auto",
@@ -159,6 +126,9 @@ def sparsify(
     this model. The best mask of each kind by rows that searches read is recovered with new
     seeds, and on rows that no search has read the better mean is saved. Whether it is shown to be
     better is said apart.
+
+    Hand-designed masks are chosen by successive halving: all recover for a quarter of the steps,
+    the better half for half of them, the better quarter for all.
 
     Args:
         model: A checkpoint: a folder, or a name on the Hugging Face Hub.
@@ -174,9 +144,13 @@ def sparsify(
         strategy_options: As of `search`; None = of DAM free gates, 150 steps at a rate of 0.1.
         trials: Trials of the search; None = those that DAM and "prune" need, of a sampler 24.
         seed: Of the dense model and of the search.
-        seeds: How many recoveries judge each mask, from seed 1000 on; at least three decide.
+        seeds: How many recoveries judge each mask, from seed 1000 on, or without recovery how
+            many searches there are; at least three recoveries tell masks apart; None = 3
+            recoveries, 1 search.
+        recover_steps: Steps under the mask; 0 = no weight is trained: all masks are chosen,
+            judged and saved as they are, with intervals over rows.
         settings: Further settings of `GlueEvaluator`, such as `epochs`, `finetune_lr`,
-            `recover_steps`, `length`, `device`.
+            `length`, `device`.
         executor: As of `search`.
         progress: As of `search`.
 
@@ -186,185 +160,363 @@ def sparsify(
     Raises:
         DataError: If model or data cannot be read or do not fit, or `out` holds something else.
         SearchError: If the dense model has learned nothing, or no mask within the budget has.
-        ValueError: If the budget is below the diagonal, or no share.
+        ValueError: If the budget is below the diagonal, or no share, or `settings` has an
+            argument of `sparsify` itself.
     """
-    request = Request(
-        model,
-        data,
-        task,
-        Path(out).expanduser(),
-        strategy=strategy,
-        strategy_options=strategy_options,
-        trials=trials,
-        seed=seed,
-        seeds=seeds,
-        settings=settings or {},
-        executor=executor,
-        progress=progress,
-    )
-    (found,) = sparsify_within(request, [budget]).values()
-    return found
-
-
-def sparsify_within(request: Request, budgets: Sequence[float]) -> dict[float, Sparsified]:
-    """`sparsify` for several budgets, a folder each in `request.out`; of one it is that folder."""
-    limits = read_budgets(budgets)
-    claim_folder(request, limits)
-    if isinstance(task := request.task, Columns):
-        folder = Path(request.data).expanduser().resolve()
-        request = replace(request, data=folder.parent, task=task.read(folder))
-    first = request.evaluator(request.model, read_out="own")
-    if request.progress:
-        (name,) = first.downstream
-        labels = describe_rows(first.glue_task(name), first.data(name).train)
-        print(f"sparsify: {name}: {labels}", file=sys.stderr, flush=True)
-    for limit in limits:
-        if limit < (least := effective_density(Window(0), first.shape)):
-            raise ValueError(
-                f"a budget is at least what the diagonal costs, {least:.4g} of the pairs; got "
-                f"{limit:g}: raise it"
-            )
-    full = request.evaluator(dense_model(request), keep_recovered=True)
-    if request.progress:
-        print(f"sparsify: {describe_work(request, full, limits)}", file=sys.stderr, flush=True)
-    folders = [request.out if len(limits) == 1 else request.out / f"{limit:g}" for limit in limits]
-    return {
-        limit: sparsify_once(request, full, limit, folder)
-        for limit, folder in zip(limits, folders, strict=True)
+    (limit,), out, chosen = read_budgets(budget), Path(out).expanduser(), dict(settings or {})
+    for name, number, least in (("recover_steps", recover_steps, 0), ("seeds", seeds, 1)):
+        if number is not None and (whole(number) is None or number < least):
+            raise ValueError(f"{name} is a whole number from {least} on, got {number!r}")
+    for name in chosen.keys() & {"recover_steps", "adapt"}:
+        raise ValueError(
+            f"{name}={chosen[name]!r} is no further setting; give sparsify recover_steps itself "
+            "(--recover-steps; 0 = masks as they are)"
+        )
+    run, asked = out / RUN, {"seeds": seeds, "trials": trials}
+    about = {"model": str(model), "data": str(data), "task": repr(task), "budget": limit}
+    about |= {"strategy": strategy, "options": repr(strategy_options), "seed": seed}
+    claim_folder(out, about | {"recover_steps": recover_steps, "settings": repr(chosen)})
+    if (ended := read_ended(out, asked)) is not None:
+        return ended
+    if isinstance(task, Columns):
+        folder = Path(data).expanduser().resolve()
+        data, task = folder.parent, task.read(folder)
+    fields = {**DEFAULTS, "cache": run / "cache", "read_out": "own", **chosen, "adapt": "none"}
+    if recover_steps:
+        fields |= {"adapt": "recover", "recover_steps": recover_steps}
+    fields |= {"tasks": (task,), "split": "validation"}
+    start = GlueEvaluator(None, data, weights=model, **fields)
+    if limit < (diagonal := effective_density(Window(0), start.shape)):
+        raise ValueError(
+            f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
+            f"{limit:g}: raise it"
+        )
+    kind = kind_of(strategy)
+    gated, drawn = kind.gated is not None and kind.gated({}), kind.space != "none"
+    options = dict(strategy_options or (DAM if gated else {}))
+    if gated:
+        options["config"] = {"density": limit, **options.get("config", {})}
+    trials = trials or (TRIALS if drawn else 2)
+    searches = range(seed, seed + (1 if recover_steps else seeds or 1))
+    judged = range(FIRST_SEED, FIRST_SEED + (seeds or SEEDS if recover_steps else 1))
+    say = partial(print, "sparsify:", file=sys.stderr if progress else StringIO(), flush=True)
+    (name,) = start.downstream
+    say(f"{name}: {describe_rows(start.glue_task(name), start.data(name).train)}")
+    gates = options.get("config", {}).get("steps", 0) * len(searches)
+    counts = len(hand_designed(start, [limit])), (trials - (not drawn)) * len(searches)
+    say(describe_work(start, seed, counts, gates, len(judged)))
+    full = replace(start, weights=dense_model(start, run, seed), keep_recovered=True)
+    how: dict[str, Any] = {"executor": executor, "progress": progress}
+    studies = {
+        f"{strategy}, seed {number}" if len(searches) > 1 else strategy: search(
+            load_function(SPACE) if drawn else None,
+            in_part(full, SHORT),
+            run=run / (SEARCH if number == seed else f"{SEARCH}-{number}"),
+            trials=trials,
+            strategy=strategy,
+            strategy_options=options,
+            seed=number,
+            budget=limit,
+            baselines=None if number == seed else {},
+            **how,
+        )
+        for number in searches
     }
+    found, hand = choose_candidates(studies, limit)
+    judge, rungs = partial(compare, **how), dict[int, Comparison]()
+    if recover_steps and len(hand) > 1:
+        on_search = partial(judge, seeds=[seed], split="validation")
+        hand, rungs = halve(hand, full, on_search, run, say)
+    compared = {"dense": Full(), **found, **{each.name: each for each in hand[:1]}}
+    judge = partial(judge, compared, seeds=judged, split="holdout")
+    plain = comparison = judge(replace(full, adapt="none"), run=run / PLAIN)
+    if recover_steps:
+        for each in [*compared][1:]:
+            say(f"{each} minus dense attention, as it is: {describe_loss(plain, each)}")
+        comparison = beside(judge(full, run=run / JUDGED), plain)
+    records = [record for each in studies.values() for record in each.records()]
+    records += [record for each in (*rungs.values(), plain) for record in each.records]
+    records += comparison.records if recover_steps else ()
+    result = {
+        "model": str(model),
+        "task": name,
+        "budget": limit,
+        "recover_steps": recover_steps,
+        "seconds": math.fsum(record.seconds for record in records),
+        "trainings": len(records),
+        "asked": asked,
+        "versions": {"masksearch": VERSION, "torch": torch.__version__},
+    }
+    if recover_steps:
+        result["hand-designed by steps"] = {n: scores_of(each) for n, each in rungs.items()}
+    return save(full, comparison, plain, out, result, next(iter(studies.values())))
 
 
-def claim_folder(request: Request, limits: Sequence[float]) -> None:
+def save(
+    full: GlueEvaluator,
+    comparison: Comparison,
+    plain: Comparison,
+    out: Path,
+    result: dict[str, Any],
+    study: Study,
+) -> Sparsified:
+    """Writes the mask of the better mean with the weights of its median seed, and `result`.
+
+    Args:
+        full: Judges masks, and has kept their weights.
+        comparison: The masks after recovery; without one as they are.
+        plain: The masks as they are.
+        out: The folder.
+        result: What `result.json` says of the call.
+        study: The search.
+    """
+    advice, steps = comparison.recommend(result["budget"]), result["recover_steps"]
+    taken = comparison.entries[advice.name]
+    loss = comparison.difference(taken, comparison.entries["dense"])
+    answer = (
+        f"{advice.sentence} Minus dense attention as it is: {describe_loss(plain, taken.name)}"
+    )
+    by_seed = {each: score_to_choose(full, advice.mask, each, out / RUN) for each in taken.scores}
+    middle = statistics.median_low(by_seed.values())
+    seed = next(each for each, score in by_seed.items() if score == middle)
+    saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
+    if steps:
+        answer += f" Both trained for {steps} steps: {loss.text(signed=True)}."
+        if advice.outcome == "not told apart":
+            answer += AGAIN.format(len(taken.scores) + 2)
+        saved |= {"seed": seed, "scores on rows of the search": by_seed}
+        untrained = plain.difference(plain.entries[taken.name], plain.entries["dense"])
+        result |= {"ahead by seed": advice.by_seed, "masks as they are": rows_as_json(plain)}
+        result |= {"minus dense as it is": difference_as_json(untrained)}
+    answer += f" It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs; pairs are"
+    answer += " not seconds."
+    result |= {"answer": answer, "outcome": advice.outcome, "saved": saved}
+    result |= {"difference": difference_as_json(advice.difference)}
+    result |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
+    about = answer, result["model"], result["task"]
+    found = Findings(*about, full.objectives[0].name, taken.scores[seed])
+    save_pretrained(full.adapted(advice.mask, seed=seed), out, found=found)
+    copy_tokenizer(find_folder(result["model"])[1], out)
+    comparison = replace(comparison, notes={"answer": answer})
+    shutil.copyfile(comparison.report(out / RUN / "report" / "report.html"), out / "report.html")
+    write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
+    return Sparsified(answer, advice.mask, out, comparison, study)
+
+
+def claim_folder(out: Path, about: Mapping[str, Any]) -> None:
     """Refuses a folder of something else, and writes what this call is about into a new one.
 
     Raises:
         DataError: If the folder holds other files, or was begun with other arguments.
     """
-    path = request.run / "sparsify.json"
-    about = {
-        "model": str(request.model),
-        "data": str(request.data),
-        "task": repr(request.task),
-        "budgets": list(limits),
-        "strategy": request.strategy,
-        "options": repr(request.strategy_options),
-        "seed": request.seed,
-        "settings": repr(dict(request.settings)),
-    }
-    if not path.is_file() and request.out.exists():
-        if not request.out.is_dir() or any(request.out.iterdir()):
-            raise DataError(f"{request.out} holds something else already; give a new folder")
+    path = out / RUN / "sparsify.json"
+    if not path.is_file() and out.exists():
+        if not out.is_dir() or any(out.iterdir()):
+            raise DataError(f"{out} holds something else already; give a new folder")
     before = json.loads(path.read_text("utf-8")) if path.is_file() else about
     other = [name for name in about if before.get(name) != about[name]]
-    if other and any((request.run / name).exists() for name in BEGUN):
+    if other and any((out / RUN / name).exists() for name in BEGUN):
         raise DataError(
-            f"{request.out} was begun with {other[0]}={before.get(other[0])}, got "
+            f"{out} was begun with {other[0]}={before.get(other[0])}, got "
             f"{about[other[0]]}; give a new folder, or the same call again"
         )
     write_text_in_one_move(path, json.dumps(about, indent=1) + "\n")
 
 
-def dense_model(request: Request) -> Path:
+def read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
+    """The result of the same call, where it has ended: nothing is trained or read again."""
+    path, run = out / RESULT, out / RUN
+    result = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if result.get("asked") != asked:
+        return None
+    plain = comparison = Comparison.open(run / PLAIN)
+    if result["recover_steps"]:
+        comparison = beside(Comparison.open(run / JUDGED), plain)
+    masks = {record.name: record.mask for record in comparison.records}
+    answer, mask = result["answer"], masks[result["saved"]["mask"]]
+    assert mask is not None
+    return Sparsified(answer, mask, out, comparison, open_study(run / SEARCH))
+
+
+def beside(comparison: Comparison, plain: Comparison) -> Comparison:
+    """Masks after recovery, each with its score as it is beside the others."""
+    (task, *_), untrained = comparison.tasks, plain.entries
+    records = [
+        replace(
+            each, values={**each.values, f"{task}/{UNTRAINED}": untrained[each.name].score.value}
+        )
+        for each in comparison.records
+    ]
+    return replace(comparison, records=tuple(records))
+
+
+def describe_loss(plain: Comparison, name: str) -> str:
+    """A mask's score as it is minus dense attention's, and whether no training is needed."""
+    gap = plain.difference(plain.entries[name], plain.entries["dense"])
+    enough = f"; no training is needed: at most {POINT:g} is lost" if gap.low > -POINT else ""
+    return f"{gap.text(signed=True)}, {gap.n_rows:,} rows{enough}."
+
+
+def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
     """The folder of the fine-tuned model: the checkpoint itself where it has a head."""
-    start, folder = find_folder(str(request.model))[1], request.run / MODEL
-    if tuned_kind(start) is not None:
-        return start
+    given, folder = find_folder(str(start.weights))[1], run / MODEL
+    if tuned_kind(given) is not None:
+        return given
     if not (folder / "config.json").is_file():
-        evaluator = request.evaluator(request.model, read_out="own", split="validation")
-        (task,) = evaluator.downstream
-        head: Any = evaluator.dense(task, request.seed)
-        beside = folder.with_name(f"{MODEL}.part")
+        head: Any = start.dense(start.downstream[0], seed)
+        part = folder.with_name(f"{MODEL}.part")
         with quiet():  # its bar
-            head.eval().whole.save_pretrained(beside)
-        copy_tokenizer(start, beside)
-        beside.rename(folder)
+            head.eval().whole.save_pretrained(part)
+        copy_tokenizer(given, part)
+        part.rename(folder)
     return folder
 
 
-def describe_work(request: Request, full: GlueEvaluator, limits: Sequence[float]) -> str:
-    """The trainings to come, for about how long, and the memory that they take."""
-    (task,), steps = full.downstream, full.recover_steps
-    model = full.dense(task, FIRST_SEED)
-    batch = full.inputs(full.tokens(task).train, [*range(full.finetune_batch)])
+def describe_work(
+    start: GlueEvaluator, seed: int, counts: tuple[int, int], gates: int, seeds: int
+) -> str:
+    """The trainings to come, for about how long, and the memory that they take.
+
+    Args:
+        start: Judges masks on the model that was given.
+        seed: Of the dense model.
+        counts: Hand-designed masks, and masks of the search.
+        gates: Steps of gates.
+        seeds: Recoveries of each mask that judge.
+    """
+    (name,), batch, steps = start.downstream, start.finetune_batch, start.recover_steps
+    model = start.dense(name, seed) if start.is_tuned else start.begin(name, seed)
+    rows = start.tokens(name).train
+    inputs = start.inputs(rows, [*range(min(batch, len(rows)))])
     seconds = list[float]()
     for _ in range(3):
         begun = time.perf_counter()
-        model(**{name: part.to(full.torch_device) for name, part in batch.items()}).loss.backward()
+        model(
+            **{name: part.to(start.torch_device) for name, part in inputs.items()}
+        ).loss.backward()
         seconds.append(time.perf_counter() - begun)
-    hand = [len(hand_designed(full, [limit])) for limit in limits]
-    short = sum(hand) + len(limits) * (request.trials or (TRIALS if request.drawn else 1))
-    whole = len(limits) * 3 * request.seeds
-    taken = (short * steps / SHORT + whole * steps) * min(seconds) * TEACHER
-    gates = DAM["config"]["steps"] * 2 * len(limits) if request.gated else 0
-    size = sum(weight.nbytes for weight in model.parameters()) / 2**30
+    step, size = min(seconds), sum(weight.nbytes for weight in model.parameters()) / 2**30
+    searched, judged = (
+        READ * step / batch * sum(map(len, start.on(split).tokens(name).dev.values()))
+        for split in ("validation", "holdout")
+    )
+    words, total = list[str](), 3 * judged
+    kept = cache_folder(start.cache) / DENSE / f"{start.dense_name(model, name, seed)}.safetensors"
+    if not start.is_tuned and not kept.is_file():
+        words.append(f"a dense model ({start.finetune_steps(name)} steps)")
+        total += start.finetune_steps(name) * step
+    hand, masks = counts[0], sum(counts)
+    if gates:
+        words.append(f"gates ({gates} steps)")
+        total += gates * step * (start.gates_batch or batch) / batch
+    disk = ""
+    if start.adapt == "recover":
+        halves = [(masks, in_part(start, SHORT)), (-(-hand // 2), in_part(start, 2))]
+        rungs = [(n, each.recover_steps) for n, each in (*halves, (-(-hand // 4), start))]
+        words += [f"{n} recoveries of {count} steps" for n, count in rungs]
+        words.append(f"{3 * seeds} that judge")
+        total += (sum(n for n, _ in rungs) * searched) + 3 * seeds * judged
+        trained = sum(n * count for n, count in rungs) + 3 * seeds * steps
+        total += trained * TEACHER * step
+        disk = f", {3 * seeds * size:.1f} GB of disk in {start.cache}"
+    else:
+        words.append(f"{masks} masks as they are")
+        total += masks * searched
     return (
-        f"{short} short recoveries of {max(1, steps // SHORT)} steps ({sum(hand)} of "
-        f"hand-designed masks), {whole} of {steps}{', and gates' if gates else ''}: about "
-        f"{clock(taken + gates * min(seconds))}; {5 * size:.1f} GB of memory a training, "
-        f"{whole * size:.1f} GB of disk in {request.run / 'cache'}"
+        f"{', '.join(words)} ({hand} masks are hand-designed): about {clock(total)} in all; "
+        f"{5 * size:.1f} GB of memory{disk}"
     )
 
 
-def sparsify_once(request: Request, full: GlueEvaluator, limit: float, folder: Path) -> Sparsified:
-    """Search, compare, export, for one budget."""
-    (task,), study = full.downstream, search_masks(request, full, limit)
-    seeds = range(FIRST_SEED, FIRST_SEED + request.seeds)
-    comparison = compare(
-        {"dense": Full(), **choose_candidates(study, request.strategy, limit)},
-        full,
-        run=request.run / f"compare-{limit:g}",
-        seeds=seeds,
-        split="holdout",
-        executor=request.executor,
-        progress=request.progress,
-    )
-    advice = comparison.recommend(limit)
-    chosen = comparison.entries[advice.name]
-    loss = comparison.difference(chosen, comparison.entries["dense"])
-    more = AGAIN.format(request.seeds + 2) if advice.outcome == "not told apart" else ""
-    answer = (
-        f"{advice.sentence}{more} Minus dense attention trained as long: "
-        f"{loss.text(signed=True)}, with {1 - chosen.sparsity:.1%} of the non-padding query-key "
-        "pairs. Pairs are not seconds."
-    )
-    by_seed = {seed: score_to_choose(request, full, advice.mask, seed, limit) for seed in seeds}
-    middle = statistics.median_low(by_seed.values())
-    seed = next(seed for seed, score in by_seed.items() if score == middle)
-    saved = {"mask": advice.name, "seed": seed, "score": chosen.scores[seed]}
-    saved |= {"density": 1 - chosen.sparsity, "scores on rows of the search": by_seed}
-    records = [*study.records(), *comparison.records]
-    result = {
-        "answer": answer,
-        "outcome": advice.outcome,
-        "model": str(request.model),
-        "task": task,
-        "budget": limit,
-        "saved": saved,
-        "difference": difference_as_json(advice.difference),
-        "ahead by seed": advice.by_seed,
-        "minus dense": difference_as_json(loss),
-        "masks": comparison.frame().to_dict("records"),
-        "seconds": math.fsum(record.seconds for record in records),
-        "trainings": len(records),
-        "versions": {"masksearch": VERSION, "torch": torch.__version__},
-    }
-    score = full.objectives[0].name, chosen.scores[seed]
-    found = Findings(answer, str(request.model), task, *score)
-    save_pretrained(full.adapted(advice.mask, seed=seed), folder, found=found)
-    copy_tokenizer(find_folder(str(request.model))[1], folder)
-    write_text_in_one_move(folder / RESULT, json.dumps(result, indent=1, default=str) + "\n")
-    page = comparison.report(request.run / f"report-{limit:g}" / "report.html")
-    shutil.copyfile(page, folder / "report.html")
-    return Sparsified(answer, advice.mask, folder, comparison, study)
+def in_part(full: GlueEvaluator, part: int) -> GlueEvaluator:
+    """The evaluator with a part of the steps of recovery, whose weights are not kept."""
+    steps = max(1, full.recover_steps // part)
+    return replace(full, recover_steps=steps, keep_recovered=False)
 
 
-def score_to_choose(
-    request: Request, full: GlueEvaluator, mask: Mask, seed: int, limit: float
-) -> float:
+def choose_candidates(
+    studies: Mapping[str, Study], limit: float
+) -> tuple[dict[str, Record], list[Record]]:
+    """The best mask of each search, and the hand-designed ones, the best first, each once, by the
+    rows of the searches. Masks that have not begun to learn in a trial's few steps count too.
+
+    Raises:
+        SearchError: If none has learned anything.
+    """
+    objectives = next(iter(studies.values())).objectives
+    records = {name: study.records() for name, study in studies.items()}
+    listed = [record for each in records.values() for record in each]
+    if not ranked(listed, objectives, budget=limit, baselines=True):
+        raise SearchError(
+            f"no mask within {limit:g} of the pairs has learned anything; give a larger budget, "
+            "or more steps of recovery (recover_steps)"
+        )
+    found: dict[str, Record] = {}
+    for name, each in records.items():
+        own = [record for record in each if record.role == "trial"]
+        for best in ranked(own, objectives, budget=limit, learned=False)[:1]:
+            found[best.name or name] = best
+    drawn = [record for record in listed if record.role == "baseline"]
+    hand: dict[str, Record] = {}
+    for record in ranked(drawn, objectives, budget=limit, baselines=True, learned=False):
+        hand.setdefault(record.fingerprint, record)
+    return found, [*hand.values()]
+
+
+def halve(
+    hand: list[Record],
+    full: GlueEvaluator,
+    judge: Callable[..., Comparison],
+    run: Path,
+    say: Callable[[str], None],
+) -> tuple[list[Record], dict[int, Comparison]]:
+    """Successive halving: of hand-designed masks that have recovered for a quarter of the steps
+    the better half recovers for half of them, and the better half of that for all.
+
+    Args:
+        hand: The best first.
+        full: Judges masks.
+        judge: `compare`, on the rows of the search.
+        run: Where the rungs are kept.
+        say: Told of each rung.
+
+    Returns:
+        The better quarter, the best first; and steps -> rung.
+    """
+    rungs: dict[int, Comparison] = {}
+    for part in (SHORT // 2, 1):
+        by_name = {each.name: each for each in hand[: -(-len(hand) // 2)]}
+        evaluator = in_part(full, part)
+        steps = evaluator.recover_steps
+        say(f"the better {len(by_name)} of {len(hand)} hand-designed masks, for {steps} steps")
+        masks = {name: each.mask for name, each in by_name.items()}
+        kinds = dict.fromkeys(masks, "hand-designed")
+        rung = judge(
+            masks, evaluator, run=run / f"halving-{steps}", kinds=kinds, against="nearest"
+        )
+        order = ranked(rung.records, rung.objectives, baselines=True, learned=False)
+        hand = [by_name[each.name] for each in order] or hand
+        rungs[steps] = rung
+    return hand, rungs
+
+
+def score_to_choose(full: GlueEvaluator, mask: Mask, seed: int, run: Path) -> float:
     """The score on rows of the search of a recovery that was kept; no training."""
-    place = request.run / f"choose-{limit:g}" / str(seed)
-    *_, last = replace(full, split="validation")(mask, seed=seed, workdir=place)
+    *_, last = full(mask, seed=seed, workdir=run / "choose" / str(seed))
     return last.values[full.objectives[0].name]
+
+
+def scores_of(rung: Comparison) -> dict[str, float]:
+    """Mask -> score."""
+    return {name: each.score.value for name, each in rung.entries.items()}
+
+
+def rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
+    """The rows of a comparison's frame; without seeds where these change nothing."""
+    frame = comparison.frame()
+    if comparison.seedless:
+        frame = frame.drop(columns="n_seeds")
+    return frame.to_dict("records")
 
 
 def difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
@@ -372,46 +524,5 @@ def difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
     if gap is None:
         return None
     ends = [None if math.isnan(end) else end for end in (gap.low, gap.high)]
-    return {"value": gap.value, "interval": ends, "seeds": gap.n, "rows": gap.n_rows}
-
-
-def search_masks(request: Request, full: GlueEvaluator, limit: float) -> Study:
-    """The search within a budget on the dense model, begun at the hand-designed masks; its trials
-    recover for a part of the steps."""
-    options = dict(request.strategy_options or (DAM if request.gated else {}))
-    if request.gated:
-        options["config"] = {"density": limit, **options.get("config", {})}
-    short = max(1, full.recover_steps // SHORT)
-    return search(
-        load_function(SPACE) if request.drawn else None,
-        replace(full, recover_steps=short, keep_recovered=False, split="validation"),
-        run=request.run / f"search-{limit:g}",
-        trials=request.trials or (TRIALS if request.drawn else 2),
-        strategy=request.strategy,
-        strategy_options=options,
-        seed=request.seed,
-        budget=limit,
-        executor=request.executor,
-        progress=request.progress,
-    )
-
-
-def choose_candidates(study: Study, strategy: str, limit: float) -> dict[str, Record]:
-    """The best mask of the strategy and the best hand-designed one, by a search's rows. A kind of
-    which no mask has begun to learn in a trial's few steps is judged after the full recovery too.
-
-    Raises:
-        SearchError: If neither has learned anything.
-    """
-    records = study.records()
-    if not ranked(records, study.objectives, budget=limit, baselines=True):
-        raise SearchError(
-            f"no mask within {limit:g} of the pairs has learned anything; give a larger budget, "
-            "or more steps of recovery (recover_steps)"
-        )
-    chosen: dict[str, Record] = {}
-    for role in ("trial", "baseline"):
-        own = [record for record in records if record.role == role]
-        order = ranked(own, study.objectives, budget=limit, baselines=True, learned=False)
-        chosen |= {best.name or strategy: best for best in order[:1]}
-    return chosen
+    seeds = {} if gap.seedless else {"seeds": gap.n}
+    return {"value": gap.value, "interval": ends, **seeds, "rows": gap.n_rows}

@@ -1,6 +1,7 @@
 """sparsify: one command from a trained encoder to a folder with a sparse mask and its weights."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -13,24 +14,33 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from real_data import DATA, minilm, real
+from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import WORDS, write_lines
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Comparison, masks
+from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
-from masksearch.sparsifier import Sparsified, choose_candidates
+from masksearch.sparsifier import (
+    Sparsified,
+    beside,
+    choose_candidates,
+    describe_loss,
+    halve,
+)
 from masksearch.tasks.glue.columns import Columns
 
 QUICK = {
     "epochs": 4,
     "finetune_lr": 3e-3,
-    "recover_steps": 4,
     "finetune_batch": 8,
     "gates_batch": 8,
     "length": 16,
@@ -59,6 +69,7 @@ def sparsify(place: Path, out: Path, budget: float = 0.6, **changes: Any) -> Spa
         "task": Columns(("text",), "label"),
         "strategy_options": GATES,
         "settings": QUICK,
+        "recover_steps": 4,
         "seeds": 1,
         "progress": None,
     }
@@ -71,7 +82,7 @@ def words_of(place: Path, out: Path, *more: str) -> list[str]:
     return [
         *("sparsify", str(place / "checkpoint"), "--data", str(place / "reviews")),
         *("--text", "text", "--label", "label", "--budget", "0.6", "--out", str(out)),
-        *("--length", "16", *named, *more),
+        *("--length", "16", "--recover-steps", "4", *named, *more),
     ]
 
 
@@ -106,7 +117,7 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, t
     assert right / len(rows) == pytest.approx(saved["score"])
     card = (found.folder / "README.md").read_text("utf-8")
     body = card.split("---\n", 2)[2].strip()
-    assert body.startswith("**A program that does not know masksearch, plain transformers too")
+    assert body.startswith("**Transformers alone refuses this folder")
     assert found.answer in card
     assert (found.folder / "report.html").stat().st_size > 10_000
     assert verify(found.folder)
@@ -139,7 +150,8 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
     assert (tmp_path / "out" / "0.6" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "0.8" / "model.safetensors").is_file()
     assert '"budget": 0.8' in out
-    assert "short recoveries of 1 steps" in err
+    assert "recoveries of 1 steps" in err
+    assert err.count("a dense model (") == 1  # which both share
 
 
 @pytest.mark.parametrize(
@@ -168,10 +180,10 @@ def test_mistakes_are_one_line(place, tmp_path, given, message, command):
 
 
 def test_an_interrupt_says_how_to_go_on(place, tmp_path, command, monkeypatch):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("masksearch.sparsifier.sparsify_within", interrupted)
+    monkeypatch.setattr("masksearch.sparsifier.sparsify", interrupted)
     said = "stopped; what was finished is kept. The same command goes on\n"
     assert command.run(*words_of(place, tmp_path / "out")) == (130, "", said)
 
@@ -191,11 +203,11 @@ def dense_begins(run: Path) -> bool:
 
 
 def search_goes_on(run: Path) -> bool:
-    return len([*(run / "search-0.6" / "trials").glob("*")]) > 5
+    return len([*(run / "search" / "trials").glob("*")]) > 5
 
 
 def comparison_goes_on(run: Path) -> bool:
-    return len([*(run / "compare-0.6" / "trials").glob("*")]) > 2
+    return len([*(run / "compare" / "trials").glob("*")]) > 2
 
 
 @pytest.mark.nightly
@@ -211,42 +223,134 @@ def test_a_killed_command_goes_on_and_repeats_nothing(place, tmp_path, moment):
     os.kill(begun.pid, signal.SIGKILL)
     begun.wait()
     finished: dict[int, float] = {}
-    if (run / "search-0.6" / "study.db").is_file():
-        records = ms.open_study(run / "search-0.6").records()
+    if (run / "search" / "study.db").is_file():
+        records = ms.open_study(run / "search").records()
         finished = {r.number: r.seconds for r in records if r.status == "done"}
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    after = {r.number: r.seconds for r in ms.open_study(run / "search-0.6").records()}
+    after = {r.number: r.seconds for r in ms.open_study(run / "search").records()}
     assert finished.items() <= after.items()
     straight = sparsify(place, tmp_path / "straight", strategy_options=None, seeds=3)
     assert f"budget 0.6: {straight.answer}" in done.stdout
 
 
-def test_of_a_kind_that_has_not_learned_in_a_few_steps_the_best_is_compared_too() -> None:
-    def judged(role: Any, name: str, score: float) -> Record:
-        values = {"STS-B": score, "STS-B/majority": 0.0, "STS-B/low": score - 0.1}
-        measures = {"sparsity": 0.9, "effective_sparsity": 0.9}
-        return Record(
-            0,
-            "done",
-            Evaluate(masks.window(1)),
-            values=values,
-            measures=measures,
-            name=name,
-            role=role,
-        )
+def judged(role: Any, name: str, score: float, print: str = "") -> Record:
+    values = {"STS-B": score, "STS-B/majority": 0.0, "STS-B/low": score - 0.1}
+    measures = {"sparsity": 0.9, "effective_sparsity": 0.9}
+    about = {"measures": measures, "name": name, "role": role, "fingerprint": print or name}
+    return Record(0, "done", Evaluate(masks.window(1)), values=values, **about)
 
-    hand = [judged("baseline", name, score) for name, score in (("a", 0.02), ("b", 0.06))]
-    objectives = (Objective("STS-B", "max", 0.0), Objective("sparsity", "max", 0.0))
+
+OBJECTIVES = (Objective("STS-B", "max", 0.0), Objective("sparsity", "max", 0.0))
+
+
+def test_of_a_kind_that_has_not_learned_in_a_few_steps_the_best_is_compared_too() -> None:
+    hand = [judged("baseline", *each) for each in (("a", 0.02), ("b", 0.06), ("c", 0.04, "b"))]
     study: Any = SimpleNamespace(
-        objectives=objectives, records=lambda: [judged("trial", "", 0.8), *hand]
+        objectives=OBJECTIVES, records=lambda: [judged("trial", "", 0.8), *hand]
     )
-    assert [*choose_candidates(study, "dam", 0.2)] == ["dam", "b"]
+    found, drawn = choose_candidates({"dam": study}, 0.2)
+    assert [*found] == ["dam"]
+    assert [each.name for each in drawn] == ["b", "a"]  # of equal masks one
     study.records = lambda: hand
     with pytest.raises(
         SearchError, match=r"no mask within 0\.2 of the pairs has learned anything"
     ):
-        choose_candidates(study, "dam", 0.2)
+        choose_candidates({"dam": study}, 0.2)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=21, unique=True))
+def test_the_better_half_recovers_longer_and_the_better_quarter_in_full(ends: list[int]) -> None:
+    """After few steps masks stand the other way round, but for the half that goes on."""
+    full: Any = SimpleNamespace(recover_steps=160, keep_recovered=True)
+    hand = [judged("baseline", str(end), 0.1) for end in ends]  # the best of the first rung first
+    rungs = list[tuple[int, list[str]]]()
+
+    def judge(masks: dict[str, Any], evaluator: Any, **how: Any) -> Any:
+        assert not evaluator.keep_recovered
+        rungs.append((evaluator.recover_steps, [*masks]))
+        records = [judged("compared", name, int(name) / 10**6) for name in masks]
+        return SimpleNamespace(records=records, objectives=OBJECTIVES)
+
+    def replaced(made: Any, **changes: Any) -> Any:
+        return SimpleNamespace(**(vars(made) | changes))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masksearch.sparsifier.replace", replaced)
+        left, kept = halve(hand, full, judge, Path("run"), lambda line: None)
+    half = ends[: math.ceil(len(ends) / 2)]
+    quarter = sorted(half, reverse=True)[: math.ceil(len(half) / 2)]
+    assert rungs == [(80, [*map(str, half)]), (160, [*map(str, quarter)])]
+    assert [each.name for each in left] == [*map(str, quarter)]
+    assert [*kept] == [80, 160]
+
+
+@pytest.mark.parametrize(
+    ("low", "said"), [(-0.011, False), (-0.009, True), (0.001, True), (math.nan, False)]
+)
+def test_a_mask_that_loses_less_than_a_hundredth_as_it_is_needs_no_training(low, said):
+    gap = PairedDifference(low + 0.002, low, low + 0.004, n_rows=1500, seedless=True)
+    plain: Any = SimpleNamespace(entries={"dam": 1, "dense": 0}, difference=lambda a, b: gap)
+    assert ("no training is needed" in describe_loss(plain, "dam")) == said
+    assert f"{gap.text(signed=True)}, 1,500 rows" in describe_loss(plain, "dam")
+
+
+def test_recovered_masks_stand_beside_their_scores_as_they_are(compared, objectives, shape):
+    runs = {"mine": (masks.window(1), [0.6, 0.7]), "dense": (masks.full(), [0.8, 0.9])}
+    after = Comparison(tuple(compared(runs, values={"STS-B": 0.5})), objectives, shape=shape)
+    alone = {name: (mask, scores[:1]) for name, (mask, scores) in runs.items()}
+    plain = Comparison(tuple(compared(alone)), objectives, shape=shape)
+    frame = beside(after, plain).frame().set_index("mask")
+    assert frame["STS-B/as it is"].to_dict() == {"mine": 0.6, "dense": 0.8}
+    assert frame["glue"].to_dict() == pytest.approx({"mine": 0.65, "dense": 0.85})
+
+
+@pytest.mark.slow
+def test_without_recovery_masks_are_judged_and_saved_as_they_are(place, tmp_path, command):
+    """Nothing is trained but the dense model and gates, and the ended call does nothing again."""
+    words = words_of(place, tmp_path / "out", "--recover-steps", "0", "--seeds", "2")
+    out, err = command(*words)
+    assert "12 masks as they are" not in err  # two searches
+    assert "gates (300 steps), 13 masks as they are (11 masks are hand-designed): about" in err
+    folder = tmp_path / "out"
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    assert f"budget 0.6: {result['answer']}\n" in out
+    assert "seed" not in result["answer"].replace("dam, seed", "")
+    assert "seeds" not in out.replace("dam, seed", "")
+    assert not (folder / "run" / "cache" / "recovered").exists()
+    for run in ("search", "search-1", "as-it-is"):
+        records = ms.open_study(folder / "run" / run).records()
+        assert {record.step for record in records if record.mask is not None} == {0}
+    rows = {row["mask"]: row for row in result["masks"]}
+    assert {"dense", "dam, seed 0", "dam, seed 1"} < rows.keys()
+    assert all("n_seeds" not in row for row in rows.values())
+    assert result["saved"].keys() == {"mask", "score", "density"}
+    dense = load_file(folder / "run" / "dense" / "model.safetensors")
+    for name, weight in load_file(folder / "model.safetensors").items():
+        assert torch.equal(weight, dense[name])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again, err = command(*words)
+    assert again == out
+    assert "sparsify" not in err
+    written = {path for path in folder.rglob("*") if path.stat().st_mtime_ns != before.get(path)}
+    assert {path.name for path in written} <= {"run", "sparsify.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recover_steps": -1}, "recover_steps is a whole number from 0 on, got -1"),
+        ({"seeds": 0}, "seeds is a whole number from 1 on, got 0"),
+        (
+            {"settings": {"recover_steps": 8}},
+            r"give sparsify recover_steps itself \(--recover-steps;",
+        ),
+    ],
+)
+def test_numbers_that_are_none_are_refused(place, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sparsify(place, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.nightly

@@ -274,14 +274,14 @@ class SparsifyOptions:
     trials: int | None = described(SEARCHED)
     seed: int | None = described(SEARCHED)
     seeds: int | None = described(COMPARED)
+    recover_steps: int | None = described(MODEL)
     length: int | None = option("Tokens of a row, at most.", *(MODEL, "128", "N"))
     executor: str | None = option(
         "local (this machine), or ray (this machine or a cluster).", *(PLACE, "local", "NAME")
     )
     slots: Slots = 1
     set: list[str] | None = option(
-        "A setting of the evaluator (epochs=3, finetune_lr=2e-5, recover_steps=160, device=cpu); "
-        "repeatable.",
+        "A setting of the evaluator (epochs=3, finetune_lr=2e-5, device=cpu); repeatable.",
         *(PLACE, "none", "NAME=VALUE"),
         name="--set",
     )
@@ -293,7 +293,8 @@ def sparsify(options: SparsifyOptions) -> None:
     """Fine-tune an encoder, search a sparse mask for it by its task, recover it, and save both.
 
     The better mean of searched and hand-designed is saved, on rows that no search has read;
-    whether it is shown to be better is said apart. Repeating the command goes on.
+    whether it is shown to be better is said apart. With --recover-steps 0 masks are chosen and
+    saved as they are, in minutes. Repeating the command goes on.
 
     Examples:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse
@@ -309,34 +310,43 @@ def sparsify(options: SparsifyOptions) -> None:
             verb = "needs" if name in needed else "has no use for"
             raise OptionsError(f"{'--data' if own else '--glue'} {verb} {name}")
     from masksearch.cli.build import build_executor, further_settings, split_settings
+    from masksearch.cli.output import print_comparison
     from masksearch.evaluators.glue import GlueEvaluator
-    from masksearch.sparsifier import RESULT, Request, sparsify_within
+    from masksearch.sparsifier import RESULT
+    from masksearch.sparsifier import sparsify as sparsify_model
+    from masksearch.study.records import read_budgets
     from masksearch.tasks.glue.columns import Columns
     from masksearch.tasks.glue.tasks import task_named
 
     if own and Path(options.data or "", CONFIG).is_file():
         raise OptionsError(f"MODEL comes first, then --data FOLDER; {options.data} is a model")
+    task = str(options.tasks)
     if not own:
-        task_named(str(options.tasks))
+        task_named(task)
     settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
     settings |= {} if options.length is None else {"length": options.length}
-    request = Request(
-        options.model,
-        options.data or str(options.glue),
-        Columns(tuple(options.text or ()), str(options.label)) if own else str(options.tasks),
-        options.out.expanduser(),
-        settings=settings,
-        executor=build_executor(JudgeOptions(executor=options.executor, slots=options.slots)),
-        **described_values(options),
-    )
-    try:
-        results = sparsify_within(request, options.budget)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is kept. The same command goes on", err=True)
-        raise
-    for limit, found in results.items():
+    executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
+    place, budgets = options.out.expanduser(), read_budgets(options.budget)
+    if len(budgets) > 1:
+        settings = {"cache": place / "cache"} | settings  # one dense model for all
+    for limit in budgets:
+        try:
+            found = sparsify_model(
+                options.model,
+                options.data or str(options.glue),
+                limit,
+                task=Columns(tuple(options.text or ()), str(options.label)) if own else task,
+                out=place / f"{limit:g}" if len(budgets) > 1 else place,
+                settings=settings,
+                executor=executor,
+                **described_values(options),
+            )
+        except KeyboardInterrupt:
+            typer.echo("stopped; what was finished is kept. The same command goes on", err=True)
+            raise
         if options.as_json:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:
+            print_comparison(found.comparison, as_json=False)
             typer.echo(f"budget {limit:g}: {found.answer}")
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")

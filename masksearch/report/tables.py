@@ -267,6 +267,8 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
         }
         for name in (*judged, *columns):
             cell = task_cell(row, name, places[name], interval=name in judged)
+            if name in judged and row["n_seeds"] == 1 and not comparison.seedless:
+                cell = replace(cell, text=f"{cell.text} (1 seed)")
             if row["effective_sparsity"] > 0 and row[name] == best.get(name):
                 cell = replace(cell, mark=cell.mark or "best")
             cells[name] = cell
@@ -274,7 +276,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             score, chance = row["score in search"], row["p on front"]
             cells["score in search"] = format_estimate(score, decimals=places[judged[0]])
             cells["P(on front)"] = DASH if math.isnan(chance) else f"{chance:.2f}"
-        cells["seeds"] = str(row["n_seeds"])
+        cells |= {} if comparison.seedless else {"seeds": str(row["n_seeds"])}
         rows.append(cells | {n: str(row[n] or DASH) for n in ("diverged", "failed")})
     return text_table(
         rows,
@@ -302,8 +304,6 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
     """A mean, with its interval where asked for, marked where it is at the majority's."""
     bounds = (row[f"{name} low"], row[f"{name} high"]) if interval else ()
     text = format_estimate(row[name], *bounds, decimals=places)
-    if interval and row["n_seeds"] == 1:
-        text += " (1 seed)"
     nothing = interval and row.get("learned_nothing", False)
     return Cell(text, mark="majority" if nothing or row.get(f"{name} at majority") else "")
 
