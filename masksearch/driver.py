@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from masksearch.contracts import (
     Split,
     Strategy,
 )
-from masksearch.errors import SearchError, outside_level, unknown_name
+from masksearch.errors import SearchError, expects, outside_level, unknown_name
 from masksearch.executors.local import Local
 from masksearch.gates.unit_costs import with_costs
 from masksearch.gates.units import Units
@@ -176,6 +176,26 @@ class Study:
         """
         return ranked(self.records(), self.objectives, budget=budget)
 
+    def importances(self) -> pd.DataFrame:
+        """How much each parameter of the space mattered: a row for each strategy and parameter.
+
+        Returns:
+            The number of scored draws, and shares (they add up to 1) for being in the best
+            quarter of the draws by all objectives ("front") and by each alone; as Optuna's
+            PED-ANOVA computes them. They have no interval.
+
+        Raises:
+            SearchError: If no strategy has 20 scored draws of two parameters or more.
+        """
+        from masksearch.report.tables import IMPORTANCE_TRIALS, by_origin, importance_table
+
+        table = importance_table(by_origin(self.records()), self.objectives)
+        if not table.data:
+            few = ", ".join(f"{row[0].text} has {row[2].text}" for row in table.rows) or "none"
+            least = f"{IMPORTANCE_TRIALS} scored draws of two parameters or more"
+            raise SearchError(f"{self.run}: it takes {least} to say which mattered; {few}")
+        return table.frame()
+
     def report(self, path: Path | str = "report.html") -> Path:
         """Writes a self-contained HTML page, its figures and its tables (CSV, LaTeX) beside it.
 
@@ -221,8 +241,8 @@ class Comparison(ComparedMasks):
         """Writes the comparison as one self-contained HTML page.
 
         Returns:
-            The page's path; its figures (PNG, PDF, SVG) are in `figures/` and its tables (CSV,
-            LaTeX) in `tables/` beside it.
+            The page's path; beside it are its figures (PNG, PDF, SVG) and tables (CSV, LaTeX): of
+            `report.html` in `figures/` and `tables/`, of `a.html` in `a_figures/`, `a_tables/`.
         """
         from masksearch.report.collect import write_comparison
 
@@ -256,6 +276,7 @@ def open_study(run: Path | str, storage: str | BaseStorage | None = None) -> Stu
     return Study(run, storage)
 
 
+@expects(Callable | None, "a function that draws a mask from a trial (compare judges masks)")
 def search(
     space: Space | None,
     evaluator: Evaluator,
@@ -460,6 +481,7 @@ def warn_of_few(strategy: Strategy, name: str, trials: int | None) -> None:
         )
 
 
+@expects(object, "")
 def compare(
     candidates: Mapping[str, Candidate],
     evaluator: Evaluator,
@@ -638,10 +660,6 @@ def run_session(
                 watcher.display.print(f"{title}: {line}")
             watcher.work, watcher.shared = session.board.work, session.board.shared
             watcher.expect(session.expected(), session.call.seconds)
-            shared = session.evaluator.offers("provide_models")
-            if shared and not isinstance(executor, Local):  # whose trainings are not seen here
-                seeds = ", ".join(map(str, session.seeds))
-                watcher.display.print(f"{title}: shared models of seed {seeds} first")
             if getattr(executor, "address", None):  # where the head dies, Ray ends this process
                 again = f"{title}: if it ends, go on with: {next_command(session.workdir)}"
                 watcher.display.attempt(lambda: watcher.display.write(again))

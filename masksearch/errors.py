@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 NO_MEMORY = re.compile(  # words of torch and its allocators, cuBLAS, cuDNN, Triton, Python, Linux
     "out ?of ?memory|MemoryError|allocate memory|not enough memory|ALLOC_FAILED", re.I
@@ -187,6 +192,26 @@ def place_of(name: str) -> str:
     return ""
 
 
+def expects(kind: Any, what: str) -> Callable[[Function], Function]:
+    """Decorator: a first argument of another kind is refused before a further one is missed, and a
+    name that no argument has with the nearest one."""
+
+    def decorate(function: Function) -> Function:
+        names = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            if values and not isinstance(values[0], kind):
+                raise TypeError(f"{function.__name__} takes {what}, got {values[0]!r}")
+            for name in named.keys() - names.keys():
+                raise TypeError(f"{function.__name__} takes no {name}={did_you_mean(name, names)}")
+            return function(*values, **named)
+
+        return cast(Function, call)
+
+    return decorate
+
+
 def install_command(extra: str) -> str:
     """The command that installs an extra: from the clone that masksearch runs from, if it does."""
     clone = Path(__file__).parents[1]
@@ -206,6 +231,11 @@ def outside_level() -> int:
             outside = level + 1
         frame = frame.f_back
     return outside
+
+
+def warn(text: str) -> None:
+    """Warns whoever has called masksearch."""
+    warnings.warn(text, stacklevel=outside_level())
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

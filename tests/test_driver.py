@@ -652,6 +652,22 @@ def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path)
     assert "kinds=" in none.verdict()
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ms.search(space, ToyEvaluator(), run="r", trial=2),
+         "search takes no trial=; did you mean 'trials'"),
+        (lambda: ms.search(masks.window(3), ToyEvaluator()),
+         r"search takes a function that draws a mask .*, got window\(3\)"),
+        (lambda: ms.compare({}, ToyEvaluator(), run="r", seed=[2]),
+         "compare takes no seed=; did you mean 'seeds'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_told_with_the_right_one(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 @pytest.mark.slow
 def test_compare_of_a_changed_mask_forgets_the_old_one(tmp_path):
     arguments = dict(run=tmp_path / "run", seeds=[0])

@@ -117,7 +117,7 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, t
     assert right / len(rows) == pytest.approx(saved["score"])
     card = (found.folder / "README.md").read_text("utf-8")
     body = card.split("---\n", 2)[2].strip()
-    assert body.startswith("**A program that does not know masksearch, plain transformers too")
+    assert body.startswith("**Transformers alone refuses this folder")
     assert found.answer in card
     assert (found.folder / "report.html").stat().st_size > 10_000
     assert verify(found.folder)
@@ -160,6 +160,10 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
         (["--data", "D", "--glue", "G"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
         (["--data", "D", "--text", "text"], "--data needs --label"),
         (
+            ["--data", "M", "--text", "text", "--label", "label"],
+            "MODEL comes first, then --data FOLDER; ",
+        ),
+        (
             ["--data", "D", "--text", "text", "--label", "stars"],
             "line 1: no column stars; reviews needs",
         ),
@@ -169,9 +173,19 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, given, message, command):
-    words = [str(place / "reviews") if word == "D" else word for word in given]
+    places = {"D": str(place / "reviews"), "M": str(place / "checkpoint")}
+    words = [places.get(word, word) for word in given]
     words = ["--budget", "0.5", "--out", str(tmp_path / "out"), *words]
     assert message in command.refused("sparsify", place / "checkpoint", *words)
+
+
+def test_an_interrupt_says_how_to_go_on(place, tmp_path, command, monkeypatch):
+    def interrupted(*_: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("masksearch.sparsifier.sparsify", interrupted)
+    said = "stopped; what was finished is kept. The same command goes on\n"
+    assert command.run(*words_of(place, tmp_path / "out")) == (130, "", said)
 
 
 @pytest.mark.slow

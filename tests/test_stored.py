@@ -121,7 +121,7 @@ def test_a_run_is_read_and_goes_on(stored):
     study = ms.resume(run, trials=4)
     assert study.records()[:3] == before
     assert study.records()[3].scored
-    page = render_page(json.loads((run / "result.json").read_text("utf-8")), run)
+    page = render_page(json.loads((run / "result.json").read_text("utf-8")), run / "figures")
     assert all(f"#{record.number}" in page for record in before)
 
 

@@ -20,6 +20,7 @@ from masksearch.analysis.runs import (
 )
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
+    MOST_SEEDS,
     POWER,
     format_estimate,
     format_p,
@@ -298,13 +299,14 @@ def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
     seeds = None if gap.seedless else seeds_needed(beyond, family, **about)
     if seeds is not None:
         return f"if it is true, {seeds} seeds would show it (power {POWER:g})"
-    without = "" if gap.seedless else "no number of seeds would show it on these rows; "
-    rows = gap.n_rows and rows_needed(
-        beyond, max(gap.n, CLAIM_SEEDS), family, rows=gap.n_rows, **about
-    )
-    if not rows:
-        return f"{without}nor would more rows" if without else "no number of rows would show it"
-    return f"{without}if it is true, {rows:,} rows would (power {POWER:g})"
+    if not gap.n_rows:
+        return f"too small for {MOST_SEEDS:,} seeds"
+    rows = rows_needed(beyond, max(gap.n, CLAIM_SEEDS), family, rows=gap.n_rows, **about)
+    shown = f"if it is true, {rows:,} rows would show it (power {POWER:g})" if rows else ""
+    if gap.seedless:
+        return shown or f"too small for {1000 * gap.n_rows:,} rows"
+    more = f"more seeds leave the error of these {gap.n_rows:,} rows ({gap.row_error:.2g})"
+    return f"{more}; {shown}" if shown else f"{more}, more rows that of the seeds: it takes both"
 
 
 def warning_lines(comparison: ComparedRuns) -> list[str]:

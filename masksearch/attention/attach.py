@@ -59,7 +59,7 @@ from masksearch.attention.probe import (
     unwrapped,
 )
 from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
-from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name
+from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name, warn
 from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
@@ -432,6 +432,10 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
             raise type(error)(
                 f"{error}; {where} has {layers} layers of {heads} heads{beside}"
             ) from error
+        most = getattr(own_config(part.calls[0].module), "max_position_embeddings", None)
+        if most and value.length and value.length > most:
+            table = f"the mask is a table of {value.length} positions"
+            warn(f"{table}, and {where} has {most}: its upper left corner is used")
         return
     if not callable(getattr(value, "attend", None)):
         remedy = "a bool table of cells is masks.table(bits), one mask a layer masks.per_layer"

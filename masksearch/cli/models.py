@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ATTACHED = "Which mask, on which model"
 PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
+CONFIG = "config.json"  # of a model's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,8 @@ def attach(options: AttachOptions) -> None:
 
     model, mask, lengths = options.model, options.mask, options.length or []
     say = partial(typer.echo, err=options.as_json)
+    if (Path(mask) / CONFIG).is_file() or ("(" in model and not Path(model).exists()):
+        raise OptionsError(f"MODEL comes first, then MASK: masksearch attach {mask} {model!r}")
     folder = find_folder(model)
     if options.budget is not None:
         from masksearch.driver import Comparison
@@ -315,6 +318,8 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.tasks.glue.columns import Columns
     from masksearch.tasks.glue.tasks import task_named
 
+    if own and Path(options.data or "", CONFIG).is_file():
+        raise OptionsError(f"MODEL comes first, then --data FOLDER; {options.data} is a model")
     task = str(options.tasks)
     if not own:
         task_named(task)
@@ -325,16 +330,20 @@ def sparsify(options: SparsifyOptions) -> None:
     if len(budgets) > 1:
         settings = {"cache": place / "cache"} | settings  # one dense model for all
     for limit in budgets:
-        found = sparsify_model(
-            options.model,
-            options.data or str(options.glue),
-            limit,
-            task=Columns(tuple(options.text or ()), str(options.label)) if own else task,
-            out=place / f"{limit:g}" if len(budgets) > 1 else place,
-            settings=settings,
-            executor=executor,
-            **described_values(options),
-        )
+        try:
+            found = sparsify_model(
+                options.model,
+                options.data or str(options.glue),
+                limit,
+                task=Columns(tuple(options.text or ()), str(options.label)) if own else task,
+                out=place / f"{limit:g}" if len(budgets) > 1 else place,
+                settings=settings,
+                executor=executor,
+                **described_values(options),
+            )
+        except KeyboardInterrupt:
+            typer.echo("stopped; what was finished is kept. The same command goes on", err=True)
+            raise
         if options.as_json:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:

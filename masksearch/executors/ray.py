@@ -25,17 +25,16 @@ import socket
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from masksearch.contracts import Trials
-from masksearch.errors import MaskSearchError, SearchError, install_command, outside_level
+from masksearch.errors import MaskSearchError, SearchError, install_command, warn
 from masksearch.executors.environment import (
     catch_interrupt,
     in_main_thread,
@@ -53,6 +52,7 @@ from masksearch.executors.worker import (
 )
 from masksearch.files import own_numbers
 from masksearch.masks.checks import at_least
+from masksearch.training.loop import FOLLOWERS, Step, TrainConfig, follow_trainings
 from masksearch.user_code import describe_error
 
 TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first
@@ -70,6 +70,7 @@ try:
     from ray.tune.result import SHOULD_CHECKPOINT
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
+    from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as problem:
     MISSING = f"RayTune needs Ray Tune ({problem}): {install_command('ray')}"
@@ -198,9 +199,15 @@ class RayTune:
         for name, option in (("cpu", "num_cpus"), ("gpu", "num_gpus"), ("memory", "memory")):
             options[option] = needs.pop(name, needs.pop(name.upper(), 0))
         provide = ray.remote(**options, resources=needs)(provide_shared_models)
+        steps = Queue(actor_options={"num_cpus": 0})
         for first in range(0, len(seeds), self.slots):
-            started = [provide.remote(config, seed) for seed in seeds[first : first + self.slots]]
+            some = seeds[first : first + self.slots]
+            started = [provide.remote(config, s, None if s != some[0] else steps) for s in some]
             try:
+                while ray.wait(started, num_returns=len(started), timeout=1)[1] or steps.qsize():
+                    for step in steps.get_nowait_batch(steps.qsize()):
+                        for follow in FOLLOWERS.get():  # whoever shows this process's trainings
+                            follow(*step)
                 refused = [reason for reason in ray.get(started) if reason]
             except RayError as error:
                 raise SearchError(
@@ -278,10 +285,20 @@ class RayTune:
         return [node for node, trials in room.items() if trials]
 
 
-def provide_shared_models(config: WorkerConfig, seed: int) -> str:
-    """Provides the models of a seed in a process of Ray's; why it cannot, or nothing."""
+def provide_shared_models(config: WorkerConfig, seed: int, steps: Any) -> str:
+    """Provides the models of a seed in a process of Ray's; why it cannot, or nothing. A step a
+    second of its trainings goes to the queue `steps`, where there is one."""
+    due = 0.0
+
+    def send(step: Step, config: TrainConfig) -> None:
+        nonlocal due
+        if time.monotonic() >= due or step.number == config.steps:
+            due = time.monotonic() + 1
+            steps.actor.put_nowait.remote((replace(step, value=step.loss), config))
+
     try:
-        TrialRunner(config).load_evaluator().provide_models(seed)
+        with follow_trainings(send) if steps is not None else nullcontext():
+            TrialRunner(config).load_evaluator().provide_models(seed)
     except MaskSearchError as error:
         return str(error)
     except Exception as error:  # told to the driver, which stops the search with it
@@ -572,11 +589,6 @@ def list_nodes() -> dict[str, Any]:
     """The nodes that live, by their ids."""
     listed: Any = ray.nodes  # not typed in Ray
     return {node["NodeID"]: node for node in listed() if node["Alive"]}
-
-
-def warn(text: str) -> None:
-    """A line for whoever has called masksearch."""
-    warnings.warn(text, stacklevel=outside_level())
 
 
 def check_folder(place: str, nodes: Sequence[str]) -> None:

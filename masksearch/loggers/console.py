@@ -165,10 +165,10 @@ class StepBar:
     def __call__(self, step: Step, config: TrainConfig) -> None:
         """Takes one finished step."""
         now = time.monotonic()
-        if config is not self.config or step.number <= self.number:
+        if step.number <= self.number or (config is not self.config and config != self.config):
             self.begin(step, config, now)
         else:
-            self.tokens += step.tokens
+            self.tokens += step.tokens * (step.number - self.number)
         self.number = step.number
         if step.value.__class__ is float:
             self.smooth(step.loss, STEPS)

@@ -120,6 +120,10 @@ async function draw(id) {
       labelFontSize: 12, titleFontSize: 12, labelOverlap: true, labelSeparation: 6 },
     rule: { color: ink }, text: { color: ink },
   });
+  const narrow = { labelLimit: 0.42 * place.clientWidth, labelFontSize: 11, labelLineHeight: 12, labelOverlap: false,
+    labelExpr: "split(replace(datum.label, ' minus ', ' minus\\n'), '\\n')" }; // in two lines
+  if (chart.kind === "differences" && place.clientWidth < 700)
+    for (const { encoding } of spec.layer) Object.assign(encoding.y?.axis ?? {}, narrow);
   const tooltip = (handler, event, item, value) => {
     if (value == null || value === "") return void (tip.hidden = true);
     const found = points.get(item.datum.id);
@@ -140,7 +144,7 @@ async function draw(id) {
     setBudget(place.parentElement, chart, view);
   }
 }
-function placeLabels(place) { // beside its mark, on no other label and, if there is room, on no mark
+function placeLabels(place) { // beside its mark, on no other label and on no mark, but for want of room in a wide chart
   const box = (each) => each.getBoundingClientRect();
   const apart = (a) => (b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
   const marks = [...place.querySelectorAll(".mark-symbol path")].map(box), taken = [];
@@ -150,7 +154,7 @@ function placeLabels(place) { // beside its mark, on no other label and, if ther
     const moved = ([dx, dy]) => (label.setAttribute("dx", dx), label.setAttribute("dy", dy), box(label));
     const fits = (at) => at.left >= left && at.right <= right + 1 && taken.every(apart(at));
     const free = shifts.filter((shift) => fits(moved(shift)));
-    const best = free.find((shift) => marks.every(apart(moved(shift)))) ?? free[0];
+    const best = free.find((shift) => marks.every(apart(moved(shift)))) ?? (right - left > 500 ? free[0] : null);
     label.style.visibility = best ? "" : "hidden";
     if (best) taken.push(moved(best));
   }
@@ -242,6 +246,10 @@ for (const row of document.querySelectorAll("tbody tr")) { // a mask's name open
     text.replaceWith(button);
     button.append(text);
   }
+}
+for (const button of document.querySelectorAll("[data-card]")) { // masks break behind a bracket, not within a word
+  const texts = document.createTreeWalker(button, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll("([", "([\u200b");
 }
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-card]");

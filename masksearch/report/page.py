@@ -40,7 +40,8 @@ ZOOM = 1.5 * 96  # pixels of the page for an inch of a figure
 def write_report(
     path: Path | str, sections: Sequence[Section], *, progress: Sequence[str] = (), **head: Any
 ) -> Path:
-    """Writes the page, and beside it `result.json`, `figures/` and `tables/`.
+    """Writes the page, and beside it `result.json`, `figures/` and `tables/`; beside one that is
+    not called `report.html` these are named after it, as `both_figures/` beside `both.html`.
 
     The page is rendered from `result.json` alone; figures are PNG, PDF and SVG, tables CSV and
     LaTeX. It needs no network and no other file. Parts that are missing (no comparison, no DAM,
@@ -61,7 +62,8 @@ def write_report(
         ValueError: If a study mixes protocols, or an objective's `worst` is not finite.
     """
     path = Path(path)
-    places = [path.parent / name for name in (FIGURES, "tables")]
+    before = "" if path.stem == "report" else f"{path.stem}_"  # several pages share a folder
+    places = [path.with_name(before + name) for name in (FIGURES, "tables")]
     for each in (file for place in places for file in (place, *place.glob("*"))):
         if each.is_symlink():
             raise ValueError(f"{each} is a link, which no page follows; delete it, or take --out")
@@ -74,9 +76,9 @@ def write_report(
         write_tables(places[1], section.key, tables)
         result["sections"][place]["figures"] = draw(places[0], section)
     write_text_in_one_move(
-        path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
+        path.with_name(before + RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
     )
-    write_text_in_one_move(path, render_page(result, path.parent))
+    write_text_in_one_move(path, render_page(result, places[0]))
     return path
 
 
@@ -96,18 +98,18 @@ def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTab
     return tables
 
 
-def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
+def render_page(result: Mapping[str, Any], figures: Path) -> str:
     """The page that tells a result: HTML that needs no network and no other file.
 
     Args:
         result: What `result.json` holds.
-        folder: With the figures that it names.
+        figures: The folder of the figures that it names.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {
-        "png": lambda name: png_text(Path(folder) / FIGURES / name),
+        "png": lambda name: png_text(figures / name),
         "data": script_data,
         "json": json.dumps,
         "short": short_text,
@@ -120,6 +122,7 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
     return environment.get_template("page.html.j2").render(
         **result,
         result=result,
+        before=figures.name.removesuffix(FIGURES),
         specs=charts,
         names_of=names_of,
         vega=vega_script() if charts else "",

@@ -37,9 +37,10 @@ ENDS = {  # how the table of runs calls what became of trials
     **{"failed": "failed", "running": "running"},
 }
 IMPORTANCE_TRIALS = 20  # scored draws from which parameters are told apart
+TOO_FEW = f"(told from {IMPORTANCE_TRIALS} scored draws on)"
 IMPORTANCE = (
-    "Importance of the parameters, in shares: for being in the best quarter of the draws "
-    "by all objectives (front), and by the score. It has no interval: few draws say little."
+    "Importance of the parameters, in shares: for being in the best quarter of the draws by all "
+    "objectives (front), and by each alone. It has no interval: few draws say little."
 )
 REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
@@ -133,19 +134,28 @@ def importance_table(
     studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
 ) -> TextTable:
     """How much each parameter of a space mattered, by strategy: shares, by PED-ANOVA (Watanabe et
-    al., IJCAI 2023, arXiv 2304.10255; Optuna's own), of reaching the front and of the score."""
+    al., IJCAI 2023, arXiv 2304.10255; Optuna's own), of reaching the front and of each
+    objective."""
     rows: list[dict[str, str]] = []
     data: list[dict[str, Any]] = []
+    goals = {"front": objectives} if len(objectives) > 1 else {}
+    goals |= {objective.name: (objective,) for objective in objectives}
     for name, records in studies.items():
-        apt = [r for r in records if r.scored and r.strategy_state.get("distributions")]
-        apt = [r for r in apt if not learned_nothing(r)]
-        if len(apt) < IMPORTANCE_TRIALS:
+        apt = [r for r in records if r.scored and not learned_nothing(r)]
+        apt = [r for r in apt if drawn_distributions(r)]
+        if len({each for record in apt for each in record.params}) < 2:
             continue
-        front, score = (importances(apt, goals) for goals in (objectives, objectives[:1]))
-        for each, share in front.items() if len(front) > 1 else ():
-            shares = {"front": share, objectives[0].name: score[each]}
-            data.append({"strategy": name, "parameter": each, "trials": len(apt), **shares})
-            cells = {words(what): percent(part) for what, part in shares.items()}
+        about: dict[str, Any] = {"strategy": name, "parameter": TOO_FEW, "trials": len(apt)}
+        if len(apt) < IMPORTANCE_TRIALS:
+            rows.append(
+                {**about, "trials": str(len(apt)), **{words(what): DASH for what in goals}}
+            )
+            continue
+        shares = {what: importances(apt, each) for what, each in goals.items()}
+        for each in next(iter(shares.values())):
+            parts = {what: share[each] for what, share in shares.items()}
+            data.append({**about, "parameter": each, **parts})
+            cells = {words(what): percent(part) for what, part in parts.items()}
             rows.append({"strategy": name, "parameter": each, "trials": str(len(apt)), **cells})
     return text_table(rows, text=("strategy", "parameter"), data=data, caption=IMPORTANCE)
 

@@ -100,6 +100,16 @@ def test_gates_counts_are_checked():
     output(model)
 
 
+def test_a_table_of_more_positions_than_the_model_has_is_said_to_be_cut():
+    model = BERT.made()
+    most = model.config.max_position_embeddings
+    wide = masks.table(torch.eye(most + 1).bool())
+    with pytest.warns(UserWarning, match=f"of {most + 1} positions, .* has {most}: its"):
+        attach(model, wide)
+    attach(model, masks.cropped(wide, most + 1))  # of any length
+    output(model)
+
+
 class Square(Bank):
     """A bank that insists on as many queries as keys."""
 

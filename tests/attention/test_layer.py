@@ -304,7 +304,8 @@ def test_longer_inputs_and_empty_rows_stay_refused(backend):
 
 
 def test_explain_tells_of_the_corner():
-    model = attach(ARCHITECTURES["bert"].made(), HEADS)
+    with pytest.warns(UserWarning, match="the mask is a table of 26 positions"):
+        model = attach(ARCHITECTURES["bert"].made(), HEADS)
     shorter = ms.explain(model, length=SHORT)
     assert "upper left corner of a table of 26 positions; below 256" in str(shorter)
     assert shorter.rows[0].density == pytest.approx(

@@ -97,6 +97,8 @@ def test_missing_weights_are_refused(folder, tmp_path, command):
     ("arguments", "message"),
     [
         (("nowhere/", "star"), "no such folder"),
+        (("window(4)", "MODEL"), "MODEL comes first, then MASK: masksearch attach "),
+        (("window(4)", "star"), "MODEL comes first, then MASK: masksearch attach "),
         (("MODEL", "sta"), "unknown mask 'sta'; did you mean 'star'"),
         (("MODEL", "nothing.json"), "nothing.json: no such mask file"),
         (("MODEL", "star", "--backend", "gathr"), "unknown backend 'gathr'"),

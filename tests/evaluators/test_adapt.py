@@ -283,7 +283,7 @@ def test_read_out_is_named_where_it_is_not_the_usual(data: Path, tmp_path: Path)
         judge = replace(judge, epochs=1, read_out=name)
         found = ms.compare({"star": masks.star()}, judge, run=tmp_path / name, seeds=[0])
         assert math.isfinite(found.records[0].values["RTE"])
-        found.report(tmp_path / "page.html")
+        found.report(tmp_path / "report.html")
         (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
         assert (["read-out", "pair"] in section["facts"]) == (name == "pair")
         assert (f"read_out={name!r}" in str(found.verdict())) == (name == "pair")
@@ -350,7 +350,7 @@ def test_token_masks_are_told_apart_compared_and_allocated(data, cache, tmp_path
     assert len(set(prints.values())) == 2
     found = ms.compare(wide, judge, run=tmp_path / "c", seeds=[1], split="validation")
     assert all(r.scored and r.fingerprint == prints[r.name] for r in found.records)
-    found.report(tmp_path / "page.html")
+    found.report(tmp_path / "report.html")
     options = {"levels": ["window(0)", *map(str, wide.values()), "full()"], "unit": "layer"}
     study = ms.search(
         *(None, judge), run=tmp_path / "s", trials=10, strategy="allocate",

@@ -183,7 +183,8 @@ def test_masks_of_tokens_and_of_submodules_come_back(tmp_path, parts):
 
 def test_a_large_mask_is_a_safetensors_file(tmp_path):
     each = ARCHITECTURES["bert"]
-    save_pretrained(attach(each.made(), LARGE), tmp_path)
+    with pytest.warns(UserWarning, match="its upper left corner is used"):
+        save_pretrained(attach(each.made(), LARGE), tmp_path)
     assert "mask.safetensors" in names(tmp_path)
     assert saved_masks(tmp_path) == {"self": LARGE}
 

@@ -184,6 +184,6 @@ def test_a_comparison_of_dense_attention_alone_is_printed(tmp_path, objectives, 
     comparison = ms.Comparison(
         tuple(compared({"dense": (masks.full(), [0.7, 0.8])})), objectives, shape=shape
     )
-    write_report(tmp_path / "t.html", [Section({}, objectives, {"c": comparison})], title="t")
+    write_report(tmp_path / "report.html", [Section({}, objectives, {"c": comparison})], title="t")
     for end in ("pdf", "svg", "png"):
         assert (tmp_path / "figures" / f"compared.{end}").stat().st_size > 1000

@@ -82,11 +82,11 @@ def test_a_run_that_goes_on_is_told(tmp_path):
     def told(record: Record) -> None:
         if len(pages) == 1:
             (run / "status.json").unlink()  # as before its first trial
-        pages.append(report_on(run, tmp_path / "page.html", live=True).read_text())
+        pages.append(report_on(run, tmp_path / "report.html", live=True).read_text())
 
     ms.search(space, ToyEvaluator(), run=run, trials=2, listeners=[told], progress=None)
     assert [f"{run} begins" in page for page in pages] == [False, True]
-    ended = report_on(run, tmp_path / "page.html", live=True).read_text()
+    ended = report_on(run, tmp_path / "report.html", live=True).read_text()
     assert ["search by tpe" in page for page in (pages[0], ended)] == [True, False]
 
 
@@ -129,7 +129,7 @@ def test_command_of_the_page_makes_the_study_again(tmp_path, command):
     command(*words, "--run", tmp_path / "a b")
     line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"
-    report_on(tmp_path / "a b", tmp_path / "page.html", live=True)
+    report_on(tmp_path / "a b", tmp_path / "report.html", live=True)
     (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
     judged = f"masksearch compare MASK --controls none --evaluator '{here}:ToyEvaluator'"
     assert section["evaluate"] == judged
@@ -186,6 +186,8 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     assert table["n_searches"].tolist() == [3, 3]
     assert r"\toprule" in (tmp_path / "tables" / "searches.tex").read_text()
     one = report_on(tmp_path / "tpe0", tmp_path / "one.html").read_text()
+    assert len(list(tmp_path.glob("*result.json"))) == len(list(tmp_path.glob("*figures"))) == 2
+    assert "<code>one_figures/</code>" in one
     assert "one search each" in one
 
 
@@ -229,7 +231,7 @@ def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for run in runs:
         ms.search(space, ToyEvaluator(), run=run, trials=1, progress=None)
     for shown, names in ((runs, ["tpe/0", "tpe/1", "random/0", "b/other"]), (runs[:1], ["tpe"])):
-        report_on(shown, tmp_path / "page.html", live=True)
+        report_on(shown, tmp_path / "report.html", live=True)
         (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
         assert [row[0]["text"] for row in section["runs"]["rows"]] == names
         assert section["evaluate"] == ""  # no command began them

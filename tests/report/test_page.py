@@ -137,7 +137,7 @@ def test_masks_figure_is_of_the_pairs_that_a_decoder_uses(tmp_path, objectives, 
     kinds = dict.fromkeys(dice, "control") | {"found": "searched"}
     comparison = ms.Comparison(tuple(records), objectives, shape=causal, kinds=kinds)
     page = write_report(
-        tmp_path / "r.html", studies={}, objectives=objectives,
+        tmp_path / "report.html", studies={}, objectives=objectives,
         comparison=comparison, shape=causal,
     )  # fmt: skip
     text = (page.parent / "figures" / "masks.svg").read_text()
@@ -148,7 +148,7 @@ def test_masks_figure_is_of_the_pairs_that_a_decoder_uses(tmp_path, objectives, 
 
 def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):
     def page(**fields) -> str:
-        path = write_report(tmp_path / "r.html", objectives=objectives, **fields)
+        path = write_report(tmp_path / "report.html", objectives=objectives, **fields)
         return Page(path.read_text()).text
 
     assert "Nothing was run." in page(studies={})
@@ -165,7 +165,7 @@ def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shap
 @pytest.mark.nightly
 def test_report_is_the_same_twice(tmp_path, record, objectives):
     told = {"studies": {"tpe": [record(0, 0.7)]}, "objectives": objectives}
-    one, two = (write_report(tmp_path / name / "r.html", **told) for name in "ab")
+    one, two = (write_report(tmp_path / name / "report.html", **told) for name in "ab")
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -220,7 +220,9 @@ def quick(monkeypatch):
 def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
     study = dam_study(0, cut=((0.1, 9.0), (0.25, 3.5)))
     told = {"studies": {"dam": study.records}, "dam": dam_health([study])}
-    path = write_report(tmp_path / "page" / "r.html", objectives=objectives, shape=shape, **told)
+    path = write_report(
+        tmp_path / "page" / "report.html", objectives=objectives, shape=shape, **told
+    )
     page = Page(path.read_text())
     for expected in (
         "dam_0_0.25, trial 0 (seed 0): free gates, target 25%",
@@ -248,7 +250,7 @@ def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monk
     assert runs.agreements["free, 25%"]["seeds"] == 2
     studies = {study.name: study.records for study in found}
     path = write_report(
-        tmp_path / "page" / "r.html", studies=studies, objectives=objectives, dam=runs
+        tmp_path / "page" / "report.html", studies=studies, objectives=objectives, dam=runs
     )
     page = Page(path.read_text())
     assert "Several runs together" in page.text
@@ -266,7 +268,7 @@ def test_lost_gates_are_said_to_be_lost(dam_study, tmp_path, objectives, quick):
     runs = dam_health([study])
     assert not runs.cards
     told = {"studies": {"dam": study.records}, "dam": runs}
-    path = write_report(tmp_path / "r.html", objectives=objectives, **told)
+    path = write_report(tmp_path / "report.html", objectives=objectives, **told)
     assert "dam_0_0.25, trial 0 (seed 0): no gates at" in Page(path.read_text()).text
     assert quick == ["dam"]  # the curve is in the record
     assert not dam_health([replace(study, records=[])]).missing

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from page_text import page_of
 from rich.console import Console
-from toy import ToyEvaluator
+from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective
+from masksearch.errors import SearchError
 from masksearch.report.section import Section
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
@@ -147,18 +148,31 @@ def test_comparison_gives_its_table(comparison):
     "ignore:parameters without an effect", "ignore:.* trials of random drew"
 )
 def test_the_parameter_that_decides_is_named(tmp_path):
-    def space(trial):
+    def decided(trial):
         trial.suggest_int("idle", 0, 9)
         if trial.suggest_categorical("wide", [True, False]):
             return masks.window(9)
         return masks.window(trial.suggest_int("reach", 0, 2))
 
     found = {"progress": None, "strategy": "random", "trials": 60}
-    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", **found)
-    objectives = study.objectives[1:]  # sparsity
-    table = page_of(Section({"random": study.records()}, objectives))["importance"].frame()
-    shares = table.set_index("parameter")["sparsity"]
-    assert shares.sum() == pytest.approx(1)
-    assert shares["idle"] < 0.1 < shares.max()
-    few = page_of(Section({"random": study.records()[:19]}, objectives))
-    assert few["importance"].rows == ()
+    study = ms.search(decided, ToyEvaluator(), run=tmp_path / "run", **found)
+    table = study.importances().set_index("parameter")
+    shown = page_of(Section({"random": study.records()}, study.objectives))["importance"].frame()
+    assert table.equals(shown.set_index("parameter"))
+    assert (table["trials"] == sum(record.scored for record in study.records())).all()
+    shares = table[["front", *(objective.name for objective in study.objectives)]]
+    assert shares.sum().tolist() == pytest.approx([1] * 3)
+    assert shares["sparsity"]["idle"] < 0.1 < shares["sparsity"].max()
+    few = page_of(Section({"random": study.records()[:19]}, study.objectives))
+    assert [cell.text for cell in few["importance"].rows[0]] == [
+        *("random", "(told from 20 scored draws on)", "19", "-", "-", "-")
+    ]
+    assert not few["importance"].data
+
+
+def test_too_few_draws_tell_no_importance(tmp_path):
+    study = ms.search(
+        space, ToyEvaluator(), run=tmp_path / "run", strategy="random", trials=2, progress=None
+    )
+    with pytest.raises(SearchError, match=r"from 20 scored draws of two .* or more; "):
+        study.importances()

@@ -201,7 +201,7 @@ def test_a_storage_is_named_once_for_several_runs(shared, good, tmp_path):
 @pytest.mark.nightly
 def test_page_of_a_comparison_says_how_it_was_made(shared, tmp_path):
     page = ms.Comparison.open(tmp_path / "b", shared).report(tmp_path / "page.html")
-    assert json.loads(page.with_name("result.json").read_text())["recipes"]
+    assert json.loads(page.with_name("page_result.json").read_text())["recipes"]
 
 
 @pytest.mark.parametrize(
