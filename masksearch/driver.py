@@ -6,7 +6,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -307,7 +307,8 @@ def search(
         storage: None (what the run folder says; SQLite in it where it is new),
             `"journal:PATH"`, a database URL, or an Optuna storage. One outside of the run folder
             is named again when the search goes on, or is read.
-        trials: End after that many trials of the strategy (done, reused or stopped).
+        trials: End after that many trials of the strategy (done, reused or stopped); hand-designed
+            masks come on top.
         seconds: End (between trials) after that much wall time of this call; None = no limit.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
             `"allocate"`, `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler,
@@ -391,7 +392,7 @@ def search(
         "starts": "",
         **evaluator_facts(evaluator),
     }
-    with one_at_a_time(), closing(StudyStore(run, storage)) as store:
+    with one_at_a_time(), StudyStore(run, storage) as store:
         chosen = build_strategy(
             strategy,
             space,
@@ -402,7 +403,7 @@ def search(
             constraints=limits,
             budgets=budgets,
         )
-        warn_of_few(chosen, name, trials)
+        warn_of_few(chosen, name, trials, len(budgets))
         begun, starts = store.stored_facts(), list[Proposal]()
         kind: Kind | None = None
         if budgets and baselines is None and (begun is None or begun.get("starts")):
@@ -469,8 +470,15 @@ def check_amounts(trials: int | None, seconds: float | None, seed: int, baseline
         raise SearchError(f"seconds must be positive, got {seconds:g}")
 
 
-def warn_of_few(strategy: Strategy, name: str, trials: int | None) -> None:
+def warn_of_few(strategy: Strategy, name: str, trials: int | None, budgets: int) -> None:
     """Warns where a strategy has no trials left for what it chooses."""
+    needed = getattr(strategy, "jobs", 0) + budgets  # a job judges no mask
+    if trials and budgets and trials < needed > budgets:
+        warnings.warn(
+            f"strategy {name!r} needs {needed} trials to judge a mask within each budget, and "
+            f"trials is {trials}; give {needed} or more",
+            stacklevel=outside_level(),
+        )
     least = getattr(strategy, "least_trials", 0)
     if trials and least and trials <= least:
         warnings.warn(
@@ -571,7 +579,7 @@ def compare(
     front = None if front_of is None else front_of.store
     compared = read_candidates(candidates, evaluator, front, budgets, kinds, storage)
     check_against(against, compared.prints)
-    with one_at_a_time(), closing(StudyStore(run, storage)) as store:
+    with one_at_a_time(), StudyStore(run, storage) as store:
         stored = STORED_SPLITS[evaluator.split] if evaluator.split else ""
         facts = {"kind": "compare", "half": stored, **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)

@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,13 @@ def write_text_in_one_move(path: Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with write_in_one_move(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes those of the folders, the innermost first, that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):  # it holds something, or was never made
+            folder.rmdir()
 
 
 def object_in(path: Path) -> dict[str, Any]:

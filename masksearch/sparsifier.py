@@ -142,7 +142,8 @@ def sparsify(
         strategy: As of `search`: `"dam"`, `"prune"`, or a sampler, which draws from
             `masksearch.spaces:head_roles`.
         strategy_options: As of `search`; None = of DAM free gates, 150 steps at a rate of 0.1.
-        trials: Trials of the search; None = those that DAM and "prune" need, of a sampler 24.
+        trials: Trials of the search, beside the hand-designed masks, which it judges as well; None
+            = those that DAM and "prune" need, of a sampler 24.
         seed: Of the dense model and of the search.
         seeds: How many recoveries judge each mask, from seed 1000 on, or without recovery how
             many searches there are; at least three recoveries tell masks apart; None = 3

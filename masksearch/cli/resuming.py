@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from masksearch.cli.options import DOWNSTREAM, OptionsError
-from masksearch.files import read_object, write_text_in_one_move
+from masksearch.files import read_object, remove_empty, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
@@ -32,6 +32,7 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
     A command that failed before its work began is forgotten: another one may take the folder.
     """
     path = folder / COMMAND
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     existed = path.is_file()
     remember(folder, command, options)
     try:
@@ -43,6 +44,7 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
     except Exception:
         if not existed and not any((folder / name).is_file() for name in BEGUN):
             path.unlink(missing_ok=True)
+            remove_empty(new)
         raise
 
 

@@ -232,9 +232,10 @@ def read_swag(path: Path) -> list[SwagItem]:
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is not a Parquet file: {error}") from error
     if path.suffix == ".csv":
-        table = read_table(path)
-        rows = (dict(zip(table.columns, cells, strict=True)) for cells in table.rows.values())
-        return read_items(rows, str(path))
+        columns, rows = read_table(path)
+        return read_items(
+            (dict(zip(columns, row, strict=True)) for row in rows.values()), str(path)
+        )
     return read_items(read_json_lines(decode_utf8(path.read_bytes(), path), path), str(path))
 
 

@@ -251,19 +251,14 @@ def check_learned(
     if beaten and not any(beaten.values()):
         first = next(iter(beaten))
         constant, right = values[first + MAJORITY], values.get(f"{first}/accuracy", values[first])
-        remedy = (
-            "fine-tune it on more rows, for more epochs or at another rate (rows, epochs, "
-            "finetune_lr: --set rows=, epochs=, finetune_lr=), or leave the task out"
-        )
-        if turned and 1 - right > max(0.75, (1 + constant) / 2):
-            remedy = (
-                f"turned, {1 - right:.0%} of its answers are right: if its classes stand the "
-                f"other way round, say so in its config.json, id2label: {json.dumps(turned)}"
-            )
+        turn = f"turn its classes, id2label in its config.json: {json.dumps(turned)}, and "
+        turn += f"{1 - right:.0%} of its answers are right; or "
         raise SearchError(
             f"the dense model of {name} has the {first} {values[first]:.3f}, a constant answer "
             f"{constant:.3f} (no more than noise between them), so no masks can be compared on "
-            f"it; {remedy}"
+            f"it; {turn if turned and 1 - right > max(0.75, (1 + constant) / 2) else ''}fine-tune "
+            "it on more rows, for more epochs or at another rate (rows, epochs, finetune_lr: "
+            "--set rows=, epochs=, finetune_lr=), or leave the task out"
         )
 
 

@@ -80,6 +80,8 @@ def try_space(space: Space, shape: Shape, budget: float | None = None) -> None:
         mask = space(CheckedTrial(trial, lambda *_: None, budget, shape))  # type: ignore[arg-type]
     except BUGS as error:
         raise SpaceError(f"the space raised {describe_error(error)}") from error
+    except SpaceError:
+        raise
     except Exception:  # of this draw, maybe: the record of such a trial says what it was
         return
     if not isinstance(mask, Mask):
@@ -127,11 +129,7 @@ def draw_job(
     except Exception as error:  # the user's code; the reason becomes a failed record
         trace = traceback.format_exc(limit=-4)
         job = Refused(f"{trace}\nthe space raised {describe_error(error)}")
-    if budget is None:
-        return job, dict(trial.params)
-    if BUDGET in trial.params:
-        raise SpaceError(f"{BUDGET!r} is what a draw may cost: give that parameter another name")
-    return job, {**trial.params, BUDGET: budget}
+    return job, {**trial.params, **({} if budget is None else {BUDGET: budget})}
 
 
 def no_mask(answer: object) -> str:
@@ -229,7 +227,17 @@ class CheckedTrial:
         budget: float | None = None,
         shape: Shape | None = None,
     ) -> None:
-        self.trial, self.check, self.budget, self.shape = trial, check, budget, shape
+        self.trial, self.told, self.budget, self.shape = trial, check, budget, shape
+
+    def check(self, name: str, kind: BaseDistribution) -> None:
+        """Takes a parameter before it is drawn.
+
+        Raises:
+            SpaceError: If it has the name of the budget, or `check` refuses it.
+        """
+        if name == BUDGET and self.budget is not None:
+            raise SpaceError(f"{name!r} is what a draw may cost: give that parameter another name")
+        self.told(name, kind)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trial, name)
@@ -237,6 +245,13 @@ class CheckedTrial:
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices, as it was given; the study holds its `storable_value`."""
         stored = [storable_value(name, choice) for choice in choices]
+        for at, value in enumerate(stored):
+            if (first := stored.index(value)) < at:
+                raise SpaceError(
+                    f"parameter {name!r} of the space: its choices {choices[first]!r} and "
+                    f"{choices[at]!r} are equal, so that no study tells them apart; leave one "
+                    "out, or name them by texts"
+                )
         kind = CategoricalDistribution(stored)
         self.check(name, kind)
         return choices[int(kind.to_internal_repr(self.trial.suggest_categorical(name, stored)))]

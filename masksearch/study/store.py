@@ -24,10 +24,10 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import optuna
 import sqlalchemy
@@ -39,7 +39,7 @@ from optuna.trial import FrozenTrial, TrialState
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.contracts import Objective, Record, Report, Shape, read_split
 from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
-from masksearch.files import write_text_in_one_move
+from masksearch.files import remove_empty, write_text_in_one_move
 from masksearch.study.records import (
     ANSWER,
     FORMAT,
@@ -54,6 +54,7 @@ from masksearch.study.records import (
     read_trial,
     result_data,
 )
+from masksearch.study.status import NAME as STATUS
 from masksearch.study.status import finished_trials
 from masksearch.study.storage import (
     LockFile,
@@ -259,6 +260,9 @@ class StudyStore:
         if not write and self.location.path is not None and not self.location.path.is_file():
             where = DATABASE if storage is None else self.location.shown
             raise SearchError(f"{self.run} holds no study (no {where}); run a search first")
+        files = self.location.path or self.run / DATABASE, self.run / FILE, self.run / STATUS
+        made = (*files, *files[0].parents, *files[1].parents)
+        self.missing = [each for each in made if not each.exists()]  # as yet
         self.locks: list[LockFile | ServerLock] = []
         self.owner = ""  # who holds the server's lock, once the study says it
         self.study: optuna.Study | None = None
@@ -277,8 +281,14 @@ class StudyStore:
             if write and (lock := lock_study(self.location, self.name)) is not None:
                 self.locks.append(lock)
         except BaseException:
-            self.close()
+            self.close(undo=True)
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(undo=kind is not None and issubclass(kind, Exception))
 
     # -- the study ---------------------------------------------------------------------------
     def create(self, objectives: Sequence[Objective], facts: Mapping[str, str]) -> bool:
@@ -462,11 +472,17 @@ class StudyStore:
         with explain_errors(self.location, "", LookupError):
             return Shape(**json.loads(self.facts()["shape"]))
 
-    def close(self) -> None:
-        """Lets another process write."""
+    def close(self, *, undo: bool = False) -> None:
+        """Lets another process write; to undo is to remove what was made here, where no trial has
+        begun."""
+        made = self.missing if undo and self.locks and not self.ids else []
+        for path in made:
+            with suppress(OSError):  # a folder
+                path.unlink()
         for lock in reversed(self.locks):
             lock.release()
         self.locks = []
+        remove_empty(made)
 
     # -- the storage, which may go away ------------------------------------------------------
     def perform(self, action: Callable[[bool], T], *, new: int = 0) -> T:

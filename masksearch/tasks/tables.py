@@ -1,7 +1,7 @@
 """The tables that a person brings, CSV or TSV: each row as it is written, or refused by its line.
 
-table = read_table(Path("reviews.csv"))
-table.columns, table.rows[2]      # ["text", "label"], ["Good, really", "1"]
+columns, rows = read_table(Path("reviews.csv"))
+columns, rows[2]      # ["text", "label"], ["Good, really", "1"]
 """
 
 from __future__ import annotations
@@ -9,29 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.files import decode_utf8
 
 ENDINGS = (".tsv", ".csv")
+Rows = dict[int, list[str]]  # number of the line where a row begins, from 1 -> its cells
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as it is written.
-
-    Args:
-        columns: Names of the columns, in their order; none where the file has no header.
-        rows: Number of the line where a row begins, from 1 -> its cells.
-    """
-
-    columns: list[str]
-    rows: dict[int, list[str]] = field(repr=False)
-
-
-def read_table(path: Path, fields: int | None = None, broken_lines: int = 0) -> Table:
+def read_table(
+    path: Path, fields: int | None = None, broken_lines: int = 0
+) -> tuple[list[str], Rows]:
     """Reads a file of rows that all have as many cells.
 
     A TSV file has a row a line, which ends at LF or CR LF and nowhere else; its quote marks are
@@ -43,26 +32,28 @@ def read_table(path: Path, fields: int | None = None, broken_lines: int = 0) -> 
         fields: Cells of a row where the file has no header; None = as many as the header.
         broken_lines: Largest number of rows with too few cells that are left out, with a warning.
 
+    Returns:
+        The names of the columns (none without a header), and the rows.
+
     Raises:
         DataError: If the file is not UTF-8, is no table or has no row, two columns have one name,
             or a row has more or fewer cells; names the file and the line.
     """
-    rows = tsv_rows(path) if path.suffix == ".tsv" else csv_rows(path)
+    tabs = path.suffix == ".tsv"
+    rows = tsv_rows(path) if tabs else csv_rows(path)
     columns = [] if fields or not rows else rows.pop(next(iter(rows)))
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}; rename one")
-    count, separator = fields or len(columns), "tab" if path.suffix == ".tsv" else "comma"
+    count = fields or len(columns)
     broken = [line for line, cells in rows.items() if len(cells) < count][:broken_lines]
-    for line in broken:
-        del rows[line]
+    rows = {line: cells for line, cells in rows.items() if line not in broken}
     if not rows:
         raise DataError(f"{path} is empty, or holds no whole row; give at least one")
     for line, cells in rows.items():
         if len(cells) != count:
-            quote = "quote a cell that holds a comma, or " if separator == "comma" else ""
+            kind, quote = ("tab", "") if tabs else ("comma", "quote cells with a comma, or ")
             raise DataError(
-                f"{path}, line {line}: expected {count} {separator}-separated fields, found "
+                f"{path}, line {line}: expected {count} {kind}-separated fields, found "
                 f"{len(cells)}; {quote}mend or remove the line"
             )
     if broken:
@@ -71,10 +62,10 @@ def read_table(path: Path, fields: int | None = None, broken_lines: int = 0) -> 
             f"(line {', '.join(map(str, broken))}); {broken_lines} are allowed",
             stacklevel=2,
         )
-    return Table(columns, rows)
+    return columns, rows
 
 
-def tsv_rows(path: Path) -> dict[int, list[str]]:
+def tsv_rows(path: Path) -> Rows:
     """Line -> cells; nothing but LF ends a line, since texts hold U+2028."""
     lines = path.read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
@@ -85,9 +76,9 @@ def tsv_rows(path: Path) -> dict[int, list[str]]:
     }
 
 
-def csv_rows(path: Path) -> dict[int, list[str]]:
+def csv_rows(path: Path) -> Rows:
     """Line -> cells, where quotes are as RFC 4180 has them."""
-    text, rows, line = decode_utf8(path.read_bytes(), path), dict[int, list[str]](), 1
+    text, rows, line = decode_utf8(path.read_bytes(), path), Rows(), 1
     reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     before = csv.field_size_limit(len(text) + 1)
     try:

@@ -37,9 +37,9 @@ class Commands:
     """Runs commands in this process."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path
     ) -> None:
-        self.given = monkeypatch, capsys
+        self.given, self.place = (monkeypatch, capsys), place
 
     def run(self, *arguments: object) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
@@ -57,6 +57,10 @@ class Commands:
         code, out, err = self.run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), out + err
         return err
+
+    def files(self) -> set[Path]:
+        """What lies in the test's folder and in the working folder's `runs`."""
+        return {*self.place.rglob("*"), *Path("runs").absolute().rglob("*")}
 
     def called(self, *arguments: object) -> dict[str, Any]:
         """The arguments of the `search` or `compare` that a command calls, which is stopped there
@@ -79,9 +83,9 @@ class Commands:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Commands:
+def command(monkeypatch, capsys, tmp_path) -> Commands:
     """Commands of masksearch that run in this process."""
-    return Commands(monkeypatch, capsys)
+    return Commands(monkeypatch, capsys, tmp_path)
 
 
 def run(monkeypatch, capsys, *arguments: object, program=cli.main) -> tuple[int, str, str]:

@@ -91,8 +91,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake_is_one_line_and_exit_code_2(command, arguments, message):
+    before = command.files()
     err = command.refused(*arguments)
     assert re.search(message, err), err
+    assert command.files() == before  # nothing is left behind
 
 
 # -- in a user's own code, and in what a search is given ------------------------------------------
@@ -133,6 +135,21 @@ class Stubborn(Careless):
     def __init__(self, space):
         raise TypeError("no")
 """,
+    "spaces.py": """
+from masksearch import masks
+
+
+def deep_space(trial):
+    return masks.per_layer([masks.window(trial.suggest_int("reach", 1, 4))] * 7)
+
+
+def priced_space(trial):
+    return masks.window(trial.suggest_int("budget", 1, 4))
+
+
+def equal_space(trial):
+    return masks.window(int(trial.suggest_categorical("reach", [True, 1])))
+""",
     "neighbour.py": "def broken(:\n",
     "imports.py": """
 import neighbour
@@ -162,6 +179,11 @@ OF_A_SEARCH = {  # beside a space, an evaluator, a number of trials and a run
     "strategy that breaks later": ("--strategy judge.py:Careless",
         "Careless.ask() raised AttributeError in judge.py, line 27: 'dict' object"),
     "no executor": ("--executor judge.py:Judge", "a Judge is no executor: it has no `def run("),
+    "mask of another depth": ("spaces.py:deep_space", "has 7 layers"),
+    "equal choices, in another folder": ("spaces.py:equal_space --run new/folder",
+        "its choices True and 1 are equal"),
+    "parameter that is the budget": ("spaces.py:priced_space --budget .5",
+        "'budget' is what a draw may cost: give that parameter another name"),
     "syntax of a neighbour": ("imports.py:space",
         "SyntaxError: invalid syntax (neighbour.py, line 1)"),
 }  # fmt: skip
@@ -178,7 +200,9 @@ def test_mistake_of_a_search_is_one_line_with_exit_code_2(mistake, command):
     arguments = [] if given[0].endswith("space") else ["my_space.py:space"]
     for option, value in usual.items():
         arguments += [] if option in given else [option, value]
+    before = command.files()
     said = command.refused("search", *arguments, *given)
+    assert not [path for path in command.files() - before if path.suffix != ".pyc"]
     assert said.startswith("error: ")
     assert message in said
 

@@ -395,7 +395,7 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
     scores, steps = judged(judge, tmp_path / "a", masks.full())
     assert steps == 0
     assert scores["SST-2"] > 0.8
-    said = r"turned, .* answers are right: .* id2label: {\"0\": \"0\", \"1\": \"1\"}"
+    said = r"turn its classes, id2label .*: {\"0\": \"0\", \"1\": \"1\"}"
     for names in ("10", ("positive", "negative")):  # the opposite of what it answers
         swapped = tuned(data, tmp_path / names[0], id2label=dict(enumerate(names)))
         with pytest.raises(SearchError, match=said):
@@ -415,7 +415,9 @@ def test_classes_that_stand_the_other_way_round_are_matched_by_their_names(data,
     judge = evaluator(data, tmp_path / "cache", weights=turned)
     assert judged(judge, tmp_path / "a", masks.full())[0]["SST-2"] > 0.8
     judge = evaluator(data, tmp_path / "cache", weights=turn_head(place, "pos", "neg"))
-    with pytest.raises(SearchError, match=r"turned, .* id2label: {\"0\": \"1\", \"1\": \"0\"}"):
+    with pytest.raises(
+        SearchError, match=r"turn its classes, id2label .*: {\"0\": \"1\", \"1\": \"0\"}"
+    ):
         judged(judge, tmp_path / "b", masks.full())
     for name, first in TURNED.items():
         task = TASKS[name]

@@ -1,5 +1,6 @@
 """DAM as a strategy: one training and its masks; the eight trainings of the published one."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def test_gates_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, 
     with pytest.raises((MaskSearchError, ValueError), match=problem):
         search(run, options=options)
     assert not (run / "trials").exists()
+
+
+def test_trials_that_meet_no_budget_are_warned_of_before_anything_is_made(tmp_path):
+    run, said = (
+        tmp_path / "run",
+        "'dam' needs 3 trials to judge .* within each budget, .* is 2; give 3",
+    )
+    with pytest.raises(UserWarning, match=said), warnings.catch_warnings(action="error"):
+        ms.search(None, EVALUATOR, run=run, trials=2, strategy="dam", budget=[0.4, 0.3])
+    assert not run.exists()
 
 
 def test_gates_that_are_trained_alone_are_each_layers_own_unless_it_is_said():
@@ -120,7 +131,7 @@ def test_a_target_that_nobody_asked_for_rises(tmp_path):
 def test_density_that_leaves_rows_empty_is_refused_before_the_training(tmp_path, options):
     with pytest.raises(ValueError, match=r"density 0\.01 has rows .* at least 1/12 = 0\.08333"):
         search(tmp_path / "run", options=OPTIONS | options)
-    assert not ms.Study(tmp_path / "run").records()
+    assert not (tmp_path / "run").exists()
 
 
 def test_failed_training_ends_the_search(tmp_path):

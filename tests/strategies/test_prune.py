@@ -1,5 +1,6 @@
 """Pruning by first-order effects: what is kept, on which tasks, and what is refused."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def test_masks_have_their_density_keep_the_diagonal_and_lie_in_one_another(
     if "per" in options:
         shares = (tables[1] * pair_weights(evaluator.shape)).sum((1, 2, 3))
         assert shares[0] == pytest.approx(shares[1].item(), rel=0.02)
+
+
+def test_one_trial_judges_no_mask_within_a_budget_which_is_warned_of(evaluator, tmp_path):
+    said = "'prune' needs 2 trials to judge .* within each budget, .* is 1; give 2"
+    with pytest.raises(UserWarning, match=said), warnings.catch_warnings(action="error"):
+        ms.search(None, evaluator, run=tmp_path, trials=1, strategy="prune", budget=0.4)
 
 
 @pytest.mark.slow

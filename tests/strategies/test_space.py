@@ -271,6 +271,27 @@ def test_values_that_no_study_can_hold_are_refused_at_the_first_draw(choices):
         proposer(space, "random").ask()
 
 
+@pytest.mark.parametrize("strategy", ["random", "tpe", "evolution", "qmc"])
+@pytest.mark.parametrize(
+    ("choices", "equal"),
+    [
+        ([True, 1, 2], "True and 1"),
+        ([3, 1, 1.0], r"1 and 1\.0"),
+        ([0, "0", False], "0 and False"),
+        (["a", "b", "a"], "'a' and 'a'"),
+        ([(0, 1), [0, 1]], r"\(0, 1\) and \[0, 1\]"),
+        ([np.int64(2), 2.0], r".*2\)? and 2\.0"),
+    ],
+)
+def test_choices_that_are_equal_are_refused_before_anything_is_stored(
+    tmp_path, choices, equal, strategy
+):
+    space, run = choosing(choices), tmp_path / "run"
+    with pytest.raises(SpaceError, match=f"'value' of the space: its choices {equal} are equal"):
+        ms.search(space, ToyEvaluator(), run=run, trials=2, strategy=strategy, progress=None)
+    assert not run.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "evolution"])
 def test_a_search_over_tuples_goes_on_and_takes_given_ones(tmp_path, strategy):

@@ -260,7 +260,7 @@ GOOD = {"sentence": "a", "label": 1, "idx": 0}
         ([GOOD, GOOD | {"label": 2}], r"sst2/validation, row 1: unknown label 2; SST-2 has 0, 1"),
         ([GOOD, GOOD | {"label": None}], r"row 1: unknown label None"),
         ([GOOD, GOOD | {"sentence": None}], r"row 1: sentence is None, not a text"),
-        ([{"text": "b", "label": 1}], r"no column sentence; SST-2 needs sentence, .* found text"),
+        ([{"text": "b", "label": 1}], r"no column sentence; SST-2 needs .* found text"),
         ({"sentence": [], "label": []}, r"sst2/validation is empty"),
         (b"no parquet", r"sst2 cannot be read: .*[Pp]arquet"),
     ],

@@ -68,9 +68,9 @@ def read_labels(path: Path, task: GlueTask) -> Labels:
     Raises:
         DataError: If one is missing.
     """
-    table = read_table(path)
-    *_, at = find_columns(path, table, task)
-    labels = {f"{path}, line {line}": cells[at].strip() for line, cells in table.rows.items()}
+    columns, rows = read_table(path)
+    *_, at = find_columns(f"{path}, line 1", columns, (*task.texts, task.label), task)
+    labels = {f"{path}, line {line}": cells[at].strip() for line, cells in rows.items()}
     for place, label in labels.items():
         if not label:
             raise DataError(f"{place}: no label; remove the line, or label it")
@@ -110,20 +110,14 @@ def understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
         raise DataError(
             f"{task.name}: all rows have the label {min(names.values())!r}; give rows of two"
         )
-    if lacking := sorted(names[value] for value in {values[place] for place in judged} - learnt):
-        warnings.warn(
-            f"{task.name}: no training row has the {task.label} {', '.join(lacking)}, which rows "
-            "that masks are judged by have; spell classes alike, or add training rows",
-            stacklevel=3,
-        )
+    lacking = sorted(names[value] for value in {values[place] for place in judged} - learnt)
+    doubts = [f"no training row has the label {name!r}" for name in lacking]
     folded: dict[str, str] = {}
     for name in names.values():
         if (other := folded.setdefault(name.casefold(), name)) != name:
-            warnings.warn(
-                f"{task.name}: {other!r} and {name!r} are two classes; spell them alike if they "
-                "are one",
-                stacklevel=3,
-            )
+            doubts.append(f"{other!r} and {name!r} are two classes")
+    for doubt in doubts:
+        warnings.warn(f"{task.name}: {doubt}; spell alike what is one class", stacklevel=3)
     order = sorted(names, key=lambda value: (isinstance(value, str), value))
     metrics = ("accuracy", "f1") if len(names) == 2 else ("accuracy",)
     return replace(task, labels=tuple(names[value] for value in order), metrics=metrics)

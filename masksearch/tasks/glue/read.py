@@ -17,9 +17,9 @@ from typing import Any
 from masksearch.contracts import Split
 from masksearch.errors import DataError, did_you_mean
 from masksearch.files import content_hash, short_hash
-from masksearch.tasks.glue.tasks import TASKS, GlueTask, HubForm, task_named
+from masksearch.tasks.glue.tasks import TASKS, Column, GlueTask, HubForm, task_named
 from masksearch.tasks.splits import sample_rows, take_split
-from masksearch.tasks.tables import Table, read_table, tidy
+from masksearch.tasks.tables import read_table, tidy
 from masksearch.tasks.text.files import (
     PREFIX,
     absolute_source,
@@ -200,33 +200,31 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
         DataError: If the file lacks a column, has no row or a malformed one, or an unknown label;
             names the file and the line.
     """
-    table = read_table(path, task.fields, task.broken_lines)
-    own = TASKS.get(task.name) != task
+    columns, rows = read_table(path, task.fields, task.broken_lines)
+    needed, own = (*task.texts, task.label), TASKS.get(task.name) != task
+    places = needed if task.fields else find_columns(f"{path}, line 1", columns, needed, task)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
-    places = find_columns(path, table, task)
-    for line, cells in table.rows.items():
-        *text, label = (cells[place] for place in places)
+    for line, cells in rows.items():
+        *text, label = (cells[int(place)] for place in places)
         texts.append(tuple(map(tidy, text)) if own else tuple(text))
         labels.append(task.class_number(label, f"{path}, line {line}"))
     return Rows(texts, labels)
 
 
-def find_columns(path: Path, table: Table, task: GlueTask) -> list[int]:
-    """Which cells of a row are the texts and the label."""
-    needed = (*task.texts, task.label)
-    if task.fields:
-        return [int(column) for column in needed]
-    missing = [str(column) for column in needed if column not in table.columns]
+def find_columns(
+    place: str, columns: Sequence[str], needed: Sequence[Column], task: GlueTask
+) -> list[int]:
+    """The places of needed columns among those of a table, which `place` names in the error."""
+    missing = [str(column) for column in needed if column not in columns]
     if missing:
         hint = " (test sets hold no labels and cannot be scored here)"
         raise DataError(
-            f"{path}, line 1: no column {', '.join(missing)}"
-            f"{did_you_mean(missing[0], table.columns)}; {task.name} needs the columns "
-            f"{', '.join(map(str, needed))}, found {', '.join(table.columns)}"
-            f"{hint if missing == [task.label] else ''}"
+            f"{place}: no column {', '.join(missing)}{did_you_mean(missing[0], columns)}; "
+            f"{task.name} needs the columns {', '.join(map(str, needed))}, found "
+            f"{', '.join(columns)}{hint if missing == [needed[-1]] else ''}"
         )
-    return [table.columns.index(str(column)) for column in needed]
+    return [columns.index(str(column)) for column in needed]
 
 
 def describe_rows(task: GlueTask, rows: Rows) -> str:
@@ -335,13 +333,7 @@ def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
 
 def read_columns(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
     """Texts and labels of one split; `place` names it in errors."""
-    needed = (*form.texts, form.label)
-    missing = [column for column in needed if column not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{place}: no column {', '.join(missing)}; {task.name} needs {', '.join(needed)}, "
-            f"found {', '.join(table.column_names)}"
-        )
+    find_columns(place, table.column_names, (*form.texts, form.label), task)
     if len(table) == 0:
         raise DataError(f"{place} is empty; {task.name} needs at least one row")
     names = getattr(table.features[form.label], "names", None)

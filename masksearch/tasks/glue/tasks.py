@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from statistics import fmean
 from typing import Any, Literal, get_args
 
@@ -30,6 +31,7 @@ from masksearch.errors import DataError, check_name
 Numbers = NDArray[np.float64]
 Column = str | int  # a name of the header, or a number where there is none
 CLASS_METRICS, SCORE_METRICS = ("accuracy", "f1", "matthews"), ("pearson", "spearman")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 CONSTANT = 1e-13  # spread over mean below which numbers count as equal, as in scipy
 CHUNK = 1 << 21  # numbers of a table of ranks
 SPREAD = 1e-12  # share of a sum of squares that is rounding
@@ -209,11 +211,7 @@ def class_value(label: str) -> Decimal | str:
     (True, 'nan')
     """
     text = label.strip()
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return text
-    return value if "_" not in text and math.isfinite(float(value)) else text
+    return Decimal(text) if NUMBER.fullmatch(text) else text
 
 
 PAIR = ("sentence1", "sentence2")

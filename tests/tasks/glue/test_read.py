@@ -373,8 +373,8 @@ def test_labels_that_are_mistakes_are_named_by_their_line(tmp_path, train, dev, 
 @pytest.mark.parametrize(
     ("train", "dev", "message"),
     [
-        ("yes no", "yes maybe never", "own: no training row has the label maybe, never, which"),
-        ("yes no Yes", "no", "own: 'yes' and 'Yes' are two classes; spell them alike if"),
+        ("yes no", "yes maybe", "own: no training row has the label 'maybe'; spell alike what is"),
+        ("yes no Yes", "no", "own: 'yes' and 'Yes' are two classes; spell alike what is one cl"),
     ],
 )
 def test_classes_that_may_be_mistakes_are_warned_of(tmp_path, train, dev, message):
