@@ -150,10 +150,12 @@ score 0.821 [0.797, 0.845]
 AREA, BEST = -0.0622, "First-order effects"
 HEADS = "Whole heads chosen by gates are {} in area by {} [-.100, -.023]"
 TOLD = [
-    verify.Claim("README.md", HEADS, [AREA, -AREA], source="15_referee"),
-    verify.Claim("README.md", "{} than star", [AREA], source="15_referee"),
-    verify.Claim("README.md", "{} of edges come nearest", [BEST], source="15_referee"),
-    verify.Claim("README.md", "score {} [{}, {}]", [0.8211, 0.7969, 0.8449], source="15_referee"),
+    verify.Claim("docs/found.md", HEADS, [AREA, -AREA], source="15_referee"),
+    verify.Claim("docs/found.md", "{} than star", [AREA], source="15_referee"),
+    verify.Claim("docs/found.md", "{} of edges come nearest", [BEST], source="15_referee"),
+    verify.Claim(
+        "docs/found.md", "score {} [{}, {}]", [0.8211, 0.7969, 0.8449], source="15_referee"
+    ),
 ]
 INSIDE = FOUND.replace(".062 [-.100, -.023]", ".062 [-.100, .077]")
 
@@ -163,8 +165,8 @@ def wrong_on(text: str, claims: list[verify.Claim]) -> list[str]:
     wrong = [problem for claim in claims for problem in verify.problems(claim, text)]
     return (
         wrong
-        + verify.misplaced("README.md", text)
-        + verify.unclaimed("README.md", text, claims, [])
+        + verify.misplaced("docs/found.md", text)
+        + verify.unclaimed("docs/found.md", text, claims, [])
     )
 
 
@@ -191,9 +193,9 @@ def test_another_word_name_or_output_is_found(word, other):
 
 
 def test_an_estimate_outside_its_interval_is_found():
-    [found] = verify.misplaced("README.md", FOUND)
+    [found] = verify.misplaced("docs/found.md", FOUND)
     assert ".062 [-.100, -.023]" in found
-    assert not verify.misplaced("README.md", INSIDE)
+    assert not verify.misplaced("docs/found.md", INSIDE)
     for row in ("| .5 [.6, .7] |", ".5 nats, 95 % interval [.6,\n.7]", "loses .5 less [.6, .7]"):
         assert verify.misplaced("docs/dam.md", row)
         assert not verify.misplaced("docs/dam.md", row.replace("[.6", "[-.6"))
@@ -204,7 +206,9 @@ def test_an_estimate_outside_its_interval_is_found():
 )
 def test_words_and_output_that_no_claim_holds_are_listed(left, word):
     claims = [claim for at, claim in enumerate(TOLD) if at != left]
-    assert any(f"'{word}'" in each for each in verify.unclaimed("README.md", INSIDE, claims, []))
+    there = [replace(claim, page="README.md") for claim in claims]
+    listed = verify.unclaimed("README.md", INSIDE, there, [])
+    assert any(f"'{word}'" in each for each in listed)
 
 
 def test_words_are_listed_beside_a_claimed_number_alone_on_other_pages():
@@ -277,7 +281,7 @@ def test_a_sentence_that_is_gone_doubled_or_without_its_experiment_is_found():
 def test_a_row_of_advice_links_the_experiment_of_its_claims():
     row = "| it keeps | .5 | [06](experiments/06_dam_text/README.md) |"
     page = f"06_dam_text is named here.\n\n{row}\n"
-    keeps = verify.Claim("README.md", "it keeps | {} |", [0.5], source="06_dam_text")
+    keeps = verify.Claim("docs/found.md", "it keeps | {} |", [0.5], source="06_dam_text")
     assert not verify.problems(keeps, page)
     other = page.replace("experiments/06_dam_text", "experiments/07_proxy")
     [found] = verify.problems(keeps, other)

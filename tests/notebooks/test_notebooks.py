@@ -72,7 +72,7 @@ def test_notebook_is_stored_with_outputs(path):
     first, *rest = nbformat.read(path, as_version=4).cells
     assert f"{BADGE}{path.name}" in first.source
     cells = [cell for cell in rest if cell.cell_type == "code"]
-    extra = "serve" if any("to_native" in cell.source for cell in cells) else "search"
+    extra = "decoders" if any("to_native" in cell.source for cell in cells) else "search"
     assert f'%pip install -q "masksearch[{extra}]"' in cells[0].source
     assert len(cells) <= 13
     _, words, least = SHOWN[path.stem]
