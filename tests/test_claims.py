@@ -281,7 +281,7 @@ def test_a_sentence_that_is_gone_doubled_or_without_its_experiment_is_found():
 def test_a_row_of_advice_links_the_experiment_of_its_claims():
     row = "| it keeps | .5 | [06](experiments/06_dam_text/README.md) |"
     page = f"06_dam_text is named here.\n\n{row}\n"
-    keeps = verify.Claim("docs/found.md", "it keeps | {} |", [0.5], source="06_dam_text")
+    keeps = verify.Claim("README.md", "it keeps | {} |", [0.5], source="06_dam_text")
     assert not verify.problems(keeps, page)
     other = page.replace("experiments/06_dam_text", "experiments/07_proxy")
     [found] = verify.problems(keeps, other)

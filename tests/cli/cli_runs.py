@@ -59,8 +59,10 @@ class Commands:
         return err
 
     def files(self) -> set[Path]:
-        """What lies in the test's folder and in the working folder's `runs`."""
-        return {*self.place.rglob("*"), *Path("runs").absolute().rglob("*")}
+        """What lies in the test's folder and in the working folder's `runs`, but for what Python
+        compiles."""
+        found = {*self.place.rglob("*"), *Path("runs").absolute().rglob("*")}
+        return {path for path in found if "__pycache__" not in path.parts}
 
     def called(self, *arguments: object) -> dict[str, Any]:
         """The arguments of the `search` or `compare` that a command calls, which is stopped there
