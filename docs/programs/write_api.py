@@ -71,8 +71,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     "In their rooms: models, data, results": (
         "",
         "analysis.proxy_card.ProxyCard "
-        "attention.explain.Explanation evaluators.cost.WithCost evaluators.squad.SquadEvaluator "
-        "evaluators.swag.SwagEvaluator "
+        "attention.explain.Explanation evaluators.cost.WithCost "
         "evaluators.wrappers.Cached gates.result.DamResult "
         "masks.lower.flex_block_mask masks.lower.lower masks.measure.fingerprint "
         "models.checkpoints.verify "

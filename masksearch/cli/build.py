@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import inspect
 import json
 import os
@@ -15,7 +14,6 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from masksearch.cli.options import (
-    DOWNSTREAM,
     EVALUATOR,
     MODEL,
     EvaluatorOptions,
@@ -40,11 +38,8 @@ if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
     from masksearch.strategies.halving import ParetoHalving
 
-MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 EXECUTORS = ("local", "ray")
 COSTS = ("latency", "memory")  # of `WithCost`
-*FIRST, LAST = [f"--{name}" for name in DOWNSTREAM]
-ONE_OF_THEM = f"{', '.join(FIRST)} or {LAST}"
 FIELDS = [  # options that are fields of evaluators, under their names
     each.name
     for each in fields(EvaluatorOptions)
@@ -89,15 +84,14 @@ def split_names(text: str) -> list[str]:
 
 
 def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
-    """The evaluator itself: the user's own, a decoder's, a downstream task's, that of masked
-    language modelling on a corpus, or the planted one."""
-    judging = ("corpus", *DOWNSTREAM, "decoder", "evaluator", "preset", *FIELDS)
+    """The evaluator itself: the user's own, a decoder's, GLUE's, that of masked language
+    modelling on a corpus, or the planted one."""
+    judging = ("corpus", "glue", "decoder", "evaluator", "preset", *FIELDS)
     values = {n: value for n in judging if (value := getattr(options, n)) is not None}
     if "evaluator" in values:
         return own_evaluator(values, texts)
-    tasks = [name for name in DOWNSTREAM if name in values]
     if "decoder" in values:
-        other = ("corpus", *DOWNSTREAM, "tasks", "preset")
+        other = ("corpus", "glue", "tasks", "preset")
         if stray := [name for name in other if name in values]:
             raise OptionsError(
                 f"--decoder names the text that a decoder is judged by, and --{stray[0]} belongs "
@@ -106,20 +100,20 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         text = values.pop("decoder")
         judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
         return judged
-    if len(tasks) > 1:
-        raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
-    tuned = "weights" in values and tasks
+    tuned = "weights" in values and "glue" in values
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
-            f"--adapt needs --weights with {ONE_OF_THEM}, and no --corpus: it says how masks are "
-            "put on a fine-tuned checkpoint"
+            "--adapt needs --weights with --glue, and no --corpus: it says how masks are put on a "
+            "fine-tuned checkpoint"
         )
     if "corpus" not in values and not tuned:
         return planted_evaluator(values, texts)
     if "tasks" in values and "glue" not in values:
         raise OptionsError("--tasks needs --glue FOLDER")
-    module, _, name = (DOWNSTREAM[tasks[0]][0] if tasks else MLM).partition(":")
-    kind = getattr(importlib.import_module(module), name)
+    from masksearch.evaluators.glue import GlueEvaluator
+    from masksearch.evaluators.mlm import MlmEvaluator
+
+    kind: Any = GlueEvaluator if "glue" in values else MlmEvaluator
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
     if "tasks" in values:
         names = split_names(values["tasks"])
@@ -173,7 +167,7 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
     names = ("steps", "size")
     if stray := sorted(set(values) - set(names)):
         raise OptionsError(
-            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with {ONE_OF_THEM}); "
+            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue); "
             "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(names), 'set'))}"
         )
@@ -196,7 +190,7 @@ def further_settings(
             type.
         UnknownNameError: If the evaluator has no such setting; names the nearest.
     """
-    options, hints = (*FIELDS, "corpus", *DOWNSTREAM), setting_hints(kind)
+    options, hints = (*FIELDS, "corpus", "glue"), setting_hints(kind)
     settings: dict[str, Any] = {}
     for name, text in texts.items():
         if name in options:
@@ -214,7 +208,7 @@ def further_settings(
 
 def setting_hints(kind: Any) -> dict[str, Any]:
     """Name -> type of what `--set` gives an evaluator."""
-    without = (*DOWNSTREAM, "corpus", "process")
+    without = ("glue", "corpus", "process")
     return {name: hint for name, hint in hints_of(kind).items() if name not in without}
 
 

@@ -27,8 +27,8 @@ from masksearch.cli.options import (
     argument,
     described,
     described_values,
-    downstream,
     flag,
+    glue_folder,
     option,
     takes,
 )
@@ -247,7 +247,7 @@ class SparsifyOptions:
         "A trained encoder: a folder, or a name on the Hugging Face Hub; fine-tuned or not.",
         *(MODEL, "MODEL"),
     )
-    glue: str | None = downstream("glue")
+    glue: str | None = glue_folder()
     tasks: str | None = option("With --glue: the task's name.", *(EVALUATOR, "none", "NAME"))
     data: Path | None = option(
         "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",

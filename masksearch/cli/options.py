@@ -39,26 +39,6 @@ REQUIRED = MISSING  # default of an option that has to be given
 VALUES = {bool: None, int: "N", float: "NUMBER"}  # what stands for a value
 
 
-DOWNSTREAM = {  # option -> its evaluator, what it does, and what it takes
-    "glue": (
-        "masksearch.evaluators.glue:GlueEvaluator",
-        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
-        "hf:nyu-mll/glue.",
-        "FOLDER",
-    ),
-    "squad": (
-        "masksearch.evaluators.squad:SquadEvaluator",
-        "Fine-tune on SQuAD: a JSON file, or a folder with train and dev.",
-        "PATH",
-    ),
-    "swag": (
-        "masksearch.evaluators.swag:SwagEvaluator",
-        "Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.",
-        "PATH",
-    ),
-}
-
-
 class OptionsError(MaskSearchError, ValueError):
     """Options that do not go together, or cannot be read."""
 
@@ -169,10 +149,13 @@ Preset = Annotated[
 ]
 
 
-def downstream(name: str) -> Any:
-    """The option of a task that models are fine-tuned on."""
-    _, does, value = DOWNSTREAM[name]
-    return option(does, EVALUATOR, "not fine-tuned", value)
+def glue_folder() -> Any:
+    """The option of tasks that models are fine-tuned on."""
+    return option(
+        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
+        "hf:nyu-mll/glue.",
+        *(EVALUATOR, "not fine-tuned", "FOLDER"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +166,7 @@ class EvaluatorOptions:
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
         *(EVALUATOR, "the planted corpus, which needs no file", "TEXT"),
     )
-    glue: str | None = downstream("glue")
-    squad: str | None = downstream("squad")
-    swag: str | None = downstream("swag")
+    glue: str | None = glue_folder()
     decoder: str | None = option(
         "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
         "hf:OWNER/NAME, or recall, a planted task.",

@@ -12,14 +12,14 @@ from typing import Any
 
 import typer
 
-from masksearch.cli.options import DOWNSTREAM, OptionsError
+from masksearch.cli.options import OptionsError
 from masksearch.files import read_object, remove_empty, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
 PATHS = {"run", "out", "front", "reuse", "enqueue"}
 PLACES = {  # or on the Hub, or one of the names of a method
-    *("corpus", "held_out", "tokenizer", "weights", "model", "text", "method", *DOWNSTREAM)
+    *("corpus", "held_out", "tokenizer", "weights", "model", "text", "method", "glue")
 }
 MASKS = {"mask", "local"}  # an expression, a file or a run
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
@@ -97,8 +97,8 @@ def absolute(path: Path | str) -> str:
 def absolute_setting(text: str) -> str:
     """`NAME=VALUE` of `--set`, with the path of a file absolute."""
     name, _, value = text.partition("=")
-    exists = name.rpartition(".")[2] in PLACES and Path(value).expanduser().exists()
-    return f"{name}={absolute(value)}" if exists else text
+    named = "/" in value or name.rpartition(".")[2] in PLACES
+    return f"{name}={absolute(value)}" if named and Path(value).expanduser().exists() else text
 
 
 def absolute_mask(text: str) -> str:

@@ -14,7 +14,6 @@ import typer
 from masksearch.cli.options import (
     ALLOCATION,
     COMPARED,
-    DOWNSTREAM,
     MASK_TEXT,
     OUTPUT,
     SEARCHED,
@@ -148,7 +147,7 @@ CONTROLS = ("all", "dense", "none")
 
 TAKEN_FROM = {
     "": "masksearch.evaluators.mlm:MlmEvaluator",
-    "--glue": DOWNSTREAM["glue"][0],
+    "--glue": "masksearch.evaluators.glue:GlueEvaluator",
     **{name: each.value for name, each in offered("evaluators").items()},
     "planted corpus": "masksearch.evaluators.planted:PlantedEvaluator",
     "ray": "masksearch.executors.ray:RayTune",
