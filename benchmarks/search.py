@@ -34,6 +34,9 @@ from masksearch.strategies.build import build_strategy
 from masksearch.strategies.enqueued import Listed
 from masksearch.user_code import load_function
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments.rivals import as_strategy
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.json"
 FIGURE = HERE.parent / "docs" / "images" / "driver_time.png"
@@ -102,7 +105,7 @@ def strategy_named(name: str) -> Any:
     if name == "listed":
         return Listed({f"m{n}": masks.random_keys(3, seed=n) for n in range(LONG[name])}, [0])
     space = load_function(f"{SPACE}:space")
-    return build_strategy(name, space, Sleeping(), seed=0, run=Path(), options={})
+    return build_strategy(as_strategy(name), space, Sleeping(), seed=0, run=Path(), options={})
 
 
 def sampler(_: Path) -> dict[str, Any]:

@@ -310,16 +310,15 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped); hand-designed
             masks come on top.
         seconds: End (between trials) after that much wall time of this call; None = no limit.
-        strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"allocate"`, `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler,
-            or an object with ask/tell.
+        strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"allocate"`,
+            `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler, or an object
+            with ask/tell.
         strategy_options: For "allocate": `unit`, `levels` (see `Units`), `method`, `tries`,
             `budgets`, `cost` (see `AllocateStrategy`); for "dam": `gates`, `config`,
             `densities` (see `DamStrategy`); for "sparsebert": `config` (see
-            `PublishedDamStrategy`); for
-            "prune": `rows`, `rounds`, `per`, `densities` (see `PruneStrategy`); for "evolution":
-            `population`, `sample` (see `EvolutionStrategy`); for "file.py:Name": its
-            arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.
+            `PublishedDamStrategy`); for "prune": `rows`, `rounds`, `per`, `densities` (see
+            `PruneStrategy`); for "file.py:Name": its arguments beside `space`, `objectives`,
+            `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
@@ -337,12 +336,12 @@ def search(
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
             of that cost (`masks.equal_cost_baselines`, some twenty a budget), without one none. A
             space may say which of these it holds (its attribute `starts`, a function of shape and
-            budget that returns parameters): samplers and evolution learn from them. A run that
+            budget that returns parameters): samplers learn from them. A run that
             began without goes on without.
         listeners: Called with every finished record; one with a method `reported` also with
             the reports of running trials (`masksearch.contracts.FollowsReports`).
         enqueue: Parameters that the space draws first, one mapping a mask, all that it asks for;
-            they count as trials of the strategy, and samplers and evolution learn from them.
+            they count as trials of the strategy, and samplers learn from them.
         progress: "auto" shows the search on standard error while it runs: a display on a
             terminal and in a notebook, at most a line a trial elsewhere. None = silent.
 

@@ -24,6 +24,7 @@ from masksearch.gates.units import Allocation, replaced
 from masksearch_bench import Judged, Table, strategy
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.rivals import as_strategy
 from experiments.rivals.attention_mass import attention_mass
 from experiments.rivals.first_order import first_order, flip
 from experiments.rivals.trained_models import score_units
@@ -242,7 +243,7 @@ def told(
 ) -> Any:
     """A strategy of the package, told the budgets."""
     own = {"strategy_options": options} if name == "allocate" else options
-    return strategy(name, trials, budget=densities(table, budgets, cost), **own)
+    return strategy(as_strategy(name), trials, budget=densities(table, budgets, cost), **own)
 
 
 ALLOCATIONS: dict[str, dict[str, Any]] = {

@@ -130,8 +130,7 @@ Settings = Annotated[
         "Any other setting, by its name in Python; repeatable. Alone it is the evaluator's "
         "(rows=800, epochs=3, batch=16, lr=1e-3, vocabulary=4096, precision=bfloat16); behind a "
         "prefix that of a strategy (dam.density=0.04, "
-        "dam.structure=toeplitz, allocate.tries=8, evolution.population=20) "
-        "or of --halving (halving.factor=3).",
+        "dam.structure=toeplitz, allocate.tries=8) or of --halving (halving.factor=3).",
         MODEL,
         "",
         "NAME=VALUE",

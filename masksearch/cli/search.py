@@ -50,7 +50,7 @@ class SearchOptions(JudgeOptions):
     )
     run: Run = Path("runs/search")
     strategy: str = option(
-        "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, dam, "
+        "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, allocate, dam, "
         "prune, sparsebert (the published DAM and its table), or your own as FILE.py:NAME.",
         *(SEARCHED, "", "NAME"),
         default="tpe",

@@ -49,7 +49,6 @@ from masksearch.masks.leaves import Shifts as shifts
 from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import Window as window
-from masksearch.masks.nearest import NearestFamily, nearest_family
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Cropped as cropped
 from masksearch.masks.tables import PerHead as per_head
@@ -73,7 +72,6 @@ if not TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Mask",
-    "NearestFamily",
     "Points",
     "a_shape",
     "axial",
@@ -99,7 +97,6 @@ __all__ = [
     "layer_of",
     "log_sparse",
     "longformer",
-    "nearest_family",
     "offsets",
     "parse",
     "per_head",

@@ -79,8 +79,8 @@ def refuse_longer(mask: Mask, length: int, where: str) -> None:
         raise LengthError(
             f"{where}: a table of {mask.length} positions serves inputs of at most that many, "
             f"asked for {length}; searched tables do not stretch: truncate the inputs "
-            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach a mask of any "
-            "length, masks.nearest_family(mask).mask"
+            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach an "
+            "expression, which has any length"
         )
 
 

@@ -20,9 +20,8 @@ from masksearch.gates.unit_costs import DENSITY, find_cost, with_costs
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
-from masksearch.strategies import evolution, prune
+from masksearch.strategies import prune
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
-from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.study.records import Constraint
@@ -193,15 +192,6 @@ def build_sampler(search: Wanted) -> Strategy:
     )
 
 
-def build_evolution(search: Wanted) -> Strategy:
-    """Regularised evolution."""
-    arguments = {"seed": search.seed, **search.limits, **search.options}
-    evaluator = search.evaluator
-    return EvolutionStrategy(
-        search.space, evaluator.objectives, shape=evaluator.shape, **arguments
-    )
-
-
 def build_dam(search: Wanted) -> Strategy:
     """DAM, with gates or switches of one's own."""
     options, evaluator, budgets = search.options, search.evaluator, search.limits["budgets"]
@@ -264,7 +254,6 @@ GATES = "dam"  # prefix of the options `gates` and `config`
 OWN = Kind(build_own, None, "optional", prefix="strategy")
 STRATEGIES = {
     **dict.fromkeys(SAMPLERS, Kind(build_sampler)),
-    "evolution": Kind(build_evolution, evolution.OPTIONS, prefix="evolution"),
     "dam": Kind(
         build_dam,
         OPTIONS,

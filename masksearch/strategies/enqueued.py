@@ -22,10 +22,8 @@ from masksearch.gates.unit_costs import DENSITY, find_cost
 from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
-from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import (
     CheckedTrial,
-    OptunaStrategy,
     Space,
     describe_kind,
     drawn_kinds,
@@ -41,8 +39,8 @@ ORIGIN = "enqueued"
 class Enqueued:
     """Proposes given draws first, then what another strategy proposes.
 
-    Samplers and evolution learn from them, as from draws of their own. Other strategies are not
-    told of them, and number their draws as if there were none.
+    Strategies that say so (`learns_from_starts`) learn from them, as from draws of their own.
+    Others are not told of them, and number their draws as if there were none.
 
     Args:
         strategy: Comes after them.
@@ -96,7 +94,7 @@ class Enqueued:
 
 def learns(strategy: Strategy) -> bool:
     """Whether a strategy learns from draws of its space that are not its own."""
-    return isinstance(strategy, OptunaStrategy | EvolutionStrategy)
+    return getattr(strategy, "learns_from_starts", False)
 
 
 def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, Mask]:
