@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +20,7 @@ from masksearch.cli.options import (
     JudgeOptions,
     OptionsError,
 )
-from masksearch.contracts import Evaluator, Executor, Record, read_split
+from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
@@ -118,7 +118,7 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
     if "tasks" in values:
         names = split_names(values["tasks"])
         values["tasks"] = tuple(load_object(n) if ".py:" in n else n for n in names)
-    values |= further_settings(kind, texts, values)
+    values |= further_settings(kind, texts)
     made: Evaluator = (
         kind(corpus, **values) if preset is None else kind.preset(preset, corpus, **values)
     )
@@ -171,23 +171,19 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
             "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(names), 'set'))}"
         )
-    further = further_settings(PlantedEvaluator, texts, values)
+    further = further_settings(PlantedEvaluator, texts)
     return PlantedEvaluator(**values, **further)
 
 
-def further_settings(
-    kind: Any, texts: Mapping[str, str], values: Collection[str] = ()
-) -> dict[str, Any]:
+def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
     """The settings of `--set NAME=VALUE`, beside the options that have names of their own.
 
     Args:
         kind: Its class.
         texts: Name -> text.
-        values: Names of the settings that options give.
 
     Raises:
-        OptionsError: If the setting has an option, is given twice, or the value is not of its
-            type.
+        OptionsError: If the setting has an option, or the value is not of its type.
         UnknownNameError: If the evaluator has no such setting; names the nearest.
     """
     options, hints = (*FIELDS, "corpus", "glue"), setting_hints(kind)
@@ -195,14 +191,9 @@ def further_settings(
     for name, text in texts.items():
         if name in options:
             raise OptionsError(f"{name} has an option of its own: --{name}")
-        own = plain_name(name)
-        if own not in hints:
+        if name not in hints:
             raise unknown_setting(kind, name)
-        if own in settings or own in values:
-            raise OptionsError(f"--set {name} gives {own} a second time; give it once")
-        settings[own] = read_setting(
-            name, read_split(text) if name == "half" else text, hints[own]
-        )
+        settings[name] = read_setting(name, text, hints[name])
     return settings
 
 
@@ -345,20 +336,6 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     NoneType: "null",
 }
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies
-GROUPS = ("text", "model", "training", "adapt")  # that older commands write before a setting
-RENAMED = {"half": "split", "account": "cache_layout"}  # names of older commands
-RENAMED |= {"adapt.how": "adapt", "adapt.keep": "keep_recovered"}
-RENAMED |= {f"adapt.{name}": f"recover_{name}" for name in ("steps", "tokens", "lr")}
-
-
-def plain_name(name: str) -> str:
-    """The name of an evaluator's setting, where an older command gives it.
-
-    >>> plain_name("training.steps"), plain_name("adapt.steps"), plain_name("half")
-    ('steps', 'recover_steps', 'split')
-    """
-    group, _, last = name.rpartition(".")
-    return RENAMED.get(name, last if group in GROUPS else name)
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -377,9 +354,7 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         if not equals:
             raise OptionsError(f"--set takes NAME=VALUE, got {setting!r}")
         prefix, dot, name = whole.rpartition(".")
-        if prefix in GROUPS:
-            prefix, name = "", whole
-        elif dot and prefix not in PREFIXES:
+        if dot and prefix not in PREFIXES:
             from masksearch.strategies.build import owners
 
             check_name("prefix of --set", prefix, (*owners(), *PREFIXES))

@@ -126,7 +126,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
-    from masksearch.contracts import read_split
     from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 
@@ -152,8 +151,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
         return value.replace(before, now) if isinstance(value, str) else value
 
     options = {name: follow(value) for name, value in options.items()}
-    if "half" in options:  # as runs of earlier versions say it
-        options["split"] = read_split(options.pop("half"))
     if changed.get("set") and "set" in options:
         every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}

@@ -24,9 +24,7 @@ from masksearch.masks.families import (
     without_diagonal,
 )
 from masksearch.masks.interop import (
-    from_4d,
     from_block_layout,
-    from_block_mask,
     from_mask_mod,
     from_numpy,
     to_4d,
@@ -87,9 +85,7 @@ __all__ = [
     "equal_cost_baselines",
     "family",
     "fixed",
-    "from_4d",
     "from_block_layout",
-    "from_block_mask",
     "from_mask_mod",
     "from_numpy",
     "full",
