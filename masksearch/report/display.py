@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import learned_nothing
@@ -16,6 +15,7 @@ from masksearch.analysis.verdict import mirrored, outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
 from masksearch.report.chart_data import compared_chart, search_chart
+from masksearch.report.chart_rows import FrontChart
 from masksearch.report.charts import chart_png, paper_spec
 from masksearch.report.layout import TextTable
 from masksearch.report.pictures import Pictures
@@ -130,7 +130,7 @@ def outcomes(comparison: ComparedMasks) -> TextTable:
 
 
 # -- HTML ----------------------------------------------------------------------------------------
-def chart_html(chart: Mapping[str, Any] | None) -> str:
+def chart_html(chart: FrontChart | None) -> str:
     """A chart as a picture; empty without one."""
     if chart is None:
         return ""

@@ -22,6 +22,7 @@ from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
 from masksearch.masks.text import short_text
+from masksearch.report.chart_rows import Chart
 from masksearch.report.charts import chart_spec, write_chart
 from masksearch.report.dam import Picture, dam_pictures
 from masksearch.report.layout import TextTable, write_tables
@@ -138,7 +139,7 @@ def vega_script() -> str:
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def charts_of(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def charts_of(result: Mapping[str, Any]) -> Iterator[Chart]:
     """Every chart of a result."""
     for section in result["sections"]:
         compared = section["comparisons"]
