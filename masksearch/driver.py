@@ -20,9 +20,9 @@ from masksearch.analysis.runs import (
     SOURCES,
     Against,
     Candidate,
-    Kind,
+    MaskGroup,
     describe_reuse,
-    kind_of_mask,
+    group_of_mask,
     read_seeds,
 )
 from masksearch.contracts import (
@@ -52,8 +52,8 @@ from masksearch.strategies.candidates import (
     remember_found,
 )
 from masksearch.strategies.enqueued import (
-    Enqueued,
-    Listed,
+    FixedQueue,
+    WarmStart,
     draw_enqueued,
     draw_starts,
     hand_designed,
@@ -67,7 +67,7 @@ from masksearch.study.records import (
     read_budgets,
 )
 from masksearch.study.references import choose_best
-from masksearch.study.session import Call, Session
+from masksearch.study.session import Limits, Session
 from masksearch.study.status import next_command
 from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore
@@ -404,14 +404,14 @@ def search(
         )
         warn_of_few(chosen, name, trials, len(budgets))
         begun, starts = store.stored_facts(), list[Proposal]()
-        kind: Kind | None = None
+        group: MaskGroup | None = None
         if budgets and baselines is None and (begun is None or begun.get("starts")):
-            baselines, kind = hand_designed(evaluator, budgets), "hand-designed"
+            baselines, group = hand_designed(evaluator, budgets), "hand-designed"
             drawn = draw_starts(space, evaluator, budgets, baselines) if learns(chosen) else {}
             facts["starts"] = begun["starts"] if begun else json.dumps([*drawn])
             for number, title in enumerate(json.loads(facts["starts"])):
                 starts += [replace(drawn[title], number=number)] if title in drawn else []
-        chosen = Enqueued(chosen, queue, starts) if queue or starts else chosen
+        chosen = WarmStart(chosen, queue, starts) if queue or starts else chosen
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor}
         store.note_call(describe_call(evaluator, space, **asked))
@@ -420,7 +420,7 @@ def search(
             chosen,
             evaluator,
             seed,
-            Call(
+            Limits(
                 f"search by {name}",
                 trials=trials,
                 seconds=seconds,
@@ -430,7 +430,7 @@ def search(
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
-            queue=baseline_proposals(baselines or {}, seed, starts, kind),
+            queue=baseline_proposals(baselines or {}, seed, starts, group),
         )
         run_session(session, executor, progress, name)
     return Study(run, storage, store)
@@ -603,10 +603,10 @@ def compare(
             warnings.warn(line, stacklevel=outside_level())
         session = Session(
             store,
-            Listed({}, []),
+            FixedQueue({}, []),
             evaluator,
             0,
-            Call("compare", strict=False),
+            Limits("compare", strict=False),
             listeners=listeners,
             queue=compared.queue(judged, seeds),
         )
@@ -623,7 +623,7 @@ def compare(
 
 
 def baseline_proposals(
-    baselines: Mapping[str, Mask], seed: int, starts: Sequence[Proposal], kind: Kind | None
+    baselines: Mapping[str, Mask], seed: int, starts: Sequence[Proposal], group: MaskGroup | None
 ) -> list[Proposal]:
     """The masks that a search judges beside its trials.
 
@@ -631,16 +631,16 @@ def baseline_proposals(
         baselines: Name -> mask.
         seed: Of the evaluations.
         starts: Those that are draws of the strategy, too.
-        kind: Of all masks; None = as each is known.
+        group: Of all masks; None = as each is known.
     """
     drawn = {each.name: each for each in starts}
     return [
         replace(
             drawn.get(each.name, replace(each, number=-1)),
             seed=seed,
-            source=SOURCES[kind or kind_of_mask(baselines[each.name])],
+            source=SOURCES[group or group_of_mask(baselines[each.name])],
         )
-        for each in Listed(baselines, [seed], "baselines", "baseline").proposals
+        for each in FixedQueue(baselines, [seed], "baselines", "baseline").proposals
     ]
 
 
@@ -666,7 +666,7 @@ def run_session(
             for line in plan:
                 watcher.display.print(f"{title}: {line}")
             watcher.work, watcher.shared = session.board.work, session.board.shared
-            watcher.expect(session.expected(), session.call.seconds)
+            watcher.expect(session.expected(), session.limits.seconds)
             if getattr(executor, "address", None):  # where the head dies, Ray ends this process
                 again = f"{title}: if it ends, go on with: {next_command(session.workdir)}"
                 watcher.display.attempt(lambda: watcher.display.write(again))

@@ -36,7 +36,7 @@ from masksearch.masks import parse
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import ROUNDING
 from masksearch.masks.text import short_text
-from masksearch.strategies.build import kind_of
+from masksearch.strategies.build import spec_of
 from masksearch_bench.replay import replayed
 
 if TYPE_CHECKING:
@@ -380,11 +380,11 @@ class Table:
                 "judge a selector that is a function"
             )
         rows: list[dict[str, Any]] = []
-        kind = kind_of(strategy)
-        space = None if kind.space == "none" else self.units
-        if kind.with_units is not None:
+        spec = spec_of(strategy)
+        space = None if spec.space == "none" else self.units
+        if spec.with_units is not None:
             which = {"unit": self.sheet.unit, "levels": self.units.levels}
-            options["strategy_options"] = kind.with_units(
+            options["strategy_options"] = spec.with_units(
                 which, options.get("strategy_options", {})
             )
         for seed in seeds:

@@ -50,12 +50,12 @@ from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
     PLANTED,
     AdaptConfig,
+    Default,
     How,
     MachineConfig,
     ModelConfig,
     Precision,
     TextConfig,
-    Usual,
     find_size,
     initial_spread,
 )
@@ -153,7 +153,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
 
     _: KW_ONLY
     held_out_sequences: int = 64
-    length: int = Usual(256)
+    length: int = Default(256)
     architecture: str = "llama"
     kv_heads: int | None = None
     batch: int = 16
@@ -169,7 +169,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     measure_names = (CACHE, CACHE_PER_HEAD)
 
     def __post_init__(self) -> None:
-        length = None if isinstance(self.length, Usual) else self.length
+        length = None if isinstance(self.length, Default) else self.length
         if self.corpus == PLANTED:
             made = Recall() if length is None else Recall.of_length(length)
             object.__setattr__(self, "corpus", made)

@@ -34,7 +34,7 @@ from masksearch.loggers.console import Display
 from masksearch.masks.baselines import default_local, widest_window
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
-from masksearch.strategies.build import Wanted
+from masksearch.strategies.build import StrategyRequest
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.splits import FEW
@@ -394,7 +394,7 @@ def search_masks(
     """Searches the masks of a plan, after those of one window; the strategy then knows the scores
     of its units."""
     # refuses budgets that nothing keeps
-    strategy = build_allocation(Wanted("allocate", None, evaluator, 0, run, options, {}))
+    strategy = build_allocation(StrategyRequest("allocate", None, evaluator, 0, run, options, {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
         if trials is None:

@@ -455,18 +455,18 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
         OptionsError: If settings belong to another strategy, or a value is of another type.
         UnknownNameError: If the strategy has no such setting.
     """
-    from masksearch.strategies.build import GATES, kind_of, owners
+    from masksearch.strategies.build import GATES, owners, spec_of
 
-    kind = kind_of(strategy)
-    texts = settings.get(kind.prefix, {}) if kind.prefix else {}
+    spec = spec_of(strategy)
+    texts = settings.get(spec.prefix, {}) if spec.prefix else {}
     options: dict[str, Any] = {}
-    if kind.options is None:
+    if spec.options is None:
         options = {name: read_value(text) for name, text in texts.items()}
-    elif kind.prefix != GATES:
-        options = read_settings(texts, kind.options, strategy, kind.prefix)
-    gated = kind.gated is not None and kind.gated(options)
+    elif spec.prefix != GATES:
+        options = read_settings(texts, spec.options, strategy, spec.prefix)
+    gated = spec.gated is not None and spec.gated(options)
     for prefix, owner in owners().items():
-        if prefix in settings and prefix != kind.prefix and not (prefix == GATES and gated):
+        if prefix in settings and prefix != spec.prefix and not (prefix == GATES and gated):
             raise OptionsError(
                 f"--set {prefix}.{next(iter(settings[prefix]))} belongs to strategy {owner}; the "
                 f"strategy is {strategy!r}"
@@ -482,13 +482,13 @@ def gate_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
     """
     from masksearch.gates.config import DamConfig
     from masksearch.gates.gates import Gates
-    from masksearch.strategies.build import GATES, kind_of
+    from masksearch.strategies.build import GATES, spec_of
 
-    kind = kind_of(strategy)
+    spec = spec_of(strategy)
     of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
-    of_config, of_strategy = hints_of(DamConfig), kind.options or {}
+    of_config, of_strategy = hints_of(DamConfig), spec.options or {}
     cutting = {k: v for k, v in of_strategy.items() if k not in ("gates", "config")}
-    cutting = cutting if kind.prefix == GATES else {}
+    cutting = cutting if spec.prefix == GATES else {}
     values = read_settings(texts, of_gates | of_config | cutting | {"preset": str}, GATES, GATES)
     config = {k: v for k, v in values.items() if k in of_config or k == "preset"}
     others = {k: v for k, v in values.items() if k not in of_config}

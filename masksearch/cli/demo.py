@@ -31,7 +31,7 @@ from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.report.collect import NOTES, report_on
-from masksearch.strategies.build import kind_of
+from masksearch.strategies.build import spec_of
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_part
@@ -119,7 +119,7 @@ def run_demo(
                 strategy=name,
                 seed=seed,
                 executor=executor,
-                **(trains if kind_of(name).space == "none" else draws),
+                **(trains if spec_of(name).space == "none" else draws),
             )
             for seed in SEARCH_SEEDS
         ]

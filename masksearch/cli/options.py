@@ -247,7 +247,7 @@ def read_argument(described: str, default: str) -> Argument:
     if default in ("None", ""):
         default = meaning[1] if meaning else ""
     else:
-        default = re.sub("Usual|['\"()]", "", default)
+        default = re.sub("Default|['\"()]", "", default)
     help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
     return Argument(default, help)
 

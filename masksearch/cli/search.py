@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
     from masksearch.contracts import Evaluator
     from masksearch.driver import Comparison, Study
-    from masksearch.strategies.build import Kind
+    from masksearch.strategies.build import StrategySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,22 +171,22 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.gates.unit_costs import build_units
     from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
-    from masksearch.strategies.build import kind_of
+    from masksearch.strategies.build import spec_of
     from masksearch.study.records import read_budgets
     from masksearch.user_code import load_function
 
     strategy, run = options.strategy, options.run
-    kind = kind_of(strategy)
+    spec = spec_of(strategy)
     settings = split_settings(options.set or ())
     levels = unit_levels(options.local, options.unit, settings.get("units", {}))
-    check_space(options.space, strategy, kind, levels)
+    check_space(options.space, strategy, spec, levels)
     of_strategy = strategy_options(strategy, settings)
     units = {"unit": options.unit or "head", "levels": levels}
-    if levels and kind.with_units is not None:
-        of_strategy = kind.with_units(units, of_strategy)
+    if levels and spec.with_units is not None:
+        of_strategy = spec.with_units(units, of_strategy)
     halving = read_halving(options.halving, settings.get("halving", {}))
     if options.trials is None and options.seconds is None:
-        options = replace(options, trials=kind.trials)
+        options = replace(options, trials=spec.trials)
     enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
     evaluator = build_evaluator(options)
     if halving is not None:
@@ -196,7 +196,7 @@ def run_search(options: SearchOptions) -> Study:
     baselines = FAMILIES if options.baselines and not budgets else None
     baselines = {} if options.baselines is False else baselines
     space: Any = None if options.space is None else load_function(options.space)
-    if levels and kind.space != "none":
+    if levels and spec.space != "none":
         space = build_units(units, evaluator.shape, evaluator.kv_head_count)
     with (
         open_loggers(names, run, evaluator.objectives) as loggers,
@@ -222,15 +222,17 @@ def run_search(options: SearchOptions) -> Study:
         )
 
 
-def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[str]) -> None:
+def check_space(
+    space: str | None, strategy: str, spec: StrategySpec, levels: Sequence[str]
+) -> None:
     """Raises OptionsError where a strategy lacks a space, or takes none, or there are two."""
-    if space is None and kind.space == "needed" and not levels:
+    if space is None and spec.space == "needed" and not levels:
         raise OptionsError(
             f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
         )
-    if space is not None and kind.space == "none":
+    if space is not None and spec.space == "none":
         raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
-    if levels and kind.space == "none" and kind.with_units is None:
+    if levels and spec.space == "none" and spec.with_units is None:
         raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
     if space is not None and levels:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")

@@ -32,7 +32,6 @@ from masksearch.masks.checks import (
     COUNTED,
     MOST_NODES,
     MOST_PLANES,
-    SHOWN,
     TABLED,
     at_least,
     check_length,
@@ -40,12 +39,12 @@ from masksearch.masks.checks import (
     grid,
     no_empty_rows,
     pack_bits,
-    spell,
     unpack_bits,
 )
 from masksearch.masks.picture import LENGTH, mask_html
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
+SHOWN = 160  # largest number of bits that an expression spells out
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
 
 
@@ -332,7 +331,7 @@ class Mask:
                 words += [f"{name}=True"] if value else []
                 continue
             large |= isinstance(value, Tensor) and value.numel() > SHOWN
-            words.append(spell(value))
+            words.append(field_text(value))
         return f"{self.kind}({', '.join(words + [self.digest[:8]] * large)})"
 
     # -- lowering ----------------------------------------------------------------------------
@@ -671,6 +670,15 @@ def family(function: Recipe) -> Recipe:
     """Decorator: as `recipe`; its mask by default joins the hand-designed ones, `FAMILIES`."""
     FAMILIES[function.__name__] = function()
     return recipe(function)
+
+
+def field_text(value: Any) -> str:
+    """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
+    if isinstance(value, Tensor):
+        if value.numel() > SHOWN:
+            return "x".join(map(str, value.shape))
+        return str(value.int().tolist()).replace(" ", "")
+    return f"[{', '.join(map(field_text, value))}]" if isinstance(value, tuple) else repr(value)
 
 
 def family_name(mask: Mask) -> str:

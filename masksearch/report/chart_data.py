@@ -13,7 +13,7 @@ import numpy as np
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.fronts import arm_of
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
-from masksearch.analysis.runs import Kind, MaskRuns
+from masksearch.analysis.runs import MaskGroup, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate, mean_of_searches
 from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_value
@@ -53,7 +53,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
 TRUE_FRONT = "true front"
-KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a comparison
+KINDS: dict[MaskGroup, tuple[str, str]] = {  # colour and shape of the masks of a comparison
     "searched": (ORANGE, "s"),
     "candidate": (PINK, "^"),
     "hand-designed": (INK, "D"),

@@ -36,7 +36,7 @@ from masksearch.user_code import BUDGET, call_user, describe_error
 ORIGIN = "enqueued"
 
 
-class Enqueued:
+class WarmStart:
     """Proposes given draws first, then what another strategy proposes.
 
     Strategies that say so (`learns_from_starts`) learn from them, as from draws of their own.
@@ -242,7 +242,7 @@ def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:
     return kind.step is None or math.isclose(steps, round(steps), abs_tol=1e-9)
 
 
-class Listed:
+class FixedQueue:
     """Proposes every mask on every seed, seed by seed.
 
     Args:

@@ -28,7 +28,7 @@ from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units
 from masksearch.strategies.dam import Cut, DamStrategy
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.enqueued import FixedQueue
 from masksearch.study.records import Constraint
 from masksearch.testing import STATUSES, StrategyContract, asked, essence, record_of, resumed, run
 from masksearch_decoders.allocation import AllocateStrategy
@@ -62,8 +62,8 @@ def build(
     return built(name, space, objectives, seed=seed, constraints=constraints)
 
 
-def listed() -> Listed:
-    return Listed({f"w{reach}": masks.window(reach) for reach in range(90)}, [0])
+def listed() -> FixedQueue:
+    return FixedQueue({f"w{reach}": masks.window(reach) for reach in range(90)}, [0])
 
 
 MAKERS: dict[str, Callable[[], Strategy]] = {
