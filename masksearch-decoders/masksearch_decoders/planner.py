@@ -423,7 +423,11 @@ def search_masks(
 def say_plan(evaluator: CausalEvaluator, most: int) -> None:
     """Says how many masks will be judged, and when the first one is likely to be, which dense
     attention comes before: one sequence is timed."""
-    model, tokens, began = evaluator.shared(0).model, evaluator.rows.tokens, time.monotonic()
+    model, tokens, began = (
+        evaluator.dense_decoder(0).model,
+        evaluator.rows.tokens,
+        time.monotonic(),
+    )
     score_tokens(model, tokens[:1], precision=evaluator.precision)
     rows = sum(len(each.tokens) for each in (evaluator.rows, *evaluator.prompts.values()))
     first = clock(2 * rows * (time.monotonic() - began))
@@ -510,7 +514,7 @@ class Unseen:
 
     def nll_of(self, mask: Mask, model: NextTokenModel | None = None) -> Tensor:
         """Nats of each token `[rows, length]`, 0 in front; of a model, else of the checkpoint."""
-        model = model or self.evaluator.shared(0).model
+        model = model or self.evaluator.dense_decoder(0).model
         attach(model, mask)  # what is local is linear then
         try:
             return self.evaluator.score(model).nll
@@ -538,7 +542,7 @@ class Unseen:
 
     def compare_tasks(self, **forms: Mask | None) -> dict[str, dict[str, float]]:
         """Values of the tasks, if any, without a mask and under those that are given by name."""
-        found, shared = dict[str, dict[str, float]](), self.evaluator.shared(0)
+        found, shared = dict[str, dict[str, float]](), self.evaluator.dense_decoder(0)
         if not self.evaluator.tasks:
             return found
         for name, mask in {"dense": masks.full(), **forms}.items():
