@@ -232,7 +232,7 @@ def gates(table: Table, judge: Callable[[], Any], cost: str) -> Any:
 def densities(table: Table, budgets: Sequence[float], cost: str) -> list[float]:
     """The budgets as shares of the pairs of tokens, which the package's strategies are told: of
     as many of the first units as each pays."""
-    shares, count = table.shares(cost), len(table.places)
+    shares, count = table.shares(cost), len(table.free)
     first = ["1" * full + "0" * (count - full) for full in range(count + 1)]
     paid = [[each for each in first if shares[each] <= budget][-1] for budget in sorted(budgets)]
     return [table.units.density([*map(int, each)]) for each in paid]

@@ -623,10 +623,10 @@ def check_folder(
         serve,
         sinks,
     )
-    place = next(each for each in out.absolute().parents if each.exists())
-    free, needed = shutil.disk_usage(place).free, 2 * native.num_parameters() * WRITTEN.itemsize
+    parent = next(each for each in out.absolute().parents if each.exists())
+    free, needed = shutil.disk_usage(parent).free, 2 * native.num_parameters() * WRITTEN.itemsize
     if free < needed:
-        raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
+        raise NativeError(f"{parent} has {free:,} bytes free; the folder needs about {needed:,}")
 
 
 def check_form(evaluator: EngineEvaluator, mask: Mask, serve: str, sinks: Sinks | None) -> Any:

@@ -250,8 +250,8 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     Raises:
         DataError: If there is something already.
     """
-    text, glue, llama = places = [folder / name for name in ("text", "glue", "llama")]
-    if taken := [place for place in places if place.exists()]:
+    text, glue, llama = paths = [folder / name for name in ("text", "glue", "llama")]
+    if taken := [path for path in paths if path.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     for part, (name, count) in enumerate(LINES.items()):
         tokens = SENTENCES.sample(count, generator(0, TEXT, part))

@@ -264,8 +264,8 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The arguments of a function or class, and of its bases in the package, by their names: their
     docstrings, and their defaults as written."""
     module, _, name = path.partition(":")
-    place: Any = util.find_spec(module)
-    tree = ast.parse(Path(place.origin).read_text(encoding="utf-8"))
+    spec: Any = util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}

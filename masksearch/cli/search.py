@@ -296,9 +296,9 @@ def named_masks(options: CompareOptions) -> dict[str, Candidate]:
             if name in named and "=" in text and named[name] != each:
                 raise OptionsError(f"{name!r} names two masks; give one another name (NAME=MASK)")
             if name in named and "=" not in text:  # another run of that name
-                place = Path(text).resolve()
-                name = f"{name} ({'/'.join(place.parts[-2:])})"
-                name = f"{name} ({place})" if name in named else name
+                path = Path(text).resolve()
+                name = f"{name} ({'/'.join(path.parts[-2:])})"
+                name = f"{name} ({path})" if name in named else name
             named[name] = each
     return named
 

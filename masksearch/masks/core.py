@@ -441,7 +441,7 @@ class Mask:
         check_length(length)
         planes, index = distinct_planes(self)
         counts = [plane.mask.kept_of_head(length, plane.head, causal) for plane in planes]
-        return sum(counts[place] for place in index)
+        return sum(counts[number] for number in index)
 
     def kept_of_head(self, length: int, head: int, causal: bool) -> int:
         """As `kept`, of one head of a mask that does not tell layers apart."""
@@ -630,7 +630,7 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     """The planes of a mask, equal expressions once.
 
     Returns:
-        The planes, and for each of `mask.planes` its place among them.
+        The planes, and for each of `mask.planes` its number among them.
 
     >>> from masksearch import masks
     >>> distinct_planes(masks.per_layer([masks.star(), masks.full(), masks.star()]))[1]
@@ -639,7 +639,7 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     if mask.layers is None and mask.heads is None:
         return [Plane(mask)], [0]
     planes: list[Plane] = []
-    places: dict[Mask, int] = {}
+    numbers: dict[Mask, int] = {}
     index: list[int] = []
     layers, heads = mask.layers or 1, mask.heads or 1  # each reads all parts
     for layer in range(layers):
@@ -647,10 +647,10 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
         for head in range(heads):
             single = layer_mask.of_head(head)
             several = single.heads is not None  # bits of several heads: not looked at
-            place = len(planes) if several else places.setdefault(single, len(planes))
-            if place == len(planes):
+            number = len(planes) if several else numbers.setdefault(single, len(planes))
+            if number == len(planes):
                 planes.append(Plane(single, head if several else 0))
-            index.append(place)
+            index.append(number)
     return planes, index
 
 

@@ -327,9 +327,9 @@ def mask_facts(
 ) -> Facts:
     """The facts of a record's mask whatever its score, with what it saves of `cost`."""
     mask, costs = record.mask, costs_of(record)
-    place = str(mask or "") if run is None else f"{run}#{record.number}"
+    named = str(mask or "") if run is None else f"{run}#{record.number}"
     return Facts(
-        place=shlex.quote(place),
+        place=shlex.quote(named),
         expression=str(mask or ""),
         short=short_text(str(mask or "")),
         fingerprint=record.fingerprint,
