@@ -31,7 +31,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Evaluator, Objective, Record, Report, Shape
 from masksearch.strategies.build import build_strategy
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 from masksearch.user_code import load_function
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

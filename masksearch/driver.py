@@ -17,12 +17,9 @@ from optuna.storages import BaseStorage
 from masksearch.analysis.compare import ComparedMasks, check_against, check_margin
 from masksearch.analysis.pareto import ranked
 from masksearch.analysis.runs import (
-    SOURCES,
     Against,
     Candidate,
-    MaskGroup,
     describe_reuse,
-    group_of_mask,
     read_seeds,
 )
 from masksearch.contracts import (
@@ -30,7 +27,6 @@ from masksearch.contracts import (
     Evaluator,
     Executor,
     Listener,
-    Proposal,
     Record,
     Scheduler,
     Split,
@@ -51,14 +47,7 @@ from masksearch.strategies.candidates import (
     read_candidates,
     remember_found,
 )
-from masksearch.strategies.enqueued import (
-    FixedQueue,
-    WarmStart,
-    draw_enqueued,
-    draw_starts,
-    hand_designed,
-    learns,
-)
+from masksearch.strategies.opening import FixedQueue, draw_enqueued, plan_opening
 from masksearch.strategies.samplers import Space
 from masksearch.study.records import (
     describe_call,
@@ -377,7 +366,7 @@ def search(
     budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
-    queue = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
+    given = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
     name = strategy_name(strategy)
     facts = {
         "kind": "search",
@@ -387,8 +376,6 @@ def search(
         "constraints": json.dumps(list(constraints)),
         "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else repr(scheduler),
-        "enqueue": json.dumps([each.params for each in queue], default=repr) if queue else "",
-        "starts": "",
         **evaluator_facts(evaluator),
     }
     with one_at_a_time(), StudyStore(run, storage) as store:
@@ -403,21 +390,14 @@ def search(
             budgets=budgets,
         )
         warn_of_few(chosen, name, trials, len(budgets))
-        begun, starts = store.stored_facts(), list[Proposal]()
-        group: MaskGroup | None = None
-        if budgets and baselines is None and (begun is None or begun.get("starts")):
-            baselines, group = hand_designed(evaluator, budgets), "hand-designed"
-            drawn = draw_starts(space, evaluator, budgets, baselines) if learns(chosen) else {}
-            facts["starts"] = begun["starts"] if begun else json.dumps([*drawn])
-            for number, title in enumerate(json.loads(facts["starts"])):
-                starts += [replace(drawn[title], number=number)] if title in drawn else []
-        chosen = WarmStart(chosen, queue, starts) if queue or starts else chosen
-        store.create(evaluator.objectives, facts)
+        begun = store.stored_facts()
+        opening = plan_opening(given, baselines, chosen, space, evaluator, budgets, begun)
+        store.create(evaluator.objectives, facts | opening.facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor}
         store.note_call(describe_call(evaluator, space, **asked))
         session = Session(
             store,
-            chosen,
+            opening.before(chosen),
             evaluator,
             seed,
             Limits(
@@ -430,7 +410,7 @@ def search(
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
-            queue=baseline_proposals(baselines or {}, seed, starts, group),
+            queue=opening.queue(seed),
         )
         run_session(session, executor, progress, name)
     return Study(run, storage, store)
@@ -620,28 +600,6 @@ def compare(
         ]
         about = records, store.objectives(), store.facts()
         return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
-
-
-def baseline_proposals(
-    baselines: Mapping[str, Mask], seed: int, starts: Sequence[Proposal], group: MaskGroup | None
-) -> list[Proposal]:
-    """The masks that a search judges beside its trials.
-
-    Args:
-        baselines: Name -> mask.
-        seed: Of the evaluations.
-        starts: Those that are draws of the strategy, too.
-        group: Of all masks; None = as each is known.
-    """
-    drawn = {each.name: each for each in starts}
-    return [
-        replace(
-            drawn.get(each.name, replace(each, number=-1)),
-            seed=seed,
-            source=SOURCES[group or group_of_mask(baselines[each.name])],
-        )
-        for each in FixedQueue(baselines, [seed], "baselines", "baseline").proposals
-    ]
 
 
 def run_session(

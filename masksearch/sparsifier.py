@@ -44,7 +44,7 @@ from masksearch.models.checkpoints import VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, save_pretrained
 from masksearch.strategies.build import spec_of
-from masksearch.strategies.enqueued import hand_designed
+from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.glue.columns import Columns

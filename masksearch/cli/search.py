@@ -309,7 +309,7 @@ def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str,
     from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
-    from masksearch.strategies.enqueued import hand_designed
+    from masksearch.strategies.opening import hand_designed
     from masksearch.study.records import read_budgets
     from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore

@@ -27,7 +27,7 @@ from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.masks.text import names_run
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 from masksearch.study.references import read_run_record, within_budgets
 from masksearch.study.status import clock
 from masksearch.study.store import StudyStore

@@ -38,7 +38,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError
 from masksearch.masks.core import Mask, Points
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 
 Status = Literal["done", "stopped", "reused", "failed"]
 STATUSES: tuple[Status, ...] = ("done", "done", "stopped", "reused", "failed", "done")

@@ -28,7 +28,7 @@ from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units
 from masksearch.strategies.dam import Cut, DamStrategy
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 from masksearch.study.records import Constraint
 from masksearch.testing import STATUSES, StrategyContract, asked, essence, record_of, resumed, run
 from masksearch_decoders.allocation import AllocateStrategy

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks import Mask, window
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 
 STEPS = 4
 

@@ -21,7 +21,7 @@ from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
 from masksearch.executors.environment import catch_interrupt
 from masksearch.executors.job import JobRun
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 from masksearch.testing import ExecutorContract
 
 

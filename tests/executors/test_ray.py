@@ -29,7 +29,7 @@ from masksearch.contracts import Record
 from masksearch.errors import SearchError, install_command
 from masksearch.executors.ray import tolerate_losses
 from masksearch.loggers.files import CsvLogger
-from masksearch.strategies.enqueued import FixedQueue
+from masksearch.strategies.opening import FixedQueue
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_function
 

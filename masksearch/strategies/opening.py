@@ -1,11 +1,12 @@
-"""A user's proposals: parameters that are drawn first, and masks that are judged as they are."""
+"""What a search begins with: parameters that a user gave, baselines, and lists of masks."""
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -16,6 +17,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FixedTrial
 
+from masksearch.analysis.runs import SOURCES, MaskGroup, group_of_mask
 from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.unit_costs import DENSITY, find_cost
@@ -90,6 +92,84 @@ class WarmStart:
             if not self.learns:
                 return
         self.strategy.tell(replace(record, number=record.number - self.shift))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a search judges before, and beside, the draws of its strategy.
+
+    Args:
+        given: Draws of the parameters that a user gave, numbered from 0.
+        baselines: Name -> mask, judged beside the trials.
+        starts: Those baselines that are draws of the space, too, numbered from 0.
+        group: Of all baselines; None = as each is known.
+        noted: The names of the starts with which the search began, as the study has them.
+    """
+
+    given: Sequence[Proposal] = ()
+    baselines: Mapping[str, Mask] = field(default_factory=dict)
+    starts: Sequence[Proposal] = ()
+    group: MaskGroup | None = None
+    noted: str = ""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The facts that must not change between two searches on one run folder."""
+        params = [each.params for each in self.given]
+        given = json.dumps(params, default=repr) if params else ""
+        return {"enqueue": given, "starts": self.noted}
+
+    def before(self, strategy: Strategy) -> Strategy:
+        """The strategy, behind the draws of the opening."""
+        some = self.given or self.starts
+        return WarmStart(strategy, self.given, self.starts) if some else strategy
+
+    def queue(self, seed: int) -> list[Proposal]:
+        """The baselines, evaluated with that seed."""
+        drawn = {each.name: each for each in self.starts}
+        listed = FixedQueue(self.baselines, [seed], "baselines", "baseline").proposals
+        return [
+            replace(
+                drawn.get(each.name, replace(each, number=-1)),
+                seed=seed,
+                source=SOURCES[self.group or group_of_mask(self.baselines[each.name])],
+            )
+            for each in listed
+        ]
+
+
+def plan_opening(
+    given: Sequence[Proposal],
+    baselines: Mapping[str, Mask] | None,
+    strategy: Strategy,
+    space: Space | None,
+    evaluator: Evaluator,
+    budgets: Sequence[float],
+    begun: Mapping[str, str] | None,
+) -> Opening:
+    """The opening of a search; one that goes on has the starts that it began with.
+
+    Args:
+        given: As `draw_enqueued` gives them.
+        baselines: A user's; None = with budgets the hand-designed masks within them, unless the
+            search began without.
+        strategy: Comes after them.
+        space: Of the search.
+        evaluator: Judges the masks.
+        budgets: Of the search.
+        begun: The facts of the study that goes on; None = it is new.
+    """
+    if baselines is not None or not budgets or (begun is not None and not begun.get("starts")):
+        return Opening(given, baselines or {})
+    drawn_by_hand = hand_designed(evaluator, budgets)
+    offered = draw_starts(space, evaluator, budgets, drawn_by_hand) if learns(strategy) else {}
+    noted = begun["starts"] if begun else json.dumps([*offered])
+    starts = [
+        replace(offered[name], number=number)
+        for number, name in enumerate(json.loads(noted))
+        if name in offered
+    ]
+    return Opening(given, drawn_by_hand, starts, "hand-designed", noted)
 
 
 def learns(strategy: Strategy) -> bool:
