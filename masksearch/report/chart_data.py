@@ -269,7 +269,7 @@ def levels_of(dense: Sequence[Point], sign: int) -> list[Level]:
 
 
 def front_of(points: Sequence[Point], sign: int) -> list[tuple[float, Estimate]]:
-    """What is saved and the score of the points that no other one beats in both, densest first."""
+    """Saving and score of the points that no other one beats in both, densest first."""
     order = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
     best = unbeaten(order, [(each["saved"], sign * each["score"]) for each in order])
     return [(point["saved"], estimate_of(point)) for point in best]
