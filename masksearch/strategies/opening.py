@@ -1,4 +1,4 @@
-"""What a search begins with: parameters that a user gave, baselines, and lists of masks."""
+"""The opening of a search: parameters that a user gave, baselines, and lists of masks."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a search judges before, and beside, the draws of its strategy.
+    """All that a search judges before, and beside, the draws of its strategy.
 
     Args:
         given: Draws of the parameters that a user gave, numbered from 0.
